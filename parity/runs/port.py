@@ -1,0 +1,229 @@
+"""Run a port on a case through its own training loop and write down what it does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from speculators.models.eagle3 import Eagle3DraftModel
+from torch import Tensor, nn
+
+from parity.case import Case
+from parity.environment import describe, deterministic
+from parity.errors import InputError
+from parity.files import read_tensors
+from parity.names import TO_NATIVE
+from parity.runs.replay import ReplayDraw, ReplaySampler, samples_per_pass
+from parity.trace import Point, Trace
+from ports.eagle3 import train as eagle3
+from ports.eagle3.settings import Eagle3Settings
+from ports.training.alignment import Alignment
+from ports.training.batches import Batch
+from ports.training.observer import Observer, StepRecord
+
+PRECISION = {"fp32": "no", "bf16": "bf16", "bf16ds": "bf16"}
+
+
+@dataclass
+class PortRun:
+    """A finished run: its trace, the trained draft and where its checkpoints lie."""
+
+    trace: Trace
+    draft: Eagle3DraftModel
+    checkpoints: Path
+
+
+def settings_for(case: Case, cpdir: Path, **changes: Any) -> Eagle3Settings:
+    """The port's settings that mean what the case's recorded command line means."""
+    values: dict[str, Any] = {
+        "basepath": str(case.verifier),
+        "configpath": str(case.configpath),
+        "tmpdir": case.tmpdir,
+        "cpdir": cpdir,
+        "t2d": case.fixture / "t2d.npy",
+        "d2t": case.fixture / "d2t.npy",
+        "lr": case.lr,
+        "bs": case.bs,
+        "gradient_accumulation_steps": case.accumulation,
+        "epoch": case.epoch,
+        "forward_num_total": case.ttt_steps,
+        "topk": case.topk,
+        "noise": case.noise,
+        "shuffle": case.shuffle,
+        "num_workers": 0,
+        "mixed_precision": PRECISION[case.dtype],
+        "progress": False,
+    }
+    return Eagle3Settings(**{**values, **changes})
+
+
+def run_port(
+    case: Case, cpdir: Path, seed: int = 0, live: bool = False, observers: tuple[Observer, ...] = (), **changes: Any
+) -> PortRun:
+    """Train the port on ``case`` and trace it.
+
+    Args:
+        case: what to run.
+        cpdir: where its checkpoints go.
+        seed: set before the model is built, and again at the start of the loop.
+        live: draw order and noise afresh from ``seed`` instead of replaying the recorded ones.
+        observers: further observers, called after the tracer.
+        changes: settings that differ from the case's.
+    """
+    reset_accelerate()
+    with deterministic(seed):
+        settings = settings_for(case, cpdir, **changes)
+        draft = eagle3.build(settings)
+        load_initial(draft, case)
+        replay_noise = case.noise and not live
+        draw = ReplayDraw(case.directory / "noise_uniforms.safetensors") if replay_noise else torch.rand_like
+        dataset = eagle3.build_dataset(settings, draft.config, draw)
+        sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
+        tracer = Tracer(case, settings, seed if live else None)
+        tracer.trace.configuration.update(samples=[file.name for file in dataset.files], max_len=settings.max_len)
+        eagle3.run(settings, draft, dataset, sampler, Together((tracer, *observers)))
+        tracer.trace.environment = describe(seed)
+    return PortRun(tracer.trace, draft, cpdir)
+
+
+def trace_port(case: Case, **changes: Any) -> Trace:
+    """Like :func:`run_port`, with checkpoints in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_port(case, Path(folder), **changes).trace
+
+
+def load_initial(draft: Eagle3DraftModel, case: Case) -> None:
+    """Give the draft the weights the recorded run started from."""
+    native = TO_NATIVE[case.algorithm]
+    stored = read_tensors(case.initial)
+    weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+    own = draft.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            expected = tuple(own[name].shape) if name in own else "no such parameter"
+            raise InputError(case.initial, f"init.{name}", tuple(value.shape), expected)
+    draft.load_state_dict(weights, strict=False)
+
+
+def reset_accelerate() -> None:
+    """Forget the last run's accelerator, which is global to the process."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+class Together(Observer):
+    """Several observers as one."""
+
+    def __init__(self, observers: tuple[Observer, ...]) -> None:
+        self.observers = observers
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in EVENTS:
+            return super().__getattribute__(name)
+        return self._call(name)
+
+    def _call(self, name: str) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            for observer in self.observers:
+                getattr(observer, name)(*args)
+
+        return call
+
+
+EVENTS = frozenset(name for name in vars(Observer) if not name.startswith("_"))
+
+
+class Tracer(Observer):
+    """Writes the first optimizer step's tensors and every micro-batch's scalars into a trace."""
+
+    def __init__(self, case: Case, settings: Eagle3Settings, seed: int | None) -> None:
+        self.seed = seed
+        self.trace = Trace("port", case.name, case.dtype, configuration=_declared(settings))
+        self.first_step = True
+        self.num_files = 0
+
+    def started(self, objective: nn.Module, optimizer: Any) -> None:
+        group = optimizer.param_groups[0]
+        self.trace.configuration.update(
+            betas=list(group["betas"]), eps=group["eps"], weight_decay=group["weight_decay"], lr=optimizer.defaults["lr"]
+        )
+        parameters = _named(objective)
+        self.trace.trained = tuple(name for name, value in parameters.items() if value.requires_grad)
+        self.trace.frozen = tuple(name for name, value in parameters.items() if not value.requires_grad)
+        self._keep("init", parameters)
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+
+    def batch(self, micro_batch: int, batch: Batch) -> None:
+        if self.first_step:
+            named = {"hidden_states" if name == "features" else name: value for name, value in batch.items()}
+            self._keep(f"mb{micro_batch}.batch", named)
+
+    def outcome(self, micro_batch: int, outcome: Any) -> None:
+        if not self.first_step:
+            return
+        self._keep(f"mb{micro_batch}", {"target_p": outcome.target.probabilities, "loss": outcome.loss.reshape(1)})
+        self._keep(f"mb{micro_batch}.step0", {"hidden_in": outcome.steps[0].hidden_in})
+        for number, (step, loss) in enumerate(zip(outcome.steps, outcome.step_losses)):
+            quantities = {"hidden": step.hidden, "logits": step.logits, "loss": loss.reshape(1)}
+            self._keep(f"mb{micro_batch}.step{number}", quantities)
+
+    def gradients(self, micro_batch: int, objective: nn.Module) -> None:
+        if self.first_step:
+            grads = {name: value.grad for name, value in _named(objective).items() if value.grad is not None}
+            self._keep(f"mb{micro_batch}.grad", grads)
+
+    def stepped(self, record: StepRecord, objective: nn.Module) -> None:
+        self.trace.curve.append(_point(record))
+        if record.stepped and self.first_step:
+            norm = torch.tensor([float("nan") if record.grad_norm is None else record.grad_norm])
+            self._keep(f"mb{record.micro_batch}", {"grad_norm": norm})
+            self._keep("after", _named(objective))
+            self.first_step = False
+
+    def printed(self, line: str) -> None:
+        self.trace.prints.append(line)
+
+    def finished(self, objective: nn.Module) -> None:
+        self._keep("final", _named(objective))
+
+    def _keep(self, prefix: str, values: dict[str, Tensor]) -> None:
+        self.trace.tensors.update({f"{prefix}.{name}": value.detach().clone() for name, value in values.items()})
+
+
+def _named(objective: Any) -> dict[str, Tensor]:
+    """The draft's parameters by Speculators' names."""
+    return dict(objective.draft.named_parameters())
+
+
+def _point(record: StepRecord) -> Point:
+    return Point(
+        epoch=record.epoch,
+        loss=record.loss,
+        step_losses=record.step_losses,
+        grad_norm=record.grad_norm,
+        lr_used=record.lr_used,
+        lr_after=record.lr_after,
+        correct=record.correct,
+        rows=record.rows,
+        top=record.top,
+        stepped=record.stepped,
+    )
+
+
+def _declared(settings: Eagle3Settings) -> dict[str, Any]:
+    return {
+        "lr": settings.lr,
+        "bs": settings.bs,
+        "accumulation": settings.gradient_accumulation_steps,
+        "epoch": settings.epoch,
+        "ttt_steps": settings.forward_num_total,
+        "noise": settings.noise,
+        "shuffle": settings.shuffle,
+        "ttt_alignment": Alignment(settings.ttt_alignment).value,
+    }

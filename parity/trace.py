@@ -1,0 +1,61 @@
+"""What a run computed: named tensors and one point of every curve per micro-batch.
+
+Tensor names, with j the micro-batch of the first optimizer step, s the TTT step and parameters by Speculators' names::
+
+    mb{j}.batch.{input_ids,hidden_states,target,attention_mask,loss_mask}
+    mb{j}.target_p, mb{j}.step0.hidden_in, mb{j}.step{s}.{hidden,logits,loss}
+    mb{j}.grad.<parameter>, mb{j}.grad_norm, init.<parameter>, after.<parameter>, final.<parameter>
+
+Gradients are those before clipping. ``after`` is the state after the first optimizer step, ``final`` after the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Point:
+    """One micro-batch. ``grad_norm`` is the norm before clipping, where one was taken."""
+
+    epoch: int
+    loss: float
+    step_losses: tuple[float, ...]
+    grad_norm: float | None
+    lr_used: float
+    lr_after: float
+    correct: int
+    rows: int
+    top: tuple[int, ...]
+    stepped: bool
+
+
+@dataclass
+class Trace:
+    """Everything one run of one case gave.
+
+    ``configuration`` holds what the run says it ran with, read from its live objects where it can be. ``trained`` and
+    ``frozen`` name the parameters, so that gradient flow can be judged.
+    """
+
+    run: str
+    case: str
+    dtype: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    curve: list[Point] = field(default_factory=list)
+    prints: list[str] = field(default_factory=list)
+    configuration: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    trained: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below ``prefix``, without it: ``group("after.")`` is the state after the first step."""
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    def micro_batches(self) -> list[int]:
+        """Indices of the micro-batches of the first optimizer step."""
+        return sorted({int(name[2 : name.index(".")]) for name in self.tensors if name.startswith("mb")})

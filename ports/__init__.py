@@ -1,0 +1,9 @@
+"""Research training prototypes, ported to train Speculators models natively.
+
+Importing this package makes ``transformers`` and ``speculators`` importable beside a CPU build of torch; see
+:func:`ports._torchaudio.skip_torchaudio`.
+"""
+
+from ports._torchaudio import skip_torchaudio
+
+skip_torchaudio()

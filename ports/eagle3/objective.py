@@ -1,0 +1,77 @@
+"""The Eagle3 objective: the plain sum over TTT steps of the masked mean KL divergence, one backward through all."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from speculators.models.eagle3 import Eagle3DraftModel
+from torch import Tensor, nn
+
+from ports.eagle3.model import Step, unroll
+from ports.training.alignment import Alignment
+from ports.training.batches import Batch
+from ports.training.objective import Hits, Target, count_hits, kl_sum, mean_over, step_rows, verifier_target
+
+
+@dataclass
+class Outcome:
+    """One micro-batch: the loss to run backward on, what is reported, and the tensors it came from."""
+
+    backward_loss: Tensor
+    loss: Tensor
+    step_losses: Tensor
+    hits: Hits
+    target: Target
+    steps: list[Step]
+
+
+class Eagle3Objective(nn.Module):
+    """The draft with its loss as one module, so that DDP and DeepSpeed see a single forward.
+
+    The verifier's head rows stay in float32 and outside the module's parameters: a cast of the module to bfloat16 must
+    not touch the target distribution.
+    """
+
+    def __init__(self, draft: Eagle3DraftModel, ttt_steps: int, alignment: Alignment = Alignment.PROTOTYPE) -> None:
+        super().__init__()
+        self.draft = draft
+        self.ttt_steps = ttt_steps
+        self.alignment = alignment
+        self._outside = {"head": draft.verifier_lm_head.weight.detach()}
+
+    def rows(self, batch: Batch) -> Tensor:
+        """Rows in the loss at every TTT step, [k] int64."""
+        return torch.stack([rows.sum() for rows in self._masks(batch)])
+
+    def forward(self, batch: Batch, window_rows: Tensor | None = None) -> Outcome:
+        """Unroll and score one micro-batch.
+
+        Args:
+            batch: see :data:`ports.training.batches.Batch`.
+            window_rows: [k], rows in the loss of the whole accumulation window at every step. The loss to run backward
+                on is divided by them, so that the accumulated gradient is the big batch's. Default: this batch's own.
+        """
+        target = verifier_target(batch["target"], self._head(batch["target"].device))
+        steps = unroll(self.draft, batch["features"], batch["input_ids"], batch["attention_mask"], self.ttt_steps)
+        masks = self._masks(batch)
+        sums = torch.stack([kl_sum(step.logits, target, rows) for step, rows in zip(steps, masks)])
+        losses = mean_over(sums, self.rows(batch))
+        backward = losses.sum() if window_rows is None else mean_over(sums, window_rows).sum()
+        hits = count_hits(steps[-1].logits, target, masks[-1])
+        return Outcome(backward, losses.detach().sum(), losses.detach(), hits, target, steps)
+
+    def _masks(self, batch: Batch) -> list[Tensor]:
+        return [step_rows(batch["loss_mask"], step, self.alignment) for step in range(self.ttt_steps)]
+
+    def after_cast(self) -> None:
+        """Give the rotary embedding its float32 frequencies back after the module was cast (DeepSpeed does)."""
+        rotary = self.draft.rotary_emb
+        fresh = type(rotary)(copy.copy(rotary.config))
+        rotary.inv_freq = fresh.inv_freq.to(rotary.inv_freq.device)
+
+    def _head(self, device: torch.device) -> Tensor:
+        if self._outside["head"].device != device:
+            self._outside["head"] = self._outside["head"].to(device)
+        return self._outside["head"]

@@ -1,0 +1,108 @@
+"""Train an Eagle3 draft: ``python -m ports.eagle3.train ...`` or ``accelerate launch -m ports.eagle3.train ...``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
+from torch import nn
+from torch.utils.data import Sampler
+
+from ports.eagle3.config import load_draft_config
+from ports.eagle3.model import build_draft
+from ports.eagle3.objective import Eagle3Objective
+from ports.eagle3.settings import Eagle3Settings
+from ports.errors import InputError
+from ports.training.batches import RecordDataset, build_loader
+from ports.training.command_line import parse
+from ports.training.launch import build_accelerator
+from ports.training.loop import Plan, train
+from ports.training.noise import Draw
+from ports.training.observer import Observer
+from ports.training.records import list_records
+from ports.training.saving import load_weights, save_draft
+from ports.training.verifier import check_weights_present, tokenizer_files
+from ports.training.vocabulary import load_vocabulary_map
+
+GRAD_CLIP = 1.0
+
+
+def build(settings: Eagle3Settings) -> Eagle3DraftModel:
+    """The draft that ``settings`` describe, its verifier attached; every wrong size is refused here.
+
+    Raises:
+        InputError: names the file, the field, what was found and what was expected.
+    """
+    config = load_draft_config(settings.configpath, settings.basepath, settings.forward_num_total)
+    layer = config.transformer_layer_config
+    vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
+    check_weights_present(settings.basepath)
+    draft = build_draft(config, vocabulary, settings.ttt_alignment)
+    if settings.ckpt_path is not None:
+        load_weights(draft, settings.ckpt_path)
+    return draft
+
+
+def build_dataset(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, draw: Draw = torch.rand_like) -> RecordDataset:
+    """The records below ``--tmpdir`` as training samples."""
+    layer = config.transformer_layer_config
+    return RecordDataset(
+        files=list_records(settings.tmpdir),
+        widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
+        vocab_size=layer.vocab_size,
+        max_len=settings.max_len,
+        alignment=settings.ttt_alignment,
+        noise=settings.noise,
+        draw=draw,
+    )
+
+
+def run(
+    settings: Eagle3Settings,
+    draft: Eagle3DraftModel,
+    dataset: RecordDataset,
+    sampler: Sampler[int] | Iterable[int] | None = None,
+    observer: Observer | None = None,
+) -> nn.Module:
+    """Train ``draft`` on ``dataset``; a ``sampler`` takes the place of shuffling."""
+    accelerator = build_accelerator(settings)
+    loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler)
+    objective = Eagle3Objective(draft, settings.forward_num_total, settings.ttt_alignment)
+    extra = tokenizer_files(settings.basepath)
+
+    def after_pass(accelerator: Accelerator, objective: nn.Module, epoch: int) -> None:
+        if accelerator.is_main_process:
+            save_draft(objective.draft, settings.cpdir / f"model{epoch}", extra)
+        accelerator.wait_for_everyone()
+
+    plan = Plan(settings, objective, loader, len(dataset), clip_by_norm, after_pass)
+    trained = train(plan, accelerator, observer)
+    accelerator.end_training()
+    return trained
+
+
+def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
+    """Scale all gradients so that their global norm is at most 1."""
+    norm = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
+    return None if norm is None else float(norm)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 2 on bad input."""
+    try:
+        settings = parse(Eagle3Settings, sys.argv[1:] if argv is None else argv)
+        set_seed(settings.seed)
+        draft = build(settings)
+        run(settings, draft, build_dataset(settings, draft.config))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What every port shares: records, batches, vocabulary maps, TTT attention, objective, loop, logs and checkpoints."""

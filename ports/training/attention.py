@@ -1,0 +1,133 @@
+"""Training-time-test (TTT) attention, plugged into transformers' attention interface and key/value cache.
+
+Shapes: B batch, H query heads, K key/value heads, T positions, e head dim; s is the current TTT step, i a step before it.
+
+At step s a query at position p sees the step-0 keys of columns j <= p - s and, for i = 1..s, one key of step i that
+stands in column p - (s - i). Which position that key is read at is the :class:`~ports.training.alignment.Alignment`.
+All scores share one softmax, computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_utils import AttentionInterface
+
+from ports.training.alignment import Alignment
+
+
+class StepLayer(DynamicLayer):
+    """A cache layer that keeps the keys and values of each TTT step apart instead of concatenating them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step_keys: list[Tensor] = []
+        self.step_values: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append this step's keys and values [B, K, T, e]; return all steps' as two tuples."""
+        self.step_keys.append(key_states)
+        self.step_values.append(value_states)
+        return tuple(self.step_keys), tuple(self.step_values)
+
+
+def ttt_cache() -> Cache:
+    """A fresh cache for one pass over the TTT steps."""
+    return Cache(layer_class_to_replicate=StepLayer)
+
+
+def attention_name(alignment: Alignment) -> str:
+    """The name under which transformers knows the TTT attention of this alignment."""
+    return f"ttt_{alignment.value}"
+
+
+def ttt_attention(
+    query: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], mask: Tensor, scale: float, alignment: Alignment
+) -> Tensor:
+    """One step of TTT attention.
+
+    Args:
+        query: [B, H, T, e] of step s = ``len(keys) - 1``.
+        keys, values: [B, K, T, e] for each step 0..s.
+        mask: key padding [B, T], 1 on real positions, indexed by column.
+        scale: factor on the scores, e^(-1/2).
+        alignment: where the keys of steps 1..s are read.
+
+    Returns:
+        [B, H, T, e] in the dtype of ``values``. Masked keys have weight exactly 0.
+    """
+    groups = query.shape[1] // keys[0].shape[1]
+    keys, values = (tuple(_repeat_heads(step, groups) for step in steps) for steps in (keys, values))
+    drafted = range(1, len(keys))
+    causal = torch.matmul(query, keys[0].transpose(2, 3)) * scale
+    causal = causal.masked_fill(~_causal_columns(mask, len(drafted)), float("-inf"))
+    columns = [_step_key(keys[i], len(drafted) - i, alignment) for i in drafted]
+    dots = [(query * column).sum(-1, keepdim=True) * scale for column in columns]
+    dots = [dot.masked_fill(~_step_column(mask, len(drafted) - i), float("-inf")) for i, dot in zip(drafted, dots)]
+    weights = torch.softmax(torch.cat([causal, *dots], dim=-1), dim=-1, dtype=torch.float32).to(query.dtype)
+    out = torch.matmul(weights[..., : query.shape[2]], values[0])
+    for i in drafted:
+        weight = weights[..., query.shape[2] + i - 1 : query.shape[2] + i]
+        out = out + weight * _step_key(values[i], len(drafted) - i, alignment)
+    return out
+
+
+def _repeat_heads(states: Tensor, groups: int) -> Tensor:
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+def _causal_columns(mask: Tensor, step: int) -> Tensor:
+    """[B, 1, T, T]: row p sees the real columns j <= p - step."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return (positions[None, :] <= positions[:, None] - step)[None, None] & mask.bool()[:, None, None, :]
+
+
+def _step_column(mask: Tensor, distance: int) -> Tensor:
+    """[B, 1, T, 1]: does column p - distance exist; padding is ignored where the row itself is padded."""
+    exists = torch.arange(mask.shape[1], device=mask.device) >= distance
+    return (exists & _shift_right(mask.bool(), distance, dim=1) | _padded_self(mask, distance))[:, None, :, None]
+
+
+def _padded_self(mask: Tensor, distance: int) -> Tensor:
+    """A padded row keeps its own newest key, so that no row is empty and no NaN is born there."""
+    return ~mask.bool() if distance == 0 else torch.zeros_like(mask, dtype=torch.bool)
+
+
+def _step_key(states: Tensor, distance: int, alignment: Alignment) -> Tensor:
+    """The step's states as row p reads them: at p (prototype) or at p - distance (chain)."""
+    return states if alignment is Alignment.PROTOTYPE else _shift_right(states, distance, dim=2)
+
+
+def _shift_right(states: Tensor, distance: int, dim: int) -> Tensor:
+    """``states[p - distance]`` at p along ``dim``; the first rows repeat the first entry (they are masked)."""
+    if distance == 0:
+        return states
+    length = states.shape[dim]
+    index = torch.arange(length, device=states.device).sub(distance).clamp(min=0)
+    return states.index_select(dim, index)
+
+
+def _interface(alignment: Alignment) -> Any:
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: tuple[Tensor, ...],
+        value: tuple[Tensor, ...],
+        attention_mask: Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        if dropout:
+            raise ValueError(f"attention_dropout: found {dropout}, expected 0.0: TTT attention has no dropout")
+        out = ttt_attention(query, key, value, attention_mask, scaling, alignment)
+        return out.transpose(1, 2).contiguous(), None
+
+    return forward
+
+
+for _alignment in Alignment:
+    AttentionInterface.register(attention_name(_alignment), _interface(_alignment))

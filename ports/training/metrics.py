@@ -1,0 +1,38 @@
+"""What is logged at every micro-batch and printed after every pass, under the prototypes' names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ports.training.objective import Hits
+
+
+def log_entry(lr: float, loss: float, hits: Hits, extra: dict[str, float] | None = None) -> dict[str, float]:
+    """The prototypes' per-batch dict; empty where no row is in the loss. ``lr`` is the one after the scheduler's step."""
+    rows = int(hits.rows)
+    if rows == 0:
+        return {}
+    top = {f"train/top_{k + 1}_acc": int(count) / rows for k, count in enumerate(hits.top)}
+    return {"train/lr": lr, **(extra or {}), "train/loss": loss, "train/acc": int(hits.correct) / rows, **top}
+
+
+@dataclass
+class PassTotals:
+    """Sums over one pass on one process."""
+
+    loss: float = 0.0
+    batches: int = 0
+    correct: int = 0
+    rows: int = 0
+
+    def add(self, loss: float, hits: Hits) -> None:
+        self.loss += loss
+        self.batches += 1
+        self.correct += int(hits.correct)
+        self.rows += int(hits.rows)
+
+    def lines(self, epoch: int, last_epoch: int) -> list[str]:
+        """The prototypes' two lines; ``last_epoch`` is ``--epoch``, so the last pass reads one past it."""
+        mean = self.loss / self.batches if self.batches else float("nan")
+        accuracy = 100 * self.correct / self.rows if self.rows else 0.0
+        return [f"Epoch [{epoch + 1}/{last_epoch}], Loss: {mean:.4f}", f"Train Accuracy: {accuracy:.2f}%"]

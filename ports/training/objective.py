@@ -1,0 +1,82 @@
+"""What a TTT step is trained on: the verifier's distribution, the KL divergence on the rows in the loss, the hits.
+
+Shapes: B batch, T positions, D the vocabulary the draft speaks, h hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ports.training.alignment import Alignment
+
+EPSILON = 1e-5
+"""Keeps the mean finite where no row is in the loss; both the prototypes and Speculators add it."""
+
+TOP_K = 3
+
+
+@dataclass
+class Target:
+    """The verifier's side of the loss: ``logits`` and ``probabilities`` [B, T, D], float32, without gradient."""
+
+    logits: Tensor
+    probabilities: Tensor
+
+
+@dataclass
+class Hits:
+    """Counts over the rows in the loss: ``top`` [3] rows whose target is among the draft's first 1, 2, 3; ``rows``."""
+
+    correct: Tensor
+    top: Tensor
+    rows: Tensor
+
+
+def verifier_target(hidden: Tensor, head: Tensor, kept: Tensor | None = None) -> Target:
+    """The verifier's distribution over the draft vocabulary from its last hidden state, already normed.
+
+    Args:
+        hidden: [B, T, h], shifted.
+        head: the verifier's output head, [V, h] float32, or its rows for the draft vocabulary [D, h].
+        kept: bool [V]; when given, all V logits are computed and the marked columns taken.
+    """
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden.float(), head)
+        if kept is not None:
+            logits = logits[..., kept]
+        return Target(logits, torch.softmax(logits, dim=-1))
+
+
+def step_rows(loss_mask: Tensor, step: int, alignment: Alignment) -> Tensor:
+    """The loss mask [B, T] of TTT step ``step``: unchanged (prototype), or without the rows p < step (chain)."""
+    if alignment is Alignment.PROTOTYPE or step == 0:
+        return loss_mask
+    rows = loss_mask.clone()
+    rows[:, :step] = 0
+    return rows
+
+
+def kl_sum(logits: Tensor, target: Target, rows: Tensor) -> Tensor:
+    """Sum over ``rows`` of KL(target || softmax(logits)), 0 log 0 = 0, in float32."""
+    log_q = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    divergence = F.kl_div(log_q, target.probabilities, reduction="none").sum(-1)
+    return (divergence * rows).sum()
+
+
+def mean_over(total: Tensor, rows: Tensor) -> Tensor:
+    """``total / (rows in the loss + 1e-5)``."""
+    return total / (rows + EPSILON)
+
+
+@torch.no_grad()
+def count_hits(logits: Tensor, target: Target, rows: Tensor) -> Hits:
+    """Greedy hits on the rows in the loss, and how many targets lie in the draft's first three."""
+    wanted = target.logits.argmax(-1)
+    hit = logits.argmax(-1) == wanted
+    first = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1).indices == wanted[..., None]
+    top = (first & rows.bool()[..., None]).sum(dim=(0, 1)).cumsum(0)
+    return Hits((hit & rows.bool()).sum(), top, rows.sum())

@@ -1,0 +1,101 @@
+"""Read the prototypes' sample files.
+
+A record is a torch pickle ``*.ckpt`` with ``input_ids`` [T] int64, ``loss_mask`` [T] 0/1, ``hidden_state`` [T, F] and,
+for Eagle3, ``target`` [T, h]. Records come from outside: they are loaded with ``weights_only=True`` and every field is
+checked before it is used.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ports.errors import InputError
+
+Record = dict[str, Tensor]
+
+
+def list_records(directory: Path) -> list[Path]:
+    """All ``*.ckpt`` files below ``directory`` in natural order (``data_2`` before ``data_10``), whatever the disk's.
+
+    Raises:
+        InputError: the directory is missing, or holds no record.
+    """
+    if not directory.is_dir():
+        raise InputError(directory, "tmpdir", "no such directory", "a directory of *.ckpt records")
+    files = sorted(directory.rglob("*.ckpt"), key=lambda path: natural_key(path.relative_to(directory)))
+    if not files:
+        raise InputError(directory, "tmpdir", "no *.ckpt file", "at least one record")
+    return files
+
+
+def natural_key(path: Path) -> list[list[tuple[int, int, str]]]:
+    """Sort key that compares runs of digits as numbers, folder by folder."""
+    return [
+        [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", part) if piece]
+        for part in path.parts
+    ]
+
+
+def read_record(path: Path, widths: Mapping[str, int], vocab_size: int) -> Record:
+    """One checked record.
+
+    Args:
+        path: the file.
+        widths: expected last dimension of each floating field, e.g. ``{"hidden_state": 3 * h, "target": h}``.
+        vocab_size: ids must lie in ``[0, vocab_size)``.
+
+    Raises:
+        InputError: unreadable file, missing field, wrong shape, dtype or value.
+    """
+    record = _load(path)
+    ids = _field(path, record, "input_ids")
+    _check_ids(path, ids, vocab_size)
+    mask = _field(path, record, "loss_mask")
+    if mask.shape != ids.shape:
+        raise InputError(path, "loss_mask", f"shape {tuple(mask.shape)}", f"shape {tuple(ids.shape)} like input_ids")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(path, "loss_mask", "values other than 0 and 1", "0 or 1")
+    floats = {name: _floats(path, record, name, (ids.shape[0], width)) for name, width in widths.items()}
+    return {"input_ids": ids, "loss_mask": mask, **floats}
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(path, "file", reason, "a torch file of plain tensors") from error
+    if not isinstance(record, Mapping):
+        raise InputError(path, "file", type(record).__name__, "a dict of tensors")
+    return record
+
+
+def _field(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
+    value = record.get(name)
+    if not isinstance(value, Tensor):
+        found = "missing" if value is None else type(value).__name__
+        raise InputError(path, name, found, f"a tensor (fields present: {', '.join(map(str, record))})")
+    return value
+
+
+def _check_ids(path: Path, ids: Tensor, vocab_size: int) -> None:
+    if ids.dtype != torch.int64 or ids.dim() != 1 or ids.numel() == 0:
+        raise InputError(path, "input_ids", f"{ids.dtype} {tuple(ids.shape)}", "int64 [T], T >= 1")
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+        raise InputError(path, "input_ids", f"ids in [{int(ids.min())}, {int(ids.max())}]", f"[0, {vocab_size})")
+
+
+def _floats(path: Path, record: Mapping[str, Any], name: str, shape: tuple[int, int]) -> Tensor:
+    value = _field(path, record, name)
+    if not value.is_floating_point() or tuple(value.shape) != shape:
+        raise InputError(path, name, f"{value.dtype} {tuple(value.shape)}", f"floating point {shape}")
+    if not bool(torch.isfinite(value).all()):
+        raise InputError(path, name, "NaN or Inf", "finite values")
+    return value

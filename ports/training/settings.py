@@ -1,0 +1,78 @@
+"""The command line that every port shares: the prototypes' arguments by their names, and what a user expects besides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ports.training.alignment import Alignment
+
+Precision = Literal["no", "bf16"]
+Tracker = Literal["tensorboard", "wandb"]
+
+
+class TrainingSettings(BaseSettings):
+    """Flags, then environment (``SPECULATOR_PORT_LR=1e-4``), then ``--config file.yaml``, then the defaults below."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        env_prefix="SPECULATOR_PORT_",
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    basepath: str = Field(description="verifier: Hugging Face directory or hub id")
+    configpath: str = Field(description="draft: prototype JSON, Speculators config or checkpoint directory, or hub id")
+    tmpdir: Path = Field(description="directory of the training records (*.ckpt), read in natural order")
+    cpdir: Path = Field(description="where checkpoints and metrics go")
+
+    lr: float = Field(3e-5, gt=0, description="peak learning rate")
+    bs: int = Field(4, ge=1, description="samples per micro-batch and process")
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        validation_alias=AliasChoices("gradient-accumulation-steps", "gradient_accumulation_steps"),
+        description="micro-batches per optimizer step; the gradient equals that of the big batch",
+    )
+    epoch: int = Field(40, ge=0, description="training makes epoch + 1 passes over the data, as the prototypes do")
+    forward_num_total: int = Field(3, ge=1, description="TTT steps: how often the draft runs on its own output")
+    topk: int = Field(10, ge=1, description="HASS: how many of the verifier's largest probabilities topkloss covers")
+    topk_w: float = Field(1.0, description="HASS: weight of topkloss; the prototypes log it and never add it")
+    ckpt_path: Path | None = Field(None, description="Speculators checkpoint directory whose weights to start from")
+    data_num: int = Field(68000, description="accepted for the prototypes' command lines; they never use it")
+    debug: bool = Field(False, description="log at debug level and stop at the first operation that gives NaN")
+
+    max_len: int = Field(8192, ge=1, description="samples are cut to this many tokens")
+    noise: bool = Field(True, description="add the prototypes' uniform noise to the features")
+    shuffle: bool = Field(True, description="shuffle the samples of every pass")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; the schedule stays")
+    num_workers: int = Field(8, ge=0, description="loader processes; they draw the noise, so runs depend on them")
+    seed: int = Field(0, ge=0, description="seed of python, numpy and torch, set once before anything is drawn")
+    ttt_alignment: Alignment = Field(
+        Alignment.PROTOTYPE,
+        description="prototype: keys of earlier steps at the query's position; chain: as Speculators and vLLM serve it",
+    )
+    mixed_precision: Precision | None = Field(None, description="bf16 or no; default: what accelerate launch says")
+    log_with: list[Tracker] = Field(default_factory=list, description="trackers beside cpdir/metrics.jsonl")
+    progress: bool = Field(True, description="show a progress bar")
+
+    @field_validator("lr")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if value != value or value == float("inf"):
+            raise ValueError(f"found {value}, expected a finite number")
+        return value
+
+    def as_json(self) -> dict[str, Any]:
+        """All values as JSON types, for logs."""
+        return self.model_dump(mode="json")
+
+    def schedule(self, num_files: int) -> tuple[int, int]:
+        """(total, warm-up) optimizer steps of the prototypes' linear schedule."""
+        total = int(num_files * (self.epoch + 1) / (self.bs * self.gradient_accumulation_steps))
+        return total, total // 100

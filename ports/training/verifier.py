@@ -1,0 +1,71 @@
+"""The verifier that a draft belongs to: where it lies, what it declares, its full head, its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from speculators.utils.loading import load_model_layers
+from torch import Tensor
+from transformers import AutoConfig
+
+from ports.errors import InputError
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
+
+
+def verifier_config(name_or_path: str) -> Any:
+    """The text model's config of a verifier directory or hub id (``text_config`` of a multimodal one).
+
+    Raises:
+        InputError: a directory without ``config.json``, or with one that cannot be read.
+    """
+    directory = Path(name_or_path)
+    if directory.exists() and not (directory / "config.json").is_file():
+        raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise InputError(name_or_path, "basepath", str(error).split("\n")[0], "a model directory or hub id") from error
+    return getattr(config, "text_config", config)
+
+
+def check_weights_present(name_or_path: str) -> None:
+    """Refuse a verifier directory that Speculators cannot read weights from: an absent index, file or shard."""
+    directory = Path(name_or_path)
+    if not directory.is_dir():
+        return
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        if (directory / "model.safetensors").is_file():
+            return
+        raise InputError(directory, index.name, "missing", "an index (or a single model.safetensors)")
+    for shard in sorted(set(_weight_map(index).values())):
+        if not (directory / shard).is_file():
+            raise InputError(index, "weight_map", f"{shard}, which does not exist", "shards that lie beside the index")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(index, "weight_map", type(error).__name__, "a JSON object that maps tensors to shards") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(index, "weight_map", weight_map, "a non-empty object")
+    return weight_map
+
+
+def full_head(name_or_path: str) -> Tensor:
+    """The verifier's whole output head [V, h] in float32; a tied verifier's is its embedding."""
+    weights = load_model_layers(["lm_head.weight", "embed_tokens.weight"], name_or_path)
+    return weights.get("lm_head.weight", weights["embed_tokens.weight"]).float()
+
+
+def tokenizer_files(name_or_path: str) -> list[Path]:
+    """The verifier's tokenizer files, as they lie; empty when it has none."""
+    directory = Path(name_or_path)
+    if not directory.is_dir():
+        directory = Path(snapshot_download(name_or_path, allow_patterns=list(TOKENIZER_FILES)))
+    return sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern) if file.is_file()})

@@ -1,0 +1,62 @@
+"""The draft vocabulary: which verifier tokens the draft can say, and how ids translate.
+
+``t2d`` bool [V] marks the kept verifier ids; ``d2t`` int64 [D] holds, for draft id j, (j-th kept verifier id) - j.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ports.errors import InputError
+
+
+@dataclass(frozen=True)
+class VocabularyMap:
+    """A checked pair: ``t2d`` bool [V] and ``d2t`` int64 [D]."""
+
+    t2d: Tensor
+    d2t: Tensor
+
+
+def load_vocabulary_map(t2d_file: Path, d2t_file: Path, vocab_size: int, draft_vocab_size: int) -> VocabularyMap:
+    """Read and check ``t2d.npy`` and ``d2t.npy``.
+
+    Raises:
+        InputError: unreadable file, wrong size, or a ``d2t`` that does not name exactly the ids of ``t2d`` in
+            ascending order (which also refuses every map that sends two draft ids to one token).
+    """
+    t2d = _read(t2d_file, "t2d").astype(bool)
+    d2t = _read(d2t_file, "d2t").astype(np.int64)
+    if t2d.shape != (vocab_size,):
+        raise InputError(t2d_file, "t2d", f"shape {t2d.shape}", f"({vocab_size},), the verifier's vocabulary")
+    if int(t2d.sum()) != draft_vocab_size:
+        raise InputError(t2d_file, "t2d", f"{int(t2d.sum())} kept ids", f"draft_vocab_size = {draft_vocab_size}")
+    if d2t.shape != (draft_vocab_size,):
+        raise InputError(d2t_file, "d2t", f"shape {d2t.shape}", f"({draft_vocab_size},), the draft vocabulary")
+    _check_same_ids(d2t_file, np.flatnonzero(t2d), d2t + np.arange(draft_vocab_size))
+    return VocabularyMap(torch.from_numpy(t2d), torch.from_numpy(d2t))
+
+
+def _check_same_ids(file: Path, kept: np.ndarray, named: np.ndarray) -> None:
+    if len(np.unique(named)) != len(named):
+        values, counts = np.unique(named, return_counts=True)
+        raise InputError(file, "d2t", f"verifier id {values[counts.argmax()]} named more than once", "an injective map")
+    wrong = np.flatnonzero(kept != named)
+    if wrong.size:
+        j = int(wrong[0])
+        raise InputError(file, "d2t", f"draft id {j} -> {named[j]}", f"{kept[j]}, the {j}-th id kept by t2d")
+
+
+def _read(file: Path, field: str) -> np.ndarray:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(file, field, str(error).split("\n")[0], "a .npy array without pickled objects") from error
+    if array.dtype.kind not in "biu" or array.ndim != 1:
+        raise InputError(file, field, f"{array.dtype} {array.shape}", "a one-dimensional bool or integer array")
+    return np.asarray(array)
