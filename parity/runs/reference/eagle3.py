@@ -1,0 +1,166 @@
+"""Eagle3: the draft model unrolled over TTT steps, and its objective.
+
+Shapes: B batch, T positions, h hidden size, V verifier vocabulary, D draft vocabulary, k TTT steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.runs.reference.attention import ttt_attention
+from parity.runs.reference.parts import Tap, Weights, head_dim, heads, linear, mlp, no_tap, rms_norm, rotary_angles, rotate
+
+LAYER = "layers.0"
+
+
+@dataclass
+class Step:
+    """One TTT step: ``hidden_in``, ``hidden`` [B, T, h], ``logits`` [B, T, D], ``loss`` scalar."""
+
+    hidden_in: Tensor
+    hidden: Tensor
+    logits: Tensor
+    loss: Tensor
+
+
+@dataclass
+class Unrolled:
+    """A forward: the steps, the loss (their plain sum) and the verifier's distribution [B, T, D]."""
+
+    steps: list[Step]
+    loss: Tensor
+    target_p: Tensor
+
+
+def forward(
+    weights: Weights,
+    config: Mapping[str, Any],
+    batch: Mapping[str, Tensor],
+    head: Tensor,
+    t2d: Tensor,
+    k: int,
+    own_position: bool = True,
+    tap: Tap = no_tap,
+    project_once: bool = False,
+) -> Unrolled:
+    """Unroll ``k`` steps and score them.
+
+    Args:
+        weights: draft parameters by Speculators' names; their dtype is the dtype of the computation.
+        config: the draft config as the prototype reads it.
+        batch: ``input_ids``, ``hidden_states`` [B, T, 3h], ``target`` [B, T, h], ``attention_mask``, ``loss_mask``.
+        head: the verifier's output head [V, h].
+        t2d: bool [V].
+        own_position: read earlier steps' keys at the query's position (the prototype) or in the chain.
+        tap: sees the modules' inputs and outputs.
+        project_once: keep keys and values instead of projecting the history again; the numbers are the same.
+    """
+    target_p = target_distribution(batch["target"], head, t2d)
+    hidden = linear(batch["hidden_states"].to(weights["fc.weight"].dtype), weights, "fc")
+    tap("fc", 0, batch["hidden_states"], hidden)
+    embeds = weights["embed_tokens.weight"][batch["input_ids"]].detach().to(hidden.dtype)
+    layer = Layer(weights, config, embeds, batch["attention_mask"], own_position, tap, project_once)
+    steps = []
+    for s in range(k):
+        out = layer(hidden)
+        normed = rms_norm(out, weights["norm.weight"], config["rms_norm_eps"])
+        logits = linear(normed, weights, "lm_head")
+        tap("norm", s, out, normed)
+        tap("lm_head", s, normed, logits)
+        steps.append(Step(hidden, out, logits, kl_loss(logits, target_p, batch["loss_mask"])))
+        hidden = torch.cat([hidden[:, :1], out[:, :-1]], dim=1)
+    return Unrolled(steps, torch.stack([step.loss for step in steps]).sum(), target_p)
+
+
+def target_distribution(target: Tensor, head: Tensor, t2d: Tensor) -> Tensor:
+    """softmax over the kept columns of the verifier's logits, without gradient."""
+    with torch.no_grad():
+        wide = torch.promote_types(head.dtype, torch.float32)
+        return torch.softmax((target.to(wide) @ head.T)[..., t2d], dim=-1)
+
+
+def kl_loss(logits: Tensor, target_p: Tensor, loss_mask: Tensor) -> Tensor:
+    """Mean of KL(target || softmax(logits)) over the rows in the loss."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_q = torch.log_softmax(logits.to(wide), dim=-1)
+    divergence = torch.special.xlogy(target_p, target_p) - target_p * log_q
+    return (divergence.sum(-1) * loss_mask).sum() / (loss_mask.sum() + 1e-5)
+
+
+class Layer:
+    """The decoder layer over the TTT steps: remembers every hidden state it was given."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        config: Mapping[str, Any],
+        embeds: Tensor,
+        mask: Tensor,
+        own_position: bool,
+        tap: Tap,
+        project_once: bool,
+    ) -> None:
+        self.weights, self.config, self.mask, self.own_position, self.tap = weights, config, mask, own_position, tap
+        self.raw_embeds, self.project_once = embeds, project_once
+        self.cos, self.sin = rotary_angles(config, embeds.shape[1], embeds.dtype)
+        self.history: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        step = len(self.history)
+        joined, normed = self._joined(hidden, step)
+        query = rotate(self._heads(joined, "q_proj", step), self.cos, self.sin)
+        keys, values = zip(*self._keys_and_values(joined, step))
+        attended = ttt_attention(query, keys, values, self.mask, self.own_position)
+        attended = attended.transpose(1, 2).flatten(2)
+        projected = linear(attended, self.weights, f"{LAYER}.self_attn.o_proj")
+        self.tap(f"{LAYER}.self_attn.o_proj", step, attended, projected)
+        self.tap(f"{LAYER}.self_attn", step, joined, projected)
+        middle = normed + projected
+        quiet = rms_norm(middle, self.weights[f"{LAYER}.post_attention_layernorm.weight"], self.config["rms_norm_eps"])
+        self.tap(f"{LAYER}.post_attention_layernorm", step, middle, quiet)
+        out = middle + mlp(quiet, self.weights, f"{LAYER}.mlp", step, self.tap)
+        self.tap(LAYER, step, hidden, out)
+        self.history.append(hidden)
+        return out
+
+    def _joined(self, hidden: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """[embedding half ; hidden half], both normed, [B, T, 2h]; and the hidden half alone."""
+        eps = self.config["rms_norm_eps"]
+        embeds = rms_norm(self.raw_embeds, self.weights[f"{LAYER}.input_layernorm.weight"], eps)
+        normed = rms_norm(hidden, self.weights[f"{LAYER}.hidden_norm.weight"], eps)
+        self.tap(f"{LAYER}.input_layernorm", step, self.raw_embeds, embeds)
+        self.tap(f"{LAYER}.hidden_norm", step, hidden, normed)
+        return torch.cat([embeds, normed], dim=-1), normed
+
+    def _keys_and_values(self, joined: Tensor, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Of every step so far. The history is normed and projected again, with gradient, unless it is kept."""
+        if self.project_once:
+            self.kept.append(self._key_and_value(joined, step, self.tap))
+            return self.kept
+        past = [self._key_and_value(self._quietly_joined(hidden), i, no_tap) for i, hidden in enumerate(self.history)]
+        return [*past, self._key_and_value(joined, step, self.tap)]
+
+    def _quietly_joined(self, hidden: Tensor) -> Tensor:
+        tap, self.tap = self.tap, no_tap
+        try:
+            return self._joined(hidden, 0)[0]
+        finally:
+            self.tap = tap
+
+    def _key_and_value(self, joined: Tensor, step: int, tap: Tap) -> tuple[Tensor, Tensor]:
+        key, value = (linear(joined, self.weights, f"{LAYER}.self_attn.{name}") for name in ("k_proj", "v_proj"))
+        tap(f"{LAYER}.self_attn.k_proj", step, joined, key)
+        tap(f"{LAYER}.self_attn.v_proj", step, joined, value)
+        size = head_dim(self.config)
+        return rotate(heads(key, size), self.cos, self.sin), heads(value, size)
+
+    def _heads(self, joined: Tensor, name: str, step: int) -> Tensor:
+        out = linear(joined, self.weights, f"{LAYER}.self_attn.{name}")
+        self.tap(f"{LAYER}.self_attn.{name}", step, joined, out)
+        return heads(out, head_dim(self.config))

@@ -1,0 +1,209 @@
+"""Run the reference over a case: passes, micro-batches, optimizer steps; gives a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.case import Case
+from parity.environment import describe, deterministic
+from parity.files import read_tensors
+from parity.names import TO_NATIVE
+from parity.runs.recorded import configuration
+from parity.runs.reference import eagle3
+from parity.runs.reference.adamw import AdamW, clip_by_norm, linear_schedule
+from parity.runs.reference.data import load_sample, make_batch
+from parity.runs.replay import samples_per_pass
+from parity.trace import Point, Trace
+
+GRAD_CLIP = 1.0
+
+
+@dataclass
+class Setup:
+    """The parts of a case that the reference computes with, all in ``dtype``; ``masters`` are float32 or wider."""
+
+    case: Case
+    dtype: torch.dtype
+    config: dict[str, Any]
+    masters: dict[str, Tensor]
+    head: Tensor
+    t2d: Tensor
+    frozen: dict[str, Tensor] = field(default_factory=dict)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters as leaves in the computing dtype, ready for a backward."""
+        leaves = {name: value.detach().to(self.dtype).requires_grad_() for name, value in self.masters.items()}
+        return {**leaves, **self.frozen}
+
+
+def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
+    """Read weights, config and vocabulary map of a case."""
+    native = TO_NATIVE[case.algorithm]
+    stored = read_tensors(case.initial)
+    wide = torch.promote_types(dtype, torch.float32)
+    weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+    embedding = weights.pop("embed_tokens.weight", stored["verifier.embed_tokens.weight"])
+    if case.dtype == "bf16ds":
+        weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    return Setup(
+        case=case,
+        dtype=dtype,
+        config={**case.meta.model_extra["draft_config"]},
+        masters={name: value.to(wide) for name, value in weights.items()},
+        head=stored["verifier.lm_head.weight"].to(wide),
+        t2d=stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool),
+        frozen={"embed_tokens.weight": embedding.to(dtype)},
+    )
+
+
+def trace_reference(case: Case, dtype: torch.dtype = torch.float32, optimizer_steps: int | None = None) -> Trace:
+    """The reference's trace of a case; ``optimizer_steps`` ends it early."""
+    with deterministic():
+        setup = prepare(case, dtype)
+        run = Run(setup)
+        for _ in run.optimizer_steps(optimizer_steps):
+            pass
+        return run.finish()
+
+
+class Run:
+    """One run of the reference and the trace it fills."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.case = setup, setup.case
+        self.optimizer = AdamW(setup.masters)
+        self.trace = Trace("reference", self.case.name, self.case.dtype, configuration=configuration(self.case))
+        self.trace.trained, self.trace.frozen = tuple(setup.masters), tuple(setup.frozen)
+        self.micro_batch = 0
+        self._keep("init", setup.masters)
+        self._print(f"training on {len(self.case.meta.samples_files)} examples total")
+
+    def optimizer_steps(self, limit: int | None = None) -> Iterator[int]:
+        """Run, yielding the number of optimizer steps done after each."""
+        visits = Visits(self.case)
+        for epoch in range(self.case.epoch + 1):
+            start = len(self.trace.curve)
+            batches = list(visits.batches_of_pass(epoch))
+            for index, batch in enumerate(batches):
+                stepped = (index + 1) % self.case.accumulation == 0 or index == len(batches) - 1
+                self._micro_batch(epoch, batch, stepped)
+                if stepped:
+                    yield self.optimizer.steps
+                    if self.optimizer.steps == limit:
+                        return
+            self._print_pass(epoch, self.trace.curve[start:])
+
+    def finish(self) -> Trace:
+        """The trace, with the final parameters."""
+        self._keep("final", {**self.setup.masters, **self.setup.frozen})
+        self.trace.environment = describe()
+        return self.trace
+
+    def _micro_batch(self, epoch: int, batch: dict[str, Tensor], stepped: bool) -> None:
+        """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
+        weights = self.setup.weights()
+        out = eagle3.forward(
+            weights, self.setup.config, _cast(batch, self.setup.dtype), self.setup.head, self.setup.t2d, self.case.ttt_steps
+        )
+        (out.loss / self.case.accumulation).backward()
+        gradients = _gradients(weights, self.setup.masters)
+        first_step = self.optimizer.steps == 0
+        if first_step:
+            self._keep_first_step(batch, out, gradients)
+        clipped, norm = clip_by_norm(gradients, GRAD_CLIP)
+        lr_used = self._lr()
+        if stepped:
+            self.optimizer.step(clipped, lr_used)
+        self.trace.curve.append(self._point(epoch, batch, out, norm, lr_used, stepped))
+        if first_step:
+            self.trace.tensors[f"mb{self.micro_batch}.grad_norm"] = torch.tensor([norm])
+            if stepped:
+                self._keep("after", {**self.setup.masters, **self.setup.frozen})
+        self.micro_batch += 1
+
+    def _lr(self) -> float:
+        total, warmup = self.case.meta.total_steps, self.case.meta.warm_steps
+        return self.case.lr * linear_schedule(self.optimizer.steps, total, warmup)
+
+    def _keep_first_step(self, batch: dict[str, Tensor], out: eagle3.Unrolled, gradients: dict[str, Tensor]) -> None:
+        name = f"mb{self.micro_batch}"
+        self._keep(f"{name}.batch", batch)
+        self._keep(name, {"target_p": out.target_p, "loss": out.loss.reshape(1)})
+        self._keep(f"{name}.step0", {"hidden_in": out.steps[0].hidden_in})
+        for number, step in enumerate(out.steps):
+            quantities = {"hidden": step.hidden, "logits": step.logits, "loss": step.loss.reshape(1)}
+            self._keep(f"{name}.step{number}", quantities)
+        self._keep(f"{name}.grad", gradients)
+
+    def _point(
+        self, epoch: int, batch: dict[str, Tensor], out: eagle3.Unrolled, norm: float, lr_used: float, stepped: bool
+    ) -> Point:
+        correct, top = hits(out.steps[-1].logits.detach(), out.target_p, batch["loss_mask"].bool())
+        return Point(
+            epoch=epoch,
+            loss=out.loss.item(),
+            step_losses=tuple(step.loss.item() for step in out.steps),
+            grad_norm=norm,
+            lr_used=lr_used,
+            lr_after=self._lr(),
+            correct=correct,
+            rows=int(batch["loss_mask"].sum()),
+            top=top,
+            stepped=stepped,
+        )
+
+    def _print_pass(self, epoch: int, points: Sequence[Point]) -> None:
+        loss = sum(point.loss for point in points) / len(points)
+        correct, rows = sum(point.correct for point in points), sum(point.rows for point in points)
+        self._print(f"Epoch [{epoch + 1}/{self.case.epoch}], Loss: {loss:.4f}")
+        self._print(f"Train Accuracy: {100 * correct / rows:.2f}%")
+
+    def _print(self, line: str) -> None:
+        self.trace.prints.append(line)
+
+    def _keep(self, prefix: str, values: dict[str, Tensor]) -> None:
+        self.trace.tensors.update({f"{prefix}.{name}": value.detach().clone() for name, value in values.items()})
+
+
+class Visits:
+    """The samples in the order the recorded run loaded them, with its noise."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.files = [case.tmpdir / name for name in case.meta.samples_files]
+        stored = read_tensors(case.uniforms) if case.uniforms else {}
+        self.uniforms = [stored[name] for name in sorted(stored)]
+
+    def batches_of_pass(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """The whole batches of one pass."""
+        per_pass = samples_per_pass(self.case)
+        for start in range(epoch * per_pass, (epoch + 1) * per_pass, self.case.bs):
+            visits = range(start, start + self.case.bs)
+            yield make_batch([self._sample(visit) for visit in visits])
+
+    def _sample(self, visit: int) -> dict[str, Tensor]:
+        uniforms = self.uniforms[visit] if self.case.noise else None
+        return load_sample(self.files[self.case.order[visit]], uniforms)
+
+
+def hits(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Rows whose most likely target is the draft's first choice; and among its first 1, 2, 3."""
+    logits, wanted = logits[rows], target_p[rows].argmax(-1)
+    choices = logits.topk(min(3, logits.shape[-1]), dim=-1).indices == wanted[:, None]
+    return int((logits.argmax(-1) == wanted).sum()), tuple(choices.sum(0).cumsum(0).tolist())
+
+
+def _cast(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    wide = torch.promote_types(dtype, torch.float32)
+    return {name: value.to(wide) if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def _gradients(weights: dict[str, Tensor], masters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In the masters' dtype; every trained parameter has one."""
+    grads = {name: weights[name].grad for name in masters}
+    return {name: grad.to(masters[name].dtype) for name, grad in grads.items() if grad is not None}
