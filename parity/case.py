@@ -110,7 +110,9 @@ def read_case(directory: Path) -> Case:
     paths = {name: Path(flags[name].replace("FIXTURE", str(fixture))) for name in ("configpath", "tmpdir")}
     for name, path in paths.items():
         if not path.exists():
-            raise InputError(directory / "meta.json", f"argv --{name}", f"{path}, which does not exist", "a fixture file")
+            raise InputError(
+                directory / "meta.json", f"argv --{name}", f"{path}, which does not exist", "a fixture file"
+            )
     return Case(
         name=meta.case,
         algorithm=meta.which,

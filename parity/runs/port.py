@@ -18,6 +18,7 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.names import TO_NATIVE
+from parity.runs.paths import path_norms
 from parity.runs.replay import ReplayDraw, ReplaySampler, samples_per_pass
 from parity.trace import Point, Trace
 from ports.eagle3 import train as eagle3
@@ -85,7 +86,10 @@ def run_port(
         dataset = eagle3.build_dataset(settings, draft.config, draw)
         sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
         tracer = Tracer(case, settings, seed if live else None)
-        tracer.trace.configuration.update(samples=[file.name for file in dataset.files], max_len=settings.max_len)
+        total, warmup = settings.schedule(len(dataset))
+        tracer.trace.configuration.update(
+            samples=[file.name for file in dataset.files], total_steps=total, warmup_steps=warmup, seed=seed
+        )
         eagle3.run(settings, draft, dataset, sampler, Together((tracer, *observers)))
         tracer.trace.environment = describe(seed)
     return PortRun(tracer.trace, draft, cpdir)
@@ -102,6 +106,9 @@ def load_initial(draft: Eagle3DraftModel, case: Case) -> None:
     native = TO_NATIVE[case.algorithm]
     stored = read_tensors(case.initial)
     weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+    weights.pop("embed_tokens.weight", None)  # the verifier's, which the draft already has
+    if case.dtype == "bf16ds":  # DeepSpeed rounds the weights before it makes its float32 masters
+        weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
     own = draft.state_dict()
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
@@ -150,7 +157,10 @@ class Tracer(Observer):
     def started(self, objective: nn.Module, optimizer: Any) -> None:
         group = optimizer.param_groups[0]
         self.trace.configuration.update(
-            betas=list(group["betas"]), eps=group["eps"], weight_decay=group["weight_decay"], lr=optimizer.defaults["lr"]
+            betas=list(group["betas"]),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            lr=optimizer.defaults["lr"],
         )
         parameters = _named(objective)
         self.trace.trained = tuple(name for name, value in parameters.items() if value.requires_grad)
@@ -172,6 +182,7 @@ class Tracer(Observer):
         for number, (step, loss) in enumerate(zip(outcome.steps, outcome.step_losses)):
             quantities = {"hidden": step.hidden, "logits": step.logits, "loss": loss.reshape(1)}
             self._keep(f"mb{micro_batch}.step{number}", quantities)
+        self._keep(f"mb{micro_batch}.path", path_norms(outcome.step_losses, [step.hidden_in for step in outcome.steps]))
 
     def gradients(self, micro_batch: int, objective: nn.Module) -> None:
         if self.first_step:
@@ -225,5 +236,6 @@ def _declared(settings: Eagle3Settings) -> dict[str, Any]:
         "ttt_steps": settings.forward_num_total,
         "noise": settings.noise,
         "shuffle": settings.shuffle,
+        "max_len": settings.max_len,
         "ttt_alignment": Alignment(settings.ttt_alignment).value,
     }

@@ -14,6 +14,9 @@ from parity.files import read_lines, read_tensors
 from parity.names import TO_NATIVE
 from parity.trace import Point, Trace
 
+PROTOTYPE_SEED = 0
+"""The seed the prototypes set last before anything of the loop is drawn."""
+
 RENAMED_QUANTITIES = {"predict": "hidden", "kldiv_loss": "loss"}
 
 
@@ -76,10 +79,13 @@ def configuration(case: Case) -> dict[str, Any]:
         "eps": 1e-8,
         "weight_decay": 0.01,
         "max_len": config.get("max_len", 8192),
+        "seed": (case.meta.model_extra or {}).get("seed", PROTOTYPE_SEED),
     }
 
 
-def _with_aliases(stored: Mapping[str, Tensor], aliases: Mapping[str, str], initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_aliases(
+    stored: Mapping[str, Tensor], aliases: Mapping[str, str], initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Tensors left out of the file because they equal one that is stored elsewhere."""
     known = {**initial, **stored}
     return {**stored, **{name: known[source] for name, source in aliases.items() if source in known}}

@@ -17,6 +17,7 @@ from parity.runs.recorded import configuration
 from parity.runs.reference import eagle3
 from parity.runs.reference.adamw import AdamW, clip_by_norm, linear_schedule
 from parity.runs.reference.data import load_sample, make_batch
+from parity.runs.paths import path_norms
 from parity.runs.replay import samples_per_pass
 from parity.trace import Point, Trace
 
@@ -110,9 +111,12 @@ class Run:
         out = eagle3.forward(
             weights, self.setup.config, _cast(batch, self.setup.dtype), self.setup.head, self.setup.t2d, self.case.ttt_steps
         )
+        first_step = self.optimizer.steps == 0
+        if first_step:
+            paths = path_norms([step.loss for step in out.steps], [step.hidden_in for step in out.steps])
+            self._keep(f"mb{self.micro_batch}.path", paths)
         (out.loss / self.case.accumulation).backward()
         gradients = _gradients(weights, self.setup.masters)
-        first_step = self.optimizer.steps == 0
         if first_step:
             self._keep_first_step(batch, out, gradients)
         clipped, norm = clip_by_norm(gradients, GRAD_CLIP)

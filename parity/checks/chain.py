@@ -1,0 +1,106 @@
+"""The ``chain`` alignment against Speculators' own forward: the numbers a served draft is trained with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from speculators.losses import resolve_loss_config
+from speculators.models.eagle3 import Eagle3DraftModel
+from torch import Tensor, nn
+
+from parity.checks.evidence import Evidence
+from parity.compare import compare, compare_named
+from parity.files import read_tensors
+from parity.names import TO_NATIVE
+from parity.result import Row
+from ports.eagle3.objective import Eagle3Objective
+from ports.training.alignment import Alignment
+from ports.training.batches import Batch, RecordDataset, collate
+
+
+def check_chain(evidence: Evidence) -> list[Row]:
+    """Logits at every TTT step and the loss, sample by sample, with Speculators' mask and slice rules.
+
+    Speculators packs one document in a row and drops the last position; its step-s logits at index q are the port's
+    at position p = q + s.
+    """
+    rows = []
+    theirs = _speculators_draft(evidence)
+    ours = _aligned(theirs)
+    for number, batch in enumerate(_samples(evidence, count=2)):
+        rows += _compare_sample(evidence, number, theirs, ours, batch)
+    return rows
+
+
+def _compare_sample(evidence: Evidence, number: int, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:
+    subject, k = evidence.subject("chain"), evidence.case.ttt_steps
+    expected_logits, expected_loss = speculators_forward(theirs, batch, k)
+    with torch.no_grad():
+        outcome = Eagle3Objective(ours, k, Alignment.CHAIN)(batch)
+    rows = []
+    for s, (expected, step) in enumerate(zip(expected_logits, outcome.steps)):
+        length = expected.shape[1] - s
+        pair = expected[:, :length], step.logits[:, s : s + length]
+        rows.append(compare(subject, "chain_logits", f"sample{number}.step{s}", *pair, evidence.tolerance("chain_logits")))
+    loss = outcome.loss.reshape(1)
+    tolerance = evidence.tolerance("chain_loss")
+    return [*rows, compare_named(subject, "chain_loss", f"sample{number}", expected_loss.reshape(1), loss, tolerance)]
+
+
+def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:
+    """Logits [1, T - 1, D] of every step and the loss of Speculators' own forward on one sample."""
+    logits: list[Tensor] = []
+    hook = draft.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.detach()))
+    cut = {name: value[:, :-1] for name, value in batch.items()}
+    try:
+        with torch.no_grad():
+            _, loss, _ = draft(
+                hidden_states=cut["features"],
+                input_ids=cut["input_ids"],
+                document_ids=torch.zeros_like(cut["input_ids"]),
+                loss_mask=cut["loss_mask"].bool(),
+                verifier_last_hidden_states=cut["target"],
+                ttt_steps=ttt_steps,
+                loss_config=resolve_loss_config("kl_div", "eager"),
+            )
+    finally:
+        hook.remove()
+    return logits, loss
+
+
+def _speculators_draft(evidence: Evidence) -> Eagle3DraftModel:
+    """Speculators' model on the run's initial weights; the files hold post-norm targets, so its norm is an identity."""
+    config = copy.deepcopy(evidence.draft.config)
+    config.transformer_layer_config._attn_implementation = "eager"
+    draft = Eagle3DraftModel(config)
+    draft.load_state_dict({**evidence.draft.state_dict(), **_initial(evidence)}, strict=False)
+    draft.verifier_norm = nn.Identity()
+    return draft.eval()
+
+
+def _aligned(theirs: Eagle3DraftModel) -> Eagle3DraftModel:
+    config = copy.deepcopy(theirs.config)
+    config.transformer_layer_config._attn_implementation = "ttt_chain"
+    ours = Eagle3DraftModel(config)
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    return ours
+
+
+def _initial(evidence: Evidence) -> dict[str, Tensor]:
+    native = TO_NATIVE[evidence.case.algorithm]
+    stored = read_tensors(evidence.case.initial)
+    return {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+
+
+def _samples(evidence: Evidence, count: int) -> list[Batch]:
+    layer = evidence.draft.config.transformer_layer_config
+    dataset = RecordDataset(
+        files=[evidence.case.tmpdir / name for name in evidence.case.meta.samples_files[:count]],
+        widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
+        vocab_size=layer.vocab_size,
+        alignment=Alignment.CHAIN,
+        noise=False,
+    )
+    return [collate([dataset[index]]) for index in range(len(dataset))]

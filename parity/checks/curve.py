@@ -1,0 +1,49 @@
+"""The whole run: loss, rate, gradient norm and hits at every micro-batch, the printed lines, the final parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parity.checks.evidence import Evidence
+from parity.compare import Subject, compare_groups, compare_series, compare_value
+from parity.result import Row
+from parity.trace import Point
+
+SERIES: dict[str, tuple[str, Callable[[Point], float]]] = {
+    "lr_used": ("lr", lambda point: point.lr_used),
+    "lr_after": ("lr", lambda point: point.lr_after),
+    "loss": ("loss", lambda point: point.loss),
+    "grad_norm": ("grad_norm", lambda point: float("nan") if point.grad_norm is None else point.grad_norm),
+    "hits": ("hits", lambda point: point.correct),
+    "rows": ("hits", lambda point: point.rows),
+}
+WITHOUT_ROUNDING = ("lr_used", "lr_after", "rows")
+
+
+def check_curve(evidence: Evidence) -> list[Row]:
+    """Point by point. In bfloat16 only what no rounding reaches: rates and rows; losses are judged over seeds."""
+    subject = evidence.subject("curve")
+    names = WITHOUT_ROUNDING if evidence.is_bf16 else tuple(SERIES)
+    rows = [_series(evidence, subject, name) for name in names]
+    if evidence.is_bf16:
+        return rows
+    for place in range(len(evidence.expected.curve[0].top) if evidence.expected.curve else 0):
+        values = ([float(point.top[place]) for point in side] for side in (evidence.expected.curve, evidence.found.curve))
+        rows.append(compare_series(subject, "hits", f"top_{place + 1}", *values, evidence.tolerance("hits")))
+    rows.append(compare_value(subject, "prints", "lines", evidence.expected.prints, evidence.found.prints))
+    return rows + _final(evidence, subject)
+
+
+def _series(evidence: Evidence, subject: Subject, name: str) -> Row:
+    quantity, read = SERIES[name]
+    expected, found = ([float(read(point)) for point in side.curve] for side in (evidence.expected, evidence.found))
+    return compare_series(subject, quantity, name, expected, found, evidence.tolerance(quantity))
+
+
+def _final(evidence: Evidence, subject: Subject) -> list[Row]:
+    """Only where the recording kept the final parameters."""
+    expected, found = (trace.group("final.") for trace in (evidence.expected, evidence.found))
+    if not expected:
+        return []
+    found = {name: value for name, value in found.items() if name in expected or name in evidence.found.trained}
+    return compare_groups(subject, "final", expected, found, evidence.tolerance("final"))

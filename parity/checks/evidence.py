@@ -1,0 +1,66 @@
+"""What a check looks at, and the table row it fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.case import Case
+from parity.compare import Subject
+from parity.result import Row
+from parity.tolerances import Tolerance, tolerance
+from parity.trace import Trace
+
+
+@dataclass
+class Evidence:
+    """Two traces of one case, and what the checks beyond them need.
+
+    ``oracle`` computes the float64 reference's first optimizer step when it is asked for; ``checkpoints`` is where the
+    port saved its drafts and ``draft`` the one it ended with (None for runs that save none).
+    """
+
+    case: Case
+    expected: Trace
+    found: Trace
+    oracle: Callable[[], Trace]
+    checkpoints: Path | None = None
+    draft: Any = None
+
+    def subject(self, check: str) -> Subject:
+        return Subject(check, self.case.name, self.found.run)
+
+    def tolerance(self, quantity: str) -> Tolerance:
+        return tolerance(self.found.run, self.case.dtype, quantity)
+
+    def real(self, micro_batch: int) -> Tensor:
+        """bool [B, T]: the positions of a micro-batch that are not padding."""
+        mask = self.expected.tensors.get(f"mb{micro_batch}.batch.attention_mask")
+        return torch.zeros(0, dtype=torch.bool) if mask is None else mask.bool()
+
+    def micro_batches(self) -> list[int]:
+        """The micro-batches of the prototype's first optimizer step; at least one is asked for."""
+        return self.expected.micro_batches() or [0]
+
+    @property
+    def is_bf16(self) -> bool:
+        return self.case.dtype != "fp32"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named comparison.
+
+    ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
+    subject in a piece of evidence, or returns None.
+    """
+
+    name: str
+    run: Callable[[Evidence], list[Row]]
+    follows: tuple[str, ...] = ()
+    inapplicable: Callable[[Evidence], str | None] = lambda evidence: None

@@ -1,0 +1,69 @@
+"""bfloat16: a port may be as wrong as the prototype was, and half as much again; float64 says how wrong that is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from parity.checks.evidence import Evidence
+from parity.compare import Subject
+from parity.result import Row
+from parity.trace import Trace
+
+
+def check_precision(evidence: Evidence) -> list[Row]:
+    """Error against the float64 reference: the port's over the prototype's, for everything the recording holds.
+
+    Errors are relative root mean squares over the real positions. The losses of the TTT steps count as one vector,
+    since the error of a single sum can be small by cancellation.
+    """
+    oracle, subject = evidence.oracle(), evidence.subject("precision")
+    rows = []
+    for name in _quantities(evidence.expected):
+        prototype, port = (error(oracle, side, name, evidence) for side in (evidence.expected, evidence.found))
+        rows.append(_row(subject, evidence, name, prototype, port))
+    return rows or [subject.row("error_ratio", "", None, None, False, "nothing compared")]
+
+
+def _quantities(trace: Trace) -> list[str]:
+    """Tensors that went through rounding; ``losses`` stands for the steps' losses of a micro-batch."""
+    names = [name for name in trace.tensors if name.startswith("mb") and ".batch." not in name]
+    names = [name for name in names if not name.endswith(("loss", "grad_norm", "target_p"))]
+    vectors = [f"mb{index}.losses" for index in trace.micro_batches()]
+    after = [name for name in trace.tensors if name.startswith("after.")]
+    return sorted([*names, *vectors, *after])
+
+
+def error(oracle: Trace, side: Trace, name: str, evidence: Evidence) -> float | None:
+    """Relative root mean square error of one quantity against the oracle; None where it is missing."""
+    expected, found = (_value(trace, name) for trace in (oracle, side))
+    if expected is None or found is None or expected.shape != found.shape:
+        return None
+    if expected.dim() == 3 and name.startswith("mb"):
+        where = evidence.real(int(name[2 : name.index(".")]))
+        expected, found = expected[where], found[where]
+    gap, size = (found - expected).norm(), expected.norm()
+    return float(gap / size) if size > 0 else float(gap)
+
+
+def _value(trace: Trace, name: str) -> Tensor | None:
+    if not name.endswith(".losses"):
+        value = trace.tensors.get(name)
+        return None if value is None else value.double()
+    prefix = name.removesuffix("losses")
+    losses = [value.double().reshape(-1) for key, value in sorted(trace.tensors.items()) if _is_step_loss(key, prefix)]
+    return torch.cat(losses) if losses else None
+
+
+def _is_step_loss(name: str, prefix: str) -> bool:
+    return name.startswith(f"{prefix}step") and name.endswith(".loss")
+
+
+def _row(subject: Subject, evidence: Evidence, name: str, prototype: float | None, port: float | None) -> Row:
+    bound = evidence.tolerance("error_ratio").bound
+    if prototype is None or port is None:
+        side = "prototype" if prototype is None else evidence.found.run
+        return subject.row("error_ratio", name, None, bound, False, f"missing on the {side}'s side")
+    ratio = 0.0 if port == 0.0 else port / prototype if prototype else float("inf")
+    passed = ratio <= bound  # False for NaN
+    return subject.row("error_ratio", name, ratio, bound, passed, f"error {port:.3g}, the prototype's own {prototype:.3g}")

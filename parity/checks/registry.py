@@ -1,0 +1,95 @@
+"""The checks in order, and which failure explains which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from parity.checks.backward import check_gradient_flow, check_gradients, check_optimizer_step
+from parity.checks.chain import check_chain
+from parity.checks.configuration import check_configuration, check_environment
+from parity.checks.curve import check_curve
+from parity.checks.evidence import Check, Evidence
+from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
+from parity.checks.paths import check_paths
+from parity.checks.precision import check_precision
+from parity.checks.round_trip import check_converted, check_round_trip
+from parity.result import Row, Status
+
+
+def _fp32_only(evidence: Evidence) -> str | None:
+    return "bfloat16: judged by its error against float64 (precision)" if evidence.is_bf16 else None
+
+
+def _bf16_only(evidence: Evidence) -> str | None:
+    return None if evidence.is_bf16 else "float32: compared directly"
+
+
+def _port_only(evidence: Evidence) -> str | None:
+    return None if evidence.draft is not None else "only a port saves checkpoints"
+
+
+def _fp32_port_only(evidence: Evidence) -> str | None:
+    return _fp32_only(evidence) or _port_only(evidence)
+
+
+def _needs_final(evidence: Evidence) -> str | None:
+    if not evidence.expected.group("final."):
+        return "the recording kept no final parameters"
+    return _fp32_port_only(evidence)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("environment", check_environment),
+    Check("configuration", check_configuration),
+    Check("batches", check_batches),
+    Check("targets", check_targets, follows=("batches",), inapplicable=_fp32_only),
+    Check("forward", check_forward, follows=("batches",), inapplicable=_fp32_only),
+    Check("loss", check_loss, follows=("targets", "forward"), inapplicable=_fp32_only),
+    Check("precision", check_precision, follows=("batches",), inapplicable=_bf16_only),
+    Check("paths", check_paths, follows=("forward",)),
+    Check("gradients", check_gradients, follows=("loss", "paths"), inapplicable=_fp32_only),
+    Check("gradient_flow", check_gradient_flow),
+    Check("optimizer_step", check_optimizer_step, follows=("gradients",), inapplicable=_fp32_only),
+    Check("curve", check_curve, follows=("optimizer_step",)),
+    Check("round_trip", check_round_trip, inapplicable=_port_only),
+    Check("converted", check_converted, follows=("curve",), inapplicable=_needs_final),
+    Check("chain", check_chain, inapplicable=_fp32_port_only),
+)
+
+
+def run_checks(evidence: Evidence, only: Iterable[str] | None = None) -> list[Row]:
+    """Every applicable check on one piece of evidence, in order; failures that follow from an earlier one are blocked."""
+    chosen = None if only is None else set(only)
+    rows: list[Row] = []
+    for check in CHECKS:
+        if chosen is not None and check.name not in chosen or check.inapplicable(evidence):
+            continue
+        found = check.run(evidence)
+        if not found:
+            subject = evidence.subject(check.name)
+            found = [subject.row("comparisons", "", 0.0, None, False, "nothing compared")]
+        rows += found
+    return [_explained(row, _failed(rows)) for row in rows]
+
+
+def _failed(rows: Iterable[Row]) -> set[str]:
+    return {row.check for row in rows if row.status is Status.FAILED}
+
+
+def _explained(row: Row, failed: set[str]) -> Row:
+    """A failure downstream of another check's failure says nothing about its own subject."""
+    cause = _cause(row.check, failed) if row.status is Status.FAILED else None
+    if cause is None:
+        return row
+    return replace(row, status=Status.BLOCKED, detail=f"follows from {cause}. {row.detail}")
+
+
+def _cause(name: str, failed: set[str]) -> str | None:
+    """The first failed check upstream of ``name``."""
+    parents = next(check.follows for check in CHECKS if check.name == name)
+    for parent in parents:
+        cause = _cause(parent, failed) or (parent if parent in failed else None)
+        if cause:
+            return cause
+    return None

@@ -1,0 +1,139 @@
+"""The one comparison function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parity.result import Row, Status
+from parity.tolerances import Kind, Tolerance
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose numbers are compared: check, case and run name the rows."""
+
+    check: str
+    case: str
+    run: str
+
+    def row(
+        self, quantity: str, tensor: str, measured: float | None, allowed: float | None, passed: bool, detail: str = ""
+    ) -> Row:
+        status = Status.PASSED if passed else Status.FAILED
+        return Row(self.check, self.case, self.run, quantity, tensor, measured, allowed, status, detail)
+
+
+def compare(
+    subject: Subject, quantity: str, name: str, expected: Tensor, found: Tensor, tolerance: Tolerance, where: Tensor | None = None
+) -> Row:
+    """Compare two tensors; fails on another shape, on NaN or Inf on either side, and on zero entries.
+
+    Args:
+        subject: names the row.
+        quantity: key of the tolerance table.
+        name: the tensor's name in the trace.
+        expected, found: the prototype's and the other side's.
+        tolerance: kind and bound.
+        where: bool, a prefix of the tensors' shape; only marked entries count (real positions).
+    """
+    if expected.shape != found.shape:
+        detail = f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+        return subject.row(quantity, name, None, tolerance.bound, False, detail)
+    difference, worst = _measure(expected, found, tolerance.kind, where)
+    if difference.numel() == 0:
+        return subject.row(quantity, name, None, tolerance.bound, False, "nothing compared")
+    measured = float(difference.sum()) if tolerance.kind is Kind.EQUAL else float(difference.max())
+    broken = _not_finite(expected, found, where)
+    passed = not broken and measured <= tolerance.bound
+    return subject.row(quantity, name, measured, tolerance.bound, passed, broken or worst)
+
+
+def _measure(expected: Tensor, found: Tensor, kind: Kind, where: Tensor | None) -> tuple[Tensor, str]:
+    wide_expected, wide_found = _wide(expected), _wide(found)
+    gap = (wide_found - wide_expected).abs()
+    if kind is Kind.EQUAL:
+        difference = ((wide_expected != wide_found) | (expected.dtype != found.dtype)).double()
+    elif kind is Kind.OF_MAX:
+        difference = gap / wide_expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny) if gap.numel() else gap
+    elif kind is Kind.RELATIVE:
+        difference = torch.where(gap == 0, gap, gap / wide_expected.abs())
+    else:
+        difference = gap
+    return _selected(difference, where), _worst(wide_expected, wide_found, difference, where)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float64)
+
+
+def _selected(values: Tensor, where: Tensor | None) -> Tensor:
+    return values if where is None else values[where]
+
+
+def _worst(expected: Tensor, found: Tensor, difference: Tensor, where: Tensor | None) -> str:
+    """Index of the largest difference and both values."""
+    if where is not None:
+        mask = where.reshape(*where.shape, *[1] * (difference.dim() - where.dim()))
+        difference = torch.where(mask, difference, torch.full_like(difference, -1.0))
+    if difference.numel() == 0:
+        return ""
+    flat = int(torch.nan_to_num(difference, nan=float("inf")).flatten().argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), difference.shape)) if difference.dim() else ()
+    return f"at {index}: expected {expected.flatten()[flat].item()!r}, found {found.flatten()[flat].item()!r}"
+
+
+def _not_finite(expected: Tensor, found: Tensor, where: Tensor | None) -> str:
+    for side, values in (("expected", expected), ("found", found)):
+        values = _selected(values, where)
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            return f"{int((~torch.isfinite(values)).sum())} NaN or Inf on the {side} side"
+    return ""
+
+
+def compare_named(
+    subject: Subject,
+    quantity: str,
+    name: str,
+    expected: Tensor | None,
+    found: Tensor | None,
+    tolerance: Tolerance,
+    where: Tensor | None = None,
+) -> Row:
+    """Compare one tensor that either side may lack; lacking it fails."""
+    if expected is None or found is None:
+        detail = "missing" if found is None else "unexpected: the prototype has none"
+        return subject.row(quantity, name, None, tolerance.bound, False, detail)
+    return compare(subject, quantity, name, expected, found, tolerance, where)
+
+
+def compare_groups(
+    subject: Subject, quantity: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance
+) -> list[Row]:
+    """Compare tensors by name; a name on one side only fails, and so does an empty expectation."""
+    rows = []
+    if not expected:
+        rows.append(subject.row(quantity, "", None, tolerance.bound, False, "nothing to compare with"))
+    names = sorted({*expected, *found})
+    rows += [compare_named(subject, quantity, name, expected.get(name), found.get(name), tolerance) for name in names]
+    return rows
+
+
+def compare_value(subject: Subject, quantity: str, name: str, expected: object, found: object) -> Row:
+    """Two plain values that must be equal."""
+    equal = expected == found
+    detail = "" if equal else f"found {found!r}, expected {expected!r}"
+    return subject.row(quantity, name, 0.0 if equal else 1.0, 0.0, equal, detail)
+
+
+def compare_series(
+    subject: Subject, quantity: str, name: str, expected: list[float], found: list[float], tolerance: Tolerance
+) -> Row:
+    """Two curves, step by step."""
+    wide = torch.float64
+    return compare(
+        subject, quantity, name, torch.tensor(expected, dtype=wide), torch.tensor(found, dtype=wide), tolerance
+    )

@@ -1,0 +1,115 @@
+"""The ledger: where the prototypes depart from what their papers, Speculators or a reader would expect.
+
+Each entry names the port's choice and the test that shows the deviation firing.
+"""
+
+from __future__ import annotations
+
+from parity.result import Deviation
+
+LEDGER: tuple[Deviation, ...] = (
+    Deviation(
+        "own-position-kv",
+        "TTT attention, steps 2 and later",
+        "keys and values of earlier draft steps are read at the query's own position; every position's logits differ "
+        "from what a served chain computes, and newer verifier features leak in",
+        "ttt_alignment=prototype reproduces it; ttt_alignment=chain equals Speculators' forward",
+        "tests/parity/test_deviations.py::test_own_position_kv",
+    ),
+    Deviation(
+        "leading-rows",
+        "loss, rows p < step",
+        "rows that never advanced are trained too; small, since the mask is seldom on there",
+        "prototype alignment keeps them, chain alignment drops them and divides by what is left",
+        "tests/parity/test_deviations.py::test_leading_rows",
+    ),
+    Deviation(
+        "unshifted-mask",
+        "loss mask",
+        "the mask is l[p] although ids and targets are shifted to p + 1; one position per answer",
+        "prototype alignment keeps it, chain alignment shifts the mask",
+        "tests/parity/test_deviations.py::test_unshifted_mask",
+    ),
+    Deviation(
+        "accumulation-wipe",
+        "loop without DeepSpeed",
+        "gradients are zeroed at the top of every micro-batch: an update is 1/a of the last micro-batch alone",
+        "accumulated gradients equal the big batch's; only the reference reproduces the wipe",
+        "tests/parity/test_deviations.py::test_accumulation_wipe",
+    ),
+    Deviation(
+        "ddp-bf16-crash",
+        "Eagle3 in bfloat16 without DeepSpeed",
+        "float32 activations meet a bfloat16 head and the script stops",
+        "autocast with float32 weights trains",
+        "tests/parity/test_deviations.py::test_ddp_bf16_crash",
+    ),
+    Deviation(
+        "embed-decay",
+        "Eagle3 under DeepSpeed",
+        "the embedding is in the optimizer without ever getting a gradient; its float32 master shrinks by weight decay",
+        "frozen parameters are not given to the optimizer",
+        "tests/parity/test_deviations.py::test_embed_decay",
+    ),
+    Deviation(
+        "epoch-plus-one",
+        "loop",
+        "--epoch n makes n + 1 passes and the schedule is made to match",
+        "kept, documented in --help",
+        "tests/parity/test_deviations.py::test_epoch_plus_one",
+    ),
+    Deviation(
+        "short-noise",
+        "noise",
+        "uniform noise is scaled by 512 / T: a sample of 20 tokens gets +-2.56",
+        "kept; --no-noise switches it off",
+        "tests/parity/test_deviations.py::test_short_noise",
+    ),
+    Deviation(
+        "walk-order",
+        "data",
+        "samples come in the file system's order and every file counts as one",
+        "*.ckpt files in natural order",
+        "tests/parity/test_deviations.py::test_walk_order",
+    ),
+    Deviation(
+        "pickle-as-safetensors",
+        "saving",
+        "a torch pickle is written under a .safetensors name; no reader of safetensors opens it",
+        "a Speculators directory with a real safetensors file",
+        "tests/parity/test_deviations.py::test_pickle_as_safetensors",
+    ),
+    Deviation(
+        "no-resume",
+        "Eagle3",
+        "--ckpt_path looks for files the script never writes, and no optimizer state is saved",
+        "--ckpt_path takes the directories the port writes and starts from their weights",
+        "tests/parity/test_deviations.py::test_no_resume",
+    ),
+    Deviation(
+        "one-layer",
+        "model",
+        "the Eagle3 prototype cannot run two layers",
+        "refused in prototype alignment, supported in chain alignment",
+        "tests/parity/test_deviations.py::test_one_layer",
+    ),
+    Deviation(
+        "train-only",
+        "model",
+        "the prototype's forward fails in eval mode",
+        "both modes work and give the same numbers",
+        "tests/parity/test_deviations.py::test_train_only",
+    ),
+    Deviation(
+        "unlogged-metrics",
+        "loop",
+        "a metrics dict is built at every batch and sent nowhere",
+        "logged under its names at every micro-batch",
+        "tests/parity/test_deviations.py::test_unlogged_metrics",
+    ),
+)
+
+
+def find(id: str) -> Deviation:
+    """The ledger's entry of that id."""
+    return next(deviation for deviation in LEDGER if deviation.id == id)

@@ -1,0 +1,103 @@
+"""From cases to a report: run every side of every case, compare, collect what the report draws."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from parity.case import Case
+from parity.checks import run_checks
+from parity.checks.backward import gradient_flow
+from parity.checks.evidence import Evidence
+from parity.deviations import LEDGER
+from parity.environment import describe
+from parity.result import Curve, Report, Row
+from parity.runs.port import run_port
+from parity.runs.recorded import load_recorded
+from parity.runs.reference.loop import trace_reference
+from parity.trace import Trace
+
+Baseline = Callable[[Case], Trace]
+"""Gives the prototype's trace of a case: from the recording, or from the live original."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A run held against the prototype."""
+
+    name: str
+    evidence: Callable[[Case, Trace], contextlib.AbstractContextManager[Evidence]]
+    leaves_out: Callable[[Case], str | None] = lambda case: None
+
+
+@contextlib.contextmanager
+def reference_side(case: Case, expected: Trace) -> Iterator[Evidence]:
+    """The reference in the case's precision."""
+    dtype = torch.float32 if case.dtype == "fp32" else torch.bfloat16
+    yield Evidence(case, expected, trace_reference(case, dtype), _oracle(case))
+
+
+@contextlib.contextmanager
+def port_side(case: Case, expected: Trace) -> Iterator[Evidence]:
+    """The port, with its checkpoints kept for as long as the checks need them."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_port(case, Path(folder))
+        yield Evidence(case, expected, run.trace, _oracle(case), run.checkpoints, run.draft)
+
+
+def _oracle(case: Case) -> Callable[[], Trace]:
+    return functools.cache(lambda: trace_reference(case, torch.float64, optimizer_steps=1))
+
+
+def _accumulates(case: Case) -> str | None:
+    if case.accumulation == 1:
+        return None
+    return "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
+
+
+def _is_bf16(case: Case) -> str | None:
+    return None if case.dtype == "fp32" else "bfloat16: the float64 reference is the oracle"
+
+
+SIDES = (Side("reference", reference_side, _is_bf16), Side("port", port_side, _accumulates))
+
+
+def judge(cases: list[Case], baseline: Baseline = load_recorded, sides: tuple[Side, ...] = SIDES) -> Report:
+    """Run and compare every case; the report's rows come in the order of cases, sides and checks."""
+    report = Report(environment=describe(), deviations=list(LEDGER))
+    for case in cases:
+        expected = baseline(case)
+        _add_curves(report, case, expected)
+        for side in sides:
+            reason = side.leaves_out(case)
+            if reason:
+                report.notes.append(f"{case.name}: {side.name} not compared. {reason}")
+                continue
+            with side.evidence(case, expected) as evidence:
+                _judge_one(report, evidence)
+    return report
+
+
+def _judge_one(report: Report, evidence: Evidence) -> None:
+    report.rows += run_checks(evidence)
+    _add_curves(report, evidence.case, evidence.found)
+    report.gradient_flow += gradient_flow(evidence)
+
+
+def _add_curves(report: Report, case: Case, trace: Trace) -> None:
+    run = report.baseline if trace.run in ("recorded", "original") else trace.run
+    losses = tuple(point.loss for point in trace.curve)
+    norms = tuple(float("nan") if point.grad_norm is None else point.grad_norm for point in trace.curve)
+    report.curves.append(Curve(case.name, run, "loss", losses))
+    report.curves.append(Curve(case.name, run, "grad_norm", norms))
+
+
+def failures(report: Report) -> list[Row]:
+    """The rows that did not pass."""
+    return [row for row in report.rows if not row.passed]

@@ -1,0 +1,89 @@
+"""How close is close enough: one table, keyed by run, precision and quantity.
+
+Every row holds the bound, the noise floor that was measured between independent float32 implementations of the same
+formulas on one machine, and why the bound is what it is. No check carries a number of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(str, Enum):
+    """What is measured. Every kind fails on NaN, on another shape and on nothing compared."""
+
+    EQUAL = "entries that differ"
+    ABSOLUTE = "largest absolute difference"
+    OF_MAX = "largest difference over the largest entry"
+    RELATIVE = "largest relative difference"
+    RATIO = "ratio"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A bound on one quantity."""
+
+    kind: Kind
+    bound: float
+    floor: float | None
+    reason: str
+
+
+EXACT = Tolerance(Kind.EQUAL, 0.0, 0.0, "data movement and integer counts leave no room for rounding")
+
+PORT_FP32 = {
+    "batch": EXACT,
+    "configuration": EXACT,
+    "weights": EXACT,
+    "vocabulary": EXACT,
+    "target_p": Tolerance(Kind.ABSOLUTE, 1e-6, 0.0, "one matmul and a softmax, bit-equal on the recording's machine"),
+    "hidden_in": Tolerance(Kind.ABSOLUTE, 1e-5, 0.0, "one matmul"),
+    "hidden": Tolerance(Kind.ABSOLUTE, 1e-5, 1.4e-6, "another order of sums in attention"),
+    "logits": Tolerance(Kind.ABSOLUTE, 1e-5, 2.9e-6, "hidden through norm and head, logits of the order of 2"),
+    "loss": Tolerance(Kind.RELATIVE, 5e-6, 2e-7, "a mean over rows"),
+    "grad": Tolerance(Kind.OF_MAX, 2e-6, 4.6e-7, "history projected once: gradients add up in another order"),
+    "grad_norm": Tolerance(Kind.RELATIVE, 2e-5, 3.3e-6, "the norm of what differs by rounding; 200 steps of drift"),
+    "after": Tolerance(Kind.ABSOLUTE, 3e-5, 6.4e-6, "Adam's first step is lr * sign(g): rounding in g near 0 shows"),
+    "final": Tolerance(Kind.ABSOLUTE, 5e-5, 2.9e-6, "the same, over the whole run"),
+    "lr": EXACT,
+    "hits": EXACT,
+    "prints": EXACT,
+    "path": Tolerance(Kind.RELATIVE, 1e-4, 3e-7, "norms of gradients through earlier steps; a cut path is off by 1"),
+    "round_trip": EXACT,
+    "converted": EXACT,
+    "chain_logits": Tolerance(Kind.ABSOLUTE, 1e-5, 3.4e-6, "Speculators' own kernels sum in another order"),
+    "chain_loss": Tolerance(Kind.RELATIVE, 1e-6, 2e-7, "the same mask and slice rules over the same logits"),
+}
+"""A port against the prototype, everything in float32."""
+
+REFERENCE_FP32 = {
+    **PORT_FP32,
+    "hidden": Tolerance(Kind.ABSOLUTE, 3.9e-6, 1.4e-6, "the floor of a re-implementation from the formulas"),
+    "logits": Tolerance(Kind.ABSOLUTE, 3.9e-6, 3.8e-6, "the floor of a re-implementation from the formulas"),
+    "loss": Tolerance(Kind.RELATIVE, 1.1e-6, 4.2e-7, "the floor over trajectories of 39 to 200 steps"),
+    "grad": Tolerance(Kind.OF_MAX, 4.2e-7, 4e-7, "the floor of a re-implementation from the formulas"),
+    "after": Tolerance(Kind.ABSOLUTE, 1.2e-5, 1.1e-5, "the floor after one AdamW step"),
+    "final": Tolerance(Kind.ABSOLUTE, 1.2e-5, 2e-6, "the floor over whole trajectories"),
+}
+"""The reference against the prototype: as close as an independent implementation was ever seen to come."""
+
+BF16 = {
+    **PORT_FP32,
+    "error_ratio": Tolerance(Kind.RATIO, 1.5, 1.0, "the port's error against float64 over the prototype's own"),
+    "path": Tolerance(Kind.RELATIVE, 0.1, 2e-2, "bfloat16 has 8 bits; a cut path is off by 1"),
+    "round_trip": EXACT,
+}
+"""bfloat16: numbers are judged by their error against float64, see the precision check."""
+
+SHORTFALL = {
+    "throughput": Tolerance(Kind.RATIO, 0.90, None, "the port may be at most 10 % slower than the prototype"),
+}
+"""Lower bounds."""
+
+
+def tolerance(run: str, dtype: str, quantity: str) -> Tolerance:
+    """The row for a quantity of a run: ``reference`` has its own table, every other run is held to the port's."""
+    if dtype != "fp32":
+        return BF16[quantity]
+    return (REFERENCE_FP32 if run == "reference" else PORT_FP32)[quantity]
