@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,14 +17,24 @@ from parity.checks.backward import gradient_flow
 from parity.checks.evidence import Evidence
 from parity.deviations import LEDGER
 from parity.environment import describe
-from parity.result import Curve, Report, Row
+from parity.localise import localise
+from parity.result import Curve, Report, Row, Status
 from parity.runs.port import run_port
 from parity.runs.recorded import load_recorded
 from parity.runs.reference.loop import trace_reference
+from parity.signatures import hint_for
 from parity.trace import Trace
 
-Baseline = Callable[[Case], Trace]
-"""Gives the prototype's trace of a case: from the recording, or from the live original."""
+Baseline = Callable[[Case], contextlib.AbstractContextManager[tuple[Case, Trace]]]
+"""Gives the prototype's trace of a case, and the case as it was run."""
+
+LOCALISED = ("forward", "loss", "paths", "gradients")
+
+
+@contextlib.contextmanager
+def recorded_baseline(case: Case) -> Iterator[tuple[Case, Trace]]:
+    """What the recording holds."""
+    yield case, load_recorded(case)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Side:
     name: str
     evidence: Callable[[Case, Trace], contextlib.AbstractContextManager[Evidence]]
     leaves_out: Callable[[Case], str | None] = lambda case: None
+    checks: tuple[str, ...] | None = None
 
 
 @contextlib.contextmanager
@@ -65,29 +76,54 @@ def _is_bf16(case: Case) -> str | None:
     return None if case.dtype == "fp32" else "bfloat16: the float64 reference is the oracle"
 
 
-SIDES = (Side("reference", reference_side, _is_bf16), Side("port", port_side, _accumulates))
+REFERENCE = Side("reference", reference_side, _is_bf16)
+PORT = Side("port", port_side, _accumulates)
 
 
-def judge(cases: list[Case], baseline: Baseline = load_recorded, sides: tuple[Side, ...] = SIDES) -> Report:
+def judge(
+    cases: Sequence[Case],
+    baseline: Baseline = recorded_baseline,
+    sides: Sequence[Side] = (REFERENCE, PORT),
+    progress: Callable[[str], None] = lambda line: None,
+) -> Report:
     """Run and compare every case; the report's rows come in the order of cases, sides and checks."""
     report = Report(environment=describe(), deviations=list(LEDGER))
-    for case in cases:
-        expected = baseline(case)
-        _add_curves(report, case, expected)
-        for side in sides:
-            reason = side.leaves_out(case)
-            if reason:
-                report.notes.append(f"{case.name}: {side.name} not compared. {reason}")
-                continue
-            with side.evidence(case, expected) as evidence:
-                _judge_one(report, evidence)
+    for named in cases:
+        progress(named.name)
+        with baseline(named) as (case, expected):
+            _add_curves(report, case, expected)
+            for side in sides:
+                _judge_side(report, side, case, expected)
     return report
 
 
-def _judge_one(report: Report, evidence: Evidence) -> None:
-    report.rows += run_checks(evidence)
-    _add_curves(report, evidence.case, evidence.found)
-    report.gradient_flow += gradient_flow(evidence)
+def _judge_side(report: Report, side: Side, case: Case, expected: Trace) -> None:
+    reason = side.leaves_out(case)
+    if reason:
+        report.notes.append(f"{case.name}: {side.name} not compared. {reason}")
+        return
+    with side.evidence(case, expected) as evidence:
+        report.rows += explain(run_checks(evidence, side.checks), evidence)
+        _add_curves(report, evidence.case, evidence.found)
+        report.gradient_flow += gradient_flow(evidence)
+
+
+def explain(rows: list[Row], evidence: Evidence) -> list[Row]:
+    """The first failed row of every check gets a hint: the deviation it looks like, and where a port parts."""
+    explained, seen = [], set()
+    for row in rows:
+        if row.status is Status.FAILED and row.check not in seen:
+            seen.add(row.check)
+            row = replace(row, hint="; ".join(filter(None, (hint_for(row, evidence), _place(row, evidence)))))
+        explained.append(row)
+    return explained
+
+
+def _place(row: Row, evidence: Evidence) -> str:
+    if evidence.draft is None or row.check not in LOCALISED:
+        return ""
+    finding = localise(evidence.case)
+    return str(finding) if finding else "module by module both sides agree on the first batch"
 
 
 def _add_curves(report: Report, case: Case, trace: Trace) -> None:
@@ -96,8 +132,3 @@ def _add_curves(report: Report, case: Case, trace: Trace) -> None:
     norms = tuple(float("nan") if point.grad_norm is None else point.grad_norm for point in trace.curve)
     report.curves.append(Curve(case.name, run, "loss", losses))
     report.curves.append(Curve(case.name, run, "grad_norm", norms))
-
-
-def failures(report: Report) -> list[Row]:
-    """The rows that did not pass."""
-    return [row for row in report.rows if not row.passed]

@@ -19,18 +19,18 @@ def check_precision(evidence: Evidence) -> list[Row]:
     """
     oracle, subject = evidence.oracle(), evidence.subject("precision")
     rows = []
-    for name in _quantities(evidence.expected):
+    for name in _quantities(evidence.expected, evidence.found.trained):
         prototype, port = (error(oracle, side, name, evidence) for side in (evidence.expected, evidence.found))
         rows.append(_row(subject, evidence, name, prototype, port))
     return rows or [subject.row("error_ratio", "", None, None, False, "nothing compared")]
 
 
-def _quantities(trace: Trace) -> list[str]:
+def _quantities(trace: Trace, trained: tuple[str, ...]) -> list[str]:
     """Tensors that went through rounding; ``losses`` stands for the steps' losses of a micro-batch."""
     names = [name for name in trace.tensors if name.startswith("mb") and ".batch." not in name]
     names = [name for name in names if not name.endswith(("loss", "grad_norm", "target_p"))]
     vectors = [f"mb{index}.losses" for index in trace.micro_batches()]
-    after = [name for name in trace.tensors if name.startswith("after.")]
+    after = [f"after.{name}" for name in trained if f"after.{name}" in trace.tensors]
     return sorted([*names, *vectors, *after])
 
 

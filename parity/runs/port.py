@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import set_seed
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor, nn
 
@@ -25,7 +26,10 @@ from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
 from ports.training.alignment import Alignment
 from ports.training.batches import Batch
+from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
+from ports.training.runs import finish
+from ports.training.settings import TrainingSettings
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "bf16ds": "bf16"}
 
@@ -71,28 +75,32 @@ def run_port(
     Args:
         case: what to run.
         cpdir: where its checkpoints go.
-        seed: set before the model is built, and again at the start of the loop.
+        seed: set before the model is built, and again at the start of the loop when ``live``.
         live: draw order and noise afresh from ``seed`` instead of replaying the recorded ones.
         observers: further observers, called after the tracer.
         changes: settings that differ from the case's.
     """
-    reset_accelerate()
     with deterministic(seed):
-        settings = settings_for(case, cpdir, **changes)
-        draft = eagle3.build(settings)
-        load_initial(draft, case)
-        replay_noise = case.noise and not live
-        draw = ReplayDraw(case.directory / "noise_uniforms.safetensors") if replay_noise else torch.rand_like
-        dataset = eagle3.build_dataset(settings, draft.config, draw)
-        sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
-        tracer = Tracer(case, settings, seed if live else None)
-        total, warmup = settings.schedule(len(dataset))
-        tracer.trace.configuration.update(
-            samples=[file.name for file in dataset.files], total_steps=total, warmup_steps=warmup, seed=seed
-        )
-        eagle3.run(settings, draft, dataset, sampler, Together((tracer, *observers)))
+        tracer = Tracer(case, seed, reseed=live)
+        loop = start_port(case, cpdir, live, Together((tracer, *observers)), **changes)
+        tracer.describe(loop.plan)
+        finish(loop)
         tracer.trace.environment = describe(seed)
-    return PortRun(tracer.trace, draft, cpdir)
+    return PortRun(tracer.trace, loop.plan.objective.draft, cpdir)
+
+
+def start_port(
+    case: Case, cpdir: Path, live: bool = False, observer: Observer | None = None, **changes: Any
+) -> Loop:
+    """The port's training loop on ``case``, from the recorded weights, ready to go."""
+    reset_accelerate()
+    settings = settings_for(case, cpdir, **changes)
+    draft = eagle3.build(settings)
+    load_initial(draft, case)
+    draw = ReplayDraw(case.uniforms) if case.uniforms and not live else torch.rand_like
+    dataset = eagle3.build_dataset(settings, draft.config, draw)
+    sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
+    return eagle3.start(settings, draft, dataset, sampler, observer)
 
 
 def trace_port(case: Case, **changes: Any) -> Trace:
@@ -148,11 +156,22 @@ EVENTS = frozenset(name for name in vars(Observer) if not name.startswith("_"))
 class Tracer(Observer):
     """Writes the first optimizer step's tensors and every micro-batch's scalars into a trace."""
 
-    def __init__(self, case: Case, settings: Eagle3Settings, seed: int | None) -> None:
-        self.seed = seed
-        self.trace = Trace("port", case.name, case.dtype, configuration=_declared(settings))
+    def __init__(self, case: Case, seed: int, reseed: bool) -> None:
+        self.seed, self.reseed = seed, reseed
+        self.trace = Trace("port", case.name, case.dtype)
         self.first_step = True
-        self.num_files = 0
+
+    def describe(self, plan: Plan) -> None:
+        """Write down what the run was told to do."""
+        dataset: Any = plan.loader.dataset
+        total, warmup = plan.settings.schedule(plan.num_files)
+        self.trace.configuration = {
+            **_declared(plan.settings),
+            "samples": [file.name for file in dataset.files],
+            "total_steps": total,
+            "warmup_steps": warmup,
+            "seed": self.seed,
+        }
 
     def started(self, objective: nn.Module, optimizer: Any) -> None:
         group = optimizer.param_groups[0]
@@ -166,8 +185,8 @@ class Tracer(Observer):
         self.trace.trained = tuple(name for name, value in parameters.items() if value.requires_grad)
         self.trace.frozen = tuple(name for name, value in parameters.items() if not value.requires_grad)
         self._keep("init", parameters)
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
+        if self.reseed:
+            set_seed(self.seed)
 
     def batch(self, micro_batch: int, batch: Batch) -> None:
         if self.first_step:
@@ -227,7 +246,7 @@ def _point(record: StepRecord) -> Point:
     )
 
 
-def _declared(settings: Eagle3Settings) -> dict[str, Any]:
+def _declared(settings: TrainingSettings) -> dict[str, Any]:
     return {
         "lr": settings.lr,
         "bs": settings.bs,

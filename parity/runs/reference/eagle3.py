@@ -113,7 +113,9 @@ class Layer:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         step = len(self.history)
-        joined, normed = self._joined(hidden, step)
+        pair = torch.cat([self.raw_embeds, hidden], dim=-1)
+        halves = pair.chunk(2, dim=-1) if self.project_once else (self.raw_embeds, hidden)
+        joined, normed = self._joined(*halves, step)
         query = rotate(self._heads(joined, "q_proj", step), self.cos, self.sin)
         keys, values = zip(*self._keys_and_values(joined, step))
         attended = ttt_attention(query, keys, values, self.mask, self.own_position)
@@ -125,17 +127,17 @@ class Layer:
         quiet = rms_norm(middle, self.weights[f"{LAYER}.post_attention_layernorm.weight"], self.config["rms_norm_eps"])
         self.tap(f"{LAYER}.post_attention_layernorm", step, middle, quiet)
         out = middle + mlp(quiet, self.weights, f"{LAYER}.mlp", step, self.tap)
-        self.tap(LAYER, step, hidden, out)
+        self.tap(LAYER, step, pair, out)
         self.history.append(hidden)
         return out
 
-    def _joined(self, hidden: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """[embedding half ; hidden half], both normed, [B, T, 2h]; and the hidden half alone."""
-        eps = self.config["rms_norm_eps"]
-        embeds = rms_norm(self.raw_embeds, self.weights[f"{LAYER}.input_layernorm.weight"], eps)
+    def _joined(self, raw: Tensor, hidden: Tensor, step: int, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
+        """Embedding and hidden state, each normed, side by side [B, T, 2h]; and the normed hidden state alone."""
+        tap, eps = tap or self.tap, self.config["rms_norm_eps"]
+        embeds = rms_norm(raw, self.weights[f"{LAYER}.input_layernorm.weight"], eps)
         normed = rms_norm(hidden, self.weights[f"{LAYER}.hidden_norm.weight"], eps)
-        self.tap(f"{LAYER}.input_layernorm", step, self.raw_embeds, embeds)
-        self.tap(f"{LAYER}.hidden_norm", step, hidden, normed)
+        tap(f"{LAYER}.input_layernorm", step, raw, embeds)
+        tap(f"{LAYER}.hidden_norm", step, hidden, normed)
         return torch.cat([embeds, normed], dim=-1), normed
 
     def _keys_and_values(self, joined: Tensor, step: int) -> list[tuple[Tensor, Tensor]]:
@@ -143,15 +145,11 @@ class Layer:
         if self.project_once:
             self.kept.append(self._key_and_value(joined, step, self.tap))
             return self.kept
-        past = [self._key_and_value(self._quietly_joined(hidden), i, no_tap) for i, hidden in enumerate(self.history)]
+        past = [self._key_and_value(self._rejoined(hidden), i, no_tap) for i, hidden in enumerate(self.history)]
         return [*past, self._key_and_value(joined, step, self.tap)]
 
-    def _quietly_joined(self, hidden: Tensor) -> Tensor:
-        tap, self.tap = self.tap, no_tap
-        try:
-            return self._joined(hidden, 0)[0]
-        finally:
-            self.tap = tap
+    def _rejoined(self, hidden: Tensor) -> Tensor:
+        return self._joined(self.raw_embeds, hidden, 0, no_tap)[0]
 
     def _key_and_value(self, joined: Tensor, step: int, tap: Tap) -> tuple[Tensor, Tensor]:
         key, value = (linear(joined, self.weights, f"{LAYER}.self_attn.{name}") for name in ("k_proj", "v_proj"))

@@ -1,0 +1,116 @@
+"""``parity run``, ``parity record`` and ``parity doctor``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from loguru import logger
+from rich.console import Console
+
+import fixtures
+from parity.case import find_cases
+from parity.doctor import print_environment
+from parity.errors import InputError
+from parity.live import request_for
+from parity.report import print_report, write_html, write_json
+from parity.runs.original import OriginalRunError, record_original
+from parity.select import matches
+from parity.verdict import Options, verdict
+
+ALGORITHMS = ("eagle3",)
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Recordings = Annotated[Path, typer.Option(help="folder of recorded cases and their fixture/")]
+Keyword = Annotated[str, typer.Option("-k", help="only cases whose name fits: words, and, or, not")]
+
+
+@app.command()
+def run(
+    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3; default: all")] = None,  # noqa: UP045
+    recordings: Recordings = fixtures.RECORDINGS,
+    prototype: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="root of a speculators checkout at 227b8a1b: run the original live"),
+    ] = None,
+    report: Annotated[Optional[Path], typer.Option(help="write the HTML report here")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], typer.Option(help="write the rows as JSON here")] = None,  # noqa: UP045
+    keyword: Keyword = "",
+) -> None:
+    """Hold the ports against the prototypes; ends with a verdict table. Exit code 0: all passed, 1: not, 2: bad input."""
+    chosen = _algorithms(algorithm)
+    options = Options(recordings=recordings, algorithms=chosen, keyword=keyword, prototype=prototype)
+    console = Console()
+    with console.status("running") as status:
+        result = verdict(options, lambda line: status.update(line))
+    print_report(result, console)
+    if json is not None:
+        write_json(result, json)
+    if report is not None:
+        write_html(result, report)
+        console.print(f"report: {report}")
+    raise typer.Exit(0 if result.passed else 1)
+
+
+@app.command()
+def record(
+    prototype: Annotated[Path, typer.Option(help="root of a speculators checkout at 227b8a1b")],
+    output: Annotated[Path, typer.Option(help="folder the new recordings go to")] = Path("recordings"),
+    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3; default: all")] = None,  # noqa: UP045
+    recordings: Recordings = fixtures.RECORDINGS,
+    keyword: Keyword = "",
+) -> None:
+    """Run the unmodified prototypes on the cases of a recordings folder and write new recordings."""
+    output.mkdir(parents=True, exist_ok=True)
+    for name in _algorithms(algorithm):
+        for case in find_cases(recordings, name):
+            if matches(keyword, case.name):
+                typer.echo(record_original(request_for(case, prototype, output)))
+
+
+@app.command()
+def doctor(
+    prototype: Annotated[Optional[Path], typer.Option(help="check this checkout too")] = None,  # noqa: UP045
+) -> None:
+    """Explain the environment: versions, numeric modes, what can run here and what is missing."""
+    print_environment(Console(), prototype)
+
+
+def _algorithms(name: str | None) -> tuple[str, ...]:
+    if name is None:
+        return ALGORITHMS
+    if name not in ALGORITHMS:
+        raise InputError("command line", "algorithm", name, " or ".join(ALGORITHMS))
+    return (name,)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' chatter goes nowhere; the ports' own printing neither, since the trace keeps it."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    logger.remove()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    yield
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        with _quiet():
+            app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (InputError, OriginalRunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Explain the environment to somebody whose run surprised them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from parity.environment import describe
+from parity.runs.original import verify
+
+OPTIONAL = {
+    "deepspeed": ("the bf16ds cases with --prototype", "pip install -e '.[deepspeed]'"),
+    "tensorboard": ("--log_with tensorboard", "pip install -e '.[tensorboard]'"),
+    "wandb": ("--log_with wandb", "pip install -e '.[wandb]'"),
+    "vllm": ("serving a trained draft", "see vLLM's own installation guide"),
+}
+
+
+def print_environment(console: Console, prototype: Path | None = None) -> None:
+    """Versions and modes, optional parts, and the state of a checkout."""
+    table = Table("what", "found", box=None)
+    for name, value in describe().items():
+        table.add_row(name, str(value))
+    console.print(table)
+    for line in [*optional_parts(), *checkout_state(prototype)]:
+        console.print(line, highlight=False)
+
+
+def optional_parts() -> list[str]:
+    """One line for each optional package and for the GPU."""
+    lines = []
+    for name, (use, remedy) in OPTIONAL.items():
+        lines.append(f"{name}: present" if find_spec(name) else f"{name}: missing, needed for {use}: {remedy}")
+    gpu = "present" if torch.cuda.is_available() else "none: tests marked gpu are skipped, everything else runs on the CPU"
+    return [*lines, f"GPU: {gpu}"]
+
+
+def checkout_state(prototype: Path | None) -> list[str]:
+    """Which of the prototypes' files are not those of the commit."""
+    if prototype is None:
+        return ["prototype: no checkout given (--prototype DIR)"]
+    wrong = [mismatch for algorithm in ("eagle3", "hass") for mismatch in verify(prototype, algorithm)]
+    if not wrong:
+        return [f"prototype: {prototype} holds the commit's files"]
+    return [f"prototype: {m.file}: found {m.found}, expected {m.expected}" for m in wrong]

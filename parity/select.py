@@ -1,0 +1,30 @@
+"""``-k EXPR``: choose cases by words of their names, with ``and``, ``or``, ``not`` and parentheses, as pytest does."""
+
+from __future__ import annotations
+
+import re
+
+from parity.errors import InputError
+
+WORD = re.compile(r"[\w.-]+")
+
+
+def matches(expression: str, name: str) -> bool:
+    """True when ``name`` fits; every word stands for "is part of the name", an empty expression fits everything.
+
+    Raises:
+        InputError: an expression that cannot be read.
+    """
+    if not expression.strip():
+        return True
+    if not re.fullmatch(r"[\w.\s()-]+", expression):
+        raise InputError("command line", "-k", repr(expression), "words, and, or, not, parentheses")
+    formula = WORD.sub(lambda match: _value(match.group(), name), expression)
+    try:
+        return bool(eval(formula, {"__builtins__": {}}))  # only True, False, and, or, not and parentheses are left
+    except (SyntaxError, TypeError) as error:
+        raise InputError("command line", "-k", repr(expression), "words joined by and, or, not") from error
+
+
+def _value(word: str, name: str) -> str:
+    return word if word in ("and", "or", "not") else str(word in name)
