@@ -41,6 +41,7 @@ class Meta(BaseModel):
     sample_index_order: list[int]
     samples_files: list[str]
     initial: str
+    seed: int | None = None
     prints: list[str]
     train_config: dict[str, Any] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -73,6 +74,11 @@ class Case:
     @property
     def verifier(self) -> Path:
         return self.fixture / "verifier"
+
+    @property
+    def seed(self) -> int | None:
+        """Set at the start of the loop; None where the script's own seeding stood."""
+        return self.meta.seed
 
     @property
     def uniforms(self) -> Path | None:

@@ -42,7 +42,7 @@ def run(
     json: Annotated[Optional[Path], typer.Option(help="write the rows as JSON here")] = None,  # noqa: UP045
     keyword: Keyword = "",
 ) -> None:
-    """Hold the ports against the prototypes; ends with a verdict table. Exit code 0: all passed, 1: not, 2: bad input."""
+    """Hold the ports against the prototypes and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
     chosen = _algorithms(algorithm)
     options = Options(recordings=recordings, algorithms=chosen, keyword=keyword, prototype=prototype)
     console = Console()
@@ -92,7 +92,7 @@ def _algorithms(name: str | None) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The libraries' chatter goes nowhere; the ports' own printing neither, since the trace keeps it."""
-    from transformers.utils import logging  # noqa: PLC0415
+    from transformers.utils import logging
 
     logger.remove()
     logging.disable_progress_bar()

@@ -28,7 +28,13 @@ class Subject:
 
 
 def compare(
-    subject: Subject, quantity: str, name: str, expected: Tensor, found: Tensor, tolerance: Tolerance, where: Tensor | None = None
+    subject: Subject,
+    quantity: str,
+    name: str,
+    expected: Tensor,
+    found: Tensor,
+    tolerance: Tolerance,
+    where: Tensor | None = None,
 ) -> Row:
     """Compare two tensors; fails on another shape, on NaN or Inf on either side, and on zero entries.
 

@@ -35,7 +35,11 @@ def optional_parts() -> list[str]:
     lines = []
     for name, (use, remedy) in OPTIONAL.items():
         lines.append(f"{name}: present" if find_spec(name) else f"{name}: missing, needed for {use}: {remedy}")
-    gpu = "present" if torch.cuda.is_available() else "none: tests marked gpu are skipped, everything else runs on the CPU"
+    gpu = (
+        "present"
+        if torch.cuda.is_available()
+        else "none: tests marked gpu are skipped, everything else runs on the CPU"
+    )
     return [*lines, f"GPU: {gpu}"]
 
 

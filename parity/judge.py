@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from parity.localise import localise
 from parity.result import Curve, Report, Row, Status
 from parity.runs.port import run_port
 from parity.runs.recorded import load_recorded
-from parity.runs.reference.loop import trace_reference
+from parity.runs.reference.loop import first_step_oracle, trace_reference
 from parity.signatures import hint_for
 from parity.trace import Trace
 
@@ -51,7 +50,7 @@ class Side:
 def reference_side(case: Case, expected: Trace) -> Iterator[Evidence]:
     """The reference in the case's precision."""
     dtype = torch.float32 if case.dtype == "fp32" else torch.bfloat16
-    yield Evidence(case, expected, trace_reference(case, dtype), _oracle(case))
+    yield Evidence(case, expected, trace_reference(case, dtype), first_step_oracle(case))
 
 
 @contextlib.contextmanager
@@ -59,11 +58,7 @@ def port_side(case: Case, expected: Trace) -> Iterator[Evidence]:
     """The port, with its checkpoints kept for as long as the checks need them."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_port(case, Path(folder))
-        yield Evidence(case, expected, run.trace, _oracle(case), run.checkpoints, run.draft)
-
-
-def _oracle(case: Case) -> Callable[[], Trace]:
-    return functools.cache(lambda: trace_reference(case, torch.float64, optimizer_steps=1))
+        yield Evidence(case, expected, run.trace, first_step_oracle(case), run.checkpoints, run.draft)
 
 
 def _accumulates(case: Case) -> str | None:

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from parity.case import Case, read_case
 from parity.checks.evidence import Evidence
 from parity.compare import Subject
 from parity.result import Row
 from parity.runs.original import OriginalRequest, record_original, verify
-from parity.runs.recorded import load_recorded
-from parity.runs.reference.loop import trace_reference
+from parity.runs.port import run_port
+from parity.runs.recorded import PROTOTYPE_SEED, load_recorded
+from parity.runs.reference.loop import first_step_oracle
 from parity.trace import Trace
 
 ADAPTERS = {"eagle3": "ports.eagle3.adapter"}
@@ -24,7 +23,7 @@ ADAPTER_CHECKS = ("batches", "targets", "forward", "loss", "gradients", "optimiz
 
 
 def request_for(case: Case, prototype: Path, output: Path, **changes: object) -> OriginalRequest:
-    """The original's run that the case describes."""
+    """The original's run that the case describes; where it draws, it is seeded at the start of its loop."""
     request = OriginalRequest(
         prototype=prototype,
         fixture=case.fixture,
@@ -41,6 +40,7 @@ def request_for(case: Case, prototype: Path, output: Path, **changes: object) ->
         noise=case.noise,
         shuffle=case.shuffle,
         initial_weights=case.initial,
+        seed=PROTOTYPE_SEED if case.noise or case.shuffle else None,
     )
     return replace(request, **changes)  # type: ignore[arg-type]
 
@@ -57,6 +57,14 @@ def original_baseline(prototype: Path) -> Callable[[Case], contextlib.AbstractCo
     return baseline
 
 
+@contextlib.contextmanager
+def live_port_side(case: Case, expected: Trace) -> Iterator[Evidence]:
+    """The port drawing order and noise by itself, seeded like the original at the start of its loop."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_port(case, Path(folder), seed=case.seed or PROTOTYPE_SEED, live=True)
+        yield Evidence(case, expected, run.trace, first_step_oracle(case), run.checkpoints, run.draft)
+
+
 def adapter_side(prototype: Path) -> Callable[[Case, Trace], contextlib.AbstractContextManager[Evidence]]:
     """The unmodified script with its model import redirected to the port's adapter."""
 
@@ -65,7 +73,7 @@ def adapter_side(prototype: Path) -> Callable[[Case, Trace], contextlib.Abstract
         with tempfile.TemporaryDirectory() as folder:
             request = request_for(case, prototype, Path(folder), redirect=ADAPTERS[case.algorithm])
             found = load_recorded(read_case(record_original(request)), run="adapter")
-            yield Evidence(case, expected, found, lambda: trace_reference(case, torch.float64, 1))
+            yield Evidence(case, expected, found, first_step_oracle(case))
 
     return side
 

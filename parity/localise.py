@@ -1,8 +1,8 @@
 """Where it goes wrong: the first module whose inputs agree with the reference's and whose outputs do not.
 
 Forward first, then backward: there the question is for the gradient that enters a module from behind and the one that
-leaves it. Modules go by the draft's names; a container (``layers.0``) is named when everything inside it agrees, so that
-the fault lies between its modules.
+leaves it. Modules go by the draft's names; a container (``layers.0``) is named when everything inside it agrees, so
+that the fault lies between its modules.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Finding:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.direction}: inputs of {self.module} agree at TTT step {self.step}, its outputs do not; {self.detail}"
+        place = f"inputs of {self.module} agree at TTT step {self.step}, its outputs do not"
+        return f"{self.direction}: {place}; {self.detail}"
 
 
 def localise(case: Case) -> Finding | None:
@@ -186,4 +187,6 @@ def _worst(expected: Tensor, found: Tensor) -> str:
         return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
     flat = int((expected - found).detach().abs().nan_to_num(nan=float("inf")).argmax())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape))
-    return f"largest at {index}: expected {expected.flatten()[flat].item():.6g}, found {found.flatten()[flat].item():.6g}"
+    return (
+        f"largest at {index}: expected {expected.flatten()[flat].item():.6g}, found {found.flatten()[flat].item():.6g}"
+    )

@@ -1,7 +1,7 @@
 """What a parity run found: the rows of the verdict and everything a report draws.
 
-This is the bottom layer of ``case -> run -> trace -> comparison -> report``: plain data, no torch, nothing imported from
-the layers above it.
+This is the bottom layer of ``case -> run -> trace -> comparison -> report``: plain data, no torch, nothing imported
+from the layers above it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Row:
     """One comparison: what was measured, what was allowed, and how it ended.
 
     ``measured`` and ``allowed`` carry the unit of the quantity's tolerance (absolute, relative to the largest entry,
-    a ratio, a count). ``detail`` holds the largest deviation's index and both values, or the reason; ``hint`` says where
-    to look first when the row failed.
+    a ratio, a count). ``detail`` holds the largest deviation's index and both values, or the reason; ``hint`` says
+    where to look first when the row failed.
     """
 
     check: str
@@ -87,8 +87,8 @@ class GradientFlow:
 class Speed:
     """Throughput of two sides measured alternately: seconds per optimizer step, one entry a round; the best counts.
 
-    ``ratio`` and ``interval`` are prototype seconds over port seconds: above 1 the port is the faster one. ``tokens`` and
-    the FLOPs are those of one optimizer step.
+    ``ratio`` and ``interval`` are prototype seconds over port seconds: above 1 the port is the faster one. ``tokens``
+    and the FLOPs are those of one optimizer step.
     """
 
     case: str

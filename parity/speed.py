@@ -24,7 +24,13 @@ from parity.tolerances import SHORTFALL
 
 LENGTHS = (160, 192, 176, 144, 192, 128, 160, 176)
 SPEC = VerifierSpec(
-    hidden_size=128, num_attention_heads=4, num_key_value_heads=2, intermediate_size=384, num_hidden_layers=8, vocab_size=2048, seed=7
+    hidden_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=384,
+    num_hidden_layers=8,
+    vocab_size=2048,
+    seed=7,
 )
 STEPS, ROUNDS = 3, 7
 WARMUP = 2

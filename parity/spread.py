@@ -1,4 +1,4 @@
-"""Final losses over seeds: is the port's bfloat16 training equivalent to the prototype's, given how much that one varies?"""
+"""Final losses over seeds: is the port's bfloat16 training equivalent to the prototype's, given how that one varies?"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fixtures.draws import uniform
 from parity.case import Case, read_case
 from ports.training.records import natural_key
-from ports.training.settings import TrainingSettings
+from ports.training.settings import linear_schedule_steps
 
 
 def write_case(
@@ -52,7 +52,9 @@ def write_case(
     weights = load_file(initial) if initial else initial_weights(fixture, seed)
     save_file(weights, folder / "initial.safetensors")
     flags = {"lr": lr, "bs": bs, "gradient-accumulation-steps": accumulation, "epoch": epoch, "forward_num_total": k}
-    (folder / "meta.json").write_text(json.dumps(_meta(name, dtype, fixture, flags, files, order, noise, shuffle, seed)))
+    (folder / "meta.json").write_text(
+        json.dumps(_meta(name, dtype, fixture, flags, files, order, noise, shuffle, seed))
+    )
     return read_case(folder)
 
 
@@ -130,10 +132,9 @@ def _meta(
     shuffle: bool,
     seed: int,
 ) -> dict[str, Any]:
-    settings = {"lr": flags["lr"], "bs": flags["bs"], "epoch": flags["epoch"]}
-    accumulation = flags["gradient-accumulation-steps"]
-    planned = TrainingSettings.model_construct(**settings, gradient_accumulation_steps=int(accumulation))
-    total, warmup = planned.schedule(len(files))
+    total, warmup = linear_schedule_steps(
+        len(files), int(flags["epoch"]), int(flags["bs"] * flags["gradient-accumulation-steps"])
+    )
     paths = {"configpath": "FIXTURE/draft_eagle3.json", "tmpdir": "FIXTURE/data_eagle3"}
     return {
         "case": name,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from parity.case import Case, find_cases
 from parity.judge import PORT, REFERENCE, Side, judge, recorded_baseline
-from parity.live import ADAPTER_CHECKS, adapter_side, original_baseline, prototype_rows
+from parity.live import ADAPTER_CHECKS, adapter_side, live_port_side, original_baseline, prototype_rows
 from parity.result import Report, Skip
 from parity.select import matches
 from parity.speed import judge_speed, live_timings, measure, speed_case
@@ -58,7 +58,8 @@ def _judge(cases: list[Case], options: Options, progress: Callable[[str], None])
     rows = [row for name in options.algorithms for row in prototype_rows(options.prototype, name)]
     runnable, skips = _runnable(cases)
     adapter = Side("adapter", adapter_side(options.prototype), _not_for_adapter, ADAPTER_CHECKS)
-    report = judge(runnable, original_baseline(options.prototype), (REFERENCE, PORT, adapter), progress)
+    port = replace(PORT, evidence=live_port_side)
+    report = judge(runnable, original_baseline(options.prototype), (REFERENCE, port, adapter), progress)
     report.rows[:0] = rows
     report.skips += skips
     return report
@@ -73,7 +74,9 @@ def _runnable(cases: list[Case]) -> tuple[list[Case], list[Skip]]:
     if find_spec("deepspeed"):
         return cases, []
     missing = [case for case in cases if case.dtype == "bf16ds"]
-    skips = [Skip("original", case.name, "DeepSpeed is not installed", "pip install -e '.[deepspeed]'") for case in missing]
+    skips = [
+        Skip("original", case.name, "DeepSpeed is not installed", "pip install -e '.[deepspeed]'") for case in missing
+    ]
     return [case for case in cases if case not in missing], skips
 
 

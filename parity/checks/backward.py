@@ -17,8 +17,8 @@ def check_gradients(evidence: Evidence) -> list[Row]:
     expected, found = (trace.group(f"mb{last}.grad.") for trace in (evidence.expected, evidence.found))
     rows += compare_groups(subject, "grad", expected, found, evidence.tolerance("grad"))
     name = f"mb{last}.grad_norm"
-    norms = (trace.tensors.get(name) for trace in (evidence.expected, evidence.found))
-    return [*rows, compare_named(subject, "grad_norm", name, *norms, evidence.tolerance("grad_norm"))]
+    before, after = (trace.tensors.get(name) for trace in (evidence.expected, evidence.found))
+    return [*rows, compare_named(subject, "grad_norm", name, before, after, evidence.tolerance("grad_norm"))]
 
 
 def check_optimizer_step(evidence: Evidence) -> list[Row]:
@@ -78,6 +78,10 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _same_names(subject: Subject, expected: set[str], found: set[str]) -> Row:
+    if not expected:
+        return subject.row(
+            "trained", "", None, 0.0, False, "nothing compared: no parameter of the prototype is known to move"
+        )
     missing, extra = sorted(expected - found), sorted(found - expected)
     detail = "; ".join(
         text for text in (missing and f"frozen here: {missing}", extra and f"trained here only: {extra}") if text

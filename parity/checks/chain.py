@@ -43,7 +43,9 @@ def _compare_sample(evidence: Evidence, number: int, theirs: Eagle3DraftModel, o
     for s, (expected, step) in enumerate(zip(expected_logits, outcome.steps)):
         length = expected.shape[1] - s
         pair = expected[:, :length], step.logits[:, s : s + length]
-        rows.append(compare(subject, "chain_logits", f"sample{number}.step{s}", *pair, evidence.tolerance("chain_logits")))
+        rows.append(
+            compare(subject, "chain_logits", f"sample{number}.step{s}", *pair, evidence.tolerance("chain_logits"))
+        )
     loss = outcome.loss.reshape(1)
     tolerance = evidence.tolerance("chain_loss")
     return [*rows, compare_named(subject, "chain_loss", f"sample{number}", expected_loss.reshape(1), loss, tolerance)]

@@ -14,7 +14,13 @@ HYPERPARAMETERS = (
     *("lr", "bs", "accumulation", "epoch", "ttt_steps", "noise", "shuffle", "betas", "eps", "weight_decay"),
     *("total_steps", "warmup_steps", "max_len", "samples", "seed"),
 )
-MODES = {"threads": 1, "tf32": False, "matmul_precision": "highest", "default_dtype": "torch.float32", "deterministic": True}
+MODES = {
+    "threads": 1,
+    "tf32": False,
+    "matmul_precision": "highest",
+    "default_dtype": "torch.float32",
+    "deterministic": True,
+}
 
 
 def check_environment(evidence: Evidence) -> list[Row]:
@@ -45,8 +51,8 @@ def _vocabulary(evidence: Evidence) -> list[Row]:
     if evidence.draft is None or getattr(evidence.draft, "d2t", None) is None:
         return []
     stored = read_tensors(evidence.case.initial)
-    expected = {name: stored[name] for name in ("t2d", "d2t") if name in stored}
-    found = {name: getattr(evidence.draft, name) for name in expected}
+    expected: dict[str, Tensor] = {name: stored[name] for name in ("t2d", "d2t") if name in stored}
+    found: dict[str, Tensor] = {name: getattr(evidence.draft, name) for name in expected}
     return compare_groups(
         evidence.subject("configuration"), "vocabulary", expected, found, evidence.tolerance("vocabulary")
     )

@@ -17,21 +17,33 @@ SERIES: dict[str, tuple[str, Callable[[Point], float]]] = {
     "hits": ("hits", lambda point: point.correct),
     "rows": ("hits", lambda point: point.rows),
 }
-WITHOUT_ROUNDING = ("lr_used", "lr_after", "rows")
+WITHOUT_ROUNDING = ("lr_used", "lr_after")
 
 
 def check_curve(evidence: Evidence) -> list[Row]:
-    """Point by point. In bfloat16 only what no rounding reaches: rates and rows; losses are judged over seeds."""
+    """Rate, loss and gradient norm point by point, and the final parameters where the recording kept them.
+
+    In bfloat16 only what no rounding reaches: the rates. Losses are judged over seeds there.
+    """
     subject = evidence.subject("curve")
-    names = WITHOUT_ROUNDING if evidence.is_bf16 else tuple(SERIES)
-    rows = [_series(evidence, subject, name) for name in names]
+    if evidence.is_bf16:
+        return [_series(evidence, subject, name) for name in WITHOUT_ROUNDING]
+    return [_series(evidence, subject, name) for name in ("lr_used", "lr_after", "loss", "grad_norm")] + _final(
+        evidence, subject
+    )
+
+
+def check_hits(evidence: Evidence) -> list[Row]:
+    """Rows in the loss, hits among the first 1, 2, 3 choices, and the printed lines that sum them up."""
+    subject = evidence.subject("hits")
+    rows = [_series(evidence, subject, "rows")]
     if evidence.is_bf16:
         return rows
     for place in range(len(evidence.expected.curve[0].top) if evidence.expected.curve else 0):
-        values = ([float(point.top[place]) for point in side] for side in (evidence.expected.curve, evidence.found.curve))
-        rows.append(compare_series(subject, "hits", f"top_{place + 1}", *values, evidence.tolerance("hits")))
-    rows.append(compare_value(subject, "prints", "lines", evidence.expected.prints, evidence.found.prints))
-    return rows + _final(evidence, subject)
+        expected, found = ([float(p.top[place]) for p in side.curve] for side in (evidence.expected, evidence.found))
+        rows.append(compare_series(subject, "hits", f"top_{place + 1}", expected, found, evidence.tolerance("hits")))
+    rows.append(_series(evidence, subject, "hits"))
+    return [*rows, compare_value(subject, "prints", "lines", evidence.expected.prints, evidence.found.prints)]
 
 
 def _series(evidence: Evidence, subject: Subject, name: str) -> Row:

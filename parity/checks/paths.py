@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from parity.checks.evidence import Evidence
 from parity.compare import compare_groups
 from parity.result import Row
+from parity.trace import Trace
 
 
 def check_paths(evidence: Evidence) -> list[Row]:
@@ -12,6 +15,10 @@ def check_paths(evidence: Evidence) -> list[Row]:
 
     A path that is cut on one side shows as a norm of zero there, or as a contribution that is missing from the norm.
     """
-    expected, found = (trace.group("mb0.path.") for trace in (evidence.oracle(), evidence.found))
-    floats = ({f"loss{n[0]} -> hidden{n[2:]}": v.double() for n, v in side.items()} for side in (expected, found))
-    return compare_groups(evidence.subject("paths"), "path", *floats, evidence.tolerance("path"))
+    expected, found = _paths(evidence.oracle()), _paths(evidence.found)
+    return compare_groups(evidence.subject("paths"), "path", expected, found, evidence.tolerance("path"))
+
+
+def _paths(trace: Trace) -> dict[str, Tensor]:
+    norms = {tuple(name.split(".")): value.double() for name, value in trace.group("mb0.path.").items()}
+    return {f"loss{s} -> hidden{i}": value for (s, i), value in norms.items()}

@@ -66,4 +66,6 @@ def _row(subject: Subject, evidence: Evidence, name: str, prototype: float | Non
         return subject.row("error_ratio", name, None, bound, False, f"missing on the {side}'s side")
     ratio = 0.0 if port == 0.0 else port / prototype if prototype else float("inf")
     passed = ratio <= bound  # False for NaN
-    return subject.row("error_ratio", name, ratio, bound, passed, f"error {port:.3g}, the prototype's own {prototype:.3g}")
+    return subject.row(
+        "error_ratio", name, ratio, bound, passed, f"error {port:.3g}, the prototype's own {prototype:.3g}"
+    )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from parity.checks.backward import check_gradient_flow, check_gradients, check_optimizer_step
 from parity.checks.chain import check_chain
 from parity.checks.configuration import check_configuration, check_environment
-from parity.checks.curve import check_curve
+from parity.checks.curve import check_curve, check_hits
 from parity.checks.evidence import Check, Evidence
 from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
 from parity.checks.paths import check_paths
@@ -47,23 +47,24 @@ CHECKS: tuple[Check, ...] = (
     Check("forward", check_forward, follows=("batches",), inapplicable=_fp32_only),
     Check("loss", check_loss, follows=("targets", "forward"), inapplicable=_fp32_only),
     Check("precision", check_precision, follows=("batches",), inapplicable=_bf16_only),
-    Check("paths", check_paths, follows=("forward",)),
+    Check("paths", check_paths, follows=("loss",)),
     Check("gradients", check_gradients, follows=("loss", "paths"), inapplicable=_fp32_only),
     Check("gradient_flow", check_gradient_flow),
     Check("optimizer_step", check_optimizer_step, follows=("gradients",), inapplicable=_fp32_only),
     Check("curve", check_curve, follows=("optimizer_step",)),
+    Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
-    Check("converted", check_converted, follows=("curve",), inapplicable=_needs_final),
-    Check("chain", check_chain, inapplicable=_fp32_port_only),
+    Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
+    Check("chain", check_chain, follows=("loss",), inapplicable=_fp32_port_only),
 )
 
 
 def run_checks(evidence: Evidence, only: Iterable[str] | None = None) -> list[Row]:
-    """Every applicable check on one piece of evidence, in order; failures that follow from an earlier one are blocked."""
+    """Every applicable check on one piece of evidence, in order; what follows from an earlier failure is blocked."""
     chosen = None if only is None else set(only)
     rows: list[Row] = []
     for check in CHECKS:
-        if chosen is not None and check.name not in chosen or check.inapplicable(evidence):
+        if (chosen is not None and check.name not in chosen) or check.inapplicable(evidence):
             continue
         found = check.run(evidence)
         if not found:

@@ -69,9 +69,10 @@ def _vocabulary(evidence: Evidence, subject: Subject, stored: dict[str, Tensor])
 
 
 def _left_at_start(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> list[Row]:
-    """Every trained tensor of the file differs from its value at the start of the run."""
-    start = evidence.found.group("init.")
-    names = [name for name in evidence.found.trained if name in stored and name in start]
+    """Every tensor that moved in training differs from its value at the start of the run in the file too."""
+    start, trained = evidence.found.group("init."), evidence.draft.state_dict()
+    moved = [name for name in start if name in trained and not torch.equal(start[name], trained[name])]
+    names = [name for name in moved if name in stored]
     rows = []
     for name in names:
         same = stored[name].shape == start[name].shape and torch.equal(stored[name].to(start[name].dtype), start[name])
@@ -105,11 +106,15 @@ def check_converted(evidence: Evidence) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         converted = _convert(evidence, Path(folder))
     exact = {name for name in converted if not converted[name].is_floating_point()} | set(VERIFIER_OWNED)
-    rows = compare_groups(
-        subject, "converted", *(_only(side, exact) for side in (converted, native)), evidence.tolerance("converted")
-    )
-    trained = [{name: side[name] for name in side if name not in exact} for side in (converted, native)]
-    return rows + compare_groups(subject, "final", *trained, evidence.tolerance("final"))
+    trained = {*converted, *native} - exact
+    return [
+        *compare_groups(
+            subject, "converted", _only(converted, exact), _only(native, exact), evidence.tolerance("converted")
+        ),
+        *compare_groups(
+            subject, "final", _only(converted, trained), _only(native, trained), evidence.tolerance("final")
+        ),
+    ]
 
 
 def _only(tensors: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:

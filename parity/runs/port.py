@@ -89,9 +89,7 @@ def run_port(
     return PortRun(tracer.trace, loop.plan.objective.draft, cpdir)
 
 
-def start_port(
-    case: Case, cpdir: Path, live: bool = False, observer: Observer | None = None, **changes: Any
-) -> Loop:
+def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer | None = None, **changes: Any) -> Loop:
     """The port's training loop on ``case``, from the recorded weights, ready to go."""
     reset_accelerate()
     settings = settings_for(case, cpdir, **changes)

@@ -79,7 +79,7 @@ def configuration(case: Case) -> dict[str, Any]:
         "eps": 1e-8,
         "weight_decay": 0.01,
         "max_len": config.get("max_len", 8192),
-        "seed": (case.meta.model_extra or {}).get("seed", PROTOTYPE_SEED),
+        "seed": PROTOTYPE_SEED if case.seed is None else case.seed,
     }
 
 

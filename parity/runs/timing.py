@@ -1,7 +1,7 @@
 """Time two training loops against each other: one optimizer step here, one there, over and over.
 
-On a shared machine medians of one run after the other wander by 10 %; alternating steps and their minima do not. Time is
-the thread's CPU time, so that another process on the core does not count.
+On a shared machine medians of one run after the other wander by 10 %; alternating steps and their minima do not. Time
+is the thread's CPU time, so that another process on the core does not count.
 """
 
 from __future__ import annotations

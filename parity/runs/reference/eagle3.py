@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from parity.runs.reference.attention import ttt_attention
-from parity.runs.reference.parts import Tap, Weights, head_dim, heads, linear, mlp, no_tap, rms_norm, rotary_angles, rotate
+from parity.runs.reference.parts import (
+    Tap,
+    Weights,
+    head_dim,
+    heads,
+    linear,
+    mlp,
+    no_tap,
+    rms_norm,
+    rotary_angles,
+    rotate,
+)
 
 LAYER = "layers.0"
 
@@ -114,8 +125,8 @@ class Layer:
     def __call__(self, hidden: Tensor) -> Tensor:
         step = len(self.history)
         pair = torch.cat([self.raw_embeds, hidden], dim=-1)
-        halves = pair.chunk(2, dim=-1) if self.project_once else (self.raw_embeds, hidden)
-        joined, normed = self._joined(*halves, step)
+        raw, own = pair.chunk(2, dim=-1) if self.project_once else (self.raw_embeds, hidden)
+        joined, normed = self._joined(raw, own, step)
         query = rotate(self._heads(joined, "q_proj", step), self.cos, self.sin)
         keys, values = zip(*self._keys_and_values(joined, step))
         attended = ttt_attention(query, keys, values, self.mask, self.own_position)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +15,11 @@ from parity.case import Case
 from parity.environment import describe, deterministic
 from parity.files import read_tensors
 from parity.names import TO_NATIVE
+from parity.runs.paths import path_norms
 from parity.runs.recorded import configuration
 from parity.runs.reference import eagle3
 from parity.runs.reference.adamw import AdamW, clip_by_norm, linear_schedule
 from parity.runs.reference.data import load_sample, make_batch
-from parity.runs.paths import path_norms
 from parity.runs.replay import samples_per_pass
 from parity.trace import Point, Trace
 
@@ -54,7 +56,7 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
     return Setup(
         case=case,
         dtype=dtype,
-        config={**case.meta.model_extra["draft_config"]},
+        config=json.loads(case.configpath.read_text()),
         masters={name: value.to(wide) for name, value in weights.items()},
         head=stored["verifier.lm_head.weight"].to(wide),
         t2d=stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool),
@@ -70,6 +72,11 @@ def trace_reference(case: Case, dtype: torch.dtype = torch.float32, optimizer_st
         for _ in run.optimizer_steps(optimizer_steps):
             pass
         return run.finish()
+
+
+def first_step_oracle(case: Case) -> Callable[[], Trace]:
+    """Gives the first optimizer step in float64, computed when it is first asked for."""
+    return functools.cache(lambda: trace_reference(case, torch.float64, optimizer_steps=1))
 
 
 class Run:
@@ -109,7 +116,12 @@ class Run:
         """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
         weights = self.setup.weights()
         out = eagle3.forward(
-            weights, self.setup.config, _cast(batch, self.setup.dtype), self.setup.head, self.setup.t2d, self.case.ttt_steps
+            weights,
+            self.setup.config,
+            _cast(batch, self.setup.dtype),
+            self.setup.head,
+            self.setup.t2d,
+            self.case.ttt_steps,
         )
         first_step = self.optimizer.steps == 0
         if first_step:

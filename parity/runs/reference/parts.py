@@ -24,7 +24,7 @@ def no_tap(module: str, step: int, into: Tensor, out: Tensor) -> None:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``w * (x / sqrt(mean(x^2) + eps))`` over the last axis, the bracket in float32 or wider (Zhang, Sennrich 2019)."""
+    """``w * (x / sqrt(mean(x^2) + eps))`` over the last axis, the bracket in float32 or wider (Zhang 2019)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * scaled.to(x.dtype)

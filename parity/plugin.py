@@ -1,0 +1,123 @@
+"""The pytest plugin: options, markers, fixtures and a summary of what was compared.
+
+Kept free of torch and of the harness at import time, since pytest loads it in every session of an environment that has
+the package installed.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROTOTYPE_REMEDY = (
+    "git clone https://github.com/vllm-project/speculators, git checkout 227b8a1b, then --prototype DIR "
+    "or PARITY_PROTOTYPE"
+)
+MARKERS = {
+    "prototype": "needs a checkout of the prototypes (--prototype DIR)",
+    "deepspeed": "needs the package deepspeed",
+    "gpu": "needs a CUDA device",
+    "vllm": "needs vLLM",
+}
+COMPARED = pytest.StashKey[list[Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--prototype DIR`` and ``--recordings DIR``."""
+    group = parser.getgroup("parity", "parity of ports and prototypes")
+    group.addoption("--prototype", default=os.environ.get("PARITY_PROTOTYPE"), help="checkout of the prototypes")
+    group.addoption("--recordings", default=None, help="folder of recorded cases; default: those shipped")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    config.stash[COMPARED] = []
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, with the reason and the remedy."""
+    reasons = {name: _missing(name, config) for name in MARKERS}
+    for item in items:
+        for name, reason in reasons.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing(name: str, config: pytest.Config) -> str | None:
+    if name == "prototype":
+        return None if config.getoption("--prototype") else f"no checkout of the prototypes: {PROTOTYPE_REMEDY}"
+    if name == "gpu":
+        return None if _has_gpu() else "no CUDA device: run on a machine with one"
+    return None if find_spec(name) else f"{name} is not installed: pip install {name}"
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def prototype_dir(request: pytest.FixtureRequest) -> Path:
+    """Root of the prototypes' checkout; skips without one."""
+    given = request.config.getoption("--prototype")
+    if not given:
+        pytest.skip(f"no checkout of the prototypes: {PROTOTYPE_REMEDY}")
+    return Path(given)
+
+
+@pytest.fixture(scope="session")
+def recordings_dir(request: pytest.FixtureRequest) -> Path:
+    """The folder of recorded cases: ``--recordings`` or the shipped one."""
+    return recordings_of(request.config)
+
+
+def recordings_of(config: pytest.Config) -> Path:
+    """The folder of recorded cases of a session."""
+    given = config.getoption("--recordings")
+    if given:
+        return Path(given)
+    import fixtures
+
+    return fixtures.RECORDINGS
+
+
+@pytest.fixture(scope="session")
+def compared(request: pytest.FixtureRequest) -> list[Any]:
+    """Rows a test appends here are counted in the summary at the end of the session."""
+    return request.config.stash[COMPARED]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How many comparisons were made, and the one nearest to its bound."""
+    rows = config.stash[COMPARED]
+    if not rows:
+        return
+    terminalreporter.section("parity")
+    for line in summary(rows):
+        terminalreporter.write_line(line)
+
+
+def summary(rows: list[Any]) -> list[str]:
+    """One line for each side: comparisons, failures, and the worst use of a tolerance."""
+    lines = []
+    for run in sorted({row.run for row in rows}):
+        mine = [row for row in rows if row.run == run]
+        failed = sum(not row.passed for row in mine)
+        lines.append(f"{run}: {len(mine)} comparisons, {failed} not passed{_worst(mine)}")
+    return lines
+
+
+def _worst(rows: list[Any]) -> str:
+    bounded = [row for row in rows if row.measured is not None and row.allowed]
+    if not bounded:
+        return ""
+    worst = max(bounded, key=lambda row: row.measured / row.allowed)
+    share = worst.measured / worst.allowed
+    return f"; worst {share:.3g} of its tolerance: {worst.check}, {worst.case}, {worst.tensor}"

@@ -1,0 +1,1 @@
+"""The parity suite: ``pytest --pyargs parity.suite [--recordings DIR] [--prototype DIR]``."""

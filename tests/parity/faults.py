@@ -1,0 +1,328 @@
+"""Faults to plant in the port, each with the checks that must name it. Nothing else may fail; the rest is blocked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from speculators.convert.eagle.eagle3_converter import Eagle3Converter
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+import parity.runs.port
+import ports.eagle3.model
+import ports.eagle3.objective
+import ports.eagle3.train
+import ports.training.loop
+import ports.training.optimizer
+import ports.training.runs
+import ports.training.samples
+from parity.environment import deterministic
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``plant`` breaks the port; ``named_by`` are the checks that fail, all of them and no other."""
+
+    name: str
+    plant: Plant
+    named_by: frozenset[str]
+    case: str = "eagle3_fp32_k3"
+
+
+def wrap(patch: pytest.MonkeyPatch, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Replace ``owner.name`` by ``make(the old one)``."""
+    patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def swap_attention(name: str, other: str) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        functions = ALL_ATTENTION_FUNCTIONS._global_mapping
+        patch.setitem(functions, name, functions[other])
+        AttentionInterface.register(name, functions[other])
+
+    return plant
+
+
+def change_config(change: Callable[[Any], None]) -> Plant:
+    """Alter the draft's config between reading and building."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def make(old: Any) -> Any:
+            def build(config: Any, *args: Any) -> Any:
+                change(config)
+                return old(config, *args)
+
+            return build
+
+        wrap(patch, ports.eagle3.train, "build_draft", make)
+
+    return plant
+
+
+def change_draft(change: Callable[[Any], None]) -> Plant:
+    """Alter the draft after building."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def make(old: Any) -> Any:
+            def build(*args: Any) -> Any:
+                draft = old(*args)
+                change(draft)
+                return draft
+
+            return build
+
+        wrap(patch, ports.eagle3.train, "build_draft", make)
+
+    return plant
+
+
+def change_steps(change: Callable[[list[Any]], None]) -> Plant:
+    """Alter the steps of an unroll after the fact."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def make(old: Any) -> Any:
+            def unroll(*args: Any) -> Any:
+                steps = old(*args)
+                change(steps)
+                return steps
+
+            return unroll
+
+        wrap(patch, ports.eagle3.objective, "unroll", make)
+
+    return plant
+
+
+def change_file(change: Callable[[dict[str, Tensor]], None]) -> Plant:
+    """Alter the tensors of every checkpoint after it was written."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def make(old: Any) -> Any:
+            def save(draft: Any, directory: Path, *args: Any) -> Path:
+                folder: Path = old(draft, directory, *args)
+                tensors = load_file(folder / "model.safetensors")
+                change(tensors)
+                save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+                return folder
+
+            return save
+
+        wrap(patch, ports.training.runs, "save_draft", make)
+
+    return plant
+
+
+def shift_mask(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, ports.training.samples, "_last_off", lambda old: lambda mask: old(torch.roll(mask, -1)))
+
+
+def norm_target_twice(patch: pytest.MonkeyPatch) -> None:
+    def make(old: Any) -> Any:
+        def target(hidden: Tensor, *args: Any) -> Any:
+            return old(hidden / hidden.pow(2).mean(-1, keepdim=True).add(1e-5).sqrt(), *args)
+
+        return target
+
+    wrap(patch, ports.eagle3.objective, "verifier_target", make)
+
+
+def detach_history(patch: pytest.MonkeyPatch) -> None:
+    """The state that goes on to the next step loses its graph."""
+    wrap(patch, ports.eagle3.model, "next_hidden", lambda old: lambda *args: old(*args).detach())
+
+
+def detach_norm(draft: Any) -> None:
+    """The final norm's weight is cut off from the loss."""
+    norm = draft.norm
+    norm.forward = lambda x: type(norm).forward(_Frozen(norm), x)
+
+
+class _Frozen:
+    def __init__(self, norm: Any) -> None:
+        self.weight, self.variance_epsilon = norm.weight.detach(), norm.variance_epsilon
+
+
+def wrong_betas(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ports.training.optimizer, "BETAS", (0.9, 0.999))
+
+
+def late_schedule(patch: pytest.MonkeyPatch) -> None:
+    """The rate of step n + 1 is used at step n."""
+
+    def make(old: Any) -> Any:
+        def build(optimizer: Any, total: int, warmup: int) -> Any:
+            schedule = old(optimizer, total, warmup)
+            schedule.lr_lambdas = [lambda step, f=f: f(step + 1) for f in schedule.lr_lambdas]
+            for group, rate in zip(optimizer.param_groups, schedule.base_lrs):
+                group["lr"] = rate * schedule.lr_lambdas[0](0)
+            return schedule
+
+        return build
+
+    wrap(patch, ports.training.loop, "build_schedule", make)
+
+
+def double_step(patch: pytest.MonkeyPatch) -> None:
+    """Every update is applied twice, with the same gradients."""
+
+    class Twice(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> None:
+            super().step()
+            super().step()
+
+    patch.setattr(ports.training.optimizer, "AdamW", Twice)
+
+
+def miscounted_rows(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, ports.eagle3.objective, "mean_over", lambda old: lambda total, rows: old(total, rows + 1))
+
+
+def generous_hits(patch: pytest.MonkeyPatch) -> None:
+    def make(old: Any) -> Any:
+        def count(*args: Any) -> Any:
+            hits = old(*args)
+            hits.top[1] += 1
+            return hits
+
+        return count
+
+    wrap(patch, ports.eagle3.objective, "count_hits", make)
+
+
+def shifted_map(patch: pytest.MonkeyPatch) -> None:
+    def make(old: Any) -> Any:
+        def load(*args: Any) -> Any:
+            mapping = old(*args)
+            mapping.d2t[0] += 1
+            return mapping
+
+        return load
+
+    wrap(patch, ports.eagle3.train, "load_vocabulary_map", make)
+
+
+def other_seed(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        parity.runs.port.Tracer,
+        "__init__",
+        lambda old: lambda self, case, seed, reseed: old(self, case, 1, reseed),
+    )
+
+
+def tf32(patch: pytest.MonkeyPatch) -> None:
+    def make(old: Any) -> Any:
+        def describe(*args: Any) -> Any:
+            torch.set_float32_matmul_precision("high")
+            return old(*args)
+
+        return describe
+
+    wrap(patch, parity.runs.port, "describe", make)
+
+
+def forgetful_converter(patch: pytest.MonkeyPatch) -> None:
+    """A converter that leaves a weight as it was initialised."""
+
+    def make(old: Any) -> Any:
+        def save(self: Any, config: Any, weights: Any, *args: Any) -> Any:
+            return old(self, config, {**weights, "fc.weight": torch.zeros_like(weights["fc.weight"])}, *args)
+
+        return save
+
+    wrap(patch, Eagle3Converter, "_save_converted_checkpoint", make)
+
+
+def coarse_hidden(steps: list[Any]) -> None:
+    """Three bits of mantissa."""
+    for step in steps:
+        mantissa, exponent = torch.frexp(step.hidden.float())
+        step.hidden = torch.ldexp((mantissa * 8).round() / 8, exponent)
+
+
+def nan_logit(patch: pytest.MonkeyPatch) -> None:
+    """One logit the loss does not depend on: the run goes on, only the number is gone."""
+
+    def make(old: Any) -> Any:
+        def outcome(self: Any, micro_batch: int, result: Any) -> None:
+            logits = result.steps[0].logits.detach().clone()
+            logits[0, 0, 0] = float("nan")
+            steps = [replace(result.steps[0], logits=logits), *result.steps[1:]]
+            old(self, micro_batch, replace(result, steps=steps))
+
+        return outcome
+
+    wrap(patch, parity.runs.port.Tracer, "outcome", make)
+
+
+def unfreeze_embedding(draft: Any) -> None:
+    draft.embed_tokens.weight.requires_grad_(True)
+
+
+def swap_last_checkpoint_weight(tensors: dict[str, Tensor]) -> None:
+    name = "layers.0.self_attn.o_proj.weight"
+    tensors[name] = tensors[name].T.contiguous()
+
+
+def random_embedding(tensors: dict[str, Tensor]) -> None:
+    with deterministic(3):
+        tensors["embed_tokens.weight"] = torch.randn_like(tensors["embed_tokens.weight"])
+
+
+def off_by_one(tensors: dict[str, Tensor]) -> None:
+    tensors["d2t"] = tensors["d2t"] + 1
+
+
+def _rope(config: Any) -> None:
+    parameters = getattr(config.transformer_layer_config, "rope_parameters", None)
+    (parameters or config.transformer_layer_config.rope_scaling)["factor"] = 2.0
+
+
+def _residual(config: Any) -> None:
+    config.norm_before_residual = False
+
+
+def named(*checks: str) -> frozenset[str]:
+    return frozenset(checks)
+
+
+FAULTS = (
+    Fault("own-position keys off", swap_attention("ttt_prototype", "ttt_chain"), named("forward")),
+    Fault("residual un-normed", change_config(_residual), named("forward")),
+    Fault("wrong rope scaling", change_config(_rope), named("forward")),
+    Fault("NaN in a logit", nan_logit, named("forward")),
+    Fault("mask shifted by one", shift_mask, named("batches")),
+    Fault("post-norm target normed twice", norm_target_twice, named("targets")),
+    Fault("rows miscounted in the mean", miscounted_rows, named("loss")),
+    Fault(
+        "lm_head frozen",
+        change_draft(lambda d: d.lm_head.weight.requires_grad_(False)),
+        named("gradients", "gradient_flow"),
+    ),
+    Fault("history detached", detach_history, named("paths")),
+    Fault("one weight detached", change_draft(detach_norm), named("gradients", "gradient_flow")),
+    Fault("embedding thawed", change_draft(unfreeze_embedding), named("gradient_flow")),
+    Fault("Adam beta off", wrong_betas, named("configuration", "curve")),
+    Fault("update applied twice", double_step, named("optimizer_step")),
+    Fault("lr shifted by one step", late_schedule, named("curve")),
+    Fault("hits overcounted", generous_hits, named("hits")),
+    Fault("seed changed", other_seed, named("configuration")),
+    Fault("matmul precision lowered", tf32, named("environment")),
+    Fault("d2t off by one in the draft", shifted_map, named("configuration", "round_trip")),
+    Fault("d2t off by one in the file", change_file(off_by_one), named("round_trip")),
+    Fault("a key missing", change_file(lambda t: t.pop("norm.weight")), named("round_trip")),
+    Fault("a key too many", change_file(lambda t: t.update(spare=torch.zeros(1))), named("round_trip")),
+    Fault("a weight transposed", change_file(swap_last_checkpoint_weight), named("round_trip")),
+    Fault("embeddings left random", change_file(random_embedding), named("round_trip")),
+    Fault("converter leaves a weight out", forgetful_converter, named("converted")),
+    Fault("chain keys read at the own position", swap_attention("ttt_chain", "ttt_prototype"), named("chain")),
+    Fault("hidden states too coarse", change_steps(coarse_hidden), named("precision"), "eagle3_bf16ds_k3"),
+)
