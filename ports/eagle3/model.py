@@ -5,42 +5,36 @@ Shapes: B batch, T positions, h hidden size, D draft vocabulary, k TTT steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
 
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, ttt_cache
+from ports.training.steps import Step, next_hidden
 from ports.training.vocabulary import VocabularyMap
-
-
-@dataclass
-class Step:
-    """One TTT step: ``hidden_in`` and ``hidden`` [B, T, h] before and after the layers, ``logits`` [B, T, D]."""
-
-    hidden_in: Tensor
-    hidden: Tensor
-    logits: Tensor
 
 
 def build_draft(config: Eagle3SpeculatorConfig, vocabulary: VocabularyMap, alignment: Alignment) -> Eagle3DraftModel:
     """Speculators' own model with its verifier attached, the TTT attention selected and ``lm_head`` trainable.
 
     Speculators loads embedding, head rows and final norm from the verifier and freezes them; the prototype trains the
-    head, so it is thawed again. The embedding never gets a gradient in either.
+    head, so it is thawed again. The embedding never gets a gradient in either: it stays frozen even where the config
+    asks for ``embed_requires_grad``, so that no optimizer lets it decay.
     """
     config.transformer_layer_config._attn_implementation = attention_name(alignment)
     draft = Eagle3DraftModel(config)
     draft.load_vocab_mappings(vocabulary.t2d, vocabulary.d2t)
     draft.load_verifier_weights()
     draft.lm_head.weight.requires_grad_(True)
+    draft.embed_tokens.weight.requires_grad_(False)
     return draft
 
 
-def unroll(draft: Eagle3DraftModel, features: Tensor, input_ids: Tensor, attention_mask: Tensor, ttt_steps: int) -> list[Step]:
-    """Run the draft on its own outputs ``ttt_steps`` times; nothing is detached (SPEC of the prototype, section 3).
+def unroll(
+    draft: Eagle3DraftModel, features: Tensor, input_ids: Tensor, attention_mask: Tensor, ttt_steps: int
+) -> list[Step]:
+    """Run the draft on its own outputs ``ttt_steps`` times; nothing is detached.
 
     Every step reads the same ids; its hidden state moves one position to the right, the first position stays. Keys and
     values of earlier steps come from the cache, projected once.
@@ -61,7 +55,7 @@ def unroll(draft: Eagle3DraftModel, features: Tensor, input_ids: Tensor, attenti
         for layer in draft.layers:
             out = layer(out, attention_mask=attention_mask, past_key_values=cache, position_embeddings=rotary)
         steps.append(Step(hidden, out, draft.lm_head(draft.norm(out))))
-        hidden = torch.cat([hidden[:, :1], out[:, :-1]], dim=1)
+        hidden = next_hidden(hidden, out)
     return steps
 
 

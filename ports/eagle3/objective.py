@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor, nn
 
-from ports.eagle3.model import Step, unroll
+from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
 from ports.training.batches import Batch
-from ports.training.objective import Hits, Target, count_hits, kl_sum, mean_over, step_rows, verifier_target
-
-
-@dataclass
-class Outcome:
-    """One micro-batch: the loss to run backward on, what is reported, and the tensors it came from."""
-
-    backward_loss: Tensor
-    loss: Tensor
-    step_losses: Tensor
-    hits: Hits
-    target: Target
-    steps: list[Step]
+from ports.training.objective import count_hits, kl_sum, mean_over, step_rows, verifier_target
+from ports.training.steps import Outcome
 
 
 class Eagle3Objective(nn.Module):
@@ -60,7 +48,7 @@ class Eagle3Objective(nn.Module):
         losses = mean_over(sums, self.rows(batch))
         backward = losses.sum() if window_rows is None else mean_over(sums, window_rows).sum()
         hits = count_hits(steps[-1].logits, target, masks[-1])
-        return Outcome(backward, losses.detach().sum(), losses.detach(), hits, target, steps)
+        return Outcome(backward, losses.detach().sum(), losses, hits, target, steps)
 
     def _masks(self, batch: Batch) -> list[Tensor]:
         return [step_rows(batch["loss_mask"], step, self.alignment) for step in range(self.ttt_steps)]

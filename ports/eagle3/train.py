@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import nn
 from torch.utils.data import Sampler
@@ -16,16 +15,14 @@ from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.settings import Eagle3Settings
-from ports.errors import InputError
-from ports.training.batches import RecordDataset, build_loader
-from ports.training.command_line import parse
-from ports.training.launch import build_accelerator
-from ports.training.loop import Plan, train
+from ports.training.batches import RecordDataset
+from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
 from ports.training.records import list_records
-from ports.training.saving import load_weights, save_draft
-from ports.training.verifier import check_weights_present, tokenizer_files
+from ports.training.runs import finish, run_command, start_training
+from ports.training.saving import load_weights
+from ports.training.verifier import check_weights_present
 from ports.training.vocabulary import load_vocabulary_map
 
 GRAD_CLIP = 1.0
@@ -37,7 +34,9 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     Raises:
         InputError: names the file, the field, what was found and what was expected.
     """
-    config = load_draft_config(settings.configpath, settings.basepath, settings.forward_num_total)
+    config = load_draft_config(
+        settings.configpath, settings.basepath, settings.forward_num_total, settings.ttt_alignment
+    )
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
     check_weights_present(settings.basepath)
@@ -47,7 +46,9 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     return draft
 
 
-def build_dataset(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, draw: Draw = torch.rand_like) -> RecordDataset:
+def build_dataset(
+    settings: Eagle3Settings, config: Eagle3SpeculatorConfig, draw: Draw = torch.rand_like
+) -> RecordDataset:
     """The records below ``--tmpdir`` as training samples."""
     layer = config.transformer_layer_config
     return RecordDataset(
@@ -61,6 +62,18 @@ def build_dataset(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, draw
     )
 
 
+def start(
+    settings: Eagle3Settings,
+    draft: Eagle3DraftModel,
+    dataset: RecordDataset,
+    sampler: Sampler[int] | Iterable[int] | None = None,
+    observer: Observer | None = None,
+) -> Loop:
+    """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling."""
+    objective = Eagle3Objective(draft, settings.forward_num_total, settings.ttt_alignment)
+    return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer)
+
+
 def run(
     settings: Eagle3Settings,
     draft: Eagle3DraftModel,
@@ -68,21 +81,8 @@ def run(
     sampler: Sampler[int] | Iterable[int] | None = None,
     observer: Observer | None = None,
 ) -> nn.Module:
-    """Train ``draft`` on ``dataset``; a ``sampler`` takes the place of shuffling."""
-    accelerator = build_accelerator(settings)
-    loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler)
-    objective = Eagle3Objective(draft, settings.forward_num_total, settings.ttt_alignment)
-    extra = tokenizer_files(settings.basepath)
-
-    def after_pass(accelerator: Accelerator, objective: nn.Module, epoch: int) -> None:
-        if accelerator.is_main_process:
-            save_draft(objective.draft, settings.cpdir / f"model{epoch}", extra)
-        accelerator.wait_for_everyone()
-
-    plan = Plan(settings, objective, loader, len(dataset), clip_by_norm, after_pass)
-    trained = train(plan, accelerator, observer)
-    accelerator.end_training()
-    return trained
+    """:func:`start`, run to the end; returns the objective that holds the trained draft."""
+    return finish(start(settings, draft, dataset, sampler, observer))
 
 
 def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
@@ -91,17 +91,15 @@ def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
     return None if norm is None else float(norm)
 
 
+def execute(settings: Eagle3Settings) -> None:
+    """Build and train what ``settings`` describe."""
+    draft = build(settings)
+    run(settings, draft, build_dataset(settings, draft.config))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 2 on bad input."""
-    try:
-        settings = parse(Eagle3Settings, sys.argv[1:] if argv is None else argv)
-        set_seed(settings.seed)
-        draft = build(settings)
-        run(settings, draft, build_dataset(settings, draft.config))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(Eagle3Settings, execute, argv)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Training-time-test (TTT) attention, plugged into transformers' attention interface and key/value cache.
 
-Shapes: B batch, H query heads, K key/value heads, T positions, e head dim; s is the current TTT step, i a step before it.
+Shapes: B batch, H query heads, K key/value heads, T positions, e head dim; s is the current TTT step, i an earlier one.
 
 At step s a query at position p sees the step-0 keys of columns j <= p - s and, for i = 1..s, one key of step i that
 stands in column p - (s - i). Which position that key is read at is the :class:`~ports.training.alignment.Alignment`.
-All scores share one softmax, computed in float32.
+All scores share one softmax, computed in float32 (float64 inputs stay float64).
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ def attention_name(alignment: Alignment) -> str:
 
 
 def ttt_attention(
-    query: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], mask: Tensor, scale: float, alignment: Alignment
+    query: Tensor,
+    keys: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    mask: Tensor,
+    scale: float,
+    alignment: Alignment,
 ) -> Tensor:
     """One step of TTT attention.
 
@@ -61,18 +66,25 @@ def ttt_attention(
     """
     groups = query.shape[1] // keys[0].shape[1]
     keys, values = (tuple(_repeat_heads(step, groups) for step in steps) for steps in (keys, values))
-    drafted = range(1, len(keys))
-    causal = torch.matmul(query, keys[0].transpose(2, 3)) * scale
-    causal = causal.masked_fill(~_causal_columns(mask, len(drafted)), float("-inf"))
-    columns = [_step_key(keys[i], len(drafted) - i, alignment) for i in drafted]
-    dots = [(query * column).sum(-1, keepdim=True) * scale for column in columns]
-    dots = [dot.masked_fill(~_step_column(mask, len(drafted) - i), float("-inf")) for i, dot in zip(drafted, dots)]
-    weights = torch.softmax(torch.cat([causal, *dots], dim=-1), dim=-1, dtype=torch.float32).to(query.dtype)
-    out = torch.matmul(weights[..., : query.shape[2]], values[0])
-    for i in drafted:
-        weight = weights[..., query.shape[2] + i - 1 : query.shape[2] + i]
-        out = out + weight * _step_key(values[i], len(drafted) - i, alignment)
+    weights = _weights(query, keys, mask, scale, alignment)
+    length, step = query.shape[2], len(keys) - 1
+    out = torch.matmul(weights[..., :length], values[0])
+    for i in range(1, step + 1):
+        out = out + weights[..., length + i - 1, None] * _step_key(values[i], step - i, alignment)
     return out
+
+
+def _weights(query: Tensor, keys: tuple[Tensor, ...], mask: Tensor, scale: float, alignment: Alignment) -> Tensor:
+    """[B, H, T, T + s]: the causal columns, then one column for each step 1..s; one softmax over them."""
+    step = len(keys) - 1
+    causal = torch.matmul(query, keys[0].transpose(2, 3)) * scale
+    hidden = torch.finfo(causal.dtype).min  # finite: a row of padding alone gives no NaN; autocast narrows products
+    scores = [causal.masked_fill(~_causal_columns(mask, step), hidden)]
+    for i in range(1, step + 1):
+        dots = (query * _step_key(keys[i], step - i, alignment)).sum(-1, keepdim=True) * scale
+        scores.append(dots.masked_fill(~_step_column(mask, step - i), hidden))
+    precise = torch.promote_types(query.dtype, torch.float32)
+    return torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=precise).to(query.dtype)
 
 
 def _repeat_heads(states: Tensor, groups: int) -> Tensor:
@@ -86,14 +98,9 @@ def _causal_columns(mask: Tensor, step: int) -> Tensor:
 
 
 def _step_column(mask: Tensor, distance: int) -> Tensor:
-    """[B, 1, T, 1]: does column p - distance exist; padding is ignored where the row itself is padded."""
+    """[B, 1, T, 1]: is there a column p - distance, and is it real."""
     exists = torch.arange(mask.shape[1], device=mask.device) >= distance
-    return (exists & _shift_right(mask.bool(), distance, dim=1) | _padded_self(mask, distance))[:, None, :, None]
-
-
-def _padded_self(mask: Tensor, distance: int) -> Tensor:
-    """A padded row keeps its own newest key, so that no row is empty and no NaN is born there."""
-    return ~mask.bool() if distance == 0 else torch.zeros_like(mask, dtype=torch.bool)
+    return (exists & _shift_right(mask.bool(), distance, dim=1))[:, None, :, None]
 
 
 def _step_key(states: Tensor, distance: int, alignment: Alignment) -> Tensor:

@@ -17,7 +17,7 @@ from ports.training.records import read_record
 from ports.training.samples import Sample, make_sample
 
 Batch = dict[str, Tensor]
-"""``input_ids``, ``attention_mask``, ``loss_mask`` [B, T] int64; ``features`` [B, T, F], ``target`` [B, T, h] float32."""
+"""``input_ids``, ``attention_mask``, ``loss_mask`` [B, T] int64; ``features`` [B, T, F], ``target`` [B, T, h] float."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ S = TypeVar("S", bound=TrainingSettings)
 
 
 def parse(settings_class: type[S], argv: Sequence[str]) -> S:
-    """Settings from flags, environment, YAML file and defaults, in that order.
+    """Settings from flags, environment, YAML file and defaults, in that order; ``--a-flag`` is ``--a_flag``.
 
     Raises:
         InputError: a wrong value or unknown key, with where it came from.
@@ -27,6 +27,7 @@ def parse(settings_class: type[S], argv: Sequence[str]) -> S:
     argv, file = _take_config_flag(list(argv))
     content = _read_yaml(file) if file else {}
     _refuse_unknown(settings_class, file, content)
+    argv = [_with_underscores(settings_class, word) for word in argv]
     layered = _with_sources(settings_class, argv, content)
     try:
         return layered()
@@ -40,7 +41,9 @@ def _with_sources(settings_class: type[S], argv: list[str], content: dict[str, A
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            flags: CliSettingsSource[Any] = CliSettingsSource(settings_cls, cli_parse_args=argv, cli_prog_name=_program())
+            flags: CliSettingsSource[Any] = CliSettingsSource(
+                settings_cls, cli_parse_args=argv, cli_prog_name=_program()
+            )
             return flags, sources["env_settings"], _FileSource(settings_cls, content)
 
     Layered.__name__, Layered.__doc__ = settings_class.__name__, settings_class.__doc__
@@ -76,6 +79,12 @@ def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
     return argv, None
 
 
+def _with_underscores(settings_class: type[S], word: str) -> str:
+    flag, equals, value = word.partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    return f"--{name}{equals}{value}" if flag.startswith("--") and name in settings_class.model_fields else word
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
@@ -89,7 +98,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _refuse_unknown(settings_class: type[S], file: Path | None, content: dict[str, Any]) -> None:
     unknown = sorted(set(content) - set(settings_class.model_fields))
     if unknown:
-        raise InputError(str(file), unknown[0], "an unknown key", f"one of {', '.join(sorted(settings_class.model_fields))}")
+        raise InputError(
+            str(file), unknown[0], "an unknown key", f"one of {', '.join(sorted(settings_class.model_fields))}"
+        )
 
 
 def _explain(error: ValidationError, file: Path | None) -> InputError:

@@ -41,11 +41,6 @@ class Plan:
     after_pass: Callable[[Accelerator, nn.Module, int], None]
 
 
-def train(plan: Plan, accelerator: Accelerator, observer: Observer | None = None) -> nn.Module:
-    """Run the plan to its end; returns the trained objective, unwrapped."""
-    return Loop(plan, accelerator, observer or Observer()).run()
-
-
 class Loop:
     """State of one run: the prepared objects and the running counts."""
 
@@ -60,22 +55,30 @@ class Loop:
         self.objective.after_cast()
         self.micro_batch = self.steps = 0
         _refuse_foreign_accumulation(accelerator)
+        _refuse_no_batch(plan)
 
     def run(self) -> nn.Module:
+        """Train to the end."""
+        for _ in self.optimizer_steps():
+            pass
+        return self.plan.objective
+
+    def optimizer_steps(self) -> Iterator[int]:
+        """Train, yielding the number of optimizer steps done after each; abandoning the iterator stops the run."""
         self._say(f"training on {self.plan.num_files} examples total")
         self.observer.started(self.objective, self.optimizer)
         for epoch in range(self.plan.settings.epoch + 1):
-            self._run_pass(epoch)
+            yield from self._run_pass(epoch)
             if self._enough():
                 break
         self.observer.finished(self.objective)
-        return self.plan.objective
 
-    def _run_pass(self, epoch: int) -> None:
+    def _run_pass(self, epoch: int) -> Iterator[int]:
         self.module.train()
         totals = PassTotals()
         for window in self._windows():
             self._optimizer_step(epoch, window, totals)
+            yield self.steps
             if self._enough():
                 break
         correct, rows = self._sum_over_processes(totals.correct), self._sum_over_processes(totals.rows)
@@ -163,3 +166,9 @@ def _refuse_foreign_accumulation(accelerator: Accelerator) -> None:
         found = accelerator.gradient_accumulation_steps
         expected = "1 or auto: accumulate with --gradient-accumulation-steps"
         raise InputError("DeepSpeed config", "gradient_accumulation_steps", found, expected)
+
+
+def _refuse_no_batch(plan: Plan) -> None:
+    """Incomplete batches are dropped, so that fewer records than one batch would train nothing."""
+    if plan.num_files < plan.settings.bs:
+        raise InputError(plan.settings.tmpdir, "records", plan.num_files, f"at least bs = {plan.settings.bs}")

@@ -8,7 +8,7 @@ from ports.training.objective import Hits
 
 
 def log_entry(lr: float, loss: float, hits: Hits, extra: dict[str, float] | None = None) -> dict[str, float]:
-    """The prototypes' per-batch dict; empty where no row is in the loss. ``lr`` is the one after the scheduler's step."""
+    """The prototypes' per-batch dict, empty where no row is in the loss; ``lr`` is the scheduler's next."""
     rows = int(hits.rows)
     if rows == 0:
         return {}

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
@@ -18,7 +19,7 @@ def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Pa
     """Save ``draft`` at ``directory``: config.json, model.safetensors in the parameters' dtype, ``extra_files`` beside.
 
     Everything is written into a hidden folder next to the target, synced and renamed; an older directory of that name
-    is replaced only then.
+    is replaced only then, and put back if the renaming fails.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft_folder = directory.with_name(f".{directory.name}.partial")
@@ -36,10 +37,15 @@ def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Pa
 
 def _replace(new: Path, directory: Path) -> None:
     old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(directory, old)
-    os.rename(new, directory)
+    try:
+        os.rename(new, directory)
+    except OSError:
+        if old.exists():
+            os.rename(old, directory)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -53,10 +59,11 @@ def _sync(folder: Path) -> None:
 
 
 def load_weights(draft: SpeculatorModel, directory: Path) -> None:
-    """Load a Speculators checkpoint's tensors into ``draft``; every tensor of the file must fit, and none may be missing.
+    """Load a Speculators checkpoint's tensors into ``draft``; every tensor must fit and none may be missing.
 
     Raises:
-        InputError: no such file, not safetensors (a pickle under that name is never executed), or other tensors.
+        InputError: no such file, not safetensors (a pickle under that name is never executed), other tensors, or
+            another vocabulary map than the draft's, whose target distribution would not be the checkpoint's.
     """
     file = directory / "model.safetensors"
     try:
@@ -71,4 +78,6 @@ def load_weights(draft: SpeculatorModel, directory: Path) -> None:
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise InputError(file, name, f"shape {tuple(value.shape)}", f"shape {tuple(own[name].shape)}")
+        if name in ("t2d", "d2t") and not torch.equal(value, own[name]):
+            raise InputError(file, name, "another vocabulary map", "the one of the t2d and d2t files")
     draft.load_state_dict(weights, strict=False)

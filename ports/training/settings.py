@@ -1,11 +1,11 @@
-"""The command line that every port shares: the prototypes' arguments by their names, and what a user expects besides."""
+"""The command line that every port shares: the prototypes' arguments by their names, and what users expect besides."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ports.training.alignment import Alignment
@@ -22,7 +22,6 @@ class TrainingSettings(BaseSettings):
         env_prefix="SPECULATOR_PORT_",
         cli_implicit_flags=True,
         cli_avoid_json=True,
-        populate_by_name=True,
         protected_namespaces=(),
     )
 
@@ -34,10 +33,7 @@ class TrainingSettings(BaseSettings):
     lr: float = Field(3e-5, gt=0, description="peak learning rate")
     bs: int = Field(4, ge=1, description="samples per micro-batch and process")
     gradient_accumulation_steps: int = Field(
-        1,
-        ge=1,
-        validation_alias=AliasChoices("gradient-accumulation-steps", "gradient_accumulation_steps"),
-        description="micro-batches per optimizer step; the gradient equals that of the big batch",
+        1, ge=1, description="micro-batches per optimizer step; the gradient equals that of the big batch"
     )
     epoch: int = Field(40, ge=0, description="training makes epoch + 1 passes over the data, as the prototypes do")
     forward_num_total: int = Field(3, ge=1, description="TTT steps: how often the draft runs on its own output")
@@ -73,6 +69,11 @@ class TrainingSettings(BaseSettings):
         return self.model_dump(mode="json")
 
     def schedule(self, num_files: int) -> tuple[int, int]:
-        """(total, warm-up) optimizer steps of the prototypes' linear schedule."""
-        total = int(num_files * (self.epoch + 1) / (self.bs * self.gradient_accumulation_steps))
-        return total, total // 100
+        """(total, warm-up) optimizer steps of the run."""
+        return linear_schedule_steps(num_files, self.epoch, self.bs * self.gradient_accumulation_steps)
+
+
+def linear_schedule_steps(num_files: int, epoch: int, samples_per_step: int) -> tuple[int, int]:
+    """(total, warm-up) steps of the prototypes' linear schedule; a hundredth of the run warms up."""
+    total = int(num_files * (epoch + 1) / samples_per_step)
+    return total, total // 100

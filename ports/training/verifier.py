@@ -13,7 +13,14 @@ from transformers import AutoConfig
 
 from ports.errors import InputError
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+)
 
 
 def verifier_config(name_or_path: str) -> Any:
@@ -51,7 +58,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(index, "weight_map", type(error).__name__, "a JSON object that maps tensors to shards") from error
+        raise InputError(
+            index, "weight_map", type(error).__name__, "a JSON object that maps tensors to shards"
+        ) from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(index, "weight_map", weight_map, "a non-empty object")
     return weight_map

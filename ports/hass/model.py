@@ -1,0 +1,169 @@
+"""The HASS draft as a Speculators model.
+
+Shapes: B batch, T positions, h hidden size, V the verifier's vocabulary, k TTT steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from speculators import SpeculatorModel
+from speculators.models.base_components import model_classes
+from speculators.utils.loading import load_model_layers
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache
+
+from ports.errors import InputError
+from ports.hass.config import HassSpeculatorConfig
+from ports.training.alignment import Alignment
+from ports.training.attention import attention_name, ttt_cache
+from ports.training.draft_config import attach_verifier
+from ports.training.steps import Step, next_hidden
+
+VERIFIER_WEIGHTS = ["embed_tokens.weight", "lm_head.weight"]
+
+
+@SpeculatorModel.register("hass")
+class HassDraftModel(SpeculatorModel):
+    """Decoder layers between the verifier's embedding and the verifier's head, both frozen and in no checkpoint.
+
+    The embedded token and the hidden state are normed apart, fused by ``fc``, and run through Llama layers, of which
+    the first has no input norm of its own; the residual stream starts at the output of ``fc``.
+    """
+
+    config_class: ClassVar[type[HassSpeculatorConfig]] = HassSpeculatorConfig
+    _keys_to_ignore_on_save: ClassVar[list[str]] = VERIFIER_WEIGHTS
+    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = VERIFIER_WEIGHTS
+
+    def __init__(self, config: HassSpeculatorConfig) -> None:
+        layer = config.transformer_layer_config
+        layer._attn_implementation = attention_name(Alignment(config.ttt_alignment))
+        super().__init__(config=config)
+        parts, width = model_classes[layer.model_type], layer.hidden_size
+        self.embed_tokens = nn.Embedding(layer.vocab_size, width)
+        self.embed_layernorm = parts.norm_class(width, eps=layer.rms_norm_eps)
+        self.hidden_layernorm = parts.norm_class(width, eps=layer.rms_norm_eps)
+        self.lm_head_layernorm = parts.norm_class(width, eps=layer.rms_norm_eps)
+        self.fc = nn.Linear(2 * width, width, bias=False)
+        self.layers = nn.ModuleList(parts.decoder_layer_class(layer, i) for i in range(layer.num_hidden_layers))
+        self.layers[0].input_layernorm = nn.Identity()
+        self.rotary_emb = parts.rotary_emb_class(layer)
+        self.lm_head = nn.Linear(width, layer.vocab_size, bias=False)
+        self._freeze()
+        self.post_init()
+
+    @property
+    def alignment(self) -> Alignment:
+        """Where keys and values of earlier TTT steps are read."""
+        return Alignment(self.config.ttt_alignment)
+
+    def forward(
+        self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None, ttt_steps: int = 1
+    ) -> list[Step]:
+        """Run the draft ``ttt_steps`` times, on its own outputs after the first.
+
+        Every step reads the same ids. A step's input is detached from the steps before it, so gradients reach a weight
+        only through the step that used it and through the keys and values that it projected from detached states.
+
+        Args:
+            hidden_states: [B, T, h], the verifier's last hidden state after its final norm.
+            input_ids: [B, T] int64, shifted: the token that follows each hidden state.
+            attention_mask: [B, T], 1 on real positions. Default: no padding.
+            ttt_steps: k.
+
+        Returns:
+            One :class:`~ports.training.steps.Step` for each of the k steps, logits [B, T, V].
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        embeds, cache = self.embed(input_ids), ttt_cache()
+        hidden = hidden_states.detach().to(self.hidden_layernorm.weight.dtype)
+        steps = []
+        for _ in range(ttt_steps):
+            out = self.step(embeds, hidden, mask, cache)
+            steps.append(Step(hidden, out, self.lm_head(self.lm_head_layernorm(out))))
+            hidden = next_hidden(hidden, out.detach())
+        return steps
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Normed token embeddings [B, T, h]; the lookup is without gradient, the norm is not."""
+        with torch.no_grad():
+            embeds = self.embed_tokens(input_ids)
+        normed: Tensor = self.embed_layernorm(embeds)
+        return normed
+
+    def step(self, embeds: Tensor, hidden: Tensor, attention_mask: Tensor, cache: Cache) -> Tensor:
+        """One pass through fusion and layers.
+
+        Args:
+            embeds: [B, T, h], see :meth:`embed`.
+            hidden: [B, T, h].
+            attention_mask: [B, T], 1 on real positions.
+            cache: keys and values of earlier steps; this step's are added.
+
+        Returns:
+            [B, T, h] in the dtype of ``hidden``, before ``lm_head_layernorm``.
+        """
+        out: Tensor = self.fc(torch.cat([embeds, self.hidden_layernorm(hidden)], dim=-1))
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        rotary = self.rotary_emb(out, positions)
+        for layer in self.layers:
+            out = layer(out, attention_mask=attention_mask, past_key_values=cache, position_embeddings=rotary)
+        return out.to(hidden.dtype)
+
+    def load_verifier_weights(self) -> None:
+        """Copy the verifier's embedding and full head; a verifier with tied weights has one tensor for both.
+
+        Raises:
+            InputError: a tensor of another shape than the draft's.
+        """
+        attached = self.config.speculators_config
+        if attached is None or attached.verifier.name_or_path is None:
+            return
+        weights = load_model_layers(VERIFIER_WEIGHTS, attached.verifier.name_or_path)
+        for name in VERIFIER_WEIGHTS:
+            own, value = self.get_parameter(name), weights.get(name, weights.get("embed_tokens.weight"))
+            if value is None or value.shape != own.shape:
+                found = "missing" if value is None else f"shape {tuple(value.shape)}"
+                raise InputError(attached.verifier.name_or_path, name, found, f"shape {tuple(own.shape)}")
+            own.data.copy_(value)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        self.embed_tokens.requires_grad_(False)
+        self.lm_head.requires_grad_(False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the prototype starts: torch's own initialisation. The verifier's weights are NaN until they are loaded."""
+        if module is self.embed_tokens or module is self.lm_head:
+            nn.init.constant_(module.weight, torch.nan)
+        elif isinstance(module, nn.Linear):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_training_args(cls, verifier_config: PretrainedConfig, **kwargs: Any) -> HassDraftModel:
+        """A fresh draft with its verifier attached, from Speculators' training arguments.
+
+        Speculators' own trainer packs documents into one row, which this model's forward does not take: train with
+        :mod:`ports.hass.train`.
+
+        Args:
+            verifier_config: the Llama config of the decoder layers.
+            kwargs: ``verifier_name_or_path`` and ``ttt_steps`` are needed, ``ttt_alignment`` is read, others are not.
+        """
+        config = HassSpeculatorConfig(
+            transformer_layer_config=verifier_config,
+            ttt_alignment=kwargs.get("ttt_alignment", "chain"),
+            speculators_config=attach_verifier("hass", kwargs["verifier_name_or_path"], kwargs["ttt_steps"]),
+        )
+        model = cls(config)
+        model.load_verifier_weights()
+        return model
+
+    @staticmethod
+    def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keywords of :meth:`forward` in training and in validation."""
+        return {"ttt_steps": kwargs["ttt_steps"]}, {"ttt_steps": kwargs["ttt_steps"]}

@@ -1,0 +1,117 @@
+"""Train a HASS draft: ``python -m ports.hass.train ...`` or ``accelerate launch -m ports.hass.train ...``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.utils.data import Sampler
+
+from ports.errors import InputError
+from ports.hass.config import HassSpeculatorConfig
+from ports.hass.draft_config import load_draft_config
+from ports.hass.model import HassDraftModel
+from ports.hass.objective import HassObjective
+from ports.hass.settings import HassSettings
+from ports.training.batches import RecordDataset
+from ports.training.loop import Loop
+from ports.training.noise import Draw
+from ports.training.observer import Observer
+from ports.training.records import list_records
+from ports.training.runs import finish, run_command, start_training
+from ports.training.saving import load_weights
+from ports.training.verifier import check_weights_present
+
+GRAD_CLIP = 0.5
+SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+def build(settings: HassSettings) -> HassDraftModel:
+    """The draft that ``settings`` describe, its verifier attached; every wrong size is refused here.
+
+    Raises:
+        InputError: names the file, the field, what was found and what was expected.
+    """
+    config = load_draft_config(
+        settings.configpath, settings.basepath, settings.forward_num_total, settings.ttt_alignment
+    )
+    vocab_size = config.transformer_layer_config.vocab_size
+    if settings.topk > vocab_size:
+        raise InputError("command line", "--topk", settings.topk, f"at most {vocab_size}, the vocabulary")
+    check_weights_present(settings.basepath)
+    draft = HassDraftModel(config)
+    draft.load_verifier_weights()
+    if settings.ckpt_path is not None:
+        load_weights(draft, settings.ckpt_path)
+    return draft
+
+
+def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Draw = torch.rand_like) -> RecordDataset:
+    """The records below ``--tmpdir`` as training samples."""
+    layer = config.transformer_layer_config
+    return RecordDataset(
+        files=list_records(settings.tmpdir),
+        widths={"hidden_state": layer.hidden_size},
+        vocab_size=layer.vocab_size,
+        max_len=settings.max_len,
+        alignment=settings.ttt_alignment,
+        noise=settings.noise,
+        draw=draw,
+    )
+
+
+def start(
+    settings: HassSettings,
+    draft: HassDraftModel,
+    dataset: RecordDataset,
+    sampler: Sampler[int] | Iterable[int] | None = None,
+    observer: Observer | None = None,
+) -> Loop:
+    """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling.
+
+    Raises:
+        InputError: launched with DeepSpeed or FSDP, under which accelerate cannot clip by value.
+    """
+    objective = HassObjective(draft, settings.forward_num_total, settings.topk)
+    loop = start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer)
+    if loop.accelerator.distributed_type in SHARDED:
+        found = loop.accelerator.distributed_type.value
+        raise InputError("accelerate launch", "distributed_type", found, "one process or --multi_gpu")
+    return loop
+
+
+def run(
+    settings: HassSettings,
+    draft: HassDraftModel,
+    dataset: RecordDataset,
+    sampler: Sampler[int] | Iterable[int] | None = None,
+    observer: Observer | None = None,
+) -> nn.Module:
+    """:func:`start`, run to the end; returns the objective that holds the trained draft."""
+    return finish(start(settings, draft, dataset, sampler, observer))
+
+
+def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
+    """Clamp every gradient element to [-0.5, 0.5]; returns the global norm from before."""
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(grads))
+    accelerator.clip_grad_value_(module.parameters(), GRAD_CLIP)
+    return norm
+
+
+def execute(settings: HassSettings) -> None:
+    """Build and train as ``settings`` say."""
+    draft = build(settings)
+    run(settings, draft, build_dataset(settings, draft.config))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 2 on bad input."""
+    return run_command(HassSettings, execute, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

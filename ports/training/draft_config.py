@@ -1,0 +1,116 @@
+"""What every port needs to read a draft's config, check it and attach it to its verifier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from speculators.config import SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
+from speculators.proposals.greedy import GreedyTokenProposalConfig
+from transformers import LlamaConfig, PretrainedConfig
+
+from ports.errors import InputError
+from ports.training.alignment import Alignment
+from ports.training.layer_config import llama_config
+
+LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "dtype", "pretraining_tp"})
+FORMAT_KEYS = frozenset(
+    {"architectures", "transformers_version", "_name_or_path", "auto_map", "model_type", "id2label", "label2id"}
+)
+
+
+def read_config_dict(configpath: str) -> dict[str, Any]:
+    """The raw JSON object behind a file, a directory with ``config.json``, or a hub id.
+
+    Raises:
+        InputError: no such file, not JSON, or not an object.
+    """
+    path = Path(configpath)
+    file = path / "config.json" if path.is_dir() else path
+    content = _read_json(file) if path.exists() else _fetch(configpath)
+    if not isinstance(content, dict) or not content:
+        raise InputError(file, "configpath", type(content).__name__, "a non-empty JSON object")
+    return content
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(file, "configpath", str(error), "a readable JSON object") from error
+
+
+def _fetch(hub_id: str) -> Any:
+    try:
+        return PretrainedConfig.get_config_dict(hub_id)[0]
+    except OSError as error:
+        raise InputError(hub_id, "configpath", "no such file, directory or hub id", "a draft config") from error
+
+
+def is_native(source: dict[str, Any]) -> bool:
+    """Is this a Speculators config, rather than a prototype's draft JSON?"""
+    return "speculators_model_type" in source
+
+
+def native_config(configpath: str, source: dict[str, Any], kind: str) -> Any:
+    """The Speculators config of type ``kind`` that ``source`` describes.
+
+    Raises:
+        InputError: another type, or values that Speculators refuses.
+    """
+    if source["speculators_model_type"] != kind:
+        raise InputError(configpath, "speculators_model_type", source["speculators_model_type"], kind)
+    try:
+        return SpeculatorModelConfig.from_dict(source)
+    except Exception as error:  # pydantic's, transformers' and Speculators' own errors
+        reason = " ".join(str(error).split())
+        raise InputError(configpath, "config", reason, f"a Speculators {kind} config") from error
+
+
+def prototype_layer(configpath: str, source: dict[str, Any], own_keys: Iterable[str] = ()) -> LlamaConfig:
+    """The decoder layer's config from a prototype's draft JSON; ``own_keys`` are the port's and no part of the layer.
+
+    Raises:
+        InputError: a key that no Llama config has, a value that transformers refuses, or another ``model_type``.
+    """
+    own = set(own_keys)
+    unknown = sorted(set(source) - set(LlamaConfig().to_dict()) - LEGACY_KEYS - FORMAT_KEYS - own)
+    if unknown:
+        expected = " and ".join(["keys of a Llama config", *sorted(own)])
+        raise InputError(configpath, unknown[0], "an unknown key", expected)
+    if source.get("model_type", "llama") != "llama":
+        raise InputError(configpath, "model_type", source["model_type"], "llama")
+    return llama_config(configpath, {key: value for key, value in source.items() if key not in FORMAT_KEYS | own})
+
+
+def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> SpeculatorsConfig:
+    """What Speculators needs to know to propose ``ttt_steps`` tokens and to find the verifier again."""
+    return SpeculatorsConfig(
+        algorithm=algorithm,
+        proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=ttt_steps)],
+        default_proposal_method="greedy",
+        verifier=VerifierConfig.from_pretrained(basepath),
+    )
+
+
+def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:
+    """Refuse (InputError) sizes that must be the verifier's and are not."""
+    for name in ("hidden_size", "vocab_size"):
+        if getattr(layer, name) != getattr(verifier, name):
+            raise InputError(configpath, name, getattr(layer, name), f"{getattr(verifier, name)}, the verifier's")
+
+
+def check_trainable(configpath: str, layer: Any, alignment: Alignment) -> None:
+    """Refuse (InputError) layers that TTT attention would train wrongly."""
+    if layer.num_hidden_layers > 1 and alignment is Alignment.PROTOTYPE:
+        expected = "1: the prototype's alignment is defined for one layer; --ttt_alignment chain takes more"
+        raise InputError(configpath, "num_hidden_layers", layer.num_hidden_layers, expected)
+    if "sliding_attention" in (getattr(layer, "layer_types", None) or []):
+        raise InputError(configpath, "layer_types", "sliding_attention", "full_attention: TTT attention has no window")
+    if layer.attention_dropout:
+        raise InputError(configpath, "attention_dropout", layer.attention_dropout, "0.0: TTT attention has no dropout")
+    if layer.num_attention_heads % layer.num_key_value_heads:
+        found = f"{layer.num_attention_heads} heads, {layer.num_key_value_heads} key/value heads"
+        raise InputError(configpath, "num_key_value_heads", found, "a divisor of num_attention_heads")

@@ -1,0 +1,67 @@
+"""A draft layer's ``LlamaConfig`` from plain JSON values, each of them checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import LlamaConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ports.errors import InputError
+
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "draft_vocab_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
+def llama_config(file: str, values: Mapping[str, Any]) -> LlamaConfig:
+    """The config that ``values`` describe; ``file`` is named in errors.
+
+    Raises:
+        InputError: a size that is no positive integer, an activation or rotary embedding that transformers does not
+            know, or anything else that transformers refuses.
+    """
+    _check_sizes(file, values)
+    _check_padding_id(file, values)
+    _check_choice(file, "hidden_act", values.get("hidden_act", "silu"), list(ACT2FN))
+    _check_choice(file, "rope_scaling", _rope_type(values), ["default", *ROPE_INIT_FUNCTIONS])
+    try:
+        return LlamaConfig.from_dict(dict(values))
+    except Exception as error:  # what transformers raises here differs from release to release
+        reason = " ".join(str(error).split())
+        raise InputError(file, "config", reason, "values of a Llama config") from error
+
+
+def _check_sizes(file: str, values: Mapping[str, Any]) -> None:
+    for name in SIZES:
+        value = values.get(name)
+        if name in values and value is not None and (type(value) is not int or value < 1):
+            raise InputError(file, name, repr(value), "a positive integer")
+
+
+def _check_padding_id(file: str, values: Mapping[str, Any]) -> None:
+    found, size = values.get("pad_token_id"), values.get("vocab_size") or 32000
+    if found is not None and (type(found) is not int or not 0 <= found < size):
+        raise InputError(file, "pad_token_id", repr(found), f"null or an id in [0, {size})")
+
+
+def _rope_type(values: Mapping[str, Any]) -> Any:
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(scaling, Mapping):
+        return scaling
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
+
+def _check_choice(file: str, name: str, value: Any, known: list[str]) -> None:
+    if value not in known:
+        raise InputError(file, name, repr(value), f"one of {', '.join(known)}")

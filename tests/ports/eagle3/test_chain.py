@@ -1,0 +1,111 @@
+"""Chain alignment against Speculators' own forward, on its own attention, with its own loss.
+
+Speculators counts from the start of a draft: its index q at step s is position p = q + s here.
+"""
+
+import json
+
+import pytest
+import torch
+from speculators.losses import resolve_loss_config
+from speculators.models.eagle3 import Eagle3DraftModel
+
+from ports.eagle3.objective import Eagle3Objective
+from ports.training.alignment import Alignment
+
+STEPS = 4
+
+
+@pytest.fixture
+def pair(fixture, lively_draft):
+    """Our draft in chain alignment and the same weights in Speculators' model; the files hold post-norm targets."""
+
+    def make(layers=1, **values):
+        file = fixture / "draft_eagle3.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": layers, **values}))
+        draft = lively_draft(ttt_alignment="chain", forward_num_total=STEPS)
+        config = type(draft.config).from_dict(draft.config.to_dict())
+        config.transformer_layer_config._attn_implementation = "eager"
+        theirs = Eagle3DraftModel(config)
+        theirs.load_state_dict(draft.state_dict())
+        theirs.verifier_norm = torch.nn.Identity()
+        return draft, theirs
+
+    return make
+
+
+def their_forward(model, batch, documents):
+    """Logits of every step, and the loss, of samples packed in one row."""
+    logits = []
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
+    try:
+        _, loss, _ = model(
+            hidden_states=batch["features"],
+            input_ids=batch["input_ids"],
+            document_ids=documents,
+            loss_mask=batch["loss_mask"].bool(),
+            verifier_last_hidden_states=batch["target"],
+            ttt_steps=STEPS,
+            loss_config=resolve_loss_config("kl_div", "eager"),
+        )
+    finally:
+        hook.remove()
+    return logits, loss
+
+
+def compare_gradients(draft, theirs):
+    found = {name: value.grad for name, value in draft.named_parameters() if value.grad is not None}
+    wanted = {name: value.grad for name, value in theirs.named_parameters() if value.grad is not None}
+    assert set(wanted) == set(found) - {"lm_head.weight"}  # Speculators freezes its head
+    assert len(wanted) >= 12
+    for name, value in wanted.items():
+        assert float((found[name] - value).norm()) <= 2e-6 * float(value.norm()), name
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("index", [0, 2, 4])
+def test_logits_loss_and_gradients_are_speculators(pair, batch_of, layers, index):
+    draft, theirs = pair(layers)
+    batch = batch_of(index, ttt_alignment="chain")
+    length = batch["input_ids"].shape[1]
+    logits, loss = their_forward(theirs, batch, torch.zeros(1, length, dtype=torch.int64))
+    outcome = Eagle3Objective(draft, STEPS, Alignment.CHAIN)(batch)
+    assert len(outcome.steps) == len(logits) == STEPS
+    for number, (step, wanted) in enumerate(zip(outcome.steps, logits, strict=True)):
+        shared = wanted[:, : max(length - number, 0)]
+        torch.testing.assert_close(step.logits[:, number:], shared, rtol=0, atol=1e-5)
+        assert number >= length - 1 or shared.std() > 0.8
+    torch.testing.assert_close(outcome.loss, loss.detach(), rtol=1e-6, atol=1e-6)
+    outcome.backward_loss.backward()
+    loss.backward()
+    compare_gradients(draft, theirs)
+
+
+def test_padding_is_speculators_document_minus_1(pair, batch_of):
+    draft, theirs = pair()
+    batch = {name: value[1:] for name, value in batch_of(2, 1, ttt_alignment="chain").items()}
+    assert batch["attention_mask"].sum() == 5 < batch["attention_mask"].numel()
+    _, loss = their_forward(theirs, batch, batch["attention_mask"] - 1)
+    outcome = Eagle3Objective(draft, STEPS, Alignment.CHAIN)(batch)
+    torch.testing.assert_close(outcome.loss, loss.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_is_the_mean_over_all_its_rows(pair, batch_of):
+    draft, _ = pair()
+    parts = [batch_of(index, ttt_alignment="chain") for index in (0, 1)]
+    objective = Eagle3Objective(draft, 1, Alignment.CHAIN)
+    rows = torch.stack([objective.rows(part)[0] for part in parts]) + 1e-5
+    losses = torch.stack([objective(part).loss for part in parts])
+    both = objective(batch_of(0, 1, ttt_alignment="chain"))
+    torch.testing.assert_close(both.loss, (losses * rows).sum() / rows.sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_prototypes_alignment_would_fail(pair, batch_of, lively_draft):
+    """The planted fault: keys of earlier steps at the query's own position."""
+    _, theirs = pair()
+    batch = batch_of(0, ttt_alignment="chain")
+    logits, _ = their_forward(theirs, batch, torch.zeros(1, 9, dtype=torch.int64))
+    own = Eagle3Objective(lively_draft(ttt_alignment="prototype"), STEPS, Alignment.CHAIN)(batch)
+    gaps = [float((step.logits[:, s:] - logits[s][:, : 9 - s]).abs().max()) for s, step in enumerate(own.steps)]
+    assert max(gaps[:2]) < 1e-5
+    assert min(gaps[2:]) > 0.1

@@ -1,0 +1,150 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fixtures import FIXTURE, RECORDINGS
+from ports.eagle3.config import load_draft_config
+from ports.eagle3.model import build_draft, embed, unroll
+from ports.eagle3.names import to_native
+from ports.training.alignment import Alignment
+from ports.training.saving import save_draft
+from ports.training.vocabulary import load_vocabulary_map
+
+
+def run(draft, batch, steps=3):
+    return unroll(draft, batch["features"], batch["input_ids"], batch["attention_mask"], steps)
+
+
+@pytest.fixture(scope="module")
+def recorded_draft():
+    config = load_draft_config(str(FIXTURE / "draft_eagle3.json"), str(FIXTURE / "verifier"), 3)
+    vocabulary = load_vocabulary_map(FIXTURE / "t2d.npy", FIXTURE / "d2t.npy", 320, 96)
+    draft = build_draft(config, vocabulary, Alignment.PROTOTYPE)
+    stored = load_file(RECORDINGS / "initial_eagle3_fp32.safetensors")
+    weights = {to_native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+    assert not draft.load_state_dict(weights, strict=False).unexpected_keys
+    return draft
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_logits_are_those_recorded(recorded_draft, steps):
+    recorded = load_file(RECORDINGS / f"eagle3_fp32_k{steps}" / "first_step.safetensors")
+    batch = {name: recorded[f"mb0.batch.{name}"] for name in ("input_ids", "hidden_states", "attention_mask")}
+    real = batch["attention_mask"].bool()
+    assert not bool(real.all()), "a padded batch"
+    outcome = unroll(recorded_draft, batch["hidden_states"], batch["input_ids"], batch["attention_mask"], steps)
+    assert torch.equal(outcome[0].hidden_in, recorded["mb0.step0.hidden_in"])
+    for number, step in enumerate(outcome):
+        for name, value in {"predict": step.hidden, "logits": step.logits}.items():
+            wanted = recorded[f"mb0.step{number}.{name}"]
+            torch.testing.assert_close(value[real], wanted[real], rtol=0, atol=6e-6)
+        assert wanted[real].std() > 1
+
+
+def test_the_draft_starts_as_the_verifier_says(fixture, lively_draft, settings):
+    from ports.eagle3.train import build
+
+    draft = build(settings())
+    index = json.loads((fixture / "verifier" / "model.safetensors.index.json").read_text())["weight_map"]
+
+    def stored(name):
+        return load_file(fixture / "verifier" / index[name])[name]
+
+    kept = torch.from_numpy(np.load(fixture / "t2d.npy"))
+    assert torch.equal(draft.embed_tokens.weight, stored("model.embed_tokens.weight"))
+    assert torch.equal(draft.lm_head.weight, stored("lm_head.weight")[kept])
+    assert torch.equal(draft.verifier_lm_head.weight, draft.lm_head.weight)
+    assert draft.lm_head.weight.data_ptr() != draft.verifier_lm_head.weight.data_ptr()
+    assert torch.equal(draft.t2d, kept)
+    assert torch.equal(draft.d2t, torch.from_numpy(np.load(fixture / "d2t.npy")))
+    assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
+
+
+def test_a_verifier_in_bfloat16_becomes_float32(settings, fixture):
+    from safetensors.torch import save_file
+
+    from ports.eagle3.train import build
+
+    for file in (fixture / "verifier").glob("*.safetensors"):
+        save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, {"format": "pt"})
+    assert {value.dtype for value in build(settings()).parameters()} == {torch.float32}
+
+
+def test_the_embedding_stays_frozen_even_if_the_config_asks_otherwise(settings, lively_draft, tmp_path):
+    from ports.eagle3.train import build
+
+    save_draft(lively_draft(), tmp_path / "model0")
+    file = tmp_path / "model0" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "embed_requires_grad": True}))
+    assert not build(settings(configpath=str(file))).embed_tokens.weight.requires_grad
+
+
+@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+def test_a_sample_does_not_depend_on_the_batch_it_is_padded_into(lively_draft, batch_of, alignment):
+    draft = lively_draft(ttt_alignment=alignment)
+    together = run(draft, batch_of(0, 1, 2))
+    for row, (index, length) in enumerate([(0, 9), (1, 5), (2, 12)]):
+        alone = run(draft, batch_of(index))
+        for one, many in zip(alone, together, strict=True):
+            torch.testing.assert_close(one.logits[0], many.logits[row, :length], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+def test_padding_holds_no_nan_and_no_influence(lively_draft, batch_of, alignment):
+    draft, batch = lively_draft(ttt_alignment=alignment), batch_of(1, 2)
+    real = batch["attention_mask"].bool()
+    steps = run(draft, batch)
+    noisy = {**batch, "features": torch.where(real[..., None], batch["features"], torch.tensor(1e4))}
+    noisy["input_ids"] = torch.where(real, batch["input_ids"], torch.tensor(7))
+    for step, other in zip(steps, run(draft, noisy), strict=True):
+        assert bool(step.logits.isfinite().all())
+        assert bool(other.logits.isfinite().all())
+        assert torch.equal(step.logits[real], other.logits[real])
+
+
+@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+def test_the_future_does_not_reach_back(lively_draft, batch_of, alignment):
+    draft, batch = lively_draft(ttt_alignment=alignment), batch_of(2)
+    other = {name: value.clone() for name, value in batch.items()}
+    other["features"][:, 6:] += 1
+    other["input_ids"][:, 6:] = 5
+    for step, changed in zip(run(draft, batch), run(draft, other), strict=True):
+        assert torch.equal(step.logits[:, :6], changed.logits[:, :6])
+        assert not torch.equal(step.logits[:, 6:], changed.logits[:, 6:])
+
+
+def test_hidden_states_move_one_to_the_right_and_the_first_stays(lively_draft, batch_of):
+    steps = run(lively_draft(), batch_of(0, 1), 4)
+    for before, after in itertools.pairwise(steps):
+        assert torch.equal(after.hidden_in[:, 1:], before.hidden[:, :-1])
+        assert torch.equal(after.hidden_in[:, 0], steps[0].hidden_in[:, 0])
+
+
+def test_more_steps_do_not_change_the_first_ones(lively_draft, batch_of):
+    draft, batch = lively_draft(), batch_of(0, 1)
+    for step, same in zip(run(draft, batch, 2), run(draft, batch, 5), strict=False):
+        assert torch.equal(step.logits, same.logits)
+
+
+def test_the_alignments_differ_from_step_2_on_and_not_before(lively_draft, batch_of):
+    batch, drafts = batch_of(0), (lively_draft(ttt_alignment=name) for name in ("prototype", "chain"))
+    own, chain = (run(draft, batch, 4) for draft in drafts)
+    gaps = [float((a.logits - b.logits).abs().max()) for a, b in zip(own, chain, strict=True)]
+    assert gaps[:2] == [0, 0]
+    assert min(gaps[2:]) > 0.1
+
+
+def test_nothing_is_detached_between_the_steps(lively_draft, batch_of):
+    steps = run(lively_draft(), batch_of(0), 4)
+    (gradient,) = torch.autograd.grad(steps[3].logits.sum(), steps[0].hidden)
+    assert bool(gradient.any())
+
+
+def test_the_embedding_gets_no_gradient(lively_draft, batch_of):
+    draft = lively_draft()
+    draft.embed_tokens.weight.requires_grad_(True)
+    assert not embed(draft, batch_of(0)["input_ids"]).requires_grad

@@ -1,0 +1,151 @@
+"""Eagle3's entry point, in this process and in processes of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from speculators import SpeculatorModel
+
+from ports.eagle3 import train as eagle3
+
+ROOT = Path(__file__).parents[3]
+
+
+def metrics(cpdir):
+    return [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(*words, **environment):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_main_trains_and_writes_checkpoints_with_the_tokenizer(flags, fixture, tmp_path, capsys):
+    (fixture / "verifier" / "tokenizer.json").write_text("{}")
+    assert eagle3.main(flags(epoch=1)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "training on 6 examples total" in said
+    assert [line.split(",")[0] for line in said if line.startswith("Epoch")] == ["Epoch [1/1]", "Epoch [2/1]"]
+    for name in ("model0", "model1"):
+        folder = tmp_path / "checkpoints" / name
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    draft = SpeculatorModel.from_pretrained(tmp_path / "checkpoints" / "model1")
+    assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
+
+
+def test_the_seed_decides_the_run(flags, tmp_path, reset_accelerator):
+    def losses(seed):
+        reset_accelerator()
+        torch.manual_seed(99)
+        assert eagle3.main(flags(seed=seed)) == 0
+        return metrics(tmp_path / "checkpoints")
+
+    first = losses(3)
+    assert losses(3) == first
+    assert losses(4) != first
+
+
+def test_a_run_goes_on_from_its_checkpoint(flags, tmp_path, reset_accelerator):
+    assert eagle3.main(flags()) == 0
+    reset_accelerator()
+    cold = metrics(tmp_path / "checkpoints")
+    checkpoint = tmp_path / "checkpoints" / "model0"
+    assert eagle3.main(flags(ckpt_path=checkpoint, configpath=checkpoint, cpdir=tmp_path / "again", lr=1e-30)) == 0
+    assert metrics(tmp_path / "again")[0]["train/loss"] < cold[0]["train/loss"] * 1.5
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "again" / "model0"))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+BAD = [
+    ({"basepath": "/nowhere/verifier"}, "basepath"),
+    ({"configpath": "/nowhere/draft.json"}, "configpath"),
+    ({"tmpdir": "/nowhere/data"}, "tmpdir"),
+    ({"t2d": "/nowhere/t2d.npy"}, "t2d"),
+    ({"ckpt_path": "/nowhere/model0"}, "ckpt_path"),
+    ({"lr": "fast"}, "lr"),
+    ({"bs": 7}, "records"),
+    ({"config": "/nowhere/run.yaml"}, "--config"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field"), BAD)
+def test_bad_input_ends_with_status_2_and_a_sentence(flags, capsys, changes, field):
+    assert eagle3.main(flags(**changes)) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    assert f": {field}: found " in said
+    assert ", expected " in said
+
+
+def test_bad_input_in_a_loader_process_does_too(flags, fixture, capsys):
+    path = fixture / "data_eagle3" / "data_0.ckpt"
+    path.write_bytes(b"")
+    assert eagle3.main(flags(num_workers=1)) == 2
+    assert f"error: {path}: file: found " in capsys.readouterr().err
+
+
+def test_a_verifier_without_its_shard_is_refused_before_anything_is_written(flags, fixture, tmp_path, capsys):
+    (fixture / "verifier" / "model-00001-of-00002.safetensors").unlink()
+    assert eagle3.main(flags()) == 2
+    assert "model-00001-of-00002.safetensors, which does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_two_layers_train_in_the_chain_only(flags, fixture, capsys):
+    file = fixture / "draft_eagle3.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 2}))
+    assert eagle3.main(flags()) == 2
+    assert "num_hidden_layers: found 2, expected 1" in capsys.readouterr().err
+    assert eagle3.main(flags(ttt_alignment="chain")) == 0
+
+
+def test_a_draft_that_says_the_whole_vocabulary(flags, fixture, tmp_path):
+    import numpy as np
+
+    file = fixture / "draft_eagle3.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "draft_vocab_size": 61}))
+    np.save(fixture / "t2d.npy", np.ones(61, bool))
+    np.save(fixture / "d2t.npy", np.zeros(61, np.int64))
+    assert eagle3.main(flags()) == 0
+    assert load_file(tmp_path / "checkpoints" / "model0" / "model.safetensors")["lm_head.weight"].shape == (61, 32)
+
+
+def test_as_a_module(flags, tmp_path):
+    result = run("-m", "ports.eagle3.train", *flags(max_steps=2, **{"no-shuffle": None}))
+    assert result.returncode == 0, result.stderr
+    assert len(metrics(tmp_path / "checkpoints")) == 2
+    assert (tmp_path / "checkpoints" / "model0" / "model.safetensors").is_file()
+
+
+def test_as_a_module_on_bad_input(flags):
+    result = run("-m", "ports.eagle3.train", *flags(tmpdir="/nowhere"))
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1] == (
+        "error: /nowhere: tmpdir: found no such directory, expected a directory of *.ckpt records"
+    )
+
+
+def test_on_two_processes(flags, tmp_path):
+    """Gloo on a CPU; ``accelerate launch --cpu`` starts a single process whatever it is told, torchrun does not."""
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    words = flags(bs=1, lr=3e-4, **{"no-noise": None, "no-shuffle": None})
+    result = run(*launch, "-m", "ports.eagle3.train", *words, ACCELERATE_USE_CPU="true")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("Epoch [1/0]") == result.stdout.count("training on 6 examples total") == 1
+    rows = metrics(tmp_path / "checkpoints")
+    assert [row["step"] for row in rows] == [0, 1]  # samples 0, 2 and 4, the last with no row in the loss
+    assert [row["train/lr"] for row in rows] == pytest.approx([2e-4, 1e-4])  # a scheduler step per process
+    draft = SpeculatorModel.from_pretrained(tmp_path / "checkpoints" / "model0")
+    assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,129 @@
+"""Registration with Speculators, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from speculators import SpeculatorModel, SpeculatorModelConfig
+
+from ports.hass import HassDraftModel, HassSpeculatorConfig
+from ports.training.saving import save_draft
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAINED = {
+    "embed_layernorm.weight",
+    "hidden_layernorm.weight",
+    "lm_head_layernorm.weight",
+    "fc.weight",
+    "layers.0.post_attention_layernorm.weight",
+    *(f"layers.0.self_attn.{name}_proj.weight" for name in "qkvo"),
+    *(f"layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+}
+REOPEN = """
+import sys
+{first}
+import torch
+from speculators import SpeculatorModel
+draft = SpeculatorModel.from_pretrained(sys.argv[1])
+inputs = torch.load(sys.argv[2])
+torch.save([step.logits.detach() for step in draft(**inputs)], sys.argv[3])
+"""
+
+
+def in_new_process(first: str, *arguments: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", REOPEN.format(first=first), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_speculators_knows_the_model_and_its_config():
+    assert SpeculatorModel.registry["hass"] is HassDraftModel
+    assert SpeculatorModelConfig.registry["hass"] is HassSpeculatorConfig
+    SpeculatorModel.verify_training_compatible(HassDraftModel(HassSpeculatorConfig(transformer_layer_config=tiny())))
+
+
+def tiny() -> dict:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return {**sizes, "num_hidden_layers": 1, "vocab_size": 11, "model_type": "llama"}
+
+
+def test_checkpoint_holds_exactly_what_trains(lively_draft, tmp_path):
+    draft = lively_draft()
+    saved = load_file(save_draft(draft, tmp_path / "draft") / "model.safetensors")
+    assert saved.keys() == TRAINED
+    assert {name for name, value in draft.named_parameters() if value.requires_grad} == TRAINED
+    assert all(torch.equal(value, draft.get_parameter(name)) for name, value in saved.items())
+    assert sorted(path.name for path in (tmp_path / "draft").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+def test_a_new_process_opens_it_with_equal_logits(lively_draft, batch_of, tmp_path, alignment):
+    draft = lively_draft(ttt_alignment=alignment)
+    batch = batch_of(0, 1)
+    names = {"features": "hidden_states", "input_ids": "input_ids", "attention_mask": "attention_mask"}
+    inputs = {**{argument: batch[name] for name, argument in names.items()}, "ttt_steps": 3}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    folder = save_draft(draft, tmp_path / "draft")
+    done = in_new_process("import ports.hass", folder, tmp_path / "inputs.pt", tmp_path / "logits.pt")
+    assert done.returncode == 0, done.stderr
+    reopened = torch.load(tmp_path / "logits.pt")
+    assert len(reopened) == 3
+    assert all(torch.equal(logits, step.logits) for logits, step in zip(reopened, draft(**inputs)))
+
+
+def test_without_our_package_speculators_does_not_know_it(lively_draft, tmp_path):
+    folder = save_draft(lively_draft(), tmp_path / "draft")
+    done = in_new_process("import ports", folder, folder, folder)
+    assert done.returncode != 0
+    assert "hass" in done.stderr
+
+
+def test_reopened_verifier_weights_are_loaded_and_frozen(lively_draft, tmp_path):
+    draft = lively_draft()
+    reopened = SpeculatorModel.from_pretrained(save_draft(draft, tmp_path / "draft"))
+    frozen = {name for name, value in reopened.named_parameters() if not value.requires_grad}
+    assert frozen == {"embed_tokens.weight", "lm_head.weight"}
+    assert all(torch.equal(reopened.get_parameter(name), draft.get_parameter(name)) for name in frozen)
+    assert torch.equal(reopened.rotary_emb.inv_freq, draft.rotary_emb.inv_freq)
+
+
+def test_reopened_in_bfloat16_it_still_runs(lively_draft, tmp_path):
+    folder = save_draft(lively_draft(), tmp_path / "draft")
+    reopened = SpeculatorModel.from_pretrained(folder, dtype=torch.bfloat16)
+    step = reopened(torch.randn(1, 5, 32), torch.arange(5)[None], ttt_steps=2)[-1]
+    assert step.logits.dtype == torch.bfloat16
+    assert step.logits.isfinite().all()
+
+
+def test_config_names_verifier_alignment_and_proposal(lively_draft, fixture, tmp_path):
+    folder = save_draft(lively_draft(forward_num_total=5), tmp_path / "draft")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["speculators_model_type"] == config["speculators_config"]["algorithm"] == "hass"
+    assert config["speculators_config"]["verifier"]["name_or_path"] == str(fixture / "verifier")
+    assert config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 5
+    assert config["ttt_alignment"] == "prototype"
+    assert config["transformer_layer_config"]["rope_parameters"]["rope_type"] == "llama3"
+
+
+def test_from_training_args_attaches_the_verifier(fixture, lively_draft):
+    layer = lively_draft().config.transformer_layer_config
+    made = HassDraftModel.from_training_args(layer, verifier_name_or_path=str(fixture / "verifier"), ttt_steps=4)
+    assert made.config.ttt_alignment == "chain"
+    assert made.lm_head.weight.isfinite().all()
+    assert HassDraftModel.get_trainer_kwargs(ttt_steps=4, lr=1.0) == ({"ttt_steps": 4}, {"ttt_steps": 4})
+
+
+def test_without_a_verifier_its_weights_are_nan(lively_draft):
+    layer = lively_draft().config.transformer_layer_config
+    detached = HassDraftModel(HassSpeculatorConfig(transformer_layer_config=layer))
+    detached.load_verifier_weights()
+    assert detached.embed_tokens.weight.isnan().all()
+    assert detached.lm_head.weight.isnan().all()
+    assert detached.fc.weight.isfinite().all()

@@ -1,0 +1,282 @@
+"""The loop, driven through Eagle3's ``run`` on the tiny fixture."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from ports.eagle3 import train as eagle3
+from ports.training.batches import collate
+from ports.training.observer import Observer
+
+
+class Watch(Observer):
+    """Keeps what passes by."""
+
+    def __init__(self):
+        self.events, self.records, self.lines, self.lengths = [], [], [], []
+        self.gradients_at, self.parameters_at = {}, {}
+
+    def started(self, objective, optimizer):
+        self.events.append("started")
+        self.optimizer = optimizer
+
+    def batch(self, micro_batch, batch):
+        self.events.append(f"batch {micro_batch}")
+        self.lengths.append(batch["attention_mask"].sum(1).tolist())
+
+    def outcome(self, micro_batch, outcome):
+        self.events.append(f"outcome {micro_batch}")
+        self.outcome_seen = outcome
+
+    def gradients(self, micro_batch, objective):
+        self.events.append(f"gradients {micro_batch}")
+        self.gradients_at[micro_batch] = gradients_of(objective)
+
+    def stepped(self, record, objective):
+        self.events.append(f"stepped {record.micro_batch}")
+        self.records.append(record)
+        named = objective.draft.named_parameters()
+        self.parameters_at[record.micro_batch] = {name: value.detach().clone() for name, value in named}
+
+    def printed(self, line):
+        self.lines.append(line)
+
+    def finished(self, objective):
+        self.events.append("finished")
+
+
+def gradients_of(objective):
+    named = objective.draft.named_parameters()
+    return {name: value.grad.clone() for name, value in named if value.grad is not None}
+
+
+@pytest.fixture
+def train(settings, lively_draft, reset_accelerator):
+    def go(sampler=None, watch=None, **changes):
+        reset_accelerator()
+        chosen, watch = settings(**changes), watch or Watch()
+        draft = lively_draft(**changes)
+        eagle3.run(chosen, draft, eagle3.build_dataset(chosen, draft.config), sampler, watch)
+        watch.draft, watch.settings = draft, chosen
+        return watch
+
+    return go
+
+
+def relative_error(found, wanted):
+    assert found.keys() == wanted.keys()
+    assert found
+    return max(
+        float((found[name] - wanted[name]).norm() / (wanted[name].norm() + 1e-30)) for name in wanted if name != "none"
+    )
+
+
+@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+@pytest.mark.parametrize("accumulation", [2, 3])
+def test_accumulation_gives_the_gradient_and_the_step_of_the_big_batch(train, accumulation, alignment):
+    common = {"max_steps": 1, "ttt_alignment": alignment}
+    big = train(bs=accumulation, **common)
+    small = train(bs=1, gradient_accumulation_steps=accumulation, **common)
+    rows = [record.rows for record in small.records]
+    assert len(set(rows)) > 1, "unequal counts are the point"
+    assert big.records[0].rows == sum(rows)
+    assert relative_error(small.gradients_at[accumulation - 1], big.gradients_at[0]) < 2e-6
+    before = dict(train(bs=1, max_steps=1, lr=1e-30, ttt_alignment=alignment).parameters_at[0])
+    after_small, after_big = small.parameters_at[accumulation - 1], big.parameters_at[0]
+    moved = {name: after_big[name] - before[name] for name in big.gradients_at[0]}
+    also = {name: after_small[name] - before[name] for name in big.gradients_at[0]}
+    assert all(bool(value.any()) for value in moved.values())
+    assert relative_error(also, moved) < 1e-3
+
+
+def test_the_mean_of_means_would_fail_that_test(train):
+    """The planted fault: what accumulation gives when every micro-batch is divided by its own rows."""
+    big = train(bs=2, max_steps=1)
+    parts = [train(bs=1, max_steps=1, sampler=[index, index]).gradients_at[0] for index in (0, 1)]
+    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    assert relative_error(mean, big.gradients_at[0]) > 1e-2
+
+
+class LastWindow(Watch):
+    """At the end of the second window, what one batch of its two samples would give under the same weights."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset = dataset
+
+    def gradients(self, micro_batch, objective):
+        super().gradients(micro_batch, objective)
+        if micro_batch == 4:
+            twin = copy.deepcopy(objective)
+            twin.zero_grad()
+            twin(collate([self.dataset[3], self.dataset[4]])).backward_loss.backward()
+            self.expected = gradients_of(twin)
+
+
+def test_the_last_window_may_be_shorter_and_is_divided_by_its_own_rows(train, settings, lively_draft):
+    chosen = settings(bs=1, gradient_accumulation_steps=3)
+    watch = LastWindow(eagle3.build_dataset(chosen, lively_draft().config))
+    train(sampler=[0, 1, 2, 3, 4], watch=watch, bs=1, gradient_accumulation_steps=3)
+    assert [record.stepped for record in watch.records] == [False, False, True, False, True]
+    assert relative_error(watch.gradients_at[4], watch.expected) < 2e-6
+
+
+def test_gradients_add_up_within_a_window_and_start_anew_after_it(train):
+    watch = train(bs=1, gradient_accumulation_steps=2, lr=1e-30)
+    single = train(bs=1, lr=1e-30)
+    assert relative_error(watch.gradients_at[0], single.gradients_at[0]) > 1e-2  # divided by the window's rows
+    share = single.records[0].rows + 1e-5, single.records[0].rows + single.records[1].rows + 1e-5
+    scaled = {name: value * share[0] / share[1] for name, value in single.gradients_at[0].items()}
+    assert relative_error(watch.gradients_at[0], scaled) < 2e-6
+
+
+def test_every_event_in_its_order(train):
+    watch = train(max_steps=2)
+    steps = [f"{event} {n}" for n in (0, 1) for event in ("batch", "outcome", "gradients", "stepped")]
+    assert watch.events == ["started", *steps, "finished"]
+
+
+def test_epoch_n_makes_n_plus_1_passes_in_natural_order(train):
+    watch = train(epoch=2)
+    assert watch.lengths == [[9, 5], [12, 7], [3, 10]] * 3
+    assert [record.epoch for record in watch.records] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert watch.lines[0] == "training on 6 examples total"
+    assert [line.split(",")[0] for line in watch.lines[1::2]] == ["Epoch [1/2]", "Epoch [2/2]", "Epoch [3/2]"]
+    assert [path.name for path in sorted(watch.settings.cpdir.glob("model*"))] == ["model0", "model1", "model2"]
+
+
+def test_incomplete_batches_are_dropped_and_too_few_records_refused(train, refuses, settings):
+    assert train(bs=4).lengths == [[9, 5, 12, 7]]
+    with refuses(settings().tmpdir, "records", "6", "at least bs = 7"):
+        train(bs=7)
+
+
+def test_max_steps_ends_the_run_and_leaves_the_schedule(train):
+    short, whole = train(max_steps=2, epoch=2), train(epoch=2)
+    assert len(short.records) == 2
+    assert [record.lr_used for record in short.records] == [record.lr_used for record in whole.records[:2]]
+    assert (short.settings.cpdir / "model0" / "model.safetensors").is_file()
+
+
+def test_the_rates_follow_the_schedule(train):
+    watch = train(epoch=1, gradient_accumulation_steps=2)  # 6 * 2 / (2 * 2) = 3 steps planned
+    used = [record.lr_used for record in watch.records]
+    assert used == pytest.approx([1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3, 1e-3 / 3, 0])
+    after = [record.lr_after for record in watch.records if record.stepped]
+    assert after == pytest.approx([2e-3 / 3, 1e-3 / 3, 0, 0])
+
+
+def test_the_first_step_has_rate_0_with_warm_up(train):
+    watch = train(epoch=49)  # 6 * 50 / 2 = 150 steps, 1 of warm-up
+    assert watch.records[0].lr_used == 0
+    assert watch.records[1].lr_used == 1e-3
+    assert watch.records[-1].lr_after == 0
+
+
+def test_the_reported_loss_is_the_sum_over_the_steps(train):
+    for record in train(forward_num_total=4).records:
+        assert len(record.step_losses) == 4
+        assert record.loss == pytest.approx(sum(record.step_losses), rel=1e-6)
+
+
+def test_clipping_bounds_the_global_norm_and_reports_the_one_before(train, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *_, **__: seen.append(norm(self)))
+
+    def norm(optimizer):
+        return math.sqrt(sum(float(p.grad.pow(2).sum()) for p in optimizer.param_groups[0]["params"]))
+
+    watch = train(max_steps=1)
+    before = math.sqrt(sum(float(value.pow(2).sum()) for value in watch.gradients_at[0].values()))
+    assert before > 1
+    assert watch.records[0].grad_norm == pytest.approx(before, rel=1e-5)
+    assert seen == [pytest.approx(1, rel=1e-4)]
+
+
+def test_head_and_norms_train_and_the_embedding_does_not(train, lively_draft):
+    watch, before = train(max_steps=2), dict(lively_draft().named_parameters())
+    moved = {name for name, value in watch.parameters_at[1].items() if not torch.equal(value, before[name])}
+    assert moved == {name for name, value in before.items() if value.requires_grad}
+    assert "lm_head.weight" in moved
+    assert "embed_tokens.weight" not in moved
+    assert set(watch.gradients_at[1]) == moved
+
+
+def test_metrics_are_sent_for_every_micro_batch(train):
+    watch = train(epoch=1)
+    rows = [json.loads(line) for line in (watch.settings.cpdir / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": record.micro_batch, **record.logged} for record in watch.records]
+    assert rows[3]["train/loss"] == watch.records[3].loss
+    assert rows[3]["train/lr"] == watch.records[3].lr_after
+    assert rows[3]["train/acc"] == watch.records[3].correct / watch.records[3].rows
+
+
+def test_a_batch_without_rows_in_the_loss_is_no_accident(train, fixture):
+    for index in (0, 1):
+        path = fixture / "data_eagle3" / f"data_{index}.ckpt"
+        record = torch.load(path)
+        torch.save({**record, "loss_mask": torch.zeros_like(record["loss_mask"])}, path)
+    watch = train()
+    assert (watch.records[0].rows, watch.records[0].loss, watch.records[0].logged) == (0, 0.0, {})
+    assert all(bool(value.isfinite().all()) for value in watch.parameters_at[2].values())
+
+
+def test_a_record_that_breaks_in_the_middle_stops_the_run(train, fixture, refuses):
+    path = fixture / "data_eagle3" / "data_3.ckpt"
+    record = torch.load(path)
+    torch.save({**record, "target": record["target"] * float("nan")}, path)
+    with refuses(path, "target", "NaN or Inf", "finite values"):
+        train()
+
+
+def test_loader_processes_hand_errors_over(train, fixture, refuses):
+    (fixture / "data_eagle3" / "data_1.ckpt").write_bytes(b"")
+    with refuses(fixture / "data_eagle3" / "data_1.ckpt", "file", "", "a torch file of plain tensors"):
+        train(num_workers=1)
+
+
+def test_bfloat16_autocast_trains_float32_masters(train):
+    watch, exact = train(mixed_precision="bf16", epoch=5), train(epoch=5)
+    outcome = watch.outcome_seen
+    assert outcome.steps[0].logits.dtype is torch.bfloat16
+    assert outcome.target.probabilities.dtype is torch.float32
+    assert {value.dtype for value in watch.draft.parameters()} == {torch.float32}
+    losses = [record.loss for record in watch.records]
+    assert losses[-1] < losses[2] < math.inf
+    assert losses == pytest.approx([record.loss for record in exact.records], rel=0.02)
+    assert losses != [record.loss for record in exact.records]
+
+
+def test_equal_seeds_give_equal_runs(train):
+    def losses(seed):
+        torch.manual_seed(seed)
+        return [record.loss for record in train(noise=True, shuffle=True).records]
+
+    assert losses(0) == losses(0)
+    assert losses(0) != losses(1)
+
+
+def test_foreign_accumulation_is_refused(refuses):
+    from types import SimpleNamespace
+
+    from ports.training.loop import _refuse_foreign_accumulation
+
+    expected = "1 or auto: accumulate with --gradient-accumulation-steps"
+    with refuses("DeepSpeed config", "gradient_accumulation_steps", "4", expected):
+        _refuse_foreign_accumulation(SimpleNamespace(gradient_accumulation_steps=4))
+
+
+def test_debug_stops_at_the_operation_that_gives_nan(train):
+    try:
+        with pytest.raises(RuntimeError, match="nan"):
+            train(debug=True, watch=Poison())
+    finally:
+        torch.autograd.set_detect_anomaly(False)
+
+
+class Poison(Watch):
+    def outcome(self, micro_batch, outcome):
+        outcome.backward_loss = outcome.backward_loss * torch.sqrt(outcome.backward_loss * 0)

@@ -1,0 +1,179 @@
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from speculators import SpeculatorModel
+
+from ports.eagle3 import train as eagle3
+from ports.eagle3.model import unroll
+from ports.training import saving
+from ports.training.attention import attention_name
+from ports.training.saving import load_weights, save_draft
+
+
+def logits(draft, batch):
+    with torch.no_grad():
+        steps = unroll(draft, batch["features"], batch["input_ids"], batch["attention_mask"], 3)
+    return torch.stack([step.logits for step in steps])
+
+
+@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+def test_speculators_reads_back_the_same_model(lively_draft, batch_of, tmp_path, alignment):
+    draft, batch = lively_draft(ttt_alignment=alignment), batch_of(0, 1)
+    save_draft(draft, tmp_path / "model0")
+    back = SpeculatorModel.from_pretrained(tmp_path / "model0")
+    own = {name: value for name, value in draft.state_dict().items() if not name.startswith("verifier_")}
+    assert all(torch.equal(back.state_dict()[name], value) for name, value in own.items())
+    assert type(back) is type(draft)
+    back.config.transformer_layer_config._attn_implementation = attention_name(draft_alignment(alignment))
+    assert torch.equal(logits(back, batch), logits(draft, batch))
+
+
+def draft_alignment(name):
+    from ports.training.alignment import Alignment
+
+    return Alignment(name)
+
+
+def test_the_config_names_no_attention_of_ours(lively_draft, tmp_path):
+    save_draft(lively_draft(), tmp_path / "model0")
+    assert "ttt_" not in (tmp_path / "model0" / "config.json").read_text()
+
+
+def test_only_the_drafts_own_tensors_are_written_in_their_dtype(lively_draft, tmp_path):
+    draft = lively_draft()
+    save_draft(draft, tmp_path / "a")
+    save_draft(draft.bfloat16(), tmp_path / "b")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert set(first) == {name for name in draft.state_dict() if not name.startswith("verifier_")}
+    floats = {name for name, value in first.items() if value.is_floating_point()}
+    assert {first[name].dtype for name in floats} == {torch.float32}
+    assert {second[name].dtype for name in floats} == {torch.bfloat16}
+
+
+def test_extra_files_lie_beside_the_weights(lively_draft, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_draft(lively_draft(), tmp_path / "deep" / "model0", [tmp_path / "tokenizer.json"])
+    names = {path.name for path in (tmp_path / "deep" / "model0").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert os.listdir(tmp_path / "deep") == ["model0"]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FAULTS = {
+    "write": ("shutil.copyfile", 1),
+    "sync": ("os.fsync", 2),
+    "first rename": ("os.rename", 1),
+    "second rename": ("os.rename", 2),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("older", [True, False])
+def test_a_failed_save_leaves_what_was_there(lively_draft, tmp_path, monkeypatch, fault, older):
+    cpdir, extra, draft = tmp_path / "cp", tmp_path / "tokenizer.json", lively_draft()
+    extra.write_text("{}")
+    cpdir.mkdir()
+    if older:
+        save_draft(draft, cpdir / "model0", [extra])
+    before = contents(cpdir)
+    name, call = FAULTS[fault]
+    if fault == "second rename" and not older:
+        call = 1
+    fail_at(monkeypatch, name, call)
+    with pytest.raises(OSError, match="disk full"):
+        save_draft(lively_draft(seed=1), cpdir / "model0", [extra])
+    monkeypatch.undo()
+    assert contents(cpdir) == before
+    assert os.listdir(cpdir) == (["model0"] if older else [])
+
+
+def fail_at(monkeypatch, name, call):
+    module = {"os": saving.os, "shutil": saving.shutil}[name.split(".")[0]]
+    real, calls = getattr(module, name.split(".")[1]), []
+
+    def faulty(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError("disk full")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name.split(".")[1], faulty)
+
+
+def test_a_save_replaces_an_older_one_and_survives_the_remains_of_a_crash(lively_draft, tmp_path):
+    first, second = lively_draft(), lively_draft(seed=1)
+    save_draft(first, tmp_path / "model0")
+    (tmp_path / "model0" / "stale.txt").touch()
+    shutil.copytree(tmp_path / "model0", tmp_path / ".model0.old")
+    (tmp_path / ".model0.partial").mkdir()
+    (tmp_path / ".model0.partial" / "rubbish").touch()
+    save_draft(second, tmp_path / "model0")
+    names = os.listdir(tmp_path)
+    assert "model0" in names
+    assert not [name for name in names if name.startswith(".")]
+    assert "stale.txt" not in os.listdir(tmp_path / "model0")
+    weights = load_file(tmp_path / "model0" / "model.safetensors")
+    assert torch.equal(weights["fc.weight"], second.fc.weight)
+
+
+@pytest.fixture
+def checkpoint(lively_draft, tmp_path):
+    return save_draft(lively_draft(seed=3), tmp_path / "checkpoint")
+
+
+def test_a_run_starts_from_a_checkpoint(settings, checkpoint):
+    draft = eagle3.build(settings(ckpt_path=checkpoint))
+    weights = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(draft.state_dict()[name], value) for name, value in weights.items())
+    assert draft.lm_head.weight.requires_grad
+
+
+def test_a_missing_checkpoint_is_refused(lively_draft, tmp_path, refuses):
+    file = tmp_path / "no" / "model.safetensors"
+    with refuses(file, "ckpt_path", "No such file", "a Speculators checkpoint's model.safetensors"):
+        load_weights(lively_draft(), tmp_path / "no")
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (self.path,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_under_a_safetensors_name_is_refused_and_not_executed(lively_draft, tmp_path, refuses, save):
+    file, trace = tmp_path / "model.safetensors", tmp_path / "executed"
+    save({"fc.weight": Touch(str(trace))}, file)
+    with refuses(file, "ckpt_path", "", "a Speculators checkpoint's model.safetensors"):
+        load_weights(lively_draft(), tmp_path)
+    assert not trace.exists()
+
+
+CHANGES = [
+    ({"fc.weight": None}, "tensors", "missing ['fc.weight']", "exactly the draft's tensors"),
+    ({"fc.bias": torch.zeros(1)}, "tensors", "unexpected ['fc.bias']", "exactly the draft's tensors"),
+    ({"fc.weight": torch.zeros(2, 3)}, "fc.weight", "shape (2, 3)", "shape (32, 96)"),
+    ({"d2t": torch.zeros(23, dtype=torch.int64)}, "d2t", "another vocabulary map", "the one of the t2d and d2t files"),
+    ({"t2d": torch.ones(61, dtype=torch.bool)}, "t2d", "another vocabulary map", "the one of the t2d and d2t files"),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "found", "expected"), CHANGES)
+def test_a_checkpoint_of_something_else_is_refused(lively_draft, checkpoint, refuses, change, field, found, expected):
+    file = checkpoint / "model.safetensors"
+    weights = {**load_file(file), **change}
+    save_file({name: value for name, value in weights.items() if value is not None}, file)
+    draft = lively_draft()
+    before = draft.fc.weight.clone()
+    with refuses(file, field, found, expected):
+        load_weights(draft, checkpoint)
+    assert torch.equal(draft.fc.weight, before)

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+
+from ports.training.vocabulary import load_vocabulary_map
+
+KEPT = [1, 2, 5, 8]
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(t2d=None, d2t=None):
+        good_t2d = np.isin(np.arange(10), KEPT)
+        good_d2t = np.array(KEPT) - np.arange(4)
+        np.save(tmp_path / "t2d.npy", good_t2d if t2d is None else t2d)
+        np.save(tmp_path / "d2t.npy", good_d2t if d2t is None else d2t)
+        return tmp_path / "t2d.npy", tmp_path / "d2t.npy"
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
+def test_a_good_pair_is_read_as_bool_and_int64(files, dtype):
+    t2d, d2t = files(
+        t2d=np.isin(np.arange(10), KEPT).astype(dtype), d2t=(np.array(KEPT) - np.arange(4)).astype(np.int32)
+    )
+    vocabulary = load_vocabulary_map(t2d, d2t, 10, 4)
+    assert (vocabulary.t2d.dtype, vocabulary.d2t.dtype) == (torch.bool, torch.int64)
+    assert vocabulary.t2d.nonzero().flatten().tolist() == KEPT
+    assert (vocabulary.d2t + torch.arange(4)).tolist() == KEPT
+
+
+def test_the_whole_vocabulary_is_allowed(files):
+    vocabulary = load_vocabulary_map(*files(np.ones(10, bool), np.zeros(10, np.int64)), 10, 10)
+    assert bool(vocabulary.t2d.all())
+
+
+BAD_T2D = [
+    (np.ones(9, bool), "shape (9,)", "(10,), the verifier's vocabulary"),
+    (np.ones(10, bool), "10 kept ids", "draft_vocab_size = 4"),
+    (np.ones((2, 5), bool), "bool (2, 5)", "a one-dimensional bool or integer array"),
+    (np.ones(10), "float64 (10,)", "a one-dimensional bool or integer array"),
+]
+BAD_D2T = [
+    (np.zeros(5, np.int64), "shape (5,)", "(4,), the draft vocabulary"),
+    (np.array([1, 0, 3, 5]), "verifier id 1 named more than once", "an injective map"),
+    (np.array([1, 1, 3, 6]), "draft id 3 -> 9", "8, the 3-th id kept by t2d"),
+    (np.array([2, 0, 3, 5]), "draft id 0 -> 2", "1, the 0-th id kept by t2d"),
+    (np.array([1.0, 1.0, 3.0, 5.0]), "float64 (4,)", "a one-dimensional bool or integer array"),
+]
+
+
+@pytest.mark.parametrize(("array", "found", "expected"), BAD_T2D)
+def test_a_bad_t2d_is_refused(files, refuses, array, found, expected):
+    t2d, d2t = files(t2d=array)
+    with refuses(t2d, "t2d", found, expected):
+        load_vocabulary_map(t2d, d2t, 10, 4)
+
+
+@pytest.mark.parametrize(("array", "found", "expected"), BAD_D2T)
+def test_a_bad_d2t_is_refused(files, refuses, array, found, expected):
+    t2d, d2t = files(d2t=array)
+    with refuses(d2t, "d2t", found, expected):
+        load_vocabulary_map(t2d, d2t, 10, 4)
+
+
+def test_missing_pickled_and_garbled_files_are_refused(files, refuses, tmp_path):
+    t2d, d2t = files()
+    with refuses(tmp_path / "no.npy", "t2d", "No such file", "a .npy array"):
+        load_vocabulary_map(tmp_path / "no.npy", d2t, 10, 4)
+    np.save(d2t, np.array([{"a": 1}], dtype=object))
+    with refuses(d2t, "d2t", "Object arrays cannot be loaded", "without pickled objects"):
+        load_vocabulary_map(t2d, d2t, 10, 4)
+    t2d.write_bytes(b"")
+    with refuses(t2d, "t2d", "", "a .npy array"):
+        load_vocabulary_map(t2d, d2t, 10, 4)
