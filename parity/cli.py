@@ -13,6 +13,7 @@ from loguru import logger
 from rich.console import Console
 
 import fixtures
+from parity.algorithms import ALGORITHMS
 from parity.case import find_cases
 from parity.doctor import print_environment
 from parity.errors import InputError
@@ -22,8 +23,6 @@ from parity.runs.original import OriginalRunError, record_original
 from parity.select import matches
 from parity.verdict import Options, verdict
 
-ALGORITHMS = ("eagle3",)
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 Recordings = Annotated[Path, typer.Option(help="folder of recorded cases and their fixture/")]
@@ -32,7 +31,7 @@ Keyword = Annotated[str, typer.Option("-k", help="only cases whose name fits: wo
 
 @app.command()
 def run(
-    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3; default: all")] = None,  # noqa: UP045
+    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3 or hass; default: both")] = None,  # noqa: UP045
     recordings: Recordings = fixtures.RECORDINGS,
     prototype: Annotated[
         Optional[Path],  # noqa: UP045
@@ -61,7 +60,7 @@ def run(
 def record(
     prototype: Annotated[Path, typer.Option(help="root of a speculators checkout at 227b8a1b")],
     output: Annotated[Path, typer.Option(help="folder the new recordings go to")] = Path("recordings"),
-    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3; default: all")] = None,  # noqa: UP045
+    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3 or hass; default: both")] = None,  # noqa: UP045
     recordings: Recordings = fixtures.RECORDINGS,
     keyword: Keyword = "",
 ) -> None:
@@ -83,7 +82,7 @@ def doctor(
 
 def _algorithms(name: str | None) -> tuple[str, ...]:
     if name is None:
-        return ALGORITHMS
+        return tuple(ALGORITHMS)
     if name not in ALGORITHMS:
         raise InputError("command line", "algorithm", name, " or ".join(ALGORITHMS))
     return (name,)

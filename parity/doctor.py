@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from parity.algorithms import ALGORITHMS
 from parity.environment import describe
 from parity.runs.original import verify
 
@@ -47,7 +48,7 @@ def checkout_state(prototype: Path | None) -> list[str]:
     """Which of the prototypes' files are not those of the commit."""
     if prototype is None:
         return ["prototype: no checkout given (--prototype DIR)"]
-    wrong = [mismatch for algorithm in ("eagle3", "hass") for mismatch in verify(prototype, algorithm)]
+    wrong = [mismatch for algorithm in ALGORITHMS for mismatch in verify(prototype, algorithm)]
     if not wrong:
         return [f"prototype: {prototype} holds the commit's files"]
     return [f"prototype: {m.file}: found {m.found}, expected {m.expected}" for m in wrong]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from parity.algorithms import ALGORITHMS
 from parity.case import Case, read_case
 from parity.checks.evidence import Evidence
 from parity.compare import Subject
@@ -18,7 +19,6 @@ from parity.runs.recorded import PROTOTYPE_SEED, load_recorded
 from parity.runs.reference.loop import first_step_oracle
 from parity.trace import Trace
 
-ADAPTERS = {"eagle3": "ports.eagle3.adapter"}
 ADAPTER_CHECKS = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
 
 
@@ -71,7 +71,7 @@ def adapter_side(prototype: Path) -> Callable[[Case, Trace], contextlib.Abstract
     @contextlib.contextmanager
     def side(case: Case, expected: Trace) -> Iterator[Evidence]:
         with tempfile.TemporaryDirectory() as folder:
-            request = request_for(case, prototype, Path(folder), redirect=ADAPTERS[case.algorithm])
+            request = request_for(case, prototype, Path(folder), redirect=ALGORITHMS[case.algorithm].adapter)
             found = load_recorded(read_case(record_original(request)), run="adapter")
             yield Evidence(case, expected, found, first_step_oracle(case))
 

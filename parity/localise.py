@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from parity.case import Case
 from parity.environment import deterministic
 from parity.runs.port import start_port
-from parity.runs.reference import eagle3
-from parity.runs.reference.loop import Visits, prepare
+from parity.runs.reference.loop import Visits
+from parity.runs.reference.setup import prepare
 
 AGREE = 1e-4
 """Relative to the largest entry: far above rounding, far below what a fault does."""
@@ -80,9 +80,7 @@ def reference_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
     """The reference's; keys and values are projected once, so that gradients meet in the same places as the port's."""
     passages, setup = Passages(), prepare(case)
     weights = setup.weights()
-    eagle3.forward(
-        weights, setup.config, batch, setup.head, setup.t2d, case.ttt_steps, tap=passages.add, project_once=True
-    ).loss.backward()
+    torch.stack(list(setup.forward(weights, batch, tap=passages.add, project_once=True).backward)).sum().backward()
     grads = {name: weights[name].grad for name in setup.masters}
     passages.gradients = {name: grad for name, grad in grads.items() if grad is not None}
     return passages

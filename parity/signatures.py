@@ -6,8 +6,7 @@ import torch
 
 from parity.checks.evidence import Evidence
 from parity.result import Row
-from parity.runs.reference import eagle3
-from parity.runs.reference.loop import prepare
+from parity.runs.reference.setup import prepare
 
 
 def hint_for(row: Row, evidence: Evidence) -> str:
@@ -43,9 +42,7 @@ def _chain_keys(evidence: Evidence) -> bool:
     if found is None or case.ttt_steps < 3 or not batch:
         return False
     with torch.no_grad():
-        out = eagle3.forward(
-            setup.weights(), setup.config, batch, setup.head, setup.t2d, case.ttt_steps, own_position=False
-        )
+        out = setup.forward(setup.weights(), batch, own_position=False)
     logits = out.steps[-1].logits
     where = evidence.real(0)
     return logits.shape == found.shape and bool((logits[where] - found[where]).abs().max() < 1e-3)

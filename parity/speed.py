@@ -17,7 +17,8 @@ from parity.live import request_for
 from parity.result import Row, Speed
 from parity.runs.original import record_original
 from parity.runs.port import start_port
-from parity.runs.reference.loop import Run, prepare
+from parity.runs.reference.loop import Run
+from parity.runs.reference.setup import prepare
 from parity.runs.timing import Steps, Timings, alternate
 from parity.synthetic import write_case
 from parity.tolerances import SHORTFALL
@@ -37,11 +38,11 @@ WARMUP = 2
 
 
 @contextlib.contextmanager
-def speed_case() -> Iterator[Case]:
+def speed_case(algorithm: str = "eagle3") -> Iterator[Case]:
     """A case large enough that arithmetic, not bookkeeping, takes the time; no forward pass is needed to build it."""
     with tempfile.TemporaryDirectory() as folder:
         fixture = build_random_fixture(Path(folder) / "fixture", spec=SPEC, lengths=LENGTHS, draft_vocab_size=512)
-        yield write_case(Path(folder), fixture, "throughput", epoch=0)
+        yield write_case(Path(folder), fixture, f"{algorithm}_throughput", algorithm=algorithm, epoch=0)
 
 
 def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timings:
@@ -73,7 +74,7 @@ def summary(case: Case, timings: Timings, prototype: str) -> Speed:
     """What the report draws: one entry a round, seconds per optimizer step."""
     steps = len(timings.first[0])
     first, second = ([sum(times) / steps for times in side] for side in (timings.first, timings.second))
-    tokens = sum(LENGTHS[: case.bs * steps]) // steps if case.name == "throughput" else 0
+    tokens = sum(LENGTHS[: case.bs * steps]) // steps if case.name.endswith("_throughput") else 0
     return Speed(
         case=case.name,
         prototype=prototype,

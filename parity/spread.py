@@ -68,6 +68,7 @@ def _pair(case: Case, prototype: Callable[[Case], Trace], seed: int) -> tuple[fl
             Path(folder),
             case.fixture,
             f"{case.name}_seed{seed}",
+            algorithm=case.algorithm,
             dtype=case.dtype,
             k=case.ttt_steps,
             bs=case.bs,

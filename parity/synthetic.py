@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from speculators.utils.loading import load_model_layers
 from torch import Tensor
 
 from fixtures.draws import uniform
+from parity.algorithms import ALGORITHMS
 from parity.case import Case, read_case
 from ports.training.records import natural_key
 from ports.training.settings import linear_schedule_steps
@@ -24,6 +25,7 @@ def write_case(
     fixture: Path,
     name: str = "synthetic",
     *,
+    algorithm: str = "eagle3",
     dtype: str = "fp32",
     k: int = 3,
     bs: int = 2,
@@ -35,25 +37,25 @@ def write_case(
     seed: int = 0,
     initial: Path | None = None,
 ) -> Case:
-    """A case folder below ``root`` for an Eagle3 fixture folder.
+    """A case folder below ``root`` for a fixture folder.
 
     Args:
-        fixture: ``verifier/``, ``draft_eagle3.json``, ``data_eagle3/``, ``t2d.npy``, ``d2t.npy``.
+        fixture: ``verifier/``, ``draft_<algorithm>.json``, ``data_<algorithm>/``, ``t2d.npy``, ``d2t.npy``.
         seed: of the sample order, the noise and, without ``initial``, the weights.
         initial: weights to start from, in a recording's form.
     """
     folder = root / name
     folder.mkdir(parents=True)
     (folder / "fixture").symlink_to(fixture.resolve(), target_is_directory=True)
-    files = sorted((fixture / "data_eagle3").glob("*.ckpt"), key=lambda file: natural_key(Path(file.name)))
+    files = sorted((fixture / f"data_{algorithm}").glob("*.ckpt"), key=lambda file: natural_key(Path(file.name)))
     order = sample_order(len(files), bs, epoch + 1, seed) if shuffle else plain_order(len(files), bs, epoch + 1)
     if noise:
         save_file(_uniforms(files, order, seed), folder / "noise_uniforms.safetensors")
-    weights = load_file(initial) if initial else initial_weights(fixture, seed)
+    weights = load_file(initial) if initial else initial_weights(fixture, algorithm, seed)
     save_file(weights, folder / "initial.safetensors")
     flags = {"lr": lr, "bs": bs, "gradient-accumulation-steps": accumulation, "epoch": epoch, "forward_num_total": k}
     (folder / "meta.json").write_text(
-        json.dumps(_meta(name, dtype, fixture, flags, files, order, noise, shuffle, seed))
+        json.dumps(_meta(name, algorithm, dtype, fixture, flags, files, order, noise, shuffle, seed))
     )
     return read_case(folder)
 
@@ -69,20 +71,17 @@ def sample_order(count: int, bs: int, passes: int, seed: int) -> list[int]:
     return [int(index) for rank in ranks for index in np.argsort(rank, kind="stable")[: count // bs * bs]]
 
 
-def initial_weights(fixture: Path, seed: int) -> dict[str, Tensor]:
+def initial_weights(fixture: Path, algorithm: str, seed: int) -> dict[str, Tensor]:
     """Weights to start from, under the prototype's names: matrices of variance 1 / width, norms around 1."""
-    config = json.loads((fixture / "draft_eagle3.json").read_text())
-    weights = {f"init.{name}": _draw(seed, name, shape) for name, shape in _shapes(config).items()}
+    config = json.loads((fixture / f"draft_{algorithm}.json").read_text())
+    weights = {f"init.{name}": _draw(seed, name, shape) for name, shape in SHAPES[algorithm](config).items()}
     head, embedding = _verifier_weights(fixture / "verifier")
+    verifier = {"verifier.lm_head.weight": head, "verifier.embed_tokens.weight": embedding}
+    if not ALGORITHMS[algorithm].owns_vocabulary:
+        return {**weights, **verifier}
     t2d = torch.from_numpy(np.load(fixture / "t2d.npy")).bool()
-    return {
-        **weights,
-        "init.lm_head.weight": head[t2d].clone(),
-        "verifier.lm_head.weight": head,
-        "verifier.embed_tokens.weight": embedding,
-        "t2d": t2d,
-        "d2t": torch.from_numpy(np.load(fixture / "d2t.npy")).long(),
-    }
+    d2t = torch.from_numpy(np.load(fixture / "d2t.npy")).long()
+    return {**weights, **verifier, "init.lm_head.weight": head[t2d].clone(), "t2d": t2d, "d2t": d2t}
 
 
 def _draw(seed: int, name: str, shape: Sequence[int]) -> Tensor:
@@ -90,22 +89,37 @@ def _draw(seed: int, name: str, shape: Sequence[int]) -> Tensor:
     return 1 + 0.2 * values if len(shape) == 1 else values * (3 / shape[1]) ** 0.5
 
 
-def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _eagle3_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    h = config["hidden_size"]
+    norms = ("hidden_norm", "input_layernorm", "lm_head_layernorm")
+    return {"fc.weight": (h, 3 * h), **_layer_shapes(config, 2 * h), **{f"{name}.weight": (h,) for name in norms}}
+
+
+def _hass_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    h = config["hidden_size"]
+    norms = ("embed_layernorm", "hidden_layernorm", "lm_head_layernorm")
+    return {"fc.weight": (h, 2 * h), **_layer_shapes(config, h), **{f"{name}.weight": (h,) for name in norms}}
+
+
+def _layer_shapes(config: dict[str, Any], width: int) -> dict[str, tuple[int, ...]]:
+    """The decoder layer, whose attention reads ``width`` features."""
     h, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     dim = config.get("head_dim") or h // heads
-    attention, layer = "layers.0.self_attn", "layers.0.mlp"
-    matrices = {
-        "fc.weight": (h, 3 * h),
-        f"{attention}.q_proj.weight": (heads * dim, 2 * h),
-        f"{attention}.k_proj.weight": (config["num_key_value_heads"] * dim, 2 * h),
-        f"{attention}.v_proj.weight": (config["num_key_value_heads"] * dim, 2 * h),
-        f"{attention}.o_proj.weight": (h, heads * dim),
-        f"{layer}.gate_proj.weight": (inner, h),
-        f"{layer}.up_proj.weight": (inner, h),
-        f"{layer}.down_proj.weight": (h, inner),
+    attention = {"q_proj": heads * dim, "k_proj": config["num_key_value_heads"] * dim}
+    attention["v_proj"] = attention["k_proj"]
+    return {
+        **{f"layers.0.self_attn.{name}.weight": (size, width) for name, size in attention.items()},
+        "layers.0.self_attn.o_proj.weight": (h, heads * dim),
+        **{f"layers.0.mlp.{name}.weight": (inner, h) for name in ("gate_proj", "up_proj")},
+        "layers.0.mlp.down_proj.weight": (h, inner),
+        "layers.0.post_attention_layernorm.weight": (h,),
     }
-    norms = ("hidden_norm", "input_layernorm", "lm_head_layernorm", "layers.0.post_attention_layernorm")
-    return {**matrices, **{f"{name}.weight": (h,) for name in norms}}
+
+
+SHAPES: dict[str, Callable[[dict[str, Any]], dict[str, tuple[int, ...]]]] = {
+    "eagle3": _eagle3_shapes,
+    "hass": _hass_shapes,
+}
 
 
 def _verifier_weights(verifier: Path) -> tuple[Tensor, Tensor]:
@@ -123,6 +137,7 @@ def _uniforms(files: Sequence[Path], order: Sequence[int], seed: int) -> dict[st
 
 def _meta(
     name: str,
+    algorithm: str,
     dtype: str,
     fixture: Path,
     flags: dict[str, float],
@@ -135,10 +150,10 @@ def _meta(
     total, warmup = linear_schedule_steps(
         len(files), int(flags["epoch"]), int(flags["bs"] * flags["gradient-accumulation-steps"])
     )
-    paths = {"configpath": "FIXTURE/draft_eagle3.json", "tmpdir": "FIXTURE/data_eagle3"}
+    paths = {"configpath": f"FIXTURE/draft_{algorithm}.json", "tmpdir": f"FIXTURE/data_{algorithm}"}
     return {
         "case": name,
-        "which": "eagle3",
+        "which": algorithm,
         "dtype": dtype,
         "argv": [word for flag, value in {**paths, **flags}.items() for word in (f"--{flag}", str(value))],
         "noise": noise,
@@ -150,5 +165,5 @@ def _meta(
         "samples_files": [file.name for file in files],
         "initial": "initial.safetensors",
         "prints": [],
-        "draft_config": json.loads((fixture / "draft_eagle3.json").read_text()),
+        "draft_config": json.loads((fixture / f"draft_{algorithm}.json").read_text()),
     }

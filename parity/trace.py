@@ -11,6 +11,7 @@ Gradients are those before clipping. ``after`` is the state after the first opti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Point:
-    """One micro-batch. ``grad_norm`` is the norm before clipping, where one was taken."""
+    """One micro-batch. ``grad_norm`` is the norm before clipping, where one was taken.
+
+    ``logged`` holds what an algorithm logs besides loss, rate and hits, under its names.
+    """
 
     epoch: int
     loss: float
@@ -31,6 +35,7 @@ class Point:
     rows: int
     top: tuple[int, ...]
     stepped: bool
+    logged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -40,9 +40,10 @@ def verdict(options: Options, progress: Callable[[str], None] = lambda line: Non
     cases = [case for name in options.algorithms for case in find_cases(options.recordings, name)]
     cases = [case for case in cases if matches(options.keyword, case.name)]
     report = _judge(cases, options, progress)
-    if matches(options.keyword, "throughput"):
-        progress("throughput")
-        _add_speed(report, options)
+    for name in options.algorithms:
+        if matches(options.keyword, f"{name}_throughput"):
+            progress(f"{name}_throughput")
+            _add_speed(report, name, options.prototype)
     if options.prototype is None:
         report.skips.append(Skip("original", "live run", "no checkout of the prototypes was given", CHECKOUT))
     for case in cases:
@@ -80,11 +81,11 @@ def _runnable(cases: list[Case]) -> tuple[list[Case], list[Skip]]:
     return [case for case in cases if case not in missing], skips
 
 
-def _add_speed(report: Report, options: Options) -> None:
-    with speed_case() as case:
+def _add_speed(report: Report, algorithm: str, checkout: Path | None) -> None:
+    with speed_case(algorithm) as case:
         timings = {"reference": measure(case)}
-        if options.prototype is not None:
-            timings["original"] = live_timings(case, options.prototype)
+        if checkout is not None:
+            timings["original"] = live_timings(case, checkout)
         for prototype, measured in timings.items():
             row, speed = judge_speed(case, measured, prototype)
             report.rows.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import nan
 
 from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare_groups, compare_series, compare_value
@@ -28,9 +29,8 @@ def check_curve(evidence: Evidence) -> list[Row]:
     subject = evidence.subject("curve")
     if evidence.is_bf16:
         return [_series(evidence, subject, name) for name in WITHOUT_ROUNDING]
-    return [_series(evidence, subject, name) for name in ("lr_used", "lr_after", "loss", "grad_norm")] + _final(
-        evidence, subject
-    )
+    rows = [_series(evidence, subject, name) for name in ("lr_used", "lr_after", "loss", "grad_norm")]
+    return [*rows, *_logged(evidence, subject), *_final(evidence, subject)]
 
 
 def check_hits(evidence: Evidence) -> list[Row]:
@@ -50,6 +50,17 @@ def _series(evidence: Evidence, subject: Subject, name: str) -> Row:
     quantity, read = SERIES[name]
     expected, found = ([float(read(point)) for point in side.curve] for side in (evidence.expected, evidence.found))
     return compare_series(subject, quantity, name, expected, found, evidence.tolerance(quantity))
+
+
+def _logged(evidence: Evidence, subject: Subject) -> list[Row]:
+    """The metrics an algorithm logs besides, by the names of the prototype's first point."""
+    rows = []
+    for name in evidence.expected.curve[0].logged if evidence.expected.curve else ():
+        expected, found = (
+            [p.logged.get(name, nan) for p in side.curve] for side in (evidence.expected, evidence.found)
+        )
+        rows.append(compare_series(subject, "loss", name, expected, found, evidence.tolerance("loss")))
+    return rows
 
 
 def _final(evidence: Evidence, subject: Subject) -> list[Row]:

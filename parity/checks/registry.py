@@ -29,14 +29,16 @@ def _port_only(evidence: Evidence) -> str | None:
     return None if evidence.draft is not None else "only a port saves checkpoints"
 
 
-def _fp32_port_only(evidence: Evidence) -> str | None:
+def _known_to_speculators(evidence: Evidence) -> str | None:
+    if evidence.case.algorithm != "eagle3":
+        return f"Speculators has no {evidence.case.algorithm} model and no converter for one"
     return _fp32_only(evidence) or _port_only(evidence)
 
 
 def _needs_final(evidence: Evidence) -> str | None:
     if not evidence.expected.group("final."):
         return "the recording kept no final parameters"
-    return _fp32_port_only(evidence)
+    return _known_to_speculators(evidence)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -55,7 +57,7 @@ CHECKS: tuple[Check, ...] = (
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
     Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
-    Check("chain", check_chain, follows=("loss",), inapplicable=_fp32_port_only),
+    Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),
 )
 
 

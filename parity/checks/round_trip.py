@@ -14,12 +14,12 @@ from speculators import SpeculatorModel
 from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 from torch import Tensor
 
+from parity.algorithms import ALGORITHMS
 from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare, compare_groups, compare_value
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.result import Row
-from ports.eagle3.model import unroll
 
 VERIFIER_OWNED = {"embed_tokens.weight": "verifier.embed_tokens.weight"}
 
@@ -27,7 +27,9 @@ VERIFIER_OWNED = {"embed_tokens.weight": "verifier.embed_tokens.weight"}
 def last_checkpoint(evidence: Evidence) -> Path:
     """The newest draft directory of the run."""
     assert evidence.checkpoints is not None
-    saved = sorted(evidence.checkpoints.glob("model*/config.json"), key=lambda file: int(file.parent.name[5:]))
+    prefix = ALGORITHMS[evidence.case.algorithm].checkpoint
+    found = evidence.checkpoints.glob(f"{prefix}*/config.json")
+    saved = sorted(found, key=lambda file: int(file.parent.name.removeprefix(prefix)))
     if not saved:
         raise InputError(evidence.checkpoints, "checkpoints", "none", "a Speculators directory after every pass")
     return saved[-1].parent
@@ -39,8 +41,10 @@ def check_round_trip(evidence: Evidence) -> list[Row]:
     stored = read_tensors(folder / "model.safetensors")
     trained = _saved_state(evidence.draft)
     rows = compare_groups(subject, "round_trip", trained, stored, evidence.tolerance("round_trip"))
-    rows += _verifier_owned(evidence, subject, stored)
-    rows += _vocabulary(evidence, subject, stored)
+    if ALGORITHMS[evidence.case.algorithm].owns_vocabulary:
+        rows += _verifier_owned(evidence, subject, stored)
+        rows += _vocabulary(evidence, subject, stored)
+    rows.append(_exactly_trained(evidence, subject, stored))
     rows += _left_at_start(evidence, subject, stored)
     if all(row.passed for row in rows):
         rows += _reopened(evidence, subject, folder)
@@ -50,6 +54,14 @@ def check_round_trip(evidence: Evidence) -> list[Row]:
 def _saved_state(draft: Any) -> dict[str, Tensor]:
     ignored = set(draft._keys_to_ignore_on_save or [])
     return {name: value for name, value in draft.state_dict().items() if name not in ignored}
+
+
+def _exactly_trained(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> Row:
+    """Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else."""
+    owned = {*VERIFIER_OWNED, "t2d", "d2t"} if ALGORITHMS[evidence.case.algorithm].owns_vocabulary else set()
+    missing, extra = set(evidence.found.trained) - set(stored), set(stored) - set(evidence.found.trained) - owned
+    detail = f"missing {sorted(missing)}, beyond them {sorted(extra)}" if missing or extra else ""
+    return subject.row("keys", "trained tensors", float(len(missing) + len(extra)), 0.0, not detail, detail)
 
 
 def _verifier_owned(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> list[Row]:
@@ -92,11 +104,9 @@ def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
     return [*rows, compare(subject, "round_trip", "logits", expected, found, tolerance)]
 
 
-@torch.no_grad()
 def _last_logits(draft: Any, evidence: Evidence) -> Tensor:
     batch = evidence.found.group("mb0.batch.")
-    steps = unroll(draft, batch["hidden_states"], batch["input_ids"], batch["attention_mask"], evidence.case.ttt_steps)
-    return steps[-1].logits
+    return ALGORITHMS[evidence.case.algorithm].logits(draft, batch, evidence.case.ttt_steps)
 
 
 def check_converted(evidence: Evidence) -> list[Row]:

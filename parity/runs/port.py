@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import set_seed
-from speculators.models.eagle3 import Eagle3DraftModel
+from speculators import SpeculatorModel
 from torch import Tensor, nn
 
+from parity.algorithms import ALGORITHMS
 from parity.case import Case
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.names import TO_NATIVE
 from parity.runs.paths import path_norms
+from parity.runs.recorded import LOGGED
 from parity.runs.replay import ReplayDraw, ReplaySampler, samples_per_pass
 from parity.trace import Point, Trace
-from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
 from ports.training.alignment import Alignment
 from ports.training.batches import Batch
 from ports.training.loop import Loop, Plan
@@ -39,19 +39,17 @@ class PortRun:
     """A finished run: its trace, the trained draft and where its checkpoints lie."""
 
     trace: Trace
-    draft: Eagle3DraftModel
+    draft: SpeculatorModel
     checkpoints: Path
 
 
-def settings_for(case: Case, cpdir: Path, **changes: Any) -> Eagle3Settings:
+def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
     """The port's settings that mean what the case's recorded command line means."""
     values: dict[str, Any] = {
         "basepath": str(case.verifier),
         "configpath": str(case.configpath),
         "tmpdir": case.tmpdir,
         "cpdir": cpdir,
-        "t2d": case.fixture / "t2d.npy",
-        "d2t": case.fixture / "d2t.npy",
         "lr": case.lr,
         "bs": case.bs,
         "gradient_accumulation_steps": case.accumulation,
@@ -64,7 +62,10 @@ def settings_for(case: Case, cpdir: Path, **changes: Any) -> Eagle3Settings:
         "mixed_precision": PRECISION[case.dtype],
         "progress": False,
     }
-    return Eagle3Settings(**{**values, **changes})
+    algorithm = ALGORITHMS[case.algorithm]
+    if algorithm.owns_vocabulary:
+        values |= {"t2d": case.fixture / "t2d.npy", "d2t": case.fixture / "d2t.npy"}
+    return algorithm.settings(**{**values, **changes})
 
 
 def run_port(
@@ -93,12 +94,14 @@ def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer |
     """The port's training loop on ``case``, from the recorded weights, ready to go."""
     reset_accelerate()
     settings = settings_for(case, cpdir, **changes)
-    draft = eagle3.build(settings)
+    train = ALGORITHMS[case.algorithm].train
+    draft = train.build(settings)
     load_initial(draft, case)
     draw = ReplayDraw(case.uniforms) if case.uniforms and not live else torch.rand_like
-    dataset = eagle3.build_dataset(settings, draft.config, draw)
+    dataset = train.build_dataset(settings, draft.config, draw)
     sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
-    return eagle3.start(settings, draft, dataset, sampler, observer)
+    loop: Loop = train.start(settings, draft, dataset, sampler, observer)
+    return loop
 
 
 def trace_port(case: Case, **changes: Any) -> Trace:
@@ -107,7 +110,7 @@ def trace_port(case: Case, **changes: Any) -> Trace:
         return run_port(case, Path(folder), **changes).trace
 
 
-def load_initial(draft: Eagle3DraftModel, case: Case) -> None:
+def load_initial(draft: SpeculatorModel, case: Case) -> None:
     """Give the draft the weights the recorded run started from."""
     native = TO_NATIVE[case.algorithm]
     stored = read_tensors(case.initial)
@@ -241,6 +244,7 @@ def _point(record: StepRecord) -> Point:
         rows=record.rows,
         top=record.top,
         stepped=record.stepped,
+        logged={name: value for name, value in record.logged.items() if name in LOGGED},
     )
 
 

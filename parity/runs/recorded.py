@@ -17,6 +17,9 @@ from parity.trace import Point, Trace
 PROTOTYPE_SEED = 0
 """The seed the prototypes set last before anything of the loop is drawn."""
 
+LOGGED = ("train/ploss", "train/topkloss")
+"""Metrics of HASS beyond loss, rate and hits."""
+
 RENAMED_QUANTITIES = {"predict": "hidden", "kldiv_loss": "loss"}
 
 
@@ -104,6 +107,7 @@ def _point(file: Path, number: int, line: Mapping[str, Any]) -> Point:
             rows=int(line["ct"]),
             top=tuple(int(value) for value in line["topk_correct"]),
             stepped=bool(line["synced"]),
+            logged={name: float(value) for name, value in (line.get("logdict") or {}).items() if name in LOGGED},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(file, f"line {number}", f"{type(error).__name__} {error}", "a trajectory line") from error

@@ -6,7 +6,6 @@ Shapes: B batch, T positions, h hidden size, V verifier vocabulary, D draft voca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,27 +24,9 @@ from parity.runs.reference.parts import (
     rotary_angles,
     rotate,
 )
+from parity.runs.reference.steps import Step, Unrolled, kl_loss
 
 LAYER = "layers.0"
-
-
-@dataclass
-class Step:
-    """One TTT step: ``hidden_in``, ``hidden`` [B, T, h], ``logits`` [B, T, D], ``loss`` scalar."""
-
-    hidden_in: Tensor
-    hidden: Tensor
-    logits: Tensor
-    loss: Tensor
-
-
-@dataclass
-class Unrolled:
-    """A forward: the steps, the loss (their plain sum) and the verifier's distribution [B, T, D]."""
-
-    steps: list[Step]
-    loss: Tensor
-    target_p: Tensor
 
 
 def forward(
@@ -59,7 +40,7 @@ def forward(
     tap: Tap = no_tap,
     project_once: bool = False,
 ) -> Unrolled:
-    """Unroll ``k`` steps and score them.
+    """Unroll ``k`` steps and score them; the loss is the plain sum over the steps, with one backward through all.
 
     Args:
         weights: draft parameters by Speculators' names; their dtype is the dtype of the computation.
@@ -85,7 +66,8 @@ def forward(
         tap("lm_head", s, normed, logits)
         steps.append(Step(hidden, out, logits, kl_loss(logits, target_p, batch["loss_mask"])))
         hidden = torch.cat([hidden[:, :1], out[:, :-1]], dim=1)
-    return Unrolled(steps, torch.stack([step.loss for step in steps]).sum(), target_p)
+    total = torch.stack([step.loss for step in steps]).sum()
+    return Unrolled(steps, target_p, total, [total])
 
 
 def target_distribution(target: Tensor, head: Tensor, t2d: Tensor) -> Tensor:
@@ -93,14 +75,6 @@ def target_distribution(target: Tensor, head: Tensor, t2d: Tensor) -> Tensor:
     with torch.no_grad():
         wide = torch.promote_types(head.dtype, torch.float32)
         return torch.softmax((target.to(wide) @ head.T)[..., t2d], dim=-1)
-
-
-def kl_loss(logits: Tensor, target_p: Tensor, loss_mask: Tensor) -> Tensor:
-    """Mean of KL(target || softmax(logits)) over the rows in the loss."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    log_q = torch.log_softmax(logits.to(wide), dim=-1)
-    divergence = torch.special.xlogy(target_p, target_p) - target_p * log_q
-    return (divergence.sum(-1) * loss_mask).sum() / (loss_mask.sum() + 1e-5)
 
 
 class Layer:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,54 +11,14 @@ from torch import Tensor
 from parity.case import Case
 from parity.environment import describe, deterministic
 from parity.files import read_tensors
-from parity.names import TO_NATIVE
 from parity.runs.paths import path_norms
 from parity.runs.recorded import configuration
-from parity.runs.reference import eagle3
-from parity.runs.reference.adamw import AdamW, clip_by_norm, linear_schedule
+from parity.runs.reference.adamw import AdamW, linear_schedule
 from parity.runs.reference.data import load_sample, make_batch
+from parity.runs.reference.setup import Setup, prepare
+from parity.runs.reference.steps import Unrolled
 from parity.runs.replay import samples_per_pass
 from parity.trace import Point, Trace
-
-GRAD_CLIP = 1.0
-
-
-@dataclass
-class Setup:
-    """The parts of a case that the reference computes with, all in ``dtype``; ``masters`` are float32 or wider."""
-
-    case: Case
-    dtype: torch.dtype
-    config: dict[str, Any]
-    masters: dict[str, Tensor]
-    head: Tensor
-    t2d: Tensor
-    frozen: dict[str, Tensor] = field(default_factory=dict)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The parameters as leaves in the computing dtype, ready for a backward."""
-        leaves = {name: value.detach().to(self.dtype).requires_grad_() for name, value in self.masters.items()}
-        return {**leaves, **self.frozen}
-
-
-def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
-    """Read weights, config and vocabulary map of a case."""
-    native = TO_NATIVE[case.algorithm]
-    stored = read_tensors(case.initial)
-    wide = torch.promote_types(dtype, torch.float32)
-    weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
-    embedding = weights.pop("embed_tokens.weight", stored["verifier.embed_tokens.weight"])
-    if case.dtype == "bf16ds":
-        weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
-    return Setup(
-        case=case,
-        dtype=dtype,
-        config=json.loads(case.configpath.read_text()),
-        masters={name: value.to(wide) for name, value in weights.items()},
-        head=stored["verifier.lm_head.weight"].to(wide),
-        t2d=stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool),
-        frozen={"embed_tokens.weight": embedding.to(dtype)},
-    )
 
 
 def trace_reference(case: Case, dtype: torch.dtype = torch.float32, optimizer_steps: int | None = None) -> Trace:
@@ -115,23 +72,17 @@ class Run:
     def _micro_batch(self, epoch: int, batch: dict[str, Tensor], stepped: bool) -> None:
         """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
         weights = self.setup.weights()
-        out = eagle3.forward(
-            weights,
-            self.setup.config,
-            _cast(batch, self.setup.dtype),
-            self.setup.head,
-            self.setup.t2d,
-            self.case.ttt_steps,
-        )
+        out = self.setup.forward(weights, batch)
         first_step = self.optimizer.steps == 0
         if first_step:
             paths = path_norms([step.loss for step in out.steps], [step.hidden_in for step in out.steps])
             self._keep(f"mb{self.micro_batch}.path", paths)
-        (out.loss / self.case.accumulation).backward()
+        for loss in out.backward:
+            (loss / self.case.accumulation).backward()
         gradients = _gradients(weights, self.setup.masters)
         if first_step:
             self._keep_first_step(batch, out, gradients)
-        clipped, norm = clip_by_norm(gradients, GRAD_CLIP)
+        clipped, norm = self.setup.clip(gradients)
         lr_used = self._lr()
         if stepped:
             self.optimizer.step(clipped, lr_used)
@@ -146,7 +97,7 @@ class Run:
         total, warmup = self.case.meta.total_steps, self.case.meta.warm_steps
         return self.case.lr * linear_schedule(self.optimizer.steps, total, warmup)
 
-    def _keep_first_step(self, batch: dict[str, Tensor], out: eagle3.Unrolled, gradients: dict[str, Tensor]) -> None:
+    def _keep_first_step(self, batch: dict[str, Tensor], out: Unrolled, gradients: dict[str, Tensor]) -> None:
         name = f"mb{self.micro_batch}"
         self._keep(f"{name}.batch", batch)
         self._keep(name, {"target_p": out.target_p, "loss": out.loss.reshape(1)})
@@ -157,7 +108,7 @@ class Run:
         self._keep(f"{name}.grad", gradients)
 
     def _point(
-        self, epoch: int, batch: dict[str, Tensor], out: eagle3.Unrolled, norm: float, lr_used: float, stepped: bool
+        self, epoch: int, batch: dict[str, Tensor], out: Unrolled, norm: float, lr_used: float, stepped: bool
     ) -> Point:
         correct, top = hits(out.steps[-1].logits.detach(), out.target_p, batch["loss_mask"].bool())
         return Point(
@@ -171,6 +122,7 @@ class Run:
             rows=int(batch["loss_mask"].sum()),
             top=top,
             stepped=stepped,
+            logged=out.logged,
         )
 
     def _print_pass(self, epoch: int, points: Sequence[Point]) -> None:
@@ -212,11 +164,6 @@ def hits(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, tuple[int
     logits, wanted = logits[rows], target_p[rows].argmax(-1)
     choices = logits.topk(min(3, logits.shape[-1]), dim=-1).indices == wanted[:, None]
     return int((logits.argmax(-1) == wanted).sum()), tuple(choices.sum(0).cumsum(0).tolist())
-
-
-def _cast(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    wide = torch.promote_types(dtype, torch.float32)
-    return {name: value.to(wide) if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def _gradients(weights: dict[str, Tensor], masters: dict[str, Tensor]) -> dict[str, Tensor]:
