@@ -11,7 +11,7 @@ Layout of a recordings folder (any folder of this layout works)::
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,23 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from parity.errors import InputError
+from parity.files import read_object
 
 Algorithm = Literal["eagle3", "hass"]
 Dtype = Literal["fp32", "bf16", "bf16ds"]
+
+DEFAULTS: dict[str, float] = {
+    "lr": 3e-5,
+    "bs": 4,
+    "gradient-accumulation-steps": 1,
+    "epoch": 40,
+    "topk": 10,
+    "forward_num_total": 3,
+}
+"""The prototypes' own, for flags that a recorded command line leaves out."""
+
+LEAST = {"lr": 0, "epoch": 0}
+"""Smallest values that make sense; 1 for all others."""
 
 
 class Meta(BaseModel):
@@ -113,9 +127,11 @@ def read_case(directory: Path) -> Case:
     meta = _read_meta(directory / "meta.json")
     fixture = _beside(directory, "fixture", directory / "meta.json")
     flags = _flags(directory / "meta.json", meta.argv)
+    numbers = {name: _number(directory / "meta.json", flags, name) for name in DEFAULTS}
+    _check_order(directory / "meta.json", meta, int(numbers["bs"]), int(numbers["epoch"]))
     paths = {name: Path(flags[name].replace("FIXTURE", str(fixture))) for name in ("configpath", "tmpdir")}
     for name, path in paths.items():
-        if not path.exists():
+        if not _exists(path):
             raise InputError(
                 directory / "meta.json", f"argv --{name}", f"{path}, which does not exist", "a fixture file"
             )
@@ -128,12 +144,12 @@ def read_case(directory: Path) -> Case:
         initial=_beside(directory, meta.initial, directory / "meta.json"),
         configpath=paths["configpath"],
         tmpdir=paths["tmpdir"],
-        lr=float(flags.get("lr", 3e-5)),
-        bs=int(flags.get("bs", 4)),
-        accumulation=int(flags.get("gradient-accumulation-steps", 1)),
-        epoch=int(flags.get("epoch", 40)),
-        topk=int(flags.get("topk", 10)),
-        ttt_steps=int(flags.get("forward_num_total", 3)),
+        lr=numbers["lr"],
+        bs=int(numbers["bs"]),
+        accumulation=int(numbers["gradient-accumulation-steps"]),
+        epoch=int(numbers["epoch"]),
+        topk=int(numbers["topk"]),
+        ttt_steps=int(numbers["forward_num_total"]),
         noise=meta.noise,
         shuffle=meta.shuffle,
         order=tuple(meta.sample_index_order),
@@ -143,20 +159,49 @@ def read_case(directory: Path) -> Case:
 
 def _read_meta(file: Path) -> Meta:
     try:
-        return Meta.model_validate(json.loads(file.read_text()))
-    except OSError as error:
-        raise InputError(file, "file", error.strerror or "unreadable", "a recording's meta.json") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(file, "file", str(error), "a JSON object") from error
+        return Meta.model_validate(read_object(file, "a recording's meta.json"))
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(file, ".".join(map(str, first["loc"])), repr(first.get("input"))[:80], first["msg"]) from error
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system
+        return False
+
+
+def _number(file: Path, flags: dict[str, str], name: str) -> float:
+    """A flag's value, or the prototypes' default."""
+    default = DEFAULTS[name]
+    try:
+        value = type(default)(flags.get(name, default))
+    except ValueError:
+        value = math.nan
+    if not LEAST.get(name, 1) <= value < math.inf:  # NaN fits nowhere
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise InputError(file, f"argv --{name}", flags[name][:80], f"{kind} of at least {LEAST.get(name, 1)}")
+    return value
+
+
+def _check_order(file: Path, meta: Meta, bs: int, epoch: int) -> None:
+    """Does the recorded order fill every pass?"""
+    count, order = len(meta.samples_files), meta.sample_index_order
+    if count < bs:
+        raise InputError(file, "samples_files", f"{count} samples", f"at least one batch of {bs}")
+    visits = count // bs * bs * (epoch + 1)
+    if len(order) < visits:
+        raise InputError(file, "sample_index_order", f"{len(order)} visits", f"{visits} in {epoch + 1} passes")
+    wrong = [index for index in order if not 0 <= index < count]
+    if wrong:
+        raise InputError(file, "sample_index_order", wrong[0], f"indices from 0 to {count - 1}")
+
+
 def _beside(directory: Path, name: str, file: Path) -> Path:
     """``name`` in the case's folder or in the one above it."""
     for folder in (directory, directory.parent):
-        if (folder / name).exists():
+        if _exists(folder / name):
             return folder / name
     raise InputError(file, name, "missing", f"{name} in the case's folder or beside it")
 

@@ -103,9 +103,7 @@ def main() -> None:
     """Entry point."""
     try:
         with _quiet():
-            app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+            app()
     except (InputError, OriginalRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -49,6 +49,9 @@ def compare(
     if expected.shape != found.shape:
         detail = f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
         return subject.row(quantity, name, None, tolerance.bound, False, detail)
+    if where is not None and where.shape != expected.shape[: where.dim()]:
+        detail = f"shape {tuple(expected.shape)} does not begin with the mask's {tuple(where.shape)}"
+        return subject.row(quantity, name, None, tolerance.bound, False, detail)
     difference, worst = _measure(expected, found, tolerance.kind, where)
     if difference.numel() == 0:
         return subject.row(quantity, name, None, tolerance.bound, False, "nothing compared")
@@ -62,9 +65,9 @@ def _measure(expected: Tensor, found: Tensor, kind: Kind, where: Tensor | None) 
     wide_expected, wide_found = _wide(expected), _wide(found)
     gap = (wide_found - wide_expected).abs()
     if kind is Kind.EQUAL:
-        difference = ((wide_expected != wide_found) | (expected.dtype != found.dtype)).double()
+        difference = _differs(expected.detach().cpu(), found.detach().cpu()).double()
     elif kind is Kind.OF_MAX:
-        difference = gap / wide_expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny) if gap.numel() else gap
+        difference = gap / _largest(_selected(wide_expected, where))
     elif kind is Kind.RELATIVE:
         difference = torch.where(gap == 0, gap, gap / wide_expected.abs())
     else:
@@ -74,6 +77,17 @@ def _measure(expected: Tensor, found: Tensor, kind: Kind, where: Tensor | None) 
 
 def _wide(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float64)
+
+
+def _differs(expected: Tensor, found: Tensor) -> Tensor:
+    """Entry by entry in their own dtype, since float64 cannot hold large integers; another dtype differs everywhere."""
+    return expected != found if expected.dtype == found.dtype else torch.ones(expected.shape, dtype=torch.bool)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest absolute value, never 0."""
+    size = values.abs().max() if values.numel() else torch.zeros((), dtype=values.dtype)
+    return size.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _selected(values: Tensor, where: Tensor | None) -> Tensor:

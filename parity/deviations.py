@@ -5,6 +5,8 @@ Each entry names the port's choice and the test that shows the deviation firing.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from parity.result import Deviation
 
 LEDGER: tuple[Deviation, ...] = (
@@ -89,7 +91,7 @@ LEDGER: tuple[Deviation, ...] = (
     Deviation(
         "one-layer",
         "model",
-        "the Eagle3 prototype cannot run two layers",
+        "the Eagle3 prototype stops with two layers; HASS's gives every layer the history of layer 0",
         "refused in prototype alignment, supported in chain alignment",
         "tests/parity/test_deviations.py::test_one_layer",
     ),
@@ -113,3 +115,18 @@ LEDGER: tuple[Deviation, ...] = (
 def find(id: str) -> Deviation:
     """The ledger's entry of that id."""
     return next(deviation for deviation in LEDGER if deviation.id == id)
+
+
+def as_markdown() -> str:
+    """The ledger as the page ``docs/deviations.md``."""
+    lines = ["# Deviation ledger", "", __doc__.strip().replace("\n", " "), "", f"Written by `python -m {MODULE}`."]
+    for entry in LEDGER:
+        lines += ["", f"## {entry.id}", "", f"Where: {entry.where}.", "", f"The prototype: {entry.effect}.", ""]
+        lines += [f"The port: {entry.choice}.", "", f"Shown by `{entry.test}`."]
+    return "\n".join(lines) + "\n"
+
+
+MODULE = "parity.deviations"
+
+if __name__ == "__main__":
+    Path("docs/deviations.md").write_text(as_markdown())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import random
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 
@@ -20,7 +22,8 @@ def deterministic(seed: int = 0, threads: int = 1) -> Iterator[None]:
     """Run the body with fixed seeds, ``threads`` CPU threads, no TF32 and deterministic kernels; restore after."""
     old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     old_precision, old_dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
-    rng_state = torch.get_rng_state()
+    old_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -31,9 +34,11 @@ def deterministic(seed: int = 0, threads: int = 1) -> Iterator[None]:
     finally:
         torch.set_num_threads(old_threads)
         torch.set_float32_matmul_precision(old_precision)
-        torch.use_deterministic_algorithms(old_deterministic)
+        torch.use_deterministic_algorithms(old_deterministic, warn_only=old_warn_only)
         torch.set_default_dtype(old_dtype)
-        torch.set_rng_state(rng_state)
+        torch.set_rng_state(drawn[0])
+        random.setstate(drawn[1])
+        np.random.set_state(drawn[2])
 
 
 def describe(seed: int | None = None) -> dict[str, Any]:

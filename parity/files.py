@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,6 +27,39 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(file, "file", str(error), "a safetensors file") from error
 
 
+def read_sample(file: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """A sample file, which is a torch pickle; only plain tensors are read, nothing in it is executed.
+
+    Raises:
+        InputError: missing, damaged, not plain tensors, or one of ``names`` is not in it.
+    """
+    try:
+        sample = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes run into
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(file, "file", reason, "a torch file of plain tensors") from error
+    for name in names:
+        value = sample.get(name) if isinstance(sample, dict) else None
+        if not isinstance(value, Tensor):
+            raise InputError(file, name, "missing" if value is None else type(value).__name__, "a tensor")
+    return sample
+
+
+def read_object(file: Path, expected: str = "a JSON object") -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        InputError: missing, or not a JSON object.
+    """
+    try:
+        value = _parse(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(file, "file", getattr(error, "strerror", None) or str(error), expected) from error
+    except MalformedError as error:
+        raise InputError(file, "file", str(error), "a JSON object") from error
+    return value
+
+
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
@@ -38,9 +72,20 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
         raise InputError(file, "file", str(error), "a JSON-lines file") from error
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
+            yield _parse(line)
+        except MalformedError as error:
             raise InputError(file, f"line {number}", str(error), "a JSON object") from error
-        if not isinstance(value, dict):
-            raise InputError(file, f"line {number}", type(value).__name__, "a JSON object")
-        yield value
+
+
+class MalformedError(ValueError):
+    """Text that is not a JSON object."""
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, too deep
+        raise MalformedError(str(error)) from error
+    if not isinstance(value, dict):
+        raise MalformedError(type(value).__name__)
+    return value

@@ -19,7 +19,7 @@ from parity.environment import describe
 from parity.localise import localise
 from parity.result import Curve, Report, Row, Status
 from parity.runs.port import run_port
-from parity.runs.recorded import load_recorded
+from parity.runs.recorded import PROTOTYPE_SEED, load_recorded
 from parity.runs.reference.loop import first_step_oracle, trace_reference
 from parity.signatures import hint_for
 from parity.trace import Trace
@@ -57,7 +57,7 @@ def reference_side(case: Case, expected: Trace) -> Iterator[Evidence]:
 def port_side(case: Case, expected: Trace) -> Iterator[Evidence]:
     """The port, with its checkpoints kept for as long as the checks need them."""
     with tempfile.TemporaryDirectory() as folder:
-        run = run_port(case, Path(folder))
+        run = run_port(case, Path(folder), seed=case.seed or PROTOTYPE_SEED)
         yield Evidence(case, expected, run.trace, first_step_oracle(case), run.checkpoints, run.draft)
 
 

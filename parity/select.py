@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 from parity.errors import InputError
 
 WORD = re.compile(r"[\w.-]+")
+FORMULA = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Constant)
 
 
 def matches(expression: str, name: str) -> bool:
@@ -21,9 +23,13 @@ def matches(expression: str, name: str) -> bool:
         raise InputError("command line", "-k", repr(expression), "words, and, or, not, parentheses")
     formula = WORD.sub(lambda match: _value(match.group(), name), expression)
     try:
-        return bool(eval(formula, {"__builtins__": {}}))  # only True, False, and, or, not and parentheses are left
-    except (SyntaxError, TypeError) as error:
-        raise InputError("command line", "-k", repr(expression), "words joined by and, or, not") from error
+        tree = ast.parse(formula.strip(), mode="eval")
+        fits = all(isinstance(node, FORMULA) for node in ast.walk(tree))
+        if fits:  # only True, False, and, or, not and parentheses are left
+            return bool(eval(compile(tree, "-k", "eval"), {"__builtins__": {}}))
+    except (SyntaxError, RecursionError, MemoryError):
+        pass
+    raise InputError("command line", "-k", repr(expression)[:80], "words joined by and, or, not")
 
 
 def _value(word: str, name: str) -> str:

@@ -11,11 +11,14 @@ Gradients are those before clipping. ``after`` is the state after the first opti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+MICRO_BATCH = re.compile(r"mb(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -63,4 +66,4 @@ class Trace:
 
     def micro_batches(self) -> list[int]:
         """Indices of the micro-batches of the first optimizer step."""
-        return sorted({int(name[2 : name.index(".")]) for name in self.tensors if name.startswith("mb")})
+        return sorted({int(match[1]) for match in map(MICRO_BATCH.match, self.tensors) if match})

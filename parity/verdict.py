@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from parity.case import Case, find_cases
+from parity.errors import InputError
 from parity.judge import PORT, REFERENCE, Side, judge, recorded_baseline
 from parity.live import ADAPTER_CHECKS, adapter_side, live_port_side, original_baseline, prototype_rows
 from parity.result import Report, Skip
@@ -38,6 +39,10 @@ def verdict(options: Options, progress: Callable[[str], None] = lambda line: Non
         InputError: recordings or checkout that cannot be used.
     """
     cases = [case for name in options.algorithms for case in find_cases(options.recordings, name)]
+    if not cases:
+        raise InputError(
+            options.recordings, "recordings", f"no case of {' or '.join(options.algorithms)}", "at least one"
+        )
     cases = [case for case in cases if matches(options.keyword, case.name)]
     report = _judge(cases, options, progress)
     for name in options.algorithms:
@@ -61,7 +66,7 @@ def _judge(cases: list[Case], options: Options, progress: Callable[[str], None])
     adapter = Side("adapter", adapter_side(options.prototype), _not_for_adapter, ADAPTER_CHECKS)
     port = replace(PORT, evidence=live_port_side)
     report = judge(runnable, original_baseline(options.prototype), (REFERENCE, port, adapter), progress)
-    report.rows[:0] = rows
+    report.rows[:0] = rows if cases else []  # a checkout alone compares nothing
     report.skips += skips
     return report
 

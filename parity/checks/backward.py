@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare_groups, compare_named
@@ -31,7 +30,7 @@ def check_optimizer_step(evidence: Evidence) -> list[Row]:
 def check_gradient_flow(evidence: Evidence) -> list[Row]:
     """Each trainable parameter has a finite non-zero gradient and moved; each frozen one has none and did not."""
     subject, rows = evidence.subject("gradient_flow"), []
-    prototype = _trained_by_prototype(evidence)
+    prototype = evidence.trained_by_prototype()
     rows.append(_same_names(subject, prototype, set(evidence.found.trained)))
     for flow in gradient_flow(evidence):
         fault = _fault(flow)
@@ -64,17 +63,6 @@ def _fault(flow: GradientFlow) -> str:
     if flow.grad_max == 0.0:
         return "gradient is zero everywhere"
     return "" if flow.moved else "did not move over the whole run"
-
-
-def _trained_by_prototype(evidence: Evidence) -> set[str]:
-    """Parameters of the prototype whose value after the run, or after one step, is not the one at the start."""
-    start = evidence.expected.group("init.")
-    end = {**evidence.expected.group("after."), **evidence.expected.group("final.")}
-    return {name for name in end if name in start and not _equal(start[name], end[name])}
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return torch.equal(first.to(second.dtype), second)
 
 
 def _same_names(subject: Subject, expected: set[str], found: set[str]) -> Row:

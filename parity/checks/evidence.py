@@ -47,6 +47,14 @@ class Evidence:
         """The micro-batches of the prototype's first optimizer step; at least one is asked for."""
         return self.expected.micro_batches() or [0]
 
+    def trained_by_prototype(self) -> set[str]:
+        """Parameters that the prototype's trace shows to be trained: they have a gradient, or they moved."""
+        start = self.expected.group("init.")
+        end = {**self.expected.group("after."), **self.expected.group("final.")}
+        moved = {name for name in end if name in start and not torch.equal(start[name].to(end[name].dtype), end[name])}
+        grads = self.expected.group(f"mb{self.micro_batches()[-1]}.grad.")
+        return moved | {name for name, grad in grads.items() if bool(grad.any())}
+
     @property
     def is_bf16(self) -> bool:
         return self.case.dtype != "fp32"

@@ -41,6 +41,8 @@ def error(oracle: Trace, side: Trace, name: str, evidence: Evidence) -> float | 
         return None
     if expected.dim() == 3 and name.startswith("mb"):
         where = evidence.real(int(name[2 : name.index(".")]))
+        if where.shape != expected.shape[:2]:
+            return None
         expected, found = expected[where], found[where]
     gap, size = (found - expected).norm(), expected.norm()
     return float(gap / size) if size > 0 else float(gap)

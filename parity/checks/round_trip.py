@@ -59,7 +59,8 @@ def _saved_state(draft: Any) -> dict[str, Tensor]:
 def _exactly_trained(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> Row:
     """Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else."""
     owned = {*VERIFIER_OWNED, "t2d", "d2t"} if ALGORITHMS[evidence.case.algorithm].owns_vocabulary else set()
-    missing, extra = set(evidence.found.trained) - set(stored), set(stored) - set(evidence.found.trained) - owned
+    trained = evidence.trained_by_prototype()
+    missing, extra = trained - set(stored), set(stored) - trained - owned
     detail = f"missing {sorted(missing)}, beyond them {sorted(extra)}" if missing or extra else ""
     return subject.row("keys", "trained tensors", float(len(missing) + len(extra)), 0.0, not detail, detail)
 

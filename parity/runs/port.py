@@ -31,6 +31,9 @@ from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish
 from ports.training.settings import TrainingSettings
 
+FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
+"""Initial weights that a recording may leave out, since the draft takes them from the verifier."""
+
 PRECISION = {"fp32": "no", "bf16": "bf16", "bf16ds": "bf16"}
 
 
@@ -123,6 +126,9 @@ def load_initial(draft: SpeculatorModel, case: Case) -> None:
         if name not in own or own[name].shape != value.shape:
             expected = tuple(own[name].shape) if name in own else "no such parameter"
             raise InputError(case.initial, f"init.{name}", tuple(value.shape), expected)
+    for name, parameter in draft.named_parameters():
+        if parameter.requires_grad and name not in {*weights, *FROM_VERIFIER}:
+            raise InputError(case.initial, f"init.{name}", "missing", f"a tensor of shape {tuple(parameter.shape)}")
     draft.load_state_dict(weights, strict=False)
 
 

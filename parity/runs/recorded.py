@@ -109,7 +109,7 @@ def _point(file: Path, number: int, line: Mapping[str, Any]) -> Point:
             stepped=bool(line["synced"]),
             logged={name: float(value) for name, value in (line.get("logdict") or {}).items() if name in LOGGED},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(file, f"line {number}", f"{type(error).__name__} {error}", "a trajectory line") from error
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, ttt_cache
@@ -24,11 +24,19 @@ def build_draft(config: Eagle3SpeculatorConfig, vocabulary: VocabularyMap, align
     """
     config.transformer_layer_config._attn_implementation = attention_name(alignment)
     draft = Eagle3DraftModel(config)
+    _initialise(draft)
     draft.load_vocab_mappings(vocabulary.t2d, vocabulary.d2t)
     draft.load_verifier_weights()
     draft.lm_head.weight.requires_grad_(True)
     draft.embed_tokens.weight.requires_grad_(False)
     return draft
+
+
+def _initialise(draft: Eagle3DraftModel) -> None:
+    """Start the trained matrices from torch's own distribution, as the prototype does; norms start at one in both."""
+    for module in (draft.fc, *draft.layers.modules()):
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
 
 
 def unroll(

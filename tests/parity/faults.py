@@ -18,11 +18,16 @@ import parity.runs.port
 import ports.eagle3.model
 import ports.eagle3.objective
 import ports.eagle3.train
+import ports.hass.objective
+import ports.hass.train
 import ports.training.loop
 import ports.training.optimizer
 import ports.training.runs
 import ports.training.samples
 from parity.environment import deterministic
+from ports.hass.model import HassDraftModel
+from ports.training.attention import ttt_cache
+from ports.training.steps import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -294,6 +299,83 @@ def named(*checks: str) -> frozenset[str]:
     return frozenset(checks)
 
 
+def scale_backward(factor: float) -> Plant:
+    """The loss that is run backward is another multiple of the steps' losses."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def make(old: Any) -> Any:
+            def forward(self: Any, *args: Any) -> Any:
+                outcome = old(self, *args)
+                return replace(outcome, backward_loss=outcome.backward_loss * factor)
+
+            return forward
+
+        wrap(patch, ports.hass.objective.HassObjective, "forward", make)
+
+    return plant
+
+
+def hass_history(patch: pytest.MonkeyPatch) -> None:
+    """``forward`` with the one ``detach`` of the recursion left out."""
+
+    def forward(self: Any, hidden: Tensor, input_ids: Tensor, mask: Any = None, ttt_steps: int = 1) -> Any:
+        embeds, cache, steps = self.embed(input_ids), ttt_cache(), []
+        for _ in range(ttt_steps):
+            out = self.step(embeds, hidden, mask, cache)
+            steps.append(Step(hidden, out, self.lm_head(self.lm_head_layernorm(out))))
+            hidden = next_hidden(hidden, out)
+        return steps
+
+    patch.setattr(HassDraftModel, "forward", forward)
+
+
+def norm_after_fc(patch: pytest.MonkeyPatch) -> None:
+    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        fc, norm = self.fc, self.hidden_layernorm
+        out = norm(fc(torch.cat([embeds, hidden], dim=-1)))
+        return _layers(self, out, mask, cache)
+
+    patch.setattr(HassDraftModel, "step", step)
+
+
+def _layers(draft: Any, out: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    rotary = draft.rotary_emb(out, torch.arange(out.shape[1])[None])
+    for layer in draft.layers:
+        out = layer(out, attention_mask=mask, past_key_values=cache, position_embeddings=rotary)
+    return out
+
+
+def norm_residual(patch: pytest.MonkeyPatch) -> None:
+    """The residual stream starts at a normed state, as Eagle3's does."""
+
+    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        out = self.fc(torch.cat([embeds, self.hidden_layernorm(hidden)], dim=-1))
+        return _layers(self, out, mask, cache) - out + torch.nn.functional.rms_norm(out, out.shape[-1:])
+
+    patch.setattr(HassDraftModel, "step", step)
+
+
+def clip_hass_by_norm(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm)
+
+
+def thaw(name: str) -> Plant:
+    """Train a part of the HASS draft that belongs to the verifier."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def make(old: Any) -> Any:
+            def build(settings: Any) -> Any:
+                draft = old(settings)
+                draft.get_parameter(name).requires_grad_(True)
+                return draft
+
+            return build
+
+        wrap(patch, ports.hass.train, "build", make)
+
+    return plant
+
+
 FAULTS = (
     Fault("own-position keys off", swap_attention("ttt_prototype", "ttt_chain"), named("forward")),
     Fault("residual un-normed", change_config(_residual), named("forward")),
@@ -325,4 +407,16 @@ FAULTS = (
     Fault("converter leaves a weight out", forgetful_converter, named("converted")),
     Fault("chain keys read at the own position", swap_attention("ttt_chain", "ttt_prototype"), named("chain")),
     Fault("hidden states too coarse", change_steps(coarse_hidden), named("precision"), "eagle3_bf16ds_k3"),
+    Fault("hass: history not detached", hass_history, named("paths"), "hass_fp32_k3"),
+    Fault("hass: gradients averaged", scale_backward(1 / 3), named("gradients"), "hass_fp32_k3"),
+    Fault("hass: norm after fc", norm_after_fc, named("forward"), "hass_fp32_k3"),
+    Fault("hass: residual normed", norm_residual, named("forward"), "hass_fp32_k3"),
+    Fault("hass: clip by norm", clip_hass_by_norm, named("optimizer_step"), "hass_fp32_k3"),
+    Fault(
+        "hass: head trained",
+        thaw("lm_head.weight"),
+        named("gradients", "gradient_flow", "round_trip"),  # the head is in no checkpoint, so what it learned is lost
+        "hass_fp32_k3",
+    ),
+    Fault("hass: embedding trained", thaw("embed_tokens.weight"), named("gradient_flow"), "hass_fp32_k3"),
 )

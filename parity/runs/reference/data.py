@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from parity.errors import InputError
+from parity.files import read_sample
+
 MAX_LEN = 8192
 
 
@@ -17,11 +20,13 @@ def load_sample(file: Path, uniforms: Tensor | None) -> dict[str, Tensor]:
     Args:
         uniforms: [1, T, F] in [0, 1), or None for no noise.
     """
-    raw = torch.load(file, weights_only=True)
+    raw = read_sample(file, ("input_ids", "loss_mask", "hidden_state"))
     ids, mask = raw["input_ids"][:MAX_LEN], raw["loss_mask"][:MAX_LEN].clone()
     features = raw["hidden_state"][:MAX_LEN]
     target = raw.get("target", raw["hidden_state"])[:MAX_LEN]
     if uniforms is not None:
+        if uniforms.shape != (1, *features.shape):
+            raise InputError(file, "noise", f"draws of shape {tuple(uniforms.shape)}", (1, *features.shape))
         features = features + (uniforms[0] - 0.5) * 0.2 * 512 / len(features)
     mask[-1] = 0
     return {

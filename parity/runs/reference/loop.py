@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parity.case import Case
 from parity.environment import describe, deterministic
+from parity.errors import InputError
 from parity.files import read_tensors
 from parity.runs.paths import path_norms
 from parity.runs.recorded import configuration
@@ -155,8 +156,14 @@ class Visits:
             yield make_batch([self._sample(visit) for visit in visits])
 
     def _sample(self, visit: int) -> dict[str, Tensor]:
-        uniforms = self.uniforms[visit] if self.case.noise else None
-        return load_sample(self.files[self.case.order[visit]], uniforms)
+        return load_sample(self.files[self.case.order[visit]], self._uniforms(visit))
+
+    def _uniforms(self, visit: int) -> Tensor | None:
+        if self.case.uniforms is None:
+            return None
+        if visit >= len(self.uniforms):
+            raise InputError(self.case.uniforms, "noise", f"{len(self.uniforms)} draws", "one for every sample visited")
+        return self.uniforms[visit]
 
 
 def hits(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from parity.case import Case
-from parity.files import read_tensors
+from parity.errors import InputError
+from parity.files import read_object, read_tensors
 from parity.names import TO_NATIVE
 from parity.runs.reference import eagle3, hass
 from parity.runs.reference.adamw import clip_by_norm, clip_by_value
@@ -68,13 +68,16 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
     dtype = torch.float32 if autocast else dtype
     wide = torch.promote_types(dtype, torch.float32)
     weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+    for name in ("verifier.lm_head.weight", "verifier.embed_tokens.weight"):
+        if name not in stored:
+            raise InputError(case.initial, name, "missing", "a tensor")
     embedding = weights.pop("embed_tokens.weight", stored["verifier.embed_tokens.weight"])
     if case.dtype == "bf16ds":
         weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
     return Setup(
         case=case,
         dtype=dtype,
-        config=json.loads(case.configpath.read_text()),
+        config=read_object(case.configpath),
         masters={name: value.to(wide) for name, value in weights.items()},
         head=stored["verifier.lm_head.weight"].to(wide),
         t2d=stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool),

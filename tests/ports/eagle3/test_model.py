@@ -10,6 +10,7 @@ from fixtures import FIXTURE, RECORDINGS
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft, embed, unroll
 from ports.eagle3.names import to_native
+from ports.eagle3.train import build
 from ports.training.alignment import Alignment
 from ports.training.saving import save_draft
 from ports.training.vocabulary import load_vocabulary_map
@@ -46,8 +47,6 @@ def test_logits_are_those_recorded(recorded_draft, steps):
 
 
 def test_the_draft_starts_as_the_verifier_says(fixture, lively_draft, settings):
-    from ports.eagle3.train import build
-
     draft = build(settings())
     index = json.loads((fixture / "verifier" / "model.safetensors.index.json").read_text())["weight_map"]
 
@@ -67,16 +66,12 @@ def test_the_draft_starts_as_the_verifier_says(fixture, lively_draft, settings):
 def test_a_verifier_in_bfloat16_becomes_float32(settings, fixture):
     from safetensors.torch import save_file
 
-    from ports.eagle3.train import build
-
     for file in (fixture / "verifier").glob("*.safetensors"):
         save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, {"format": "pt"})
     assert {value.dtype for value in build(settings()).parameters()} == {torch.float32}
 
 
 def test_the_embedding_stays_frozen_even_if_the_config_asks_otherwise(settings, lively_draft, tmp_path):
-    from ports.eagle3.train import build
-
     save_draft(lively_draft(), tmp_path / "model0")
     file = tmp_path / "model0" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "embed_requires_grad": True}))
@@ -148,3 +143,13 @@ def test_the_embedding_gets_no_gradient(lively_draft, batch_of):
     draft = lively_draft()
     draft.embed_tokens.weight.requires_grad_(True)
     assert not embed(draft, batch_of(0)["input_ids"]).requires_grad
+
+
+def test_fresh_matrices_come_from_torchs_own_distribution(settings):
+    """Uniform within 1 / sqrt(inputs), as nn.Linear starts; transformers would draw from N(0, 0.02)."""
+    draft = build(settings())
+    for name in ("fc", "layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"):
+        weight = draft.get_submodule(name).weight.detach()
+        limit = weight.shape[1] ** -0.5
+        assert weight.abs().max() <= limit
+        assert weight.std() == pytest.approx(limit / 3**0.5, rel=0.1)
