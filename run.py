@@ -78,6 +78,6 @@ def environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  (this file runs before anything is installed)
         raise SystemExit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}")
     sys.exit(main(sys.argv[1:]))
