@@ -2,9 +2,9 @@
 
 Shapes: N rows of a batch are in the loss, h hidden size, D the vocabulary the draft speaks, C rows of one chunk.
 
-Logits z of one chunk give q = softmax(z), the divergence KL(t || q) = sum t log t - sum t z + logsumexp(z), and its gradient
-q - t, which meets the head at once. What stays for the backward is [N, h] and, where the head trains, [D, h]: no TTT step
-keeps a tensor of N * D entries.
+Logits z of one chunk give q = softmax(z), the divergence KL(t || q) = sum t log t - sum t z + logsumexp(z), and its
+gradient q - t, which meets the head at once. What stays for the backward is [N, h] and, where the head trains, [D, h]:
+no TTT step keeps a tensor of N * D entries.
 
 The verifier's probabilities are the one [N, D] tensor, made once a batch and read by all steps. To make them again in
 every chunk costs another product with the verifier's head, a third of what a step's loss costs without it;
