@@ -142,9 +142,11 @@ def test_the_gradient_norm_is_the_one_before_clipping(changes: dict[str, Any], n
     assert load_recorded(copy).curve[1].grad_norm == norm
 
 
-def test_an_alias_that_leads_nowhere_gives_no_tensor(copy: Case) -> None:
-    broken = replace(copy, meta=copy.meta.model_copy(update={"aliases": {"after.fc.bias": "nowhere"}}))
-    assert "after.fc.bias" not in load_recorded(broken).tensors
+@pytest.mark.parametrize("field", ["aliases", "final_aliases"])
+def test_an_alias_that_leads_nowhere_is_named(field: str, copy: Case) -> None:
+    broken = replace(copy, meta=copy.meta.model_copy(update={field: {"fc.bias": "nowhere"}}))
+    with pytest.raises(InputError, match=r"meta\.json: alias of fc\.bias: found nowhere"):
+        load_recorded(broken)
 
 
 def test_hass_keeps_its_metrics(cases: dict[str, Case]) -> None:
