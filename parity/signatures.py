@@ -45,7 +45,9 @@ def _chain_keys(evidence: Evidence) -> bool:
         out = setup.forward(setup.weights(), batch, own_position=False)
     logits = out.steps[-1].logits
     where = evidence.real(0)
-    return logits.shape == found.shape and bool((logits[where] - found[where]).abs().max() < 1e-3)
+    if logits.shape != found.shape or where.shape != found.shape[:2]:
+        return False
+    return bool((logits[where] - found[where]).abs().max() < 1e-3)
 
 
 def _last_micro_batch_only(evidence: Evidence) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -32,13 +33,15 @@ class Spread:
 
     @property
     def bound(self) -> float:
-        """How far apart two runs of the prototype are: the standard deviation over seeds."""
-        return statistics.stdev(self.prototype)
+        """How far apart two runs of the prototype are: the standard deviation over seeds; 0 if one diverged."""
+        return statistics.stdev(self.prototype) if all(map(math.isfinite, self.prototype)) else 0.0
 
     @property
     def reach(self) -> float:
         """The far end of the 90 % interval of the mean paired difference, in absolute value."""
         gaps = [port - prototype for prototype, port in zip(self.prototype, self.port)]
+        if not all(map(math.isfinite, gaps)):
+            return math.inf
         error = statistics.stdev(gaps) / len(gaps) ** 0.5
         return abs(statistics.fmean(gaps)) + float(student.ppf(CONFIDENCE, len(gaps) - 1)) * error
 

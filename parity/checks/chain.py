@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -17,11 +18,14 @@ from parity.names import TO_NATIVE
 from parity.result import Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
+from ports.training.attention_choice import attention_name
 from ports.training.batches import Batch, RecordDataset, collate
 
 
 def check_chain(evidence: Evidence) -> list[Row]:
     """Logits at every TTT step and the loss, sample by sample, with Speculators' mask and slice rules.
+
+    Speculators cannot unroll a sample to as many steps as it has tokens, so longer ones are taken.
 
     Speculators packs one document in a row and drops the last position; its step-s logits at index q are the port's
     at position p = q + s.
@@ -75,7 +79,7 @@ def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -
 def _speculators_draft(evidence: Evidence) -> Eagle3DraftModel:
     """Speculators' model on the run's initial weights; the files hold post-norm targets, so its norm is an identity."""
     config = copy.deepcopy(evidence.draft.config)
-    config.transformer_layer_config._attn_implementation = "eager"
+    config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
     draft = Eagle3DraftModel(config)
     draft.load_state_dict({**evidence.draft.state_dict(), **_initial(evidence)}, strict=False)
     draft.verifier_norm = nn.Identity()
@@ -84,7 +88,7 @@ def _speculators_draft(evidence: Evidence) -> Eagle3DraftModel:
 
 def _aligned(theirs: Eagle3DraftModel) -> Eagle3DraftModel:
     config = copy.deepcopy(theirs.config)
-    config.transformer_layer_config._attn_implementation = "ttt_chain"
+    config.transformer_layer_config._attn_implementation = attention_name(Alignment.CHAIN)
     ours = Eagle3DraftModel(config)
     ours.load_state_dict(theirs.state_dict(), strict=False)
     return ours
@@ -99,10 +103,11 @@ def _initial(evidence: Evidence) -> dict[str, Tensor]:
 def _samples(evidence: Evidence, count: int) -> list[Batch]:
     layer = evidence.draft.config.transformer_layer_config
     dataset = RecordDataset(
-        files=[evidence.case.tmpdir / name for name in evidence.case.meta.samples_files[:count]],
+        files=[evidence.case.tmpdir / name for name in evidence.case.meta.samples_files],
         widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
         vocab_size=layer.vocab_size,
         alignment=Alignment.CHAIN,
         noise=False,
     )
-    return [collate([dataset[index]]) for index in range(len(dataset))]
+    batches = (collate([dataset[index]]) for index in range(len(dataset)))
+    return list(itertools.islice((b for b in batches if b["input_ids"].shape[1] > evidence.case.ttt_steps), count))

@@ -18,7 +18,7 @@ SERIES: dict[str, tuple[str, Callable[[Point], float]]] = {
     "loss": ("loss", lambda point: point.loss),
     "grad_norm": ("grad_norm", lambda point: float("nan") if point.grad_norm is None else point.grad_norm),
     "hits": ("hits", lambda point: point.correct),
-    "rows": ("hits", lambda point: point.rows),
+    "rows": ("rows", lambda point: point.rows),
 }
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 WITHOUT_ROUNDING = ("lr_used", "lr_after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,12 +12,17 @@ from parity.compare import Subject
 from parity.result import Row
 from parity.trace import Trace
 
+AFTER = "after"
+"""All trained parameters after the first optimizer step."""
+
 
 def check_precision(evidence: Evidence) -> list[Row]:
     """Error against the float64 reference: the port's over the prototype's, for everything the recording holds.
 
     Errors are relative root mean squares over the real positions. The losses of the TTT steps count as one vector,
-    since the error of a single sum can be small by cancellation.
+    since the error of a single sum can be small by cancellation; the prototype's counts as bfloat16's rounding or more.
+    All parameters after the step count as one too: Adam's first step is lr * sign(g), and only the few entries whose
+    sign flips are off. Path norms are single numbers; they have a check of their own.
     """
     oracle, subject = evidence.oracle(), evidence.subject("precision")
     rows = []
@@ -26,17 +33,16 @@ def check_precision(evidence: Evidence) -> list[Row]:
 
 
 def _quantities(trace: Trace, trained: tuple[str, ...]) -> list[str]:
-    """Tensors that went through rounding; ``losses`` stands for the steps' losses of a micro-batch."""
+    """Tensors that went through rounding; ``losses`` and ``after`` stand for several of them."""
     names = [name for name in trace.tensors if name.startswith("mb") and ".batch." not in name]
-    names = [name for name in names if not name.endswith(("loss", "grad_norm", "target_p"))]
+    names = [name for name in names if not name.endswith(("loss", "grad_norm", "target_p")) and ".path." not in name]
     vectors = [f"mb{index}.losses" for index in trace.micro_batches()]
-    after = [f"after.{name}" for name in trained if f"after.{name}" in trace.tensors]
-    return sorted([*names, *vectors, *after])
+    return sorted([*names, *vectors]) + [AFTER] * any(f"after.{name}" in trace.tensors for name in trained)
 
 
 def error(oracle: Trace, side: Trace, name: str, evidence: Evidence) -> float | None:
     """Relative root mean square error of one quantity against the oracle; None where it is missing."""
-    expected, found = (_value(trace, name) for trace in (oracle, side))
+    expected, found = (_value(trace, name, evidence.found.trained) for trace in (oracle, side))
     if expected is None or found is None or expected.shape != found.shape:
         return None
     if expected.dim() == 3 and name.startswith("mb"):
@@ -48,13 +54,20 @@ def error(oracle: Trace, side: Trace, name: str, evidence: Evidence) -> float | 
     return float(gap / size) if size > 0 else float(gap)
 
 
-def _value(trace: Trace, name: str) -> Tensor | None:
+def _value(trace: Trace, name: str, trained: tuple[str, ...]) -> Tensor | None:
+    if name == AFTER:
+        return _together([trace.tensors.get(f"after.{parameter}") for parameter in trained])
     if not name.endswith(".losses"):
         value = trace.tensors.get(name)
         return None if value is None else value.double()
     prefix = name.removesuffix("losses")
-    losses = [value.double().reshape(-1) for key, value in sorted(trace.tensors.items()) if _is_step_loss(key, prefix)]
-    return torch.cat(losses) if losses else None
+    return _together([value for key, value in sorted(trace.tensors.items()) if _is_step_loss(key, prefix)])
+
+
+def _together(values: Sequence[Tensor | None]) -> Tensor | None:
+    """All entries in one vector; None where one is missing."""
+    present = [value.double().reshape(-1) for value in values if value is not None]
+    return torch.cat(present) if present and len(present) == len(values) else None
 
 
 def _is_step_loss(name: str, prefix: str) -> bool:
@@ -66,7 +79,8 @@ def _row(subject: Subject, evidence: Evidence, name: str, prototype: float | Non
     if prototype is None or port is None:
         side = "prototype" if prototype is None else evidence.found.run
         return subject.row("error_ratio", name, None, bound, False, f"missing on the {side}'s side")
-    ratio = 0.0 if port == 0.0 else port / prototype if prototype else float("inf")
+    own = max(prototype, evidence.tolerance("loss_error").bound) if name.endswith(".losses") else prototype
+    ratio = 0.0 if port == 0.0 else port / own if own else float("inf")
     passed = ratio <= bound  # False for NaN
     return subject.row(
         "error_ratio", name, ratio, bound, passed, f"error {port:.3g}, the prototype's own {prototype:.3g}"

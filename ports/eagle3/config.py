@@ -75,8 +75,9 @@ def _from_prototype(configpath: str, source: dict[str, Any]) -> Eagle3Speculator
 
 
 def aux_layer_ids(basepath: str, num_layers: int) -> list[int]:
-    """The verifier layers whose outputs are the features: 2, n // 2 and n - 3, as the prototype's data holds them.
+    """After how many verifier layers the features are taken: 3, n // 2 + 1 and n - 2, as in the prototype's data.
 
+    Speculators and vLLM count the same way (0 is the embedding), but their own rule is one layer less at each place.
     Speculators refuses repeated ids, and the rule repeats them for verifiers of 4 to 6 layers; the config then names
     three neighbouring distinct layers and a warning says so.
 
@@ -85,7 +86,7 @@ def aux_layer_ids(basepath: str, num_layers: int) -> list[int]:
     """
     if num_layers < NUM_FEATURES:
         raise InputError(basepath, "num_hidden_layers", num_layers, f"at least {NUM_FEATURES}, to take features from")
-    ids = [2, num_layers // 2, num_layers - 3]
+    ids = [3, num_layers // 2 + 1, num_layers - 2]
     if len(set(ids)) == NUM_FEATURES:
         return ids
     distinct = _distinct(ids, num_layers)

@@ -10,19 +10,25 @@ from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor, nn
 
 from ports.training.alignment import Alignment
-from ports.training.attention import attention_name, ttt_cache
-from ports.training.steps import Step, next_hidden
+from ports.training.attention import ttt_cache
+from ports.training.attention_choice import AttentionImplementation, attention_name
+from ports.training.steps import Step, in_this_precision, next_hidden
 from ports.training.vocabulary import VocabularyMap
 
 
-def build_draft(config: Eagle3SpeculatorConfig, vocabulary: VocabularyMap, alignment: Alignment) -> Eagle3DraftModel:
+def build_draft(
+    config: Eagle3SpeculatorConfig,
+    vocabulary: VocabularyMap,
+    alignment: Alignment,
+    implementation: AttentionImplementation = AttentionImplementation.AUTO,
+) -> Eagle3DraftModel:
     """Speculators' own model with its verifier attached, the TTT attention selected and ``lm_head`` trainable.
 
     Speculators loads embedding, head rows and final norm from the verifier and freezes them; the prototype trains the
     head, so it is thawed again. The embedding never gets a gradient in either: it stays frozen even where the config
     asks for ``embed_requires_grad``, so that no optimizer lets it decay.
     """
-    config.transformer_layer_config._attn_implementation = attention_name(alignment)
+    config.transformer_layer_config._attn_implementation = attention_name(alignment, implementation)
     draft = Eagle3DraftModel(config)
     _initialise(draft)
     draft.load_vocab_mappings(vocabulary.t2d, vocabulary.d2t)
@@ -57,12 +63,13 @@ def unroll(
     rotary = draft.rotary_emb(embeds, positions)
     cache = ttt_cache()
     hidden = draft.fc(features.to(draft.fc.weight.dtype))
+    head = in_this_precision(lambda out: draft.lm_head(draft.norm(out)), features.device.type)
     steps = []
     for _ in range(ttt_steps):
         out = torch.cat([embeds.to(hidden.dtype), hidden], dim=-1)
         for layer in draft.layers:
             out = layer(out, attention_mask=attention_mask, past_key_values=cache, position_embeddings=rotary)
-        steps.append(Step(hidden, out, draft.lm_head(draft.norm(out))))
+        steps.append(Step(hidden, out, head))
         hidden = next_hidden(hidden, out)
     return steps
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
 from ports.training.batches import Batch
-from ports.training.objective import count_hits, kl_sum, mean_over, step_rows, verifier_target
+from ports.training.objective import mean_over, step_rows
+from ports.training.scoring import LossImplementation, Verifier, score
 from ports.training.steps import Outcome
 
 
@@ -22,11 +23,18 @@ class Eagle3Objective(nn.Module):
     not touch the target distribution.
     """
 
-    def __init__(self, draft: Eagle3DraftModel, ttt_steps: int, alignment: Alignment = Alignment.PROTOTYPE) -> None:
+    def __init__(
+        self,
+        draft: Eagle3DraftModel,
+        ttt_steps: int,
+        alignment: Alignment = Alignment.PROTOTYPE,
+        implementation: LossImplementation = LossImplementation.FUSED,
+    ) -> None:
         super().__init__()
         self.draft = draft
         self.ttt_steps = ttt_steps
         self.alignment = alignment
+        self.implementation = implementation
         self._outside = {"head": draft.verifier_lm_head.weight.detach()}
 
     def rows(self, batch: Batch) -> Tensor:
@@ -41,14 +49,13 @@ class Eagle3Objective(nn.Module):
             window_rows: [k], rows in the loss of the whole accumulation window at every step. The loss to run backward
                 on is divided by them, so that the accumulated gradient is the big batch's. Default: this batch's own.
         """
-        target = verifier_target(batch["target"], self._head(batch["target"].device))
+        verifier = Verifier(batch["target"], self._head(batch["target"].device))
         steps = unroll(self.draft, batch["features"], batch["input_ids"], batch["attention_mask"], self.ttt_steps)
-        masks = self._masks(batch)
-        sums = torch.stack([kl_sum(step.logits, target, rows) for step, rows in zip(steps, masks)])
-        losses = mean_over(sums, self.rows(batch))
-        backward = losses.sum() if window_rows is None else mean_over(sums, window_rows).sum()
-        hits = count_hits(steps[-1].logits, target, masks[-1])
-        return Outcome(backward, losses.detach().sum(), losses, hits, target, steps)
+        head = self.draft.lm_head.weight
+        scores = score(steps, self._masks(batch), verifier, self.draft.norm, head, self.implementation)
+        losses = mean_over(scores.kl, self.rows(batch))
+        backward = losses.sum() if window_rows is None else mean_over(scores.kl, window_rows).sum()
+        return Outcome(backward, losses.detach().sum(), losses, scores.hits, verifier, steps)
 
     def _masks(self, batch: Batch) -> list[Tensor]:
         return [step_rows(batch["loss_mask"], step, self.alignment) for step in range(self.ttt_steps)]

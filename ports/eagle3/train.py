@@ -40,7 +40,7 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
     check_weights_present(settings.basepath)
-    draft = build_draft(config, vocabulary, settings.ttt_alignment)
+    draft = build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
     if settings.ckpt_path is not None:
         load_weights(draft, settings.ckpt_path)
     return draft
@@ -70,7 +70,7 @@ def start(
     observer: Observer | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling."""
-    objective = Eagle3Objective(draft, settings.forward_num_total, settings.ttt_alignment)
+    objective = Eagle3Objective(draft, settings.forward_num_total, settings.ttt_alignment, settings.loss_implementation)
     return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer)
 
 

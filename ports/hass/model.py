@@ -18,9 +18,10 @@ from transformers.cache_utils import Cache
 from ports.errors import InputError
 from ports.hass.config import HassSpeculatorConfig
 from ports.training.alignment import Alignment
-from ports.training.attention import attention_name, ttt_cache
+from ports.training.attention import ttt_cache
+from ports.training.attention_choice import attention_name
 from ports.training.draft_config import attach_verifier
-from ports.training.steps import Step, next_hidden
+from ports.training.steps import Step, in_this_precision, next_hidden
 
 VERIFIER_WEIGHTS = ["embed_tokens.weight", "lm_head.weight"]
 
@@ -79,10 +80,11 @@ class HassDraftModel(SpeculatorModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         embeds, cache = self.embed(input_ids), ttt_cache()
         hidden = hidden_states.detach().to(self.hidden_layernorm.weight.dtype)
+        head = in_this_precision(lambda out: self.lm_head(self.lm_head_layernorm(out)), hidden.device.type)
         steps = []
         for _ in range(ttt_steps):
             out = self.step(embeds, hidden, mask, cache)
-            steps.append(Step(hidden, out, self.lm_head(self.lm_head_layernorm(out))))
+            steps.append(Step(hidden, out, head))
             hidden = next_hidden(hidden, out.detach())
         return steps
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ports.hass.model import HassDraftModel
 from ports.training.batches import Batch
-from ports.training.objective import Target, count_hits, kl_sum, mean_over, step_rows
+from ports.training.objective import mean_over, step_rows
+from ports.training.scoring import LossImplementation, Verifier, score
 from ports.training.steps import Outcome
 
 
@@ -21,11 +22,18 @@ class HassObjective(nn.Module):
     step would give.
     """
 
-    def __init__(self, draft: HassDraftModel, ttt_steps: int, topk: int = 10) -> None:
+    def __init__(
+        self,
+        draft: HassDraftModel,
+        ttt_steps: int,
+        topk: int = 10,
+        implementation: LossImplementation = LossImplementation.FUSED,
+    ) -> None:
         super().__init__()
         self.draft = draft
         self.ttt_steps = ttt_steps
         self.topk = topk
+        self.implementation = implementation
 
     def rows(self, batch: Batch) -> Tensor:
         """Rows in the loss at every TTT step, [k] int64."""
@@ -39,14 +47,15 @@ class HassObjective(nn.Module):
             window_rows: [k], rows in the loss of the whole accumulation window at every step. The loss to run backward
                 on is divided by them, so that the accumulated gradient is the big batch's. Default: this batch's own.
         """
-        target, masks = self._target(batch["target"]), self._masks(batch)
+        verifier, masks = self._verifier(batch["target"]), self._masks(batch)
         steps = self.draft(batch["features"], batch["input_ids"], batch["attention_mask"], self.ttt_steps)
-        sums = torch.stack([kl_sum(step.logits, target, rows) for step, rows in zip(steps, masks)])
-        losses = mean_over(sums, self.rows(batch))
-        backward = losses.sum() if window_rows is None else mean_over(sums, window_rows).sum()
-        hits = count_hits(steps[-1].logits, target, masks[-1])
-        extra = cross_entropies(steps[-1].logits, target, masks[-1], self.topk)
-        return Outcome(backward, losses.detach().mean(), losses, hits, target, steps, extra)
+        norm, head = self.draft.lm_head_layernorm, self.draft.lm_head.weight
+        scores = score(steps, masks, verifier, norm, head, self.implementation, self.topk)
+        losses = mean_over(scores.kl, self.rows(batch))
+        backward = losses.sum() if window_rows is None else mean_over(scores.kl, window_rows).sum()
+        entropies = mean_over(scores.entropies, masks[-1].sum()).tolist()
+        extra = dict(zip(("train/ploss", "train/topkloss"), entropies))
+        return Outcome(backward, losses.detach().mean(), losses, scores.hits, verifier, steps, extra)
 
     def after_cast(self) -> None:
         """Nothing to restore: HASS trains in float32, under autocast if at all."""
@@ -54,26 +63,8 @@ class HassObjective(nn.Module):
     def _masks(self, batch: Batch) -> list[Tensor]:
         return [step_rows(batch["loss_mask"], step, self.draft.alignment) for step in range(self.ttt_steps)]
 
-    @torch.no_grad()
-    def _target(self, hidden: Tensor) -> Target:
-        """The verifier's distribution over all of V; its head runs in autocast like the draft's."""
-        logits = self.draft.lm_head(hidden).float()
-        return Target(logits, torch.softmax(logits, dim=-1))
-
-
-@torch.no_grad()
-def cross_entropies(logits: Tensor, target: Target, rows: Tensor, topk: int) -> dict[str, float]:
-    """Logged, never trained on: masked mean cross-entropy over V, and over the verifier's ``topk`` likeliest tokens.
-
-    Args:
-        logits: [B, T, V], the draft's.
-        target: the verifier's distribution.
-        rows: [B, T], 1 on the rows in the loss.
-        topk: at most V.
-    """
-    chosen, count = rows.bool(), rows.sum()
-    probabilities = target.probabilities[chosen]
-    terms = -probabilities * torch.log_softmax(logits[chosen], dim=-1, dtype=torch.float32)
-    likeliest = terms.gather(-1, probabilities.topk(topk, dim=-1).indices)
-    losses = {"train/ploss": terms.sum(), "train/topkloss": likeliest.sum()}
-    return {name: mean_over(total, count).item() for name, total in losses.items()}
+    def _verifier(self, hidden: Tensor) -> Verifier:
+        """The target over all of V; its head runs in autocast like the draft's."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return Verifier(hidden, self.draft.lm_head.weight.detach(), dtype)

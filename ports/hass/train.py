@@ -16,6 +16,7 @@ from ports.hass.draft_config import load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.hass.settings import HassSettings
+from ports.training.attention_choice import attention_name
 from ports.training.batches import RecordDataset
 from ports.training.loop import Loop
 from ports.training.noise import Draw
@@ -43,6 +44,9 @@ def build(settings: HassSettings) -> HassDraftModel:
         raise InputError("command line", "--topk", settings.topk, f"at most {vocab_size}, the vocabulary")
     check_weights_present(settings.basepath)
     draft = HassDraftModel(config)
+    config.transformer_layer_config._attn_implementation = attention_name(
+        settings.ttt_alignment, settings.attn_implementation
+    )
     draft.load_verifier_weights()
     if settings.ckpt_path is not None:
         load_weights(draft, settings.ckpt_path)
@@ -75,7 +79,7 @@ def start(
     Raises:
         InputError: launched with DeepSpeed or FSDP, under which accelerate cannot clip by value.
     """
-    objective = HassObjective(draft, settings.forward_num_total, settings.topk)
+    objective = HassObjective(draft, settings.forward_num_total, settings.topk, settings.loss_implementation)
     loop = start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer)
     if loop.accelerator.distributed_type in SHARDED:
         found = loop.accelerator.distributed_type.value

@@ -15,17 +15,18 @@ backward takes both from its arguments, so with the merged pair it gives the exa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakIdKeyDictionary
 from transformers.modeling_utils import AttentionInterface
 
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, ttt_attention
 from ports.training.flash_kernels import Causal, kernel_for
+from ports.training.padding import right_padded
 
 
 def fast_attention_name(alignment: Alignment) -> str:
@@ -45,36 +46,22 @@ def fast_ttt_attention(
 
     Args:
         query: [B, H, T, e] of step s = ``len(keys) - 1``.
-        keys, values: [B, K, T, e] for each step 0..s, in the query's dtype.
+        keys, values: [B, K, T, e] for each step 0..s.
         mask: key padding [B, T], 1 on real positions, or None. With padding on the right no real row sees a padded
             column, so nothing needs masking; any other mask goes to the dense form.
         scale: factor on the scores, e^(-1/2).
         alignment: where the keys of steps 1..s are read.
 
     Returns:
-        [B, H, T, e] in the query's dtype and memory layout. Rows of padded positions are finite and mean nothing.
+        [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
+        nothing.
     """
     if mask is not None and not right_padded(mask):
         return ttt_attention(query, keys, values, mask, scale, alignment)
-    out: Tensor = _MergedAttention.apply(query, scale, alignment, *keys, *values)
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    out: Tensor = _MergedAttention.apply(query.to(dtype), scale, alignment, *(x.to(dtype) for x in (*keys, *values)))
     return out
-
-
-_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def right_padded(mask: Tensor) -> bool:
-    """Does every row of ``mask`` [B, T] hold its ones before its zeros?
-
-    The answer waits for the device once per mask tensor, not once per step and layer: it is remembered while the tensor
-    lives and is not written to.
-    """
-    version = 0 if mask.is_inference() else mask._version
-    if _known.get(mask, (None,))[0] != version:
-        real = mask.bool()
-        _known[mask] = (version, bool((real[:, :-1] | ~real[:, 1:]).all()))
-    verdict: bool = _known[mask][1]
-    return verdict
 
 
 class _Part(NamedTuple):
@@ -105,42 +92,61 @@ class _MergedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, scale: float, alignment: Alignment, *states: Tensor) -> Tensor:
-        keys, values = states[: len(states) // 2], states[len(states) // 2 :]
-        step, length, groups = len(keys) - 1, query.shape[2], keys[0].shape[1]
-        parts = _parts(step, length, alignment)
-        causal = _causal(query, keys[0], values[0], step, scale)
-        scores = [_score(query, key, part, scale, groups) for key, part in zip(keys[1:], parts, strict=True)]
-        lse = _merged_lse(causal.lse, scores, step, length)
-        out = _merged_out(query, causal, scores, values[1:], parts, lse)
+        steps = len(states) // 2
+        parts = _parts(steps - 1, query.shape[2], alignment)
+        with torch.autocast(query.device.type, enabled=False):
+            out, lse, ctx.extra = _attend(query, states[:steps], states[steps:], parts, scale)
         ctx.save_for_backward(query, out, lse, *states)
-        ctx.scale, ctx.parts, ctx.extra = scale, parts, causal.extra
+        ctx.scale, ctx.parts = scale, parts
         return out.to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, out, lse, *states = ctx.saved_tensors
-        keys, values = states[: len(states) // 2], states[len(states) // 2 :]
-        whole = Causal(out, lse, ctx.extra)
-        dq, dk, dv = _causal_backward(grad, query, keys[0], values[0], whole, len(ctx.parts), ctx.scale)
-        dkeys, dvalues = [dk], [dv]
-        delta = (grad.to(lse.dtype) * out).sum(-1)
-        for key, value, part in zip(keys[1:], values[1:], ctx.parts, strict=True):
-            gradients = _score_backward((grad, query, lse, delta), key, value, part, ctx.scale)
-            part.rows(dq).add_(gradients[0])
-            dkeys.append(gradients[1])
-            dvalues.append(gradients[2])
-        dstates = [gradient.to(query.dtype) for gradient in (*dkeys, *dvalues)]
-        return dq.to(query.dtype), None, None, *dstates
+        whole, steps = Causal(out, lse, ctx.extra), len(states) // 2
+        with torch.autocast(query.device.type, enabled=False):
+            grads = _attend_backward(grad, query, states[:steps], states[steps:], whole, ctx.parts, ctx.scale)
+        dquery, *dstates = (gradient.to(query.dtype) for gradient in grads)
+        return dquery, None, None, *dstates
+
+
+def _attend(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], parts: list[_Part], scale: float
+) -> Causal:
+    """Output, as wide as the kernel gives it, and log-sum-exp of the whole softmax; the kernel's own extra."""
+    causal = _causal(query, keys[0], values[0], len(parts), scale)
+    scores = [_score(query, key, part, scale) for key, part in zip(keys[1:], parts, strict=True)]
+    lse = _merged_lse(causal.lse, scores, query.shape[2])
+    return Causal(_merged_out(query, causal, scores, values[1:], parts, lse), lse, causal.extra)
+
+
+def _attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    whole: Causal,
+    parts: list[_Part],
+    scale: float,
+) -> list[Tensor]:
+    """Gradients of the query, of the keys and of the values."""
+    dquery, dkey, dvalue = _causal_backward(grad, query, keys[0], values[0], whole, len(parts), scale)
+    dkeys, dvalues = [dkey], [dvalue]
+    rows = (grad, query, whole.lse, (grad.to(whole.lse.dtype) * whole.out).sum(-1) if parts else whole.lse)
+    for key, value, part in zip(keys[1:], values[1:], parts, strict=True):
+        gradient, dkey, dvalue = _score_backward(rows, key, value, part, scale)
+        part.rows(dquery).add_(gradient)
+        dkeys.append(dkey)
+        dvalues.append(dvalue)
+    return [dquery, *dkeys, *dvalues]
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, step: int, scale: float) -> Causal:
     """The queries from ``step`` on against as many of the first step-0 keys; nothing where there are none."""
     seen = max(query.shape[2] - step, 0)
     if seen == 0:
-        return Causal(
-            query[:, :, :0].to(_precise(query)), query.new_empty(*query.shape[:2], 0, dtype=_precise(query))
-        )
+        return Causal(query[:, :, :0].to(_precise(query)), query.new_empty(*query.shape[:2], 0, dtype=_precise(query)))
     kernel = kernel_for(query.device, query.dtype)
     return kernel.forward(query[:, :, step:], key[:, :, :seen], value[:, :, :seen], scale)
 
@@ -180,23 +186,23 @@ def _grouped(states: Tensor, groups: int) -> Tensor:
     return states.unflatten(1, (groups, -1))
 
 
-def _score(query: Tensor, key: Tensor, part: _Part, scale: float, groups: int) -> Tensor:
+def _score(query: Tensor, key: Tensor, part: _Part, scale: float) -> Tensor:
     """[B, H, T - distance]."""
-    return _dot(_grouped(part.rows(query), groups), part.columns(key)).flatten(1, 2).mul_(scale)
+    return _dot(_grouped(part.rows(query), key.shape[1]), part.columns(key)).flatten(1, 2).mul_(scale)
 
 
-def _merged_lse(causal: Tensor, scores: list[Tensor], step: int, length: int) -> Tensor:
+def _merged_lse(causal: Tensor, scores: list[Tensor], length: int) -> Tensor:
     """[B, H, T] from the causal [B, H, T - step] and the scores, which end at the last row, too."""
-    if step == 0:
+    if not scores:
         return causal
-    every = causal.new_full((*causal.shape[:2], length, step + 1), float("-inf"))
+    every = causal.new_full((*causal.shape[:2], length, 1 + len(scores)), float("-inf"))
     for column, part in enumerate((causal, *scores)):
         every[:, :, length - part.shape[2] :, column] = part
     return torch.logsumexp(every, dim=-1)
 
 
 def _merged_out(
-    query: Tensor, causal: Causal, scores: list[Tensor], values: tuple[Tensor, ...], parts: list[_Part], lse: Tensor
+    query: Tensor, causal: Causal, scores: list[Tensor], values: Sequence[Tensor], parts: list[_Part], lse: Tensor
 ) -> Tensor:
     """[B, H, T, e] in the causal part's dtype, summed in full precision."""
     if not parts:

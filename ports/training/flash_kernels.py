@@ -49,10 +49,12 @@ class Kernel(Protocol):
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
     """The fastest kernel that this device and dtype have."""
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        return CudaFlash()
-    if device.type == "cuda" and dtype is torch.float32:
-        return CudaEfficient()
+    if device.type == "cuda" and torch.version.hip is None:
+        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        if ampere and dtype in (torch.float16, torch.bfloat16):
+            return CudaFlash()
+        if dtype is torch.float32:
+            return CudaEfficient()
     return Blocked()
 
 

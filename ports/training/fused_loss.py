@@ -25,7 +25,10 @@ from torch.nn import functional as F
 from ports.training.objective import TOP_K, Hits
 
 CHUNK = 1 << 22
-"""Logits held at a time: 16 MiB of float32."""
+"""Logits held at a time, 16 MiB of float32."""
+
+ROWS = 256
+"""But never fewer rows than this: the products with the head would be slow."""
 
 
 class TargetRows:
@@ -226,7 +229,7 @@ def _accumulate(total: Tensor, first: Tensor, second: Tensor) -> None:
 
 
 def _chunks(count: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of ``count`` rows, of one size but for the last, each of at most CHUNK logits."""
-    most = max(1, CHUNK // vocabulary)
+    """Slices of ``count`` rows, of one size but for the last."""
+    most = max(ROWS, CHUNK // vocabulary)
     size = -(-count // -(-count // most)) if count else 1
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -32,6 +32,7 @@ def llama_config(file: str, values: Mapping[str, Any]) -> LlamaConfig:
             know, or anything else that transformers refuses.
     """
     _check_sizes(file, values)
+    _check_head_dim(file, values)
     _check_padding_id(file, values)
     _check_choice(file, "hidden_act", values.get("hidden_act", "silu"), list(ACT2FN))
     _check_choice(file, "rope_scaling", _rope_type(values), ["default", *ROPE_INIT_FUNCTIONS])
@@ -47,6 +48,13 @@ def _check_sizes(file: str, values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if name in values and value is not None and (type(value) is not int or value < 1):
             raise InputError(file, name, repr(value), "a positive integer")
+
+
+def _check_head_dim(file: str, values: Mapping[str, Any]) -> None:
+    """Older transformers take an odd one and fail when rotary embeddings halve it."""
+    found = values.get("head_dim")
+    if found is not None and found % 2:
+        raise InputError(file, "head_dim", found, "an even number, for rotary embeddings")
 
 
 def _check_padding_id(file: str, values: Mapping[str, Any]) -> None:

@@ -80,3 +80,19 @@ def count_hits(logits: Tensor, target: Target, rows: Tensor) -> Hits:
     first = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1).indices == wanted[..., None]
     top = (first & rows.bool()[..., None]).sum(dim=(0, 1)).cumsum(0)
     return Hits((hit & rows.bool()).sum(), top, rows.sum())
+
+
+@torch.no_grad()
+def cross_entropy_sums(logits: Tensor, target: Target, rows: Tensor, topk: int) -> Tensor:
+    """[2]: -sum t log q over the rows in the loss, over all tokens and over the verifier's ``topk`` likeliest.
+
+    Args:
+        logits: [B, T, D], the draft's.
+        target: the verifier's distribution.
+        rows: [B, T], 1 on the rows in the loss.
+        topk: at most D.
+    """
+    probabilities = target.probabilities[rows.bool()]
+    terms = -probabilities * torch.log_softmax(logits[rows.bool()], dim=-1, dtype=torch.float32)
+    likeliest = terms.gather(-1, probabilities.topk(topk, dim=-1).indices)
+    return torch.stack([terms.sum(), likeliest.sum()])

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ports.training.alignment import Alignment
+from ports.training.attention_choice import AttentionImplementation
+from ports.training.scoring import LossImplementation
 
 Precision = Literal["no", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
@@ -52,6 +54,13 @@ class TrainingSettings(BaseSettings):
     ttt_alignment: Alignment = Field(
         Alignment.PROTOTYPE,
         description="prototype: keys of earlier steps at the query's position; chain: as Speculators and vLLM serve it",
+    )
+    attn_implementation: AttentionImplementation = Field(
+        AttentionImplementation.AUTO,
+        description="fast: O(T) memory; eager: dense, for reading; auto takes the fast one",
+    )
+    loss_implementation: LossImplementation = Field(
+        LossImplementation.FUSED, description="fused: logits of a few rows at a time; eager: all of them, for reading"
     )
     mixed_precision: Precision | None = Field(None, description="bf16 or no; default: what accelerate launch says")
     log_with: list[Tracker] = Field(default_factory=list, description="trackers beside cpdir/metrics.jsonl")

@@ -5,21 +5,46 @@ Shapes: B batch, T positions, h hidden size, D the vocabulary the draft speaks, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ports.training.objective import Hits, Target
+from ports.training.objective import Hits
+
+Head = Callable[[Tensor], Tensor]
+"""From a step's hidden states [B, T, h] to its logits [B, T, D]."""
 
 
 @dataclass
 class Step:
-    """One TTT step: ``hidden_in`` and ``hidden`` [B, T, h] before and after the layers, ``logits`` [B, T, D]."""
+    """One TTT step: ``hidden_in`` and ``hidden`` [B, T, h] before and after the layers.
+
+    The fused loss never makes all logits, so they are computed when somebody asks, in the precision of the forward.
+    """
 
     hidden_in: Tensor
     hidden: Tensor
-    logits: Tensor
+    head: Head
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[B, T, D]."""
+        return self.head(self.hidden)
+
+
+def in_this_precision(head: Head, device: str) -> Head:
+    """``head`` under the autocast that is in force now, whenever it is called."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def call(hidden: Tensor) -> Tensor:
+        with torch.autocast(device, dtype, enabled=enabled):
+            return head(hidden)
+
+    return call
 
 
 def next_hidden(hidden: Tensor, out: Tensor) -> Tensor:
@@ -31,14 +56,14 @@ def next_hidden(hidden: Tensor, out: Tensor) -> Tensor:
 class Outcome:
     """One micro-batch: the loss to run backward on, what is reported, and the tensors it came from.
 
-    ``step_losses`` [k] are still attached to the graph, ``loss`` is not. ``extra`` are metrics that only some
-    objectives log.
+    ``step_losses`` [k] are still attached to the graph, ``loss`` is not. ``target`` has ``logits`` and
+    ``probabilities`` [B, T, D] of the verifier. ``extra`` are metrics that only some objectives log.
     """
 
     backward_loss: Tensor
     loss: Tensor
     step_losses: Tensor
     hits: Hits
-    target: Target
+    target: Any
     steps: list[Step]
     extra: dict[str, float] = field(default_factory=dict)

@@ -34,7 +34,7 @@ def verifier_config(name_or_path: str) -> Any:
         raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, TypeError, ValueError) as error:  # TypeError: JSON that is no object
         raise InputError(name_or_path, "basepath", str(error).split("\n")[0], "a model directory or hub id") from error
     return getattr(config, "text_config", config)
 

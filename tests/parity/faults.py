@@ -131,12 +131,12 @@ def shift_mask(patch: pytest.MonkeyPatch) -> None:
 
 def norm_target_twice(patch: pytest.MonkeyPatch) -> None:
     def make(old: Any) -> Any:
-        def target(hidden: Tensor, *args: Any) -> Any:
+        def verifier(hidden: Tensor, *args: Any) -> Any:
             return old(hidden / hidden.pow(2).mean(-1, keepdim=True).add(1e-5).sqrt(), *args)
 
-        return target
+        return verifier
 
-    wrap(patch, ports.eagle3.objective, "verifier_target", make)
+    wrap(patch, ports.eagle3.objective, "Verifier", make)
 
 
 def detach_history(patch: pytest.MonkeyPatch) -> None:
@@ -192,14 +192,14 @@ def miscounted_rows(patch: pytest.MonkeyPatch) -> None:
 
 def generous_hits(patch: pytest.MonkeyPatch) -> None:
     def make(old: Any) -> Any:
-        def count(*args: Any) -> Any:
-            hits = old(*args)
-            hits.top[1] += 1
-            return hits
+        def score(*args: Any) -> Any:
+            scores = old(*args)
+            scores.hits.top[1] += 1
+            return scores
 
-        return count
+        return score
 
-    wrap(patch, ports.eagle3.objective, "count_hits", make)
+    wrap(patch, ports.eagle3.objective, "score", make)
 
 
 def shifted_map(patch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,8 @@ def coarse_hidden(steps: list[Any]) -> None:
     """Three bits of mantissa."""
     for step in steps:
         mantissa, exponent = torch.frexp(step.hidden.float())
-        step.hidden = torch.ldexp((mantissa * 8).round() / 8, exponent)
+        coarse = torch.ldexp((mantissa * 8).round() / 8, exponent)
+        step.hidden = step.hidden + (coarse - step.hidden).detach()
 
 
 def nan_logit(patch: pytest.MonkeyPatch) -> None:
@@ -260,7 +261,7 @@ def nan_logit(patch: pytest.MonkeyPatch) -> None:
         def outcome(self: Any, micro_batch: int, result: Any) -> None:
             logits = result.steps[0].logits.detach().clone()
             logits[0, 0, 0] = float("nan")
-            steps = [replace(result.steps[0], logits=logits), *result.steps[1:]]
+            steps = [replace(result.steps[0], head=lambda hidden: logits), *result.steps[1:]]
             old(self, micro_batch, replace(result, steps=steps))
 
         return outcome
@@ -322,7 +323,7 @@ def hass_history(patch: pytest.MonkeyPatch) -> None:
         embeds, cache, steps = self.embed(input_ids), ttt_cache(), []
         for _ in range(ttt_steps):
             out = self.step(embeds, hidden, mask, cache)
-            steps.append(Step(hidden, out, self.lm_head(self.lm_head_layernorm(out))))
+            steps.append(Step(hidden, out, lambda out: self.lm_head(self.lm_head_layernorm(out))))
             hidden = next_hidden(hidden, out)
         return steps
 
@@ -377,7 +378,7 @@ def thaw(name: str) -> Plant:
 
 
 FAULTS = (
-    Fault("own-position keys off", swap_attention("ttt_prototype", "ttt_chain"), named("forward")),
+    Fault("own-position keys off", swap_attention("ttt_prototype_fast", "ttt_chain_fast"), named("forward")),
     Fault("residual un-normed", change_config(_residual), named("forward")),
     Fault("wrong rope scaling", change_config(_rope), named("forward")),
     Fault("NaN in a logit", nan_logit, named("forward")),
@@ -405,7 +406,9 @@ FAULTS = (
     Fault("a weight transposed", change_file(swap_last_checkpoint_weight), named("round_trip")),
     Fault("embeddings left random", change_file(random_embedding), named("round_trip")),
     Fault("converter leaves a weight out", forgetful_converter, named("converted")),
-    Fault("chain keys read at the own position", swap_attention("ttt_chain", "ttt_prototype"), named("chain")),
+    Fault(
+        "chain keys read at the own position", swap_attention("ttt_chain_fast", "ttt_prototype_fast"), named("chain")
+    ),
     Fault("hidden states too coarse", change_steps(coarse_hidden), named("precision"), "eagle3_bf16ds_k3"),
     Fault("hass: history not detached", hass_history, named("paths"), "hass_fp32_k3"),
     Fault("hass: gradients averaged", scale_backward(1 / 3), named("gradients"), "hass_fp32_k3"),

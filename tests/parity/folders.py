@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from parity.runs.original.checkout import PROTOTYPES
+
 META: dict[str, Any] = {
     "case": "one",
     "which": "eagle3",
@@ -45,3 +47,13 @@ def without(name: str) -> dict[str, Any]:
 def with_flags(*flags: str) -> dict[str, Any]:
     """``META`` with further words on the recorded command line."""
     return {**META, "argv": [*META["argv"], *flags]}
+
+
+def write_checkout(root: Path, algorithm: str) -> list[str]:
+    """Every file of a prototype, none of them with the commit's content; returns their names."""
+    prototype = PROTOTYPES[algorithm]
+    for name in prototype.hashes:
+        file = root / prototype.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("# another commit")
+    return [f"{prototype.folder}/{name}" for name in prototype.hashes]

@@ -13,13 +13,13 @@ import torch
 from parity.environment import PACKAGES, describe, deterministic
 
 
-@pytest.fixture
-def other_modes() -> Iterator[None]:
+@pytest.fixture(params=[False, True], ids=["strict", "warning"])
+def other_modes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Everything that ``deterministic`` sets is set to something else."""
     old = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(2)
     torch.set_float32_matmul_precision("high")
-    torch.use_deterministic_algorithms(True, warn_only=False)
+    torch.use_deterministic_algorithms(True, warn_only=request.param)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_num_threads(old[0])
@@ -54,7 +54,6 @@ def test_modes_are_set_and_restored() -> None:
     assert before["threads"] == 2
     assert before["matmul_precision"] == "high"
     assert before["default_dtype"] == "torch.float64"
-    assert before["warn_only"] is False
 
 
 @pytest.mark.usefixtures("other_modes")

@@ -123,7 +123,7 @@ class Run:
             rows=int(batch["loss_mask"].sum()),
             top=top,
             stepped=stepped,
-            logged=out.logged,
+            logged=out.logged if bool(batch["loss_mask"].any()) else {},
         )
 
     def _print_pass(self, epoch: int, points: Sequence[Point]) -> None:

@@ -25,7 +25,7 @@ def pair(fixture, lively_draft):
         file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": layers, **values}))
         draft = lively_draft(ttt_alignment="chain", forward_num_total=STEPS)
         config = type(draft.config).from_dict(draft.config.to_dict())
-        config.transformer_layer_config._attn_implementation = "eager"
+        config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
         theirs = Eagle3DraftModel(config)
         theirs.load_state_dict(draft.state_dict())
         theirs.verifier_norm = torch.nn.Identity()
@@ -59,7 +59,8 @@ def compare_gradients(draft, theirs):
     assert set(wanted) == set(found) - {"lm_head.weight"}  # Speculators freezes its head
     assert len(wanted) >= 12
     for name, value in wanted.items():
-        assert float((found[name] - value).norm()) <= 2e-6 * float(value.norm()), name
+        # 2.7e-6 measured over 3 layers and 4 steps: two kernels that sum in another order
+        assert float((found[name] - value).norm()) <= 1e-5 * float(value.norm()), name
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

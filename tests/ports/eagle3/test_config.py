@@ -40,7 +40,7 @@ def test_it_is_attached_to_the_verifier(load, fixture):
     assert served.algorithm == served.default_proposal_method.replace("greedy", "eagle3") == "eagle3"
     assert served.proposal_methods[0].speculative_tokens == 5
     assert served.verifier.name_or_path == str(fixture / "verifier")
-    assert load().eagle_aux_hidden_state_layer_ids == [2, 4, 5]
+    assert load().eagle_aux_hidden_state_layer_ids == [3, 5, 6]
 
 
 def test_a_checkpoint_directory_and_its_config_file(fixture, lively_draft, tmp_path):
@@ -156,7 +156,7 @@ def test_named_feature_layers_are_kept(native):
     assert native(eagle_aux_hidden_state_layer_ids=[1, 3, 6]).eagle_aux_hidden_state_layer_ids == [1, 3, 6]
 
 
-@pytest.mark.parametrize(("layers", "expected"), [(3, [2, 1, 0]), (7, [2, 3, 4]), (8, [2, 4, 5]), (32, [2, 16, 29])])
+@pytest.mark.parametrize(("layers", "expected"), [(3, [3, 2, 1]), (7, [3, 4, 5]), (8, [3, 5, 6]), (32, [3, 17, 30])])
 def test_feature_layers_follow_the_rule_in_silence(layers, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

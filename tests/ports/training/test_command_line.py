@@ -95,7 +95,7 @@ def test_help_explains_every_flag(capsys):
 
 def test_an_unknown_key_in_the_file_is_refused(yaml_file, refuses):
     file = yaml_file({"lr": 0.1, "learning_rate": 0.1})
-    with refuses(file, "learning_rate", "an unknown key", "one of basepath, bs"):
+    with refuses(file, "learning_rate", "an unknown key", "one of attn_implementation, basepath, bs"):
         parse(Eagle3Settings, [*NEEDED, "--config", file])
 
 

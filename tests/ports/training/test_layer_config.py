@@ -40,6 +40,7 @@ BAD = [
     ("intermediate_size", -1, "-1", "a positive integer"),
     ("num_attention_heads", 0, "0", "a positive integer"),
     ("num_hidden_layers", True, "True", "a positive integer"),
+    ("head_dim", 7, "7", "an even number, for rotary embeddings"),
     ("hidden_act", "nope", "'nope'", "silu"),
     ("hidden_act", ["silu"], "['silu']", "silu"),
     ("rope_scaling", "x", "'x'", "llama3"),
@@ -55,7 +56,7 @@ def test_a_value_out_of_its_range_is_refused(refuses, name, value, found, expect
         llama_config("a.json", {**GOOD, name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("rms_norm_eps", "small"), ("attention_bias", "yes"), ("head_dim", 7)])
+@pytest.mark.parametrize(("name", "value"), [("rms_norm_eps", "small"), ("attention_bias", "yes")])
 def test_what_transformers_refuses_is_refused(refuses, name, value):
     with refuses("a.json", "config", name, "values of a Llama config"):
         llama_config("a.json", {**GOOD, name: value})

@@ -1,0 +1,164 @@
+"""``parity``: exit codes, messages and the files it writes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import parity.cli
+from parity.result import Report, Row, Skip, Status
+from parity.verdict import Options
+from tests.parity.faults import FAULTS
+from tests.parity.folders import META, make_fixture, write_meta
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command line here and returns its exit code."""
+    monkeypatch.setattr(parity.cli, "_quiet", contextlib.nullcontext)
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            parity.cli.main()
+        return int(stop.value.code or 0)
+
+    return run
+
+
+def one_row(status: Status) -> Report:
+    return Report(rows=[Row("forward", "one", "port", "logits", "mb0.step0.logits", 1.0, 2.0, status)])
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """What was asked of the verdict, which passes without running anything."""
+    asked: list[Options] = []
+
+    def verdict(options: Options, progress: object) -> Report:
+        asked.append(options)
+        return one_row(Status.PASSED)
+
+    monkeypatch.setattr(parity.cli, "verdict", verdict)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("report", "code"),
+    [
+        (one_row(Status.PASSED), 0),
+        (one_row(Status.FAILED), 1),
+        (one_row(Status.BLOCKED), 1),
+        (Report(), 1),
+        (Report(skips=[Skip("original", "one", "no checkout", "clone it")]), 1),
+    ],
+)
+def test_the_exit_code_is_the_verdict(
+    report: Report, code: int, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parity.cli, "verdict", lambda options, progress: report)
+    assert command("run") == code
+    assert ("PASS" in capsys.readouterr().out) == (code == 0)
+
+
+def test_options_reach_the_verdict(command: Run, verdicts: list[Options], tmp_path: Path) -> None:
+    assert command("run", "hass", "--recordings", tmp_path, "-k", "fp32 and not k4", "--prototype", "checkout") == 0
+    assert verdicts == [Options(tmp_path, ("hass",), "fp32 and not k4", Path("checkout"))]
+
+
+def test_without_an_algorithm_both_are_run(command: Run, verdicts: list[Options]) -> None:
+    command("run")
+    assert verdicts[0].algorithms == ("eagle3", "hass")
+    assert verdicts[0].prototype is None
+
+
+def test_files_are_written(command: Run, verdicts: list[Options], tmp_path: Path) -> None:
+    assert command("run", "--json", tmp_path / "rows.json", "--report", tmp_path / "report.html") == 0
+    assert "mb0.step0.logits" in (tmp_path / "rows.json").read_text()
+    assert json.loads((tmp_path / "rows.json").read_text())
+    assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "nosuch"], "error: command line: algorithm: found nosuch, expected eagle3 or hass"),
+        (["run", "--recordings", "/no/where"], "error: /no/where: recordings: found no such folder"),
+        (["run", "-k", "a b"], "error: command line: -k: found 'a b', expected words joined by and, or, not"),
+        (["run", "-k", "__import__('os')"], "error: command line: -k: found"),
+        (["record", "--prototype", "/no/where", "--output", "{tmp}", "-k", "eagle3_fp32_k1"], "research/eagle3"),
+        (["doctor", "--prototype", "/no/where"], "research/eagle3: found no such folder"),
+    ],
+)
+def test_bad_input_exits_with_two_and_one_line(
+    words: list[str], message: str, command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*(word.replace("{tmp}", str(tmp_path)) for word in words)) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.startswith("error: ")
+    assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize("words", [["run", "--nosuch"], ["nosuch"], ["record"], ["run", "a", "b"]])
+def test_a_command_line_that_cannot_be_read_exits_with_two(
+    words: list[str], command: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*words) == 2
+    assert "Usage:" in capsys.readouterr().err
+
+
+def test_help_exits_with_zero(command: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("run", "--help") == 0
+    assert "--recordings" in capsys.readouterr().out
+
+
+def test_the_doctor_exits_with_zero(command: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("doctor") == 0
+    assert "no checkout given" in capsys.readouterr().out
+
+
+def test_a_keyword_that_fits_nothing_is_a_failure(command: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("run", "-k", "no_such_case_anywhere") == 1
+    assert "Nothing was compared" in capsys.readouterr().out
+
+
+def test_a_broken_recording_is_named(command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_fixture(tmp_path)
+    write_meta(tmp_path / "one", {**META, "dtype": "fp8"})
+    assert command("run", "--recordings", tmp_path) == 2
+    assert "one/meta.json: dtype: found 'fp8'" in capsys.readouterr().err
+
+
+def test_a_recorded_case_passes(command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("run", "eagle3", "-k", "eagle3_fp32_k1", "--json", tmp_path / "rows.json") == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["case"] for row in rows} == {"eagle3_fp32_k1"}
+    assert {row["run"] for row in rows} == {"reference", "port"}
+    assert all(row["passed"] for row in rows)
+
+
+def test_a_port_with_a_fault_fails(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    next(fault for fault in FAULTS if fault.name == "residual un-normed").plant(monkeypatch)
+    assert command("run", "eagle3", "-k", "eagle3_fp32_k1", "--json", tmp_path / "rows.json") == 1
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert {(row["check"], row["run"]) for row in failed} == {("forward", "port")}
+    assert "outputs do not" in failed[0]["hint"]
+
+
+def test_the_command_in_a_process_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "parity", "run", "nosuch"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: command line: algorithm: found nosuch, expected eagle3 or hass\n"
+    assert done.stdout == ""

@@ -1,0 +1,123 @@
+"""Planted faults are found in the module they were planted in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from parity.case import Case
+from parity.localise import Finding, Passage, Passages, first_backward, first_forward, localise
+from tests.parity.faults import FAULTS, Plant, change_draft
+
+
+def planted(name: str) -> Plant:
+    return next(fault.plant for fault in FAULTS if fault.name == name)
+
+
+def detach_mlp_input(draft: Any) -> None:
+    mlp = draft.layers[0].mlp
+    mlp.forward = lambda x: type(mlp).forward(mlp, x.detach())
+
+
+def halve_mlp(draft: Any) -> None:
+    mlp = draft.layers[0].mlp
+    mlp.forward = lambda x: type(mlp).forward(mlp, x) * 0.5
+
+
+def shift_down_proj(draft: Any) -> None:
+    draft.layers[0].mlp.down_proj.register_forward_hook(lambda module, args, out: out + 1e-2)
+
+
+def forget_head(draft: Any) -> None:
+    draft.norm.register_forward_hook(lambda module, args, out: torch.nan * out)
+
+
+@pytest.mark.parametrize(
+    ("plant", "direction", "module", "step"),
+    [
+        (planted("own-position keys off"), "forward", "layers.0.self_attn", 2),
+        (planted("residual un-normed"), "forward", "layers.0", 0),
+        (planted("wrong rope scaling"), "forward", "layers.0.self_attn", 0),
+        (planted("one weight detached"), "backward", "norm", 0),
+        (planted("lm_head frozen"), "backward", "lm_head", 0),
+        (change_draft(detach_mlp_input), "backward", "layers.0.mlp", 2),
+        (change_draft(halve_mlp), "forward", "layers.0.mlp", 0),
+        (change_draft(shift_down_proj), "forward", "layers.0.mlp.down_proj", 0),
+        (change_draft(forget_head), "forward", "norm", 0),
+    ],
+    ids=lambda value: value if isinstance(value, str | int) else "",
+)
+def test_a_fault_is_found_where_it_is(
+    plant: Plant, direction: str, module: str, step: int, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    finding = localise(case)
+    assert finding is not None
+    assert (finding.direction, finding.module, finding.step) == (direction, module, step)
+
+
+@pytest.mark.parametrize("name", ["eagle3_fp32_k1", "eagle3_fp32_k3", "hass_fp32_k1", "hass_fp32_k3"])
+def test_without_a_fault_nothing_is_found(name: str, cases: dict[str, Case]) -> None:
+    assert localise(cases[name]) is None
+
+
+def test_a_fault_outside_the_first_batch_s_forward_is_not_found(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted("Adam beta off")(monkeypatch)
+    assert localise(case) is None
+
+
+def test_a_finding_reads_as_a_sentence() -> None:
+    text = str(Finding("forward", "layers.0", 2, "largest at (0,)"))
+    assert text == "forward: inputs of layers.0 agree at TTT step 2, its outputs do not; largest at (0,)"
+
+
+def passages(*names: str) -> Passages:
+    """Modules in a chain, each doubling its input."""
+    found, value = Passages(), torch.ones(3, requires_grad=True)
+    for name in names:
+        found.add(name, 0, value, value * 2)
+        value = found.seen[-1].out
+    value.sum().backward()
+    return found
+
+
+def test_a_module_that_is_never_called_is_named() -> None:
+    finding = first_forward(passages("a", "b"), passages("a"))
+    assert finding is not None
+    assert (finding.module, finding.detail) == ("b", "the port never calls it")
+
+
+def test_another_shape_is_a_difference() -> None:
+    other = passages("a", "b")
+    other.seen[1] = replace(other.seen[1], out=torch.ones(4))
+    finding = first_forward(passages("a", "b"), other)
+    assert finding is not None
+    assert (finding.module, finding.detail) == ("b", "shape (4,), expected (3,)")
+
+
+def test_a_wrong_input_is_somebody_else_s_fault() -> None:
+    other = passages("a", "b")
+    other.seen[1] = Passage("b", 0, torch.full((3,), 7.0), torch.full((3,), 7.0))
+    assert first_forward(passages("a", "b"), other) is None
+
+
+def test_backward_names_the_module_nearest_to_the_loss() -> None:
+    expected, found = passages("a", "b", "c"), passages("a", "b", "c")
+    for passage in found.seen[:2]:
+        assert passage.into.grad is not None
+        passage.into.grad = passage.into.grad * 3
+    finding = first_backward(expected, found)
+    assert finding is not None
+    assert (finding.direction, finding.module) == ("backward", "b")
+
+
+def test_a_parameter_s_own_gradient_is_looked_at_last() -> None:
+    expected, found = passages("a"), passages("a")
+    expected.gradients, found.gradients = {"a.weight": torch.ones(2)}, {}
+    finding = first_backward(expected, found)
+    assert finding is not None
+    assert finding.module == "a"
+    assert "gradient of a.weight: largest at (0,): expected 1, found 0" in finding.detail
