@@ -16,6 +16,7 @@ from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.settings import Eagle3Settings
 from ports.training.batches import RecordDataset
+from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
@@ -41,8 +42,9 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
     check_weights_present(settings.basepath)
     draft = build_draft(config, vocabulary, settings.ttt_alignment)
-    if settings.ckpt_path is not None:
-        load_weights(draft, settings.ckpt_path)
+    chosen = choose(settings)
+    if chosen is not None:
+        load_weights(draft, chosen.directory)
     return draft
 
 

@@ -17,6 +17,7 @@ from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.hass.settings import HassSettings
 from ports.training.batches import RecordDataset
+from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
@@ -44,8 +45,9 @@ def build(settings: HassSettings) -> HassDraftModel:
     check_weights_present(settings.basepath)
     draft = HassDraftModel(config)
     draft.load_verifier_weights()
-    if settings.ckpt_path is not None:
-        load_weights(draft, settings.ckpt_path)
+    chosen = choose(settings)
+    if chosen is not None:
+        load_weights(draft, chosen.directory)
     return draft
 
 

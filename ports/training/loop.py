@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,9 @@ from tqdm import tqdm
 
 from ports.errors import InputError
 from ports.training.batches import Batch
+from ports.training.checkpoint import generators
+from ports.training.checkpoint.generators import Generators
+from ports.training.checkpoint.stop import StoppedError, StopRequest
 from ports.training.metrics import PassTotals, log_entry
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
@@ -31,6 +35,7 @@ class Plan:
 
     ``objective(batch, window_rows)`` returns an outcome with ``backward_loss``, ``loss``, ``step_losses`` and ``hits``;
     ``objective.rows(batch)`` counts the rows in the loss; ``objective.after_cast()`` runs once everything is prepared.
+    ``keeper`` saves.
     """
 
     settings: TrainingSettings
@@ -38,11 +43,34 @@ class Plan:
     loader: DataLoader[Any]
     num_files: int
     clip: Clip
-    after_pass: Callable[[Accelerator, nn.Module, int], None]
+    keeper: Keeper
+
+
+class Keeper(Protocol):
+    """Saves a loop's state; see :class:`ports.training.checkpoint.keeper.CheckpointKeeper`."""
+
+    def after_step(self, loop: Loop) -> None: ...
+
+    def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None: ...
+
+    def on_stop(self, loop: Loop) -> Path: ...
+
+
+@dataclass
+class Replay:
+    """How to come back into a pass: the generators at its start, and where they must be after the batches since."""
+
+    start: Generators
+    now: Generators
+    file: Path
 
 
 class Loop:
-    """State of one run: the prepared objects and the running counts."""
+    """State of one run: the prepared objects and the running counts.
+
+    ``epoch``, ``totals``, ``micro_batch`` and ``steps`` say where it stands; ``pass_start`` are the generators from the
+    start of the pass, from which a resumed run draws the same batches again.
+    """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, observer: Observer) -> None:
         self.plan, self.accelerator, self.observer = plan, accelerator, observer
@@ -53,47 +81,98 @@ class Loop:
         self.module, self.optimizer, self.loader, self.schedule = prepared
         self.objective: Any = accelerator.unwrap_model(self.module)
         self.objective.after_cast()
-        self.micro_batch = self.steps = 0
+        self.micro_batch = self.steps = self.epoch = 0
+        self.totals, self.pass_start = PassTotals(), generators.capture()
+        self.replay: Replay | None = None
+        self.stop = StopRequest()
         _refuse_foreign_accumulation(accelerator)
         _refuse_no_batch(plan)
 
     def run(self) -> nn.Module:
-        """Train to the end."""
-        for _ in self.optimizer_steps():
-            pass
+        """Train to the end.
+
+        Raises:
+            StoppedError: a signal asked for it; everything is saved.
+        """
+        with self.stop.on_signals():
+            for _ in self.optimizer_steps():
+                pass
         return self.plan.objective
 
     def optimizer_steps(self) -> Iterator[int]:
         """Train, yielding the number of optimizer steps done after each; abandoning the iterator stops the run."""
         self._say(f"training on {self.plan.num_files} examples total")
         self.observer.started(self.objective, self.optimizer)
-        for epoch in range(self.plan.settings.epoch + 1):
-            yield from self._run_pass(epoch)
-            if self._enough():
-                break
+        while self.epoch <= self.plan.settings.epoch and not self._enough():
+            yield from self._run_pass()
         self.observer.finished(self.objective)
 
-    def _run_pass(self, epoch: int) -> Iterator[int]:
+    def _run_pass(self) -> Iterator[int]:
         self.module.train()
-        totals = PassTotals()
+        epoch, ended = self.epoch, True
         for window in self._windows():
-            self._optimizer_step(epoch, window, totals)
+            self._optimizer_step(window)
+            self.plan.keeper.after_step(self)
             yield self.steps
+            self._stop_if_asked()
             if self._enough():
+                ended = False
                 break
-        correct, rows = self._sum_over_processes(totals.correct), self._sum_over_processes(totals.rows)
-        for line in PassTotals(totals.loss, totals.batches, correct, rows).lines(epoch, self.plan.settings.epoch):
+        totals = self._print_totals()
+        if ended:
+            self._next_pass()
+        self.plan.keeper.after_pass(self, epoch, totals.mean if ended else None)
+
+    def _next_pass(self) -> None:
+        self.epoch, self.totals = self.epoch + 1, PassTotals()
+        self.pass_start = self.generators()
+
+    def _print_totals(self) -> PassTotals:
+        correct, rows = self._sum_over_processes(self.totals.correct), self._sum_over_processes(self.totals.rows)
+        totals = PassTotals(self.totals.loss, self.totals.batches, correct, rows)
+        for line in totals.lines(self.epoch, self.plan.settings.epoch):
             self._say(line)
-        self.plan.after_pass(self.accelerator, self.objective, epoch)
+        return totals
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The pass in lists of accumulated micro-batches; the last may be shorter."""
-        show = self.plan.settings.progress and self.accelerator.is_local_main_process
-        batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
+        batches = self._batches()
         while window := list(islice(batches, self.plan.settings.gradient_accumulation_steps)):
             yield window
 
-    def _optimizer_step(self, epoch: int, window: list[Batch], totals: PassTotals) -> None:
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the pass. Batches that a resumed run has seen are drawn again and dropped."""
+        replay, self.replay = self.replay, None
+        if replay is not None:
+            generators.restore(replay.start, generators.sampler_generator(self.loader))
+        self.pass_start = self.generators()
+        show = self.plan.settings.progress and self.accelerator.is_local_main_process
+        batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
+        for _ in islice(batches, self.totals.batches):
+            pass
+        if replay is not None:
+            self._check_replay(replay)
+        return batches
+
+    def _check_replay(self, replay: Replay) -> None:
+        """The generators must be where they were when the checkpoint was saved: then so is everything drawn."""
+        if not torch.equal(self.generators()["torch"], replay.now["torch"]):
+            found = f"another state after replaying {self.totals.batches} batches"
+            raise InputError(replay.file, "torch", found, "the saved one: the same records, releases and loader")
+        generators.restore(replay.now, generators.sampler_generator(self.loader))
+
+    def generators(self) -> Generators:
+        """The random generators of this process as they are now."""
+        return generators.capture(generators.sampler_generator(self.loader))
+
+    def _stop_if_asked(self) -> None:
+        asked = self.stop.requested
+        if self.accelerator.num_processes > 1:
+            asked = self._sum_over_processes(int(asked)) > 0
+        if asked:
+            raise StoppedError(self.steps, self.plan.keeper.on_stop(self))
+
+    def _optimizer_step(self, window: list[Batch]) -> None:
         self.optimizer.zero_grad()
         window_rows = torch.stack([self.objective.rows(batch) for batch in window]).sum(0)
         for position, batch in enumerate(window):
@@ -103,7 +182,7 @@ class Loop:
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
             grad_norm = self._update() if last else None
-            self._record(epoch, outcome, totals, lr_used, grad_norm, last)
+            self._record(outcome, lr_used, grad_norm, last)
             self.micro_batch += 1
         self.steps += 1
 
@@ -121,17 +200,15 @@ class Loop:
         self.schedule.step()
         return grad_norm
 
-    def _record(
-        self, epoch: int, outcome: Any, totals: PassTotals, lr_used: float, grad_norm: float | None, stepped: bool
-    ) -> None:
+    def _record(self, outcome: Any, lr_used: float, grad_norm: float | None, stepped: bool) -> None:
         hits, loss, lr_after = outcome.hits, outcome.loss.item(), self._lr()
-        totals.add(loss, hits)
+        self.totals.add(loss, hits)
         logged = log_entry(lr_after, loss, hits, getattr(outcome, "extra", None))
         if logged:
             self.accelerator.log(logged, step=self.micro_batch)
         record = StepRecord(
             self.micro_batch,
-            epoch,
+            self.epoch,
             loss,
             tuple(outcome.step_losses.tolist()),
             lr_used,

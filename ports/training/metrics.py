@@ -31,8 +31,12 @@ class PassTotals:
         self.correct += int(hits.correct)
         self.rows += int(hits.rows)
 
+    @property
+    def mean(self) -> float:
+        """Mean loss over the batches; NaN without any."""
+        return self.loss / self.batches if self.batches else float("nan")
+
     def lines(self, epoch: int, last_epoch: int) -> list[str]:
         """The prototypes' two lines; ``last_epoch`` is ``--epoch``, so the last pass reads one past it."""
-        mean = self.loss / self.batches if self.batches else float("nan")
         accuracy = 100 * self.correct / self.rows if self.rows else 0.0
-        return [f"Epoch [{epoch + 1}/{last_epoch}], Loss: {mean:.4f}", f"Train Accuracy: {accuracy:.2f}%"]
+        return [f"Epoch [{epoch + 1}/{last_epoch}], Loss: {self.mean:.4f}", f"Train Accuracy: {accuracy:.2f}%"]

@@ -20,9 +20,9 @@ import ports.eagle3.objective
 import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
+import ports.training.checkpoint.keeper
 import ports.training.loop
 import ports.training.optimizer
-import ports.training.runs
 import ports.training.samples
 from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
@@ -111,16 +111,15 @@ def change_file(change: Callable[[dict[str, Tensor]], None]) -> Plant:
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         def make(old: Any) -> Any:
-            def save(draft: Any, directory: Path, *args: Any) -> Path:
-                folder: Path = old(draft, directory, *args)
+            def save(draft: Any, folder: Path, *args: Any) -> None:
+                old(draft, folder, *args)
                 tensors = load_file(folder / "model.safetensors")
                 change(tensors)
                 save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
-                return folder
 
             return save
 
-        wrap(patch, ports.training.runs, "save_draft", make)
+        wrap(patch, ports.training.checkpoint.keeper, "write_draft", make)
 
     return plant
 
