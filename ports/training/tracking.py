@@ -10,6 +10,8 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
+from ports.errors import InputError
+
 
 class JsonLinesTracker(GeneralTracker):
     """Appends one JSON object per logged step to ``metrics.jsonl``, floats at full precision.
@@ -45,8 +47,11 @@ class JsonLinesTracker(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         line = (json.dumps({"step": step, **values}) + "\n").encode()
         self._digest.update(line)
-        self._stream.write(line)
-        self._stream.flush()
+        try:
+            self._stream.write(line)
+            self._stream.flush()
+        except OSError as error:
+            raise InputError(self.file, "metrics", str(error), "room and permission to write") from error
 
     def written(self) -> tuple[int, str]:
         """Bytes logged so far and their sha256; they are on the disk when this returns."""

@@ -64,15 +64,15 @@ class CheckpointKeeper:
         directory = self.settings.cpdir / name
         processes = gather_object([_of_this_process(loop)])
         if loop.accelerator.is_main_process:
-            state = self._state(loop, [Totals(**totals) for totals, _ in processes])
-            generators = {f"{rank}.{key}": value for rank, (_, g) in enumerate(processes) for key, value in g.items()}
-            write_directory(directory, lambda folder: self._fill(folder, loop, state, generators))
+            write_directory(directory, lambda folder: self._fill(folder, loop, processes))
             self._last = loop.steps, directory
             self._thin_out()
         loop.accelerator.wait_for_everyone()
         return directory
 
-    def _fill(self, folder: Path, loop: Loop, state: State, generators: dict[str, Tensor]) -> None:
+    def _fill(self, folder: Path, loop: Loop, processes: list[tuple[dict[str, Any], dict[str, Tensor]]]) -> None:
+        state = self._state(loop, [Totals(**totals) for totals, _ in processes])
+        generators = {f"{rank}.{key}": value for rank, (_, g) in enumerate(processes) for key, value in g.items()}
         write_draft(loop.objective.draft, folder, self.extra_files)
         (folder / FOLDER).mkdir()
         optimizer = {name: value.cpu() for name, value in adam_state(loop.objective, loop.optimizer).items()}
