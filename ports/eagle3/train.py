@@ -23,7 +23,7 @@ from ports.training.observer import Observer
 from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
-from ports.training.verifier import check_weights_present
+from ports.training.verifier import check_weights_present, reading_weights
 from ports.training.vocabulary import load_vocabulary_map
 
 GRAD_CLIP = 1.0
@@ -41,7 +41,8 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
     check_weights_present(settings.basepath)
-    draft = build_draft(config, vocabulary, settings.ttt_alignment)
+    with reading_weights(settings.basepath):
+        draft = build_draft(config, vocabulary, settings.ttt_alignment)
     chosen = choose(settings)
     if chosen is not None:
         load_weights(draft, chosen.directory)
@@ -61,6 +62,7 @@ def build_dataset(
         alignment=settings.ttt_alignment,
         noise=settings.noise,
         draw=draw,
+        skip_bad=settings.on_bad_record == "skip",
     )
 
 

@@ -24,7 +24,7 @@ from ports.training.observer import Observer
 from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
-from ports.training.verifier import check_weights_present
+from ports.training.verifier import check_weights_present, reading_weights
 
 GRAD_CLIP = 0.5
 SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
@@ -44,7 +44,8 @@ def build(settings: HassSettings) -> HassDraftModel:
         raise InputError("command line", "--topk", settings.topk, f"at most {vocab_size}, the vocabulary")
     check_weights_present(settings.basepath)
     draft = HassDraftModel(config)
-    draft.load_verifier_weights()
+    with reading_weights(settings.basepath):
+        draft.load_verifier_weights()
     chosen = choose(settings)
     if chosen is not None:
         load_weights(draft, chosen.directory)
@@ -62,6 +63,7 @@ def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Dr
         alignment=settings.ttt_alignment,
         noise=settings.noise,
         draw=draw,
+        skip_bad=settings.on_bad_record == "skip",
     )
 
 

@@ -128,8 +128,9 @@ class Loop:
         self.pass_start = self.generators()
 
     def _print_totals(self) -> PassTotals:
-        correct, rows = self._sum_over_processes(self.totals.correct), self._sum_over_processes(self.totals.rows)
-        totals = PassTotals(self.totals.loss, self.totals.batches, correct, rows)
+        local = self.totals
+        correct, rows, skipped = (self._sum_over_processes(n) for n in (local.correct, local.rows, local.skipped))
+        totals = PassTotals(local.loss, local.batches, correct, rows, skipped)
         for line in totals.lines(self.epoch, self.plan.settings.epoch):
             self._say(line)
         return totals
@@ -174,11 +175,13 @@ class Loop:
 
     def _optimizer_step(self, window: list[Batch]) -> None:
         self.optimizer.zero_grad()
+        files = [self._take_visits(batch) for batch in window]
         window_rows = torch.stack([self.objective.rows(batch) for batch in window]).sum(0)
         for position, batch in enumerate(window):
             last = position == len(window) - 1
             self.observer.batch(self.micro_batch, batch)
             outcome = self._forward_backward(batch, window_rows, last)
+            self._refuse_no_number(outcome, files[position])
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
             grad_norm = self._update() if last else None
@@ -193,6 +196,19 @@ class Loop:
             self.observer.outcome(self.micro_batch, outcome)
             self.accelerator.backward(outcome.backward_loss)
         return outcome
+
+    def _take_visits(self, batch: Any) -> list[str]:
+        """The files behind a batch's rows; what was skipped is said by the process that met it, and counted."""
+        for reason in batch.pop("skipped", ()):
+            print(f"skipped {reason}", flush=True)
+            self.totals.skipped += 1
+        return list(batch.pop("files", ()))
+
+    def _refuse_no_number(self, outcome: Any, files: list[str]) -> None:
+        """NaN in a loss would be in every weight after the step that is not taken now."""
+        if not bool(torch.isfinite(outcome.loss)):
+            found = f"{float(outcome.loss)} at optimizer step {self.steps + 1}, micro-batch {self.micro_batch}"
+            raise InputError(", ".join(files), "loss", found, "a finite number; no step was taken with it")
 
     def _update(self) -> float | None:
         grad_norm = self.plan.clip(self.accelerator, self.module)

@@ -57,6 +57,9 @@ class TrainingSettings(BaseSettings):
     )
     resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
     weights_only: bool = Field(False, description="take nothing but the weights of --ckpt_path")
+    on_bad_record: Literal["fail", "skip"] = Field(
+        "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
+    )
     num_workers: int = Field(8, ge=0, description="loader processes; they draw the noise, so runs depend on them")
     seed: int = Field(0, ge=0, description="seed of python, numpy and torch, set once before anything is drawn")
     ttt_alignment: Alignment = Field(

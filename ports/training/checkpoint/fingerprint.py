@@ -65,12 +65,20 @@ def records_digest(directory: Path, files: Iterable[Path]) -> str:
     """Names in order, sizes and last bytes: cheap for 68,000 files, and different for every other content."""
     digest = hashlib.sha256()
     for file in files:
+        size, tail = _end_of(file)
+        digest.update(f"{_relative(file, directory)}\0{size}\0".encode() + tail)
+    return digest.hexdigest()[:16]
+
+
+def _end_of(file: Path) -> tuple[int, bytes]:
+    """Size and last bytes; a record that cannot be read, which ``--on_bad_record skip`` allows, has neither."""
+    try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             stream.seek(max(0, size - TAIL))
-            tail = stream.read(TAIL)
-        digest.update(f"{_relative(file, directory)}\0{size}\0".encode() + tail)
-    return digest.hexdigest()[:16]
+            return size, stream.read(TAIL)
+    except OSError:
+        return -1, b""
 
 
 def _relative(file: Path, directory: Path) -> str:

@@ -26,6 +26,7 @@ class Totals(Strict):
     batches: int = Field(ge=0)
     correct: int = Field(ge=0)
     rows: int = Field(ge=0)
+    skipped: int = Field(ge=0)
 
 
 class Schedule(Strict):

@@ -13,7 +13,7 @@ import pytest
 
 import ports.training.checkpoint.keeper as keeper
 from ports.training.checkpoint.choose import newest_whole
-from tests.ports.training.checkpoint.conftest import ALGORITHMS, Left
+from tests.ports.training.conftest import ALGORITHMS, Left
 
 KILLS = int(os.environ.get("KILLS", "20"))
 LONGEST = 1.2
