@@ -125,7 +125,7 @@ SHAPES: dict[str, Callable[[dict[str, Any]], dict[str, tuple[int, ...]]]] = {
 def _verifier_weights(verifier: Path) -> tuple[Tensor, Tensor]:
     weights = load_model_layers(["lm_head.weight", "model.embed_tokens.weight"], str(verifier))
     embedding = weights["model.embed_tokens.weight"].float()
-    return weights.get("lm_head.weight", embedding).float(), embedding
+    return weights.get("lm_head.weight", embedding).float().clone(), embedding  # apart, where they are tied
 
 
 def _uniforms(files: Sequence[Path], order: Sequence[int], seed: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from parity.checks.determined import compare_parameters
 from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare_groups, compare_named
 from parity.result import GradientFlow, Row
@@ -24,7 +25,7 @@ def check_optimizer_step(evidence: Evidence) -> list[Row]:
     """Every parameter after the first optimizer step."""
     expected, found = (trace.group("after.") for trace in (evidence.expected, evidence.found))
     found = {name: value for name, value in found.items() if name in expected or name in evidence.found.trained}
-    return compare_groups(evidence.subject("optimizer_step"), "after", expected, found, evidence.tolerance("after"))
+    return compare_parameters(evidence, evidence.subject("optimizer_step"), "after", expected, found)
 
 
 def check_gradient_flow(evidence: Evidence) -> list[Row]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import nan
 
+from parity.checks.determined import compare_parameters
 from parity.checks.evidence import Evidence
-from parity.compare import Subject, compare_groups, compare_series, compare_value
+from parity.compare import Subject, compare_series, compare_value
 from parity.result import Row
 from parity.trace import Point
 
@@ -18,6 +20,7 @@ SERIES: dict[str, tuple[str, Callable[[Point], float]]] = {
     "hits": ("hits", lambda point: point.correct),
     "rows": ("hits", lambda point: point.rows),
 }
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 WITHOUT_ROUNDING = ("lr_used", "lr_after")
 
 
@@ -43,7 +46,17 @@ def check_hits(evidence: Evidence) -> list[Row]:
         expected, found = ([float(p.top[place]) for p in side.curve] for side in (evidence.expected, evidence.found))
         rows.append(compare_series(subject, "hits", f"top_{place + 1}", expected, found, evidence.tolerance("hits")))
     rows.append(_series(evidence, subject, "hits"))
-    return [*rows, compare_value(subject, "prints", "lines", evidence.expected.prints, evidence.found.prints)]
+    return [*rows, *_prints(evidence, subject)]
+
+
+def _prints(evidence: Evidence, subject: Subject) -> list[Row]:
+    """The same lines; the numbers in them may be rounded either way in the last digit."""
+    sides = evidence.expected.prints, evidence.found.prints
+    words = [[NUMBER.sub("#", line) for line in side] for side in sides]
+    if words[0] != words[1]:
+        return [compare_value(subject, "prints", "lines", *sides)]
+    expected, found = ([float(number) for line in side for number in NUMBER.findall(line)] for side in sides)
+    return [compare_series(subject, "prints", "numbers", expected, found, evidence.tolerance("prints"))]
 
 
 def _series(evidence: Evidence, subject: Subject, name: str) -> Row:
@@ -53,13 +66,14 @@ def _series(evidence: Evidence, subject: Subject, name: str) -> Row:
 
 
 def _logged(evidence: Evidence, subject: Subject) -> list[Row]:
-    """The metrics an algorithm logs besides, by the names of the prototype's first point."""
-    rows = []
-    for name in evidence.expected.curve[0].logged if evidence.expected.curve else ():
-        expected, found = (
-            [p.logged.get(name, nan) for p in side.curve] for side in (evidence.expected, evidence.found)
-        )
-        rows.append(compare_series(subject, "loss", name, expected, found, evidence.tolerance("loss")))
+    """The metrics an algorithm logs besides; a micro-batch without rows in the loss logs none on either side."""
+    curves = evidence.expected.curve, evidence.found.curve
+    tolerance, rows = evidence.tolerance("loss"), []
+    for name in sorted({name for point in curves[0] for name in point.logged}):
+        expected, found = ({i: p.logged[name] for i, p in enumerate(side) if name in p.logged} for side in curves)
+        steps = sorted({*expected, *found})
+        first, second = ([side.get(step, nan) for step in steps] for side in (expected, found))
+        rows.append(compare_series(subject, "loss", name, first, second, tolerance))
     return rows
 
 
@@ -69,4 +83,4 @@ def _final(evidence: Evidence, subject: Subject) -> list[Row]:
     if not expected:
         return []
     found = {name: value for name, value in found.items() if name in expected or name in evidence.found.trained}
-    return compare_groups(subject, "final", expected, found, evidence.tolerance("final"))
+    return compare_parameters(evidence, subject, "final", expected, found)

@@ -10,6 +10,9 @@ from parity.report.numbers import short
 from parity.report.summary import Group, grouped, margin, unique
 from parity.result import Report, Skip, Status
 
+TINY = 0.01
+"""Shares of a tolerance below this are not worth their digits in a table."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -38,7 +41,7 @@ def anchors(names: Iterable[str]) -> dict[str, str]:
 
 def matrix(report: Report) -> tuple[list[str], list[Line]]:
     """The checks, and for each case and run one cell per check."""
-    checks = unique([*(row.check for row in report.rows), *(skip.check for skip in report.skips)])
+    checks = _in_order(report)
     groups = grouped(report.rows, lambda row: (row.case, row.run, row.check))
     lines = unique([*((row.case, row.run) for row in report.rows), *_only_skipped(report)])
     links, skipped = anchors(row.case for row in report.rows), {(skip.case, skip.check): skip for skip in report.skips}
@@ -47,6 +50,13 @@ def matrix(report: Report) -> tuple[list[str], list[Line]]:
         return _cell(check, groups.get((case, run, check)), skipped.get((case, check)), links.get(case))
 
     return checks, [Line(case, run, tuple(cell(case, run, check) for check in checks)) for case, run in lines]
+
+
+def _in_order(report: Report) -> list[str]:
+    """Checks in the order of the fullest case, so that one that is rare does not jump the queue."""
+    by_line = grouped(report.rows, lambda row: (row.case, row.run))
+    fullest_first = sorted(by_line.values(), key=lambda group: -len(unique(row.check for row in group.rows)))
+    return unique([*(row.check for group in fullest_first for row in group.rows), *(s.check for s in report.skips)])
 
 
 def _only_skipped(report: Report) -> list[tuple[str, str]]:
@@ -63,4 +73,5 @@ def _cell(check: str, group: Group | None, skip: Skip | None, anchor: str | None
         return Cell(check, "failed", "FAIL", figure, f"#failed-{anchor}")
     if group.status is Status.BLOCKED:
         return Cell(check, "blocked", "blocked", "", f"#errors-{anchor}")
-    return Cell(check, "passed", "pass", figure, f"#errors-{anchor}")
+    tiny = ratio is not None and 0 < ratio < TINY
+    return Cell(check, "passed", "pass", f"<{TINY}" if tiny else figure, f"#errors-{anchor}")

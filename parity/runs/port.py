@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +90,8 @@ def run_port(
         tracer = Tracer(case, seed, reseed=live)
         loop = start_port(case, cpdir, live, Together((tracer, *observers)), **changes)
         tracer.describe(loop.plan)
-        finish(loop)
+        with contextlib.redirect_stdout(io.StringIO()):  # the trace keeps what the loop prints
+            finish(loop)
         tracer.trace.environment = describe(seed)
     return PortRun(tracer.trace, loop.plan.objective.draft, cpdir)
 

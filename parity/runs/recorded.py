@@ -31,12 +31,12 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
     """
     native = TO_NATIVE[case.algorithm]
     initial = read_tensors(case.initial)
-    stored = _with_aliases(read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
+    stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
     tensors = {rename(name, native): value for name, value in stored.items()}
     tensors.update({f"init.{native(name[5:])}": value for name, value in initial.items() if name.startswith("init.")})
     final_file = case.directory / "final.safetensors"
     if final_file.exists():
-        final = _with_aliases(read_tensors(final_file), case.meta.final_aliases, initial)
+        final = _with_aliases(case, read_tensors(final_file), case.meta.final_aliases, initial)
         tensors.update({f"final.{native(name)}": value for name, value in final.items()})
     file = case.directory / "trajectory.jsonl"
     curve = [_point(file, number, line) for number, line in enumerate(read_lines(file), 1)]
@@ -87,11 +87,14 @@ def configuration(case: Case) -> dict[str, Any]:
 
 
 def _with_aliases(
-    stored: Mapping[str, Tensor], aliases: Mapping[str, str], initial: Mapping[str, Tensor]
+    case: Case, stored: Mapping[str, Tensor], aliases: Mapping[str, str], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Tensors left out of the file because they equal one that is stored elsewhere."""
     known = {**initial, **stored}
-    return {**stored, **{name: known[source] for name, source in aliases.items() if source in known}}
+    for name, source in aliases.items():
+        if source not in known:
+            raise InputError(case.directory / "meta.json", f"alias of {name}", source, "a tensor that is stored")
+    return {**stored, **{name: known[source] for name, source in aliases.items()}}
 
 
 def _point(file: Path, number: int, line: Mapping[str, Any]) -> Point:

@@ -3,10 +3,11 @@
 Shapes: B batch, H query heads, K key/value heads, T positions, e head dim; s is the current TTT step, i one of 1..s.
 
 The function is that of :func:`ports.training.attention.ttt_attention`. Row p sees the step-0 keys of the columns
-j <= p - s: the queries from s on meet the first T - s keys in a plain causal attention. Each step i adds one score. With
-the log-sum-exp of both parts the two softmaxes merge into one, exactly:
+j <= p - s: the queries from s on meet the first T - s keys in a plain causal attention. Each step i adds one score.
+With the log-sum-exp of both parts the two softmaxes merge into one, exactly:
 
-    lse = log(exp(lse_causal) + sum_i exp(score_i)),  out = exp(lse_causal - lse) out_causal + sum_i exp(score_i - lse) v_i
+    lse = log(exp(lse_causal) + sum_i exp(score_i))
+    out = exp(lse_causal - lse) out_causal + sum_i exp(score_i - lse) v_i
 
 The gradient of a softmax needs, beside a score itself, only its row's log-sum-exp and ``delta = grad . out``. The flash
 backward takes both from its arguments, so with the merged pair it gives the exact gradients of the causal part.
@@ -28,7 +29,7 @@ from ports.training.flash_kernels import Causal, kernel_for
 
 
 def fast_attention_name(alignment: Alignment) -> str:
-    """The name under which transformers knows this form; one with "flash" in it would ask for the flash-attn package."""
+    """What transformers knows this form by; with "flash" in the name it would look for the flash-attn package."""
     return f"{attention_name(alignment)}_fast"
 
 
@@ -138,7 +139,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, step: int, scale: float) 
     seen = max(query.shape[2] - step, 0)
     if seen == 0:
         return Causal(
-            query[:, :, :0].to(_precise(query)), query.new_empty(query.shape[:2] + (0,), dtype=_precise(query))
+            query[:, :, :0].to(_precise(query)), query.new_empty(*query.shape[:2], 0, dtype=_precise(query))
         )
     kernel = kernel_for(query.device, query.dtype)
     return kernel.forward(query[:, :, step:], key[:, :, :seen], value[:, :, :seen], scale)

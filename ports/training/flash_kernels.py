@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ports.training import flash_blocked
+
 ATEN = torch.ops.aten
 
 
@@ -47,29 +49,11 @@ class Kernel(Protocol):
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
     """The fastest kernel that this device and dtype have."""
-    if device.type == "cpu":
-        return CpuFlash()
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         return CudaFlash()
     if device.type == "cuda" and dtype is torch.float32:
         return CudaEfficient()
-    return Chunked()
-
-
-class CpuFlash:
-    """Torch's own CPU kernel: any head dim, grouped heads as they are. Half precision runs in float32, as fast there."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
-        inputs = (_at_least_single(states) for states in (query, key, value))
-        return Causal(*ATEN._scaled_dot_product_flash_attention_for_cpu(*inputs, 0.0, True, scale=scale))
-
-    def backward(
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
-    ) -> Gradients:
-        inputs = (_at_least_single(states) for states in (grad, query, key, value, whole.out))
-        backward = ATEN._scaled_dot_product_flash_attention_for_cpu_backward
-        grads: Gradients = backward(*inputs, whole.lse, 0.0, True, scale=scale)
-        return grads
+    return Blocked()
 
 
 class CudaFlash:
@@ -118,48 +102,17 @@ class CudaEfficient:
         return dq, _reduce(dk, key.shape[1]), _reduce(dv, key.shape[1])
 
 
-class Chunked:
-    """Plain torch for every other device and dtype: a block of rows at a time, against the columns it sees."""
-
-    ROWS = 64
+class Blocked:
+    """Plain torch for every device and dtype, see :mod:`ports.training.flash_blocked`; the fastest on a CPU."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
-        outs, lses = [], []
-        for start, stop in self._blocks(query):
-            scores = self._scores(query, key, start, stop, scale)
-            lse = torch.logsumexp(scores, dim=-1, keepdim=True)
-            out = (scores - lse).exp().to(value.dtype) @ value[:, :, None, :stop]
-            outs.append(out.flatten(1, 2))
-            lses.append(lse.squeeze(-1).flatten(1, 2))
-        return Causal(torch.cat(outs, dim=2), torch.cat(lses, dim=2))
+        out, lse = flash_blocked.forward(query, key, value, scale)
+        return Causal(out, lse, (lse,))
 
     def backward(
         self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
     ) -> Gradients:
-        groups, dq = key.shape[1], torch.zeros_like(query)
-        dk, dv = (torch.zeros_like(states, dtype=whole.lse.dtype) for states in (key, value))
-        delta = (grad.to(whole.lse.dtype) * whole.out).sum(-1)
-        for start, stop in self._blocks(query):
-            rows = [_grouped(states, groups)[:, :, :, start:stop] for states in (grad, query, whole.lse, delta)]
-            weights = (self._scores(query, key, start, stop, scale) - rows[2][..., None]).exp()
-            dweights = rows[0] @ value[:, :, None, :stop].transpose(-1, -2)
-            dscores = (weights * (dweights - rows[3][..., None]) * scale).to(query.dtype)
-            dv[:, :, :stop] += (weights.to(grad.dtype).transpose(-1, -2) @ rows[0]).sum(2)
-            dk[:, :, :stop] += (dscores.transpose(-1, -2) @ rows[1]).sum(2)
-            dq[:, :, start:stop] = (dscores @ key[:, :, None, :stop]).flatten(1, 2)
-        return dq, dk.to(key.dtype), dv.to(value.dtype)
-
-    def _blocks(self, query: Tensor) -> list[tuple[int, int]]:
-        length = query.shape[2]
-        return [(start, min(start + self.ROWS, length)) for start in range(0, length, self.ROWS)]
-
-    def _scores(self, query: Tensor, key: Tensor, start: int, stop: int, scale: float) -> Tensor:
-        """[B, K, H / K, stop - start, stop], -inf where a row does not see the column."""
-        rows = _grouped(query, key.shape[1])[:, :, :, start:stop]
-        scores = rows @ key[:, :, None, :stop].transpose(-1, -2) * scale
-        unseen = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).triu(1 + start)
-        precise = torch.promote_types(query.dtype, torch.float32)
-        return scores.to(precise).masked_fill(unseen, float("-inf"))
+        return flash_blocked.backward(grad, query, key, value, whole.out, whole.lse, whole.extra[0], scale)
 
 
 def _grouped(states: Tensor, groups: int) -> Tensor:
@@ -174,10 +127,6 @@ def _expand(states: Tensor, heads: int) -> Tensor:
 
 def _reduce(states: Tensor, heads: int) -> Tensor:
     return states if states.shape[1] == heads else _grouped(states, heads).sum(2)
-
-
-def _at_least_single(states: Tensor) -> Tensor:
-    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _in_eights(states: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 Shapes: N rows of a batch are in the loss, h hidden size, D the vocabulary the draft speaks, C rows of one chunk.
 
-Logits z of one chunk give q = softmax(z), the divergence KL(t || q) = sum t log t - sum t z + logsumexp(z), and its gradient
-q - t, which meets the head at once. What stays for the backward is [N, h] and, where the head trains, [D, h]: no TTT step
-keeps a tensor of N * D entries.
+Logits z of one chunk give q = softmax(z), the divergence KL(t || q) = sum t log t - sum t z + logsumexp(z), and its
+gradient q - t, which meets the head at once. What stays for the backward is [N, h] and, where the head trains, [D, h]:
+no TTT step keeps a tensor of N * D entries.
 
 The verifier's probabilities are the one [N, D] tensor, made once a batch and read by all steps. To make them again in
 every chunk costs another product with the verifier's head, a third of what a step's loss costs without it;
@@ -43,31 +43,39 @@ class TargetRows:
 
     def __init__(self, hidden: Tensor, head: Tensor, keep: bool = True, dtype: torch.dtype = torch.float32) -> None:
         self._hidden, self._head = hidden.detach().to(dtype), head.detach().to(dtype)
-        count, precise = len(hidden), _precise(dtype)
+        count, precise = len(hidden), torch.promote_types(dtype, torch.float32)
         self.wanted = torch.empty(count, dtype=torch.int64, device=hidden.device)
         self.negentropy = torch.empty(count, dtype=precise, device=hidden.device)
         self._kept = self.negentropy.new_empty(count, len(head)) if keep else None
+        buffer = self.buffer()
         for rows in _chunks(count, len(head)):
-            self._measure(rows)
+            self._measure(rows, buffer)
 
     def probabilities(self, rows: slice) -> Tensor:
         """[C, D], not to be written to."""
-        return torch.softmax(self._logits(rows), dim=-1) if self._kept is None else self._kept[rows]
+        if self._kept is not None:
+            return self._kept[rows]
+        logits = self._logits(rows, self.buffer())
+        return torch.softmax(logits, dim=-1, out=logits)
+
+    def buffer(self) -> Tensor:
+        """Room for one chunk, [C, D]: fresh pages for every chunk would take as long as its softmax."""
+        vocabulary = len(self._head)
+        rows = next(_chunks(len(self.wanted), vocabulary), slice(0, 0))
+        return self.negentropy.new_empty(rows.stop, vocabulary)
 
     @torch.no_grad()
-    def _measure(self, rows: slice) -> None:
-        logits = self._logits(rows)
-        probabilities = torch.softmax(logits, dim=-1)
+    def _measure(self, rows: slice, buffer: Tensor) -> None:
+        logits = self._logits(rows, buffer)
+        probabilities = torch.softmax(logits, dim=-1, out=None if self._kept is None else self._kept[rows])
         self.wanted[rows] = logits.argmax(-1)
         logsumexp = logits.amax(-1) - probabilities.amax(-1).log()
-        self.negentropy[rows] = torch.linalg.vecdot(probabilities, logits) - logsumexp
-        if self._kept is not None:
-            self._kept[rows] = probabilities
+        self.negentropy[rows] = logits.mul_(probabilities).sum(-1) - logsumexp
 
     @torch.no_grad()
-    def _logits(self, rows: slice) -> Tensor:
+    def _logits(self, rows: slice, buffer: Tensor) -> Tensor:
         with torch.autocast(self._hidden.device.type, enabled=False):
-            return F.linear(self._hidden[rows], self._head).to(self.negentropy.dtype)
+            return _product(self._hidden[rows], self._head, buffer)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ class _FusedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, job: _Job) -> tuple[Tensor, ...]:
         sums, grads = _Sums(job, len(head)), _Gradients(hidden, head, job, ctx.needs_input_grad)
-        buffer = job.weights.new_empty(min(_rows(len(head)), len(hidden)), len(head))
+        buffer = job.target.buffer()
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(len(hidden), len(head)):
                 logits = _product(hidden[rows], head, buffer)
@@ -155,13 +163,15 @@ class _Sums:
         self.entropies = job.weights.new_zeros(2)
         self.correct = job.target.wanted.new_zeros(())
         self.top = job.target.wanted.new_zeros(min(TOP_K, vocabulary))
+        self.spare = job.target.buffer()
 
     def add(self, rows: slice, logits: Tensor, probabilities: Tensor) -> None:
         """Count one chunk; ``logits`` [C, D] hold their softmax afterwards."""
         weights, extras = self.job.weights[rows], self.job.extras
         if extras.hits:
             self._count_hits(logits, self.job.target.wanted[rows], weights > 0)
-        expected, highest = torch.linalg.vecdot(probabilities, logits), logits.amax(-1)
+        expected = torch.mul(probabilities, logits, out=self.spare[: len(logits)]).sum(-1)
+        highest = logits.amax(-1)
         likeliest = probabilities.topk(extras.topk, dim=-1) if extras.topk else None
         scores = None if likeliest is None else logits.gather(-1, likeliest.indices)
         torch.softmax(logits, dim=-1, out=logits)
@@ -184,7 +194,7 @@ class _Gradients:
     def __init__(self, hidden: Tensor, head: Tensor, job: _Job, needed: tuple[bool, ...]) -> None:
         self.hidden, self.head, self.weights = hidden, head, job.weights
         self.of_hidden = torch.empty_like(hidden) if job.train and needed[0] else None
-        self.of_head = torch.zeros_like(head, dtype=_precise(head.dtype)) if job.train and needed[1] else None
+        self.of_head = torch.zeros_like(head, dtype=job.weights.dtype) if job.train and needed[1] else None
 
     def add(self, rows: slice, difference: Tensor) -> None:
         """Of one chunk, from q - t [C, D]."""
@@ -215,14 +225,8 @@ def _accumulate(total: Tensor, first: Tensor, second: Tensor) -> None:
         total += first @ second
 
 
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _rows(vocabulary: int) -> int:
-    return max(1, CHUNK // vocabulary)
-
-
 def _chunks(count: int, vocabulary: int) -> Iterator[slice]:
-    size = _rows(vocabulary)
+    """Slices of ``count`` rows, of one size but for the last, each of at most CHUNK logits."""
+    most = max(1, CHUNK // vocabulary)
+    size = -(-count // -(-count // most)) if count else 1
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

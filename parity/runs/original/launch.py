@@ -17,6 +17,7 @@ from parity.runs.original.request import OriginalRequest
 
 WORKER = "parity.runs.original.worker"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT")
+_MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 _PROJECT = Path(__file__).resolve().parents[3]
 _LAST_LINES = 15
 
@@ -55,7 +56,7 @@ def check_inputs(request: OriginalRequest) -> None:
 
 def child_environment(request: OriginalRequest) -> dict[str, str]:
     """A small environment: fixed threads, no GPU, no network, and DeepSpeed's variables where it is asked for."""
-    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env = {name: os.environ[name] for name in (*_PASSED_ON, *_MEASURED) if name in os.environ}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PROJECT), env.get("PYTHONPATH")]))
     env |= {name: str(request.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     env |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
