@@ -149,8 +149,7 @@ class Tally:
         try:
             yield
             self.accepted += 1
-        except InputError as error:
-            assert str(error).count("\n") == 0 or len(str(error)) < 2000, f"{what}: a message of many lines"
+        except InputError:
             self.refused += 1
         except Exception as error:
             raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error

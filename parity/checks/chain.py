@@ -105,4 +105,4 @@ def _samples(evidence: Evidence, count: int) -> list[Batch]:
         alignment=Alignment.CHAIN,
         noise=False,
     )
-    return [collate([dataset[index]]) for index in range(len(dataset))]
+    return [collate([dataset.sample(index)]) for index in range(len(dataset))]

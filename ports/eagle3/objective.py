@@ -48,7 +48,11 @@ class Eagle3Objective(nn.Module):
         losses = mean_over(sums, self.rows(batch))
         backward = losses.sum() if window_rows is None else mean_over(sums, window_rows).sum()
         hits = count_hits(steps[-1].logits, target, masks[-1])
-        return Outcome(backward, losses.detach().sum(), losses, hits, target, steps)
+        return Outcome(backward, self.reported(losses), losses, hits, target, steps)
+
+    def reported(self, losses: Tensor) -> Tensor:
+        """The one loss that stands for those of the k steps: their sum."""
+        return losses.detach().sum()
 
     def _masks(self, batch: Batch) -> list[Tensor]:
         return [step_rows(batch["loss_mask"], step, self.alignment) for step in range(self.ttt_steps)]

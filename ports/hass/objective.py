@@ -46,7 +46,11 @@ class HassObjective(nn.Module):
         backward = losses.sum() if window_rows is None else mean_over(sums, window_rows).sum()
         hits = count_hits(steps[-1].logits, target, masks[-1])
         extra = cross_entropies(steps[-1].logits, target, masks[-1], self.topk)
-        return Outcome(backward, losses.detach().mean(), losses, hits, target, steps, extra)
+        return Outcome(backward, self.reported(losses), losses, hits, target, steps, extra)
+
+    def reported(self, losses: Tensor) -> Tensor:
+        """The one loss that stands for those of the k steps: their mean."""
+        return losses.detach().mean()
 
     def after_cast(self) -> None:
         """Nothing to restore: HASS trains in float32, under autocast if at all."""

@@ -43,17 +43,17 @@ class RecordDataset(Dataset["Sample | Skipped"]):
 
     def __getitem__(self, index: int) -> Sample | Skipped:
         try:
-            sample = self._sample(index)
+            return self.sample(index)
         except InputError as error:
             if not self.skip_bad:
                 raise
             return Skipped(str(error))
-        sample.file = str(self.files[index])
-        return sample
 
-    def _sample(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
+        """One sample, or the InputError that says why there is none."""
         record = read_record(self.files[index], self.widths, self.vocab_size)
         sample = make_sample(record, self.max_len, self.alignment)
+        sample.file = str(self.files[index])
         if self.noise:
             sample.features = add_uniform_noise(sample.features, self.draw)
         return sample

@@ -138,9 +138,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, step: int, scale: float) 
     """The queries from ``step`` on against as many of the first step-0 keys; nothing where there are none."""
     seen = max(query.shape[2] - step, 0)
     if seen == 0:
-        return Causal(
-            query[:, :, :0].to(_precise(query)), query.new_empty(*query.shape[:2], 0, dtype=_precise(query))
-        )
+        return Causal(query[:, :, :0].to(_precise(query)), query.new_empty(*query.shape[:2], 0, dtype=_precise(query)))
     kernel = kernel_for(query.device, query.dtype)
     return kernel.forward(query[:, :, step:], key[:, :, :seen], value[:, :, :seen], scale)
 

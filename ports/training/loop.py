@@ -21,6 +21,7 @@ from ports.training.checkpoint import generators
 from ports.training.checkpoint.generators import Generators
 from ports.training.checkpoint.stop import StoppedError, StopRequest
 from ports.training.metrics import PassTotals, log_entry
+from ports.training.normalisation import build_normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
@@ -85,6 +86,7 @@ class Loop:
         self.totals, self.pass_start = PassTotals(), generators.capture()
         self.replay: Replay | None = None
         self.stop = StopRequest()
+        self.normalisation = build_normalisation(plan.settings.loss_normalisation, accelerator)
         _refuse_foreign_accumulation(accelerator)
         _refuse_no_batch(plan)
 
@@ -176,7 +178,7 @@ class Loop:
     def _optimizer_step(self, window: list[Batch]) -> None:
         self.optimizer.zero_grad()
         files = [self._take_visits(batch) for batch in window]
-        window_rows = torch.stack([self.objective.rows(batch) for batch in window]).sum(0)
+        window_rows = self.normalisation.rows(torch.stack([self.objective.rows(batch) for batch in window]).sum(0))
         for position, batch in enumerate(window):
             last = position == len(window) - 1
             self.observer.batch(self.micro_batch, batch)
@@ -185,7 +187,7 @@ class Loop:
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
             grad_norm = self._update() if last else None
-            self._record(outcome, lr_used, grad_norm, last)
+            self._record(batch, outcome, lr_used, grad_norm, last)
             self.micro_batch += 1
         self.steps += 1
 
@@ -194,7 +196,7 @@ class Loop:
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             outcome = self.module(batch, window_rows)
             self.observer.outcome(self.micro_batch, outcome)
-            self.accelerator.backward(outcome.backward_loss)
+            self.accelerator.backward(self.normalisation.loss(outcome.backward_loss))
         return outcome
 
     def _take_visits(self, batch: Any) -> list[str]:
@@ -216,9 +218,10 @@ class Loop:
         self.schedule.step()
         return grad_norm
 
-    def _record(self, outcome: Any, lr_used: float, grad_norm: float | None, stepped: bool) -> None:
+    def _record(self, batch: Batch, local: Any, lr_used: float, grad_norm: float | None, stepped: bool) -> None:
+        outcome = self.normalisation.report(local, self.objective, batch)
         hits, loss, lr_after = outcome.hits, outcome.loss.item(), self._lr()
-        self.totals.add(loss, hits)
+        self.totals.add(loss, local.hits)
         logged = log_entry(lr_after, loss, hits, getattr(outcome, "extra", None))
         if logged:
             self.accelerator.log(logged, step=self.micro_batch)

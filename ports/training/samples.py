@@ -16,7 +16,10 @@ from ports.training.records import Record
 
 @dataclass
 class Sample:
-    """One row of a batch, from ``file``. ``input_ids`` and ``loss_mask`` [T] int64, ``features`` [T, F], ``target`` [T, h]."""
+    """One row of a batch: ``input_ids`` and ``loss_mask`` [T] int64, ``features`` [T, F], ``target`` [T, h].
+
+    ``file`` is where it was read from.
+    """
 
     input_ids: Tensor
     features: Tensor

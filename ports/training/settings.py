@@ -57,6 +57,11 @@ class TrainingSettings(BaseSettings):
     )
     resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
     weights_only: bool = Field(False, description="take nothing but the weights of --ckpt_path")
+    loss_normalisation: Literal["rank", "global"] = Field(
+        "rank",
+        description="several processes: the mean of every process's mean loss, as the prototypes train, or the mean "
+        "over all rows of all processes, which is what one process with the whole batch computes",
+    )
     on_bad_record: Literal["fail", "skip"] = Field(
         "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
     )

@@ -24,18 +24,19 @@ def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
 
 
 def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, optimizer: Any) -> None:
-    """Give ``optimizer`` the moments of ``stored``, exactly.
+    """Give ``optimizer`` the moments of ``stored``, exactly; a parameter that never had a gradient has none.
 
     Raises:
         InputError: a moment is missing or left over, or has another shape or dtype than its parameter's would.
     """
-    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    named = {name: value for name, value in trained.items() if any(f"{m}.{name}" in stored for m in MOMENTS)}
     expected = {f"{moment}.{name}" for name in named for moment in MOMENTS}
-    if stored and set(stored) != expected:
+    if set(stored) != expected:
         missing, extra = sorted(expected - set(stored)), sorted(set(stored) - expected)
         raise InputError(file, "tensors", f"missing {missing[:3]}, unexpected {extra[:3]}", "one set per parameter")
     optimizer.state.clear()
-    for name, parameter in named.items() if stored else ():
+    for name, parameter in named.items():
         optimizer.state[parameter] = _moments(file, stored, name, parameter)
 
 

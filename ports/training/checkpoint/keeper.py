@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +26,7 @@ from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 
 OPTIMIZER = f"{FOLDER}/optimizer.safetensors"
+SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
 GENERATORS = f"{FOLDER}/generators.safetensors"
 
 
@@ -62,11 +64,20 @@ class CheckpointKeeper:
             InputError: it could not be written; older ones are whole.
         """
         directory = self.settings.cpdir / name
+        if loop.accelerator.distributed_type in SHARDED:
+            return self._save_weights(loop, directory)
         processes = gather_object([_of_this_process(loop)])
         if loop.accelerator.is_main_process:
             write_directory(directory, lambda folder: self._fill(folder, loop, processes))
             self._last = loop.steps, directory
             self._thin_out()
+        loop.accelerator.wait_for_everyone()
+        return directory
+
+    def _save_weights(self, loop: Loop, directory: Path) -> Path:
+        """Sharded optimizer states have no place here yet: the draft alone, to start from with its weights."""
+        if loop.accelerator.is_main_process:
+            write_directory(directory, lambda folder: write_draft(loop.objective.draft, folder, self.extra_files))
         loop.accelerator.wait_for_everyone()
         return directory
 

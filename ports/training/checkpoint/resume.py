@@ -16,7 +16,7 @@ from ports.training.checkpoint import generators
 from ports.training.checkpoint.adam import load_adam_state
 from ports.training.checkpoint.choose import Checkpoint
 from ports.training.checkpoint.fingerprint import check_same
-from ports.training.checkpoint.keeper import GENERATORS, OPTIMIZER, CheckpointKeeper
+from ports.training.checkpoint.keeper import GENERATORS, OPTIMIZER, SHARDED, CheckpointKeeper
 from ports.training.checkpoint.state import FILE, Log, State
 from ports.training.loop import Loop, Replay
 from ports.training.metrics import PassTotals
@@ -35,6 +35,9 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     directory, state = checkpoint.directory, checkpoint.state
     if state is None:
         return
+    if loop.accelerator.distributed_type in SHARDED:
+        found = loop.accelerator.distributed_type.value
+        raise InputError(directory, "ckpt_path", found, "no shards: --weights_only starts a new run from its weights")
     anyway = keeper.settings.resume_anyway
     changed = check_same(directory / FILE, state.fingerprint, keeper.fingerprint(loop), anyway)
     load_weights(loop.objective.draft, directory)

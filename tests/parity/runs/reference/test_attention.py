@@ -31,7 +31,9 @@ def by_definition(query: Tensor, keys: list[Tensor], values: list[Tensor], mask:
     return out
 
 
-def draw(steps: int, kv_heads: int, heads: int = 4, length: int = 6, dim: int = 5) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def draw(
+    steps: int, kv_heads: int, heads: int = 4, length: int = 6, dim: int = 5
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     query = torch.randn(2, heads, length, dim, dtype=torch.float64)
     pairs = torch.randn(2, steps, 2, kv_heads, length, dim, dtype=torch.float64)
     return query, list(pairs[0]), list(pairs[1])
@@ -110,4 +112,6 @@ def test_half_precision_stays_half() -> None:
     half = [tensor.bfloat16() for tensor in (query, *keys, *values)]
     found = ttt_attention(half[0], half[1:4], half[4:], torch.ones(2, 6), own_position=True)
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), by_definition(query, keys, values, torch.ones(2, 6), True), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        found.double(), by_definition(query, keys, values, torch.ones(2, 6), True), rtol=0, atol=0.05
+    )

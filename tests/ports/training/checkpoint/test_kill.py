@@ -16,8 +16,8 @@ from ports.training.checkpoint.choose import newest_whole
 from tests.ports.training.conftest import ALGORITHMS, Left
 
 KILLS = int(os.environ.get("KILLS", "20"))
-LONGEST = 1.2
-"""Seconds after which a process is killed at the latest; a whole run takes about three."""
+LATEST = 0.6
+"""Of the time that a whole run takes: a process is killed then at the latest, or is done."""
 
 OPTIONS = {"save_steps": 1, "epoch": 3, "keep_last": 4}
 
@@ -70,12 +70,14 @@ class Victim:
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_nothing_saved_is_ever_lost(start_run, run_to_the_end, tmp_path, algorithm):
+    begun = time.monotonic()
     expected = run_to_the_end(algorithm, tmp_path / "straight", **OPTIONS)
+    latest = LATEST * (time.monotonic() - begun)
     draw, kills, runs, before_first = random.Random(0), 0, 0, 0
     while kills < KILLS // 2:
         cpdir, finished, saved = tmp_path / f"run{runs}", False, -1
         while not finished:
-            killed, last = Victim(start_run, algorithm, cpdir).kill_after(draw.uniform(0, LONGEST))
+            killed, last = Victim(start_run, algorithm, cpdir).kill_after(draw.uniform(0, latest))
             kills, finished, saved = kills + killed, not killed, max(saved, last)
             said: list[str] = []
             found = newest_whole(cpdir, said.append)
