@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from ports.errors import InputError
@@ -23,9 +24,10 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        self._handle: int | None = None
         self.file = directory / FILE
-        self._handle: int | None = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -40,10 +42,13 @@ class DirectoryLock:
             return InputError(self.file, "cpdir", str(error), "a file system with locks")
         return InputError(self.file, "cpdir", f"in use by {holder}", "a directory that no other run writes to")
 
-    def release(self) -> None:
-        """Let others in. The file stays: removing it would let two runs hold two files of one name."""
+    def release(self, close: Callable[[int], None] = os.close) -> None:
+        """Let others in. The file stays: removing it would let two runs hold two files of one name.
+
+        ``close`` is bound here because modules are gone when an interpreter that shuts down calls ``__del__``.
+        """
         if self._handle is not None:
-            os.close(self._handle)
+            close(self._handle)
             self._handle = None
 
     def __del__(self) -> None:
