@@ -54,6 +54,14 @@ LEDGER: tuple[Deviation, ...] = (
         "tests/parity/test_deviations.py::test_embed_decay",
     ),
     Deviation(
+        "rank-normalisation",
+        "loss on several processes",
+        "every process divides by its own rows in the loss and gradients are averaged: rows of a process that has few "
+        "of them weigh more",
+        "loss_normalisation=rank reproduces it; loss_normalisation=global equals one process with the whole batch",
+        "tests/parity/test_deviations.py::test_rank_normalisation",
+    ),
+    Deviation(
         "epoch-plus-one",
         "loop",
         "--epoch n makes n + 1 passes and the schedule is made to match",
@@ -85,7 +93,7 @@ LEDGER: tuple[Deviation, ...] = (
         "no-resume",
         "Eagle3",
         "--ckpt_path looks for files the script never writes, and no optimizer state is saved",
-        "--ckpt_path takes the directories the port writes and starts from their weights",
+        "--ckpt_path DIR or auto goes on from a directory the port wrote, to the bit",
         "tests/parity/test_deviations.py::test_no_resume",
     ),
     Deviation(

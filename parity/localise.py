@@ -93,7 +93,7 @@ def reference_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
 
 
 def port_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
-    """The port's, through forward hooks on the draft's modules; the eager loss, which calls norm and head as modules."""
+    """The port's, through forward hooks on the draft's modules; only the eager loss calls norm and head as modules."""
     passages = Passages()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as hooks:
         objective: Any = start_port(case, Path(folder), loss_implementation="eager").objective

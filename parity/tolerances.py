@@ -53,6 +53,7 @@ PORT_FP32 = {
     "prints": Tolerance(Kind.ABSOLUTE, 1.5e-4, 0.0, "four decimals: a loss near a rounding edge falls either way"),
     "path": Tolerance(Kind.RELATIVE, 1e-4, 3e-7, "norms of gradients through earlier steps; a cut path is off by 1"),
     "round_trip": EXACT,
+    "resume": EXACT,
     "converted": EXACT,
     "chain_logits": Tolerance(Kind.ABSOLUTE, 1e-5, 3.4e-6, "Speculators' own kernels sum in another order"),
     "chain_loss": Tolerance(Kind.RELATIVE, 1e-6, 2e-7, "the same mask and slice rules over the same logits"),

@@ -109,5 +109,5 @@ def _samples(evidence: Evidence, count: int) -> list[Batch]:
         alignment=Alignment.CHAIN,
         noise=False,
     )
-    batches = (collate([dataset[index]]) for index in range(len(dataset)))
+    batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
     return list(itertools.islice((b for b in batches if b["input_ids"].shape[1] > evidence.case.ttt_steps), count))

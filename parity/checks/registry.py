@@ -13,6 +13,7 @@ from parity.checks.evidence import Check, Evidence
 from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
 from parity.checks.paths import check_paths
 from parity.checks.precision import check_precision
+from parity.checks.resume import check_resume
 from parity.checks.round_trip import check_converted, check_round_trip
 from parity.result import Row, Status
 
@@ -56,6 +57,7 @@ CHECKS: tuple[Check, ...] = (
     Check("curve", check_curve, follows=("optimizer_step",)),
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
+    Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
     Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
     Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),
 )

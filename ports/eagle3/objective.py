@@ -55,7 +55,11 @@ class Eagle3Objective(nn.Module):
         scores = score(steps, self._masks(batch), verifier, self.draft.norm, head, self.implementation)
         losses = mean_over(scores.kl, self.rows(batch))
         backward = losses.sum() if window_rows is None else mean_over(scores.kl, window_rows).sum()
-        return Outcome(backward, losses.detach().sum(), losses, scores.hits, verifier, steps)
+        return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps)
+
+    def reported(self, losses: Tensor) -> Tensor:
+        """The one loss that stands for those of the k steps: their sum."""
+        return losses.detach().sum()
 
     def _masks(self, batch: Batch) -> list[Tensor]:
         return [step_rows(batch["loss_mask"], step, self.alignment) for step in range(self.ttt_steps)]

@@ -16,13 +16,14 @@ from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.settings import Eagle3Settings
 from ports.training.batches import RecordDataset
+from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
 from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
-from ports.training.verifier import check_weights_present
+from ports.training.verifier import check_weights_present, reading_weights
 from ports.training.vocabulary import load_vocabulary_map
 
 GRAD_CLIP = 1.0
@@ -40,9 +41,11 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
     check_weights_present(settings.basepath)
-    draft = build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
-    if settings.ckpt_path is not None:
-        load_weights(draft, settings.ckpt_path)
+    with reading_weights(settings.basepath):
+        draft = build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
+    chosen = choose(settings)
+    if chosen is not None:
+        load_weights(draft, chosen.directory)
     return draft
 
 
@@ -59,6 +62,7 @@ def build_dataset(
         alignment=settings.ttt_alignment,
         noise=settings.noise,
         draw=draw,
+        skip_bad=settings.on_bad_record == "skip",
     )
 
 

@@ -55,7 +55,11 @@ class HassObjective(nn.Module):
         backward = losses.sum() if window_rows is None else mean_over(scores.kl, window_rows).sum()
         entropies = mean_over(scores.entropies, masks[-1].sum()).tolist()
         extra = dict(zip(("train/ploss", "train/topkloss"), entropies))
-        return Outcome(backward, losses.detach().mean(), losses, scores.hits, verifier, steps, extra)
+        return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps, extra)
+
+    def reported(self, losses: Tensor) -> Tensor:
+        """The one loss that stands for those of the k steps: their mean."""
+        return losses.detach().mean()
 
     def after_cast(self) -> None:
         """Nothing to restore: HASS trains in float32, under autocast if at all."""

@@ -18,13 +18,14 @@ from ports.hass.objective import HassObjective
 from ports.hass.settings import HassSettings
 from ports.training.attention_choice import attention_name
 from ports.training.batches import RecordDataset
+from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
 from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
-from ports.training.verifier import check_weights_present
+from ports.training.verifier import check_weights_present, reading_weights
 
 GRAD_CLIP = 0.5
 SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
@@ -47,9 +48,11 @@ def build(settings: HassSettings) -> HassDraftModel:
     config.transformer_layer_config._attn_implementation = attention_name(
         settings.ttt_alignment, settings.attn_implementation
     )
-    draft.load_verifier_weights()
-    if settings.ckpt_path is not None:
-        load_weights(draft, settings.ckpt_path)
+    with reading_weights(settings.basepath):
+        draft.load_verifier_weights()
+    chosen = choose(settings)
+    if chosen is not None:
+        load_weights(draft, chosen.directory)
     return draft
 
 
@@ -64,6 +67,7 @@ def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Dr
         alignment=settings.ttt_alignment,
         noise=settings.noise,
         draw=draw,
+        skip_bad=settings.on_bad_record == "skip",
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.noise import Draw, add_uniform_noise
 from ports.training.records import read_record
@@ -21,8 +23,11 @@ Batch = dict[str, Tensor]
 
 
 @dataclass
-class RecordDataset(Dataset[Sample]):
-    """Records on disk as training samples, with noise on the features when ``noise`` is set."""
+class RecordDataset(Dataset["Sample | Skipped"]):
+    """Records on disk as training samples, with noise on the features when ``noise`` is set.
+
+    With ``skip_bad`` a record that cannot be used is visited as :class:`Skipped` instead of ending the run.
+    """
 
     files: Sequence[Path]
     widths: Mapping[str, int]
@@ -31,16 +36,56 @@ class RecordDataset(Dataset[Sample]):
     alignment: Alignment = Alignment.PROTOTYPE
     noise: bool = True
     draw: Draw = field(default=torch.rand_like)
+    skip_bad: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | Skipped:
+        try:
+            return self.sample(index)
+        except InputError as error:
+            if not self.skip_bad:
+                raise
+            return Skipped(str(error))
+
+    def sample(self, index: int) -> Sample:
+        """One sample, or the InputError that says why there is none."""
         record = read_record(self.files[index], self.widths, self.vocab_size)
         sample = make_sample(record, self.max_len, self.alignment)
+        sample.file = str(self.files[index])
         if self.noise:
             sample.features = add_uniform_noise(sample.features, self.draw)
         return sample
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that could not be used, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class CollateVisits:
+    """Collate for the loop: the batch, ``files`` behind its rows, and the reasons of what was ``skipped``.
+
+    A batch without any usable record is one row of one token outside the loss, so that every process takes part in
+    every step.
+    """
+
+    widths: Mapping[str, int]
+
+    def __call__(self, visits: Sequence[Sample | Skipped]) -> dict[str, Any]:
+        samples = [visit for visit in visits if isinstance(visit, Sample)]
+        skipped = [visit.reason for visit in visits if isinstance(visit, Skipped)]
+        files = [sample.file for sample in samples]
+        return {**collate(samples or [self._nothing()]), "files": files, "skipped": skipped}
+
+    def _nothing(self) -> Sample:
+        features = torch.zeros(1, self.widths["hidden_state"])
+        target = torch.zeros(1, self.widths.get("target", features.shape[1]))
+        return Sample(torch.zeros(1, dtype=torch.int64), features, target, torch.zeros(1, dtype=torch.int64))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -64,7 +109,7 @@ def build_loader(
     shuffle: bool = True,
     num_workers: int = 0,
     sampler: Sampler[int] | Iterable[int] | None = None,
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """The prototypes' loader: incomplete batches are dropped. A ``sampler`` takes the place of ``shuffle``."""
     return DataLoader(
         dataset,
@@ -72,7 +117,7 @@ def build_loader(
         shuffle=shuffle if sampler is None else None,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=CollateVisits(dataset.widths),
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )

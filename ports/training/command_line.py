@@ -88,7 +88,7 @@ def _with_underscores(settings_class: type[S], word: str) -> str:
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(file, "--config", str(error).split("\n")[0], "a readable YAML file") from error
     if not isinstance(content, dict):
         raise InputError(file, "--config", type(content).__name__, "a mapping of settings")

@@ -38,7 +38,7 @@ def read_config_dict(configpath: str) -> dict[str, Any]:
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(file, "configpath", str(error), "a readable JSON object") from error
 
 

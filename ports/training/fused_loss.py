@@ -92,9 +92,10 @@ class Extras:
 
 @dataclass
 class FusedLoss:
-    """Sums over the rows in the loss: ``kl`` with gradient, the others without; 0 where not asked for.
+    """Sums over the rows in the loss: ``kl`` with gradient, the others without.
 
-    ``cross_entropy`` is -sum t log q, ``topk`` the same over the verifier's likeliest tokens.
+    ``cross_entropy`` is -sum t log q, ``topk`` the same over the verifier's likeliest tokens; hits and ``topk`` are 0 where
+    not asked for.
     """
 
     kl: Tensor
@@ -153,7 +154,10 @@ class _FusedKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        taken = [None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        # in grad's float32: the factor 1 / rows rounded to bfloat16 would shift the whole gradient
+        taken = [
+            None if saved is None else (saved.to(grad.dtype) * grad).to(saved.dtype) for saved in ctx.saved_tensors
+        ]
         return taken[0], taken[1], None
 
 

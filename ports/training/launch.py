@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -10,17 +11,27 @@ from accelerate import Accelerator
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 
+LOG = "metrics.jsonl"
 
-def build_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Precision from the settings or the launcher; metrics to ``cpdir/metrics.jsonl`` and the chosen trackers."""
+
+def build_accelerator(
+    settings: TrainingSettings, log_to_keep: Callable[[Accelerator], int] = lambda accelerator: 0
+) -> Accelerator:
+    """Precision from the settings or the launcher; metrics to ``cpdir/metrics.jsonl`` and the chosen trackers.
+
+    ``log_to_keep`` runs once the processes know each other and before anything is written; it says how many bytes of
+    ``metrics.jsonl`` stay.
+    """
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
         torch.autograd.set_detect_anomaly(True)
+    log = JsonLinesTracker(settings.cpdir / LOG)
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
-        log_with=[JsonLinesTracker(settings.cpdir / "metrics.jsonl"), *settings.log_with],
+        log_with=[log, *settings.log_with],
         project_dir=settings.cpdir,
     )
+    log.keep = log_to_keep(accelerator)
     accelerator.init_trackers("speculator-ports", config=_flat(settings))
     return accelerator
 

@@ -71,5 +71,5 @@ def _rope_type(values: Mapping[str, Any]) -> Any:
 
 
 def _check_choice(file: str, name: str, value: Any, known: list[str]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise InputError(file, name, repr(value), f"one of {', '.join(known)}")

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,11 @@ from tqdm import tqdm
 
 from ports.errors import InputError
 from ports.training.batches import Batch
+from ports.training.checkpoint import generators
+from ports.training.checkpoint.generators import Generators
+from ports.training.checkpoint.stop import StoppedError, StopRequest
 from ports.training.metrics import PassTotals, log_entry
+from ports.training.normalisation import build_normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
@@ -31,6 +36,7 @@ class Plan:
 
     ``objective(batch, window_rows)`` returns an outcome with ``backward_loss``, ``loss``, ``step_losses`` and ``hits``;
     ``objective.rows(batch)`` counts the rows in the loss; ``objective.after_cast()`` runs once everything is prepared.
+    ``keeper`` saves.
     """
 
     settings: TrainingSettings
@@ -38,11 +44,34 @@ class Plan:
     loader: DataLoader[Any]
     num_files: int
     clip: Clip
-    after_pass: Callable[[Accelerator, nn.Module, int], None]
+    keeper: Keeper
+
+
+class Keeper(Protocol):
+    """Saves a loop's state; see :class:`ports.training.checkpoint.keeper.CheckpointKeeper`."""
+
+    def after_step(self, loop: Loop) -> None: ...
+
+    def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None: ...
+
+    def on_stop(self, loop: Loop) -> Path: ...
+
+
+@dataclass
+class Replay:
+    """How to come back into a pass: the generators at its start, and where they must be after the batches since."""
+
+    start: Generators
+    now: Generators
+    file: Path
 
 
 class Loop:
-    """State of one run: the prepared objects and the running counts."""
+    """State of one run: the prepared objects and the running counts.
+
+    ``epoch``, ``totals``, ``micro_batch`` and ``steps`` say where it stands; ``pass_start`` are the generators from the
+    start of the pass, from which a resumed run draws the same batches again.
+    """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, observer: Observer) -> None:
         self.plan, self.accelerator, self.observer = plan, accelerator, observer
@@ -53,57 +82,112 @@ class Loop:
         self.module, self.optimizer, self.loader, self.schedule = prepared
         self.objective: Any = accelerator.unwrap_model(self.module)
         self.objective.after_cast()
-        self.micro_batch = self.steps = 0
+        self.micro_batch = self.steps = self.epoch = 0
+        self.totals, self.pass_start = PassTotals(), generators.capture()
+        self.replay: Replay | None = None
+        self.stop = StopRequest()
+        self.normalisation = build_normalisation(plan.settings.loss_normalisation, accelerator)
         _refuse_foreign_accumulation(accelerator)
         _refuse_no_batch(plan)
 
     def run(self) -> nn.Module:
-        """Train to the end."""
-        for _ in self.optimizer_steps():
-            pass
+        """Train to the end.
+
+        Raises:
+            StoppedError: a signal asked for it; everything is saved.
+        """
+        with self.stop.on_signals():
+            for _ in self.optimizer_steps():
+                pass
         return self.plan.objective
 
     def optimizer_steps(self) -> Iterator[int]:
         """Train, yielding the number of optimizer steps done after each; abandoning the iterator stops the run."""
         self._say(f"training on {self.plan.num_files} examples total")
         self.observer.started(self.objective, self.optimizer)
-        for epoch in range(self.plan.settings.epoch + 1):
-            yield from self._run_pass(epoch)
-            if self._enough():
-                break
+        while self.epoch <= self.plan.settings.epoch and not self._enough():
+            yield from self._run_pass()
         self.observer.finished(self.objective)
 
-    def _run_pass(self, epoch: int) -> Iterator[int]:
+    def _run_pass(self) -> Iterator[int]:
         self.module.train()
-        totals = PassTotals()
+        epoch, ended = self.epoch, True
         for window in self._windows():
-            self._optimizer_step(epoch, window, totals)
+            self._optimizer_step(window)
+            self.plan.keeper.after_step(self)
             yield self.steps
+            self._stop_if_asked()
             if self._enough():
+                ended = False
                 break
-        correct, rows = self._sum_over_processes(totals.correct), self._sum_over_processes(totals.rows)
-        for line in PassTotals(totals.loss, totals.batches, correct, rows).lines(epoch, self.plan.settings.epoch):
+        totals = self._print_totals()
+        if ended:
+            self._next_pass()
+        self.plan.keeper.after_pass(self, epoch, totals.mean if ended else None)
+
+    def _next_pass(self) -> None:
+        self.epoch, self.totals = self.epoch + 1, PassTotals()
+        self.pass_start = self.generators()
+
+    def _print_totals(self) -> PassTotals:
+        local = self.totals
+        correct, rows, skipped = (self._sum_over_processes(n) for n in (local.correct, local.rows, local.skipped))
+        totals = PassTotals(local.loss, local.batches, correct, rows, skipped)
+        for line in totals.lines(self.epoch, self.plan.settings.epoch):
             self._say(line)
-        self.plan.after_pass(self.accelerator, self.objective, epoch)
+        return totals
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The pass in lists of accumulated micro-batches; the last may be shorter."""
-        show = self.plan.settings.progress and self.accelerator.is_local_main_process
-        batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
+        batches = self._batches()
         while window := list(islice(batches, self.plan.settings.gradient_accumulation_steps)):
             yield window
 
-    def _optimizer_step(self, epoch: int, window: list[Batch], totals: PassTotals) -> None:
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the pass. Batches that a resumed run has seen are drawn again and dropped."""
+        replay, self.replay = self.replay, None
+        if replay is not None:
+            generators.restore(replay.start, generators.sampler_generator(self.loader))
+        self.pass_start = self.generators()
+        show = self.plan.settings.progress and self.accelerator.is_local_main_process
+        batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
+        for _ in islice(batches, self.totals.batches):
+            pass
+        if replay is not None:
+            self._check_replay(replay)
+        return batches
+
+    def _check_replay(self, replay: Replay) -> None:
+        """The generators must be where they were when the checkpoint was saved: then so is everything drawn."""
+        if not torch.equal(self.generators()["torch"], replay.now["torch"]):
+            found = f"another state after replaying {self.totals.batches} batches"
+            raise InputError(replay.file, "torch", found, "the saved one: the same records, releases and loader")
+        generators.restore(replay.now, generators.sampler_generator(self.loader))
+
+    def generators(self) -> Generators:
+        """The random generators of this process as they are now."""
+        return generators.capture(generators.sampler_generator(self.loader))
+
+    def _stop_if_asked(self) -> None:
+        asked = self.stop.requested
+        if self.accelerator.num_processes > 1:
+            asked = self._sum_over_processes(int(asked)) > 0
+        if asked:
+            raise StoppedError(self.steps, self.plan.keeper.on_stop(self))
+
+    def _optimizer_step(self, window: list[Batch]) -> None:
         self.optimizer.zero_grad()
-        window_rows = torch.stack([self.objective.rows(batch) for batch in window]).sum(0)
+        files = [self._take_visits(batch) for batch in window]
+        window_rows = self.normalisation.rows(torch.stack([self.objective.rows(batch) for batch in window]).sum(0))
         for position, batch in enumerate(window):
             last = position == len(window) - 1
             self.observer.batch(self.micro_batch, batch)
             outcome = self._forward_backward(batch, window_rows, last)
+            self._refuse_no_number(outcome, files[position])
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
             grad_norm = self._update() if last else None
-            self._record(epoch, outcome, totals, lr_used, grad_norm, last)
+            self._record(batch, outcome, lr_used, grad_norm, last)
             self.micro_batch += 1
         self.steps += 1
 
@@ -112,8 +196,21 @@ class Loop:
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             outcome = self.module(batch, window_rows)
             self.observer.outcome(self.micro_batch, outcome)
-            self.accelerator.backward(outcome.backward_loss)
+            self.accelerator.backward(self.normalisation.loss(outcome.backward_loss))
         return outcome
+
+    def _take_visits(self, batch: Any) -> list[str]:
+        """The files behind a batch's rows; what was skipped is said by the process that met it, and counted."""
+        for reason in batch.pop("skipped", ()):
+            print(f"skipped {reason}", flush=True)
+            self.totals.skipped += 1
+        return list(batch.pop("files", ()))
+
+    def _refuse_no_number(self, outcome: Any, files: list[str]) -> None:
+        """NaN in a loss would be in every weight after the step that is not taken now."""
+        if not bool(torch.isfinite(outcome.loss)):
+            found = f"{float(outcome.loss)} at optimizer step {self.steps + 1}, micro-batch {self.micro_batch}"
+            raise InputError(", ".join(files), "loss", found, "a finite number; no step was taken with it")
 
     def _update(self) -> float | None:
         grad_norm = self.plan.clip(self.accelerator, self.module)
@@ -121,17 +218,16 @@ class Loop:
         self.schedule.step()
         return grad_norm
 
-    def _record(
-        self, epoch: int, outcome: Any, totals: PassTotals, lr_used: float, grad_norm: float | None, stepped: bool
-    ) -> None:
+    def _record(self, batch: Batch, local: Any, lr_used: float, grad_norm: float | None, stepped: bool) -> None:
+        outcome = self.normalisation.report(local, self.objective, batch)
         hits, loss, lr_after = outcome.hits, outcome.loss.item(), self._lr()
-        totals.add(loss, hits)
+        self.totals.add(loss, local.hits)
         logged = log_entry(lr_after, loss, hits, getattr(outcome, "extra", None))
         if logged:
             self.accelerator.log(logged, step=self.micro_batch)
         record = StepRecord(
             self.micro_batch,
-            epoch,
+            self.epoch,
             loss,
             tuple(outcome.step_losses.tolist()),
             lr_used,

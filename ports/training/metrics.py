@@ -24,6 +24,7 @@ class PassTotals:
     batches: int = 0
     correct: int = 0
     rows: int = 0
+    skipped: int = 0
 
     def add(self, loss: float, hits: Hits) -> None:
         self.loss += loss
@@ -31,8 +32,20 @@ class PassTotals:
         self.correct += int(hits.correct)
         self.rows += int(hits.rows)
 
+    @property
+    def mean(self) -> float:
+        """Mean loss over the batches; NaN without any."""
+        return self.loss / self.batches if self.batches else float("nan")
+
     def lines(self, epoch: int, last_epoch: int) -> list[str]:
-        """The prototypes' two lines; ``last_epoch`` is ``--epoch``, so the last pass reads one past it."""
-        mean = self.loss / self.batches if self.batches else float("nan")
+        """The prototypes' two lines, and a third if records were skipped.
+
+        ``last_epoch`` is ``--epoch``, so the last pass reads one past it.
+        """
         accuracy = 100 * self.correct / self.rows if self.rows else 0.0
-        return [f"Epoch [{epoch + 1}/{last_epoch}], Loss: {mean:.4f}", f"Train Accuracy: {accuracy:.2f}%"]
+        skipped = [f"Skipped {self.skipped} bad records"] if self.skipped else []
+        return [
+            f"Epoch [{epoch + 1}/{last_epoch}], Loss: {self.mean:.4f}",
+            f"Train Accuracy: {accuracy:.2f}%",
+            *skipped,
+        ]

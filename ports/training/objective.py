@@ -72,6 +72,11 @@ def mean_over(total: Tensor, rows: Tensor) -> Tensor:
     return total / (rows + EPSILON)
 
 
+def undo_mean(mean: Tensor, rows: Tensor) -> Tensor:
+    """The total that :func:`mean_over` divided."""
+    return mean * (rows + EPSILON)
+
+
 @torch.no_grad()
 def count_hits(logits: Tensor, target: Target, rows: Tensor) -> Hits:
     """Greedy hits on the rows in the loss, and how many targets lie in the draft's first three."""

@@ -13,11 +13,16 @@ from torch.utils.data import Sampler
 
 from ports.errors import InputError
 from ports.training.batches import RecordDataset, build_loader
+from ports.training.checkpoint.atomic import sweep
+from ports.training.checkpoint.choose import Checkpoint, choose
+from ports.training.checkpoint.keeper import CheckpointKeeper
+from ports.training.checkpoint.lock import DirectoryLock
+from ports.training.checkpoint.resume import log_to_keep, resume
+from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
 from ports.training.command_line import parse
-from ports.training.launch import build_accelerator
+from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.observer import Observer
-from ports.training.saving import save_draft
 from ports.training.settings import TrainingSettings
 from ports.training.verifier import tokenizer_files
 
@@ -45,15 +50,33 @@ def start_training(
         observer: looks on.
     """
     loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler)
-    extra = tokenizer_files(settings.basepath)
+    keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
+    plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
+    start = Start(settings)
+    loop = Loop(plan, build_accelerator(settings, start.prepare), observer or Observer())
+    if start.checkpoint is not None:
+        resume(loop, start.checkpoint, keeper)
+    return loop
 
-    def after_pass(accelerator: Accelerator, objective: nn.Module, epoch: int) -> None:
+
+class Start:
+    """Takes hold of the checkpoint directory, clears away what a killed run left, and chooses where to go on from."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
+        self.checkpoint: Checkpoint | None = None
+
+    def prepare(self, accelerator: Accelerator) -> int:
+        """Returns how many bytes of the metrics file stay; the accelerator keeps the lock for as long as it lives."""
         if accelerator.is_main_process:
-            save_draft(objective.draft, settings.cpdir / f"{checkpoint}{epoch}", extra)
+            accelerator.directory_lock = DirectoryLock(self.settings.cpdir)
+            for directory in sweep(self.settings.cpdir):
+                accelerator.print(f"brought back {directory}, whose replacement was never finished")
         accelerator.wait_for_everyone()
-
-    plan = Plan(settings, objective, loader, len(dataset), clip, after_pass)
-    return Loop(plan, build_accelerator(settings), observer or Observer())
+        self.checkpoint = choose(self.settings, accelerator.print)
+        if not accelerator.is_main_process:
+            return 0
+        return log_to_keep(self.settings.cpdir / LOG, self.checkpoint, self.settings.resume_anyway)
 
 
 def finish(loop: Loop) -> nn.Module:
@@ -64,7 +87,7 @@ def finish(loop: Loop) -> nn.Module:
 
 
 def run_command(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str] | None = None) -> int:
-    """Parse a command line, seed, and execute; prints bad input to stderr and returns 2 for it."""
+    """Parse a command line, seed, and execute; returns 2 on bad input and 75 when a signal stopped the run."""
     try:
         settings = parse(settings_class, sys.argv[1:] if argv is None else argv)
         set_seed(settings.seed)
@@ -72,4 +95,7 @@ def run_command(settings_class: type[S], execute: Callable[[S], object], argv: S
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_CODE
     return 0

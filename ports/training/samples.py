@@ -16,12 +16,16 @@ from ports.training.records import Record
 
 @dataclass
 class Sample:
-    """One row of a batch. ``input_ids`` and ``loss_mask`` [T] int64, ``features`` [T, F], ``target`` [T, h]."""
+    """One row of a batch: ``input_ids`` and ``loss_mask`` [T] int64, ``features`` [T, F], ``target`` [T, h].
+
+    ``file`` is where it was read from.
+    """
 
     input_ids: Tensor
     features: Tensor
     target: Tensor
     loss_mask: Tensor
+    file: str = ""
 
 
 def make_sample(record: Record, max_len: int, alignment: Alignment) -> Sample:

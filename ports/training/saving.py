@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,49 +12,23 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from ports.errors import InputError
+from ports.training.checkpoint.atomic import write_directory
 
 
 def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Path] = ()) -> Path:
     """Save ``draft`` at ``directory``: config.json, model.safetensors in the parameters' dtype, ``extra_files`` beside.
 
-    Everything is written into a hidden folder next to the target, synced and renamed; an older directory of that name
-    is replaced only then, and put back if the renaming fails.
+    Raises:
+        InputError: it could not be written; see :func:`ports.training.checkpoint.atomic.write_directory`.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft_folder = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(draft_folder, ignore_errors=True)
-    try:
-        draft.save_pretrained(draft_folder)
-        for file in extra_files:
-            shutil.copyfile(file, draft_folder / file.name)
-        _sync(draft_folder)
-        _replace(draft_folder, directory)
-    finally:
-        shutil.rmtree(draft_folder, ignore_errors=True)
-    return directory
+    return write_directory(directory, lambda folder: write_draft(draft, folder, extra_files))
 
 
-def _replace(new: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.old")
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(directory, old)
-    try:
-        os.rename(new, directory)
-    except OSError:
-        if old.exists():
-            os.rename(old, directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def write_draft(draft: SpeculatorModel, folder: Path, extra_files: Sequence[Path] = ()) -> None:
+    """The files of a Speculators checkpoint."""
+    draft.save_pretrained(folder)
+    for file in extra_files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def load_weights(draft: SpeculatorModel, directory: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ports.training.alignment import Alignment
@@ -41,7 +41,11 @@ class TrainingSettings(BaseSettings):
     forward_num_total: int = Field(3, ge=1, description="TTT steps: how often the draft runs on its own output")
     topk: int = Field(10, ge=1, description="HASS: how many of the verifier's largest probabilities topkloss covers")
     topk_w: float = Field(1.0, description="HASS: weight of topkloss; the prototypes log it and never add it")
-    ckpt_path: Path | None = Field(None, description="Speculators checkpoint directory whose weights to start from")
+    ckpt_path: Path | None = Field(
+        None,
+        description="checkpoint directory to go on from exactly, or to start from its weights if it holds no training "
+        "state; auto: the newest whole one in cpdir, else a fresh start",
+    )
     data_num: int = Field(68000, description="accepted for the prototypes' command lines; they never use it")
     debug: bool = Field(False, description="log at debug level and stop at the first operation that gives NaN")
 
@@ -49,6 +53,20 @@ class TrainingSettings(BaseSettings):
     noise: bool = Field(True, description="add the prototypes' uniform noise to the features")
     shuffle: bool = Field(True, description="shuffle the samples of every pass")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; the schedule stays")
+    save_steps: int | None = Field(None, ge=1, description="also save step_<n> after every n-th optimizer step")
+    keep_last: int | None = Field(
+        None, ge=1, description="keep this many checkpoints, and the best pass by its mean loss; default: all of them"
+    )
+    resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
+    weights_only: bool = Field(False, description="take nothing but the weights of --ckpt_path")
+    loss_normalisation: Literal["rank", "global"] = Field(
+        "rank",
+        description="several processes: the mean of every process's mean loss, as the prototypes train, or the mean "
+        "over all rows of all processes, which is what one process with the whole batch computes",
+    )
+    on_bad_record: Literal["fail", "skip"] = Field(
+        "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
+    )
     num_workers: int = Field(8, ge=0, description="loader processes; they draw the noise, so runs depend on them")
     seed: int = Field(0, ge=0, description="seed of python, numpy and torch, set once before anything is drawn")
     ttt_alignment: Alignment = Field(
@@ -65,6 +83,12 @@ class TrainingSettings(BaseSettings):
     mixed_precision: Precision | None = Field(None, description="bf16 or no; default: what accelerate launch says")
     log_with: list[Tracker] = Field(default_factory=list, description="trackers beside cpdir/metrics.jsonl")
     progress: bool = Field(True, description="show a progress bar")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> TrainingSettings:
+        if self.weights_only and (self.ckpt_path is None or str(self.ckpt_path) == "auto"):
+            raise ValueError("weights_only needs the directory of a checkpoint as ckpt_path")
+        return self
 
     @field_validator("lr")
     @classmethod

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ def verifier_config(name_or_path: str) -> Any:
         raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, TypeError, ValueError) as error:  # TypeError: JSON that is no object
-        raise InputError(name_or_path, "basepath", str(error).split("\n")[0], "a model directory or hub id") from error
+    except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise InputError(name_or_path, "basepath", reason, "a model directory or hub id") from error
     return getattr(config, "text_config", config)
 
 
@@ -57,13 +60,33 @@ def check_weights_present(name_or_path: str) -> None:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             index, "weight_map", type(error).__name__, "a JSON object that maps tensors to shards"
         ) from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(index, "weight_map", weight_map, "a non-empty object")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or len(shard) > LONGEST_NAME:
+            raise InputError(index, f"weight_map {name}", repr(shard)[:80], "the name of a file beside the index")
     return weight_map
+
+
+LONGEST_NAME = 200
+"""Longer names are no file's on any file system."""
+
+
+@contextmanager
+def reading_weights(name_or_path: str) -> Iterator[None]:
+    """What is wrong with a verifier's weights is bad input (InputError), whichever library meets it first."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # safetensors', torch's and Speculators' own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        expected = "whole safetensors with embed_tokens and lm_head in the config's sizes"
+        raise InputError(name_or_path, "weights", reason, expected) from error
 
 
 def full_head(name_or_path: str) -> Tensor:

@@ -55,7 +55,7 @@ def _check_same_ids(file: Path, kept: np.ndarray, named: np.ndarray) -> None:
 def _read(file: Path, field: str) -> np.ndarray:
     try:
         array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header, and raises whatever its bytes run into
         raise InputError(file, field, str(error).split("\n")[0], "a .npy array without pickled objects") from error
     if array.dtype.kind not in "biu" or array.ndim != 1:
         raise InputError(file, field, f"{array.dtype} {array.shape}", "a one-dimensional bool or integer array")

@@ -20,9 +20,11 @@ import ports.eagle3.objective
 import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
+import ports.training.checkpoint.generators
+import ports.training.checkpoint.keeper
+import ports.training.checkpoint.resume
 import ports.training.loop
 import ports.training.optimizer
-import ports.training.runs
 import ports.training.samples
 from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
@@ -111,16 +113,15 @@ def change_file(change: Callable[[dict[str, Tensor]], None]) -> Plant:
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         def make(old: Any) -> Any:
-            def save(draft: Any, directory: Path, *args: Any) -> Path:
-                folder: Path = old(draft, directory, *args)
+            def save(draft: Any, folder: Path, *args: Any) -> None:
+                old(draft, folder, *args)
                 tensors = load_file(folder / "model.safetensors")
                 change(tensors)
                 save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
-                return folder
 
             return save
 
-        wrap(patch, ports.training.runs, "save_draft", make)
+        wrap(patch, ports.training.checkpoint.keeper, "write_draft", make)
 
     return plant
 
@@ -377,8 +378,70 @@ def thaw(name: str) -> Plant:
     return plant
 
 
+def forget_generators(patch: pytest.MonkeyPatch) -> None:
+    """Resuming leaves every generator as the new process happens to have it, and does not look."""
+    patch.setattr(ports.training.checkpoint.generators, "restore", lambda *args: None)
+    patch.setattr(ports.training.loop.Loop, "_check_replay", lambda *args: None)
+
+
+def schedule_one_ahead(patch: pytest.MonkeyPatch) -> None:
+    def make(old: Any) -> Any:
+        def restore(loop: Any, *args: Any) -> None:
+            old(loop, *args)
+            loop.schedule.scheduler.last_epoch += 1
+
+        return restore
+
+    wrap(patch, ports.training.checkpoint.resume, "_restore_schedule", make)
+
+
+def coarse_adam(patch: pytest.MonkeyPatch) -> None:
+    """Moments go through bfloat16 on their way to the file."""
+
+    def make(old: Any) -> Any:
+        def state(*args: Any) -> dict[str, Tensor]:
+            return {
+                name: value if name[:4] == "step" else value.bfloat16().float() for name, value in old(*args).items()
+            }
+
+        return state
+
+    wrap(patch, ports.training.checkpoint.keeper, "adam_state", make)
+
+
+def lost_step_count(patch: pytest.MonkeyPatch) -> None:
+    def make(old: Any) -> Any:
+        def load(file: Path, stored: dict[str, Tensor], *args: Any) -> None:
+            old(file, {n: torch.zeros_like(v) if n[:4] == "step" else v for n, v in stored.items()}, *args)
+
+        return load
+
+    wrap(patch, ports.training.checkpoint.resume, "load_adam_state", make)
+
+
+def restarted_sampler(patch: pytest.MonkeyPatch) -> None:
+    """The pass begins anew after a resume, although its totals and generators are the saved ones."""
+
+    def make(old: Any) -> Any:
+        def batches(self: Any) -> Any:
+            seen, self.totals.batches = self.totals.batches, 0
+            left = old(self)
+            self.totals.batches = seen
+            return left
+
+        return batches
+
+    wrap(patch, ports.training.loop.Loop, "_batches", make)
+    patch.setattr(ports.training.loop.Loop, "_check_replay", lambda *args: None)
+
+
 FAULTS = (
     Fault("own-position keys off", swap_attention("ttt_prototype_fast", "ttt_chain_fast"), named("forward")),
+    Fault("resume: generators not restored", forget_generators, named("resume")),
+    Fault("resume: schedule one step ahead", schedule_one_ahead, named("resume")),
+    Fault("resume: Adam's moments in bfloat16", coarse_adam, named("resume")),
+    Fault("resume: step count lost", lost_step_count, named("resume")),
+    Fault("resume: sampler restarted", restarted_sampler, named("resume")),
     Fault("residual un-normed", change_config(_residual), named("forward")),
     Fault("wrong rope scaling", change_config(_rope), named("forward")),
     Fault("NaN in a logit", nan_logit, named("forward")),

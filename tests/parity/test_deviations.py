@@ -92,6 +92,19 @@ def test_accumulation_wipe(cases: dict[str, Case], tmp_path: Path, small: Path) 
         assert torch.allclose(accumulated.tensors[f"after.{key}"], value, atol=2e-5)
 
 
+def test_rank_normalisation(tmp_path: Path, small: Path) -> None:
+    """Two processes that normalise by rank train on the mean of their means; with unequal rows that is not the mean."""
+    case = write_case(tmp_path, small, "big", bs=2, epoch=0)
+    big = trace_port(case, max_steps=1)
+    halves = trace_port(case, max_steps=2, bs=1, lr=1e-30)  # the same two samples, one a step
+    first, second = (point.loss for point in halves.curve[:2])
+    rows = [point.rows for point in halves.curve[:2]]
+    assert rows[0] != rows[1]
+    by_rank, overall = (first + second) / 2, (first * rows[0] + second * rows[1]) / sum(rows)
+    assert big.curve[0].loss == pytest.approx(overall, rel=1e-4)
+    assert abs(by_rank - overall) > 1e-2 * overall
+
+
 def test_ddp_bf16_crash(tmp_path: Path, small: Path) -> None:
     trace = trace_port(write_case(tmp_path, small, "bf16", epoch=0), mixed_precision="bf16")
     assert all(point.loss > 0 for point in trace.curve)

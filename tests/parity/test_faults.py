@@ -54,7 +54,7 @@ def test_zero_comparisons_fail(
         evidence.checkpoints,
         evidence.draft,
     )
-    if check in ("round_trip", "converted", "chain"):
+    if check in ("round_trip", "converted", "chain", "resume"):
         _nothing_on_disk(check, empty)
         return
     rows = next(entry for entry in CHECKS if entry.name == check).run(empty)
@@ -65,8 +65,8 @@ def _nothing_on_disk(check: str, evidence: Evidence) -> None:
     """These compare files and models: without any, they refuse to judge."""
     assert evidence.checkpoints is not None
     evidence.checkpoints = evidence.checkpoints / "nothing here"
-    if check == "chain":
-        assert run_checks(evidence, only=["chain"])
+    if check in ("chain", "resume"):
+        assert run_checks(evidence, only=[check])
         return
     with pytest.raises(InputError, match="checkpoints: found none"):
         next(c for c in CHECKS if c.name == check).run(evidence)

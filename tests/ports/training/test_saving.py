@@ -9,7 +9,7 @@ from speculators import SpeculatorModel
 
 from ports.eagle3 import train as eagle3
 from ports.eagle3.model import unroll
-from ports.training import saving
+from ports.errors import InputError
 from ports.training.attention_choice import attention_name
 from ports.training.saving import load_weights, save_draft
 
@@ -87,7 +87,7 @@ def test_a_failed_save_leaves_what_was_there(lively_draft, tmp_path, monkeypatch
     if fault == "second rename" and not older:
         call = 1
     fail_at(monkeypatch, name, call)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full while saving"):
         save_draft(lively_draft(seed=1), cpdir / "model0", [extra])
     monkeypatch.undo()
     assert contents(cpdir) == before
@@ -95,7 +95,7 @@ def test_a_failed_save_leaves_what_was_there(lively_draft, tmp_path, monkeypatch
 
 
 def fail_at(monkeypatch, name, call):
-    module = {"os": saving.os, "shutil": saving.shutil}[name.split(".")[0]]
+    module = {"os": os, "shutil": shutil}[name.split(".")[0]]
     real, calls = getattr(module, name.split(".")[1]), []
 
     def faulty(*arguments, **named):

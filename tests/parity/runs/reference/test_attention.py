@@ -31,10 +31,11 @@ def by_definition(query: Tensor, keys: list[Tensor], values: list[Tensor], mask:
     return out
 
 
-def draw(steps: int, kv_heads: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Two samples, four query heads, six positions, head dimension five."""
-    query = torch.randn(2, 4, 6, 5, dtype=torch.float64)
-    pairs = torch.randn(2, steps, 2, kv_heads, 6, 5, dtype=torch.float64)
+def draw(
+    steps: int, kv_heads: int, heads: int = 4, length: int = 6, dim: int = 5
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    query = torch.randn(2, heads, length, dim, dtype=torch.float64)
+    pairs = torch.randn(2, steps, 2, kv_heads, length, dim, dtype=torch.float64)
     return query, list(pairs[0]), list(pairs[1])
 
 

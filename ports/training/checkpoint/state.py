@@ -1,0 +1,85 @@
+"""Where a run stands at the end of an optimizer step, as ``state.json`` holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ports.training.checkpoint import FOLDER
+from ports.training.checkpoint.manifest import FORMAT_VERSION, explain, read_json
+
+FILE = f"{FOLDER}/state.json"
+
+
+class Strict(BaseModel):
+    """No other fields, no converted types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Totals(Strict):
+    """Sums over the pass so far on one process."""
+
+    loss: float
+    batches: int = Field(ge=0)
+    correct: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    skipped: int = Field(ge=0)
+
+
+class Schedule(Strict):
+    """The scheduler's counters, and the rates that the next step will use."""
+
+    last_epoch: int = Field(ge=0)
+    step_count: int = Field(ge=0)
+    rates: list[float]
+
+
+class Log(Strict):
+    """How far ``metrics.jsonl`` reached, and what it held."""
+
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class State(Strict):
+    """``state.json``.
+
+    ``serial`` counts the checkpoints of a directory, ``best`` is the number and mean loss of the best pass.
+    """
+
+    format_version: int = FORMAT_VERSION
+    serial: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    micro_batch: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    processes: list[Totals] = Field(min_length=1)
+    schedule: Schedule
+    log: Log
+    best: tuple[int, float] | None = None
+    fingerprint: dict[str, Any]
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def write_state(directory: Path, state: State) -> None:
+    """Floats are written so that they read back to the bit."""
+    (directory / FILE).write_text(state.model_dump_json(indent=1) + "\n")
+
+
+def read_state(directory: Path) -> State:
+    """The state that lies in a checkpoint.
+
+    Raises:
+        InputError: unreadable, of a newer format, or a field that does not fit.
+    """
+    file = directory / FILE
+    content = read_json(file, "state")
+    best = content.get("best")
+    if isinstance(best, list):
+        content["best"] = tuple(best)
+    try:
+        return State.model_validate(content)
+    except ValidationError as error:
+        raise explain(file, error) from error

@@ -1,0 +1,191 @@
+"""Damaged copies of files: flipped bits, cuts, insertions, pickles, absurd headers, JSON with a wrong value in it.
+
+``MUTANTS=2000 pytest -k mutant`` for more of them than the default.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ports.errors import InputError
+
+COUNT = int(os.environ.get("MUTANTS", "60"))
+SECONDS = 20
+"""A reader that takes longer hangs."""
+
+VALUES: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        3,
+        10**9,
+        2**63,
+        1e308,
+        0.5,
+        "",
+        "x",
+        "1",
+        "../..",
+        "\0",
+        "a" * 5000,
+        [],
+        [1],
+        {},
+        {"a": 1},
+    ),
+    *([[]], float("nan"), float("inf"), "auto", "/nowhere"),
+)
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def mutate(content: bytes, draw: random.Random, mark: Path) -> bytes:
+    """One damaged copy."""
+    return draw.choice(MUTATIONS)(bytearray(content), draw, mark)
+
+
+def _flip(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    for _ in range(draw.choice((1, 1, 1, 3, 30))):
+        if content:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    return bytes(content)
+
+
+def _flip_early(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    """Where headers are."""
+    if content:
+        content[draw.randrange(min(len(content), 400))] = draw.randrange(256)
+    return bytes(content)
+
+
+def _cut(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    return bytes(content[: draw.randrange(len(content) + 1)])
+
+
+def _insert(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    place = draw.randrange(len(content) + 1)
+    content[place:place] = draw.randbytes(draw.choice((1, 8, 100)))
+    return bytes(content)
+
+
+def _blank(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    start = draw.randrange(len(content) + 1)
+    end = min(len(content), start + draw.choice((8, 64, 4096)))
+    content[start:end] = bytes(end - start)
+    return bytes(content)
+
+
+def _pickle(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    return pickle.dumps({"input_ids": Bomb(mark)}, protocol=draw.choice((0, 2, 4)))
+
+
+def _huge_header(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    size = draw.choice((2**63 - 1, 2**64 - 1, 2**40, 100_000_001, len(content)))
+    return size.to_bytes(8, "little") + bytes(content[8:])
+
+
+def _noise(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    return draw.randbytes(draw.choice((0, 1, 100, 3000)))
+
+
+def _deep(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+    return b"[" * 100_000
+
+
+MUTATIONS = (_flip, _flip, _flip_early, _flip_early, _cut, _insert, _blank, _pickle, _huge_header, _noise, _deep)
+
+
+def mutate_json(content: bytes, draw: random.Random) -> bytes:
+    """The same document with one value replaced, one key renamed or one left out."""
+    value = copy.deepcopy(json.loads(content))
+    holder, key = draw.choice(list(_places(value)))
+    if draw.random() < 0.2 and isinstance(holder, dict):
+        kept = holder.pop(key)
+        if draw.random() < 0.5:
+            holder[f"{key}x"] = kept
+    else:
+        holder[key] = draw.choice(VALUES)
+    return json.dumps(value).encode()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    for key in value if isinstance(value, dict) else range(len(value)):
+        yield value, key
+        if isinstance(value[key], (dict, list)) and value[key]:
+            yield from _places(value[key])
+
+
+class Tally:
+    """What became of the mutants of one boundary."""
+
+    def __init__(self) -> None:
+        self.refused = self.accepted = 0
+
+    @contextmanager
+    def one(self, what: str) -> Iterator[None]:
+        """The block reads a mutant: an InputError or nothing at all may come out of it, in time."""
+        before = signal.signal(signal.SIGALRM, _too_long)
+        signal.alarm(SECONDS)
+        try:
+            yield
+            self.accepted += 1
+        except InputError:
+            self.refused += 1
+        except Exception as error:
+            raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def _too_long(number: int, frame: Any) -> None:
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+def try_all(
+    file: Path,
+    read: Callable[[], object],
+    tmp_path: Path,
+    count: int = COUNT,
+    prepare: Callable[[], None] | None = None,
+) -> Tally:
+    """Put ``count`` mutants in the place of ``file``, one after the other, and let ``read`` read each.
+
+    ``prepare`` runs before every read, with the mutant in place.
+    """
+    content, tally, mark = file.read_bytes(), Tally(), tmp_path / "executed"
+    is_json = file.suffix == ".json"
+    try:
+        for number in range(count):
+            draw = random.Random(f"{file.name}{number}")
+            mutant = mutate_json(content, draw) if is_json and number % 2 else mutate(content, draw, mark)
+            file.write_bytes(mutant)
+            if prepare:
+                prepare()
+            with tally.one(f"{file.name} mutant {number}"):
+                read()
+            assert not mark.exists(), f"{file.name} mutant {number} was executed"
+    finally:
+        file.write_bytes(content)
+    print(f"{file.name}: {tally.refused} refused, {tally.accepted} accepted")
+    return tally

@@ -1,0 +1,105 @@
+"""Stopped anywhere and resumed, a run ends where the one that was never stopped ended: to the bit."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+MICRO_BATCHES = 12  # six samples, two passes
+CASES = list(itertools.product(["eagle3", "hass"], ["no", "bf16"]))
+
+
+@pytest.fixture(scope="module")
+def straight():
+    """Finished runs by their options, so that every one is made once."""
+    return {}
+
+
+@pytest.fixture
+def never_stopped(straight, run_to_the_end, tmp_path_factory):
+    def get(algorithm, **options):
+        key = (algorithm, *sorted(options.items()))
+        if key not in straight:
+            straight[key] = run_to_the_end(algorithm, tmp_path_factory.mktemp("straight"), **options)
+        return straight[key]
+
+    return get
+
+
+@pytest.mark.parametrize(("algorithm", "precision"), CASES)
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stop=st.integers(0, MICRO_BATCHES - 1), accumulation=st.sampled_from([1, 2, 4]))
+@example(stop=0, accumulation=1)  # the first step of the run
+@example(stop=5, accumulation=1)  # the last step of a pass
+@example(stop=6, accumulation=1)  # the first of the next
+@example(stop=11, accumulation=1)  # the last of the run
+@example(stop=4, accumulation=4)  # the first micro-batch of a pass' last, shorter window
+@example(stop=1, accumulation=4)  # in the middle of a window
+def test_stopped_anywhere(
+    never_stopped, run_until, run_to_the_end, tmp_path_factory, algorithm, precision, stop, accumulation
+):
+    options = {"mixed_precision": precision, "gradient_accumulation_steps": accumulation}
+    expected, cpdir = never_stopped(algorithm, **options), tmp_path_factory.mktemp("stopped")
+    checkpoint = run_until(algorithm, cpdir, stop, **options)
+    found = run_to_the_end(algorithm, cpdir, ckpt_path=checkpoint, **options)
+    assert expected.differs_from(found) == []
+    assert found.lines[-2:] == expected.lines[-2:]
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@pytest.mark.parametrize("stop", [2, 8])
+def test_with_two_loader_processes(never_stopped, run_until, run_to_the_end, tmp_path, algorithm, stop):
+    expected = never_stopped(algorithm, num_workers=2)
+    run_until(algorithm, tmp_path, stop, num_workers=2)
+    found = run_to_the_end(algorithm, tmp_path, ckpt_path=Path("auto"), num_workers=2)
+    assert expected.differs_from(found) == []
+
+
+def test_stopped_again_and_again(never_stopped, run_until, run_to_the_end, tmp_path):
+    expected = never_stopped("eagle3")
+    run_until("eagle3", tmp_path, 0)
+    for stop in (1, 5, 6, 7, 11):
+        run_until("eagle3", tmp_path, stop, ckpt_path=Path("auto"))
+    found = run_to_the_end("eagle3", tmp_path, ckpt_path=Path("auto"))
+    assert expected.differs_from(found) == []
+    assert [line.split(",")[0] for line in found.lines[1:]] == [
+        "Epoch [2/1]",
+        "Train Accuracy: " + found.lines[-1][16:],
+    ]
+
+
+def test_resumed_elsewhere_the_log_is_whole(never_stopped, run_until, run_to_the_end, tmp_path):
+    checkpoint = run_until("eagle3", tmp_path / "a", 7)
+    found = run_to_the_end("eagle3", tmp_path / "b", ckpt_path=checkpoint)
+    assert never_stopped("eagle3").differs_from(found) == []
+
+
+def test_saving_often_changes_nothing(never_stopped, run_to_the_end, tmp_path):
+    found = run_to_the_end("eagle3", tmp_path, save_steps=1)
+    assert never_stopped("eagle3").differs_from(found) == []
+    assert {path.name for path in tmp_path.glob("step_*")} == {f"step_{n}" for n in range(1, 13)}
+
+
+@pytest.mark.parametrize("step", range(1, 13))
+def test_resumed_from_every_step(never_stopped, run_to_the_end, start_run, tmp_path, step):
+    cpdir = tmp_path / "cp"
+    for done in start_run("hass", cpdir, save_steps=1).optimizer_steps():
+        if done == step:
+            break
+    found = run_to_the_end("hass", cpdir, ckpt_path=cpdir / f"step_{step}", save_steps=1)
+    assert never_stopped("hass").differs_from(found) == []
+
+
+def test_a_finished_run_has_nothing_left_to_do(never_stopped, run_to_the_end, tmp_path):
+    run_to_the_end("eagle3", tmp_path)
+    found = run_to_the_end("eagle3", tmp_path, ckpt_path=Path("auto"))
+    assert never_stopped("eagle3").differs_from(found) == []
+    assert found.lines == ["training on 6 examples total"]
+
+
+def test_max_steps_may_grow(never_stopped, run_to_the_end, start_run, tmp_path):
+    start_run("eagle3", tmp_path, max_steps=4).run()
+    found = run_to_the_end("eagle3", tmp_path, ckpt_path=tmp_path / "model0")
+    assert never_stopped("eagle3").differs_from(found) == []

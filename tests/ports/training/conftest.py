@@ -1,0 +1,148 @@
+"""Runs of both algorithms on a tiny fixture, stopped and resumed, and everything they leave behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+
+from ports.eagle3 import train as eagle3
+from ports.eagle3.settings import Eagle3Settings
+from ports.hass import train as hass
+from ports.hass.settings import HassSettings
+from ports.training.checkpoint.stop import StoppedError
+from ports.training.observer import Observer
+from ports.training.runs import finish
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    name: str
+    train: ModuleType
+    settings: type
+    prefix: str
+
+
+ALGORITHMS = {
+    "eagle3": Algorithm("eagle3", eagle3, Eagle3Settings, "model"),
+    "hass": Algorithm("hass", hass, HassSettings, "state_"),
+}
+
+
+class Left:
+    """What a finished run leaves: parameters, Adam's state, schedule, generators, log, and the lines it printed."""
+
+    def __init__(self, cpdir: Path, last: str, lines: list[str]) -> None:
+        folder = cpdir / last
+        self.files = {
+            name: load_file(folder / name)
+            for name in (
+                "model.safetensors",
+                "training_state/optimizer.safetensors",
+                "training_state/generators.safetensors",
+            )
+        }
+        state = json.loads((folder / "training_state/state.json").read_text())
+        self.state = {name: value for name, value in state.items() if name != "serial"}
+        self.metrics = (cpdir / "metrics.jsonl").read_bytes()
+        self.lines = lines
+
+    def differs_from(self, other: Left) -> list[str]:
+        found = [name for name in ("state", "metrics") if getattr(self, name) != getattr(other, name)]
+        for file, tensors in self.files.items():
+            theirs = other.files[file]
+            found += [f"{file} {name}" for name in tensors if not same(tensors[name], theirs.get(name))]
+            found += [f"{file} {name}" for name in set(theirs) - set(tensors)]
+        return found
+
+
+def same(a, b) -> bool:
+    """To the bit: NaN is NaN, -0 is not 0."""
+    return b is not None and a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+
+
+class StopAfter(Observer):
+    """Asks the loop to stop in the middle of the window that holds ``micro_batch``."""
+
+    def __init__(self, micro_batch: int | None) -> None:
+        self.micro_batch, self.lines, self.loop = micro_batch, [], None
+
+    def batch(self, micro_batch, batch) -> None:
+        if micro_batch == self.micro_batch:
+            self.loop.stop.requested = True
+
+    def printed(self, line) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def start_run(fixture, reset_accelerator):
+    """``start_run(algorithm, cpdir, observer, **changes)``: a loop on the fixture, three passes, shuffled and noisy."""
+
+    def start(algorithm: str, cpdir: Path, observer: Observer | None = None, **changes):
+        reset_accelerator()
+        chosen = ALGORITHMS[algorithm]
+        values = {
+            "basepath": str(fixture / "verifier"),
+            "configpath": str(fixture / f"draft_{algorithm}.json"),
+            "tmpdir": fixture / f"data_{algorithm}",
+            "cpdir": cpdir,
+            "bs": 1,
+            "lr": 1e-3,
+            "epoch": 1,
+            "num_workers": 0,
+            "mixed_precision": "no",
+            "progress": False,
+            "forward_num_total": 2,
+        }
+        if algorithm == "eagle3":
+            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
+        settings = chosen.settings(**{**values, **changes})
+        set_seed(settings.seed)
+        draft = chosen.train.build(settings)
+        return chosen.train.start(settings, draft, chosen.train.build_dataset(settings, draft.config), None, observer)
+
+    return start
+
+
+@pytest.fixture
+def run_to_the_end(start_run):
+    """The run that nobody stops, or one that goes on with ``ckpt_path``."""
+
+    def go(algorithm: str, cpdir: Path, **changes) -> Left:
+        watch = StopAfter(None)
+        loop = start_run(algorithm, cpdir, watch, **changes)
+        finish(loop)
+        return Left(cpdir, f"{ALGORITHMS[algorithm].prefix}{loop.plan.settings.epoch}", watch.lines)
+
+    return go
+
+
+@pytest.fixture
+def run_until(start_run):
+    """A run that is asked to stop while it works on a micro-batch; returns the checkpoint it saved."""
+
+    def go(algorithm: str, cpdir: Path, micro_batch: int, **changes) -> Path:
+        watch = StopAfter(micro_batch)
+        watch.loop = start_run(algorithm, cpdir, watch, **changes)
+        with pytest.raises(StoppedError) as stopped:
+            finish(watch.loop)
+        return stopped.value.checkpoint
+
+    return go
+
+
+@pytest.fixture
+def draws_after():
+    """What the generators give next; a run must have left them where the other one did."""
+
+    def draw() -> list[float]:
+        return torch.rand(3).tolist()
+
+    return draw

@@ -1,0 +1,151 @@
+"""Records that are damaged, degenerate or no records at all, in a run."""
+
+import math
+import os
+
+import pytest
+import torch
+
+from ports.errors import InputError
+
+
+@pytest.fixture
+def data(fixture):
+    return {name: fixture / f"data_{name}" for name in ("eagle3", "hass")}
+
+
+def rewrite(file, change):
+    record = torch.load(file, weights_only=True)
+    torch.save(change(record), file)
+
+
+def cut(length):
+    return lambda record: {name: value[:length] for name, value in record.items()}
+
+
+def mask_out(record):
+    return {**record, "loss_mask": torch.zeros_like(record["loss_mask"])}
+
+
+def one_row(record):
+    mask = torch.zeros_like(record["loss_mask"])
+    mask[0] = 1
+    return {**record, "loss_mask": mask}
+
+
+def spoil(file):
+    file.write_bytes(file.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@pytest.mark.parametrize("change", [cut(1), cut(2), mask_out, one_row], ids=["T=1", "T=2", "masked", "one row"])
+@pytest.mark.parametrize("bs", [1, 3])
+def test_degenerate_records_train(start_run, data, tmp_path, algorithm, change, bs):
+    """Of one or two tokens, outside the loss, or with a single row: finite weights, and no row counted that is off."""
+    for file in data[algorithm].iterdir():
+        rewrite(file, change)
+    loop = start_run(algorithm, tmp_path / "cp", bs=bs, epoch=0)
+    draft = loop.run().draft
+    assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
+    logged = (tmp_path / "cp" / "metrics.jsonl").read_text()
+    assert change is not one_row or logged
+    assert change is not mask_out or not logged
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_record_ends_the_run_by_name(start_run, data, tmp_path, workers):
+    spoil(data["eagle3"] / "data_2.ckpt")
+    with pytest.raises(InputError, match=r"data_2.ckpt: file: found "):
+        start_run("eagle3", tmp_path / "cp", num_workers=workers).run()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_record_is_skipped_said_and_counted(start_run, data, tmp_path, workers, capsys):
+    spoil(data["eagle3"] / "data_2.ckpt")
+    rewrite(data["eagle3"] / "data_4.ckpt", lambda record: {**record, "input_ids": record["input_ids"] + 61})
+    start_run("eagle3", tmp_path / "cp", bs=2, num_workers=workers, on_bad_record="skip").run()
+    said = capsys.readouterr().out.splitlines()
+    assert len([line for line in said if line.startswith("skipped ") and "data_2.ckpt: file: found" in line]) == 2
+    assert len([line for line in said if line.startswith("skipped ") and "data_4.ckpt: input_ids: found" in line]) == 2
+    assert said.count("Skipped 2 bad records") == 2, "once a pass"
+
+
+def test_skipping_is_leaving_out(start_run, data, tmp_path):
+    """A batch with a bad record is the batch of its other records."""
+    common = {"bs": 2, "shuffle": False, "noise": False, "epoch": 0}
+    spoil(data["eagle3"] / "data_1.ckpt")
+    skipped = next_losses(start_run, tmp_path / "a", on_bad_record="skip", **common)
+    alone = next_losses(start_run, tmp_path / "b", on_bad_record="skip", **{**common, "bs": 1})
+    assert skipped[0] == alone[0]
+
+
+def next_losses(start_run, cpdir, **options):
+    loop = start_run("eagle3", cpdir, **options)
+    next(loop.optimizer_steps())
+    return [loop.totals.loss]
+
+
+def test_only_bad_records(start_run, data, tmp_path):
+    for file in data["hass"].iterdir():
+        spoil(file)
+    loop = start_run("hass", tmp_path / "cp", on_bad_record="skip", epoch=0)
+    before = loop.objective.draft.fc.weight.clone()
+    loop.run()
+    assert torch.allclose(loop.objective.draft.fc.weight, before, atol=1e-3)
+    assert (tmp_path / "cp" / "metrics.jsonl").read_text() == ""
+
+
+def test_skips_are_counted_across_a_resume(run_until, run_to_the_end, data, tmp_path):
+    spoil(data["eagle3"] / "data_0.ckpt")
+    straight = run_to_the_end("eagle3", tmp_path / "a", on_bad_record="skip")
+    for stop in range(4):
+        checkpoint = run_until("eagle3", tmp_path / f"b{stop}", stop, on_bad_record="skip")
+        resumed = run_to_the_end("eagle3", tmp_path / f"b{stop}", ckpt_path=checkpoint, on_bad_record="skip")
+        assert straight.differs_from(resumed) == []
+        assert resumed.lines[1:] == straight.lines[1:]
+
+
+def test_what_lies_in_the_directory(start_run, data, tmp_path):
+    """Other files are passed over, links to records are records; a dangling link and a directory are refused."""
+    folder = data["eagle3"]
+    (folder / "README.md").write_text("no record")
+    (folder / "data_7.ckpt.tmp").write_bytes(b"half")
+    (tmp_path / "elsewhere.ckpt").write_bytes((folder / "data_0.ckpt").read_bytes())
+    os.symlink(tmp_path / "elsewhere.ckpt", folder / "data_8.ckpt")
+    os.symlink(folder, folder / "loop")
+    loop = start_run("eagle3", tmp_path / "a", epoch=0)
+    loop.run()
+    assert loop.plan.num_files == 7
+    os.symlink(tmp_path / "nothing", folder / "data_9.ckpt")
+    with pytest.raises(InputError, match=r"data_9.ckpt: file: found .*No such file"):
+        start_run("eagle3", tmp_path / "b", epoch=0).run()
+    start_run("eagle3", tmp_path / "b", epoch=0, on_bad_record="skip").run()
+    (folder / "data_9.ckpt").unlink()
+    (folder / "data_9.ckpt").mkdir()
+    with pytest.raises(InputError, match=r"data_9.ckpt: file: found .*directory"):
+        start_run("eagle3", tmp_path / "c", epoch=0).run()
+
+
+@pytest.mark.parametrize("content", [[], ["README.md"]])
+def test_no_record_at_all(start_run, data, tmp_path, content):
+    for file in data["eagle3"].iterdir():
+        file.unlink()
+    for name in content:
+        (data["eagle3"] / name).touch()
+    with pytest.raises(InputError, match=r"tmpdir: found no \*.ckpt file"):
+        start_run("eagle3", tmp_path / "cp")
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_nan_loss_stops_before_the_step_and_names_the_samples(start_run, data, tmp_path, monkeypatch, algorithm):
+    loop = start_run(algorithm, tmp_path / "cp", bs=2, shuffle=False, epoch=0)
+    steps = loop.optimizer_steps()
+    next(steps)
+    kept = loop.objective.draft.fc.weight.clone()
+    with torch.no_grad():
+        loop.objective.draft.layers[0].mlp.up_proj.weight[0, 0] = math.nan
+    with pytest.raises(InputError, match=r"loss: found nan at optimizer step 2, micro-batch 1") as stopped:
+        next(steps)
+    names = ", ".join(str(data[algorithm] / f"data_{index}.ckpt") for index in (2, 3))
+    assert str(stopped.value).startswith(f"{names}: loss: ")
+    assert torch.equal(loop.objective.draft.fc.weight, kept)

@@ -1,0 +1,145 @@
+"""Mutated files at every boundary of the trainers: a clear refusal or a correct result, nothing else."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ports.eagle3 import train as eagle3
+from ports.eagle3.config import load_draft_config
+from ports.eagle3.settings import Eagle3Settings
+from ports.hass import draft_config as hass_config
+from ports.training.checkpoint.choose import choose
+from ports.training.checkpoint.manifest import seal
+from ports.training.command_line import parse
+from ports.training.records import read_record
+from ports.training.saving import load_weights
+from ports.training.verifier import check_weights_present, verifier_config
+from ports.training.vocabulary import load_vocabulary_map
+from tests.mutants import COUNT, try_all
+
+
+def test_mutant_records(fixture, tmp_path):
+    file = fixture / "data_eagle3" / "data_0.ckpt"
+    whole = read_record(file, {"hidden_state": 96, "target": 32}, 61)
+
+    def read():
+        record = read_record(file, {"hidden_state": 96, "target": 32}, 61)
+        assert set(record) == set(whole)
+        length = len(record["input_ids"])
+        assert record["hidden_state"].shape == (length, 96)
+        assert bool(record["hidden_state"].isfinite().all())
+
+    assert try_all(file, read, tmp_path).refused > COUNT // 3
+
+
+@pytest.mark.parametrize("name", ["t2d", "d2t"])
+def test_mutant_vocabulary_maps(fixture, tmp_path, name):
+    def read():
+        mapping = load_vocabulary_map(fixture / "t2d.npy", fixture / "d2t.npy", 61, 23)
+        named = mapping.d2t + torch.arange(23)
+        assert torch.equal(named, torch.nonzero(mapping.t2d)[:, 0])
+
+    assert try_all(fixture / f"{name}.npy", read, tmp_path).refused > COUNT // 3
+
+
+def test_mutant_draft_configs(fixture, tmp_path):
+    file, verifier = fixture / "draft_eagle3.json", str(fixture / "verifier")
+    tally = try_all(file, lambda: load_draft_config(str(file), verifier, 3), tmp_path)
+    assert tally.refused > COUNT // 3
+
+
+def test_mutant_hass_configs(fixture, tmp_path):
+    file, verifier = fixture / "draft_hass.json", str(fixture / "verifier")
+    tally = try_all(file, lambda: hass_config.load_draft_config(str(file), verifier, 3), tmp_path)
+    assert tally.refused > COUNT // 3
+
+
+def test_mutant_native_configs(fixture, settings, tmp_path):
+    folder = eagle3.build(settings()).save_pretrained(tmp_path / "draft") or tmp_path / "draft"
+    verifier = str(fixture / "verifier")
+    assert try_all(folder / "config.json", lambda: load_draft_config(str(folder), verifier, 3), tmp_path).refused
+
+
+def test_mutant_verifier_configs(fixture, tmp_path):
+    verifier = str(fixture / "verifier")
+    assert try_all(fixture / "verifier" / "config.json", lambda: verifier_config(verifier), tmp_path).refused
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00001-of-00002.safetensors"])
+def test_mutant_verifier_weights(fixture, settings, tmp_path, name):
+    def read():
+        check_weights_present(str(fixture / "verifier"))
+        draft = eagle3.build(settings())
+        assert draft.verifier_lm_head.weight.shape == (23, 32)
+
+    assert try_all(fixture / "verifier" / name, read, tmp_path).refused
+
+
+def test_mutant_checkpoint_weights(lively_draft, tmp_path):
+    from ports.training.saving import save_draft
+
+    draft = lively_draft()
+    folder = save_draft(draft, tmp_path / "model0")
+    before = {name: value.clone() for name, value in draft.state_dict().items()}
+
+    def read():
+        draft.load_state_dict(before)
+        try:
+            load_weights(draft, folder)
+        except ValueError:
+            same = all(torch.equal(value, before[name]) for name, value in draft.state_dict().items())
+            assert same, "a partial load"
+            raise
+
+    assert try_all(folder / "model.safetensors", read, tmp_path).refused > COUNT // 3
+
+
+STATE = ["manifest.json", "state.json", "optimizer.safetensors", "generators.safetensors"]
+
+
+@pytest.mark.parametrize("name", [*STATE, "../config.json", "../model.safetensors"])
+def test_mutant_training_states_by_auto(run_until, start_run, settings, tmp_path, name):
+    """Another byte is another hash: never picked, whatever it says."""
+    folder = run_until("eagle3", tmp_path / "cp", 2)
+    chosen = settings(cpdir=tmp_path / "cp", ckpt_path=Path("auto"))
+    file = (folder / "training_state" / name).resolve()
+    whole = file.read_bytes()
+
+    def read():
+        checkpoint = choose(chosen)
+        assert checkpoint is not None
+        assert file.read_bytes() == whole or name == "manifest.json"
+
+    assert try_all(file, read, tmp_path).refused > COUNT // 2
+
+
+@pytest.mark.parametrize(("name", "algorithm"), list(itertools.product(STATE[1:], ["eagle3"])))
+def test_mutant_training_states_that_are_sealed_again(run_until, start_run, tmp_path, name, algorithm, capsys):
+    """Whoever writes the manifest too reaches the readers behind it: they refuse what does not fit."""
+    folder = run_until(algorithm, tmp_path / "cp", 2)
+
+    def prepare():
+        (folder / "training_state" / "manifest.json").unlink()
+        seal(folder)
+
+    def read():
+        loop = start_run(algorithm, tmp_path / "cp", ckpt_path=folder, max_steps=5)
+        next(loop.optimizer_steps(), None)
+
+    file = folder / "training_state" / name
+    assert try_all(file, read, tmp_path, COUNT, prepare).refused > COUNT // 3
+
+
+def test_mutant_yaml(fixture, tmp_path):
+    values = {"basepath": "v", "configpath": "c", "tmpdir": "d", "cpdir": "x", "lr": 1e-3, "bs": 2, "log_with": []}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(values))
+
+    def read():
+        chosen = parse(Eagle3Settings, ["--config", str(file)])
+        assert chosen.bs >= 1
+
+    assert try_all(file, read, tmp_path).refused > COUNT // 3
