@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import platform
 import random
@@ -39,6 +40,11 @@ def deterministic(seed: int = 0, threads: int = 1) -> Iterator[None]:
         torch.set_rng_state(drawn[0])
         random.setstate(drawn[1])
         np.random.set_state(drawn[2])
+
+
+def quietly() -> contextlib.AbstractContextManager[object]:
+    """What the body prints goes nowhere."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def describe(seed: int | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fixtures.samples import build_random_fixture
 from fixtures.verifier import VerifierSpec
 from parity.case import Case
 from parity.compare import Subject
-from parity.environment import deterministic
+from parity.environment import deterministic, quietly
 from parity.live import request_for
 from parity.result import Row, Speed
 from parity.runs.original import record_original
@@ -47,7 +47,7 @@ def speed_case(algorithm: str = "eagle3") -> Iterator[Case]:
 
 def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timings:
     """The reference, which does what the prototype does, against the port; one thread, alternating."""
-    with tempfile.TemporaryDirectory() as folder, deterministic():
+    with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
         return alternate(reference_steps(case), port_steps(case, Path(folder)), steps, rounds)
 
 
@@ -96,7 +96,7 @@ def live_timings(case: Case, prototype: Path, rounds: int = 3, steps: int = 4) -
         with tempfile.TemporaryDirectory() as folder:
             taken, first_flops = _original_steps(case, prototype, Path(folder), steps)
         first.append(taken)
-        with tempfile.TemporaryDirectory() as folder, deterministic():
+        with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
             own = alternate(port_steps(case, Path(folder)), port_steps(case, Path(folder)), steps, 1)
         second.append(own.first[0][WARMUP:])
         flops = (first_flops * len(taken), own.first_flops // steps * len(taken))

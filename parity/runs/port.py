@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from parity.algorithms import ALGORITHMS
 from parity.case import Case
-from parity.environment import describe, deterministic
+from parity.environment import describe, deterministic, quietly
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.names import TO_NATIVE
@@ -90,7 +88,7 @@ def run_port(
         tracer = Tracer(case, seed, reseed=live)
         loop = start_port(case, cpdir, live, Together((tracer, *observers)), **changes)
         tracer.describe(loop.plan)
-        with contextlib.redirect_stdout(io.StringIO()):  # the trace keeps what the loop prints
+        with quietly():  # the trace keeps what the loop prints
             finish(loop)
         tracer.trace.environment = describe(seed)
     return PortRun(tracer.trace, loop.plan.objective.draft, cpdir)

@@ -94,8 +94,8 @@ class Extras:
 class FusedLoss:
     """Sums over the rows in the loss: ``kl`` with gradient, the others without.
 
-    ``cross_entropy`` is -sum t log q, ``topk`` the same over the verifier's likeliest tokens; hits and ``topk`` are 0 where
-    not asked for.
+    ``cross_entropy`` is -sum t log q, ``topk`` the same over the verifier's likeliest tokens. Hits and ``topk`` are 0
+    where not asked for.
     """
 
     kl: Tensor
