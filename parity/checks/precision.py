@@ -15,13 +15,17 @@ from parity.trace import Trace
 AFTER = "after"
 """All trained parameters after the first optimizer step."""
 
+VECTORS = ".grad.vectors"
+"""Ends the name of what a micro-batch's one-dimensional gradients are together."""
+
 
 def check_precision(evidence: Evidence) -> list[Row]:
     """Error against the float64 reference: the port's over the prototype's, for everything the recording holds.
 
     Errors are relative root mean squares over the real positions. The losses of the TTT steps count as one vector,
     since the error of a single sum can be small by cancellation; the prototype's counts as bfloat16's rounding or more.
-    All parameters after the step count as one too: Adam's first step is lr * sign(g), and only the few entries whose
+    Gradients of norms and biases of a micro-batch do for the same reason: a few dozen entries. All parameters after the
+    step count as one too: Adam's first step is lr * sign(g), and only the few entries whose
     sign flips are off. Path norms are single numbers; they have a check of their own.
     """
     oracle, subject = evidence.oracle(), evidence.subject("precision")
@@ -33,11 +37,13 @@ def check_precision(evidence: Evidence) -> list[Row]:
 
 
 def _quantities(trace: Trace, trained: tuple[str, ...]) -> list[str]:
-    """Tensors that went through rounding; ``losses`` and ``after`` stand for several of them."""
+    """Tensors that went through rounding; ``losses``, ``grad.vectors`` and ``after`` stand for several of them."""
     names = [name for name in trace.tensors if name.startswith("mb") and ".batch." not in name]
     names = [name for name in names if not name.endswith(("loss", "grad_norm", "target_p")) and ".path." not in name]
-    vectors = [f"mb{index}.losses" for index in trace.micro_batches()]
-    return sorted([*names, *vectors]) + [AFTER] * any(f"after.{name}" in trace.tensors for name in trained)
+    names = [name for name in names if ".grad." not in name or trace.tensors[name].dim() > 1]
+    pooled = {f"{name.partition('.')[0]}{VECTORS}" for name in trace.tensors if _is_vector_gradient(name, trace)}
+    losses = [f"mb{index}.losses" for index in trace.micro_batches()]
+    return sorted([*names, *pooled, *losses]) + [AFTER] * any(f"after.{name}" in trace.tensors for name in trained)
 
 
 def error(oracle: Trace, side: Trace, name: str, evidence: Evidence) -> float | None:
@@ -57,6 +63,9 @@ def error(oracle: Trace, side: Trace, name: str, evidence: Evidence) -> float | 
 def _value(trace: Trace, name: str, trained: tuple[str, ...]) -> Tensor | None:
     if name == AFTER:
         return _together([trace.tensors.get(f"after.{parameter}") for parameter in trained])
+    if name.endswith(VECTORS):
+        kept = (key for key in sorted(trace.tensors) if key.startswith(name[: -len("vectors")]))
+        return _together([trace.tensors[key] for key in kept if _is_vector_gradient(key, trace)])
     if not name.endswith(".losses"):
         value = trace.tensors.get(name)
         return None if value is None else value.double()
@@ -68,6 +77,10 @@ def _together(values: Sequence[Tensor | None]) -> Tensor | None:
     """All entries in one vector; None where one is missing."""
     present = [value.double().reshape(-1) for value in values if value is not None]
     return torch.cat(present) if present and len(present) == len(values) else None
+
+
+def _is_vector_gradient(name: str, trace: Trace) -> bool:
+    return name.startswith("mb") and ".grad." in name and trace.tensors[name].dim() == 1
 
 
 def _is_step_loss(name: str, prefix: str) -> bool:

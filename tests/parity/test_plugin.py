@@ -57,7 +57,7 @@ def test_what_cannot_run_is_skipped_with_the_remedy(
     remedy = {
         "prototype": "no checkout of the prototypes: git clone *--prototype DIR or PARITY_PROTOTYPE",
         "gpu": "no CUDA device: run on a machine with one",
-    }.get(marker, f"{marker} is not installed: pip install {marker}")
+    }.get(marker, f"{marker} is not installed: *pip install*")
     result.stdout.fnmatch_lines([f"SKIPPED*{remedy}"])
 
 

@@ -20,6 +20,8 @@ EXACT = {
     "mb0.step0.loss": torch.tensor([3.0]),
     "mb0.step1.loss": torch.tensor([4.0]),
     "mb0.grad.fc.weight": torch.ones(2, 2),
+    "mb0.grad.norm.weight": torch.ones(2),
+    "mb0.grad.fc.bias": torch.ones(2),
     "after.fc.weight": torch.ones(2, 2),
     "after.norm.weight": torch.ones(2),
 }
@@ -38,7 +40,7 @@ def judged(case: Case, prototype: dict[str, Tensor], port: dict[str, Tensor]) ->
 
 def test_everything_that_was_rounded_is_judged(case: Case) -> None:
     rows = judged(case, {}, {})
-    assert set(rows) == {"mb0.step0.logits", "mb0.losses", "mb0.grad.fc.weight", "after"}
+    assert set(rows) == {"mb0.step0.logits", "mb0.losses", "mb0.grad.fc.weight", "mb0.grad.vectors", "after"}
     assert all(row.passed and row.measured == 0 for row in rows.values())
 
 
@@ -68,6 +70,13 @@ def test_losses_count_together_and_never_below_bfloat16(case: Case) -> None:
     assert not judged(case, {}, {"mb0.step1.loss": torch.tensor([4.05])})["mb0.losses"].passed
 
 
+def test_gradients_of_norms_and_biases_count_together(case: Case) -> None:
+    norm, bias = ({name: EXACT[name] + 0.001} for name in ("mb0.grad.norm.weight", "mb0.grad.fc.bias"))
+    assert judged(case, norm, bias)["mb0.grad.vectors"].passed
+    assert judged(case, norm, norm | bias)["mb0.grad.vectors"].passed
+    assert not judged(case, norm, {"mb0.grad.fc.bias": EXACT["mb0.grad.fc.bias"] + 0.002})["mb0.grad.vectors"].passed
+
+
 def test_parameters_after_the_step_count_together(case: Case) -> None:
     off = {"after.fc.weight": EXACT["after.fc.weight"] + 0.001}
     elsewhere = {"after.norm.weight": EXACT["after.norm.weight"] + 0.001}
@@ -75,9 +84,11 @@ def test_parameters_after_the_step_count_together(case: Case) -> None:
     assert not judged(case, elsewhere, off | elsewhere)["after"].passed
 
 
-@pytest.mark.parametrize("gone", ["mb0.step0.logits", "mb0.grad.fc.weight", "after.norm.weight"])
+@pytest.mark.parametrize(
+    "gone", ["mb0.step0.logits", "mb0.grad.fc.weight", "mb0.grad.norm.weight", "after.norm.weight"]
+)
 def test_what_the_port_lacks_fails(gone: str, case: Case) -> None:
-    name = "after" if gone.startswith("after") else gone
+    name = {"after.norm.weight": "after", "mb0.grad.norm.weight": "mb0.grad.vectors"}.get(gone, gone)
     evidence = Evidence(
         replace(case, dtype="bf16ds"), side("recorded", {}), side("port", {}), lambda: side("reference", {})
     )
