@@ -25,8 +25,8 @@ def check_precision(evidence: Evidence) -> list[Row]:
     Errors are relative root mean squares over the real positions. The losses of the TTT steps count as one vector,
     since the error of a single sum can be small by cancellation; the prototype's counts as bfloat16's rounding or more.
     Gradients of norms and biases of a micro-batch do for the same reason: a few dozen entries. All parameters after the
-    step count as one too: Adam's first step is lr * sign(g), and only the few entries whose
-    sign flips are off. Path norms are single numbers; they have a check of their own.
+    step count as one too: Adam's first step is lr * sign(g), and only the few entries whose sign flips are off. Path
+    norms are single numbers; they have a check of their own.
     """
     oracle, subject = evidence.oracle(), evidence.subject("precision")
     rows = []
