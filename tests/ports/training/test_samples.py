@@ -43,10 +43,11 @@ def test_the_mask_is_int64_and_off_at_the_end(alignment, dtype):
 
 @pytest.mark.parametrize("alignment", BOTH)
 def test_a_cut_sample_ends_like_a_short_one(alignment):
-    long, short = record(9), {name: value[:4] for name, value in record(9).items()}
+    long = record(9)
     short = {name: value[:4] for name, value in long.items()}
     cut, whole = make_sample(long, 4, alignment), make_sample(short, 8192, alignment)
-    assert all(torch.equal(getattr(cut, name), getattr(whole, name)) for name in vars(whole))
+    for name in ("input_ids", "features", "target", "loss_mask"):
+        assert torch.equal(getattr(cut, name), getattr(whole, name))
     assert cut.input_ids.tolist() == [11, 12, 13, 0]
 
 
