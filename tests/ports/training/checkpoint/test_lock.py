@@ -20,7 +20,8 @@ from ports.training.checkpoint.lock import DirectoryLock
 lock = DirectoryLock(Path(sys.argv[1]))
 if os.fork() == 0:
     os.setsid()
-print("held", flush=True)
+else:
+    print("held", flush=True)
 time.sleep(60)
 """
 
