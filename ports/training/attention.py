@@ -9,6 +9,7 @@ All scores share one softmax, computed in float32 (float64 inputs stay float64).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -117,24 +118,30 @@ def _shift_right(states: Tensor, distance: int, dim: int) -> Tensor:
     return states.index_select(dim, index)
 
 
-def _interface(alignment: Alignment) -> Any:
+Attend = Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Any, float, Alignment], Tensor]
+"""A form of the TTT attention, with the arguments of :func:`ttt_attention`."""
+
+
+def register(name: str, attend: Attend, alignment: Alignment) -> None:
+    """Make ``attend`` known to transformers under ``name``; it refuses dropout."""
+
     def forward(
         module: nn.Module,
         query: Tensor,
         key: tuple[Tensor, ...],
         value: tuple[Tensor, ...],
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         scaling: float,
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         if dropout:
             raise ValueError(f"attention_dropout: found {dropout}, expected 0.0: TTT attention has no dropout")
-        out = ttt_attention(query, key, value, attention_mask, scaling, alignment)
+        out = attend(query, key, value, attention_mask, scaling, alignment)
         return out.transpose(1, 2).contiguous(), None
 
-    return forward
+    AttentionInterface.register(name, forward)
 
 
 for _alignment in Alignment:
-    AttentionInterface.register(attention_name(_alignment), _interface(_alignment))
+    register(attention_name(_alignment), ttt_attention, _alignment)

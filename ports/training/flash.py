@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.modeling_utils import AttentionInterface
 
 from ports.training.alignment import Alignment
-from ports.training.attention import attention_name, ttt_attention
+from ports.training.attention import attention_name, register, ttt_attention
 from ports.training.flash_kernels import Causal, kernel_for
 from ports.training.padding import right_padded
 
@@ -233,24 +232,5 @@ def _score_backward(
     return dquery, part.spread(dkey), part.spread(dvalue)
 
 
-def _interface(alignment: Alignment) -> Any:
-    def forward(
-        module: nn.Module,
-        query: Tensor,
-        key: tuple[Tensor, ...],
-        value: tuple[Tensor, ...],
-        attention_mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        if dropout:
-            raise ValueError(f"attention_dropout: found {dropout}, expected 0.0: TTT attention has no dropout")
-        out = fast_ttt_attention(query, key, value, attention_mask, scaling, alignment)
-        return out.transpose(1, 2).contiguous(), None
-
-    return forward
-
-
 for _alignment in Alignment:
-    AttentionInterface.register(fast_attention_name(_alignment), _interface(_alignment))
+    register(fast_attention_name(_alignment), fast_ttt_attention, _alignment)

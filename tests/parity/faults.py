@@ -26,6 +26,7 @@ import ports.training.checkpoint.resume
 import ports.training.loop
 import ports.training.optimizer
 import ports.training.samples
+import ports.training.ttt_objective
 from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
 from ports.training.attention import ttt_cache
@@ -188,7 +189,7 @@ def double_step(patch: pytest.MonkeyPatch) -> None:
 
 
 def miscounted_rows(patch: pytest.MonkeyPatch) -> None:
-    wrap(patch, ports.eagle3.objective, "mean_over", lambda old: lambda total, rows: old(total, rows + 1))
+    wrap(patch, ports.training.ttt_objective, "mean_over", lambda old: lambda total, rows: old(total, rows + 1))
 
 
 def generous_hits(patch: pytest.MonkeyPatch) -> None:
@@ -200,7 +201,7 @@ def generous_hits(patch: pytest.MonkeyPatch) -> None:
 
         return score
 
-    wrap(patch, ports.eagle3.objective, "score", make)
+    wrap(patch, ports.training.ttt_objective, "score", make)
 
 
 def shifted_map(patch: pytest.MonkeyPatch) -> None:

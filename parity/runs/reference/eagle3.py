@@ -11,22 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.runs.reference.attention import ttt_attention
-from parity.runs.reference.parts import (
-    Tap,
-    Weights,
-    head_dim,
-    heads,
-    linear,
-    mlp,
-    no_tap,
-    rms_norm,
-    rotary_angles,
-    rotate,
-)
+from parity.runs.reference.layer import NAME, Entry, Layer
+from parity.runs.reference.parts import Tap, Weights, linear, no_tap, rms_norm
 from parity.runs.reference.steps import Step, Unrolled, kl_loss
-
-LAYER = "layers.0"
 
 
 def forward(
@@ -56,7 +43,7 @@ def forward(
     hidden = linear(batch["hidden_states"].to(weights["fc.weight"].dtype), weights, "fc")
     tap("fc", 0, batch["hidden_states"], hidden)
     embeds = weights["embed_tokens.weight"][batch["input_ids"]].detach().to(hidden.dtype)
-    layer = Layer(weights, config, embeds, batch["attention_mask"], own_position, tap, project_once)
+    layer = Eagle3Layer(weights, config, embeds, batch["attention_mask"], own_position, tap, project_once)
     steps = []
     for s in range(k):
         out = layer(hidden)
@@ -77,73 +64,13 @@ def target_distribution(target: Tensor, head: Tensor, t2d: Tensor) -> Tensor:
         return torch.softmax((target.to(wide) @ head.T)[..., t2d], dim=-1)
 
 
-class Layer:
-    """The decoder layer over the TTT steps: remembers every hidden state it was given."""
+class Eagle3Layer(Layer):
+    """Embedding and hidden state, each normed, stand side by side; the residual is the normed hidden state."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        config: Mapping[str, Any],
-        embeds: Tensor,
-        mask: Tensor,
-        own_position: bool,
-        tap: Tap,
-        project_once: bool,
-    ) -> None:
-        self.weights, self.config, self.mask, self.own_position, self.tap = weights, config, mask, own_position, tap
-        self.raw_embeds, self.project_once = embeds, project_once
-        self.cos, self.sin = rotary_angles(config, embeds.shape[1], embeds.dtype)
-        self.history: list[Tensor] = []
-        self.kept: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        step = len(self.history)
-        pair = torch.cat([self.raw_embeds, hidden], dim=-1)
-        raw, own = pair.chunk(2, dim=-1) if self.project_once else (self.raw_embeds, hidden)
-        joined, normed = self._joined(raw, own, step)
-        query = rotate(self._heads(joined, "q_proj", step), self.cos, self.sin)
-        keys, values = zip(*self._keys_and_values(joined, step))
-        attended = ttt_attention(query, keys, values, self.mask, self.own_position)
-        attended = attended.transpose(1, 2).flatten(2)
-        projected = linear(attended, self.weights, f"{LAYER}.self_attn.o_proj")
-        self.tap(f"{LAYER}.self_attn.o_proj", step, attended, projected)
-        self.tap(f"{LAYER}.self_attn", step, joined, projected)
-        middle = normed + projected
-        quiet = rms_norm(middle, self.weights[f"{LAYER}.post_attention_layernorm.weight"], self.config["rms_norm_eps"])
-        self.tap(f"{LAYER}.post_attention_layernorm", step, middle, quiet)
-        out = middle + mlp(quiet, self.weights, f"{LAYER}.mlp", step, self.tap)
-        self.tap(LAYER, step, pair, out)
-        self.history.append(hidden)
-        return out
-
-    def _joined(self, raw: Tensor, hidden: Tensor, step: int, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
-        """Embedding and hidden state, each normed, side by side [B, T, 2h]; and the normed hidden state alone."""
-        tap, eps = tap or self.tap, self.config["rms_norm_eps"]
-        embeds = rms_norm(raw, self.weights[f"{LAYER}.input_layernorm.weight"], eps)
-        normed = rms_norm(hidden, self.weights[f"{LAYER}.hidden_norm.weight"], eps)
-        tap(f"{LAYER}.input_layernorm", step, raw, embeds)
-        tap(f"{LAYER}.hidden_norm", step, hidden, normed)
-        return torch.cat([embeds, normed], dim=-1), normed
-
-    def _keys_and_values(self, joined: Tensor, step: int) -> list[tuple[Tensor, Tensor]]:
-        """Of every step so far. The history is normed and projected again, with gradient, unless it is kept."""
-        if self.project_once:
-            self.kept.append(self._key_and_value(joined, step, self.tap))
-            return self.kept
-        past = [self._key_and_value(self._rejoined(hidden), i, no_tap) for i, hidden in enumerate(self.history)]
-        return [*past, self._key_and_value(joined, step, self.tap)]
-
-    def _rejoined(self, hidden: Tensor) -> Tensor:
-        return self._joined(self.raw_embeds, hidden, 0, no_tap)[0]
-
-    def _key_and_value(self, joined: Tensor, step: int, tap: Tap) -> tuple[Tensor, Tensor]:
-        key, value = (linear(joined, self.weights, f"{LAYER}.self_attn.{name}") for name in ("k_proj", "v_proj"))
-        tap(f"{LAYER}.self_attn.k_proj", step, joined, key)
-        tap(f"{LAYER}.self_attn.v_proj", step, joined, value)
-        size = head_dim(self.config)
-        return rotate(heads(key, size), self.cos, self.sin), heads(value, size)
-
-    def _heads(self, joined: Tensor, name: str, step: int) -> Tensor:
-        out = linear(joined, self.weights, f"{LAYER}.self_attn.{name}")
-        self.tap(f"{LAYER}.self_attn.{name}", step, joined, out)
-        return heads(out, head_dim(self.config))
+    def enter(self, hidden: Tensor, step: int, tap: Tap) -> Entry:
+        """``attends`` is [B, T, 2h], the embedding half first."""
+        whole = torch.cat([self.raw_embeds, hidden], dim=-1)
+        raw, own = whole.chunk(2, dim=-1) if self.project_once else (self.raw_embeds, hidden)
+        embeds = self._norm(raw, f"{NAME}.input_layernorm", step, tap)
+        normed = self._norm(own, f"{NAME}.hidden_norm", step, tap)
+        return Entry(whole, torch.cat([embeds, normed], dim=-1), normed)
