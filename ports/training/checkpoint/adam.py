@@ -48,7 +48,4 @@ def _moments(file: Path, stored: dict[str, Tensor], name: str, parameter: Tensor
         if value.shape != wanted or value.dtype != dtype:
             found = f"{value.dtype} {tuple(value.shape)}"
             raise InputError(file, f"{moment}.{name}", found, f"{dtype} {tuple(wanted)}")
-    return {
-        moment: value.clone() if moment == "step" else value.to(parameter.device).clone()
-        for moment, value in state.items()
-    }
+    return {moment: value.to(parameter.device).clone() for moment, value in state.items()}
