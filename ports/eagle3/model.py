@@ -13,6 +13,7 @@ from ports.eagle3.first_layer import first_layer
 from ports.training.alignment import Alignment
 from ports.training.attention import ttt_cache
 from ports.training.attention_choice import AttentionImplementation, attention_name
+from ports.training.documents import documents_of
 from ports.training.steps import Step, in_this_precision, next_hidden
 from ports.training.vocabulary import VocabularyMap
 
@@ -57,11 +58,10 @@ def unroll(
     Args:
         features: [B, T, 3h], the verifier's auxiliary hidden states.
         input_ids: [B, T], already shifted.
-        attention_mask: [B, T], 1 on real positions.
+        attention_mask: [B, T], 1 on real positions; or one packed row, see :mod:`ports.training.documents`.
     """
-    embeds = embed(draft, input_ids)
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    rotary = draft.rotary_emb(embeds, positions)
+    embeds, documents = embed(draft, input_ids), documents_of(attention_mask)
+    rotary = draft.rotary_emb(embeds, documents.positions)
     cache = ttt_cache()
     hidden = draft.fc(features.to(draft.fc.weight.dtype))
     head = in_this_precision(lambda out: draft.lm_head(draft.norm(out)), features.device.type)
@@ -72,7 +72,7 @@ def unroll(
         for layer in draft.layers[1:]:
             out = layer(out, **context)
         steps.append(Step(hidden, out, head))
-        hidden = next_hidden(hidden, out)
+        hidden = next_hidden(hidden, out, documents.first)
     return steps
 
 

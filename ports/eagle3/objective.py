@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
-from ports.training.batches import Batch
+from ports.training.batches import Batch, rows_mask
 from ports.training.scoring import LossImplementation, Verifier
 from ports.training.steps import Step
 from ports.training.ttt_objective import TTTObjective
@@ -35,7 +35,7 @@ class Eagle3Objective(TTTObjective):
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :func:`ports.eagle3.model.unroll`."""
-        return unroll(self.draft, batch["features"], batch["input_ids"], batch["attention_mask"], self.ttt_steps)
+        return unroll(self.draft, batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps)
 
     def verifier(self, hidden: Tensor) -> Verifier:
         """The target over the draft vocabulary, in float32."""

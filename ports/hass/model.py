@@ -21,6 +21,7 @@ from ports.hass.config import HassSpeculatorConfig
 from ports.training.alignment import Alignment
 from ports.training.attention import ttt_cache
 from ports.training.attention_choice import attention_name
+from ports.training.documents import documents_of
 from ports.training.draft_config import attach_verifier
 from ports.training.shared_half import SharedHalf, plain, watched
 from ports.training.steps import Step, in_this_precision, next_hidden
@@ -76,7 +77,8 @@ class HassDraftModel(SpeculatorModel):
         Args:
             hidden_states: [B, T, h], the verifier's last hidden state after its final norm.
             input_ids: [B, T] int64, shifted: the token that follows each hidden state.
-            attention_mask: [B, T], 1 on real positions. Default: no padding.
+            attention_mask: [B, T], 1 on real positions; or one packed row, see :mod:`ports.training.documents`.
+                Default: no padding.
             ttt_steps: k.
 
         Returns:
@@ -86,11 +88,11 @@ class HassDraftModel(SpeculatorModel):
         fuse, cache = self.fusion(self.embed(input_ids)), ttt_cache()
         hidden = hidden_states.detach().to(self.hidden_layernorm.weight.dtype)
         head = in_this_precision(lambda out: self.lm_head(self.lm_head_layernorm(out)), hidden.device.type)
-        steps = []
+        steps, first = [], documents_of(mask).first
         for _ in range(ttt_steps):
             out = self.step(fuse, hidden, mask, cache)
             steps.append(Step(hidden, out, head))
-            hidden = next_hidden(hidden, out.detach())
+            hidden = next_hidden(hidden, out.detach(), first)
         return steps
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -112,15 +114,14 @@ class HassDraftModel(SpeculatorModel):
         Args:
             fuse: see :meth:`fusion`.
             hidden: [B, T, h].
-            attention_mask: [B, T], 1 on real positions.
+            attention_mask: as in :meth:`forward`.
             cache: keys and values of earlier steps; this step's are added.
 
         Returns:
             [B, T, h] in the dtype of ``hidden``, before ``lm_head_layernorm``.
         """
         out = fuse(self.hidden_layernorm(hidden))
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        rotary = self.rotary_emb(out, positions)
+        rotary = self.rotary_emb(out, documents_of(attention_mask).positions)
         for layer in self.layers:
             out = layer(out, attention_mask=attention_mask, past_key_values=cache, position_embeddings=rotary)
         return out.to(hidden.dtype)
@@ -160,8 +161,7 @@ class HassDraftModel(SpeculatorModel):
     def from_training_args(cls, verifier_config: PretrainedConfig, **kwargs: Any) -> HassDraftModel:
         """A fresh draft with its verifier attached, from Speculators' training arguments.
 
-        Speculators' own trainer packs documents into one row, which this model's forward does not take: train with
-        :mod:`ports.hass.train`.
+        Speculators' own trainer calls a forward of another signature: train with :mod:`ports.hass.train`.
 
         Args:
             verifier_config: the Llama config of the decoder layers.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ports.hass.model import HassDraftModel
-from ports.training.batches import Batch
+from ports.training.batches import Batch, rows_mask
 from ports.training.scoring import LossImplementation, Verifier
 from ports.training.steps import Step
 from ports.training.ttt_objective import TTTObjective
@@ -31,7 +31,7 @@ class HassObjective(TTTObjective):
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :meth:`ports.hass.model.HassDraftModel.forward`."""
-        steps: list[Step] = self.draft(batch["features"], batch["input_ids"], batch["attention_mask"], self.ttt_steps)
+        steps: list[Step] = self.draft(batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps)
         return steps
 
     def verifier(self, hidden: Tensor) -> Verifier:

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
 
 from ports.training.alignment import Alignment
+from ports.training.documents import documents_of
 
 
 class StepLayer(DynamicLayer):
@@ -58,7 +59,8 @@ def ttt_attention(
     Args:
         query: [B, H, T, e] of step s = ``len(keys) - 1``.
         keys, values: [B, K, T, e] for each step 0..s.
-        mask: key padding [B, T], 1 on real positions, indexed by column.
+        mask: key padding [B, T], 1 on real positions, indexed by column; in a packed row the number of the document,
+            see :mod:`ports.training.documents`. A row sees no other document.
         scale: factor on the scores, e^(-1/2).
         alignment: where the keys of steps 1..s are read.
 
@@ -93,14 +95,15 @@ def _repeat_heads(states: Tensor, groups: int) -> Tensor:
 
 
 def _causal_columns(mask: Tensor, step: int) -> Tensor:
-    """[B, 1, T, T]: row p sees the real columns j <= p - step."""
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    return (positions[None, :] <= positions[:, None] - step)[None, None] & mask.bool()[:, None, None, :]
+    """[B, 1, T, T]: row p sees the real columns j <= p - step of its document."""
+    columns, positions = torch.arange(mask.shape[1], device=mask.device), documents_of(mask).positions[0]
+    behind = columns[:, None] - columns[None, :]
+    return ((behind >= step) & (behind <= positions[:, None]))[None, None] & mask.bool()[:, None, None, :]
 
 
 def _step_column(mask: Tensor, distance: int) -> Tensor:
-    """[B, 1, T, 1]: is there a column p - distance, and is it real."""
-    exists = torch.arange(mask.shape[1], device=mask.device) >= distance
+    """[B, 1, T, 1]: is there a column p - distance in the document, and is it real."""
+    exists = documents_of(mask).positions >= distance
     return (exists & _shift_right(mask.bool(), distance, dim=1))[:, None, :, None]
 
 

@@ -19,7 +19,10 @@ from ports.training.records import read_record
 from ports.training.samples import Sample, make_sample
 
 Batch = dict[str, Tensor]
-"""``input_ids``, ``attention_mask``, ``loss_mask`` [B, T] int64; ``features`` [B, T, F], ``target`` [B, T, h] float."""
+"""``input_ids``, ``attention_mask``, ``loss_mask`` [B, T] int64; ``features`` [B, T, F], ``target`` [B, T, h] float.
+
+A packed batch has one row, and ``document_ids`` [1, T] int64: the number of the sample, from 1 on.
+"""
 
 
 @dataclass
@@ -68,19 +71,21 @@ class Skipped:
 
 @dataclass(frozen=True)
 class CollateVisits:
-    """Collate for the loop: the batch, ``files`` behind its rows, and the reasons of what was ``skipped``.
+    """Collate for the loop: the batch, ``files`` behind its samples, and the reasons of what was ``skipped``.
 
     A batch without any usable record is one row of one token outside the loss, so that every process takes part in
-    every step.
+    every step. With ``packing`` the samples lie end to end in one row.
     """
 
     widths: Mapping[str, int]
+    packing: bool = False
 
     def __call__(self, visits: Sequence[Sample | Skipped]) -> dict[str, Any]:
         samples = [visit for visit in visits if isinstance(visit, Sample)]
         skipped = [visit.reason for visit in visits if isinstance(visit, Skipped)]
         files = [sample.file for sample in samples]
-        return {**collate(samples or [self._nothing()]), "files": files, "skipped": skipped}
+        batch = (pack if self.packing else collate)(samples or [self._nothing()])
+        return {**batch, "files": files, "skipped": skipped}
 
     def _nothing(self) -> Sample:
         features = torch.zeros(1, self.widths["hidden_state"])
@@ -103,21 +108,38 @@ def _pad(rows: Sequence[Tensor]) -> Tensor:
     return pad_sequence(list(rows), batch_first=True)
 
 
+def pack(samples: Sequence[Sample]) -> Batch:
+    """One row [1, sum of T] of all samples end to end; types as in :func:`collate`."""
+    alone = [collate([sample]) for sample in samples]
+    lengths = torch.tensor([len(sample.input_ids) for sample in samples])
+    batch = {name: torch.cat([each[name] for each in alone], dim=1) for name in alone[0]}
+    return {**batch, "document_ids": torch.arange(1, len(samples) + 1).repeat_interleave(lengths)[None]}
+
+
+def rows_mask(batch: Batch) -> Tensor:
+    """[B, T]: 0 on padding, 1 on a real position, in a packed row the number of its document."""
+    return batch.get("document_ids", batch["attention_mask"])
+
+
 def build_loader(
     dataset: RecordDataset,
     batch_size: int,
     shuffle: bool = True,
     num_workers: int = 0,
     sampler: Sampler[int] | Iterable[int] | None = None,
+    packing: bool = False,
 ) -> DataLoader[Any]:
-    """The prototypes' loader: incomplete batches are dropped. A ``sampler`` takes the place of ``shuffle``."""
+    """The prototypes' loader: incomplete batches are dropped. A ``sampler`` takes the place of ``shuffle``.
+
+    With ``packing`` the samples of a batch lie end to end in one row instead of being padded to the longest.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,
         shuffle=shuffle if sampler is None else None,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=CollateVisits(dataset.widths),
+        collate_fn=CollateVisits(dataset.widths, packing),
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, register, ttt_attention
+from ports.training.documents import documents_of
 from ports.training.flash_kernels import Causal, kernel_for
 from ports.training.padding import right_padded
 
@@ -47,7 +48,8 @@ def fast_ttt_attention(
         query: [B, H, T, e] of step s = ``len(keys) - 1``.
         keys, values: [B, K, T, e] for each step 0..s.
         mask: key padding [B, T], 1 on real positions, or None. With padding on the right no real row sees a padded
-            column, so nothing needs masking; any other mask goes to the dense form.
+            column, so nothing needs masking. A packed row, see :mod:`ports.training.documents`, is cut into its
+            documents. Any other mask goes to the dense form.
         scale: factor on the scores, e^(-1/2).
         alignment: where the keys of steps 1..s are read.
 
@@ -55,11 +57,21 @@ def fast_ttt_attention(
         [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
         nothing.
     """
-    if mask is not None and not right_padded(mask):
+    if mask is None or right_padded(mask):
+        return _attend_rows([query, *keys, *values], scale, alignment)
+    lengths = documents_of(mask).lengths
+    if not lengths:
         return ttt_attention(query, keys, values, mask, scale, alignment)
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    out: Tensor = _MergedAttention.apply(query.to(dtype), scale, alignment, *(x.to(dtype) for x in (*keys, *values)))
+    documents = zip(*(states.split(lengths, dim=2) for states in (query, *keys, *values)))
+    return torch.cat([_attend_rows(document, scale, alignment) for document in documents], dim=2)
+
+
+def _attend_rows(states: Sequence[Tensor], scale: float, alignment: Alignment) -> Tensor:
+    """Attention of rows that are one document each; ``states`` are the query, all keys and all values."""
+    device = states[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states[0].dtype
+    query, *others = (each.to(dtype) for each in states)
+    out: Tensor = _MergedAttention.apply(query, scale, alignment, *others)
     return out
 
 

@@ -51,13 +51,16 @@ def verifier_target(hidden: Tensor, head: Tensor, kept: Tensor | None = None) ->
         return Target(logits, torch.softmax(logits, dim=-1))
 
 
-def step_rows(loss_mask: Tensor, step: int, alignment: Alignment) -> Tensor:
-    """The loss mask [B, T] of TTT step ``step``: unchanged (prototype), or without the rows p < step (chain)."""
+def step_rows(loss_mask: Tensor, step: int, alignment: Alignment, positions: Tensor | None = None) -> Tensor:
+    """The loss mask [B, T] of TTT step ``step``: unchanged (prototype), or without the rows p < step (chain).
+
+    ``positions`` [1, T] are p, which a packed row counts from 0 in every document. Default: the columns.
+    """
     if alignment is Alignment.PROTOTYPE or step == 0:
         return loss_mask
-    rows = loss_mask.clone()
-    rows[:, :step] = 0
-    return rows
+    if positions is None:
+        positions = torch.arange(loss_mask.shape[1], device=loss_mask.device)[None]
+    return loss_mask * (positions >= step)
 
 
 def kl_sum(logits: Tensor, target: Target, rows: Tensor) -> Tensor:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+from ports.training.once import once_per_tensor
 
 
+@once_per_tensor
 def right_padded(mask: Tensor) -> bool:
-    """Does every row of ``mask`` [B, T] hold its ones before its zeros?
+    """Does every row of ``mask`` [B, T] hold one document, whose ones come before zeros?
 
-    The answer waits for the device once per mask tensor, not once per step and layer: it is remembered while the tensor
-    lives and is not written to.
+    The answer waits for the device once per mask tensor, not once per step and layer.
     """
-    version = 0 if mask.is_inference() else mask._version
-    if _known.get(mask, (None,))[0] != version:
-        real = mask.bool()
-        _known[mask] = (version, bool((real[:, :-1] | ~real[:, 1:]).all()))
-    verdict: bool = _known[mask][1]
-    return verdict
+    real = mask.bool()
+    return bool((real[:, :-1] | ~real[:, 1:]).all() & (mask <= 1).all())

@@ -49,7 +49,7 @@ def start_training(
         sampler: takes the place of shuffling.
         observer: looks on.
     """
-    loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler)
+    loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler, settings.packing)
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)

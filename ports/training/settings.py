@@ -34,6 +34,9 @@ class TrainingSettings(BaseSettings):
 
     lr: float = Field(3e-5, gt=0, description="peak learning rate")
     bs: int = Field(4, ge=1, description="samples per micro-batch and process")
+    packing: bool = Field(
+        False, description="lay the samples of a batch end to end in one row instead of padding them; same gradients"
+    )
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="micro-batches per optimizer step; the gradient equals that of the big batch"
     )

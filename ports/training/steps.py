@@ -47,9 +47,13 @@ def in_this_precision(head: Head, device: str) -> Head:
     return call
 
 
-def next_hidden(hidden: Tensor, out: Tensor) -> Tensor:
-    """The next step's input [B, T, h]: the output moved one position to the right, the first position unchanged."""
-    return torch.cat([hidden[:, :1], out[:, :-1]], dim=1)
+def next_hidden(hidden: Tensor, out: Tensor, first: Tensor | None = None) -> Tensor:
+    """The next step's input [B, T, h]: the output moved one position to the right, the first position unchanged.
+
+    ``first`` [1, T] bool marks the first position of every document of a packed row. Default: there is one a row.
+    """
+    moved = torch.cat([hidden[:, :1], out[:, :-1]], dim=1)
+    return moved if first is None else torch.where(first[..., None], hidden, moved)
 
 
 @dataclass

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ports.training.alignment import Alignment
-from ports.training.batches import Batch
+from ports.training.batches import Batch, rows_mask
+from ports.training.documents import documents_of
 from ports.training.objective import mean_over, step_rows
 from ports.training.scoring import LossImplementation, Scores, Verifier, score
 from ports.training.steps import Outcome, Step
@@ -75,7 +76,8 @@ class TTTObjective(nn.Module):
         return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps, extra)
 
     def _masks(self, batch: Batch) -> list[Tensor]:
-        return [step_rows(batch["loss_mask"], step, self.alignment) for step in range(self.ttt_steps)]
+        positions = documents_of(rows_mask(batch)).positions
+        return [step_rows(batch["loss_mask"], step, self.alignment, positions) for step in range(self.ttt_steps)]
 
     def _logged(self, scores: Scores, rows: Tensor) -> dict[str, float]:
         if not self.topk:

@@ -3,7 +3,6 @@ import gc
 import pytest
 import torch
 
-from ports.training import padding
 from ports.training.padding import right_padded
 
 
@@ -23,18 +22,23 @@ def test_ones_come_before_zeros(rows, right, dtype):
     assert right_padded(torch.tensor(rows, dtype=dtype)) is right
 
 
+def test_a_packed_row_is_no_padding():
+    assert not right_padded(torch.tensor([[1, 1, 2]]))
+    assert not right_padded(torch.tensor([[2, 2, 1]]))
+
+
 def test_the_answer_is_remembered_while_the_mask_lives_and_forgotten_when_it_is_written_to():
     gc.collect()  # what earlier tests left in cycles
     mask = torch.ones(1, 3)
-    known = len(padding._known)
+    known = len(right_padded.known)
     assert right_padded(mask)
     assert right_padded(mask)
-    assert len(padding._known) == known + 1
+    assert len(right_padded.known) == known + 1
     mask[0, 0] = 0
     assert not right_padded(mask)
     del mask
     gc.collect()
-    assert len(padding._known) == known
+    assert len(right_padded.known) == known
 
 
 def test_a_mask_made_in_inference_mode():

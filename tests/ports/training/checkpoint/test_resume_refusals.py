@@ -21,6 +21,7 @@ def stopped(run_until, tmp_path):
 CHANGES = [
     ({"lr": 2e-3}, "lr was 0.001, now 0.002"),
     ({"bs": 2}, "bs was 1, now 2"),
+    ({"packing": True}, "packing was False, now True"),
     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1, now 2"),
     ({"epoch": 2}, "epoch was 1, now 2"),
     ({"noise": False}, "noise was True, now False"),
