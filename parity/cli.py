@@ -1,4 +1,4 @@
-"""``parity run``, ``parity record`` and ``parity doctor``."""
+"""``parity run``, ``parity record``, ``parity plot`` and ``parity doctor``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from parity.case import find_cases
 from parity.doctor import print_environment
 from parity.errors import InputError
 from parity.live import request_for
-from parity.report import print_report, write_html, write_json
+from parity.report import print_report, write_html, write_json, write_scaling
 from parity.runs.original import OriginalRunError, record_original
 from parity.select import matches
 from parity.verdict import Options, verdict
@@ -70,6 +70,16 @@ def record(
         for case in find_cases(recordings, name):
             if matches(keyword, case.name):
                 typer.echo(record_original(request_for(case, prototype, output)))
+
+
+@app.command()
+def plot(
+    bench: Annotated[Path, typer.Argument(help="JSON of pytest benchmarks --benchmark-json")],
+    output: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("bench.html"),
+) -> None:
+    """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
+    write_scaling(bench, output)
+    typer.echo(f"report: {output}")
 
 
 @app.command()
