@@ -55,6 +55,9 @@ class TrainingSettings(BaseSettings):
     max_len: int = Field(8192, ge=1, description="samples are cut to this many tokens")
     noise: bool = Field(True, description="add the prototypes' uniform noise to the features")
     shuffle: bool = Field(True, description="shuffle the samples of every pass")
+    group_by_length: bool = Field(
+        False, description="shuffle so that the samples of a batch are of about one length: less padding, another order"
+    )
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; the schedule stays")
     save_steps: int | None = Field(None, ge=1, description="also save step_<n> after every n-th optimizer step")
     keep_last: int | None = Field(
@@ -91,6 +94,12 @@ class TrainingSettings(BaseSettings):
     def _has_weights(self) -> TrainingSettings:
         if self.weights_only and (self.ckpt_path is None or str(self.ckpt_path) == "auto"):
             raise ValueError("weights_only needs the directory of a checkpoint as ckpt_path")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_what_is_shuffled(self) -> TrainingSettings:
+        if self.group_by_length and not self.shuffle:
+            raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         return self
 
     @field_validator("lr")

@@ -26,6 +26,7 @@ CHANGES = [
     ({"epoch": 2}, "epoch was 1, now 2"),
     ({"noise": False}, "noise was True, now False"),
     ({"shuffle": False}, "shuffle was True, now False"),
+    ({"group_by_length": True}, "group_by_length was False, now True"),
     ({"seed": 1}, "seed was 0, now 1"),
     ({"num_workers": 1}, "num_workers was 0, now 1"),
     ({"max_len": 5}, "max_len was 8192, now 5"),
