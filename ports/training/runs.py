@@ -52,7 +52,15 @@ def start_training(
     """
     if sampler is None and settings.group_by_length:
         sampler = LengthGroupedSampler(record_sizes(dataset.files), settings.bs, settings.seed)
-    loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler, settings.packing)
+    loader = build_loader(
+        dataset,
+        settings.bs,
+        settings.shuffle,
+        settings.num_workers,
+        sampler,
+        settings.packing,
+        settings.prefetch_factor,
+    )
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)

@@ -74,6 +74,12 @@ class TrainingSettings(BaseSettings):
         "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
     )
     num_workers: int = Field(8, ge=0, description="loader processes; they draw the noise, so runs depend on them")
+    prefetch_factor: int = Field(2, ge=1, description="batches that every loader process reads ahead")
+    report_data_wait: bool = Field(
+        False,
+        description="after every pass, print and log how long it waited for data and how much of it was padding; "
+        "metrics.jsonl then holds times, which no two runs share",
+    )
     seed: int = Field(0, ge=0, description="seed of python, numpy and torch, set once before anything is drawn")
     ttt_alignment: Alignment = Field(
         Alignment.PROTOTYPE,
