@@ -13,6 +13,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import ttt_cache
 from ports.training.attention_choice import AttentionImplementation, attention_name
 from ports.training.documents import documents_of
+from ports.training.recompute import run_layer
 from ports.training.steps import Step, in_this_precision, next_hidden
 from ports.training.vocabulary import VocabularyMap
 
@@ -47,7 +48,12 @@ def _initialise(draft: Eagle3DraftModel) -> None:
 
 
 def unroll(
-    draft: Eagle3DraftModel, features: Tensor, input_ids: Tensor, attention_mask: Tensor, ttt_steps: int
+    draft: Eagle3DraftModel,
+    features: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    ttt_steps: int,
+    recompute: bool = False,
 ) -> list[Step]:
     """Run the draft on its own outputs ``ttt_steps`` times; nothing is detached.
 
@@ -58,6 +64,7 @@ def unroll(
         features: [B, T, 3h], the verifier's auxiliary hidden states.
         input_ids: [B, T], already shifted.
         attention_mask: [B, T], 1 on real positions; or one packed row, see :mod:`ports.training.documents`.
+        recompute: keep no activations of the layers, see :mod:`ports.training.recompute`.
     """
     embeds, documents = embed(draft, input_ids), documents_of(attention_mask)
     rotary = draft.rotary_emb(embeds, documents.positions)
@@ -68,7 +75,7 @@ def unroll(
     for _ in range(ttt_steps):
         out = torch.cat([embeds.to(hidden.dtype), hidden], dim=-1)
         for layer in draft.layers:
-            out = layer(out, attention_mask=attention_mask, past_key_values=cache, position_embeddings=rotary)
+            out = run_layer(layer, out, cache, recompute, attention_mask=attention_mask, position_embeddings=rotary)
         steps.append(Step(hidden, out, head))
         hidden = next_hidden(hidden, out, documents.first)
     return steps

@@ -92,6 +92,9 @@ class TrainingSettings(BaseSettings):
     loss_implementation: LossImplementation = Field(
         LossImplementation.FUSED, description="fused: logits of a few rows at a time; eager: all of them, for reading"
     )
+    activation_checkpointing: bool = Field(
+        False, description="keep no activations of the draft's layers and run them again in the backward: less memory"
+    )
     mixed_precision: Precision | None = Field(None, description="bf16 or no; default: what accelerate launch says")
     log_with: list[Tracker] = Field(default_factory=list, description="trackers beside cpdir/metrics.jsonl")
     progress: bool = Field(True, description="show a progress bar")
