@@ -89,7 +89,9 @@ def step_panels(timings: Sequence[Timing]) -> list[Panel]:
             series = _series(drawn, lambda t: t.ttt_steps, lambda t: t.seconds)
             title = f"Time of {algorithm} over TTT steps, T {lengths[-1]}"
             chart = Markup(line_chart(series, title, "TTT steps k", "seconds per step"))
-            panels.append(Panel(title, _legend(series), chart, tuple(remark for line in series if (remark := _growth(line)))))
+            panels.append(
+                Panel(title, _legend(series), chart, tuple(remark for line in series if (remark := _growth(line))))
+            )
     return panels
 
 

@@ -14,6 +14,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import ttt_cache
 from ports.training.attention_choice import AttentionImplementation, attention_name
 from ports.training.documents import documents_of
+from ports.training.recompute import run_layer
 from ports.training.steps import Step, in_this_precision, next_hidden
 from ports.training.vocabulary import VocabularyMap
 
@@ -48,7 +49,12 @@ def _initialise(draft: Eagle3DraftModel) -> None:
 
 
 def unroll(
-    draft: Eagle3DraftModel, features: Tensor, input_ids: Tensor, attention_mask: Tensor, ttt_steps: int
+    draft: Eagle3DraftModel,
+    features: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    ttt_steps: int,
+    recompute: bool = False,
 ) -> list[Step]:
     """Run the draft on its own outputs ``ttt_steps`` times; nothing is detached.
 
@@ -59,18 +65,19 @@ def unroll(
         features: [B, T, 3h], the verifier's auxiliary hidden states.
         input_ids: [B, T], already shifted.
         attention_mask: [B, T], 1 on real positions; or one packed row, see :mod:`ports.training.documents`.
+        recompute: keep no activations of the layers, see :mod:`ports.training.recompute`.
     """
     embeds, documents = embed(draft, input_ids), documents_of(attention_mask)
     rotary = draft.rotary_emb(embeds, documents.positions)
     cache = ttt_cache()
     hidden = draft.fc(features.to(draft.fc.weight.dtype))
     head = in_this_precision(lambda out: draft.lm_head(draft.norm(out)), features.device.type)
-    context = {"attention_mask": attention_mask, "past_key_values": cache, "position_embeddings": rotary}
+    context = {"attention_mask": attention_mask, "position_embeddings": rotary}
     first, steps = first_layer(draft.layers[0], embeds), []
     for _ in range(ttt_steps):
-        out = first(hidden, **context)
+        out = run_layer(first, hidden, cache, recompute, **context)
         for layer in draft.layers[1:]:
-            out = layer(out, **context)
+            out = run_layer(layer, out, cache, recompute, **context)
         steps.append(Step(hidden, out, head))
         hidden = next_hidden(hidden, out, documents.first)
     return steps

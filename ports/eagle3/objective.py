@@ -29,13 +29,16 @@ class Eagle3Objective(TTTObjective):
         ttt_steps: int,
         alignment: Alignment = Alignment.PROTOTYPE,
         implementation: LossImplementation = LossImplementation.FUSED,
+        recompute: bool = False,
     ) -> None:
-        super().__init__(draft, ttt_steps, alignment, implementation)
+        super().__init__(draft, ttt_steps, alignment, implementation, recompute)
         self._outside = {"head": draft.verifier_lm_head.weight.detach()}
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :func:`ports.eagle3.model.unroll`."""
-        return unroll(self.draft, batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps)
+        return unroll(
+            self.draft, batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps, self.recompute
+        )
 
     def verifier(self, hidden: Tensor) -> Verifier:
         """The target over the draft vocabulary, in float32."""

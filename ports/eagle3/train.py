@@ -74,7 +74,13 @@ def start(
     observer: Observer | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling."""
-    objective = Eagle3Objective(draft, settings.forward_num_total, settings.ttt_alignment, settings.loss_implementation)
+    objective = Eagle3Objective(
+        draft,
+        settings.forward_num_total,
+        settings.ttt_alignment,
+        settings.loss_implementation,
+        settings.activation_checkpointing,
+    )
     return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer)
 
 

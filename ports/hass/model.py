@@ -23,6 +23,7 @@ from ports.training.attention import ttt_cache
 from ports.training.attention_choice import attention_name
 from ports.training.documents import documents_of
 from ports.training.draft_config import attach_verifier
+from ports.training.recompute import run_layer
 from ports.training.shared_half import SharedHalf, plain, watched
 from ports.training.steps import Step, in_this_precision, next_hidden
 
@@ -67,7 +68,12 @@ class HassDraftModel(SpeculatorModel):
         return Alignment(self.config.ttt_alignment)
 
     def forward(
-        self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None, ttt_steps: int = 1
+        self,
+        hidden_states: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        ttt_steps: int = 1,
+        recompute: bool = False,
     ) -> list[Step]:
         """Run the draft ``ttt_steps`` times, on its own outputs after the first.
 
@@ -80,6 +86,7 @@ class HassDraftModel(SpeculatorModel):
             attention_mask: [B, T], 1 on real positions; or one packed row, see :mod:`ports.training.documents`.
                 Default: no padding.
             ttt_steps: k.
+            recompute: keep no activations of the layers, see :mod:`ports.training.recompute`.
 
         Returns:
             One :class:`~ports.training.steps.Step` for each of the k steps, logits [B, T, V].
@@ -90,7 +97,7 @@ class HassDraftModel(SpeculatorModel):
         head = in_this_precision(lambda out: self.lm_head(self.lm_head_layernorm(out)), hidden.device.type)
         steps, first = [], documents_of(mask).first
         for _ in range(ttt_steps):
-            out = self.step(fuse, hidden, mask, cache)
+            out = self.step(fuse, hidden, mask, cache, recompute)
             steps.append(Step(hidden, out, head))
             hidden = next_hidden(hidden, out.detach(), first)
         return steps
@@ -108,7 +115,9 @@ class HassDraftModel(SpeculatorModel):
             return SharedHalf(embeds, self.fc.weight)
         return lambda normed: self.fc(torch.cat([embeds, normed], dim=-1))
 
-    def step(self, fuse: Fusion, hidden: Tensor, attention_mask: Tensor, cache: Cache) -> Tensor:
+    def step(
+        self, fuse: Fusion, hidden: Tensor, attention_mask: Tensor, cache: Cache, recompute: bool = False
+    ) -> Tensor:
         """One pass through fusion and layers.
 
         Args:
@@ -116,6 +125,7 @@ class HassDraftModel(SpeculatorModel):
             hidden: [B, T, h].
             attention_mask: as in :meth:`forward`.
             cache: keys and values of earlier steps; this step's are added.
+            recompute: as in :meth:`forward`.
 
         Returns:
             [B, T, h] in the dtype of ``hidden``, before ``lm_head_layernorm``.
@@ -123,7 +133,7 @@ class HassDraftModel(SpeculatorModel):
         out = fuse(self.hidden_layernorm(hidden))
         rotary = self.rotary_emb(out, documents_of(attention_mask).positions)
         for layer in self.layers:
-            out = layer(out, attention_mask=attention_mask, past_key_values=cache, position_embeddings=rotary)
+            out = run_layer(layer, out, cache, recompute, attention_mask=attention_mask, position_embeddings=rotary)
         return out.to(hidden.dtype)
 
     def load_verifier_weights(self) -> None:

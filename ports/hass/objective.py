@@ -25,13 +25,16 @@ class HassObjective(TTTObjective):
         ttt_steps: int,
         topk: int = 10,
         implementation: LossImplementation = LossImplementation.FUSED,
+        recompute: bool = False,
     ) -> None:
-        super().__init__(draft, ttt_steps, draft.alignment, implementation)
+        super().__init__(draft, ttt_steps, draft.alignment, implementation, recompute)
         self.topk = topk
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :meth:`ports.hass.model.HassDraftModel.forward`."""
-        steps: list[Step] = self.draft(batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps)
+        steps: list[Step] = self.draft(
+            batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps, self.recompute
+        )
         return steps
 
     def verifier(self, hidden: Tensor) -> Verifier:

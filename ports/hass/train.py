@@ -83,7 +83,13 @@ def start(
     Raises:
         InputError: launched with DeepSpeed or FSDP, under which accelerate cannot clip by value.
     """
-    objective = HassObjective(draft, settings.forward_num_total, settings.topk, settings.loss_implementation)
+    objective = HassObjective(
+        draft,
+        settings.forward_num_total,
+        settings.topk,
+        settings.loss_implementation,
+        settings.activation_checkpointing,
+    )
     loop = start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer)
     if loop.accelerator.distributed_type in SHARDED:
         found = loop.accelerator.distributed_type.value

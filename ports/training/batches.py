@@ -128,10 +128,13 @@ def build_loader(
     num_workers: int = 0,
     sampler: Sampler[int] | Iterable[int] | None = None,
     packing: bool = False,
+    prefetch_factor: int = 2,
 ) -> DataLoader[Any]:
     """The prototypes' loader: incomplete batches are dropped. A ``sampler`` takes the place of ``shuffle``.
 
-    With ``packing`` the samples of a batch lie end to end in one row instead of being padded to the longest.
+    With ``packing`` the samples of a batch lie end to end in one row instead of being padded to the longest. Every
+    worker reads ``prefetch_factor`` batches ahead. Workers start anew in every pass: persistent ones would go on with
+    their generators, and a resumed run could not draw the same noise.
     """
     return DataLoader(
         dataset,
@@ -139,6 +142,7 @@ def build_loader(
         shuffle=shuffle if sampler is None else None,
         sampler=sampler,
         num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
         collate_fn=CollateVisits(dataset.widths, packing),
         pin_memory=torch.cuda.is_available(),
         drop_last=True,

@@ -26,7 +26,6 @@ from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, register, ttt_attention
 from ports.training.documents import documents_of
 from ports.training.flash_kernels import Causal, kernel_for
-from ports.training.padding import right_padded
 
 
 def fast_attention_name(alignment: Alignment) -> str:
@@ -57,12 +56,13 @@ def fast_ttt_attention(
         [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
         nothing.
     """
-    if mask is None or right_padded(mask):
-        return _attend_rows([query, *keys, *values], scale, alignment)
+    states = (query, *keys, *values)
+    if mask is None or documents_of(mask).right_padded:
+        return _attend_rows(states, scale, alignment)
     lengths = documents_of(mask).lengths
     if not lengths:
         return ttt_attention(query, keys, values, mask, scale, alignment)
-    documents = zip(*(states.split(lengths, dim=2) for states in (query, *keys, *values)))
+    documents = zip(*(each.split(lengths, dim=2) for each in states))
     return torch.cat([_attend_rows(document, scale, alignment) for document in documents], dim=2)
 
 

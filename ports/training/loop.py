@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from ports.training.metrics import PassTotals, log_entry
 from ports.training.normalisation import build_normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
+from ports.training.pass_clock import PassClock, PassTimes
 from ports.training.settings import TrainingSettings
 
 Clip = Callable[[Accelerator, nn.Module], "float | None"]
@@ -83,7 +85,7 @@ class Loop:
         self.objective: Any = accelerator.unwrap_model(self.module)
         self.objective.after_cast()
         self.micro_batch = self.steps = self.epoch = 0
-        self.totals, self.pass_start = PassTotals(), generators.capture()
+        self.totals, self.pass_start, self.clock = PassTotals(), generators.capture(), PassClock()
         self.replay: Replay | None = None
         self.stop = StopRequest()
         self.normalisation = build_normalisation(plan.settings.loss_normalisation, accelerator)
@@ -121,6 +123,7 @@ class Loop:
                 ended = False
                 break
         totals = self._print_totals()
+        self._report_times(self.clock.read())
         if ended:
             self._next_pass()
         self.plan.keeper.after_pass(self, epoch, totals.mean if ended else None)
@@ -137,6 +140,16 @@ class Loop:
             self._say(line)
         return totals
 
+    def _report_times(self, own: PassTimes) -> None:
+        """To the observer; to terminal and trackers when asked, of the process that waited longest."""
+        self.observer.timed(self.epoch, own)
+        if not self.plan.settings.report_data_wait:
+            return
+        every = gather_object([own])
+        times = max(every, key=lambda each: each.waited)
+        self._say(times.line())
+        self.accelerator.log(times.logged(), step=self.micro_batch)
+
     def _windows(self) -> Iterator[list[Batch]]:
         """The pass in lists of accumulated micro-batches; the last may be shorter."""
         batches = self._batches()
@@ -149,13 +162,14 @@ class Loop:
         if replay is not None:
             generators.restore(replay.start, generators.sampler_generator(self.loader))
         self.pass_start = self.generators()
+        self.clock = PassClock()
         show = self.plan.settings.progress and self.accelerator.is_local_main_process
         batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
         for _ in islice(batches, self.totals.batches):
             pass
         if replay is not None:
             self._check_replay(replay)
-        return batches
+        return self.clock.watch(batches)
 
     def _check_replay(self, replay: Replay) -> None:
         """The generators must be where they were when the checkpoint was saved: then so is everything drawn."""
@@ -200,10 +214,11 @@ class Loop:
         return outcome
 
     def _take_visits(self, batch: Any) -> list[str]:
-        """The files behind a batch's rows; what was skipped is said by the process that met it, and counted."""
+        """The files behind a batch's rows; what was skipped is said by the process that met it; both are counted."""
         for reason in batch.pop("skipped", ()):
             print(f"skipped {reason}", flush=True)
             self.totals.skipped += 1
+        self.clock.count(batch["attention_mask"])
         return list(batch.pop("files", ()))
 
     def _refuse_no_number(self, outcome: Any, files: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ports.training.batches import Batch
+from ports.training.pass_clock import PassTimes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Observer:
 
     def stepped(self, record: StepRecord, objective: nn.Module) -> None:
         """A micro-batch is done, with the optimizer step if it closed one."""
+
+    def timed(self, epoch: int, times: PassTimes) -> None:
+        """A pass is over, and took so long on this process."""
 
     def printed(self, line: str) -> None:
         """A line was printed by the main process."""

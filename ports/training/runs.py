@@ -20,6 +20,7 @@ from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.checkpoint.resume import log_to_keep, resume
 from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
 from ports.training.command_line import parse
+from ports.training.grouping import LengthGroupedSampler, record_sizes
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.observer import Observer
@@ -46,10 +47,20 @@ def start_training(
         dataset: the samples of one pass.
         clip: how gradients are clipped.
         checkpoint: checkpoints are named ``cpdir/<checkpoint><pass>``, from 0.
-        sampler: takes the place of shuffling.
+        sampler: takes the place of shuffling and of grouping.
         observer: looks on.
     """
-    loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler, settings.packing)
+    if sampler is None and settings.group_by_length:
+        sampler = LengthGroupedSampler(record_sizes(dataset.files), settings.bs, settings.seed)
+    loader = build_loader(
+        dataset,
+        settings.bs,
+        settings.shuffle,
+        settings.num_workers,
+        sampler,
+        settings.packing,
+        settings.prefetch_factor,
+    )
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)

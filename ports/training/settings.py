@@ -55,6 +55,9 @@ class TrainingSettings(BaseSettings):
     max_len: int = Field(8192, ge=1, description="samples are cut to this many tokens")
     noise: bool = Field(True, description="add the prototypes' uniform noise to the features")
     shuffle: bool = Field(True, description="shuffle the samples of every pass")
+    group_by_length: bool = Field(
+        False, description="shuffle so that the samples of a batch are of about one length: less padding, another order"
+    )
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; the schedule stays")
     save_steps: int | None = Field(None, ge=1, description="also save step_<n> after every n-th optimizer step")
     keep_last: int | None = Field(
@@ -71,6 +74,12 @@ class TrainingSettings(BaseSettings):
         "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
     )
     num_workers: int = Field(8, ge=0, description="loader processes; they draw the noise, so runs depend on them")
+    prefetch_factor: int = Field(2, ge=1, description="batches that every loader process reads ahead")
+    report_data_wait: bool = Field(
+        False,
+        description="after every pass, print and log how long it waited for data and how much of it was padding; "
+        "metrics.jsonl then holds times, which no two runs share",
+    )
     seed: int = Field(0, ge=0, description="seed of python, numpy and torch, set once before anything is drawn")
     ttt_alignment: Alignment = Field(
         Alignment.PROTOTYPE,
@@ -83,6 +92,9 @@ class TrainingSettings(BaseSettings):
     loss_implementation: LossImplementation = Field(
         LossImplementation.FUSED, description="fused: logits of a few rows at a time; eager: all of them, for reading"
     )
+    activation_checkpointing: bool = Field(
+        False, description="keep no activations of the draft's layers and run them again in the backward: less memory"
+    )
     mixed_precision: Precision | None = Field(None, description="bf16 or no; default: what accelerate launch says")
     log_with: list[Tracker] = Field(default_factory=list, description="trackers beside cpdir/metrics.jsonl")
     progress: bool = Field(True, description="show a progress bar")
@@ -91,6 +103,12 @@ class TrainingSettings(BaseSettings):
     def _has_weights(self) -> TrainingSettings:
         if self.weights_only and (self.ckpt_path is None or str(self.ckpt_path) == "auto"):
             raise ValueError("weights_only needs the directory of a checkpoint as ckpt_path")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_what_is_shuffled(self) -> TrainingSettings:
+        if self.group_by_length and not self.shuffle:
+            raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         return self
 
     @field_validator("lr")

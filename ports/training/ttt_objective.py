@@ -23,14 +23,22 @@ class TTTObjective(nn.Module):
     """One module, so that DDP and DeepSpeed see a single forward.
 
     An algorithm says how its draft unrolls, what the target is, what turns hidden states into logits, and which number
-    stands for the steps' losses.
+    stands for the steps' losses. With ``recompute`` no activations of the draft's layers are kept.
     """
 
     topk = 0
     """How many of the verifier's likeliest tokens the logged cross-entropy covers; 0 logs none."""
 
-    def __init__(self, draft: Any, ttt_steps: int, alignment: Alignment, implementation: LossImplementation) -> None:
+    def __init__(
+        self,
+        draft: Any,
+        ttt_steps: int,
+        alignment: Alignment,
+        implementation: LossImplementation,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.draft = draft
         self.ttt_steps = ttt_steps
         self.alignment = alignment

@@ -321,7 +321,7 @@ def scale_backward(factor: float) -> Plant:
 def hass_history(patch: pytest.MonkeyPatch) -> None:
     """``forward`` with the one ``detach`` of the recursion left out."""
 
-    def forward(self: Any, hidden: Tensor, input_ids: Tensor, mask: Any = None, ttt_steps: int = 1) -> Any:
+    def forward(self: Any, hidden: Tensor, input_ids: Tensor, mask: Any, ttt_steps: int, *_: Any) -> Any:
         embeds, cache, steps = self.embed(input_ids), ttt_cache(), []
         for _ in range(ttt_steps):
             out = self.step(embeds, hidden, mask, cache)
@@ -333,7 +333,7 @@ def hass_history(patch: pytest.MonkeyPatch) -> None:
 
 
 def norm_after_fc(patch: pytest.MonkeyPatch) -> None:
-    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any, *_: Any) -> Tensor:
         fc, norm = self.fc, self.hidden_layernorm
         out = norm(fc(torch.cat([embeds, hidden], dim=-1)))
         return _layers(self, out, mask, cache)
@@ -351,7 +351,7 @@ def _layers(draft: Any, out: Tensor, mask: Tensor, cache: Any) -> Tensor:
 def norm_residual(patch: pytest.MonkeyPatch) -> None:
     """The residual stream starts at a normed state, as Eagle3's does."""
 
-    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any, *_: Any) -> Tensor:
         out = self.fc(torch.cat([embeds, self.hidden_layernorm(hidden)], dim=-1))
         return _layers(self, out, mask, cache) - out + torch.nn.functional.rms_norm(out, out.shape[-1:])
 

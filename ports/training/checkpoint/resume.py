@@ -22,7 +22,9 @@ from ports.training.loop import Loop, Replay
 from ports.training.metrics import PassTotals
 from ports.training.saving import load_weights
 
-ORDER = frozenset({"records", "bs", "num_workers", "shuffle", "noise", "processes", "max_len", "on_bad_record"})
+ORDER = frozenset(
+    {"records", "bs", "num_workers", "shuffle", "group_by_length", "noise", "processes", "max_len", "on_bad_record"}
+)
 """Where these differ the saved position in the pass means nothing: the pass starts anew."""
 
 
@@ -45,6 +47,7 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     _restore_schedule(loop, directory / FILE, state, "lr" in changed)
     keeper.best = state.best
     loop.steps, loop.micro_batch, loop.epoch = state.steps, state.micro_batch, state.epoch
+    loop.loader.iteration = state.epoch
     if not ORDER & set(changed):
         _restore_position(loop, directory, state)
     for name, text in changed.items():
@@ -80,7 +83,6 @@ def _restore_position(loop: Loop, directory: Path, state: State) -> None:
     for state_of in (now, start):
         generators.check(file, state_of)
     loop.replay = Replay(start, now, file)
-    loop.loader.iteration = state.epoch
 
 
 def _group(stored: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -95,7 +95,9 @@ def test_help_explains_every_flag(capsys):
 
 def test_an_unknown_key_in_the_file_is_refused(yaml_file, refuses):
     file = yaml_file({"lr": 0.1, "learning_rate": 0.1})
-    with refuses(file, "learning_rate", "an unknown key", "one of attn_implementation, basepath, bs"):
+    with refuses(
+        file, "learning_rate", "an unknown key", "one of activation_checkpointing, attn_implementation, basepath"
+    ):
         parse(Eagle3Settings, [*NEEDED, "--config", file])
 
 

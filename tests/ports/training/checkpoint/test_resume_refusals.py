@@ -26,6 +26,7 @@ CHANGES = [
     ({"epoch": 2}, "epoch was 1, now 2"),
     ({"noise": False}, "noise was True, now False"),
     ({"shuffle": False}, "shuffle was True, now False"),
+    ({"group_by_length": True}, "group_by_length was False, now True"),
     ({"seed": 1}, "seed was 0, now 1"),
     ({"num_workers": 1}, "num_workers was 0, now 1"),
     ({"max_len": 5}, "max_len was 8192, now 5"),
@@ -58,7 +59,9 @@ def test_another_rate_takes_effect_at_once(stopped, start_run, tmp_path):
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 4 / 12)
 
 
-@pytest.mark.parametrize("name", ["data_num", "max_steps", "save_steps", "keep_last"])
+@pytest.mark.parametrize(
+    "name", ["data_num", "max_steps", "save_steps", "keep_last", "prefetch_factor", "activation_checkpointing"]
+)
 def test_settings_that_no_number_depends_on(stopped, start_run, tmp_path, name):
     start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, **{name: 9})
 
