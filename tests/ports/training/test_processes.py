@@ -69,32 +69,6 @@ def two_processes():
     return torchrun(free_port(), "--nproc_per_node", "2")
 
 
-@pytest.fixture
-def words(fixture):
-    """A command line for either algorithm."""
-
-    def make(algorithm, cpdir, *switches, **changes):
-        values = {
-            "basepath": fixture / "verifier",
-            "configpath": fixture / f"draft_{algorithm}.json",
-            "tmpdir": fixture / f"data_{algorithm}",
-            "cpdir": cpdir,
-            "bs": 1,
-            "lr": 1e-3,
-            "epoch": 0,
-            "num_workers": 0,
-            "mixed_precision": "no",
-            "forward_num_total": 2,
-        }
-        if algorithm == "eagle3":
-            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
-        values |= changes
-        flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-        return [*flags, "--no-progress", *switches]
-
-    return make
-
-
 class Gradients(Observer):
     """Writes the gradients of the first optimizer step."""
 
