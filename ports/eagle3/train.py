@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from accelerate import Accelerator
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ports.eagle3.config import load_draft_config
@@ -23,6 +23,7 @@ from ports.training.observer import Observer
 from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.shards import whole
 from ports.training.verifier import check_weights_present, reading_weights
 from ports.training.vocabulary import load_vocabulary_map
 
@@ -97,8 +98,8 @@ def run(
 
 def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
     """Scale all gradients so that their global norm is at most 1."""
-    norm = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
-    return None if norm is None else float(norm)
+    norm: Tensor | None = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
+    return None if norm is None else float(whole(norm))
 
 
 def execute(settings: Eagle3Settings) -> None:

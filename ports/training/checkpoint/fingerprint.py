@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ports.errors import InputError
 from ports.training.settings import TrainingSettings
+from ports.training.shards import whole
 
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
@@ -40,7 +41,7 @@ def fingerprint(settings: TrainingSettings, draft: Any, files: Iterable[Path], w
         settings: the run's.
         draft: built, with its verifier's weights in it.
         files: the records in order.
-        world: precision and processes.
+        world: precision, processes and what shards the states.
     """
     plain = {name: value for name, value in settings.as_json().items() if name not in NEUTRAL | PATHS}
     vocabulary = {name: value for name, value in draft.named_buffers() if name in ("t2d", "d2t")}
@@ -87,11 +88,11 @@ def _relative(file: Path, directory: Path) -> str:
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """Names, dtypes, shapes and bytes."""
+    """Names, dtypes, shapes and bytes; every process must ask where they are sharded."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        plain = value.detach().cpu().contiguous().view(-1)
+        plain = whole(value.detach()).cpu().contiguous().view(-1)
         digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
