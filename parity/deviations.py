@@ -117,6 +117,37 @@ LEDGER: tuple[Deviation, ...] = (
         "logged under its names at every micro-batch",
         "tests/parity/test_deviations.py::test_unlogged_metrics",
     ),
+    Deviation(
+        "hard-coded-offsets",
+        "data generation, Llama",
+        "the loss mask is cut at sums of token counts and constants that fit automatic BOS and one header: without "
+        "automatic BOS every later answer is masked wrongly; a dialogue that the user ends keeps three more positions",
+        "--loss_mask exact takes the answers' own tokens; --loss_mask prototype reproduces the offsets",
+        "tests/parity/test_deviations.py::test_hard_coded_offsets",
+    ),
+    Deviation(
+        "first-match-mask",
+        "data generation, Qwen and Mistral",
+        "an answer is marked where its tokens occur first: a repeated answer is in the loss once, and the script stops "
+        "where an answer tokenizes differently by itself",
+        "--loss_mask exact marks every answer where it stands; --loss_mask prototype reproduces the search",
+        "tests/parity/test_deviations.py::test_first_match_mask",
+    ),
+    Deviation(
+        "leading-space",
+        "data generation, ShareGPT",
+        "a space is put before every answer; Llama's template trims it, Qwen's and Mistral's keep it, so that the "
+        "draft learns from answers that the verifier would not begin like that",
+        "kept; --no-leading_space leaves it out",
+        "tests/parity/test_deviations.py::test_leading_space",
+    ),
+    Deviation(
+        "inclusive-range",
+        "data generation",
+        "--samples n takes n + 1 rows, and stops where the data set has fewer",
+        "kept; a shorter data set is taken as it is",
+        "tests/parity/test_deviations.py::test_inclusive_range",
+    ),
 )
 
 
