@@ -79,7 +79,7 @@ LEDGER: tuple[Deviation, ...] = (
         "walk-order",
         "data",
         "samples come in the file system's order and every file counts as one",
-        "*.ckpt files in natural order",
+        "*.ckpt and *.safetensors files in natural order",
         "tests/parity/test_deviations.py::test_walk_order",
     ),
     Deviation(

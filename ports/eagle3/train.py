@@ -20,6 +20,7 @@ from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
+from ports.training.provenance import check_origin, recorded_layers
 from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
@@ -36,7 +37,11 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
         InputError: names the file, the field, what was found and what was expected.
     """
     config = load_draft_config(
-        settings.configpath, settings.basepath, settings.forward_num_total, settings.ttt_alignment
+        settings.configpath,
+        settings.basepath,
+        settings.forward_num_total,
+        settings.ttt_alignment,
+        recorded_layers(settings.tmpdir),
     )
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
@@ -53,9 +58,9 @@ def build_dataset(
     settings: Eagle3Settings, config: Eagle3SpeculatorConfig, draw: Draw = torch.rand_like
 ) -> RecordDataset:
     """The records below ``--tmpdir`` as training samples."""
-    layer = config.transformer_layer_config
+    layer, files = config.transformer_layer_config, list_records(settings.tmpdir)
     return RecordDataset(
-        files=list_records(settings.tmpdir),
+        files=files,
         widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
         vocab_size=layer.vocab_size,
         max_len=settings.max_len,
@@ -63,6 +68,7 @@ def build_dataset(
         noise=settings.noise,
         draw=draw,
         skip_bad=settings.on_bad_record == "skip",
+        like=check_origin(files, "eagle3", settings.basepath, config.eagle_aux_hidden_state_layer_ids),
     )
 
 

@@ -22,6 +22,7 @@ from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
+from ports.training.provenance import check_origin
 from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
@@ -58,9 +59,9 @@ def build(settings: HassSettings) -> HassDraftModel:
 
 def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Draw = torch.rand_like) -> RecordDataset:
     """The records below ``--tmpdir`` as training samples."""
-    layer = config.transformer_layer_config
+    layer, files = config.transformer_layer_config, list_records(settings.tmpdir)
     return RecordDataset(
-        files=list_records(settings.tmpdir),
+        files=files,
         widths={"hidden_state": layer.hidden_size},
         vocab_size=layer.vocab_size,
         max_len=settings.max_len,
@@ -68,6 +69,7 @@ def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Dr
         noise=settings.noise,
         draw=draw,
         skip_bad=settings.on_bad_record == "skip",
+        like=check_origin(files, "hass", settings.basepath, None),
     )
 
 

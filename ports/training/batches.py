@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.noise import Draw, add_uniform_noise
+from ports.training.record_info import RecordInfo
 from ports.training.records import read_record
 from ports.training.samples import Sample, make_sample
 
@@ -26,7 +27,8 @@ Batch = dict[str, Tensor]
 class RecordDataset(Dataset["Sample | Skipped"]):
     """Records on disk as training samples, with noise on the features when ``noise`` is set.
 
-    With ``skip_bad`` a record that cannot be used is visited as :class:`Skipped` instead of ending the run.
+    With ``skip_bad`` a record that cannot be used is visited as :class:`Skipped` instead of ending the run. Records
+    that know where they come from must come from where ``like`` does.
     """
 
     files: Sequence[Path]
@@ -37,6 +39,7 @@ class RecordDataset(Dataset["Sample | Skipped"]):
     noise: bool = True
     draw: Draw = field(default=torch.rand_like)
     skip_bad: bool = False
+    like: RecordInfo | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -51,7 +54,7 @@ class RecordDataset(Dataset["Sample | Skipped"]):
 
     def sample(self, index: int) -> Sample:
         """One sample, or the InputError that says why there is none."""
-        record = read_record(self.files[index], self.widths, self.vocab_size)
+        record = read_record(self.files[index], self.widths, self.vocab_size, self.like)
         sample = make_sample(record, self.max_len, self.alignment)
         sample.file = str(self.files[index])
         if self.noise:

@@ -29,7 +29,7 @@ class TrainingSettings(BaseSettings):
 
     basepath: str = Field(description="verifier: Hugging Face directory or hub id")
     configpath: str = Field(description="draft: prototype JSON, Speculators config or checkpoint directory, or hub id")
-    tmpdir: Path = Field(description="directory of the training records (*.ckpt), read in natural order")
+    tmpdir: Path = Field(description="directory of the training records (*.safetensors, *.ckpt), read in natural order")
     cpdir: Path = Field(description="where checkpoints and metrics go")
 
     lr: float = Field(3e-5, gt=0, description="peak learning rate")

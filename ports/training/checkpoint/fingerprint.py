@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.training.record_info import SUFFIX
 from ports.training.settings import TrainingSettings
 
 NEUTRAL = frozenset(
@@ -27,7 +28,8 @@ FIXED = frozenset({"algorithm", "draft", "verifier", "vocabulary"})
 """A run with another one of these is another run: not even ``--resume_anyway`` goes on."""
 
 TAIL = 4096
-"""A record is a zip archive, whose last bytes list the checksums of everything in it."""
+"""A ``*.ckpt`` is a zip archive, whose last bytes list the checksums of everything in it; a ``*.safetensors`` begins
+with its header, ids and mask, and is digested from both ends."""
 
 Fingerprint = dict[str, Any]
 
@@ -65,18 +67,19 @@ def records_digest(directory: Path, files: Iterable[Path]) -> str:
     """Names in order, sizes and last bytes: cheap for 68,000 files, and different for every other content."""
     digest = hashlib.sha256()
     for file in files:
-        size, tail = _end_of(file)
-        digest.update(f"{_relative(file, directory)}\0{size}\0".encode() + tail)
+        size, ends = _ends_of(file)
+        digest.update(f"{_relative(file, directory)}\0{size}\0".encode() + ends)
     return digest.hexdigest()[:16]
 
 
-def _end_of(file: Path) -> tuple[int, bytes]:
+def _ends_of(file: Path) -> tuple[int, bytes]:
     """Size and last bytes; a record that cannot be read, which ``--on_bad_record skip`` allows, has neither."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
+            head = stream.read(TAIL) if file.suffix == SUFFIX else b""
             stream.seek(max(0, size - TAIL))
-            return size, stream.read(TAIL)
+            return size, head + stream.read(TAIL)
     except OSError:
         return -1, b""
 
