@@ -148,6 +148,14 @@ LEDGER: tuple[Deviation, ...] = (
         "kept; a shorter data set is taken as it is",
         "tests/parity/test_deviations.py::test_inclusive_range",
     ),
+    Deviation(
+        "unstable-zipf",
+        "vocabulary map",
+        "tokens of equal count come in the order of an unstable sort, so that the map depends on the numpy build; "
+        "files are counted in os.walk order",
+        "Speculators' builder, ties by id, files in natural order; a recorded map is data: --t2d and --d2t take it",
+        "tests/parity/test_deviations.py::test_unstable_zipf",
+    ),
 )
 
 

@@ -25,7 +25,8 @@ from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
 from ports.training.verifier import check_weights_present, reading_weights
-from ports.training.vocabulary import load_vocabulary_map
+from ports.training.vocabulary import VocabularyMap, load_vocabulary_map
+from ports.training.vocabulary_file import VOCABULARY_KEY, check_digest
 
 GRAD_CLIP = 1.0
 
@@ -45,6 +46,7 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     )
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
+    _check_vocabulary(settings, config, vocabulary)
     check_weights_present(settings.basepath)
     with reading_weights(settings.basepath):
         draft = build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
@@ -52,6 +54,13 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     if chosen is not None:
         load_weights(draft, chosen.directory)
     return draft
+
+
+def _check_vocabulary(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, vocabulary: VocabularyMap) -> None:
+    """The map must be the one of the data and of the config; a config that names none names this one from now on."""
+    named = (settings.configpath, getattr(config, VOCABULARY_KEY, None))
+    check_digest(vocabulary.digest, settings.t2d, (settings.tmpdir, settings.t2d.parent), named)
+    setattr(config, VOCABULARY_KEY, vocabulary.digest)
 
 
 def build_dataset(

@@ -1,4 +1,4 @@
-"""``speculator-generate [show|estimate] ...`` or ``python -m ports.generate ...``."""
+"""``speculator-generate [show|estimate|vocabulary] ...`` or ``python -m ports.generate ...``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ports.generate.prepare import say
 from ports.generate.run import generate, prepare, summary
 from ports.generate.settings import GenerationSettings
 from ports.generate.show import show
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.training.command_line import parse
 
 
@@ -40,7 +41,18 @@ def run_generate(argv: Sequence[str]) -> None:
     generate(parse(GenerationSettings, argv))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"show": run_show, "estimate": run_estimate}
+def run_vocabulary(argv: Sequence[str]) -> None:
+    """Choose the draft's vocabulary."""
+    chosen = write_vocabulary(parse(VocabularySettings, argv))
+    share = chosen.covered / chosen.tokens if chosen.tokens else 0.0
+    say(f"{chosen.draft_vocab_size} of {chosen.vocab_size} tokens cover {share:.2%} of {chosen.tokens:,}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "show": run_show,
+    "estimate": run_estimate,
+    "vocabulary": run_vocabulary,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

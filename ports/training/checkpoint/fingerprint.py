@@ -8,10 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ports.errors import InputError
+from ports.training.digests import tensors_digest
 from ports.training.record_info import SUFFIX
 from ports.training.settings import TrainingSettings
 
@@ -86,16 +84,6 @@ def _ends_of(file: Path) -> tuple[int, bytes]:
 
 def _relative(file: Path, directory: Path) -> str:
     return str(file.relative_to(directory)) if file.is_relative_to(directory) else file.name
-
-
-def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """Names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        plain = value.detach().cpu().contiguous().view(-1)
-        digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _digest(content: bytes) -> str:
