@@ -20,10 +20,9 @@ from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
-from ports.training.provenance import check_origin, recorded_layers
-from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.sources import Needs, build_source, recorded_layers
 from ports.training.verifier import check_weights_present, reading_weights
 from ports.training.vocabulary import VocabularyMap, load_vocabulary_map
 from ports.training.vocabulary_file import VOCABULARY_KEY, check_digest
@@ -42,7 +41,7 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
         settings.basepath,
         settings.forward_num_total,
         settings.ttt_alignment,
-        recorded_layers(settings.tmpdir),
+        recorded_layers(settings),
     )
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
@@ -66,19 +65,9 @@ def _check_vocabulary(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, 
 def build_dataset(
     settings: Eagle3Settings, config: Eagle3SpeculatorConfig, draw: Draw = torch.rand_like
 ) -> RecordDataset:
-    """The records below ``--tmpdir`` as training samples."""
-    layer, files = config.transformer_layer_config, list_records(settings.tmpdir)
-    return RecordDataset(
-        files=files,
-        widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
-        vocab_size=layer.vocab_size,
-        max_len=settings.max_len,
-        alignment=settings.ttt_alignment,
-        noise=settings.noise,
-        draw=draw,
-        skip_bad=settings.on_bad_record == "skip",
-        like=check_origin(files, "eagle3", settings.basepath, config.eagle_aux_hidden_state_layer_ids),
-    )
+    """The samples that the settings name."""
+    layer, layers = config.transformer_layer_config, config.eagle_aux_hidden_state_layer_ids
+    return build_source(settings, Needs("eagle3", layer.hidden_size, layer.vocab_size, layers), draw)
 
 
 def start(

@@ -101,11 +101,16 @@ def _encode_one(
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is read from the verifier, before it is loaded."""
+    """What is read from the verifier, before it is loaded; ``hidden_size`` 0 stands for records without features."""
 
     hidden_size: int
     layers: list[int] | None
     dtype: str
+
+    @property
+    def without_features(self) -> bool:
+        """Are ids and masks all that is wanted?"""
+        return self.hidden_size == 0
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -127,10 +132,11 @@ def geometry(settings: GenerationSettings) -> Geometry:
     layers = None
     if settings.algorithm == "eagle3":
         layers = chosen_layers(settings.aux_layers, settings.model_path, config.num_hidden_layers)
-    default = "auto" if settings.algorithm == "eagle3" else "float16"
+    default = "float16" if settings.algorithm == "hass" else "auto"
     dtype = default if settings.dtype == "default" else settings.dtype
+    size = 0 if settings.algorithm == "ids" else config.hidden_size
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return Geometry(config.hidden_size, layers, own if dtype == "auto" else dtype)
+    return Geometry(size, layers, own if dtype == "auto" else dtype)
 
 
 def describe(settings: GenerationSettings, work: Work, shape: Geometry, tokenizer: Any, device: str) -> Manifest:

@@ -74,9 +74,15 @@ def summary(prepared: Prepared) -> list[str]:
     return [
         *skipped,
         f"{rows:,} dialogues, {manifest.tokens:,} tokens, {share:.0%} of them in the loss, {len(skipped)} skipped",
-        f"features of entries {shape.layers or 'last'}, {shape.dtype}, {shape.bytes_of(1000) // 1000:,} bytes a token",
+        f"{_features(shape)}, {shape.bytes_of(1000) // 1000:,} bytes a token",
         f"{gigabytes(prepared.disk)} of records",
     ]
+
+
+def _features(shape: Geometry) -> str:
+    if shape.without_features:
+        return "no features"
+    return f"features of entries {shape.layers or 'last'} in {shape.dtype}"
 
 
 def generate(settings: GenerationSettings) -> None:

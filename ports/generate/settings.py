@@ -36,8 +36,8 @@ class GenerationSettings(BaseSettings):
     total_gpus: int = Field(1, ge=1, description="devices to share out; without any, the number of processes")
     gpus_per_model: int = Field(1, ge=1, description="devices that one process spreads the verifier over")
 
-    algorithm: Literal["eagle3", "hass"] = Field(
-        "eagle3", description="eagle3: three layers and the last; hass: the last"
+    algorithm: Literal["eagle3", "hass", "ids"] = Field(
+        "eagle3", description="eagle3: three layers and the last; hass: the last; ids: none, for training with --online"
     )
     loss_mask: LossMask = Field(LossMask.EXACT, description="exact: the answers' tokens; prototype: as the prototypes'")
     leading_space: bool = Field(True, description="sharegpt: a space before every answer, as the prototypes put")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,12 @@ from ports.generate.manifest import Manifest
 from ports.generate.prepare import Geometry, Row, info_of
 from ports.generate.records import is_whole, record_file, write_record
 from ports.generate.settings import GenerationSettings
-from ports.generate.verifier import FeatureReader, load_verifier
 from ports.training.checkpoint.atomic import PARTIAL
 from ports.training.checkpoint.lock import DirectoryLock
+from ports.training.features import FeatureReader, load_verifier
+
+Read = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
+"""Features of dialogues."""
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -55,6 +58,8 @@ def work(task: Task) -> int:
         buckets = [bucket for bucket in _buckets(task) if not all(_done(task, index) for index in bucket)]
         if not buckets:
             return 0
+        if task.shape.without_features:
+            return _run(task, buckets, lambda dialogues: [{} for _ in dialogues])
         spread = task.settings.gpus_per_model > 1 and torch.accelerator.is_available()
         model = load_verifier(task.settings.model_path, task.shape.dtype, task.settings.device, spread)
         return _run(task, buckets, FeatureReader(model, task.shape.layers))
@@ -70,7 +75,7 @@ def _done(task: Task, index: int) -> bool:
     return is_whole(record_file(task.folder, index), info_of(task.manifest, task.rows[index]))
 
 
-def _run(task: Task, buckets: list[list[int]], read: FeatureReader) -> int:
+def _run(task: Task, buckets: list[list[int]], read: Read) -> int:
     total = sum(len(task.rows[index].encoded.ids) for bucket in buckets for index in bucket)
     show = task.settings.progress
     with tqdm(total=total, desc=f"process {task.index}", unit="tok", unit_scale=True, disable=not show) as bar:

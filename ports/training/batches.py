@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.noise import Draw, add_uniform_noise
 from ports.training.record_info import RecordInfo
-from ports.training.records import read_record
+from ports.training.records import Record, read_record
 from ports.training.samples import Sample, make_sample
 
 Batch = dict[str, Tensor]
@@ -44,17 +44,31 @@ class RecordDataset(Dataset["Sample | Skipped"]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Sample | Skipped:
+    def __getitem__(self, index: int) -> Any:
+        return self.visit(index, lambda: self.record(index))
+
+    def visit(self, index: int, record: Callable[[], Record]) -> Sample | Skipped:
+        """The sample of ``record``, number ``index`` of the data, or why there is none."""
         try:
-            return self.sample(index)
+            return self._sample(index, record())
         except InputError as error:
             if not self.skip_bad:
                 raise
             return Skipped(str(error))
 
+    def record(self, index: int) -> Record:
+        """One checked record, or the InputError that says why there is none."""
+        return read_record(self.files[index], self.widths, self.vocab_size, self.like)
+
+    def collate_fn(self) -> CollateVisits:
+        """Makes a batch of what :meth:`__getitem__` gives."""
+        return CollateVisits(self.widths)
+
     def sample(self, index: int) -> Sample:
-        """One sample, or the InputError that says why there is none."""
-        record = read_record(self.files[index], self.widths, self.vocab_size, self.like)
+        """The sample of one record, or the InputError that says why there is none."""
+        return self._sample(index, self.record(index))
+
+    def _sample(self, index: int, record: Record) -> Sample:
         sample = make_sample(record, self.max_len, self.alignment)
         sample.file = str(self.files[index])
         if self.noise:
@@ -120,7 +134,7 @@ def build_loader(
         shuffle=shuffle if sampler is None else None,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=CollateVisits(dataset.widths),
+        collate_fn=dataset.collate_fn(),
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )

@@ -7,14 +7,8 @@ from pathlib import Path
 
 from ports.errors import InputError
 from ports.training.record_info import RecordInfo, check_features
-from ports.training.records import list_records, recorded_info
+from ports.training.records import recorded_info
 from ports.training.verifier_fingerprint import verifier_fingerprint
-
-
-def recorded_layers(directory: Path) -> Sequence[int] | None:
-    """Where the records below ``directory`` have their features from, if they say so."""
-    info = recorded_info(list_records(directory)) if directory.is_dir() else None
-    return None if info is None else info.feature_layers or None
 
 
 def check_origin(

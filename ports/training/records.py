@@ -73,6 +73,11 @@ def read_record(path: Path, widths: Mapping[str, int], vocab_size: int, like: Re
     record, info = (_load(path), None) if path.suffix != SUFFIX else _load_safetensors(path)
     if info is not None and like is not None:
         check_features(path, info, like.verifier, like.feature_layers)
+    return check_record(path, record, widths, vocab_size)
+
+
+def check_record(path: Path, record: Mapping[str, Any], widths: Mapping[str, int], vocab_size: int) -> Record:
+    """The fields of ``record`` that training reads, each of them checked; see :func:`read_record`."""
     ids = _field(path, record, "input_ids")
     _check_ids(path, ids, vocab_size)
     mask = _field(path, record, "loss_mask")

@@ -49,7 +49,8 @@ def start_training(
         sampler: takes the place of shuffling.
         observer: looks on.
     """
-    loader = build_loader(dataset, settings.bs, settings.shuffle, settings.num_workers, sampler)
+    workers = 0 if settings.online else settings.num_workers  # the verifier lives in this process
+    loader = build_loader(dataset, settings.bs, settings.shuffle, workers, sampler)
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)

@@ -67,6 +67,15 @@ class TrainingSettings(BaseSettings):
     on_bad_record: Literal["fail", "skip"] = Field(
         "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
     )
+    online: bool = Field(
+        False,
+        description="run the verifier beside the draft: of the records in tmpdir only ids and masks are read, "
+        "by this process",
+    )
+    verifier_dtype: Literal["default", "auto", "float16", "bfloat16", "float32"] = Field(
+        "default",
+        description="online: the verifier's precision; auto for Eagle3 and float16 for HASS, as in generation",
+    )
     num_workers: int = Field(8, ge=0, description="loader processes; they draw the noise, so runs depend on them")
     seed: int = Field(0, ge=0, description="seed of python, numpy and torch, set once before anything is drawn")
     ttt_alignment: Alignment = Field(

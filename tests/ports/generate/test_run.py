@@ -43,6 +43,16 @@ def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm) ->
         assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
 
 
+def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) -> None:
+    """Records for training with --online."""
+    monkeypatch.setattr("ports.generate.worker.load_verifier", None)
+    files = list_records(generate(algorithm="ids"))
+    record = read_record(files[0], {}, SPEC.vocab_size)
+    assert len(files) == 8
+    assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
+    assert files[0].stat().st_size < 1000 + 16 * len(record["input_ids"])
+
+
 @pytest.mark.parametrize(("choice", "layers"), [("speculators", (2, 3, 4)), ("1,2,6", (1, 2, 6))])
 def test_other_layers_can_be_chosen(generate, model, choice, layers) -> None:
     files = list_records(generate(aux_layers=choice, samples=0))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ports.generate.verifier import FeatureReader, load_verifier
+from ports.training.features import FeatureReader, load_verifier
 
 
 @pytest.fixture
@@ -12,8 +12,8 @@ def dialogues() -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def model(verifier_once):
-    return load_verifier(str(verifier_once), "float32", "cpu")
+def model(built_once):
+    return load_verifier(str(built_once / "verifier"), "float32", "cpu")
 
 
 @pytest.mark.parametrize("layers", [[3, 4, 5], None], ids=["eagle3", "hass"])
