@@ -22,10 +22,10 @@ from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
-from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
 from ports.training.shards import own_part, whole
+from ports.training.sources import Needs, build_source
 from ports.training.verifier import check_weights_present, reading_weights
 
 GRAD_CLIP = 0.5
@@ -57,18 +57,9 @@ def build(settings: HassSettings) -> HassDraftModel:
 
 
 def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Draw = torch.rand_like) -> RecordDataset:
-    """The records below ``--tmpdir`` as training samples."""
+    """The samples that the settings name."""
     layer = config.transformer_layer_config
-    return RecordDataset(
-        files=list_records(settings.tmpdir),
-        widths={"hidden_state": layer.hidden_size},
-        vocab_size=layer.vocab_size,
-        max_len=settings.max_len,
-        alignment=settings.ttt_alignment,
-        noise=settings.noise,
-        draw=draw,
-        skip_bad=settings.on_bad_record == "skip",
-    )
+    return build_source(settings, Needs("hass", layer.hidden_size, layer.vocab_size), draw)
 
 
 def start(
