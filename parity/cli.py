@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from loguru import logger
 from rich.console import Console
 
 import fixtures
@@ -22,6 +19,7 @@ from parity.report import print_report, write_html, write_json, write_scaling
 from parity.runs.original import OriginalRunError, record_original
 from parity.select import matches
 from parity.verdict import Options, verdict
+from ports.quiet import hush_libraries
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -98,22 +96,11 @@ def _algorithms(name: str | None) -> tuple[str, ...]:
     return (name,)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries' chatter goes nowhere; the ports' own printing neither, since the trace keeps it."""
-    from transformers.utils import logging
-
-    logger.remove()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    yield
-
-
 def main() -> None:
-    """Entry point."""
+    """Entry point; the libraries' chatter goes nowhere."""
+    hush_libraries()
     try:
-        with _quiet():
-            app()
+        app()
     except (InputError, OriginalRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
