@@ -15,7 +15,7 @@ from parity.case import find_cases
 from parity.doctor import print_environment
 from parity.errors import InputError
 from parity.live import request_for
-from parity.report import print_report, write_html, write_json, write_scaling
+from parity.report import print_report, write_html, write_json, write_performance, write_scaling
 from parity.runs.original import OriginalRunError, record_original
 from parity.select import matches
 from parity.verdict import Options, verdict
@@ -74,9 +74,12 @@ def record(
 def plot(
     bench: Annotated[Path, typer.Argument(help="JSON of pytest benchmarks --benchmark-json")],
     output: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("bench.html"),
+    markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
 ) -> None:
     """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
     write_scaling(bench, output)
+    if markdown is not None:
+        write_performance(bench, markdown)
     typer.echo(f"report: {output}")
 
 

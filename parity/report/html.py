@@ -58,6 +58,13 @@ def environment() -> Environment:
     return made
 
 
+def markdown() -> Environment:
+    """The same for pages in Markdown, which are not escaped."""
+    made = environment()
+    made.autoescape = False
+    return made
+
+
 def breakable(name: str) -> Markup:
     """The name, escaped, with the places marked where a narrow column may break it."""
     escaped = str(Markup.escape(name))

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from parity.report.bench_file import Bench, Timing, read_bench
 from parity.report.files import write_beside
-from parity.report.html import environment
+from parity.report.html import environment, markdown
 from parity.report.numbers import short
 from parity.report.sections import environment_groups
 from parity.report.summary import unique
@@ -23,6 +23,9 @@ STYLES = {"original": "base", "reference": "run0", "speculators": "run1", "port 
 AGAINST = ("original", "reference", "speculators")
 SETTLED = 1024
 """Exponents are fitted from this length on, where arithmetic and not bookkeeping takes the time."""
+
+
+MACHINE = ("cpu", "cores", "device", "python", "torch", "transformers", "speculators")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,30 @@ def render_scaling(bench: Bench, title: str = "Training step") -> str:
         lines=[(timing, speedups(timing, bench.timings)) for timing in bench.timings],
         against=AGAINST,
         environment=environment_groups(bench.machine),
+    )
+
+
+def write_performance(bench: Path, output: Path, title: str = "Performance") -> None:
+    """The same timings as a Markdown page."""
+    write_beside(output, render_performance(read_bench(bench), title))
+
+
+def render_performance(bench: Bench, title: str = "Performance") -> str:
+    """The page as text."""
+    tables = [
+        (where, [(t, speedups(t, bench.timings)) for t in bench.timings if _where(t) == where])
+        for where in unique(_where(timing) for timing in bench.timings)
+    ]
+    return (
+        markdown()
+        .get_template("scaling.md.j2")
+        .render(
+            title=title,
+            tables=tables,
+            against=AGAINST,
+            panels=[*length_panels(bench.timings), *step_panels(bench.timings)],
+            machine=", ".join(f"{name} {bench.machine[name]}" for name in MACHINE if bench.machine.get(name)),
+        )
     )
 
 

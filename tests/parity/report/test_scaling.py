@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 from parity.cli import app
 from parity.errors import InputError
 from parity.report.bench_file import read_bench
-from parity.report.scaling import exponent, length_panels, render_scaling, speedups, step_panels, write_scaling
+from parity.report.scaling import (
+    exponent,
+    length_panels,
+    render_performance,
+    render_scaling,
+    speedups,
+    step_panels,
+    write_scaling,
+)
 
 
 def entry(side: str, length: int, seconds: float, peak: int, k: int = 3, algorithm: str = "eagle3") -> dict[str, Any]:
@@ -92,6 +100,16 @@ def test_the_command_writes_it(bench: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plot", str(bench), "--output", str(tmp_path / "out.html")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_markdown_page_is_a_table_with_every_shape(bench: Path) -> None:
+    page = render_performance(read_bench(bench))
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 6
+    assert len({row.count("|") for row in rows}) == 1
+    assert "| 2048 | 3 | port | 2 | 1,024 | 0.00205 | 0.5 | 8 |  |  |" in rows
+    assert "cpu <a processor>" in page
+    assert any(line.startswith("- Memory of eagle3, fp32, 1 thread, port: T^1") for line in page.splitlines())
 
 
 @pytest.mark.parametrize(
