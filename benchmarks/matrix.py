@@ -26,7 +26,7 @@ def sides_of(shape: Shape, original: bool) -> list[str]:
     sides = ["original"] if original else []
     sides += ["reference"]
     sides += ["speculators", "port chain"] if shape.algorithm == "eagle3" else []
-    sides += ["port eager", "port"]
+    sides += ["port eager", "port compiled", "port"]
     return [side for side in sides if _can(side, shape)]
 
 

@@ -44,6 +44,11 @@ def port_eager(case: Case, shape: Shape, cpdir: Path) -> Steps:
     return port(case, shape, cpdir, attn_implementation="eager", loss_implementation="eager")
 
 
+def port_compiled(case: Case, shape: Shape, cpdir: Path) -> Steps:
+    """With ``--compile``."""
+    return port(case, shape, cpdir, compile=True)
+
+
 def port_chain(case: Case, shape: Shape, cpdir: Path) -> Steps:
     """In the alignment that Speculators trains in, so that the two losses compare."""
     return port(case, shape, cpdir, ttt_alignment="chain")
@@ -103,5 +108,6 @@ SIDES: dict[str, Callable[[Case, Shape, Path], Steps]] = {
     "speculators": speculators,
     "port eager": port_eager,
     "port chain": port_chain,
+    "port compiled": port_compiled,
     "port": port,
 }

@@ -20,11 +20,13 @@ from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.checkpoint.resume import log_to_keep, resume
 from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
 from ports.training.command_line import parse
+from ports.training.compiled import compile_mlps
 from ports.training.grouping import LengthGroupedSampler, record_sizes
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.observer import Observer
 from ports.training.settings import TrainingSettings
+from ports.training.ttt_objective import TTTObjective
 from ports.training.verifier import tokenizer_files
 
 S = TypeVar("S", bound=TrainingSettings)
@@ -32,7 +34,7 @@ S = TypeVar("S", bound=TrainingSettings)
 
 def start_training(
     settings: TrainingSettings,
-    objective: nn.Module,
+    objective: TTTObjective,
     dataset: RecordDataset,
     clip: Clip,
     checkpoint: str,
@@ -61,6 +63,8 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
+    if settings.compile:
+        compile_mlps(objective.draft)
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)

@@ -60,10 +60,12 @@ def test_another_rate_takes_effect_at_once(stopped, start_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["data_num", "max_steps", "save_steps", "keep_last", "prefetch_factor", "activation_checkpointing"]
+    ("name", "value"),
+    [*((name, 9) for name in ("data_num", "max_steps", "save_steps", "keep_last", "prefetch_factor"))]
+    + [("activation_checkpointing", True)],
 )
-def test_settings_that_no_number_depends_on(stopped, start_run, tmp_path, name):
-    start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, **{name: 9})
+def test_settings_that_no_number_depends_on(stopped, start_run, tmp_path, name, value):
+    start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, **{name: value})
 
 
 def change_record(fixture):
