@@ -61,8 +61,14 @@ def test_another_rate_takes_effect_at_once(stopped, start_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*((name, 9) for name in ("data_num", "max_steps", "save_steps", "keep_last", "prefetch_factor"))]
-    + [("activation_checkpointing", True)],
+    [
+        ("data_num", 9),
+        ("max_steps", 9),
+        ("save_steps", 9),
+        ("keep_last", 9),
+        ("prefetch_factor", 9),
+        ("activation_checkpointing", True),
+    ],
 )
 def test_settings_that_no_number_depends_on(stopped, start_run, tmp_path, name, value):
     start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, **{name: value})
