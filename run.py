@@ -27,7 +27,10 @@ JOBS = {
     "parity": [["-m", "parity", "run", "--report", "report.html", "--json", "report.json"]],
     "test": [["-m", "pytest", *WORKERS, "--cov", "--cov-report=term", "--cov-fail-under=90"]],
     "lint": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
-    "bench": [["-m", "pytest", "benchmarks", "-p", "no:xdist", "--benchmark-json=bench.json"]],
+    "bench": [
+        ["-m", "pytest", "benchmarks", "-p", "no:xdist", "--benchmark-json=bench.json"],
+        ["-m", "parity.cli", "plot", "bench.json"],
+    ],
 }
 
 

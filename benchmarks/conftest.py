@@ -1,71 +1,54 @@
-"""The sides that are timed, on one thread."""
+"""Which shapes and sides are timed, and the races behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import ports  # noqa: F401  (its guard runs before anything imports transformers)
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
-from parity.case import Case
-from parity.environment import describe, deterministic, quietly
-from parity.runs.port import start_port
-from parity.speed import reference_steps
-from parity.synthetic import write_case
+from benchmarks.matrix import FULL, QUICK, sides_of
+from benchmarks.original import run_original, together
+from benchmarks.race import Measured, race
+from benchmarks.shapes import Shape
+from parity.environment import describe
 
-SPEC = VerifierSpec(
-    hidden_size=512,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    head_dim=64,
-    num_hidden_layers=3,
-    intermediate_size=1792,
-    vocab_size=32768,
-    max_position_embeddings=16384,
-    seed=11,
-)
-DRAFT_VOCABULARY = 8192
-PASSES = 30
+Races = Callable[[Shape], "dict[str, Measured]"]
 
-CaseOf = Callable[[str, int, int], Case]
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all lengths, TTT steps, bfloat16 and two threads: hours")
+    parser.addoption("--rounds", type=int, default=3, help="optimizer steps of every side, in turn (default: 3)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One benchmark for every shape and side."""
+    if {"shape", "side"} <= set(metafunc.fixturenames):
+        shapes = FULL if metafunc.config.getoption("--full") else QUICK
+        original = metafunc.config.getoption("--prototype") is not None
+        pairs = [(shape, side) for shape in shapes for side in sides_of(shape, original)]
+        marks = {"cuda": [pytest.mark.gpu]}
+        params = [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}", marks=marks.get(pair[0].device, [])) for pair in pairs]
+        metafunc.parametrize(("shape", "side"), params)
 
 
 @pytest.fixture(scope="session")
-def case_of(tmp_path_factory: pytest.TempPathFactory) -> CaseOf:
-    """A case of one sample of T tokens, two thirds of them in the loss; ``case_of(algorithm, length, k)``."""
-    fixtures: dict[int, Path] = {}
+def races(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Races:
+    """What every side measured on a shape; the first that asks has them run, in turn."""
+    fixtures, rounds = tmp_path_factory.mktemp("fixtures"), request.config.getoption("--rounds")
+    prototype = request.config.getoption("--prototype")
 
-    def make(algorithm: str, length: int, k: int) -> Case:
-        root = tmp_path_factory.mktemp("case")
-        if length not in fixtures:
-            folder = tmp_path_factory.mktemp("fixture") / f"t{length}"
-            fixtures[length] = build_random_fixture(
-                folder, spec=SPEC, lengths=(length,), draft_vocab_size=DRAFT_VOCABULARY
-            )
-        name = f"{algorithm}_t{length}_k{k}"
-        return write_case(root, fixtures[length], name, algorithm=algorithm, k=k, bs=1, epoch=PASSES)
+    @functools.cache
+    def run(shape: Shape) -> dict[str, Measured]:
+        sides = sides_of(shape, original=prototype is not None)
+        before = run_original(shape, Path(prototype), rounds, fixtures) if "original" in sides else None
+        measured = race(shape, [side for side in sides if side != "original"], rounds, fixtures)
+        if before is not None:
+            measured["original"] = together(before, run_original(shape, Path(prototype), rounds, fixtures))
+        return measured
 
-    return make
-
-
-@pytest.fixture(params=["reference", "port eager", "port"])
-def side(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Case], Iterator[int]]:
-    """Starts a run that yields after every optimizer step: the prototype's cost, the readable port, the default one."""
-    slow = {"attn_implementation": "eager", "loss_implementation": "eager"}
-    if request.param == "reference":
-        return lambda case: reference_steps(case)()
-    changes = slow if request.param == "port eager" else {}
-    return lambda case: start_port(case, tmp_path, **changes).optimizer_steps()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Fixed seeds, one thread, nothing printed."""
-    with deterministic(), quietly():
-        yield
+    return run
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:

@@ -1,47 +1,51 @@
-"""One optimizer step at h 512, V 32768, D 8192, on one thread in float32: seconds of thread CPU time, minima count.
+"""Seconds of one optimizer step, forward to Adam; pytest-benchmark's ``min`` is the figure that counts.
 
-The numbers of a shape count only if the port agrees with the reference there; that is checked first.
+The sides step in turn in processes of their own, see :mod:`benchmarks.race`; here their times are handed to
+pytest-benchmark. Times count only where the losses of the same weights and batch agree, which is asserted first.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from benchmarks.conftest import CaseOf
-from parity.case import Case
-from parity.runs.port import start_port
-from parity.runs.reference.loop import Run
-from parity.runs.reference.setup import prepare
+from benchmarks.conftest import Races
+from benchmarks.race import Measured
+from benchmarks.shapes import Shape
 
-LENGTHS = (256, 1024)
-STEPS = 3
+CLOSE = {"fp32": 5e-6, "bf16": 2e-2}
+SAME_LOSS = {"port eager": "reference", "port": "reference", "port chain": "speculators"}
+"""The original's own loss is held against the port's in the parity run."""
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.benchmark(timer=time.thread_time)
-def test_step(
-    algorithm: str, length: int, case_of: CaseOf, side: Callable[[Case], Iterator[int]], benchmark: Any, tmp_path: Path
-) -> None:
-    case = case_of(algorithm, length, 3)
-    assert_same_loss(case, tmp_path / "check")
-    running = side(case)
-    next(running)
-    benchmark.extra_info["tokens"] = length
-    benchmark.pedantic(lambda: next(running), rounds=STEPS)
+class Clock:
+    """A timer that moves by what was measured elsewhere."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def assert_same_loss(case: Case, cpdir: Path) -> None:
-    """First loss of the port and of the reference, on the weights and the batch that are timed."""
-    batch = next(iter((loop := start_port(case, cpdir)).loader))
-    with torch.no_grad():
-        port = float(loop.objective(batch).loss)
-    run = Run(prepare(case))
-    next(run.optimizer_steps())
-    assert port == pytest.approx(run.trace.curve[0].loss, rel=5e-6)
+CLOCK = Clock()
+
+
+@pytest.mark.benchmark(timer=CLOCK)
+def test_step(shape: Shape, side: str, races: Races, benchmark: Any) -> None:
+    measured = races(shape)
+    assert_same_loss(measured, side, CLOSE[shape.dtype])
+    replay = iter(measured[side].seconds)
+
+    def step() -> None:
+        CLOCK.now += next(replay)
+
+    benchmark.extra_info.update(measured[side].as_json())
+    benchmark.pedantic(step, rounds=len(measured[side].seconds), iterations=1)
+
+
+def assert_same_loss(measured: dict[str, Measured], side: str, close: float) -> None:
+    """Of ``side`` and of who computes the same; "port eager" stands in where there is no reference."""
+    other = next((name for name in (SAME_LOSS.get(side), "port eager") if name in measured and name != side), None)
+    if other is not None and side in SAME_LOSS:
+        assert measured[side].loss == pytest.approx(measured[other].loss, rel=close), f"{side} and {other}"

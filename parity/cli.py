@@ -1,15 +1,12 @@
-"""``parity run``, ``parity record`` and ``parity doctor``."""
+"""``parity run``, ``parity record``, ``parity plot`` and ``parity doctor``."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from loguru import logger
 from rich.console import Console
 
 import fixtures
@@ -18,10 +15,11 @@ from parity.case import find_cases
 from parity.doctor import print_environment
 from parity.errors import InputError
 from parity.live import request_for
-from parity.report import print_report, write_html, write_json
+from parity.report import print_report, write_html, write_json, write_scaling
 from parity.runs.original import OriginalRunError, record_original
 from parity.select import matches
 from parity.verdict import Options, verdict
+from ports.quiet import hush_libraries
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -73,6 +71,16 @@ def record(
 
 
 @app.command()
+def plot(
+    bench: Annotated[Path, typer.Argument(help="JSON of pytest benchmarks --benchmark-json")],
+    output: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("bench.html"),
+) -> None:
+    """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
+    write_scaling(bench, output)
+    typer.echo(f"report: {output}")
+
+
+@app.command()
 def doctor(
     prototype: Annotated[Optional[Path], typer.Option(help="check this checkout too")] = None,  # noqa: UP045
 ) -> None:
@@ -88,22 +96,11 @@ def _algorithms(name: str | None) -> tuple[str, ...]:
     return (name,)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries' chatter goes nowhere; the ports' own printing neither, since the trace keeps it."""
-    from transformers.utils import logging
-
-    logger.remove()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    yield
-
-
 def main() -> None:
-    """Entry point."""
+    """Entry point; the libraries' chatter goes nowhere."""
+    hush_libraries()
     try:
-        with _quiet():
-            app()
+        app()
     except (InputError, OriginalRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

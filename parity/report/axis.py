@@ -74,6 +74,26 @@ class LogAxis:
         return self.start + (exponent - low) / (self.high - low) * (self.end - self.start)
 
 
+@dataclass(frozen=True)
+class MarkedLogAxis:
+    """A logarithmic axis from the smallest of ``marks`` to the largest, with a tick at each."""
+
+    marks: tuple[float, ...]
+    start: float
+    end: float
+
+    def place(self, value: float) -> float | None:
+        """NaN, infinities and what is not positive have no place."""
+        if not math.isfinite(value) or value <= 0:
+            return None
+        low, high = math.log(self.marks[0]), math.log(self.marks[-1])
+        return self.start + (math.log(value) - low) / ((high - low) or 1.0) * (self.end - self.start)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """The marks, in whole numbers."""
+        return [(pixel, f"{mark:,.0f}") for mark in self.marks if (pixel := self.place(mark)) is not None]
+
+
 def linear_axis(values: Iterable[float], start: float, end: float, whole: bool = False) -> LinearAxis:
     """A linear axis around the finite values; it does not blow up a spread of less than a hundredth of them."""
     finite = [_clamp(value) for value in values if math.isfinite(value)] or [0.0]
@@ -90,6 +110,12 @@ def log_axis(values: Iterable[float], start: float, end: float) -> LogAxis:
     logs = [math.log10(value) for value in values if math.isfinite(value) and value > 0] or [0.0]
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     return LogAxis(low, max(high, low + 1), start, end, zero=any(value == 0 for value in values))
+
+
+def marked_log_axis(values: Iterable[float], start: float, end: float) -> MarkedLogAxis:
+    """A logarithmic axis with ticks at the positive finite values."""
+    marks = sorted({value for value in values if math.isfinite(value) and value > 0}) or [1.0]
+    return MarkedLogAxis(tuple(marks), start, end)
 
 
 def nice_step(step: float) -> float:

@@ -27,7 +27,7 @@ def write_html(report: Report, path: str | Path, title: str = "Parity report") -
 def render_html(report: Report, title: str = "Parity report") -> str:
     """The page as text. Everything the report holds is escaped."""
     checks, lines = matrix(report)
-    template = _environment().get_template("template.html.j2")
+    template = environment().get_template("template.html.j2")
     return template.render(
         title=title,
         report=report,
@@ -48,13 +48,14 @@ def _quantities(report: Report) -> list[str]:
     return sorted(unique(curve.quantity for curve in report.curves), key=lambda quantity: quantity != "loss")
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of the reports: everything escaped, what is missing an error."""
+    made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(short=short, scaled=scaled, count=count, breakable=breakable)
-    environment.globals.update(margin=margin, tokens_per_second=sections.tokens_per_second, units=UNITS)
-    return environment
+    made.filters.update(short=short, scaled=scaled, count=count, breakable=breakable)
+    made.globals.update(margin=margin, tokens_per_second=sections.tokens_per_second, units=UNITS)
+    return made
 
 
 def breakable(name: str) -> Markup:

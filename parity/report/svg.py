@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from parity.report.axis import Axis, linear_axis, log_axis
+from parity.report.axis import Axis, linear_axis, log_axis, marked_log_axis
 from parity.report.numbers import short
 
 WIDTH = 400
@@ -42,12 +42,21 @@ class Bar:
 
 
 def line_chart(
-    series: Sequence[Series], title: str, x_label: str, y_label: str, log: bool = False, height: int = 220
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    y_label: str,
+    log: bool = False,
+    height: int = 220,
+    log_x: bool = False,
 ) -> str:
-    """Lines over a counting x axis; values that are not finite, or not positive on a log axis, leave a gap."""
+    """Lines over a counting x axis; values that are not finite, or not positive on a log axis, leave a gap.
+
+    With ``log_x`` the x axis is logarithmic too, with ticks at the points.
+    """
     y_axis = (log_axis if log else linear_axis)([y for line in series for _, y in line.points], height - 34, 28)
     left = 14 + CHARACTER * max((len(label) for _, label in y_axis.ticks()), default=1)
-    x_axis = linear_axis([x for line in series for x, _ in line.points], left, WIDTH - 12, whole=True)
+    x_axis = _x_axis([x for line in series for x, _ in line.points], left, log_x)
     parts = [_y_grid(y_axis, left), _x_ticks(x_axis, height - 34)]
     parts += [_text(2, 14, y_label, "axis"), _text(WIDTH - 12, height - 3, x_label, "axis", "end")]
     parts += [_line(line, x_axis, y_axis) for line in series]
@@ -132,6 +141,12 @@ def _fitted(label: str, most: int = 56) -> str:
 def _apart(axis: Axis, x: float) -> list[tuple[float, str]]:
     """The ticks that keep clear of the label at ``x`` and of the left edge."""
     return [(pixel, label) for pixel, label in axis.ticks() if pixel > 16 and abs(pixel - x) > 44]
+
+
+def _x_axis(values: Sequence[float], left: float, log: bool) -> Axis:
+    if log:
+        return marked_log_axis(values, left + 8, WIDTH - 18)
+    return linear_axis(values, left, WIDTH - 12, whole=True)
 
 
 def _y_grid(axis: Axis, left: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
@@ -18,17 +18,19 @@ from ports.training.draft_config import (
     prototype_layer,
     read_config_dict,
 )
+from ports.training.feature_layers import NUM_FEATURES, aux_layer_ids
 from ports.training.verifier import verifier_config
-
-NUM_FEATURES = 3
-"""Verifier layers that the records' features come from."""
 
 OTHER_NORMS = ("norm_before_fc", "fc_norm", "norm_output")
 """What Speculators can compute and the prototype does not."""
 
 
 def load_draft_config(
-    configpath: str, basepath: str, ttt_steps: int, alignment: Alignment = Alignment.PROTOTYPE
+    configpath: str,
+    basepath: str,
+    ttt_steps: int,
+    alignment: Alignment = Alignment.PROTOTYPE,
+    recorded_layers: Sequence[int] | None = None,
 ) -> Eagle3SpeculatorConfig:
     """The draft's config, attached to the verifier at ``basepath``.
 
@@ -37,6 +39,7 @@ def load_draft_config(
         basepath: verifier directory or hub id.
         ttt_steps: how many tokens the draft proposes when it is served.
         alignment: how the draft will be trained.
+        recorded_layers: where the records say their features come from; taken over by a config that names no layers.
 
     Raises:
         InputError: unreadable file, unknown key or value, another kind of speculator, sizes unlike the verifier's, or a
@@ -51,7 +54,8 @@ def load_draft_config(
     check_trainable(configpath, config.transformer_layer_config, alignment)
     config.speculators_config = attach_verifier("eagle3", basepath, ttt_steps)
     if config.eagle_aux_hidden_state_layer_ids is None:
-        config.eagle_aux_hidden_state_layer_ids = aux_layer_ids(basepath, verifier.num_hidden_layers)
+        taken = recorded_layers or aux_layer_ids(basepath, verifier.num_hidden_layers)
+        config.eagle_aux_hidden_state_layer_ids = list(taken)
     return config
 
 
@@ -72,35 +76,3 @@ def _from_prototype(configpath: str, source: dict[str, Any]) -> Eagle3Speculator
     if type(size) is not int:
         raise InputError(configpath, "draft_vocab_size", size, "the number of tokens the draft can say")
     return Eagle3SpeculatorConfig(transformer_layer_config=layer, draft_vocab_size=size, norm_before_residual=True)
-
-
-def aux_layer_ids(basepath: str, num_layers: int) -> list[int]:
-    """After how many verifier layers the features are taken: 3, n // 2 + 1 and n - 2, as in the prototype's data.
-
-    Speculators and vLLM count the same way (0 is the embedding), but their own rule is one layer less at each place.
-    Speculators refuses repeated ids, and the rule repeats them for verifiers of 4 to 6 layers; the config then names
-    three neighbouring distinct layers and a warning says so.
-
-    Raises:
-        InputError: the verifier at ``basepath`` has fewer than three layers, so that the rule names none of them.
-    """
-    if num_layers < NUM_FEATURES:
-        raise InputError(basepath, "num_hidden_layers", num_layers, f"at least {NUM_FEATURES}, to take features from")
-    ids = [3, num_layers // 2 + 1, num_layers - 2]
-    if len(set(ids)) == NUM_FEATURES:
-        return ids
-    distinct = _distinct(ids, num_layers)
-    warnings.warn(
-        f"a verifier of {num_layers} layers gives feature layers {ids}, which Speculators cannot record; "
-        f"the checkpoint says {distinct}: set eagle_aux_hidden_state_layer_ids if it is to be served",
-        stacklevel=2,
-    )
-    return distinct
-
-
-def _distinct(ids: list[int], num_layers: int) -> list[int]:
-    taken: list[int] = []
-    for wanted in ids:
-        free = [layer for layer in range(num_layers + 1) if layer not in taken]
-        taken.append(min(free, key=lambda layer: abs(layer - wanted)))
-    return taken

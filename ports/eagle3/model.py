@@ -9,6 +9,7 @@ import torch
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor, nn
 
+from ports.eagle3.first_layer import first_layer
 from ports.training.alignment import Alignment
 from ports.training.attention import ttt_cache
 from ports.training.attention_choice import AttentionImplementation, attention_name
@@ -58,7 +59,7 @@ def unroll(
     """Run the draft on its own outputs ``ttt_steps`` times; nothing is detached.
 
     Every step reads the same ids; its hidden state moves one position to the right, the first position stays. Keys and
-    values of earlier steps come from the cache, projected once.
+    values of earlier steps come from the cache, projected once, as is what the embeddings give to all of them.
 
     Args:
         features: [B, T, 3h], the verifier's auxiliary hidden states.
@@ -71,11 +72,12 @@ def unroll(
     cache = ttt_cache()
     hidden = draft.fc(features.to(draft.fc.weight.dtype))
     head = in_this_precision(lambda out: draft.lm_head(draft.norm(out)), features.device.type)
-    steps = []
+    context = {"attention_mask": attention_mask, "position_embeddings": rotary}
+    first, steps = first_layer(draft.layers[0], embeds), []
     for _ in range(ttt_steps):
-        out = torch.cat([embeds.to(hidden.dtype), hidden], dim=-1)
-        for layer in draft.layers:
-            out = run_layer(layer, out, cache, recompute, attention_mask=attention_mask, position_embeddings=rotary)
+        out = run_layer(first, hidden, cache, recompute, **context)
+        for layer in draft.layers[1:]:
+            out = run_layer(layer, out, cache, recompute, **context)
         steps.append(Step(hidden, out, head))
         hidden = next_hidden(hidden, out, documents.first)
     return steps

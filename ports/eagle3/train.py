@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from accelerate import Accelerator
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ports.eagle3.config import load_draft_config
@@ -20,11 +20,13 @@ from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
-from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.shards import whole
+from ports.training.sources import Needs, build_source, recorded_layers
 from ports.training.verifier import check_weights_present, reading_weights
-from ports.training.vocabulary import load_vocabulary_map
+from ports.training.vocabulary import VocabularyMap, load_vocabulary_map
+from ports.training.vocabulary_file import VOCABULARY_KEY, check_digest
 
 GRAD_CLIP = 1.0
 
@@ -36,10 +38,15 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
         InputError: names the file, the field, what was found and what was expected.
     """
     config = load_draft_config(
-        settings.configpath, settings.basepath, settings.forward_num_total, settings.ttt_alignment
+        settings.configpath,
+        settings.basepath,
+        settings.forward_num_total,
+        settings.ttt_alignment,
+        recorded_layers(settings),
     )
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
+    _check_vocabulary(settings, config, vocabulary)
     check_weights_present(settings.basepath)
     with reading_weights(settings.basepath):
         draft = build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
@@ -49,21 +56,19 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     return draft
 
 
+def _check_vocabulary(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, vocabulary: VocabularyMap) -> None:
+    """The map must be the one of the data and of the config; a config that names none names this one from now on."""
+    named = (settings.configpath, getattr(config, VOCABULARY_KEY, None))
+    check_digest(vocabulary.digest, settings.t2d, (settings.tmpdir, settings.t2d.parent), named)
+    setattr(config, VOCABULARY_KEY, vocabulary.digest)
+
+
 def build_dataset(
     settings: Eagle3Settings, config: Eagle3SpeculatorConfig, draw: Draw = torch.rand_like
 ) -> RecordDataset:
-    """The records below ``--tmpdir`` as training samples."""
-    layer = config.transformer_layer_config
-    return RecordDataset(
-        files=list_records(settings.tmpdir),
-        widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
-        vocab_size=layer.vocab_size,
-        max_len=settings.max_len,
-        alignment=settings.ttt_alignment,
-        noise=settings.noise,
-        draw=draw,
-        skip_bad=settings.on_bad_record == "skip",
-    )
+    """The samples that the settings name."""
+    layer, layers = config.transformer_layer_config, config.eagle_aux_hidden_state_layer_ids
+    return build_source(settings, Needs("eagle3", layer.hidden_size, layer.vocab_size, layers), draw)
 
 
 def start(
@@ -97,8 +102,8 @@ def run(
 
 def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
     """Scale all gradients so that their global norm is at most 1."""
-    norm = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
-    return None if norm is None else float(norm)
+    norm: Tensor | None = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
+    return None if norm is None else float(whole(norm))
 
 
 def execute(settings: Eagle3Settings) -> None:

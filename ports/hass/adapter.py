@@ -66,7 +66,7 @@ class Model(PrototypeModel[HassDraftModel]):
             [B, T, h] after the layer, before ``lm_head_layernorm``.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeds, cache = self.draft.embed(input_ids), ttt_cache()
+        fuse, cache = self.draft.fusion(self.draft.embed(input_ids)), ttt_cache()
         for hidden in hidden_states_history:
-            self.draft.step(embeds, hidden, mask, cache)
-        return self.draft.step(embeds, hidden_states, mask, cache)
+            self.draft.step(fuse, hidden, mask, cache)
+        return self.draft.step(fuse, hidden_states, mask, cache)

@@ -5,6 +5,7 @@ Shapes: B batch, T positions, h hidden size, V the verifier's vocabulary, k TTT 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,11 @@ from ports.training.attention_choice import attention_name
 from ports.training.documents import documents_of
 from ports.training.draft_config import attach_verifier
 from ports.training.recompute import run_layer
+from ports.training.shared_half import SharedHalf, plain, watched
 from ports.training.steps import Step, in_this_precision, next_hidden
+
+Fusion = Callable[[Tensor], Tensor]
+"""From a normed hidden state [B, T, h] to what enters the layers [B, T, h]."""
 
 VERIFIER_WEIGHTS = ["embed_tokens.weight", "lm_head.weight"]
 
@@ -87,12 +92,12 @@ class HassDraftModel(SpeculatorModel):
             One :class:`~ports.training.steps.Step` for each of the k steps, logits [B, T, V].
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeds, cache = self.embed(input_ids), ttt_cache()
+        fuse, cache = self.fusion(self.embed(input_ids)), ttt_cache()
         hidden = hidden_states.detach().to(self.hidden_layernorm.weight.dtype)
         head = in_this_precision(lambda out: self.lm_head(self.lm_head_layernorm(out)), hidden.device.type)
         steps, first = [], documents_of(mask).first
         for _ in range(ttt_steps):
-            out = self.step(embeds, hidden, mask, cache, recompute)
+            out = self.step(fuse, hidden, mask, cache, recompute)
             steps.append(Step(hidden, out, head))
             hidden = next_hidden(hidden, out.detach(), first)
         return steps
@@ -104,13 +109,19 @@ class HassDraftModel(SpeculatorModel):
         normed: Tensor = self.embed_layernorm(embeds)
         return normed
 
+    def fusion(self, embeds: Tensor) -> Fusion:
+        """``fc`` bound to the normed embeddings [B, T, h], whose half of the product the steps share."""
+        if plain([self.fc]) and not watched(self.fc):
+            return SharedHalf(embeds, self.fc.weight)
+        return lambda normed: self.fc(torch.cat([embeds, normed], dim=-1))
+
     def step(
-        self, embeds: Tensor, hidden: Tensor, attention_mask: Tensor, cache: Cache, recompute: bool = False
+        self, fuse: Fusion, hidden: Tensor, attention_mask: Tensor, cache: Cache, recompute: bool = False
     ) -> Tensor:
         """One pass through fusion and layers.
 
         Args:
-            embeds: [B, T, h], see :meth:`embed`.
+            fuse: see :meth:`fusion`.
             hidden: [B, T, h].
             attention_mask: as in :meth:`forward`.
             cache: keys and values of earlier steps; this step's are added.
@@ -119,7 +130,7 @@ class HassDraftModel(SpeculatorModel):
         Returns:
             [B, T, h] in the dtype of ``hidden``, before ``lm_head_layernorm``.
         """
-        out: Tensor = self.fc(torch.cat([embeds, self.hidden_layernorm(hidden)], dim=-1))
+        out = fuse(self.hidden_layernorm(hidden))
         rotary = self.rotary_emb(out, documents_of(attention_mask).positions)
         for layer in self.layers:
             out = run_layer(layer, out, cache, recompute, attention_mask=attention_mask, position_embeddings=rotary)

@@ -22,13 +22,13 @@ from ports.training.checkpoint.choose import choose
 from ports.training.loop import Loop
 from ports.training.noise import Draw
 from ports.training.observer import Observer
-from ports.training.records import list_records
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.shards import own_part, whole
+from ports.training.sources import Needs, build_source
 from ports.training.verifier import check_weights_present, reading_weights
 
 GRAD_CLIP = 0.5
-SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 def build(settings: HassSettings) -> HassDraftModel:
@@ -57,18 +57,9 @@ def build(settings: HassSettings) -> HassDraftModel:
 
 
 def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Draw = torch.rand_like) -> RecordDataset:
-    """The records below ``--tmpdir`` as training samples."""
+    """The samples that the settings name."""
     layer = config.transformer_layer_config
-    return RecordDataset(
-        files=list_records(settings.tmpdir),
-        widths={"hidden_state": layer.hidden_size},
-        vocab_size=layer.vocab_size,
-        max_len=settings.max_len,
-        alignment=settings.ttt_alignment,
-        noise=settings.noise,
-        draw=draw,
-        skip_bad=settings.on_bad_record == "skip",
-    )
+    return build_source(settings, Needs("hass", layer.hidden_size, layer.vocab_size), draw)
 
 
 def start(
@@ -81,7 +72,7 @@ def start(
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling.
 
     Raises:
-        InputError: launched with DeepSpeed or FSDP, under which accelerate cannot clip by value.
+        InputError: launched with DeepSpeed, which clips by itself and not by value.
     """
     objective = HassObjective(
         draft,
@@ -91,9 +82,9 @@ def start(
         settings.activation_checkpointing,
     )
     loop = start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer)
-    if loop.accelerator.distributed_type in SHARDED:
+    if loop.accelerator.distributed_type is DistributedType.DEEPSPEED:
         found = loop.accelerator.distributed_type.value
-        raise InputError("accelerate launch", "distributed_type", found, "one process or --multi_gpu")
+        raise InputError("accelerate launch", "distributed_type", found, "one process, --multi_gpu or --use_fsdp")
     return loop
 
 
@@ -111,8 +102,12 @@ def run(
 def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
     """Clamp every gradient element to [-0.5, 0.5]; returns the global norm from before."""
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(grads))
-    accelerator.clip_grad_value_(module.parameters(), GRAD_CLIP)
+    norm = float(whole(torch.nn.utils.get_total_norm(grads)))
+    if accelerator.distributed_type is not DistributedType.FSDP:
+        accelerator.clip_grad_value_(module.parameters(), GRAD_CLIP)
+    else:  # accelerate refuses, since it knows FSDP1 too; element by element the shards need not know each other
+        for grad in grads:
+            own_part(grad).clamp_(-GRAD_CLIP, GRAD_CLIP)
     return norm
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.noise import Draw, add_uniform_noise
-from ports.training.records import read_record
+from ports.training.record_info import RecordInfo
+from ports.training.records import Record, read_record
 from ports.training.samples import Sample, make_sample
 
 Batch = dict[str, Tensor]
@@ -29,7 +30,8 @@ A packed batch has one row, and ``document_ids`` [1, T] int64: the number of the
 class RecordDataset(Dataset["Sample | Skipped"]):
     """Records on disk as training samples, with noise on the features when ``noise`` is set.
 
-    With ``skip_bad`` a record that cannot be used is visited as :class:`Skipped` instead of ending the run.
+    With ``skip_bad`` a record that cannot be used is visited as :class:`Skipped` instead of ending the run. Records
+    that know where they come from must come from where ``like`` does.
     """
 
     files: Sequence[Path]
@@ -40,21 +42,36 @@ class RecordDataset(Dataset["Sample | Skipped"]):
     noise: bool = True
     draw: Draw = field(default=torch.rand_like)
     skip_bad: bool = False
+    like: RecordInfo | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Sample | Skipped:
+    def __getitem__(self, index: int) -> Any:
+        return self.visit(index, lambda: self.record(index))
+
+    def visit(self, index: int, record: Callable[[], Record]) -> Sample | Skipped:
+        """The sample of ``record``, number ``index`` of the data, or why there is none."""
         try:
-            return self.sample(index)
+            return self._sample(index, record())
         except InputError as error:
             if not self.skip_bad:
                 raise
             return Skipped(str(error))
 
+    def record(self, index: int) -> Record:
+        """One checked record, or the InputError that says why there is none."""
+        return read_record(self.files[index], self.widths, self.vocab_size, self.like)
+
+    def collate_fn(self, packing: bool = False) -> CollateVisits:
+        """Makes a batch of what :meth:`__getitem__` gives."""
+        return CollateVisits(self.widths, packing)
+
     def sample(self, index: int) -> Sample:
-        """One sample, or the InputError that says why there is none."""
-        record = read_record(self.files[index], self.widths, self.vocab_size)
+        """The sample of one record, or the InputError that says why there is none."""
+        return self._sample(index, self.record(index))
+
+    def _sample(self, index: int, record: Record) -> Sample:
         sample = make_sample(record, self.max_len, self.alignment)
         sample.file = str(self.files[index])
         if self.noise:
@@ -143,7 +160,7 @@ def build_loader(
         sampler=sampler,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
-        collate_fn=CollateVisits(dataset.widths, packing),
+        collate_fn=dataset.collate_fn(packing),
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )

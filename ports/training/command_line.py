@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource
 
 from ports.errors import InputError
-from ports.training.settings import TrainingSettings
 
-S = TypeVar("S", bound=TrainingSettings)
+S = TypeVar("S", bound=BaseSettings)
 
 
 def parse(settings_class: type[S], argv: Sequence[str]) -> S:

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
+from ports.errors import InputError
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 
@@ -21,6 +22,9 @@ def build_accelerator(
 
     ``log_to_keep`` runs once the processes know each other and before anything is written; it says how many bytes of
     ``metrics.jsonl`` stay.
+
+    Raises:
+        InputError: launched with the first version of FSDP.
     """
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
@@ -31,9 +35,16 @@ def build_accelerator(
         log_with=[log, *settings.log_with],
         project_dir=settings.cpdir,
     )
+    _refuse_flat_parameters(accelerator)
     log.keep = log_to_keep(accelerator)
     accelerator.init_trackers("speculator-ports", config=_flat(settings))
     return accelerator
+
+
+def _refuse_flat_parameters(accelerator: Accelerator) -> None:
+    """FSDP1 flattens parameters of several modules into one, so that none has a name, a gradient or a state."""
+    if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise InputError("accelerate launch", "fsdp_version", 1, "2: --fsdp_version 2")
 
 
 def _flat(settings: TrainingSettings) -> dict[str, str | int | float | bool]:

@@ -173,7 +173,8 @@ class Loop:
 
     def _check_replay(self, replay: Replay) -> None:
         """The generators must be where they were when the checkpoint was saved: then so is everything drawn."""
-        if not torch.equal(self.generators()["torch"], replay.now["torch"]):
+        own = self.generators()
+        if not all(torch.equal(own[name], replay.now[name]) for name in ("torch", "sampler") if name in own):
             found = f"another state after replaying {self.totals.batches} batches"
             raise InputError(replay.file, "torch", found, "the saved one: the same records, releases and loader")
         generators.restore(replay.now, generators.sampler_generator(self.loader))

@@ -6,14 +6,15 @@ twice. Here the second run finds in the cache what the first one found, and writ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
 
-def run_layer(layer: nn.Module, hidden: Tensor, cache: Cache, recompute: bool, **inputs: Any) -> Tensor:
+def run_layer(layer: Callable[..., Tensor], hidden: Tensor, cache: Cache, recompute: bool, **inputs: Any) -> Tensor:
     """``layer(hidden, past_key_values=cache, **inputs)``; with ``recompute`` its activations are not kept.
 
     The keys and values that the layer adds to the cache are kept: later TTT steps read them. Nothing in a layer draws

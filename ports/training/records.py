@@ -1,37 +1,53 @@
-"""Read the prototypes' sample files.
+"""Read sample files: the prototypes' ``*.ckpt`` and our ``*.safetensors``.
 
-A record is a torch pickle ``*.ckpt`` with ``input_ids`` [T] int64, ``loss_mask`` [T] 0/1, ``hidden_state`` [T, F] and,
-for Eagle3, ``target`` [T, h]. Records come from outside: they are loaded with ``weights_only=True`` and every field is
-checked before it is used.
+A record holds ``input_ids`` [T] int64, ``loss_mask`` [T] 0/1, ``hidden_state`` [T, F] and, for Eagle3, ``target``
+[T, h]. Records come from outside: a torch pickle is loaded with ``weights_only=True``, safetensors are mapped into
+memory, and every field is checked before it is used.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.training.record_info import SUFFIX, RecordInfo, check_features, parse_info
 
 Record = dict[str, Tensor]
+SUFFIXES = (".ckpt", SUFFIX)
 
 
 def list_records(directory: Path) -> list[Path]:
-    """All ``*.ckpt`` files below ``directory`` in natural order (``data_2`` before ``data_10``), whatever the disk's.
+    """All records below ``directory`` in natural order (``data_2`` before ``data_10``), whatever the disk's.
 
     Raises:
         InputError: the directory is missing, or holds no record.
     """
     if not directory.is_dir():
-        raise InputError(directory, "tmpdir", "no such directory", "a directory of *.ckpt records")
-    files = sorted(directory.rglob("*.ckpt"), key=lambda path: natural_key(path.relative_to(directory)))
+        raise InputError(directory, "tmpdir", "no such directory", "a directory of records")
+    found = (path for path in directory.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+    files = sorted(found, key=lambda path: natural_key(path.relative_to(directory)))
     if not files:
-        raise InputError(directory, "tmpdir", "no *.ckpt file", "at least one record")
+        raise InputError(directory, "tmpdir", f"no {' or '.join(f'*{end}' for end in SUFFIXES)}", "at least one record")
     return files
+
+
+def recorded_info(files: Iterable[Path]) -> RecordInfo | None:
+    """What the first safetensors record says about all of them; the prototypes' say nothing.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    for file in files:
+        if file.suffix == SUFFIX:
+            return _load_safetensors(file)[1]
+    return None
 
 
 def natural_key(path: Path) -> list[list[tuple[int, int, str]]]:
@@ -42,18 +58,26 @@ def natural_key(path: Path) -> list[list[tuple[int, int, str]]]:
     ]
 
 
-def read_record(path: Path, widths: Mapping[str, int], vocab_size: int) -> Record:
+def read_record(path: Path, widths: Mapping[str, int], vocab_size: int, like: RecordInfo | None = None) -> Record:
     """One checked record.
 
     Args:
         path: the file.
         widths: expected last dimension of each floating field, e.g. ``{"hidden_state": 3 * h, "target": h}``.
         vocab_size: ids must lie in ``[0, vocab_size)``.
+        like: a safetensors record must come from this one's verifier and layers.
 
     Raises:
-        InputError: unreadable file, missing field, wrong shape, dtype or value.
+        InputError: unreadable file, missing field, wrong shape, dtype or value, or features of another kind.
     """
-    record = _load(path)
+    record, info = (_load(path), None) if path.suffix != SUFFIX else _load_safetensors(path)
+    if info is not None and like is not None:
+        check_features(path, info, like.verifier, like.feature_layers)
+    return check_record(path, record, widths, vocab_size)
+
+
+def check_record(path: Path, record: Mapping[str, Any], widths: Mapping[str, int], vocab_size: int) -> Record:
+    """The fields of ``record`` that training reads, each of them checked; see :func:`read_record`."""
     ids = _field(path, record, "input_ids")
     _check_ids(path, ids, vocab_size)
     mask = _field(path, record, "loss_mask")
@@ -74,6 +98,18 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not isinstance(record, Mapping):
         raise InputError(path, "file", type(record).__name__, "a dict of tensors")
     return record
+
+
+def _load_safetensors(path: Path) -> tuple[Mapping[str, Any], RecordInfo]:
+    """The tensors are views of the mapped file."""
+    try:
+        with safe_open(path, "pt") as file:
+            info = parse_info(path, file.metadata())
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118  (no iteration)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(path, "file", str(error).split("\n")[0], "a whole safetensors file") from error
 
 
 def _field(path: Path, record: Mapping[str, Any], name: str) -> Tensor:

@@ -56,7 +56,7 @@ def start_training(
         dataset,
         settings.bs,
         settings.shuffle,
-        settings.num_workers,
+        0 if settings.online else settings.num_workers,  # the verifier lives in this process
         sampler,
         settings.packing,
         settings.prefetch_factor,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
+from torch import Tensor
 
 from ports.errors import InputError
 from ports.training.checkpoint.atomic import write_directory
+from ports.training.shards import sharded_like, whole
 
 
 def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Path] = ()) -> Path:
@@ -24,11 +27,19 @@ def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Pa
     return write_directory(directory, lambda folder: write_draft(draft, folder, extra_files))
 
 
-def write_draft(draft: SpeculatorModel, folder: Path, extra_files: Sequence[Path] = ()) -> None:
-    """The files of a Speculators checkpoint."""
-    draft.save_pretrained(folder)
+def write_draft(
+    draft: SpeculatorModel, folder: Path, extra_files: Sequence[Path] = (), weights: dict[str, Tensor] | None = None
+) -> None:
+    """The files of a Speculators checkpoint; ``weights`` where the draft's own are in shards."""
+    draft.save_pretrained(folder, state_dict=weights)
     for file in extra_files:
         shutil.copyfile(file, folder / file.name)
+
+
+def gather_weights(draft: Any, keep: bool) -> dict[str, Tensor]:
+    """The draft's state with every tensor whole, on the CPU; every process must ask, those that ``keep`` get it."""
+    gathered = ((name, whole(value)) for name, value in draft.state_dict().items())
+    return {name: value.cpu() for name, value in gathered if keep}
 
 
 def load_weights(draft: SpeculatorModel, directory: Path) -> None:
@@ -53,4 +64,4 @@ def load_weights(draft: SpeculatorModel, directory: Path) -> None:
             raise InputError(file, name, f"shape {tuple(value.shape)}", f"shape {tuple(own[name].shape)}")
         if name in ("t2d", "d2t") and not torch.equal(value, own[name]):
             raise InputError(file, name, "another vocabulary map", "the one of the t2d and d2t files")
-    draft.load_state_dict(weights, strict=False)
+    draft.load_state_dict({name: sharded_like(own[name], value) for name, value in weights.items()}, strict=False)

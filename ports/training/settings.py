@@ -29,7 +29,7 @@ class TrainingSettings(BaseSettings):
 
     basepath: str = Field(description="verifier: Hugging Face directory or hub id")
     configpath: str = Field(description="draft: prototype JSON, Speculators config or checkpoint directory, or hub id")
-    tmpdir: Path = Field(description="directory of the training records (*.ckpt), read in natural order")
+    tmpdir: Path = Field(description="directory of the training records (*.safetensors, *.ckpt), read in natural order")
     cpdir: Path = Field(description="where checkpoints and metrics go")
 
     lr: float = Field(3e-5, gt=0, description="peak learning rate")
@@ -72,6 +72,15 @@ class TrainingSettings(BaseSettings):
     )
     on_bad_record: Literal["fail", "skip"] = Field(
         "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
+    )
+    online: bool = Field(
+        False,
+        description="run the verifier beside the draft: of the records in tmpdir only ids and masks are read, "
+        "by this process",
+    )
+    verifier_dtype: Literal["default", "auto", "float16", "bfloat16", "float32"] = Field(
+        "default",
+        description="online: the verifier's precision; auto for Eagle3 and float16 for HASS, as in generation",
     )
     num_workers: int = Field(8, ge=0, description="loader processes; they draw the noise, so runs depend on them")
     prefetch_factor: int = Field(2, ge=1, description="batches that every loader process reads ahead")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.training.digests import tensors_digest
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class VocabularyMap:
 
     t2d: Tensor
     d2t: Tensor
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits, the same for the same map wherever it lies."""
+        return tensors_digest({"t2d": self.t2d, "d2t": self.d2t})
 
 
 def load_vocabulary_map(t2d_file: Path, d2t_file: Path, vocab_size: int, draft_vocab_size: int) -> VocabularyMap:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ Run = Callable[..., int]
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command line here and returns its exit code."""
-    monkeypatch.setattr(parity.cli, "_quiet", contextlib.nullcontext)
+    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
 
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])

@@ -9,7 +9,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+from parity.runs.timing import flop_counter
 
 
 class StepLimitError(Exception):
@@ -59,7 +60,7 @@ class FirstStepFlops:
     """Matrix-product FLOPs of the first optimizer step, forward and backward."""
 
     def __init__(self, wanted: bool) -> None:
-        self._counter: Any = FlopCounterMode(display=False) if wanted else None
+        self._counter: Any = flop_counter() if wanted else None
         self._active = False
         self.total: int | None = None
 

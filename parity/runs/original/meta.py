@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import resource
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,13 +83,17 @@ def hide_paths(value: Any, hide: dict[str, str]) -> Any:
 
 
 def describe_timing(watch: LoopWatch, stopped_early: bool) -> dict[str, Any]:
-    """Seconds, tokens and FLOPs per optimizer step; the first step includes warm-up, and counting where asked for."""
+    """Seconds, tokens and FLOPs per optimizer step, and the most memory the process held, in bytes.
+
+    The first step includes warm-up, and counting where asked for.
+    """
     return {
         "n_optimizer_steps": len(watch.clock.seconds),
         "step_seconds": watch.clock.seconds,
         "step_cpu_seconds": watch.clock.cpu_seconds,
         "step_tokens": watch.clock.tokens,
         "first_step_flops": watch.flops.total,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "stopped_early": stopped_early,
     }
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ports.errors import InputError
+from ports.training.shards import sharded_like, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """``<moment>.<parameter>`` of everything that was stepped."""
+    """``<moment>.<parameter>`` of everything that was stepped, whole: every process must ask where they are sharded."""
     return {
-        f"{moment}.{name}": optimizer.state[parameter][moment].detach()
+        f"{moment}.{name}": whole(optimizer.state[parameter][moment].detach())
         for name, parameter in module.named_parameters()
         if parameter in optimizer.state
         for moment in optimizer.state[parameter]
@@ -48,7 +49,5 @@ def _moments(file: Path, stored: dict[str, Tensor], name: str, parameter: Tensor
         if value.shape != wanted or value.dtype != dtype:
             found = f"{value.dtype} {tuple(value.shape)}"
             raise InputError(file, f"{moment}.{name}", found, f"{dtype} {tuple(wanted)}")
-    return {
-        moment: value.clone() if moment == "step" else value.to(parameter.device).clone()
-        for moment, value in state.items()
-    }
+    placed = {moment: sharded_like(parameter, value).clone() for moment, value in state.items() if moment != "step"}
+    return {**placed, "step": state["step"].clone().to(parameter.device)}

@@ -37,6 +37,23 @@ def write_directory(directory: Path, fill: Callable[[Path], None]) -> Path:
     return directory
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path``: written beside it, synced, renamed.
+
+    Raises:
+        InputError: it could not be written; what was there before is still there.
+    """
+    partial = _hidden(path, PARTIAL)
+    try:
+        partial.write_bytes(content)
+        _sync_one(partial)
+        os.rename(partial, path)
+        _sync_one(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(path, "file", str(error), f"room and permission to write; {_kept(path)}") from error
+
+
 def remove_directory(directory: Path) -> None:
     """Delete a directory that must never be seen half deleted."""
     removed = _hidden(directory, REMOVED)

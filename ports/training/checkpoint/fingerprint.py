@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ports.errors import InputError
+from ports.training.digests import tensors_digest
+from ports.training.record_info import SUFFIX
 from ports.training.settings import TrainingSettings
 
 NEUTRAL = frozenset(
@@ -28,7 +27,8 @@ FIXED = frozenset({"algorithm", "draft", "verifier", "vocabulary"})
 """A run with another one of these is another run: not even ``--resume_anyway`` goes on."""
 
 TAIL = 4096
-"""A record is a zip archive, whose last bytes list the checksums of everything in it."""
+"""A ``*.ckpt`` is a zip archive, whose last bytes list the checksums of everything in it; a ``*.safetensors`` begins
+with its header, ids and mask, and is digested from both ends."""
 
 Fingerprint = dict[str, Any]
 
@@ -40,7 +40,7 @@ def fingerprint(settings: TrainingSettings, draft: Any, files: Iterable[Path], w
         settings: the run's.
         draft: built, with its verifier's weights in it.
         files: the records in order.
-        world: precision and processes.
+        world: precision, processes and what shards the states.
     """
     plain = {name: value for name, value in settings.as_json().items() if name not in NEUTRAL | PATHS}
     vocabulary = {name: value for name, value in draft.named_buffers() if name in ("t2d", "d2t")}
@@ -66,34 +66,25 @@ def records_digest(directory: Path, files: Iterable[Path]) -> str:
     """Names in order, sizes and last bytes: cheap for 68,000 files, and different for every other content."""
     digest = hashlib.sha256()
     for file in files:
-        size, tail = _end_of(file)
-        digest.update(f"{_relative(file, directory)}\0{size}\0".encode() + tail)
+        size, ends = _ends_of(file)
+        digest.update(f"{_relative(file, directory)}\0{size}\0".encode() + ends)
     return digest.hexdigest()[:16]
 
 
-def _end_of(file: Path) -> tuple[int, bytes]:
+def _ends_of(file: Path) -> tuple[int, bytes]:
     """Size and last bytes; a record that cannot be read, which ``--on_bad_record skip`` allows, has neither."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
+            head = stream.read(TAIL) if file.suffix == SUFFIX else b""
             stream.seek(max(0, size - TAIL))
-            return size, stream.read(TAIL)
+            return size, head + stream.read(TAIL)
     except OSError:
         return -1, b""
 
 
 def _relative(file: Path, directory: Path) -> str:
     return str(file.relative_to(directory)) if file.is_relative_to(directory) else file.name
-
-
-def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """Names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        plain = value.detach().cpu().contiguous().view(-1)
-        digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _digest(content: bytes) -> str:

@@ -51,23 +51,26 @@ def restore(state: Generators, sampler: torch.Generator | None = None) -> None:
         sampler.set_state(state["sampler"])
 
 
-def check(file: Path, state: Generators) -> None:
+def check(file: Path, state: Generators, sampler: torch.Generator | None = None) -> None:
     """Refuse (InputError) what no process can have saved: it is tried on this one's generators, which are put back."""
-    own = capture()
+    own = capture(sampler)
     for name in set(own) - {"cuda"}:
         found, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (state.get(name, torch.empty(0)), own[name]))
         if found != wanted:
             raise InputError(file, "generators", f"{name}: {found}", wanted)
     try:
-        restore(state)
+        restore(state, sampler)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise InputError(file, "generators", str(error).split("\n")[0], "states that a generator can be in") from error
     finally:
-        restore(own)
+        restore(own, sampler)
 
 
 def sampler_generator(loader: Any) -> torch.Generator | None:
-    """The generator that a prepared loader's order is drawn from, once it has one of its own."""
+    """The generator that a prepared loader's order is drawn from, if it has one of its own.
+
+    Several processes share one that accelerate keeps equal on all; a single process draws from torch's.
+    """
     sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else loader.sampler
-    generator = getattr(sampler, "generator", None)
+    generator = getattr(loader, "synchronized_generator", None) or getattr(sampler, "generator", None)
     return generator if isinstance(generator, torch.Generator) else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,13 +22,21 @@ from ports.training.checkpoint.fingerprint import Fingerprint, fingerprint
 from ports.training.checkpoint.manifest import seal
 from ports.training.checkpoint.state import Log, Schedule, State, Totals, read_state, write_state
 from ports.training.loop import Loop
-from ports.training.saving import write_draft
+from ports.training.saving import gather_weights, write_draft
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 
 OPTIMIZER = f"{FOLDER}/optimizer.safetensors"
-SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
 GENERATORS = f"{FOLDER}/generators.safetensors"
+
+
+@dataclass
+class Gathered:
+    """What the processes hold together: whole on the main process, ``weights`` only where the draft's are in shards."""
+
+    processes: list[tuple[dict[str, Any], dict[str, Tensor]]]
+    adam: dict[str, Tensor]
+    weights: dict[str, Tensor] | None
 
 
 class CheckpointKeeper:
@@ -64,11 +73,11 @@ class CheckpointKeeper:
             InputError: it could not be written; older ones are whole.
         """
         directory = self.settings.cpdir / name
-        if loop.accelerator.distributed_type in SHARDED:
+        if loop.accelerator.distributed_type is DistributedType.DEEPSPEED:
             return self._save_weights(loop, directory)
-        processes = gather_object([_of_this_process(loop)])
+        gathered = self._gather(loop)
         if loop.accelerator.is_main_process:
-            write_directory(directory, lambda folder: self._fill(folder, loop, processes))
+            write_directory(directory, lambda folder: self._fill(folder, loop, gathered))
             self._last = loop.steps, directory
             self._thin_out()
         loop.accelerator.wait_for_everyone()
@@ -81,13 +90,21 @@ class CheckpointKeeper:
         loop.accelerator.wait_for_everyone()
         return directory
 
-    def _fill(self, folder: Path, loop: Loop, processes: list[tuple[dict[str, Any], dict[str, Tensor]]]) -> None:
-        state = self._state(loop, [Totals(**totals) for totals, _ in processes])
-        generators = {f"{rank}.{key}": value for rank, (_, g) in enumerate(processes) for key, value in g.items()}
-        write_draft(loop.objective.draft, folder, self.extra_files)
+    def _gather(self, loop: Loop) -> Gathered:
+        """Every process takes part."""
+        processes, weights = gather_object([_of_this_process(loop)]), None
+        if loop.accelerator.distributed_type is DistributedType.FSDP:
+            self.fingerprint(loop)
+            weights = gather_weights(loop.objective.draft, loop.accelerator.is_main_process)
+        return Gathered(processes, adam_state(loop.objective, loop.optimizer), weights)
+
+    def _fill(self, folder: Path, loop: Loop, gathered: Gathered) -> None:
+        state = self._state(loop, [Totals(**totals) for totals, _ in gathered.processes])
+        ranks = enumerate(drawn for _, drawn in gathered.processes)
+        generators = {f"{rank}.{key}": value for rank, drawn in ranks for key, value in drawn.items()}
+        write_draft(loop.objective.draft, folder, self.extra_files, gathered.weights)
         (folder / FOLDER).mkdir()
-        optimizer = {name: value.cpu() for name, value in adam_state(loop.objective, loop.optimizer).items()}
-        save_file(optimizer, folder / OPTIMIZER)
+        save_file({name: value.cpu() for name, value in gathered.adam.items()}, folder / OPTIMIZER)
         save_file(generators, folder / GENERATORS)
         write_state(folder, state)
         seal(folder)
@@ -112,7 +129,11 @@ class CheckpointKeeper:
         """Made once a run, when it is first needed."""
         if self._fingerprint is None:
             accelerator, dataset = loop.accelerator, loop.plan.loader.dataset
-            world = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+            world = {
+                "precision": accelerator.mixed_precision,
+                "processes": accelerator.num_processes,
+                "sharding": sharding(accelerator),
+            }
             files = getattr(dataset, "files", ())
             self._fingerprint = fingerprint(self.settings, loop.objective.draft, files, world)
         return self._fingerprint
@@ -140,6 +161,12 @@ class CheckpointKeeper:
         for directory in newest[: -self.settings.keep_last]:
             if directory != best:
                 remove_directory(directory)
+
+
+def sharding(accelerator: Accelerator) -> str:
+    """What spreads the states over the processes."""
+    kind = accelerator.distributed_type
+    return str(kind.value) if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP) else "none"
 
 
 def _of_this_process(loop: Loop) -> tuple[dict[str, Any], dict[str, Tensor]]:

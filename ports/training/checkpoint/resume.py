@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,7 +17,7 @@ from ports.training.checkpoint import generators
 from ports.training.checkpoint.adam import load_adam_state
 from ports.training.checkpoint.choose import Checkpoint
 from ports.training.checkpoint.fingerprint import check_same
-from ports.training.checkpoint.keeper import GENERATORS, OPTIMIZER, SHARDED, CheckpointKeeper
+from ports.training.checkpoint.keeper import GENERATORS, OPTIMIZER, CheckpointKeeper
 from ports.training.checkpoint.state import FILE, Log, State
 from ports.training.loop import Loop, Replay
 from ports.training.metrics import PassTotals
@@ -37,7 +38,7 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     directory, state = checkpoint.directory, checkpoint.state
     if state is None:
         return
-    if loop.accelerator.distributed_type in SHARDED:
+    if loop.accelerator.distributed_type is DistributedType.DEEPSPEED:
         found = loop.accelerator.distributed_type.value
         raise InputError(directory, "ckpt_path", found, "no shards: --weights_only starts a new run from its weights")
     anyway = keeper.settings.resume_anyway
@@ -81,7 +82,7 @@ def _restore_position(loop: Loop, directory: Path, state: State) -> None:
     stored = _tensors(file)
     now, start = (_group(stored, f"{rank}.{when}.") for when in ("now", "start"))
     for state_of in (now, start):
-        generators.check(file, state_of)
+        generators.check(file, state_of, generators.sampler_generator(loop.loader))
     loop.replay = Replay(start, now, file)
 
 

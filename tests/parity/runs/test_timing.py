@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from parity.runs.timing import Steps, Timings, alternate
+from parity.runs.timing import Steps, Timings, alternate, flop_counter
 
 
 def test_each_step_counts_at_its_best() -> None:
@@ -103,3 +103,11 @@ def test_flops_of_all_steps_are_counted() -> None:
     timings = alternate(products(1), products(3), steps=2, rounds=1)
     assert timings.first_flops == 2 * 2 * 4 * 5 * 6
     assert timings.second_flops == 3 * timings.first_flops
+
+
+def test_products_that_add_in_place_are_counted() -> None:
+    total, first, second = torch.zeros(4, 6), torch.ones(4, 5), torch.ones(5, 6)
+    with flop_counter() as counter:
+        total.addmm_(first, second, beta=0.5)
+        total.expand(3, 4, 6).clone().baddbmm_(first.expand(3, 4, 5), second.expand(3, 5, 6))
+    assert counter.get_total_flops() == (1 + 3) * 2 * 4 * 5 * 6

@@ -4,8 +4,9 @@ import warnings
 import pytest
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
 
-from ports.eagle3.config import aux_layer_ids, load_draft_config
+from ports.eagle3.config import load_draft_config
 from ports.training.alignment import Alignment
+from ports.training.feature_layers import aux_layer_ids
 from ports.training.saving import save_draft
 
 

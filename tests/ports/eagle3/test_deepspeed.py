@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ports.training.processes import free_port
 
 ROOT = Path(__file__).parents[3]
 
@@ -59,12 +60,6 @@ kept = {name: value.bfloat16() for name, value in start.items()}
 seen["moved"] = sorted(name for name, value in draft.named_parameters() if not torch.equal(value, kept[name]))
 open(sys.argv[1], "w").write(json.dumps(seen))
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_as_a_module_on_bad_input(flags):
     result = run("-m", "ports.eagle3.train", *flags(tmpdir="/nowhere"))
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1] == (
-        "error: /nowhere: tmpdir: found no such directory, expected a directory of *.ckpt records"
+        "error: /nowhere: tmpdir: found no such directory, expected a directory of records"
     )
 
 

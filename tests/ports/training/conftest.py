@@ -35,11 +35,10 @@ ALGORITHMS = {
 }
 
 
-class Left:
-    """What a finished run leaves: parameters, Adam's state, schedule, generators, log, and the lines it printed."""
+class Saved:
+    """What a checkpoint holds: parameters, Adam's state, schedule, generators."""
 
-    def __init__(self, cpdir: Path, last: str, lines: list[str]) -> None:
-        folder = cpdir / last
+    def __init__(self, folder: Path) -> None:
         self.files = {
             name: load_file(folder / name)
             for name in (
@@ -50,16 +49,27 @@ class Left:
         }
         state = json.loads((folder / "training_state/state.json").read_text())
         self.state = {name: value for name, value in state.items() if name != "serial"}
-        self.metrics = (cpdir / "metrics.jsonl").read_bytes()
-        self.lines = lines
 
-    def differs_from(self, other: Left) -> list[str]:
-        found = [name for name in ("state", "metrics") if getattr(self, name) != getattr(other, name)]
+    def differs_from(self, other: Saved) -> list[str]:
+        found = [] if self.state == other.state else ["state"]
         for file, tensors in self.files.items():
             theirs = other.files[file]
             found += [f"{file} {name}" for name in tensors if not same(tensors[name], theirs.get(name))]
             found += [f"{file} {name}" for name in set(theirs) - set(tensors)]
         return found
+
+
+class Left(Saved):
+    """What a finished run leaves: its last checkpoint, its log, and the lines it printed."""
+
+    def __init__(self, cpdir: Path, last: str, lines: list[str]) -> None:
+        super().__init__(cpdir / last)
+        self.metrics = (cpdir / "metrics.jsonl").read_bytes()
+        self.lines = lines
+
+    def differs_from(self, other: Saved) -> list[str]:
+        log = [] if isinstance(other, Left) and self.metrics == other.metrics else ["metrics"]
+        return super().differs_from(other) + log
 
 
 def same(a, b) -> bool:
@@ -79,6 +89,32 @@ class StopAfter(Observer):
 
     def printed(self, line) -> None:
         self.lines.append(line)
+
+
+@pytest.fixture
+def words(fixture):
+    """A command line for either algorithm."""
+
+    def make(algorithm, cpdir, *switches, **changes):
+        values = {
+            "basepath": fixture / "verifier",
+            "configpath": fixture / f"draft_{algorithm}.json",
+            "tmpdir": fixture / f"data_{algorithm}",
+            "cpdir": cpdir,
+            "bs": 1,
+            "lr": 1e-3,
+            "epoch": 0,
+            "num_workers": 0,
+            "mixed_precision": "no",
+            "forward_num_total": 2,
+        }
+        if algorithm == "eagle3":
+            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
+        values |= changes
+        flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+        return [*flags, "--no-progress", *switches]
+
+    return make
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_no_record_at_all(start_run, data, tmp_path, content):
         file.unlink()
     for name in content:
         (data["eagle3"] / name).touch()
-    with pytest.raises(InputError, match=r"tmpdir: found no \*.ckpt file"):
+    with pytest.raises(InputError, match=r"tmpdir: found no \*.ckpt or \*.safetensors"):
         start_run("eagle3", tmp_path / "cp")
 
 

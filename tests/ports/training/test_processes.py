@@ -3,111 +3,32 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from ports.errors import InputError
-from ports.training.observer import Observer
-from tests.ports.training.conftest import Left
+from tests.ports.training.conftest import ALGORITHMS, Left
+from tests.ports.training.processes import children, ended, family, finish, free_port, start, torchrun, two_processes
+from tests.ports.training.ranks import Gradients, gradients_file
 
-ROOT = Path(__file__).parents[3]
-
-DRIVER = """
-import os, sys
-from accelerate.utils import set_seed
-from ports.eagle3 import train as eagle3
-from ports.hass import train as hass
-from ports.eagle3.settings import Eagle3Settings
-from ports.hass.settings import HassSettings
-from ports.training.command_line import parse
-from tests.ports.training.test_processes import Gradients
-
-train, settings_class = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}[sys.argv[1]]
-settings = parse(settings_class, sys.argv[2:])
-file = settings.cpdir.parent / f"{settings.cpdir.name}_grads_{os.environ['RANK']}.safetensors"
-set_seed(settings.seed)
-draft = train.build(settings)
-train.run(settings, draft, train.build_dataset(settings, draft.config), observer=Gradients(file))
-"""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-
-
-def start(*words, launcher=()):
-    command = [sys.executable, *launcher, *words]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(*processes):
-    outputs = [process.communicate(timeout=240) for process in processes]
-    for process, (_, stderr) in zip(processes, outputs):
-        assert process.returncode == 0, stderr[-3000:]
-    return [stdout for stdout, _ in outputs]
-
-
-def torchrun(port, *options):
-    return ("-m", "torch.distributed.run", *options, "--master_port", port)
-
-
-def two_processes():
-    return torchrun(free_port(), "--nproc_per_node", "2")
+PARALLEL = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}}
+"""What ``accelerate launch`` sets for each."""
 
 
 @pytest.fixture
-def words(fixture):
-    """A command line for either algorithm."""
+def run_ranks(tmp_path):
+    """``run_ranks(parallel, runs)``: the runs, one after the other, in two processes; see :mod:`ranks`."""
 
-    def make(algorithm, cpdir, *switches, **changes):
-        values = {
-            "basepath": fixture / "verifier",
-            "configpath": fixture / f"draft_{algorithm}.json",
-            "tmpdir": fixture / f"data_{algorithm}",
-            "cpdir": cpdir,
-            "bs": 1,
-            "lr": 1e-3,
-            "epoch": 0,
-            "num_workers": 0,
-            "mixed_precision": "no",
-            "forward_num_total": 2,
-        }
-        if algorithm == "eagle3":
-            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
-        values |= changes
-        flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-        return [*flags, "--no-progress", *switches]
+    def go(parallel, runs):
+        file = tmp_path / "runs.json"
+        file.write_text(json.dumps(runs))
+        finish(start("-m", "tests.ports.training.ranks", file, launcher=two_processes(), **PARALLEL[parallel]))
 
-    return make
-
-
-class Gradients(Observer):
-    """Writes the gradients of the first optimizer step."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def gradients(self, micro_batch, objective):
-        named = objective.draft.named_parameters()
-        self.kept = {name: value.grad.clone() for name, value in named if value.grad is not None}
-
-    def stepped(self, record, objective):
-        if record.stepped and not self.file.exists():
-            save_file(self.kept, self.file)
+    return go
 
 
 def curve(cpdir):
@@ -119,33 +40,47 @@ def gap(found, wanted):
     return max(float((found[name] - wanted[name]).abs().max() / wanted[name].abs().max()) for name in wanted)
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_two_processes_are_one_with_the_whole_batch(words, start_run, fixture, tmp_path, algorithm):
-    """Unequal rows on the two: gradients of the first step, the curve and the final weights, each to 1e-6."""
-    driver, quiet = tmp_path / "driver.py", ("--no-shuffle", "--no-noise")
-    driver.write_text(DRIVER)
-    for index, rows in enumerate((9, 2, 11, 3, 2, 9)):  # masks as unequal as they get
-        file = fixture / f"data_{algorithm}" / f"data_{index}.ckpt"
+def unequal_masks(folder):
+    """Rows in the loss as unequal as they get between two processes."""
+    for index, rows in enumerate((9, 2, 11, 3, 2, 9)):
+        file = folder / f"data_{index}.ckpt"
         record = torch.load(file, weights_only=True)
         record["loss_mask"] = (torch.arange(len(record["input_ids"])) < rows).long()
         torch.save(record, file)
-    options = {"loss_normalisation": "global"}
-    pair = start(driver, algorithm, *words(algorithm, tmp_path / "pair", *quiet, **options), launcher=two_processes())
-    quiet_here = {"shuffle": False, "noise": False, "epoch": 0}
-    for name, size in {"big": {"bs": 2}, "accumulated": {"gradient_accumulation_steps": 2}}.items():
-        watch = Gradients(tmp_path / f"{name}_grads_0.safetensors")
-        start_run(algorithm, tmp_path / name, watch, **quiet_here, **size).run()
-    finish(pair)
-    grads = {name: load_file(tmp_path / f"{name}_grads_0.safetensors") for name in ("pair", "big", "accumulated")}
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_two_processes_are_one_with_the_whole_batch(words, run_ranks, start_run, fixture, tmp_path, parallel):
+    """Unequal rows on the two: gradients of the first step, the curve and the final weights, each to 1e-6."""
+    runs = []
+    for algorithm in ALGORITHMS:
+        unequal_masks(fixture / f"data_{algorithm}")
+        line = words(
+            algorithm, tmp_path / f"{algorithm}_pair", "--no-shuffle", "--no-noise", loss_normalisation="global"
+        )
+        runs.append({"algorithm": algorithm, "words": line, "gradients": True})
+    run_ranks(parallel, runs)
+    for algorithm in ALGORITHMS:
+        quiet = {"shuffle": False, "noise": False, "epoch": 0}
+        for name, size in {"big": {"bs": 2}, "accumulated": {"gradient_accumulation_steps": 2}}.items():
+            cpdir = tmp_path / f"{algorithm}_{name}"
+            start_run(algorithm, cpdir, Gradients(gradients_file(cpdir, 0)), **quiet, **size).run()
+        same_as_one_process(tmp_path, algorithm)
+
+
+def same_as_one_process(folder, algorithm):
+    cpdirs = {name: folder / f"{algorithm}_{name}" for name in ("pair", "big", "accumulated")}
+    grads = {name: load_file(gradients_file(cpdir, 0)) for name, cpdir in cpdirs.items()}
     measured = {name: gap(grads["pair"], grads[name]) for name in ("big", "accumulated")}
+    print(f"{algorithm}: gradients differ by {measured} of the tensor's largest")
     assert max(measured.values()) < 1e-6, measured
-    lines, wanted = curve(tmp_path / "pair"), curve(tmp_path / "big")
+    lines, wanted = curve(cpdirs["pair"]), curve(cpdirs["big"])
     assert len(lines) == len(wanted) == 3
     for mine, theirs in zip(lines, wanted):
         assert mine.keys() == theirs.keys()
         assert all(mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9) for name in theirs), (mine, theirs)
-    folder = {"eagle3": "model0", "hass": "state_0"}[algorithm]
-    final = {name: load_file(tmp_path / name / folder / "model.safetensors") for name in grads}
+    last = f"{ALGORITHMS[algorithm].prefix}0"
+    final = {name: load_file(cpdir / last / "model.safetensors") for name, cpdir in cpdirs.items()}
     for name in ("big", "accumulated"):
         worst = max(
             float((final["pair"][key] - value).abs().max())
@@ -155,44 +90,100 @@ def test_two_processes_are_one_with_the_whole_batch(words, start_run, fixture, t
         assert worst < 2e-5, "Adam divides round-off by itself where a gradient is nearly zero"
 
 
-def workers_of(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children]
+STOPS = {"no": (1, 4, 6), "bf16": (5,)}
+"""Optimizer steps of six in two passes, by precision: in either pass, between them, and at the end."""
 
 
-def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, start_run, tmp_path):
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_two_processes_resume_exactly(words, run_ranks, start_run, tmp_path, parallel):
+    """From checkpoints of both passes, with noise and an order of its own in each, to the bit."""
+    straight, resumed, found = [], [], []
+    for algorithm in ALGORITHMS:
+        for precision, stops in STOPS.items():
+            cpdir, options = tmp_path / f"{algorithm}_{precision}", {"epoch": 1, "mixed_precision": precision}
+            straight.append({"algorithm": algorithm, "words": words(algorithm, cpdir, save_steps=1, **options)})
+            for stop in stops:
+                again, source = tmp_path / f"{algorithm}_{precision}_{stop}", cpdir / f"step_{stop}"
+                line = words(algorithm, again, ckpt_path=source, **options)
+                resumed.append({"algorithm": algorithm, "words": line})
+                found.append((cpdir, again, f"{ALGORITHMS[algorithm].prefix}1"))
+    run_ranks(parallel, straight + resumed)
+    for expected, again, last in found:
+        assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
+        opens_in_one(again / last)
+    one = {"ckpt_path": tmp_path / "hass_no" / "step_4", "epoch": 1}
+    with pytest.raises(InputError, match="processes was 2, now 1"):
+        start_run("hass", tmp_path / "one", **one)
+    loop = start_run("hass", tmp_path / "one", **one, resume_anyway=True)
+    assert (loop.steps, loop.epoch, loop.totals.batches) == (4, 1, 0)
+    next(loop.optimizer_steps())
+
+
+def opens_in_one(checkpoint):
+    """A plain directory with whole tensors, the generators of both processes, and Adam's state of every parameter."""
+    draft = SpeculatorModel.from_pretrained(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    for name, value in weights.items():
+        assert torch.equal(draft.state_dict()[name], value)
+    moments = load_file(checkpoint / "training_state/optimizer.safetensors")
+    for name, value in moments.items():
+        moment, _, parameter = name.partition(".draft.")
+        assert moment == "step" or value.shape == weights[parameter].shape
+    generators = load_file(checkpoint / "training_state/generators.safetensors")
+    assert {name.split(".")[0] for name in generators} == {"0", "1"}
+    assert torch.equal(generators["0.start.sampler"], generators["1.start.sampler"])
+
+
+@pytest.mark.parametrize("module", ["ports.eagle3.train", "ports.hass.train"])
+def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path, module):
     """Two "nodes" on loopback run to the end; two processes on one lose a rank, resume, and end at the same bits."""
-    common = {"epoch": 3, "save_steps": 1}
-    port = free_port()
-    rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "job")
-    node = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *rendezvous)
-    module = ("-m", "ports.eagle3.train")
-    straight = words("eagle3", tmp_path / "straight", **common)
-    finish(*(start(*module, *straight, launcher=node) for _ in range(2)))
+    algorithm, common = module.split(".")[1], {"epoch": 3, "save_steps": 1}
+    rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "job")
+    node = torchrun("--nnodes", "2", "--nproc_per_node", "1", *rendezvous)
+    straight = words(algorithm, tmp_path / "straight", **common)
+    finish(*(start("-m", module, *straight, launcher=node) for _ in range(2)))
 
     cpdir = tmp_path / "killed"
-    job = start(*module, *words("eagle3", cpdir, **common), launcher=two_processes())
-    end = time.monotonic() + 120
-    while not (cpdir / "step_2" / "training_state").is_dir() and time.monotonic() < end:
-        time.sleep(0.01)
-    os.kill(workers_of(job.pid)[1], signal.SIGKILL)
-    _, stderr = job.communicate(timeout=120)
+    job = start("-m", module, *words(algorithm, cpdir, **common), launcher=two_processes())
+    wait_for(cpdir / "step_4" / "training_state")  # of the second pass
+    os.kill(children(job.pid)[1], signal.SIGKILL)
+    _, stderr = ended(job, 120)
     assert job.returncode != 0
     assert "SIGKILL" in stderr or "Signal 9" in stderr
 
-    again = start(*module, *words("eagle3", cpdir, ckpt_path="auto", **common), launcher=two_processes())
+    again = start("-m", module, *words(algorithm, cpdir, ckpt_path="auto", **common), launcher=two_processes())
     (said,) = finish(again)
     assert f"resuming from {cpdir}" in said
-    expected, found = (Left(folder, "model3", []) for folder in (tmp_path / "straight", cpdir))
+    expected, found = (
+        Left(folder, f"{ALGORITHMS[algorithm].prefix}3", []) for folder in (tmp_path / "straight", cpdir)
+    )
     assert expected.differs_from(found) == []
-    assert {name.split(".")[0] for name in load_file(cpdir / "model3/training_state/generators.safetensors")} == {
-        "0",
-        "1",
-    }
 
-    draft = SpeculatorModel.from_pretrained(cpdir / "model3")
-    assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
-    with pytest.raises(InputError, match="processes was 2, now 1"):
-        start_run("eagle3", tmp_path / "one", ckpt_path=cpdir / "step_4", epoch=3)
-    loop = start_run("eagle3", tmp_path / "one", ckpt_path=cpdir / "step_4", epoch=3, resume_anyway=True)
-    assert (loop.steps, loop.epoch, loop.totals.batches) == (4, 1, 0)
+
+def wait_for(file, seconds=120):
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, f"{file} never came"
+        time.sleep(0.01)
+
+
+def test_what_is_not_done_in_time_leaves_no_process(tmp_path):
+    """A launcher that hangs with a worker in a session of its own, as torchrun's are."""
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        "print('started', file=sys.stderr, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    job = start(script)
+    while len(members := family(job.pid)) < 2:
+        time.sleep(0.01)
+    with pytest.raises(AssertionError, match=r"not done in 1 s: (.|\n)*started"):
+        finish(job, seconds=1)
+    assert not [pid for pid in members if os.path.exists(f"/proc/{pid}") and not is_zombie(pid)]
+
+
+def is_zombie(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(") ")[2].startswith("Z")

@@ -154,7 +154,7 @@ def test_every_file_name_can_be_sorted(names):
 
 
 def test_a_missing_or_empty_directory_is_refused(tmp_path, refuses):
-    with refuses(tmp_path / "no", "tmpdir", "no such directory", "a directory of *.ckpt records"):
+    with refuses(tmp_path / "no", "tmpdir", "no such directory", "a directory of records"):
         list_records(tmp_path / "no")
-    with refuses(tmp_path, "tmpdir", "no *.ckpt file", "at least one record"):
+    with refuses(tmp_path, "tmpdir", "no *.ckpt or *.safetensors", "at least one record"):
         list_records(tmp_path)

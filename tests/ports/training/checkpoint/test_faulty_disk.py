@@ -10,6 +10,7 @@ import pytest
 
 import ports.training.checkpoint.keeper as keeper
 from ports.errors import InputError
+from ports.training.checkpoint import atomic
 from ports.training.checkpoint.choose import newest_whole
 from ports.training.checkpoint.manifest import verify
 
@@ -166,3 +167,17 @@ def test_keep_last_and_the_best_pass(run_to_the_end, tmp_path):
     run_to_the_end("eagle3", cpdir, save_steps=2, keep_last=2, epoch=3, lr=1e-30, bs=2, noise=False, shuffle=False)
     names = {path.name for path in cpdir.iterdir() if path.is_dir()}
     assert names == {"model0", "step_12", "model3"}, "every pass has the same loss here, so the first is the best"
+
+
+def test_a_file_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "data_0.safetensors"
+    atomic.write_file(file, b"old")
+    monkeypatch.setattr(atomic.os, "rename", _full)
+    with pytest.raises(InputError, match=r"the data_0\.safetensors from before is untouched"):
+        atomic.write_file(file, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_bytes() == b"old"
+
+
+def _full(*paths):
+    raise OSError(28, "No space left on device")

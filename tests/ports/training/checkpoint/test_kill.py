@@ -1,93 +1,117 @@
 """``kill -9`` at random moments of a run that saves after every step, each time resumed with ``--ckpt_path auto``.
 
-It forks this process over and over and takes minutes, so it waits to be asked:
-``KILLS=200 pytest tests/ports/training/checkpoint/test_kill.py -p no:xdist -s``.
+A few kills by default; ``KILLS=200 pytest tests/ports/training/checkpoint/test_kill.py -s`` for the long form.
 """
 
 import os
 import random
-import signal
+import shutil
 import time
-from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-import ports.training.checkpoint.keeper as keeper
+from ports.training.checkpoint.atomic import public_name
 from ports.training.checkpoint.choose import newest_whole
-from tests.ports.training.conftest import ALGORITHMS, Left
+from ports.training.checkpoint.manifest import FILE as MANIFEST
+from ports.training.checkpoint.manifest import seal
+from tests.ports.training.checkpoint.victims import Server
+from tests.ports.training.conftest import ALGORITHMS, Left, Saved
 
-KILLS = int(os.environ.get("KILLS", "0"))
+KILLS = int(os.environ.get("KILLS", "6"))
 LATEST = 0.6
 """Of the time that a whole run takes: a process is killed then at the latest, or is done."""
 
-OPTIONS = {"save_steps": 1, "epoch": 3, "keep_last": 4}
+LATER = 1.05
+"""Every kill of a run may come that much later than the one before, should the machine have become slow."""
+
+MOST = 60
+"""Kills of one run: each of them gets further, or something is wrong."""
+
+OPTIONS = {"save_steps": 1, "epoch": 3}
 
 
-class Victim:
-    """A process forked from this one, so that nothing is imported again, which tells what it has saved."""
-
-    def __init__(self, start_run, algorithm: str, cpdir: Path) -> None:
-        reading, writing = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._train(start_run, algorithm, cpdir, writing)
-        os.close(writing)
-        self.reading = reading
-
-    def _train(self, start_run, algorithm: str, cpdir: Path, writing: int) -> None:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
-        real = keeper.CheckpointKeeper.save
-
-        def save(self, loop, name):
-            directory = real(self, loop, name)
-            os.write(writing, f"{loop.steps}\n".encode())
-            return directory
-
-        keeper.CheckpointKeeper.save = save
-        try:
-            start_run(algorithm, cpdir, ckpt_path=Path("auto"), **OPTIONS).run()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-
-    def kill_after(self, seconds: float) -> tuple[bool, int]:
-        """(was it killed before its end, the last step it had finished saving or -1)."""
-        end, status = time.monotonic() + seconds, 0
-        while time.monotonic() < end:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                break
-            time.sleep(0.002)
-        else:
-            os.kill(self.pid, signal.SIGKILL)
-            status = os.waitpid(self.pid, 0)[1]
-        with os.fdopen(self.reading) as pipe:
-            saved = [int(line) for line in pipe.read().split()]
-        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the run itself failed"
-        return os.WIFSIGNALED(status), saved[-1] if saved else -1
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("victims") / "server")
+    yield server
+    server.close()
 
 
-@pytest.mark.skipif(not KILLS, reason="takes minutes: set KILLS=200 to kill a run at 200 random moments")
+@pytest.fixture
+def straight(server, words, tmp_path):
+    """A run that nobody kills, with every checkpoint it ever saved, and the seconds it took."""
+
+    def make(algorithm):
+        begun = time.monotonic()
+        end = server.run(algorithm, words(algorithm, tmp_path / "straight", **OPTIONS))
+        assert end.what == "done", end.said
+        return tmp_path / "straight", time.monotonic() - begun
+
+    return make
+
+
+def wrong(cpdir, saved, straight):
+    """What a resume from ``cpdir`` would get wrong: a completed save that is gone, damage, or another state."""
+    said = []
+    found = newest_whole(cpdir, said.append)
+    wrongs = [line for line in said if "damaged" in line]
+    if (found.state.steps if found else -1) < saved:
+        wrongs.append(f"step {saved} was saved, resumes from {found.state.steps if found else 'nothing'}")
+    if found:
+        name = public_name(found.directory)
+        wrongs += [f"{name}: {what}" for what in Saved(straight / name).differs_from(Saved(found.directory))]
+    return wrongs
+
+
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_nothing_saved_is_ever_lost(start_run, run_to_the_end, tmp_path, algorithm):
-    begun = time.monotonic()
-    expected = run_to_the_end(algorithm, tmp_path / "straight", **OPTIONS)
-    latest = LATEST * (time.monotonic() - begun)
-    draw, kills, runs, before_first = random.Random(0), 0, 0, 0
-    while kills < KILLS // 2:
-        cpdir, finished, saved = tmp_path / f"run{runs}", False, -1
-        while not finished:
-            killed, last = Victim(start_run, algorithm, cpdir).kill_after(draw.uniform(0, latest))
-            kills, finished, saved = kills + killed, not killed, max(saved, last)
-            said: list[str] = []
-            found = newest_whole(cpdir, said.append)
-            assert not [line for line in said if "damaged" in line]
-            assert (found.state.steps if found else -1) >= saved, "a completed checkpoint is gone"
-            before_first += found is None
-        left = Left(cpdir, f"{ALGORITHMS[algorithm].prefix}{OPTIONS['epoch']}", [])
-        assert expected.differs_from(left) == []
+def test_nothing_saved_is_ever_lost(server, straight, words, tmp_path, algorithm):
+    expected, seconds = straight(algorithm)
+    last = f"{ALGORITHMS[algorithm].prefix}{OPTIONS['epoch']}"
+    draw, moments, runs, resumed = random.Random(0), 0, 0, 0
+    while moments < KILLS:
+        cpdir, saved, killed = tmp_path / f"run{runs}", -1, 0
+        command = words(algorithm, cpdir, ckpt_path="auto", keep_last=4, **OPTIONS)
+        while (end := server.run(algorithm, command, draw.uniform(0, LATEST * seconds * LATER**killed))).what != "done":
+            assert end.what == "killed", f"{end.what}\n{end.said}"
+            killed, saved = killed + 1, max(saved, end.saved)
+            assert wrong(cpdir, saved, expected) == []
+            resumed += saved >= 0
+            assert killed < MOST, "no run comes to its end"
+        assert Left(expected, last, []).differs_from(Left(cpdir, last, [])) == []
         assert not [path for path in cpdir.iterdir() if path.name.endswith((".partial", ".old", ".removed"))]
-        runs += 1
-    print(f"{algorithm}: {kills} kills, {before_first} before the first checkpoint, {runs} runs, all bit-identical")
+        shutil.rmtree(cpdir)
+        moments, runs = moments + killed, runs + 1
+    print(f"{algorithm}: {moments} kills, {resumed} with something saved, {runs} runs, all bit-identical")
+
+
+def test_a_lost_or_another_checkpoint_is_named(straight, tmp_path):
+    """The judge of the test above."""
+    expected, _ = straight("eagle3")
+    cpdir = tmp_path / "cp"
+    for step in (4, 5):
+        shutil.copytree(expected / f"step_{step}", cpdir / f"step_{step}")
+    assert wrong(cpdir, 5, expected) == []
+    assert wrong(cpdir, 6, expected) == ["step 6 was saved, resumes from 5"]
+    tensors = load_file(cpdir / "step_5" / "model.safetensors")
+    tensors["fc.weight"][0, 0] += 1e-6
+    save_file(tensors, cpdir / "step_5" / "model.safetensors")
+    assert "passing over step_5, which is damaged" in wrong(cpdir, 5, expected)[0]
+    (cpdir / "step_5" / MANIFEST).unlink()
+    seal(cpdir / "step_5")
+    assert wrong(cpdir, 5, expected) == ["step_5: model.safetensors fc.weight"]
+
+
+HANGS = {
+    "hang": ({"patience": 2}, "hung", "in _sleep_on_a_lock"),
+    "spin": ({"limit": 15}, "failed with 256", "Timeout (0:00:15)!"),
+}
+
+
+@pytest.mark.parametrize("fault", HANGS)
+def test_a_victim_that_hangs_is_noticed_and_shows_its_stack(server, words, tmp_path, fault):
+    limits, what, said = HANGS[fault]
+    end = server.run("eagle3", words("eagle3", tmp_path / "cp", **OPTIONS), fault=fault, **limits)
+    assert (end.what, end.saved) == (what, 1)
+    assert said in end.said
+    assert "in optimizer_steps" in end.said

@@ -1,0 +1,67 @@
+"""What is timed: one optimizer step at h 512, 8 heads, 2 key/value heads, head_dim 64, I 1792, V 32768, D 8192."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fixtures.samples import build_random_fixture
+from fixtures.verifier import VerifierSpec
+from parity.case import Case
+from parity.synthetic import write_case
+
+SPEC = VerifierSpec(
+    hidden_size=512,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    num_hidden_layers=3,
+    intermediate_size=1792,
+    vocab_size=32768,
+    max_position_embeddings=32768,
+    seed=11,
+)
+DRAFT_VOCABULARY = 8192
+PROMPT_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One sample of ``length`` tokens a step, 60 % of them in the loss.
+
+    ``dtype`` is ``fp32``, or ``bf16`` for autocast; ``threads`` counts CPU threads; ``device`` is ``cpu`` or ``cuda``.
+    """
+
+    algorithm: str
+    length: int
+    ttt_steps: int = 3
+    dtype: str = "fp32"
+    threads: int = 1
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        words = [self.algorithm, f"T{self.length}", f"k{self.ttt_steps}", self.dtype, f"{self.threads}thread"]
+        return "-".join(words + ([self.device] if self.device != "cpu" else []))
+
+    @property
+    def rows(self) -> int:
+        """Tokens in the loss; a sample's last position never is, see :func:`ports.training.samples.make_sample`."""
+        return self.length - int(PROMPT_SHARE * self.length) - 1
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def build_case(shape: Shape, fixtures: Path, folder: Path, steps: int) -> Case:
+    """A case below ``folder`` with a sample for each of ``steps`` steps, in one pass: it writes no checkpoint.
+
+    Verifier and samples are made once in ``fixtures``.
+    """
+    fixture = fixtures / f"t{shape.length}_n{steps}"
+    if not fixture.exists():
+        lengths = (shape.length,) * steps
+        build_random_fixture(
+            fixture, spec=SPEC, lengths=lengths, draft_vocab_size=DRAFT_VOCABULARY, prompt_share=PROMPT_SHARE
+        )
+    return write_case(folder, fixture, str(shape), algorithm=shape.algorithm, k=shape.ttt_steps, bs=1, epoch=0)

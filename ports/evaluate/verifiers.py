@@ -1,0 +1,64 @@
+"""Open a verifier for decoding, and say how far it can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ports.errors import InputError
+from ports.training.verifier import reading_weights, verifier_config
+
+
+def open_verifier(name_or_path: str, dtype: str, device: torch.device) -> Any:
+    """The model in eval mode; ``dtype`` is a name of torch's or auto.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with reading_weights(name_or_path):
+        model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    return model.eval().to(device)
+
+
+def open_tokenizer(name_or_path: str) -> Any:
+    """The verifier's tokenizer.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # what a missing or damaged tokenizer raises differs by its class
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(name_or_path, "tokenizer", reason, "tokenizer files, or prompts of token ids") from error
+
+
+def end_tokens(verifier: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the verifier's generation config."""
+    found = verifier.generation_config.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or [])
+
+
+def longest_prompt(name_or_path: str, length: int, size: int) -> int:
+    """How long a prompt may be when ``length`` tokens follow and proposals of ``size`` reach past them.
+
+    A verifier with a sliding window is only read as far as its window reaches: rejected proposals leave holes in the
+    cache, which would count as positions. In the worst case every token leaves a hole for each token of a proposal.
+
+    Raises:
+        InputError: there is no room for any prompt.
+    """
+    config = verifier_config(name_or_path)
+    room = config.max_position_embeddings - length - size
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []) or _has_window(config):
+        room = min(room, config.sliding_window - length * (size + 1))
+    if room < 1:
+        raise InputError(name_or_path, "--tokens", length, f"less: the verifier has no room for {1 - room} of them")
+    return int(room)
+
+
+def _has_window(config: Any) -> bool:
+    window = getattr(config, "sliding_window", None)
+    return window is not None and getattr(config, "use_sliding_window", True)

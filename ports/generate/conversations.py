@@ -1,0 +1,108 @@
+"""Dialogues of ShareGPT and UltraChat, from a file or the hub, in the prototypes' order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, load_dataset
+
+from ports.errors import InputError
+
+Kind = Literal["sharegpt", "ultrachat"]
+Message = dict[str, str]
+"""``role`` (system, user or assistant) and ``content``."""
+
+HUB_ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
+SHUFFLE_SEED = 42
+ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+COLUMNS = {"sharegpt": ("conversations", "from", "value"), "ultrachat": ("messages", "role", "content")}
+NOT_GIVEN = "0"
+"""The prototypes' default of ``--data_path``, which UltraChat leaves at that."""
+
+
+class ConversationError(ValueError):
+    """A dialogue that cannot be used; says why."""
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """The rows of a data set as ``source`` has them, ShareGPT shuffled; :meth:`messages` reads one."""
+
+    rows: Dataset
+    kind: Kind
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def messages(self, index: int) -> list[Message]:
+        """The turns of row ``index``.
+
+        A ShareGPT dialogue loses a first turn that is the assistant's.
+
+        Raises:
+            ConversationError: no turns, an unknown role, or a turn without text.
+        """
+        column, role, content = COLUMNS[self.kind]
+        turns = self.rows[index][column]
+        if not isinstance(turns, Sequence) or not turns:
+            raise ConversationError(f"{column}: found {turns!r:.40}, expected a list of turns")
+        read = [_message(turn, role, content) for turn in turns]
+        return read[1:] if self.kind == "sharegpt" and read[0]["role"] == "assistant" else read
+
+
+def _message(turn: Any, role: str, content: str) -> Message:
+    if not isinstance(turn, Mapping) or turn.get(role) not in ROLES:
+        found = turn.get(role) if isinstance(turn, Mapping) else turn
+        raise ConversationError(f"{role}: found {found!r:.40}, expected one of {', '.join(ROLES)}")
+    if not isinstance(turn.get(content), str):
+        raise ConversationError(f"{content}: found {turn.get(content)!r:.40}, expected text")
+    return {"role": ROLES[turn[role]], "content": turn[content]}
+
+
+def load_conversations(kind: Kind, data_path: str, split: str) -> Conversations:
+    """ShareGPT from a JSON file or hub id, shuffled with seed 42; UltraChat as it lies, from a file or the hub.
+
+    Args:
+        kind: how a row is laid out.
+        data_path: a file, a directory of files, or a hub id; for UltraChat ``"0"`` is the hub's ultrachat_200k.
+        split: UltraChat's ``train_<split>`` on the hub.
+
+    Raises:
+        InputError: nothing readable there, or rows without the column of turns.
+    """
+    name = HUB_ULTRACHAT if kind == "ultrachat" and data_path == NOT_GIVEN else data_path
+    rows = _load(name, f"train_{split}" if kind == "ultrachat" else "train")
+    column = COLUMNS[kind][0]
+    if column not in rows.column_names:
+        raise InputError(name, column, f"columns {', '.join(rows.column_names)}", f"{kind} rows with {column}")
+    if len(rows) == 0:
+        raise InputError(name, column, "no rows", "at least one dialogue")
+    return Conversations(rows.shuffle(seed=SHUFFLE_SEED) if kind == "sharegpt" else rows, kind, name)
+
+
+def _load(name: str, split: str) -> Dataset:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return load_dataset(str(path), split="train")
+        if path.is_file():
+            form = "parquet" if path.suffix == ".parquet" else "json"
+            return load_dataset(form, data_files=str(path), split="train")
+        return load_dataset(name, split=split)
+    except Exception as error:  # datasets', pyarrow's, fsspec's and the hub's own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            name, "data_path", reason, "a JSON or parquet file, a directory of them, or a hub id"
+        ) from error
+
+
+def split_range(samples: int, parts: int) -> list[range]:
+    """Rows 0..``samples``, the last included, in ``parts`` ranges; the first ones take the rest, as the prototypes'."""
+    size, rest = divmod(samples + 1, parts)
+    starts = [part * size + min(part, rest) for part in range(parts + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]

@@ -1,0 +1,72 @@
+"""Chat families: a table of what differs between them, read from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ports.errors import InputError
+
+TABLE = Path(__file__).parent / "families.yaml"
+
+
+class Offsets(BaseModel):
+    """The prototypes' rule for Llama: token counts of the text between two hard-coded headers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: Literal["offsets"]
+    user: str
+    answer: str
+
+
+class FirstMatch(BaseModel):
+    """The prototypes' rule for Qwen and Mistral: where an answer's tokens occur first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: Literal["first_match"]
+    after: str
+    before: str
+
+
+class ChatFamily(BaseModel):
+    """One entry of the table; see ``families.yaml``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    system: str | None = None
+    template_options: dict[str, Any] = Field(default_factory=dict)
+    prototype_mask: Annotated[Offsets | FirstMatch, Field(discriminator="rule")] | None = None
+
+
+def load_family(name: str) -> ChatFamily:
+    """The family of that name in the table, or in ``FILE.yaml:NAME``.
+
+    Raises:
+        InputError: unreadable table, unknown name, or an entry with a wrong key or value.
+    """
+    file, _, entry = name.rpartition(":")
+    table = Path(file) if file else TABLE
+    entries = _read(table)
+    if entry not in entries:
+        raise InputError(table, "chat_template", entry, f"one of {', '.join(entries)}, or FILE.yaml:NAME")
+    try:
+        return TypeAdapter(ChatFamily).validate_python(entries[entry])
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join([entry, *map(str, first["loc"])])
+        raise InputError(table, field, repr(first.get("input"))[:80], first["msg"]) from error
+
+
+def _read(table: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(table.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(table, "chat_template", str(error).split("\n")[0], "a readable YAML file") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(table, "chat_template", type(content).__name__, "a mapping of families by name")
+    return content

@@ -1,0 +1,194 @@
+"""Everything that happens before the verifier runs: dialogues to ids, fingerprints, the split, the estimate."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from ports.errors import InputError
+from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
+from ports.generate.encode import Encoded, Encoder
+from ports.generate.families import load_family
+from ports.generate.manifest import Manifest, digest
+from ports.generate.records import record_bytes
+from ports.generate.settings import GenerationSettings
+from ports.training.feature_layers import chosen_layers
+from ports.training.record_info import RecordInfo
+from ports.training.verifier import verifier_config
+from ports.training.verifier_fingerprint import tokenizer_fingerprint, verifier_fingerprint
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A dialogue that will be a record: its number in the data set's order, and its tokens."""
+
+    number: int
+    encoded: Encoded
+
+
+@dataclass
+class Work:
+    """What the processes will do: ``parts`` hold the rows of each; ``skipped`` says why rows were left out."""
+
+    parts: list[list[Row]]
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Encoded]:
+        """All dialogues in order."""
+        return [row.encoded for part in self.parts for row in part]
+
+
+def load_tokenizer(settings: GenerationSettings) -> Any:
+    """The verifier's tokenizer.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(settings.model_path)
+    except Exception as error:  # transformers' and the hub's own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(settings.model_path, "tokenizer", reason, "the verifier's tokenizer files") from error
+
+
+def build_encoder(settings: GenerationSettings, tokenizer: Any) -> Encoder:
+    """How the settings turn a dialogue into tokens."""
+    space = settings.leading_space and settings.dataset == "sharegpt"
+    family = load_family(settings.chat_template)
+    return Encoder(tokenizer, family, settings.loss_mask, space, settings.max_length)
+
+
+def encode_rows(settings: GenerationSettings, tokenizer: Any) -> Work:
+    """All dialogues, split over the processes.
+
+    Raises:
+        InputError: one that cannot be used, unless ``--on_bad_conversation skip`` says otherwise; or none is left.
+    """
+    conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
+    encoder, work = build_encoder(settings, tokenizer), Work([])
+    last = min(settings.samples, len(conversations) - 1)
+    with tqdm(total=last + 1, desc="tokenizing", disable=not settings.progress) as bar:
+        for numbers in split_range(last, settings.processes):
+            work.parts.append([])
+            for number in numbers:
+                _encode_one(settings, conversations, encoder, number, work)
+                bar.update()
+    if not work.rows:
+        raise InputError(conversations.source, "rows", f"{len(work.skipped)} bad ones", "at least one dialogue")
+    return work
+
+
+def _encode_one(
+    settings: GenerationSettings, conversations: Conversations, encoder: Encoder, number: int, work: Work
+) -> None:
+    try:
+        work.parts[-1].append(Row(number, encoder(conversations.messages(number))))
+    except ConversationError as error:
+        if settings.on_bad_conversation == "fail":
+            expected = "a dialogue that can be used; --on_bad_conversation skip leaves it out"
+            raise InputError(conversations.source, f"row {number}", error, expected) from error
+        work.skipped.append(f"row {number}: {error}")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is read from the verifier, before it is loaded; ``hidden_size`` 0 stands for records without features."""
+
+    hidden_size: int
+    layers: list[int] | None
+    dtype: str
+
+    @property
+    def without_features(self) -> bool:
+        """Are ids and masks all that is wanted?"""
+        return self.hidden_size == 0
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the features and of the separate target."""
+        return (self.hidden_size, 0) if self.layers is None else (len(self.layers) * self.hidden_size, self.hidden_size)
+
+    def bytes_of(self, length: int) -> int:
+        """Size of a record of that many tokens."""
+        return record_bytes(length, *self.widths, ITEM_BYTES[self.dtype])
+
+
+def geometry(settings: GenerationSettings) -> Geometry:
+    """From the verifier's config.
+
+    Raises:
+        InputError: no readable config, or layers that the verifier does not have.
+    """
+    config = verifier_config(settings.model_path)
+    layers = None
+    if settings.algorithm == "eagle3":
+        layers = chosen_layers(settings.aux_layers, settings.model_path, config.num_hidden_layers)
+    default = "float16" if settings.algorithm == "hass" else "auto"
+    dtype = default if settings.dtype == "default" else settings.dtype
+    size = 0 if settings.algorithm == "ids" else config.hidden_size
+    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return Geometry(size, layers, own if dtype == "auto" else dtype)
+
+
+def describe(settings: GenerationSettings, work: Work, shape: Geometry, tokenizer: Any, device: str) -> Manifest:
+    """The manifest of this run."""
+    return Manifest(
+        algorithm=settings.algorithm,
+        verifier=verifier_fingerprint(settings.model_path),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        feature_layers=shape.layers or [],
+        dtype=shape.dtype,
+        device=device,
+        chat_template=settings.chat_template.rpartition(":")[2],
+        loss_mask=settings.loss_mask.value,
+        batch_tokens=settings.batch_tokens,
+        processes=[len(part) for part in work.parts],
+        tokens=sum(len(row.ids) for row in work.rows),
+        supervised=sum(sum(row.loss_mask) for row in work.rows),
+        rows=digest(work.rows),
+    )
+
+
+def info_of(manifest: Manifest, row: Row) -> RecordInfo:
+    """What the record of ``row`` says about itself."""
+    return RecordInfo(
+        algorithm=manifest.algorithm,
+        verifier=manifest.verifier,
+        tokenizer=manifest.tokenizer,
+        feature_layers=tuple(manifest.feature_layers),
+        loss_mask=manifest.loss_mask,
+        chat_template=manifest.chat_template,
+        row=row.number,
+    )
+
+
+def check_room(outdir: Path, needed: int) -> int:
+    """Free bytes where ``outdir`` will be.
+
+    Raises:
+        InputError: fewer than ``needed``.
+    """
+    existing = next(path for path in (outdir, *outdir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(outdir, "disk", f"{gigabytes(free)} free", f"{gigabytes(needed)} for the records")
+    return free
+
+
+def gigabytes(size: int) -> str:
+    """In GB (1e9), at least three digits."""
+    return f"{size / 1e9:,.3g} GB" if size < 1e12 else f"{size / 1e9:,.0f} GB"
+
+
+def say(line: str) -> None:
+    """To stderr, where the progress bars are."""
+    print(line, file=sys.stderr, flush=True)

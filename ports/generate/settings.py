@@ -1,0 +1,69 @@
+"""The command line: the flags of the prototypes' ``ge_data.allocation`` by their names, and more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ports.generate.encode import LossMask
+
+Dtype = Literal["default", "auto", "float16", "bfloat16", "float32"]
+
+
+class GenerationSettings(BaseSettings):
+    """Flags, then environment (``SPECULATOR_GENERATE_SAMPLES=10``), then ``--config file.yaml``, then the defaults."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        env_prefix="SPECULATOR_GENERATE_",
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        protected_namespaces=(),
+    )
+
+    model_path: str = Field(description="verifier: Hugging Face directory or hub id")
+    outdir: Path = Field(description="records go to outdir/<process>/data_<i>.safetensors")
+    data_path: str = Field(
+        "0", description="file, directory or hub id; left out, ultrachat is the hub's ultrachat_200k"
+    )
+    dataset: Literal["sharegpt", "ultrachat"] = Field("ultrachat", description="how the rows are laid out")
+    split: str = Field("sft", description="ultrachat on the hub: train_<split>")
+    chat_template: str = Field("llama", description="chat family: llama, qwen, mistral, plain, or FILE.yaml:NAME")
+    samples: int = Field(68000, ge=0, description="last row to take, so samples + 1 of them, as the prototypes take")
+    total_gpus: int = Field(1, ge=1, description="devices to share out; without any, the number of processes")
+    gpus_per_model: int = Field(1, ge=1, description="devices that one process spreads the verifier over")
+
+    algorithm: Literal["eagle3", "hass", "ids"] = Field(
+        "eagle3", description="eagle3: three layers and the last; hass: the last; ids: none, for training with --online"
+    )
+    loss_mask: LossMask = Field(LossMask.EXACT, description="exact: the answers' tokens; prototype: as the prototypes'")
+    leading_space: bool = Field(True, description="sharegpt: a space before every answer, as the prototypes put")
+    aux_layers: str = Field(
+        "prototype", description="eagle3: prototype, speculators, or entries of hidden_states: a,b,c"
+    )
+    dtype: Dtype = Field("default", description="verifier: auto for eagle3 and float16 for hass, as in the prototypes")
+    max_length: int = Field(8192, ge=1, description="dialogues are cut to this many tokens")
+    batch_tokens: int = Field(16384, ge=1, description="tokens of one forward, padding included; more use more memory")
+    device: str | None = Field(None, description="where one process runs; default: its accelerators, else the CPU")
+    on_bad_conversation: Literal["fail", "skip"] = Field("fail", description="a dialogue that cannot be used")
+    progress: bool = Field(True, description="show progress bars")
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        """The prototypes spell ultrachat in two ways."""
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _whole_processes(self) -> GenerationSettings:
+        if self.total_gpus % self.gpus_per_model:
+            raise ValueError(f"gpus_per_model {self.gpus_per_model} does not divide total_gpus {self.total_gpus}")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the rows."""
+        return self.total_gpus // self.gpus_per_model

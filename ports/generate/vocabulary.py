@@ -1,0 +1,107 @@
+"""Choose the tokens that an Eagle3 draft can say: the most frequent ones in the records."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from speculators.train.vocab_mapping import build_vocab_mappings_from_distribution
+from tqdm import tqdm
+
+from ports.errors import InputError
+from ports.training.checkpoint.atomic import write_file
+from ports.training.draft_config import read_config_dict
+from ports.training.records import list_records, read_record, recorded_info
+from ports.training.verifier import verifier_config
+from ports.training.vocabulary import VocabularyMap
+from ports.training.vocabulary_file import FILE, VocabularyFile
+
+
+class Counts(str, Enum):
+    """``ALL``: every token, prompts too, as in the prototype. ``ANSWERS``: those in the loss, as in Speculators."""
+
+    ALL = "all"
+    ANSWERS = "answers"
+
+
+class VocabularySettings(BaseSettings):
+    """Write t2d.npy, d2t.npy and vocabulary.json from the tokens of records."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="SPECULATOR_GENERATE_", cli_avoid_json=True)
+
+    tmpdir: Path = Field(description="directory of records")
+    basepath: str = Field(description="verifier: its vocabulary's size is read")
+    configpath: str | None = Field(None, description="draft config: its draft_vocab_size is taken")
+    draft_vocab_size: int | None = Field(None, ge=1, description="tokens to keep, without a draft config")
+    counts: Counts = Field(Counts.ALL, description="all: as the prototype; answers: tokens in the loss, as Speculators")
+    samples: int | None = Field(None, ge=1, description="count the first records only; default: all of them")
+    output: Path | None = Field(None, description="directory for the three files; default: --tmpdir")
+
+
+def count_tokens(files: Sequence[Path], vocab_size: int, counts: Counts) -> Counter[int]:
+    """How often each id occurs; only ids and masks are read where the format allows it."""
+    totals = torch.zeros(vocab_size, dtype=torch.int64)
+    for file in tqdm(files, desc="counting", leave=False):
+        record = read_record(file, {}, vocab_size)
+        ids = record["input_ids"]
+        kept = ids if counts is Counts.ALL else ids[record["loss_mask"].bool()]
+        totals += torch.bincount(kept, minlength=vocab_size)
+    return Counter({int(token): int(totals[token]) for token in totals.nonzero().flatten()})
+
+
+def build_map(counts: Counter[int], draft_vocab_size: int, vocab_size: int) -> VocabularyMap:
+    """Speculators' builder: the most frequent ids, ties by id, filled up with the lowest ids nobody used."""
+    d2t, t2d = build_vocab_mappings_from_distribution(dict(counts), draft_vocab_size, vocab_size)
+    return VocabularyMap(t2d, d2t)
+
+
+def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
+    """Count, choose and write.
+
+    Raises:
+        InputError: no size or two of them, one that the verifier does not have, or unreadable records.
+    """
+    vocab_size = verifier_config(settings.basepath).vocab_size
+    size = _draft_vocab_size(settings, vocab_size)
+    files = list_records(settings.tmpdir)[: settings.samples]
+    counts, info = count_tokens(files, vocab_size, settings.counts), recorded_info(files)
+    chosen = build_map(counts, size, vocab_size)
+    content = VocabularyFile(
+        digest=chosen.digest,
+        counts=settings.counts.value,
+        vocab_size=vocab_size,
+        draft_vocab_size=size,
+        records=len(files),
+        tokens=counts.total(),
+        covered=sum(count for token, count in counts.items() if bool(chosen.t2d[token])),
+        tokenizer=None if info is None else info.tokenizer,
+    )
+    _write(settings.output or settings.tmpdir, chosen, content)
+    return content
+
+
+def _draft_vocab_size(settings: VocabularySettings, vocab_size: int) -> int:
+    given = settings.draft_vocab_size
+    if (given is None) == (settings.configpath is None):
+        raise InputError("command line", "--draft_vocab_size", given, "a number, or a --configpath, one of them")
+    source = {"draft_vocab_size": given} if settings.configpath is None else read_config_dict(settings.configpath)
+    size = source.get("draft_vocab_size")
+    if type(size) is not int or not 0 < size <= vocab_size:
+        raise InputError(settings.configpath or "command line", "draft_vocab_size", size, f"1..{vocab_size}")
+    return size
+
+
+def _write(folder: Path, chosen: VocabularyMap, content: VocabularyFile) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("t2d", chosen.t2d), ("d2t", chosen.d2t)):
+        stream = io.BytesIO()
+        np.save(stream, values.numpy())
+        write_file(folder / f"{name}.npy", stream.getvalue())
+    write_file(folder / FILE, (content.model_dump_json(indent=1) + "\n").encode())

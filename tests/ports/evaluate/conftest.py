@@ -1,0 +1,59 @@
+"""Drafts of both kinds with lively weights, saved beside their tiny verifier, and prompts of different lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fixtures.features import hidden_states
+from ports.eagle3 import train as eagle3
+from ports.evaluate.drafter import Drafter
+from ports.evaluate.drafts import drafter_of, open_draft
+from ports.evaluate.verifiers import open_verifier
+from ports.hass import train as hass
+from ports.hass.settings import HassSettings
+from ports.training.saving import save_draft
+from tests.ports.conftest import enliven
+
+
+@dataclass
+class Pair:
+    """A checkpoint, the verifier that it names, and both models."""
+
+    directory: Path
+    verifier: Path
+    draft: Any
+    judge: Any
+
+    @property
+    def drafter(self) -> Drafter:
+        return drafter_of(self.draft)
+
+    def states(self, text: list[int]) -> list[torch.Tensor]:
+        return hidden_states(self.judge, text)
+
+
+@pytest.fixture(params=["eagle3", "hass"])
+def pair(request, settings, fixture, tmp_path) -> Pair:
+    if request.param == "eagle3":
+        draft = eagle3.build(settings(forward_num_total=3))
+    else:
+        values = {"configpath": str(fixture / "draft_hass.json"), "tmpdir": fixture / "data_hass"}
+        shared = settings(forward_num_total=3).model_dump(include={"basepath", "cpdir", "bs", "forward_num_total"})
+        draft = hass.build(HassSettings(**{**shared, **values}))
+    directory = save_draft(enliven(draft), tmp_path / "draft")
+    verifier = fixture / "verifier"
+    return Pair(
+        directory, verifier, open_draft(directory), open_verifier(str(verifier), "float32", torch.device("cpu"))
+    )
+
+
+@pytest.fixture
+def prompts(fixture) -> list[list[int]]:
+    """The ids of the fixture's records: 9, 5, 12, 7, 3 and 10 tokens."""
+    files = sorted((fixture / "data_eagle3").iterdir())
+    return [torch.load(file, weights_only=True)["input_ids"].tolist() for file in files]

@@ -1,0 +1,96 @@
+"""Greedy drafting without any cache, written for reading: every token is the end of one pass over everything.
+
+The passes are those of training: TTT attention with a single step is causal attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fixtures.features import hidden_states
+from ports.evaluate.counters import Counters
+from ports.training.alignment import Alignment
+from ports.training.attention import attention_name, ttt_cache
+
+
+def count_accepted(
+    draft: Any, states: Sequence[Tensor], prompt: Sequence[int], greedy: Sequence[int], length: int, size: int
+) -> Counters:
+    """Generate ``length`` tokens with proposals of ``size``, checked against the verifier's ``greedy`` tokens.
+
+    ``states`` [T, h] are the verifier's on the whole text; the last proposal may reach past ``length``, so ``greedy``
+    has ``size`` tokens more. The verifier gives the first token alone, and one of its own after every proposal.
+    """
+    accepted, done = [], 1
+    while done < length:
+        text = [*prompt, *greedy[:done]]
+        proposal = propose(draft, [state[: len(text) - 1] for state in states], text, size)
+        accepted.append(agreeing(proposal, greedy[done : done + size]))
+        done += accepted[-1] + 1
+    return Counters.of(accepted, size)
+
+
+@torch.no_grad()
+def propose(draft: Any, states: Sequence[Tensor], text: Sequence[int], size: int) -> list[int]:
+    """The ``size`` tokens that the draft expects after ``text`` [T + 1], whose last token has no ``states`` [T, h]."""
+    draft.config.transformer_layer_config._attn_implementation = attention_name(Alignment.CHAIN)
+    run, head, hidden = (_eagle3 if draft.config.speculators_model_type == "eagle3" else _hass)(draft, states)
+    tokens = list(text[1:])
+    for _ in range(size):
+        out = run(torch.tensor([tokens]), hidden)
+        tokens.append(head(out[0, -1]))
+        hidden = torch.cat([hidden, out[:, -1:]], dim=1)
+    return tokens[-size:]
+
+
+def _eagle3(draft: Any, states: Sequence[Tensor]) -> tuple[Any, Any, Tensor]:
+    def run(ids: Tensor, hidden: Tensor) -> Tensor:
+        out = torch.cat([draft.embed_tokens(ids), hidden], dim=-1)
+        rotary, cache = draft.rotary_emb(out, torch.arange(ids.shape[1])[None]), ttt_cache()
+        for layer in draft.layers:
+            out = layer(out, attention_mask=torch.ones_like(ids), past_key_values=cache, position_embeddings=rotary)
+        return out
+
+    def head(out: Tensor) -> int:
+        best = int(draft.lm_head(draft.norm(out)).argmax())
+        return best if draft.d2t is None else best + int(draft.d2t[best])
+
+    features = torch.cat([states[i] for i in draft.config.eagle_aux_hidden_state_layer_ids], dim=-1)
+    return run, head, draft.fc(features)[None]
+
+
+def _hass(draft: Any, states: Sequence[Tensor]) -> tuple[Any, Any, Tensor]:
+    def run(ids: Tensor, hidden: Tensor) -> Tensor:
+        return draft.step(draft.embed(ids), hidden, torch.ones_like(ids), ttt_cache())
+
+    return run, lambda out: int(draft.lm_head(draft.lm_head_layernorm(out)).argmax()), states[-1][None]
+
+
+@torch.no_grad()
+def continue_greedily(model: Any, ids: Sequence[int], length: int) -> list[int]:
+    """The ``length`` tokens that are likeliest after ``ids``, one by one; no token ends the text."""
+    text = list(ids)
+    for _ in range(length):
+        text.append(int(model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
+    return text[len(ids) :]
+
+
+def simulate(draft: Any, verifier: Any, prompts: Sequence[Sequence[int]], length: int, size: int) -> Counters:
+    """All prompts together."""
+    parts = []
+    for prompt in prompts:
+        greedy = continue_greedily(verifier, prompt, length + size)
+        states = hidden_states(verifier, [*prompt, *greedy])
+        parts.append(count_accepted(draft, states, prompt, greedy, length, size))
+    accepted = [sum(places) for places in zip(*(part.accepted_per_position for part in parts), strict=True)]
+    return Counters(sum(part.drafts for part in parts), tuple(accepted))
+
+
+def agreeing(proposal: Sequence[int], greedy: Sequence[int]) -> int:
+    """How many tokens of a proposal come before the first wrong one."""
+    wrong = [place for place, (ours, theirs) in enumerate(zip(proposal, greedy, strict=True)) if ours != theirs]
+    return wrong[0] if wrong else len(proposal)

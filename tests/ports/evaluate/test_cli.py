@@ -1,0 +1,107 @@
+"""The command: what it prints and writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+import ports.evaluate.cli
+from ports.evaluate.decode import Limits
+from ports.evaluate.drafts import drafter_of, untrained
+from ports.evaluate.evaluation import Difference, Evaluation, evaluate
+from ports.evaluate.verifiers import end_tokens, longest_prompt
+
+
+@pytest.fixture
+def command(pair, prompts, tmp_path, monkeypatch, capsys):
+    """Runs the command here; gives exit code, JSON result and what was printed."""
+    monkeypatch.setattr(ports.evaluate.cli, "hush_libraries", lambda: None)
+    file, answer = tmp_path / "prompts.jsonl", tmp_path / "result.json"
+    file.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts))
+
+    def run(*words):
+        line = ["evaluate", pair.directory, "--prompts", file, "--json", answer, *words]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in line])
+        with pytest.raises(SystemExit) as stop:
+            ports.evaluate.cli.main()
+        result = json.loads(answer.read_text()) if answer.exists() else {}
+        return stop.value.code or 0, result, capsys.readouterr()
+
+    return run
+
+
+def test_the_result_is_that_of_evaluating(command, pair, prompts):
+    code, result, said = command("--tokens", 11, "--ignore-eos")
+    found = evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3)
+    assert code == 0
+    assert result["lossless"] is True
+    assert (result["prompts"], result["left_out"], result["tokens"]) == (6, 0, 66)
+    assert (result["speculative_tokens"], result["untrained"]) == (3, False)
+    assert result["drafts"] == found.counters.drafts > 0
+    assert result["accepted_per_position"] == list(found.counters.accepted_per_position)
+    assert result["acceptance_length"] == found.counters.acceptance_length
+    assert f"acceptance length {found.counters.acceptance_length:.3f} over 6 prompts" in said.out
+
+
+def test_untrained_is_measured_in_its_place(command, pair, prompts):
+    _, result, said = command("--tokens", 9, "--untrained", "--seed", 5, "--speculative-tokens", 2)
+    limits = Limits(9, end_tokens(pair.judge))
+    expected = evaluate(pair.judge, drafter_of(untrained(pair.draft, 5)), prompts, limits, 2).counters
+    assert result["accepted_per_position"] == list(expected.accepted_per_position)
+    assert (result["untrained"], result["drafts"]) == (True, expected.drafts)
+    assert "untrained" in said.out
+
+
+def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch):
+    def different(*words):
+        found = evaluate(*words)
+        return Evaluation(found.counters, found.tokens, [Difference(2, 5, 7, 8)])
+
+    monkeypatch.setattr("ports.evaluate.measure.evaluate", different)
+    code, result, said = command("--tokens", 5)
+    assert (code, result["lossless"]) == (1, False)
+    assert result["differences"] == [{"prompt": 2, "place": 5, "plain": 7, "drafted": 8}]
+    assert "prompt 2, token 5: 7 without the draft, 8 with it" in said.out.replace("\n", " ")
+
+
+def test_bfloat16_runs_both_models(command):
+    _, result, _ = command("--tokens", 6, "--dtype", "bfloat16")
+    assert result["drafts"] > 0
+
+
+def test_long_prompts_are_left_out_and_counted(command, pair):
+    config = pair.verifier / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 18}))
+    code, result, said = command("--tokens", 6)
+    assert (code, result["prompts"], result["left_out"]) == (0, 4, 2)
+    assert "2 prompts left out" in said.out
+    code, _, said = command("--tokens", 14)
+    assert code == 2
+    assert "found 3 tokens and more, expected at most 1 tokens" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("--prompts", "none.txt"), "--prompts"),
+        (("--verifier", "nowhere/at-all"), "basepath"),
+        (("--device", "abacus"), "--device"),
+        (("--tokens", 5000), "--tokens"),
+    ],
+)
+def test_bad_input_is_exit_code_2(command, words, field):
+    code, result, said = command(*words)
+    assert (code, result) == (2, {})
+    last = said.err.strip().split("\n")[-1]
+    assert "error: " in last
+    assert f": {field}: found" in last
+
+
+def test_a_sliding_window_leaves_room_for_holes(pair):
+    config = pair.verifier / "config.json"
+    values = json.loads(config.read_text())
+    assert longest_prompt(str(pair.verifier), 10, 3) == 512 - 10 - 3
+    config.write_text(json.dumps({**values, "model_type": "mistral", "sliding_window": 100}))
+    assert longest_prompt(str(pair.verifier), 10, 3) == 100 - 10 * 4

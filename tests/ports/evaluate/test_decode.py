@@ -1,0 +1,156 @@
+"""Speculative decoding: the verifier's own tokens, the counts of a plain simulation, the right end."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+
+from ports.evaluate.decode import Limits, decode, decode_speculatively
+from ports.evaluate.drafter import Drafter
+from ports.evaluate.evaluation import evaluate
+from ports.evaluate.reader import Reader
+from tests.ports.evaluate.plain import continue_greedily, propose, simulate
+
+LENGTH, SIZE = 17, 3
+
+
+class Scripted(Drafter):
+    """Proposes what ``script`` says after the texts so far; keeps what the draft behind it would have said."""
+
+    def __init__(self, drafter: Drafter, texts: list[list[int]], right: list[list[int]]) -> None:
+        self.drafter, self.texts, self.right = drafter, texts, right
+        self.grown = [list(text) for text in texts]
+        self.said: list[tuple[list[int], list[int]]] = []
+
+    def features(self, states):
+        return self.drafter.features(states)
+
+    def enter(self, features):
+        return self.drafter.enter(features)
+
+    def fuse(self, ids, hidden):
+        return self.drafter.fuse(ids, hidden)
+
+    def choose(self, out):
+        return self.drafter.choose(out)
+
+    def propose(self, memory, block, size):
+        said = self.drafter.propose(memory, block, size)
+        proposals = []
+        for row, text in enumerate(self.grown):
+            new = block.ids[row, block.fresh[row]].tolist()
+            text += new if len(text) > len(self.texts[row]) else new[-1:]
+            self.said.append((list(text), said[row].tolist()))
+            proposals.append(self._next(row, len(text), size))
+        return torch.tensor(proposals)
+
+    def _next(self, row: int, done: int, size: int) -> list[int]:
+        """The verifier's next tokens, wrong from a random place on."""
+        whole, cut = self.right[row], random.randrange(size + 1)
+        return [token if place < cut else (token + 1) % 61 for place, token in enumerate(whole[done : done + size])]
+
+
+@pytest.fixture
+def scripted(pair, prompts) -> Scripted:
+    right = [prompt + continue_greedily(pair.judge, prompt, 60) for prompt in prompts]
+    return Scripted(pair.drafter, [list(prompt) for prompt in prompts], right)
+
+
+def answers_of(pair, prompts, length=LENGTH):
+    return [continue_greedily(pair.judge, prompt, length) for prompt in prompts]
+
+
+def test_plain_decoding_is_the_verifiers_generate(pair, prompts):
+    found = [answer.tokens for answer in decode(pair.judge, prompts, Limits(LENGTH))]
+    words = {"max_new_tokens": LENGTH, "min_new_tokens": LENGTH, "do_sample": False, "eos_token_id": None}
+    for prompt, tokens in zip(prompts, found, strict=True):
+        ids = torch.tensor([prompt])
+        assert (
+            tokens == pair.judge.generate(ids, attention_mask=torch.ones_like(ids), **words)[0, len(prompt) :].tolist()
+        )
+    assert found == answers_of(pair, prompts)
+
+
+def test_a_draft_changes_no_token(pair, prompts):
+    found = decode_speculatively(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE)
+    assert [answer.tokens for answer in found] == answers_of(pair, prompts)
+
+
+def test_accepted_proposals_change_no_token_either(pair, scripted, prompts):
+    found = decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
+    assert [answer.tokens for answer in found] == answers_of(pair, prompts)
+    accepted = [count for answer in found for count in answer.accepted]
+    assert {0, 1, 2, 3} == set(accepted)
+    for answer in found:
+        assert LENGTH <= 1 + sum(count + 1 for count in answer.accepted) <= LENGTH + SIZE
+
+
+def test_proposals_after_any_acceptance_are_those_of_drafting_without_a_cache(pair, scripted, prompts):
+    plain = copy.deepcopy(pair.draft)
+    decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
+    assert len(scripted.said) > 5 * len(prompts)
+    for text, said in scripted.said:
+        states = pair.states(text[:-1])
+        assert said == propose(plain, states, text, SIZE)
+
+
+def test_features_of_a_rejected_token_would_show(pair, scripted, prompts, monkeypatch):
+    """The planted fault: the draft keeps what it cached of its own proposals."""
+    monkeypatch.setattr("ports.evaluate.memory.Memory.crop", lambda self, slots: None)
+    decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
+    plain = copy.deepcopy(pair.draft)
+    wrong = [said != propose(plain, pair.states(text[:-1]), text, SIZE) for text, said in scripted.said]
+    assert sum(wrong) > 0
+
+
+def test_a_hole_that_is_read_would_change_tokens(pair, scripted, prompts, monkeypatch):
+    """The planted fault: the verifier keeps what it cached of rejected proposals."""
+    monkeypatch.setattr("ports.evaluate.memory.Memory.keep", lambda self, fresh: None)
+    found = decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
+    assert [answer.tokens for answer in found] != answers_of(pair, prompts)
+
+
+def test_counts_are_those_of_a_simulation(pair, prompts):
+    found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE, batch_size=4)
+    assert found.counters == simulate(copy.deepcopy(pair.draft), pair.judge, prompts, LENGTH, SIZE)
+    assert found.differences == []
+    assert found.tokens == answers_of(pair, prompts)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_any_batch_and_any_size_count_the_same(pair, prompts, size):
+    alone = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), size, batch_size=1)
+    together = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), size, batch_size=6)
+    assert alone == together
+    assert len(alone.counters.accepted_per_position) == size
+
+
+def test_a_token_that_ends_an_answer_ends_it(pair, scripted, prompts):
+    whole = answers_of(pair, prompts)
+    stop = frozenset({whole[0][4], whole[1][0]})
+    ends = [next((place + 1 for place, token in enumerate(tokens) if token in stop), LENGTH) for tokens in whole]
+    limits = Limits(LENGTH, stop)
+    expected = [tokens[:end] for tokens, end in zip(whole, ends, strict=True)]
+    assert [answer.tokens for answer in decode(pair.judge, prompts, limits)] == expected
+    found = decode_speculatively(pair.judge, scripted, prompts, limits, SIZE)
+    assert [answer.tokens for answer in found] == expected
+    assert found[1].accepted == []
+
+
+def test_a_draft_that_changes_tokens_is_reported(pair, prompts, monkeypatch):
+    """The planted fault: whatever the draft proposes becomes part of the text."""
+    check = Reader.check
+
+    def credulous(self, proposal):
+        block, accepted = check(self, proposal)
+        block.ids[:, : proposal.shape[1]] = proposal
+        return block, torch.full_like(accepted, proposal.shape[1])
+
+    monkeypatch.setattr(Reader, "check", credulous)
+    found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE)
+    assert found.differences
+    first = found.differences[0]
+    assert answers_of(pair, prompts)[first.prompt][first.place] == first.plain != first.drafted

@@ -1,0 +1,120 @@
+"""Every form of a prompt file, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from fixtures.chat import ANSWER_HEADER
+from fixtures.conversations import SHAREGPT, ULTRACHAT
+from fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
+from ports.evaluate.prompts import prompt_of, read_prompts
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(str(build_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
+
+
+@pytest.fixture
+def read(tmp_path, tokenizer):
+    def read(name: str, text: str) -> list[list[int]]:
+        file = tmp_path / name
+        file.write_text(text, encoding="utf-8")
+        return read_prompts(file, lambda: tokenizer, VOCAB_SIZE)
+
+    return read
+
+
+def no_tokenizer():
+    raise AssertionError("ids need no tokenizer")
+
+
+def test_ids_are_taken_as_they_are(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('[5, 6, 7]\n\n{"prompt_token_ids": [1]}\n')
+    assert read_prompts(file, no_tokenizer, 8) == [[5, 6, 7], [1]]
+
+
+def test_a_text_is_tokenised_as_a_server_does(read, tokenizer):
+    expected = [tokenizer("The tide is out.")["input_ids"], tokenizer("Why?")["input_ids"]]
+    assert expected[0][0] == tokenizer.bos_token_id
+    assert read("prompts.txt", "The tide is out.\n\nWhy?\n") == expected
+    assert read("prompts.json", '["The tide is out.", {"prompt": "Why?"}]') == expected
+
+
+def test_a_conversation_is_read_up_to_the_last_turn_of_a_user(read, tokenizer):
+    turns = [("user", "One?"), ("assistant", "Yes."), ("user", "Two?"), ("assistant", "No.")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    shares = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns]
+    found = read("prompts.json", json.dumps([{"messages": messages}, {"conversations": shares}]))
+    text = tokenizer.decode(found[0])
+    assert found[0] == found[1]
+    assert text.endswith(f"Two?<|eot_id|>{ANSWER_HEADER}")
+    assert text.count("<|begin_of_text|>") == 1
+    assert "No." not in text
+
+
+@pytest.mark.parametrize(("file", "count"), [(SHAREGPT, 22), (ULTRACHAT, 20)])
+def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
+    prompts = read_prompts(file, lambda: tokenizer, VOCAB_SIZE)
+    assert len(prompts) == count
+    assert all(tokenizer.decode(ids).endswith(ANSWER_HEADER) for ids in prompts)
+
+
+@pytest.mark.parametrize(
+    ("roles", "kept"),
+    [
+        ("ua", "u"),
+        ("uau", "uau"),
+        ("uaua", "uau"),
+        ("aua", "u"),
+        ("sua", "su"),
+        ("sasua", "ssu"),
+        ("a", ""),
+        ("s", ""),
+        ("", ""),
+    ],
+)
+def test_which_turns_a_prompt_has(roles, kept):
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    turns = [{"role": names[letter], "content": str(place)} for place, letter in enumerate(roles)]
+    assert "".join(turn["role"][0] for turn in prompt_of(turns)) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "found"),
+    [
+        ("p.jsonl", "[1, 2\n", "--prompts", "Expecting"),
+        ("p.json", "3", "--prompts", "not iterable"),
+        ("p.txt", "\n \n", "prompts", "nothing"),
+        ("p.jsonl", "[1, 512]", "line 1", "ids in [1, 512]"),
+        ("p.jsonl", "[1]\n[-1]", "line 2", "ids in [-1, -1]"),
+        ("p.jsonl", "[]", "line 1", "[]"),
+        ("p.jsonl", "[true]", "line 1", "[True]"),
+        ("p.jsonl", "7", "line 1", "7"),
+        ("p.json", '[{"text": 1}]', "entry 0", "an object with text"),
+        ("p.json", '[{"messages": [{"role": "robot", "content": ""}]}]', "entry 0 messages", "KeyError 'robot'"),
+        ("p.json", '[{"conversations": 5}]', "entry 0 conversations", "TypeError"),
+        ("p.json", '[{"messages": [{"role": "assistant", "content": "Hi"}]}]', "entry 0", "no turn of a user"),
+    ],
+)
+def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, found):
+    with refuses(tmp_path / name, field, found, ""):
+        read(name, text)
+
+
+def test_a_missing_file_is_refused(refuses, tmp_path):
+    with refuses(tmp_path / "none.txt", "--prompts", "No such file", "readable"):
+        read_prompts(tmp_path / "none.txt", no_tokenizer, 8)
+
+
+def test_a_conversation_without_a_template_is_refused(refuses, tmp_path, tokenizer):
+    file = tmp_path / "p.json"
+    file.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
+    bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    bare.chat_template = None
+    with refuses(file, "entry 0", "chat_template", "chat template"):
+        read_prompts(file, lambda: bare, VOCAB_SIZE)

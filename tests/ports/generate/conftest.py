@@ -1,0 +1,81 @@
+"""A tiny verifier with a tokenizer, and commands that make records with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.conversations import SHAREGPT
+from fixtures.tokenizer import build_tokenizer
+from fixtures.verifier import VerifierSpec, build_verifier
+from ports.generate.__main__ import main
+
+SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48, seed=3)
+
+
+@pytest.fixture(scope="session")
+def verifier_once(tmp_path_factory) -> Path:
+    return build_tokenizer(build_verifier(SPEC, tmp_path_factory.mktemp("verifier") / "verifier"))
+
+
+@pytest.fixture
+def verifier(verifier_once, tmp_path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(verifier_once, tmp_path / "verifier"))
+
+
+@pytest.fixture
+def flags(verifier, tmp_path):
+    """A command line on the shipped ShareGPT dialogues, some of its flags changed; False leaves one out."""
+    values = {
+        "model_path": verifier,
+        "outdir": tmp_path / "records",
+        "data_path": SHAREGPT,
+        "dataset": "sharegpt",
+        "chat_template": "plain",
+        "samples": 7,
+        "batch_tokens": 400,
+        "no-progress": None,
+    }
+
+    def make(**changes) -> list[str]:
+        pairs = {name: value for name, value in {**values, **changes}.items() if value is not False}
+        return [
+            word for name, value in pairs.items() for word in (f"--{name}", *([] if value is None else [str(value)]))
+        ]
+
+    return make
+
+
+@pytest.fixture
+def generate(flags):
+    """Runs the command in this process; it must end well."""
+
+    def go(**changes) -> Path:
+        argv = flags(**changes)
+        assert main(argv) == 0
+        return Path(argv[argv.index("--outdir") + 1])
+
+    return go
+
+
+@pytest.fixture
+def spawn(flags):
+    """Starts the command as a process of its own."""
+
+    def go(**changes) -> subprocess.Popen:
+        command = [sys.executable, "-m", "ports.generate", *flags(**changes)]
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+    return go
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder``, locks left out."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

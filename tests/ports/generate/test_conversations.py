@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.conversations import SHAREGPT, ULTRACHAT
+from ports.generate.conversations import ConversationError, load_conversations, split_range
+
+
+@pytest.fixture
+def share(tmp_path):
+    def write(*turns):
+        file = tmp_path / "share.json"
+        file.write_text(json.dumps([{"id": "a", "conversations": list(turns)}]))
+        return load_conversations("sharegpt", str(file), "sft")
+
+    return write
+
+
+def test_sharegpt_is_shuffled_with_seed_42_and_ultrachat_is_not() -> None:
+    ids = [row["id"] for row in json.loads(SHAREGPT.read_text())]
+    shuffled = load_conversations("sharegpt", str(SHAREGPT), "sft").rows["id"]
+    assert sorted(shuffled) == sorted(ids)
+    assert list(shuffled) != ids
+    assert list(shuffled) == list(load_conversations("sharegpt", str(SHAREGPT), "sft").rows["id"])
+    lines = [json.loads(line)["prompt_id"] for line in ULTRACHAT.read_text().splitlines()]
+    assert list(load_conversations("ultrachat", str(ULTRACHAT), "sft").rows["prompt_id"]) == lines
+
+
+def test_a_first_turn_of_the_assistant_is_dropped_and_only_that(share) -> None:
+    turns = [{"from": name, "value": name} for name in ("gpt", "gpt", "human", "gpt")]
+    assert [m["content"] for m in share(*turns).messages(0)] == ["gpt", "human", "gpt"]
+
+
+def test_a_system_turn_is_kept(share) -> None:
+    turns = [{"from": name, "value": name} for name in ("system", "human")]
+    assert [m["role"] for m in share(*turns).messages(0)] == ["system", "user"]
+
+
+BAD = [
+    ([], "a list of turns"),
+    ([{"from": "tool", "value": "x"}], "one of human"),
+    ([{"from": "gpt"}], "expected text"),
+]
+
+
+@pytest.mark.parametrize(("turns", "expected"), BAD)
+def test_a_bad_dialogue_says_why(share, turns, expected) -> None:
+    rows = share({"from": "human", "value": "x"})
+    rows = type(rows)([{"conversations": turns}], rows.kind, rows.source)
+    with pytest.raises(ConversationError, match=expected):
+        rows.messages(0)
+
+
+def test_a_directory_of_files_is_read(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(ULTRACHAT.read_text())
+    assert len(load_conversations("ultrachat", str(tmp_path / "data"), "sft")) == 20
+
+
+FILES = [
+    ("{", "sharegpt", "data_path", "a JSON or parquet file"),
+    ('[{"a": 1}]', "sharegpt", "conversations", "sharegpt rows with conversations"),
+    ('[{"a": 1}]', "ultrachat", "messages", "ultrachat rows with messages"),
+]
+
+
+@pytest.mark.parametrize(("text", "kind", "field", "expected"), FILES)
+def test_a_bad_file_is_refused(tmp_path, refuses, text, kind, field, expected) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    with refuses(file, field, "", expected):
+        load_conversations(kind, str(file), "sft")
+
+
+def test_an_absent_file_is_refused(refuses) -> None:
+    with refuses("no/such.json", "data_path", "", "a JSON or parquet file, a directory of them, or a hub id"):
+        load_conversations("sharegpt", "no/such.json", "sft")
+
+
+@given(st.integers(0, 500), st.integers(1, 16))
+def test_ranges_are_even_and_hold_the_last_row(samples, parts) -> None:
+    ranges = split_range(samples, parts)
+    assert [row for part in ranges for row in part] == list(range(samples + 1))
+    sizes = [len(part) for part in ranges]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1

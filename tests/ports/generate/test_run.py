@@ -1,0 +1,233 @@
+"""From a command line to records: what they hold, and that an interruption leaves no trace in them."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fixtures.conversations import SHAREGPT
+from ports.generate import records as record_files
+from ports.generate.__main__ import main
+from ports.training.records import list_records, read_record, recorded_info
+from tests.ports.generate.conftest import SPEC, contents
+
+WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
+
+
+@pytest.fixture(scope="module")
+def model(verifier_once):
+    return AutoModelForCausalLM.from_pretrained(verifier_once)
+
+
+@torch.no_grad()
+def states(model, ids):
+    return [state[0] for state in model(ids[None], output_hidden_states=True).hidden_states]
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm) -> None:
+    """Entries 3, n // 2 + 1 and n - 2, and the last; the dialogue alone gives the same as in a batch."""
+    folder = generate(algorithm=algorithm, dtype="float32")
+    files = list_records(folder)
+    assert [file.relative_to(folder).as_posix() for file in files] == [f"0/data_{i}.safetensors" for i in range(8)]
+    for file in files:
+        record = read_record(file, WIDTHS[algorithm], SPEC.vocab_size)
+        expected = states(model, record["input_ids"])
+        fused = torch.cat([expected[3], expected[4], expected[5]], dim=-1)
+        torch.testing.assert_close(record["hidden_state"], fused if algorithm == "eagle3" else expected[-1])
+        assert algorithm == "hass" or bool((record["target"] - expected[-1]).abs().max() < 1e-5)
+        assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
+
+
+def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) -> None:
+    """Records for training with --online."""
+    monkeypatch.setattr("ports.generate.worker.load_verifier", None)
+    files = list_records(generate(algorithm="ids"))
+    record = read_record(files[0], {}, SPEC.vocab_size)
+    assert len(files) == 8
+    assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
+    assert files[0].stat().st_size < 1000 + 16 * len(record["input_ids"])
+
+
+@pytest.mark.parametrize(("choice", "layers"), [("speculators", (2, 3, 4)), ("1,2,6", (1, 2, 6))])
+def test_other_layers_can_be_chosen(generate, model, choice, layers) -> None:
+    files = list_records(generate(aux_layers=choice, samples=0))
+    assert recorded_info(files).feature_layers == layers
+    record = read_record(files[0], WIDTHS["eagle3"], SPEC.vocab_size)
+    expected = states(model, record["input_ids"])
+    torch.testing.assert_close(record["hidden_state"], torch.cat([expected[layer] for layer in layers], dim=-1))
+
+
+@pytest.mark.parametrize(("algorithm", "dtype"), [("eagle3", torch.float32), ("hass", torch.float16)])
+def test_the_default_precision_is_the_prototypes(generate, algorithm, dtype) -> None:
+    file = list_records(generate(algorithm=algorithm, samples=0))[0]
+    assert read_record(file, WIDTHS[algorithm], SPEC.vocab_size)["hidden_state"].dtype is dtype
+
+
+def test_rows_are_split_over_processes_as_the_prototypes_do(generate, tmp_path) -> None:
+    """Three processes on rows 0..7: three, three and two; together they hold what one process writes."""
+    one, three = generate(), generate(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, device="cpu")
+    names = [file.relative_to(three).as_posix() for file in list_records(three)]
+    assert names == [f"{p}/data_{i}.safetensors" for p, size in enumerate((3, 3, 2)) for i in range(size)]
+    for mine, theirs in zip(list_records(one), list_records(three), strict=True):
+        a, b = (read_record(file, WIDTHS["eagle3"], SPEC.vocab_size) for file in (mine, theirs))
+        assert torch.equal(a["input_ids"], b["input_ids"])
+        torch.testing.assert_close(a["hidden_state"], b["hidden_state"])
+
+
+def test_twice_the_same_bytes_and_nothing_is_written_again(generate, tmp_path) -> None:
+    first, second = generate(), generate(outdir=tmp_path / "second")
+    assert contents(first) == contents(second)
+    times = {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
+    generate()
+    assert times == {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("missing", [[0], [3, 4], [7], list(range(8))])
+def test_what_is_missing_or_torn_is_made_again(generate, missing) -> None:
+    folder = generate()
+    before = contents(folder)
+    for index in missing:
+        file = record_files.record_file(folder / "0", index)
+        file.write_bytes(file.read_bytes()[:-1]) if index % 2 else file.unlink()
+    (folder / "0" / ".data_1.safetensors.partial").write_bytes(b"left by a killed writer")
+    generate()
+    assert contents(folder) == before
+
+
+def test_an_interruption_at_any_record_leaves_no_trace(generate, monkeypatch, tmp_path) -> None:
+    whole = contents(generate(outdir=tmp_path / "whole"))
+    count, write = len(whole) - 1, record_files.write_file
+    for stop in range(count):
+        written = []
+
+        def failing(file, content, stop=stop, written=written):
+            written.append(file)
+            if len(written) > stop:
+                raise KeyboardInterrupt
+            write(file, content)
+
+        monkeypatch.setattr(record_files, "write_file", failing)
+        with pytest.raises(KeyboardInterrupt):
+            generate(outdir=tmp_path / f"stop{stop}")
+        monkeypatch.setattr(record_files, "write_file", write)
+        assert len(contents(tmp_path / f"stop{stop}")) == stop + 1
+        assert contents(generate(outdir=tmp_path / f"stop{stop}")) == whole
+
+
+def test_killed_at_random_moments_the_bytes_are_the_same(generate, spawn, tmp_path) -> None:
+    """SIGKILL, again and again, then the same command to the end."""
+    settings = {"samples": 19, "batch_tokens": 60}
+    whole = contents(generate(outdir=tmp_path / "whole", **settings))
+    folder, random_delay, counts = tmp_path / "killed", random.Random(5), []
+    for _ in range(4):
+        process = spawn(outdir=folder, **settings)
+        while process.poll() is None and len(list(folder.rglob("data_*"))) <= (counts or [0])[-1]:
+            time.sleep(0.002)
+        time.sleep(random_delay.random() * 0.02)
+        process.kill()
+        process.communicate()
+        counts.append(len(list(folder.rglob("data_*"))))
+    assert 0 < counts[0] < 20, counts
+    generate(outdir=folder, **settings)
+    assert contents(folder) == whole
+
+
+CHANGES = [
+    ({"aux_layers": "speculators"}, "feature_layers"),
+    ({"dtype": "bfloat16"}, "dtype"),
+    ({"samples": 6}, "processes"),
+    ({"max_length": 20}, "tokens"),
+    ({"batch_tokens": 500}, "batch_tokens"),
+    ({"algorithm": "hass"}, "algorithm"),
+]
+
+
+@pytest.mark.parametrize(("change", "field"), CHANGES)
+def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, capsys, change, field) -> None:
+    before = contents(generate())
+    assert main(flags(**change)) == 2
+    assert f"generation.json: {field}: found" in capsys.readouterr().err
+    assert contents(generate()) == before
+
+
+def test_the_estimate_is_what_lands_on_the_disk(flags, generate, capsys) -> None:
+    assert main(["estimate", *flags()]) == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.endswith("records"))
+    size = sum(path.stat().st_size for path in generate().rglob("*.safetensors"))
+    assert abs(float(said.split(" GB")[0]) * 1e9 - size) < 0.02 * size
+
+
+def test_too_little_room_is_said_before_anything_is_written(flags, monkeypatch, capsys, tmp_path) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("ports.generate.prepare.shutil.disk_usage", lambda path: usage)
+    assert main(flags()) == 2
+    assert "disk: found 1e-06 GB free" in capsys.readouterr().err
+    assert not (tmp_path / "records").exists()
+
+
+def test_features_that_a_precision_cannot_hold_are_refused(flags, verifier, capsys) -> None:
+    """Half precision overflows above 65504; nothing unreadable is written."""
+    from safetensors.torch import load_file, save_file
+
+    shard = sorted(verifier.glob("*.safetensors"))[-1]
+    tensors = load_file(shard)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1e6
+    save_file(tensors, shard, {"format": "pt"})
+    assert main(flags(algorithm="hass")) == 2
+    assert "hidden_state: found NaN or Inf" in capsys.readouterr().err
+
+
+def test_a_bad_dialogue_ends_the_run_or_is_left_out(flags, tmp_path, capsys) -> None:
+    file = tmp_path / "share.json"
+    turns = '{"conversations": [{"from": "%s", "value": "x"}, {"from": "gpt", "value": "y"}]}'
+    file.write_text(f"[{turns % 'human'}, {turns % 'tool'}, {turns % 'human'}]")
+    assert main(flags(data_path=file)) == 2
+    assert ": row " in capsys.readouterr().err
+    assert main(flags(data_path=file, on_bad_conversation="skip")) == 0
+    assert "skipped row " in capsys.readouterr().err
+    assert len(list_records(tmp_path / "records")) == 2
+
+
+def test_a_process_that_fails_is_reported(flags, verifier, capfd) -> None:
+    (verifier / "model-00002-of-00002.safetensors").write_bytes(b"")
+    assert main(flags(total_gpus=2)) == 2
+    assert "weights: found" in capfd.readouterr().err
+
+
+BAD = [
+    ({"model_path": "/nowhere"}, "/nowhere"),
+    ({"chat_template": "alpaca"}, "one of llama, qwen, mistral, plain"),
+    ({"data_path": "/nowhere.json"}, "data_path: found"),
+    ({"aux_layers": "3,3,4"}, "--aux_layers"),
+    ({"aux_layers": "1,2,7"}, "--aux_layers"),
+    ({"aux_layers": "last"}, "--aux_layers"),
+    ({"total_gpus": 3, "gpus_per_model": 2}, "does not divide"),
+    ({"loss_mask": "prototype"}, "--loss_mask"),
+    ({"outdir": False}, "outdir"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BAD)
+def test_bad_input_is_refused(flags, capsys, change, said) -> None:
+    assert main(flags(**change)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_records_of_the_prototypes_in_the_directory_are_refused(flags, tmp_path, capsys) -> None:
+    (tmp_path / "records").mkdir()
+    torch.save({}, tmp_path / "records" / "data_0.ckpt")
+    assert main(flags()) == 2
+    assert "found *.ckpt records" in capsys.readouterr().err
+
+
+def test_show_prints_who_is_supervised(flags, capsys) -> None:
+    assert main(["show", *flags(outdir=False, samples=False), "--rows", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("tokens in the loss") == 2
+    assert "chain predicts" in said
+    assert str(SHAREGPT) not in said

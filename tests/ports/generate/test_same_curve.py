@@ -1,0 +1,133 @@
+"""Records that the generator makes from recorded ids train as the recorded samples of the same verifier do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.utils import set_seed
+
+from fixtures import FIXTURE
+from ports.eagle3 import train as eagle3
+from ports.eagle3.settings import Eagle3Settings
+from ports.generate.encode import Encoded
+from ports.generate.manifest import Manifest
+from ports.generate.prepare import Row, geometry
+from ports.generate.settings import GenerationSettings
+from ports.generate.worker import Task, work
+from ports.hass import train as hass
+from ports.hass.settings import HassSettings
+from ports.training.observer import Observer
+from ports.training.records import list_records, read_record
+from ports.training.runs import finish
+from ports.training.verifier_fingerprint import verifier_fingerprint
+
+VERIFIER = FIXTURE / "verifier"
+ALGORITHMS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
+WIDTHS = {"eagle3": {"hidden_state": 192, "target": 64}, "hass": {"hidden_state": 64}}
+VOCAB_SIZE = 320
+CURVE, FEATURE = 3e-6, 2e-5
+"""Measured 4e-7 and 5e-6: a batch sums in another order than a dialogue alone, and Adam's first steps amplify it."""
+
+
+class Curve(Observer):
+    """Losses of every TTT step, gradient norms and hits, micro-batch by micro-batch."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, ...]] = []
+
+    def stepped(self, record, objective) -> None:
+        self.points.append((*record.step_losses, record.grad_norm, float(record.correct)))
+
+
+def samples_of(algorithm: str) -> list[dict[str, torch.Tensor]]:
+    files = list_records(FIXTURE / f"data_{algorithm}")
+    return [read_record(file, WIDTHS[algorithm], VOCAB_SIZE) for file in files]
+
+
+def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
+    """The recorded ids and masks through our generator, in batches of several."""
+    settings = GenerationSettings(
+        model_path=str(VERIFIER),
+        outdir=folder,
+        algorithm=algorithm,
+        dtype="float32",
+        aux_layers=aux_layers,
+        batch_tokens=200,
+        progress=False,
+    )
+    shape = geometry(settings)
+    rows = [
+        Row(number, Encoded(sample["input_ids"].tolist(), sample["loss_mask"].tolist()))
+        for number, sample in enumerate(samples_of(algorithm))
+    ]
+    manifest = Manifest.model_construct(
+        algorithm=algorithm,
+        verifier=verifier_fingerprint(str(VERIFIER)),
+        tokenizer="none",
+        feature_layers=shape.layers or [],
+        loss_mask="exact",
+        chat_template="plain",
+    )
+    work(Task(settings, shape, manifest, 0, rows))
+
+
+def curve_of(algorithm: str, data, cpdir, reset_accelerator) -> list[tuple[float, ...]]:
+    reset_accelerator()
+    train, settings_class = ALGORITHMS[algorithm]
+    values = {
+        "basepath": str(VERIFIER),
+        "configpath": str(FIXTURE / f"draft_{algorithm}.json"),
+        "tmpdir": data,
+        "cpdir": cpdir,
+        "bs": 2,
+        "lr": 1e-3,
+        "epoch": 1,
+        "num_workers": 0,
+        "mixed_precision": "no",
+        "progress": False,
+    }
+    if algorithm == "eagle3":
+        values |= {"t2d": FIXTURE / "t2d.npy", "d2t": FIXTURE / "d2t.npy"}
+    settings, curve = settings_class(**values), Curve()
+    set_seed(0)
+    draft = train.build(settings)
+    finish(train.start(settings, draft, train.build_dataset(settings, draft.config), None, curve))
+    return curve.points
+
+
+def distance(a: list[tuple[float, ...]], b: list[tuple[float, ...]]) -> float:
+    """Largest difference of any number of two curves, relative to it where it is above 1."""
+    one, other = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+    return float(((one - other).abs() / one.abs().clamp(min=1)).max())
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_generated_records_train_to_the_recorded_samples_curve(algorithm, tmp_path, reset_accelerator) -> None:
+    """Noise and shuffling on: the same draws on both sides."""
+    write_again(algorithm, tmp_path / "generated")
+    recorded = curve_of(algorithm, FIXTURE / f"data_{algorithm}", tmp_path / "a", reset_accelerator)
+    generated = curve_of(algorithm, tmp_path / "generated", tmp_path / "b", reset_accelerator)
+    assert len(recorded) == len(generated) == 16
+    print(f"{algorithm}: largest difference of the curves {distance(recorded, generated):.2g}")
+    assert distance(recorded, generated) < CURVE
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_generated_features_are_the_recorded_ones(algorithm, tmp_path) -> None:
+    write_again(algorithm, tmp_path)
+    files = list_records(tmp_path)
+    gaps = []
+    for file, sample in zip(files, samples_of(algorithm), strict=True):
+        record = read_record(file, WIDTHS[algorithm], VOCAB_SIZE)
+        assert torch.equal(record["input_ids"], sample["input_ids"])
+        assert torch.equal(record["loss_mask"], sample["loss_mask"])
+        gaps += [float((record[name] - sample[name]).abs().max()) for name in WIDTHS[algorithm]]
+    print(f"{algorithm}: largest difference of a feature {max(gaps):.2g}")
+    assert max(gaps) < FEATURE
+
+
+def test_features_one_layer_off_are_another_curve(tmp_path, reset_accelerator) -> None:
+    write_again("eagle3", tmp_path / "generated", aux_layers="speculators")
+    recorded = curve_of("eagle3", FIXTURE / "data_eagle3", tmp_path / "a", reset_accelerator)
+    generated = curve_of("eagle3", tmp_path / "generated", tmp_path / "b", reset_accelerator)
+    assert distance(recorded, generated) > 100 * CURVE

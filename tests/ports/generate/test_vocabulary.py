@@ -1,0 +1,129 @@
+"""The draft's vocabulary from records, and its hash in data, config and checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from speculators import SpeculatorModel
+
+from fixtures import FIXTURE
+from ports.eagle3 import train as eagle3
+from ports.generate.__main__ import main
+from ports.generate.vocabulary import Counts, build_map, count_tokens
+from ports.training.records import list_records, read_record
+from ports.training.vocabulary import load_vocabulary_map
+from ports.training.vocabulary_file import read_vocabulary_file
+
+
+@pytest.fixture
+def choose(fixture):
+    def go(output, *flags) -> int:
+        values = ["--tmpdir", str(fixture / "data_eagle3"), "--basepath", str(fixture / "verifier")]
+        return main(["vocabulary", *values, "--output", str(output), *flags])
+
+    return go
+
+
+def test_the_recorded_map_differs_in_ties_alone() -> None:
+    """The prototype's sort is not stable: ids of the smallest count that is kept may be others."""
+    counts = count_tokens(list_records(FIXTURE / "data_eagle3"), 320, Counts.ALL)
+    recorded = torch.from_numpy(np.load(FIXTURE / "t2d.npy"))
+    ours = build_map(counts, int(recorded.sum()), 320).t2d
+    others = (ours != recorded).nonzero().flatten().tolist()
+    assert {counts[token] for token in others} == {min(counts[token] for token in range(320) if bool(ours[token]))}
+
+
+def test_ties_go_by_id() -> None:
+    assert build_map(dict.fromkeys((9, 4, 7, 2), 5), 2, 10).t2d.nonzero().flatten().tolist() == [2, 4]
+    assert build_map({9: 3, 4: 2, 7: 2, 2: 1}, 2, 10).t2d.nonzero().flatten().tolist() == [4, 9]
+    assert build_map({9: 3}, 3, 10).t2d.nonzero().flatten().tolist() == [0, 1, 9]
+
+
+@pytest.mark.parametrize("counts", list(Counts))
+def test_all_tokens_or_those_in_the_loss_are_counted(fixture, counts) -> None:
+    files = list_records(fixture / "data_eagle3")
+    records = [read_record(file, {}, 61) for file in files]
+    ids = torch.cat([r["input_ids"] if counts is Counts.ALL else r["input_ids"][r["loss_mask"] == 1] for r in records])
+    expected = {int(token): int(number) for token, number in zip(*ids.unique(return_counts=True))}
+    assert count_tokens(files, 61, counts) == expected
+
+
+def test_the_files_are_what_training_reads(choose, tmp_path, fixture) -> None:
+    assert choose(tmp_path / "map", "--configpath", str(fixture / "draft_eagle3.json")) == 0
+    content = read_vocabulary_file(tmp_path / "map" / "vocabulary.json")
+    loaded = load_vocabulary_map(tmp_path / "map" / "t2d.npy", tmp_path / "map" / "d2t.npy", 61, 23)
+    assert content.digest == loaded.digest
+    assert (content.records, content.draft_vocab_size, content.counts) == (6, 23, "all")
+    assert (
+        0
+        < content.covered
+        <= content.tokens
+        == sum(len(read_record(file, {}, 61)["input_ids"]) for file in list_records(fixture / "data_eagle3"))
+    )
+
+
+BAD = [
+    ((), "--draft_vocab_size: found None"),
+    (("--draft_vocab_size", "62"), "draft_vocab_size: found 62, expected 1..61"),
+    (("--draft_vocab_size", "5", "--configpath", "x"), "--draft_vocab_size: found 5"),
+    (("--configpath", "hass"), "draft_vocab_size: found None"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), BAD)
+def test_a_bad_size_is_refused(choose, tmp_path, fixture, capsys, flags, said) -> None:
+    flags = [str(fixture / "draft_hass.json") if flag == "hass" else flag for flag in flags]
+    assert choose(tmp_path / "map", *flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "map").exists()
+
+
+@pytest.fixture
+def mapped(choose, fixture, settings):
+    """Settings of a run whose data name their map."""
+    assert choose(fixture / "data_eagle3", "--draft_vocab_size", "23") == 0
+    data = fixture / "data_eagle3"
+    return lambda **changes: settings(**{"t2d": data / "t2d.npy", "d2t": data / "d2t.npy", **changes})
+
+
+def test_the_hash_is_in_data_config_and_checkpoint(mapped, tmp_path, fixture) -> None:
+    chosen = mapped(max_steps=1)
+    digest = read_vocabulary_file(fixture / "data_eagle3" / "vocabulary.json").digest
+    draft = eagle3.build(chosen)
+    eagle3.run(chosen, draft, eagle3.build_dataset(chosen, draft.config))
+    checkpoint = chosen.cpdir / "model0"
+    assert json.loads((checkpoint / "config.json").read_text())["draft_vocab_digest"] == digest
+    state = json.loads((checkpoint / "training_state" / "state.json").read_text())
+    assert state["fingerprint"]["vocabulary"] == digest
+    assert set(load_file(checkpoint / "model.safetensors")) >= {"t2d", "d2t"}
+    assert SpeculatorModel.from_pretrained(str(checkpoint)).config.draft_vocab_digest == digest
+
+
+@pytest.fixture
+def other(choose, tmp_path):
+    """A map of the same size and well formed: only the hash tells that it is another one."""
+    assert choose(tmp_path / "other", "--draft_vocab_size", "23", "--counts", "answers") == 0
+    return {name: tmp_path / "other" / f"{name}.npy" for name in ("t2d", "d2t")}
+
+
+def test_another_map_than_the_datas_is_refused(mapped, fixture, other, refuses) -> None:
+    assert not np.array_equal(np.load(other["t2d"]), np.load(fixture / "data_eagle3" / "t2d.npy"))
+    with refuses(other["t2d"], "vocabulary", "a map with hash", "data_eagle3/vocabulary.json"):
+        eagle3.build(mapped(**other))
+
+
+def test_another_map_than_the_configs_is_refused(mapped, fixture, other, refuses, tmp_path) -> None:
+    eagle3.build(mapped()).config.save_pretrained(tmp_path / "native")
+    (fixture / "data_eagle3" / "vocabulary.json").unlink()
+    with refuses(other["t2d"], "vocabulary", "a map with hash", "native"):
+        eagle3.build(mapped(configpath=str(tmp_path / "native"), **other))
+
+
+def test_a_damaged_vocabulary_file_is_refused(mapped, fixture, refuses) -> None:
+    (fixture / "data_eagle3" / "vocabulary.json").write_text("{}")
+    with refuses(fixture / "data_eagle3" / "vocabulary.json", "vocabulary", "", "speculator-generate vocabulary wrote"):
+        eagle3.build(mapped())

@@ -1,0 +1,64 @@
+"""Start commands and torchrun jobs, and leave none of their processes behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+SECONDS = 240
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def start(*words, launcher=(), **variables) -> subprocess.Popen:
+    """``python <launcher> <words>`` on the CPU with one thread; ``variables`` go into its environment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *map(str, launcher), *map(str, words)]
+    return subprocess.Popen(
+        command, env={**environment, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(*processes, seconds=SECONDS) -> list[str]:
+    """What they said, once all have ended well."""
+    outputs = [ended(process, seconds) for process in processes]
+    for process, (_, stderr) in zip(processes, outputs):
+        assert process.returncode == 0, stderr[-3000:]
+    return [stdout for stdout, _ in outputs]
+
+
+def ended(process, seconds=SECONDS) -> tuple[str, str]:
+    """Its output and errors; one that is not done in time is killed with everything below it."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as late:
+        for pid in family(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        _, stderr = process.communicate()
+        raise AssertionError(f"not done in {seconds} s: {process.args}\n{stderr[-3000:]}") from late
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it: torchrun's workers have sessions of their own, so that no group holds them all."""
+    return [pid, *(each for child in children(pid) for each in family(child))]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def torchrun(*options, port=None) -> tuple[str, ...]:
+    return ("-m", "torch.distributed.run", *options, *(("--master_port", port) if port else ()))
+
+
+def two_processes() -> tuple[str, ...]:
+    return torchrun("--nproc_per_node", "2", port=free_port())

@@ -1,0 +1,75 @@
+"""Runs of the trainers in one process of several: ``torchrun ... -m tests.ports.training.ranks runs.json``.
+
+Reads a JSON list of runs, each with its ``algorithm``, its command line ``words`` and whether to keep the first step's
+``gradients``, and makes one after the other, so that the imports are paid for once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, set_seed
+from safetensors.torch import save_file
+
+from ports.training.command_line import parse
+from ports.training.observer import Observer
+from ports.training.shards import whole
+from tests.ports.training.conftest import ALGORITHMS
+
+
+class Gradients(Observer):
+    """Writes the gradients of the first optimizer step, whole."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def gradients(self, micro_batch, objective) -> None:
+        named = objective.draft.named_parameters()
+        self.kept = {name: whole(value.grad).clone() for name, value in named if value.grad is not None}
+
+    def stepped(self, record, objective) -> None:
+        if record.stepped and not self.file.exists():
+            save_file(self.kept, self.file)
+
+
+def fresh_state() -> None:
+    """Accelerate's state as a launcher leaves it.
+
+    FSDP is for accelerators, says accelerate, and makes plain DDP of it on a CPU; as far as it is asked here, the
+    processes have some. Everything that follows is FSDP2 as torch has it, on gloo.
+    """
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    PartialState(cpu=True)
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def gradients_file(cpdir: Path, rank: int) -> Path:
+    return cpdir.parent / f"{cpdir.name}_grads_{rank}.safetensors"
+
+
+def run(algorithm: str, words: list[str], gradients: bool = False) -> None:
+    fresh_state()
+    train, settings_class = ALGORITHMS[algorithm].train, ALGORITHMS[algorithm].settings
+    settings = parse(settings_class, words)
+    set_seed(settings.seed)
+    draft = train.build(settings)
+    watch = Gradients(gradients_file(settings.cpdir, int(os.environ["RANK"]))) if gradients else None
+    loop = train.start(settings, draft, train.build_dataset(settings, draft.config), observer=watch)
+    loop.run()
+    for tracker in loop.accelerator.trackers:  # end_training would also destroy the group that the next run needs
+        tracker.finish()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        run(**each)
