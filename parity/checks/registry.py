@@ -11,6 +11,7 @@ from parity.checks.configuration import check_configuration, check_environment
 from parity.checks.curve import check_curve, check_hits
 from parity.checks.evidence import Check, Evidence
 from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
+from parity.checks.packing import check_packing
 from parity.checks.paths import check_paths
 from parity.checks.precision import check_precision
 from parity.checks.resume import check_resume
@@ -27,13 +28,17 @@ def _bf16_only(evidence: Evidence) -> str | None:
 
 
 def _port_only(evidence: Evidence) -> str | None:
-    return None if evidence.draft is not None else "only a port saves checkpoints"
+    return None if evidence.draft is not None else "only a port saves checkpoints and has options"
+
+
+def _port_in_fp32(evidence: Evidence) -> str | None:
+    return _port_only(evidence) or _fp32_only(evidence)
 
 
 def _known_to_speculators(evidence: Evidence) -> str | None:
     if evidence.case.algorithm != "eagle3":
         return f"Speculators has no {evidence.case.algorithm} model and no converter for one"
-    return _fp32_only(evidence) or _port_only(evidence)
+    return _port_in_fp32(evidence)
 
 
 def _needs_final(evidence: Evidence) -> str | None:
@@ -57,6 +62,7 @@ CHECKS: tuple[Check, ...] = (
     Check("curve", check_curve, follows=("optimizer_step",)),
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
+    Check("packing", check_packing, inapplicable=_port_in_fp32),
     Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
     Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
     Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),

@@ -23,6 +23,7 @@ import ports.hass.train
 import ports.training.checkpoint.generators
 import ports.training.checkpoint.keeper
 import ports.training.checkpoint.resume
+import ports.training.flash
 import ports.training.loop
 import ports.training.optimizer
 import ports.training.samples
@@ -30,6 +31,7 @@ import ports.training.ttt_objective
 from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
 from ports.training.attention import ttt_cache
+from ports.training.documents import documents_of
 from ports.training.steps import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -436,6 +438,15 @@ def restarted_sampler(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ports.training.loop.Loop, "_check_replay", lambda *args: None)
 
 
+def documents_leak(patch: pytest.MonkeyPatch) -> None:
+    """Attention takes a packed row for one document."""
+
+    def one_document(mask: Tensor) -> Any:
+        return replace(documents_of(mask), lengths=(), right_padded=True)
+
+    patch.setattr(ports.training.flash, "documents_of", one_document)
+
+
 FAULTS = (
     Fault("own-position keys off", swap_attention("ttt_prototype_fast", "ttt_chain_fast"), named("forward")),
     Fault("resume: generators not restored", forget_generators, named("resume")),
@@ -443,6 +454,7 @@ FAULTS = (
     Fault("resume: Adam's moments in bfloat16", coarse_adam, named("resume")),
     Fault("resume: step count lost", lost_step_count, named("resume")),
     Fault("resume: sampler restarted", restarted_sampler, named("resume")),
+    Fault("packing: documents leak into each other", documents_leak, named("packing")),
     Fault("residual un-normed", change_config(_residual), named("forward")),
     Fault("wrong rope scaling", change_config(_rope), named("forward")),
     Fault("NaN in a logit", nan_logit, named("forward")),

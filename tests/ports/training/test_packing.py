@@ -49,6 +49,23 @@ def test_attention_in_a_packed_row_is_that_of_every_document_alone(lengths, step
     assert max(errors(found, wanted, floor=1e-3)) <= 1e-12
 
 
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
+def test_the_kernels_of_a_device(device, alignment, dtype, bound):
+    lengths = (40, 3, 130)
+    inputs = draw((1, 4, 2, sum(lengths), 16), 3, dtype)
+    grad = torch.randn_like(inputs[0])
+    wanted = run(ttt_attention, inputs, grad, alignment, numbered(lengths), torch.float64)
+    there = [states.to(device) for states in inputs]
+    found = run(fast_ttt_attention, there, grad.to(device), alignment, numbered(lengths).to(device))
+    largest = max(value.abs().max() for value in wanted)
+    assert max(errors([value.cpu() for value in found], wanted, floor=largest)) <= bound
+
+
 @pytest.mark.parametrize("alignment", BOTH)
 def test_no_tensor_of_the_fast_form_grows_with_the_square_of_the_row(alignment):
     largest = {}

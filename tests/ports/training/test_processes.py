@@ -134,6 +134,30 @@ def opens_in_one(checkpoint):
     assert torch.equal(generators["0.start.sampler"], generators["1.start.sampler"])
 
 
+OPTIONS = ("--packing", "--activation_checkpointing", "--report_data_wait")
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_every_option_for_memory_and_data(words, run_ranks, tmp_path, parallel):
+    """Grouped batches padded, and the same packed and recomputed: one curve, and the time that was waited for data."""
+    common = {"bs": 2, "epoch": 1, "loss_normalisation": "global"}
+    lines = {
+        (algorithm, name): words(algorithm, tmp_path / f"{algorithm}_{name}", "--group_by_length", *options, **common)
+        for algorithm in ALGORITHMS
+        for name, options in {"padded": (), "packed": OPTIONS}.items()
+    }
+    run_ranks(parallel, [{"algorithm": algorithm, "words": line} for (algorithm, _), line in lines.items()])
+    for algorithm in ALGORITHMS:
+        packed, padded = (curve(tmp_path / f"{algorithm}_{name}") for name in ("packed", "padded"))
+        told = [line for line in packed if "pass/data_wait" in line]
+        assert [line["pass/padding"] for line in told] == [0, 0]
+        learned = [line for line in packed if line not in told]
+        assert len(learned) == len(padded) == 2, "one step of two processes in either pass"
+        for mine, theirs in zip(learned, padded):
+            assert mine.keys() == theirs.keys()
+            assert all(mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-9) for name in theirs)
+
+
 @pytest.mark.parametrize("module", ["ports.eagle3.train", "ports.hass.train"])
 def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path, module):
     """Two "nodes" on loopback run to the end; two processes on one lose a rank, resume, and end at the same bits."""
