@@ -32,10 +32,7 @@ def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, op
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     named = {name: value for name, value in trained.items() if any(f"{m}.{name}" in stored for m in MOMENTS)}
-    expected = {f"{moment}.{name}" for name in named for moment in MOMENTS}
-    if set(stored) != expected:
-        missing, extra = sorted(expected - set(stored)), sorted(set(stored) - expected)
-        raise InputError(file, "tensors", f"missing {missing[:3]}, unexpected {extra[:3]}", "one set per parameter")
+    check_names(file, stored, {f"{moment}.{name}" for name in named for moment in MOMENTS})
     optimizer.state.clear()
     for name, parameter in named.items():
         optimizer.state[parameter] = _moments(file, stored, name, parameter)
@@ -46,10 +43,21 @@ def _moments(file: Path, stored: dict[str, Tensor], name: str, parameter: Tensor
     for moment, value in state.items():
         wanted = torch.Size() if moment == "step" else parameter.shape
         dtype = torch.float32 if moment == "step" else parameter.dtype
-        if value.shape != wanted or value.dtype != dtype:
-            found = f"{value.dtype} {tuple(value.shape)}"
-            raise InputError(file, f"{moment}.{name}", found, f"{dtype} {tuple(wanted)}")
+        check_tensor(file, f"{moment}.{name}", value, wanted, dtype)
     return {
         moment: value.clone() if moment == "step" else sharded_like(parameter, value).clone()
         for moment, value in state.items()
     }
+
+
+def check_names(file: Path, stored: dict[str, Tensor], expected: set[str]) -> None:
+    """Refuse (InputError) a state with other tensors than ``expected``."""
+    if set(stored) != expected:
+        missing, extra = sorted(expected - set(stored)), sorted(set(stored) - expected)
+        raise InputError(file, "tensors", f"missing {missing[:3]}, unexpected {extra[:3]}", "one set per parameter")
+
+
+def check_tensor(file: Path, name: str, value: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Refuse (InputError) a tensor of another shape or dtype."""
+    if value.shape != shape or value.dtype != dtype:
+        raise InputError(file, name, f"{value.dtype} {tuple(value.shape)}", f"{dtype} {tuple(shape)}")
