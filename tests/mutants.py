@@ -19,8 +19,8 @@ from typing import Any
 from ports.errors import InputError
 
 COUNT = int(os.environ.get("MUTANTS", "60"))
-SECONDS = 20
-"""A reader that takes longer hangs."""
+SECONDS, STANDSTILL = 20, 300
+"""Of processor time, and of any: a reader that takes longer hangs. A machine that stands still for a while does not."""
 
 VALUES: tuple[Any, ...] = (
     *(
@@ -165,8 +165,8 @@ class Tally:
     @contextmanager
     def one(self, what: str) -> Iterator[None]:
         """The block reads a mutant: an InputError or nothing at all may come out of it, in time."""
-        before = signal.signal(signal.SIGALRM, _too_long)
-        signal.alarm(SECONDS)
+        before = {number: signal.signal(number, _too_long) for number in (signal.SIGPROF, signal.SIGALRM)}
+        _set_timers(SECONDS, STANDSTILL)
         try:
             yield
             self.accepted += 1
@@ -175,12 +175,18 @@ class Tally:
         except (Exception, TooLongError) as error:
             raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
         finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
+            _set_timers(0, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _set_timers(busy: float, any_time: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, busy)
+    signal.setitimer(signal.ITIMER_REAL, any_time)
 
 
 def _too_long(number: int, frame: Any) -> None:
-    raise TooLongError(f"more than {SECONDS} s")
+    raise TooLongError(f"more than {SECONDS} s of work" if number == signal.SIGPROF else f"more than {STANDSTILL} s")
 
 
 def try_all(

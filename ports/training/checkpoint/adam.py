@@ -12,6 +12,7 @@ from ports.errors import InputError
 from ports.training.shards import sharded_like, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+NEVER_NEGATIVE = ("exp_avg_sq.", "step.")
 
 
 def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
@@ -58,6 +59,10 @@ def check_names(file: Path, stored: dict[str, Tensor], expected: set[str]) -> No
 
 
 def check_tensor(file: Path, name: str, value: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
-    """Refuse (InputError) a tensor of another shape or dtype."""
+    """Refuse (InputError) a tensor of another shape or dtype, or with numbers that Adam never arrives at."""
     if value.shape != shape or value.dtype != dtype:
         raise InputError(file, name, f"{value.dtype} {tuple(value.shape)}", f"{dtype} {tuple(shape)}")
+    if not bool(value.isfinite().all()):
+        raise InputError(file, name, "NaN or Inf", "finite values")
+    if name.startswith(NEVER_NEGATIVE) and bool((value < 0).any()):
+        raise InputError(file, name, f"{float(value.min())}", "no negative values")

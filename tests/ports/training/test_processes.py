@@ -114,8 +114,8 @@ def same_as_one_process(folder, algorithm, gradients_of):
         assert worst < 2e-5, "Adam divides round-off by itself where a gradient is nearly zero"
 
 
-STOPS = {"no": (1, 4, 6), "bf16": (5,)}
-"""Optimizer steps of six in two passes, by precision: in either pass, between them, and at the end."""
+STOPS = {("no", 0): (1, 4, 6), ("bf16", 2): (5,)}
+"""Optimizer steps of six in two passes, by precision and loader processes: in either pass, and at the end."""
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
@@ -123,8 +123,9 @@ def test_two_processes_resume_exactly(words, run_ranks, start_run, tmp_path, par
     """From checkpoints of both passes, with noise and an order of its own in each, to the bit."""
     straight, resumed, found = [], [], []
     for algorithm in ALGORITHMS_OF[parallel]:
-        for precision, stops in STOPS.items():
-            cpdir, options = tmp_path / f"{algorithm}_{precision}", {"epoch": 1, "mixed_precision": precision}
+        for (precision, workers), stops in STOPS.items():
+            cpdir = tmp_path / f"{algorithm}_{precision}"
+            options = {"epoch": 1, "mixed_precision": precision, "num_workers": workers}
             straight.append({"algorithm": algorithm, "words": words(algorithm, cpdir, save_steps=1, **options)})
             for stop in stops:
                 again, source = tmp_path / f"{algorithm}_{precision}_{stop}", cpdir / f"step_{stop}"
