@@ -19,8 +19,8 @@ from typing import Any
 from ports.errors import InputError
 
 COUNT = int(os.environ.get("MUTANTS", "60"))
-SECONDS = 20
-"""A reader that takes longer hangs."""
+SECONDS, STANDSTILL = 20, 300
+"""Of processor time, and of any: a reader that takes longer hangs. A machine that stands still for a while does not."""
 
 VALUES: tuple[Any, ...] = (
     *(
@@ -135,6 +135,27 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(value[key])
 
 
+def mutate_words(words: list[str], draw: random.Random) -> list[str]:
+    """A command line with one word damaged, replaced, left out, doubled or moved."""
+    place, other = draw.randrange(len(words)), draw.randrange(len(words))
+    word, before, after = words[place], words[:place], words[place + 1 :]
+    damaged = mutate(word.encode(), draw, Path()).decode(errors="replace").replace("\0", "?")[:5000]
+    return draw.choice(
+        (
+            [*before, damaged, *after],
+            [*before, str(draw.choice(VALUES)), *after],
+            [*before, *after],
+            [*before, word, word, *after],
+            [*before, words[other], *after],
+            [*before, f"{word}={draw.choice(VALUES)}", *after],
+        )
+    )
+
+
+class TooLongError(BaseException):
+    """No Exception: a reader that turns every exception into bad input must not turn this one into it."""
+
+
 class Tally:
     """What became of the mutants of one boundary."""
 
@@ -144,22 +165,28 @@ class Tally:
     @contextmanager
     def one(self, what: str) -> Iterator[None]:
         """The block reads a mutant: an InputError or nothing at all may come out of it, in time."""
-        before = signal.signal(signal.SIGALRM, _too_long)
-        signal.alarm(SECONDS)
+        before = {number: signal.signal(number, _too_long) for number in (signal.SIGPROF, signal.SIGALRM)}
+        _set_timers(SECONDS, STANDSTILL)
         try:
             yield
             self.accepted += 1
         except InputError:
             self.refused += 1
-        except Exception as error:
+        except (Exception, TooLongError) as error:
             raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
         finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
+            _set_timers(0, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _set_timers(busy: float, any_time: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, busy)
+    signal.setitimer(signal.ITIMER_REAL, any_time)
 
 
 def _too_long(number: int, frame: Any) -> None:
-    raise TimeoutError(f"more than {SECONDS} s")
+    raise TooLongError(f"more than {SECONDS} s of work" if number == signal.SIGPROF else f"more than {STANDSTILL} s")
 
 
 def try_all(

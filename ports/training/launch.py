@@ -24,7 +24,7 @@ def build_accelerator(
     ``metrics.jsonl`` stay.
 
     Raises:
-        InputError: launched with the first version of FSDP.
+        InputError: launched with the first version of FSDP, or with DeepSpeed and another stage of ZeRO than 1 and 2.
     """
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
@@ -35,16 +35,20 @@ def build_accelerator(
         log_with=[log, *settings.log_with],
         project_dir=settings.cpdir,
     )
-    _refuse_flat_parameters(accelerator)
+    _refuse_unnamed_states(accelerator)
     log.keep = log_to_keep(accelerator)
     accelerator.init_trackers("speculator-ports", config=_flat(settings))
     return accelerator
 
 
-def _refuse_flat_parameters(accelerator: Accelerator) -> None:
-    """FSDP1 flattens parameters of several modules into one, so that none has a name, a gradient or a state."""
+def _refuse_unnamed_states(accelerator: Accelerator) -> None:
+    """FSDP1 flattens several parameters into one, without a name or a state of its own; ZeRO 3 takes them away."""
     if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
         raise InputError("accelerate launch", "fsdp_version", 1, "2: --fsdp_version 2")
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        stage = accelerator.deepspeed_plugin.zero_stage
+        if stage not in (1, 2):
+            raise InputError("accelerate launch", "zero_stage", stage, "1 or 2: --zero_stage 2")
 
 
 def _flat(settings: TrainingSettings) -> dict[str, str | int | float | bool]:

@@ -12,6 +12,7 @@ from ports.errors import InputError
 from ports.training.shards import sharded_like, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+NEVER_NEGATIVE = ("exp_avg_sq.", "step.")
 
 
 def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
@@ -32,10 +33,7 @@ def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, op
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     named = {name: value for name, value in trained.items() if any(f"{m}.{name}" in stored for m in MOMENTS)}
-    expected = {f"{moment}.{name}" for name in named for moment in MOMENTS}
-    if set(stored) != expected:
-        missing, extra = sorted(expected - set(stored)), sorted(set(stored) - expected)
-        raise InputError(file, "tensors", f"missing {missing[:3]}, unexpected {extra[:3]}", "one set per parameter")
+    check_names(file, stored, {f"{moment}.{name}" for name in named for moment in MOMENTS})
     optimizer.state.clear()
     for name, parameter in named.items():
         optimizer.state[parameter] = _moments(file, stored, name, parameter)
@@ -46,8 +44,23 @@ def _moments(file: Path, stored: dict[str, Tensor], name: str, parameter: Tensor
     for moment, value in state.items():
         wanted = torch.Size() if moment == "step" else parameter.shape
         dtype = torch.float32 if moment == "step" else parameter.dtype
-        if value.shape != wanted or value.dtype != dtype:
-            found = f"{value.dtype} {tuple(value.shape)}"
-            raise InputError(file, f"{moment}.{name}", found, f"{dtype} {tuple(wanted)}")
+        check_tensor(file, f"{moment}.{name}", value, wanted, dtype)
     placed = {moment: sharded_like(parameter, value).clone() for moment, value in state.items() if moment != "step"}
     return {**placed, "step": state["step"].clone().to(parameter.device)}
+
+
+def check_names(file: Path, stored: dict[str, Tensor], expected: set[str]) -> None:
+    """Refuse (InputError) a state with other tensors than ``expected``."""
+    if set(stored) != expected:
+        missing, extra = sorted(expected - set(stored)), sorted(set(stored) - expected)
+        raise InputError(file, "tensors", f"missing {missing[:3]}, unexpected {extra[:3]}", "one set per parameter")
+
+
+def check_tensor(file: Path, name: str, value: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Refuse (InputError) a tensor of another shape or dtype, or with numbers that Adam never arrives at."""
+    if value.shape != shape or value.dtype != dtype:
+        raise InputError(file, name, f"{value.dtype} {tuple(value.shape)}", f"{dtype} {tuple(shape)}")
+    if not bool(value.isfinite().all()):
+        raise InputError(file, name, "NaN or Inf", "finite values")
+    if name.startswith(NEVER_NEGATIVE) and bool((value < 0).any()):
+        raise InputError(file, name, f"{float(value.min())}", "no negative values")

@@ -21,6 +21,7 @@ from ports.training.checkpoint.choose import checkpoints_in
 from ports.training.checkpoint.fingerprint import Fingerprint, fingerprint
 from ports.training.checkpoint.manifest import seal
 from ports.training.checkpoint.state import Log, Schedule, State, Totals, read_state, write_state
+from ports.training.checkpoint.zero import zero_state
 from ports.training.loop import Loop
 from ports.training.saving import gather_weights, write_draft
 from ports.training.settings import TrainingSettings
@@ -73,20 +74,11 @@ class CheckpointKeeper:
             InputError: it could not be written; older ones are whole.
         """
         directory = self.settings.cpdir / name
-        if loop.accelerator.distributed_type is DistributedType.DEEPSPEED:
-            return self._save_weights(loop, directory)
         gathered = self._gather(loop)
         if loop.accelerator.is_main_process:
             write_directory(directory, lambda folder: self._fill(folder, loop, gathered))
             self._last = loop.steps, directory
             self._thin_out()
-        loop.accelerator.wait_for_everyone()
-        return directory
-
-    def _save_weights(self, loop: Loop, directory: Path) -> Path:
-        """Sharded optimizer states have no place here yet: the draft alone, to start from with its weights."""
-        if loop.accelerator.is_main_process:
-            write_directory(directory, lambda folder: write_draft(loop.objective.draft, folder, self.extra_files))
         loop.accelerator.wait_for_everyone()
         return directory
 
@@ -96,7 +88,8 @@ class CheckpointKeeper:
         if loop.accelerator.distributed_type is DistributedType.FSDP:
             self.fingerprint(loop)
             weights = gather_weights(loop.objective.draft, loop.accelerator.is_main_process)
-        return Gathered(processes, adam_state(loop.objective, loop.optimizer), weights)
+        zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
+        return Gathered(processes, (zero_state if zero else adam_state)(loop.objective, loop.optimizer), weights)
 
     def _fill(self, folder: Path, loop: Loop, gathered: Gathered) -> None:
         state = self._state(loop, [Totals(**totals) for totals, _ in gathered.processes])
@@ -165,8 +158,10 @@ class CheckpointKeeper:
 
 def sharding(accelerator: Accelerator) -> str:
     """What spreads the states over the processes."""
-    kind = accelerator.distributed_type
-    return str(kind.value) if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP) else "none"
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        clipping = accelerator.deepspeed_plugin.deepspeed_config.get("gradient_clipping")
+        return f"ZeRO {accelerator.deepspeed_plugin.zero_stage}, gradients clipped to {clipping}"
+    return "FSDP2" if accelerator.distributed_type is DistributedType.FSDP else "none"
 
 
 def _of_this_process(loop: Loop) -> tuple[dict[str, Any], dict[str, Tensor]]:

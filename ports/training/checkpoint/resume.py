@@ -19,6 +19,7 @@ from ports.training.checkpoint.choose import Checkpoint
 from ports.training.checkpoint.fingerprint import check_same
 from ports.training.checkpoint.keeper import GENERATORS, OPTIMIZER, CheckpointKeeper
 from ports.training.checkpoint.state import FILE, Log, State
+from ports.training.checkpoint.zero import load_zero_state
 from ports.training.loop import Loop, Replay
 from ports.training.metrics import PassTotals
 from ports.training.saving import load_weights
@@ -38,13 +39,12 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     directory, state = checkpoint.directory, checkpoint.state
     if state is None:
         return
-    if loop.accelerator.distributed_type is DistributedType.DEEPSPEED:
-        found = loop.accelerator.distributed_type.value
-        raise InputError(directory, "ckpt_path", found, "no shards: --weights_only starts a new run from its weights")
     anyway = keeper.settings.resume_anyway
     changed = check_same(directory / FILE, state.fingerprint, keeper.fingerprint(loop), anyway)
     load_weights(loop.objective.draft, directory)
-    load_adam_state(directory / OPTIMIZER, _tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
+    zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
+    load = load_zero_state if zero else load_adam_state
+    load(directory / OPTIMIZER, _tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
     _restore_schedule(loop, directory / FILE, state, "lr" in changed)
     keeper.best = state.best
     loop.steps, loop.micro_batch, loop.epoch = state.steps, state.micro_batch, state.epoch

@@ -42,12 +42,14 @@ class Gradients(Observer):
 def fresh_state() -> None:
     """Accelerate's state as a launcher leaves it.
 
-    FSDP is for accelerators, says accelerate, and makes plain DDP of it on a CPU; as far as it is asked here, the
-    processes have some. Everything that follows is FSDP2 as torch has it, on gloo.
+    FSDP and DeepSpeed are for accelerators, says accelerate, and makes plain DDP of either on a CPU; as far as it is
+    asked here, the processes have some. All that follows is FSDP2 as torch has it, and DeepSpeed's own, on gloo.
     """
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     PartialState(cpu=True)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+        os.environ.pop("ACCELERATE_USE_CPU", None)
     if os.environ.get("ACCELERATE_USE_FSDP"):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 

@@ -1,15 +1,18 @@
 """Mutated files at every boundary of the trainers: a clear refusal or a correct result, nothing else."""
 
 import itertools
+import random
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from ports.eagle3 import train as eagle3
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.settings import Eagle3Settings
+from ports.errors import InputError
 from ports.hass import draft_config as hass_config
 from ports.training.checkpoint.choose import choose
 from ports.training.checkpoint.manifest import seal
@@ -18,7 +21,8 @@ from ports.training.records import read_record
 from ports.training.saving import load_weights
 from ports.training.verifier import check_weights_present, verifier_config
 from ports.training.vocabulary import load_vocabulary_map
-from tests.mutants import COUNT, try_all
+from tests.mutants import COUNT, Tally, mutate_words, try_all
+from tests.ports.training.conftest import bits
 
 
 def test_mutant_records(fixture, tmp_path):
@@ -68,12 +72,20 @@ def test_mutant_verifier_configs(fixture, tmp_path):
     assert try_all(fixture / "verifier" / "config.json", lambda: verifier_config(verifier), tmp_path).refused
 
 
-@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00001-of-00002.safetensors"])
+SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", *SHARDS])
 def test_mutant_verifier_weights(fixture, settings, tmp_path, name):
+    """What is accepted is what the files say: no hash could tell another number from the right one."""
+
     def read():
         check_weights_present(str(fixture / "verifier"))
         draft = eagle3.build(settings())
-        assert draft.verifier_lm_head.weight.shape == (23, 32)
+        stored = {key: value for shard in SHARDS for key, value in load_file(fixture / "verifier" / shard).items()}
+        kept = stored["lm_head.weight"][draft.t2d]
+        assert torch.equal(bits(draft.verifier_lm_head.weight), bits(kept))
+        assert torch.equal(bits(draft.embed_tokens.weight), bits(stored["model.embed_tokens.weight"]))
 
     assert try_all(fixture / "verifier" / name, read, tmp_path).refused
 
@@ -143,3 +155,25 @@ def test_mutant_yaml(fixture, tmp_path):
         assert chosen.bs >= 1
 
     assert try_all(file, read, tmp_path).refused > COUNT // 3
+
+
+def test_mutant_command_lines(words, tmp_path, capsys):
+    """Settings, or a word about what is wrong: argparse's for a flag that is none, ours for a value."""
+    tally, switches = Tally(), {"save_steps": 2, "loss_normalisation": "global", "on_bad_record": "skip"}
+    line = words("eagle3", tmp_path / "cp", **switches)
+    for number in range(COUNT):
+        mutant = mutate_words(line, random.Random(f"command line {number}"))
+        with tally.one(f"command line {number}: {mutant}"):
+            parse_as_argparse_does(mutant, capsys)
+    print(f"command line: {tally.refused} refused, {tally.accepted} accepted")
+    assert min(tally.refused, tally.accepted) > COUNT // 8
+
+
+def parse_as_argparse_does(line, capsys):
+    """Its exit with a usage and a reason is a refusal, any other exit is none."""
+    try:
+        parse(Eagle3Settings, line)
+    except SystemExit as left:
+        if left.code == 2 and "error: " in capsys.readouterr().err:
+            raise InputError("command line", "argparse", "see above", "flags of the command") from None
+        raise

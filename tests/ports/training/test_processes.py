@@ -1,5 +1,6 @@
 """Two processes on a CPU, over gloo: the numbers of one, checkpoints that open in one, and no hang when one dies."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,8 +16,22 @@ from tests.ports.training.conftest import ALGORITHMS, Left
 from tests.ports.training.processes import children, ended, family, finish, free_port, start, torchrun, two_processes
 from tests.ports.training.ranks import Gradients, gradients_file
 
-PARALLEL = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}}
+ZERO_2 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    "ACCELERATE_GRADIENT_CLIPPING": "1.0",
+    "DS_ACCELERATOR": "cpu",
+}
+LAUNCHED = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "zero2": ZERO_2}
 """What ``accelerate launch`` sets for each."""
+
+ALGORITHMS_OF = {"ddp": ["eagle3", "hass"], "fsdp2": ["eagle3", "hass"], "zero2": ["eagle3"]}
+"""DeepSpeed cannot clip by value, as HASS does."""
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install deepspeed"
+)
+PARALLEL = ["ddp", "fsdp2", pytest.param("zero2", marks=needs_deepspeed)]
 
 
 @pytest.fixture
@@ -26,7 +41,7 @@ def run_ranks(tmp_path):
     def go(parallel, runs):
         file = tmp_path / "runs.json"
         file.write_text(json.dumps(runs))
-        finish(start("-m", "tests.ports.training.ranks", file, launcher=two_processes(), **PARALLEL[parallel]))
+        finish(start("-m", "tests.ports.training.ranks", file, launcher=two_processes(), **LAUNCHED[parallel]))
 
     return go
 
@@ -52,30 +67,39 @@ def unequal_masks(folder):
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_two_processes_are_one_with_the_whole_batch(words, run_ranks, start_run, fixture, tmp_path, parallel):
     """Unequal rows on the two: gradients of the first step, the curve and the final weights, each to 1e-6."""
-    runs = []
-    for algorithm in ALGORITHMS:
+    runs, common = [], {"loss_normalisation": "global", "save_steps": 1}
+    for algorithm in ALGORITHMS_OF[parallel]:
         unequal_masks(fixture / f"data_{algorithm}")
-        line = words(
-            algorithm, tmp_path / f"{algorithm}_pair", "--no-shuffle", "--no-noise", loss_normalisation="global"
-        )
-        runs.append({"algorithm": algorithm, "words": line, "gradients": True})
+        line = words(algorithm, tmp_path / f"{algorithm}_pair", "--no-shuffle", "--no-noise", **common)
+        runs.append({"algorithm": algorithm, "words": line, "gradients": parallel != "zero2"})
     run_ranks(parallel, runs)
-    for algorithm in ALGORITHMS:
-        quiet = {"shuffle": False, "noise": False, "epoch": 0}
+    for algorithm in ALGORITHMS_OF[parallel]:
+        quiet = {"shuffle": False, "noise": False, "epoch": 0, "save_steps": 1}
         for name, size in {"big": {"bs": 2}, "accumulated": {"gradient_accumulation_steps": 2}}.items():
             cpdir = tmp_path / f"{algorithm}_{name}"
             start_run(algorithm, cpdir, Gradients(gradients_file(cpdir, 0)), **quiet, **size).run()
-        same_as_one_process(tmp_path, algorithm)
+        same_as_one_process(tmp_path, algorithm, first_gradients if parallel != "zero2" else first_moments)
 
 
-def same_as_one_process(folder, algorithm):
+def first_gradients(cpdir):
+    return load_file(gradients_file(cpdir, 0))
+
+
+def first_moments(cpdir):
+    """Adam's after one step: a tenth of the clipped gradients, which DeepSpeed clips and drops in its backward."""
+    state = load_file(cpdir / "step_1" / "training_state/optimizer.safetensors")
+    return {name: value for name, value in state.items() if name.startswith("exp_avg.")}
+
+
+def same_as_one_process(folder, algorithm, gradients_of):
     cpdirs = {name: folder / f"{algorithm}_{name}" for name in ("pair", "big", "accumulated")}
-    grads = {name: load_file(gradients_file(cpdir, 0)) for name, cpdir in cpdirs.items()}
+    grads = {name: gradients_of(cpdir) for name, cpdir in cpdirs.items()}
     measured = {name: gap(grads["pair"], grads[name]) for name in ("big", "accumulated")}
-    print(f"{algorithm}: gradients differ by {measured} of the tensor's largest")
-    assert max(measured.values()) < 1e-6, measured
     lines, wanted = curve(cpdirs["pair"]), curve(cpdirs["big"])
     assert len(lines) == len(wanted) == 3
+    losses = [abs(mine["train/loss"] / theirs["train/loss"] - 1) for mine, theirs in zip(lines, wanted)]
+    print(f"{algorithm}: gradients differ by {measured} of the tensor's largest, losses by {max(losses)}")
+    assert max(measured.values()) < 1e-6, measured
     for mine, theirs in zip(lines, wanted):
         assert mine.keys() == theirs.keys()
         assert all(mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9) for name in theirs), (mine, theirs)
@@ -90,17 +114,18 @@ def same_as_one_process(folder, algorithm):
         assert worst < 2e-5, "Adam divides round-off by itself where a gradient is nearly zero"
 
 
-STOPS = {"no": (1, 4, 6), "bf16": (5,)}
-"""Optimizer steps of six in two passes, by precision: in either pass, between them, and at the end."""
+STOPS = {("no", 0): (1, 4, 6), ("bf16", 2): (5,)}
+"""Optimizer steps of six in two passes, by precision and loader processes: in either pass, and at the end."""
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_two_processes_resume_exactly(words, run_ranks, start_run, tmp_path, parallel):
     """From checkpoints of both passes, with noise and an order of its own in each, to the bit."""
     straight, resumed, found = [], [], []
-    for algorithm in ALGORITHMS:
-        for precision, stops in STOPS.items():
-            cpdir, options = tmp_path / f"{algorithm}_{precision}", {"epoch": 1, "mixed_precision": precision}
+    for algorithm in ALGORITHMS_OF[parallel]:
+        for (precision, workers), stops in STOPS.items():
+            cpdir = tmp_path / f"{algorithm}_{precision}"
+            options = {"epoch": 1, "mixed_precision": precision, "num_workers": workers}
             straight.append({"algorithm": algorithm, "words": words(algorithm, cpdir, save_steps=1, **options)})
             for stop in stops:
                 again, source = tmp_path / f"{algorithm}_{precision}_{stop}", cpdir / f"step_{stop}"
@@ -111,12 +136,7 @@ def test_two_processes_resume_exactly(words, run_ranks, start_run, tmp_path, par
     for expected, again, last in found:
         assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
         opens_in_one(again / last)
-    one = {"ckpt_path": tmp_path / "hass_no" / "step_4", "epoch": 1}
-    with pytest.raises(InputError, match="processes was 2, now 1"):
-        start_run("hass", tmp_path / "one", **one)
-    loop = start_run("hass", tmp_path / "one", **one, resume_anyway=True)
-    assert (loop.steps, loop.epoch, loop.totals.batches) == (4, 1, 0)
-    next(loop.optimizer_steps())
+    goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_no" / "step_4", parallel)
 
 
 def opens_in_one(checkpoint):
@@ -143,11 +163,11 @@ def test_every_option_for_memory_and_data(words, run_ranks, tmp_path, parallel):
     common = {"bs": 2, "epoch": 1, "loss_normalisation": "global"}
     lines = {
         (algorithm, name): words(algorithm, tmp_path / f"{algorithm}_{name}", "--group_by_length", *options, **common)
-        for algorithm in ALGORITHMS
+        for algorithm in ALGORITHMS_OF[parallel]
         for name, options in {"padded": (), "packed": OPTIONS}.items()
     }
     run_ranks(parallel, [{"algorithm": algorithm, "words": line} for (algorithm, _), line in lines.items()])
-    for algorithm in ALGORITHMS:
+    for algorithm in ALGORITHMS_OF[parallel]:
         packed, padded = (curve(tmp_path / f"{algorithm}_{name}") for name in ("packed", "padded"))
         told = [line for line in packed if "pass/data_wait" in line]
         assert [line["pass/padding"] for line in told] == [0, 0]
@@ -156,6 +176,20 @@ def test_every_option_for_memory_and_data(words, run_ranks, tmp_path, parallel):
         for mine, theirs in zip(learned, padded):
             assert mine.keys() == theirs.keys()
             assert all(mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-9) for name in theirs)
+
+
+def goes_on_in_one(start_run, folder, checkpoint, parallel):
+    """Another number of processes is refused; on request the pass starts anew, where Adam's state is the same kind."""
+    with pytest.raises(InputError, match="processes was 2, now 1"):
+        start_run("eagle3", folder / "one", ckpt_path=checkpoint, epoch=1)
+    asked = {"ckpt_path": checkpoint, "epoch": 1, "resume_anyway": True}
+    if parallel == "zero2":
+        with pytest.raises(InputError, match=r"optimizer.safetensors: tensors: found missing .*unexpected .'weight"):
+            start_run("eagle3", folder / "one", **asked)
+        asked = {"ckpt_path": checkpoint, "weights_only": True}
+    loop = start_run("eagle3", folder / "one", **asked)
+    assert (loop.steps, loop.epoch, loop.totals.batches) == ((4, 1, 0) if parallel != "zero2" else (0, 0, 0))
+    next(loop.optimizer_steps())
 
 
 @pytest.mark.parametrize("module", ["ports.eagle3.train", "ports.hass.train"])

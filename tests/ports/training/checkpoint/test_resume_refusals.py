@@ -1,6 +1,7 @@
 """Another run's checkpoint is refused with the difference, or resumed when that was asked for and means something."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,17 @@ def other_generator(stored):
     stored["0.start.torch"] = torch.Generator().manual_seed(5).get_state()
 
 
+def spoil(kind, number):
+    def change(stored):
+        stored[next(name for name in stored if name.startswith(kind))].fill_(number)
+
+    return change
+
+
 FORGED = {
+    "NaN in Adam's state": (tensors("optimizer.safetensors", spoil("exp_avg.", math.nan)), "found NaN or Inf"),
+    "squares below 0": (tensors("optimizer.safetensors", spoil("exp_avg_sq.", -1.0)), "found -1.0"),
+    "a step before the first": (tensors("optimizer.safetensors", spoil("step.", -3.0)), "found -3.0"),
     "Adam in bfloat16": (tensors("optimizer.safetensors", halve), "found torch.bfloat16 .* expected torch.float32"),
     "no step counts": (tensors("optimizer.safetensors", lose_steps), "missing .'step.draft"),
     "no generators": (tensors("generators.safetensors", dict.clear), "generators.safetensors: generators: found"),
