@@ -1,4 +1,4 @@
-"""A verifier and a draft trained for it on the verifier's own answers, as a user of the port has them."""
+"""A verifier and drafts trained for it on the verifier's own answers, as a user of the ports has them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from fixtures.features import eagle3_features, hidden_states, load_verifier
-from fixtures.samples import build_training_fixture
+from fixtures.samples import as_hass, build_training_fixture
 from fixtures.verifier import VerifierSpec
 from fixtures.vocabulary import most_frequent
+from tests.ports.evaluate.plain import continue_greedily
 
 ROOT = Path(__file__).parents[2]
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)
 DRAFT_VOCAB_SIZE = 384
 NUM_SAMPLES, PROMPT, ANSWER = 12, 24, 64
+CHECKPOINTS = {"eagle3": "model", "hass": "state_"}
+KINDS = tuple(CHECKPOINTS)
 TTT_STEPS = 3
 LAST_EPOCH = 39
 FLAGS = (
@@ -35,6 +38,7 @@ FLAGS = (
 class Trained:
     """The folders that a server is pointed at, and what the verifier says after the prompts that were trained on."""
 
+    kind: str
     verifier: Path
     draft: Path
     prompts: list[list[int]]
@@ -42,25 +46,32 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    """A training fixture of the verifier's own answers, and the ids of its samples."""
+    sizes = {"num_samples": NUM_SAMPLES, "max_length": PROMPT, "draft_vocab_size": DRAFT_VOCAB_SIZE}
+    fixture = build_training_fixture(tmp_path_factory.mktemp("texts") / "fixture", spec=SPEC, **sizes)
+    return fixture, answer_greedily(fixture)
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def trained(request: pytest.FixtureRequest, texts, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Trained until most of its proposals are right on the texts it has seen."""
-    return train(tmp_path_factory.mktemp("trained"), LAST_EPOCH)
+    return train(request.param, texts, tmp_path_factory.mktemp("trained"), LAST_EPOCH)
 
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The same after one pass."""
-    return train(tmp_path_factory.mktemp("saved"), 0)
+def saved(texts, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """An Eagle3 draft after one pass."""
+    return train("eagle3", texts, tmp_path_factory.mktemp("saved"), 0)
 
 
-def train(folder: Path, last_epoch: int) -> Trained:
-    sizes = {"num_samples": NUM_SAMPLES, "max_length": PROMPT, "draft_vocab_size": DRAFT_VOCAB_SIZE}
-    fixture = build_training_fixture(folder / "fixture", spec=SPEC, **sizes)
-    texts = answer_greedily(fixture)
-    flags = [*inputs(fixture), "--cpdir", str(folder / "checkpoints"), "--epoch", str(last_epoch), *FLAGS]
-    run([sys.executable, "-m", "ports.eagle3.train", *flags])
-    prompts, answers = ([text[part] for text in texts] for part in (slice(PROMPT), slice(PROMPT, None)))
-    return Trained(fixture / "verifier", folder / "checkpoints" / f"model{last_epoch}", prompts, answers)
+def train(kind: str, texts: tuple[Path, list[list[int]]], folder: Path, last_epoch: int) -> Trained:
+    fixture, ids = texts
+    flags = [*inputs(fixture, kind), "--cpdir", str(folder / "checkpoints"), "--epoch", str(last_epoch), *FLAGS]
+    run([sys.executable, "-m", f"ports.{kind}.train", *flags])
+    prompts, answers = ([text[part] for text in ids] for part in (slice(PROMPT), slice(PROMPT, None)))
+    draft = folder / "checkpoints" / f"{CHECKPOINTS[kind]}{last_epoch}"
+    return Trained(kind, fixture / "verifier", draft, prompts, answers)
 
 
 def answer_greedily(fixture: Path) -> list[list[int]]:
@@ -69,21 +80,14 @@ def answer_greedily(fixture: Path) -> list[list[int]]:
     texts = []
     for file in sorted((fixture / "data_eagle3").iterdir()):
         prompt = torch.load(file, weights_only=True)["input_ids"]
-        texts.append(continue_greedily(model, prompt.tolist(), ANSWER))
-        torch.save(sample_of(model, texts[-1]), file)
+        texts.append([*prompt.tolist(), *continue_greedily(model, prompt.tolist(), ANSWER)])
+        sample = sample_of(model, texts[-1])
+        torch.save(sample, file)
+        torch.save(as_hass(sample), fixture / "data_hass" / file.name)
     kept = most_frequent(texts, SPEC.vocab_size, DRAFT_VOCAB_SIZE)
     np.save(fixture / "t2d.npy", kept.t2d)
     np.save(fixture / "d2t.npy", kept.d2t)
     return texts
-
-
-@torch.no_grad()
-def continue_greedily(model: Any, ids: list[int], length: int) -> list[int]:
-    """``ids`` and the ``length`` tokens that are likeliest after them, one by one; no token ends the text."""
-    text = list(ids)
-    for _ in range(length):
-        text.append(int(model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
-    return text
 
 
 def sample_of(model: Any, text: list[int]) -> dict[str, Tensor]:
@@ -98,10 +102,11 @@ def sample_of(model: Any, text: list[int]) -> dict[str, Tensor]:
     }
 
 
-def inputs(fixture: Path) -> list[str]:
+def inputs(fixture: Path, kind: str) -> list[str]:
     """The files of a training fixture as flags."""
-    files = {"basepath": "verifier", "configpath": "draft_eagle3.json", "tmpdir": "data_eagle3"}
-    files |= {"t2d": "t2d.npy", "d2t": "d2t.npy"}
+    files = {"basepath": "verifier", "configpath": f"draft_{kind}.json", "tmpdir": f"data_{kind}"}
+    if kind == "eagle3":
+        files |= {"t2d": "t2d.npy", "d2t": "d2t.npy"}
     return [word for name, file in files.items() for word in (f"--{name}", str(fixture / file))]
 
 

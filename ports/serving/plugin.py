@@ -1,0 +1,43 @@
+"""What vLLM calls at its start: it learns to read HASS checkpoints and which model runs them.
+
+vLLM's method for such drafts is "eagle" (EAGLE-1): the draft reads the verifier's last hidden state after its final
+norm and speaks through the verifier's head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlamaConfig
+
+ARCHITECTURE = "EagleHassForCausalLM"
+"""vLLM takes the names of EAGLE models as they are only if they start with Eagle."""
+
+MODEL = f"ports.serving.vllm_hass:{ARCHITECTURE}"
+
+
+def register() -> None:
+    """Tell vLLM of the model, by name, and of the config of ``hass`` checkpoints; may be called again."""
+    from vllm import ModelRegistry
+    from vllm.transformers_utils.configs.speculators.algos import register_speculator
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, MODEL)
+    register_speculator("hass")(describe)
+
+
+def describe(config_dict: dict[str, Any], pre_trained_config: dict[str, Any]) -> None:
+    """Complete the layer's config in place, as vLLM reads it.
+
+    Args:
+        config_dict: a HASS checkpoint's ``config.json``.
+        pre_trained_config: its ``transformer_layer_config``, in which transformers' defaults may be left out.
+    """
+    layer = LlamaConfig.from_dict(pre_trained_config)
+    pre_trained_config.update(served_config(layer, folded=False))
+
+
+def served_config(layer: LlamaConfig, folded: bool) -> dict[str, Any]:
+    """The config of a HASS draft in vLLM: a Llama config, the model's name, and whether its embedding is folded."""
+    names = {"architectures": [ARCHITECTURE], "draft_vocab_size": layer.vocab_size, "folded_embedding": folded}
+    return {**layer.to_dict(), **names}

@@ -1,0 +1,79 @@
+"""The plugin without vLLM: it is found, imports cleanly, registers what it must, and completes the config."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from transformers import LlamaConfig
+
+from ports.serving.plugin import ARCHITECTURE, MODEL, describe, register
+from ports.training.saving import save_draft
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_entry_point_is_the_plugin():
+    (found,) = [entry for entry in entry_points(group="vllm.general_plugins") if entry.value.startswith("ports.")]
+    assert found.load() is register
+
+
+def test_it_imports_without_vllm():
+    code = "import sys; sys.modules['vllm'] = None; import ports.serving.plugin, ports.serving.cli"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """What the plugin touches of vLLM."""
+    models, kinds = {}, {}
+    registry = SimpleNamespace(get_supported_archs=lambda: models.keys(), register_model=models.__setitem__)
+    algos = ModuleType("algos")
+    algos.register_speculator = lambda name: lambda update: kinds.update({name: update})
+    whole = ModuleType("vllm")
+    whole.ModelRegistry = registry
+    names = ("vllm", *(f"vllm.transformers_utils{rest}" for rest in ("", ".configs", ".configs.speculators")))
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, whole)
+    monkeypatch.setitem(sys.modules, "vllm.transformers_utils.configs.speculators.algos", algos)
+    return models, kinds
+
+
+def test_it_registers_model_and_config_and_may_do_so_twice(vllm):
+    register()
+    register()
+    assert vllm == ({ARCHITECTURE: MODEL}, {"hass": describe})
+    module, _, name = MODEL.partition(":")
+    assert f"class {name}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+
+
+def test_the_config_is_completed(hass_draft, tmp_path):
+    """Releases of transformers differ in which defaults a checkpoint leaves out; vLLM knows none of them."""
+    file = save_draft(hass_draft, tmp_path / "draft") / "config.json"
+    whole = json.loads(file.read_text())
+    layer = whole["transformer_layer_config"]
+    layer.pop("hidden_act", None)
+    layer.pop("attention_bias", None)
+    describe(whole, layer)
+    expected = LlamaConfig(**hass_draft.config.transformer_layer_config.to_dict()).to_dict()
+    assert layer["architectures"] == [ARCHITECTURE]
+    assert layer["architectures"][0].startswith("Eagle")
+    assert (layer["draft_vocab_size"], layer["folded_embedding"]) == (61, False)
+    for name in (
+        "hidden_act",
+        "attention_bias",
+        "rms_norm_eps",
+        "head_dim",
+        "num_key_value_heads",
+        "rope_parameters",
+        "vocab_size",
+    ):
+        assert layer[name] == expected[name], name
