@@ -324,9 +324,9 @@ def hass_history(patch: pytest.MonkeyPatch) -> None:
     """``forward`` with the one ``detach`` of the recursion left out."""
 
     def forward(self: Any, hidden: Tensor, input_ids: Tensor, mask: Any, ttt_steps: int, *_: Any) -> Any:
-        embeds, cache, steps = self.embed(input_ids), ttt_cache(), []
+        fuse, cache, steps = self.fusion(self.embed(input_ids)), ttt_cache(), []
         for _ in range(ttt_steps):
-            out = self.step(embeds, hidden, mask, cache)
+            out = self.step(fuse, hidden, mask, cache)
             steps.append(Step(hidden, out, lambda out: self.lm_head(self.lm_head_layernorm(out))))
             hidden = next_hidden(hidden, out)
         return steps
@@ -335,10 +335,8 @@ def hass_history(patch: pytest.MonkeyPatch) -> None:
 
 
 def norm_after_fc(patch: pytest.MonkeyPatch) -> None:
-    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any, *_: Any) -> Tensor:
-        fc, norm = self.fc, self.hidden_layernorm
-        out = norm(fc(torch.cat([embeds, hidden], dim=-1)))
-        return _layers(self, out, mask, cache)
+    def step(self: Any, fuse: Any, hidden: Tensor, mask: Tensor, cache: Any, *_: Any) -> Tensor:
+        return _layers(self, self.hidden_layernorm(fuse(hidden)), mask, cache)
 
     patch.setattr(HassDraftModel, "step", step)
 
@@ -353,8 +351,8 @@ def _layers(draft: Any, out: Tensor, mask: Tensor, cache: Any) -> Tensor:
 def norm_residual(patch: pytest.MonkeyPatch) -> None:
     """The residual stream starts at a normed state, as Eagle3's does."""
 
-    def step(self: Any, embeds: Tensor, hidden: Tensor, mask: Tensor, cache: Any, *_: Any) -> Tensor:
-        out = self.fc(torch.cat([embeds, self.hidden_layernorm(hidden)], dim=-1))
+    def step(self: Any, fuse: Any, hidden: Tensor, mask: Tensor, cache: Any, *_: Any) -> Tensor:
+        out = fuse(self.hidden_layernorm(hidden))
         return _layers(self, out, mask, cache) - out + torch.nn.functional.rms_norm(out, out.shape[-1:])
 
     patch.setattr(HassDraftModel, "step", step)
