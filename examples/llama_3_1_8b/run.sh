@@ -27,7 +27,8 @@ if (( 8 % gpus )); then
 fi
 
 python -m ports.generate --algorithm "$algorithm" --model_path "$model" --outdir "$work/records" --total_gpus "$gpus" \
-    --dataset sharegpt --data_path "$data" --chat_template llama ${generate[@]+"${generate[@]}"}
+    --dataset sharegpt --data_path "$data" --chat_template llama \
+    --on_bad_conversation skip ${generate[@]+"${generate[@]}"}
 
 maps=()
 if [[ $algorithm == eagle3 ]]; then
