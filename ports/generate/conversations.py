@@ -52,7 +52,10 @@ class Conversations:
         if not isinstance(turns, Sequence) or not turns:
             raise ConversationError(f"{column}: found {turns!r:.40}, expected a list of turns")
         read = [_message(turn, role, content) for turn in turns]
-        return read[1:] if self.kind == "sharegpt" and read[0]["role"] == "assistant" else read
+        kept = read[1:] if self.kind == "sharegpt" and read[0]["role"] == "assistant" else read
+        if not kept:
+            raise ConversationError("found one turn, the assistant's, expected a turn of the user")
+        return kept
 
 
 def _message(turn: Any, role: str, content: str) -> Message:

@@ -16,14 +16,12 @@ from ports.generate.conversations import ConversationError, Conversations, load_
 from ports.generate.encode import Encoded, Encoder
 from ports.generate.families import load_family
 from ports.generate.manifest import Manifest, digest
-from ports.generate.records import record_bytes
+from ports.generate.records import ITEM_BYTES, record_bytes
 from ports.generate.settings import GenerationSettings
 from ports.training.feature_layers import chosen_layers
 from ports.training.record_info import RecordInfo
 from ports.training.verifier import verifier_config
 from ports.training.verifier_fingerprint import tokenizer_fingerprint, verifier_fingerprint
-
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ HEADER_BYTES = 640
 """What a record's header takes, about."""
 
 
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
 def record_file(folder: Path, index: int) -> Path:
     """``data_<index>.safetensors``, as the prototypes number theirs."""
     return folder / f"data_{index}{SUFFIX}"

@@ -24,6 +24,9 @@ from ports.generate.prepare import (
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import Task, run_process, work
 
+SHOWN = 10
+"""Skipped dialogues that are named; all are counted."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -70,9 +73,9 @@ def summary(prepared: Prepared) -> list[str]:
     manifest, shape = prepared.manifest, prepared.shape
     rows = sum(manifest.processes)
     share = manifest.supervised / manifest.tokens
-    skipped = [f"skipped {reason}" for reason in prepared.work.skipped]
+    skipped = prepared.work.skipped
     return [
-        *skipped,
+        *(f"skipped {reason}" for reason in skipped[:SHOWN]),
         f"{rows:,} dialogues, {manifest.tokens:,} tokens, {share:.0%} of them in the loss, {len(skipped)} skipped",
         f"{_features(shape)}, {shape.bytes_of(1000) // 1000:,} bytes a token",
         f"{gigabytes(prepared.disk)} of records",

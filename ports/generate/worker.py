@@ -51,7 +51,7 @@ def work(task: Task) -> int:
     Raises:
         InputError: the folder is in use, the verifier cannot be loaded, or a record cannot be written.
     """
-    lock = DirectoryLock(task.folder)
+    lock = DirectoryLock(task.folder, "outdir")
     try:
         for left in task.folder.glob(f".*{PARTIAL}"):
             left.unlink()

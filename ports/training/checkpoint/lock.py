@@ -23,7 +23,8 @@ class DirectoryLock:
         InputError: another process holds it; names the process and its machine.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, field: str = "cpdir") -> None:
+        self.field = field
         self._handle: int | None = None
         self.file = directory / FILE
         directory.mkdir(parents=True, exist_ok=True)
@@ -39,8 +40,8 @@ class DirectoryLock:
         holder = os.pread(self._handle or 0, 200, 0).decode(errors="replace").strip() or "an unknown process"
         self.release()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return InputError(self.file, "cpdir", str(error), "a file system with locks")
-        return InputError(self.file, "cpdir", f"in use by {holder}", "a directory that no other run writes to")
+            return InputError(self.file, self.field, str(error), "a file system with locks")
+        return InputError(self.file, self.field, f"in use by {holder}", "a directory that no other run writes to")
 
     def release(self, close: Callable[[int], None] = os.close) -> None:
         """Let others in. The file stays: removing it would let two runs hold two files of one name.

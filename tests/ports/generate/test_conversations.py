@@ -35,6 +35,11 @@ def test_a_first_turn_of_the_assistant_is_dropped_and_only_that(share) -> None:
     assert [m["content"] for m in share(*turns).messages(0)] == ["gpt", "human", "gpt"]
 
 
+def test_nothing_but_a_first_turn_of_the_assistant_is_refused(share) -> None:
+    with pytest.raises(ConversationError, match="expected a turn of the user"):
+        share({"from": "gpt", "value": "x"}).messages(0)
+
+
 def test_a_system_turn_is_kept(share) -> None:
     turns = [{"from": name, "value": name} for name in ("system", "human")]
     assert [m["role"] for m in share(*turns).messages(0)] == ["system", "user"]

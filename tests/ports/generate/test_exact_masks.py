@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fixtures.dialogues import TEMPLATES
+from fixtures.dialogues import TEMPLATES, UNKNOWN
 from fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
 from ports.errors import InputError
 from ports.generate.answers import CLOSE, OPEN
@@ -70,9 +70,9 @@ BYTE = _alphabet()
 assert sorted(BYTE) == sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def expected(fast: PreTrainedTokenizerFast, turns, template: str, ids: list[int]) -> list[int]:
+def expected(turns, template: str, pieces: list[bytes]) -> list[int]:
     """The dialogue written out piece by piece, every byte of it an answer's or not."""
-    text = b"".join(bytes_of(fast, ids))
+    text = b"".join(pieces)
     answering, at = bytearray(len(text)), 0
     last = len(turns) - 1
     for number, turn in enumerate(turns):
@@ -89,7 +89,7 @@ def expected(fast: PreTrainedTokenizerFast, turns, template: str, ids: list[int]
         if content.strip():
             answering[start:stop] = b"\1" * (stop - start)
     mask, reached = [], 0
-    for piece in bytes_of(fast, ids):
+    for piece in pieces:
         mask.append(int(any(answering[reached : reached + len(piece)])))
         reached += len(piece)
     return mask
@@ -104,7 +104,50 @@ def test_exactly_the_answers_are_in_the_loss(begin: bool, trim: bool, template: 
     fast = tokenizer(begin, trim, template)
     encoded = Encoder(fast, ChatFamily())(turns)
     assert encoded.ids == fast.apply_chat_template(turns, tokenize=True, return_dict=False)
-    assert encoded.loss_mask == expected(fast, turns, template, encoded.ids)
+    assert encoded.loss_mask == expected(turns, template, bytes_of(fast, encoded.ids))
+
+
+@functools.cache
+def spaced_tokenizer(prepend: str, begin: bool) -> PreTrainedTokenizerFast:
+    """As SentencePiece's: spaces are characters of their own, one more is put first, and text is normalised."""
+    symbols = sorted({*"ab .,x1Yesé漢🙂\n\t▁", *"".join(TEMPLATES.values()), *"systemuserassistantthink<>/"})
+    merges = [("▁", "a"), ("Y", "e"), ("Ye", "s"), (".", ",")]
+    pieces = [*SPECIAL_TOKENS, UNKNOWN, *symbols, *(left + right for left, right in merges)]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    model = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN))
+    model.normalizer = normalizers.NFC()
+    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    if begin:
+        pair = [(BEGIN_OF_TEXT, vocabulary[BEGIN_OF_TEXT])]
+        model.post_processor = processors.TemplateProcessing(single=f"{BEGIN_OF_TEXT} $A", special_tokens=pair)
+    fast = PreTrainedTokenizerFast(tokenizer_object=model, bos_token=BEGIN_OF_TEXT, unk_token=UNKNOWN)
+    fast.chat_template = TEMPLATES["llama"]
+    return fast
+
+
+def spaced_text(fast: PreTrainedTokenizerFast, ids: list[int], text: str) -> list[bytes]:
+    """Every token as it stands in ``text``, which the space that was put first does not."""
+    pieces, at = [], 0
+    for token in fast.convert_ids_to_tokens(ids):
+        piece = token.replace("▁", " ")
+        piece = piece if text.startswith(piece, at) else piece[1:]
+        assert text.startswith(piece, at)
+        pieces.append(piece.encode())
+        at += len(piece)
+    assert at == len(text)
+    return pieces
+
+
+@pytest.mark.parametrize("prepend", ["never", "first", "always"])
+@pytest.mark.parametrize("begin", [False, True], ids=["no BOS", "automatic BOS"])
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(turns=dialogues())
+def test_a_tokenizer_that_puts_spaces_first_gives_the_same_answers(prepend: str, begin: bool, turns) -> None:
+    fast = spaced_tokenizer(prepend, begin)
+    encoded = Encoder(fast, ChatFamily())(turns)
+    pieces = spaced_text(fast, encoded.ids, encoded.text)
+    assert encoded.loss_mask == expected(turns, "llama", pieces)
 
 
 def test_the_oracle_sees_a_shifted_mask() -> None:
@@ -112,7 +155,7 @@ def test_the_oracle_sees_a_shifted_mask() -> None:
     fast = tokenizer(True, True, "llama")
     encoded = Encoder(fast, ChatFamily())(turns)
     assert sum(encoded.loss_mask) > 0
-    assert expected(fast, turns, "llama", encoded.ids) != [0, *encoded.loss_mask[:-1]]
+    assert expected(turns, "llama", bytes_of(fast, encoded.ids)) != [0, *encoded.loss_mask[:-1]]
 
 
 def test_a_repeated_answer_is_marked_twice() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -197,6 +199,22 @@ def test_a_process_that_fails_is_reported(flags, verifier, capfd) -> None:
     (verifier / "model-00002-of-00002.safetensors").write_bytes(b"")
     assert main(flags(total_gpus=2)) == 2
     assert "weights: found" in capfd.readouterr().err
+
+
+def test_a_second_run_in_the_same_directory_is_refused(flags, spawn, generate, tmp_path) -> None:
+    """Another process holds the folder for as long as it lives."""
+    folder = generate()
+    record_files.record_file(folder / "0", 0).unlink()
+    hold = "import sys; from pathlib import Path; from ports.training.checkpoint.lock import DirectoryLock; "
+    hold += "lock = DirectoryLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(folder / "0")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        second = spawn()
+        assert "outdir: found in use by process" in second.communicate()[1]
+        assert second.returncode == 2
+    generate()
+    assert len(list_records(folder)) == 8
 
 
 BAD = [
