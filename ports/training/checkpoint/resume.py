@@ -78,6 +78,10 @@ def _restore_position(loop: Loop, directory: Path, state: State) -> None:
     rank, file = loop.accelerator.process_index, directory / GENERATORS
     if rank >= len(state.processes):
         raise InputError(directory / FILE, "processes", len(state.processes), f"at least {rank + 1}")
+    seen = {totals.batches for totals in state.processes}
+    if len(seen) > 1 or max(seen) > len(loop.loader):
+        expected = f"one number of at most {len(loop.loader)}, the batches of a pass"
+        raise InputError(directory / FILE, "processes.batches", sorted(seen), expected)
     loop.totals = PassTotals(**state.processes[rank].model_dump())
     stored = _tensors(file)
     now, start = (_group(stored, f"{rank}.{when}.") for when in ("now", "start"))
@@ -121,6 +125,8 @@ def log_to_keep(file: Path, checkpoint: Checkpoint | None, anyway: bool) -> int:
 
 def _beginning(source: Path, log: Log) -> bytes | None:
     try:
+        if source.stat().st_size < log.bytes:
+            return None
         with source.open("rb") as stream:
             content = stream.read(log.bytes)
     except OSError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,10 @@ from ports.training.checkpoint import FOLDER
 from ports.training.checkpoint.manifest import FORMAT_VERSION, explain, read_json
 
 FILE = f"{FOLDER}/state.json"
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""Larger numbers count nothing, and some of what reads them overflows."""
 
 
 class Strict(BaseModel):
@@ -23,24 +27,24 @@ class Totals(Strict):
     """Sums over the pass so far on one process."""
 
     loss: float
-    batches: int = Field(ge=0)
-    correct: int = Field(ge=0)
-    rows: int = Field(ge=0)
-    skipped: int = Field(ge=0)
+    batches: Count
+    correct: Count
+    rows: Count
+    skipped: Count
 
 
 class Schedule(Strict):
     """The scheduler's counters, and the rates that the next step will use."""
 
-    last_epoch: int = Field(ge=0)
-    step_count: int = Field(ge=0)
+    last_epoch: Count
+    step_count: Count
     rates: list[float]
 
 
 class Log(Strict):
     """How far ``metrics.jsonl`` reached, and what it held."""
 
-    bytes: int = Field(ge=0)
+    bytes: Count
     sha256: str
 
 
@@ -51,10 +55,10 @@ class State(Strict):
     """
 
     format_version: int = FORMAT_VERSION
-    serial: int = Field(ge=0)
-    epoch: int = Field(ge=0)
-    micro_batch: int = Field(ge=0)
-    steps: int = Field(ge=0)
+    serial: Count
+    epoch: Count
+    micro_batch: Count
+    steps: Count
     processes: list[Totals] = Field(min_length=1)
     schedule: Schedule
     log: Log

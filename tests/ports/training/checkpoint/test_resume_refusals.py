@@ -191,6 +191,14 @@ def test_a_training_state_that_does_not_fit(stopped, start_run, tmp_path, name):
         start_run("eagle3", tmp_path / "cp", ckpt_path=stopped).run()
 
 
+def test_a_place_behind_the_end_of_the_pass(stopped, start_run, tmp_path):
+    edit(stopped / "training_state" / "state.json", lambda content: content["processes"][0].update(batches=2**63))
+    (stopped / "training_state" / "manifest.json").unlink()
+    seal(stopped)
+    with pytest.raises(InputError, match="expected one number of at most 6, the batches of a pass"):
+        start_run("eagle3", tmp_path / "cp", ckpt_path=stopped)
+
+
 def test_other_draws_than_the_saved_ones_are_noticed(stopped, start_run, tmp_path):
     tensors("generators.safetensors", other_generator)(stopped)
     (stopped / "training_state" / "manifest.json").unlink()
