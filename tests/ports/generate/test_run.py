@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
+from ports.generate.worker import _own_devices
 from ports.training.records import list_records, read_record, recorded_info
 from tests.ports.generate.conftest import SPEC, contents
 
@@ -137,6 +138,31 @@ def test_killed_at_random_moments_the_bytes_are_the_same(generate, spawn, tmp_pa
     assert 0 < counts[0] < 20, counts
     generate(outdir=folder, **settings)
     assert contents(folder) == whole
+
+
+def test_killed_with_several_processes_the_bytes_are_the_same(generate, flags, spawn, tmp_path) -> None:
+    """The processes of a killed command end by themselves; until then their folders are in use."""
+    settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
+    whole = contents(generate(outdir=tmp_path / "whole", **settings))
+    folder = tmp_path / "killed"
+    process = spawn(outdir=folder, **settings)
+    while process.poll() is None and not list(folder.rglob("data_*")):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    written, deadline = len(list(folder.rglob("data_*"))), time.monotonic() + 60
+    while main(flags(outdir=folder, **settings)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert 0 < written < 20
+    assert contents(folder) == whole
+
+
+def test_a_process_sees_the_devices_of_its_group(monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [_own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
+    assert _own_devices(1, 2) == ["GPU-ab", "7"]
 
 
 CHANGES = [
