@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
@@ -80,11 +81,19 @@ def _run(task: Task, buckets: list[list[int]], read: Read) -> int:
     show = task.settings.progress
     with tqdm(total=total, desc=f"process {task.index}", unit="tok", unit_scale=True, disable=not show) as bar:
         for bucket in buckets:
+            _stop_if_orphaned()
             ids = [torch.tensor(task.rows[index].encoded.ids) for index in bucket]
             for index, row_ids, features in zip(bucket, ids, read(ids), strict=True):
                 _write(task, index, {"input_ids": row_ids, **features})
                 bar.update(len(row_ids))
     return total
+
+
+def _stop_if_orphaned() -> None:
+    """A command that was killed could not tell its processes: they end when they see it, and let the folder go."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        sys.exit("the command that started this process is gone")
 
 
 def _write(task: Task, index: int, tensors: dict[str, Tensor]) -> None:

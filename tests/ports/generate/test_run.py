@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ from transformers import AutoModelForCausalLM
 from fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
+from ports.generate.manifest import write_or_check
+from ports.generate.run import prepare
+from ports.generate.settings import GenerationSettings
+from ports.generate.worker import _own_devices, work
+from ports.training.command_line import parse
 from ports.training.records import list_records, read_record, recorded_info
 from tests.ports.generate.conftest import SPEC, contents
 
@@ -137,6 +143,39 @@ def test_killed_at_random_moments_the_bytes_are_the_same(generate, spawn, tmp_pa
     assert 0 < counts[0] < 20, counts
     generate(outdir=folder, **settings)
     assert contents(folder) == whole
+
+
+def in_this_process(argv) -> Path:
+    """What several processes write, one after the other."""
+    prepared = prepare(parse(GenerationSettings, argv))
+    write_or_check(prepared.settings.outdir, prepared.manifest)
+    for task in prepared.tasks():
+        work(task)
+    return prepared.settings.outdir
+
+
+def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path) -> None:
+    """The processes of a killed command end by themselves; until then their folders are in use."""
+    settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
+    whole, folder = contents(in_this_process(flags(outdir=tmp_path / "whole", **settings))), tmp_path / "killed"
+    process = spawn(outdir=folder, **settings)
+    while process.poll() is None and not list(folder.rglob("data_*")):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    written, deadline = len(list(folder.rglob("data_*"))), time.monotonic() + 60
+    while main(flags(outdir=folder, **settings)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert 0 < written < 20
+    assert contents(folder) == whole
+
+
+def test_a_process_sees_the_devices_of_its_group(monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [_own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
+    assert _own_devices(1, 2) == ["GPU-ab", "7"]
 
 
 CHANGES = [
