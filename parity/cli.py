@@ -19,7 +19,7 @@ from parity.report import print_report, write_html, write_json, write_performanc
 from parity.runs.original import OriginalRunError, record_original
 from parity.select import matches
 from parity.verdict import Options, verdict
-from ports.quiet import hush_libraries
+from ports.commands import hush_libraries
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 

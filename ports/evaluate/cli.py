@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -12,9 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ports.errors import InputError
+from ports.commands import run_app
 from ports.evaluate.measure import Request, measure
-from ports.quiet import hush_libraries
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -80,12 +78,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 def main() -> None:
     """Entry point."""
-    hush_libraries()
-    try:
-        app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_app(app)
 
 
 if __name__ == "__main__":

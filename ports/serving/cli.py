@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.drafts import open_draft
 from ports.hass import HassDraftModel
-from ports.quiet import hush_libraries
 from ports.serving.layout import write_folded
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -38,12 +37,7 @@ def run(
 
 def main() -> None:
     """Entry point."""
-    hush_libraries()
-    try:
-        app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_app(app)
 
 
 if __name__ == "__main__":

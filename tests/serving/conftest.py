@@ -7,15 +7,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from fixtures.features import eagle3_features, hidden_states, load_verifier
-from fixtures.samples import as_hass, build_training_fixture
+from fixtures.features import load_verifier
+from fixtures.samples import as_hass, build_training_fixture, sample_of
 from fixtures.verifier import VerifierSpec
 from fixtures.vocabulary import most_frequent
 from tests.ports.evaluate.plain import continue_greedily
@@ -81,25 +79,13 @@ def answer_greedily(fixture: Path) -> list[list[int]]:
     for file in sorted((fixture / "data_eagle3").iterdir()):
         prompt = torch.load(file, weights_only=True)["input_ids"]
         texts.append([*prompt.tolist(), *continue_greedily(model, prompt.tolist(), ANSWER)])
-        sample = sample_of(model, texts[-1])
+        sample = sample_of(model, texts[-1], [int(place >= PROMPT) for place in range(len(texts[-1]))])
         torch.save(sample, file)
         torch.save(as_hass(sample), fixture / "data_hass" / file.name)
     kept = most_frequent(texts, SPEC.vocab_size, DRAFT_VOCAB_SIZE)
     np.save(fixture / "t2d.npy", kept.t2d)
     np.save(fixture / "d2t.npy", kept.d2t)
     return texts
-
-
-def sample_of(model: Any, text: list[int]) -> dict[str, Tensor]:
-    states = hidden_states(model, text)
-    mask = torch.arange(len(text)) >= PROMPT
-    ids = torch.tensor(text, dtype=torch.int64)
-    return {
-        "input_ids": ids,
-        "hidden_state": eagle3_features(states),
-        "loss_mask": mask.long(),
-        "target": states[-1],
-    }
 
 
 def inputs(fixture: Path, kind: str) -> list[str]:
@@ -113,5 +99,5 @@ def inputs(fixture: Path, kind: str) -> list[str]:
 def run(command: list[str], **environment: str) -> None:
     """Run a command of this project; what it said becomes the failure's message."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -17,7 +17,7 @@ from ports.evaluate.verifiers import end_tokens, longest_prompt
 @pytest.fixture
 def command(pair, prompts, tmp_path, monkeypatch, capsys):
     """Runs the command here; gives exit code, JSON result and what was printed."""
-    monkeypatch.setattr(ports.evaluate.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
     file, answer = tmp_path / "prompts.jsonl", tmp_path / "result.json"
     file.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts))
 

@@ -23,7 +23,7 @@ LAYER = (
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr(ports.serving.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["serving", *map(str, words)])

@@ -15,7 +15,7 @@ from fixtures.draft import eagle3_config, hass_config
 from fixtures.tokenizer import build_tokenizer
 from fixtures.verifier import VerifierSpec, build_verifier
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUN = ROOT / "examples" / "llama_3_1_8b" / "run.sh"
 SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48)
 DRAFTS = {"eagle3": eagle3_config(SPEC, 64), "hass": hass_config(SPEC)}
