@@ -30,6 +30,9 @@ CHUNK = 1 << 22
 ROWS = 256
 """But never fewer rows than this: the products with the head would be slow."""
 
+COLUMNS = 512
+"""A CPU's product with the head goes this many columns at a time: MKL is up to a fifth slower on all of them at once."""
+
 
 class TargetRows:
     """The verifier's distribution t on the rows in the loss, without gradient.
@@ -220,9 +223,13 @@ class _Gradients:
 def _product(hidden: Tensor, head: Tensor, buffer: Tensor) -> Tensor:
     """Logits [C, D] of ``hidden`` [C, h], in the buffer and in its dtype."""
     logits = buffer[: len(hidden)]
-    if head.dtype == buffer.dtype:
-        return torch.mm(hidden, head.t(), out=logits)
-    return logits.copy_(F.linear(hidden, head))
+    if head.dtype != buffer.dtype:
+        return logits.copy_(F.linear(hidden, head))
+    width = COLUMNS if hidden.device.type == "cpu" else len(head)
+    for start in range(0, len(head), width):
+        columns = slice(start, start + width)
+        torch.mm(hidden, head[columns].t(), out=logits[:, columns])
+    return logits
 
 
 def _accumulate(total: Tensor, first: Tensor, second: Tensor) -> None:

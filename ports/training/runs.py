@@ -20,7 +20,6 @@ from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.checkpoint.resume import log_to_keep, resume
 from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
 from ports.training.command_line import parse
-from ports.training.compiled import compile_mlps
 from ports.training.grouping import LengthGroupedSampler, record_sizes
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
@@ -63,8 +62,6 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
-    if settings.compile:
-        compile_mlps(objective.draft)
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)

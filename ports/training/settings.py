@@ -101,7 +101,6 @@ class TrainingSettings(BaseSettings):
     loss_implementation: LossImplementation = Field(
         LossImplementation.FUSED, description="fused: logits of a few rows at a time; eager: all of them, for reading"
     )
-    compile: bool = Field(False, description="torch.compile the MLPs of the draft; on CPUs that wants a C++ compiler")
     activation_checkpointing: bool = Field(
         False, description="keep no activations of the draft's layers and run them again in the backward: less memory"
     )
