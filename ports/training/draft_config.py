@@ -111,6 +111,6 @@ def check_trainable(configpath: str, layer: Any, alignment: Alignment) -> None:
         raise InputError(configpath, "layer_types", "sliding_attention", "full_attention: TTT attention has no window")
     if layer.attention_dropout:
         raise InputError(configpath, "attention_dropout", layer.attention_dropout, "0.0: TTT attention has no dropout")
-    if layer.num_attention_heads % layer.num_key_value_heads:
+    if layer.num_key_value_heads < 1 or layer.num_attention_heads % layer.num_key_value_heads:
         found = f"{layer.num_attention_heads} heads, {layer.num_key_value_heads} key/value heads"
         raise InputError(configpath, "num_key_value_heads", found, "a divisor of num_attention_heads")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from speculators.utils.loading import load_model_layers
 from torch import Tensor
 from transformers import AutoConfig
@@ -43,18 +44,48 @@ def verifier_config(name_or_path: str) -> Any:
 
 
 def check_weights_present(name_or_path: str) -> None:
-    """Refuse a verifier directory that Speculators cannot read weights from: an absent index, file or shard."""
+    """Refuse a verifier directory that Speculators cannot read weights from, or would read the wrong ones.
+
+    Raises:
+        InputError: an absent index, file or shard; no head, for which Speculators takes the embedding, although the
+            config says that the two are not tied.
+    """
     directory = Path(name_or_path)
     if not directory.is_dir():
         return
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         if (directory / "model.safetensors").is_file():
+            _check_head(directory, directory / "model.safetensors", _names(directory / "model.safetensors"))
             return
         raise InputError(directory, index.name, "missing", "an index (or a single model.safetensors)")
-    for shard in sorted(set(_weight_map(index).values())):
+    weight_map = _weight_map(index)
+    _check_head(directory, index, weight_map)
+    for shard in sorted(set(weight_map.values())):
         if not (directory / shard).is_file():
             raise InputError(index, "weight_map", f"{shard}, which does not exist", "shards that lie beside the index")
+
+
+def _check_head(directory: Path, file: Path, names: Iterable[str]) -> None:
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        flags = [part["tie_word_embeddings"] for part in (config, config.get("text_config")) if _says_tied(part)]
+    except (OSError, ValueError, AttributeError, RecursionError):  # said better by verifier_config
+        return
+    if flags and not any(flags) and not any(str(name).endswith("lm_head.weight") for name in names):
+        raise InputError(file, "lm_head.weight", "missing", "the head of a verifier whose embeddings are not tied")
+
+
+def _says_tied(part: Any) -> bool:
+    return isinstance(part, dict) and "tie_word_embeddings" in part
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "pt") as tensors:
+            return list(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(file, "weights", str(error), "a safetensors file") from error
 
 
 def _weight_map(index: Path) -> dict[str, str]:

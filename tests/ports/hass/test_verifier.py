@@ -44,6 +44,18 @@ def rewrite(fixture, tmp_path):
     return make
 
 
+def test_a_lost_head_is_not_the_embedding(settings, fixture, rewrite, weights, refuses):
+    """Speculators takes any verifier without a head for a tied one."""
+    expected = "the head of a verifier whose embeddings are not tied"
+    verifier = rewrite(headless(weights))
+    with refuses(f"{verifier}/model.safetensors", "lm_head.weight", "missing", expected):
+        hass.build(settings(basepath=verifier))
+    index = fixture / "verifier" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"lm_head.weight"', '"lm_hexd.weight"'))
+    with refuses(index, "lm_head.weight", "missing", expected):
+        hass.build(settings())
+
+
 def nested(config_file: Path) -> dict:
     """A Mistral text model inside a multimodal one."""
     text = json.loads(config_file.read_text())
@@ -67,8 +79,13 @@ def test_a_nested_mistral_verifier(settings, fixture, rewrite, weights, style):
     assert draft.config.speculators_config.verifier.architectures == ["Mistral3ForConditionalGeneration"]
 
 
-def test_a_tied_verifier_speaks_through_its_embedding(settings, rewrite, weights):
-    verifier = rewrite({name: value for name, value in weights.items() if name != "lm_head.weight"})
+def headless(weights):
+    return {name: value for name, value in weights.items() if name != "lm_head.weight"}
+
+
+def test_a_tied_verifier_speaks_through_its_embedding(settings, fixture, rewrite, weights):
+    config = json.loads((fixture / "verifier" / "config.json").read_text())
+    verifier = rewrite(headless(weights), {**config, "tie_word_embeddings": True})
     draft = hass.build(settings(basepath=verifier))
     assert torch.equal(draft.lm_head.weight, weights["model.embed_tokens.weight"])
 
