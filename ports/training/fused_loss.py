@@ -31,7 +31,7 @@ ROWS = 256
 """But never fewer rows than this: the products with the head would be slow."""
 
 COLUMNS = 512
-"""A CPU's product with the head goes this many columns at a time: MKL is up to a fifth slower on all of them at once."""
+"""A CPU takes the product with the head this many columns at a time: MKL is up to a fifth slower on all at once."""
 
 
 class TargetRows:
