@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Tokens in the loss; a sample's last position never is, see :func:`ports.training.samples.make_sample`."""
+        """Tokens in the loss; a sample's last position never is, see :mod:`ports.training.data.samples`."""
         return self.length - int(PROMPT_SHARE * self.length) - 1
 
     def as_json(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fixtures.draws import uniform
 from parity.algorithms import ALGORITHMS
 from parity.case import Case, read_case
-from ports.training.records import natural_key
+from ports.training.data.records import natural_key
 from ports.training.settings import linear_schedule_steps
 
 

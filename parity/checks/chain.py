@@ -18,8 +18,8 @@ from parity.names import TO_NATIVE
 from parity.result import Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
-from ports.training.attention_choice import attention_name
-from ports.training.batches import Batch, RecordDataset, collate
+from ports.training.attention.choice import attention_name
+from ports.training.data.batches import Batch, RecordDataset, collate
 
 
 def check_chain(evidence: Evidence) -> list[Row]:

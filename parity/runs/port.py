@@ -25,7 +25,7 @@ from parity.runs.recorded import LOGGED
 from parity.runs.replay import ReplayDraw, ReplaySampler, samples_per_pass
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
-from ports.training.batches import Batch
+from ports.training.data.batches import Batch
 from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish

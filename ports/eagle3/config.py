@@ -9,6 +9,7 @@ from speculators.models.eagle3 import Eagle3SpeculatorConfig
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
+from ports.training.data.feature_layers import NUM_FEATURES, aux_layer_ids
 from ports.training.draft_config import (
     attach_verifier,
     check_sizes,
@@ -18,7 +19,6 @@ from ports.training.draft_config import (
     prototype_layer,
     read_config_dict,
 )
-from ports.training.feature_layers import NUM_FEATURES, aux_layer_ids
 from ports.training.verifier import verifier_config
 
 OTHER_NORMS = ("norm_before_fc", "fc_norm", "norm_output")

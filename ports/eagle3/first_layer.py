@@ -3,7 +3,7 @@
 Shapes: B batch, T positions, h hidden size, H query heads, K key/value heads, e head dim.
 
 The layer projects [norm(embeds), norm(hidden_s)], and the embeddings are the same at every step s; see
-:mod:`ports.training.shared_half`.
+:mod:`ports.training.attention.shared_half`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
-from ports.training.shared_half import SharedHalf, plain, watched
+from ports.training.attention.shared_half import SharedHalf, plain, watched
 
 FirstLayer = Callable[..., Tensor]
 """``layer(hidden, attention_mask=, past_key_values=, position_embeddings=)``, [B, T, h] to [B, T, h]."""

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ports.eagle3.first_layer import first_layer
 from ports.training.alignment import Alignment
-from ports.training.attention import ttt_cache
-from ports.training.attention_choice import AttentionImplementation, attention_name
-from ports.training.documents import documents_of
-from ports.training.recompute import run_layer
-from ports.training.steps import Step, in_this_precision, next_hidden
+from ports.training.attention.choice import AttentionImplementation, attention_name
+from ports.training.attention.dense import ttt_cache
+from ports.training.attention.documents import documents_of
+from ports.training.attention.recompute import run_layer
+from ports.training.loss.steps import Step, in_this_precision, next_hidden
 from ports.training.vocabulary import VocabularyMap
 
 
@@ -64,8 +64,9 @@ def unroll(
     Args:
         features: [B, T, 3h], the verifier's auxiliary hidden states.
         input_ids: [B, T], already shifted.
-        attention_mask: [B, T], 1 on real positions; or one packed row, see :mod:`ports.training.documents`.
-        recompute: keep no activations of the layers, see :mod:`ports.training.recompute`.
+        attention_mask: [B, T], 1 on real positions; or one packed row of
+                :mod:`ports.training.attention.documents`.
+        recompute: keep no activations of the layers, see :mod:`ports.training.attention.recompute`.
     """
     embeds, documents = embed(draft, input_ids), documents_of(attention_mask)
     rotary = draft.rotary_emb(embeds, documents.positions)

@@ -16,7 +16,7 @@ from ports.estimate.training import TrainingMemory, training_memory
 from ports.generate.prepare import Geometry, gigabytes
 from ports.generate.records import ITEM_BYTES
 from ports.hass.draft_config import load_draft_config as hass_config
-from ports.training.feature_layers import chosen_layers
+from ports.training.data.feature_layers import chosen_layers
 from ports.training.verifier import verifier_config
 
 

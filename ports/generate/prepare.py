@@ -18,8 +18,8 @@ from ports.generate.families import load_family
 from ports.generate.manifest import Manifest, digest
 from ports.generate.records import ITEM_BYTES, record_bytes
 from ports.generate.settings import GenerationSettings
-from ports.training.feature_layers import chosen_layers
-from ports.training.record_info import RecordInfo
+from ports.training.data.feature_layers import chosen_layers
+from ports.training.data.record_info import RecordInfo
 from ports.training.verifier import verifier_config
 from ports.training.verifier_fingerprint import tokenizer_fingerprint, verifier_fingerprint
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ports.errors import InputError
 from ports.training.checkpoint.atomic import write_file
-from ports.training.record_info import SUFFIX, RecordInfo, parse_info
+from ports.training.data.record_info import SUFFIX, RecordInfo, parse_info
 
 HEADER_BYTES = 640
 """What a record's header takes, about."""

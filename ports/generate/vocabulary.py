@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ports.errors import InputError
 from ports.training.checkpoint.atomic import write_file
+from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.draft_config import read_config_dict
-from ports.training.records import list_records, read_record, recorded_info
 from ports.training.verifier import verifier_config
 from ports.training.vocabulary import VocabularyMap
 from ports.training.vocabulary_file import FILE, VocabularyFile

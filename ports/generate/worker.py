@@ -22,7 +22,7 @@ from ports.generate.records import is_whole, record_file, write_record
 from ports.generate.settings import GenerationSettings
 from ports.training.checkpoint.atomic import PARTIAL
 from ports.training.checkpoint.lock import DirectoryLock
-from ports.training.features import FeatureReader, load_verifier
+from ports.training.data.features import FeatureReader, load_verifier
 
 Read = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
 """Features of dialogues."""

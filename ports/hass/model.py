@@ -19,13 +19,13 @@ from transformers.cache_utils import Cache
 from ports.errors import InputError
 from ports.hass.config import HassSpeculatorConfig
 from ports.training.alignment import Alignment
-from ports.training.attention import ttt_cache
-from ports.training.attention_choice import attention_name
-from ports.training.documents import documents_of
+from ports.training.attention.choice import attention_name
+from ports.training.attention.dense import ttt_cache
+from ports.training.attention.documents import documents_of
+from ports.training.attention.recompute import run_layer
+from ports.training.attention.shared_half import SharedHalf, plain, watched
 from ports.training.draft_config import attach_verifier
-from ports.training.recompute import run_layer
-from ports.training.shared_half import SharedHalf, plain, watched
-from ports.training.steps import Step, in_this_precision, next_hidden
+from ports.training.loss.steps import Step, in_this_precision, next_hidden
 
 Fusion = Callable[[Tensor], Tensor]
 """From a normed hidden state [B, T, h] to what enters the layers [B, T, h]."""
@@ -83,13 +83,14 @@ class HassDraftModel(SpeculatorModel):
         Args:
             hidden_states: [B, T, h], the verifier's last hidden state after its final norm.
             input_ids: [B, T] int64, shifted: the token that follows each hidden state.
-            attention_mask: [B, T], 1 on real positions; or one packed row, see :mod:`ports.training.documents`.
+            attention_mask: [B, T], 1 on real positions; or one packed row of
+                :mod:`ports.training.attention.documents`.
                 Default: no padding.
             ttt_steps: k.
-            recompute: keep no activations of the layers, see :mod:`ports.training.recompute`.
+            recompute: keep no activations of the layers, see :mod:`ports.training.attention.recompute`.
 
         Returns:
-            One :class:`~ports.training.steps.Step` for each of the k steps, logits [B, T, V].
+            One :class:`~ports.training.loss.steps.Step` for each of the k steps, logits [B, T, V].
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         fuse, cache = self.fusion(self.embed(input_ids)), ttt_cache()

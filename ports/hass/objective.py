@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ports.hass.model import HassDraftModel
-from ports.training.batches import Batch, rows_mask
-from ports.training.scoring import LossImplementation, Verifier
-from ports.training.steps import Step
-from ports.training.ttt_objective import TTTObjective
+from ports.training.data.batches import Batch, rows_mask
+from ports.training.loss.scoring import LossImplementation, Verifier
+from ports.training.loss.steps import Step
+from ports.training.loss.ttt_objective import TTTObjective
 
 
 class HassObjective(TTTObjective):

@@ -17,15 +17,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ports.errors import InputError
-from ports.training.batches import Batch
 from ports.training.checkpoint import generators
 from ports.training.checkpoint.generators import Generators
 from ports.training.checkpoint.stop import StoppedError, StopRequest
+from ports.training.data.batches import Batch
+from ports.training.data.pass_clock import PassClock, PassTimes
+from ports.training.loss.normalisation import build_normalisation
 from ports.training.metrics import PassTotals, log_entry
-from ports.training.normalisation import build_normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
-from ports.training.pass_clock import PassClock, PassTimes
 from ports.training.settings import TrainingSettings
 
 Clip = Callable[[Accelerator, nn.Module], "float | None"]

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ports.training.batches import Batch
-from ports.training.pass_clock import PassTimes
+from ports.training.data.batches import Batch
+from ports.training.data.pass_clock import PassTimes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from ports.errors import InputError
-from ports.training.batches import RecordDataset, build_loader
 from ports.training.checkpoint.atomic import sweep
 from ports.training.checkpoint.choose import Checkpoint, choose
 from ports.training.checkpoint.keeper import CheckpointKeeper
@@ -20,12 +19,13 @@ from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.checkpoint.resume import log_to_keep, resume
 from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
 from ports.training.command_line import parse
-from ports.training.grouping import LengthGroupedSampler, record_sizes
+from ports.training.data.batches import RecordDataset, build_loader
+from ports.training.data.grouping import LengthGroupedSampler, record_sizes
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
+from ports.training.loss.ttt_objective import TTTObjective
 from ports.training.observer import Observer
 from ports.training.settings import TrainingSettings
-from ports.training.ttt_objective import TTTObjective
 from ports.training.verifier import tokenizer_files
 
 S = TypeVar("S", bound=TrainingSettings)

@@ -13,7 +13,7 @@ import torch
 
 from ports.evaluate.prompts import read_prompts
 from ports.evaluate.verifiers import open_tokenizer
-from ports.training.records import list_records
+from ports.training.data.records import list_records
 
 ROOT = Path(__file__).resolve().parents[2]
 

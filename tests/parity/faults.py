@@ -20,19 +20,19 @@ import ports.eagle3.objective
 import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
+import ports.training.attention.flash
 import ports.training.checkpoint.generators
 import ports.training.checkpoint.keeper
 import ports.training.checkpoint.resume
-import ports.training.flash
+import ports.training.data.samples
 import ports.training.loop
+import ports.training.loss.ttt_objective
 import ports.training.optimizer
-import ports.training.samples
-import ports.training.ttt_objective
 from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
-from ports.training.attention import ttt_cache
-from ports.training.documents import documents_of
-from ports.training.steps import Step, next_hidden
+from ports.training.attention.dense import ttt_cache
+from ports.training.attention.documents import documents_of
+from ports.training.loss.steps import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -130,7 +130,7 @@ def change_file(change: Callable[[dict[str, Tensor]], None]) -> Plant:
 
 
 def shift_mask(patch: pytest.MonkeyPatch) -> None:
-    wrap(patch, ports.training.samples, "_last_off", lambda old: lambda mask: old(torch.roll(mask, -1)))
+    wrap(patch, ports.training.data.samples, "_last_off", lambda old: lambda mask: old(torch.roll(mask, -1)))
 
 
 def norm_target_twice(patch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def double_step(patch: pytest.MonkeyPatch) -> None:
 
 
 def miscounted_rows(patch: pytest.MonkeyPatch) -> None:
-    wrap(patch, ports.training.ttt_objective, "mean_over", lambda old: lambda total, rows: old(total, rows + 1))
+    wrap(patch, ports.training.loss.ttt_objective, "mean_over", lambda old: lambda total, rows: old(total, rows + 1))
 
 
 def generous_hits(patch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def generous_hits(patch: pytest.MonkeyPatch) -> None:
 
         return score
 
-    wrap(patch, ports.training.ttt_objective, "score", make)
+    wrap(patch, ports.training.loss.ttt_objective, "score", make)
 
 
 def shifted_map(patch: pytest.MonkeyPatch) -> None:
@@ -442,7 +442,7 @@ def documents_leak(patch: pytest.MonkeyPatch) -> None:
     def one_document(mask: Tensor) -> Any:
         return replace(documents_of(mask), lengths=(), right_padded=True)
 
-    patch.setattr(ports.training.flash, "documents_of", one_document)
+    patch.setattr(ports.training.attention.flash, "documents_of", one_document)
 
 
 FAULTS = (

@@ -33,11 +33,11 @@ from ports.generate.encode import Encoded, Encoder, LossMask
 from ports.generate.families import load_family
 from ports.generate.vocabulary import Counts, build_map, count_tokens
 from ports.training.alignment import Alignment
-from ports.training.noise import add_uniform_noise
-from ports.training.objective import step_rows
+from ports.training.data.noise import add_uniform_noise
+from ports.training.data.records import list_records, read_record
+from ports.training.data.samples import make_sample
+from ports.training.loss.objective import step_rows
 from ports.training.optimizer import build_optimizer
-from ports.training.records import list_records, read_record
-from ports.training.samples import make_sample
 
 
 @pytest.fixture

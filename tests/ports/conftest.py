@@ -16,7 +16,7 @@ from fixtures.verifier import VerifierSpec
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
 from ports.errors import InputError
-from ports.training.batches import collate
+from ports.training.data.batches import collate
 
 ROPE = {
     "rope_type": "llama3",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ports.errors import InputError
+from ports.training.data.record_info import SUFFIX
 from ports.training.digests import tensors_digest
-from ports.training.record_info import SUFFIX
 from ports.training.settings import TrainingSettings
 
 NEUTRAL = frozenset(

@@ -15,8 +15,8 @@ from ports.eagle3.names import to_native
 from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.train import build
 from ports.training.alignment import Alignment
-from ports.training.attention_choice import attention_name
-from ports.training.objective import verifier_target
+from ports.training.attention.choice import attention_name
+from ports.training.loss.objective import verifier_target
 
 
 @pytest.fixture

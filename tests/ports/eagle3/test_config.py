@@ -6,7 +6,7 @@ from speculators.models.eagle3 import Eagle3SpeculatorConfig
 
 from ports.eagle3.config import load_draft_config
 from ports.training.alignment import Alignment
-from ports.training.feature_layers import aux_layer_ids
+from ports.training.data.feature_layers import aux_layer_ids
 from ports.training.saving import save_draft
 
 

@@ -7,7 +7,7 @@ from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.estimate.training import PROBES, build_objective, kept_bytes, training_memory
 from ports.hass.draft_config import load_draft_config as hass_config
 from ports.training.alignment import Alignment
-from ports.training.attention import attention_name
+from ports.training.attention.dense import attention_name
 
 LOAD = {"eagle3": eagle3_config, "hass": hass_config}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fixtures.features import hidden_states
 from ports.evaluate.counters import Counters
 from ports.training.alignment import Alignment
-from ports.training.attention import attention_name, ttt_cache
+from ports.training.attention.dense import attention_name, ttt_cache
 
 
 def count_accepted(

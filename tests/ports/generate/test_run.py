@@ -20,7 +20,7 @@ from ports.generate.run import prepare
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import _own_devices, work
 from ports.training.command_line import parse
-from ports.training.records import list_records, read_record, recorded_info
+from ports.training.data.records import list_records, read_record, recorded_info
 from tests.ports.generate.conftest import SPEC, contents
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}

@@ -16,8 +16,8 @@ from ports.generate.settings import GenerationSettings
 from ports.generate.worker import Task, work
 from ports.hass import train as hass
 from ports.hass.settings import HassSettings
+from ports.training.data.records import list_records, read_record
 from ports.training.observer import Observer
-from ports.training.records import list_records, read_record
 from ports.training.runs import finish
 from ports.training.verifier_fingerprint import verifier_fingerprint
 

@@ -10,7 +10,7 @@ import torch
 
 from ports.hass import train as hass
 from ports.hass.settings import HassSettings
-from ports.training.batches import collate
+from ports.training.data.batches import collate
 
 ROUND_OFF = 3e-6
 """Of a tensor's largest element: float32 sums in another order; measured at most 5e-7 on these sizes."""

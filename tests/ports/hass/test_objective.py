@@ -8,9 +8,9 @@ import torch
 from ports.hass import train as hass
 from ports.hass.adapter import EConfig, Model
 from ports.hass.objective import HassObjective
-from ports.training.batches import collate
-from ports.training.objective import Target, cross_entropy_sums
-from ports.training.steps import next_hidden
+from ports.training.data.batches import collate
+from ports.training.loss.objective import Target, cross_entropy_sums
+from ports.training.loss.steps import next_hidden
 
 STEPS = 4
 

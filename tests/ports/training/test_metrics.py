@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fixtures import RECORDINGS
+from ports.training.loss.objective import Hits
 from ports.training.metrics import PassTotals, log_entry
-from ports.training.objective import Hits
 
 
 def hits(correct, top, rows):

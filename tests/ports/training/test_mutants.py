@@ -17,7 +17,7 @@ from ports.hass import draft_config as hass_config
 from ports.training.checkpoint.choose import choose
 from ports.training.checkpoint.manifest import seal
 from ports.training.command_line import parse
-from ports.training.records import read_record
+from ports.training.data.records import read_record
 from ports.training.saving import load_weights
 from ports.training.verifier import check_weights_present, verifier_config
 from ports.training.vocabulary import load_vocabulary_map

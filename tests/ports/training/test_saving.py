@@ -10,7 +10,7 @@ from speculators import SpeculatorModel
 from ports.eagle3 import train as eagle3
 from ports.eagle3.model import unroll
 from ports.errors import InputError
-from ports.training.attention_choice import attention_name
+from ports.training.attention.choice import attention_name
 from ports.training.saving import load_weights, save_draft
 
 

@@ -1,0 +1,1 @@
+"""TTT attention: dense for reading, in O(T) memory for speed."""

@@ -1,0 +1,136 @@
+"""Causal attention in O(T) memory that also gives its log-sum-exp, and the backward that takes one.
+
+Shapes: B batch, H query heads, K key/value heads (a divisor of H), L positions, e head dim. Queries and keys have the
+same L; row p sees the columns j <= p.
+
+A backward gets the output and log-sum-exp of the *whole* softmax, of which the causal scores may be only a part: the
+weights ``exp(score - lse)`` and the row sums ``grad . out`` are then the whole softmax's, and so are the gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ports.training.attention import flash_blocked
+
+ATEN = torch.ops.aten
+
+
+class Causal(NamedTuple):
+    """``out`` [B, H, L, e] in the query's dtype or a wider one, ``lse`` [B, H, L] in float32 (float64 for float64).
+
+    The backward wants ``out`` in the dtype it came in, and ``extra`` back.
+    """
+
+    out: Tensor
+    lse: Tensor
+    extra: tuple[Any, ...] = ()
+
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""Of query [B, H, L, e], key and value [B, K, L, e]."""
+
+
+class Kernel(Protocol):
+    """One implementation; ``query`` [B, H, L, e], ``key`` and ``value`` [B, K, L, e], all of one dtype."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
+        """Attention over the columns j <= p."""
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
+    ) -> Gradients:
+        """Gradients through the causal columns, given the output and log-sum-exp of the whole softmax."""
+
+
+def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The fastest kernel that this device and dtype have."""
+    if device.type == "cuda" and torch.version.hip is None:
+        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        if ampere and dtype in (torch.float16, torch.bfloat16):
+            return CudaFlash()
+        if dtype is torch.float32:
+            return CudaEfficient()
+    return Blocked()
+
+
+class CudaFlash:
+    """FlashAttention-2 as torch ships it: half precision, head dims in eights, grouped heads as they are."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
+        inputs = (_in_eights(states) for states in (query, key, value))
+        out, lse, *extra = ATEN._scaled_dot_product_flash_attention(*inputs, 0.0, True, False, scale=scale)
+        return Causal(out[..., : query.shape[-1]], lse, tuple(extra))
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
+    ) -> Gradients:
+        inputs = (_in_eights(states) for states in (grad, query, key, value, whole.out))
+        cum_q, cum_k, max_q, max_k, seed, offset, *_ = whole.extra
+        grads = ATEN._scaled_dot_product_flash_attention_backward(
+            *inputs, whole.lse.contiguous(), cum_q, cum_k, max_q, max_k, 0.0, True, seed, offset, scale=scale
+        )
+        width = query.shape[-1]
+        return grads[0][..., :width], grads[1][..., :width], grads[2][..., :width]
+
+
+class CudaEfficient:
+    """The memory-efficient kernel: float32 too, but every query head needs its own key head."""
+
+    ROWS = 32
+    """The kernel's log-sum-exp is padded to a multiple of this."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
+        key, value = (_expand(states, query.shape[1]) for states in (key, value))
+        inputs = (_in_eights(states) for states in (query, key, value))
+        out, lse, *extra = ATEN._scaled_dot_product_efficient_attention(*inputs, None, True, 0.0, True, scale=scale)
+        return Causal(out[..., : query.shape[-1]], lse[..., : query.shape[2]], tuple(extra))
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
+    ) -> Gradients:
+        wide = tuple(_expand(states, query.shape[1]) for states in (key, value))
+        grad, *inputs, out = (_in_eights(states) for states in (grad, query, *wide, whole.out))
+        lse = F.pad(whole.lse, (0, -query.shape[2] % self.ROWS), value=float("inf"))
+        wanted = [True, True, True, False]
+        grads = ATEN._scaled_dot_product_efficient_attention_backward(
+            grad, *inputs, None, out, lse, *whole.extra, 0.0, wanted, True, scale=scale
+        )
+        dq, dk, dv = (states[..., : query.shape[-1]] for states in grads[:3])
+        return dq, _reduce(dk, key.shape[1]), _reduce(dv, key.shape[1])
+
+
+class Blocked:
+    """Plain torch for every device and dtype, see :mod:`~ports.training.attention.flash_blocked`; fastest on CPUs."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
+        out, lse = flash_blocked.forward(query, key, value, scale)
+        return Causal(out, lse, (lse,))
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
+    ) -> Gradients:
+        return flash_blocked.backward(grad, query, key, value, whole.out, whole.lse, whole.extra[0], scale)
+
+
+def _grouped(states: Tensor, groups: int) -> Tensor:
+    """[B, H, ...] as [B, K, H / K, ...]."""
+    return states.unflatten(1, (groups, -1))
+
+
+def _expand(states: Tensor, heads: int) -> Tensor:
+    groups = heads // states.shape[1]
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+def _reduce(states: Tensor, heads: int) -> Tensor:
+    return states if states.shape[1] == heads else _grouped(states, heads).sum(2)
+
+
+def _in_eights(states: Tensor) -> Tensor:
+    """Zeros behind the last dim until it is a multiple of 8; scores and outputs do not change."""
+    return F.pad(states, (0, -states.shape[-1] % 8)) if states.shape[-1] % 8 else states

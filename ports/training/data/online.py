@@ -1,0 +1,75 @@
+"""Training without stored features: the verifier runs beside the draft, on the dialogues of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ports.errors import InputError
+from ports.training.data.batches import CollateVisits, RecordDataset, Skipped
+from ports.training.data.features import FeatureReader, load_verifier
+from ports.training.data.records import Record, check_record, read_record
+from ports.training.data.samples import Sample
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A dialogue that has no features yet: number ``index`` of its data set."""
+
+    index: int
+    record: Record
+
+
+@dataclass
+class OnlineDataset(RecordDataset):
+    """Records of which only ids and masks are read.
+
+    Features are those of ``layers`` (Eagle3) or of the last (HASS), in ``dtype``, from the verifier at ``basepath``. It
+    is loaded when the first batch is made: by then accelerate has chosen this process's device.
+    """
+
+    basepath: str = ""
+    layers: Sequence[int] | None = None
+    dtype: str = "auto"
+
+    def __getitem__(self, index: int) -> Any:
+        """Its tokens, as they will be cut; :class:`OnlineCollate` makes them a sample."""
+        try:
+            record = read_record(self.files[index], {}, self.vocab_size)
+        except InputError as error:
+            if not self.skip_bad:
+                raise
+            return Skipped(str(error))
+        return Tokens(index, {name: value[: self.max_len] for name, value in record.items()})
+
+    @cached_property
+    def reader(self) -> FeatureReader:
+        """The verifier."""
+        return FeatureReader(load_verifier(self.basepath, self.dtype), self.layers)
+
+    def collate_fn(self, packing: bool = False) -> CollateVisits:
+        """Runs the verifier once a batch."""
+        return OnlineCollate(self.widths, packing, dataset=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineCollate(CollateVisits):
+    """Complete the dialogues of a batch, add noise in their order, and pad or pack."""
+
+    dataset: OnlineDataset
+
+    def __call__(self, visits: Sequence[Any]) -> dict[str, Any]:
+        found = [visit for visit in visits if isinstance(visit, Tokens)]
+        features = iter(self.dataset.reader([visit.record["input_ids"] for visit in found]) if found else [])
+        complete = [visit if isinstance(visit, Skipped) else self._complete(visit, features) for visit in visits]
+        return super().__call__(complete)
+
+    def _complete(self, tokens: Tokens, features: Any) -> Sample | Skipped:
+        file = self.dataset.files[tokens.index]
+        fields = {name: value.cpu() for name, value in next(features).items()}
+        record = {**tokens.record, **fields}
+        return self.dataset.visit(
+            tokens.index, lambda: check_record(file, record, self.dataset.widths, self.dataset.vocab_size)
+        )

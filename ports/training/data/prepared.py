@@ -1,0 +1,109 @@
+"""Speculators' own prepared data: an arrow data set of ids and masks, and ``hidden_states/hs_<i>.safetensors``.
+
+Its hidden states [T, L + 1, h] are L features and the last layer's output *before* the verifier's final norm; a target
+here is after it, so that norm is applied on reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from speculators.utils.loading import load_model_layers
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from ports.errors import InputError
+from ports.training.data.batches import RecordDataset
+from ports.training.data.records import Record, check_record
+from ports.training.verifier import reading_weights, verifier_config
+
+MARKS = ("dataset_info.json", "state.json")
+
+
+def is_prepared(directory: Path) -> bool:
+    """Is this an arrow data set on disk?"""
+    return all((directory / name).is_file() for name in MARKS)
+
+
+@dataclass
+class PreparedDataset(RecordDataset):
+    """The same samples from Speculators' files, which its own ``ArrowDataset`` reads.
+
+    ``directory`` is the data set's, ``basepath`` the verifier whose final norm completes the targets.
+    """
+
+    directory: Path = Path()
+    basepath: str = ""
+
+    def record(self, index: int) -> Record:
+        """Eagle3's features and target, or HASS's features, as the widths ask for."""
+        file = self.files[index]
+        raw = self._raw(file, index)
+        record = {"input_ids": raw["input_ids"].long(), "loss_mask": raw["loss_mask"].long()}
+        last = self._normed(raw["verifier_last_hidden_states"])
+        if "target" in self.widths:
+            fields = {"hidden_state": raw["hidden_states"], "target": last}
+        else:
+            fields = {"hidden_state": last}
+        return check_record(file, {**record, **fields}, self.widths, self.vocab_size)
+
+    def _raw(self, file: Path, index: int) -> dict[str, Tensor]:
+        if not file.is_file():
+            raise InputError(file, "hidden_states", "no such file", "hidden states of every row")
+        try:
+            raw = self._rows[index]
+        except Exception as error:  # safetensors', arrow's and Speculators' own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(file, "hidden_states", reason, "what Speculators' data generation wrote") from error
+        if not isinstance(raw, dict):
+            raise InputError(file, "token_ids", getattr(raw, "reason", "nothing"), "the ids of the data set's row")
+        return raw
+
+    @cached_property
+    def _rows(self) -> Any:
+        from speculators.train.data import ArrowDataset  # what it needs is heavy, and needed here only
+
+        return ArrowDataset(self.max_len, self.directory, on_missing="raise")
+
+    @cached_property
+    def _norm(self) -> LlamaRMSNorm:
+        return final_norm(self.basepath)
+
+    def _normed(self, last: Tensor) -> Tensor:
+        weight = self._norm.weight
+        normed: Tensor = self._norm(last.to(weight.dtype)).detach()
+        return normed
+
+
+def prepared_files(directory: Path) -> list[Path]:
+    """Where the hidden states of every row must lie.
+
+    Raises:
+        InputError: the data set cannot be read, or has no rows.
+    """
+    from datasets import load_from_disk
+
+    try:
+        count = len(load_from_disk(str(directory)))
+    except Exception as error:  # datasets' and arrow's own
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(directory, "tmpdir", reason, "an arrow data set that Speculators prepared") from error
+    if count == 0:
+        raise InputError(directory, "tmpdir", "no rows", "at least one")
+    return [directory / "hidden_states" / f"hs_{index}.safetensors" for index in range(count)]
+
+
+def final_norm(basepath: str) -> LlamaRMSNorm:
+    """The verifier's final norm in the precision of its weights.
+
+    Raises:
+        InputError: weights without it.
+    """
+    with reading_weights(basepath):
+        weight = load_model_layers(["model.norm.weight"], basepath)["model.norm.weight"]
+    norm = LlamaRMSNorm(weight.shape[0], eps=verifier_config(basepath).rms_norm_eps).to(weight.dtype)
+    norm.weight.data.copy_(weight)
+    return norm

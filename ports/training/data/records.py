@@ -1,0 +1,136 @@
+"""Read sample files: the prototypes' ``*.ckpt`` and our ``*.safetensors``.
+
+A record holds ``input_ids`` [T] int64, ``loss_mask`` [T] 0/1, ``hidden_state`` [T, F] and, for Eagle3, ``target``
+[T, h]. Records come from outside: a torch pickle is loaded with ``weights_only=True``, safetensors are mapped into
+memory, and every field is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ports.errors import InputError
+from ports.training.data.record_info import SUFFIX, RecordInfo, check_features, parse_info
+
+Record = dict[str, Tensor]
+SUFFIXES = (".ckpt", SUFFIX)
+
+
+def list_records(directory: Path) -> list[Path]:
+    """All records below ``directory`` in natural order (``data_2`` before ``data_10``), whatever the disk's.
+
+    Raises:
+        InputError: the directory is missing, or holds no record.
+    """
+    if not directory.is_dir():
+        raise InputError(directory, "tmpdir", "no such directory", "a directory of records")
+    found = (path for path in directory.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+    files = sorted(found, key=lambda path: natural_key(path.relative_to(directory)))
+    if not files:
+        raise InputError(directory, "tmpdir", f"no {' or '.join(f'*{end}' for end in SUFFIXES)}", "at least one record")
+    return files
+
+
+def recorded_info(files: Iterable[Path]) -> RecordInfo | None:
+    """What the first safetensors record says about all of them; the prototypes' say nothing.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    for file in files:
+        if file.suffix == SUFFIX:
+            return _load_safetensors(file)[1]
+    return None
+
+
+def natural_key(path: Path) -> list[list[tuple[int, int, str]]]:
+    """Sort key that compares runs of digits as numbers, folder by folder."""
+    return [
+        [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in re.split(r"(\d+)", part) if piece]
+        for part in path.parts
+    ]
+
+
+def read_record(path: Path, widths: Mapping[str, int], vocab_size: int, like: RecordInfo | None = None) -> Record:
+    """One checked record.
+
+    Args:
+        path: the file.
+        widths: expected last dimension of each floating field, e.g. ``{"hidden_state": 3 * h, "target": h}``.
+        vocab_size: ids must lie in ``[0, vocab_size)``.
+        like: a safetensors record must come from this one's verifier and layers.
+
+    Raises:
+        InputError: unreadable file, missing field, wrong shape, dtype or value, or features of another kind.
+    """
+    record, info = (_load(path), None) if path.suffix != SUFFIX else _load_safetensors(path)
+    if info is not None and like is not None:
+        check_features(path, info, like.verifier, like.feature_layers)
+    return check_record(path, record, widths, vocab_size)
+
+
+def check_record(path: Path, record: Mapping[str, Any], widths: Mapping[str, int], vocab_size: int) -> Record:
+    """The fields of ``record`` that training reads, each of them checked; see :func:`read_record`."""
+    ids = _field(path, record, "input_ids")
+    _check_ids(path, ids, vocab_size)
+    mask = _field(path, record, "loss_mask")
+    if mask.shape != ids.shape:
+        raise InputError(path, "loss_mask", f"shape {tuple(mask.shape)}", f"shape {tuple(ids.shape)} like input_ids")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(path, "loss_mask", "values other than 0 and 1", "0 or 1")
+    floats = {name: _floats(path, record, name, (ids.shape[0], width)) for name, width in widths.items()}
+    return {"input_ids": ids, "loss_mask": mask, **floats}
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes run into
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(path, "file", reason, "a torch file of plain tensors") from error
+    if not isinstance(record, Mapping):
+        raise InputError(path, "file", type(record).__name__, "a dict of tensors")
+    return record
+
+
+def _load_safetensors(path: Path) -> tuple[Mapping[str, Any], RecordInfo]:
+    """The tensors are views of the mapped file."""
+    try:
+        with safe_open(path, "pt") as file:
+            info = parse_info(path, file.metadata())
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118  (no iteration)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(path, "file", str(error).split("\n")[0], "a whole safetensors file") from error
+
+
+def _field(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
+    value = record.get(name)
+    if not isinstance(value, Tensor):
+        found = "missing" if value is None else type(value).__name__
+        raise InputError(path, name, found, f"a tensor (fields present: {', '.join(map(str, record))})")
+    return value
+
+
+def _check_ids(path: Path, ids: Tensor, vocab_size: int) -> None:
+    if ids.dtype != torch.int64 or ids.dim() != 1 or ids.numel() == 0:
+        raise InputError(path, "input_ids", f"{ids.dtype} {tuple(ids.shape)}", "int64 [T], T >= 1")
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+        raise InputError(path, "input_ids", f"ids in [{int(ids.min())}, {int(ids.max())}]", f"[0, {vocab_size})")
+
+
+def _floats(path: Path, record: Mapping[str, Any], name: str, shape: tuple[int, int]) -> Tensor:
+    value = _field(path, record, name)
+    if not value.is_floating_point() or tuple(value.shape) != shape:
+        raise InputError(path, name, f"{value.dtype} {tuple(value.shape)}", f"floating point {shape}")
+    if not bool(torch.isfinite(value).all()):
+        raise InputError(path, name, "NaN or Inf", "finite values")
+    return value

@@ -1,0 +1,265 @@
+"""Samples packed into one row against the same samples padded: attention, hidden states, losses, every gradient."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import ports.eagle3.model
+import ports.hass.model
+import ports.training.attention.dense
+import ports.training.attention.flash
+import ports.training.loss.ttt_objective
+from ports.training.alignment import Alignment
+from ports.training.attention.dense import ttt_attention
+from ports.training.attention.documents import Documents
+from ports.training.attention.flash import fast_ttt_attention
+from ports.training.data.batches import CollateVisits, Skipped, collate, pack
+from tests.ports.conftest import enliven
+from tests.ports.training.attention.test_flash import Largest, draw, errors, run
+
+BOTH = list(Alignment)
+FORMS = {"eager": ttt_attention, "fast": fast_ttt_attention}
+LENGTHS = ((5, 1, 9, 2), (7,), (1, 1, 1), (130, 33))
+SAMPLES = (0, 4, 2, 1)
+"""9, 3, 12 and 5 tokens: the second is shorter than five steps."""
+
+FLOAT64 = 1e-13
+"""Of the largest entry. Measured at most 2e-15."""
+
+FLOAT32 = 3e-6
+"""The same in float32: sums in another order. Measured at most 8e-7."""
+
+
+def numbered(lengths):
+    return torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))[None]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize("step", [0, 1, 2, 4])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_attention_in_a_packed_row_is_that_of_every_document_alone(lengths, step, alignment, form):
+    inputs = draw((1, 4, 2, sum(lengths), 12), step + 1)
+    grad = torch.randn_like(inputs[0])
+    found = run(FORMS[form], inputs, grad, alignment, numbered(lengths))
+    pieces = zip(*(states.split(lengths, dim=2) for states in (*inputs, grad)), strict=True)
+    alone = [run(ttt_attention, piece[:-1], piece[-1], alignment, torch.ones(1, piece[0].shape[2])) for piece in pieces]
+    wanted = [torch.cat(parts, dim=2) for parts in zip(*alone, strict=True)]
+    assert max(errors(found, wanted, floor=1e-3)) <= 1e-12
+
+
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
+def test_the_kernels_of_a_device(device, alignment, dtype, bound):
+    lengths = (40, 3, 130)
+    inputs = draw((1, 4, 2, sum(lengths), 16), 3, dtype)
+    grad = torch.randn_like(inputs[0])
+    wanted = run(ttt_attention, inputs, grad, alignment, numbered(lengths), torch.float64)
+    there = [states.to(device) for states in inputs]
+    found = run(fast_ttt_attention, there, grad.to(device), alignment, numbered(lengths).to(device))
+    largest = max(value.abs().max() for value in wanted)
+    assert max(errors([value.cpu() for value in found], wanted, floor=largest)) <= bound
+
+
+@pytest.mark.parametrize("alignment", BOTH)
+def test_no_tensor_of_the_fast_form_grows_with_the_square_of_the_row(alignment):
+    largest = {}
+    for count in (8, 32):
+        lengths = (128,) * count
+        inputs = [states.float().requires_grad_() for states in draw((1, 2, 1, sum(lengths), 8), 3)]
+        with Largest() as seen:
+            states = tuple(inputs[1:4]), tuple(inputs[4:])
+            fast_ttt_attention(inputs[0], *states, numbered(lengths), 0.3, alignment).sum().backward()
+        largest[count] = seen.entries
+    assert largest[32] <= 4.1 * largest[8]
+    assert largest[32] < (128 * 32) ** 2 // 8
+
+
+def test_samples_lie_end_to_end(objective_of):
+    _, samples = objective_of("eagle3")
+    packed, padded = pack(samples), collate(samples)
+    real = padded["attention_mask"].bool()
+    assert packed["document_ids"].tolist() == [[1] * 9 + [2] * 3 + [3] * 12 + [4] * 5]
+    assert packed["document_ids"].dtype is torch.int64
+    for name, value in padded.items():
+        assert torch.equal(packed[name][0], value[real]), name
+        assert packed[name].dtype is value.dtype
+
+
+def test_a_batch_without_a_usable_record_is_one_token():
+    batch = CollateVisits({"hidden_state": 6, "target": 2}, packing=True)([Skipped("why"), Skipped("so")])
+    assert {name: tuple(batch[name].shape) for name in ("input_ids", "features", "document_ids")} == {
+        "input_ids": (1, 1),
+        "features": (1, 1, 6),
+        "document_ids": (1, 1),
+    }
+    assert batch["loss_mask"].tolist() == [[0]]
+    assert batch["skipped"] == ["why", "so"]
+
+
+@pytest.fixture
+def objective_of(start_run, tmp_path):
+    """``objective_of(algorithm, **changes)``: an objective with lively weights, and samples for it."""
+
+    def make(algorithm, **changes):
+        loop = start_run(algorithm, tmp_path / "run", noise=False, **changes)
+        enliven(loop.objective.draft)
+        samples = [loop.plan.loader.dataset.sample(index) for index in SAMPLES]
+        for sample in samples:
+            sample.loss_mask[:-1] = 1  # with the rows at the borders, into which a document could leak
+        return loop.objective, samples
+
+    return make
+
+
+def compare(objective, samples, look=None):
+    """``name -> largest difference, of the largest entry`` of everything that both batches give."""
+    packed, padded = ((look or observe)(objective, batch) for batch in (pack(samples), collate(samples)))
+    assert packed.keys() == padded.keys()
+    assert all(bool(value.any()) for value in padded.values())
+    return {name: float((packed[name] - padded[name]).abs().max() / padded[name].abs().max()) for name in padded}
+
+
+def observe(objective, batch):
+    outcome = objective(batch)
+    outcome.backward_loss.backward()
+    hits = torch.stack([outcome.hits.correct, *outcome.hits.top, outcome.hits.rows]).double()
+    seen = {f"hidden.step{n}": on_real_rows(step.hidden, batch) for n, step in enumerate(outcome.steps)}
+    seen |= {f"loss.step{n}": loss.detach() for n, loss in enumerate(outcome.step_losses)}
+    return {**seen, "rows": objective.rows(batch).double(), "hits": hits, **gradients(objective)}
+
+
+def on_real_rows(states, batch):
+    return states.detach()[batch["attention_mask"].bool()]
+
+
+def gradients(objective):
+    named = {name: value.grad for name, value in objective.draft.named_parameters() if value.grad is not None}
+    objective.zero_grad(set_to_none=True)
+    return {f"grad.{name}": value for name, value in named.items()}
+
+
+CASES = [(algorithm, alignment.value, form) for algorithm in ("eagle3", "hass") for alignment in BOTH for form in FORMS]
+
+
+@pytest.mark.parametrize(("algorithm", "alignment", "form"), CASES)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_losses_hits_and_gradients_are_those_of_the_padded_batch(objective_of, algorithm, alignment, form, steps):
+    changes = {"ttt_alignment": alignment, "attn_implementation": form, "forward_num_total": steps}
+    found = compare(*objective_of(algorithm, **changes))
+    assert found.pop("rows") == 0
+    assert found.pop("hits") == 0
+    assert max(found.values()) <= FLOAT32, found
+
+
+def exactly(objective):
+    """Float64 throughout: transformers' norms would go through float32."""
+    objective.draft.double()
+    for module in objective.draft.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = partial(norm, module)
+    return objective
+
+
+def norm(module, values):
+    return module.weight * values * torch.rsqrt(values.square().mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+def observe_exactly(objective, batch):
+    """Hidden states and gradients, with the loss written out in float64."""
+    batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    steps, head = objective.unroll(batch), objective.verifier(batch["target"]).head.double()
+    target = torch.softmax(batch["target"] @ head.T, -1)
+    masks = objective._masks(batch)
+    losses = [
+        ((target * (target.log() - torch.log_softmax(step.logits, -1))).sum(-1) * mask).sum() / mask.sum()
+        for step, mask in zip(steps, masks, strict=True)
+    ]
+    sum(losses).backward()
+    seen = {f"hidden.step{n}": on_real_rows(step.hidden, batch) for n, step in enumerate(steps)}
+    return seen | {f"loss.step{n}": loss.detach() for n, loss in enumerate(losses)} | gradients(objective)
+
+
+@pytest.mark.parametrize(("algorithm", "alignment", "form"), CASES)
+def test_in_float64_nothing_is_left_but_the_order_of_sums(objective_of, algorithm, alignment, form):
+    changes = {"ttt_alignment": alignment, "attn_implementation": form, "forward_num_total": 5}
+    objective, samples = objective_of(algorithm, **changes)
+    found = compare(exactly(objective), samples, observe_exactly)
+    assert max(found.values()) <= FLOAT64, found
+
+
+def one_document(mask):
+    """What the row would be if nobody had written down where the documents lie."""
+    return Documents((), torch.arange(mask.shape[1])[None], None, right_padded=True)
+
+
+def leak_fast(patch):
+    patch.setattr(ports.training.attention.flash, "documents_of", one_document)
+
+
+def leak_eager(patch):
+    patch.setattr(ports.training.attention.dense, "documents_of", one_document)
+
+
+def leak_next_hidden(patch):
+    for module in (ports.eagle3.model, ports.hass.model):
+        patch.setattr(module, "next_hidden", partial(forgetting_first, module.next_hidden))
+
+
+def forgetting_first(old, hidden, out, first=None):
+    return old(hidden, out)
+
+
+def leak_step_rows(patch):
+    patch.setattr(ports.training.loss.ttt_objective, "documents_of", one_document)
+
+
+FAULTS = {
+    "attention across documents, fast": (leak_fast, "fast", "prototype", "hidden.step0"),
+    "attention across documents, eager": (leak_eager, "eager", "prototype", "hidden.step0"),
+    "outputs moved across documents": (leak_next_hidden, "fast", "prototype", "hidden.step1"),
+    "the chain's rows counted from the row's start": (leak_step_rows, "fast", "chain", "loss.step1"),
+}
+"""How documents leak, in which form and alignment, and where the comparison must find it first."""
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_leak_is_named(objective_of, algorithm, fault, monkeypatch):
+    plant, form, alignment, name = FAULTS[fault]
+    objective, samples = objective_of(algorithm, ttt_alignment=alignment, attn_implementation=form)
+    plant(monkeypatch)
+    found = compare(objective, samples)
+    assert next(key for key, error in found.items() if error > FLOAT32) == name
+    assert max(error for key, error in found.items() if key.startswith("grad.")) > 100 * FLOAT32
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_rotary_positions_start_anew_in_every_document(objective_of, algorithm):
+    """Scores depend on differences of positions alone, so that no loss would show it."""
+    objective, samples = objective_of(algorithm)
+    seen = []
+    objective.draft.rotary_emb.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    objective(pack(samples))
+    expected = torch.cat([torch.arange(len(sample.input_ids)) for sample in samples])
+    assert seen
+    assert all(torch.equal(positions[0], expected) for positions in seen)
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_prints_and_learns_the_same(run_to_the_end, tmp_path, algorithm, precision):
+    options = {"bs": 2, "epoch": 2, "noise": False, "mixed_precision": precision, "num_workers": 1}
+    padded, packed = (
+        run_to_the_end(algorithm, tmp_path / name, packing=name == "packed", **options) for name in ("padded", "packed")
+    )
+    assert packed.lines == padded.lines
+    mine, theirs = (run.files["model.safetensors"] for run in (packed, padded))
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=0, atol={"no": 2e-5, "bf16": 2e-3}[precision])

@@ -1,0 +1,120 @@
+"""Time that a pass waits for data is measured, told to the observer, and printed and logged when asked."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from ports.training.data.pass_clock import PassClock
+from ports.training.observer import Observer
+from ports.training.runs import finish
+
+PAUSE = 0.05
+
+
+class Watch(Observer):
+    """Keeps the times and the lines; may be slow itself."""
+
+    def __init__(self, pause=0.0):
+        self.pause, self.times, self.lines = pause, {}, []
+
+    def gradients(self, micro_batch, objective):
+        time.sleep(self.pause)
+
+    def timed(self, epoch, times):
+        self.times[epoch] = times
+
+    def printed(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def run(start_run, tmp_path):
+    """One pass of six samples, with a loader that takes ``pause`` seconds a sample; the observer and the log."""
+
+    def go(name="run", pause=0.0, watch=None, **changes):
+        watch = watch or Watch()
+        loop = start_run("eagle3", tmp_path / name, watch, epoch=0, **changes)
+        draw = loop.plan.loader.dataset.draw
+        loop.plan.loader.dataset.draw = lambda features: (time.sleep(pause), draw(features))[1]
+        finish(loop)
+        log = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return watch, log
+
+    return go
+
+
+def test_waiting_is_counted_and_work_is_not():
+    now = iter([0.0, 1.0, 1.5, 10.0, 12.0, 20.0, 20.25, 21.0])
+    clock = PassClock(lambda: next(now))
+    assert list(clock.watch(iter("ab"))) == ["a", "b"]
+    times = clock.read()
+    assert (times.waited, times.seconds) == (0.5 + 2.0 + 0.25, 21.0)
+
+
+def test_what_the_loader_raises_comes_through():
+    def broken():
+        yield 1
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(PassClock().watch(broken()))
+
+
+def test_padding_is_the_share_of_places_without_a_token():
+    clock = PassClock()
+    assert clock.read().padding == 0
+    clock.count(torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
+    clock.count(torch.tensor([[1, 0]]))
+    assert clock.read().padding == pytest.approx(3 / 10)
+
+
+def test_a_slow_loader_is_reported(run):
+    watch, _ = run(pause=PAUSE)
+    assert watch.times[0].waited >= 6 * PAUSE
+    assert watch.times[0].seconds >= watch.times[0].waited
+
+
+def test_slow_training_is_no_waiting(run):
+    busy, _ = run("busy", watch=Watch(PAUSE))
+    waiting, _ = run("waiting", pause=PAUSE)
+    assert busy.times[0].seconds - busy.times[0].waited >= 6 * PAUSE
+    assert busy.times[0].waited < waiting.times[0].waited
+
+
+def test_loader_processes_hide_a_slow_record_behind_the_work(run):
+    """Two of them read during the work; without any, every record is waited for."""
+    pause = 0.3
+    alone, _ = run("alone", pause=pause, watch=Watch(pause), num_workers=0)
+    ahead, _ = run("ahead", pause=pause, watch=Watch(pause), num_workers=2, prefetch_factor=1)
+    assert alone.times[0].waited >= 6 * pause
+    assert ahead.times[0].waited < 0.6 * alone.times[0].waited, "the first records, and the start of the processes"
+
+
+def test_it_is_printed_and_logged_only_when_asked(run):
+    quiet, plain = run("quiet")
+    loud, told = run("loud", pause=PAUSE, report_data_wait=True)
+    assert loud.lines[:-1] == quiet.lines
+    line = loud.lines[-1]
+    assert line == loud.times[0].line()
+    assert line.startswith("Data wait: 0.")
+    assert line.endswith("%), padding 0.0%")
+    assert told[:-1] == plain
+    assert told[-1] == {"step": 6, **loud.times[0].logged()}
+    assert told[-1]["pass/data_wait"] >= 6 * PAUSE
+
+
+def test_padding_of_a_run(run):
+    watch, _ = run(bs=2, shuffle=False)
+    assert watch.times[0].padding == pytest.approx(1 - 46 / (2 * (9 + 12 + 10)))
+    watch, _ = run("packed", bs=2, shuffle=False, packing=True)
+    assert watch.times[0].padding == 0
+
+
+def test_reading_ahead_changes_nothing_that_is_drawn(run_to_the_end, tmp_path):
+    one, many = (
+        run_to_the_end("eagle3", tmp_path / str(ahead), num_workers=2, prefetch_factor=ahead) for ahead in (1, 5)
+    )
+    assert one.differs_from(many) == []
+    assert one.lines == many.lines

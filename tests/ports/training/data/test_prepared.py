@@ -1,0 +1,158 @@
+"""Speculators' arrow data give the targets and features that the prototypes' files hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from speculators.train.data import ArrowDataset
+
+from ports.eagle3 import train as eagle3
+from ports.eagle3.settings import Eagle3Settings
+from ports.generate.records import write_record
+from ports.hass import train as hass
+from ports.hass.settings import HassSettings
+from ports.training.data.features import load_verifier
+from ports.training.data.record_info import RecordInfo
+from ports.training.verifier_fingerprint import verifier_fingerprint
+
+TRAIN = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
+LAYERS = (2, 4, 5)
+"""Speculators' rule for eight layers."""
+
+
+@pytest.fixture
+def both(fixture, tmp_path):
+    """The same dialogues as arrow with hidden states, and as records; in the verifier's float32."""
+    model = load_verifier(str(fixture / "verifier"), "float32", "cpu")
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randint(0, 61, (length,), generator=generator) for length in (9, 5, 12, 7)]
+    masks = [(torch.arange(len(ids)) > 2).long() for ids in rows]
+    arrow = {"input_ids": [ids.tolist() for ids in rows], "loss_mask": [mask.tolist() for mask in masks]}
+    prepared = tmp_path / "prepared"
+    Dataset.from_dict(arrow | {"seq_len": [len(ids) for ids in rows]}).with_format("torch").save_to_disk(prepared)
+    (prepared / "hidden_states").mkdir()
+    for algorithm in TRAIN:
+        (tmp_path / algorithm).mkdir()
+    for row, (ids, mask) in enumerate(zip(rows, masks)):
+        features, before, after = _states(model, ids)
+        stacked = torch.stack([*features, before], dim=1)
+        save_file({"hidden_states": stacked, "token_ids": ids}, prepared / "hidden_states" / f"hs_{row}.safetensors")
+        _write(tmp_path, fixture, row, {"input_ids": ids, "loss_mask": mask}, torch.cat(features, -1), after)
+    return prepared
+
+
+@torch.no_grad()
+def _states(model, ids):
+    before = {}
+    handle = model.layers[-1].register_forward_hook(lambda module, inputs, output: before.update(output=output))
+    states = model(ids[None], output_hidden_states=True, use_cache=False).hidden_states
+    handle.remove()
+    output = before["output"]
+    last = output[0] if isinstance(output, tuple) else output
+    return [states[layer][0].clone() for layer in LAYERS], last.reshape(len(ids), -1).clone(), states[-1][0].clone()
+
+
+def _write(folder, fixture, row, record, features, after) -> None:
+    common = {
+        "verifier": verifier_fingerprint(str(fixture / "verifier")),
+        "tokenizer": "none",
+        "loss_mask": "exact",
+        "chat_template": "plain",
+        "row": row,
+    }
+    eagle = RecordInfo(algorithm="eagle3", feature_layers=LAYERS, **common)
+    write_record(
+        folder / "eagle3" / f"data_{row}.safetensors", {**record, "hidden_state": features, "target": after}, eagle
+    )
+    last = RecordInfo(algorithm="hass", feature_layers=(), **common)
+    write_record(folder / "hass" / f"data_{row}.safetensors", {**record, "hidden_state": after}, last)
+
+
+@pytest.fixture
+def dataset(fixture, tmp_path):
+    def build(algorithm, tmpdir, **changes):
+        train, settings_class = TRAIN[algorithm]
+        values = {
+            "basepath": str(fixture / "verifier"),
+            "configpath": str(fixture / f"draft_{algorithm}.json"),
+            "tmpdir": tmpdir,
+            "cpdir": tmp_path / "cp",
+            "noise": False,
+        }
+        if algorithm == "eagle3":
+            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
+        settings = settings_class(**{**values, **changes})
+        config = train.build(settings).config
+        return config, train.build_dataset(settings, config)
+
+    return build
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_arrow_and_record_samples_are_equal(both, dataset, tmp_path, algorithm) -> None:
+    """To the bit: ids, mask, features, and targets after the verifier's final norm."""
+    _, ours = dataset(algorithm, both)
+    _, theirs = dataset(algorithm, tmp_path / algorithm)
+    assert len(ours) == len(theirs) == 4
+    for index in range(4):
+        for name in ("input_ids", "loss_mask", "features", "target"):
+            assert torch.equal(getattr(ours[index], name), getattr(theirs[index], name)), (index, name)
+
+
+def test_without_the_norm_the_targets_would_be_others(both, dataset, tmp_path) -> None:
+    _, theirs = dataset("eagle3", tmp_path / "eagle3")
+    raw = load_file(both / "hidden_states" / "hs_0.safetensors")["hidden_states"][:, -1]
+    assert float((raw[1:] - theirs[0].target[:-1]).abs().max()) > 0.1
+
+
+def test_the_draft_is_told_speculators_layers(both, dataset) -> None:
+    config, _ = dataset("eagle3", both)
+    assert config.eagle_aux_hidden_state_layer_ids == list(LAYERS)
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_a_run_on_arrow_data_is_the_run_on_records(both, run_to_the_end, tmp_path, algorithm) -> None:
+    ours = run_to_the_end(algorithm, tmp_path / "a", tmpdir=both)
+    theirs = run_to_the_end(algorithm, tmp_path / "b", tmpdir=tmp_path / algorithm)
+    assert [name for name in ours.differs_from(theirs) if name != "state"] == []
+
+
+def test_speculators_own_reader_reads_the_fixture(both) -> None:
+    raw = ArrowDataset(100, both, on_missing="raise")[0]
+    assert set(raw) >= {"hidden_states", "verifier_last_hidden_states", "input_ids", "loss_mask"}
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:50])
+
+
+def _other_ids(file):
+    tensors = load_file(file)
+    save_file({**tensors, "token_ids": tensors["token_ids"] + 1}, file)
+
+
+BAD = [(lambda file: file.unlink(), "no such file"), (_cut, ""), (_other_ids, "do not match")]
+
+
+@pytest.mark.parametrize(("spoil", "found"), BAD, ids=["missing", "cut", "other ids"])
+def test_bad_hidden_states_are_refused(both, dataset, refuses, spoil, found) -> None:
+    _, ours = dataset("eagle3", both)
+    file = both / "hidden_states" / "hs_1.safetensors"
+    spoil(file)
+    with refuses(file, "token_ids" if found == "do not match" else "hidden_states", found, ""):
+        ours[1]
+
+
+def test_a_damaged_data_set_is_refused(both, dataset, refuses) -> None:
+    (both / "state.json").write_text(json.dumps({"_data_files": [{"filename": "gone.arrow"}]}))
+    with refuses(both, "tmpdir", "", "an arrow data set that Speculators prepared"):
+        dataset("eagle3", both)
+
+
+def test_online_training_does_not_read_arrow(both, dataset, refuses) -> None:
+    with refuses(both, "--online", "an arrow data set", "a directory of records"):
+        dataset("eagle3", both, online=True)
