@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import nn
 
 from benchmarks.shapes import Shape
 from parity.case import Case
+from parity.checks.chain import speculators_inputs
 from parity.runs.port import start_port
 from parity.runs.reference.loop import Run
 from parity.runs.reference.setup import prepare
@@ -64,17 +64,8 @@ def speculators(case: Case, shape: Shape, cpdir: Path) -> Steps:
     draft = _theirs(loop.objective.draft)
     optimizer = build_optimizer(draft, case.lr)
     for batch in loop.loader:
-        cut = {name: value[:, :-1] for name, value in batch.items() if isinstance(value, torch.Tensor)}
         with torch.autocast(shape.device, torch.bfloat16, enabled=shape.dtype == "bf16"):
-            _, loss, _ = draft(
-                hidden_states=cut["features"],
-                input_ids=cut["input_ids"],
-                document_ids=torch.zeros_like(cut["input_ids"]),
-                loss_mask=cut["loss_mask"].bool(),
-                verifier_last_hidden_states=cut["target"],
-                ttt_steps=shape.ttt_steps,
-                loss_config=resolve_loss_config("kl_div", "eager"),
-            )
+            _, loss, _ = draft(**speculators_inputs(batch, shape.ttt_steps))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(draft.parameters(), GRAD_CLIP)

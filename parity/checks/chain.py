@@ -59,21 +59,24 @@ def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -
     """Logits [1, T - 1, D] of every step and the loss of Speculators' own forward on one sample."""
     logits: list[Tensor] = []
     hook = draft.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.detach()))
-    cut = {name: value[:, :-1] for name, value in batch.items()}
     try:
         with torch.no_grad():
-            _, loss, _ = draft(
-                hidden_states=cut["features"],
-                input_ids=cut["input_ids"],
-                document_ids=torch.zeros_like(cut["input_ids"]),
-                loss_mask=cut["loss_mask"].bool(),
-                verifier_last_hidden_states=cut["target"],
-                ttt_steps=ttt_steps,
-                loss_config=resolve_loss_config("kl_div", "eager"),
-            )
+            _, loss, _ = draft(**speculators_inputs(batch, ttt_steps))
     finally:
         hook.remove()
     return logits, loss
+
+
+def speculators_inputs(batch: Batch, ttt_steps: int) -> dict[str, Any]:
+    """Keywords of Speculators' forward for one sample, without its last position; its fused losses want Triton."""
+    names = {"features": "hidden_states", "input_ids": "input_ids", "target": "verifier_last_hidden_states"}
+    return {
+        **{theirs: batch[ours][:, :-1] for ours, theirs in names.items()},
+        "document_ids": torch.zeros_like(batch["input_ids"][:, :-1]),
+        "loss_mask": batch["loss_mask"][:, :-1].bool(),
+        "ttt_steps": ttt_steps,
+        "loss_config": resolve_loss_config("kl_div", "eager"),
+    }
 
 
 def _speculators_draft(evidence: Evidence) -> Eagle3DraftModel:

@@ -92,11 +92,25 @@ def dataset(fixture, tmp_path):
     return build
 
 
+@pytest.fixture
+def prototypes_files(both, tmp_path):
+    """The records as the prototypes' ``*.ckpt`` files."""
+
+    def write(algorithm):
+        (tmp_path / "ckpt").mkdir()
+        for file in (tmp_path / algorithm).glob("*.safetensors"):
+            torch.save(load_file(file), tmp_path / "ckpt" / f"{file.stem}.ckpt")
+        return tmp_path / "ckpt"
+
+    return write
+
+
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_arrow_and_record_samples_are_equal(both, dataset, tmp_path, algorithm) -> None:
+@pytest.mark.parametrize("form", ["records", "ckpt"])
+def test_arrow_and_file_samples_are_equal(both, dataset, prototypes_files, tmp_path, algorithm, form) -> None:
     """To the bit: ids, mask, features, and targets after the verifier's final norm."""
     _, ours = dataset(algorithm, both)
-    _, theirs = dataset(algorithm, tmp_path / algorithm)
+    _, theirs = dataset(algorithm, tmp_path / algorithm if form == "records" else prototypes_files(algorithm))
     assert len(ours) == len(theirs) == 4
     for index in range(4):
         for name in ("input_ids", "loss_mask", "features", "target"):
