@@ -14,7 +14,7 @@ from torch import Tensor
 from parity.case import Case
 from parity.checks.evidence import Evidence
 from parity.compare import compare_groups, compare_series, compare_value
-from parity.environment import deterministic
+from parity.environment import deterministic, quietly
 from parity.errors import InputError
 from parity.result import Row
 from parity.runs.port import start_port
@@ -72,7 +72,7 @@ def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> End:
     steps = len(case.meta.samples_files) // case.bs // case.accumulation
     length = max(STOP + 1, min(steps + BEYOND, steps * (case.epoch + 1)))
     seed = PROTOTYPE_SEED if case.seed is None else case.seed
-    with deterministic(seed + disturbance):
+    with deterministic(seed + disturbance), quietly():
         loop = start_port(case, cpdir, live=True, noise=True, shuffle=True, max_steps=length, **changes)
         loop.run()
         end = _end(loop, cpdir)
