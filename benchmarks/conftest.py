@@ -19,6 +19,7 @@ Races = Callable[[Shape], "dict[str, Measured]"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="all lengths, TTT steps, bfloat16 and two threads: hours")
+    parser.addoption("--sides", help='only these, e.g. "reference,port"; what remains has no other loss to agree with')
     parser.addoption("--rounds", type=int, default=3, help="optimizer steps of every side, in turn (default: 3)")
 
 
@@ -26,11 +27,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One benchmark for every shape and side."""
     if {"shape", "side"} <= set(metafunc.fixturenames):
         shapes = FULL if metafunc.config.getoption("--full") else QUICK
-        original = metafunc.config.getoption("--prototype") is not None
-        pairs = [(shape, side) for shape in shapes for side in sides_of(shape, original)]
+        pairs = [(shape, side) for shape in shapes for side in chosen_sides(metafunc.config, shape)]
         marks = {"cuda": [pytest.mark.gpu]}
         params = [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}", marks=marks.get(pair[0].device, [])) for pair in pairs]
         metafunc.parametrize(("shape", "side"), params)
+
+
+def chosen_sides(config: pytest.Config, shape: Shape) -> list[str]:
+    """Those that can take the shape and were not left out."""
+    sides = sides_of(shape, original=config.getoption("--prototype") is not None)
+    wanted = config.getoption("--sides")
+    return [side for side in sides if wanted is None or side in wanted.split(",")]
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +48,7 @@ def races(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     @functools.cache
     def run(shape: Shape) -> dict[str, Measured]:
-        sides = sides_of(shape, original=prototype is not None)
+        sides = chosen_sides(request.config, shape)
         before = run_original(shape, Path(prototype), rounds, fixtures) if "original" in sides else None
         measured = race(shape, [side for side in sides if side != "original"], rounds, fixtures)
         if before is not None:

@@ -72,7 +72,7 @@ def record(
 
 @app.command()
 def plot(
-    bench: Annotated[Path, typer.Argument(help="JSON of pytest benchmarks --benchmark-json")],
+    bench: Annotated[list[Path], typer.Argument(help="JSON of pytest benchmarks --benchmark-json, one or several")],
     output: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("bench.html"),
     markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ class Bench:
 
     timings: tuple[Timing, ...]
     machine: dict[str, Any]
+
+
+def read_all(paths: Sequence[Path]) -> Bench:
+    """Several files as one, timings by shape; refuses (InputError) what comes from different machines."""
+    read = [read_bench(path) for path in paths]
+    for path, bench in zip(paths, read):
+        if bench.machine != read[0].machine:
+            differ = sorted(name for name in bench.machine if bench.machine[name] != read[0].machine.get(name))
+            raise InputError(path, "machine_info", f"another {', '.join(differ)}", f"that of {paths[0]}")
+    timings = sorted((timing for bench in read for timing in bench.timings), key=lambda timing: timing.shape)
+    return Bench(tuple(timings), read[0].machine)
 
 
 def read_bench(path: Path) -> Bench:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from parity.report.bench_file import Bench, Timing, read_bench
+from parity.report.bench_file import Bench, Timing, read_all
 from parity.report.files import write_beside
 from parity.report.html import environment, markdown
 from parity.report.numbers import short
@@ -38,9 +38,9 @@ class Panel:
     remarks: tuple[str, ...]
 
 
-def write_scaling(bench: Path, output: Path, title: str = "Training step") -> None:
-    """Draw the timings of a pytest-benchmark file into one HTML page."""
-    write_beside(output, render_scaling(read_bench(bench), title))
+def write_scaling(bench: Sequence[Path], output: Path, title: str = "Training step") -> None:
+    """Draw the timings of pytest-benchmark files into one HTML page; the first file's machine stands for all."""
+    write_beside(output, render_scaling(read_all(bench), title))
 
 
 def render_scaling(bench: Bench, title: str = "Training step") -> str:
@@ -55,9 +55,9 @@ def render_scaling(bench: Bench, title: str = "Training step") -> str:
     )
 
 
-def write_performance(bench: Path, output: Path, title: str = "Performance") -> None:
+def write_performance(bench: Sequence[Path], output: Path, title: str = "Performance") -> None:
     """The same timings as a Markdown page."""
-    write_beside(output, render_performance(read_bench(bench), title))
+    write_beside(output, render_performance(read_all(bench), title))
 
 
 def render_performance(bench: Bench, title: str = "Performance") -> str:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from parity.cli import app
 from parity.errors import InputError
-from parity.report.bench_file import read_bench
+from parity.report.bench_file import read_all, read_bench
 from parity.report.scaling import (
     exponent,
     length_panels,
@@ -112,6 +112,17 @@ def test_the_markdown_page_is_a_table_with_every_shape(bench: Path) -> None:
     assert any(line.startswith("- Memory of eagle3, fp32, 1 thread, port: T^1") for line in page.splitlines())
 
 
+def test_files_of_one_machine_become_one(bench: Path, document: dict[str, Any], tmp_path: Path) -> None:
+    document["benchmarks"] = [entry("port", 8192, 8.0, 8_192_000)]
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps(document))
+    assert [timing.length for timing in read_all([bench, more]).timings] == [1024, 1024, 2048, 2048, 4096, 4096, 8192]
+    document["machine_info"]["parity"]["cpu"] = "another"
+    more.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"more\.json: machine_info: found another cpu"):
+        read_all([bench, more])
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -129,6 +140,6 @@ def test_what_is_no_benchmark_of_steps_is_refused(
     file = tmp_path / "broken.json"
     file.write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"broken\.json") as caught:
-        write_scaling(file, tmp_path / "out.html")
+        write_scaling([file], tmp_path / "out.html")
     assert named in str(caught.value)
     assert not (tmp_path / "out.html").exists()
