@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
-from ports.training.attention.shared_half import SharedHalf, plain, watched
+from ports.training.attention.shared_half import SharedHalf, can_split
 
 FirstLayer = Callable[..., Tensor]
 """``layer(hidden, attention_mask=, past_key_values=, position_embeddings=)``, [B, T, h] to [B, T, h]."""
@@ -34,7 +34,7 @@ def first_layer(layer: nn.Module, embeds: Tensor) -> FirstLayer:
 def can_share(layer: Any) -> bool:
     """Is this Speculators' Llama layer as it comes? Another may do more between projection and attention."""
     known = type(layer) is model_classes["llama"].first_layer_class
-    return known and plain(_projections(layer)) and not watched(layer)
+    return known and can_split(layer, _projections(layer))
 
 
 def _projections(layer: Any) -> list[nn.Linear]:

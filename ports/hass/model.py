@@ -23,7 +23,7 @@ from ports.training.attention.choice import attention_name
 from ports.training.attention.dense import ttt_cache
 from ports.training.attention.documents import documents_of
 from ports.training.attention.recompute import run_layer
-from ports.training.attention.shared_half import SharedHalf, plain, watched
+from ports.training.attention.shared_half import SharedHalf, can_split
 from ports.training.draft_config import attach_verifier
 from ports.training.loss.steps import Step, in_this_precision, next_hidden
 
@@ -112,7 +112,7 @@ class HassDraftModel(SpeculatorModel):
 
     def fusion(self, embeds: Tensor) -> Fusion:
         """``fc`` bound to the normed embeddings [B, T, h], whose half of the product the steps share."""
-        if plain([self.fc]) and not watched(self.fc):
+        if can_split(self.fc, [self.fc]):
             return SharedHalf(embeds, self.fc.weight)
         return lambda normed: self.fc(torch.cat([embeds, normed], dim=-1))
 

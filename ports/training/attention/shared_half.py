@@ -2,7 +2,8 @@
 
     [a, b_s] W^T = a W[:, :h]^T + b_s W[:, h:]^T
 
-The first term, half of the cost, is computed once and its gradient once, from the steps' sum.
+The first term, half of the cost, is computed once and its gradient once, from the steps' sum. In half precision the
+whole product is rounded once and the sum of two twice, so there it is left whole.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+WIDE = (torch.float32, torch.float64)
 
 
 class SharedHalf:
@@ -25,23 +28,23 @@ class SharedHalf:
 
     def __init__(self, first: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         of_first, self.of_second = weight.chunk(2, dim=1)
-        self.shared = F.linear(first.to(_precision(first, weight)), of_first, bias).flatten(0, 1)
+        self.shared = F.linear(first.to(weight.dtype), of_first, bias).flatten(0, 1)
 
     def __call__(self, second: Tensor) -> Tensor:
         product = torch.addmm(self.shared, second.flatten(0, 1), self.of_second.t())
         return product.unflatten(0, second.shape[:2])
 
 
-def plain(projections: Iterable[nn.Module]) -> bool:
-    """Are these linear layers as they come? LoRA's or quantised ones are no product with one weight."""
-    return all(type(projection) is nn.Linear for projection in projections)
+def can_split(module: nn.Module, projections: Iterable[nn.Module]) -> bool:
+    """May the products with ``projections``, which lie in ``module``, be taken in halves?
+
+    Not in half precision; not where they are no plain product with one weight (LoRA's, quantised ones); not while a
+    hook inside the module (a sharded module's, a tracer's) has to see the modules called.
+    """
+    if any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules()):
+        return False
+    return all(type(each) is nn.Linear and _wide(each.weight) for each in projections)
 
 
-def watched(module: nn.Module) -> bool:
-    """Does a hook anywhere inside (a sharded module's, a tracer's) have to see the modules called?"""
-    return any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
-
-
-def _precision(states: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast chooses by itself; without it both sides of a product need the weight's dtype."""
-    return states.dtype if torch.is_autocast_enabled(states.device.type) else weight.dtype
+def _wide(weight: Tensor) -> bool:
+    return weight.dtype in WIDE and not torch.is_autocast_enabled(weight.device.type)

@@ -65,7 +65,7 @@ def _eagle3(draft: Any, states: Sequence[Tensor]) -> tuple[Any, Any, Tensor]:
 
 def _hass(draft: Any, states: Sequence[Tensor]) -> tuple[Any, Any, Tensor]:
     def run(ids: Tensor, hidden: Tensor) -> Tensor:
-        return draft.step(draft.embed(ids), hidden, torch.ones_like(ids), ttt_cache())
+        return draft.step(draft.fusion(draft.embed(ids)), hidden, torch.ones_like(ids), ttt_cache())
 
     return run, lambda out: int(draft.lm_head(draft.lm_head_layernorm(out)).argmax()), states[-1][None]
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ports.training.attention.shared_half import SharedHalf, plain, watched
+from ports.training.attention.shared_half import SharedHalf, can_split
 
 
 def inputs(dtype=torch.float64):
@@ -38,27 +38,31 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(twice, (first, second, third, weight, bias))
 
 
-def test_autocast_gives_its_dtype_and_a_lower_state_meets_its_weight():
-    first, second, _, weight, _ = inputs(torch.float32)
+def test_only_full_precision_is_split():
+    projection = nn.Linear(2, 2)
+    assert can_split(projection, [projection])
+    assert can_split(projection.double(), [projection])
+    assert not can_split(projection.bfloat16(), [projection])
     with torch.autocast("cpu", torch.bfloat16):
-        assert SharedHalf(first, weight)(second).dtype == torch.bfloat16
-    assert SharedHalf(first.bfloat16(), weight)(second).dtype == torch.float32
+        assert not can_split(projection, [projection.float()])
 
 
-def test_what_is_no_plain_product_is_refused():
+def test_what_is_no_plain_product_is_not_split():
     class Adapted(nn.Linear):
         pass
 
-    assert plain([nn.Linear(2, 2), nn.Linear(2, 3)])
-    assert not plain([nn.Linear(2, 2), Adapted(2, 2)])
-    assert not plain([nn.Identity()])
+    layer = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 3), Adapted(2, 2), nn.Identity()])
+    assert can_split(layer, layer[:2])
+    assert not can_split(layer, layer[1:3])
+    assert not can_split(layer, layer[3:])
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 def test_a_hook_deep_inside_is_seen_while_it_is_there(register):
-    module = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
-    assert not watched(module)
-    handle = getattr(module[0][0], register)(lambda *_: None)
-    assert watched(module)
+    projection = nn.Linear(2, 2)
+    module = nn.Sequential(projection, nn.Sequential(nn.Identity()))
+    assert can_split(module, [projection])
+    handle = getattr(module[1][0], register)(lambda *_: None)
+    assert not can_split(module, [projection])
     handle.remove()
-    assert not watched(module)
+    assert can_split(module, [projection])
