@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ports.training.loss.likeliest import argmax, topk
 from ports.training.loss.objective import TOP_K, Hits
 
 CHUNK = 1 << 22
 """Logits held at a time, 16 MiB of float32."""
 
-ROWS = 256
+ROWS = 640
 """But never fewer rows than this: the products with the head would be slow."""
 
 COLUMNS = 512
@@ -74,7 +75,7 @@ class TargetRows:
     def _measure(self, rows: slice, buffer: Tensor) -> None:
         logits = self._logits(rows, buffer)
         probabilities = torch.softmax(logits, dim=-1, out=None if self._kept is None else self._kept[rows])
-        self.wanted[rows] = logits.argmax(-1)
+        self.wanted[rows] = argmax(logits)
         logsumexp = logits.amax(-1) - probabilities.amax(-1).log()
         self.negentropy[rows] = logits.mul_(probabilities).sum(-1) - logsumexp
 
@@ -182,19 +183,19 @@ class _Sums:
             self._count_hits(logits, self.job.target.wanted[rows], weights > 0)
         expected = torch.mul(probabilities, logits, out=self.spare[: len(logits)]).sum(-1)
         highest = logits.amax(-1)
-        likeliest = probabilities.topk(extras.topk, dim=-1) if extras.topk else None
-        scores = None if likeliest is None else logits.gather(-1, likeliest.indices)
+        likeliest = topk(probabilities, extras.topk) if extras.topk else None
+        scores = None if likeliest is None else logits.gather(-1, likeliest[1])
         torch.softmax(logits, dim=-1, out=logits)
         logsumexp = highest - logits.amax(-1).log()
         entropies = logsumexp - expected
         self.kl += (weights * (entropies + self.job.target.negentropy[rows])).sum()
         self.entropies[0] += (weights * entropies).sum()
         if likeliest is not None and scores is not None:
-            self.entropies[1] += (likeliest.values * (logsumexp[:, None] - scores) * weights[:, None]).sum()
+            self.entropies[1] += (likeliest[0] * (logsumexp[:, None] - scores) * weights[:, None]).sum()
 
     def _count_hits(self, logits: Tensor, wanted: Tensor, counted: Tensor) -> None:
-        self.correct += ((logits.argmax(-1) == wanted) & counted).sum()
-        first = logits.topk(len(self.top), dim=-1).indices == wanted[:, None]
+        self.correct += ((argmax(logits) == wanted) & counted).sum()
+        first = topk(logits, len(self.top))[1] == wanted[:, None]
         self.top += (first & counted[:, None]).sum(0).cumsum(0)
 
 
