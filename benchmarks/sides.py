@@ -36,7 +36,8 @@ def port(
 ) -> Steps:
     """The port as it comes; ``prepare`` gets the draft before the first step, ``changes`` are settings."""
     losses = _Losses()
-    loop = start_port(case, cpdir, observer=losses, mixed_precision=_precision(shape), **changes)
+    changes |= {"mixed_precision": _precision(shape), "max_len": shape.length}
+    loop = start_port(case, cpdir, observer=losses, **changes)
     if prepare is not None:
         prepare(loop.objective.draft)
     for _ in loop.optimizer_steps():
