@@ -16,6 +16,7 @@ from parity.checks.chain import speculators_inputs
 from parity.runs.port import start_port
 from parity.runs.reference.loop import Run
 from parity.runs.reference.setup import prepare
+from ports.eagle3.model import thaw_head
 from ports.eagle3.train import GRAD_CLIP
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer
@@ -81,9 +82,7 @@ def _theirs(ours: Eagle3DraftModel) -> Eagle3DraftModel:
     draft = Eagle3DraftModel(config)
     draft.load_state_dict(ours.state_dict(), strict=False)
     draft.verifier_norm = nn.Identity()
-    draft.lm_head.weight.requires_grad_(True)
-    draft.embed_tokens.weight.requires_grad_(False)
-    return draft.to(next(ours.parameters()).device).train()
+    return thaw_head(draft).to(next(ours.parameters()).device).train()
 
 
 class _Losses(Observer):

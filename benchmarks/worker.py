@@ -7,7 +7,6 @@ timed, seconds are the process' CPU time over its threads: another process on th
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ import ports  # noqa: F401  (its guard runs before anything imports transformers
 from benchmarks.shapes import Shape, build_case
 from benchmarks.sides import SIDES, Steps
 from parity.environment import deterministic, quietly
-from parity.runs.timing import flop_counter
+from parity.runs.timing import flop_counter, peak_bytes
 
 PEAK_SIZE = 2048
 
@@ -72,8 +71,7 @@ def _peak(shape: Shape) -> int:
     """The most bytes held so far: of the process, or of the GPU."""
     if shape.device == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
+    return peak_bytes()
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import random
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +84,12 @@ def flop_counter() -> FlopCounterMode:
 def _product_flops(total: Sequence[int], first: Sequence[int], second: Sequence[int], **_: object) -> int:
     """Of shapes [.., m, k] and [.., k, n], two for a multiply-add."""
     return 2 * math.prod(first) * second[-1]
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held; Linux counts it in KiB."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
 
 
 def _flops(side: Steps, steps: int) -> int:

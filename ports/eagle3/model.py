@@ -36,6 +36,11 @@ def build_draft(
     _initialise(draft)
     draft.load_vocab_mappings(vocabulary.t2d, vocabulary.d2t)
     draft.load_verifier_weights()
+    return thaw_head(draft)
+
+
+def thaw_head(draft: Eagle3DraftModel) -> Eagle3DraftModel:
+    """Let train what the prototype trains: the head too, and never the embedding."""
     draft.lm_head.weight.requires_grad_(True)
     draft.embed_tokens.weight.requires_grad_(False)
     return draft

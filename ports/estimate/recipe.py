@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoModel
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.errors import InputError
 from ports.estimate.training import TrainingMemory, training_memory
-from ports.generate.prepare import Geometry, gigabytes
+from ports.generate.prepare import geometry_of, gigabytes
 from ports.generate.records import ITEM_BYTES
 from ports.hass.draft_config import load_draft_config as hass_config
-from ports.training.data.feature_layers import chosen_layers
 from ports.training.verifier import verifier_config
 
 
@@ -73,7 +72,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
         InputError: configs that cannot be read or do not fit.
     """
     verifier = verifier_config(settings.model_path)
-    shape = _geometry(settings, verifier)
+    shape = geometry_of(settings.algorithm, settings.model_path)
     item = ITEM_BYTES[shape.dtype]
     load = eagle3_config if settings.algorithm == "eagle3" else hass_config
     config = load(settings.configpath, settings.model_path, settings.forward_num_total)
@@ -84,14 +83,6 @@ def estimate(settings: EstimateSettings) -> Estimate:
         states=item * (verifier.num_hidden_layers + 1) * settings.batch_tokens * verifier.hidden_size,
         training=training_memory(config, settings.forward_num_total, longest, settings.supervised, settings.gpus),
     )
-
-
-def _geometry(settings: EstimateSettings, verifier: Any) -> Geometry:
-    if settings.algorithm == "hass":
-        return Geometry(verifier.hidden_size, None, "float16")
-    layers = chosen_layers("prototype", settings.model_path, verifier.num_hidden_layers)
-    dtype = str(getattr(verifier, "dtype", None) or "float32").removeprefix("torch.")
-    return Geometry(verifier.hidden_size, layers, dtype)
 
 
 def _parameters(name_or_path: str) -> int:

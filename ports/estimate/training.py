@@ -14,6 +14,7 @@ import torch
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor, nn
 
+from ports.eagle3.model import thaw_head
 from ports.eagle3.objective import Eagle3Objective
 from ports.hass.config import HassSpeculatorConfig
 from ports.hass.model import HassDraftModel
@@ -57,9 +58,7 @@ def build_objective(config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_s
         if isinstance(config, HassSpeculatorConfig):
             draft: Any = HassDraftModel(config)
         else:
-            draft = Eagle3DraftModel(config)
-            draft.lm_head.weight.requires_grad_(True)
-            draft.embed_tokens.weight.requires_grad_(False)
+            draft = thaw_head(Eagle3DraftModel(config))
     draft.to_empty(device=device)
     if isinstance(config, HassSpeculatorConfig):
         return HassObjective(draft, ttt_steps, topk=1)

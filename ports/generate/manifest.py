@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ports.errors import InputError
 from ports.generate.encode import Encoded
 from ports.training.checkpoint.atomic import write_file
+from ports.training.data.records import SUFFIXES
 
 FILE = "generation.json"
 
@@ -78,5 +79,5 @@ def read_manifest(file: Path) -> Manifest:
 
 def _refuse_foreign(outdir: Path) -> None:
     """Records that no manifest tells about would be read together with ours."""
-    if outdir.is_dir() and any(outdir.rglob("*.ckpt")):
-        raise InputError(outdir, "outdir", "*.ckpt records", "an empty or missing directory")
+    if outdir.is_dir() and any(file.suffix in SUFFIXES for file in outdir.rglob("*")):
+        raise InputError(outdir, "outdir", f"records without {FILE}", "an empty or missing directory")

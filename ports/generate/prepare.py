@@ -19,6 +19,7 @@ from ports.generate.manifest import Manifest, digest
 from ports.generate.records import ITEM_BYTES, record_bytes
 from ports.generate.settings import GenerationSettings
 from ports.training.data.feature_layers import chosen_layers
+from ports.training.data.features import PROTOTYPE_DTYPE
 from ports.training.data.record_info import RecordInfo
 from ports.training.verifier import verifier_config
 from ports.training.verifier_fingerprint import tokenizer_fingerprint, verifier_fingerprint
@@ -121,18 +122,20 @@ class Geometry:
 
 
 def geometry(settings: GenerationSettings) -> Geometry:
+    """Of the records that the settings ask for; raises as :func:`geometry_of`."""
+    return geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
+
+
+def geometry_of(algorithm: str, model_path: str, aux_layers: str = "prototype", dtype: str = "default") -> Geometry:
     """From the verifier's config.
 
     Raises:
         InputError: no readable config, or layers that the verifier does not have.
     """
-    config = verifier_config(settings.model_path)
-    layers = None
-    if settings.algorithm == "eagle3":
-        layers = chosen_layers(settings.aux_layers, settings.model_path, config.num_hidden_layers)
-    default = "float16" if settings.algorithm == "hass" else "auto"
-    dtype = default if settings.dtype == "default" else settings.dtype
-    size = 0 if settings.algorithm == "ids" else config.hidden_size
+    config = verifier_config(model_path)
+    layers = chosen_layers(aux_layers, model_path, config.num_hidden_layers) if algorithm == "eagle3" else None
+    dtype = PROTOTYPE_DTYPE.get(algorithm, "auto") if dtype == "default" else dtype
+    size = 0 if algorithm == "ids" else config.hidden_size
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return Geometry(size, layers, own if dtype == "auto" else dtype)
 

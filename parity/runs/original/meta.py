@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import resource
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +18,7 @@ from parity.runs.original.recorder import Recorder
 from parity.runs.original.request import OriginalRequest
 from parity.runs.original.standins import natural_key
 from parity.runs.original.weights import Tensors, same
+from parity.runs.timing import peak_bytes
 
 _ZIP = "504b0304"
 
@@ -93,7 +92,7 @@ def describe_timing(watch: LoopWatch, stopped_early: bool) -> dict[str, Any]:
         "step_cpu_seconds": watch.clock.cpu_seconds,
         "step_tokens": watch.clock.tokens,
         "first_step_flops": watch.flops.total,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak_bytes": peak_bytes(),
         "stopped_early": stopped_early,
     }
 

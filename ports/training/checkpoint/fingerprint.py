@@ -63,7 +63,7 @@ def _shape(draft: Any) -> dict[str, Any]:
 
 
 def records_digest(directory: Path, files: Iterable[Path]) -> str:
-    """Names in order, sizes and last bytes: cheap for 68,000 files, and different for every other content."""
+    """Names in order, sizes and ends: cheap for 68,000 files, and different for every other content."""
     digest = hashlib.sha256()
     for file in files:
         size, ends = _ends_of(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ports.training.data.noise import Draw, add_uniform_noise
 from ports.training.data.record_info import RecordInfo
 from ports.training.data.records import Record, read_record
 from ports.training.data.samples import Sample, make_sample
+
+T = TypeVar("T")
 
 Batch = dict[str, Tensor]
 """``input_ids``, ``attention_mask``, ``loss_mask`` [B, T] int64; ``features`` [B, T, F], ``target`` [B, T, h] float.
@@ -48,12 +50,12 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        return self.visit(index, lambda: self.record(index))
+        return self.visit(lambda: self.sample(index))
 
-    def visit(self, index: int, record: Callable[[], Record]) -> Sample | Skipped:
-        """The sample of ``record``, number ``index`` of the data, or why there is none."""
+    def visit(self, make: Callable[[], T]) -> T | Skipped:
+        """What ``make`` gives, or why there is nothing."""
         try:
-            return self._sample(index, record())
+            return make()
         except InputError as error:
             if not self.skip_bad:
                 raise
@@ -69,9 +71,10 @@ class RecordDataset(Dataset["Sample | Skipped"]):
 
     def sample(self, index: int) -> Sample:
         """The sample of one record, or the InputError that says why there is none."""
-        return self._sample(index, self.record(index))
+        return self.sample_of(index, self.record(index))
 
-    def _sample(self, index: int, record: Record) -> Sample:
+    def sample_of(self, index: int, record: Record) -> Sample:
+        """``record``, number ``index`` of the data, as a sample, with its noise."""
         sample = make_sample(record, self.max_len, self.alignment)
         sample.file = str(self.files[index])
         if self.noise:

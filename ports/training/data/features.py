@@ -17,6 +17,9 @@ from transformers.utils import logging
 
 from ports.errors import InputError
 
+PROTOTYPE_DTYPE = {"eagle3": "auto", "hass": "float16"}
+"""The prototypes' precision of the verifier."""
+
 
 def load_verifier(name_or_path: str, dtype: str, device: str | None = None, spread: bool = False) -> Any:
     """The verifier without its head, in eval mode.

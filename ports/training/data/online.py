@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ports.errors import InputError
 from ports.training.data.batches import CollateVisits, RecordDataset, Skipped
 from ports.training.data.features import FeatureReader, load_verifier
 from ports.training.data.records import Record, check_record, read_record
@@ -36,12 +35,10 @@ class OnlineDataset(RecordDataset):
 
     def __getitem__(self, index: int) -> Any:
         """Its tokens, as they will be cut; :class:`OnlineCollate` makes them a sample."""
-        try:
-            record = read_record(self.files[index], {}, self.vocab_size)
-        except InputError as error:
-            if not self.skip_bad:
-                raise
-            return Skipped(str(error))
+        return self.visit(lambda: self._tokens(index))
+
+    def _tokens(self, index: int) -> Tokens:
+        record = read_record(self.files[index], {}, self.vocab_size)
         return Tokens(index, {name: value[: self.max_len] for name, value in record.items()})
 
     @cached_property
@@ -67,9 +64,12 @@ class OnlineCollate(CollateVisits):
         return super().__call__(complete)
 
     def _complete(self, tokens: Tokens, features: Any) -> Sample | Skipped:
-        file = self.dataset.files[tokens.index]
-        fields = {name: value.cpu() for name, value in next(features).items()}
-        record = {**tokens.record, **fields}
-        return self.dataset.visit(
-            tokens.index, lambda: check_record(file, record, self.dataset.widths, self.dataset.vocab_size)
-        )
+        dataset, index = self.dataset, tokens.index
+        record = {**tokens.record, **{name: value.cpu() for name, value in next(features).items()}}
+
+        def make() -> Sample:
+            return dataset.sample_of(
+                index, check_record(dataset.files[index], record, dataset.widths, dataset.vocab_size)
+            )
+
+        return dataset.visit(make)

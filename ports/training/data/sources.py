@@ -12,6 +12,7 @@ import torch
 from ports.errors import InputError
 from ports.training.data.batches import RecordDataset
 from ports.training.data.feature_layers import chosen_layers
+from ports.training.data.features import PROTOTYPE_DTYPE
 from ports.training.data.noise import Draw
 from ports.training.data.online import OnlineDataset
 from ports.training.data.prepared import PreparedDataset, is_prepared, prepared_files
@@ -19,9 +20,6 @@ from ports.training.data.provenance import check_origin
 from ports.training.data.records import list_records, recorded_info
 from ports.training.settings import TrainingSettings
 from ports.training.verifier import verifier_config
-
-DTYPES = {"eagle3": "auto", "hass": "float16"}
-"""The prototypes' precision of the verifier."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.ra
 
 def _online(settings: TrainingSettings, needs: Needs, common: dict[str, Any]) -> OnlineDataset:
     files = _files_of_ids(settings.tmpdir)
-    own = DTYPES[needs.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype
+    own = PROTOTYPE_DTYPE[needs.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype
     return OnlineDataset(files=files, **common, basepath=settings.basepath, layers=needs.layers, dtype=own)
 
 

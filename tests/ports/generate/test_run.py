@@ -275,11 +275,12 @@ def test_bad_input_is_refused(flags, capsys, change, said) -> None:
     assert said in capsys.readouterr().err
 
 
-def test_records_of_the_prototypes_in_the_directory_are_refused(flags, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_records_that_no_manifest_tells_about_are_refused(suffix, flags, tmp_path, capsys) -> None:
     (tmp_path / "records").mkdir()
-    torch.save({}, tmp_path / "records" / "data_0.ckpt")
+    (tmp_path / "records" / f"data_0.{suffix}").write_bytes(b"")
     assert main(flags()) == 2
-    assert "found *.ckpt records" in capsys.readouterr().err
+    assert "found records without generation.json" in capsys.readouterr().err
 
 
 def test_show_prints_who_is_supervised(flags, capsys) -> None:
