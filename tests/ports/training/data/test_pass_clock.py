@@ -83,13 +83,31 @@ def test_slow_training_is_no_waiting(run):
     assert busy.times[0].waited < waiting.times[0].waited
 
 
-def test_loader_processes_hide_a_slow_record_behind_the_work(run):
-    """Two of them read during the work; without any, every record is waited for."""
-    pause = 0.3
-    alone, _ = run("alone", pause=pause, watch=Watch(pause), num_workers=0)
-    ahead, _ = run("ahead", pause=pause, watch=Watch(pause), num_workers=2, prefetch_factor=1)
-    assert alone.times[0].waited >= 6 * pause
-    assert ahead.times[0].waited < 0.6 * alone.times[0].waited, "the first records, and the start of the processes"
+class Ahead(Observer):
+    """Works on the first sample until ``enough`` records have been read, or for ``patience`` seconds."""
+
+    def __init__(self, folder, enough, patience):
+        self.folder, self.enough, self.patience, self.read = folder, enough, patience, None
+
+    def gradients(self, micro_batch, objective):
+        if micro_batch == 0:
+            until = time.monotonic() + self.patience
+            while (read := len(list(self.folder.iterdir()))) < self.enough and time.monotonic() < until:
+                time.sleep(0.01)
+            self.read = read
+
+
+@pytest.mark.parametrize(("num_workers", "patience"), [(0, 0.3), (2, 120.0)])
+def test_loader_processes_read_during_the_work(start_run, tmp_path, num_workers, patience):
+    """Without any, the next record is read before the work begins, as accelerate does, and no other during it."""
+    folder = tmp_path / "read"
+    folder.mkdir()
+    watch = Ahead(folder, 3, patience)
+    loop = start_run("eagle3", tmp_path / "run", watch, epoch=0, bs=1, num_workers=num_workers, prefetch_factor=1)
+    draw = loop.plan.loader.dataset.draw
+    loop.plan.loader.dataset.draw = lambda features: ((folder / str(time.monotonic_ns())).touch(), draw(features))[1]
+    finish(loop)
+    assert watch.read == 2 if num_workers == 0 else watch.read >= 3
 
 
 def test_it_is_printed_and_logged_only_when_asked(run):
