@@ -19,16 +19,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 from ports.training.attention.shared_half import SharedHalf, can_split
+from ports.training.attention.trained_rows import TrainedRows, feed, through_rows
 
 FirstLayer = Callable[..., Tensor]
-"""``layer(hidden, attention_mask=, past_key_values=, position_embeddings=)``, [B, T, h] to [B, T, h]."""
+"""``layer(hidden, attention_mask=, past_key_values=, position_embeddings=, rows=)``, [B, T, h] to [B, T, h]."""
 
 
 def first_layer(layer: nn.Module, embeds: Tensor) -> FirstLayer:
     """``layer`` bound to the embeddings [B, T, h] of one unroll."""
     if can_share(layer):
         return SharedFirstLayer(layer, embeds)
-    return lambda hidden, **context: layer(torch.cat([embeds.to(hidden.dtype), hidden], dim=-1), **context)
+    return lambda hidden, rows=None, **context: layer(torch.cat([embeds.to(hidden.dtype), hidden], dim=-1), **context)
 
 
 def can_share(layer: Any) -> bool:
@@ -59,12 +60,12 @@ class SharedFirstLayer:
         attention_mask: Tensor,
         past_key_values: Cache,
         position_embeddings: tuple[Tensor, Tensor],
+        rows: TrainedRows | None = None,
     ) -> Tensor:
         normed = self.layer.hidden_norm(hidden)
         residual = normed if self.layer.norm_before_residual else hidden
         out = residual + self._attend(normed, attention_mask, past_key_values, position_embeddings)
-        fed: Tensor = self.layer.mlp(self.layer.post_attention_layernorm(out))
-        return out + fed
+        return through_rows(rows, lambda states: feed(self.layer, states), out)
 
     def _attend(self, normed: Tensor, mask: Tensor, cache: Cache, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """[B, T, h], after the output projection."""

@@ -15,6 +15,7 @@ from ports.training.attention.choice import AttentionImplementation, attention_n
 from ports.training.attention.dense import ttt_cache
 from ports.training.attention.documents import documents_of
 from ports.training.attention.recompute import run_layer
+from ports.training.attention.trained_rows import TrainedRows, on_trained_rows
 from ports.training.loss.steps import Step, in_this_precision, next_hidden
 from ports.training.vocabulary import VocabularyMap
 
@@ -60,6 +61,7 @@ def unroll(
     attention_mask: Tensor,
     ttt_steps: int,
     recompute: bool = False,
+    loss_mask: Tensor | None = None,
 ) -> list[Step]:
     """Run the draft on its own outputs ``ttt_steps`` times; nothing is detached.
 
@@ -72,6 +74,8 @@ def unroll(
         attention_mask: [B, T], 1 on real positions; or one packed row of
                 :mod:`ports.training.attention.documents`.
         recompute: keep no activations of the layers, see :mod:`ports.training.attention.recompute`.
+        loss_mask: [B, T], not 0 on the rows in the loss: only there does the last step have a gradient, see
+            :mod:`ports.training.attention.trained_rows`. Default: everywhere.
     """
     embeds, documents = embed(draft, input_ids), documents_of(attention_mask)
     rotary = draft.rotary_emb(embeds, documents.positions)
@@ -80,10 +84,13 @@ def unroll(
     head = in_this_precision(lambda out: draft.lm_head(draft.norm(out)), features.device.type)
     context = {"attention_mask": attention_mask, "position_embeddings": rotary}
     first, steps = first_layer(draft.layers[0], embeds), []
-    for _ in range(ttt_steps):
-        out = run_layer(first, hidden, cache, recompute, **context)
+    trained = None if loss_mask is None else TrainedRows(loss_mask)
+    for step in range(ttt_steps):
+        rows = trained if step == ttt_steps - 1 else None
+        out = run_layer(first, hidden, cache, recompute, rows=None if draft.layers[1:] else rows, **context)
         for layer in draft.layers[1:]:
-            out = run_layer(layer, out, cache, recompute, **context)
+            last = layer is draft.layers[-1]
+            out = run_layer(on_trained_rows(layer, rows if last else None), out, cache, recompute, **context)
         steps.append(Step(hidden, out, head))
         hidden = next_hidden(hidden, out, documents.first)
     return steps

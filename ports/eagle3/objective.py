@@ -36,9 +36,8 @@ class Eagle3Objective(TTTObjective):
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :func:`ports.eagle3.model.unroll`."""
-        return unroll(
-            self.draft, batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps, self.recompute
-        )
+        inputs = batch["features"], batch["input_ids"], rows_mask(batch)
+        return unroll(self.draft, *inputs, self.ttt_steps, self.recompute, batch["loss_mask"])
 
     def verifier(self, hidden: Tensor) -> Verifier:
         """The target over the draft vocabulary, in float32."""

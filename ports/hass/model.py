@@ -24,6 +24,7 @@ from ports.training.attention.dense import ttt_cache
 from ports.training.attention.documents import documents_of
 from ports.training.attention.recompute import run_layer
 from ports.training.attention.shared_half import SharedHalf, can_split
+from ports.training.attention.trained_rows import TrainedRows, on_trained_rows
 from ports.training.draft_config import attach_verifier
 from ports.training.loss.steps import Step, in_this_precision, next_hidden
 
@@ -74,6 +75,7 @@ class HassDraftModel(SpeculatorModel):
         attention_mask: Tensor | None = None,
         ttt_steps: int = 1,
         recompute: bool = False,
+        loss_mask: Tensor | None = None,
     ) -> list[Step]:
         """Run the draft ``ttt_steps`` times, on its own outputs after the first.
 
@@ -88,6 +90,8 @@ class HassDraftModel(SpeculatorModel):
                 Default: no padding.
             ttt_steps: k.
             recompute: keep no activations of the layers, see :mod:`ports.training.attention.recompute`.
+            loss_mask: [B, T], not 0 on the rows in the loss: only there has a step's output a gradient, see
+                :mod:`ports.training.attention.trained_rows`. Default: everywhere.
 
         Returns:
             One :class:`~ports.training.loss.steps.Step` for each of the k steps, logits [B, T, V].
@@ -97,8 +101,9 @@ class HassDraftModel(SpeculatorModel):
         hidden = hidden_states.detach().to(self.hidden_layernorm.weight.dtype)
         head = in_this_precision(lambda out: self.lm_head(self.lm_head_layernorm(out)), hidden.device.type)
         steps, first = [], documents_of(mask).first
+        rows = None if loss_mask is None else TrainedRows(loss_mask)
         for _ in range(ttt_steps):
-            out = self.step(fuse, hidden, mask, cache, recompute)
+            out = self.step(fuse, hidden, mask, cache, recompute, rows)
             steps.append(Step(hidden, out, head))
             hidden = next_hidden(hidden, out.detach(), first)
         return steps
@@ -117,7 +122,13 @@ class HassDraftModel(SpeculatorModel):
         return lambda normed: self.fc(torch.cat([embeds, normed], dim=-1))
 
     def step(
-        self, fuse: Fusion, hidden: Tensor, attention_mask: Tensor, cache: Cache, recompute: bool = False
+        self,
+        fuse: Fusion,
+        hidden: Tensor,
+        attention_mask: Tensor,
+        cache: Cache,
+        recompute: bool = False,
+        rows: TrainedRows | None = None,
     ) -> Tensor:
         """One pass through fusion and layers.
 
@@ -127,14 +138,17 @@ class HassDraftModel(SpeculatorModel):
             attention_mask: as in :meth:`forward`.
             cache: keys and values of earlier steps; this step's are added.
             recompute: as in :meth:`forward`.
+            rows: those whose output has a gradient; default: all.
 
         Returns:
             [B, T, h] in the dtype of ``hidden``, before ``lm_head_layernorm``.
         """
         out = fuse(self.hidden_layernorm(hidden))
         rotary = self.rotary_emb(out, documents_of(attention_mask).positions)
-        for layer in self.layers:
-            out = run_layer(layer, out, cache, recompute, attention_mask=attention_mask, position_embeddings=rotary)
+        context = {"attention_mask": attention_mask, "position_embeddings": rotary}
+        for layer in self.layers[:-1]:
+            out = run_layer(layer, out, cache, recompute, **context)
+        out = run_layer(on_trained_rows(self.layers[-1], rows), out, cache, recompute, **context)
         return out.to(hidden.dtype)
 
     def load_verifier_weights(self) -> None:

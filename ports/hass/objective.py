@@ -32,9 +32,8 @@ class HassObjective(TTTObjective):
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :meth:`ports.hass.model.HassDraftModel.forward`."""
-        steps: list[Step] = self.draft(
-            batch["features"], batch["input_ids"], rows_mask(batch), self.ttt_steps, self.recompute
-        )
+        inputs = batch["features"], batch["input_ids"], rows_mask(batch)
+        steps: list[Step] = self.draft(*inputs, self.ttt_steps, self.recompute, batch["loss_mask"])
         return steps
 
     def verifier(self, hidden: Tensor) -> Verifier:

@@ -65,10 +65,13 @@ def backward(
     work = _Work(query, key, value, scale)
     grad = grad * (own - lse).exp()[..., None]
     delta, grad = (_by_key_head(rows, key.shape[1]) for rows in ((grad * out).sum(-1, keepdim=True), grad))
-    dq, dk, dv = torch.empty_like(work.query), _transposed_zeros(work.key), _transposed_zeros(work.value)
+    dq, dk, dv = torch.zeros_like(work.query), _transposed_zeros(work.key), _transposed_zeros(work.value)
     spare = torch.empty_like(work.buffer)
     for block in work.blocks():
-        scores, rows = work.scores(block), _stacked(grad, block)
+        rows = _stacked(grad, block)
+        if _is_silent(rows):
+            continue
+        scores = work.scores(block)
         weights = torch.softmax(scores, dim=-1, out=scores)
         _transposed(dv, block).baddbmm_(rows.transpose(1, 2), weights)
         dscores = spare[: weights.numel()].view(weights.shape)
@@ -108,6 +111,11 @@ class _Work:
         unseen = torch.ones(height, height, dtype=torch.bool, device=scores.device).triu_(1)
         scores.unflatten(1, (self.groups, height))[..., block.start :].masked_fill_(unseen, float("-inf"))
         return scores
+
+
+def _is_silent(grad: Tensor) -> bool:
+    """Are these rows in no loss (a prompt's)? Only a CPU tells without waiting."""
+    return grad.device.type == "cpu" and not bool(grad.any())
 
 
 def _by_key_head(states: Tensor, heads: int) -> Tensor:

@@ -82,8 +82,8 @@ class Caches:
         self.made, self.runs = [], 0
         plain = StepLayer.__init__
         patch.setattr(StepLayer, "__init__", lambda layer: (plain(layer), self.made.append(layer))[0])
-        mlp = draft.layers[0].mlp
-        patch.setattr(mlp, "forward", partial(self._count, mlp.forward))  # a hook would make the layer run another way
+        last = draft.layers[0].self_attn.o_proj
+        patch.setattr(last, "forward", partial(self._count, last.forward))  # a hook would make the layer run another way
 
     def _count(self, forward, states):
         self.runs += 1
