@@ -19,6 +19,7 @@ from ports.training.draft_config import (
     prototype_layer,
     read_config_dict,
 )
+from ports.training.layer_config import DRAFT_LAYERS
 from ports.training.verifier import verifier_config
 
 OTHER_NORMS = ("norm_before_fc", "fc_norm", "norm_output")
@@ -42,8 +43,8 @@ def load_draft_config(
         recorded_layers: where the records say their features come from; taken over by a config that names no layers.
 
     Raises:
-        InputError: unreadable file, unknown key or value, another kind of speculator, sizes unlike the verifier's, or a
-            draft that this alignment is not defined for.
+        InputError: unreadable file, unknown key or value, another kind of speculator or of layer, sizes unlike the
+            verifier's, or a draft that this alignment is not defined for.
     """
     source = read_config_dict(configpath)
     config = _native(configpath, source) if is_native(source) else _from_prototype(configpath, source)
@@ -71,7 +72,7 @@ def _native(configpath: str, source: dict[str, Any]) -> Eagle3SpeculatorConfig:
 
 
 def _from_prototype(configpath: str, source: dict[str, Any]) -> Eagle3SpeculatorConfig:
-    layer = prototype_layer(configpath, source, own_keys=["draft_vocab_size"])
+    layer = prototype_layer(configpath, source, DRAFT_LAYERS["eagle3"], own_keys=["draft_vocab_size"])
     size = source.get("draft_vocab_size", "nothing")
     if type(size) is not int:
         raise InputError(configpath, "draft_vocab_size", size, "the number of tokens the draft can say")

@@ -20,6 +20,7 @@ from transformers.models.llama import modeling_llama
 
 from ports.training.attention.shared_half import SharedHalf, can_split
 from ports.training.attention.trained_rows import TrainedRows, feed, through_rows
+from ports.training.layer_config import DRAFT_LAYERS
 
 FirstLayer = Callable[..., Tensor]
 """``layer(hidden, attention_mask=, past_key_values=, position_embeddings=, rows=)``, [B, T, h] to [B, T, h]."""
@@ -33,8 +34,8 @@ def first_layer(layer: nn.Module, embeds: Tensor) -> FirstLayer:
 
 
 def can_share(layer: Any) -> bool:
-    """Is this Speculators' Llama layer as it comes? Another may do more between projection and attention."""
-    known = type(layer) is model_classes["llama"].first_layer_class
+    """Is this one of Speculators' layers as it comes? Another may do more between projection and attention."""
+    known = type(layer) in [model_classes[kind].first_layer_class for kind in DRAFT_LAYERS["eagle3"]]
     return known and can_split(layer, _projections(layer))
 
 
@@ -71,6 +72,7 @@ class SharedFirstLayer:
         """[B, T, h], after the output projection."""
         states = self.project(normed).unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
         query, key, value = states.split(self.heads, dim=1)
+        query, key = self._normed("q_norm", query), self._normed("k_norm", key)
         query, key = modeling_llama.apply_rotary_pos_emb(query, key, *rotary)
         keys, values = cache.update(key, value, self.attention.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS[self.attention.config._attn_implementation]
@@ -78,3 +80,8 @@ class SharedFirstLayer:
         out, _ = attend(self.attention, query, keys, values, mask, dropout=dropout, scaling=self.attention.scaling)
         projected: Tensor = self.attention.o_proj(out.flatten(2))
         return projected
+
+    def _normed(self, name: str, states: Tensor) -> Tensor:
+        """Heads [B, H, T, e] after the layer's norm over e, where it has one (Qwen 3's)."""
+        norm = getattr(self.attention, name, None)
+        return states if norm is None else norm(states)

@@ -68,7 +68,7 @@ class Drafter(ABC):
 
     def _run(self, memory: Memory, ids: Tensor, hidden: Tensor, positions: Tensor, fresh: Tensor) -> Tensor:
         """The layers' outputs [B, Q, h]."""
-        memory.announce(fresh)
+        memory.announce(fresh, positions)
         mask, out = memory.visible(ids.shape[1]), self.fuse(ids, hidden)
         rotary = self.model.rotary_emb(out, positions)
         for layer in self.model.layers:

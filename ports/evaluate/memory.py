@@ -14,20 +14,22 @@ from transformers.cache_utils import DynamicCache
 
 
 class Memory:
-    """``cache`` for transformers' layers, and ``owned`` [B, K], true on the slots that a row reads."""
+    """``cache`` for transformers' layers; ``owned`` [B, K], true on the slots that a row reads; their ``positions``."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.cache = DynamicCache()
         self.owned = torch.zeros(rows, 0, dtype=torch.bool, device=device)
+        self.positions = torch.zeros(rows, 0, dtype=torch.int64, device=device)
 
     @property
     def slots(self) -> int:
         """How many slots were written, K."""
         return self.owned.shape[1]
 
-    def announce(self, fresh: Tensor) -> None:
-        """The next pass writes the slots ``fresh`` [B, Q], true where a row owns them."""
+    def announce(self, fresh: Tensor, positions: Tensor) -> None:
+        """The next pass writes slots: ``fresh`` [B, Q] where a row owns them, at ``positions`` [B, Q] of its text."""
         self.owned = torch.cat([self.owned, fresh], dim=1)
+        self.positions = torch.cat([self.positions, positions], dim=1)
 
     def keep(self, fresh: Tensor) -> None:
         """Of the last Q slots a row owns only ``fresh`` [B, Q]; the others become holes."""
@@ -37,7 +39,7 @@ class Memory:
         """Take back what was written after the first ``slots``."""
         if slots < self.slots:
             self.cache.crop(slots - self.slots)
-        self.owned = self.owned[:, :slots]
+        self.owned, self.positions = self.owned[:, :slots], self.positions[:, :slots]
 
     def visible(self, width: int) -> Tensor:
         """bool [B, 1, Q, K]: what each of the last Q = ``width`` slots attends to: owned slots up to itself."""

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ports.evaluate.drafter import Block
 from ports.evaluate.memory import Memory
+from ports.evaluate.sight import sight
 
 Features = Callable[[Sequence[Tensor]], Tensor]
 """From the verifier's n+1 hidden states [B, Q, h] to features [B, Q, F]."""
@@ -31,6 +32,7 @@ class Reader:
 
     def __init__(self, verifier: Any, features: Features | None = None) -> None:
         self.verifier, self.features = verifier, features
+        self.config = verifier.config.get_text_config()
         self.memory: Memory
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Block:
@@ -62,10 +64,10 @@ class Reader:
     @torch.no_grad()
     def _read(self, ids: Tensor, positions: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token after each of ``ids``, and the features of each; nothing [B, Q, 0] for plain decoding."""
-        self.memory.announce(fresh)
+        self.memory.announce(fresh, positions)
         read = self.verifier(
             input_ids=ids,
-            attention_mask=self.memory.owned.long(),
+            attention_mask=sight(self.config, self.memory, ids.shape[1], self.verifier.dtype),
             position_ids=positions,
             past_key_values=self.memory.cache,
             use_cache=True,

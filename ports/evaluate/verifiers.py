@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ports.errors import InputError
+from ports.evaluate.sight import check_types, local_types
 from ports.training.verifier import reading_weights, verifier_config
 
 
@@ -44,16 +45,21 @@ def end_tokens(verifier: Any) -> frozenset[int]:
 def longest_prompt(name_or_path: str, length: int, size: int) -> int:
     """How long a prompt may be when ``length`` tokens follow and proposals of ``size`` reach past them.
 
-    A verifier with a sliding window is only read as far as its window reaches: rejected proposals leave holes in the
-    cache, which would count as positions. In the worst case every token leaves a hole for each token of a proposal.
+    Rejected proposals leave holes in the cache, in the worst case one for each token of a proposal after every token.
+    A verifier that counts holes as positions is only read as far as that changes nothing: a window that its config
+    gives to no layer by name, and Llama 4's attention that gets sharper with the length.
 
     Raises:
-        InputError: there is no room for any prompt.
+        InputError: there is no room for any prompt, or layers that cannot forget rejected tokens.
     """
     config = verifier_config(name_or_path)
+    check_types(name_or_path, config)
+    slots = length * (size + 1)
     room = config.max_position_embeddings - length - size
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []) or _has_window(config):
-        room = min(room, config.sliding_window - length * (size + 1))
+    if _has_window(config):
+        room = min(room, config.sliding_window - slots)
+    if getattr(config, "attn_temperature_tuning", False):
+        room = min(room, config.floor_scale - 1 - slots)
     if room < 1:
         raise InputError(name_or_path, "--tokens", length, f"less: the verifier has no room for {1 - room} of them")
     return int(room)
@@ -61,4 +67,4 @@ def longest_prompt(name_or_path: str, length: int, size: int) -> int:
 
 def _has_window(config: Any) -> bool:
     window = getattr(config, "sliding_window", None)
-    return window is not None and getattr(config, "use_sliding_window", True)
+    return not local_types(config) and window is not None and getattr(config, "use_sliding_window", True)

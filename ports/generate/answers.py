@@ -20,13 +20,15 @@ MARK = re.compile(f"[{OPEN}{CLOSE}]")
 Span = tuple[int, int]
 """Characters [start, stop) of a text."""
 
+REWRITTEN = "the chat template changes with the text of an answer, expected one that inserts it"
 Render = Callable[[Sequence[Message]], str]
 
 
 def answer_spans(messages: Sequence[Message], render: Render) -> list[Span]:
     """Where the answers stand in ``render(messages)``; an empty answer has no span.
 
-    A template may trim answers: white space at either end of one belongs to it where the template keeps it.
+    A template may trim answers, be it one of them only: white space at either end of an answer belongs to it where the
+    template keeps it.
 
     Raises:
         ConversationError: the text holds a mark, or the template does not give every answer as it is.
@@ -34,19 +36,36 @@ def answer_spans(messages: Sequence[Message], render: Render) -> list[Span]:
     text = render(messages)
     if MARK.search(text):
         raise ConversationError("found a character that marks answers, expected a text without U+E0F0 and U+E0F1")
-    for keep_left, keep_right in product((True, False), repeat=2):
-        marked = render([_mark(message, keep_left, keep_right) for message in messages])
-        if MARK.sub("", marked) == text:
-            return _spans(marked)
-    raise ConversationError("the chat template changes with the text of an answer, expected one that inserts it")
+    marked = render([_mark(message) for message in messages])
+    if MARK.sub("", marked) == text:
+        return _spans(marked)
+    marked = render([_as_inserted(messages, place, render, text) for place in range(len(messages))])
+    if MARK.sub("", marked) != text:
+        raise ConversationError(REWRITTEN)
+    return _spans(marked)
 
 
-def _mark(message: Message, keep_left: bool, keep_right: bool) -> Message:
+def _as_inserted(messages: Sequence[Message], place: int, render: Render, text: str) -> Message:
+    """The message there with marks around as much of it as the template leaves alone."""
+    content = messages[place]["content"]
+    for start, from_end in product(_edges(content), _edges(content[::-1])):
+        marked = _mark(messages[place], start, from_end)
+        if MARK.sub("", render([*messages[:place], marked, *messages[place + 1 :]])) == text:
+            return marked
+    raise ConversationError(REWRITTEN)
+
+
+def _edges(content: str) -> list[int]:
+    """How much white space a template may trim in front: nothing, or up to where another character begins."""
+    space = content[: len(content) - len(content.lstrip())]
+    return [0, *(place for place in range(1, len(space) + 1) if space[place - 1] != space[place : place + 1])]
+
+
+def _mark(message: Message, start: int = 0, from_end: int = 0) -> Message:
     content = message["content"]
     if message["role"] != "assistant" or not content.strip():
         return message
-    start = 0 if keep_left else len(content) - len(content.lstrip())
-    stop = len(content) if keep_right else len(content.rstrip())
+    stop = len(content) - from_end
     return {**message, "content": content[:start] + OPEN + content[start:stop] + CLOSE + content[stop:]}
 
 

@@ -92,7 +92,7 @@ class Encoder:
 
     def _template(self, turns: Sequence[Message], **options: Any) -> Any:
         try:
-            return self.tokenizer.apply_chat_template(list(turns), **self.family.template_options, **options)
+            return self.tokenizer.apply_chat_template(list(turns), **self.family.variables, **options)
         except Exception as error:  # jinja's, whatever a template raises
             raise ConversationError(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from error
 
@@ -119,7 +119,7 @@ class Encoder:
             chat_template=self.tokenizer.get_chat_template(),
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
-            **self.family.template_options,
+            **self.family.variables,
         )
         return [(start, stop) for start, stop in blocks[0]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +41,13 @@ class ChatFamily(BaseModel):
 
     system: str | None = None
     template_options: dict[str, Any] = Field(default_factory=dict)
+    today: date | None = None
     prototype_mask: Annotated[Offsets | FirstMatch, Field(discriminator="rule")] | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is given; a template that asks for the date gets ``today``, on every day the same."""
+        return self.template_options | ({} if self.today is None else {"strftime_now": self.today.strftime})
 
 
 def load_family(name: str) -> ChatFamily:

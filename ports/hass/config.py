@@ -6,6 +6,8 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from speculators import SpeculatorModelConfig
 from transformers import LlamaConfig, PretrainedConfig
 
+from ports.training.layer_config import DRAFT_LAYERS
+
 
 @SpeculatorModelConfig.register("hass")
 class HassSpeculatorConfig(SpeculatorModelConfig):
@@ -50,8 +52,9 @@ class HassSpeculatorConfig(SpeculatorModelConfig):
     def check_layers(self) -> "HassSpeculatorConfig":
         """Only Llama layers, and only one of them in prototype alignment."""
         layer = self.transformer_layer_config
-        if layer.model_type != "llama":
-            raise ValueError(f"transformer_layer_config.model_type: found {layer.model_type}, expected llama")
+        if layer.model_type not in DRAFT_LAYERS["hass"]:
+            expected = " or ".join(DRAFT_LAYERS["hass"])
+            raise ValueError(f"transformer_layer_config.model_type: found {layer.model_type}, expected {expected}")
         if self.ttt_alignment == "prototype" and layer.num_hidden_layers > 1:
             raise ValueError(f"num_hidden_layers: found {layer.num_hidden_layers}, expected 1 in prototype alignment")
         return self

@@ -13,6 +13,7 @@ from ports.training.draft_config import (
     prototype_layer,
     read_config_dict,
 )
+from ports.training.layer_config import DRAFT_LAYERS
 from ports.training.verifier import verifier_config
 
 
@@ -28,14 +29,14 @@ def load_draft_config(
         alignment: how the draft will be trained; takes the place of the one that a Speculators config names.
 
     Raises:
-        InputError: unreadable file, unknown key or value, another kind of speculator, sizes unlike the verifier's, or
-            several layers in prototype alignment.
+        InputError: unreadable file, unknown key or value, another kind of speculator or of layer, sizes unlike the
+            verifier's, or several layers in prototype alignment.
     """
     source = read_config_dict(configpath)
     if is_native(source):
         layer = native_config(configpath, source, "hass").transformer_layer_config
     else:
-        layer = prototype_layer(configpath, source)
+        layer = prototype_layer(configpath, source, DRAFT_LAYERS["hass"])
     check_sizes(configpath, layer, verifier_config(basepath))
     check_trainable(configpath, layer, alignment)
     return HassSpeculatorConfig(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from speculators.config import SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
 from speculators.proposals.greedy import GreedyTokenProposalConfig
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
-from ports.training.layer_config import llama_config
+from ports.training.layer_config import DRAFT_LAYERS, LAYER_CONFIGS, layer_config
 
 LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "dtype", "pretraining_tp"})
 FORMAT_KEYS = frozenset(
@@ -58,10 +58,13 @@ def native_config(configpath: str, source: dict[str, Any], kind: str) -> Any:
     """The Speculators config of type ``kind`` that ``source`` describes.
 
     Raises:
-        InputError: another type, or values that Speculators refuses.
+        InputError: another type, a layer that drafts of it cannot have, or values that Speculators refuses.
     """
     if source["speculators_model_type"] != kind:
         raise InputError(configpath, "speculators_model_type", source["speculators_model_type"], kind)
+    layer = source.get("transformer_layer_config")
+    if isinstance(layer, dict) and "model_type" in layer:
+        check_layer(configpath, "transformer_layer_config.model_type", layer["model_type"], DRAFT_LAYERS[kind])
     try:
         return SpeculatorModelConfig.from_dict(source)
     except Exception as error:  # pydantic's, transformers' and Speculators' own errors
@@ -69,20 +72,34 @@ def native_config(configpath: str, source: dict[str, Any], kind: str) -> Any:
         raise InputError(configpath, "config", reason, f"a Speculators {kind} config") from error
 
 
-def prototype_layer(configpath: str, source: dict[str, Any], own_keys: Iterable[str] = ()) -> LlamaConfig:
-    """The decoder layer's config from a prototype's draft JSON; ``own_keys`` are the port's and no part of the layer.
+def prototype_layer(
+    configpath: str, source: dict[str, Any], kinds: Sequence[str], own_keys: Iterable[str] = ()
+) -> PretrainedConfig:
+    """The decoder layer's config from a prototype's draft JSON.
+
+    Args:
+        configpath: named in errors.
+        source: the JSON object; without a ``model_type`` its layer is Llama's.
+        kinds: layers that the draft can have.
+        own_keys: the port's, no part of the layer.
 
     Raises:
-        InputError: a key that no Llama config has, a value that transformers refuses, or another ``model_type``.
+        InputError: a key that no such config has, a value that transformers refuses, or another kind of layer.
     """
-    own = set(own_keys)
-    unknown = sorted(set(source) - set(LlamaConfig().to_dict()) - LEGACY_KEYS - FORMAT_KEYS - own)
+    own, kind = set(own_keys), source.get("model_type", "llama")
+    check_layer(configpath, "model_type", kind, kinds)
+    unknown = sorted(set(source) - set(LAYER_CONFIGS[kind]().to_dict()) - LEGACY_KEYS - FORMAT_KEYS - own)
     if unknown:
-        expected = " and ".join(["keys of a Llama config", *sorted(own)])
+        expected = " and ".join([f"keys of a {kind} config", *sorted(own)])
         raise InputError(configpath, unknown[0], "an unknown key", expected)
-    if source.get("model_type", "llama") != "llama":
-        raise InputError(configpath, "model_type", source["model_type"], "llama")
-    return llama_config(configpath, {key: value for key, value in source.items() if key not in FORMAT_KEYS | own})
+    return layer_config(configpath, {key: value for key, value in source.items() if key not in FORMAT_KEYS | own}, kind)
+
+
+def check_layer(configpath: str | Path, field: str, kind: Any, kinds: Sequence[str]) -> None:
+    """Refuse (InputError) a layer that Speculators reads the config of and has no draft for."""
+    if kind not in kinds:
+        expected = f"{' or '.join(kinds)}: Speculators holds no such draft of other layers; its verifier may have any"
+        raise InputError(configpath, field, kind, expected)
 
 
 def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> SpeculatorsConfig:

@@ -1,15 +1,21 @@
-"""A draft layer's ``LlamaConfig`` from plain JSON values, each of them checked."""
+"""A draft layer's config from plain JSON values, each of them checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ports.errors import InputError
+
+LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+"""By ``model_type``: the layers that drafts are made of."""
+
+DRAFT_LAYERS = {"eagle3": ("llama", "qwen3"), "hass": ("llama",)}
+"""Which of them by algorithm: Speculators' Eagle3 has a first layer for each of its two, HASS is defined for one."""
 
 SIZES = (
     "hidden_size",
@@ -24,8 +30,8 @@ SIZES = (
 )
 
 
-def llama_config(file: str, values: Mapping[str, Any]) -> LlamaConfig:
-    """The config that ``values`` describe; ``file`` is named in errors.
+def layer_config(file: str, values: Mapping[str, Any], kind: str = "llama") -> PretrainedConfig:
+    """The config of a ``kind`` of layer that ``values`` describe; ``file`` is named in errors.
 
     Raises:
         InputError: a size that is no positive integer, an activation or rotary embedding that transformers does not
@@ -37,10 +43,10 @@ def llama_config(file: str, values: Mapping[str, Any]) -> LlamaConfig:
     _check_choice(file, "hidden_act", values.get("hidden_act", "silu"), list(ACT2FN))
     _check_choice(file, "rope_scaling", _rope_type(values), ["default", *ROPE_INIT_FUNCTIONS])
     try:
-        return LlamaConfig.from_dict(dict(values))
+        return LAYER_CONFIGS[kind].from_dict(dict(values))
     except Exception as error:  # what transformers raises here differs from release to release
         reason = " ".join(str(error).split())
-        raise InputError(file, "config", reason, "values of a Llama config") from error
+        raise InputError(file, "config", reason, f"values of a {kind} config") from error
 
 
 def _check_sizes(file: str, values: Mapping[str, Any]) -> None:

@@ -27,7 +27,8 @@ TOKENIZER_FILES = (
 
 
 def verifier_config(name_or_path: str) -> Any:
-    """The text model's config of a verifier directory or hub id (``text_config`` of a multimodal one).
+    """The text model's config of a verifier directory or hub id (``text_config`` of a multimodal one, in whose config
+    the precision may stand).
 
     Raises:
         InputError: a directory without ``config.json``, or with one that cannot be read.
@@ -40,7 +41,10 @@ def verifier_config(name_or_path: str) -> Any:
     except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(name_or_path, "basepath", reason, "a model directory or hub id") from error
-    return getattr(config, "text_config", config)
+    text = config.get_text_config()
+    if getattr(text, "dtype", None) is None:
+        text.dtype = getattr(config, "dtype", None)
+    return text
 
 
 def check_weights_present(name_or_path: str) -> None:

@@ -17,11 +17,10 @@ import torch
 from speculators.models.base_components import model_classes
 from torch import Tensor, nn
 
+from ports.training.layer_config import LAYER_CONFIGS
+
 RowWise = Callable[[Tensor], Tensor]
 """From [1, N, h] to [1, N, h], every row by itself."""
-
-PLAIN = ("llama", "qwen3")
-"""Layers that are attention and MLP, each after a norm and added to its input."""
 
 
 class TrainedRows:
@@ -57,8 +56,8 @@ def through_rows(rows: TrainedRows | None, function: RowWise, states: Tensor) ->
 def on_trained_rows(layer: Any, rows: TrainedRows | None) -> Callable[..., Tensor]:
     """``layer``, called through its own modules with its row-wise half on ``rows``.
 
-    As it is, if there are no such rows, if it is not one of Speculators' plain layers, or if a hook (a sharded
-    module's, a tracer's) has to see it called.
+    As it is, if there are no such rows, if it is no decoder layer that drafts are known to be made of (attention and
+    MLP, each after a norm and added to its input), or if a hook (a sharded module's, a tracer's) has to see it called.
     """
     if rows is None or not _is_plain(layer):
         return layer
@@ -67,7 +66,7 @@ def on_trained_rows(layer: Any, rows: TrainedRows | None) -> Callable[..., Tenso
 
 def _is_plain(layer: nn.Module) -> bool:
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
-    return not hooked and any(type(layer) is model_classes[name].decoder_layer_class for name in PLAIN)
+    return not hooked and any(type(layer) is model_classes[name].decoder_layer_class for name in LAYER_CONFIGS)
 
 
 class _Halves:

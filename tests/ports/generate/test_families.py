@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 
 from ports.generate.families import FirstMatch, Offsets, load_family
@@ -10,6 +12,8 @@ def test_the_shipped_families() -> None:
     assert isinstance(load_family("qwen").prototype_mask, FirstMatch)
     assert isinstance(load_family("mistral").prototype_mask, FirstMatch)
     assert load_family("plain").prototype_mask is None
+    assert load_family("harmony").today == date(2025, 8, 5)
+    assert load_family("llama4").variables == {}
     assert load_family("llama").system == "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024"
 
 
@@ -24,6 +28,7 @@ BAD = [
     ("a: {system: [", "a", "chat_template", "", "a readable YAML file"),
     ("a: {}\n", "b", "chat_template", "b", "one of a, or FILE.yaml:NAME"),
     ("a: {sytem: x}\n", "a", "a.sytem", "'x'", "not permitted"),
+    ("a: {today: soon}\n", "a", "a.today", "soon", "date"),
     ("a: {prototype_mask: {rule: guess}}\n", "a", "a.prototype_mask", "guess", "'offsets', 'first_match'"),
     (
         "a: {prototype_mask: {rule: first_match, after: x}}\n",

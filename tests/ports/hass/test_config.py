@@ -42,7 +42,7 @@ def test_a_checkpoint_is_a_config_too_and_the_flag_says_the_alignment(load, live
 @pytest.mark.parametrize(
     ("key", "value", "found", "expected"),
     [
-        ("draft_vocab_size", 23, "an unknown key", "keys of a Llama config"),
+        ("draft_vocab_size", 23, "an unknown key", "keys of a llama config"),
         ("model_type", "mistral", "mistral", "llama"),
         ("hidden_size", 36, "36", "32, the verifier's"),
         ("vocab_size", 62, "62", "61, the verifier's"),
@@ -59,10 +59,21 @@ def test_refused(load, fixture, refuses, key, value, found, expected):
 
 
 def test_a_native_config_with_a_broken_layer_is_refused(load, fixture, refuses):
-    native = {"speculators_model_type": "hass", "transformer_layer_config": {"model_type": "qwen3"}}
+    native = {
+        "speculators_model_type": "hass",
+        "transformer_layer_config": {"model_type": "llama", "num_hidden_layers": []},
+    }
     file = fixture / "draft_hass.json"
     file.write_text(json.dumps(native))
     with refuses(file, "config", "", "a Speculators hass config"):
+        load(file)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt_oss", "llama4_text"])
+def test_a_native_config_with_another_layer_is_refused(load, fixture, refuses, kind):
+    file = fixture / "draft_hass.json"
+    file.write_text(json.dumps({"speculators_model_type": "hass", "transformer_layer_config": {"model_type": kind}}))
+    with refuses(file, "transformer_layer_config.model_type", kind, "llama: Speculators holds no such draft"):
         load(file)
 
 

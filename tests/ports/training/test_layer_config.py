@@ -1,6 +1,6 @@
 import pytest
 
-from ports.training.layer_config import llama_config
+from ports.training.layer_config import layer_config
 
 GOOD = {
     "hidden_size": 32,
@@ -22,7 +22,7 @@ LLAMA3 = {
 
 
 def test_values_arrive():
-    config = llama_config("a.json", {**GOOD, "head_dim": 12, "rope_scaling": LLAMA3, "rms_norm_eps": 1e-4})
+    config = layer_config("a.json", {**GOOD, "head_dim": 12, "rope_scaling": LLAMA3, "rms_norm_eps": 1e-4})
     assert (config.hidden_size, config.head_dim, config.rms_norm_eps) == (32, 12, 1e-4)
     rope = config.rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("llama3", 8.0, 5e5)
@@ -30,7 +30,7 @@ def test_values_arrive():
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}])
 def test_both_spellings_of_rope_scaling(scaling):
-    rope = llama_config("a.json", {**GOOD, "rope_scaling": scaling}).rope_parameters
+    rope = layer_config("a.json", {**GOOD, "rope_scaling": scaling}).rope_parameters
     assert rope["rope_type"] == ("linear" if scaling else "default")
 
 
@@ -53,15 +53,15 @@ BAD = [
 @pytest.mark.parametrize(("name", "value", "found", "expected"), BAD)
 def test_a_value_out_of_its_range_is_refused(refuses, name, value, found, expected):
     with refuses("a.json", name, found, expected):
-        llama_config("a.json", {**GOOD, name: value})
+        layer_config("a.json", {**GOOD, name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [("rms_norm_eps", "small"), ("attention_bias", "yes")])
 def test_what_transformers_refuses_is_refused(refuses, name, value):
-    with refuses("a.json", "config", name, "values of a Llama config"):
-        llama_config("a.json", {**GOOD, name: value})
+    with refuses("a.json", "config", name, "values of a llama config"):
+        layer_config("a.json", {**GOOD, name: value})
 
 
 def test_heads_that_do_not_divide_the_hidden_size_are_refused(refuses):
-    with refuses("a.json", "config", "not a multiple of the number of attention heads (5)", "values of a Llama config"):
-        llama_config("a.json", {**GOOD, "num_attention_heads": 5})
+    with refuses("a.json", "config", "not a multiple of the number of attention heads (5)", "values of a llama config"):
+        layer_config("a.json", {**GOOD, "num_attention_heads": 5})

@@ -83,7 +83,7 @@ class Caches:
         plain = StepLayer.__init__
         patch.setattr(StepLayer, "__init__", lambda layer: (plain(layer), self.made.append(layer))[0])
         last = draft.layers[0].self_attn.o_proj
-        patch.setattr(last, "forward", partial(self._count, last.forward))  # a hook would make the layer run another way
+        patch.setattr(last, "forward", partial(self._count, last.forward))  # a hook would have the layer run otherwise
 
     def _count(self, forward, states):
         self.runs += 1

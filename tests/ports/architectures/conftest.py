@@ -1,0 +1,163 @@
+"""For each architecture a tiny verifier, records made with it, and trained drafts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
+from fixtures.conversations import SHAREGPT
+from ports.eagle3 import train as eagle3
+from ports.eagle3.settings import Eagle3Settings
+from ports.generate.__main__ import main as generate
+from ports.hass import train as hass
+from ports.hass.settings import HassSettings
+
+DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
+TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
+DRAFTS = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
+DRAFTS += [(name, "hass", "llama") for name in ARCHITECTURES]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """``folder`` holds verifier/, eagle3/ and hass/ (records, a vocabulary map beside the first)."""
+
+    architecture: Architecture
+    folder: Path
+
+    @property
+    def verifier(self) -> Path:
+        return self.folder / "verifier"
+
+    def draft(self, algorithm: str, layer: str, target: Path, **changes: Any) -> Path:
+        """Write the draft's JSON."""
+        size = {"draft_vocab_size": DRAFT_VOCAB_SIZE} if algorithm == "eagle3" else {}
+        target.write_text(json.dumps({**self.architecture.drafts[layer], **size, **changes}))
+        return target
+
+
+def make_records(tiny: Tiny, algorithm: str) -> None:
+    """With the shipped command, from the shipped conversations."""
+    flags = {
+        "model_path": tiny.verifier,
+        "outdir": tiny.folder / algorithm,
+        "data_path": SHAREGPT,
+        "dataset": "sharegpt",
+        "chat_template": tiny.architecture.family,
+        "algorithm": algorithm,
+        "dtype": "auto",
+        "samples": 7,
+        "max_length": MAX_LENGTH,
+    }
+    assert generate([*words(flags), "--no-progress"]) == 0
+
+
+def words(flags: dict[str, Any]) -> list[str]:
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """The verifier and records of an architecture, made once."""
+    made: dict[str, Tiny] = {}
+
+    def make(name: str) -> Tiny:
+        if name not in made:
+            tiny = Tiny(ARCHITECTURES[name], tmp_path_factory.mktemp(name))
+            build_architecture(tiny.architecture, tiny.verifier)
+            for algorithm in TRAINERS:
+                make_records(tiny, algorithm)
+            flags = {"tmpdir": tiny.folder / "eagle3", "basepath": tiny.verifier, "draft_vocab_size": DRAFT_VOCAB_SIZE}
+            assert generate(["vocabulary", *words(flags)]) == 0
+            made[name] = tiny
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def tiny(request: pytest.FixtureRequest, tiny_of) -> Tiny:
+    return tiny_of(request.param)
+
+
+@pytest.fixture
+def own_verifier(tiny, tmp_path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(tiny.verifier, tmp_path / "verifier"))
+
+
+@dataclass
+class Draft:
+    """A draft to be trained, and what it is trained on."""
+
+    tiny: Tiny
+    algorithm: str
+    layer: str
+    folder: Path
+
+    def settings(self, **changes: Any) -> Any:
+        data = self.tiny.folder / self.algorithm
+        values = {
+            "basepath": str(self.tiny.verifier),
+            "configpath": str(self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json")),
+            "tmpdir": data,
+            "cpdir": self.folder / "checkpoints",
+            "bs": 2,
+            "lr": 3e-3,
+            "epoch": 1,
+            "forward_num_total": STEPS,
+            "noise": False,
+            "num_workers": 0,
+            "mixed_precision": "no",
+            "progress": False,
+            **({"t2d": data / "t2d.npy", "d2t": data / "d2t.npy"} if self.algorithm == "eagle3" else {}),
+        }
+        return TRAINERS[self.algorithm][1](**{**values, **changes})
+
+    @property
+    def trainer(self) -> Any:
+        return TRAINERS[self.algorithm][0]
+
+    def build(self, **changes: Any) -> Any:
+        return self.trainer.build(self.settings(**changes))
+
+    def train(self, **changes: Any) -> tuple[Any, Path]:
+        """The draft after its training, and its last checkpoint."""
+        settings, model = self.settings(**changes), self.build(**changes)
+        self.trainer.run(settings, model, self.dataset(model, **changes))
+        prefix = "model" if self.algorithm == "eagle3" else "state_"
+        return model, settings.cpdir / f"{prefix}{settings.epoch}"
+
+    def dataset(self, model: Any, **changes: Any) -> Any:
+        return self.trainer.build_dataset(self.settings(**changes), model.config)
+
+
+@pytest.fixture(params=DRAFTS, ids="-".join)
+def draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
+    """Every draft of every architecture."""
+    name, algorithm, layer = request.param
+    return Draft(tiny_of(name), algorithm, layer, tmp_path)
+
+
+@pytest.fixture(params=[each for each in DRAFTS if each[1] == "eagle3"], ids="-".join)
+def eagle3_draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
+    name, algorithm, layer = request.param
+    return Draft(tiny_of(name), algorithm, layer, tmp_path)
+
+
+@pytest.fixture
+def hass_draft(tiny, tmp_path) -> Draft:
+    return Draft(tiny, "hass", "llama", tmp_path)
+
+
+@pytest.fixture
+def cpu() -> torch.device:
+    return torch.device("cpu")

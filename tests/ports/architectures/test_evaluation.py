@@ -1,0 +1,98 @@
+"""Drafting changes no token of any verifier, and the counts are those of a simulation without caches."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from ports.evaluate import sight as sight_module
+from ports.evaluate.decode import Limits, decode, decode_speculatively
+from ports.evaluate.drafts import drafter_of, open_draft
+from ports.evaluate.evaluation import evaluate
+from ports.evaluate.verifiers import longest_prompt, open_verifier
+from ports.training.data.records import list_records, read_record
+from ports.training.saving import save_draft
+from tests.ports.architectures.conftest import DRAFTS, STEPS
+from tests.ports.conftest import enliven
+from tests.ports.evaluate.plain import continue_greedily, simulate
+from tests.ports.evaluate.test_decode import Scripted
+
+LENGTH = 24
+PROMPTS = (21, 6, 34)
+LOCAL = [each for each in DRAFTS if each[0] in ("gpt_oss", "llama4")]
+"""Drafts whose verifiers have windows or chunks."""
+
+
+def prompts_of(tiny) -> list[list[int]]:
+    files = list_records(tiny.folder / "eagle3")
+    return [read_record(file, {}, 512)["input_ids"].tolist()[:size] for file, size in zip(files, PROMPTS, strict=False)]
+
+
+@pytest.fixture
+def judge(draft, cpu):
+    return open_verifier(str(draft.tiny.verifier), "float32", cpu)
+
+
+@pytest.fixture
+def lively(draft):
+    """A lively draft, saved and opened as the evaluation does."""
+    return open_draft(save_draft(enliven(draft.build()), draft.folder / "saved"))
+
+
+def test_counts_are_those_of_a_simulation_and_no_token_changes(draft, lively, judge):
+    prompts = prompts_of(draft.tiny)
+    found = evaluate(judge, drafter_of(lively), prompts, Limits(LENGTH), STEPS, batch_size=3)
+    assert found.differences == []
+    assert found.tokens == [continue_greedily(judge, prompt, LENGTH) for prompt in prompts]
+    assert found.counters == simulate(copy.deepcopy(lively), judge, prompts, LENGTH, STEPS)
+
+
+def right_proposals(draft, lively, judge):
+    prompts = prompts_of(draft.tiny)
+    right = [prompt + continue_greedily(judge, prompt, 2 * LENGTH) for prompt in prompts]
+    drafter = Scripted(drafter_of(lively), prompts, right)
+    found = decode_speculatively(judge, drafter, prompts, Limits(LENGTH), STEPS)
+    return found, [answer.tokens for answer in decode(judge, prompts, Limits(LENGTH))]
+
+
+def test_accepted_and_rejected_tokens_change_no_token_either(draft, lively, judge):
+    found, plain = right_proposals(draft, lively, judge)
+    assert [answer.tokens for answer in found] == plain
+    accepted = [count for answer in found for count in answer.accepted]
+    assert {0, 1, 2, 3} == set(accepted)
+
+
+@pytest.mark.parametrize("draft", LOCAL, indirect=True, ids="-".join)
+def test_windows_counted_in_slots_would_change_tokens(draft, lively, judge, monkeypatch):
+    """The planted fault: holes count as positions, as transformers' own masks have it."""
+    near = sight_module._near
+
+    def by_slots(config, kind, memory, width):
+        memory.positions = torch.arange(memory.slots).expand_as(memory.positions)
+        return near(config, kind, memory, width)
+
+    monkeypatch.setattr(sight_module, "_near", by_slots)
+    found, plain = right_proposals(draft, lively, judge)
+    assert [answer.tokens for answer in found] != plain
+
+
+def test_a_prompt_may_be_longer_than_windows_and_chunks(tiny):
+    assert longest_prompt(str(tiny.verifier), 10, 3) == 512 - 10 - 3
+
+
+def test_attention_that_sharpens_with_the_length_leaves_room_for_holes(tiny_of, tmp_path):
+    config = dict(tiny_of("llama4").architecture.config)
+    config["text_config"] = {**config["text_config"], "floor_scale": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert longest_prompt(str(tmp_path), 10, 3) == 100 - 1 - 10 * 4
+
+
+def test_layers_that_cannot_forget_are_refused(tiny_of, tmp_path, refuses):
+    config = dict(tiny_of("qwen3").architecture.config)
+    config["layer_types"] = ["linear_attention", *["full_attention"] * 6]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with refuses(tmp_path, "layer_types", "linear_attention", "full_attention, sliding_attention"):
+        longest_prompt(str(tmp_path), 10, 3)

@@ -1,0 +1,91 @@
+"""The verifier's hidden states, as records have them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fixtures.architectures import ARCHITECTURES
+from fixtures.architectures.gpt_oss import WINDOW
+from fixtures.architectures.llama4 import CHUNK
+from ports.evaluate.verifiers import open_verifier
+from ports.generate.prepare import geometry_of
+from ports.training.data.features import FeatureReader, load_verifier
+from ports.training.data.records import list_records, read_record
+from ports.training.verifier import verifier_config
+
+LAYERS = [3, 4, 5]
+SIZES = [("gpt_oss", "sliding_window", WINDOW), ("llama4", "attention_chunk_size", CHUNK)]
+
+
+def texts(tiny) -> list[torch.Tensor]:
+    return [read_record(file, {}, 512)["input_ids"] for file in list_records(tiny.folder / "eagle3")]
+
+
+def test_the_text_models_config_is_read(tiny):
+    config = verifier_config(str(tiny.verifier))
+    expected = tiny.architecture.text_config
+    assert (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (64, 512, 7)
+    assert config.model_type == expected["model_type"]
+    assert geometry_of("eagle3", str(tiny.verifier)).layers == LAYERS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_precision_may_be_named_outside_of_the_text_model(own_verifier, dtype):
+    file = own_verifier / "config.json"
+    config = json.loads(file.read_text())
+    config["torch_dtype"] = dtype
+    config.get("text_config", {}).pop("torch_dtype", None)
+    file.write_text(json.dumps(config))
+    model = load_verifier(str(own_verifier), "auto", "cpu")
+    features = FeatureReader(model, LAYERS)([torch.arange(5)])[0]
+    assert str(features["hidden_state"].dtype) == f"torch.{dtype}"
+    assert geometry_of("eagle3", str(own_verifier)).dtype == dtype
+
+
+def test_records_hold_the_named_layers_and_the_state_after_the_norm(tiny, cpu):
+    judge = open_verifier(str(tiny.verifier), "float32", cpu)
+    for file in list_records(tiny.folder / "eagle3")[:2]:
+        record = load_file(file)
+        with torch.no_grad():
+            output = judge(input_ids=record["input_ids"][None], output_hidden_states=True, use_cache=False)
+        fused = torch.cat([output.hidden_states[layer] for layer in LAYERS], dim=-1)[0]
+        torch.testing.assert_close(record["hidden_state"], fused, rtol=0, atol=1e-5)
+        torch.testing.assert_close(judge.lm_head(record["target"]), output.logits[0], rtol=0, atol=1e-5)
+        other = load_file(tiny.folder / "hass" / file.relative_to(tiny.folder / "eagle3"))
+        torch.testing.assert_close(other["hidden_state"], record["target"], rtol=0, atol=1e-5)
+
+
+def test_a_batch_gives_what_every_text_gives_alone(tiny):
+    reader = FeatureReader(load_verifier(str(tiny.verifier), "auto", "cpu"), LAYERS)
+    dialogues = [ids[:length] for ids, length in zip(texts(tiny), (60, 7, 33, 1), strict=False)]
+    for ids, together in zip(dialogues, reader(dialogues), strict=True):
+        (alone,) = reader([ids])
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "key", "size"), SIZES)
+def test_windows_and_chunks_are_shorter_than_the_texts(tiny_of, tmp_path, name, key, size):
+    """A model that looks further gives other states from there on: the fixtures do test what they are there for."""
+    tiny = tiny_of(name)
+    wide = json.loads((tiny.verifier / "config.json").read_text())
+    wide.get("text_config", wide)[key] = 512
+    for file in tiny.verifier.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(wide))
+    ids = texts(tiny)[0]
+    near, far = (
+        FeatureReader(load_verifier(str(folder), "auto", "cpu"), None)([ids])[0]["hidden_state"]
+        for folder in (tiny.verifier, tmp_path)
+    )
+    torch.testing.assert_close(near[:size], far[:size], rtol=0, atol=1e-5)
+    assert (near[size:] - far[size:]).abs().max() > 0.05
+
+
+def test_every_architecture_is_seen():
+    assert set(ARCHITECTURES) == {"qwen3", "gpt_oss", "llama4"}
