@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +21,11 @@ from fixtures.features import load_verifier
 from fixtures.samples import as_hass, build_training_fixture, sample_of
 from fixtures.verifier import VerifierSpec
 from fixtures.vocabulary import most_frequent
+from ports.evaluate.counters import Counters
+from ports.evaluate.decode import Limits
+from ports.evaluate.drafts import drafter_of, open_draft
+from ports.evaluate.evaluation import evaluate
+from ports.evaluate.verifiers import open_verifier
 from tests.ports.evaluate.plain import continue_greedily
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +40,19 @@ FLAGS = (
     *("--bs", "2", "--lr", "3e-3", "--forward_num_total", str(TTT_STEPS)),
     *("--ttt_alignment", "chain", "--num_workers", "0", "--no-noise", "--no-progress"),
 )
+NUM_PROMPTS, LENGTH = 6, 48
+METHODS = {"eagle3": "eagle3", "hass": "eagle"}
+ENGINE = {"dtype": "float32", "max_model_len": 128, "enforce_eager": True, "disable_log_stats": False, "seed": 0}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+BREAKS_VLLM = ("torchaudio", "torchcodec")
+
+Serve = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,9 +86,11 @@ def saved(texts, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train("eagle3", texts, tmp_path_factory.mktemp("saved"), 0)
 
 
-def train(kind: str, texts: tuple[Path, list[list[int]]], folder: Path, last_epoch: int) -> Trained:
+def train(
+    kind: str, texts: tuple[Path, list[list[int]]], folder: Path, last_epoch: int, config: str | None = None
+) -> Trained:
     fixture, ids = texts
-    flags = [*inputs(fixture, kind), "--cpdir", str(folder / "checkpoints"), "--epoch", str(last_epoch), *FLAGS]
+    flags = [*inputs(fixture, kind, config), "--cpdir", str(folder / "checkpoints"), "--epoch", str(last_epoch), *FLAGS]
     run([sys.executable, "-m", f"ports.{kind}.train", *flags])
     prompts, answers = ([text[part] for text in ids] for part in (slice(PROMPT), slice(PROMPT, None)))
     draft = folder / "checkpoints" / f"{CHECKPOINTS[kind]}{last_epoch}"
@@ -88,9 +113,9 @@ def answer_greedily(fixture: Path) -> list[list[int]]:
     return texts
 
 
-def inputs(fixture: Path, kind: str) -> list[str]:
+def inputs(fixture: Path, kind: str, config: str | None = None) -> list[str]:
     """The files of a training fixture as flags."""
-    files = {"basepath": "verifier", "configpath": f"draft_{kind}.json", "tmpdir": f"data_{kind}"}
+    files = {"basepath": "verifier", "configpath": config or f"draft_{kind}.json", "tmpdir": f"data_{kind}"}
     if kind == "eagle3":
         files |= {"t2d": "t2d.npy", "d2t": "d2t.npy"}
     return [word for name, file in files.items() for word in (f"--{name}", str(fixture / file))]
@@ -101,3 +126,48 @@ def run(command: list[str], **environment: str) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
+    """Start vLLM with the given arguments and let it answer the first prompts; gives tokens and counters."""
+    for name in BREAKS_VLLM:
+        _skip_if_broken(name)
+    folder = tmp_path_factory.mktemp("vllm")
+
+    def start(prompts: list[list[int]], **engine: Any) -> dict[str, Any]:
+        request, answer = folder / "request.json", folder / "answer.json"
+        words = {"engine": {**ENGINE, **engine}, "prompts": prompts[:NUM_PROMPTS], "length": LENGTH}
+        request.write_text(json.dumps(words))
+        command = [sys.executable, str(Path(__file__).with_name("serve.py")), str(request), str(answer)]
+        run(command, VLLM_CACHE_ROOT=str(folder / "cache"), **ENVIRONMENT)
+        return json.loads(answer.read_text())
+
+    return start
+
+
+def _skip_if_broken(name: str) -> None:
+    """vLLM's child processes import these two wherever they are installed, and stop if that fails."""
+    if find_spec(name) is None:
+        return
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError):
+        pytest.skip(f"{name} is installed and cannot be loaded: pip uninstall {' '.join(BREAKS_VLLM)}")
+
+
+def drafted(serve: Serve, trained: Trained, draft: Path, **engine: Any) -> dict[str, Any]:
+    """Verifier and draft named apart. Without a method vLLM takes any path without "eagle3" for a whole model."""
+    speculative = {"method": METHODS[trained.kind], "model": str(draft), "num_speculative_tokens": TTT_STEPS}
+    return serve(trained.prompts, model=str(trained.verifier), speculative_config=speculative, **engine)
+
+
+def counted(served: dict[str, Any]) -> Counters:
+    return Counters(served["drafts"], tuple(served["accepted_per_position"]))
+
+
+def evaluated(trained: Trained, draft: Path, drafter=drafter_of) -> Counters:
+    """What our own evaluation counts."""
+    verifier = open_verifier(str(trained.verifier), "float32", torch.device("cpu"))
+    prompts, limits = trained.prompts[:NUM_PROMPTS], Limits(LENGTH)
+    return evaluate(verifier, drafter(open_draft(draft)), prompts, limits, TTT_STEPS).counters

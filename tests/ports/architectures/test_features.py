@@ -87,5 +87,15 @@ def test_windows_and_chunks_are_shorter_than_the_texts(tiny_of, tmp_path, name, 
     assert (near[size:] - far[size:]).abs().max() > 0.05
 
 
+def test_training_without_stored_features_reads_the_same(draft):
+    """From the same records, of which only ids and masks are read."""
+    model = draft.build()
+    stored, online = draft.dataset(model), draft.dataset(model, online=True, verifier_dtype="float32")
+    batches = [each.collate_fn()([each[index] for index in (0, 3)]) for each in (stored, online)]
+    assert batches[0].keys() == batches[1].keys()
+    for name in ("features", "target", "input_ids", "loss_mask", "attention_mask"):
+        torch.testing.assert_close(batches[1][name], batches[0][name], rtol=0, atol=1e-5)
+
+
 def test_every_architecture_is_seen():
     assert set(ARCHITECTURES) == {"qwen3", "gpt_oss", "llama4"}

@@ -53,6 +53,12 @@ def test_a_checkpoint_directory_and_its_config_file(fixture, lively_draft, tmp_p
         assert config.transformer_layer_config.rope_parameters["factor"] == 4.0
 
 
+def test_a_layer_of_qwen_3(load):
+    layer = load(model_type="qwen3", mlp_bias=None, pretraining_tp=None).transformer_layer_config
+    assert (layer.model_type, layer.head_dim, layer.layer_types) == ("qwen3", 12, ["full_attention"])
+    assert layer.rope_parameters["factor"] == 4.0
+
+
 def test_a_draft_that_says_everything(load):
     assert load(draft_vocab_size=61).draft_vocab_size == 61
 

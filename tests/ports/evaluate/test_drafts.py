@@ -78,3 +78,11 @@ def test_a_verifier_of_another_size_is_refused(pair, refuses):
     change_config(pair.verifier, hidden_size=64)
     with refuses(pair.verifier, "hidden_size", "64", "32"):
         open_draft(pair.directory)
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_a_layer_that_speculators_has_no_draft_of_is_refused(pair, refuses, kind):
+    config = json.loads((pair.directory / "config.json").read_text())
+    change_config(pair.directory, transformer_layer_config={**config["transformer_layer_config"], "model_type": kind})
+    with refuses(pair.directory, "transformer_layer_config.model_type", kind, "Speculators holds no such draft"):
+        open_draft(pair.directory)

@@ -1,0 +1,75 @@
+"""Drafts of other verifiers in vLLM: the verifier's own tokens, and acceptance as the evaluator counts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fixtures.architectures import ARCHITECTURES
+from fixtures.architectures.training import PROMPT, build_answers
+from tests.serving.conftest import (
+    LAST_EPOCH,
+    LENGTH,
+    NUM_PROMPTS,
+    TTT_STEPS,
+    Trained,
+    counted,
+    drafted,
+    evaluated,
+    train,
+)
+
+pytestmark = pytest.mark.vllm
+
+ENGINE: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}}}
+"""What the engine is told beside the models: Llama 4's images need a processor that the fixture does not have."""
+
+SERVED = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
+SERVED += [(name, "hass", "llama") for name in ARCHITECTURES]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory):
+    """Of a verifier: its training fixture and the ids of its samples, made once."""
+    made: dict[str, tuple[Path, list[list[int]]]] = {}
+
+    def make(name: str) -> tuple[Path, list[list[int]]]:
+        if name not in made:
+            fixture = build_answers(ARCHITECTURES[name], tmp_path_factory.mktemp(name) / "fixture")
+            files = sorted((fixture / "data_eagle3").iterdir())
+            made[name] = fixture, [torch.load(file, weights_only=True)["input_ids"].tolist() for file in files]
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain_of(serve, answers):
+    """What vLLM says without a draft, asked once of each verifier."""
+    said: dict[str, dict[str, Any]] = {}
+
+    def ask(name: str) -> dict[str, Any]:
+        fixture, texts = answers(name)
+        if name not in said:
+            prompts = [text[:PROMPT] for text in texts]
+            said[name] = serve(prompts, model=str(fixture / "verifier"), **ENGINE.get(name, {}))
+        return said[name]
+
+    return ask
+
+
+@pytest.mark.parametrize(("name", "kind", "layer"), SERVED)
+def test_tokens_are_the_verifiers_and_acceptance_is_the_evaluators(
+    serve, answers, plain_of, tmp_path, name, kind, layer
+) -> None:
+    trained: Trained = train(kind, answers(name), tmp_path, LAST_EPOCH, f"draft_{kind}_{layer}.json")
+    plain = plain_of(name)
+    assert plain["tokens"] == [answer[:LENGTH] for answer in trained.answers[:NUM_PROMPTS]]
+    served = drafted(serve, trained, trained.draft, **ENGINE.get(name, {}))
+    assert served["tokens"] == plain["tokens"]
+    assert served["proposed"] == TTT_STEPS * served["drafts"]
+    assert served["accepted_per_position"][-1] > 0
+    assert counted(served) == evaluated(trained, trained.draft)
