@@ -6,6 +6,10 @@ Tensor names, with j the micro-batch of the first optimizer step, s the TTT step
     mb{j}.target_p, mb{j}.step0.hidden_in, mb{j}.step{s}.{hidden,logits,loss}
     mb{j}.grad.<parameter>, mb{j}.grad_norm, init.<parameter>, after.<parameter>, final.<parameter>
 
+A trace of the public kit has, for call n of a module, with the place of a tensor among its arguments or outputs::
+
+    mb0.call.<module>#{n}.{into,out,into_grad,out_grad}.<place>
+
 Gradients are those before clipping. ``after`` is the state after the first optimizer step, ``final`` after the last.
 """
 
@@ -34,10 +38,10 @@ class Point:
     grad_norm: float | None
     lr_used: float
     lr_after: float
-    correct: int
-    rows: int
-    top: tuple[int, ...]
-    stepped: bool
+    correct: int = 0
+    rows: int = 0
+    top: tuple[int, ...] = ()
+    stepped: bool = True
     logged: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -59,6 +63,7 @@ class Trace:
     environment: dict[str, Any] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below ``prefix``, without it: ``group("after.")`` is the state after the first step."""
