@@ -16,13 +16,16 @@ Gradients are those before clipping. ``after`` is the state after the first opti
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-MICRO_BATCH = re.compile(r"mb(\d+)\.")
+GROUPS = {"init": "init.", "after": "after.", "final": "final.", "calls": "mb0.call."}
+"""Groups of tensors that a trace may do without, and how their names begin."""
+
+MICRO_BATCH = re.compile(r"mb(\d{1,9})\.")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Trace:
     trained: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below ``prefix``, without it: ``group("after.")`` is the state after the first step."""
@@ -72,3 +76,10 @@ class Trace:
     def micro_batches(self) -> list[int]:
         """Indices of the micro-batches of the first optimizer step."""
         return sorted({int(match[1]) for match in map(MICRO_BATCH.match, self.tensors) if match})
+
+    def without(self, groups: Iterable[str]) -> Trace:
+        """The same without some of ``GROUPS``."""
+        left_out = tuple(dict.fromkeys([*self.left_out, *groups]))
+        prefixes = tuple(GROUPS[name] for name in left_out)
+        tensors = {name: value for name, value in self.tensors.items() if not name.startswith(prefixes)}
+        return replace(self, tensors=tensors, left_out=left_out, calls=() if "calls" in left_out else self.calls)

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
@@ -54,6 +54,7 @@ class Stored(BaseModel):
     trained: list[str]
     frozen: list[str]
     calls: list[str]
+    left_out: list[Literal["init", "after", "final", "calls"]] = []
     tensors: list[str]
 
 
@@ -112,6 +113,7 @@ def read_trace(folder: str | Path) -> Trace:
         trained=tuple(stored.trained),
         frozen=tuple(stored.frozen),
         calls=_calls(folder / META, stored.calls),
+        left_out=tuple(stored.left_out),
     )
 
 
@@ -130,6 +132,6 @@ def _stored(file: Path) -> Stored:
 def _calls(file: Path, calls: list[str]) -> tuple[str, ...]:
     for call in calls:
         module, mark, number = call.rpartition("#")
-        if not (module and mark and number.isdecimal()):
+        if not (module and mark and number.isdecimal() and len(number) < 10):
             raise InputError(file, "calls", repr(call)[:80], "module#number")
     return tuple(calls)

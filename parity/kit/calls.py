@@ -16,7 +16,7 @@ from parity.trace import Trace
 
 CALLS = "mb0.call."
 CALL = re.compile(
-    r"mb0\.call\.(?P<module>.*)#(?P<number>\d+)\.(?P<kind>into_grad|out_grad|into|out)(?:\.(?P<place>.*))?"
+    r"mb0\.call\.(?P<module>.*)#(?P<number>\d{1,9})\.(?P<kind>into_grad|out_grad|into|out)(?:\.(?P<place>.*))?"
 )
 
 
@@ -69,5 +69,5 @@ def compare_outputs(
     if not bool(endless.any()) or tolerance.kind is Kind.EQUAL:
         return compare(subject, quantity, name, expected, found, tolerance)
     if bool(endless.all()):
-        return compare(subject, quantity, name, expected, found, EXACT)
+        return subject.row(quantity, name, 0.0, tolerance.bound, True, "infinite everywhere, on both sides alike")
     return compare(subject, quantity, name, expected[~endless], found[~endless], tolerance)

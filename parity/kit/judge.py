@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
 
-from parity.compare import Subject, compare, compare_named, compare_series, compare_value
+from parity.compare import Subject, compare, compare_named
 from parity.kit.calls import CALLS, calls_of, compare_calls
+from parity.kit.curve import curve_rows
 from parity.kit.names import NameMap
 from parity.kit.tolerances import Tolerances
 from parity.result import Row
-from parity.trace import Point, Trace
+from parity.trace import Trace
 
 STATES = {"init": ("weights", "weights"), "after": ("optimizer_step", "after"), "final": ("curve", "final")}
 PLACES = (
@@ -26,12 +26,6 @@ PLACES = (
 )
 """Tensors of a trace that are no state and no call: check and quantity by name, the first that fits."""
 
-SERIES: dict[str, tuple[str, Callable[[Point], float]]] = {
-    "loss": ("curve", lambda point: point.loss),
-    "grad_norm": ("curve", lambda point: float("nan") if point.grad_norm is None else point.grad_norm),
-    "lr_used": ("lr", lambda point: point.lr_used),
-    "lr_after": ("lr", lambda point: point.lr_after),
-}
 MOST_UNDETERMINED = 0.02
 """A row of parameters that needs more of its entries left out than this fails all the same."""
 
@@ -46,7 +40,7 @@ class Judge:
         """All rows of one check, never none."""
         rows = [*self._plain(check), *self._states(check)]
         rows += self._calls() if check == "forward" else []
-        rows += self._curve() if check == "curve" else []
+        rows += curve_rows(self._subject(check), self.expected, self.found, self.table) if check == "curve" else []
         return rows or [self._subject(check).row("comparisons", "", 0.0, None, False, "nothing compared")]
 
     def _subject(self, check: str) -> Subject:
@@ -105,15 +99,4 @@ class Judge:
         for call in calls_of(self.expected):
             if call.module in called:
                 rows += compare_calls(subject, call, found.get(call.key), self.table["out"])
-        return rows
-
-    def _curve(self) -> list[Row]:
-        subject, rows = self._subject("curve"), []
-        for name, (quantity, read) in SERIES.items():
-            expected, found = ([read(point) for point in side.curve] for side in (self.expected, self.found))
-            if name == "grad_norm" and not any(point.grad_norm is not None for point in self.expected.curve):
-                continue
-            rows.append(compare_series(subject, quantity, name, expected, found, self.table[quantity]))
-        if self.expected.prints or self.found.prints:
-            rows.append(compare_value(subject, "prints", "prints", self.expected.prints, self.found.prints))
         return rows

@@ -52,13 +52,18 @@ def within(bound: float) -> Agree:
     return agree
 
 
-def first_forward(expected: Sequence[Call], found: Sequence[Call], agree: Agree) -> Finding | None:
-    """In the order in which modules finish, so that an inner module is named before the one around it."""
+def first_forward(
+    expected: Sequence[Call], found: Sequence[Call], agree: Agree, every_module: bool = False
+) -> Finding | None:
+    """In the order in which modules finish, so that an inner module is named before the one around it.
+
+    With ``every_module`` one that the other side never calls is a finding; otherwise it is only mentioned.
+    """
     other = {call.key: call for call in found}
     called = {call.module for call in found}
     silent = sorted({call.module for call in expected} - called)
     wrong: list[tuple[Call, str]] = []
-    for call in (call for call in expected if call.module in called):
+    for call in (call for call in expected if every_module or call.module in called):
         match = other.get(call.key)
         detail = "the port never makes this call" if match is None else _outputs(call, match, agree)
         if detail and (match is None or inputs_agree(call, match, agree)):
@@ -68,7 +73,7 @@ def first_forward(expected: Sequence[Call], found: Sequence[Call], agree: Agree)
 
 
 def _finding(check: str, call: Call, detail: str, silent: Sequence[str]) -> Finding:
-    inside = [name for name in silent if call.module == WHOLE or below(name, call.module)]
+    inside = [name for name in silent if _inside(name, call.module)]
     note = f"; never called by the port: {', '.join(inside)}" if inside else ""
     return Finding(check, "forward", call.module, call.number, detail + note)
 
@@ -102,7 +107,7 @@ def first_backward(
     found: Sequence[Call],
     gradients: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     agree: Agree,
-) -> Finding:
+) -> Finding | None:
     """From the loss back: gradients of outputs agree, those of inputs do not; then parameters on their own."""
     other = {call.key: call for call in found}
     both = [(call, other[call.key]) for call in reversed(expected) if call.key in other]
@@ -152,15 +157,18 @@ def _first_parameter(
     found: Mapping[str, Tensor],
     both: Sequence[tuple[Call, Call]],
     agree: Agree,
-) -> Finding:
-    """The innermost module around a wrong gradient that itself got the right one from behind; else the loss."""
+) -> Finding | None:
+    """The innermost module around a wrong gradient that itself got the right one from behind; else the loss.
+
+    A parameter's gradient is the sum over all calls, so the call is not told.
+    """
     differ = {name: detail for name in {*expected, *found} if (detail := _gradient(name, expected, found, agree))}
     right = [call for call, match in both if gradients_agree(call.out_grad, match.out_grad, agree)]
     blamed = [(call, detail) for name, detail in sorted(differ.items()) for call in _around(name, right)]
     if blamed:
         call, detail = _innermost(sorted(blamed, key=lambda entry: right.index(entry[0])))
-        return Finding("gradients", "backward", call.module, call.number, detail)
-    return Finding("gradients", "backward", LOSS, 0, next(iter(sorted(differ.values())), "gradients differ"))
+        return Finding("gradients", "backward", call.module, 0, detail)
+    return Finding("gradients", "backward", LOSS, 0, min(differ.values())) if differ else None
 
 
 def _around(parameter: str, calls: Sequence[Call]) -> list[Call]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from parity.errors import InputError
-from parity.tolerances import EXACT, Kind, Tolerance
+from parity.tolerances import EXACT, PORT_FP32, Kind, Tolerance
 
 FLOAT32 = {
     "weights": EXACT,
@@ -23,7 +23,9 @@ FLOAT32 = {
     "final": Tolerance(Kind.ABSOLUTE, 5e-5, None, "the same, over the whole curve"),
     "curve": Tolerance(Kind.RELATIVE, 2e-5, None, "the losses' rounding after a few steps of drift"),
     "lr": EXACT,
-    "prints": EXACT,
+    "rows": EXACT,
+    "hits": PORT_FP32["hits"],
+    "prints": PORT_FP32["prints"],
     "round_trip": EXACT,
     "resume": EXACT,
     "throughput": Tolerance(Kind.RATIO, 1 / 0.9, None, "the port may be at most 10 % slower"),
@@ -40,9 +42,16 @@ FLOAT64 = {
     "curve": Tolerance(Kind.RELATIVE, 1e-6, None, "the losses' rounding after a few steps of drift"),
 }
 
+ANY_DTYPE = ("throughput", "hits", "prints")
+
 TABLES = {"float32": FLOAT32, "fp32": FLOAT32, "float64": FLOAT64}
 
 Tolerances = Mapping[str, Tolerance]
+
+
+def has_table(dtype: str) -> bool:
+    """Is there a default table?"""
+    return dtype in TABLES
 
 
 def table_for(dtype: str, own: Tolerances | None = None) -> dict[str, Tolerance]:
@@ -55,7 +64,7 @@ def table_for(dtype: str, own: Tolerances | None = None) -> dict[str, Tolerance]
     unknown = sorted(set(own) - set(FLOAT32))
     if unknown:
         raise InputError("comparison", "tolerances", unknown[0], f"one of {', '.join(FLOAT32)}")
-    exact = {name: row for name, row in FLOAT32.items() if row is EXACT or name == "throughput"}
+    exact = {name: row for name, row in FLOAT32.items() if row is EXACT or name in ANY_DTYPE}
     table = {**TABLES.get(dtype, exact), **own}
     missing = sorted(set(FLOAT32) - set(table))
     if missing:

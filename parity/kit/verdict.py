@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from parity.blocking import explained
 from parity.kit.calls import calls_of
@@ -25,6 +26,7 @@ FOLLOWS = {
     "gradients": ("loss",),
     "optimizer_step": ("gradients",),
     "curve": ("optimizer_step",),
+    "resume": ("round_trip",),
 }
 DIRECTIONS = {"weights": "setup", "batches": "setup", "optimizer_step": "update", "curve": "training"}
 
@@ -49,27 +51,38 @@ def compare_traces(
         InputError: traces of another dtype than there is a table for.
     """
     names = as_map(names)
+    if original.run == port.run:
+        original, port = replace(original, run="original"), replace(port, run="port")
+    left_out = (*original.left_out, *port.left_out)
+    original, port = original.without(left_out), port.without(left_out)
     table = table_for(port.dtype, tolerances)
     expected = in_port_names(original, names)
     judge = Judge(expected, port, names, table)
-    chosen = [check for check in TRACED if check in set(checks) and (check != "batches" or _has_batches(expected))]
+    chosen = [check for check in TRACED if check in set(checks) and _has_subject(check, expected)]
     rows = explained([row for check in chosen for row in judge.rows(check)], FOLLOWS)
     report = Report(rows=rows, baseline=original.run, environment=environments(original, port))
-    report.notes = [*differing(original, port), *_unmatched(expected, port)]
+    report.notes = [*differing(original, port), *_left_out(port.left_out), *_unmatched(expected, port)]
     for trace in (original, port):
         report.curves += [Curve(port.case, trace.run, "loss", tuple(point.loss for point in trace.curve))]
     return KitReport(report, first_place(rows, expected, port, table))
 
 
-def _has_batches(trace: Trace) -> bool:
-    return any(".batch." in name for name in trace.tensors)
+def _has_subject(check: str, trace: Trace) -> bool:
+    """Batches are part of a shipped port's trace alone; states may have been left out."""
+    if check == "batches":
+        return any(".batch." in name for name in trace.tensors)
+    return {"weights": "init", "optimizer_step": "after"}.get(check) not in trace.left_out
+
+
+def _left_out(groups: tuple[str, ...]) -> list[str]:
+    return [f"left out of a trace, not compared: {', '.join(groups)}"] if groups else []
 
 
 def environments(original: Trace, port: Trace) -> dict[str, object]:
     """Both, where they differ, under the sides' names."""
     if original.environment == port.environment:
         return dict(port.environment)
-    return {f"{original.run} (original)": dict(original.environment), f"{port.run} (port)": dict(port.environment)}
+    return {original.run: dict(original.environment), port.run: dict(port.environment)}
 
 
 def differing(original: Trace, port: Trace) -> list[str]:

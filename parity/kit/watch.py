@@ -42,29 +42,34 @@ class Call:
 
 
 @contextlib.contextmanager
-def watch(module: nn.Module, arguments: bool = False) -> Iterator[list[Call]]:
+def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -> Iterator[list[Call]]:
     """Collect the calls of a module and all its parts, in the order in which they end.
 
     Only the body's forward is watched: what activation checkpointing repeats in the backward is no call of its own.
+
+    Args:
+        module: the whole.
+        arguments: keep copies of the arguments too.
+        own_inputs: the gradient of an input is what this call sent back, not what all readers of the tensor did.
     """
     calls: list[Call] = []
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as hooks:
         for name, part in module.named_modules():
-            before, after = _hooks(name or WHOLE, calls, counts, arguments)
+            before, after = _hooks(name or WHOLE, calls, counts, arguments, own_inputs)
             hooks.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(part.register_forward_hook(after).remove)
         yield calls
 
 
-def _hooks(name: str, calls: list[Call], counts: Counter[str], keep: bool) -> tuple[Callable[..., Any], ...]:
+def _hooks(name: str, calls: list[Call], counts: Counter[str], keep: bool, own: bool) -> tuple[Callable[..., Any], ...]:
     running: list[Call] = []
 
     def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         call = Call(name, counts[name], arguments=snapshot((args, kwargs)) if keep else None)
         counts[name] += 1
         running.append(call)
-        args, kwargs = with_tensors((args, kwargs), _view)
+        args, kwargs = with_tensors((args, kwargs), _view) if own else (args, kwargs)
         for place, tensor in tensors_of(by_name(part, args, kwargs)).items():
             call.into[place] = tensor.detach().clone()
             _catch(tensor, call.into_grad, place)
@@ -78,6 +83,14 @@ def _hooks(name: str, calls: list[Call], counts: Counter[str], keep: bool) -> tu
         calls.append(call)
 
     return before, after
+
+
+def call_of(module: str, number: int, into: Tensor, out: Tensor) -> Call:
+    """A call that happened outside of any ``nn.Module``."""
+    call = Call(module, number, {"": into.detach().clone()}, {"": out.detach().clone()})
+    _catch(into, call.into_grad, "")
+    _catch(out, call.out_grad, "")
+    return call
 
 
 def _view(tensor: Tensor) -> Tensor:
