@@ -1,4 +1,4 @@
-"""``parity run``, ``parity record``, ``parity plot`` and ``parity doctor``."""
+"""``parity run``, ``record``, ``trace``, ``compare``, ``plot`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from parity.algorithms import ALGORITHMS
 from parity.case import find_cases
 from parity.doctor import print_environment
 from parity.errors import InputError
+from parity.kit.commands import compare, trace
 from parity.live import request_for
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
 from parity.runs.original import OriginalRunError, record_original
@@ -22,6 +23,9 @@ from parity.verdict import Options, verdict
 from ports.commands import hush_libraries
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+app.command()(compare)
+app.command()(trace)
 
 Recordings = Annotated[Path, typer.Option(help="folder of recorded cases and their fixture/")]
 Keyword = Annotated[str, typer.Option("-k", help="only cases whose name fits: words, and, or, not")]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from parity.result import Row, Status
 from parity.tolerances import Kind, Tolerance
+
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -159,3 +162,14 @@ def compare_series(
     return compare(
         subject, quantity, name, torch.tensor(expected, dtype=wide), torch.tensor(found, dtype=wide), tolerance
     )
+
+
+def compare_lines(
+    subject: Subject, quantity: str, expected: Sequence[str], found: Sequence[str], tolerance: Tolerance
+) -> Row:
+    """The same printed lines; the numbers in them may be rounded either way in the last digit."""
+    words = [[NUMBER.sub("#", line) for line in side] for side in (expected, found)]
+    if words[0] != words[1]:
+        return compare_value(subject, quantity, "lines", list(expected), list(found))
+    mine, theirs = ([float(number) for line in side for number in NUMBER.findall(line)] for side in (expected, found))
+    return compare_series(subject, quantity, "numbers", mine, theirs, tolerance)

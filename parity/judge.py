@@ -16,7 +16,7 @@ from parity.checks.backward import gradient_flow
 from parity.checks.evidence import Evidence
 from parity.deviations import LEDGER
 from parity.environment import describe
-from parity.localise import localise
+from parity.localise import localise, sentence
 from parity.result import Curve, Report, Row, Status
 from parity.runs.port import run_port
 from parity.runs.recorded import PROTOTYPE_SEED, load_recorded
@@ -118,7 +118,7 @@ def _place(row: Row, evidence: Evidence) -> str:
     if evidence.draft is None or row.check not in LOCALISED:
         return ""
     finding = localise(evidence.case)
-    return str(finding) if finding else "module by module both sides agree on the first batch"
+    return sentence(finding) if finding else "module by module both sides agree on the first batch"
 
 
 def _add_curves(report: Report, case: Case, trace: Trace) -> None:

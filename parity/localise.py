@@ -1,71 +1,43 @@
-"""Where it goes wrong: the first module whose inputs agree with the reference's and whose outputs do not.
+"""Where a port goes wrong: the first module whose inputs agree with the reference's and whose outputs do not.
 
-Forward first, then backward: there the question is for the gradient that enters a module from behind and the one that
-leaves it. Modules go by the draft's names; a container (``layers.0``) is named when everything inside it agrees, so
-that the fault lies between its modules.
+The kit's search on the two sides' first batch. Modules go by the draft's names, their calls are the TTT steps.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parity.case import Case
 from parity.environment import deterministic
+from parity.kit.calls import keep_call
+from parity.kit.locate import Finding, first_backward, first_forward, within
+from parity.kit.names import WHOLE
+from parity.kit.watch import Call, call_of, watch
 from parity.runs.port import start_port
 from parity.runs.reference.loop import Visits
 from parity.runs.reference.setup import prepare
+from parity.trace import Trace
 
 AGREE = 1e-4
 """Relative to the largest entry: far above rounding, far below what a fault does."""
 
 
 @dataclass
-class Passage:
-    """What went through one module at one TTT step."""
-
-    module: str
-    step: int
-    into: Tensor
-    out: Tensor
-
-
-@dataclass
 class Passages:
-    """All passages of a forward in the order in which the modules finished, with the parameters' gradients after it."""
+    """The modules' calls in the order in which they ended, one a TTT step, and the parameters' gradients."""
 
-    seen: list[Passage] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, module: str, step: int, into: Tensor, out: Tensor) -> None:
-        for tensor in (into, out):
-            if tensor.requires_grad and not tensor.is_leaf:
-                tensor.retain_grad()
-        self.seen.append(Passage(module, step, into, out))
-
-    def keyed(self) -> dict[tuple[str, int], Passage]:
-        return {(passage.module, passage.step): passage for passage in self.seen}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The first place where the two sides part."""
-
-    direction: str
-    module: str
-    step: int
-    detail: str
-
-    def __str__(self) -> str:
-        place = f"inputs of {self.module} agree at TTT step {self.step}, its outputs do not"
-        return f"{self.direction}: {place}; {self.detail}"
+        self.calls.append(call_of(module, step, into, out))
 
 
 def localise(case: Case) -> Finding | None:
@@ -73,7 +45,29 @@ def localise(case: Case) -> Finding | None:
     with deterministic():
         batch = _longest_row(next(Visits(case).batches_of_pass(0)))
         expected, found = reference_passages(case, batch), port_passages(case, batch)
-    return first_forward(expected, found) or first_backward(expected, found)
+    return part(expected, found)
+
+
+def part(expected: Passages, found: Passages) -> Finding | None:
+    """Where two sides part, forward before backward."""
+    agree, gradients = within(AGREE), (expected.gradients, found.gradients)
+    forward = first_forward(expected.calls, found.calls, agree, every_module=True)
+    return forward or first_backward(expected.calls, found.calls, gradients, agree)
+
+
+def sentence(finding: Finding) -> str:
+    """For reports about a draft, whose calls are TTT steps."""
+    place = f"inputs of {finding.module} agree at TTT step {finding.call}, its outputs do not"
+    return f"{finding.direction}: {place}; {finding.detail}"
+
+
+def trace_calls(case: Case, trace: Trace) -> None:
+    """Put the port's calls on the longest row of the first batch into its trace."""
+    with deterministic():
+        passages = port_passages(case, _longest_row(next(Visits(case).batches_of_pass(0))))
+    trace.calls = tuple(call.key for call in passages.calls)
+    for call in passages.calls:
+        keep_call(trace, call)
 
 
 def _longest_row(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,104 +87,17 @@ def reference_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
 
 
 def port_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
-    """The port's, through forward hooks on the draft's modules; only the eager loss calls norm and head as modules."""
-    passages = Passages()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as hooks:
+    """The port's, watched; only the eager loss calls norm and head as modules.
+
+    Inputs are shared as the reference shares them, so that their gradients are those of all who read them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
         objective: Any = start_port(case, Path(folder), loss_implementation="eager").objective
-        for name, module in objective.draft.named_modules():
-            if name:
-                hook = _hook(name, passages)
-                hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         named = {"features" if name == "hidden_states" else name: value for name, value in batch.items()}
         objective.train()
-        objective(named).backward_loss.backward()
-        grads = {name: value.grad for name, value in objective.draft.named_parameters()}
-        passages.gradients = {name: grad for name, grad in grads.items() if grad is not None}
-    return passages
-
-
-def _hook(name: str, passages: Passages) -> Any:
-    calls = iter(range(10**6))
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        into = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        out = out[0] if isinstance(out, tuple) else out
-        if into is not None and isinstance(out, Tensor):
-            passages.add(name, next(calls), into, out)
-
-    return hook
-
-
-def first_forward(expected: Passages, found: Passages) -> Finding | None:
-    """In the order in which modules finish, so that an inner module is named before the one around it."""
-    other = found.keyed()
-    for passage in expected.seen:
-        match = other.get((passage.module, passage.step))
-        if match is None:
-            return Finding("forward", passage.module, passage.step, "the port never calls it")
-        if _agree(passage.into, match.into) and not _agree(passage.out, match.out):
-            return Finding("forward", passage.module, passage.step, _worst(passage.out, match.out))
-    return None
-
-
-def first_backward(expected: Passages, found: Passages) -> Finding | None:
-    """From the losses back: gradients of outputs agree, those of inputs do not; then parameters on their own.
-
-    A container finishes last going forward and starts first going back, so a module inside it is preferred.
-    """
-    other = found.keyed()
-    parting = [passage for passage in reversed(expected.seen) if _parts(passage, other[passage.module, passage.step])]
-    if not parting:
-        return _first_parameter(expected.gradients, found.gradients)
-    first = parting[0]
-    inner = [p for p in parting if p.step == first.step and p.module.startswith(f"{first.module}.")]
-    first = inner[0] if inner else first
-    match = other[first.module, first.step]
-    return Finding("backward", first.module, first.step, _worst(*_filled(first.into.grad, match.into.grad)))
-
-
-def _parts(passage: Passage, match: Passage) -> bool:
-    """Do the gradients of the outputs agree and those of the inputs not?"""
-    out, into = (passage.out.grad, match.out.grad), (passage.into.grad, match.into.grad)
-    if any(first is None and second is None for first, second in (out, into)):
-        return False
-    return _same_gradient(*out) and not _same_gradient(*into)
-
-
-def _first_parameter(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Finding | None:
-    for name in sorted({*expected, *found}):
-        pair = expected.get(name), found.get(name)
-        if not _same_gradient(*pair):
-            module = name.rpartition(".")[0]
-            return Finding("backward", module, 0, f"gradient of {name}: {_worst(*_filled(*pair))}")
-    return None
-
-
-def _agree(expected: Tensor, found: Tensor) -> bool:
-    if expected.shape != found.shape:
-        return False
-    size = expected.detach().abs().max().clamp(min=1e-12)
-    return bool((expected.detach() - found.detach()).abs().max() <= AGREE * size)
-
-
-def _same_gradient(expected: Tensor | None, found: Tensor | None) -> bool:
-    if expected is None or found is None:
-        return expected is found
-    return _agree(expected, found)
-
-
-def _filled(expected: Tensor | None, found: Tensor | None) -> Iterable[Tensor]:
-    """A missing gradient counts as zeros."""
-    present = expected if expected is not None else found
-    assert present is not None
-    return (torch.zeros_like(present) if value is None else value for value in (expected, found))
-
-
-def _worst(expected: Tensor, found: Tensor) -> str:
-    if expected.shape != found.shape:
-        return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    flat = int((expected - found).detach().abs().nan_to_num(nan=float("inf")).argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape))
-    return (
-        f"largest at {index}: expected {expected.flatten()[flat].item():.6g}, found {found.flatten()[flat].item():.6g}"
-    )
+        with watch(objective.draft, own_inputs=False) as calls:
+            loss = objective(named).backward_loss
+        loss.backward()
+    grads = {name: value.grad for name, value in objective.draft.named_parameters()}
+    inner = [call for call in calls if call.module != WHOLE]
+    return Passages(inner, {name: grad for name, grad in grads.items() if grad is not None})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from math import nan
 
 from parity.checks.determined import compare_parameters
 from parity.checks.evidence import Evidence
-from parity.compare import Subject, compare_series, compare_value
+from parity.compare import Subject, compare_lines, compare_series
 from parity.result import Row
 from parity.trace import Point
 
@@ -20,7 +19,6 @@ SERIES: dict[str, tuple[str, Callable[[Point], float]]] = {
     "hits": ("hits", lambda point: point.correct),
     "rows": ("rows", lambda point: point.rows),
 }
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
 WITHOUT_ROUNDING = ("lr_used", "lr_after")
 
 
@@ -46,17 +44,8 @@ def check_hits(evidence: Evidence) -> list[Row]:
         expected, found = ([float(p.top[place]) for p in side.curve] for side in (evidence.expected, evidence.found))
         rows.append(compare_series(subject, "hits", f"top_{place + 1}", expected, found, evidence.tolerance("hits")))
     rows.append(_series(evidence, subject, "hits"))
-    return [*rows, *_prints(evidence, subject)]
-
-
-def _prints(evidence: Evidence, subject: Subject) -> list[Row]:
-    """The same lines; the numbers in them may be rounded either way in the last digit."""
-    sides = evidence.expected.prints, evidence.found.prints
-    words = [[NUMBER.sub("#", line) for line in side] for side in sides]
-    if words[0] != words[1]:
-        return [compare_value(subject, "prints", "lines", *sides)]
-    expected, found = ([float(number) for line in side for number in NUMBER.findall(line)] for side in sides)
-    return [compare_series(subject, "prints", "numbers", expected, found, evidence.tolerance("prints"))]
+    prints = evidence.expected.prints, evidence.found.prints
+    return [*rows, compare_lines(subject, "prints", *prints, evidence.tolerance("prints"))]
 
 
 def _series(evidence: Evidence, subject: Subject, name: str) -> Row:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
+from parity.blocking import explained
 from parity.checks.backward import check_gradient_flow, check_gradients, check_optimizer_step
 from parity.checks.chain import check_chain
 from parity.checks.configuration import check_configuration, check_environment
@@ -16,7 +16,7 @@ from parity.checks.paths import check_paths
 from parity.checks.precision import check_precision
 from parity.checks.resume import check_resume
 from parity.checks.round_trip import check_converted, check_round_trip
-from parity.result import Row, Status
+from parity.result import Row
 
 
 def _fp32_only(evidence: Evidence) -> str | None:
@@ -81,26 +81,4 @@ def run_checks(evidence: Evidence, only: Iterable[str] | None = None) -> list[Ro
             subject = evidence.subject(check.name)
             found = [subject.row("comparisons", "", 0.0, None, False, "nothing compared")]
         rows += found
-    return [_explained(row, _failed(rows)) for row in rows]
-
-
-def _failed(rows: Iterable[Row]) -> set[str]:
-    return {row.check for row in rows if row.status is Status.FAILED}
-
-
-def _explained(row: Row, failed: set[str]) -> Row:
-    """A failure downstream of another check's failure says nothing about its own subject."""
-    cause = _cause(row.check, failed) if row.status is Status.FAILED else None
-    if cause is None:
-        return row
-    return replace(row, status=Status.BLOCKED, detail=f"follows from {cause}. {row.detail}")
-
-
-def _cause(name: str, failed: set[str]) -> str | None:
-    """The first failed check upstream of ``name``."""
-    parents = next(check.follows for check in CHECKS if check.name == name)
-    for parent in parents:
-        cause = _cause(parent, failed) or (parent if parent in failed else None)
-        if cause:
-            return cause
-    return None
+    return explained(rows, {check.name: check.follows for check in CHECKS})

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from parity.case import Case
-from parity.localise import Finding, Passage, Passages, first_backward, first_forward, localise
+from parity.kit.locate import Finding, first_backward, first_forward, within
+from parity.kit.watch import call_of
+from parity.localise import AGREE, Passages, localise, part, sentence
 from tests.parity.faults import FAULTS, Plant, change_draft
 
 
@@ -56,7 +58,7 @@ def test_a_fault_is_found_where_it_is(
     plant(monkeypatch)
     finding = localise(case)
     assert finding is not None
-    assert (finding.direction, finding.module, finding.step) == (direction, module, step)
+    assert (finding.direction, finding.module, finding.call) == (direction, module, step)
 
 
 @pytest.mark.parametrize("name", ["eagle3_fp32_k1", "eagle3_fp32_k3", "hass_fp32_k1", "hass_fp32_k3"])
@@ -70,7 +72,7 @@ def test_a_fault_outside_the_first_batch_s_forward_is_not_found(case: Case, monk
 
 
 def test_a_finding_reads_as_a_sentence() -> None:
-    text = str(Finding("forward", "layers.0", 2, "largest at (0,)"))
+    text = sentence(Finding("forward", "forward", "layers.0", 2, "largest at (0,)"))
     assert text == "forward: inputs of layers.0 agree at TTT step 2, its outputs do not; largest at (0,)"
 
 
@@ -78,38 +80,41 @@ def passages(*names: str) -> Passages:
     """Modules in a chain, each doubling its input."""
     found, value = Passages(), torch.ones(3, requires_grad=True)
     for name in names:
-        found.add(name, 0, value, value * 2)
-        value = found.seen[-1].out
+        out = value * 2
+        found.add(name, 0, value, out)
+        value = out
     value.sum().backward()
     return found
 
 
 def test_a_module_that_is_never_called_is_named() -> None:
-    finding = first_forward(passages("a", "b"), passages("a"))
+    finding = part(passages("a", "b"), passages("a"))
     assert finding is not None
-    assert (finding.module, finding.detail) == ("b", "the port never calls it")
+    assert (finding.module, finding.detail) == ("b", "the port never makes this call")
 
 
 def test_another_shape_is_a_difference() -> None:
     other = passages("a", "b")
-    other.seen[1] = replace(other.seen[1], out=torch.ones(4))
-    finding = first_forward(passages("a", "b"), other)
+    other.calls[1] = replace(other.calls[1], out={"": torch.ones(4)})
+    finding = part(passages("a", "b"), other)
     assert finding is not None
     assert (finding.module, finding.detail) == ("b", "shape (4,), expected (3,)")
 
 
 def test_a_wrong_input_is_somebody_else_s_fault() -> None:
-    other = passages("a", "b")
-    other.seen[1] = Passage("b", 0, torch.full((3,), 7.0), torch.full((3,), 7.0))
-    assert first_forward(passages("a", "b"), other) is None
+    other = passages("a", "b", "c")
+    other.calls[0] = call_of("a", 0, torch.ones(3), torch.full((3,), 7.0))
+    other.calls[1] = call_of("b", 0, torch.full((3,), 7.0), torch.full((3,), 7.0))
+    finding = first_forward(passages("a", "b", "c").calls, other.calls, within(AGREE))
+    assert finding is not None
+    assert finding.module == "a"
 
 
 def test_backward_names_the_module_nearest_to_the_loss() -> None:
     expected, found = passages("a", "b", "c"), passages("a", "b", "c")
-    for passage in found.seen[:2]:
-        assert passage.into.grad is not None
-        passage.into.grad = passage.into.grad * 3
-    finding = first_backward(expected, found)
+    for call in found.calls[:2]:
+        call.into_grad[""] = call.into_grad[""] * 3
+    finding = first_backward(expected.calls, found.calls, ({}, {}), within(AGREE))
     assert finding is not None
     assert (finding.direction, finding.module) == ("backward", "b")
 
@@ -117,7 +122,7 @@ def test_backward_names_the_module_nearest_to_the_loss() -> None:
 def test_a_parameter_s_own_gradient_is_looked_at_last() -> None:
     expected, found = passages("a"), passages("a")
     expected.gradients, found.gradients = {"a.weight": torch.ones(2)}, {}
-    finding = first_backward(expected, found)
+    finding = part(expected, found)
     assert finding is not None
     assert finding.module == "a"
-    assert "gradient of a.weight: largest at (0,): expected 1, found 0" in finding.detail
+    assert finding.detail == "gradient of a.weight: the port has none"

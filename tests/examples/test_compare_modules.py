@@ -1,0 +1,43 @@
+"""The example of the public kit does what it says, in as few lines as it says."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "examples" / "compare_modules.py"
+COMPARISON = {"NAMES", "batches", "ORIGINAL", "PORT", "compare"}
+
+
+def test_the_example_passes_and_writes_its_report(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FILE), str(tmp_path / "report.html")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("PASS") == 2
+    assert "hand-written" in (tmp_path / "report.html").read_text()
+
+
+def test_the_comparison_takes_fewer_than_25_lines() -> None:
+    lines, seen = 1, set()  # the import
+    for node in ast.parse(FILE.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            names = {node.name}
+        elif isinstance(node, ast.Assign):
+            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        else:
+            continue
+        if names & COMPARISON:
+            seen |= names
+            lines += (node.end_lineno or 0) - node.lineno + 1
+    assert seen == COMPARISON
+    assert lines < 25

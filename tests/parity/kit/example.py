@@ -1,0 +1,38 @@
+"""The example's modules, to plant faults in."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from parity import Side
+
+FILE = Path(__file__).resolve().parents[3] / "examples" / "compare_modules.py"
+
+
+def load() -> ModuleType:
+    """``examples/compare_modules.py`` as a module."""
+    if "compare_modules" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("compare_modules", FILE)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["compare_modules"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["compare_modules"]
+
+
+def side_with(plant: Callable[[Any], None], **changes: Any) -> Side:
+    """The hand-written layer with a fault planted in every build of it."""
+
+    def build() -> nn.Module:
+        block: nn.Module = load().Block(load().CONFIG)
+        plant(block)
+        return block
+
+    return Side(build, name="hand-written", **changes)
