@@ -28,6 +28,7 @@ from parity.runs.recorded import load_recorded
 from parity.runs.reference.data import load_sample, make_batch
 from parity.runs.reference.setup import prepare
 
+
 def run_studies(
     checkouts: Mapping[str, Path], recordings: Path, say: Callable[[str], None] = lambda _: None
 ) -> list[Study]:
