@@ -1,4 +1,4 @@
-"""``parity run``, ``record``, ``trace``, ``compare``, ``plot`` and ``doctor``."""
+"""``parity run``, ``others``, ``record``, ``trace``, ``compare``, ``plot`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import fixtures
 from parity.algorithms import ALGORITHMS
 from parity.case import find_cases
 from parity.doctor import print_environment
+from parity.environment import describe
 from parity.errors import InputError
 from parity.kit.commands import compare, trace
 from parity.live import request_for
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
+from parity.report.originals import print_studies, write_originals, write_studies_json
 from parity.runs.original import OriginalRunError, record_original
 from parity.select import matches
 from parity.verdict import Options, verdict
@@ -56,6 +58,30 @@ def run(
         write_html(result, report)
         console.print(f"report: {report}")
     raise typer.Exit(0 if result.passed else 1)
+
+
+@app.command()
+def others(
+    eagle: Annotated[Optional[Path], typer.Option(help="root of a SafeAILab/EAGLE checkout at cb7e0841")] = None,  # noqa: UP045
+    hass: Annotated[Optional[Path], typer.Option(help="root of a HArmonizedSS/HASS checkout at 38922e43")] = None,  # noqa: UP045
+    recordings: Recordings = fixtures.RECORDINGS,
+    json: Annotated[Optional[Path], typer.Option(help="write the studies as JSON here")] = None,  # noqa: UP045
+    markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
+) -> None:
+    """Run other originals and show where each differs, and that named causes are all of it. Exit codes as for run."""
+    from parity.explain.run import run_studies, speculators_algorithms
+
+    registered = speculators_algorithms()
+    checkouts = {name: root for name, root in (("eagle", eagle), ("hass", hass)) if root is not None}
+    console = Console()
+    with console.status("running") as status:
+        studies = run_studies(checkouts, recordings, lambda line: status.update(line))
+    print_studies(studies, console)
+    if json is not None:
+        write_studies_json(studies, json)
+    if markdown is not None:
+        write_originals(studies, markdown, describe(), registered)
+    raise typer.Exit(0 if all(study.passed for study in studies) else 1)
 
 
 @app.command()

@@ -18,8 +18,21 @@ PROTOTYPE_REMEDY = (
     "git clone https://github.com/vllm-project/speculators, git checkout 227b8a1b, then --prototype DIR "
     "or PARITY_PROTOTYPE"
 )
+CHECKOUTS = {
+    "prototype": ("the prototypes", PROTOTYPE_REMEDY),
+    "eagle": (
+        "EAGLE",
+        "git clone https://github.com/SafeAILab/EAGLE, git checkout cb7e0841, then --eagle DIR or PARITY_EAGLE",
+    ),
+    "hass": (
+        "HASS",
+        "git clone https://github.com/HArmonizedSS/HASS, git checkout 38922e43, then --hass DIR or PARITY_HASS",
+    ),
+}
+"""Options that name a checkout, and markers of tests that need it: what it is of, and how to provide it."""
+
 MARKERS = {
-    "prototype": "needs a checkout of the prototypes (--prototype DIR)",
+    **{name: f"needs a checkout of {title} (--{name} DIR)" for name, (title, _) in CHECKOUTS.items()},
     "deepspeed": "needs the package deepspeed",
     "gpu": "needs a CUDA device",
     "vllm": "needs vLLM",
@@ -32,9 +45,10 @@ COMPARED = pytest.StashKey[list[Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--prototype DIR`` and ``--recordings DIR``."""
+    """``--prototype DIR``, ``--eagle DIR``, ``--hass DIR`` and ``--recordings DIR``."""
     group = parser.getgroup("parity", "parity of ports and prototypes")
-    group.addoption("--prototype", default=os.environ.get("PARITY_PROTOTYPE"), help="checkout of the prototypes")
+    for name, (title, _) in CHECKOUTS.items():
+        group.addoption(f"--{name}", default=os.environ.get(f"PARITY_{name.upper()}"), help=f"checkout of {title}")
     group.addoption("--recordings", default=None, help="folder of recorded cases; default: those shipped")
 
 
@@ -55,8 +69,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _missing(name: str, config: pytest.Config) -> str | None:
-    if name == "prototype":
-        return None if config.getoption("--prototype") else f"no checkout of the prototypes: {PROTOTYPE_REMEDY}"
+    if name in CHECKOUTS:
+        title, remedy = CHECKOUTS[name]
+        return None if config.getoption(f"--{name}") else f"no checkout of {title}: {remedy}"
     if name == "gpu":
         return None if _has_gpu() else "no CUDA device: run on a machine with one"
     return None if find_spec(name) else f"{name} is not installed: {REMEDIES[name]}"
@@ -71,10 +86,26 @@ def _has_gpu() -> bool:
 @pytest.fixture(scope="session")
 def prototype_dir(request: pytest.FixtureRequest) -> Path:
     """Root of the prototypes' checkout; skips without one."""
-    given = request.config.getoption("--prototype")
-    if not given:
-        pytest.skip(f"no checkout of the prototypes: {PROTOTYPE_REMEDY}")
-    return Path(given)
+    return _checkout("prototype", request.config)
+
+
+@pytest.fixture(scope="session")
+def eagle_dir(request: pytest.FixtureRequest) -> Path:
+    """Root of EAGLE's checkout; skips without one."""
+    return _checkout("eagle", request.config)
+
+
+@pytest.fixture(scope="session")
+def hass_dir(request: pytest.FixtureRequest) -> Path:
+    """Root of HASS' checkout; skips without one."""
+    return _checkout("hass", request.config)
+
+
+def _checkout(name: str, config: pytest.Config) -> Path:
+    missing = _missing(name, config)
+    if missing:
+        pytest.skip(missing)
+    return Path(config.getoption(f"--{name}"))
 
 
 @pytest.fixture(scope="session")

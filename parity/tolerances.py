@@ -85,6 +85,15 @@ BF16 = {
 }
 """bfloat16: numbers are judged by their error against float64, see the precision check."""
 
+EXPLAINED = {
+    "features": Tolerance(Kind.OF_MAX, 5e-6, 5.3e-7, "up to six layers of another implementation of the verifier"),
+    "hidden": Tolerance(Kind.OF_MAX, 5e-6, 2.1e-7, "another order of sums in attention"),
+    "logits": Tolerance(Kind.OF_MAX, 5e-6, 3.5e-7, "hidden through norm and head"),
+    "loss": Tolerance(Kind.RELATIVE, 5e-6, 2e-7, "a mean over rows"),
+    "gradients": Tolerance(Kind.OF_MAX, 5e-6, 8.5e-7, "a backward through all steps"),
+}
+"""Another original against the formulas with every cause of its difference put in, in float32."""
+
 SHORTFALL = {
     "throughput": Tolerance(Kind.RATIO, 0.90, None, "the port may be at most 10 % slower than the prototype"),
 }

@@ -47,22 +47,22 @@ def read_json(path: str | Path) -> Report:
 
 def _document(report: Report) -> dict[str, Any]:
     content = {**asdict(report), "rows": [row.as_json() for row in report.rows]}
-    content["environment"] = _plain(report.environment, ordered=True)
+    content["environment"] = plain(report.environment, ordered=True)
     head = {"format_version": FORMAT_VERSION, "passed": report.passed, "comparisons": len(report.rows)}
-    return {**head, **{name: _plain(value) for name, value in content.items()}}
+    return {**head, **{name: plain(value) for name, value in content.items()}}
 
 
-def _plain(value: Any, ordered: bool = False) -> Any:
+def plain(value: Any, ordered: bool = False) -> Any:
     """The value in JSON's own types; ``ordered`` sorts the keys of mappings that come in no fixed order."""
     if isinstance(value, Enum):
-        return _plain(value.value)
+        return plain(value.value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _non_finite(value)
     if isinstance(value, dict):
-        pairs = [(str(key), _plain(item, ordered)) for key, item in value.items()]
+        pairs = [(str(key), plain(item, ordered)) for key, item in value.items()]
         return dict(sorted(pairs, key=lambda pair: pair[0]) if ordered else pairs)
     if isinstance(value, (list, tuple)):
-        return [_plain(item, ordered) for item in value]
+        return [plain(item, ordered) for item in value]
     return value if value is None or isinstance(value, (str, bool, int)) else str(value)
 
 

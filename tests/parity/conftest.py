@@ -11,6 +11,7 @@ import fixtures
 from parity.case import Case, find_cases, read_case
 from parity.checks.evidence import Evidence
 from parity.judge import PORT, recorded_baseline
+from tests.parity.toys import copy_toys, seal
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,15 @@ def port_evidence() -> Iterator[Callable[[Case], Evidence]]:
             return stack.enter_context(PORT.evidence(found, expected))
 
         yield run
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Roots of the toy originals by name, which the hash table takes for the real ones."""
+    roots = copy_toys(tmp_path / "toys")
+    for name, root in roots.items():
+        seal(root, name, monkeypatch)
+    return roots
 
 
 @pytest.fixture

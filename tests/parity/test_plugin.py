@@ -20,7 +20,8 @@ LEAN = [
 
 @pytest.fixture(autouse=True)
 def no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PARITY_PROTOTYPE", raising=False)
+    for name in plugin.CHECKOUTS:
+        monkeypatch.delenv(f"PARITY_{name.upper()}", raising=False)
 
 
 def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
@@ -45,7 +46,7 @@ def test_markers_are_declared(pytester: pytest.Pytester) -> None:
     )
 
 
-@pytest.mark.parametrize("marker", ["prototype", "deepspeed", "vllm", "gpu"])
+@pytest.mark.parametrize("marker", ["prototype", "eagle", "hass", "deepspeed", "vllm", "gpu"])
 def test_what_cannot_run_is_skipped_with_the_remedy(
     marker: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,8 @@ def test_what_cannot_run_is_skipped_with_the_remedy(
     result.assert_outcomes(skipped=1, passed=1)
     remedy = {
         "prototype": "no checkout of the prototypes: git clone *--prototype DIR or PARITY_PROTOTYPE",
+        "eagle": "no checkout of EAGLE: git clone *git checkout cb7e0841, then --eagle DIR or PARITY_EAGLE",
+        "hass": "no checkout of HASS: git clone *git checkout 38922e43, then --hass DIR or PARITY_HASS",
         "gpu": "no CUDA device: run on a machine with one",
     }.get(marker, f"{marker} is not installed: *pip install*")
     result.stdout.fnmatch_lines([f"SKIPPED*{remedy}"])
@@ -65,22 +68,27 @@ def test_what_can_run_runs(pytester: pytest.Pytester, monkeypatch: pytest.Monkey
     monkeypatch.setattr(plugin, "_has_gpu", lambda: True)
     monkeypatch.setattr(plugin, "find_spec", lambda name: object())
     source = "import pytest\n" + "".join(f"@pytest.mark.{name}\ndef test_{name}(): pass\n" for name in plugin.MARKERS)
-    run(pytester, source, "--prototype", "checkout").assert_outcomes(passed=len(plugin.MARKERS))
+    given = [word for name in plugin.CHECKOUTS for word in (f"--{name}", "checkout")]
+    run(pytester, source, *given).assert_outcomes(passed=len(plugin.MARKERS))
 
 
-def test_the_environment_variable_is_the_option(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PARITY_PROTOTYPE", "from/the/environment")
-    source = """
+@pytest.mark.parametrize("name", list(plugin.CHECKOUTS))
+def test_the_environment_variable_is_the_option(
+    name: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"PARITY_{name.upper()}", "from/the/environment")
+    source = f"""
         import pytest
-        @pytest.mark.prototype
-        def test_one(prototype_dir):
-            assert prototype_dir.as_posix() == "from/the/environment"
+        @pytest.mark.{name}
+        def test_one({name}_dir):
+            assert {name}_dir.as_posix() == "from/the/environment"
     """
     run(pytester, source).assert_outcomes(passed=1)
 
 
-def test_the_checkout_fixture_skips_without_one(pytester: pytest.Pytester) -> None:
-    result = run(pytester, "def test_one(prototype_dir): assert False\n")
+@pytest.mark.parametrize("name", list(plugin.CHECKOUTS))
+def test_the_checkout_fixture_skips_without_one(name: str, pytester: pytest.Pytester) -> None:
+    result = run(pytester, f"def test_one({name}_dir): assert False\n")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*git clone*"])
 

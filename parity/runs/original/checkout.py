@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,23 +98,31 @@ def verify(root: Path, algorithm: str) -> list[Mismatch]:
     folder = prototype.path(root)
     if not folder.is_dir():
         raise InputError(root, prototype.folder, "no such folder", _CHECKOUT)
-    found = {name: _sha256(folder / name) for name in prototype.hashes}
-    return [
-        Mismatch(f"{prototype.folder}/{name}", found[name], expected)
-        for name, expected in prototype.hashes.items()
-        if found[name] != expected
-    ]
+    return differing(root, prototype.folder, prototype.hashes, _CHECKOUT)
 
 
 def require_verified(root: Path, algorithm: str) -> None:
     """Raise an :class:`InputError` that lists every file which differs from the measured commit."""
-    mismatches = verify(root, algorithm)
+    refuse(root, verify(root, algorithm), _CHECKOUT)
+
+
+def differing(root: Path, folder: str, hashes: Mapping[str, str], checkout: str) -> list[Mismatch]:
+    """The files below ``root/folder`` whose SHA-256 is another; a missing one is an :class:`InputError`.
+
+    ``checkout`` says what was expected at ``root``.
+    """
+    found = {name: _sha256(root / folder / name, checkout) for name in hashes}
+    return [Mismatch(f"{folder}/{name}", found[name], hashes[name]) for name in hashes if found[name] != hashes[name]]
+
+
+def refuse(root: Path, mismatches: Sequence[Mismatch], checkout: str) -> None:
+    """Raise an :class:`InputError` that lists them, if there are any."""
     if mismatches:
         lines = "".join(f"\n  {mismatch}" for mismatch in mismatches)
-        raise InputError(root, "files", f"{len(mismatches)} that differ", f"{_CHECKOUT}:{lines}")
+        raise InputError(root, "files", f"{len(mismatches)} that differ", f"{checkout}:{lines}")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, checkout: str) -> str:
     if not path.is_file():
-        raise InputError(path, "file", "missing", _CHECKOUT)
+        raise InputError(path, "file", "missing", checkout)
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -55,12 +55,16 @@ def check_inputs(request: OriginalRequest) -> None:
 
 
 def child_environment(request: OriginalRequest) -> dict[str, str]:
-    """A small environment: fixed threads, no GPU, no network, and DeepSpeed's variables where it is asked for."""
+    """A small environment, and DeepSpeed's variables where it is asked for."""
+    return plain_environment(request.threads) | (_deepspeed_environment() if request.dtype == "bf16ds" else {})
+
+
+def plain_environment(threads: int) -> dict[str, str]:
+    """Fixed threads, no GPU, no network, and little else."""
     env = {name: os.environ[name] for name in (*_PASSED_ON, *_MEASURED) if name in os.environ}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PROJECT), env.get("PYTHONPATH")]))
-    env |= {name: str(request.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    env |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    return env | (_deepspeed_environment() if request.dtype == "bf16ds" else {})
+    env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return env | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _deepspeed_environment() -> dict[str, str]:

@@ -27,16 +27,25 @@ def ttt_attention(
     Returns:
         [B, N, T, e].
     """
-    groups = query.shape[1] // keys[0].shape[1]
-    keys = [key.repeat_interleave(groups, dim=1) for key in keys]
-    values = [value.repeat_interleave(groups, dim=1) for value in values]
+    scores = ttt_scores(query, keys, own_position)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    weights = torch.softmax(scores.masked_fill(~_visible(mask), float("-inf")), dim=-1, dtype=wide).to(query.dtype)
+    return ttt_values(weights, values, own_position)
+
+
+def ttt_scores(query: Tensor, keys: Sequence[Tensor], own_position: bool) -> Tensor:
+    """The table of scores [B, N, T, T], nothing masked."""
+    keys = [_repeated(key, query) for key in keys]
     step, scale = len(keys) - 1, query.shape[-1] ** -0.5
     scores = query @ keys[0].transpose(2, 3) * scale
     for d in range(min(step, query.shape[2])):
         scores = torch.diagonal_scatter(scores, _dots(query, keys[step - d], d, own_position) * scale, -d, 2, 3)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    weights = torch.softmax(scores.masked_fill(~_visible(mask), float("-inf")), dim=-1, dtype=wide).to(query.dtype)
-    return _weighted(weights, values, own_position)
+    return scores
+
+
+def _repeated(value: Tensor, query: Tensor) -> Tensor:
+    """[B, K, T, e] -> [B, N, T, e]."""
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
 
 
 def _dots(query: Tensor, key: Tensor, d: int, own_position: bool) -> Tensor:
@@ -52,8 +61,9 @@ def _visible(mask: Tensor) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool).tril()[None, None] & mask.bool()[:, None, None, :]
 
 
-def _weighted(weights: Tensor, values: Sequence[Tensor], own_position: bool) -> Tensor:
-    """Weights times values, the overwritten diagonals with the values of their own step."""
+def ttt_values(weights: Tensor, values: Sequence[Tensor], own_position: bool) -> Tensor:
+    """Weights [B, N, T, T] times values, the overwritten diagonals with the values of their own step."""
+    values = [_repeated(value, weights) for value in values]
     step, length = len(values) - 1, weights.shape[2]
     first, extra = weights, []
     for d in range(min(step, length)):

@@ -5,7 +5,7 @@ Shapes: B batch, T positions, h hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +62,16 @@ class Layer:
         """From the step's hidden state [B, T, h] to what the layer works with."""
         raise NotImplementedError
 
+    def attend(self, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """Attention of the current step, see :func:`ttt_attention`."""
+        return ttt_attention(query, keys, values, self.mask, self.own_position)
+
     def __call__(self, hidden: Tensor) -> Tensor:
         step = len(self.history)
         entry = self.enter(hidden, step, self.tap)
         query = rotate(self._heads(entry.attends, "q_proj", step, self.tap), self.cos, self.sin)
         keys, values = zip(*self._keys_and_values(entry.attends, step))
-        attended = ttt_attention(query, keys, values, self.mask, self.own_position).transpose(1, 2).flatten(2)
+        attended = self.attend(query, keys, values).transpose(1, 2).flatten(2)
         projected = linear(attended, self.weights, f"{NAME}.self_attn.o_proj")
         self.tap(f"{NAME}.self_attn.o_proj", step, attended, projected)
         self.tap(f"{NAME}.self_attn", step, entry.attends, projected)
