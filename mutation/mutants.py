@@ -34,7 +34,7 @@ class Mutant:
 
     @property
     def kind(self) -> str:
-        """The operator without what it puts in: ``ReplaceBinaryOperator_Add_Sub`` is a ``ReplaceBinaryOperator_Add``."""
+        """The operator without what it puts in: ``ReplaceBinaryOperator_Add`` of ``ReplaceBinaryOperator_Add_Sub``."""
         name = self.operator.rpartition("/")[2]
         return name.rpartition("_")[0] if name.count("_") > 1 else name
 

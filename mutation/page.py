@@ -1,2 +1,6 @@
-def write_page(r): return "", []
-def unexplained(r): return ""
+def write_page(r):
+    return "", []
+
+
+def unexplained(r):
+    return ""

@@ -87,7 +87,11 @@ def _is_alias(node: ast.stmt) -> bool:
 
 def _is_guard(node: ast.stmt) -> bool:
     """``if __name__ == "__main__":`` and ``if TYPE_CHECKING:``."""
-    names = {_name(each) for each in ast.walk(node.test) if isinstance(each, ast.expr)} if isinstance(node, ast.If) else set()
+    names = (
+        {_name(each) for each in ast.walk(node.test) if isinstance(each, ast.expr)}
+        if isinstance(node, ast.If)
+        else set()
+    )
     return bool(names & {"__name__", "TYPE_CHECKING"})
 
 
@@ -101,7 +105,9 @@ def _elsewhere(file: str, source: str) -> Iterator[ast.AST]:
         if not kept & set(inner):
             yield node
             continue
-        yield from (part for part in ast.iter_child_nodes(node) if not any(part is inner[each] for each in kept & set(inner)))
+        yield from (
+            part for part in ast.iter_child_nodes(node) if not any(part is inner[each] for each in kept & set(inner))
+        )
 
 
 def _named(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
@@ -115,7 +121,9 @@ def _named(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
 
 def _span(lines: list[str], rule: str, node: ast.AST) -> Span:
     first = min([node, *getattr(node, "decorator_list", [])], key=lambda each: each.lineno)
-    return Span(rule, _place(lines, first.lineno, first.col_offset), _place(lines, node.end_lineno, node.end_col_offset))
+    return Span(
+        rule, _place(lines, first.lineno, first.col_offset), _place(lines, node.end_lineno, node.end_col_offset)
+    )
 
 
 def _place(lines: list[str], line: int, offset: int) -> Place:

@@ -25,6 +25,9 @@ from mutation.scope import ROOT
 SLACK, LEAST = 8, 20
 """A mutant may take this many times a case's time, and this many seconds in any case."""
 
+TRAINING = "run"
+"""The part of a case that trains the port."""
+
 STANDSTILL = 300
 """Seconds on the clock after which a mutant that takes no processor time counts as hanging."""
 
@@ -40,7 +43,7 @@ class Running:
 
 
 class Server:
-    """``reached``: case -> part -> file -> lines; ``seconds``: case -> part -> processor time. Both without a mutant."""
+    """``reached``: case -> part -> file -> lines; ``seconds``: case -> part. Both without a mutant."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mutation-"))
@@ -72,15 +75,18 @@ class Server:
             yield from self._collect(running)
 
     def parts(self, mutant: Mutant) -> dict[str, list[str]]:
-        """Case -> parts that run the mutant's statement, quickest case first."""
+        """Case -> parts that the mutant can change, quickest case first.
+
+        Those that run its statement; where training a case does, every check of the case looks at what came out.
+        """
         tree = self.trees.setdefault(mutant.file, ast.parse((ROOT / mutant.file).read_text()))
         lines = statement_lines(tree, mutant.place[0])
         parts = {
             case: [part for part, ran in here.items() if lines is None or lines & set(ran.get(mutant.file, ()))]
             for case, here in self.reached.items()
         }
-        order = sorted(parts, key=lambda case: sum(self.seconds[case].values()))
-        return {case: parts[case] for case in order if parts[case]}
+        order = sorted((case for case in parts if parts[case]), key=lambda case: sum(self.seconds[case].values()))
+        return {case: list(self.reached[case]) if TRAINING in parts[case] else parts[case] for case in order}
 
     def _start(self, mutant: Mutant, running: dict[int, Running]) -> dict[str, Any] | None:
         """Start judging, or say at once what is known."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import fixtures
 from parity.case import Case, find_cases
-from parity.checks import CHECKS
+from parity.checks import CHECKS, checks_for
 from parity.checks.evidence import Evidence
 from parity.judge import PORT, recorded_baseline
 from parity.result import Row
@@ -51,20 +51,23 @@ def judge(parts: Parts | None, around: Around = lambda case, part: nullcontext()
     ``around(case, part)`` is entered around every part.
     """
     hush_libraries()
-    every = {case.name: case for case in cases()}
+    every, done = {case.name: case for case in cases()}, set[tuple[str, str]]()
     for name in every if parts is None else parts:
-        killed = _judge_case(every[name], None if parts is None else parts[name], around)
+        case = every[name]
+        wanted = set(checks_for(case.algorithm, done)) if parts is None else set(parts[name])
+        killed = _judge_case(case, wanted, around)
+        done |= {(case.algorithm, check.name) for check in CHECKS if case.dtype == "fp32"}
         if killed:
             return killed
     return None
 
 
-def _judge_case(case: Case, parts: list[str] | None, around: Around) -> Killed | None:
+def _judge_case(case: Case, wanted: set[str], around: Around) -> Killed | None:
     part = RUN
     try:
         with recorded_baseline(case) as (_, expected), _evidence(case, expected, around) as evidence:
             for check in CHECKS:
-                if check.inapplicable(evidence) or not _wanted(check.name, parts):
+                if check.name not in wanted or check.inapplicable(evidence):
                     continue
                 part = check.name
                 with around(case.name, part):
@@ -74,11 +77,6 @@ def _judge_case(case: Case, parts: list[str] | None, around: Around) -> Killed |
     except Exception as error:
         return Killed(case.name, part, str(error)[:200], type(error).__name__)
     return None
-
-
-def _wanted(check: str, parts: list[str] | None) -> bool:
-    """What the run computed is looked at by every check."""
-    return parts is None or RUN in parts or check in parts
 
 
 @contextmanager

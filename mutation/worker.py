@@ -82,7 +82,7 @@ IMPORT = "import"
 
 
 def baseline() -> dict[str, Any]:
-    """The suite without a mutant: what it imports, and the lines that every part runs. Raises where it does not pass."""
+    """The suite without a mutant: what it imports, and the lines that every part runs; it must pass."""
     from mutation import suite
 
     reached: dict[str, dict[str, dict[str, list[int]]]] = {}
