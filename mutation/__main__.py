@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
+import random
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
-
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"  # a fork has no threads but its own
-os.environ["HF_HUB_OFFLINE"] = "1"  # a mutant asks nobody
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-import random
+from typing import Annotated, Any, Optional
 
 import typer
 
 from mutation import results
+from mutation.explanations import load
 from mutation.mutants import Mutant, few_a_place, mutants_of
-from mutation.page import unexplained, write_page
 from mutation.scope import files
 from mutation.server import Server
 
@@ -59,17 +52,23 @@ def run(
 @app.command()
 def report(
     file: Annotated[Path, typer.Argument(help="results")] = Path("mutation.jsonl"),
-    markdown: Annotated[Path | None, typer.Option(help="write the page here")] = None,
+    markdown: Annotated[Optional[Path], typer.Option(help="write the page here")] = None,  # noqa: UP045
 ) -> None:
-    """Sum up the results. Exit code 1: a survivor has no explanation in mutation/survivors.yaml."""
-    page, left = write_page(results.read(file))
+    """Sum up the results. Exit code 1: a survivor has no explanation in survivors.yaml, or an entry explains none."""
+    from mutation.page import one_line, unused, write_page  # numpy, which a run imports with one thread
+
+    found, entries = results.read(file), load()
+    page, left = write_page(found, entries)
     if markdown is None:
         print(page)
     else:
         markdown.write_text(page)
+    idle = unused(found, entries)
     for record in left:
-        print(unexplained(record))
-    raise typer.Exit(1 if left else 0)
+        print(f"not explained: {one_line(record)}")
+    for entry in idle:
+        print(f"explains nothing: {entry}")
+    raise typer.Exit(1 if left or idle else 0)
 
 
 def _make(pattern: str, sample: int, seed: int, a_place: int) -> tuple[list[Mutant], dict[str, Any]]:

@@ -7,17 +7,15 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mutation import worker
+from mutation import outcome, worker
 from mutation.mutants import Mutant, difference, is_mutation
 from mutation.reach import statement_lines
 from mutation.scope import ROOT
@@ -28,24 +26,22 @@ SLACK, LEAST = 8, 20
 TRAINING = "run"
 """The part of a case that trains the port."""
 
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Set before a library is imported: a fork has no threads but its own, and a mutant asks nobody."""
+
 STANDSTILL = 300
 """Seconds on the clock after which a mutant that takes no processor time counts as hanging."""
-
-
-@dataclass
-class Running:
-    """A mutant under judgement."""
-
-    mutant: Mutant
-    change: list[str]
-    folder: Path
-    started: float = field(default_factory=time.monotonic)
 
 
 class Server:
     """``reached``: case -> part -> file -> lines; ``seconds``: case -> part. Both without a mutant."""
 
     def __init__(self) -> None:
+        os.environ.update(ENVIRONMENT)
         self.folder = Path(tempfile.mkdtemp(prefix="mutation-"))
         first = self._wait_for("baseline", worker.baseline)
         self.reached: dict[str, dict[str, dict[str, list[int]]]] = first["reached"]
@@ -64,7 +60,7 @@ class Server:
 
     def judge(self, mutants: Iterable[Mutant], jobs: int) -> Iterator[dict[str, Any]]:
         """One record a mutant, as they end."""
-        waiting, running = iter(mutants), dict[int, Running]()
+        waiting, running = iter(mutants), dict[int, outcome.Running]()
         while True:
             while len(running) < jobs and (mutant := next(waiting, None)) is not None:
                 record = self._start(mutant, running)
@@ -88,30 +84,30 @@ class Server:
         order = sorted((case for case in parts if parts[case]), key=lambda case: sum(self.seconds[case].values()))
         return {case: list(self.reached[case]) if TRAINING in parts[case] else parts[case] for case in order}
 
-    def _start(self, mutant: Mutant, running: dict[int, Running]) -> dict[str, Any] | None:
+    def _start(self, mutant: Mutant, running: dict[int, outcome.Running]) -> dict[str, Any] | None:
         """Start judging, or say at once what is known."""
         source = mutant.source()
         change = difference(mutant, source)
         if not is_mutation(mutant, source):
-            return _record(mutant, change, "no mutation", {})
+            return outcome.record(mutant, change, "no mutation", {})
         parts = self.parts(mutant)
         if not parts:
-            return _record(mutant, change, "survived", {"reached": False})
+            return outcome.record(mutant, change, "survived", {"reached": False})
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         pid = worker.fork(folder, lambda: worker.judged(mutant.file, source, parts, self.limits))
-        running[pid] = Running(mutant, change, folder)
+        running[pid] = outcome.Running(mutant, change, folder)
         return None
 
-    def _collect(self, running: dict[int, Running]) -> Iterator[dict[str, Any]]:
+    def _collect(self, running: dict[int, outcome.Running]) -> Iterator[dict[str, Any]]:
         """The records of those that ended, after a moment."""
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid in running:
-            yield _ended(running.pop(pid), status, pid)
+            yield outcome.ended(running.pop(pid), status, pid)
             return
         time.sleep(0.02)
         for pid, one in list(running.items()):
             if time.monotonic() - one.started > STANDSTILL:
-                _kill_group(pid)
+                outcome.kill_group(pid)
 
     def _wait_for(self, name: str, work: Any) -> dict[str, Any]:
         folder = self.folder / name
@@ -134,41 +130,3 @@ def _import_all(modules: list[str]) -> None:
             importlib.import_module(name)
     if threading.active_count() > 1:
         raise RuntimeError(f"cannot fork beside other threads: {threading.enumerate()}")
-
-
-def _ended(one: Running, status: int, pid: int) -> dict[str, Any]:
-    seconds = time.monotonic() - one.started
-    _kill_group(pid)  # whatever it started
-    result = one.folder / worker.RESULT
-    if result.exists():
-        found = json.loads(result.read_text())
-        record = _record(one.mutant, one.change, "killed" if found else "survived", found)
-    elif os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        slow = number in (signal.SIGPROF, signal.SIGKILL)
-        record = _record(one.mutant, one.change, "killed", {"check": "time limit" if slow else "crash"})
-    else:
-        last = (one.folder / "output").read_text(errors="replace").strip().splitlines()[-1:]
-        record = _record(one.mutant, one.change, "killed", {"check": "crash", "detail": "".join(last)[:200]})
-    shutil.rmtree(one.folder, ignore_errors=True)
-    return {**record, "seconds": round(seconds, 2)}
-
-
-def _record(mutant: Mutant, change: list[str], outcome: str, more: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "key": mutant.key,
-        "file": mutant.file,
-        "group": mutant.group,
-        "line": mutant.place[0],
-        "column": mutant.place[1],
-        "operator": mutant.operator.rpartition("/")[2],
-        "change": change,
-        "outcome": outcome,
-        **({"reached": True} if outcome == "survived" else {}),
-        **more,
-    }
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)

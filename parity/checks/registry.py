@@ -77,7 +77,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("sizes", check_sizes, follows=("implementations",), inapplicable=_port_in_fp32, once=True),
     Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
-    Check("upkeep", check_upkeep, follows=("resume",), inapplicable=_port_in_fp32, once=True),
+    Check("upkeep", check_upkeep, follows=("curve", "resume"), inapplicable=_port_in_fp32, once=True),
     Check("refusals", check_refusals, follows=("sources", "resume"), inapplicable=_port_in_fp32, once=True),
     Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
     Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),
