@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from parity.case import Case
-from parity.checks import run_checks
+from parity.checks import checks_for, run_checks
 from parity.checks.backward import gradient_flow
 from parity.checks.evidence import Evidence
 from parity.deviations import LEDGER
@@ -82,23 +82,25 @@ def judge(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Run and compare every case; the report's rows come in the order of cases, sides and checks."""
-    report = Report(environment=describe(), deviations=list(LEDGER))
+    report, done = Report(environment=describe(), deviations=list(LEDGER)), set[tuple[str, str]]()
     for named in cases:
         progress(named.name)
         with baseline(named) as (case, expected):
             _add_curves(report, case, expected)
             for side in sides:
-                _judge_side(report, side, case, expected)
+                _judge_side(report, side, case, expected, done)
     return report
 
 
-def _judge_side(report: Report, side: Side, case: Case, expected: Trace) -> None:
+def _judge_side(report: Report, side: Side, case: Case, expected: Trace, done: set[tuple[str, str]]) -> None:
     reason = side.leaves_out(case)
     if reason:
         report.notes.append(f"{case.name}: {side.name} not compared. {reason}")
         return
     with side.evidence(case, expected) as evidence:
-        report.rows += explain(run_checks(evidence, side.checks), evidence)
+        rows = run_checks(evidence, side.checks or checks_for(case.algorithm, done))
+        done |= {(case.algorithm, row.check) for row in rows}
+        report.rows += explain(rows, evidence)
         _add_curves(report, evidence.case, evidence.found)
         report.gradient_flow += gradient_flow(evidence)
 

@@ -21,9 +21,11 @@ def run_app(app: typer.Typer) -> None:
 
 
 def hush_libraries() -> None:
-    """No log lines of Speculators, no progress bars and warnings of transformers."""
+    """No log lines of Speculators, no progress bars of datasets, none and no warnings of transformers."""
+    import datasets
     from transformers.utils import logging
 
     logger.remove()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     logging.set_verbosity_error()

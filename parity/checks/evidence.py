@@ -65,10 +65,12 @@ class Check:
     """A named comparison.
 
     ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
-    subject in a piece of evidence, or returns None.
+    subject in a piece of evidence, or returns None. What a check finds ``once`` depends on the algorithm and not on the
+    case: one case of every algorithm is enough.
     """
 
     name: str
     run: Callable[[Evidence], list[Row]]
     follows: tuple[str, ...] = ()
     inapplicable: Callable[[Evidence], str | None] = lambda evidence: None
+    once: bool = False

@@ -11,11 +11,16 @@ from parity.checks.configuration import check_configuration, check_environment
 from parity.checks.curve import check_curve, check_hits
 from parity.checks.evidence import Check, Evidence
 from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
+from parity.checks.implementations import check_implementations
 from parity.checks.packing import check_packing
 from parity.checks.paths import check_paths
 from parity.checks.precision import check_precision
+from parity.checks.refusals import check_refusals
 from parity.checks.resume import check_resume
 from parity.checks.round_trip import check_converted, check_round_trip
+from parity.checks.sizes import check_sizes
+from parity.checks.sources import check_sources
+from parity.checks.upkeep import check_upkeep
 from parity.result import Row
 
 
@@ -63,10 +68,25 @@ CHECKS: tuple[Check, ...] = (
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
     Check("packing", check_packing, inapplicable=_port_in_fp32),
+    Check("sources", check_sources, follows=("batches",), inapplicable=_port_in_fp32, once=True),
+    Check(
+        "implementations",
+        check_implementations,
+        follows=("gradients", "packing", "chain"),
+        inapplicable=_port_in_fp32,
+    ),
+    Check("sizes", check_sizes, follows=("implementations",), inapplicable=_port_in_fp32, once=True),
     Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
+    Check("upkeep", check_upkeep, follows=("curve", "resume"), inapplicable=_port_in_fp32, once=True),
+    Check("refusals", check_refusals, follows=("sources", "resume"), inapplicable=_port_in_fp32, once=True),
     Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
     Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),
 )
+
+
+def checks_for(algorithm: str, done: set[tuple[str, str]]) -> list[str]:
+    """Names of the checks for one more case; ``done`` are (algorithm, check) that ran in other cases."""
+    return [check.name for check in CHECKS if not (check.once and (algorithm, check.name) in done)]
 
 
 def run_checks(evidence: Evidence, only: Iterable[str] | None = None) -> list[Row]:

@@ -71,6 +71,12 @@ def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
     return algorithm.settings(**{**values, **changes})
 
 
+def dataset_for(case: Case, config: Any, **changes: Any) -> Any:
+    """The port's data set for a draft of ``config``, in the case's order and without noise."""
+    settings = settings_for(case, Path("nowhere"), noise=False, **changes)
+    return ALGORITHMS[case.algorithm].train.build_dataset(settings, config)
+
+
 def run_port(
     case: Case, cpdir: Path, seed: int = 0, live: bool = False, observers: tuple[Observer, ...] = (), **changes: Any
 ) -> PortRun:

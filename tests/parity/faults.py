@@ -21,11 +21,17 @@ import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
 import ports.training.attention.flash
+import ports.training.attention.recompute
+import ports.training.checkpoint.choose
 import ports.training.checkpoint.generators
 import ports.training.checkpoint.keeper
 import ports.training.checkpoint.resume
+import ports.training.data.prepared
+import ports.training.data.records
 import ports.training.data.samples
 import ports.training.loop
+import ports.training.loss.fused_loss
+import ports.training.loss.scoring
 import ports.training.loss.ttt_objective
 import ports.training.optimizer
 from parity.environment import deterministic
@@ -445,7 +451,87 @@ def documents_leak(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ports.training.attention.flash, "documents_of", one_document)
 
 
+def recomputed_alone(patch: pytest.MonkeyPatch) -> None:
+    """A layer that runs again in the backward hands no gradient on to what came before it."""
+    wrap(
+        patch,
+        ports.training.attention.recompute,
+        "checkpoint",
+        lambda old: lambda layer, hidden, **inputs: old(layer, hidden.detach(), **inputs),
+    )
+
+
+def plain_loss_of_all_rows(patch: pytest.MonkeyPatch) -> None:
+    """The loss that is written for reading does not look at the mask."""
+    wrap(
+        patch,
+        ports.training.loss.scoring,
+        "kl_sum",
+        lambda old: lambda logits, target, rows: old(logits, target, torch.ones_like(rows)),
+    )
+
+
+def last_of_several(patch: pytest.MonkeyPatch) -> None:
+    """Only wide rows are searched in blocks."""
+    wrap(
+        patch,
+        ports.training.loss.fused_loss,
+        "argmax",
+        lambda old: lambda values: (old(values) - (values.shape[-1] > 1024)).clamp(min=0),
+    )
+
+
+def arrow_target_before_the_norm(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ports.training.data.prepared.PreparedDataset, "_normed", lambda self, last: last)
+
+
+def trusting_masks(patch: pytest.MonkeyPatch) -> None:
+    """A mask that does not fit its ids is cut or filled up."""
+
+    def make(old: Any) -> Any:
+        def check(path: Path, record: Any, *args: Any) -> Any:
+            ids, mask = record.get("input_ids"), record.get("loss_mask")
+            if isinstance(ids, Tensor) and isinstance(mask, Tensor) and mask.shape != ids.shape:
+                record = {**record, "loss_mask": torch.zeros_like(ids)}
+            return old(path, record, *args)
+
+        return check
+
+    wrap(patch, ports.training.data.records, "check_record", make)
+
+
+def unverified(patch: pytest.MonkeyPatch) -> None:
+    """A named checkpoint is taken as it lies."""
+    patch.setattr(ports.training.checkpoint.choose, "verify", lambda directory: None)
+
+
+def oldest_kept(patch: pytest.MonkeyPatch) -> None:
+    """``--keep_last`` forgets the best pass."""
+    wrap(
+        patch,
+        ports.training.checkpoint.keeper.CheckpointKeeper,
+        "_thin_out",
+        lambda old: lambda self: old(_Without(self)),
+    )
+
+
+class _Without:
+    """A keeper that knows of no best pass."""
+
+    best = None
+
+    def __init__(self, keeper: Any) -> None:
+        self.settings, self.prefix, self._kept = keeper.settings, keeper.prefix, keeper._kept
+
+
 FAULTS = (
+    Fault("recomputed layers cut off", recomputed_alone, named("implementations")),
+    Fault("plain loss over all rows", plain_loss_of_all_rows, named("implementations")),
+    Fault("another column of wide rows", last_of_several, named("sizes")),
+    Fault("arrow targets before the norm", arrow_target_before_the_norm, named("sources")),
+    Fault("masks of another length trusted", trusting_masks, named("refusals")),
+    Fault("best pass thrown away", oldest_kept, named("upkeep")),
+    Fault("checkpoints not verified", unverified, named("upkeep", "refusals")),
     Fault("own-position keys off", swap_attention("ttt_prototype_fast", "ttt_chain_fast"), named("forward")),
     Fault("resume: generators not restored", forget_generators, named("resume")),
     Fault("resume: schedule one step ahead", schedule_one_ahead, named("resume")),

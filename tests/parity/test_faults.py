@@ -15,6 +15,10 @@ from parity.result import Status
 from parity.trace import Trace
 from tests.parity.faults import FAULTS, Fault
 
+ON_DISK = ("round_trip", "converted", "chain", "resume")
+DRAWN = ("sources", "sizes", "upkeep", "refusals")
+"""Checks that make what they compare."""
+
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
 def test_fault_is_named(
@@ -54,7 +58,7 @@ def test_zero_comparisons_fail(
         evidence.checkpoints,
         evidence.draft,
     )
-    if check in ("round_trip", "converted", "chain", "resume"):
+    if check in ON_DISK or check in DRAWN:
         _nothing_on_disk(check, empty)
         return
     rows = next(entry for entry in CHECKS if entry.name == check).run(empty)
@@ -65,7 +69,7 @@ def _nothing_on_disk(check: str, evidence: Evidence) -> None:
     """These compare files and models: without any, they refuse to judge."""
     assert evidence.checkpoints is not None
     evidence.checkpoints = evidence.checkpoints / "nothing here"
-    if check in ("chain", "resume"):
+    if check in ("chain", "resume", *DRAWN):
         assert run_checks(evidence, only=[check])
         return
     with pytest.raises(InputError, match="checkpoints: found none"):

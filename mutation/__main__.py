@@ -1,0 +1,113 @@
+"""``python -m mutation``: make mutants and let the parity suite judge them. ``python -m mutation report``: the page."""
+
+from __future__ import annotations
+
+import platform
+import random
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from mutation import results
+from mutation.explanations import load
+from mutation.mutants import Mutant, few_a_place, mutants_of
+from mutation.scope import files
+from mutation.server import Server
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, invoke_without_command=True)
+
+Output = Annotated[Path, typer.Option(help="results, one line a mutant; mutants that are in it are not judged again")]
+
+
+@app.callback()
+def run(
+    context: typer.Context,
+    module: Annotated[str, typer.Option(help="only modules whose path contains this")] = "",
+    sample: Annotated[int, typer.Option(help="judge this many of every module, drawn; 0: all")] = 0,
+    seed: Annotated[int, typer.Option(help="of all draws")] = 0,
+    a_place: Annotated[int, typer.Option(help="make at most this many of one kind at one place; 0: all")] = 2,
+    jobs: Annotated[int, typer.Option(help="mutants at a time")] = 1,
+    survivors: Annotated[bool, typer.Option(help="judge those in the results again that survived")] = False,
+    output: Output = Path("mutation.jsonl"),
+) -> None:
+    """Judge mutants of the modules in scope, and go on where an earlier run stopped."""
+    if context.invoked_subcommand:
+        return
+    made, about = _make(module, sample, seed, a_place)
+    known = results.read(output).records
+    waiting = [each for each in made if _wanted(known.get(each.key), survivors)]
+    print(f"{len(made)} mutants, {len(waiting)} to judge", flush=True)
+    server = Server()
+    try:
+        results.append(output, {**about, **_environment(), "suite_seconds": _total(server.seconds)})
+        for number, record in enumerate(server.judge(waiting, jobs), 1):
+            results.append(output, record)
+            print(f"{number}/{len(waiting)}", _line(record), flush=True)
+    finally:
+        server.close()
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="results")] = Path("mutation.jsonl"),
+    markdown: Annotated[Optional[Path], typer.Option(help="write the page here")] = None,  # noqa: UP045
+) -> None:
+    """Sum up the results. Exit code 1: a survivor has no explanation in survivors.yaml, or an entry explains none."""
+    from mutation.page import one_line, unused, write_page  # numpy, which a run imports with one thread
+
+    found, entries = results.read(file), load()
+    page, left = write_page(found, entries)
+    if markdown is None:
+        print(page)
+    else:
+        markdown.write_text(page)
+    idle = unused(found, entries)
+    for record in left:
+        print(f"not explained: {one_line(record)}")
+    for entry in idle:
+        print(f"explains nothing: {entry}")
+    raise typer.Exit(1 if left or idle else 0)
+
+
+def _make(pattern: str, sample: int, seed: int, a_place: int) -> tuple[list[Mutant], dict[str, Any]]:
+    """The chosen mutants, shuffled so that an unfinished run is a sample too, and what was chosen from."""
+    chosen, modules = [], {}
+    for file, group in files(pattern).items():
+        found = mutants_of(file, group)
+        few = few_a_place(found.mutants, a_place, seed) if a_place else found.mutants
+        here = few if not sample or sample >= len(few) else random.Random(f"{seed} {file}").sample(few, sample)
+        chosen += here
+        modules[file] = {
+            "group": group,
+            "possible": len(found.mutants),
+            "made": len(few),
+            "chosen": len(here),
+            "left_out": dict(found.left_out),
+        }
+    random.Random(seed).shuffle(chosen)
+    return chosen, {"seed": seed, "a_place": a_place, "sample": sample, "modules": modules}
+
+
+def _wanted(record: dict[str, Any] | None, survivors: bool) -> bool:
+    return record is None or (survivors and record["outcome"] == "survived")
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("cosmic-ray", "torch", "transformers", "speculators")
+    return {"python": platform.python_version(), "packages": {name: version(name) for name in packages}}
+
+
+def _total(seconds: dict[str, dict[str, float]]) -> float:
+    return round(sum(sum(parts.values()) for parts in seconds.values()), 1)
+
+
+def _line(record: dict[str, Any]) -> str:
+    where = f"{record['file']}:{record['line']} {record['operator']}"
+    by = " ".join(str(record.get(name, "")) for name in ("check", "case", "exception")).strip()
+    return f"{record['outcome']} {where} {by}"
+
+
+if __name__ == "__main__":
+    app()

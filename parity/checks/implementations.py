@@ -1,0 +1,78 @@
+"""The port's fast paths against its plain ones: one optimizer step with each, from the same weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.checks.evidence import Evidence
+from parity.compare import compare_groups
+from parity.result import Row
+from parity.runs.port import trace_port
+from parity.trace import Trace
+from ports.training.alignment import Alignment
+from ports.training.attention.choice import AttentionImplementation
+from ports.training.loss.scoring import LossImplementation
+
+PLAIN = {"attn_implementation": AttentionImplementation.EAGER, "loss_implementation": LossImplementation.EAGER}
+CHAIN = {"ttt_alignment": Alignment.CHAIN, "packing": True}
+RECOMPUTED = {"activation_checkpointing": True}
+
+PAIRS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "plain": ({}, PLAIN),
+    "chain": (CHAIN, {**CHAIN, **PLAIN}),
+    "chain recomputed": (CHAIN, {**CHAIN, **RECOMPUTED}),
+    "recomputed": ({}, RECOMPUTED),
+}
+"""Settings that must give the same numbers."""
+
+COMPARED = {"loss": re.compile(r"mb\d+\.step\d+\.loss"), "grad": re.compile(r"mb\d+\.grad\.")}
+
+
+def check_implementations(evidence: Evidence) -> list[Row]:
+    """Losses of every TTT step, gradients, hits and metrics: dense attention and loss, activations not kept."""
+    traces: dict[tuple[tuple[str, Any], ...], Trace] = {(): evidence.found}
+    rows = []
+    for name, pair in PAIRS.items():
+        first, second = (_traced(evidence, settings, traces) for settings in pair)
+        rows += _compare(evidence, name, first, second)
+    return rows
+
+
+def _traced(evidence: Evidence, settings: Mapping[str, Any], traces: dict[Any, Trace]) -> Trace:
+    key = tuple(settings.items())
+    if key not in traces:
+        traces[key] = trace_port(evidence.case, max_steps=1, **settings)
+    return traces[key]
+
+
+def _compare(evidence: Evidence, pair: str, first: Trace, second: Trace) -> list[Row]:
+    subject, rows = evidence.subject("implementations"), []
+    for quantity, pattern in COMPARED.items():
+        sides = (
+            {f"{pair}: {name}": value for name, value in trace.tensors.items() if pattern.match(name)}
+            for trace in (first, second)
+        )
+        rows += compare_groups(subject, quantity, *sides, evidence.tolerance(quantity))
+    for quantity in ("hits", "rows", "loss"):
+        sides = (
+            {f"{pair}: {name}": value for name, value in _counts(trace)[quantity].items()} for trace in (first, second)
+        )
+        rows += compare_groups(subject, quantity, *sides, evidence.tolerance(quantity))
+    return rows
+
+
+def _counts(trace: Trace) -> dict[str, dict[str, Tensor]]:
+    """What the first micro-batch's point of the curve says, by quantity."""
+    if not trace.curve:
+        return {"hits": {}, "rows": {}, "loss": {}}
+    point = trace.curve[0]
+    return {
+        "hits": {"hits": torch.tensor([float(point.correct), *map(float, point.top)])},
+        "rows": {"rows": torch.tensor([point.rows])},
+        "loss": {name: torch.tensor([value]) for name, value in {"reported": point.loss, **point.logged}.items()},
+    }

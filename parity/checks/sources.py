@@ -1,0 +1,70 @@
+"""The same dialogues in every form that the port trains on: equal samples, whoever stored them.
+
+Sample files and safetensors records, Speculators' arrow data, and ids alone with the verifier beside the draft. The
+other side is computed here, from the verifier by transformers' own call.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.checks.evidence import Evidence
+from parity.checks.forms import Dialogue, read_dialogues, write_arrow, write_files, write_ids, write_records
+from parity.checks.order import check_order
+from parity.compare import compare
+from parity.result import Row
+from parity.runs.port import dataset_for
+
+MAX_LEN = 20
+"""Longer dialogues are cut, which is compared too."""
+
+
+def check_sources(evidence: Evidence) -> list[Row]:
+    """Ids, mask, features and target of every sample, by form; and the order of files and of grouped samples."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dialogues = read_dialogues(evidence.case, evidence.draft.config)
+        rows = [*_stored(evidence, dialogues, folder), *_online(evidence, dialogues, folder)]
+        return [*rows, *check_order(evidence, folder / "order")]
+
+
+def _stored(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:
+    subject = evidence.subject("sources")
+    for form, write in {"files": write_files, "records": write_records, "arrow": write_arrow}.items():
+        write(folder / form, evidence.case, dialogues)
+        dataset = dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / form, max_len=MAX_LEN)
+        for index, dialogue in enumerate(dialogues):
+            sample = dataset[index]
+            for name, value in _expected(dialogue, form == "arrow").items():
+                own = getattr(sample, name)
+                yield compare(subject, "batch", f"{form} {index}: {name}", value, own, evidence.tolerance("batch"))
+
+
+def _online(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:
+    """The batch of all dialogues, padded, against each alone."""
+    write_ids(folder / "ids", evidence.case, dialogues)
+    settings = {"tmpdir": folder / "ids", "online": True, "verifier_dtype": "float32", "max_len": MAX_LEN}
+    dataset = dataset_for(evidence.case, evidence.draft.config, **settings)
+    batch = dataset.collate_fn()([dataset[index] for index in range(len(dialogues))])
+    subject = evidence.subject("sources")
+    for index, dialogue in enumerate(dialogues):
+        for name, value in _expected(dialogue, arrow=False).items():
+            quantity = "online" if value.is_floating_point() else "batch"
+            own = batch[name][index, : len(value)]
+            yield compare(subject, quantity, f"online {index}: {name}", value, own, evidence.tolerance(quantity))
+
+
+def _expected(dialogue: Dialogue, arrow: bool) -> dict[str, Tensor]:
+    """A sample as the prototypes make it: ids and target one to the left, the mask's last entry off."""
+    ids, mask, target = (each[:MAX_LEN] for each in (dialogue.ids, dialogue.mask, dialogue.last))
+    features = (dialogue.arrow_features if arrow else dialogue.features)[:MAX_LEN]
+    shifted: dict[str, Any] = {"input_ids": ids, "target": target}
+    moved = {name: torch.cat([value[1:], torch.zeros_like(value[:1])]) for name, value in shifted.items()}
+    last_off = mask * (torch.arange(len(mask)) < len(mask) - 1)
+    return {**moved, "features": features, "loss_mask": last_off}

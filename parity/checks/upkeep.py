@@ -1,0 +1,171 @@
+"""What a run leaves on the disk: which checkpoints stay, which one ``auto`` goes on from, what a killed writer left."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from parity.checks.evidence import Evidence
+from parity.checks.upkeep_parts import check_parts
+from parity.checks.written import check_writing
+from parity.compare import Subject, compare_value
+from parity.environment import deterministic, quietly
+from parity.errors import InputError
+from parity.result import Row
+from parity.runs.port import run_port, start_port
+from parity.trace import Trace
+from ports.training.settings import linear_schedule_steps
+
+LATE, STEPS = 0.3, 3
+"""A rate at which later passes are worse than earlier ones, and optimizer steps of a short run."""
+
+
+def check_upkeep(evidence: Evidence) -> list[Row]:
+    """By name: the checkpoints that stay, the one a run goes on from, the metrics, and the parts beneath."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, subject = Path(name), evidence.subject("upkeep")
+        return [
+            *_kept(evidence, folder / "kept"),
+            *_auto(evidence, folder / "auto"),
+            *_changed(evidence, folder / "auto"),
+            *check_writing(subject, folder),
+            *check_parts(evidence, subject, folder / "parts"),
+        ]
+
+
+def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
+    """``--keep_last 2``: the newest two, and the pass with the lowest mean loss."""
+    run = run_port(evidence.case, cpdir, live=True, epoch=3, lr=LATE, keep_last=2)
+    means = _means(run.trace)
+    best, last, subject = means.index(min(means)), len(means) - 1, evidence.subject("upkeep")
+    numbers = sorted({best, last - 1, last})
+    found = sorted(_number_of(path.parent) for path in cpdir.glob("*/config.json"))
+    yield compare_value(subject, "checkpoints", "that stay", numbers, found)
+    yield from _metrics(evidence, run.trace, cpdir)
+    stored = json.loads(next(cpdir.glob(f"*{last}/training_state/state.json")).read_text())
+    yield compare_value(subject, "checkpoints", "best pass", [best, means[best]], stored["best"])
+    yield compare_value(subject, "checkpoints", "serial", last, stored["serial"])
+
+
+def _number_of(directory: Path) -> int:
+    """``model3`` and ``state_3`` are 3."""
+    return int("".join(letter for letter in directory.name if letter.isdigit()))
+
+
+def _means(trace: Trace) -> list[float]:
+    """Mean loss of every pass, summed as a run sums."""
+    passes: list[list[float]] = [[] for _ in range(trace.curve[-1].epoch + 1)]
+    for point in trace.curve:
+        passes[point.epoch].append(point.loss)
+    return [sum(losses) / len(losses) for losses in passes]
+
+
+def _metrics(evidence: Evidence, trace: Trace, cpdir: Path) -> Iterator[Row]:
+    """``metrics.jsonl`` says what the loop saw; settings lie beside it."""
+    expected = [
+        {
+            "step": number,
+            "train/lr": point.lr_after,
+            **point.logged,
+            "train/loss": point.loss,
+            "train/acc": point.correct / point.rows,
+            **{f"train/top_{place}_acc": count / point.rows for place, count in enumerate(point.top, 1)},
+        }
+        for number, point in enumerate(trace.curve)
+        if point.rows
+    ]
+    found = [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
+    subject = evidence.subject("upkeep")
+    yield compare_value(subject, "metrics", "lines", expected, found)
+    settings = json.loads((cpdir / "settings.json").read_text())
+    chosen = {"lr": LATE, "epoch": 3, "keep_last": 2, "bs": evidence.case.bs}
+    yield compare_value(subject, "metrics", "settings", chosen, {name: _number(settings.get(name)) for name in chosen})
+
+
+def _number(value: Any) -> float:
+    return float(value)
+
+
+def _short(evidence: Evidence, cpdir: Path, **changes: Any) -> Any:
+    """A loop of a few steps that saves after each of them."""
+    return start_port(evidence.case, cpdir, live=True, **{"max_steps": STEPS, "save_steps": 1, **changes})
+
+
+def _steps(evidence: Evidence, cpdir: Path, **changes: Any) -> int | str:
+    """Where a run with ``--ckpt_path auto`` begins, or the field it refuses."""
+    with quietly():
+        try:
+            loop = _short(evidence, cpdir, ckpt_path=Path("auto"), **changes)
+        except InputError as error:
+            return error.field or "?"
+        loop.accelerator.end_training()
+    return int(loop.steps)
+
+
+def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
+    """The newest whole one, whatever lies beside it."""
+    subject = evidence.subject("upkeep")
+    yield compare_value(subject, "auto", "nothing yet", 0, _steps(evidence, cpdir))
+    with deterministic(), quietly():
+        loop = _short(evidence, cpdir)
+        loop.run()
+        stopped = [loop.plan.keeper.on_stop(loop).name for _ in range(2)]
+        loop.accelerator.end_training()
+    last = next(path.parent.name for path in cpdir.glob("*0/config.json"))
+    names = sorted([*(f"step_{number}" for number in range(1, STEPS + 1)), last])
+    yield compare_value(subject, "auto", "saved", names, _visible(cpdir))
+    yield compare_value(subject, "auto", "asked to stop after a save", [last, last], stopped)
+    yield compare_value(subject, "auto", "newest", STEPS, _steps(evidence, cpdir))
+    for name in (last, f"step_{STEPS}"):
+        _flip(cpdir / name / "model.safetensors")
+    yield compare_value(subject, "auto", "newest is damaged", STEPS - 1, _steps(evidence, cpdir))
+    (cpdir / f"step_{STEPS - 1}" / "training_state" / "state.json").write_text("{")
+    yield compare_value(subject, "auto", "its state is damaged", STEPS - 2, _steps(evidence, cpdir))
+    yield from _swept(evidence, subject, cpdir)
+
+
+def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:
+    """A checkpoint that was moved aside and never replaced comes back; half written and half removed ones go."""
+    (cpdir / "step_1").rename(cpdir / ".step_1.old")
+    for name in (".step_9.partial", ".step_8.removed", ".step_2.old"):
+        (cpdir / name).mkdir()
+    before = _visible(cpdir)
+    yield compare_value(subject, "auto", "moved aside", STEPS - 2, _steps(evidence, cpdir))
+    yield compare_value(subject, "auto", "swept", sorted([*before, "step_1"]), _visible(cpdir))
+    hidden = sorted(path.name for path in cpdir.iterdir() if path.name.startswith(".") and path.is_dir())
+    yield compare_value(subject, "auto", "left over", [], hidden)
+
+
+def _changed(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
+    """Settings that differ on request: the new rate holds at once, another order begins the pass anew."""
+    case, subject, checkpoint = evidence.case, evidence.subject("upkeep"), cpdir / "step_1"
+    total, warmup = linear_schedule_steps(len(case.meta.samples_files), case.epoch, case.bs)
+    factor = 1 / warmup if warmup > 1 else (total - 1) / (total - warmup)
+    for name, changes, expected in (
+        ("another rate", {"lr": 3 * case.lr}, (3 * case.lr * factor, 1)),
+        ("another order", {"noise": not case.noise}, (case.lr * factor, 0)),
+    ):
+        with quietly():
+            loop = _short(evidence, cpdir, ckpt_path=checkpoint, resume_anyway=True, **changes)
+            loop.accelerator.end_training()
+        found = loop.optimizer.param_groups[0]["lr"], loop.totals.batches
+        yield compare_value(
+            subject, "resumed", name, [round(expected[0], 12), expected[1]], [round(found[0], 12), found[1]]
+        )
+    (checkpoint / "training_state" / "manifest.json").write_text("{}")
+    yield compare_value(subject, "auto", "all are damaged", "ckpt_path", _steps(evidence, cpdir))
+    (checkpoint / "training_state" / "state.json").write_text('{"format_version": 2}')
+    yield compare_value(subject, "auto", "of a newer release", "format_version", _steps(evidence, cpdir))
+
+
+def _visible(cpdir: Path) -> list[str]:
+    return sorted(path.name for path in cpdir.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)

@@ -1,0 +1,87 @@
+"""The parts that a run's checkpoints are made of: generators, the lock on their directory, files beside a draft."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from parity.checks.evidence import Evidence
+from parity.compare import Subject, compare_value
+from parity.environment import deterministic
+from parity.errors import InputError
+from parity.result import Row
+from ports.training.checkpoint import generators
+from ports.training.checkpoint.lock import FILE, DirectoryLock
+from ports.training.saving import save_draft
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+)
+"""Another process that holds the lock until it is told to end."""
+
+
+def check_parts(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
+    """Rows of the upkeep check."""
+    yield from _generators(subject)
+    yield from _lock(subject, folder / "locked")
+    note = folder / "note.txt"
+    note.write_text("beside")
+    directory = save_draft(evidence.draft, folder / "draft", [note])
+    found = sorted(path.name for path in directory.iterdir())
+    expected = ["config.json", "model.safetensors", "note.txt"]
+    yield compare_value(subject, "draft", "files", expected, [name for name in expected if name in found])
+
+
+def _generators(subject: Subject) -> Iterator[Row]:
+    """Every generator draws again what it drew, also where a second Gaussian was waiting."""
+    own = torch.Generator()
+    for waiting in (True, False):
+        with deterministic(3):
+            if waiting:
+                random.gauss(0, 1)
+                np.random.randn()
+            state = generators.capture(own)
+            first = _draws(own)
+            generators.restore(state, own)
+            yield compare_value(subject, "generators", f"Gaussian waiting: {waiting}", first, _draws(own))
+
+
+def _draws(own: torch.Generator) -> list[float]:
+    drawn = [torch.rand(()).item(), torch.rand((), generator=own).item(), random.random(), float(np.random.rand())]
+    return [*drawn, random.gauss(0, 1), float(np.random.randn())]
+
+
+def _lock(subject: Subject, folder: Path) -> Iterator[Row]:
+    """Another process' directory is refused, with its name, until it ends."""
+    folder.mkdir(parents=True)
+    (folder / FILE).write_text("process 1 on there\n")
+    holder = subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLD, str(folder / FILE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        yield compare_value(subject, "lock", "held", ("cpdir", "in use by process 1 on there"), _locked(folder))
+    finally:
+        holder.communicate(b"\n")
+    yield compare_value(subject, "lock", "given back", ("", ""), _locked(folder))
+    for text in ("x" * 300, ""):
+        (folder / FILE).write_text(text)
+        _locked(folder)
+        named = (folder / FILE).read_text().split()[:1]
+        yield compare_value(subject, "lock", f"holder after {len(text)} characters", ["process"], named)
+
+
+def _locked(folder: Path) -> tuple[str, str]:
+    """What the refusal names and found; the lock is let go again."""
+    try:
+        DirectoryLock(folder).release()
+    except InputError as error:
+        return error.field or "?", str(error.found)
+    return "", ""

@@ -1,0 +1,68 @@
+"""Directories and files that appear whole or not at all, when the writing fails too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from parity.compare import Subject, compare_value
+from parity.errors import InputError
+from parity.result import Row
+from ports.training.checkpoint import atomic
+
+
+def check_writing(subject: Subject, root: Path) -> Iterator[Row]:
+    """Rows of the upkeep check: what lies there after a write, a replacement, a failure and a removal."""
+    folder = root / "written"
+    target = folder / "one"
+    for text in ("first", "second"):
+        atomic.write_directory(target, _filled(text))
+        yield compare_value(subject, "written", text, {"one/file": text}, _contents(folder))
+    found = _refused(lambda: atomic.write_directory(target, _broken))
+    yield compare_value(subject, "written", "a full disk", ("checkpoint", True), (found[0], "untouched" in found[1]))
+    yield compare_value(subject, "written", "after a full disk", {"one/file": "second"}, _contents(folder))
+    found = _refused(lambda: atomic.write_directory(folder / "two", _broken))
+    yield compare_value(subject, "written", "a full disk, new", ("checkpoint", True), (found[0], "nothing" in found[1]))
+    found = _refused(lambda: atomic.write_directory(target, lambda partial: None))
+    yield compare_value(subject, "written", "nothing to put there", "checkpoint", found[0])
+    yield compare_value(subject, "written", "put back", {"one/file": "second"}, _contents(folder))
+    atomic.remove_directory(target)
+    yield compare_value(subject, "written", "removed", {}, _contents(folder))
+    yield from _files(subject, folder)
+
+
+def _files(subject: Subject, folder: Path) -> Iterator[Row]:
+    for text in ("first", "second"):
+        atomic.write_file(folder / "file", text.encode())
+        yield compare_value(subject, "written", f"file, {text}", {"file": text}, _contents(folder))
+    (folder / "taken").mkdir()
+    found = _refused(lambda: atomic.write_file(folder / "taken", b""))
+    yield compare_value(subject, "written", "file in a folder's place", "file", found[0])
+    yield compare_value(subject, "written", "after it", {"file": "second"}, _contents(folder))
+
+
+def _filled(text: str) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "file").write_text(text)
+
+    return fill
+
+
+def _broken(folder: Path) -> None:
+    _filled("half")(folder)
+    raise OSError(28, "No space left on device")
+
+
+def _refused(write: Callable[[], object]) -> tuple[str, str]:
+    """Field and expectation of the refusal."""
+    try:
+        write()
+    except InputError as error:
+        return error.field or "?", str(error.expected)
+    return "", ""
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Every file below ``folder``, hidden ones too."""
+    return {file.relative_to(folder).as_posix(): file.read_text() for file in folder.rglob("*") if file.is_file()}
