@@ -125,6 +125,7 @@ def largest_difference(checkpoint: Path, data: Path, algorithm: str, layer: str)
     return eagle3_difference(draft, batch)
 
 
+@torch.no_grad()
 def eagle3_difference(draft: Any, batch: dict[str, Tensor]) -> float:
     """From Speculators' own forward, whose step s starts s positions later."""
     config = draft.config.__class__.from_dict(draft.config.to_dict())
@@ -133,8 +134,7 @@ def eagle3_difference(draft: Any, batch: dict[str, Tensor]) -> float:
     theirs.load_state_dict(draft.state_dict())
     theirs.verifier_norm = torch.nn.Identity()  # samples hold targets after the norm
     draft.config.transformer_layer_config._attn_implementation = attention_name(Alignment.CHAIN)
-    with torch.no_grad():
-        steps = Eagle3Objective(draft, TTT_STEPS, Alignment.CHAIN)(batch).steps
+    steps = Eagle3Objective(draft, TTT_STEPS, Alignment.CHAIN)(batch).steps
     gaps = []
     for number, (step, wanted) in enumerate(zip(steps, speculators_forward(theirs, batch, TTT_STEPS)[0])):
         length = wanted.shape[1] - number
@@ -142,13 +142,13 @@ def eagle3_difference(draft: Any, batch: dict[str, Tensor]) -> float:
     return max(gaps)
 
 
+@torch.no_grad()
 def hass_difference(draft: Any, batch: dict[str, Tensor], config: dict[str, Any]) -> float:
     """From the reference of the parity runs, in the chain's alignment."""
     inputs = {**batch, "hidden_states": batch["features"]}
     weights = dict(draft.named_parameters())
-    with torch.no_grad():
-        steps = HassObjective(draft, TTT_STEPS)(batch).steps
-        wanted = reference_forward(weights, config, inputs, draft.lm_head.weight, TTT_STEPS, 1, own_position=False)
+    steps = HassObjective(draft, TTT_STEPS)(batch).steps
+    wanted = reference_forward(weights, config, inputs, draft.lm_head.weight, TTT_STEPS, 1, own_position=False)
     return max(float((step.logits - other.logits).abs().max()) for step, other in zip(steps, wanted.steps))
 
 
