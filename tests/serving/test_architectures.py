@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fixtures.architectures import ARCHITECTURES
+from fixtures.architectures.llama4 import CHUNK
 from fixtures.architectures.training import PROMPT, build_answers
 from tests.serving.conftest import (
     LAST_EPOCH,
@@ -24,8 +25,8 @@ from tests.serving.conftest import (
 
 pytestmark = pytest.mark.vllm
 
-ENGINE: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}}}
-"""What the engine is told beside the models: Llama 4's images need a processor that the fixture does not have."""
+ENGINE: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}, "block_size": CHUNK}}
+"""Beside the models: no images, for which the fixture has no processor, and blocks that chunks hold whole."""
 
 SERVED = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
 SERVED += [(name, "hass", "llama") for name in ARCHITECTURES]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +102,13 @@ class Draft:
     algorithm: str
     layer: str
     folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
 
     def settings(self, **changes: Any) -> Any:
         data = self.tiny.folder / self.algorithm
         values = {
             "basepath": str(self.tiny.verifier),
-            "configpath": str(self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json")),
+            "configpath": str(self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json", **self.config)),
             "tmpdir": data,
             "cpdir": self.folder / "checkpoints",
             "bs": 2,

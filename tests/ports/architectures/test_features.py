@@ -98,4 +98,4 @@ def test_training_without_stored_features_reads_the_same(draft):
 
 
 def test_every_architecture_is_seen():
-    assert set(ARCHITECTURES) == {"qwen3", "gpt_oss", "llama4"}
+    assert set(ARCHITECTURES) >= {"qwen3", "gpt_oss", "llama4"}

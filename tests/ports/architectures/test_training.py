@@ -100,6 +100,12 @@ def test_the_chain_is_speculators_own(eagle3_draft, index):
     torch.testing.assert_close(outcome.loss, loss, rtol=1e-6, atol=1e-6)
 
 
+def test_so_is_that_of_two_layers_of_qwen_3(tiny_of, tmp_path):
+    test_the_chain_is_speculators_own(
+        Draft(tiny_of("qwen3"), "eagle3", "qwen3", tmp_path, {"num_hidden_layers": 2, "max_window_layers": 2}), 0
+    )
+
+
 @pytest.mark.parametrize("part", ["q_norm", "k_norm"])
 def test_a_missing_norm_of_the_heads_would_show(tiny_of, tmp_path, monkeypatch, part):
     """The planted fault: queries or keys without Qwen 3's norm."""
@@ -130,6 +136,19 @@ def test_gradients_are_those_of_the_dense_attention(eagle3_draft):
         found = fast.get_parameter(name).grad
         assert float((found - value).norm()) <= CLOSE * float(value.norm()), name
         assert value.abs().max() > 0, name
+
+
+def test_layers_that_run_again_give_the_same_gradients(eagle3_draft):
+    kept = enliven(eagle3_draft.build())
+    batch = collate([eagle3_draft.dataset(kept)[index] for index in (0, 1)])
+    found = []
+    for recompute in (False, True):
+        kept.zero_grad()
+        Eagle3Objective(kept, STEPS, recompute=recompute)(batch).backward_loss.backward()
+        found.append({name: value.grad for name, value in kept.named_parameters() if value.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("alignment", list(Alignment))
