@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity import Joined, NameMap, Side, compare_sides, transposed
+from parity import Joined, NameMap, Side, compare_sides, compare_traces, trace_side, transposed
 from parity.errors import InputError
 from parity.kit.names import WHOLE
 
@@ -25,6 +25,7 @@ from parity.kit.names import WHOLE
         ({"": "model"}, WHOLE, "model"),
         ({"model": ""}, "model.a", "a"),
         ({"model": ""}, "model", WHOLE),
+        ({"model": ""}, WHOLE, None),
         ({}, WHOLE, WHOLE),
     ],
 )
@@ -35,6 +36,25 @@ def test_a_name_goes_over(prefixes: dict[str, str | None], name: str, port: str 
 def test_one_name_for_two_is_refused() -> None:
     with pytest.raises(InputError, match="name map: c: found several"):
         NameMap({"a": "c", "b": "c"})
+
+
+def test_a_name_that_another_takes_by_being_the_same_is_refused() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    with pytest.raises(InputError, match=r"name map: b.*: found a.* and b.* of the original"):
+        compare_sides(Side(Two), Side(Two), [torch.ones(1, 2)], names={"a": "b"})
+    with pytest.raises(InputError, match="name map: b: found a and b of the original"):
+        compare_traces(
+            *[trace_side(Side(Two), [torch.ones(1, 2)])] * 2, names={"a": "b", "b.weight": None, "b.bias": None}
+        )
+    swapped = compare_sides(Side(Two), Side(Two), [torch.ones(1, 2)], names={"a": "b", "b": "a"})
+    assert swapped.failed[0] == "forward"
 
 
 class Split(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
 from parity import Side, compare_sides, single_step
@@ -118,6 +119,27 @@ def test_a_forward_that_raises_leaves_no_hook() -> None:
         module(torch.ones(3))
     assert not module._forward_hooks
     assert not module.part._forward_pre_hooks
+
+
+def test_what_checkpointing_repeats_is_no_call() -> None:
+    class Frugal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.part, x, use_reentrant=False)
+
+    class Plain(Frugal):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x)
+
+    with watch(module := Frugal()) as calls:
+        loss = module(torch.ones(1, 2, requires_grad=True)).sum()
+    loss.backward()
+    assert [call.key for call in calls] == ["part#0", "(whole)#0"]
+    assert calls[0].into_grad["input"].abs().sum() > 0
+    compare_sides(Side(Plain), Side(Frugal), [torch.ones(1, 2)]).raise_if_failed()
 
 
 def second_loss(module: nn.Module, x: Tensor) -> Tensor:
