@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import parity
 import parity.kit
-from parity import Side, compare_sides, trace_side
+from parity import Side, compare_sides, single_step, trace_side
 
 TINY = LlamaConfig(
     vocab_size=40,
@@ -56,6 +56,17 @@ def test_another_config_is_located(changes: dict[str, Any], module: str) -> None
     report = compare_sides(Side(model()), Side(model(**changes)), [ids()], checks=["forward"])
     assert report.first is not None
     assert report.first.module == module
+
+
+def louder(module: Any) -> nn.Module:
+    module.model.layers[1].mlp.up_proj.register_forward_hook(lambda part, args, out: out * 1.01)
+    return module
+
+
+def test_a_single_step_of_a_model_with_a_key_value_cache() -> None:
+    single_step(Side(model()), Side(model()), ids()).raise_if_failed()
+    report = single_step(Side(model()), Side(lambda: louder(model()())), ids())
+    assert {row.run for row in report.rows if row.status.value == "failed"} == {"model.layers.1.mlp.up_proj"}
 
 
 def test_checkpoints_go_through_save_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,19 @@ def test_a_snapshot_is_not_changed_later() -> None:
     assert kept["n"] == {1}
 
 
+def test_a_snapshot_reaches_the_tensors_inside_an_object() -> None:
+    class Cache:
+        def __init__(self, value: Tensor, owner: nn.Module) -> None:
+            self.layers, self.owner = [{"keys": value}], owner
+
+    value, owner = torch.ones(2, requires_grad=True) * 3, nn.Linear(1, 1)
+    kept = snapshot(cache := Cache(value, owner))
+    cache.layers[0]["keys"] = torch.zeros(1)
+    assert torch.equal(kept.layers[0]["keys"], torch.full((2,), 3.0))
+    assert not kept.layers[0]["keys"].requires_grad
+    assert kept.owner is owner
+
+
 def test_other_objects_stay_themselves() -> None:
     marker = object()
     changed = with_tensors((torch.ones(1), {"m": marker}), lambda tensor: tensor + 1)
