@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hold a hand-written decoder layer against transformers' Llama layer: a port that this project has never seen.
 
-    python examples/compare_modules.py [report.html]
+    python examples/compare_modules.py [report.html [report_alone.html]]
 
 Exit code 0: they agree in everything, 1: not, and the last line says where it first goes wrong.
 """
@@ -9,6 +9,7 @@ Exit code 0: they agree in everything, 1: not, and the last line says where it f
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +135,6 @@ def compare_alone() -> KitReport:
 if __name__ == "__main__":
     reports = compare(), compare_alone()
     print(*reports, sep="\n")
-    if sys.argv[1:]:
-        reports[0].write_html(sys.argv[1])
+    for page, report in zip(map(Path, sys.argv[1:]), reports):
+        report.write_html(page)
     sys.exit(not all(report.passed for report in reports))

@@ -38,20 +38,27 @@ def fitted(part: nn.Module, own: nn.Module, arguments: Arguments) -> tuple[Argum
     named = by_name(own, args, kwargs)
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes.values()):
         return arguments, []
-    given = named if _open(takes) else {name: value for name, value in named.items() if name in takes}
-    lead, main = next(iter(takes), None), _main(named)
-    if lead is not None and lead not in given and main is not None:
-        given[lead] = named[main]
-    needed = [n for n, p in takes.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    missing = [name for name in needed if name not in given]
+    given = _taken(takes, named)
+    missing = [name for name, one in takes.items() if one.default is one.empty and _plain(one) and name not in given]
     if missing:
         raise TypeError(f"its forward requires {', '.join(missing)}, the original's is called with {', '.join(named)}")
-    left = [name for name in named if name not in given and not (name == main and lead in given)]
-    return ((), given), [name for name in left if tensors_of(named[name])]
+    passed = [id(value) for value in given.values()]
+    dropped = [name for name, value in named.items() if id(value) not in passed and tensors_of(value)]
+    return ((), given), dropped
 
 
-def _open(takes: Mapping[str, inspect.Parameter]) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+def _taken(takes: Mapping[str, inspect.Parameter], named: Mapping[str, Any]) -> dict[str, Any]:
+    """What the port takes, in its order; its first argument is the original's first tensor, whatever the name."""
+    lead, main, given = next(iter(takes), ""), _main(named), dict(named)
+    if lead in takes and lead not in given and main is not None and _plain(takes[lead]):
+        given[lead] = given.pop(main)
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    names = [*takes, *(name for name in given if is_open and name not in takes)]
+    return {name: given[name] for name in names if name in given}
+
+
+def _plain(parameter: inspect.Parameter) -> bool:
+    return parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
 
 
 def _main(named: Mapping[str, Any]) -> str | None:

@@ -34,7 +34,8 @@ class Finding:
 
     def __str__(self) -> str:
         place = self.module + (f", call {self.call}" if self.call else "")
-        return f"{self.check}: {self.direction} first goes wrong in {place}; {self.detail}"
+        way = "" if self.direction == self.check else f" ({self.direction})"
+        return f"{self.check}{way} first goes wrong in {place}: {self.detail}"
 
 
 def within(bound: float) -> Agree:

@@ -65,8 +65,10 @@ class NameMap:
         whole = name == WHOLE
         name = "" if whole else name
         fitting = [prefix for prefix in self.prefixes if below(name, prefix)]
+        if not fitting and whole:
+            return None if "" in self.prefixes.values() else WHOLE
         if not fitting:
-            return WHOLE if whole else name
+            return name
         prefix = max(fitting, key=len)
         target = self.prefixes[prefix]
         if target is None:
@@ -75,13 +77,29 @@ class NameMap:
         return ".".join(filter(None, (target, rest))) or WHOLE
 
     def parameters(self, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The original's tensors as the port would hold them, by the port's names."""
+        """The original's tensors as the port would hold them, by the port's names.
+
+        Raises:
+            InputError: two of the original's names come to the same one.
+        """
         used = {name for entry in self.joined.values() for name in entry.originals}
-        plain = {self.to_port(name): tensor for name, tensor in originals.items() if name not in used}
-        found = {name: tensor for name, tensor in plain.items() if name is not None}
+        found = {port: originals[name] for port, name in self.back(n for n in originals if n not in used).items()}
         for name, entry in self.joined.items():
             if all(original in originals for original in entry.originals):
                 found[name] = entry([originals[original] for original in entry.originals])
+        return found
+
+    def back(self, originals: Iterable[str]) -> dict[str, str]:
+        """The port's name of each of the original's to that one.
+
+        Raises:
+            InputError: two come to the same one.
+        """
+        found: dict[str, str] = {}
+        for name in originals:
+            port = self.to_port(name)
+            if port is not None and found.setdefault(port, name) != name:
+                raise InputError("name map", port, f"{found[port]} and {name} of the original", "one of them, or None")
         return found
 
     def parameter_names(self, originals: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
@@ -51,9 +51,29 @@ def snapshot(value: Any) -> Any:
         copied = [(key, snapshot(item)) for key, item in items]
         return dict(copied) if isinstance(value, dict) else type(value)(item for _, item in copied)
     try:
-        return copy.deepcopy(value)
-    except Exception:  # tensors with a graph inside, handles of other libraries
+        return copy.deepcopy(value, _detached(value))
+    except Exception:  # locks, handles of other libraries
         return value
+
+
+def _detached(value: Any) -> dict[int, Any]:
+    """For ``deepcopy``: what stands for the tensors inside an object, a key/value cache for example; modules stay."""
+    memo: dict[int, Any] = {}
+    seen, left = {id(None)}, [value]
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            memo[id(one)] = one.detach().clone()
+        elif isinstance(one, nn.Module):
+            memo[id(one)] = one
+        elif isinstance(one, (Mapping, list, tuple, set)):
+            left += one.values() if isinstance(one, Mapping) else one
+        else:
+            left += getattr(one, "__dict__", {}).values()
+    return memo
 
 
 def first_of(tensors: Mapping[str, Tensor]) -> Tensor | None:

@@ -13,7 +13,12 @@ from parity.trace import Trace
 
 
 def in_port_names(trace: Trace, names: NameMap) -> Trace:
-    """The original's trace as if the port's names were its own."""
+    """The original's trace as if the port's names were its own.
+
+    Raises:
+        InputError: two modules or parameters come to the same name.
+    """
+    names.back(dict.fromkeys(call.rpartition("#")[0] for call in trace.calls))
     tensors: dict[str, Tensor] = {}
     for prefix in (*STATES, *(f"mb{j}.grad" for j in trace.micro_batches())):
         held = names.parameters(trace.group(f"{prefix}."))

@@ -73,8 +73,9 @@ def _through(side: Side, module: nn.Module, folder: Path) -> nn.Module:
 
 
 def _resumed(side: Side, stopped: Training, folder: Path) -> Training:
-    """A fresh build with the saved weights, optimizer, schedule and the generator of that moment."""
+    """A fresh build with the saved weights, optimizer, schedule and the generators of that moment."""
     state = {"optimizer": stopped.optimizer.state_dict(), "random": torch.get_rng_state()}
+    state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     if stopped.schedule is not None:
         state["schedule"] = stopped.schedule.state_dict()
     torch.save(state, folder / "training.pt")
@@ -86,6 +87,8 @@ def _resumed(side: Side, stopped: Training, folder: Path) -> Training:
         resumed.schedule.load_state_dict(stored["schedule"])
     resumed.steps = stopped.steps
     torch.set_rng_state(stored["random"])
+    if stored["cuda"]:
+        torch.cuda.set_rng_state_all(stored["cuda"])
     return resumed
 
 

@@ -60,11 +60,12 @@ def compare_traces(
     judge = Judge(expected, port, names, table)
     chosen = [check for check in TRACED if check in set(checks) and _has_subject(check, expected)]
     rows = explained([row for check in chosen for row in judge.rows(check)], FOLLOWS)
-    report = Report(rows=rows, baseline=original.run, environment=environments(original, port))
+    first = first_place(rows, expected, port, table)
+    report = Report(rows=hinted(rows, first), baseline=original.run, environment=environments(original, port))
     report.notes = [*differing(original, port), *_left_out(port.left_out), *_unmatched(expected, port)]
     for trace in (original, port):
         report.curves += [Curve(port.case, trace.run, "loss", tuple(point.loss for point in trace.curve))]
-    return KitReport(report, first_place(rows, expected, port, table))
+    return KitReport(report, first)
 
 
 def _has_subject(check: str, trace: Trace) -> bool:
@@ -102,6 +103,14 @@ def _unmatched(expected: Trace, port: Trace) -> list[str]:
     sides = [{call.rpartition("#")[0] for call in trace.calls} for trace in (expected, port)]
     notes = (("the original", sides[0] - sides[1]), ("the port", sides[1] - sides[0]))
     return [f"called by {side} alone, not compared: {', '.join(sorted(only))}" for side, only in notes if only]
+
+
+def hinted(rows: list[Row], first: Finding | None) -> list[Row]:
+    """The first failed row says where it first goes wrong, so that pages and files have it too."""
+    at = next((i for i, row in enumerate(rows) if row.status is Status.FAILED), None)
+    if first is None or at is None:
+        return rows
+    return [*rows[:at], replace(rows[at], hint=str(first)), *rows[at + 1 :]]
 
 
 def first_place(rows: list[Row], expected: Trace, found: Trace, table: Tolerances) -> Finding | None:

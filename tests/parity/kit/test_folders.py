@@ -107,8 +107,13 @@ def test_an_upgrade_that_changes_a_module_is_located(
 ) -> None:
     plant(monkeypatch)
     assert command("trace", "eagle3", tmp_path, "-k", "fp32_k1") == 0
-    assert command("compare", traced / "eagle3_fp32_k1", tmp_path / "eagle3_fp32_k1") == 1
-    assert f"first: forward: forward first goes wrong in {module};" in capsys.readouterr().out
+    words = ("--json", tmp_path / "rows.json")
+    assert command("compare", traced / "eagle3_fp32_k1", tmp_path / "eagle3_fp32_k1", *words) == 1
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    hints = [row["hint"] for row in rows if row["hint"]]
+    assert len(hints) == 1
+    assert f"goes wrong in {module}:" in hints[0]
+    assert f"first: forward first goes wrong in {module}:" in capsys.readouterr().out
 
 
 def test_attention_of_later_steps_is_located(command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
