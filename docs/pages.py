@@ -20,7 +20,7 @@ SECTIONS = {
     "Parity": ("parity.md", "report.md", "deviations.md", "originals.md", "mutation.md", "porting.md", "kit.md"),
 }
 SOURCES = "source"
-LINK = re.compile(r"(?<!!)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):<code>~?([^<]+)</code>")
 
 
@@ -67,8 +67,9 @@ def navigation(pages: list[str]) -> list[Any]:
 
 
 def linked(page: File) -> list[str]:
-    """Files of the project outside of ``docs/`` that a page links to; one that does not exist ends the build."""
-    return [outside(page, match[1]) for match in LINK.finditer(page.content_string) if is_outside(page, match[1])]
+    """Files of the project outside of ``docs/`` that a page links to; what does not exist ends the build."""
+    links = [match[2] for match in LINK.finditer(page.content_string) if is_outside(page, match[2])]
+    return [path for link in links if (ROOT / (path := outside(page, link))).is_file()]
 
 
 def is_outside(page: File, link: str) -> bool:
@@ -79,19 +80,22 @@ def is_outside(page: File, link: str) -> bool:
 def outside(page: File, link: str) -> str:
     """The path, from the project's root, of what a link leads to."""
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.src_uri), link))
-    if not (ROOT / path).is_file():
+    if not (ROOT / path).exists():
         raise PluginError(f"{page.src_uri}: link to {link}: found no file {path}, expected one of the project")
     return path
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to files of the project go to their copies in the site."""
+    """Links to files of the project go to their copies in the site; a folder is named and not linked."""
 
     def replaced(match: re.Match[str]) -> str:
-        if not is_outside(page.file, match[1]):
+        text, link = match.groups()
+        if not is_outside(page.file, link):
             return match[0]
-        target = posixpath.relpath(f"{SOURCES}/{outside(page.file, match[1])}", posixpath.dirname(page.file.src_uri))
-        return f"]({target})"
+        path = outside(page.file, link)
+        if (ROOT / path).is_dir():
+            return text if path in text else f"{text} (`{path}/`)"
+        return f"[{text}]({posixpath.relpath(f'{SOURCES}/{path}', posixpath.dirname(page.file.src_uri) or '.')})"
 
     return LINK.sub(replaced, markdown)
 

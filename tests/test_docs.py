@@ -82,8 +82,11 @@ def one_page(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]
 
 
 def test_a_page_whose_links_hold(one_page, tmp_path: Path) -> None:
-    assert one_page("# One\n\n[code](../code.py) and [here](#one)\n").returncode == 0
-    assert 'href="source/code.py"' in (tmp_path / "site" / "index.html").read_text()
+    (tmp_path / "folder").mkdir()
+    text = "# One\n\n[code](../code.py), [`folder/`](../folder/), [this](../folder) and [here](#one)\n"
+    assert one_page(text).returncode == 0
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert '<a href="source/code.py">code</a>, <code>folder/</code>, this (<code>folder/</code>)' in page
 
 
 @pytest.mark.parametrize(
@@ -136,3 +139,9 @@ def test_failures_of_the_guide(words: str, complaint: str, tmp_path: Path, capsy
     assert main([*given, "--basepath", str(fixture / "verifier"), "--cpdir", str(tmp_path)]) == 2
     assert complaint in capsys.readouterr().err
     assert complaint in (ROOT / "docs" / "training.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/llama_3_1_8b/README.md"])
+def test_links_of_pages_outside_of_the_site_hold(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
