@@ -5,6 +5,7 @@
     python3 run.py test     the tests, with coverage
     python3 run.py lint     ruff and mypy
     python3 run.py bench    the benchmarks
+    python3 run.py docs     the documentation, in site/; a broken link is an error
 
 Words after the name are passed on. Needs Python 3.10 or newer and a package index; the first run installs about 1.5 GB.
 """
@@ -31,6 +32,7 @@ JOBS = {
         ["-m", "pytest", "benchmarks", "-p", "no:xdist", "--benchmark-json=bench.json"],
         ["-m", "parity.cli", "plot", "bench.json"],
     ],
+    "docs": [["-m", "mkdocs", "build", "--strict"]],
 }
 
 

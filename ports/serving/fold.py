@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def fold(embedding: Tensor, norm: Tensor, eps: float, fc: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The table E' [V, h] and the weight [I | F_h] [h, 2h], computed in float64 and given in the dtype of ``fc``.
+    """The table E' [V, h] and the weight ``[I | F_h]`` [h, 2h], computed in float64 and given in the dtype of ``fc``.
 
     Args:
         embedding: [V, h].

@@ -1,0 +1,55 @@
+"""Take the pictures of ``docs/report.md`` anew: ``python -m docs.pictures`` from the project's root, with Chromium.
+
+One report of two cases that pass, and one of a port with a planted fault.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import fixtures
+from parity.report import write_html
+from parity.verdict import Options, verdict
+from tests.parity.faults import FAULTS
+
+DOCS = Path(__file__).parent
+PLAIN = "not (noise or ga2 or bs1)"
+PICTURES = {"report.png": 1440, "report_failed.png": 1010}
+"""Names and heights in pixels."""
+
+
+def main() -> int:
+    """Run, draw, photograph."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        pages = {name: Path(folder) / f"{name}.html" for name in PICTURES}
+        draw(pages["report.png"], ("eagle3", "hass"))
+        next(fault for fault in FAULTS if fault.name == "residual un-normed").plant(patch)
+        draw(pages["report_failed.png"], ("eagle3",))
+        for name, height in PICTURES.items():
+            photograph(pages[name], DOCS / name, height)
+    return 0
+
+
+def draw(page: Path, algorithms: tuple[str, ...]) -> None:
+    """The report of the three-step float32 cases."""
+    options = Options(fixtures.RECORDINGS, algorithms, f"fp32_k3 and {PLAIN}")
+    write_html(verdict(options, print), page)
+
+
+def photograph(page: Path, picture: Path, height: int) -> None:
+    """What a browser of 1000 pixels' width shows first."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        raise SystemExit("no Chromium: apt install chromium")
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size=1000,{height}"]
+    subprocess.run([browser, *words, f"--screenshot={picture}", page.as_uri()], check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
