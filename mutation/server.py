@@ -40,13 +40,13 @@ STANDSTILL = 300
 class Server:
     """``reached``: case -> part -> file -> lines; ``seconds``: case -> part. Both without a mutant."""
 
-    def __init__(self) -> None:
+    def __init__(self, keyword: str = "") -> None:
         os.environ.update(ENVIRONMENT)
         self.folder = Path(tempfile.mkdtemp(prefix="mutation-"))
-        first = self._wait_for("baseline", worker.baseline)
+        first = self._wait_for("baseline", lambda: worker.baseline(keyword))
         self.reached: dict[str, dict[str, dict[str, list[int]]]] = first["reached"]
         _import_all(first["modules"])
-        self.seconds: dict[str, dict[str, float]] = self._wait_for("timed", worker.timed)["seconds"]
+        self.seconds: dict[str, dict[str, float]] = self._wait_for("timed", lambda: worker.timed(keyword))["seconds"]
         self.trees: dict[str, ast.Module] = {}
 
     def close(self) -> None:

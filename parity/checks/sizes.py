@@ -19,6 +19,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention.flash import fast_ttt_attention
 from ports.training.loss.fused_loss import Extras, TargetRows, fused_kl
 from ports.training.loss.likeliest import argmax, topk
+from ports.training.loss.objective import mean_over, undo_mean
 
 ATTENTION = ((2, 290, 3), (2, 2, 5), (2, 1, 1))
 """Samples, positions and TTT steps: beyond a block of rows, several blocks of heads, fewer positions than steps."""
@@ -38,7 +39,7 @@ def check_sizes(evidence: Evidence) -> list[Row]:
                 rows += _attention(evidence, samples, length, steps, alignment, side)
     for count, vocabulary, keep in LOSS:
         rows += _loss(evidence, count, vocabulary, keep)
-    return [*rows, *_likeliest(evidence)]
+    return [*rows, *_likeliest(evidence), *_means(evidence)]
 
 
 def _attention(
@@ -129,6 +130,15 @@ def _likeliest(evidence: Evidence) -> Iterator[Row]:
             argmax(values),
             evidence.tolerance("batch"),
         )
+
+
+def _means(evidence: Evidence) -> Iterator[Row]:
+    """Few rows in the loss, where the prototypes' 1e-5 beside their number shows; and back again."""
+    rows, total = torch.tensor([0, 1, 2, 7]), torch.tensor([0.5, 0.5, 3.0, 4.0])
+    expected, subject = total.double() / (rows.double() + 1e-5), evidence.subject("sizes")
+    yield compare(subject, "sums", "means over few rows", expected, mean_over(total, rows), evidence.tolerance("sums"))
+    back = undo_mean(mean_over(total, rows), rows)
+    yield compare(subject, "sums", "totals of means", total, back, evidence.tolerance("sums"))
 
 
 def _drawn(name: str, *shape: int) -> Tensor:

@@ -43,6 +43,8 @@ def results():
         "python": "3.11",
         "packages": {"torch": "2"},
         "suite_seconds": 12.5,
+        "keyword": "",
+        "cases": ["c"],
     }
     records = [
         record("a", "killed", check="forward", case="c"),
