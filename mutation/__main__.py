@@ -84,11 +84,11 @@ def _make(pattern: str, sample: int, seed: int, a_place: int) -> tuple[list[Muta
             "group": group,
             "possible": len(found.mutants),
             "made": len(few),
-            "chosen": len(here),
             "left_out": dict(found.left_out),
         }
     random.Random(seed).shuffle(chosen)
-    return chosen, {"seed": seed, "a_place": a_place, "sample": sample, "modules": modules}
+    keys = [each.key for each in chosen]
+    return chosen, {"seed": seed, "a_place": a_place, "sample": sample, "modules": modules, "chosen": keys}
 
 
 def _wanted(record: dict[str, Any] | None, survivors: bool) -> bool:

@@ -190,8 +190,12 @@ def skipped_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Ite
     _noise(None, folder / "data_0.ckpt")
     none = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
     yield compare_value(subject, "rows", "skipped alone", (0, 0.0, {}), _first(none))
-    ids = none.tensors["mb0.batch.input_ids"]
+    ids, features = (none.tensors[f"mb0.batch.{name}"] for name in ("input_ids", "hidden_states"))
     yield compare_value(subject, "rows", "skipped alone: ids", [[0]], ids.tolist())
+    shape = [1, 1, dialogue.features.shape[-1]]
+    yield compare_value(
+        subject, "rows", "skipped alone: features", (shape, 0.0), (list(features.shape), float(features.sum()))
+    )
 
 
 def _first(trace: Any) -> tuple[int, float, dict[str, float]]:
