@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     for name, (field, spoil) in WEIGHTS.items():
         yield name, field, _spoiled(evidence, saved, folder / name, spoil, sealed=True, lr=1.0, weights_only=True)
     for name, field in {"verifier": "fingerprint", "draft": "fingerprint", "bs": "", "records": ""}.items():
-        forged = edit(STATE, lambda value, name=name: value["fingerprint"].update({name: "forged"}))
+        forged = edit(STATE, partial(_forge, name))
         attempt = _spoiled(evidence, saved, folder / f"forged {name}", forged, sealed=True, resume_anyway=True)
         yield f"another {name}, anyway", field, attempt
     for name, value in OTHER.items():
-        yield f"another {name}", "fingerprint", lambda name=name, value=value: _resume(evidence, saved, **{name: value})
+        yield f"another {name}", "fingerprint", partial(_resume, evidence, saved, **{name: value})
     yield "another rate, anyway", "", lambda: _resume(evidence, saved, lr=evidence.case.lr * 2, resume_anyway=True)
     yield "more steps", "", lambda: _resume(evidence, saved, max_steps=9, save_steps=1, prefetch_factor=3)
     yield "the weights alone", "", lambda: _resume(evidence, saved, lr=1.0, weights_only=True)
@@ -43,6 +44,10 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "another log, anyway", "", lambda: _another_log(evidence, saved, folder / "log anyway", True)
     yield "fewer records than a batch", "records", lambda: _start(evidence, folder / "few", bs=999)
     yield "a loss that is no number", "loss", lambda: _without_number(evidence, folder / "nan")
+
+
+def _forge(name: str, state: Any) -> None:
+    state["fingerprint"][name] = "forged"
 
 
 def _start(evidence: Evidence, cpdir: Path, **changes: Any) -> Any:

@@ -32,7 +32,7 @@ HEADS, KEY_HEADS, DIM, WIDTH, TOP = 4, 2, 8, 12, 3
 
 def check_sizes(evidence: Evidence) -> list[Row]:
     """Attention with its gradients, padded behind and inside; loss, gradients, hits and cross-entropies; top-k."""
-    rows = []
+    rows: list[Row] = []
     for alignment in Alignment:
         for samples, length, steps in ATTENTION:
             for side in ("right", "inside"):
@@ -90,11 +90,11 @@ def _loss(evidence: Evidence, count: int, vocabulary: int, keep: bool) -> Iterat
     numbers = [found.kl, found.cross_entropy, found.topk, found.hits.correct, *found.hits.top, found.hits.rows]
     right_numbers, right_grads = _formula(hidden, head, wanted, verifier, weights)
     subject, name = evidence.subject("sizes"), f"{count} rows of {vocabulary}, {'kept' if keep else 'again'}"
-    sides = (torch.stack([each.detach().double() for each in side]) for side in (right_numbers, numbers))
-    yield compare(subject, "sums", name, *sides, evidence.tolerance("sums"))
+    expected, own = (torch.stack([each.detach().double() for each in side]) for side in (right_numbers, numbers))
+    yield compare(subject, "sums", name, expected, own, evidence.tolerance("sums"))
     if count:
-        for parameter, right, own in zip(("hidden", "head"), right_grads, grads):
-            yield compare(subject, "grad", f"{name}: {parameter}", right, own, evidence.tolerance("grad"))
+        for parameter, right, grad in zip(("hidden", "head"), right_grads, grads):
+            yield compare(subject, "grad", f"{name}: {parameter}", right, grad, evidence.tolerance("grad"))
 
 
 def _formula(
