@@ -29,6 +29,7 @@ def run(
     seed: Annotated[int, typer.Option(help="of all draws")] = 0,
     a_place: Annotated[int, typer.Option(help="make at most this many of one kind at one place; 0: all")] = 2,
     jobs: Annotated[int, typer.Option(help="mutants at a time")] = 1,
+    keyword: Annotated[str, typer.Option("-k", help="judge by the cases whose name fits: words, and, or, not")] = "",
     survivors: Annotated[bool, typer.Option(help="judge those in the results again that survived")] = False,
     output: Output = Path("mutation.jsonl"),
 ) -> None:
@@ -39,9 +40,9 @@ def run(
     known = results.read(output).records
     waiting = [each for each in made if _wanted(known.get(each.key), survivors)]
     print(f"{len(made)} mutants, {len(waiting)} to judge", flush=True)
-    server = Server()
+    server = Server(keyword)
     try:
-        results.append(output, {**about, **_environment(), "suite_seconds": _total(server.seconds)})
+        results.append(output, {**about, **_environment(), "keyword": keyword, **_suite(server.seconds)})
         for number, record in enumerate(server.judge(waiting, jobs), 1):
             results.append(output, record)
             print(f"{number}/{len(waiting)}", _line(record), flush=True)
@@ -83,11 +84,11 @@ def _make(pattern: str, sample: int, seed: int, a_place: int) -> tuple[list[Muta
             "group": group,
             "possible": len(found.mutants),
             "made": len(few),
-            "chosen": len(here),
             "left_out": dict(found.left_out),
         }
     random.Random(seed).shuffle(chosen)
-    return chosen, {"seed": seed, "a_place": a_place, "sample": sample, "modules": modules}
+    keys = [each.key for each in chosen]
+    return chosen, {"seed": seed, "a_place": a_place, "sample": sample, "modules": modules, "chosen": keys}
 
 
 def _wanted(record: dict[str, Any] | None, survivors: bool) -> bool:
@@ -99,8 +100,10 @@ def _environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "packages": {name: version(name) for name in packages}}
 
 
-def _total(seconds: dict[str, dict[str, float]]) -> float:
-    return round(sum(sum(parts.values()) for parts in seconds.values()), 1)
+def _suite(seconds: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The cases that judge, and their processor time without a mutant."""
+    total = sum(sum(parts.values()) for parts in seconds.values())
+    return {"cases": sorted(seconds), "suite_seconds": round(total, 1)}
 
 
 def _line(record: dict[str, Any]) -> str:

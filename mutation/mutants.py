@@ -14,7 +14,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
-from mutation.rules import Place, left_out, rule_at
+from mutation.rules import SAME, Place, left_out, rule_at
 from mutation.scope import ROOT
 
 WITH_ARGUMENTS = ("VariableReplacer", "VariableInserter")
@@ -65,7 +65,7 @@ def mutants_of(file: str, group: str) -> Found:
     digest, spans, skipped = hashlib.sha256(source.encode()).hexdigest()[:16], left_out(file, source), Counter[str]()
     mutants = []
     for operator, occurrence, place in _positions(source):
-        rule = rule_at(spans, place)
+        rule = "same" if operator.rpartition("/")[2] in SAME else rule_at(spans, place)
         if rule:
             skipped[rule] += 1
         else:

@@ -14,7 +14,7 @@ from scipy.stats import beta
 from mutation.explanations import Explanation, explain, load
 from mutation.results import Results
 from mutation.rules import RULES
-from mutation.scope import LEFT_OUT_FILES, LEFT_OUT_NAMES
+from mutation.scope import LEFT_OUT_FILES, LEFT_OUT_NAMES, SIZES
 
 TEMPLATE = Path(__file__).with_name("page.md.j2")
 CONFIDENCE = 0.95
@@ -54,7 +54,7 @@ def write_page(results: Results, explanations: Sequence[Explanation] | None = No
     """The page, and the survivors that nothing explains."""
     entries = load() if explanations is None else explanations
     modules = results.about["modules"]
-    records = [record for record in results.records.values() if record["file"] in modules]
+    records = [results.records[key] for key in results.about["chosen"] if key in results.records]
     survivors = sorted(
         (record for record in records if record["outcome"] == "survived"), key=lambda r: (r["file"], r["line"])
     )
@@ -72,6 +72,7 @@ def write_page(results: Results, explanations: Sequence[Explanation] | None = No
         unexplained=unexplained,
         left_out=_left_out(modules),
         rules=RULES,
+        sizes=SIZES,
         files_left_out=LEFT_OUT_FILES,
         names_left_out=LEFT_OUT_NAMES,
     )

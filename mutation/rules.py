@@ -1,4 +1,4 @@
-"""Places in a module where no mutant is made, by rules that were written before any mutant ran.
+"""Places in a module where no mutant is made, by rules about code; none of them looks at what a mutant did.
 
 Spans are ((line, column), (line, column)) of the source, lines from 1 and columns from 0, ends exclusive.
 """
@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mutation.scope import KEPT_NAMES, LEFT_OUT_NAMES
+from mutation.scope import KEPT_NAMES, LEFT_OUT_NAMES, SIZES
 
 Place = tuple[int, int]
 
@@ -17,10 +17,21 @@ RULES = {
     "annotation": "annotations and aliases of types: nothing evaluates them",
     "message": "what an exception or a warning says to a person",
     "declaration": "options of a dataclass or of a pydantic model: they guard against programmers",
+    "default": "what a parameter is when a caller leaves it out: a run's settings say every value",
+    "size": "how much is worked on at a time: time and memory depend on it, numbers do not",
     "command": "what runs only as a script",
     "elsewhere": "needs what no parity run has: a GPU, several processes, DeepSpeed, signals, a command line",
+    "same": "another word for it: & is * and | is + of truth values, `is` is == of None, types and enum members",
 }
 """Rule -> why."""
+
+SAME = (
+    "ReplaceBinaryOperator_BitAnd_Mul",
+    "ReplaceBinaryOperator_BitOr_Add",
+    "ReplaceComparisonOperator_Is_Eq",
+    "ReplaceComparisonOperator_IsNot_NotEq",
+)
+"""Operators of the rule ``same``: the ports use & and | on truth values, dicts and sets alone."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ def left_out(file: str, source: str) -> list[Span]:
     """Every stretch of ``source`` that a rule leaves out; ``file`` from the project's root."""
     lines = source.splitlines()
     spans = [_span(lines, rule, node) for node in _module_nodes(source) for rule, node in _ruled(node)]
-    return spans + [_span(lines, "elsewhere", node) for node in _elsewhere(file, source)]
+    spans += [_span(lines, "elsewhere", node) for node in _elsewhere(file, source)]
+    return spans + [_span(lines, "size", node) for node in _sizes(file, source)]
 
 
 def rule_at(spans: list[Span], place: Place) -> str | None:
@@ -57,6 +69,8 @@ def _ruled(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield "annotation", node.annotation
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.returns:
         yield "annotation", node.returns
+    if isinstance(node, ast.arguments):
+        yield from (("default", each) for each in (*node.defaults, *node.kw_defaults) if each is not None)
     if isinstance(node, ast.AnnAssign):
         yield "annotation", node.annotation
     if isinstance(node, ast.ClassDef):
@@ -108,6 +122,12 @@ def _elsewhere(file: str, source: str) -> Iterator[ast.AST]:
         yield from (
             part for part in ast.iter_child_nodes(node) if not any(part is inner[each] for each in kept & set(inner))
         )
+
+
+def _sizes(file: str, source: str) -> Iterator[ast.AST]:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield from [node] if node.targets[0].id in SIZES.get(file, ()) else []
 
 
 def _named(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:

@@ -63,6 +63,13 @@ LEFT_OUT_NAMES = {
 }
 """Functions and classes, with all that is in them, that need what no parity run has."""
 
+SIZES = {
+    "ports/training/attention/flash_blocked.py": ("ROWS", "TILE"),
+    "ports/training/loss/fused_loss.py": ("CHUNK", "ROWS", "COLUMNS"),
+    "ports/training/loss/likeliest.py": ("BLOCK",),
+}
+"""Constants that say how much is worked on at a time: time and memory depend on them, numbers do not."""
+
 KEPT_NAMES = {"ports/training/settings.py:TrainingSettings.schedule": "the learning rate's schedule"}
 """Exceptions to the above."""
 

@@ -40,13 +40,13 @@ STANDSTILL = 300
 class Server:
     """``reached``: case -> part -> file -> lines; ``seconds``: case -> part. Both without a mutant."""
 
-    def __init__(self) -> None:
+    def __init__(self, keyword: str = "") -> None:
         os.environ.update(ENVIRONMENT)
         self.folder = Path(tempfile.mkdtemp(prefix="mutation-"))
-        first = self._wait_for("baseline", worker.baseline)
+        first = self._wait_for("baseline", lambda: worker.baseline(keyword))
         self.reached: dict[str, dict[str, dict[str, list[int]]]] = first["reached"]
         _import_all(first["modules"])
-        self.seconds: dict[str, dict[str, float]] = self._wait_for("timed", worker.timed)["seconds"]
+        self.seconds: dict[str, dict[str, float]] = self._wait_for("timed", lambda: worker.timed(keyword))["seconds"]
         self.trees: dict[str, ast.Module] = {}
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Server:
             yield from self._collect(running)
 
     def parts(self, mutant: Mutant) -> dict[str, list[str]]:
-        """Case -> parts that the mutant can change, quickest case first.
+        """Case -> parts that the mutant can change; the case with most checks first, then the quickest.
 
         Those that run its statement; where training a case does, every check of the case looks at what came out.
         """
@@ -81,8 +81,11 @@ class Server:
             case: [part for part, ran in here.items() if lines is None or lines & set(ran.get(mutant.file, ()))]
             for case, here in self.reached.items()
         }
-        order = sorted((case for case in parts if parts[case]), key=lambda case: sum(self.seconds[case].values()))
+        order = sorted((case for case in parts if parts[case]), key=self._worth)
         return {case: list(self.reached[case]) if TRAINING in parts[case] else parts[case] for case in order}
+
+    def _worth(self, case: str) -> tuple[int, float]:
+        return -len(self.reached[case]), sum(self.seconds[case].values())
 
     def _start(self, mutant: Mutant, running: dict[int, outcome.Running]) -> dict[str, Any] | None:
         """Start judging, or say at once what is known."""

@@ -19,6 +19,7 @@ from parity.checks import CHECKS, checks_for
 from parity.checks.evidence import Evidence
 from parity.judge import PORT, recorded_baseline
 from parity.result import Row
+from parity.select import matches
 from ports.commands import hush_libraries
 
 RUN = "run"
@@ -40,18 +41,22 @@ class Killed:
     exception: str = ""
 
 
-def cases() -> list[Case]:
-    """The recorded cases that the port takes part in."""
-    return [case for case in find_cases(fixtures.RECORDINGS) if PORT.leaves_out(case) is None]
+def cases(keyword: str = "") -> list[Case]:
+    """The recorded cases that the port takes part in, and whose name fits, as ``parity run -k`` reads it."""
+    return [
+        case
+        for case in find_cases(fixtures.RECORDINGS)
+        if PORT.leaves_out(case) is None and matches(keyword, case.name)
+    ]
 
 
-def judge(parts: Parts | None, around: Around = lambda case, part: nullcontext()) -> Killed | None:
-    """Run the cases in the order of ``parts``, all of them without.
+def judge(parts: Parts | None, around: Around = lambda case, part: nullcontext(), keyword: str = "") -> Killed | None:
+    """Run the cases in the order of ``parts``; without, all whose name fits ``keyword``.
 
     ``around(case, part)`` is entered around every part.
     """
     hush_libraries()
-    every, done = {case.name: case for case in cases()}, set[tuple[str, str]]()
+    every, done = {case.name: case for case in cases(keyword if parts is None else "")}, set[tuple[str, str]]()
     for name in every if parts is None else parts:
         case = every[name]
         wanted = set(checks_for(case.algorithm, done)) if parts is None else set(parts[name])

@@ -81,7 +81,7 @@ IMPORT = "import"
 """The part before all cases."""
 
 
-def baseline() -> dict[str, Any]:
+def baseline(keyword: str = "") -> dict[str, Any]:
     """The suite without a mutant: what it imports, and the lines that every part runs; it must pass."""
     from mutation import suite
 
@@ -93,19 +93,19 @@ def baseline() -> dict[str, Any]:
             yield
         reached.setdefault(case, {})[part] = {file: sorted(numbers) for file, numbers in lines.items()}
 
-    killed = suite.judge(None, watched)
+    killed = suite.judge(None, watched, keyword)
     if killed:
         raise RuntimeError(f"the suite fails without a mutant: {killed}")
     own = ("ports", "parity", "fixtures", "mutation", "__main__")
     return {"modules": [name for name in sys.modules if name.partition(".")[0] not in own], "reached": reached}
 
 
-def timed() -> dict[str, Any]:
+def timed(keyword: str = "") -> dict[str, Any]:
     """Seconds of processor time by case and part, with nothing in place, in a process as the mutants have it."""
     from mutation import suite
 
     watch = suite.Stopwatch()
-    killed = suite.judge(None, watch)
+    killed = suite.judge(None, watch, keyword)
     if killed:
         raise RuntimeError(f"the suite fails without a mutant: {killed}")
     return {"seconds": watch.seconds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class _Code:
 def _origins(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
     """Records of another algorithm, verifier, layers or release, or that say nothing."""
     other = "hass" if evidence.case.algorithm == "eagle3" else "eagle3"
-    changes = {
+    changes: dict[str, tuple[str, dict[str, Any]]] = {
         "another algorithm": ("algorithm", {"algorithm": other}),
         "another verifier": ("verifier", {"verifier": "0" * 16}),
         "a newer release": ("schema_version", {"schema_version": 2}),
@@ -129,17 +130,17 @@ def _origins(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[A
     for name, (field, change) in changes.items():
         metadata = record_info(evidence.case, dialogue, 0, **change).as_metadata()
         yield _reading(evidence, folder / name, name, field, "data_0.safetensors", _save(metadata), record_of(dialogue))
-    for name, field, metadata in (
-        ("records without origin", "speculator_record", None),
-        ("an origin that is no JSON", "speculator_record", {"speculator_record": "?"}),
-    ):
-        yield _reading(evidence, folder / name, name, field, "data_0.safetensors", _save(metadata), record_of(dialogue))
+    texts = {"records without origin": None, "an origin that is no JSON": {"speculator_record": "?"}}
+    for name, text in texts.items():
+        content = _save(text), record_of(dialogue)
+        yield _reading(evidence, folder / name, name, "speculator_record", "data_0.safetensors", *content)
     yield "the second record of another verifier", "verifier", lambda: _second(evidence, dialogue, folder / "second")
 
 
 def _second(evidence: Evidence, dialogue: Dialogue, folder: Path) -> None:
     folder.mkdir(parents=True)
-    for row, change in enumerate(({}, {"verifier": "0" * 16})):
+    changes: list[dict[str, Any]] = [{}, {"verifier": "0" * 16}]
+    for row, change in enumerate(changes):
         metadata = record_info(evidence.case, dialogue, row, **change).as_metadata()
         _save(metadata)(record_of(dialogue), folder / f"data_{row}.safetensors")
     dataset_for(evidence.case, evidence.draft.config, tmpdir=folder)[1]
@@ -151,26 +152,14 @@ def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     (folder / "arrow").mkdir()
     for mark in ("dataset_info.json", "state.json"):
         (folder / "arrow" / mark).write_text("{}")
-    for name, field in {"empty": "tmpdir", "missing": "tmpdir", "arrow": "tmpdir"}.items():
-        yield (
-            f"{name} folder",
-            field,
-            lambda name=name: dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / name),
-        )
-    yield (
-        "arrow data with --online",
-        "--online",
-        lambda: dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / "arrow", online=True),
-    )
+    build = partial(dataset_for, evidence.case, evidence.draft.config)
+    for name in ("empty", "missing", "arrow"):
+        yield f"{name} folder", "tmpdir", partial(build, tmpdir=folder / name)
+    yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
     yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
     yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)
-    for choice, field in {
-        "1,2": "--aux_layers",
-        "1,1,2": "--aux_layers",
-        "1,2,x": "--aux_layers",
-        "0,1,32": "--aux_layers",
-    }.items():
-        yield f"layers {choice}", field, lambda choice=choice: chosen_layers(choice, "verifier", 32)
+    for choice in ("1,2", "1,1,2", "1,2,x", "0,1,32"):
+        yield f"layers {choice}", "--aux_layers", partial(chosen_layers, choice, "verifier", 32)
 
 
 def skipped_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Row]:
@@ -184,14 +173,18 @@ def skipped_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Ite
     (folder / "data_1.ckpt").unlink()
     alone = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
     for name in ("input_ids", "attention_mask", "hidden_states", "target"):
-        sides = (trace.tensors[f"mb0.batch.{name}"] for trace in (alone, both))
-        yield compare(subject, "batch", f"skipped beside: {name}", *sides, evidence.tolerance("batch"))
+        expected, found = (trace.tensors[f"mb0.batch.{name}"] for trace in (alone, both))
+        yield compare(subject, "batch", f"skipped beside: {name}", expected, found, evidence.tolerance("batch"))
     yield compare_value(subject, "prints", "skipped beside", ["Skipped 1 bad records"], both.prints[-1:])
     _noise(None, folder / "data_0.ckpt")
     none = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
     yield compare_value(subject, "rows", "skipped alone", (0, 0.0, {}), _first(none))
-    ids = none.tensors["mb0.batch.input_ids"]
+    ids, features = (none.tensors[f"mb0.batch.{name}"] for name in ("input_ids", "hidden_states"))
     yield compare_value(subject, "rows", "skipped alone: ids", [[0]], ids.tolist())
+    shape = [1, 1, dialogue.features.shape[-1]]
+    yield compare_value(
+        subject, "rows", "skipped alone: features", (shape, 0.0), (list(features.shape), float(features.sum()))
+    )
 
 
 def _first(trace: Any) -> tuple[int, float, dict[str, float]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from parity.checks.evidence import Evidence
 from parity.compare import compare, compare_named
+from parity.environment import deterministic
 from parity.files import read_tensors
 from parity.names import TO_NATIVE
 from parity.result import Row
@@ -28,17 +29,18 @@ def check_chain(evidence: Evidence) -> list[Row]:
     Speculators cannot unroll a sample to as many steps as it has tokens, so longer ones are taken.
 
     Speculators packs one document in a row and drops the last position; its step-s logits at index q are the port's
-    at position p = q + s.
+    at position p = q + s. A draft of two layers, which the prototype cannot train, is compared on one sample.
     """
-    rows = []
-    theirs = _speculators_draft(evidence)
-    ours = _aligned(theirs)
-    for number, batch in enumerate(_samples(evidence, count=2)):
-        rows += _compare_sample(evidence, number, theirs, ours, batch)
+    rows, samples = [], _samples(evidence, count=2)
+    for layers, name in ((1, "sample"), (2, "two layers, sample")):
+        theirs = _speculators_draft(evidence, layers)
+        ours = _aligned(theirs)
+        for number, batch in enumerate(samples[: 3 - layers]):
+            rows += _compare_sample(evidence, f"{name}{number}", theirs, ours, batch)
     return rows
 
 
-def _compare_sample(evidence: Evidence, number: int, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:
+def _compare_sample(evidence: Evidence, name: str, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:
     subject, k = evidence.subject("chain"), evidence.case.ttt_steps
     expected_logits, expected_loss = speculators_forward(theirs, batch, k)
     with torch.no_grad():
@@ -47,12 +49,10 @@ def _compare_sample(evidence: Evidence, number: int, theirs: Eagle3DraftModel, o
     for s, (expected, step) in enumerate(zip(expected_logits, outcome.steps)):
         length = expected.shape[1] - s
         pair = expected[:, :length], step.logits[:, s : s + length]
-        rows.append(
-            compare(subject, "chain_logits", f"sample{number}.step{s}", *pair, evidence.tolerance("chain_logits"))
-        )
+        rows.append(compare(subject, "chain_logits", f"{name}.step{s}", *pair, evidence.tolerance("chain_logits")))
     loss = outcome.loss.reshape(1)
     tolerance = evidence.tolerance("chain_loss")
-    return [*rows, compare_named(subject, "chain_loss", f"sample{number}", expected_loss.reshape(1), loss, tolerance)]
+    return [*rows, compare_named(subject, "chain_loss", name, expected_loss.reshape(1), loss, tolerance)]
 
 
 def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:
@@ -79,11 +79,13 @@ def speculators_inputs(batch: Batch, ttt_steps: int) -> dict[str, Any]:
     }
 
 
-def _speculators_draft(evidence: Evidence) -> Eagle3DraftModel:
+def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
     """Speculators' model on the run's initial weights; the files hold post-norm targets, so its norm is an identity."""
     config = copy.deepcopy(evidence.draft.config)
     config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
-    draft = Eagle3DraftModel(config)
+    config.transformer_layer_config.num_hidden_layers = layers
+    with deterministic():
+        draft = Eagle3DraftModel(config)
     draft.load_state_dict({**evidence.draft.state_dict(), **_initial(evidence)}, strict=False)
     draft.verifier_norm = nn.Identity()
     return draft.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,12 +65,12 @@ class Check:
     """A named comparison.
 
     ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
-    subject in a piece of evidence, or returns None. What a check finds ``once`` depends on the algorithm and not on the
-    case: one case of every algorithm is enough.
+    subject in a piece of evidence, or returns None. What some checks find does not depend on the case: ``once`` says
+    what one case is enough for, the ``algorithm`` or the whole ``run``.
     """
 
     name: str
     run: Callable[[Evidence], list[Row]]
     follows: tuple[str, ...] = ()
     inapplicable: Callable[[Evidence], str | None] = lambda evidence: None
-    once: bool = False
+    once: Literal["", "algorithm", "run"] = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,18 +52,19 @@ def _traced(evidence: Evidence, settings: Mapping[str, Any], traces: dict[Any, T
 
 def _compare(evidence: Evidence, pair: str, first: Trace, second: Trace) -> list[Row]:
     subject, rows = evidence.subject("implementations"), []
-    for quantity, pattern in COMPARED.items():
-        sides = (
-            {f"{pair}: {name}": value for name, value in trace.tensors.items() if pattern.match(name)}
-            for trace in (first, second)
-        )
-        rows += compare_groups(subject, quantity, *sides, evidence.tolerance(quantity))
-    for quantity in ("hits", "rows", "loss"):
-        sides = (
-            {f"{pair}: {name}": value for name, value in _counts(trace)[quantity].items()} for trace in (first, second)
-        )
-        rows += compare_groups(subject, quantity, *sides, evidence.tolerance(quantity))
+    for quantity, expected, found in _sides(first, second):
+        sides = [{f"{pair}: {name}": value for name, value in side.items()} for side in (expected, found)]
+        rows += compare_groups(subject, quantity, sides[0], sides[1], evidence.tolerance(quantity))
     return rows
+
+
+def _sides(first: Trace, second: Trace) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
+    """(quantity, first's tensors, second's tensors)."""
+    for quantity, pattern in COMPARED.items():
+        expected, found = ({n: v for n, v in trace.tensors.items() if pattern.match(n)} for trace in (first, second))
+        yield quantity, expected, found
+    for quantity in ("hits", "rows", "loss"):
+        yield quantity, _counts(first)[quantity], _counts(second)[quantity]
 
 
 def _counts(trace: Trace) -> dict[str, dict[str, Tensor]]:

@@ -68,25 +68,30 @@ CHECKS: tuple[Check, ...] = (
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
     Check("packing", check_packing, inapplicable=_port_in_fp32),
-    Check("sources", check_sources, follows=("batches",), inapplicable=_port_in_fp32, once=True),
+    Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),
+    Check("sources", check_sources, follows=("batches",), inapplicable=_port_in_fp32, once="algorithm"),
     Check(
         "implementations",
         check_implementations,
         follows=("gradients", "packing", "chain"),
         inapplicable=_port_in_fp32,
     ),
-    Check("sizes", check_sizes, follows=("implementations",), inapplicable=_port_in_fp32, once=True),
+    Check("sizes", check_sizes, follows=("implementations",), inapplicable=_port_in_fp32, once="run"),
     Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
-    Check("upkeep", check_upkeep, follows=("curve", "resume"), inapplicable=_port_in_fp32, once=True),
-    Check("refusals", check_refusals, follows=("sources", "resume"), inapplicable=_port_in_fp32, once=True),
+    Check("upkeep", check_upkeep, follows=("curve", "resume"), inapplicable=_port_in_fp32, once="run"),
+    Check("refusals", check_refusals, follows=("sources", "resume"), inapplicable=_port_in_fp32, once="run"),
     Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
-    Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),
 )
 
 
 def checks_for(algorithm: str, done: set[tuple[str, str]]) -> list[str]:
     """Names of the checks for one more case; ``done`` are (algorithm, check) that ran in other cases."""
-    return [check.name for check in CHECKS if not (check.once and (algorithm, check.name) in done)]
+    before: dict[str, set[str]] = {
+        "": set(),
+        "algorithm": {name for each, name in done if each == algorithm},
+        "run": {name for _, name in done},
+    }
+    return [check.name for check in CHECKS if check.name not in before[check.once]]
 
 
 def run_checks(evidence: Evidence, only: Iterable[str] | None = None) -> list[Row]:

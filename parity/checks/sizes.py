@@ -19,6 +19,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention.flash import fast_ttt_attention
 from ports.training.loss.fused_loss import Extras, TargetRows, fused_kl
 from ports.training.loss.likeliest import argmax, topk
+from ports.training.loss.objective import mean_over, undo_mean
 
 ATTENTION = ((2, 290, 3), (2, 2, 5), (2, 1, 1))
 """Samples, positions and TTT steps: beyond a block of rows, several blocks of heads, fewer positions than steps."""
@@ -31,14 +32,14 @@ HEADS, KEY_HEADS, DIM, WIDTH, TOP = 4, 2, 8, 12, 3
 
 def check_sizes(evidence: Evidence) -> list[Row]:
     """Attention with its gradients, padded behind and inside; loss, gradients, hits and cross-entropies; top-k."""
-    rows = []
+    rows: list[Row] = []
     for alignment in Alignment:
         for samples, length, steps in ATTENTION:
             for side in ("right", "inside"):
                 rows += _attention(evidence, samples, length, steps, alignment, side)
     for count, vocabulary, keep in LOSS:
         rows += _loss(evidence, count, vocabulary, keep)
-    return [*rows, *_likeliest(evidence)]
+    return [*rows, *_likeliest(evidence), *_means(evidence)]
 
 
 def _attention(
@@ -89,11 +90,11 @@ def _loss(evidence: Evidence, count: int, vocabulary: int, keep: bool) -> Iterat
     numbers = [found.kl, found.cross_entropy, found.topk, found.hits.correct, *found.hits.top, found.hits.rows]
     right_numbers, right_grads = _formula(hidden, head, wanted, verifier, weights)
     subject, name = evidence.subject("sizes"), f"{count} rows of {vocabulary}, {'kept' if keep else 'again'}"
-    sides = (torch.stack([each.detach().double() for each in side]) for side in (right_numbers, numbers))
-    yield compare(subject, "sums", name, *sides, evidence.tolerance("sums"))
+    expected, own = (torch.stack([each.detach().double() for each in side]) for side in (right_numbers, numbers))
+    yield compare(subject, "sums", name, expected, own, evidence.tolerance("sums"))
     if count:
-        for parameter, right, own in zip(("hidden", "head"), right_grads, grads):
-            yield compare(subject, "grad", f"{name}: {parameter}", right, own, evidence.tolerance("grad"))
+        for parameter, right, grad in zip(("hidden", "head"), right_grads, grads):
+            yield compare(subject, "grad", f"{name}: {parameter}", right, grad, evidence.tolerance("grad"))
 
 
 def _formula(
@@ -129,6 +130,15 @@ def _likeliest(evidence: Evidence) -> Iterator[Row]:
             argmax(values),
             evidence.tolerance("batch"),
         )
+
+
+def _means(evidence: Evidence) -> Iterator[Row]:
+    """Few rows in the loss, where the prototypes' 1e-5 beside their number shows; and back again."""
+    rows, total = torch.tensor([0, 1, 2, 7]), torch.tensor([0.5, 0.5, 3.0, 4.0])
+    expected, subject = total.double() / (rows.double() + 1e-5), evidence.subject("sizes")
+    yield compare(subject, "sums", "means over few rows", expected, mean_over(total, rows), evidence.tolerance("sums"))
+    back = undo_mean(mean_over(total, rows), rows)
+    yield compare(subject, "sums", "totals of means", total, back, evidence.tolerance("sums"))
 
 
 def _drawn(name: str, *shape: int) -> Tensor:

@@ -19,8 +19,8 @@ from parity.runs.port import run_port, start_port
 from parity.trace import Trace
 from ports.training.settings import linear_schedule_steps
 
-LATE, STEPS = 0.3, 3
-"""A rate at which later passes are worse than earlier ones, and optimizer steps of a short run."""
+RATE, STEPS = 0.03, 3
+"""Of the run over several passes, and optimizer steps of a short run."""
 
 
 def check_upkeep(evidence: Evidence) -> list[Row]:
@@ -29,6 +29,7 @@ def check_upkeep(evidence: Evidence) -> list[Row]:
         folder, subject = Path(name), evidence.subject("upkeep")
         return [
             *_kept(evidence, folder / "kept"),
+            *_best(evidence, folder / "best"),
             *_auto(evidence, folder / "auto"),
             *_changed(evidence, folder / "auto"),
             *check_writing(subject, folder),
@@ -38,7 +39,7 @@ def check_upkeep(evidence: Evidence) -> list[Row]:
 
 def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     """``--keep_last 2``: the newest two, and the pass with the lowest mean loss."""
-    run = run_port(evidence.case, cpdir, live=True, epoch=3, lr=LATE, keep_last=2)
+    run = run_port(evidence.case, cpdir, live=True, epoch=3, lr=RATE, keep_last=2)
     means = _means(run.trace)
     best, last, subject = means.index(min(means)), len(means) - 1, evidence.subject("upkeep")
     numbers = sorted({best, last - 1, last})
@@ -48,6 +49,18 @@ def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     stored = json.loads(next(cpdir.glob(f"*{last}/training_state/state.json")).read_text())
     yield compare_value(subject, "checkpoints", "best pass", [best, means[best]], stored["best"])
     yield compare_value(subject, "checkpoints", "serial", last, stored["serial"])
+
+
+def _best(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
+    """``--keep_last 1`` after passes of these losses: the second, which is best, and the last one."""
+    with quietly():
+        loop = _short(evidence, cpdir, keep_last=1, save_steps=None)
+        next(loop.optimizer_steps())
+        for epoch, loss in enumerate((3.0, 1.0, None, 1.0, 2.0)):
+            loop.plan.keeper.after_pass(loop, epoch, loss)
+        loop.accelerator.end_training()
+    found = sorted(_number_of(path.parent) for path in cpdir.glob("*/config.json"))
+    yield compare_value(evidence.subject("upkeep"), "checkpoints", "best and last", [1, 4], found)
 
 
 def _number_of(directory: Path) -> int:
@@ -81,7 +94,7 @@ def _metrics(evidence: Evidence, trace: Trace, cpdir: Path) -> Iterator[Row]:
     subject = evidence.subject("upkeep")
     yield compare_value(subject, "metrics", "lines", expected, found)
     settings = json.loads((cpdir / "settings.json").read_text())
-    chosen = {"lr": LATE, "epoch": 3, "keep_last": 2, "bs": evidence.case.bs}
+    chosen = {"lr": RATE, "epoch": 3, "keep_last": 2, "bs": evidence.case.bs}
     yield compare_value(subject, "metrics", "settings", chosen, {name: _number(settings.get(name)) for name in chosen})
 
 

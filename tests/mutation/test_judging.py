@@ -15,8 +15,8 @@ CASE = "hass_fp32_k1"
 LOSS, LOOP = "ports/training/loss/objective.py", "ports/training/loop.py"
 
 JOBS = (
-    ("planted", LOSS, "return total / (rows + EPSILON)", "return total / (rows - EPSILON)", ["loss"]),
-    ("unseen", LOSS, "return total / (rows + EPSILON)", "return total / (rows - EPSILON)", ["targets"]),
+    ("planted", LOSS, "return total / (rows + EPSILON)", "return total / (rows + 1 + EPSILON)", ["loss"]),
+    ("unseen", LOSS, "return total / (rows + EPSILON)", "return total / (rows + 1 + EPSILON)", ["targets"]),
     ("same", LOSS, "EPSILON = 1e-5", "EPSILON = 0.00001", ["loss", "gradients"]),
     ("raises", LOSS, "return total / (rows + EPSILON)", "return total / nothing", ["loss"]),
     ("no module", LOSS, "import torch\n", "import torches\n", ["loss"]),

@@ -33,16 +33,19 @@ def record(key, outcome, file=LOOP, line="a + b", **more):
 @pytest.fixture
 def results():
     def module(group):
-        return {"group": group, "possible": 9, "made": 4, "chosen": 4, "left_out": {"annotation": 3}}
+        return {"group": group, "possible": 9, "made": 4, "left_out": {"annotation": 3}}
 
     about = {
         "seed": 0,
         "a_place": 2,
         "sample": 0,
+        "chosen": ["a", "b", "c", "d", "e", "not judged"],
         "modules": {LOOP: module("loop"), LOSS: module("objective")},
         "python": "3.11",
         "packages": {"torch": "2"},
         "suite_seconds": 12.5,
+        "keyword": "",
+        "cases": ["c"],
     }
     records = [
         record("a", "killed", check="forward", case="c"),

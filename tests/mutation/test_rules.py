@@ -16,7 +16,7 @@ LIMIT = 1 << 3
 class Thing:
     size: int | None = 4
 
-    def grow(self, by: int | str) -> int | None:
+    def grow(self, by: int | str = 9) -> int | None:
         if self.size > 3 and (
             by > 1
         ):
@@ -44,6 +44,7 @@ def test_annotations_messages_declarations_and_commands_are_left_out():
     assert rules_of("| str") == "annotation"
     assert rules_of("| None:") == "annotation"
     assert rules_of("True") == "declaration"
+    assert rules_of("9)") == "default"
     assert rules_of("- 1") == rules_of('by + 1}"') == "message"
     assert rules_of("1 + 1)") == "command"
 
@@ -59,6 +60,13 @@ def test_names_that_need_what_is_not_there():
     schedule = next(number for number, text in enumerate(lines, 1) if "def schedule" in text)
     assert rule_at(spans, (schedule + 2, 8)) is None, "kept inside of a class that is left out"
     assert rule_at(spans, (schedule - 2, 8)) == "elsewhere"
+
+
+def test_sizes_are_left_out():
+    file = "ports/training/loss/likeliest.py"
+    source = (ROOT / file).read_text()
+    assert rules_of("512", file=file, source=source) == "size"
+    assert rules_of("count * BLOCK", file=file, source=source) is None
 
 
 def test_every_name_that_is_left_out_exists():

@@ -477,7 +477,7 @@ def last_of_several(patch: pytest.MonkeyPatch) -> None:
         patch,
         ports.training.loss.fused_loss,
         "argmax",
-        lambda old: lambda values: (old(values) - (values.shape[-1] > 1024)).clamp(min=0),
+        lambda old: lambda values: (old(values) - int(values.shape[-1] > 1024)).clamp(min=0),
     )
 
 
