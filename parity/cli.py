@@ -1,4 +1,4 @@
-"""``parity run``, ``others``, ``record``, ``trace``, ``compare``, ``plot`` and ``doctor``."""
+"""``parity run``, ``others``, ``record``, ``trace``, ``compare``, ``plot``, ``new`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from parity.live import request_for
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
 from parity.report.originals import print_studies, write_originals, write_studies_json
 from parity.runs.original import OriginalRunError, record_original
+from parity.scaffold import new_port
 from parity.select import matches
 from parity.verdict import Options, verdict
 from ports.commands import hush_libraries
@@ -111,6 +112,16 @@ def plot(
     if markdown is not None:
         write_performance(bench, markdown)
     typer.echo(f"report: {output}")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="of the algorithm and its package, in lower case")],
+    output: Annotated[Path, typer.Option(help="folder that the package is written into")] = Path(),
+) -> None:
+    """Lay out a port: config, model, objective, command, case, and a failing first test that says what to do."""
+    folder = new_port(name, output)
+    typer.echo(f"{folder}: run pytest -x {folder}, which says what to do; docs/porting.md walks the whole way")
 
 
 @app.command()

@@ -6,17 +6,14 @@ Shapes: B batch, T positions, h hidden size, V the verifier's vocabulary, k TTT 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from speculators import SpeculatorModel
 from speculators.models.base_components import model_classes
-from speculators.utils.loading import load_model_layers
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
-from ports.errors import InputError
 from ports.hass.config import HassSpeculatorConfig
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import attention_name
@@ -25,33 +22,28 @@ from ports.training.attention.documents import documents_of
 from ports.training.attention.recompute import run_layer
 from ports.training.attention.shared_half import SharedHalf, can_split
 from ports.training.attention.trained_rows import TrainedRows, on_trained_rows
-from ports.training.draft_config import attach_verifier
+from ports.training.frozen_ends import FrozenEnds
 from ports.training.loss.steps import Step, in_this_precision, next_hidden
 
 Fusion = Callable[[Tensor], Tensor]
 """From a normed hidden state [B, T, h] to what enters the layers [B, T, h]."""
 
-VERIFIER_WEIGHTS = ["embed_tokens.weight", "lm_head.weight"]
-
 
 @SpeculatorModel.register("hass")
-class HassDraftModel(SpeculatorModel):
-    """Decoder layers between the verifier's embedding and the verifier's head, both frozen and in no checkpoint.
+class HassDraftModel(FrozenEnds):
+    """Decoder layers between the verifier's embedding and the verifier's head.
 
     The embedded token and the hidden state are normed apart, fused by ``fc``, and run through Llama layers, of which
     the first has no input norm of its own; the residual stream starts at the output of ``fc``.
     """
 
     config_class: ClassVar[type[HassSpeculatorConfig]] = HassSpeculatorConfig
-    _keys_to_ignore_on_save: ClassVar[list[str]] = VERIFIER_WEIGHTS
-    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = VERIFIER_WEIGHTS
 
     def __init__(self, config: HassSpeculatorConfig) -> None:
         layer = config.transformer_layer_config
         layer._attn_implementation = attention_name(Alignment(config.ttt_alignment))
-        super().__init__(config=config)
+        super().__init__(config)
         parts, width = model_classes[layer.model_type], layer.hidden_size
-        self.embed_tokens = nn.Embedding(layer.vocab_size, width)
         self.embed_layernorm = parts.norm_class(width, eps=layer.rms_norm_eps)
         self.hidden_layernorm = parts.norm_class(width, eps=layer.rms_norm_eps)
         self.lm_head_layernorm = parts.norm_class(width, eps=layer.rms_norm_eps)
@@ -59,8 +51,6 @@ class HassDraftModel(SpeculatorModel):
         self.layers = nn.ModuleList(parts.decoder_layer_class(layer, i) for i in range(layer.num_hidden_layers))
         self.layers[0].input_layernorm = nn.Identity()
         self.rotary_emb = parts.rotary_emb_class(layer)
-        self.lm_head = nn.Linear(width, layer.vocab_size, bias=False)
-        self._freeze()
         self.post_init()
 
     @property
@@ -150,58 +140,3 @@ class HassDraftModel(SpeculatorModel):
             out = run_layer(layer, out, cache, recompute, **context)
         out = run_layer(on_trained_rows(self.layers[-1], rows), out, cache, recompute, **context)
         return out.to(hidden.dtype)
-
-    def load_verifier_weights(self) -> None:
-        """Copy the verifier's embedding and full head; a verifier with tied weights has one tensor for both.
-
-        Raises:
-            InputError: a tensor of another shape than the draft's.
-        """
-        attached = self.config.speculators_config
-        if attached is None or attached.verifier.name_or_path is None:
-            return
-        weights = load_model_layers(VERIFIER_WEIGHTS, attached.verifier.name_or_path)
-        for name in VERIFIER_WEIGHTS:
-            own, value = self.get_parameter(name), weights.get(name, weights.get("embed_tokens.weight"))
-            if value is None or value.shape != own.shape:
-                found = "missing" if value is None else f"shape {tuple(value.shape)}"
-                raise InputError(attached.verifier.name_or_path, name, found, f"shape {tuple(own.shape)}")
-            own.data.copy_(value)
-        self._freeze()
-
-    def _freeze(self) -> None:
-        self.embed_tokens.requires_grad_(False)
-        self.lm_head.requires_grad_(False)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """As the prototype starts: torch's own initialisation. The verifier's weights are NaN until they are loaded."""
-        if module is self.embed_tokens or module is self.lm_head:
-            nn.init.constant_(module.weight, torch.nan)
-        elif isinstance(module, nn.Linear):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)
-
-    @classmethod
-    def from_training_args(cls, verifier_config: PretrainedConfig, **kwargs: Any) -> HassDraftModel:
-        """A fresh draft with its verifier attached, from Speculators' training arguments.
-
-        Speculators' own trainer calls a forward of another signature: train with :mod:`ports.hass.train`.
-
-        Args:
-            verifier_config: the Llama config of the decoder layers.
-            kwargs: ``verifier_name_or_path`` and ``ttt_steps`` are needed, ``ttt_alignment`` is read, others are not.
-        """
-        config = HassSpeculatorConfig(
-            transformer_layer_config=verifier_config,
-            ttt_alignment=kwargs.get("ttt_alignment", "chain"),
-            speculators_config=attach_verifier("hass", kwargs["verifier_name_or_path"], kwargs["ttt_steps"]),
-        )
-        model = cls(config)
-        model.load_verifier_weights()
-        return model
-
-    @staticmethod
-    def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Keywords of :meth:`forward` in training and in validation."""
-        return {"ttt_steps": kwargs["ttt_steps"]}, {"ttt_steps": kwargs["ttt_steps"]}

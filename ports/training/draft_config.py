@@ -102,6 +102,19 @@ def check_layer(configpath: str | Path, field: str, kind: Any, kinds: Sequence[s
         raise InputError(configpath, field, kind, expected)
 
 
+def load_layer(configpath: str, kind: str) -> PretrainedConfig:
+    """The decoder layer's config of a draft of type ``kind``, from a draft JSON, a Speculators config or a hub id.
+
+    Raises:
+        InputError: see :func:`read_config_dict`, :func:`native_config` and :func:`prototype_layer`.
+    """
+    source = read_config_dict(configpath)
+    if not is_native(source):
+        return prototype_layer(configpath, source)
+    layer: PretrainedConfig = native_config(configpath, source, kind).transformer_layer_config
+    return layer
+
+
 def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> SpeculatorsConfig:
     """What Speculators needs to know to propose ``ttt_steps`` tokens and to find the verifier again."""
     return SpeculatorsConfig(

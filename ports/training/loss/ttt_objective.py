@@ -56,6 +56,10 @@ class TTTObjective(nn.Module):
         """The draft's norm and the weight [D, h] of its head."""
         raise NotImplementedError
 
+    def total(self, losses: Tensor) -> Tensor:
+        """The one loss to run backward on, from those of the k steps: a sum with fixed weights."""
+        return losses.sum()
+
     def reported(self, losses: Tensor) -> Tensor:
         """The one loss that stands for those of the k steps."""
         raise NotImplementedError
@@ -79,7 +83,7 @@ class TTTObjective(nn.Module):
         steps = self.unroll(batch)
         scores = score(steps, masks, verifier, *self.output(), self.implementation, self.topk)
         losses = mean_over(scores.kl, rows)
-        backward = losses.sum() if window_rows is None else mean_over(scores.kl, window_rows).sum()
+        backward = self.total(losses if window_rows is None else mean_over(scores.kl, window_rows))
         extra = self._logged(scores, rows[-1])
         return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps, extra)
 

@@ -1,0 +1,69 @@
+"""The runner of pages: what is not as the page says is an error that names the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.walk import Walk, blocks_of, pieces
+
+PAGE = """\
+# A page
+
+```python title=one.py
+print("a\\nb\\nc, and more")
+```
+
+```sh
+python one.py
+```
+
+```text
+a
+...
+c, ...
+```
+
+```diff title=one.py
+-print("a\\nb\\nc, and more")
++raise SystemExit(3)
+```
+
+```sh exit=3
+python one.py
+```
+"""
+
+
+def follow(page: str, folder: Path) -> Walk:
+    walk = Walk(folder, folder)
+    for block in blocks_of(page):
+        walk.follow(block)
+    return walk
+
+
+def test_a_page_is_followed(tmp_path: Path) -> None:
+    assert follow(PAGE, tmp_path).commands == 2
+    assert (tmp_path / "one.py").read_text() == "raise SystemExit(3)\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("exit=3", "exit=2", "line 22: exit code 3"),
+        ("```sh\n", "```sh exit=1\n", "line 7: exit code 0"),
+        ("\na\n...\n", "\nz\n...\n", "line 11: not printed"),
+        ("c, ...", "d, ...", "line 11: not printed"),
+        ("a\n...\nc, ...", "c,\n...\nb", "line 11: not printed"),
+        ("-print", "-printed", "line 17: found 0 times"),
+    ],
+)
+def test_what_is_not_as_the_page_says_is_an_error(old: str, new: str, error: str, tmp_path: Path) -> None:
+    assert PAGE.count(old) == 1
+    with pytest.raises(AssertionError, match=error):
+        follow(PAGE.replace(old, new), tmp_path)
+
+
+def test_gaps_are_lines_or_ends_of_lines() -> None:
+    assert list(pieces("a\nb ...\nc\n...\nd\n")) == ["a\nb ", "c", "d"]

@@ -1,0 +1,115 @@
+"""``parity new``: what it writes, what it refuses, and that nothing half-written stays."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parity.errors import InputError
+from parity.scaffold import layout, new_port
+
+FILES = {
+    "__init__.py",
+    "cases.py",
+    "compare.py",
+    "config.py",
+    "model.py",
+    "names.py",
+    "objective.py",
+    "original.py",
+    "tests/__init__.py",
+    "tests/conftest.py",
+    "tests/test_parity.py",
+    "train.py",
+}
+RULES = "E,F,W,I,UP,B,C4,SIM,RUF,PT,RET,PIE,N"
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_port_is_a_package_of_few_short_files(tmp_path: Path) -> None:
+    folder = new_port("tree_draft", tmp_path / "new" / "place")
+    assert folder == tmp_path / "new" / "place" / "tree_draft"
+    assert tree(folder) == FILES
+    for file in FILES:
+        text = (folder / file).read_text()
+        assert len(text.splitlines()) < 120
+        assert "{" + "{" not in text
+    assert "class TreeDraftModel(FrozenEnds)" in (folder / "model.py").read_text()
+    assert [path.name for path in folder.parent.iterdir()] == ["tree_draft"]
+
+
+@pytest.mark.parametrize("name", ["ab", "sprout", "x" * 16])
+def test_what_is_written_is_tidy_whatever_the_name(name: str, tmp_path: Path) -> None:
+    new_port(name, tmp_path)
+    common = ["--isolated", "--no-cache", "--line-length", "120", "--target-version", "py310", "."]
+    for words in (["check", "--select", RULES], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *words, *common], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("", ""),
+        ("x", "x"),
+        ("two words", "two words"),
+        ("../up", "../up"),
+        ("Sprout", "Sprout"),
+        ("9lives", "9lives"),
+        ("x" * 17, "x" * 17),
+        ("class", "a keyword"),
+        ("match", "a keyword"),
+        ("torch", "an installed package"),
+        ("json", "an installed package"),
+        ("ports", "an installed package"),
+        ("hass", "an algorithm"),
+        ("eagle3", "an algorithm"),
+        ("mtp", "an algorithm"),
+    ],
+)
+def test_names_that_cannot_be_or_would_hide_something_are_refused(name: str, found: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        new_port(name, tmp_path)
+    assert caught.value.field == "NAME"
+    assert found in str(caught.value.found)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "empty", "full"])
+def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "sprout"
+    if kind == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+    if kind == "full":
+        (target / "model.py").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        new_port("sprout", tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: the disk is full at the last file."""
+    files = layout.render("sprout")
+    monkeypatch.setattr(layout, "render", lambda name: {**files, "x" * 300: ""})
+    with pytest.raises(InputError, match="--output"):
+        new_port("sprout", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_templates_are_package_data() -> None:
+    """Each of them is matched by what setuptools is told to ship."""
+    shipped = "scaffold/port/**/*.j2"
+    package = Path(layout.__file__).parents[1]
+    assert f'"{shipped}"' in (package.parent / "pyproject.toml").read_text()
+    assert set(package.glob(shipped)) == set(layout.TEMPLATES.rglob("*")) - {layout.TEMPLATES / "tests"}
