@@ -22,14 +22,14 @@ from ports.training.saving import save_draft
 
 
 class Curve(Observer):
-    """One point for every micro-batch, and the draft's parameters at the end."""
+    """One point for every micro-batch, without the steps' losses, which no side has; the draft's state at the end."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
 
     def stepped(self, record: StepRecord, objective: nn.Module) -> None:
-        values = record.step_losses, record.grad_norm, record.lr_used, record.lr_after
-        self.trace.curve.append(Point(record.epoch, record.loss, *values))
+        point = Point(record.epoch, record.loss, (), record.grad_norm, record.lr_used, record.lr_after)
+        self.trace.curve.append(point)
 
     def finished(self, objective: nn.Module) -> None:
         draft = objective.get_submodule("draft")

@@ -1,7 +1,7 @@
 """Commands without the seconds that imports take: each is a fork of one process that has imported everything.
 
-``python warm.py SOCKET`` serves until its standard input ends. The programs of :func:`write_clients` hand it their words,
-environment, directory and files, and exit as the fork did.
+``python warm.py SOCKET`` serves until its standard input ends. The programs of :func:`write_clients` hand it their
+words, environment, directory and files, and exit as the fork did.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def run(words: list[str]) -> None:
     if program == "parity":
         import_module("parity.cli").main()
     elif program == "pytest":
-        sys.exit(import_module("pytest").console_main())
+        sys.exit(import_module("pytest").main(rest))
     else:
         sys.path[0] = os.getcwd()
         sys.argv = rest[rest[0] == "-m" :]
