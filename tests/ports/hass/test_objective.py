@@ -138,3 +138,18 @@ def test_under_autocast_the_head_gives_bfloat16_and_gradients_stay_float32(livel
     assert outcome.target.logits.dtype == torch.float32
     assert torch.equal(outcome.target.logits, rounded)
     assert all(value.dtype == torch.float32 for value in gradients(draft).values())
+
+
+def test_an_algorithm_may_weigh_its_steps(lively_draft, batch_of):
+    """Alone and in an accumulation window, what backward runs on is ``total`` of the steps' losses."""
+    batch, weights = batch_of(0, 1), torch.tensor([1.0, 0.5, 0.25])
+
+    class Weighted(HassObjective):
+        def total(self, losses):
+            return losses @ weights
+
+    plain, weighted = HassObjective(lively_draft(), 3), Weighted(lively_draft(), 3)
+    for window, share in ((None, 1.0), (2 * plain.rows(batch), 0.5)):
+        outcome, losses = weighted(batch, window), plain(batch).step_losses
+        assert torch.allclose(outcome.backward_loss, share * losses @ weights, rtol=1e-5)
+        assert torch.equal(outcome.step_losses, losses)
