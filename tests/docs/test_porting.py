@@ -16,6 +16,7 @@ import pytest
 
 from tests.docs import warm
 from tests.docs.walk import Walk, blocks_of
+from tests.tidy import untidy
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "porting.md"
@@ -45,3 +46,4 @@ def test_the_page_brings_a_prototype_to_green(tmp_path: Path, programs: Path) ->
     for block in blocks:
         walk.follow(block)
     assert walk.commands == sum(block.kind == "sh" for block in blocks) > 0
+    assert untidy(tmp_path, "sprout") == ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from parity.errors import InputError
 from parity.scaffold import layout, new_port
+from tests.tidy import untidy
 
 FILES = {
     "__init__.py",
@@ -25,7 +24,6 @@ FILES = {
     "tests/test_parity.py",
     "train.py",
 }
-RULES = "E,F,W,I,UP,B,C4,SIM,RUF,PT,RET,PIE,N"
 
 
 def tree(folder: Path) -> set[str]:
@@ -47,12 +45,17 @@ def test_a_port_is_a_package_of_few_short_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ab", "sprout", "x" * 16])
 def test_what_is_written_is_tidy_whatever_the_name(name: str, tmp_path: Path) -> None:
     new_port(name, tmp_path)
-    common = ["--isolated", "--no-cache", "--line-length", "120", "--target-version", "py310", "."]
-    for words in (["check", "--select", RULES], ["format", "--check"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *words, *common], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    assert untidy(tmp_path, name) == ""
+
+
+def test_untidy_code_is_seen(tmp_path: Path) -> None:
+    """The planted faults: an import that nobody uses, then a line that wants formatting."""
+    model = new_port("sprout", tmp_path) / "model.py"
+    text = model.read_text()
+    model.write_text(text.replace("import torch\n", "import os\n\nimport torch\n"))
+    assert "F401" in untidy(tmp_path, "sprout")
+    model.write_text(text + "x=1\n")
+    assert "+x = 1" in untidy(tmp_path, "sprout")
 
 
 @pytest.mark.parametrize(
