@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
-from ports.training.layer_config import DRAFT_LAYERS, LAYER_CONFIGS, layer_config
+from ports.training.layer_config import DRAFT_LAYERS, LAYER_CONFIGS, OTHER_LAYERS, layer_config
 
 LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "dtype", "pretraining_tp"})
 FORMAT_KEYS = frozenset(
@@ -64,7 +64,8 @@ def native_config(configpath: str, source: dict[str, Any], kind: str) -> Any:
         raise InputError(configpath, "speculators_model_type", source["speculators_model_type"], kind)
     layer = source.get("transformer_layer_config")
     if isinstance(layer, dict) and "model_type" in layer:
-        check_layer(configpath, "transformer_layer_config.model_type", layer["model_type"], DRAFT_LAYERS[kind])
+        layers = DRAFT_LAYERS.get(kind, OTHER_LAYERS)
+        check_layer(configpath, "transformer_layer_config.model_type", layer["model_type"], layers)
     try:
         return SpeculatorModelConfig.from_dict(source)
     except Exception as error:  # pydantic's, transformers' and Speculators' own errors
@@ -110,7 +111,7 @@ def load_layer(configpath: str, kind: str) -> PretrainedConfig:
     """
     source = read_config_dict(configpath)
     if not is_native(source):
-        return prototype_layer(configpath, source)
+        return prototype_layer(configpath, source, DRAFT_LAYERS.get(kind, OTHER_LAYERS))
     layer: PretrainedConfig = native_config(configpath, source, kind).transformer_layer_config
     return layer
 

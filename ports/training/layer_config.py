@@ -17,6 +17,9 @@ LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3
 DRAFT_LAYERS = {"eagle3": ("llama", "qwen3"), "hass": ("llama",)}
 """Which of them by algorithm: Speculators' Eagle3 has a first layer for each of its two, HASS is defined for one."""
 
+OTHER_LAYERS = ("llama",)
+"""Those of an algorithm that is not one of the shipped ports."""
+
 SIZES = (
     "hidden_size",
     "intermediate_size",

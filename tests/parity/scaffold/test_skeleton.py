@@ -50,9 +50,13 @@ def test_bad_input_is_refused(port: SimpleNamespace, tmp_path: Path) -> None:
     settings = port.cases.settings(activation_checkpointing=True, cpdir=tmp_path)
     with pytest.raises(InputError, match="--activation_checkpointing"):
         port.train.build_objective(settings, port.train.build(settings))
-    (tmp_path / "draft.json").write_text('{"hidden_size": 64}')
-    with pytest.raises(InputError, match="hidden_size: found 64"):
-        port.train.build(port.cases.settings(configpath=str(tmp_path / "draft.json")))
+    for text, found in (
+        ('{"hidden_size": 64}', "hidden_size: found 64"),
+        ('{"model_type": "qwen3"}', "model_type: found"),
+    ):
+        (tmp_path / "draft.json").write_text(text)
+        with pytest.raises(InputError, match=found):
+            port.train.build(port.cases.settings(configpath=str(tmp_path / "draft.json")))
 
 
 def test_the_original_is_missing(port: SimpleNamespace) -> None:
