@@ -1,13 +1,15 @@
 """Run a Markdown page: write its files, apply its changes, run its commands, hold what they print against the page.
 
-Fences: ``python title=FILE`` is a file; ``diff title=FILE`` a change of one, applied once; ``sh`` (or ``sh exit=1``) a
-command; ``text`` what the command before it printed, where a line ``...``, or one at the end of a line, leaves out.
+Fences: ``python title="FILE"`` is a file; ``diff title="FILE"`` a change of one, applied once; ``sh`` (or
+``sh exit="1"``) a command; ``text`` what the command before it printed, where a line ``...``, or one at the end of a
+line, leaves out.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,7 +34,7 @@ def blocks_of(page: str) -> list[Block]:
     """All fences of a page, in order."""
     found = []
     for match in FENCE.finditer(page):
-        words = dict(word.split("=", 1) for word in match["words"].split())
+        words = dict(word.split("=", 1) for word in shlex.split(match["words"]))
         found.append(Block(match["kind"], words, match["body"], page[: match.start()].count("\n") + 1))
     return found
 
