@@ -11,7 +11,7 @@ from tests.docs.walk import Walk, blocks_of, pieces
 PAGE = """\
 # A page
 
-```python title=one.py
+```python title="one.py"
 print("a\\nb\\nc, and more")
 ```
 
@@ -25,12 +25,12 @@ a
 c, ...
 ```
 
-```diff title=one.py
+```diff title="one.py"
 -print("a\\nb\\nc, and more")
 +raise SystemExit(3)
 ```
 
-```sh exit=3
+```sh title="exit code 3"
 python one.py
 ```
 """
@@ -51,8 +51,8 @@ def test_a_page_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ("exit=3", "exit=2", "line 22: exit code 3"),
-        ("```sh\n", "```sh exit=1\n", "line 7: exit code 0"),
+        ("exit code 3", "exit code 2", "line 22: exit code 3"),
+        ("```sh\n", "```sh title=\"exit code 1\"\n", "line 7: exit code 0"),
         ("\na\n...\n", "\nz\n...\n", "line 11: not printed"),
         ("c, ...", "d, ...", "line 11: not printed"),
         ("a\n...\nc, ...", "c,\n...\nb", "line 11: not printed"),

@@ -1,7 +1,7 @@
 """Run a Markdown page: write its files, apply its changes, run its commands, hold what they print against the page.
 
 Fences: ``python title="FILE"`` is a file; ``diff title="FILE"`` a change of one, applied once; ``sh`` (or
-``sh exit="1"``) a command; ``text`` what the command before it printed, where a line ``...``, or one at the end of a
+``sh title="exit code 1"``) a command; ``text`` what the command before it printed, where a line ``...``, or one at the end of a
 line, leaves out.
 """
 
@@ -72,7 +72,7 @@ class Walk:
             check=False,
         )
         self.printed, self.commands = done.stdout, self.commands + 1
-        expected = int(block.words.get("exit", "0"))
+        expected = int(block.words.get("title", "exit code 0").removeprefix("exit code "))
         assert done.returncode == expected, f"line {block.line}: exit code {done.returncode}\n{done.stdout}"
 
     def _expect(self, block: Block) -> None:
