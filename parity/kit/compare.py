@@ -17,7 +17,7 @@ from parity.kit.side import AnySide, Batch, Command, Side
 from parity.kit.speed import judge_timings, measure
 from parity.kit.terms import Terms
 from parity.kit.tolerances import Tolerances, table_for
-from parity.kit.tracing import STEPS, original_weights, trace_side
+from parity.kit.tracing import STEPS, trace_side
 from parity.kit.verdict import FOLLOWS, TRACED, compare_traces, first_place
 from parity.result import Report, Skip
 from parity.trace import Trace
@@ -58,10 +58,9 @@ def compare_sides(
     """
     names, chosen = as_map(names), _known(checks)
     original, port = _named(original, "original"), _named(port, "port")
-    given = None
-    if copy_weights and isinstance(original, Side) and isinstance(port, Side):
-        given = original_weights(original, names, seed)
-    traces = _trace(original, batches, seed, steps, None), _trace(port, batches, seed, steps, given)
+    expected = _trace(original, batches, seed, steps)
+    given = names.parameters(expected.group("init.")) if copy_weights and isinstance(port, Side) else None
+    traces = expected, _trace(port, batches, seed, steps, given)
     result = compare_traces(*traces, names=names, tolerances=tolerances, checks=chosen)
     report = result.report
     terms = Terms(batches, seed, steps, table_for(traces[1].dtype, tolerances), traces[1].case, given or {})
@@ -86,7 +85,9 @@ def _live(report: Report, check: str, original: AnySide, port: AnySide, terms: T
         report.speeds.append(speed)
 
 
-def _trace(side: AnySide, batches: Sequence[Batch], seed: int, steps: int, weights: dict[str, Tensor] | None) -> Trace:
+def _trace(
+    side: AnySide, batches: Sequence[Batch], seed: int, steps: int, weights: dict[str, Tensor] | None = None
+) -> Trace:
     if isinstance(side, Command):
         return run_command(side)
     return trace_side(side, batches, seed=seed, steps=steps, weights=weights)

@@ -47,6 +47,14 @@ def test_a_command_is_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {row.check for row in report.rows} >= {"weights", "forward", "curve", "round_trip", "resume"}
 
 
+def test_a_command_s_weights_go_to_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+    original, batches = command(tmp_path, 0.25), [torch.ones(2, 3)]
+    compare_sides(original, Side(Net), batches).raise_if_failed()
+    report = compare_sides(original, Side(Net), batches, copy_weights=False)
+    assert report.failed == ("weights",)
+
+
 def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
