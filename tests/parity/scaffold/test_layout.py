@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from parity.cli import main
 from parity.errors import InputError
 from parity.scaffold import layout, new_port
 from tests.tidy import untidy
@@ -116,3 +117,19 @@ def test_the_templates_are_package_data() -> None:
     package = Path(layout.__file__).parents[1]
     assert f'"{shipped}"' in (package.parent / "pyproject.toml").read_text()
     assert set(package.glob(shipped)) == set(layout.TEMPLATES.rglob("*")) - {layout.TEMPLATES / "tests"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["sprout"], 0), (["class"], 2), (["sprout", "--output", "/dev/null/x"], 2)]
+)
+def test_the_command(
+    words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["parity", "new", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr()
+    assert left.value.code == code
+    assert (tmp_path / "sprout").exists() is (code == 0)
+    assert "pytest -x sprout" in said.out if code == 0 else said.err.startswith("error: ")
