@@ -52,7 +52,7 @@ def test_a_page_is_followed(tmp_path: Path) -> None:
     ("old", "new", "error"),
     [
         ("exit code 3", "exit code 2", "line 22: exit code 3"),
-        ("```sh\n", "```sh title=\"exit code 1\"\n", "line 7: exit code 0"),
+        ("```sh\n", '```sh title="exit code 1"\n', "line 7: exit code 0"),
         ("\na\n...\n", "\nz\n...\n", "line 11: not printed"),
         ("c, ...", "d, ...", "line 11: not printed"),
         ("a\n...\nc, ...", "c,\n...\nb", "line 11: not printed"),

@@ -1,8 +1,8 @@
 """Run a Markdown page: write its files, apply its changes, run its commands, hold what they print against the page.
 
-Fences: ``python title="FILE"`` is a file; ``diff title="FILE"`` a change of one, applied once; ``sh`` (or
-``sh title="exit code 1"``) a command; ``text`` what the command before it printed, where a line ``...``, or one at the end of a
-line, leaves out.
+Fences: ``python title="FILE"`` is a file; ``diff title="FILE"`` a change of one, applied once; ``sh``, perhaps with
+``title="exit code 1"``, a command; ``text`` what the command before it printed, where a line ``...``, or one at the end
+of a line, leaves out.
 """
 
 from __future__ import annotations
