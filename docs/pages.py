@@ -21,6 +21,7 @@ SECTIONS = {
 }
 SOURCES = "source"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
+FENCE = re.compile(r"^```(\w+) (\w+)=(\S+)$", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):<code>~?([^<]+)</code>")
 
 
@@ -97,7 +98,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return text if path in text else f"{text} (`{path}/`)"
         return f"[{text}]({posixpath.relpath(f'{SOURCES}/{path}', posixpath.dirname(page.file.src_uri) or '.')})"
 
-    return LINK.sub(replaced, markdown)
+    return FENCE.sub(plain_fence, LINK.sub(replaced, markdown))
+
+
+def plain_fence(match: re.Match[str]) -> str:
+    """A block of code without what only a test of the page reads; its title stands above it."""
+    language, name, value = match.groups()
+    return f"\n`{value}`\n\n```{language}" if name == "title" else f"```{language}"
 
 
 def on_page_content(html: str, **_: Any) -> str:
