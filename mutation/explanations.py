@@ -11,14 +11,15 @@ from typing import Any
 import yaml
 
 FILE = Path(__file__).with_name("survivors.yaml")
-KEYS = {"why", "file", "line", "operator", "change"}
+KEYS = {"why", "file", "line", "operator", "change", "equivalent"}
 
 
 @dataclass(frozen=True)
 class Explanation:
     """Holds for survivors of ``file`` whose source line contains ``line``; ``file`` and ``operator`` are globs.
 
-    ``change`` must be in the mutated line. What an entry leaves out fits everything but ``why``.
+    ``change`` must be in the mutated line. What an entry leaves out fits everything but ``why``. ``equivalent``: the
+    mutant computes the same numbers from everything that can be handed to it.
     """
 
     why: str
@@ -26,6 +27,7 @@ class Explanation:
     line: str = ""
     operator: str = "*"
     change: str = ""
+    equivalent: bool = False
 
     def fits(self, record: dict[str, Any]) -> bool:
         before, after = (" ".join(line[1:] for line in record["change"] if line[0] == mark) for mark in "-+")

@@ -32,6 +32,7 @@ class Rate:
     none: int
     killed: int
     survived: int
+    equivalent: int
 
     @property
     def judged(self) -> int:
@@ -42,11 +43,17 @@ class Rate:
         return f"{100 * self.killed / self.judged:.1f}" if self.judged else "–"
 
     @property
+    def score(self) -> str:
+        """The rate of those that are not equivalent, which nothing could kill."""
+        able = self.judged - self.equivalent
+        return f"{100 * self.killed / able:.1f}" if able else "–"
+
+    @property
     def bound(self) -> str:
-        """The one-sided 95 % lower bound of the rate, were these a draw from all mutants (Clopper, Pearson 1934)."""
+        """The score's one-sided 95 % lower bound, these being a draw from all mutants (Clopper, Pearson 1934)."""
         if not self.killed:
             return "–"
-        low = 100 * float(beta.ppf(1 - CONFIDENCE, self.killed, self.survived + 1))
+        low = 100 * float(beta.ppf(1 - CONFIDENCE, self.killed, self.survived - self.equivalent + 1))
         return f"{low:.1f}"
 
 
@@ -54,7 +61,7 @@ def write_page(results: Results, explanations: Sequence[Explanation] | None = No
     """The page, and the survivors that nothing explains."""
     entries = load() if explanations is None else explanations
     modules = results.about["modules"]
-    records = [results.records[key] for key in results.about["chosen"] if key in results.records]
+    records = [dict(results.records[key]) for key in results.about["chosen"] if key in results.records]
     survivors = sorted(
         (record for record in records if record["outcome"] == "survived"), key=lambda r: (r["file"], r["line"])
     )
@@ -62,6 +69,8 @@ def write_page(results: Results, explanations: Sequence[Explanation] | None = No
     for record in survivors:
         entry = explain(record, entries)
         told[entry.why if entry else ""].append(record)
+        if entry and entry.equivalent:
+            record["outcome"] = "equivalent"
     unexplained = told.pop("", [])
     page = _render(
         about=results.about,
@@ -109,7 +118,8 @@ def _rate(name: str, files: list[str], modules: dict[str, Any], records: Records
         made=sum(modules[file]["made"] for file in files),
         none=outcomes["no mutation"],
         killed=outcomes["killed"],
-        survived=outcomes["survived"],
+        survived=outcomes["survived"] + outcomes["equivalent"],
+        equivalent=outcomes["equivalent"],
     )
 
 

@@ -116,7 +116,7 @@ def _formula(
 def _likeliest(evidence: Evidence) -> Iterator[Row]:
     """Blocks of columns beside torch's own search, with several largest entries in a row."""
     subject = evidence.subject("sizes")
-    for columns in (4096, 1536, 1000):
+    for columns in (4096, 1536, 1000, 512):
         values = (_drawn(f"values {columns}", 40, columns) * 50).round()
         distinct = _drawn(f"distinct {columns}", 40, columns)
         expected, found = torch.topk(distinct, TOP, dim=-1), topk(distinct, TOP)

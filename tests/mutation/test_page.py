@@ -73,12 +73,18 @@ def test_an_explained_survivor_stands_below_its_reason(results):
 
 def test_rates(results):
     page, _ = write_page(results, [])
-    assert "| loop | 9 | 4 | 1 | 3 | 2 | 1 | 66.7 | 13.5 |" in page
-    assert "| objective | 9 | 4 | 0 | 1 | 1 | 0 | 100.0 | 5.0 |" in page
-    assert "| all | 18 | 8 | 1 | 4 | 3 | 1 | 75.0 | 24.9 |" in page
-    assert f"| `{LOSS}` | 4 | 1 | 0 | 100.0 |" in page
+    assert "| loop | 9 | 4 | 1 | 3 | 2 | 1 | 0 | 66.7 | 66.7 | 13.5 |" in page
+    assert "| objective | 9 | 4 | 0 | 1 | 1 | 0 | 0 | 100.0 | 100.0 | 5.0 |" in page
+    assert "| all | 18 | 8 | 1 | 4 | 3 | 1 | 0 | 75.0 | 75.0 | 24.9 |" in page
+    assert f"| `{LOSS}` | 4 | 1 | 0 | 0 | 100.0 |" in page
     assert "| forward | 1 |" in page
     assert "| annotation | annotations and aliases of types: nothing evaluates them | 6 |" in page
+
+
+def test_equivalent_survivors_are_told_apart(results):
+    page, _ = write_page(results, [Explanation("the same sum", line="x + 1", equivalent=True)])
+    assert "| all | 18 | 8 | 1 | 4 | 3 | 1 | 1 | 75.0 | 100.0 | 36.8 |" in page
+    assert "**the same sum** (1)" in page
 
 
 def test_reasons_fit_by_everything_they_say(results):
