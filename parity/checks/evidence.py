@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parity.case import Case
 from parity.compare import Subject
+from parity.errors import InputError
 from parity.result import Row
 from parity.tolerances import Tolerance, tolerance
 from parity.trace import Trace
@@ -58,6 +59,16 @@ class Evidence:
     @property
     def is_bf16(self) -> bool:
         return self.case.dtype != "fp32"
+
+
+def until_refused(subject: Subject, rows: Iterable[Row]) -> list[Row]:
+    """All ``rows``; where making one ends in a refusal or a missing file, a failed row says so and is the last."""
+    found: list[Row] = []
+    try:
+        found.extend(rows)
+    except (InputError, OSError) as error:
+        found.append(subject.row(subject.check, "refused", None, 0.0, False, str(error)))
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from parity.checks.bad_checkpoints import bad_checkpoints
 from parity.checks.bad_records import bad_records, skipped_records
-from parity.checks.evidence import Evidence
-from parity.checks.forms import read_dialogues
+from parity.checks.evidence import Evidence, until_refused
+from parity.checks.forms import Dialogue, read_dialogues
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.result import Row
@@ -26,9 +26,13 @@ def check_refusals(evidence: Evidence) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dialogue = read_dialogues(evidence.case, evidence.draft.config)[0]
-        records = bad_records(evidence, dialogue, folder)
-        rows = [*_judged(evidence, records), *skipped_records(evidence, dialogue, folder / "skipped")]
-        return [*rows, *_judged(evidence, bad_checkpoints(evidence, folder / "checkpoints"))]
+        return until_refused(evidence.subject("refusals"), _rows(evidence, dialogue, folder))
+
+
+def _rows(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Row]:
+    yield from _judged(evidence, bad_records(evidence, dialogue, folder))
+    yield from skipped_records(evidence, dialogue, folder / "skipped")
+    yield from _judged(evidence, bad_checkpoints(evidence, folder / "checkpoints"))
 
 
 def _judged(evidence: Evidence, attempts: Iterator[Attempt]) -> Iterator[Row]:

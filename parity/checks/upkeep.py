@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from parity.checks.evidence import Evidence
+from parity.checks.evidence import Evidence, until_refused
 from parity.checks.upkeep_parts import check_parts
 from parity.checks.written import check_writing
 from parity.compare import Subject, compare_value
@@ -27,14 +27,16 @@ def check_upkeep(evidence: Evidence) -> list[Row]:
     """By name: the checkpoints that stay, the one a run goes on from, the metrics, and the parts beneath."""
     with tempfile.TemporaryDirectory() as name:
         folder, subject = Path(name), evidence.subject("upkeep")
-        return [
-            *_kept(evidence, folder / "kept"),
-            *_best(evidence, folder / "best"),
-            *_auto(evidence, folder / "auto"),
-            *_changed(evidence, folder / "auto"),
-            *check_writing(subject, folder),
-            *check_parts(evidence, subject, folder / "parts"),
-        ]
+        return until_refused(subject, _rows(evidence, subject, folder))
+
+
+def _rows(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
+    yield from check_writing(subject, folder)
+    yield from check_parts(evidence, subject, folder / "parts")
+    yield from _kept(evidence, folder / "kept")
+    yield from _best(evidence, folder / "best")
+    yield from _auto(evidence, folder / "auto")
+    yield from _changed(evidence, folder / "auto")
 
 
 def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
