@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -76,7 +75,7 @@ def bad_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterato
         "code": ("file", {**record, "code": _Code()}),
     }
     for name, (field, content) in forms.items():
-        yield _reading(evidence, folder / name, name, field, "data_0.ckpt", _pickle, content)
+        yield _reading(evidence, folder / name, name, field, "data_0.ckpt", torch.save, content)
     for suffix in ("ckpt", "safetensors"):
         yield _reading(evidence, folder / "noise" / suffix, f"no {suffix}", "file", f"data_0.{suffix}", _noise, None)
     yield from _origins(evidence, dialogue, folder / "origins")
@@ -96,13 +95,6 @@ def _reading(
 
 def _save(metadata: dict[str, str] | None) -> Callable[[Record, Path], None]:
     return lambda record, file: save_file({name: value.contiguous() for name, value in record.items()}, file, metadata)
-
-
-def _pickle(content: Any, file: Path) -> None:
-    if isinstance(content, dict) and "code" in content:
-        file.write_bytes(pickle.dumps(content["code"], protocol=2))
-    else:
-        torch.save(content, file)
 
 
 def _noise(content: Any, file: Path) -> None:

@@ -30,6 +30,9 @@ PAIRS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 }
 """Settings that must give the same numbers."""
 
+WINDOW = 3
+"""Samples whose gradients are accumulated."""
+
 COMPARED = {"loss": re.compile(r"mb\d+\.step\d+\.loss"), "grad": re.compile(r"mb\d+\.grad\.")}
 
 
@@ -40,7 +43,19 @@ def check_implementations(evidence: Evidence) -> list[Row]:
     for name, pair in PAIRS.items():
         first, second = (_traced(evidence, settings, traces) for settings in pair)
         rows += _compare(evidence, name, first, second)
-    return rows
+    return [*rows, *_accumulated(evidence)]
+
+
+def _accumulated(evidence: Evidence) -> list[Row]:
+    """The gradient of a batch, and of its samples one after the other."""
+    count = min(WINDOW, len(evidence.case.meta.samples_files))
+    sides = []
+    for bs in (count, 1):
+        settings = {"bs": bs, "gradient_accumulation_steps": count // bs}
+        trace = trace_port(evidence.case, max_steps=1, **settings)
+        grads = trace.group(f"mb{trace.micro_batches()[-1]}.grad.") if trace.curve else {}
+        sides.append({f"accumulated: {name}": value for name, value in grads.items()})
+    return compare_groups(evidence.subject("implementations"), "grad", sides[0], sides[1], evidence.tolerance("grad"))
 
 
 def _traced(evidence: Evidence, settings: Mapping[str, Any], traces: dict[Any, Trace]) -> Trace:

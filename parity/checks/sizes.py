@@ -21,7 +21,7 @@ from ports.training.loss.fused_loss import Extras, TargetRows, fused_kl
 from ports.training.loss.likeliest import argmax, topk
 from ports.training.loss.objective import mean_over, undo_mean
 
-ATTENTION = ((2, 290, 3), (2, 2, 5), (2, 1, 1))
+ATTENTION = ((2, 290, 4), (2, 2, 5), (2, 1, 1))
 """Samples, positions and TTT steps: beyond a block of rows, several blocks of heads, fewer positions than steps."""
 
 LOSS = ((1030, 4096, True), (70, 2048, False), (3, 5, True), (0, 2048, True))

@@ -17,9 +17,11 @@ from torch import Tensor
 from parity.checks.evidence import Evidence
 from parity.checks.forms import Dialogue, read_dialogues, write_arrow, write_files, write_ids, write_records
 from parity.checks.order import check_order
-from parity.compare import compare
+from parity.compare import compare, compare_value
 from parity.result import Row
-from parity.runs.port import dataset_for
+from parity.runs.port import dataset_for, settings_for
+from ports.training.data.sources import recorded_layers
+from ports.training.verifier import verifier_config
 
 MAX_LEN = 20
 """Longer dialogues are cut, which is compared too."""
@@ -31,6 +33,7 @@ def check_sources(evidence: Evidence) -> list[Row]:
         folder = Path(name)
         dialogues = read_dialogues(evidence.case, evidence.draft.config)
         rows = [*_stored(evidence, dialogues, folder), *_online(evidence, dialogues, folder)]
+        rows += [*_packed(evidence, dialogues, folder), *_layers(evidence, dialogues, folder)]
         return [*rows, *check_order(evidence, folder / "order")]
 
 
@@ -58,6 +61,25 @@ def _online(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iter
             quantity = "online" if value.is_floating_point() else "batch"
             own = batch[name][index, : len(value)]
             yield compare(subject, quantity, f"online {index}: {name}", value, own, evidence.tolerance(quantity))
+
+
+def _packed(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:
+    """All dialogues end to end: whose each position is."""
+    dataset = dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / "files", max_len=MAX_LEN)
+    batch = dataset.collate_fn(packing=True)([dataset[index] for index in range(len(dialogues))])
+    lengths = [min(len(dialogue.ids), MAX_LEN) for dialogue in dialogues]
+    numbers = [number for number, length in enumerate(lengths, 1) for _ in range(length)]
+    yield compare_value(evidence.subject("sources"), "batch", "packed", [numbers], batch["document_ids"].tolist())
+
+
+def _layers(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:
+    """What data say of the layers their features are of: a draft config that names none takes them over."""
+    subject, layers = evidence.subject("sources"), dialogues[0].layers
+    count = verifier_config(str(evidence.case.verifier)).num_hidden_layers
+    known = {"files": None, "records": list(layers) or None, "arrow": [2, count // 2, count - 3]}
+    for form, expected in known.items():
+        found = recorded_layers(settings_for(evidence.case, folder, tmpdir=folder / form))
+        yield compare_value(subject, "layers", f"of {form}", expected, None if found is None else list(found))
 
 
 def _expected(dialogue: Dialogue, arrow: bool) -> dict[str, Tensor]:

@@ -524,7 +524,21 @@ class _Without:
         self.settings, self.prefix, self._kept = keeper.settings, keeper.prefix, keeper._kept
 
 
+def wiped_accumulation(patch: pytest.MonkeyPatch) -> None:
+    """Gradients of the micro-batches before the last one are thrown away, as the prototypes do."""
+
+    def make(old: Any) -> Any:
+        def forward_backward(self: Any, *args: Any) -> Any:
+            self.optimizer.optimizer.zero_grad()
+            return old(self, *args)
+
+        return forward_backward
+
+    wrap(patch, ports.training.loop.Loop, "_forward_backward", make)
+
+
 FAULTS = (
+    Fault("accumulated gradients wiped", wiped_accumulation, named("implementations")),
     Fault("recomputed layers cut off", recomputed_alone, named("implementations")),
     Fault("plain loss over all rows", plain_loss_of_all_rows, named("implementations")),
     Fault("another column of wide rows", last_of_several, named("sizes")),

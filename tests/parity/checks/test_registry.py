@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from parity.case import Case
-from parity.checks import CHECKS, registry, run_checks
-from parity.checks.evidence import Check, Evidence
+from parity.checks import CHECKS, checks_for, registry, run_checks
+from parity.checks.evidence import Check, Evidence, until_refused
+from parity.errors import InputError
 from parity.result import Row, Status
 from parity.trace import Trace
 
@@ -85,3 +87,28 @@ def test_a_recording_without_its_mask_fails_and_does_not_crash(case: Case, evide
     del evidence.expected.tensors["mb0.batch.attention_mask"]
     failed = {row.check for row in run_checks(evidence, ("batches", "forward", "targets")) if not row.passed}
     assert failed == {"batches", "forward", "targets"}
+
+
+def test_checks_that_depend_on_no_case_run_once() -> None:
+    once = {name: {check.name for check in CHECKS if check.once == name} for name in ("algorithm", "run")}
+    assert once == {"algorithm": {"sources"}, "run": {"sizes", "upkeep", "refusals"}}
+    every = {check.name for check in CHECKS}
+    assert set(checks_for("eagle3", set())) == every
+    done = {("eagle3", name) for name in every}
+    assert set(checks_for("eagle3", done)) == every - once["algorithm"] - once["run"]
+    assert set(checks_for("hass", done)) == every - once["run"]
+
+
+def test_a_refusal_on_the_way_is_a_failed_row(evidence: Evidence) -> None:
+    subject = evidence.subject("upkeep")
+    fine = subject.row("files", "one", 0.0, 0.0, True)
+
+    def rows() -> Iterator[Row]:
+        yield fine
+        raise InputError("file", "field", "found", "expected")
+
+    first, last = until_refused(subject, rows())
+    assert first is fine
+    assert not last.passed
+    assert last.detail == "file: field: found found, expected expected"
+    assert until_refused(subject, [fine]) == [fine]
