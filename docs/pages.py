@@ -21,7 +21,7 @@ SECTIONS = {
 }
 SOURCES = "source"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
-FENCE = re.compile(r"^```(\w+) (\w+)=(\S+)$", re.MULTILINE)
+FENCE = re.compile(r'^```(\w+) title="([^"]+)"$', re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):<code>~?([^<]+)</code>")
 
 
@@ -102,9 +102,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def plain_fence(match: re.Match[str]) -> str:
-    """A block of code without what only a test of the page reads; its title stands above it."""
-    language, name, value = match.groups()
-    return f"\n`{value}`\n\n```{language}" if name == "title" else f"```{language}"
+    """A block of code whose title stands above it."""
+    language, title = match.groups()
+    return f"\n`{title}`\n\n```{language}"
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -89,12 +89,12 @@ def test_a_page_whose_links_hold(one_page, tmp_path: Path) -> None:
     assert '<a href="source/code.py">code</a>, <code>folder/</code>, this (<code>folder/</code>)' in page
 
 
-def test_blocks_of_code_with_attributes_are_blocks_of_code(one_page, tmp_path: Path) -> None:
-    text = '# One\n\n```python title=one.py\ngroups[0]["lr"]\n```\n\n```sh exit=1\nfalse\n```\n'
+def test_blocks_of_code_with_titles_are_blocks_of_code(one_page, tmp_path: Path) -> None:
+    text = '# One\n\n```python title="one.py"\ngroups[0]["lr"]\n```\n\n```sh title="exit code 1"\nfalse\n```\n'
     assert one_page(text).returncode == 0
     page = (tmp_path / "site" / "index.html").read_text()
     assert '<code>one.py</code></p>\n<pre><code class="language-python">groups[0]' in page
-    assert '<pre><code class="language-sh">false' in page
+    assert '<code>exit code 1</code></p>\n<pre><code class="language-sh">false' in page
 
 
 @pytest.mark.parametrize(
