@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mutation.scope import KEPT_NAMES, LEFT_OUT_NAMES, SIZES
 
@@ -139,11 +140,11 @@ def _named(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
                 yield from _named(node, f"{prefix}{node.name}.")
 
 
-def _span(lines: list[str], rule: str, node: ast.AST) -> Span:
-    first = min([node, *getattr(node, "decorator_list", [])], key=lambda each: each.lineno)
-    return Span(
-        rule, _place(lines, first.lineno, first.col_offset), _place(lines, node.end_lineno, node.end_col_offset)
-    )
+def _span(lines: list[str], rule: str, node: Any) -> Span:
+    """The whole node; a decorator's begins at its ``@``."""
+    decorators = [each.lineno for each in getattr(node, "decorator_list", [])]
+    start = (min(decorators), 0) if decorators else _place(lines, node.lineno, node.col_offset)
+    return Span(rule, start, _place(lines, node.end_lineno, node.end_col_offset))
 
 
 def _place(lines: list[str], line: int, offset: int) -> Place:

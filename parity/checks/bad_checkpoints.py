@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from parity.checks.evidence import Evidence
 from parity.checks.forgeries import DAMAGED, FORGED, MANIFEST, OTHER, STATE, WEIGHTS, Spoil, edit
 from parity.environment import deterministic, quietly
@@ -42,6 +44,8 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "the weights alone", "", lambda: _resume(evidence, saved, lr=1.0, weights_only=True)
     yield "another log", "log", lambda: _another_log(evidence, saved, folder / "log", False)
     yield "another log, anyway", "", lambda: _another_log(evidence, saved, folder / "log anyway", True)
+    yield "records that moved", "", partial(_other_records, evidence, folder / "moved", False)
+    yield "records with another number", "fingerprint", partial(_other_records, evidence, folder / "other", True)
     yield "fewer records than a batch", "records", lambda: _start(evidence, folder / "few", bs=999)
     yield "a loss that is no number", "loss", lambda: _without_number(evidence, folder / "nan")
 
@@ -94,6 +98,19 @@ def _another_log(evidence: Evidence, saved: Path, folder: Path, anyway: bool) ->
     checkpoint = _copy(saved, folder)
     (folder / "metrics.jsonl").write_text("{}\n")
     _resume(evidence, checkpoint, resume_anyway=anyway)
+
+
+def _other_records(evidence: Evidence, folder: Path, changed: bool) -> None:
+    """Go on with the run's records in another place; ``changed``: one number in the last of them is another."""
+    case, data = evidence.case, folder / "data"
+    shutil.copytree(case.tmpdir, data)
+    saved = _save(evidence, folder / "run")
+    if changed:
+        file = data / case.meta.samples_files[-1]
+        record = torch.load(file, weights_only=True)
+        record["hidden_state"][0, 0] += 1
+        torch.save(record, file)
+    _resume(evidence, saved, tmpdir=data)
 
 
 def _without_number(evidence: Evidence, cpdir: Path) -> None:
