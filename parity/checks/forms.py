@@ -26,14 +26,15 @@ COUNT, LONGEST = 3, 24
 class Dialogue:
     """``ids`` and ``mask`` [T]; ``last`` [T, h] after the verifier's final norm and ``before`` it.
 
-    ``features`` [T, F] are of the draft's ``layers``, ``arrow_features`` of those that Speculators takes; HASS has
-    ``last`` for both.
+    ``features`` [T, F] are of the draft's ``layers``, ``arrow_features`` of those that Speculators takes; HASS has the
+    last state for both. ``arrow_last`` is ``before`` after the final norm in the verifier's own precision.
     """
 
     ids: Tensor
     mask: Tensor
     last: Tensor
     before: Tensor
+    arrow_last: Tensor
     features: Tensor
     arrow_features: Tensor
     arrow_states: list[Tensor]
@@ -43,17 +44,19 @@ class Dialogue:
 def read_dialogues(case: Case, config: Any) -> list[Dialogue]:
     """The first samples of a case, with states computed one dialogue at a time in float32."""
     model = AutoModel.from_pretrained(case.verifier, dtype=torch.float32).eval()
-    count = len(model.layers)
+    count, norm = len(model.layers), AutoModel.from_pretrained(case.verifier, dtype="auto").norm
     layers = getattr(config, "eagle_aux_hidden_state_layer_ids", None) or ()
     found = []
     for name in case.meta.samples_files[:COUNT]:
         sample = read_sample(case.tmpdir / name, ("input_ids", "loss_mask"))
         ids, mask = (sample[field][:LONGEST] for field in ("input_ids", "loss_mask"))
         states, before = _states(model, ids)
+        arrow_last = norm(before.to(norm.weight.dtype)).detach()
         arrow = [states[layer] for layer in (2, count // 2, count - 3)] if layers else []
         features = torch.cat([states[layer] for layer in layers], -1) if layers else states[-1]
-        arrow_features = torch.cat(arrow, -1) if layers else states[-1]
-        found.append(Dialogue(ids, mask, states[-1], before, features, arrow_features, arrow, tuple(layers)))
+        arrow_features = torch.cat(arrow, -1) if layers else arrow_last
+        last = states[-1], before, arrow_last
+        found.append(Dialogue(ids, mask, *last, features, arrow_features, arrow, tuple(layers)))
     return found
 
 

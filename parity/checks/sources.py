@@ -84,7 +84,9 @@ def _layers(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iter
 
 def _expected(dialogue: Dialogue, arrow: bool) -> dict[str, Tensor]:
     """A sample as the prototypes make it: ids and target one to the left, the mask's last entry off."""
-    ids, mask, target = (each[:MAX_LEN] for each in (dialogue.ids, dialogue.mask, dialogue.last))
+    ids, mask, target = (
+        each[:MAX_LEN] for each in (dialogue.ids, dialogue.mask, dialogue.arrow_last if arrow else dialogue.last)
+    )
     features = (dialogue.arrow_features if arrow else dialogue.features)[:MAX_LEN]
     shifted: dict[str, Any] = {"input_ids": ids, "target": target}
     moved = {name: torch.cat([value[1:], torch.zeros_like(value[:1])]) for name, value in shifted.items()}

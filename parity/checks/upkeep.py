@@ -105,8 +105,9 @@ def _number(value: Any) -> float:
 
 
 def _short(evidence: Evidence, cpdir: Path, **changes: Any) -> Any:
-    """A loop of a few steps that saves after each of them."""
-    return start_port(evidence.case, cpdir, live=True, **{"max_steps": STEPS, "save_steps": 1, **changes})
+    """A loop of a few steps, within a pass, that saves after each of them."""
+    own = {"max_steps": STEPS, "save_steps": 1, "bs": 1, "gradient_accumulation_steps": 1}
+    return start_port(evidence.case, cpdir, live=True, **{**own, **changes})
 
 
 def _steps(evidence: Evidence, cpdir: Path, **changes: Any) -> int | str:
@@ -157,7 +158,7 @@ def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:
 def _changed(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     """Settings that differ on request: the new rate holds at once, another order begins the pass anew."""
     case, subject, checkpoint = evidence.case, evidence.subject("upkeep"), cpdir / "step_1"
-    total, warmup = linear_schedule_steps(len(case.meta.samples_files), case.epoch, case.bs)
+    total, warmup = linear_schedule_steps(len(case.meta.samples_files), case.epoch, 1)
     factor = 1 / warmup if warmup > 1 else (total - 1) / (total - warmup)
     for name, changes, expected in (
         ("another rate", {"lr": 3 * case.lr}, (3 * case.lr * factor, 1)),

@@ -80,8 +80,15 @@ def make(shape: Shape, folder: Path, **changes: Any) -> Case:
 
 
 def against_the_reference(case: Case, dtype: torch.dtype = torch.float32) -> list[Row]:
-    """The port on the case, with the reference in the recording's place."""
+    """The port on the case, with the reference in the recording's place.
+
+    Gradients are the float64 reference's: over a few tokens terms cancel, and the reference's own float32 ones are up
+    to 1.7e-6 of the largest entry off, where the port's are 0.5e-6.
+    """
     expected = trace_reference(case, dtype)
+    if dtype is torch.float32:
+        exact = trace_reference(case, torch.float64).tensors
+        expected.tensors.update({name: exact[name].float() for name in expected.tensors if ".grad." in name})
     with PORT.evidence(case, expected) as evidence:
         return run_checks(evidence)
 

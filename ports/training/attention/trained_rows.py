@@ -32,20 +32,22 @@ class TrainedRows:
 
     def __init__(self, mask: Tensor) -> None:
         marked = mask.flatten() != 0
-        order, self.count = torch.argsort(marked.int(), stable=True), int(marked.sum())
-        self.others, self.trained = order.split([len(order) - self.count, self.count])
+        order, count = torch.argsort(marked.int(), stable=True), int(marked.sum())
+        self.others, self.trained = order.split([len(order) - count, count])
 
     def apply(self, function: RowWise, states: Tensor) -> Tensor:
-        """``function(states)`` [B, T, h]; no gradient enters it on the other rows."""
+        """``function(states)`` [B, T, h]; no gradient enters it on the other rows.
+
+        Where no row is trained on, its weights still get a gradient, of zeros: optimizers and DDP wait for all of them.
+        """
         if not torch.is_grad_enabled() or len(self.others) == 0:
             return function(states)
         rows = states.flatten(0, 1)
         with torch.no_grad():
             rest = function(rows[None, self.others])[0]
             out = rest.new_empty(rows.shape).index_copy_(0, self.others, rest)
-        if self.count:
-            out = out.index_copy(0, self.trained, function(rows.index_select(0, self.trained)[None])[0])
-        return out.view_as(states)
+        trained = function(rows.index_select(0, self.trained)[None])[0]
+        return out.index_copy(0, self.trained, trained).view_as(states)
 
 
 def through_rows(rows: TrainedRows | None, function: RowWise, states: Tensor) -> Tensor:

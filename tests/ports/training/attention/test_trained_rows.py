@@ -92,12 +92,19 @@ def test_a_row_wise_function_has_its_gradient_on_marked_rows_alone(share):
     module = nn.Linear(5, 5)
     out = TrainedRows(mask).apply(module, states)
     torch.testing.assert_close(out, module(states), rtol=0, atol=1e-6)
-    if out.requires_grad:
-        out.sum().backward()
-        torch.testing.assert_close(states.grad, mask[..., None] * module.weight.sum(0))
-        torch.testing.assert_close(module.bias.grad, torch.full((5,), float(mask.sum())))
-    else:
-        assert not mask.any()
+    out.sum().backward()
+    torch.testing.assert_close(states.grad, mask[..., None] * module.weight.sum(0))
+    torch.testing.assert_close(module.bias.grad, torch.full((5,), float(mask.sum())))
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_a_batch_without_rows_in_the_loss_leaves_every_gradient_at_zero(batch_and_objective, algorithm):
+    """A process that has none must not make DDP wait for gradients that never come."""
+    batch, objective = batch_and_objective(algorithm)
+    _, some = learn(objective, batch)
+    _, none = learn(objective, {**batch, "loss_mask": torch.zeros_like(batch["loss_mask"])})
+    assert none.keys() == some.keys()
+    assert all(not value.any() for value in none.values())
 
 
 def test_a_watched_layer_is_called_as_it_is(batch_and_objective):
