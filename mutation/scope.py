@@ -12,6 +12,7 @@ GROUPS = {
         "ports/eagle3/model.py",
         "ports/eagle3/first_layer.py",
         "ports/hass/model.py",
+        "ports/training/frozen_ends.py",
     ),
     "objective": (
         "ports/training/loss/*.py",

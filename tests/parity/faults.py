@@ -38,6 +38,7 @@ from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
 from ports.training.attention.dense import ttt_cache
 from ports.training.attention.documents import documents_of
+from ports.training.frozen_ends import FrozenEnds
 from ports.training.loss.steps import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -537,7 +538,53 @@ def wiped_accumulation(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, ports.training.loop.Loop, "_forward_backward", make)
 
 
+def undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Matrices stay as Speculators draws them."""
+    patch.setattr(ports.eagle3.model, "_initialise", lambda draft: None)
+
+
+def drawn_too_wide(patch: pytest.MonkeyPatch) -> None:
+    """Twice torch's range."""
+
+    def make(old: Any) -> Any:
+        def initialise(self: Any, module: Any) -> None:
+            old(self, module)
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data.mul_(2)
+
+        return initialise
+
+    wrap(patch, FrozenEnds, "_init_weights", make)
+
+
+def keywords_of_one_step(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FrozenEnds, "get_trainer_kwargs", staticmethod(lambda **kwargs: ({"ttt_steps": 1}, {"ttt_steps": 1})))
+
+
+def keywords_of_the_class_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FrozenEnds, "get_trainer_kwargs", FrozenEnds.__dict__["get_trainer_kwargs"].__func__)
+
+
+def made_without_verifier(patch: pytest.MonkeyPatch) -> None:
+    """What the extension point makes keeps NaN where the verifier's weights belong."""
+
+    def make(old: Any) -> Any:
+        def build(cls: Any, config: Any, **kwargs: Any) -> Any:
+            draft = old.__func__(cls, config, **kwargs)
+            draft.lm_head.weight.data.fill_(torch.nan)
+            return draft
+
+        return classmethod(build)
+
+    patch.setattr(FrozenEnds, "from_training_args", make(FrozenEnds.__dict__["from_training_args"]))
+
+
 FAULTS = (
+    Fault("fresh matrices not drawn", undrawn, named("initial")),
+    Fault("hass: fresh matrices too wide", drawn_too_wide, named("initial"), "hass_fp32_k3"),
+    Fault("hass: keywords of one step", keywords_of_one_step, named("initial"), "hass_fp32_k3"),
+    Fault("hass: keywords of the class alone", keywords_of_the_class_alone, named("initial"), "hass_fp32_k3"),
+    Fault("hass: extension without verifier", made_without_verifier, named("initial"), "hass_fp32_k3"),
     Fault("accumulated gradients wiped", wiped_accumulation, named("implementations")),
     Fault("recomputed layers cut off", recomputed_alone, named("implementations")),
     Fault("plain loss over all rows", plain_loss_of_all_rows, named("implementations")),
