@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ import ports.hass.objective
 import ports.hass.train
 import ports.training.attention.flash
 import ports.training.attention.recompute
+import ports.training.checkpoint.atomic
 import ports.training.checkpoint.choose
+import ports.training.checkpoint.fingerprint
 import ports.training.checkpoint.generators
 import ports.training.checkpoint.keeper
 import ports.training.checkpoint.resume
@@ -579,7 +582,39 @@ def made_without_verifier(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FrozenEnds, "from_training_args", make(FrozenEnds.__dict__["from_training_args"]))
 
 
+def only_the_ends_of_records(patch: pytest.MonkeyPatch) -> None:
+    """Safetensors are digested as the prototypes' archives are: from the end alone."""
+    patch.setattr(ports.training.checkpoint.fingerprint, "SUFFIX", ".none")
+
+
+def must_delete(patch: pytest.MonkeyPatch) -> None:
+    """A removal is not done until everything is off the disk."""
+
+    def remove(directory: Path) -> None:
+        removed = directory.with_name(f".{directory.name}.removed")
+        directory.rename(removed)
+        shutil.rmtree(removed)
+
+    patch.setattr(ports.training.checkpoint.atomic, "remove_directory", remove)
+
+
+def not_put_back(patch: pytest.MonkeyPatch) -> None:
+    """What was moved aside stays there when the new directory cannot take its place."""
+
+    def replace(new: Path, directory: Path) -> None:
+        old = directory.with_name(f".{directory.name}.old")
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+
+    patch.setattr(ports.training.checkpoint.atomic, "_replace", replace)
+
+
 FAULTS = (
+    Fault("only the ends of records digested", only_the_ends_of_records, named("upkeep")),
+    Fault("a removal insists on deleting", must_delete, named("upkeep")),
+    Fault("old checkpoint not put back", not_put_back, named("upkeep")),
     Fault("fresh matrices not drawn", undrawn, named("initial")),
     Fault("hass: fresh matrices too wide", drawn_too_wide, named("initial"), "hass_fp32_k3"),
     Fault("hass: keywords of one step", keywords_of_one_step, named("initial"), "hass_fp32_k3"),
