@@ -1,4 +1,4 @@
-"""What is mutated: the modules, and what is left out of them, each with its reason. Nothing is left out by result."""
+"""What is mutated: the modules, and what is left out of them, each with its reason."""
 
 from __future__ import annotations
 
