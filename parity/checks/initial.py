@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ def _matrix(subject: Subject, name: str, weight: Tensor) -> Row:
 
 def _extension_points(evidence: Evidence, subject: Subject, draft: FrozenEnds) -> Iterator[Row]:
     """Speculators' trainer asks the class, or a draft, for a draft and for the keywords of its forward."""
-    expected = [{"ttt_steps": ASKED}] * 2
-    for name, owner in {"class": type(draft), "draft": draft}.items():
-        found = _asked(lambda owner=owner: list(owner.get_trainer_kwargs(ttt_steps=ASKED, lr=1.0)))
+    expected = ({"ttt_steps": ASKED}, {"ttt_steps": ASKED})
+    owners: dict[str, Any] = {"class": type(draft), "draft": draft}
+    for name, owner in owners.items():
+        found = _asked(partial(owner.get_trainer_kwargs, ttt_steps=ASKED, lr=1.0))
         yield compare_value(subject, "keywords", f"of the {name}", expected, found)
     layer, path = copy.deepcopy(draft.config.transformer_layer_config), str(evidence.case.verifier)
     with deterministic(), quietly():
