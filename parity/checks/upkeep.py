@@ -54,6 +54,8 @@ def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     stored = json.loads(next(cpdir.glob(f"*{last}/training_state/state.json")).read_text())
     yield compare_value(subject, "checkpoints", "best pass", [best, means[best]], stored["best"])
     yield compare_value(subject, "checkpoints", "serial", last, stored["serial"])
+    digests = {name: len(stored["fingerprint"][name]) for name in ("draft", "verifier", "vocabulary", "records")}
+    yield compare_value(subject, "checkpoints", "digits of digests", dict.fromkeys(digests, 16), digests)
 
 
 def _best(evidence: Evidence, cpdir: Path) -> Iterator[Row]:

@@ -611,7 +611,23 @@ def not_put_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ports.training.checkpoint.atomic, "_replace", replace)
 
 
+def other_size_of_the_unreadable(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        ports.training.checkpoint.fingerprint,
+        "_ends_of",
+        lambda old: lambda file: old(file) if file.exists() else (1, b""),
+    )
+
+
+def longer_digests(patch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of an earlier release is another run's."""
+    wrap(patch, ports.training.checkpoint.fingerprint, "_digest", lambda old: lambda content: old(content) + "0")
+
+
 FAULTS = (
+    Fault("records that are gone digested as others", other_size_of_the_unreadable, named("upkeep")),
+    Fault("longer digests", longer_digests, named("upkeep")),
     Fault("only the ends of records digested", only_the_ends_of_records, named("upkeep")),
     Fault("a removal insists on deleting", must_delete, named("upkeep")),
     Fault("old checkpoint not put back", not_put_back, named("upkeep")),
