@@ -30,7 +30,7 @@ def run(
     a_place: Annotated[int, typer.Option(help="make at most this many of one kind at one place; 0: all")] = 2,
     jobs: Annotated[int, typer.Option(help="mutants at a time")] = 1,
     keyword: Annotated[str, typer.Option("-k", help="judge by the cases whose name fits: words, and, or, not")] = "",
-    survivors: Annotated[bool, typer.Option(help="judge those in the results again that survived")] = False,
+    survivors: Annotated[bool, typer.Option(help="judge only those in the results again that survived")] = False,
     output: Output = Path("mutation.jsonl"),
 ) -> None:
     """Judge mutants of the modules in scope, and go on where an earlier run stopped."""
@@ -92,7 +92,7 @@ def _make(pattern: str, sample: int, seed: int, a_place: int) -> tuple[list[Muta
 
 
 def _wanted(record: dict[str, Any] | None, survivors: bool) -> bool:
-    return record is None or (survivors and record["outcome"] == "survived")
+    return record is None if not survivors else record is not None and record["outcome"] == "survived"
 
 
 def _environment() -> dict[str, Any]:

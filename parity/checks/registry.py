@@ -12,6 +12,7 @@ from parity.checks.curve import check_curve, check_hits
 from parity.checks.evidence import Check, Evidence
 from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
 from parity.checks.implementations import check_implementations
+from parity.checks.initial import check_initial
 from parity.checks.packing import check_packing
 from parity.checks.paths import check_paths
 from parity.checks.precision import check_precision
@@ -55,6 +56,7 @@ def _needs_final(evidence: Evidence) -> str | None:
 CHECKS: tuple[Check, ...] = (
     Check("environment", check_environment),
     Check("configuration", check_configuration),
+    Check("initial", check_initial, inapplicable=_port_in_fp32, once="algorithm"),
     Check("batches", check_batches),
     Check("targets", check_targets, follows=("batches",), inapplicable=_fp32_only),
     Check("forward", check_forward, follows=("batches",), inapplicable=_fp32_only),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.checks.evidence import Evidence, until_refused
+from parity.checks.forms import read_dialogues, record_info, record_of, write_records
 from parity.checks.upkeep_parts import check_parts
 from parity.checks.written import check_writing
 from parity.compare import Subject, compare_value
@@ -17,6 +18,7 @@ from parity.errors import InputError
 from parity.result import Row
 from parity.runs.port import run_port, start_port
 from parity.trace import Trace
+from ports.generate.records import write_record
 from ports.training.settings import linear_schedule_steps
 
 RATE, STEPS = 0.03, 3
@@ -37,6 +39,7 @@ def _rows(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
     yield from _best(evidence, folder / "best")
     yield from _auto(evidence, folder / "auto")
     yield from _changed(evidence, folder / "auto")
+    yield from _other_records(evidence, folder)
 
 
 def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
@@ -51,6 +54,8 @@ def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     stored = json.loads(next(cpdir.glob(f"*{last}/training_state/state.json")).read_text())
     yield compare_value(subject, "checkpoints", "best pass", [best, means[best]], stored["best"])
     yield compare_value(subject, "checkpoints", "serial", last, stored["serial"])
+    digests = {name: len(stored["fingerprint"][name]) for name in ("draft", "verifier", "vocabulary", "records")}
+    yield compare_value(subject, "checkpoints", "digits of digests", dict.fromkeys(digests, 16), digests)
 
 
 def _best(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
@@ -175,6 +180,24 @@ def _changed(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     yield compare_value(subject, "auto", "all are damaged", "ckpt_path", _steps(evidence, cpdir))
     (checkpoint / "training_state" / "state.json").write_text('{"format_version": 2}')
     yield compare_value(subject, "auto", "of a newer release", "format_version", _steps(evidence, cpdir))
+
+
+def _other_records(evidence: Evidence, folder: Path) -> Iterator[Row]:
+    """A run on ``*.safetensors`` goes on with the same ones, not with another mask at the beginning of one."""
+    subject, case, data = evidence.subject("upkeep"), evidence.case, folder / "records"
+    dialogues = read_dialogues(case, evidence.draft.config)
+    write_records(data, case, dialogues)
+    with deterministic(), quietly():
+        loop = _short(evidence, folder / "on_records", tmpdir=data, max_steps=1)
+        loop.run()
+        loop.accelerator.end_training()
+    found = _steps(evidence, folder / "on_records", tmpdir=data)
+    yield compare_value(subject, "resumed", "the same records", 1, found)
+    record = record_of(dialogues[0])
+    record["loss_mask"] = 1 - record["loss_mask"]
+    write_record(data / "data_0.safetensors", record, record_info(case, dialogues[0], 0))
+    found = _steps(evidence, folder / "on_records", tmpdir=data)
+    yield compare_value(subject, "resumed", "another mask in a record", "fingerprint", found)
 
 
 def _visible(cpdir: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from parity.environment import deterministic
 from parity.errors import InputError
 from parity.result import Row
 from ports.training.checkpoint import generators
+from ports.training.checkpoint.fingerprint import records_digest
 from ports.training.checkpoint.lock import FILE, DirectoryLock
 from ports.training.saving import save_draft
 
@@ -30,6 +32,7 @@ def check_parts(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[
     """Rows of the upkeep check."""
     yield from _generators(subject)
     yield from _lock(subject, folder / "locked")
+    yield from _digest(subject, folder)
     note = folder / "note.txt"
     note.write_text("beside")
     directory = save_draft(evidence.draft, folder / "draft", [note])
@@ -55,6 +58,16 @@ def _generators(subject: Subject) -> Iterator[Row]:
 def _draws(own: torch.Generator) -> list[float]:
     drawn = [torch.rand(()).item(), torch.rand((), generator=own).item(), random.random(), float(np.random.rand())]
     return [*drawn, random.gauss(0, 1), float(np.random.randn())]
+
+
+def _digest(subject: Subject, folder: Path) -> Iterator[Row]:
+    """Records as earlier releases digested them, whose checkpoints must resume: name, size and ends; -1 where gone."""
+    for name in ("end.ckpt", "both.safetensors"):
+        (folder / name).write_bytes(b"abc")
+    text = b"end.ckpt\0003\0abc" + b"both.safetensors\0003\0abcabc" + b"gone.ckpt\000-1\0"
+    files = [folder / name for name in ("end.ckpt", "both.safetensors", "gone.ckpt")]
+    found = records_digest(folder, files)
+    yield compare_value(subject, "digest", "records", hashlib.sha256(text).hexdigest()[:16], found)
 
 
 def _lock(subject: Subject, folder: Path) -> Iterator[Row]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from parity.compare import Subject, compare_value
 from parity.errors import InputError
@@ -25,10 +28,38 @@ def check_writing(subject: Subject, root: Path) -> Iterator[Row]:
     yield compare_value(subject, "written", "a full disk, new", ("checkpoint", True), (found[0], "nothing" in found[1]))
     found = _refused(lambda: atomic.write_directory(target, lambda partial: None))
     yield compare_value(subject, "written", "nothing to put there", "checkpoint", found[0])
+    with patch("os.rename", _renames_all_but_new):
+        found = _refused(lambda: atomic.write_directory(target, _filled("third")))
+    yield compare_value(subject, "written", "cannot be put there", "checkpoint", found[0])
     yield compare_value(subject, "written", "put back", {"one/file": "second"}, _contents(folder))
     atomic.remove_directory(target)
     yield compare_value(subject, "written", "removed", {}, _contents(folder))
+    yield from _undeletable(subject, root / "undeletable")
     yield from _files(subject, folder)
+
+
+def _undeletable(subject: Subject, folder: Path) -> Iterator[Row]:
+    """A disk that deletes nothing stops no run: what was to go is out of sight, what was written lies there."""
+    target = folder / "one"
+    atomic.write_directory(target, _filled("first"))
+    with patch("shutil.rmtree", _deletes_nothing):
+        refused = _refused(lambda: atomic.write_directory(target, _filled("second")))
+        yield compare_value(subject, "written", "replaced, not deleted", ("", ""), refused)
+        yield compare_value(subject, "written", "in its place", "second", (target / "file").read_text())
+        refused = _refused(lambda: atomic.remove_directory(target))
+        yield compare_value(subject, "written", "removed, not deleted", ("", ""), refused)
+    yield compare_value(subject, "written", "out of sight", [], [path.name for path in folder.glob("[!.]*")])
+
+
+def _renames_all_but_new(source: Path, target: Path, rename: Callable[..., None] = os.rename) -> None:
+    if Path(source).name.endswith(atomic.PARTIAL):
+        raise OSError(5, "Input/output error", str(source))
+    rename(source, target)
+
+
+def _deletes_nothing(path: Any, ignore_errors: bool = False, **_: Any) -> None:
+    if not ignore_errors:
+        raise OSError(5, "Input/output error", str(path))
 
 
 def _files(subject: Subject, folder: Path) -> Iterator[Row]:
@@ -55,11 +86,13 @@ def _broken(folder: Path) -> None:
 
 
 def _refused(write: Callable[[], object]) -> tuple[str, str]:
-    """Field and expectation of the refusal."""
+    """Field and expectation of the refusal; of another failure its text."""
     try:
         write()
     except InputError as error:
         return error.field or "?", str(error.expected)
+    except OSError as error:
+        return "OSError", str(error)
     return "", ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ import ports.hass.objective
 import ports.hass.train
 import ports.training.attention.flash
 import ports.training.attention.recompute
+import ports.training.checkpoint.atomic
 import ports.training.checkpoint.choose
+import ports.training.checkpoint.fingerprint
 import ports.training.checkpoint.generators
 import ports.training.checkpoint.keeper
 import ports.training.checkpoint.resume
@@ -38,6 +41,7 @@ from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
 from ports.training.attention.dense import ttt_cache
 from ports.training.attention.documents import documents_of
+from ports.training.frozen_ends import FrozenEnds
 from ports.training.loss.steps import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -537,7 +541,101 @@ def wiped_accumulation(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, ports.training.loop.Loop, "_forward_backward", make)
 
 
+def undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Matrices stay as Speculators draws them."""
+    patch.setattr(ports.eagle3.model, "_initialise", lambda draft: None)
+
+
+def drawn_too_wide(patch: pytest.MonkeyPatch) -> None:
+    """Twice torch's range."""
+
+    def make(old: Any) -> Any:
+        def initialise(self: Any, module: Any) -> None:
+            old(self, module)
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data.mul_(2)
+
+        return initialise
+
+    wrap(patch, FrozenEnds, "_init_weights", make)
+
+
+def keywords_of_one_step(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FrozenEnds, "get_trainer_kwargs", staticmethod(lambda **kwargs: ({"ttt_steps": 1}, {"ttt_steps": 1})))
+
+
+def keywords_of_the_class_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FrozenEnds, "get_trainer_kwargs", FrozenEnds.__dict__["get_trainer_kwargs"].__func__)
+
+
+def made_without_verifier(patch: pytest.MonkeyPatch) -> None:
+    """What the extension point makes keeps NaN where the verifier's weights belong."""
+
+    def make(old: Any) -> Any:
+        def build(cls: Any, config: Any, **kwargs: Any) -> Any:
+            draft = old.__func__(cls, config, **kwargs)
+            draft.lm_head.weight.data.fill_(torch.nan)
+            return draft
+
+        return classmethod(build)
+
+    patch.setattr(FrozenEnds, "from_training_args", make(FrozenEnds.__dict__["from_training_args"]))
+
+
+def only_the_ends_of_records(patch: pytest.MonkeyPatch) -> None:
+    """Safetensors are digested as the prototypes' archives are: from the end alone."""
+    patch.setattr(ports.training.checkpoint.fingerprint, "SUFFIX", ".none")
+
+
+def must_delete(patch: pytest.MonkeyPatch) -> None:
+    """A removal is not done until everything is off the disk."""
+
+    def remove(directory: Path) -> None:
+        removed = directory.with_name(f".{directory.name}.removed")
+        directory.rename(removed)
+        shutil.rmtree(removed)
+
+    patch.setattr(ports.training.checkpoint.atomic, "remove_directory", remove)
+
+
+def not_put_back(patch: pytest.MonkeyPatch) -> None:
+    """What was moved aside stays there when the new directory cannot take its place."""
+
+    def replace(new: Path, directory: Path) -> None:
+        old = directory.with_name(f".{directory.name}.old")
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+
+    patch.setattr(ports.training.checkpoint.atomic, "_replace", replace)
+
+
+def other_size_of_the_unreadable(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        ports.training.checkpoint.fingerprint,
+        "_ends_of",
+        lambda old: lambda file: old(file) if file.exists() else (1, b""),
+    )
+
+
+def longer_digests(patch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of an earlier release is another run's."""
+    wrap(patch, ports.training.checkpoint.fingerprint, "_digest", lambda old: lambda content: old(content) + "0")
+
+
 FAULTS = (
+    Fault("records that are gone digested as others", other_size_of_the_unreadable, named("upkeep")),
+    Fault("longer digests", longer_digests, named("upkeep")),
+    Fault("only the ends of records digested", only_the_ends_of_records, named("upkeep")),
+    Fault("a removal insists on deleting", must_delete, named("upkeep")),
+    Fault("old checkpoint not put back", not_put_back, named("upkeep")),
+    Fault("fresh matrices not drawn", undrawn, named("initial")),
+    Fault("hass: fresh matrices too wide", drawn_too_wide, named("initial"), "hass_fp32_k3"),
+    Fault("hass: keywords of one step", keywords_of_one_step, named("initial"), "hass_fp32_k3"),
+    Fault("hass: keywords of the class alone", keywords_of_the_class_alone, named("initial"), "hass_fp32_k3"),
+    Fault("hass: extension without verifier", made_without_verifier, named("initial"), "hass_fp32_k3"),
     Fault("accumulated gradients wiped", wiped_accumulation, named("implementations")),
     Fault("recomputed layers cut off", recomputed_alone, named("implementations")),
     Fault("plain loss over all rows", plain_loss_of_all_rows, named("implementations")),

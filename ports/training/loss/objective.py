@@ -36,21 +36,6 @@ class Hits:
     rows: Tensor
 
 
-def verifier_target(hidden: Tensor, head: Tensor, kept: Tensor | None = None) -> Target:
-    """The verifier's distribution over the draft vocabulary from its last hidden state, already normed.
-
-    Args:
-        hidden: [B, T, h], shifted.
-        head: the verifier's output head, [V, h] float32, or its rows for the draft vocabulary [D, h].
-        kept: bool [V]; when given, all V logits are computed and the marked columns taken.
-    """
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        logits = F.linear(hidden.float(), head)
-        if kept is not None:
-            logits = logits[..., kept]
-        return Target(logits, torch.softmax(logits, dim=-1))
-
-
 def step_rows(loss_mask: Tensor, step: int, alignment: Alignment, positions: Tensor | None = None) -> Tensor:
     """The loss mask [B, T] of TTT step ``step``: unchanged (prototype), or without the rows p < step (chain).
 

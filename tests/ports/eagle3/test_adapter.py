@@ -16,7 +16,7 @@ from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.train import build
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import attention_name
-from ports.training.loss.objective import verifier_target
+from tests.ports.training.loss.plain_target import verifier_target
 
 
 @pytest.fixture

@@ -2,32 +2,12 @@ import pytest
 import torch
 
 from ports.training.alignment import Alignment
-from ports.training.loss.objective import Target, count_hits, kl_sum, mean_over, step_rows, verifier_target
+from ports.training.loss.objective import Target, count_hits, kl_sum, mean_over, step_rows
 
 
 def some_target(shape=(2, 5, 7)):
     logits = torch.randn(shape)
     return Target(logits, torch.softmax(logits, -1))
-
-
-def test_the_target_is_the_softmax_over_the_head_rows_kept():
-    hidden, head, kept = torch.randn(2, 3, 4), torch.randn(9, 4), torch.arange(9) % 2 == 0
-    by_rows, by_columns = verifier_target(hidden, head[kept]), verifier_target(hidden, head, kept)
-    expected = torch.softmax((hidden.double() @ head.double().T)[..., kept], -1)
-    for target in (by_rows, by_columns):
-        torch.testing.assert_close(target.probabilities.double(), expected, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(target.probabilities.sum(-1), torch.ones(2, 3))
-
-
-def test_the_target_is_float32_without_gradient_even_under_autocast():
-    hidden, head = torch.randn(1, 3, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
-    plain = verifier_target(hidden, head)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        target = verifier_target(hidden, head)
-    assert target.logits.dtype is target.probabilities.dtype is torch.float32
-    assert torch.equal(target.logits, plain.logits)
-    assert not target.logits.requires_grad
-    assert verifier_target(hidden.bfloat16(), head).logits.dtype is torch.float32
 
 
 def test_the_divergence_is_the_sum_over_the_rows_in_the_loss():

@@ -1,0 +1,91 @@
+"""A draft before its first step: drawn as the prototypes draw theirs, which a run on recorded weights does not show."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.algorithms import ALGORITHMS
+from parity.checks.evidence import Evidence, until_refused
+from parity.compare import Subject, compare, compare_value
+from parity.environment import deterministic, quietly
+from parity.result import Row
+from parity.runs.port import FROM_VERIFIER, settings_for
+from ports.training.frozen_ends import FrozenEnds
+
+SHORT = 0.02
+"""How far below 1 / sqrt(inputs) the largest of a matrix' entries may end: of 512 entries one in 30,000 draws does."""
+
+ASKED = 4
+"""TTT steps that Speculators' training arguments ask for."""
+
+
+def check_initial(evidence: Evidence) -> list[Row]:
+    """Matrices fill torch's own range, norms are one, and what the extension points give is such a draft too."""
+    return until_refused(evidence.subject("initial"), _rows(evidence, evidence.subject("initial")))
+
+
+def _rows(evidence: Evidence, subject: Subject) -> Iterator[Row]:
+    with deterministic(), quietly():
+        draft = ALGORITHMS[evidence.case.algorithm].train.build(settings_for(evidence.case, Path("nowhere")))
+    yield from _drawn(subject, "", draft)
+    if isinstance(draft, FrozenEnds):
+        yield from _extension_points(evidence, subject, draft)
+
+
+def _drawn(subject: Subject, prefix: str, draft: Any) -> Iterator[Row]:
+    for name, value in draft.named_parameters():
+        if value.requires_grad and name not in FROM_VERIFIER:
+            yield _norm(subject, prefix + name, value) if value.dim() == 1 else _matrix(subject, prefix + name, value)
+
+
+def _norm(subject: Subject, name: str, weight: Tensor) -> Row:
+    return compare_value(subject, "start", name, [1.0], torch.unique(weight.detach()).tolist())
+
+
+def _matrix(subject: Subject, name: str, weight: Tensor) -> Row:
+    """The largest entry over torch's bound for a layer of ``weight.shape[1]`` inputs: just below one."""
+    largest = float(weight.detach().abs().max()) * weight.shape[1] ** 0.5
+    passed = 1 - SHORT <= largest <= 1 + 1e-6
+    detail = "" if passed else f"largest entry {largest:.3g} / sqrt(inputs), expected {1 - SHORT} to 1"
+    return subject.row("start", name, abs(1 - largest), SHORT, passed, detail)
+
+
+def _extension_points(evidence: Evidence, subject: Subject, draft: FrozenEnds) -> Iterator[Row]:
+    """Speculators' trainer asks the class, or a draft, for a draft and for the keywords of its forward."""
+    expected = ({"ttt_steps": ASKED}, {"ttt_steps": ASKED})
+    owners: dict[str, Any] = {"class": type(draft), "draft": draft}
+    for name, owner in owners.items():
+        found = _asked(partial(owner.get_trainer_kwargs, ttt_steps=ASKED, lr=1.0))
+        yield compare_value(subject, "keywords", f"of the {name}", expected, found)
+    layer, path = copy.deepcopy(draft.config.transformer_layer_config), str(evidence.case.verifier)
+    with deterministic(), quietly():
+        made = _asked(
+            lambda: type(draft).from_training_args(layer, verifier_name_or_path=path, ttt_steps=ASKED, lr=1.0)
+        )
+    yield compare_value(
+        subject, "extension", "made", type(draft).__name__, made if isinstance(made, str) else type(made).__name__
+    )
+    if not isinstance(made, FrozenEnds):
+        return
+    attached = made.config.speculators_config
+    said = [attached.algorithm, attached.verifier.name_or_path, attached.proposal_methods[0].speculative_tokens]
+    yield compare_value(subject, "extension", "config", [evidence.case.algorithm, path, ASKED], said)
+    for name in FROM_VERIFIER:
+        own, right = made.get_parameter(name).detach(), draft.get_parameter(name).detach()
+        yield compare(subject, "weights", f"extension: {name}", right, own, evidence.tolerance("weights"))
+    yield from _drawn(subject, "extension: ", made)
+
+
+def _asked(ask: Callable[[], Any]) -> Any:
+    """The answer, or the exception's name and text."""
+    try:
+        return ask()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
