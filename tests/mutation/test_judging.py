@@ -28,7 +28,6 @@ JOBS = (
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """Name of a job -> its record; all in forks of one process, in order."""
-    pytest.importorskip("cosmic_ray", reason="pip install -e '.[mutation]'")
     keys = ("name", "file", "old", "new")
     jobs = [{**dict(zip(keys, job)), "parts": {CASE: ["run", *job[4]]}, "limit": 15} for job in JOBS]
     file = tmp_path_factory.mktemp("jobs") / "jobs.json"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("cosmic_ray", reason="pip install -e '.[mutation]'")
-
 from mutation.mutants import difference, few_a_place, is_mutation, mutants_of
 from mutation.scope import ROOT
 

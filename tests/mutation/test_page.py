@@ -118,7 +118,6 @@ def test_results_come_back_and_the_latest_counts(results, tmp_path):
 
 
 def test_the_command_fails_on_what_is_not_explained(results, tmp_path, monkeypatch):
-    pytest.importorskip("cosmic_ray", reason="pip install -e '.[mutation]'")
     from mutation.__main__ import app
 
     file = tmp_path / "results.jsonl"
