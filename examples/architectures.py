@@ -11,6 +11,8 @@ times the acceptance length of its untrained self; 1: one does not; 2: bad input
 
 from __future__ import annotations
 
+import ports  # noqa: F401  # isort: skip  (a torchaudio of another build must not break transformers)
+
 import json
 import os
 import subprocess

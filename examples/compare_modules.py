@@ -8,6 +8,8 @@ Exit code 0: they agree in everything, 1: not, and the last line says where it f
 
 from __future__ import annotations
 
+import ports  # noqa: F401  # isort: skip  (a torchaudio of another build must not break transformers)
+
 import sys
 from pathlib import Path
 
