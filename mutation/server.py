@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import os
+import runpy
 import shutil
 import tempfile
 import threading
@@ -32,6 +33,9 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 """Set before a library is imported: a fork has no threads but its own, and a mutant asks nobody."""
+
+GUARD = ROOT / "ports" / "_torchaudio.py"
+"""Run as a file before transformers is imported: the package it lies in must not be."""
 
 STANDSTILL = 300
 """Seconds on the clock after which a mutant that takes no processor time counts as hanging."""
@@ -128,6 +132,7 @@ def _import_all(modules: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    runpy.run_path(str(GUARD))["skip_torchaudio"]()
     for name in modules:
         with suppress(ImportError, AttributeError, KeyError, RuntimeError):
             importlib.import_module(name)
