@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,6 +17,9 @@ from mutation import worker
 
 if TYPE_CHECKING:
     from mutation.mutants import Mutant
+
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
+"""The folders of an absolute path: of the machine, and another one's for every mutant."""
 
 
 @dataclass
@@ -59,7 +63,7 @@ def record(mutant: Mutant, change: list[str], outcome: str, more: dict[str, Any]
         "change": change,
         "outcome": outcome,
         **({"reached": True} if outcome == "survived" else {}),
-        **more,
+        **{name: FOLDERS.sub("", value) if name == "detail" else value for name, value in more.items()},
     }
 
 
