@@ -14,9 +14,6 @@ from __future__ import annotations
 import ports  # noqa: F401  # isort: skip  (a torchaudio of another build must not break transformers)
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +28,7 @@ from torch import Tensor
 from fixtures.architectures import ARCHITECTURES
 from fixtures.architectures.training import PROMPT, build_answers
 from fixtures.folder import write_json
+from fixtures.trainer import train_draft
 from parity.checks.chain import speculators_forward
 from parity.runs.reference.hass import forward as reference_forward
 from ports.commands import run_app
@@ -45,7 +43,6 @@ from ports.training.data.batches import RecordDataset, collate
 
 TTT_STEPS, PROMPTS, LENGTH = 3, 4, 48
 CLOSE, GOAL = 1e-5, 1.3
-CHECKPOINTS = {"eagle3": "model", "hass": "state_"}
 COLUMNS = ("verifier", "draft", "opens", "logits", "untrained", "trained", "tokens")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -83,7 +80,8 @@ def write_prompts(data: Path) -> None:
 
 def row_of(data: Path, folder: Path, algorithm: str, layer: str, passes: int) -> dict[str, Any]:
     """Train, open, compare, measure."""
-    draft = train(data, folder / f"{algorithm}_{layer}", algorithm, layer, passes)
+    name = f"{algorithm}_{layer}"
+    draft = train_draft(data, folder / name, algorithm, f"draft_{name}.json", passes, TTT_STEPS, quiet=True)
     asked = {"draft": draft, "prompts": data / "prompts.json", "tokens": LENGTH, "ignore_eos": True}
     found = [measure(Request(**asked, untrained=untrained)) for untrained in (True, False)]
     return {
@@ -94,21 +92,6 @@ def row_of(data: Path, folder: Path, algorithm: str, layer: str, passes: int) ->
         "trained": found[1]["acceptance_length"],
         "lossless": found[0]["lossless"] and found[1]["lossless"],
     }
-
-
-def train(data: Path, directory: Path, algorithm: str, layer: str, passes: int) -> Path:
-    """Run the trainer's command; returns the last checkpoint."""
-    files = {"basepath": "verifier", "configpath": f"draft_{algorithm}_{layer}.json", "tmpdir": f"data_{algorithm}"}
-    if algorithm == "eagle3":
-        files |= {"t2d": "t2d.npy", "d2t": "d2t.npy"}
-    flags = [word for key, file in files.items() for word in (f"--{key}", str(data / file))]
-    flags += ["--cpdir", str(directory), "--epoch", str(passes - 1), "--forward_num_total", str(TTT_STEPS)]
-    flags += ["--lr", "3e-3", "--bs", "2", "--num_workers", "0", "--no-noise", "--ttt_alignment", "chain"]
-    command = [sys.executable, "-m", f"ports.{algorithm}.train", *flags, "--keep_last", "1", "--no-progress"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
-        raise InputError(f"ports.{algorithm}.train", "exit code", "a failed run", "what it says above put right")
-    return directory / f"{CHECKPOINTS[algorithm]}{passes - 1}"
 
 
 def opens_to_the_bit(checkpoint: Path) -> bool:

@@ -11,9 +11,6 @@ of the same ones and of its own answers to them, and the held-out ten are the pr
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +26,7 @@ from fixtures.folder import new_folder, write_json
 from fixtures.language import build_reader
 from fixtures.samples import Sample, sample_of, text_samples, write_training
 from fixtures.tokenizer import build_tokenizer
+from fixtures.trainer import train_draft
 from fixtures.verifier import VerifierSpec
 from ports.commands import run_app
 from ports.errors import InputError
@@ -39,7 +37,6 @@ from ports.evaluate.verifiers import open_tokenizer
 
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)
 DRAFT_VOCAB_SIZE = 384
-CHECKPOINTS = {"eagle3": "model", "hass": "state_"}
 TTT_STEPS, ANSWER = 3, 96
 GOAL = 1.5
 
@@ -58,7 +55,8 @@ def run(
     start = time.perf_counter()
     output = output.resolve()
     data = prepare(output / "data", held_out, reading_steps)
-    rows = [measure_both(train(name, data, output, passes), data, tokens) for name in algorithm]
+    drafts = [train_draft(data, output / name, name, f"draft_{name}.json", passes, TTT_STEPS) for name in algorithm]
+    rows = [measure_both(draft, data, tokens) for draft in drafts]
     write_json(output / "result.json", rows)
     report(rows, time.perf_counter() - start)
     good = all(row["ratio"] >= GOAL and row["trained"]["lossless"] and row["untrained"]["lossless"] for row in rows)
@@ -105,23 +103,6 @@ def answer_samples(directory: Path, prompts: Path) -> list[Sample]:
     answers = decode(verifier, ids, Limits(ANSWER))
     pairs = [(prompt, answer.tokens) for prompt, answer in zip(ids, answers)]
     return [sample_of(verifier, [*prompt, *tokens], [0] * len(prompt) + [1] * len(tokens)) for prompt, tokens in pairs]
-
-
-def train(algorithm: str, data: Path, output: Path, passes: int) -> Path:
-    """Run the trainer's command; returns the last checkpoint."""
-    if algorithm not in CHECKPOINTS:
-        raise InputError("command line", "--algorithm", algorithm, " or ".join(CHECKPOINTS))
-    directory = output / algorithm
-    files = {"basepath": "verifier", "configpath": f"draft_{algorithm}.json", "tmpdir": f"data_{algorithm}"}
-    if algorithm == "eagle3":
-        files |= {"t2d": "t2d.npy", "d2t": "d2t.npy"}
-    flags = [word for name, file in files.items() for word in (f"--{name}", str(data / file))]
-    flags += ["--cpdir", str(directory), "--epoch", str(passes - 1), "--forward_num_total", str(TTT_STEPS)]
-    flags += ["--lr", "3e-3", "--bs", "2", "--num_workers", "0", "--no-noise", "--ttt_alignment", "chain"]
-    command = [sys.executable, "-m", f"ports.{algorithm}.train", *flags, "--keep_last", "1", "--no-progress"]
-    if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
-        raise InputError(f"ports.{algorithm}.train", "exit code", "a failed run", "what it says above put right")
-    return directory / f"{CHECKPOINTS[algorithm]}{passes - 1}"
 
 
 def measure_both(draft: Path, data: Path, tokens: int) -> dict[str, Any]:

@@ -54,11 +54,6 @@ def _first(stored: dict[str, torch.Tensor], kind: str) -> str:
     return min(name for name in stored if name.startswith(kind))
 
 
-def _reshape(stored: dict[str, torch.Tensor]) -> None:
-    name = _first(stored, "exp_avg.")
-    stored[name] = stored[name].flatten()
-
-
 def _add(stored: dict[str, torch.Tensor]) -> None:
     stored["exp_avg.nothing"] = torch.zeros(1)
 

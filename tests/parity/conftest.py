@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import fixtures
+import parity.cli
 from parity.case import Case, find_cases, read_case
 from parity.checks.evidence import Evidence
 from parity.judge import PORT, recorded_baseline
@@ -53,3 +55,17 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 def recordings() -> Path:
     """The shipped recordings."""
     return fixtures.RECORDINGS
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs a ``parity`` command line here and returns its exit code."""
+    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            parity.cli.main()
+        return int(stop.value.code or 0)
+
+    return run

@@ -19,20 +19,6 @@ from tests.parity.folders import META, make_fixture, write_meta
 Run = Callable[..., int]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command line here and returns its exit code."""
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
-
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            parity.cli.main()
-        return int(stop.value.code or 0)
-
-    return run
-
-
 def one_row(status: Status) -> Report:
     return Report(rows=[Row("forward", "one", "port", "logits", "mb0.step0.logits", 1.0, 2.0, status)])
 

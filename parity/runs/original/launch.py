@@ -6,24 +6,18 @@ import importlib.util
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from parity.errors import InputError
 from parity.runs.original.checkout import require_verified
+from parity.runs.original.child import OriginalRunError, run_child
 from parity.runs.original.request import OriginalRequest
 
 WORKER = "parity.runs.original.worker"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT")
 _MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 _PROJECT = Path(__file__).resolve().parents[3]
-_LAST_LINES = 15
-
-
-class OriginalRunError(RuntimeError):
-    """The child process failed or ran out of time; the message ends with the last lines of its stderr."""
 
 
 def record_original(request: OriginalRequest, timeout: float | None = 1800.0) -> Path:
@@ -97,32 +91,9 @@ def _absolute(request: OriginalRequest) -> OriginalRequest:
 
 
 def _run_worker(request: OriginalRequest, scratch: Path, timeout: float | None) -> None:
-    command = [sys.executable, "-m", WORKER, str(scratch / "request.json")]
-    errors = scratch / "stderr.txt"
-    with errors.open("wb") as stderr, (scratch / "stdout.txt").open("wb") as stdout:
-        try:
-            code = subprocess.run(
-                command,
-                cwd=scratch,
-                env=child_environment(request),
-                stdout=stdout,
-                stderr=stderr,
-                timeout=timeout,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired as error:
-            _drop_partial(request)
-            raise OriginalRunError(_explain(request, f"ran longer than {timeout} s", errors)) from error
-    if code != 0:
-        _drop_partial(request)
-        raise OriginalRunError(_explain(request, f"ended with exit status {code}", errors))
-
-
-def _drop_partial(request: OriginalRequest) -> None:
-    shutil.rmtree(request.folder, ignore_errors=True)
-
-
-def _explain(request: OriginalRequest, what: str, errors: Path) -> str:
-    lines = errors.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
-    tail = "\n".join(f"  {line}" for line in lines) or "  (nothing on stderr)"
-    return f"the {request.algorithm} prototype, case {request.case}, {what}:\n{tail}"
+    what = f"the {request.algorithm} prototype, case {request.case}"
+    try:
+        run_child(WORKER, [str(scratch / "request.json")], scratch, child_environment(request), what, timeout)
+    except OriginalRunError:
+        shutil.rmtree(request.folder, ignore_errors=True)
+        raise

@@ -16,6 +16,7 @@ import torch
 from parity.errors import InputError
 from parity.runs.original import meta, observe, standins, weights
 from parity.runs.original.checkout import Prototype, prototype_of
+from parity.runs.original.child import answer
 from parity.runs.original.imports import import_with_print, redirect_model
 from parity.runs.original.loop import LoopWatch, StepLimitError
 from parity.runs.original.recorder import Recorder
@@ -159,18 +160,13 @@ def call_main(script: ModuleType) -> bool:
 
 def main() -> int:
     """Read the request named on the command line and run it in the current directory."""
-    path = Path(sys.argv[1])
-    try:
-        request = OriginalRequest.from_json(path.read_text(), str(path))
-        from ports._torchaudio import skip_torchaudio
+    return answer(lambda: _run_file(Path(sys.argv[1])))
 
-        skip_torchaudio()
-        torch.set_num_threads(request.threads)
-        Run(request, Path.cwd()).go()
-    except InputError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def _run_file(path: Path) -> None:
+    request = OriginalRequest.from_json(path.read_text(), str(path))
+    torch.set_num_threads(request.threads)
+    Run(request, Path.cwd()).go()
 
 
 if __name__ == "__main__":

@@ -8,28 +8,23 @@ from pathlib import Path
 import torch
 
 from parity.case import read_case
-from parity.errors import InputError
+from parity.runs.original.child import answer
 from parity.runs.others.checkout import OTHERS
 from parity.runs.others.keep import Keep
 
 
 def main() -> int:
     """Run one original on one case and leave its trace in OUTPUT."""
-    name, root, case, output = sys.argv[1], *map(Path, sys.argv[2:5])
+    return answer(lambda: _run(sys.argv[1], *map(Path, sys.argv[2:5])))
+
+
+def _run(name: str, root: Path, case: Path, output: Path) -> None:
+    from parity.runs.others import eagle, hass
+
+    torch.set_num_threads(1)
     keep = Keep()
-    try:
-        from ports._torchaudio import skip_torchaudio
-
-        skip_torchaudio()
-        torch.set_num_threads(1)
-        from parity.runs.others import eagle, hass
-
-        {"eagle": eagle.run, "hass": hass.run}[name](root, OTHERS[name], read_case(case), keep)
-        keep.write(output)
-    except InputError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    {"eagle": eagle.run, "hass": hass.run}[name](root, OTHERS[name], read_case(case), keep)
+    keep.write(output)
 
 
 if __name__ == "__main__":

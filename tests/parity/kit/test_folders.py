@@ -23,20 +23,6 @@ from tests.parity.faults import change_draft, swap_attention
 Run = Callable[..., int]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command line here and returns its exit code."""
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
-
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            parity.cli.main()
-        return int(stop.value.code or 0)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both ports on one TTT step, traced by the command."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,21 +12,17 @@ import torch
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
-from parity.scaffold import new_port
 from ports.errors import InputError
 
 NAME = "skeleton_port"
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def port(lay_out: Callable[[str], str]) -> SimpleNamespace:
     """The package's modules by name."""
-    folder = tmp_path_factory.mktemp("skeleton")
-    new_port(NAME, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        names = ("cases", "compare", "original", "train")
-        yield SimpleNamespace(**{name: import_module(f"{NAME}.{name}") for name in names})
+    package = lay_out(NAME)
+    names = ("cases", "compare", "original", "train")
+    return SimpleNamespace(**{name: import_module(f"{package}.{name}") for name in names})
 
 
 def test_it_trains_saves_and_opens(port: SimpleNamespace, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -13,19 +13,14 @@ import pytest
 
 import ports.training.runs
 from parity.result import Report
-from parity.scaffold import new_port
 
 NAME = "suite_port"
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def package(lay_out: Callable[[str], str]) -> str:
     """Laid out and importable."""
-    folder = tmp_path_factory.mktemp("suite")
-    new_port(NAME, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield NAME
+    return lay_out(NAME)
 
 
 @pytest.fixture
