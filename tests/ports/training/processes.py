@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -41,10 +42,28 @@ def ended(process, seconds=SECONDS) -> tuple[str, str]:
     try:
         return process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as late:
-        for pid in family(process.pid):
+        members = family(process.pid)
+        for pid in members:
             os.kill(pid, signal.SIGKILL)
         _, stderr = process.communicate()
+        await_end_of(members)
         raise AssertionError(f"not done in {seconds} s: {process.args}\n{stderr[-3000:]}") from late
+
+
+def await_end_of(pids: list[int], seconds=SECONDS) -> None:
+    """A killed process closes its files before it ends: the end of its output is not yet its end."""
+    end = time.monotonic() + seconds
+    while left := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < end, f"still there {seconds} s after SIGKILL: {left}"
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one that nobody has waited for yet has."""
+    try:
+        return not Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def family(pid: int) -> list[int]:

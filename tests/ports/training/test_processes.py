@@ -13,7 +13,17 @@ from speculators import SpeculatorModel
 
 from ports.errors import InputError
 from tests.ports.training.conftest import ALGORITHMS, Left
-from tests.ports.training.processes import children, ended, family, finish, free_port, start, torchrun, two_processes
+from tests.ports.training.processes import (
+    children,
+    ended,
+    family,
+    finish,
+    free_port,
+    is_running,
+    start,
+    torchrun,
+    two_processes,
+)
 from tests.ports.training.ranks import Gradients, gradients_file
 
 ZERO_2 = {
@@ -239,9 +249,4 @@ def test_what_is_not_done_in_time_leaves_no_process(tmp_path):
         time.sleep(0.01)
     with pytest.raises(AssertionError, match=r"not done in 1 s: (.|\n)*started"):
         finish(job, seconds=1)
-    assert not [pid for pid in members if os.path.exists(f"/proc/{pid}") and not is_zombie(pid)]
-
-
-def is_zombie(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(") ")[2].startswith("Z")
+    assert not [pid for pid in members if is_running(pid)]
