@@ -12,7 +12,7 @@ from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor, nn
 
 from parity.checks.evidence import Evidence
-from parity.compare import compare, compare_named
+from parity.compare import compare, compare_groups, compare_named
 from parity.environment import deterministic
 from parity.files import read_tensors
 from parity.names import TO_NATIVE
@@ -29,15 +29,16 @@ def check_chain(evidence: Evidence) -> list[Row]:
     Speculators cannot unroll a sample to as many steps as it has tokens, so longer ones are taken.
 
     Speculators packs one document in a row and drops the last position; its step-s logits at index q are the port's
-    at position p = q + s. A draft of two layers, which the prototype cannot train, is compared on one sample.
+    at position p = q + s. A draft of three layers, which the prototype cannot train, is compared on one sample, its
+    gradients too.
     """
     rows, samples = [], _samples(evidence, count=2)
-    for layers, name in ((1, "sample"), (2, "two layers, sample")):
+    for layers, name in ((1, "sample"), (3, "three layers, sample")):
         theirs = _speculators_draft(evidence, layers)
         ours = _aligned(theirs)
-        for number, batch in enumerate(samples[: 3 - layers]):
+        for number, batch in enumerate(samples if layers == 1 else samples[:1]):
             rows += _compare_sample(evidence, f"{name}{number}", theirs, ours, batch)
-    return rows
+    return [*rows, *_compare_gradients(evidence, name, theirs, ours, samples[0])] if samples else rows
 
 
 def _compare_sample(evidence: Evidence, name: str, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:
@@ -53,6 +54,18 @@ def _compare_sample(evidence: Evidence, name: str, theirs: Eagle3DraftModel, our
     loss = outcome.loss.reshape(1)
     tolerance = evidence.tolerance("chain_loss")
     return [*rows, compare_named(subject, "chain_loss", name, expected_loss.reshape(1), loss, tolerance)]
+
+
+def _compare_gradients(evidence: Evidence, name: str, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:
+    """Of everything that both train, by the loss of one sample."""
+    k = evidence.case.ttt_steps
+    theirs(**speculators_inputs(batch, k))[1].backward()
+    Eagle3Objective(ours, k, Alignment.CHAIN)(batch).backward_loss.backward()
+    expected, found = (
+        {f"{name}0: {each}": value.grad for each, value in draft.named_parameters() if value.grad is not None}
+        for draft in (theirs, ours)
+    )
+    return compare_groups(evidence.subject("chain"), "grad", expected, found, evidence.tolerance("grad"))
 
 
 def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from parity.checks.evidence import Evidence
+from parity.checks.watched import check_watched
 from parity.compare import compare_groups
 from parity.result import Row
 from parity.runs.port import trace_port
@@ -43,7 +44,7 @@ def check_implementations(evidence: Evidence) -> list[Row]:
     for name, pair in PAIRS.items():
         first, second = (_traced(evidence, settings, traces) for settings in pair)
         rows += _compare(evidence, name, first, second)
-    return [*rows, *_accumulated(evidence)]
+    return [*rows, *_accumulated(evidence), *check_watched(evidence)]
 
 
 def _accumulated(evidence: Evidence) -> list[Row]:

@@ -17,7 +17,7 @@ from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
 from ports.training.data.grouping import LengthGroupedSampler
 from ports.training.data.records import list_records
 
-NAMES = ("a/data_2.ckpt", "a/data_10.safetensors", "b1/data_1.ckpt", "b02/data_0.ckpt", "data_3.ckpt")
+NAMES = ("7.ckpt", "a/data_2.ckpt", "a/data_10.safetensors", "b1/data_1.ckpt", "b02/data_0.ckpt", "data_3.ckpt")
 """In natural order."""
 
 LEFT_OUT = ("a/.data_1.ckpt", "a/data_4.txt")
@@ -56,6 +56,8 @@ def _layers(subject: Subject) -> Iterator[Row]:
 
 
 def _groups(subject: Subject) -> Iterator[Row]:
+    first = list(LengthGroupedSampler(SIZES, 2, 0))
+    yield compare_value(subject, "order", "groups of 2 before any pass", _grouped(SIZES, 2, 0, 0), first)
     for seed, epoch, size in ((0, 0, 2), (0, 1, 2), (5, 0, 3)):
         sampler = LengthGroupedSampler(SIZES, size, seed)
         sampler.set_epoch(epoch)

@@ -8,6 +8,7 @@ from parity.blocking import explained
 from parity.checks.backward import check_gradient_flow, check_gradients, check_optimizer_step
 from parity.checks.chain import check_chain
 from parity.checks.configuration import check_configuration, check_environment
+from parity.checks.corners import check_corners
 from parity.checks.curve import check_curve, check_hits
 from parity.checks.evidence import Check, Evidence
 from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
@@ -79,6 +80,13 @@ CHECKS: tuple[Check, ...] = (
         inapplicable=_port_in_fp32,
     ),
     Check("sizes", check_sizes, follows=("implementations",), inapplicable=_port_in_fp32, once="run"),
+    Check(
+        "corners",
+        check_corners,
+        follows=("loss", "hits", "implementations"),
+        inapplicable=_port_in_fp32,
+        once="run",
+    ),
     Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
     Check("upkeep", check_upkeep, follows=("curve", "resume"), inapplicable=_port_in_fp32, once="run"),
     Check("refusals", check_refusals, follows=("sources", "resume"), inapplicable=_port_in_fp32, once="run"),

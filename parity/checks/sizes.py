@@ -31,11 +31,11 @@ HEADS, KEY_HEADS, DIM, WIDTH, TOP = 4, 2, 8, 12, 3
 
 
 def check_sizes(evidence: Evidence) -> list[Row]:
-    """Attention with its gradients, padded behind and inside; loss, gradients, hits and cross-entropies; top-k."""
+    """Attention with its gradients, padded behind, inside and in one place; loss with gradients and hits; top-k."""
     rows: list[Row] = []
     for alignment in Alignment:
         for samples, length, steps in ATTENTION:
-            for side in ("right", "inside"):
+            for side in ("right", "inside", "hole"):
                 rows += _attention(evidence, samples, length, steps, alignment, side)
     for count, vocabulary, keep in LOSS:
         rows += _loss(evidence, count, vocabulary, keep)
@@ -69,8 +69,11 @@ def _attention(
 
 
 def _mask(samples: int, length: int, side: str) -> Tensor:
-    """[B, T], a tenth of every sample but the first is no token."""
+    """[B, T], a tenth of every sample but the first is no token; or all but one are whole, which lacks one token."""
     mask = torch.ones(samples, length, dtype=torch.int64)
+    if side == "hole":
+        mask[-1, length // 2] = int(length < 3)
+        return mask
     stop = length if side == "right" else length // 2
     mask[1:, stop - length // 10 : stop] = 0
     return mask

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 import parity.runs.port
+import ports.eagle3.first_layer
 import ports.eagle3.model
 import ports.eagle3.objective
 import ports.eagle3.train
@@ -23,6 +24,7 @@ import ports.hass.objective
 import ports.hass.train
 import ports.training.attention.flash
 import ports.training.attention.recompute
+import ports.training.attention.shared_half
 import ports.training.checkpoint.atomic
 import ports.training.checkpoint.choose
 import ports.training.checkpoint.fingerprint
@@ -34,9 +36,12 @@ import ports.training.data.records
 import ports.training.data.samples
 import ports.training.loop
 import ports.training.loss.fused_loss
+import ports.training.loss.objective
 import ports.training.loss.scoring
 import ports.training.loss.ttt_objective
+import ports.training.metrics
 import ports.training.optimizer
+import ports.training.settings
 from parity.environment import deterministic
 from ports.hass.model import HassDraftModel
 from ports.training.attention.dense import ttt_cache
@@ -485,6 +490,87 @@ def last_of_several(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def ragged_rows_seen_whole(patch: pytest.MonkeyPatch) -> None:
+    """A row that lacks one token is attended to as if it had it."""
+
+    def make(old: Any) -> Any:
+        def documents(mask: Tensor) -> Any:
+            found = old(mask)
+            return replace(found, right_padded=True) if int((mask == 0).sum()) == 1 else found
+
+        return documents
+
+    wrap(patch, ports.training.attention.flash, "documents_of", make)
+
+
+def warm_up_rounded_up(patch: pytest.MonkeyPatch) -> None:
+    """Of runs longer than any that was recorded."""
+
+    def make(old: Any) -> Any:
+        def steps(*args: int) -> tuple[int, int]:
+            total, warmup = old(*args)
+            return total, warmup + int(total > 1000)
+
+        return steps
+
+    wrap(patch, ports.training.settings, "linear_schedule_steps", make)
+
+
+def first_row_in_no_loss(patch: pytest.MonkeyPatch) -> None:
+    """Chain takes the first position out of step 0 too."""
+
+    def make(old: Any) -> Any:
+        def rows(mask: Tensor, step: int, *args: Any) -> Any:
+            return old(mask, max(step, 1), *args)
+
+        return rows
+
+    wrap(patch, ports.training.loss.objective, "step_rows", make)
+
+
+def derived_projections_split(patch: pytest.MonkeyPatch) -> None:
+    """What a library made of a projection is passed by."""
+    patch.setattr(
+        ports.training.attention.shared_half,
+        "can_split",
+        lambda module, projections: all(each.weight.dtype is torch.float32 for each in projections),
+    )
+
+
+def lines_of_empty_batches(patch: pytest.MonkeyPatch) -> None:
+    """Batches without a row in the loss are logged as perfect ones."""
+    wrap(patch, ports.training.metrics, "log_entry", lambda old: lambda *args: old(*args) or {"train/acc": 1.0})
+
+
+def always_fused(patch: pytest.MonkeyPatch) -> None:
+    """``--loss_implementation eager`` changes nothing."""
+
+    def make(old: Any) -> Any:
+        def score(*args: Any) -> Any:
+            return old(*args[:5], ports.training.loss.scoring.LossImplementation.FUSED, *args[6:])
+
+        return score
+
+    wrap(patch, ports.training.loss.scoring, "score", make)
+
+
+def watched_modules_passed_by(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ports.eagle3.first_layer, "can_share", lambda layer: True)
+
+
+def later_layers_cut_off(patch: pytest.MonkeyPatch) -> None:
+    """Gradients stop at a second layer, which no recorded draft has."""
+
+    def make(old: Any) -> Any:
+        def on_rows(layer: Any, rows: Any) -> Any:
+            bound = old(layer, rows)
+            return lambda hidden, **context: bound(hidden.detach(), **context)
+
+        return on_rows
+
+    wrap(patch, ports.eagle3.model, "on_trained_rows", make)
+
+
 def arrow_target_before_the_norm(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ports.training.data.prepared.PreparedDataset, "_normed", lambda self, last: last)
 
@@ -640,6 +726,14 @@ FAULTS = (
     Fault("recomputed layers cut off", recomputed_alone, named("implementations")),
     Fault("plain loss over all rows", plain_loss_of_all_rows, named("implementations")),
     Fault("another column of wide rows", last_of_several, named("sizes")),
+    Fault("one missing token attended to", ragged_rows_seen_whole, named("sizes")),
+    Fault("warm-up rounded up", warm_up_rounded_up, named("corners")),
+    Fault("chain: first row in no loss", first_row_in_no_loss, named("corners")),
+    Fault("derived projections split", derived_projections_split, named("corners")),
+    Fault("batches without rows logged", lines_of_empty_batches, named("corners")),
+    Fault("always the fused loss", always_fused, named("corners")),
+    Fault("watched modules passed by", watched_modules_passed_by, named("implementations")),
+    Fault("chain: later layers cut off", later_layers_cut_off, named("chain")),
     Fault("arrow targets before the norm", arrow_target_before_the_norm, named("sources")),
     Fault("masks of another length trusted", trusting_masks, named("refusals")),
     Fault("best pass thrown away", oldest_kept, named("upkeep")),

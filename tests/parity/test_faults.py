@@ -16,7 +16,7 @@ from parity.trace import Trace
 from tests.parity.faults import FAULTS, Fault
 
 ON_DISK = ("round_trip", "converted", "chain", "resume")
-DRAWN = ("initial", "sources", "sizes", "upkeep", "refusals")
+DRAWN = ("initial", "sources", "sizes", "corners", "upkeep", "refusals")
 """Checks that make what they compare."""
 
 
