@@ -107,6 +107,7 @@ FORGED: dict[str, tuple[str, Spoil]] = {
         edit(STATE, lambda value: value["processes"][0].update(batches=999)),
     ),
     "a rate too many": ("schedule.rates", edit(STATE, lambda value: value["schedule"]["rates"].append(0.1))),
+    "no rates": ("schedule.rates", edit(STATE, lambda value: value["schedule"]["rates"].clear())),
     "NaN in Adam's state": (
         "exp_avg.draft.fc.weight",
         _tensors("optimizer", lambda stored: stored["exp_avg.draft.fc.weight"].fill_(math.nan)),

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from parity.case import Case
 from parity.checks.evidence import Evidence
 from parity.compare import compare_groups, compare_value
 from parity.environment import deterministic, quietly
@@ -35,10 +36,10 @@ def check_watched(evidence: Evidence) -> list[Row]:
         loop.accelerator.end_training()
     batch = collate([dataset.sample(index) for index in range(min(SAMPLES, len(dataset)))])
     expected = _numbers(objective, batch)
-    with _watched(objective.draft.layers) as calls:
+    with _watched(objective.draft) as calls:
         found = _numbers(objective, batch)
-    subject, steps = evidence.subject("implementations"), evidence.case.ttt_steps
-    called = {name: steps for name, _ in objective.draft.layers.named_modules() if name}
+    subject = evidence.subject("implementations")
+    called = {name: _times(name, evidence.case) for name, _ in _modules(objective.draft)}
     return [
         *compare_groups(subject, "grad", expected, found, evidence.tolerance("grad")),
         compare_value(subject, "paths", "watched: calls", called, dict(calls)),
@@ -53,11 +54,21 @@ def _numbers(objective: Any, batch: Batch) -> dict[str, Tensor]:
     return {f"watched: {name}": value.clone() for name, value in {"loss": outcome.step_losses, **grads}.items()}
 
 
+def _modules(draft: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The decoder layers, all that is in them, and the projection before them."""
+    return ((name, each) for name, each in draft.named_modules() if name == "fc" or name.startswith("layers."))
+
+
+def _times(name: str, case: Case) -> int:
+    """Eagle3 projects the verifier's features once, HASS fuses at every step."""
+    return 1 if name == "fc" and case.algorithm == "eagle3" else case.ttt_steps
+
+
 @contextmanager
-def _watched(layers: nn.Module) -> Iterator[Counter[str]]:
-    """Count the calls of all modules in ``layers``, by name."""
+def _watched(draft: nn.Module) -> Iterator[Counter[str]]:
+    """Count the calls of modules, by name."""
     calls, hooks = Counter[str](), []
-    for name, module in layers.named_modules():
+    for name, module in _modules(draft):
 
         def count(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
             calls[name] += 1
