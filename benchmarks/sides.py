@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.shapes import Shape
 from parity.case import Case
-from parity.checks.chain import speculators_inputs
+from parity.checks.beyond.chain import speculators_inputs
 from parity.runs.port import start_port
 from parity.runs.reference.loop import Run
 from parity.runs.reference.setup import prepare

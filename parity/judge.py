@@ -12,8 +12,8 @@ import torch
 
 from parity.case import Case
 from parity.checks import checks_for, run_checks
-from parity.checks.backward import gradient_flow
 from parity.checks.evidence import Evidence
+from parity.checks.recorded.backward import gradient_flow
 from parity.deviations import LEDGER
 from parity.environment import describe
 from parity.localise import localise, sentence

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from parity.blocking import explained
-from parity.checks.backward import check_gradient_flow, check_gradients, check_optimizer_step
-from parity.checks.chain import check_chain
-from parity.checks.configuration import check_configuration, check_environment
-from parity.checks.corners import check_corners
-from parity.checks.curve import check_curve, check_hits
+from parity.checks.beyond.chain import check_chain
+from parity.checks.beyond.corners import check_corners
+from parity.checks.beyond.implementations import check_implementations
+from parity.checks.beyond.initial import check_initial
+from parity.checks.beyond.packing import check_packing
+from parity.checks.beyond.sizes import check_sizes
+from parity.checks.beyond.sources import check_sources
 from parity.checks.evidence import Check, Evidence
-from parity.checks.forward import check_batches, check_forward, check_loss, check_targets
-from parity.checks.implementations import check_implementations
-from parity.checks.initial import check_initial
-from parity.checks.packing import check_packing
-from parity.checks.paths import check_paths
-from parity.checks.precision import check_precision
-from parity.checks.refusals import check_refusals
-from parity.checks.resume import check_resume
-from parity.checks.round_trip import check_converted, check_round_trip
-from parity.checks.sizes import check_sizes
-from parity.checks.sources import check_sources
-from parity.checks.upkeep import check_upkeep
+from parity.checks.kept.refusals import check_refusals
+from parity.checks.kept.upkeep import check_upkeep
+from parity.checks.recorded.backward import check_gradient_flow, check_gradients, check_optimizer_step
+from parity.checks.recorded.configuration import check_configuration, check_environment
+from parity.checks.recorded.curve import check_curve, check_hits
+from parity.checks.recorded.forward import check_batches, check_forward, check_loss, check_targets
+from parity.checks.recorded.paths import check_paths
+from parity.checks.recorded.precision import check_precision
+from parity.checks.recorded.resume import check_resume
+from parity.checks.recorded.round_trip import check_converted, check_round_trip
 from parity.result import Row
 
 

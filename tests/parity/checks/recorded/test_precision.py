@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parity.case import Case
 from parity.checks.evidence import Evidence
-from parity.checks.precision import check_precision, error
+from parity.checks.recorded.precision import check_precision, error
 from parity.result import Row
 from parity.trace import Trace
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from parity.case import Case
-from parity.checks.curve import check_curve, check_hits
 from parity.checks.evidence import Evidence
+from parity.checks.recorded.curve import check_curve, check_hits
 from parity.runs.recorded import load_recorded
 from parity.trace import Trace
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from parity.checks.evidence import Evidence
-from parity.checks.forgeries import DAMAGED, FORGED, MANIFEST, OTHER, STATE, WEIGHTS, Spoil, edit
+from parity.checks.kept.forgeries import DAMAGED, FORGED, MANIFEST, OTHER, STATE, WEIGHTS, Spoil, edit
 from parity.environment import deterministic, quietly
 from parity.runs.port import start_port
 from ports.training.checkpoint.manifest import seal

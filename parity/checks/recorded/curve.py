@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import nan
 
-from parity.checks.determined import compare_parameters
 from parity.checks.evidence import Evidence
+from parity.checks.recorded.determined import compare_parameters
 from parity.compare import Subject, compare_lines, compare_series
 from parity.result import Row
 from parity.trace import Point

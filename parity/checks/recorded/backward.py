@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from parity.checks.determined import compare_parameters
 from parity.checks.evidence import Evidence
+from parity.checks.recorded.determined import compare_parameters
 from parity.compare import Subject, compare_groups, compare_named
 from parity.result import GradientFlow, Row
 

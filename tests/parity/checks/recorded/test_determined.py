@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from parity.case import Case
-from parity.checks.determined import compare_parameters
 from parity.checks.evidence import Evidence
+from parity.checks.recorded.determined import compare_parameters
 from parity.trace import Trace
 
 NAME = "fc.weight"

@@ -15,8 +15,8 @@ from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 from torch import Tensor
 
 from parity.algorithms import ALGORITHMS
-from parity.checks.determined import compare_parameters
 from parity.checks.evidence import Evidence
+from parity.checks.recorded.determined import compare_parameters
 from parity.compare import Subject, compare, compare_groups, compare_value
 from parity.errors import InputError
 from parity.files import read_tensors

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from parity.case import Case
-from parity.checks.backward import check_gradient_flow, check_gradients, check_optimizer_step, gradient_flow
 from parity.checks.evidence import Evidence
+from parity.checks.recorded.backward import check_gradient_flow, check_gradients, check_optimizer_step, gradient_flow
 from parity.result import Row
 from parity.trace import Trace
 

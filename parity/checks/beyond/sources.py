@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.checks.beyond.forms import Dialogue, read_dialogues, write_arrow, write_files, write_ids, write_records
+from parity.checks.beyond.order import check_order
 from parity.checks.evidence import Evidence
-from parity.checks.forms import Dialogue, read_dialogues, write_arrow, write_files, write_ids, write_records
-from parity.checks.order import check_order
 from parity.compare import compare, compare_value
 from parity.result import Row
 from parity.runs.port import dataset_for, settings_for

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.checks.beyond.watched import check_watched
 from parity.checks.evidence import Evidence
-from parity.checks.watched import check_watched
 from parity.compare import compare_groups
 from parity.result import Row
 from parity.runs.port import trace_port

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from parity.checks.beyond.forms import Dialogue, record_info, record_of
 from parity.checks.evidence import Evidence
-from parity.checks.forms import Dialogue, record_info, record_of
 from parity.compare import compare, compare_value
 from parity.result import Row
 from parity.runs.port import dataset_for, trace_port

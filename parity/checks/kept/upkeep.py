@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from parity.checks.beyond.forms import read_dialogues, record_info, record_of, write_records
 from parity.checks.evidence import Evidence, until_refused
-from parity.checks.forms import read_dialogues, record_info, record_of, write_records
-from parity.checks.upkeep_parts import check_parts
-from parity.checks.written import check_writing
+from parity.checks.kept.upkeep_parts import check_parts
+from parity.checks.kept.written import check_writing
 from parity.compare import Subject, compare_value
 from parity.environment import deterministic, quietly
 from parity.errors import InputError

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from parity.checks.bad_checkpoints import bad_checkpoints
-from parity.checks.bad_records import bad_records, skipped_records
+from parity.checks.beyond.forms import Dialogue, read_dialogues
 from parity.checks.evidence import Evidence, until_refused
-from parity.checks.forms import Dialogue, read_dialogues
+from parity.checks.kept.bad_checkpoints import bad_checkpoints
+from parity.checks.kept.bad_records import bad_records, skipped_records
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.result import Row

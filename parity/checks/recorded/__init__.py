@@ -1,0 +1,1 @@
+"""What a recording says: configuration, batches, forward, backward, curve, and the run saved, reopened and resumed."""
