@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
 import ports.training.attention.flash
+import ports.training.attention.once
 import ports.training.attention.recompute
 import ports.training.attention.shared_half
 import ports.training.checkpoint.atomic
@@ -30,10 +32,12 @@ import ports.training.checkpoint.choose
 import ports.training.checkpoint.fingerprint
 import ports.training.checkpoint.generators
 import ports.training.checkpoint.keeper
+import ports.training.checkpoint.manifest
 import ports.training.checkpoint.resume
 import ports.training.data.prepared
 import ports.training.data.records
 import ports.training.data.samples
+import ports.training.frozen_ends
 import ports.training.loop
 import ports.training.loss.fused_loss
 import ports.training.loss.objective
@@ -43,9 +47,11 @@ import ports.training.metrics
 import ports.training.optimizer
 import ports.training.settings
 from parity.environment import deterministic
+from parity.errors import InputError
 from ports.hass.model import HassDraftModel
 from ports.training.attention.dense import ttt_cache
 from ports.training.attention.documents import documents_of
+from ports.training.attention.trained_rows import TrainedRows
 from ports.training.frozen_ends import FrozenEnds
 from ports.training.loss.steps import Step, next_hidden
 
@@ -571,6 +577,66 @@ def later_layers_cut_off(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, ports.eagle3.model, "on_trained_rows", make)
 
 
+def stale_answers(patch: pytest.MonkeyPatch) -> None:
+    """What was asked about a mask is remembered though the mask was written to."""
+
+    def remember(ask: Any) -> Any:
+        known: dict[int, Any] = {}
+        return functools.wraps(ask)(lambda tensor: known.setdefault(id(tensor), ask(tensor)))
+
+    patch.setattr(ports.training.attention.once, "once_per_tensor", remember)
+
+
+def gradient_on_every_row(patch: pytest.MonkeyPatch) -> None:
+    """Rows in no loss run with gradient too: the same numbers, for more time and memory."""
+    patch.setattr(TrainedRows, "apply", lambda self, function, states: function(states))
+
+
+def log_renumbered(patch: pytest.MonkeyPatch) -> None:
+    """A run that goes on in another directory counts the steps of its log from 1."""
+
+    def make(old: Any) -> Any:
+        return lambda content, file: old(content.replace(b'{"step": 0', b'{"step": 1'), file)
+
+    wrap(patch, ports.training.checkpoint.resume, "_copy", make)
+
+
+def refusals_without_a_word(patch: pytest.MonkeyPatch) -> None:
+    """Generators that nobody can have saved are refused without saying which."""
+
+    def make(old: Any) -> Any:
+        def check(file: Path, *args: Any) -> None:
+            try:
+                old(file, *args)
+            except InputError as error:
+                raise InputError(file, "generators", "bad ones", "good ones") from error
+
+        return check
+
+    wrap(patch, ports.training.checkpoint.generators, "check", make)
+
+
+def small_manifests_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ports.training.checkpoint.manifest, "LARGEST", 1 << 20)
+
+
+def no_tied_tables(patch: pytest.MonkeyPatch) -> None:
+    """A verifier with one table for both ends gives a head of zeros."""
+
+    def make(old: Any) -> Any:
+        def load(names: Any, path: Any) -> Any:
+            found = old(names, path)
+            return {"lm_head.weight": torch.zeros_like(next(iter(found.values()))), **found}
+
+        return load
+
+    wrap(patch, ports.training.frozen_ends, "load_model_layers", make)
+
+
+def hidden_directories_seen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ports.training.checkpoint.atomic, "present", lambda parent: [*parent.iterdir()])
+
+
 def arrow_target_before_the_norm(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ports.training.data.prepared.PreparedDataset, "_normed", lambda self, last: last)
 
@@ -734,6 +800,13 @@ FAULTS = (
     Fault("always the fused loss", always_fused, named("corners")),
     Fault("watched modules passed by", watched_modules_passed_by, named("implementations")),
     Fault("chain: later layers cut off", later_layers_cut_off, named("chain")),
+    Fault("stale answers about a mask", stale_answers, named("corners")),
+    Fault("gradient on every row", gradient_on_every_row, named("corners")),
+    Fault("log renumbered", log_renumbered, named("resume")),
+    Fault("refusals without a word", refusals_without_a_word, named("refusals")),
+    Fault("small manifests only", small_manifests_only, named("upkeep")),
+    Fault("hidden directories seen", hidden_directories_seen, named("upkeep")),
+    Fault("hass: no tied tables", no_tied_tables, named("initial"), "hass_fp32_k3"),
     Fault("arrow targets before the norm", arrow_target_before_the_norm, named("sources")),
     Fault("masks of another length trusted", trusting_masks, named("refusals")),
     Fault("best pass thrown away", oldest_kept, named("upkeep")),

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.draws import uniform
+from parity.checks.beyond.places import check_places
 from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare, compare_value
 from parity.result import Row
 from ports.training import metrics, settings
 from ports.training.alignment import Alignment
-from ports.training.attention import shared_half
-from ports.training.attention.documents import documents_of
+from ports.training.data.batches import RecordDataset
 from ports.training.loss import objective, scoring
+from ports.training.loss.fused_loss import Extras
 from ports.training.loss.objective import Hits
 from ports.training.loss.scoring import LossImplementation, Verifier
 from ports.training.loss.steps import Step
@@ -33,10 +34,10 @@ SHAPE, WIDTH, VOCABULARY, STEPS, TOP = (2, 2), 6, 9, 3, 4
 
 
 def check_corners(evidence: Evidence) -> list[Row]:
-    """The schedule's lengths, rows in a loss by TTT step, both losses on them, projections in halves, empty passes."""
+    """The schedule's lengths, rows in a loss by TTT step, both losses on them, empty passes; where things lie."""
     subject = evidence.subject("corners")
-    rows = [*_schedules(subject), *_rows_by_step(subject), *_projections(subject), *_empty_passes(subject)]
-    return [*rows, *_padding(subject), *_scores(evidence, subject)]
+    rows = [*_schedules(subject), *_rows_by_step(subject), *_defaults(subject), *_empty_passes(subject)]
+    return [*rows, *_scores(evidence, subject), *check_places(evidence, subject)]
 
 
 def _schedules(subject: Subject) -> Iterator[Row]:
@@ -62,44 +63,12 @@ def _rows_by_step(subject: Subject) -> Iterator[Row]:
                 )
 
 
-def _padding(subject: Subject) -> Iterator[Row]:
-    """Is every row one document with its padding behind it? Only then does attention need no mask."""
-    masks = {"none": [[1, 1, 1]], "behind": [[1, 1, 1], [1, 0, 0]], "before": [[1, 1, 1], [0, 1, 1]]}
-    masks |= {"between": [[1, 0, 1], [1, 1, 1]], "all": [[1, 1, 1], [0, 0, 0]], "packed": [[1, 1, 2]]}
-    for name, mask in masks.items():
-        found, expected = documents_of(torch.tensor(mask)), name not in ("before", "between", "packed")
-        yield compare_value(subject, "padding", name, expected, found.right_padded)
-        counted = [[0, 1, 0]] if name == "packed" else [[0, 1, 2]]
-        yield compare_value(subject, "padding", f"{name}: positions", counted, found.positions.tolist())
-        first = [[True, False, True]] if name == "packed" else None
-        yield compare_value(
-            subject, "padding", f"{name}: first", first, None if found.first is None else found.first.tolist()
-        )
-
-
-class _Wrapped(nn.Linear):
-    """As libraries derive theirs, to add to the product or to hold other weights."""
-
-
-def _projections(subject: Subject) -> Iterator[Row]:
-    """Plain float32 products alone are taken in halves; what anything else hangs on is called as it is."""
-    hooked = nn.Sequential(nn.Linear(2, 2))
-    hooked[0].register_forward_hook(lambda module, inputs, out: None)
-    before = nn.Sequential(nn.Linear(2, 2))
-    before[0].register_forward_pre_hook(lambda module, inputs: None)
-    plain = nn.Linear(2, 2)
-    cases: dict[str, tuple[bool, nn.Module, list[nn.Module]]] = {
-        "plain": (True, plain, [plain, nn.Linear(2, 2)]),
-        "of doubles": (True, plain, [nn.Linear(2, 2).double()]),
-        "of halves": (False, plain, [plain, nn.Linear(2, 2).bfloat16()]),
-        "derived": (False, plain, [plain, _Wrapped(2, 2)]),
-        "watched": (False, hooked, [plain]),
-        "watched before": (False, before, [plain]),
-    }
-    for name, (split, module, projections) in cases.items():
-        yield compare_value(subject, "in halves", name, split, shared_half.can_split(module, projections))
-    with torch.autocast("cpu", torch.bfloat16):
-        yield compare_value(subject, "in halves", "under autocast", False, shared_half.can_split(plain, [plain]))
+def _defaults(subject: Subject) -> Iterator[Row]:
+    """What a caller leaves out is the prototypes' choice; a loss counts nothing that it was not asked for."""
+    dataset, extras = RecordDataset([], {}, 1), Extras()
+    found = [dataset.max_len, dataset.alignment, dataset.noise, dataset.skip_bad, dataset.like]
+    yield compare_value(subject, "defaults", "samples", [8192, Alignment.PROTOTYPE, True, False, None], found)
+    yield compare_value(subject, "defaults", "loss", [False, 0], [extras.hits, extras.topk])
 
 
 def _empty_passes(subject: Subject) -> Iterator[Row]:

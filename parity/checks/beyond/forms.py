@@ -18,8 +18,8 @@ from ports.generate.records import write_record
 from ports.training.data.record_info import RecordInfo
 from ports.training.verifier_fingerprint import verifier_fingerprint
 
-COUNT, LONGEST = 3, 24
-"""Dialogues, and tokens of each that are taken."""
+LENGTHS = (24, 11, 2)
+"""Tokens that are taken of each dialogue: more than a sample may have, fewer, and fewer than there are dialogues."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def read_dialogues(case: Case, config: Any) -> list[Dialogue]:
     count, norm = len(model.layers), AutoModel.from_pretrained(case.verifier, dtype="auto").norm
     layers = getattr(config, "eagle_aux_hidden_state_layer_ids", None) or ()
     found = []
-    for name in case.meta.samples_files[:COUNT]:
+    for name, length in zip(case.meta.samples_files, LENGTHS):
         sample = read_sample(case.tmpdir / name, ("input_ids", "loss_mask"))
-        ids, mask = (sample[field][:LONGEST] for field in ("input_ids", "loss_mask"))
+        ids, mask = (sample[field][:length] for field in ("input_ids", "loss_mask"))
         states, before = _states(model, ids)
         arrow_last = norm(before.to(norm.weight.dtype)).detach()
         arrow = [states[layer] for layer in (2, count // 2, count - 3)] if layers else []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from parity.algorithms import ALGORITHMS
@@ -82,6 +85,32 @@ def _extension_points(evidence: Evidence, subject: Subject, draft: FrozenEnds) -
         own, right = made.get_parameter(name).detach(), draft.get_parameter(name).detach()
         yield compare(subject, "weights", f"extension: {name}", right, own, evidence.tolerance("weights"))
     yield from _drawn(subject, "extension: ", made)
+    yield from _unfit_verifiers(evidence, subject, draft)
+
+
+def _unfit_verifiers(evidence: Evidence, subject: Subject, draft: FrozenEnds) -> Iterator[Row]:
+    """A verifier whose tables are not the draft's is refused by the table; a tied one has a single table for both."""
+    width = draft.config.transformer_layer_config.hidden_size
+    table, other = torch.ones(draft.embed_tokens.weight.shape), torch.ones(3, width)
+    verifiers: dict[str, tuple[dict[str, Tensor], str]] = {
+        "a head alone": ({"lm_head.weight": table}, "embed_tokens.weight: found missing"),
+        "of another size": ({"model.embed_tokens.weight": other}, f"embed_tokens.weight: found shape (3, {width})"),
+        "another head": (
+            {"model.embed_tokens.weight": table, "lm_head.weight": other},
+            f"lm_head.weight: found shape (3, {width})",
+        ),
+        "tied": ({"model.embed_tokens.weight": table}, "1.0"),
+    }
+    fresh: Any = type(draft)(copy.deepcopy(draft.config))
+    for name, (tensors, expected) in verifiers.items():
+        with tempfile.TemporaryDirectory() as folder, quietly():
+            shutil.copy(evidence.case.verifier / "config.json", folder)
+            save_file(tensors, Path(folder) / "model.safetensors")
+            fresh.config.speculators_config.verifier.name_or_path = folder
+            refused = _asked(fresh.load_verifier_weights)
+            said: str = refused or f"{folder}: {float(fresh.lm_head.weight.mean())}"
+        found = said.partition(f"{folder}: ")[2].partition(", expected")[0]
+        yield compare_value(subject, "verifier", name, expected, found)
 
 
 def _asked(ask: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fixtures.draws import uniform
 from parity.checks.evidence import Evidence
-from parity.compare import compare, compare_groups
+from parity.compare import compare, compare_groups, compare_value
 from parity.result import Row
 from parity.runs.reference.attention import ttt_attention
 from ports.training.alignment import Alignment
@@ -35,11 +35,11 @@ def check_sizes(evidence: Evidence) -> list[Row]:
     rows: list[Row] = []
     for alignment in Alignment:
         for samples, length, steps in ATTENTION:
-            for side in ("right", "inside", "hole"):
+            for side in ("whole", "right", "inside", "hole"):
                 rows += _attention(evidence, samples, length, steps, alignment, side)
     for count, vocabulary, keep in LOSS:
         rows += _loss(evidence, count, vocabulary, keep)
-    return [*rows, *_likeliest(evidence), *_means(evidence)]
+    return [*rows, *_likeliest(evidence), *_means(evidence), *_second_derivatives(evidence)]
 
 
 def _attention(
@@ -58,7 +58,8 @@ def _attention(
         if double:
             out = ttt_attention(query, keys, values, mask, alignment is Alignment.PROTOTYPE)
         else:
-            out = fast_ttt_attention(query, keys, values, mask, DIM**-0.5, alignment)
+            seen = None if side == "whole" else mask
+            out = fast_ttt_attention(query, keys, values, seen, DIM**-0.5, alignment)
         real = torch.where(mask.bool()[:, None, :, None], out, 0)
         seed = _drawn(f"grad {length}", *out.shape).to(out.dtype) * mask[:, None, :, None]
         grads = torch.autograd.grad(real, states, seed, materialize_grads=True)
@@ -69,10 +70,11 @@ def _attention(
 
 
 def _mask(samples: int, length: int, side: str) -> Tensor:
-    """[B, T], a tenth of every sample but the first is no token; or all but one are whole, which lacks one token."""
+    """[B, T], a tenth of every sample but the first is no token; or one sample lacks one token, or none does."""
     mask = torch.ones(samples, length, dtype=torch.int64)
     if side == "hole":
         mask[-1, length // 2] = int(length < 3)
+    if side in ("hole", "whole"):
         return mask
     stop = length if side == "right" else length // 2
     mask[1:, stop - length // 10 : stop] = 0
@@ -93,6 +95,9 @@ def _loss(evidence: Evidence, count: int, vocabulary: int, keep: bool) -> Iterat
     numbers = [found.kl, found.cross_entropy, found.topk, found.hits.correct, *found.hits.top, found.hits.rows]
     right_numbers, right_grads = _formula(hidden, head, wanted, verifier, weights)
     subject, name = evidence.subject("sizes"), f"{count} rows of {vocabulary}, {'kept' if keep else 'again'}"
+    room = TargetRows(wanted, verifier, keep)
+    fits = [len(each) <= count and each.shape[1] == vocabulary for each in (room.buffer, room.spare)]
+    yield compare_value(subject, "room", name, [True, True], fits)
     expected, own = (torch.stack([each.detach().double() for each in side]) for side in (right_numbers, numbers))
     yield compare(subject, "sums", name, expected, own, evidence.tolerance("sums"))
     if count:
@@ -119,7 +124,7 @@ def _formula(
 def _likeliest(evidence: Evidence) -> Iterator[Row]:
     """Blocks of columns beside torch's own search, with several largest entries in a row."""
     subject = evidence.subject("sizes")
-    for columns in (4096, 1536, 1000, 512):
+    for columns in (4096, 1536, 1024, 1000, 512):
         values = (_drawn(f"values {columns}", 40, columns) * 50).round()
         distinct = _drawn(f"distinct {columns}", 40, columns)
         expected, found = torch.topk(distinct, TOP, dim=-1), topk(distinct, TOP)
@@ -142,6 +147,23 @@ def _means(evidence: Evidence) -> Iterator[Row]:
     yield compare(subject, "sums", "means over few rows", expected, mean_over(total, rows), evidence.tolerance("sums"))
     back = undo_mean(mean_over(total, rows), rows)
     yield compare(subject, "sums", "totals of means", total, back, evidence.tolerance("sums"))
+
+
+def _second_derivatives(evidence: Evidence) -> Iterator[Row]:
+    """Gradients are computed without a graph of their own: whoever asks for theirs is refused, not given zeros."""
+    states = [_drawn(f"second {name}", 1, 2, 4, DIM).requires_grad_(True) for name in ("query", "key", "value")]
+    query, key, value = states
+    out = fast_ttt_attention(query, (key,), (value,), None, DIM**-0.5, Alignment.CHAIN)
+    hidden, head = (_drawn(f"second {name}", 4, WIDTH).requires_grad_(True) for name in ("hidden", "head"))
+    target = TargetRows(hidden.detach() + 1, head.detach(), True)
+    loss = fused_kl(hidden, head, target, torch.ones(4)).kl
+    for name, value, leaf in (("attention", out.sum(), query), ("loss", loss, hidden)):
+        (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+        try:
+            found = str(torch.autograd.grad(grad.square().sum(), leaf)[0].tolist())
+        except RuntimeError as error:
+            found = type(error).__name__
+        yield compare_value(evidence.subject("sizes"), "grad", f"second derivative of {name}", "RuntimeError", found)
 
 
 def _drawn(name: str, *shape: int) -> Tensor:

@@ -80,6 +80,9 @@ def _layers(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iter
     for form, expected in known.items():
         found = recorded_layers(settings_for(evidence.case, folder, tmpdir=folder / form))
         yield compare_value(subject, "layers", f"of {form}", expected, None if found is None else list(found))
+    for name, changes in {"online": {"tmpdir": folder / "records", "online": True}, "nowhere": {}}.items():
+        found = recorded_layers(settings_for(evidence.case, folder, **{"tmpdir": folder / "nowhere", **changes}))
+        yield compare_value(subject, "layers", name, None, found)
 
 
 def _expected(dialogue: Dialogue, arrow: bool) -> dict[str, Tensor]:

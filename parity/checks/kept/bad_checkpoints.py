@@ -43,6 +43,7 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "more steps", "", lambda: _resume(evidence, saved, max_steps=9, save_steps=1, prefetch_factor=3)
     yield "the weights alone", "", lambda: _resume(evidence, saved, lr=1.0, weights_only=True)
     yield "another log", "log", lambda: _another_log(evidence, saved, folder / "log", False)
+    yield "no log yet", "", _spoiled(evidence, saved, folder / "no log", edit(STATE, _without_log), sealed=True)
     yield "another log, anyway", "", lambda: _another_log(evidence, saved, folder / "log anyway", True)
     yield "records that moved", "", partial(_other_records, evidence, folder / "moved", False)
     yield "records with another number", "fingerprint", partial(_other_records, evidence, folder / "other", True)
@@ -52,6 +53,10 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
 
 def _forge(name: str, state: Any) -> None:
     state["fingerprint"][name] = "forged"
+
+
+def _without_log(state: Any) -> None:
+    state["log"] = {"bytes": 0, "sha256": ""}
 
 
 def _start(evidence: Evidence, cpdir: Path, **changes: Any) -> Any:
@@ -116,8 +121,10 @@ def _other_records(evidence: Evidence, folder: Path, changed: bool) -> None:
 def _without_number(evidence: Evidence, cpdir: Path) -> None:
     with deterministic(), quietly():
         loop = _start(evidence, cpdir)
+        steps = loop.optimizer_steps()
+        next(steps)
         loop.objective.draft.fc.weight.data.fill_(math.nan)
         try:
-            next(loop.optimizer_steps())
+            next(steps)
         finally:
             loop.accelerator.end_training()

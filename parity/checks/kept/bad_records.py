@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from parity.compare import compare, compare_value
 from parity.result import Row
 from parity.runs.port import dataset_for, trace_port
 from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
+from ports.training.data.record_info import KEY
 
 Attempt = tuple[str, str, Callable[[], object]]
 Record = dict[str, Any]
@@ -126,6 +129,10 @@ def _origins(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[A
     for name, text in texts.items():
         content = _save(text), record_of(dialogue)
         yield _reading(evidence, folder / name, name, "speculator_record", "data_0.safetensors", *content)
+    origin = json.loads(record_info(evidence.case, dialogue, 0).as_metadata()[KEY]) | {"algorithm": 5, "row": "five"}
+    content = _save({KEY: json.dumps({**origin, "schema_version": "five"})}), record_of(dialogue)
+    name, field = "an origin with two faults", f"{KEY}.schema_version"
+    yield _reading(evidence, folder / name, name, field, "data_0.safetensors", *content)
     yield "the second record of another verifier", "verifier", lambda: _second(evidence, dialogue, folder / "second")
 
 
@@ -147,6 +154,8 @@ def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     build = partial(dataset_for, evidence.case, evidence.draft.config)
     for name in ("empty", "missing", "arrow"):
         yield f"{name} folder", "tmpdir", partial(build, tmpdir=folder / name)
+    Dataset.from_dict({"input_ids": []}).save_to_disk(folder / "no rows")
+    yield "arrow data of no rows", "tmpdir", partial(build, tmpdir=folder / "no rows")
     yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
     yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
     yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)

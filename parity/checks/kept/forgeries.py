@@ -106,6 +106,10 @@ FORGED: dict[str, tuple[str, Spoil]] = {
         "processes.batches",
         edit(STATE, lambda value: value["processes"][0].update(batches=999)),
     ),
+    "processes at different places": (
+        "processes.batches",
+        edit(STATE, lambda value: value["processes"].append({**value["processes"][0], "batches": 0})),
+    ),
     "a rate too many": ("schedule.rates", edit(STATE, lambda value: value["schedule"]["rates"].append(0.1))),
     "no rates": ("schedule.rates", edit(STATE, lambda value: value["schedule"]["rates"].clear())),
     "NaN in Adam's state": (

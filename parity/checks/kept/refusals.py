@@ -20,6 +20,21 @@ from parity.result import Row
 Attempt = tuple[str, str, Callable[[], object]]
 """Name, the field that must be named, and what must be refused. An empty field: it must be accepted."""
 
+SAID = {
+    "input_ids missing (ckpt)": "missing",
+    "ids as a list": "list",
+    "state without processes": "[]",
+    "no generators": "(0,)",
+    "a rate too many": "2 rates",
+    "no rates": "0 rates",
+    "a loss that is no number": "nan at optimizer step 2, micro-batch ",
+    "a place behind the pass": "[999]",
+    "an origin with two faults": "found 'five'",
+    "another lr": "the run that was saved; --resume_anyway goes on with the new values, --weights_only",
+    "another verifier, anyway": "the run that was saved; --weights_only",
+}
+"""By name, what else a refusal must say."""
+
 
 def check_refusals(evidence: Evidence) -> list[Row]:
     """Every attempt ends in an InputError that names its field, or in none where there is nothing wrong."""
@@ -37,15 +52,15 @@ def _rows(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Row]
 
 def _judged(evidence: Evidence, attempts: Iterator[Attempt]) -> Iterator[Row]:
     for name, field, attempt in attempts:
-        yield _row(evidence.subject("refusals"), name, field, _field_of(attempt))
+        yield _row(evidence.subject("refusals"), name, field, _field_of(attempt, SAID.get(name, "")))
 
 
-def _field_of(attempt: Callable[[], object]) -> str:
-    """The field that a refusal names; nothing if it was accepted."""
+def _field_of(attempt: Callable[[], object], said: str = "") -> str:
+    """The field that a refusal names, all of the refusal where it does not say ``said``; nothing if accepted."""
     try:
         attempt()
     except InputError as error:
-        return error.field or "?"
+        return error.field or "?" if said in str(error) else str(error)
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:80]}"
     return ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +41,7 @@ def _rows(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
     yield from _kept(evidence, folder / "kept")
     yield from _best(evidence, folder / "best")
     yield from _auto(evidence, folder / "auto")
+    yield from _elsewhere(evidence, folder / "auto", folder)
     yield from _changed(evidence, folder / "auto")
     yield from _other_records(evidence, folder)
 
@@ -55,6 +59,9 @@ def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     yield compare_value(subject, "checkpoints", "best pass", [best, means[best]], stored["best"])
     yield compare_value(subject, "checkpoints", "serial", last, stored["serial"])
     digests = {name: len(stored["fingerprint"][name]) for name in ("draft", "verifier", "vocabulary", "records")}
+    world = {name: stored["fingerprint"][name] for name in ("precision", "processes", "sharding")}
+    expected = {"precision": "no", "processes": 1, "sharding": "none"}
+    yield compare_value(subject, "checkpoints", "world", expected, world)
     yield compare_value(subject, "checkpoints", "digits of digests", dict.fromkeys(digests, 16), digests)
 
 
@@ -160,6 +167,18 @@ def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:
     yield compare_value(subject, "auto", "left over", [], hidden)
 
 
+def _elsewhere(evidence: Evidence, cpdir: Path, folder: Path) -> Iterator[Row]:
+    """A run that goes on in another directory takes its log along, up to the checkpoint."""
+    log = (cpdir / "metrics.jsonl").read_bytes()
+    stored = json.loads((cpdir / "step_1" / "training_state" / "state.json").read_text())["log"]["bytes"]
+    for name in ("a later name", "0 an earlier name"):
+        with quietly():
+            loop = _short(evidence, folder / name, ckpt_path=cpdir / "step_1")
+            loop.accelerator.end_training()
+        found = (folder / name / "metrics.jsonl").read_bytes()
+        yield compare_value(evidence.subject("upkeep"), "resumed", f"log in {name}", log[:stored], found)
+
+
 def _changed(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     """Settings that differ on request: the new rate holds at once, another order begins the pass anew."""
     case, subject, checkpoint = evidence.case, evidence.subject("upkeep"), cpdir / "step_1"
@@ -169,9 +188,11 @@ def _changed(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
         ("another rate", {"lr": 3 * case.lr}, (3 * case.lr * factor, 1)),
         ("another order", {"noise": not case.noise}, (case.lr * factor, 0)),
     ):
-        with quietly():
+        with contextlib.redirect_stdout(io.StringIO()) as said:
             loop = _short(evidence, cpdir, ckpt_path=checkpoint, resume_anyway=True, **changes)
             loop.accelerator.end_training()
+        told = re.findall(r"resuming although (\w+) was", said.getvalue())
+        yield compare_value(subject, "resumed", f"{name}: said", list(changes), told)
         found = loop.optimizer.param_groups[0]["lr"], loop.totals.batches
         yield compare_value(
             subject, "resumed", name, [round(expected[0], 12), expected[1]], [round(found[0], 12), found[1]]

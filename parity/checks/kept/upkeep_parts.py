@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from parity.result import Row
 from ports.training.checkpoint import generators
 from ports.training.checkpoint.fingerprint import records_digest
 from ports.training.checkpoint.lock import FILE, DirectoryLock
+from ports.training.checkpoint.manifest import read_json
+from ports.training.checkpoint.stop import EXIT_CODE
 from ports.training.saving import save_draft
 
 HOLD = (
@@ -27,12 +30,20 @@ HOLD = (
 )
 """Another process that holds the lock until it is told to end."""
 
+HOLDER = "process 1 on " + "there" * 50
+"""More than is repeated of what stands in the file."""
+
+MOST = 64 << 20
+"""Bytes of JSON that are read."""
+
 
 def check_parts(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
     """Rows of the upkeep check."""
     yield from _generators(subject)
     yield from _lock(subject, folder / "locked")
     yield from _digest(subject, folder)
+    yield compare_value(subject, "stopped", "exit code", os.EX_TEMPFAIL, EXIT_CODE)
+    yield from _json(subject, folder)
     note = folder / "note.txt"
     note.write_text("beside")
     directory = save_draft(evidence.draft, folder / "draft", [note])
@@ -62,25 +73,41 @@ def _draws(own: torch.Generator) -> list[float]:
 
 def _digest(subject: Subject, folder: Path) -> Iterator[Row]:
     """Records as earlier releases digested them, whose checkpoints must resume: name, size and ends; -1 where gone."""
-    for name in ("end.ckpt", "both.safetensors"):
-        (folder / name).write_bytes(b"abc")
-    text = b"end.ckpt\0003\0abc" + b"both.safetensors\0003\0abcabc" + b"gone.ckpt\000-1\0"
-    files = [folder / name for name in ("end.ckpt", "both.safetensors", "gone.ckpt")]
-    found = records_digest(folder, files)
+    (folder / "below").mkdir(parents=True)
+    names = ("end.ckpt", "below/both.safetensors", "gone.ckpt", "../elsewhere.ckpt")
+    files = [(folder / name).resolve() for name in names]
+    for file in (*files[:2], files[3]):
+        file.write_bytes(b"abc")
+    text = b"end.ckpt\0003\0abc" + b"below/both.safetensors\0003\0abcabc" + b"gone.ckpt\000-1\0"
+    text += b"elsewhere.ckpt\0003\0abc"
+    found = records_digest(folder.resolve(), files)
     yield compare_value(subject, "digest", "records", hashlib.sha256(text).hexdigest()[:16], found)
+
+
+def _json(subject: Subject, folder: Path) -> Iterator[Row]:
+    """An object is read up to a size that no state has; beyond it nothing is."""
+    file = folder / "state.json"
+    for size, expected in ((MOST, "{'a': 1}"), (MOST + 1, f"{MOST + 1} bytes")):
+        file.write_bytes(b'{"a": 1}'.ljust(size))
+        try:
+            found = str(read_json(file, "state"))
+        except InputError as error:
+            found = str(error.found)
+        yield compare_value(subject, "json", f"of {size} bytes", expected, found)
+    file.unlink()
 
 
 def _lock(subject: Subject, folder: Path) -> Iterator[Row]:
     """Another process' directory is refused, with its name, until it ends."""
     folder.mkdir(parents=True)
-    (folder / FILE).write_text("process 1 on there\n")
+    (folder / FILE).write_text(f"{HOLDER}\n")
     holder = subprocess.Popen(
         [sys.executable, "-S", "-c", HOLD, str(folder / FILE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        yield compare_value(subject, "lock", "held", ("cpdir", "in use by process 1 on there"), _locked(folder))
+        yield compare_value(subject, "lock", "held", ("cpdir", f"in use by {HOLDER[:200]}"), _locked(folder))
     finally:
         holder.communicate(b"\n")
     yield compare_value(subject, "lock", "given back", ("", ""), _locked(folder))

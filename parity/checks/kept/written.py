@@ -35,6 +35,7 @@ def check_writing(subject: Subject, root: Path) -> Iterator[Row]:
     atomic.remove_directory(target)
     yield compare_value(subject, "written", "removed", {}, _contents(folder))
     yield from _undeletable(subject, root / "undeletable")
+    yield from _present(subject, root / "present")
     yield from _files(subject, folder)
 
 
@@ -49,6 +50,16 @@ def _undeletable(subject: Subject, folder: Path) -> Iterator[Row]:
         refused = _refused(lambda: atomic.remove_directory(target))
         yield compare_value(subject, "written", "removed, not deleted", ("", ""), refused)
     yield compare_value(subject, "written", "out of sight", [], [path.name for path in folder.glob("[!.]*")])
+
+
+def _present(subject: Subject, folder: Path) -> Iterator[Row]:
+    """What can be gone on from: whole directories, and those moved aside that nothing took the place of."""
+    for name in ("whole", ".whole.old", ".aside.old", ".half.partial", ".gone.removed"):
+        (folder / name).mkdir(parents=True)
+    for name in ("file", ".hidden"):
+        (folder / name).touch()
+    found = sorted((path.name, atomic.public_name(path)) for path in atomic.present(folder))
+    yield compare_value(subject, "written", "present", [(".aside.old", "aside"), ("whole", "whole")], found)
 
 
 def _renames_all_but_new(source: Path, target: Path, rename: Callable[..., None] = os.rename) -> None:

@@ -72,11 +72,12 @@ def read_json(file: Path, field: str) -> dict[str, object]:
         InputError: unreadable, oversized, not an object, or of a newer format.
     """
     try:
-        if file.stat().st_size > LARGEST:
-            raise InputError(file, field, f"{file.stat().st_size} bytes", f"at most {LARGEST}")
-        content = json.loads(file.read_bytes())
+        size = file.stat().st_size
+        content = json.loads(file.read_bytes()) if size <= LARGEST else None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(file, field, str(error).split("\n")[0][:200], "a readable JSON object") from error
+    if size > LARGEST:
+        raise InputError(file, field, f"{size} bytes", f"at most {LARGEST}")
     if not isinstance(content, dict):
         raise InputError(file, field, type(content).__name__, "a JSON object")
     version = content.get("format_version")
