@@ -85,7 +85,7 @@ CHECKS: tuple[Check, ...] = (
         check_corners,
         follows=("loss", "hits", "implementations"),
         inapplicable=_port_in_fp32,
-        once="run",
+        once="algorithm",
     ),
     Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
     Check("upkeep", check_upkeep, follows=("curve", "resume"), inapplicable=_port_in_fp32, once="run"),

@@ -637,8 +637,27 @@ def hidden_directories_seen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ports.training.checkpoint.atomic, "present", lambda parent: [*parent.iterdir()])
 
 
+def bars_always_drawn(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, ports.training.loop, "tqdm", lambda old: lambda *args, disable, **options: old(*args, **options))
+
+
+def stopped_without_saving(patch: pytest.MonkeyPatch) -> None:
+    """A run that is asked to stop names its last checkpoint, however old."""
+    wrap(
+        patch,
+        ports.training.checkpoint.keeper.CheckpointKeeper,
+        "on_stop",
+        lambda old: lambda self, loop: self._last[1] if self._last else old(self, loop),
+    )
+
+
+def metrics_nobody_logs(patch: pytest.MonkeyPatch) -> None:
+    """Eagle3 logs HASS' cross-entropies."""
+    patch.setattr(ports.eagle3.objective.Eagle3Objective, "topk", 1)
+
+
 def arrow_target_before_the_norm(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ports.training.data.prepared.PreparedDataset, "_normed", lambda self, last: last)
+    patch.setattr(ports.training.data.prepared.PreparedDataset, "_normed", lambda self, file, last: last)
 
 
 def trusting_masks(patch: pytest.MonkeyPatch) -> None:
@@ -807,6 +826,9 @@ FAULTS = (
     Fault("small manifests only", small_manifests_only, named("upkeep")),
     Fault("hidden directories seen", hidden_directories_seen, named("upkeep")),
     Fault("hass: no tied tables", no_tied_tables, named("initial"), "hass_fp32_k3"),
+    Fault("bars always drawn", bars_always_drawn, named("upkeep")),
+    Fault("stopped without saving", stopped_without_saving, named("upkeep")),
+    Fault("metrics nobody logs", metrics_nobody_logs, named("curve")),
     Fault("arrow targets before the norm", arrow_target_before_the_norm, named("sources")),
     Fault("masks of another length trusted", trusting_masks, named("refusals")),
     Fault("best pass thrown away", oldest_kept, named("upkeep")),

@@ -6,38 +6,40 @@ Everything is computed from drawn or counted inputs, the same on every machine; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from fixtures.draws import uniform
 from parity.checks.beyond.places import check_places
+from parity.checks.beyond.scores import check_scores
 from parity.checks.evidence import Evidence
-from parity.compare import Subject, compare, compare_value
+from parity.compare import Subject, compare_value
+from parity.environment import quietly
 from parity.result import Row
+from parity.runs.port import start_port
 from ports.training import metrics, settings
 from ports.training.alignment import Alignment
+from ports.training.attention.choice import AttentionImplementation, attention_name
 from ports.training.data.batches import RecordDataset
-from ports.training.loss import objective, scoring
+from ports.training.loss import objective
 from ports.training.loss.fused_loss import Extras
 from ports.training.loss.objective import Hits
-from ports.training.loss.scoring import LossImplementation, Verifier
-from ports.training.loss.steps import Step
 
 RUNS = ((9950, 0, 1), (1000, 9, 8), (7, 2, 4), (3, 0, 4))
 """Samples, ``--epoch`` and samples of an optimizer step: warm-up of 99 steps, of 12, of none, and no step at all."""
 
-SHAPE, WIDTH, VOCABULARY, STEPS, TOP = (2, 2), 6, 9, 3, 4
-"""Samples and positions, fewer than the places hits are counted in; a head's sizes; TTT steps; likeliest tokens."""
+STEPS = 3
+"""TTT steps."""
 
 
 def check_corners(evidence: Evidence) -> list[Row]:
     """The schedule's lengths, rows in a loss by TTT step, both losses on them, empty passes; where things lie."""
     subject = evidence.subject("corners")
     rows = [*_schedules(subject), *_rows_by_step(subject), *_defaults(subject), *_empty_passes(subject)]
-    return [*rows, *_scores(evidence, subject), *check_places(evidence, subject)]
+    rows += [*_rows_of_objective(evidence, subject), *_attention_names(subject)]
+    return [*rows, *check_scores(evidence, subject), *check_places(evidence, subject)]
 
 
 def _schedules(subject: Subject) -> Iterator[Row]:
@@ -63,6 +65,26 @@ def _rows_by_step(subject: Subject) -> Iterator[Row]:
                 )
 
 
+def _rows_of_objective(evidence: Evidence, subject: Subject) -> Iterator[Row]:
+    """The same of an algorithm's objective, whose alignment the settings chose."""
+    mask = torch.ones(1, 5, dtype=torch.int64)
+    for alignment in Alignment:
+        with tempfile.TemporaryDirectory() as folder, quietly():
+            loop = start_port(evidence.case, Path(folder), ttt_alignment=alignment, forward_num_total=STEPS)
+            loop.accelerator.end_training()
+        expected = [5 - step * (alignment is Alignment.CHAIN) for step in range(STEPS)]
+        found = loop.objective.rows({"attention_mask": mask, "loss_mask": mask}).tolist()
+        yield compare_value(subject, "rows", f"objective in {alignment.value}", expected, found)
+
+
+def _attention_names(subject: Subject) -> Iterator[Row]:
+    """``auto`` is the fast one; each is registered with transformers under a name of its own."""
+    for alignment in Alignment:
+        found = {each.value: attention_name(alignment, each) for each in AttentionImplementation}
+        fast, plain = f"ttt_{alignment.value}_fast", f"ttt_{alignment.value}"
+        yield compare_value(subject, "attention", alignment.value, {"auto": fast, "eager": plain, "fast": fast}, found)
+
+
 def _defaults(subject: Subject) -> Iterator[Row]:
     """What a caller leaves out is the prototypes' choice; a loss counts nothing that it was not asked for."""
     dataset, extras = RecordDataset([], {}, 1), Extras()
@@ -85,41 +107,3 @@ def _empty_passes(subject: Subject) -> Iterator[Row]:
         totals.add(1.5, one)
     lines = ["Epoch [3/5], Loss: 1.5000", "Train Accuracy: 100.00%", "Skipped 2 bad records"]
     yield compare_value(subject, "prints", "two batches", lines, totals.lines(2, 5))
-
-
-def _scores(evidence: Evidence, subject: Subject) -> Iterator[Row]:
-    """Both ways of computing the loss, where every row is in it; and that each is the way that was asked for."""
-    states, head = _drawn("states", STEPS, *SHAPE, WIDTH), _drawn("head", VOCABULARY, WIDTH)
-    wanted, verifier = _drawn("wanted", *SHAPE, WIDTH), _drawn("verifier", VOCABULARY, WIDTH)
-    for alignment in Alignment:
-        masks = [objective.step_rows(torch.ones(SHAPE, dtype=torch.int64), step, alignment) for step in range(STEPS)]
-        expected = _by_definition(states, masks, head, wanted, verifier)
-        for implementation in LossImplementation:
-            steps = [Step(state, state, lambda hidden: hidden @ head.T) for state in states]
-            target = Verifier(wanted, verifier)
-            scores = scoring.score(steps, masks, target, nn.Identity(), head, implementation, TOP)
-            numbers = [*scores.kl, scores.hits.correct, *scores.hits.top, scores.hits.rows, *scores.entropies]
-            found, name = torch.stack([each.double() for each in numbers]), f"{alignment.value}, {implementation.value}"
-            yield compare(subject, "sums", name, expected, found, evidence.tolerance("sums"))
-            without = scoring.score(steps, masks, target, nn.Identity(), head, implementation)
-            yield compare_value(subject, "sums", f"{name}: no likeliest tokens", 0.0, float(without.entropies[1]))
-            every = ["logits" in vars(step) for step in steps]
-            eager = [implementation is LossImplementation.EAGER] * STEPS
-            yield compare_value(subject, "all logits made", name, eager, every)
-
-
-def _by_definition(states: Tensor, masks: Sequence[Tensor], head: Tensor, wanted: Tensor, verifier: Tensor) -> Tensor:
-    """KL [k], then of the last step its hits, hits in the first three, rows and both cross-entropies, in float64."""
-    log_t = (wanted.double() @ verifier.double().T).log_softmax(-1)
-    log_q = [(state.double() @ head.double().T).log_softmax(-1) for state in states]
-    numbers: list[Any] = [(log_t.exp() * (log_t - each)).sum(-1)[mask > 0].sum() for each, mask in zip(log_q, masks)]
-    last, rows = log_q[-1][masks[-1] > 0], log_t[masks[-1] > 0]
-    place = (last > last.gather(-1, rows.argmax(-1)[:, None])).sum(-1)
-    terms = -rows.exp() * last
-    likeliest = rows.argsort(-1, descending=True)[:, :TOP]
-    numbers += [(place == 0).sum(), *((place < count).sum() for count in (1, 2, 3)), torch.tensor(len(last))]
-    return torch.stack([each.double() for each in (*numbers, terms.sum(), terms.gather(-1, likeliest).sum())])
-
-
-def _drawn(name: str, *shape: int) -> Tensor:
-    return torch.from_numpy(uniform(0, name, shape)).float() * 3**0.5

@@ -86,6 +86,17 @@ def _extension_points(evidence: Evidence, subject: Subject, draft: FrozenEnds) -
         yield compare(subject, "weights", f"extension: {name}", right, own, evidence.tolerance("weights"))
     yield from _drawn(subject, "extension: ", made)
     yield from _unfit_verifiers(evidence, subject, draft)
+    yield from _too_many_likeliest(evidence, subject, draft.config.transformer_layer_config.vocab_size)
+
+
+def _too_many_likeliest(evidence: Evidence, subject: Subject, vocabulary: int) -> Iterator[Row]:
+    """The logged cross-entropy covers all tokens at most."""
+    for more in (0, 1):
+        settings = settings_for(evidence.case, Path("nowhere"), topk=vocabulary + more)
+        with quietly():
+            found = _asked(partial(ALGORITHMS[evidence.case.algorithm].train.build, settings))
+        refused = isinstance(found, str) and f"--topk: found {vocabulary + 1}" in found
+        yield compare_value(subject, "topk", f"{more} more than tokens", bool(more), refused)
 
 
 def _unfit_verifiers(evidence: Evidence, subject: Subject, draft: FrozenEnds) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from parity.compare import Subject, compare_value
 from parity.result import Row
 from parity.runs.port import trace_port
 from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
-from ports.training.data.grouping import LengthGroupedSampler
+from ports.training.data.grouping import LengthGroupedSampler, record_sizes
 from ports.training.data.records import list_records
 
 NAMES = ("7.ckpt", "a/data_2.ckpt", "a/data_10.safetensors", "b1/data_1.ckpt", "b02/data_0.ckpt", "data_3.ckpt")
@@ -44,6 +44,9 @@ def _files(subject: Subject, folder: Path) -> Iterator[Row]:
         (folder / name).touch()
     found = [path.relative_to(folder).as_posix() for path in list_records(folder)]
     yield compare_value(subject, "order", "files", list(NAMES), found)
+    (folder / NAMES[0]).write_bytes(b"abc")
+    sizes = record_sizes([folder / NAMES[0], folder / NAMES[1], folder / "gone.ckpt"])
+    yield compare_value(subject, "order", "sizes of files", [3, 0, 0], sizes)
 
 
 def _layers(subject: Subject) -> Iterator[Row]:

@@ -10,82 +10,35 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fixtures.draws import uniform
+from parity.checks.beyond.attention import check_attention, drawn
 from parity.checks.evidence import Evidence
-from parity.compare import compare, compare_groups, compare_value
+from parity.compare import compare, compare_value
 from parity.result import Row
-from parity.runs.reference.attention import ttt_attention
 from ports.training.alignment import Alignment
 from ports.training.attention.flash import fast_ttt_attention
 from ports.training.loss.fused_loss import Extras, TargetRows, fused_kl
 from ports.training.loss.likeliest import argmax, topk
 from ports.training.loss.objective import mean_over, undo_mean
 
-ATTENTION = ((2, 290, 4), (2, 2, 5), (2, 1, 1))
-"""Samples, positions and TTT steps: beyond a block of rows, several blocks of heads, fewer positions than steps."""
-
 LOSS = ((1030, 4096, True), (70, 2048, False), (3, 5, True), (0, 2048, True))
 """Rows in the loss, tokens, is the target kept: several chunks, blocks of columns and the plain way, no row at all."""
 
-HEADS, KEY_HEADS, DIM, WIDTH, TOP = 4, 2, 8, 12, 3
+WIDTH, TOP = 12, 3
 
 
 def check_sizes(evidence: Evidence) -> list[Row]:
     """Attention with its gradients, padded behind, inside and in one place; loss with gradients and hits; top-k."""
-    rows: list[Row] = []
-    for alignment in Alignment:
-        for samples, length, steps in ATTENTION:
-            for side in ("whole", "right", "inside", "hole"):
-                rows += _attention(evidence, samples, length, steps, alignment, side)
+    rows = check_attention(evidence)
     for count, vocabulary, keep in LOSS:
         rows += _loss(evidence, count, vocabulary, keep)
     return [*rows, *_likeliest(evidence), *_means(evidence), *_second_derivatives(evidence)]
 
 
-def _attention(
-    evidence: Evidence, samples: int, length: int, steps: int, alignment: Alignment, side: str
-) -> Iterator[Row]:
-    mask = _mask(samples, length, side)
-    names = ["query", *(f"key{i}" for i in range(steps)), *(f"value{i}" for i in range(steps))]
-    shapes = [(samples, HEADS if name == "query" else KEY_HEADS, length, DIM) for name in names]
-    drawn = [_drawn(f"{name} {length}", *shape) for name, shape in zip(names, shapes)]
-    results = []
-    for double in (True, False):
-        states = [each.double() if double else each.clone() for each in drawn]
-        for each in states:
-            each.requires_grad_(True)
-        query, keys, values = states[0], tuple(states[1 : steps + 1]), tuple(states[steps + 1 :])
-        if double:
-            out = ttt_attention(query, keys, values, mask, alignment is Alignment.PROTOTYPE)
-        else:
-            seen = None if side == "whole" else mask
-            out = fast_ttt_attention(query, keys, values, seen, DIM**-0.5, alignment)
-        real = torch.where(mask.bool()[:, None, :, None], out, 0)
-        seed = _drawn(f"grad {length}", *out.shape).to(out.dtype) * mask[:, None, :, None]
-        grads = torch.autograd.grad(real, states, seed, materialize_grads=True)
-        results.append({"out": real.detach(), **dict(zip(names, grads))})
-    prefix = f"{alignment.value} {samples}x{length} {side} "
-    expected, found = ({f"{prefix}{name}": value for name, value in side.items()} for side in results)
-    yield from compare_groups(evidence.subject("sizes"), "attention", expected, found, evidence.tolerance("attention"))
-
-
-def _mask(samples: int, length: int, side: str) -> Tensor:
-    """[B, T], a tenth of every sample but the first is no token; or one sample lacks one token, or none does."""
-    mask = torch.ones(samples, length, dtype=torch.int64)
-    if side == "hole":
-        mask[-1, length // 2] = int(length < 3)
-    if side in ("hole", "whole"):
-        return mask
-    stop = length if side == "right" else length // 2
-    mask[1:, stop - length // 10 : stop] = 0
-    return mask
-
-
 def _loss(evidence: Evidence, count: int, vocabulary: int, keep: bool) -> Iterator[Row]:
-    hidden, wanted = _drawn(f"hidden {count}", count, WIDTH), _drawn(f"target {count}", count, WIDTH)
+    hidden, wanted = drawn(f"hidden {count}", count, WIDTH), drawn(f"target {count}", count, WIDTH)
     head, verifier = (
-        _drawn(f"head {vocabulary}", vocabulary, WIDTH),
-        _drawn(f"verifier {vocabulary}", vocabulary, WIDTH),
+        drawn(f"head {vocabulary}", vocabulary, WIDTH),
+        drawn(f"verifier {vocabulary}", vocabulary, WIDTH),
     )
     weights = (torch.arange(count) % 3 > 0).long()
     hidden.requires_grad_(True)
@@ -124,9 +77,9 @@ def _formula(
 def _likeliest(evidence: Evidence) -> Iterator[Row]:
     """Blocks of columns beside torch's own search, with several largest entries in a row."""
     subject = evidence.subject("sizes")
-    for columns in (4096, 1536, 1024, 1000, 512):
-        values = (_drawn(f"values {columns}", 40, columns) * 50).round()
-        distinct = _drawn(f"distinct {columns}", 40, columns)
+    for columns in (5000, 4096, 1536, 1024, 1000, 512):
+        values = (drawn(f"values {columns}", 40, columns) * 50).round()
+        distinct = drawn(f"distinct {columns}", 40, columns)
         expected, found = torch.topk(distinct, TOP, dim=-1), topk(distinct, TOP)
         for name, right, own in zip(("values", "indices"), expected, found):
             yield compare(subject, "batch", f"top {TOP} of {columns}: {name}", right, own, evidence.tolerance("batch"))
@@ -151,10 +104,9 @@ def _means(evidence: Evidence) -> Iterator[Row]:
 
 def _second_derivatives(evidence: Evidence) -> Iterator[Row]:
     """Gradients are computed without a graph of their own: whoever asks for theirs is refused, not given zeros."""
-    states = [_drawn(f"second {name}", 1, 2, 4, DIM).requires_grad_(True) for name in ("query", "key", "value")]
-    query, key, value = states
-    out = fast_ttt_attention(query, (key,), (value,), None, DIM**-0.5, Alignment.CHAIN)
-    hidden, head = (_drawn(f"second {name}", 4, WIDTH).requires_grad_(True) for name in ("hidden", "head"))
+    query, key, value = (drawn(f"second {name}", 1, 2, 4, 8).requires_grad_(True) for name in ("q", "k", "v"))
+    out = fast_ttt_attention(query, (key,), (value,), None, 1.0, Alignment.CHAIN)
+    hidden, head = (drawn(f"second {name}", 4, WIDTH).requires_grad_(True) for name in ("hidden", "head"))
     target = TargetRows(hidden.detach() + 1, head.detach(), True)
     loss = fused_kl(hidden, head, target, torch.ones(4)).kl
     for name, value, leaf in (("attention", out.sum(), query), ("loss", loss, hidden)):
@@ -164,7 +116,3 @@ def _second_derivatives(evidence: Evidence) -> Iterator[Row]:
         except RuntimeError as error:
             found = type(error).__name__
         yield compare_value(evidence.subject("sizes"), "grad", f"second derivative of {name}", "RuntimeError", found)
-
-
-def _drawn(name: str, *shape: int) -> Tensor:
-    return torch.from_numpy(uniform(0, name, shape)).float() * 3**0.5

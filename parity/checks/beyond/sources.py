@@ -17,9 +17,9 @@ from torch import Tensor
 from parity.checks.beyond.forms import Dialogue, read_dialogues, write_arrow, write_files, write_ids, write_records
 from parity.checks.beyond.order import check_order
 from parity.checks.evidence import Evidence
-from parity.compare import compare, compare_value
+from parity.compare import compare, compare_series, compare_value
 from parity.result import Row
-from parity.runs.port import dataset_for, settings_for
+from parity.runs.port import dataset_for, settings_for, trace_port
 from ports.training.data.sources import recorded_layers
 from ports.training.verifier import verifier_config
 
@@ -34,6 +34,7 @@ def check_sources(evidence: Evidence) -> list[Row]:
         dialogues = read_dialogues(evidence.case, evidence.draft.config)
         rows = [*_stored(evidence, dialogues, folder), *_online(evidence, dialogues, folder)]
         rows += [*_packed(evidence, dialogues, folder), *_layers(evidence, dialogues, folder)]
+        rows.append(_online_run(evidence, folder))
         return [*rows, *check_order(evidence, folder / "order")]
 
 
@@ -56,11 +57,23 @@ def _online(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iter
     dataset = dataset_for(evidence.case, evidence.draft.config, **settings)
     batch = dataset.collate_fn()([dataset[index] for index in range(len(dialogues))])
     subject = evidence.subject("sources")
+    attached = [name for name, value in batch.items() if isinstance(value, Tensor) and value.requires_grad]
+    yield compare_value(subject, "online", "with gradient", [], attached)
     for index, dialogue in enumerate(dialogues):
         for name, value in _expected(dialogue, arrow=False).items():
             quantity = "online" if value.is_floating_point() else "batch"
             own = batch[name][index, : len(value)]
             yield compare(subject, quantity, f"online {index}: {name}", value, own, evidence.tolerance(quantity))
+
+
+def _online_run(evidence: Evidence, folder: Path) -> Row:
+    """A run with ``--online`` has the losses of one on the files; it has one process, whatever it asks for."""
+    common: dict[str, Any] = {"live": True, "noise": False, "shuffle": False, "epoch": 0, "bs": 1, "max_len": MAX_LEN}
+    stored = trace_port(evidence.case, tmpdir=folder / "files", **common)
+    online = {"online": True, "verifier_dtype": "float32", "num_workers": 1}
+    found = trace_port(evidence.case, tmpdir=folder / "ids", **common, **online)
+    expected, own = ([point.loss for point in trace.curve] for trace in (stored, found))
+    return compare_series(evidence.subject("sources"), "loss", "online run", expected, own, evidence.tolerance("loss"))
 
 
 def _packed(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:

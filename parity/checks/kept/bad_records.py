@@ -13,9 +13,10 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 
-from parity.checks.beyond.forms import Dialogue, record_info, record_of
+from parity.checks.beyond.forms import Dialogue, record_info, record_of, write_arrow
 from parity.checks.evidence import Evidence
 from parity.compare import compare, compare_value
+from parity.errors import InputError
 from parity.result import Row
 from parity.runs.port import dataset_for, trace_port
 from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
@@ -81,7 +82,9 @@ def bad_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterato
         yield _reading(evidence, folder / name, name, field, "data_0.ckpt", torch.save, content)
     for suffix in ("ckpt", "safetensors"):
         yield _reading(evidence, folder / "noise" / suffix, f"no {suffix}", "file", f"data_0.{suffix}", _noise, None)
+    yield "torch's own reason", "", lambda: _reasons(evidence, folder / "noise" / "ckpt")
     yield from _origins(evidence, dialogue, folder / "origins")
+    yield from _arrow(evidence, dialogue, folder / "arrow data")
     yield from _nothing(evidence, folder)
 
 
@@ -102,6 +105,19 @@ def _save(metadata: dict[str, str] | None) -> Callable[[Record, Path], None]:
 
 def _noise(content: Any, file: Path) -> None:
     file.write_bytes(bytes(range(200)))
+
+
+def _reasons(evidence: Evidence, folder: Path) -> None:
+    """What torch says first of a file that it cannot read is what the refusal found."""
+    try:
+        torch.load(folder / "data_0.ckpt", weights_only=True)
+    except Exception as error:
+        said = str(error).strip().split("\n")[0]
+    try:
+        dataset_for(evidence.case, evidence.draft.config, tmpdir=folder)[0]
+    except InputError as error:
+        if error.found != said:
+            raise
 
 
 class _Code:
@@ -134,6 +150,30 @@ def _origins(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[A
     name, field = "an origin with two faults", f"{KEY}.schema_version"
     yield _reading(evidence, folder / name, name, field, "data_0.safetensors", *content)
     yield "the second record of another verifier", "verifier", lambda: _second(evidence, dialogue, folder / "second")
+
+
+def _arrow(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
+    """Speculators' prepared data whose states do not fit its rows."""
+    states = torch.stack([*(dialogue.arrow_states or [dialogue.before]), dialogue.before], dim=1)
+    fitting = {"hidden_states": states, "token_ids": dialogue.ids}
+    reversed_ids = {**fitting, "token_ids": dialogue.ids.flip(0)}
+    narrow = {**fitting, "hidden_states": states[..., 1:].contiguous()}
+    files: dict[str, tuple[str, Callable[[Path], object]]] = {
+        "as written": ("", lambda file: None),
+        "without states": ("hidden_states", lambda file: file.unlink()),
+        "of noise": ("hidden_states", lambda file: _noise(None, file)),
+        "of other ids": ("token_ids", partial(save_file, reversed_ids)),
+        "of another width": ("hidden_states", partial(save_file, narrow)),
+    }
+    folder.mkdir(parents=True)
+    for name, (field, spoil) in files.items():
+
+        def attempt(name: str = name, spoil: Callable[[Path], object] = spoil) -> object:
+            write_arrow(folder / name, evidence.case, [dialogue])
+            spoil(folder / name / "hidden_states" / "hs_0.safetensors")
+            return dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / name)[0]
+
+        yield f"arrow data {name}", field, attempt
 
 
 def _second(evidence: Evidence, dialogue: Dialogue, folder: Path) -> None:

@@ -6,6 +6,7 @@ A port that trained on them would give numbers, and nobody would know.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def _judged(evidence: Evidence, attempts: Iterator[Attempt]) -> Iterator[Row]:
 def _field_of(attempt: Callable[[], object], said: str = "") -> str:
     """The field that a refusal names, all of the refusal where it does not say ``said``; nothing if accepted."""
     try:
-        attempt()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attempt()
     except InputError as error:
         return error.field or "?" if said in str(error) else str(error)
     except Exception as error:

@@ -40,6 +40,7 @@ def _rows(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
     yield from check_parts(evidence, subject, folder / "parts")
     yield from _kept(evidence, folder / "kept")
     yield from _best(evidence, folder / "best")
+    yield from _bars(evidence, folder)
     yield from _auto(evidence, folder / "auto")
     yield from _elsewhere(evidence, folder / "auto", folder)
     yield from _changed(evidence, folder / "auto")
@@ -63,6 +64,17 @@ def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     expected = {"precision": "no", "processes": 1, "sharding": "none"}
     yield compare_value(subject, "checkpoints", "world", expected, world)
     yield compare_value(subject, "checkpoints", "digits of digests", dict.fromkeys(digests, 16), digests)
+
+
+def _bars(evidence: Evidence, folder: Path) -> Iterator[Row]:
+    """A bar over a pass is drawn where it was asked for, and nowhere else."""
+    for asked in (False, True):
+        with contextlib.redirect_stderr(io.StringIO()) as drawn, quietly():
+            loop = _short(evidence, folder / f"bars {asked}", progress=asked, max_steps=1)
+            next(loop.optimizer_steps())
+            loop.accelerator.end_training()
+        bars = re.findall(r"(?:^|\r|\n) *\d+%\|", drawn.getvalue())
+        yield compare_value(evidence.subject("upkeep"), "prints", f"bars asked for: {asked}", asked, bool(bars))
 
 
 def _best(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
@@ -146,6 +158,7 @@ def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     names = sorted([*(f"step_{number}" for number in range(1, STEPS + 1)), last])
     yield compare_value(subject, "auto", "saved", names, _visible(cpdir))
     yield compare_value(subject, "auto", "asked to stop after a save", [last, last], stopped)
+    yield _stopped_later(evidence, subject, cpdir.with_name("stopped"))
     yield compare_value(subject, "auto", "newest", STEPS, _steps(evidence, cpdir))
     for name in (last, f"step_{STEPS}"):
         _flip(cpdir / name / "model.safetensors")
@@ -153,6 +166,18 @@ def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     (cpdir / f"step_{STEPS - 1}" / "training_state" / "state.json").write_text("{")
     yield compare_value(subject, "auto", "its state is damaged", STEPS - 2, _steps(evidence, cpdir))
     yield from _swept(evidence, subject, cpdir)
+
+
+def _stopped_later(evidence: Evidence, subject: Subject, cpdir: Path) -> Row:
+    """Asked to stop a step after the last save, a run saves once more."""
+    with quietly():
+        loop = _short(evidence, cpdir, save_steps=2)
+        for _ in zip(range(STEPS), loop.optimizer_steps()):
+            pass
+        stopped = loop.plan.keeper.on_stop(loop).name
+        loop.accelerator.end_training()
+    expected = (f"step_{STEPS}", ["step_2", f"step_{STEPS}"])
+    return compare_value(subject, "auto", "asked to stop later", expected, (stopped, _visible(cpdir)))
 
 
 def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,11 @@ def _lock(subject: Subject, folder: Path) -> Iterator[Row]:
     finally:
         holder.communicate(b"\n")
     yield compare_value(subject, "lock", "given back", ("", ""), _locked(folder))
+    created = folder.with_name("created")
+    created.mkdir()
+    DirectoryLock(created).release()
+    mode = stat.S_IMODE((created / FILE).stat().st_mode)
+    yield compare_value(subject, "lock", "mode", oct(mode & 0o644), oct(mode))
     for text in ("x" * 300, ""):
         (folder / FILE).write_text(text)
         _locked(folder)

@@ -55,10 +55,10 @@ def _series(evidence: Evidence, subject: Subject, name: str) -> Row:
 
 
 def _logged(evidence: Evidence, subject: Subject) -> list[Row]:
-    """The metrics an algorithm logs besides; a micro-batch without rows in the loss logs none on either side."""
+    """The metrics an algorithm logs besides, and no others; a micro-batch without rows in the loss logs none."""
     curves = evidence.expected.curve, evidence.found.curve
     tolerance, rows = evidence.tolerance("loss"), []
-    for name in sorted({name for point in curves[0] for name in point.logged}):
+    for name in sorted({name for side in curves for point in side for name in point.logged}):
         expected, found = ({i: p.logged[name] for i, p in enumerate(side) if name in p.logged} for side in curves)
         steps = sorted({*expected, *found})
         first, second = ([side.get(step, nan) for step in steps] for side in (expected, found))

@@ -43,7 +43,7 @@ class PreparedDataset(RecordDataset):
         file = self.files[index]
         raw = self._raw(file, index)
         record = {"input_ids": raw["input_ids"].long(), "loss_mask": raw["loss_mask"].long()}
-        last = self._normed(raw["verifier_last_hidden_states"])
+        last = self._normed(file, raw["verifier_last_hidden_states"])
         if "target" in self.widths:
             fields = {"hidden_state": raw["hidden_states"], "target": last}
         else:
@@ -72,8 +72,10 @@ class PreparedDataset(RecordDataset):
     def _norm(self) -> LlamaRMSNorm:
         return final_norm(self.basepath)
 
-    def _normed(self, last: Tensor) -> Tensor:
+    def _normed(self, file: Path, last: Tensor) -> Tensor:
         weight = self._norm.weight
+        if last.shape[-1] != len(weight):
+            raise InputError(file, "hidden_states", f"width {last.shape[-1]}", f"the verifier's {len(weight)}")
         normed: Tensor = self._norm(last.to(weight.dtype)).detach()
         return normed
 
