@@ -20,7 +20,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import dense
 from ports.training.attention.flash import fast_ttt_attention
 
-SIZES = ((2, 290, 4), (2, 2, 5), (2, 1, 1))
+SIZES = ((2, 290, 4), (2, 3, 5), (2, 1, 1))
 """Samples, positions and TTT steps: beyond a block of rows, several blocks of heads, fewer positions than steps."""
 
 PADDING = ("whole", "right", "inside", "hole")

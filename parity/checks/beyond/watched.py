@@ -6,6 +6,7 @@ them, every module of a layer is called at every step, and the numbers are the s
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from parity.algorithms import ALGORITHMS
 from parity.case import Case
 from parity.checks.evidence import Evidence
 from parity.compare import compare_groups, compare_value
 from parity.environment import deterministic, quietly
 from parity.result import Row
-from parity.runs.port import start_port
+from parity.runs.port import reset_accelerate, settings_for
+from ports.training.alignment import Alignment
 from ports.training.data.batches import Batch, collate
 
 SAMPLES = 2
@@ -28,30 +31,43 @@ SAMPLES = 2
 
 
 def check_watched(evidence: Evidence) -> list[Row]:
-    """Rows of the implementations check: gradients with the losses, and how often each module of the layers ran."""
-    with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
-        loop = start_port(evidence.case, Path(folder), max_steps=1)
-        plan: Any = loop.plan
-        objective, dataset = plan.objective, plan.loader.dataset
-        loop.accelerator.end_training()
-    batch = collate([dataset.sample(index) for index in range(min(SAMPLES, len(dataset)))])
-    expected = _numbers(objective, batch)
-    with _watched(objective.draft) as calls:
-        found = _numbers(objective, batch)
-    subject = evidence.subject("implementations")
-    called = {name: _times(name, evidence.case) for name, _ in _modules(objective.draft)}
-    return [
-        *compare_groups(subject, "grad", expected, found, evidence.tolerance("grad")),
-        compare_value(subject, "paths", "watched: calls", called, dict(calls)),
-    ]
+    """Rows of the implementations check, for drafts of one and of three layers: losses, gradients and calls."""
+    rows = []
+    for layers in (1, 3):
+        with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
+            objective, batch = _fresh(evidence, Path(folder), layers)
+        name = f"watched, {layers} deep"
+        expected = _numbers(name, objective, batch)
+        with _watched(objective.draft) as calls:
+            found = _numbers(name, objective, batch)
+        subject = evidence.subject("implementations")
+        called = {name: _times(name, evidence.case) for name, _ in _modules(objective.draft)}
+        rows += compare_groups(subject, "grad", expected, found, evidence.tolerance("grad"))
+        rows.append(compare_value(subject, "paths", f"{name}: calls", called, dict(calls)))
+    return rows
 
 
-def _numbers(objective: Any, batch: Batch) -> dict[str, Tensor]:
+def _fresh(evidence: Evidence, folder: Path, layers: int) -> tuple[Any, Batch]:
+    """The objective of a draft that was just drawn, and a batch for it; several layers are trained in chain alone."""
+    config = json.loads(evidence.case.configpath.read_text()) | {"num_hidden_layers": layers}
+    (folder / "draft.json").write_text(json.dumps(config))
+    changes = {"configpath": str(folder / "draft.json"), "ttt_alignment": Alignment.CHAIN, "noise": False}
+    settings = settings_for(evidence.case, folder / "run", **changes)
+    train = ALGORITHMS[evidence.case.algorithm].train
+    draft = train.build(settings)
+    dataset = train.build_dataset(settings, draft.config)
+    reset_accelerate()
+    loop: Any = train.start(settings, draft, dataset)
+    loop.accelerator.end_training()
+    return loop.plan.objective, collate([dataset.sample(index) for index in range(min(SAMPLES, len(dataset)))])
+
+
+def _numbers(prefix: str, objective: Any, batch: Batch) -> dict[str, Tensor]:
     objective.zero_grad(set_to_none=True)
     outcome = objective(batch)
     outcome.backward_loss.backward()
     grads = {name: value.grad for name, value in objective.draft.named_parameters() if value.grad is not None}
-    return {f"watched: {name}": value.clone() for name, value in {"loss": outcome.step_losses, **grads}.items()}
+    return {f"{prefix}: {name}": value.clone() for name, value in {"loss": outcome.step_losses, **grads}.items()}
 
 
 def _modules(draft: nn.Module) -> Iterator[tuple[str, nn.Module]]:

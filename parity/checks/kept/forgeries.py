@@ -101,6 +101,7 @@ DAMAGED: dict[str, tuple[str, Spoil]] = {
 FORGED: dict[str, tuple[str, Spoil]] = {
     "state of a newer release": ("format_version", edit(STATE, lambda value: value.update(format_version=2))),
     "state with a negative count": ("steps", edit(STATE, lambda value: value.update(steps=-1))),
+    "state with a long word for a count": ("steps", edit(STATE, lambda value: value.update(steps="x" * 99))),
     "state without processes": ("processes", edit(STATE, lambda value: value.update(processes=[]))),
     "a place behind the pass": (
         "processes.batches",

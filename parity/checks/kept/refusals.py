@@ -25,6 +25,7 @@ SAID = {
     "input_ids missing (ckpt)": "missing",
     "ids as a list": "list",
     "state without processes": "[]",
+    "state with a long word for a count": f"found '{'x' * 79}, expected",
     "no generators": "(0,)",
     "a rate too many": "2 rates",
     "no rates": "0 rates",

@@ -149,10 +149,20 @@ def _other_ids(file):
     save_file({**tensors, "token_ids": tensors["token_ids"] + 1}, file)
 
 
-BAD = [(lambda file: file.unlink(), "no such file"), (_cut, ""), (_other_ids, "do not match")]
+def _narrow(file):
+    tensors = load_file(file)
+    save_file({**tensors, "hidden_states": tensors["hidden_states"][..., :-1].contiguous()}, file)
 
 
-@pytest.mark.parametrize(("spoil", "found"), BAD, ids=["missing", "cut", "other ids"])
+BAD = [
+    (lambda file: file.unlink(), "no such file"),
+    (_cut, ""),
+    (_other_ids, "do not match"),
+    (_narrow, "width 31"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "found"), BAD, ids=["missing", "cut", "other ids", "another width"])
 def test_bad_hidden_states_are_refused(both, dataset, refuses, spoil, found) -> None:
     _, ours = dataset("eagle3", both)
     file = both / "hidden_states" / "hs_1.safetensors"
