@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from mutation import results
-from mutation.explanations import load
+from mutation.explanations import Explanation, explain, load
 from mutation.mutants import Mutant, few_a_place, mutants_of
 from mutation.scope import files
 from mutation.server import Server
@@ -30,7 +30,7 @@ def run(
     a_place: Annotated[int, typer.Option(help="make at most this many of one kind at one place; 0: all")] = 2,
     jobs: Annotated[int, typer.Option(help="mutants at a time")] = 1,
     keyword: Annotated[str, typer.Option("-k", help="judge by the cases whose name fits: words, and, or, not")] = "",
-    survivors: Annotated[bool, typer.Option(help="judge only those in the results again that survived")] = False,
+    survivors: Annotated[bool, typer.Option(help="judge only those again that survived and could die")] = False,
     output: Output = Path("mutation.jsonl"),
 ) -> None:
     """Judge mutants of the modules in scope, and go on where an earlier run stopped."""
@@ -38,7 +38,8 @@ def run(
         return
     made, about = _make(module, sample, seed, a_place)
     known = results.read(output).records
-    waiting = [each for each in made if _wanted(known.get(each.key), survivors)]
+    entries = load() if survivors else None
+    waiting = [each for each in made if _wanted(known.get(each.key), entries)]
     print(f"{len(made)} mutants, {len(waiting)} to judge", flush=True)
     server = Server(keyword)
     try:
@@ -91,8 +92,14 @@ def _make(pattern: str, sample: int, seed: int, a_place: int) -> tuple[list[Muta
     return chosen, {"seed": seed, "a_place": a_place, "sample": sample, "modules": modules, "chosen": keys}
 
 
-def _wanted(record: dict[str, Any] | None, survivors: bool) -> bool:
-    return record is None if not survivors else record is not None and record["outcome"] == "survived"
+def _wanted(record: dict[str, Any] | None, entries: list[Explanation] | None) -> bool:
+    """Without ``entries`` what was never judged; with them the survivors, but for those they explain as equivalent."""
+    if entries is None:
+        return record is None
+    if record is None or record["outcome"] != "survived":
+        return False
+    entry = explain(record, entries)
+    return entry is None or not entry.equivalent
 
 
 def _environment() -> dict[str, Any]:
