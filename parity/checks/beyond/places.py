@@ -114,6 +114,7 @@ def _trained_rows(subject: Subject) -> Iterator[Row]:
     states = torch.arange(8.0).reshape(2, 2, 2)
     for name, mask, expected in (
         ("some", [[1, 0], [0, 1]], [(2, False), (2, True)]),
+        ("all but one", [[1, 1], [0, 1]], [(1, False), (3, True)]),
         ("all", [[1, 1], [2, 1]], [(4, True)]),
         ("none", [[0, 0], [0, 0]], [(4, False), (0, True)]),
     ):

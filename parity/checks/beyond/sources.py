@@ -18,8 +18,9 @@ from parity.checks.beyond.forms import Dialogue, read_dialogues, write_arrow, wr
 from parity.checks.beyond.order import check_order
 from parity.checks.evidence import Evidence
 from parity.compare import compare, compare_series, compare_value
+from parity.environment import quietly
 from parity.result import Row
-from parity.runs.port import dataset_for, settings_for, trace_port
+from parity.runs.port import dataset_for, settings_for, start_port, trace_port
 from ports.training.data.sources import recorded_layers
 from ports.training.verifier import verifier_config
 
@@ -34,7 +35,7 @@ def check_sources(evidence: Evidence) -> list[Row]:
         dialogues = read_dialogues(evidence.case, evidence.draft.config)
         rows = [*_stored(evidence, dialogues, folder), *_online(evidence, dialogues, folder)]
         rows += [*_packed(evidence, dialogues, folder), *_layers(evidence, dialogues, folder)]
-        rows.append(_online_run(evidence, folder))
+        rows += _online_run(evidence, folder)
         return [*rows, *check_order(evidence, folder / "order")]
 
 
@@ -66,14 +67,18 @@ def _online(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iter
             yield compare(subject, quantity, f"online {index}: {name}", value, own, evidence.tolerance(quantity))
 
 
-def _online_run(evidence: Evidence, folder: Path) -> Row:
-    """A run with ``--online`` has the losses of one on the files; it has one process, whatever it asks for."""
+def _online_run(evidence: Evidence, folder: Path) -> Iterator[Row]:
+    """A run with ``--online`` has the losses of one on the files; its loader has no workers, whatever it asks for."""
     common: dict[str, Any] = {"live": True, "noise": False, "shuffle": False, "epoch": 0, "bs": 1, "max_len": MAX_LEN}
-    stored = trace_port(evidence.case, tmpdir=folder / "files", **common)
-    online = {"online": True, "verifier_dtype": "float32", "num_workers": 1}
-    found = trace_port(evidence.case, tmpdir=folder / "ids", **common, **online)
+    stored, subject = trace_port(evidence.case, tmpdir=folder / "files", **common), evidence.subject("sources")
+    common |= {"tmpdir": folder / "ids", "online": True, "verifier_dtype": "float32", "num_workers": 1}
+    found = trace_port(evidence.case, **common)
     expected, own = ([point.loss for point in trace.curve] for trace in (stored, found))
-    return compare_series(evidence.subject("sources"), "loss", "online run", expected, own, evidence.tolerance("loss"))
+    yield compare_series(subject, "loss", "online run", expected, own, evidence.tolerance("loss"))
+    with quietly():
+        loop: Any = start_port(evidence.case, folder / "online", **common)
+        loop.accelerator.end_training()
+    yield compare_value(subject, "online", "workers", 0, loop.plan.loader.num_workers)
 
 
 def _packed(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:
