@@ -71,6 +71,7 @@ def _results(name: str, attend: Attend, states: States, mask: Tensor) -> dict[st
     out = attend(query, tuple(others[:steps]), tuple(others[steps:]))
     real = torch.where(mask.bool()[:, None, :, None], out, 0)
     seed = drawn(f"grad {mask.shape[1]}", *out.shape).to(out.dtype)
+    seed[:, :, : mask.shape[1] // 2] *= int(bool(mask.all()))  # beside padding the first half is a prompt, in no loss
     grads = torch.autograd.grad(real, [query, *others], seed, materialize_grads=True)
     names = ["query", *(f"{kind}{i}" for kind in ("key", "value") for i in range(steps))]
     return {f"{name} {each}": value for each, value in {"out": real.detach(), **dict(zip(names, grads))}.items()}

@@ -22,7 +22,7 @@ from parity.runs.port import start_port
 from ports.training import metrics, settings
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import AttentionImplementation, attention_name
-from ports.training.data.batches import RecordDataset
+from ports.training.data.batches import CollateVisits, RecordDataset
 from ports.training.loss import objective
 from ports.training.loss.fused_loss import Extras
 from ports.training.loss.objective import Hits
@@ -91,6 +91,7 @@ def _defaults(subject: Subject) -> Iterator[Row]:
     found = [dataset.max_len, dataset.alignment, dataset.noise, dataset.skip_bad, dataset.like]
     yield compare_value(subject, "defaults", "samples", [8192, Alignment.PROTOTYPE, True, False, None], found)
     yield compare_value(subject, "defaults", "loss", [False, 0], [extras.hits, extras.topk])
+    yield compare_value(subject, "defaults", "batches", False, CollateVisits({}).packing)
 
 
 def _empty_passes(subject: Subject) -> Iterator[Row]:

@@ -112,6 +112,13 @@ def _unfit_verifiers(evidence: Evidence, subject: Subject, draft: FrozenEnds) ->
         ),
         "tied": ({"model.embed_tokens.weight": table}, "1.0"),
     }
+    alone: Any = type(draft)(copy.deepcopy(draft.config))
+    for name, attached in {"without a name": alone.config.speculators_config, "none": None}.items():
+        if attached is not None:
+            attached.verifier.name_or_path = None
+        alone.config.speculators_config = attached
+        untouched = _asked(alone.load_verifier_weights), bool(alone.lm_head.weight.isnan().all())
+        yield compare_value(subject, "verifier", name, (None, True), untouched)
     fresh: Any = type(draft)(copy.deepcopy(draft.config))
     for name, (tensors, expected) in verifiers.items():
         with tempfile.TemporaryDirectory() as folder, quietly():

@@ -6,6 +6,7 @@ other side is computed here, from the verifier by transformers' own call.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def check_sources(evidence: Evidence) -> list[Row]:
         dialogues = read_dialogues(evidence.case, evidence.draft.config)
         rows = [*_stored(evidence, dialogues, folder), *_online(evidence, dialogues, folder)]
         rows += [*_packed(evidence, dialogues, folder), *_layers(evidence, dialogues, folder)]
-        rows += _online_run(evidence, folder)
+        rows += [*_online_run(evidence, folder), *_dtypes(evidence, folder), _mixed(evidence, folder)]
         return [*rows, *check_order(evidence, folder / "order")]
 
 
@@ -87,7 +88,29 @@ def _packed(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iter
     batch = dataset.collate_fn(packing=True)([dataset[index] for index in range(len(dialogues))])
     lengths = [min(len(dialogue.ids), MAX_LEN) for dialogue in dialogues]
     numbers = [number for number, length in enumerate(lengths, 1) for _ in range(length)]
-    yield compare_value(evidence.subject("sources"), "batch", "packed", [numbers], batch["document_ids"].tolist())
+    subject, alone = evidence.subject("sources"), dataset.collate_fn(packing=True)([dataset[0]])
+    yield compare_value(subject, "batch", "packed", [numbers], batch["document_ids"].tolist())
+    yield compare_value(subject, "batch", "packed alone", [[1] * lengths[0]], alone["document_ids"].tolist())
+
+
+def _mixed(evidence: Evidence, folder: Path) -> Row:
+    """Files that say where they come from and files that do not lie side by side."""
+    (folder / "mixed").mkdir()
+    for source, name in (("records", "data_0.safetensors"), ("files", "data_1.ckpt")):
+        shutil.copy(folder / source / name, folder / "mixed")
+    dataset = dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / "mixed", max_len=MAX_LEN)
+    other = dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / "files", max_len=MAX_LEN)
+    expected, found = ([each[index].input_ids.tolist() for index in (0, 1)] for each in (other, dataset))
+    return compare_value(evidence.subject("sources"), "batch", "mixed files", expected, found)
+
+
+def _dtypes(evidence: Evidence, folder: Path) -> Iterator[Row]:
+    """The verifier's precision beside the draft is the prototypes' unless another one is asked for."""
+    own = {"eagle3": "auto", "hass": "float16"}[evidence.case.algorithm]
+    for choice, expected in {"default": own, "auto": "auto", "float32": "float32", "bfloat16": "bfloat16"}.items():
+        settings = {"tmpdir": folder / "ids", "online": True, "verifier_dtype": choice}
+        found = dataset_for(evidence.case, evidence.draft.config, **settings).dtype
+        yield compare_value(evidence.subject("sources"), "online", f"{choice} precision", expected, found)
 
 
 def _layers(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:

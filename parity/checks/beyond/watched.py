@@ -1,7 +1,7 @@
 """The port's draft with hooks on its modules, as tracers and sharding put them there, against the same draft without.
 
-What is shared between the TTT steps, or done on the rows in the loss alone, passes modules by. Where somebody watches
-them, every module of a layer is called at every step, and the numbers are the same.
+What is shared between the TTT steps, or done on the rows in the loss alone, passes modules by: at Eagle3's last step, at
+every step of HASS. Where somebody watches, every module of a layer is called at every step; the numbers are the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from parity.environment import deterministic, quietly
 from parity.result import Row
 from parity.runs.port import reset_accelerate, settings_for
 from ports.training.alignment import Alignment
+from ports.training.attention.trained_rows import TrainedRows
 from ports.training.data.batches import Batch, collate
 
 SAMPLES = 2
@@ -37,13 +39,16 @@ def check_watched(evidence: Evidence) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
             objective, batch = _fresh(evidence, Path(folder), layers)
         name = f"watched, {layers} deep"
-        expected = _numbers(name, objective, batch)
+        with patch.object(TrainedRows, "apply", autospec=True, side_effect=TrainedRows.apply) as apply:
+            expected = _numbers(name, objective, batch)
         with _watched(objective.draft) as calls:
             found = _numbers(name, objective, batch)
         subject = evidence.subject("implementations")
         called = {name: _times(name, evidence.case) for name, _ in _modules(objective.draft)}
         rows += compare_groups(subject, "grad", expected, found, evidence.tolerance("grad"))
         rows.append(compare_value(subject, "paths", f"{name}: calls", called, dict(calls)))
+        steps = 1 if evidence.case.algorithm == "eagle3" else evidence.case.ttt_steps
+        rows.append(compare_value(subject, "paths", f"{layers} deep: steps on trained rows", steps, apply.call_count))
     return rows
 
 

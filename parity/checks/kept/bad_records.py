@@ -199,7 +199,7 @@ def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
     yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
     yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)
-    for choice in ("1,2", "1,1,2", "1,2,x", "0,1,32"):
+    for choice in ("1,2", "1,1,2", "1,2,x", "0,2,x", "0,1,32", "0,1,33"):
         yield f"layers {choice}", "--aux_layers", partial(chosen_layers, choice, "verifier", 32)
 
 
@@ -220,12 +220,13 @@ def skipped_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Ite
     _noise(None, folder / "data_0.ckpt")
     none = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
     yield compare_value(subject, "rows", "skipped alone", (0, 0.0, {}), _first(none))
-    ids, features = (none.tensors[f"mb0.batch.{name}"] for name in ("input_ids", "hidden_states"))
-    yield compare_value(subject, "rows", "skipped alone: ids", [[0]], ids.tolist())
-    shape = [1, 1, dialogue.features.shape[-1]]
-    yield compare_value(
-        subject, "rows", "skipped alone: features", (shape, 0.0), (list(features.shape), float(features.sum()))
-    )
+    yield compare_value(subject, "rows", "skipped alone: ids", [[0]], none.tensors["mb0.batch.input_ids"].tolist())
+    width, hidden = dialogue.features.shape[-1], dialogue.last.shape[-1]
+    shapes = {"input_ids": [1, 1], "loss_mask": [1, 1], "hidden_states": [1, 1, width], "target": [1, 1, hidden]}
+    own = {name: list(none.tensors[f"mb0.batch.{name}"].shape) for name in shapes}
+    yield compare_value(subject, "rows", "skipped alone: shapes", shapes, own)
+    sums = [float(none.tensors[f"mb0.batch.{name}"].sum()) for name in shapes]
+    yield compare_value(subject, "rows", "skipped alone: sums", [0.0] * len(shapes), sums)
 
 
 def _first(trace: Any) -> tuple[int, float, dict[str, float]]:

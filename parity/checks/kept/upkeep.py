@@ -49,7 +49,11 @@ def _rows(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
 
 def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     """``--keep_last 2``: the newest two, and the pass with the lowest mean loss."""
+    damaged = cpdir / "step_77" / "training_state"
+    damaged.mkdir(parents=True)
+    (damaged / "state.json").write_text("{")
     run = run_port(evidence.case, cpdir, live=True, epoch=3, lr=RATE, keep_last=2)
+    yield compare_value(evidence.subject("upkeep"), "checkpoints", "damaged one left alone", True, damaged.is_dir())
     means = _means(run.trace)
     best, last, subject = means.index(min(means)), len(means) - 1, evidence.subject("upkeep")
     numbers = sorted({best, last - 1, last})
@@ -157,8 +161,12 @@ def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     last = next(path.parent.name for path in cpdir.glob("*0/config.json"))
     names = sorted([*(f"step_{number}" for number in range(1, STEPS + 1)), last])
     yield compare_value(subject, "auto", "saved", names, _visible(cpdir))
+    stored = json.loads((cpdir / last / "training_state" / "state.json").read_text())
+    found = [stored["epoch"], stored["best"], stored["processes"][0]["batches"]]
+    yield compare_value(subject, "auto", "within a pass", [0, None, STEPS], found)
     yield compare_value(subject, "auto", "asked to stop after a save", [last, last], stopped)
-    yield _stopped_later(evidence, subject, cpdir.with_name("stopped"))
+    for saves in (2, None):
+        yield _stopped_later(evidence, subject, cpdir.with_name(f"stopped {saves}"), saves)
     yield compare_value(subject, "auto", "newest", STEPS, _steps(evidence, cpdir))
     for name in (last, f"step_{STEPS}"):
         _flip(cpdir / name / "model.safetensors")
@@ -168,16 +176,16 @@ def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     yield from _swept(evidence, subject, cpdir)
 
 
-def _stopped_later(evidence: Evidence, subject: Subject, cpdir: Path) -> Row:
-    """Asked to stop a step after the last save, a run saves once more."""
+def _stopped_later(evidence: Evidence, subject: Subject, cpdir: Path, saves: int | None) -> Row:
+    """Asked to stop a step after the last save, or before any, a run saves once more."""
     with quietly():
-        loop = _short(evidence, cpdir, save_steps=2)
+        loop = _short(evidence, cpdir, save_steps=saves)
         for _ in zip(range(STEPS), loop.optimizer_steps()):
             pass
         stopped = loop.plan.keeper.on_stop(loop).name
         loop.accelerator.end_training()
-    expected = (f"step_{STEPS}", ["step_2", f"step_{STEPS}"])
-    return compare_value(subject, "auto", "asked to stop later", expected, (stopped, _visible(cpdir)))
+    expected = f"step_{STEPS}", [*([f"step_{saves}"] if saves else []), f"step_{STEPS}"]
+    return compare_value(subject, "auto", f"asked to stop, saves: {saves}", expected, (stopped, _visible(cpdir)))
 
 
 def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:
@@ -199,9 +207,12 @@ def _elsewhere(evidence: Evidence, cpdir: Path, folder: Path) -> Iterator[Row]:
     for name in ("a later name", "0 an earlier name"):
         with quietly():
             loop = _short(evidence, folder / name, ckpt_path=cpdir / "step_1")
+            tracker = loop.accelerator.get_tracker("jsonl", unwrap=True)
             loop.accelerator.end_training()
         found = (folder / name / "metrics.jsonl").read_bytes()
         yield compare_value(evidence.subject("upkeep"), "resumed", f"log in {name}", log[:stored], found)
+        file = folder / name / "metrics.jsonl"
+        yield compare_value(evidence.subject("upkeep"), "resumed", f"tracker in {name}", str(file), str(tracker))
 
 
 def _changed(evidence: Evidence, cpdir: Path) -> Iterator[Row]:

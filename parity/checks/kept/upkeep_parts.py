@@ -31,6 +31,8 @@ HOLD = (
 )
 """Another process that holds the lock until it is told to end."""
 
+TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
 HOLDER = "process 1 on " + "there" * 50
 """More than is repeated of what stands in the file."""
 
@@ -112,6 +114,10 @@ def _lock(subject: Subject, folder: Path) -> Iterator[Row]:
     finally:
         holder.communicate(b"\n")
     yield compare_value(subject, "lock", "given back", ("", ""), _locked(folder))
+    lock = DirectoryLock(folder)
+    yield compare_value(subject, "lock", "free for others while held", False, _is_free(folder))
+    lock.release()
+    yield compare_value(subject, "lock", "free for others afterwards", True, _is_free(folder))
     created = folder.with_name("created")
     created.mkdir()
     DirectoryLock(created).release()
@@ -122,6 +128,12 @@ def _lock(subject: Subject, folder: Path) -> Iterator[Row]:
         _locked(folder)
         named = (folder / FILE).read_text().split()[:1]
         yield compare_value(subject, "lock", f"holder after {len(text)} characters", ["process"], named)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether another process could take the lock."""
+    tried = subprocess.run([sys.executable, "-S", "-c", TRY, str(folder / FILE)], stderr=subprocess.DEVNULL)
+    return tried.returncode == 0
 
 
 def _locked(folder: Path) -> tuple[str, str]:

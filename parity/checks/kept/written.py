@@ -50,6 +50,9 @@ def _undeletable(subject: Subject, folder: Path) -> Iterator[Row]:
         refused = _refused(lambda: atomic.remove_directory(target))
         yield compare_value(subject, "written", "removed, not deleted", ("", ""), refused)
     yield compare_value(subject, "written", "out of sight", [], [path.name for path in folder.glob("[!.]*")])
+    with patch("shutil.rmtree", _deletes_nothing):
+        refused = _refused(lambda: atomic.sweep(folder))
+    yield compare_value(subject, "written", "swept, not deleted", ("", ""), refused)
 
 
 def _present(subject: Subject, folder: Path) -> Iterator[Row]:
@@ -81,6 +84,8 @@ def _files(subject: Subject, folder: Path) -> Iterator[Row]:
     found = _refused(lambda: atomic.write_file(folder / "taken", b""))
     yield compare_value(subject, "written", "file in a folder's place", "file", found[0])
     yield compare_value(subject, "written", "after it", {"file": "second"}, _contents(folder))
+    found = _refused(lambda: atomic.write_file(folder / "nowhere" / "file", b""))
+    yield compare_value(subject, "written", "file in no folder", "file", found[0])
 
 
 def _filled(text: str) -> Callable[[Path], None]:
