@@ -1,7 +1,7 @@
 """The port's draft with hooks on its modules, as tracers and sharding put them there, against the same draft without.
 
-What is shared between the TTT steps, or done on the rows in the loss alone, passes modules by: at Eagle3's last step, at
-every step of HASS. Where somebody watches, every module of a layer is called at every step; the numbers are the same.
+What is shared between the TTT steps, or done on the rows in the loss alone, passes modules by: at the last step of
+Eagle3, at every step of HASS. Where somebody watches, every module is called at every step; the numbers are the same.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def check_watched(evidence: Evidence) -> list[Row]:
         called = {name: _times(name, evidence.case) for name, _ in _modules(objective.draft)}
         rows += compare_groups(subject, "grad", expected, found, evidence.tolerance("grad"))
         rows.append(compare_value(subject, "paths", f"{name}: calls", called, dict(calls)))
+        own = ["layers.0.input_layernorm"] if evidence.case.algorithm == "hass" else []
+        bare = [name for name, module in objective.draft.named_modules() if type(module) is nn.Identity]
+        rows.append(compare_value(subject, "paths", f"{layers} deep: no norm", own, bare))
         steps = 1 if evidence.case.algorithm == "eagle3" else evidence.case.ttt_steps
         rows.append(compare_value(subject, "paths", f"{layers} deep: steps on trained rows", steps, apply.call_count))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from parity.checks.evidence import Evidence
 from parity.checks.kept.forgeries import DAMAGED, FORGED, MANIFEST, OTHER, STATE, WEIGHTS, Spoil, edit
@@ -31,6 +33,8 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
         yield name, field, _spoiled(evidence, saved, folder / name, spoil, sealed=False)
     for name, (field, spoil) in FORGED.items():
         yield name, field, _spoiled(evidence, saved, folder / name, spoil, sealed=True)
+    more = partial(_with_ignored, evidence.draft)
+    yield "the verifier's weights too", "", _spoiled(evidence, saved, folder / "more", more, sealed=True)
     for name, (field, spoil) in WEIGHTS.items():
         yield name, field, _spoiled(evidence, saved, folder / name, spoil, sealed=True, lr=1.0, weights_only=True)
     for name, field in {"verifier": "fingerprint", "draft": "fingerprint", "bs": "", "records": ""}.items():
@@ -53,6 +57,13 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
 
 def _forge(name: str, state: Any) -> None:
     state["fingerprint"][name] = "forged"
+
+
+def _with_ignored(draft: Any, checkpoint: Path) -> None:
+    """Other writers store what the draft has from its verifier."""
+    own, file = draft.state_dict(), checkpoint / "model.safetensors"
+    ignored = {name: own[name].clone() for name in draft._keys_to_ignore_on_save}
+    save_file({**load_file(file), **ignored}, file)
 
 
 def _without_log(state: Any) -> None:
@@ -103,6 +114,8 @@ def _another_log(evidence: Evidence, saved: Path, folder: Path, anyway: bool) ->
     checkpoint = _copy(saved, folder)
     (folder / "metrics.jsonl").write_text("{}\n")
     _resume(evidence, checkpoint, resume_anyway=anyway)
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
 
 
 def _other_records(evidence: Evidence, folder: Path, changed: bool) -> None:

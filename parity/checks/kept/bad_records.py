@@ -36,6 +36,7 @@ def _changes(record: Record, vocabulary: int) -> Iterator[tuple[str, str, Record
         "beyond the vocabulary": _with(ids, vocabulary),
         "in int32": ids.int(),
         "of two dimensions": ids[None],
+        "of no dimension": ids[0],
         "empty": ids[:0],
     }.items():
         yield f"ids {text}", "input_ids", {**record, "input_ids": value}

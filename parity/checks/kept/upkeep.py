@@ -49,7 +49,7 @@ def _rows(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
 
 def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     """``--keep_last 2``: the newest two, and the pass with the lowest mean loss."""
-    damaged = cpdir / "step_77" / "training_state"
+    damaged = cpdir / "0 damaged" / "training_state"
     damaged.mkdir(parents=True)
     (damaged / "state.json").write_text("{")
     run = run_port(evidence.case, cpdir, live=True, epoch=3, lr=RATE, keep_last=2)

@@ -83,6 +83,11 @@ def _digest(subject: Subject, folder: Path) -> Iterator[Row]:
         file.write_bytes(b"abc")
     text = b"end.ckpt\0003\0abc" + b"below/both.safetensors\0003\0abcabc" + b"gone.ckpt\000-1\0"
     text += b"elsewhere.ckpt\0003\0abc"
+    long = bytes(range(250)) * 20
+    for name, ends in (("long.ckpt", long[-4096:]), ("long.safetensors", long[:4096] + long[-4096:])):
+        files.append(folder.resolve() / name)
+        files[-1].write_bytes(long)
+        text += f"{name}\0005000\0".encode() + ends
     found = records_digest(folder.resolve(), files)
     yield compare_value(subject, "digest", "records", hashlib.sha256(text).hexdigest()[:16], found)
 

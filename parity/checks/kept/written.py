@@ -12,6 +12,7 @@ from parity.compare import Subject, compare_value
 from parity.errors import InputError
 from parity.result import Row
 from ports.training.checkpoint import atomic
+from ports.training.tracking import JsonLinesTracker
 
 
 def check_writing(subject: Subject, root: Path) -> Iterator[Row]:
@@ -36,6 +37,7 @@ def check_writing(subject: Subject, root: Path) -> Iterator[Row]:
     yield compare_value(subject, "written", "removed", {}, _contents(folder))
     yield from _undeletable(subject, root / "undeletable")
     yield from _present(subject, root / "present")
+    yield _full_log(subject, root)
     yield from _files(subject, folder)
 
 
@@ -86,6 +88,23 @@ def _files(subject: Subject, folder: Path) -> Iterator[Row]:
     yield compare_value(subject, "written", "after it", {"file": "second"}, _contents(folder))
     found = _refused(lambda: atomic.write_file(folder / "nowhere" / "file", b""))
     yield compare_value(subject, "written", "file in no folder", "file", found[0])
+
+
+class _FullDisk:
+    """A file that nothing can be written to any more."""
+
+    def write(self, line: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def _full_log(subject: Subject, folder: Path) -> Row:
+    """A line of metrics that finds no room."""
+    tracker = JsonLinesTracker(folder / "metrics.jsonl")
+    tracker._stream = _FullDisk()
+    found = _refused(lambda: tracker.log({"train/loss": 1.0}, 0))
+    return compare_value(
+        subject, "written", "metrics on a full disk", ("metrics", "room and permission to write"), found
+    )
 
 
 def _filled(text: str) -> Callable[[Path], None]:
