@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 
-from parity.checks.beyond.forms import Dialogue, record_info, record_of, write_arrow
+from parity.checks.beyond.forms import Dialogue, record_info, record_of
 from parity.checks.evidence import Evidence
-from parity.compare import compare, compare_value
 from parity.errors import InputError
-from parity.result import Row
-from parity.runs.port import dataset_for, trace_port
-from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
+from parity.runs.port import dataset_for
 from ports.training.data.record_info import KEY
 
 Attempt = tuple[str, str, Callable[[], object]]
@@ -82,11 +77,11 @@ def bad_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterato
     for name, (field, content) in forms.items():
         yield _reading(evidence, folder / name, name, field, "data_0.ckpt", torch.save, content)
     for suffix in ("ckpt", "safetensors"):
-        yield _reading(evidence, folder / "noise" / suffix, f"no {suffix}", "file", f"data_0.{suffix}", _noise, None)
+        yield _reading(
+            evidence, folder / "noise" / suffix, f"no {suffix}", "file", f"data_0.{suffix}", write_noise, None
+        )
     yield "torch's own reason", "", lambda: _reasons(evidence, folder / "noise" / "ckpt")
     yield from _origins(evidence, dialogue, folder / "origins")
-    yield from _arrow(evidence, dialogue, folder / "arrow data")
-    yield from _nothing(evidence, folder)
 
 
 def _reading(
@@ -104,7 +99,8 @@ def _save(metadata: dict[str, str] | None) -> Callable[[Record, Path], None]:
     return lambda record, file: save_file({name: value.contiguous() for name, value in record.items()}, file, metadata)
 
 
-def _noise(content: Any, file: Path) -> None:
+def write_noise(content: Any, file: Path) -> None:
+    """Bytes of no format."""
     file.write_bytes(bytes(range(200)))
 
 
@@ -153,30 +149,6 @@ def _origins(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[A
     yield "the second record of another verifier", "verifier", lambda: _second(evidence, dialogue, folder / "second")
 
 
-def _arrow(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
-    """Speculators' prepared data whose states do not fit its rows."""
-    states = torch.stack([*(dialogue.arrow_states or [dialogue.before]), dialogue.before], dim=1)
-    fitting = {"hidden_states": states, "token_ids": dialogue.ids}
-    reversed_ids = {**fitting, "token_ids": dialogue.ids.flip(0)}
-    narrow = {**fitting, "hidden_states": states[..., 1:].contiguous()}
-    files: dict[str, tuple[str, Callable[[Path], object]]] = {
-        "as written": ("", lambda file: None),
-        "without states": ("hidden_states", lambda file: file.unlink()),
-        "of noise": ("hidden_states", lambda file: _noise(None, file)),
-        "of other ids": ("token_ids", partial(save_file, reversed_ids)),
-        "of another width": ("hidden_states", partial(save_file, narrow)),
-    }
-    folder.mkdir(parents=True)
-    for name, (field, spoil) in files.items():
-
-        def attempt(name: str = name, spoil: Callable[[Path], object] = spoil) -> object:
-            write_arrow(folder / name, evidence.case, [dialogue])
-            spoil(folder / name / "hidden_states" / "hs_0.safetensors")
-            return dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / name)[0]
-
-        yield f"arrow data {name}", field, attempt
-
-
 def _second(evidence: Evidence, dialogue: Dialogue, folder: Path) -> None:
     folder.mkdir(parents=True)
     changes: list[dict[str, Any]] = [{}, {"verifier": "0" * 16}]
@@ -184,52 +156,3 @@ def _second(evidence: Evidence, dialogue: Dialogue, folder: Path) -> None:
         metadata = record_info(evidence.case, dialogue, row, **change).as_metadata()
         _save(metadata)(record_of(dialogue), folder / f"data_{row}.safetensors")
     dataset_for(evidence.case, evidence.draft.config, tmpdir=folder)[1]
-
-
-def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
-    """No data, and layers that a verifier has not."""
-    (folder / "empty").mkdir()
-    (folder / "arrow").mkdir()
-    for mark in ("dataset_info.json", "state.json"):
-        (folder / "arrow" / mark).write_text("{}")
-    build = partial(dataset_for, evidence.case, evidence.draft.config)
-    for name in ("empty", "missing", "arrow"):
-        yield f"{name} folder", "tmpdir", partial(build, tmpdir=folder / name)
-    Dataset.from_dict({"input_ids": []}).save_to_disk(folder / "no rows")
-    yield "arrow data of no rows", "tmpdir", partial(build, tmpdir=folder / "no rows")
-    yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
-    yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
-    yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)
-    for choice in ("1,2", "1,1,2", "1,2,x", "0,2,x", "0,1,32", "0,1,33"):
-        yield f"layers {choice}", "--aux_layers", partial(chosen_layers, choice, "verifier", 32)
-
-
-def skipped_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Row]:
-    """``--on_bad_record skip``: a batch is the batch of its good records, and what was left out is counted."""
-    folder.mkdir()
-    record = record_of(dialogue)
-    torch.save(record, folder / "data_0.ckpt")
-    _noise(None, folder / "data_1.ckpt")
-    settings: dict[str, Any] = {"noise": False, "shuffle": False, "epoch": 0, "on_bad_record": "skip", "live": True}
-    both, subject = trace_port(evidence.case, tmpdir=folder, bs=2, **settings), evidence.subject("refusals")
-    (folder / "data_1.ckpt").unlink()
-    alone = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
-    for name in ("input_ids", "attention_mask", "hidden_states", "target"):
-        expected, found = (trace.tensors[f"mb0.batch.{name}"] for trace in (alone, both))
-        yield compare(subject, "batch", f"skipped beside: {name}", expected, found, evidence.tolerance("batch"))
-    yield compare_value(subject, "prints", "skipped beside", ["Skipped 1 bad records"], both.prints[-1:])
-    _noise(None, folder / "data_0.ckpt")
-    none = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
-    yield compare_value(subject, "rows", "skipped alone", (0, 0.0, {}), _first(none))
-    yield compare_value(subject, "rows", "skipped alone: ids", [[0]], none.tensors["mb0.batch.input_ids"].tolist())
-    width, hidden = dialogue.features.shape[-1], dialogue.last.shape[-1]
-    shapes = {"input_ids": [1, 1], "loss_mask": [1, 1], "hidden_states": [1, 1, width], "target": [1, 1, hidden]}
-    own = {name: list(none.tensors[f"mb0.batch.{name}"].shape) for name in shapes}
-    yield compare_value(subject, "rows", "skipped alone: shapes", shapes, own)
-    sums = [float(none.tensors[f"mb0.batch.{name}"].sum()) for name in shapes]
-    yield compare_value(subject, "rows", "skipped alone: sums", [0.0] * len(shapes), sums)
-
-
-def _first(trace: Any) -> tuple[int, float, dict[str, float]]:
-    point = trace.curve[0]
-    return point.rows, point.loss, dict(point.logged)

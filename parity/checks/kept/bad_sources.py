@@ -1,0 +1,65 @@
+"""Data sets that no run may begin on: arrow data whose states do not fit, folders of nothing, impossible layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+
+from parity.checks.beyond.forms import Dialogue, write_arrow
+from parity.checks.evidence import Evidence
+from parity.checks.kept.bad_records import Attempt, write_noise
+from parity.runs.port import dataset_for
+from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
+
+
+def bad_sources(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
+    """As a run's data set is built and read."""
+    yield from _arrow(evidence, dialogue, folder / "arrow data")
+    yield from _nothing(evidence, folder)
+
+
+def _arrow(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
+    """Speculators' prepared data whose states do not fit its rows."""
+    states = torch.stack([*(dialogue.arrow_states or [dialogue.before]), dialogue.before], dim=1)
+    fitting = {"hidden_states": states, "token_ids": dialogue.ids}
+    reversed_ids = {**fitting, "token_ids": dialogue.ids.flip(0)}
+    narrow = {**fitting, "hidden_states": states[..., 1:].contiguous()}
+    files: dict[str, tuple[str, Callable[[Path], object]]] = {
+        "as written": ("", lambda file: None),
+        "without states": ("hidden_states", lambda file: file.unlink()),
+        "of noise": ("hidden_states", lambda file: write_noise(None, file)),
+        "of other ids": ("token_ids", partial(save_file, reversed_ids)),
+        "of another width": ("hidden_states", partial(save_file, narrow)),
+    }
+    folder.mkdir(parents=True)
+    for name, (field, spoil) in files.items():
+
+        def attempt(name: str = name, spoil: Callable[[Path], object] = spoil) -> object:
+            write_arrow(folder / name, evidence.case, [dialogue])
+            spoil(folder / name / "hidden_states" / "hs_0.safetensors")
+            return dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / name)[0]
+
+        yield f"arrow data {name}", field, attempt
+
+
+def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
+    """No data, and layers that a verifier has not."""
+    (folder / "empty").mkdir()
+    (folder / "arrow").mkdir()
+    for mark in ("dataset_info.json", "state.json"):
+        (folder / "arrow" / mark).write_text("{}")
+    build = partial(dataset_for, evidence.case, evidence.draft.config)
+    for name in ("empty", "missing", "arrow"):
+        yield f"{name} folder", "tmpdir", partial(build, tmpdir=folder / name)
+    Dataset.from_dict({"input_ids": []}).save_to_disk(folder / "no rows")
+    yield "arrow data of no rows", "tmpdir", partial(build, tmpdir=folder / "no rows")
+    yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
+    yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
+    yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)
+    for choice in ("1,2", "1,1,2", "1,2,x", "0,2,x", "0,1,32", "0,1,33"):
+        yield f"layers {choice}", "--aux_layers", partial(chosen_layers, choice, "verifier", 32)
