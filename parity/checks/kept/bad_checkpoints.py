@@ -24,6 +24,16 @@ Attempt = tuple[str, str, Callable[[], object]]
 STEPS = 2
 """Optimizer steps before the checkpoint, with noise and in a drawn order."""
 
+NEUTRAL: dict[str, Any] = {
+    "max_steps": 9,
+    "save_steps": 1,
+    "keep_last": 5,
+    "prefetch_factor": 3,
+    "report_data_wait": True,
+    "activation_checkpointing": True,
+}
+"""Settings that no number depends on."""
+
 
 def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     """Damaged and forged ones, other runs', and runs that cannot begin or go on."""
@@ -44,7 +54,7 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     for name, value in OTHER.items():
         yield f"another {name}", "fingerprint", partial(_resume, evidence, saved, **{name: value})
     yield "another rate, anyway", "", lambda: _resume(evidence, saved, lr=evidence.case.lr * 2, resume_anyway=True)
-    yield "more steps", "", lambda: _resume(evidence, saved, max_steps=9, save_steps=1, prefetch_factor=3)
+    yield "more steps, saved and reported otherwise", "", lambda: _resume(evidence, saved, **NEUTRAL)
     yield "the weights alone", "", lambda: _resume(evidence, saved, lr=1.0, weights_only=True)
     yield "another log", "log", lambda: _another_log(evidence, saved, folder / "log", False)
     yield "no log yet", "", _spoiled(evidence, saved, folder / "no log", edit(STATE, _without_log), sealed=True)

@@ -112,6 +112,8 @@ FORGED: dict[str, tuple[str, Spoil]] = {
         edit(STATE, lambda value: value["processes"].append({**value["processes"][0], "batches": 0})),
     ),
     "a rate too many": ("schedule.rates", edit(STATE, lambda value: value["schedule"]["rates"].append(0.1))),
+    "a log of a lower digest": ("log", edit(STATE, lambda value: value["log"].update(sha256="0" * 64))),
+    "a log of a higher digest": ("log", edit(STATE, lambda value: value["log"].update(sha256="f" * 64))),
     "no rates": ("schedule.rates", edit(STATE, lambda value: value["schedule"]["rates"].clear())),
     "NaN in Adam's state": (
         "exp_avg.draft.fc.weight",

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     yield compare_value(subject, "auto", "within a pass", [0, None, STEPS], found)
     yield compare_value(subject, "auto", "asked to stop after a save", [last, last], stopped)
     for saves in (2, None):
-        yield _stopped_later(evidence, subject, cpdir.with_name(f"stopped {saves}"), saves)
+        yield from _stopped_later(evidence, subject, cpdir.with_name(f"stopped {saves}"), saves)
     yield compare_value(subject, "auto", "newest", STEPS, steps_of_auto(evidence, cpdir))
     for name in (last, f"step_{STEPS}"):
         _flip(cpdir / name / "model.safetensors")
@@ -54,16 +55,22 @@ def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     yield from _swept(evidence, subject, cpdir)
 
 
-def _stopped_later(evidence: Evidence, subject: Subject, cpdir: Path, saves: int | None) -> Row:
-    """Asked to stop a step after the last save, or before any, a run saves once more."""
+def _stopped_later(evidence: Evidence, subject: Subject, cpdir: Path, saves: int | None) -> Iterator[Row]:
+    """Asked to stop a step after the last save, or before any, a run saves once more; serials go on from there."""
     with quietly():
         loop = short_run(evidence, cpdir, save_steps=saves)
         for _ in zip(range(STEPS), loop.optimizer_steps()):
             pass
         stopped = loop.plan.keeper.on_stop(loop).name
         loop.accelerator.end_training()
+        again = short_run(evidence, cpdir, ckpt_path=Path("auto"))
+        later = again.plan.keeper.save(again, "later")
+        again.accelerator.end_training()
+    serial = json.loads((later / "training_state" / "state.json").read_text())["serial"]
+    yield compare_value(subject, "auto", f"serial, saves: {saves}", 1 + bool(saves), serial)
+    shutil.rmtree(later)
     expected = f"step_{STEPS}", [*([f"step_{saves}"] if saves else []), f"step_{STEPS}"]
-    return compare_value(subject, "auto", f"asked to stop, saves: {saves}", expected, (stopped, visible(cpdir)))
+    yield compare_value(subject, "auto", f"asked to stop, saves: {saves}", expected, (stopped, visible(cpdir)))
 
 
 def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:

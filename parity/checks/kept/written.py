@@ -36,6 +36,7 @@ def check_writing(subject: Subject, root: Path) -> Iterator[Row]:
     atomic.remove_directory(target)
     yield compare_value(subject, "written", "removed", {}, _contents(folder))
     yield from _undeletable(subject, root / "undeletable")
+    yield from _synced(subject, root / "synced")
     yield from _present(subject, root / "present")
     yield _full_log(subject, root)
     yield from _files(subject, folder)
@@ -55,6 +56,24 @@ def _undeletable(subject: Subject, folder: Path) -> Iterator[Row]:
     with patch("shutil.rmtree", _deletes_nothing):
         refused = _refused(lambda: atomic.sweep(folder))
     yield compare_value(subject, "written", "swept, not deleted", ("", ""), refused)
+
+
+def _synced(subject: Subject, folder: Path) -> Iterator[Row]:
+    """Everything is on the disk before it has its name: the file, its folder, and then the folder above."""
+    one, file = folder / "one", folder / "file"
+    found = _inodes_synced(lambda: atomic.write_directory(one, _filled("first")))
+    expected = [path.stat().st_ino for path in (one / "file", one, folder)]
+    yield compare_value(subject, "written", "directory synced", expected, found)
+    found = _inodes_synced(lambda: atomic.write_file(file, b"first"))
+    expected = [path.stat().st_ino for path in (file, folder)]
+    yield compare_value(subject, "written", "file synced", expected, found)
+
+
+def _inodes_synced(write: Callable[[], object]) -> list[int]:
+    synced: list[int] = []
+    with patch("os.fsync", lambda handle: synced.append(os.fstat(handle).st_ino)):
+        write()
+    return synced
 
 
 def _present(subject: Subject, folder: Path) -> Iterator[Row]:
