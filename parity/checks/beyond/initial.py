@@ -117,8 +117,10 @@ def _unfit_verifiers(evidence: Evidence, subject: Subject, draft: FrozenEnds) ->
         if attached is not None:
             attached.verifier.name_or_path = None
         alone.config.speculators_config = attached
-        untouched = _asked(alone.load_verifier_weights), bool(alone.lm_head.weight.isnan().all())
-        yield compare_value(subject, "verifier", name, (None, True), untouched)
+        untouched = [bool(alone.get_parameter(each).isnan().all()) for each in FROM_VERIFIER]
+        yield compare_value(
+            subject, "verifier", name, (None, [True, True]), (_asked(alone.load_verifier_weights), untouched)
+        )
     fresh: Any = type(draft)(copy.deepcopy(draft.config))
     for name, (tensors, expected) in verifiers.items():
         with tempfile.TemporaryDirectory() as folder, quietly():

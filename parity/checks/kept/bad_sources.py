@@ -15,6 +15,7 @@ from parity.checks.evidence import Evidence
 from parity.checks.kept.bad_records import Attempt, write_noise
 from parity.runs.port import dataset_for
 from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
+from ports.training.data.features import load_verifier
 
 
 def bad_sources(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
@@ -59,6 +60,7 @@ def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     Dataset.from_dict({"input_ids": []}).save_to_disk(folder / "no rows")
     yield "arrow data of no rows", "tmpdir", partial(build, tmpdir=folder / "no rows")
     yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
+    yield "a verifier that is none", "model_path", lambda: load_verifier(str(folder / "empty"), "auto")
     yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
     yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)
     for choice in ("1,2", "1,1,2", "1,2,x", "0,2,x", "0,1,32", "0,1,33"):

@@ -95,6 +95,7 @@ def _metrics(evidence: Evidence, trace: Trace, cpdir: Path) -> Iterator[Row]:
     subject = evidence.subject("upkeep")
     yield compare_value(subject, "metrics", "lines", expected, found)
     settings = json.loads((cpdir / "settings.json").read_text())
+    yield compare_value(subject, "metrics", "order of settings", sorted(settings), list(settings))
     chosen = {"lr": RATE, "epoch": 3, "keep_last": 2, "bs": evidence.case.bs}
     yield compare_value(subject, "metrics", "settings", chosen, {name: _number(settings.get(name)) for name in chosen})
 
