@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor, nn
 
@@ -21,7 +22,9 @@ from ports.eagle3.objective import Eagle3Objective
 from ports.training.attention import once, shared_half
 from ports.training.attention.documents import documents_of
 from ports.training.attention.trained_rows import TrainedRows
+from ports.training.checkpoint.keeper import sharding
 from ports.training.data.features import FeatureReader
+from ports.training.loss.normalisation import GlobalNormalisation, build_normalisation
 
 
 def check_places(evidence: Evidence, subject: Subject) -> Iterator[Row]:
@@ -32,6 +35,7 @@ def check_places(evidence: Evidence, subject: Subject) -> Iterator[Row]:
     yield from _projections(subject)
     yield from _trained_rows(subject)
     yield from _devices(evidence, subject)
+    yield from _processes(subject)
 
 
 def _padding(subject: Subject) -> Iterator[Row]:
@@ -64,6 +68,17 @@ def _unnumbered(subject: Subject) -> Iterator[Row]:
             found = str(error)
         said = f"document_ids: found {numbers}, expected one row [1, T] numbered 1, 2, 3, .."
         yield compare_value(subject, "padding", name, said, found)
+
+
+def _processes(subject: Subject) -> Iterator[Row]:
+    """Rows are counted together where there is somebody to count with; a checkpoint names what shards its states."""
+    for kind, count in (("rank", 1), ("rank", 2), ("global", 1), ("global", 2), ("global", 3)):
+        together = kind == "global" and count > 1
+        found = build_normalisation(kind, SimpleNamespace(num_processes=count, device="cpu"))
+        yield compare_value(subject, "processes", f"{kind} of {count}", together, type(found) is GlobalNormalisation)
+    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
+        found_name = sharding(SimpleNamespace(distributed_type=kind))
+        yield compare_value(subject, "processes", kind.value, "FSDP2" if kind.value == "FSDP" else "none", found_name)
 
 
 class _Spread:

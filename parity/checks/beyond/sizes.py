@@ -31,7 +31,7 @@ def check_sizes(evidence: Evidence) -> list[Row]:
     rows = check_attention(evidence)
     for count, vocabulary, keep in LOSS:
         rows += _loss(evidence, count, vocabulary, keep)
-    return [*rows, *_likeliest(evidence), *_means(evidence), *_second_derivatives(evidence)]
+    return [*rows, *_likeliest(evidence), _many_rows(evidence), *_means(evidence), *_second_derivatives(evidence)]
 
 
 def _loss(evidence: Evidence, count: int, vocabulary: int, keep: bool) -> Iterator[Row]:
@@ -91,6 +91,13 @@ def _likeliest(evidence: Evidence) -> Iterator[Row]:
             argmax(values),
             evidence.tolerance("batch"),
         )
+
+
+def _many_rows(evidence: Evidence) -> Row:
+    """More rows than columns."""
+    values = drawn("many rows", 4096, 9)
+    subject, tolerance = evidence.subject("sizes"), evidence.tolerance("batch")
+    return compare(subject, "batch", "first largest of 4096 rows", values.argmax(-1), argmax(values), tolerance)
 
 
 def _means(evidence: Evidence) -> Iterator[Row]:
