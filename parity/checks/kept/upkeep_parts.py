@@ -24,6 +24,7 @@ from ports.training.checkpoint.fingerprint import records_digest
 from ports.training.checkpoint.lock import FILE, DirectoryLock
 from ports.training.checkpoint.manifest import read_json
 from ports.training.checkpoint.stop import EXIT_CODE
+from ports.training.digests import tensors_digest
 from ports.training.saving import save_draft
 
 HOLD = (
@@ -45,6 +46,7 @@ def check_parts(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[
     yield from _generators(subject)
     yield from _lock(subject, folder / "locked")
     yield from _digest(subject, folder)
+    yield _tensors(subject)
     yield compare_value(subject, "stopped", "exit code", os.EX_TEMPFAIL, EXIT_CODE)
     yield from _json(subject, folder)
     note = folder / "note.txt"
@@ -90,6 +92,15 @@ def _digest(subject: Subject, folder: Path) -> Iterator[Row]:
         text += f"{name}\0005000\0".encode() + ends
     found = records_digest(folder.resolve(), files)
     yield compare_value(subject, "digest", "records", hashlib.sha256(text).hexdigest()[:16], found)
+
+
+def _tensors(subject: Subject) -> Row:
+    """Tensors as earlier releases digested them: names in order, dtypes, shapes and bytes."""
+    tensors = {"b": torch.arange(6.0).reshape(2, 3).t(), "a": torch.tensor([1, 2], dtype=torch.int16)}
+    text = b"a\0torch.int16\0(2,)\0" + bytes([1, 0, 2, 0])
+    text += b"b\0torch.float32\0(3, 2)\0" + np.array([0, 3, 1, 4, 2, 5], dtype="<f4").tobytes()
+    expected = hashlib.sha256(text).hexdigest()[:16]
+    return compare_value(subject, "digest", "tensors", expected, tensors_digest(tensors))
 
 
 def _json(subject: Subject, folder: Path) -> Iterator[Row]:

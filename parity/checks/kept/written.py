@@ -17,7 +17,7 @@ from ports.training.tracking import JsonLinesTracker
 
 def check_writing(subject: Subject, root: Path) -> Iterator[Row]:
     """Rows of the upkeep check: what lies there after a write, a replacement, a failure and a removal."""
-    folder = root / "written"
+    folder = root / "written" / "below"
     target = folder / "one"
     for text in ("first", "second"):
         atomic.write_directory(target, _filled(text))
