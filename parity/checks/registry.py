@@ -71,7 +71,7 @@ CHECKS: tuple[Check, ...] = (
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
     Check("packing", check_packing, inapplicable=_port_in_fp32),
-    Check("chain", check_chain, follows=("loss",), inapplicable=_known_to_speculators),
+    Check("chain", check_chain, follows=("loss", "paths", "gradients"), inapplicable=_known_to_speculators),
     Check("sources", check_sources, follows=("batches",), inapplicable=_port_in_fp32, once="algorithm"),
     Check(
         "implementations",
