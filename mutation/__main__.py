@@ -30,13 +30,14 @@ def run(
     a_place: Annotated[int, typer.Option(help="make at most this many of one kind at one place; 0: all")] = 2,
     jobs: Annotated[int, typer.Option(help="mutants at a time")] = 1,
     keyword: Annotated[str, typer.Option("-k", help="judge by the cases whose name fits: words, and, or, not")] = "",
+    leave: Annotated[Optional[Path], typer.Option("--except", help="make none that these results hold")] = None,  # noqa: UP045
     survivors: Annotated[bool, typer.Option(help="judge only those again that survived and could die")] = False,
     output: Output = Path("mutation.jsonl"),
 ) -> None:
     """Judge mutants of the modules in scope, and go on where an earlier run stopped."""
     if context.invoked_subcommand:
         return
-    made, about = _make(module, sample, seed, a_place)
+    made, about = _make(module, sample, seed, a_place, set(results.read(leave).records) if leave else set())
     known = results.read(output).records
     entries = load() if survivors else None
     waiting = [each for each in made if _wanted(known.get(each.key), entries)]
@@ -55,17 +56,19 @@ def run(
 def report(
     file: Annotated[Path, typer.Argument(help="results")] = Path("mutation.jsonl"),
     markdown: Annotated[Optional[Path], typer.Option(help="write the page here")] = None,  # noqa: UP045
+    fresh: Annotated[Optional[Path], typer.Option(help="results of others, which no check was written for")] = None,  # noqa: UP045
 ) -> None:
     """Sum up the results. Exit code 1: a survivor has no explanation in survivors.yaml, or an entry explains none."""
     from mutation.page import one_line, unused, write_page  # numpy, which a run imports with one thread
 
     found, entries = results.read(file), load()
-    page, left = write_page(found, entries)
+    others = results.read(fresh) if fresh else None
+    page, left = write_page(found, entries, others)
     if markdown is None:
         print(page)
     else:
         markdown.write_text(page)
-    idle = unused(found, entries)
+    idle = unused([found, *([others] if others else [])], entries)
     for record in left:
         print(f"not explained: {one_line(record)}")
     for entry in idle:
@@ -73,12 +76,15 @@ def report(
     raise typer.Exit(1 if left or idle else 0)
 
 
-def _make(pattern: str, sample: int, seed: int, a_place: int) -> tuple[list[Mutant], dict[str, Any]]:
+def _make(
+    pattern: str, sample: int, seed: int, a_place: int, left_out: set[str]
+) -> tuple[list[Mutant], dict[str, Any]]:
     """The chosen mutants, shuffled so that an unfinished run is a sample too, and what was chosen from."""
     chosen, modules = [], {}
     for file, group in files(pattern).items():
         found = mutants_of(file, group)
-        few = few_a_place(found.mutants, a_place, seed) if a_place else found.mutants
+        mutants = [each for each in found.mutants if each.key not in left_out]
+        few = few_a_place(mutants, a_place, seed) if a_place else mutants
         here = few if not sample or sample >= len(few) else random.Random(f"{seed} {file}").sample(few, sample)
         chosen += here
         modules[file] = {

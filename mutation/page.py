@@ -57,22 +57,24 @@ class Rate:
         return f"{low:.1f}"
 
 
-def write_page(results: Results, explanations: Sequence[Explanation] | None = None) -> tuple[str, list[dict[str, Any]]]:
-    """The page, and the survivors that nothing explains."""
+def write_page(
+    results: Results, explanations: Sequence[Explanation] | None = None, fresh: Results | None = None
+) -> tuple[str, list[dict[str, Any]]]:
+    """The page, and the survivors that nothing explains; ``fresh`` are results of mutants that no check knew."""
     entries = load() if explanations is None else explanations
-    modules = results.about["modules"]
-    records = [dict(results.records[key]) for key in results.about["chosen"] if key in results.records]
-    survivors = sorted(
-        (record for record in records if record["outcome"] == "survived"), key=lambda r: (r["file"], r["line"])
-    )
+    modules, records = results.about["modules"], _chosen(results)
+    others = _chosen(fresh) if fresh else []
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for record in survivors:
+    for record in sorted([*records, *others], key=lambda each: (each["file"], each["line"])):
+        if record["outcome"] != "survived":
+            continue
         entry = explain(record, entries)
         told[entry.why if entry else ""].append(record)
         if entry and entry.equivalent:
             record["outcome"] = "equivalent"
     unexplained = told.pop("", [])
     page = _render(
+        fresh=_total(fresh.about["modules"], others) if fresh else None,
         about=results.about,
         groups=[*_rates(modules, records, lambda file: modules[file]["group"]), _total(modules, records)],
         files=_rates(modules, records, lambda file: file),
@@ -88,9 +90,14 @@ def write_page(results: Results, explanations: Sequence[Explanation] | None = No
     return page, unexplained
 
 
-def unused(results: Results, entries: Sequence[Explanation]) -> list[Explanation]:
+def _chosen(results: Results) -> list[dict[str, Any]]:
+    """Copies of the records of the mutants that the last run chose."""
+    return [dict(results.records[key]) for key in results.about["chosen"] if key in results.records]
+
+
+def unused(every: Iterable[Results], entries: Sequence[Explanation]) -> list[Explanation]:
     """Entries that explain no survivor."""
-    survivors = [record for record in results.records.values() if record["outcome"] == "survived"]
+    survivors = [record for results in every for record in _chosen(results) if record["outcome"] == "survived"]
     used = {id(explain(record, entries)) for record in survivors}
     return [entry for entry in entries if id(entry) not in used]
 

@@ -92,7 +92,17 @@ def test_reasons_fit_by_everything_they_say(results):
     for wrong in ({"file": LOSS}, {"line": "y"}, {"operator": "AddNot"}, {"change": "x + 2"}):
         assert not Explanation("why", **wrong).fits(survivor)
     idle = Explanation("idle", file=LOSS)
-    assert unused(results, [Explanation("all"), idle]) == [idle]
+    assert unused([results], [Explanation("all"), idle]) == [idle]
+
+
+def test_fresh_mutants_have_a_rate_of_their_own(results):
+    others = [record("f", "killed", check="loss"), record("g", "survived", line="y + 1"), record("h", "survived")]
+    fresh = Results({**results.about, "chosen": ["f", "g", "h"]}, {each["key"]: each for each in others})
+    entries = [Explanation("the same", line="y + 1", equivalent=True), Explanation("nobody looks", line="x + 1")]
+    page, left = write_page(results, entries, fresh)
+    assert "3 judged, 1 killed, 2 survived, 1 of them equivalent: 33.3 % killed, score 50.0 %, bound 2.5 %" in page
+    assert [each["key"] for each in left] == ["h"]
+    assert "no check was written for" not in write_page(results, entries)[0]
 
 
 def test_a_reason_must_be_one(tmp_path):
