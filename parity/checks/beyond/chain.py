@@ -29,16 +29,18 @@ def check_chain(evidence: Evidence) -> list[Row]:
     Speculators cannot unroll a sample to as many steps as it has tokens, so longer ones are taken.
 
     Speculators packs one document in a row and drops the last position; its step-s logits at index q are the port's
-    at position p = q + s. A draft of three layers, which the prototype cannot train, is compared on one sample, its
+    at position p = q + s. Drafts of more layers, which the prototype cannot train, are compared on one sample, their
     gradients too.
     """
     rows, samples = [], _samples(evidence, count=2)
-    for layers, name in ((1, "sample"), (3, "three layers, sample")):
+    for layers, name in enumerate(("sample", "two layers, sample", "three layers, sample"), 1):
         theirs = _speculators_draft(evidence, layers)
         ours = _aligned(theirs)
         for number, batch in enumerate(samples if layers == 1 else samples[:1]):
             rows += _compare_sample(evidence, f"{name}{number}", theirs, ours, batch)
-    return [*rows, *_compare_gradients(evidence, name, theirs, ours, samples[0])] if samples else rows
+        for batch in samples[:1]:
+            rows += _compare_gradients(evidence, name, theirs, ours, batch)
+    return rows
 
 
 def _compare_sample(evidence: Evidence, name: str, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:

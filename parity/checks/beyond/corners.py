@@ -15,14 +15,14 @@ import torch
 from parity.checks.beyond.places import check_places
 from parity.checks.beyond.scores import check_scores
 from parity.checks.evidence import Evidence
-from parity.compare import Subject, compare_value
-from parity.environment import quietly
+from parity.compare import Subject, compare_named, compare_value
+from parity.environment import deterministic, quietly
 from parity.result import Row
 from parity.runs.port import start_port
 from ports.training import metrics, settings
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import AttentionImplementation, attention_name
-from ports.training.data.batches import CollateVisits, RecordDataset
+from ports.training.data.batches import CollateVisits, RecordDataset, collate
 from ports.training.loss import objective
 from ports.training.loss.fused_loss import Extras
 from ports.training.loss.objective import Hits
@@ -38,7 +38,7 @@ def check_corners(evidence: Evidence) -> list[Row]:
     """The schedule's lengths, rows in a loss by TTT step, both losses on them, empty passes; where things lie."""
     subject = evidence.subject("corners")
     rows = [*_schedules(subject), *_rows_by_step(subject), *_defaults(subject), *_empty_passes(subject)]
-    rows += [*_rows_of_objective(evidence, subject), *_attention_names(subject)]
+    rows += [*_rows_of_objective(evidence, subject), *_logged(evidence, subject), *_attention_names(subject)]
     return [*rows, *check_scores(evidence, subject), *check_places(evidence, subject)]
 
 
@@ -75,6 +75,24 @@ def _rows_of_objective(evidence: Evidence, subject: Subject) -> Iterator[Row]:
         expected = [5 - step * (alignment is Alignment.CHAIN) for step in range(STEPS)]
         found = loop.objective.rows({"attention_mask": mask, "loss_mask": mask}).tolist()
         yield compare_value(subject, "rows", f"objective in {alignment.value}", expected, found)
+
+
+def _logged(evidence: Evidence, subject: Subject) -> Iterator[Row]:
+    """In chain the logged cross-entropy is a mean over the last step's rows, fewer than the first's."""
+    with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
+        settings: dict[str, Any] = {"ttt_alignment": Alignment.CHAIN, "forward_num_total": STEPS}
+        plan: Any = start_port(evidence.case, Path(folder), **settings).plan
+    batch = collate([plan.loader.dataset.sample(0)])
+    batch["loss_mask"] = torch.ones_like(batch["loss_mask"])
+    with torch.no_grad():
+        outcome = plan.objective(batch)
+    terms = -outcome.target.probabilities * outcome.steps[-1].logits.log_softmax(-1)
+    rows = terms.sum(-1)[:, STEPS - 1 :]
+    expected = {"train/ploss": rows.sum() / (rows.numel() + 1e-5)} if plan.objective.topk else {}
+    found = {name: torch.tensor(value) for name, value in outcome.extra.items() if name == "train/ploss"}
+    for name in {*expected, *found}:
+        pair = expected.get(name), found.get(name)
+        yield compare_named(subject, "loss", f"chain: {name}", *pair, evidence.tolerance("loss"))
 
 
 def _attention_names(subject: Subject) -> Iterator[Row]:

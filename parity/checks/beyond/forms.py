@@ -124,3 +124,8 @@ def write_arrow(folder: Path, case: Case, dialogues: list[Dialogue]) -> None:
         others = each.arrow_states or [each.before]
         tensors = {"hidden_states": torch.stack([*others, each.before], dim=1), "token_ids": each.ids}
         save_file(tensors, folder / "hidden_states" / f"hs_{row}.safetensors")
+
+
+def write_noise(content: Any, file: Path) -> None:
+    """Bytes of no format."""
+    file.write_bytes(bytes(range(200)))

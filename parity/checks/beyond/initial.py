@@ -95,7 +95,7 @@ def _too_many_likeliest(evidence: Evidence, subject: Subject, vocabulary: int) -
         settings = settings_for(evidence.case, Path("nowhere"), topk=vocabulary + more)
         with quietly():
             found = _asked(partial(ALGORITHMS[evidence.case.algorithm].train.build, settings))
-        refused = isinstance(found, str) and f"--topk: found {vocabulary + 1}" in found
+        refused = isinstance(found, str) and f"--topk: found {vocabulary + more}" in found
         yield compare_value(subject, "topk", f"{more} more than tokens", bool(more), refused)
 
 

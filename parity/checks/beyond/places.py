@@ -19,6 +19,7 @@ from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare_value
 from parity.result import Row
 from ports.eagle3.objective import Eagle3Objective
+from ports.hass.train import clip_by_value
 from ports.training.attention import once, shared_half
 from ports.training.attention.documents import documents_of
 from ports.training.attention.trained_rows import TrainedRows
@@ -76,6 +77,11 @@ def _processes(subject: Subject) -> Iterator[Row]:
         together = kind == "global" and count > 1
         found = build_normalisation(kind, SimpleNamespace(num_processes=count, device="cpu"))
         yield compare_value(subject, "processes", f"{kind} of {count}", together, type(found) is GlobalNormalisation)
+    module = torch.nn.Linear(3, 1, bias=False)
+    module.weight.grad = torch.tensor([[3.0, -2.0, 0.25]])
+    norm = clip_by_value(SimpleNamespace(distributed_type=DistributedType.FSDP), module)
+    found_grads = [round(norm, 4), *module.weight.grad[0].tolist()]
+    yield compare_value(subject, "processes", "clipped in shards", [3.6142, 0.5, -0.5, 0.25], found_grads)
     for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
         found_name = sharding(SimpleNamespace(distributed_type=kind))
         yield compare_value(subject, "processes", kind.value, "FSDP2" if kind.value == "FSDP" else "none", found_name)

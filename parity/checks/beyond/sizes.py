@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parity.checks.beyond.attention import check_attention, drawn
 from parity.checks.evidence import Evidence
-from parity.compare import compare, compare_value
+from parity.compare import compare, compare_groups, compare_value
 from parity.result import Row
 from ports.training.alignment import Alignment
 from ports.training.attention.flash import fast_ttt_attention
@@ -31,6 +31,7 @@ def check_sizes(evidence: Evidence) -> list[Row]:
     rows = check_attention(evidence)
     for count, vocabulary, keep in LOSS:
         rows += _loss(evidence, count, vocabulary, keep)
+    rows += _one_sided(evidence)
     return [*rows, *_likeliest(evidence), _many_rows(evidence), *_means(evidence), *_second_derivatives(evidence)]
 
 
@@ -74,10 +75,25 @@ def _formula(
     return [kl, terms.sum(), likeliest.sum(), hits[0], *hits, weights.sum()], grads
 
 
+def _one_sided(evidence: Evidence) -> Iterator[Row]:
+    """A head that is trained below frozen hidden states, and a frozen one."""
+    states = {name: drawn(f"one-sided {name}", 7, WIDTH) for name in ("hidden", "head", "wanted", "verifier")}
+    target, weights = TargetRows(states["wanted"], states["verifier"], True), torch.ones(7)
+    hidden, head, wanted, verifier = states.values()
+    _, (of_hidden, of_head) = _formula(hidden, head, wanted, verifier, weights)
+    for name, expected in (("hidden", of_hidden), ("head", of_head)):
+        leaves = {each: states[each].clone().requires_grad_(each == name) for each in ("hidden", "head")}
+        (fused_kl(leaves["hidden"], leaves["head"], target, weights).kl * 0.5).backward()
+        found = {each: leaf.grad for each, leaf in leaves.items() if leaf.grad is not None}
+        named = {f"alone: {name}": expected}
+        own = {f"alone: {each}": grad for each, grad in found.items()}
+        yield from compare_groups(evidence.subject("sizes"), "grad", named, own, evidence.tolerance("grad"))
+
+
 def _likeliest(evidence: Evidence) -> Iterator[Row]:
     """Blocks of columns beside torch's own search, with several largest entries in a row."""
     subject = evidence.subject("sizes")
-    for columns in (5000, 4096, 1536, 1024, 1000, 512):
+    for columns in (5121, 5000, 4096, 1536, 1024, 1000, 512):
         values = (drawn(f"values {columns}", 40, columns) * 50).round()
         distinct = drawn(f"distinct {columns}", 40, columns)
         expected, found = torch.topk(distinct, TOP, dim=-1), topk(distinct, TOP)
@@ -117,9 +133,10 @@ def _second_derivatives(evidence: Evidence) -> Iterator[Row]:
     target = TargetRows(hidden.detach() + 1, head.detach(), True)
     loss = fused_kl(hidden, head, target, torch.ones(4)).kl
     for name, value, leaf in (("attention", out.sum(), query), ("loss", loss, hidden)):
-        (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+        (grad,) = torch.autograd.grad(value.square(), leaf, create_graph=True)
         try:
-            found = str(torch.autograd.grad(grad.square().sum(), leaf)[0].tolist())
+            grad.square().sum().backward()
+            found = "given"
         except RuntimeError as error:
-            found = type(error).__name__
-        yield compare_value(evidence.subject("sizes"), "grad", f"second derivative of {name}", "RuntimeError", found)
+            found = "refused" if "once_differentiable" in str(error) else str(error)
+        yield compare_value(evidence.subject("sizes"), "grad", f"second derivative of {name}", "refused", found)

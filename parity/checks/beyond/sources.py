@@ -17,6 +17,7 @@ from torch import Tensor
 
 from parity.checks.beyond.forms import Dialogue, read_dialogues, write_arrow, write_files, write_ids, write_records
 from parity.checks.beyond.order import check_order
+from parity.checks.beyond.skipping import skipped_records
 from parity.checks.evidence import Evidence
 from parity.compare import compare, compare_series, compare_value
 from parity.environment import quietly
@@ -37,6 +38,7 @@ def check_sources(evidence: Evidence) -> list[Row]:
         rows = [*_stored(evidence, dialogues, folder), *_online(evidence, dialogues, folder)]
         rows += [*_packed(evidence, dialogues, folder), *_layers(evidence, dialogues, folder)]
         rows += [*_online_run(evidence, folder), *_dtypes(evidence, folder), _mixed(evidence, folder)]
+        rows += skipped_records(evidence, dialogues[0], folder / "skipped")
         return [*rows, *check_order(evidence, folder / "order")]
 
 

@@ -58,6 +58,10 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "the weights alone", "", lambda: _resume(evidence, saved, lr=1.0, weights_only=True)
     yield "another log", "log", lambda: _another_log(evidence, saved, folder / "log", False)
     yield "no log yet", "", _spoiled(evidence, saved, folder / "no log", edit(STATE, _without_log), sealed=True)
+    gone = _spoiled(
+        evidence, saved, folder / "gone", lambda path: (path.parent / "metrics.jsonl").unlink(), sealed=True
+    )
+    yield "a log that is gone", "log", gone
     yield "another log, anyway", "", lambda: _another_log(evidence, saved, folder / "log anyway", True)
     yield "records that moved", "", partial(_other_records, evidence, folder / "moved", False)
     yield "records with another number", "fingerprint", partial(_other_records, evidence, folder / "other", True)
@@ -74,6 +78,10 @@ def _with_ignored(draft: Any, checkpoint: Path) -> None:
     own, file = draft.state_dict(), checkpoint / "model.safetensors"
     ignored = {name: own[name].clone() for name in draft._keys_to_ignore_on_save}
     save_file({**load_file(file), **ignored}, file)
+
+
+def _lose_log(checkpoint: Path) -> None:
+    (checkpoint.parent / "metrics.jsonl").unlink()
 
 
 def _without_log(state: Any) -> None:

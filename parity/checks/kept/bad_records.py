@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from parity.checks.beyond.forms import Dialogue, record_info, record_of
+from parity.checks.beyond.forms import Dialogue, record_info, record_of, write_noise
 from parity.checks.evidence import Evidence
 from parity.errors import InputError
 from parity.runs.port import dataset_for
@@ -97,11 +97,6 @@ def _reading(
 
 def _save(metadata: dict[str, str] | None) -> Callable[[Record, Path], None]:
     return lambda record, file: save_file({name: value.contiguous() for name, value in record.items()}, file, metadata)
-
-
-def write_noise(content: Any, file: Path) -> None:
-    """Bytes of no format."""
-    file.write_bytes(bytes(range(200)))
 
 
 def _reasons(evidence: Evidence, folder: Path) -> None:

@@ -10,12 +10,14 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 
-from parity.checks.beyond.forms import Dialogue, write_arrow
+from parity.checks.beyond.forms import Dialogue, write_arrow, write_noise
 from parity.checks.evidence import Evidence
-from parity.checks.kept.bad_records import Attempt, write_noise
+from parity.checks.kept.bad_records import Attempt
+from parity.errors import InputError
 from parity.runs.port import dataset_for
 from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
 from ports.training.data.features import load_verifier
+from ports.training.data.prepared import prepared_files
 
 
 def bad_sources(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
@@ -48,6 +50,16 @@ def _arrow(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Att
         yield f"arrow data {name}", field, attempt
 
 
+def _reason(read: Callable[..., object], folder: Path, limit: int) -> None:
+    """A library's own reason on one line, cut after ``limit`` characters, is what the refusal found."""
+    try:
+        read(*((str(folder), "auto") if read is load_verifier else (folder,)))
+    except InputError as error:
+        said = " ".join(str(error.__cause__).split())
+        if error.found != said[:limit] or len(said) <= limit:
+            raise
+
+
 def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     """No data, and layers that a verifier has not."""
     (folder / "empty").mkdir()
@@ -61,6 +73,9 @@ def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "arrow data of no rows", "tmpdir", partial(build, tmpdir=folder / "no rows")
     yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
     yield "a verifier that is none", "model_path", lambda: load_verifier(str(folder / "empty"), "auto")
+    long = folder / ("long" * 50) / ("longer" * 40)
+    for name, limit, read in (("verifier", 300, load_verifier), ("arrow", 200, prepared_files)):
+        yield f"{name}: reason cut", "", partial(_reason, read, long, limit)
     yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
     yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)
     for choice in ("1,2", "1,1,2", "1,2,x", "0,2,x", "0,1,32", "0,1,33"):

@@ -89,7 +89,7 @@ def _elsewhere(evidence: Evidence, cpdir: Path, folder: Path) -> Iterator[Row]:
     """A run that goes on in another directory takes its log along, up to the checkpoint."""
     log = (cpdir / "metrics.jsonl").read_bytes()
     stored = json.loads((cpdir / "step_1" / "training_state" / "state.json").read_text())["log"]["bytes"]
-    for name in ("a later name", "0 an earlier name"):
+    for name in ("z, a later name", "0, an earlier name"):
         with quietly():
             loop = short_run(evidence, folder / name, ckpt_path=cpdir / "step_1")
             tracker = loop.accelerator.get_tracker("jsonl", unwrap=True)

@@ -16,7 +16,6 @@ from parity.checks.evidence import Evidence, until_refused
 from parity.checks.kept.bad_checkpoints import bad_checkpoints
 from parity.checks.kept.bad_records import bad_records
 from parity.checks.kept.bad_sources import bad_sources
-from parity.checks.kept.skipping import skipped_records
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.result import Row
@@ -54,7 +53,6 @@ def check_refusals(evidence: Evidence) -> list[Row]:
 def _rows(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Row]:
     yield from _judged(evidence, bad_records(evidence, dialogue, folder))
     yield from _judged(evidence, bad_sources(evidence, dialogue, folder))
-    yield from skipped_records(evidence, dialogue, folder / "skipped")
     yield from _judged(evidence, bad_checkpoints(evidence, folder / "checkpoints"))
 
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,10 @@ from parity.compare import Subject, compare_value
 from parity.environment import deterministic
 from parity.errors import InputError
 from parity.result import Row
+from parity.runs.port import settings_for
 from ports.training.checkpoint import generators
-from ports.training.checkpoint.fingerprint import records_digest
+from ports.training.checkpoint.adam import adam_state, load_adam_state
+from ports.training.checkpoint.fingerprint import fingerprint, records_digest
 from ports.training.checkpoint.lock import FILE, DirectoryLock
 from ports.training.checkpoint.manifest import read_json
 from ports.training.checkpoint.stop import EXIT_CODE
@@ -44,9 +48,12 @@ MOST = 64 << 20
 def check_parts(evidence: Evidence, subject: Subject, folder: Path) -> Iterator[Row]:
     """Rows of the upkeep check."""
     yield from _generators(subject)
+    yield from _generators_of_loaders(subject)
     yield from _lock(subject, folder / "locked")
     yield from _digest(subject, folder)
     yield _tensors(subject)
+    yield from _adam(subject, folder)
+    yield _draft_digest(evidence, subject)
     yield compare_value(subject, "stopped", "exit code", os.EX_TEMPFAIL, EXIT_CODE)
     yield from _json(subject, folder)
     note = folder / "note.txt"
@@ -69,6 +76,24 @@ def _generators(subject: Subject) -> Iterator[Row]:
             first = _draws(own)
             generators.restore(state, own)
             yield compare_value(subject, "generators", f"Gaussian waiting: {waiting}", first, _draws(own))
+
+
+def _generators_of_loaders(subject: Subject) -> Iterator[Row]:
+    """Several processes share one that accelerate keeps equal; else it is the sampler's, if that has one."""
+    first, second = torch.Generator(), torch.Generator()
+    own, other, none = (SimpleNamespace(generator=each) for each in (first, second, None))
+    loaders: dict[str, tuple[Any, Any]] = {
+        "of the sampler": (first, SimpleNamespace(sampler=own)),
+        "of the sampler inside": (first, SimpleNamespace(sampler=other, get_sampler=lambda: own)),
+        "shared": (second, SimpleNamespace(sampler=own, synchronized_generator=second)),
+        "none": (None, SimpleNamespace(sampler=none)),
+        "no generator": (None, SimpleNamespace(sampler=SimpleNamespace(generator=5))),
+    }
+    for name, (expected, loader) in loaders.items():
+        yield compare_value(subject, "generators", name, id(expected), id(generators.sampler_generator(loader)))
+    state = generators.capture()
+    generators.restore(state, first)
+    yield compare_value(subject, "generators", "without the sampler's", False, "sampler" in state)
 
 
 def _draws(own: torch.Generator) -> list[float]:
@@ -101,6 +126,35 @@ def _tensors(subject: Subject) -> Row:
     text += b"b\0torch.float32\0(3, 2)\0" + np.array([0, 3, 1, 4, 2, 5], dtype="<f4").tobytes()
     expected = hashlib.sha256(text).hexdigest()[:16]
     return compare_value(subject, "digest", "tensors", expected, tensors_digest(tensors))
+
+
+def _adam(subject: Subject, folder: Path) -> Iterator[Row]:
+    """Moments come back in their parameter's dtype, step counts in float32."""
+    for dtype in (torch.float32, torch.bfloat16):
+        module = torch.nn.Linear(3, 2).to(dtype)
+        optimizers = [torch.optim.AdamW(module.parameters()) for _ in range(2)]
+        module(torch.ones(1, 3, dtype=dtype)).sum().backward()
+        optimizers[0].step()
+        stored = adam_state(module, optimizers[0])
+        load_adam_state(folder / "adam", stored, module, optimizers[1])
+        found = adam_state(module, optimizers[1])
+        same = stored.keys() == found.keys() and all(torch.equal(found[name], stored[name]) for name in stored)
+        yield compare_value(subject, "adam", str(dtype), True, same)
+        dtypes = [str(found[f"{moment}.weight"].dtype) for moment in ("exp_avg", "step")]
+        yield compare_value(subject, "adam", f"{dtype}: dtypes", [str(dtype), "torch.float32"], dtypes)
+
+
+def _draft_digest(evidence: Evidence, subject: Subject) -> Row:
+    """A draft's config is the same in whatever order its fields are."""
+    layer = evidence.draft.config.transformer_layer_config.to_dict()
+    found = []
+    for fields in (layer, dict(reversed(layer.items()))):
+        config = SimpleNamespace(
+            speculators_model_type="any", transformer_layer_config=SimpleNamespace(to_dict=lambda fields=fields: fields)
+        )
+        draft = SimpleNamespace(config=config, named_buffers=list, named_parameters=list)
+        found.append(fingerprint(settings_for(evidence.case, Path("nowhere")), draft, [], {})["draft"])
+    return compare_value(subject, "digest", "config in another order", found[0], found[1])
 
 
 def _json(subject: Subject, folder: Path) -> Iterator[Row]:

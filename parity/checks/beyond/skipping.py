@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from parity.checks.beyond.forms import Dialogue, record_of
+from parity.checks.beyond.forms import Dialogue, record_of, write_noise
 from parity.checks.evidence import Evidence
-from parity.checks.kept.bad_records import write_noise
 from parity.compare import compare, compare_value
 from parity.result import Row
 from parity.runs.port import trace_port
@@ -23,7 +22,7 @@ def skipped_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Ite
     torch.save(record, folder / "data_0.ckpt")
     write_noise(None, folder / "data_1.ckpt")
     settings: dict[str, Any] = {"noise": False, "shuffle": False, "epoch": 0, "on_bad_record": "skip", "live": True}
-    both, subject = trace_port(evidence.case, tmpdir=folder, bs=2, **settings), evidence.subject("refusals")
+    both, subject = trace_port(evidence.case, tmpdir=folder, bs=2, **settings), evidence.subject("sources")
     (folder / "data_1.ckpt").unlink()
     alone = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
     for name in ("input_ids", "attention_mask", "hidden_states", "target"):
