@@ -22,7 +22,7 @@ from ports.eagle3.objective import Eagle3Objective
 from ports.hass.train import clip_by_value
 from ports.training.attention import once, shared_half
 from ports.training.attention.documents import documents_of
-from ports.training.attention.trained_rows import TrainedRows
+from ports.training.attention.trained_rows import TrainedRows, on_trained_rows
 from ports.training.checkpoint.keeper import sharding
 from ports.training.data.features import FeatureReader
 from ports.training.loss.normalisation import GlobalNormalisation, build_normalisation
@@ -149,6 +149,9 @@ def _trained_rows(subject: Subject) -> Iterator[Row]:
         yield compare_value(
             subject, "trained rows", f"{name}: gradient", [[4.0 * bool(row) for row in each] for each in mask], grads
         )
+    other = nn.Linear(2, 2)
+    kept = on_trained_rows(other, TrainedRows(torch.tensor([[1, 0]]))) is other
+    yield compare_value(subject, "trained rows", "a layer of another kind", True, kept)
     seen = []
     with torch.no_grad():
         TrainedRows(torch.tensor([[1, 0]])).apply(partial(_doubled, seen), states[:1])

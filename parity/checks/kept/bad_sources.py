@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import pyarrow
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
@@ -31,13 +32,16 @@ def _arrow(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Att
     states = torch.stack([*(dialogue.arrow_states or [dialogue.before]), dialogue.before], dim=1)
     fitting = {"hidden_states": states, "token_ids": dialogue.ids}
     reversed_ids = {**fitting, "token_ids": dialogue.ids.flip(0)}
-    narrow = {**fitting, "hidden_states": states[..., 1:].contiguous()}
+    narrow, wide = (
+        {**fitting, "hidden_states": torch.nn.functional.pad(states, (0, more)).contiguous()} for more in (-1, 1)
+    )
     files: dict[str, tuple[str, Callable[[Path], object]]] = {
         "as written": ("", lambda file: None),
         "without states": ("hidden_states", lambda file: file.unlink()),
         "of noise": ("hidden_states", lambda file: write_noise(None, file)),
         "of other ids": ("token_ids", partial(save_file, reversed_ids)),
-        "of another width": ("hidden_states", partial(save_file, narrow)),
+        "too narrow": ("hidden_states", partial(save_file, narrow)),
+        "too wide": ("hidden_states", partial(save_file, wide)),
     }
     folder.mkdir(parents=True)
     for name, (field, spoil) in files.items():
@@ -48,6 +52,14 @@ def _arrow(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Att
             return dataset_for(evidence.case, evidence.draft.config, tmpdir=folder / name)[0]
 
         yield f"arrow data {name}", field, attempt
+
+
+def _write_no_rows(folder: Path) -> None:
+    """``datasets`` writes no file for a table of no rows, which it could not read again."""
+    data = Dataset.from_dict({"input_ids": [[1]]})
+    data.save_to_disk(folder)
+    (file,) = folder.glob("*.arrow")
+    pyarrow.ipc.new_stream(str(file), data.data.schema).close()
 
 
 def _reason(read: Callable[..., object], folder: Path, limit: int) -> None:
@@ -69,7 +81,7 @@ def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     build = partial(dataset_for, evidence.case, evidence.draft.config)
     for name in ("empty", "missing", "arrow"):
         yield f"{name} folder", "tmpdir", partial(build, tmpdir=folder / name)
-    Dataset.from_dict({"input_ids": []}).save_to_disk(folder / "no rows")
+    _write_no_rows(folder / "no rows")
     yield "arrow data of no rows", "tmpdir", partial(build, tmpdir=folder / "no rows")
     yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
     yield "a verifier that is none", "model_path", lambda: load_verifier(str(folder / "empty"), "auto")

@@ -90,6 +90,10 @@ DAMAGED: dict[str, tuple[str, Spoil]] = {
     "manifest of no release": ("files", edit(MANIFEST, lambda value: value.update(format_version=0))),
     "manifest without the state": ("files", edit(MANIFEST, lambda value: value["files"].pop(STATE))),
     "manifest with a field more": ("more", edit(MANIFEST, lambda value: value.update(more=1))),
+    "manifest with two faults": (
+        "format_version",
+        edit(MANIFEST, lambda value: value.update(format_version="one", files=1)),
+    ),
     "manifest that leads outside": (
         "files",
         edit(MANIFEST, lambda value: value["files"].update({"../x": {"bytes": 0, "sha256": ""}})),
