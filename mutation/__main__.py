@@ -76,6 +76,12 @@ def report(
     raise typer.Exit(1 if left or idle else 0)
 
 
+@app.command()
+def compact(file: Annotated[Path, typer.Argument(help="results")] = Path("mutation.jsonl")) -> None:
+    """Drop what the page does not show: earlier runs' lines, outdated records, mutants of sources that changed."""
+    print(f"{results.compact(file)} lines dropped")
+
+
 def _make(
     pattern: str, sample: int, seed: int, a_place: int, left_out: set[str]
 ) -> tuple[list[Mutant], dict[str, Any]]:

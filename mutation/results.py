@@ -31,6 +31,16 @@ def read(file: Path) -> Results:
     return results
 
 
+def compact(file: Path) -> int:
+    """Leave the last run's line and the latest record of every mutant that it chose; returns how many lines went."""
+    before, results = len(file.read_text().splitlines()), read(file)
+    kept = [results.records[key] for key in results.about["chosen"] if key in results.records]
+    beside = file.with_name(f".{file.name}.partial")
+    beside.write_text("".join(json.dumps(value) + "\n" for value in (results.about, *kept)))
+    beside.replace(file)
+    return before - 1 - len(kept)
+
+
 def append(file: Path, value: dict[str, Any]) -> None:
     """Add one line; it is on the disk when this returns."""
     with file.open("a") as stream:

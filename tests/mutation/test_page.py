@@ -127,6 +127,21 @@ def test_results_come_back_and_the_latest_counts(results, tmp_path):
     assert read(tmp_path / "none").records == {}
 
 
+def test_what_the_page_does_not_show_can_go(results, tmp_path):
+    from mutation.__main__ import app
+
+    file = tmp_path / "results.jsonl"
+    stale, outdated = record("gone", "killed"), {**results.records["c"], "outcome": "killed"}
+    for value in ({**results.about, "seed": 9}, stale, outdated, results.about, *results.records.values()):
+        append(file, value)
+    page = write_page(read(file), [])
+    done = CliRunner().invoke(app, ["compact", str(file)])
+    assert done.output == "3 lines dropped\n"
+    assert len(file.read_text().splitlines()) == 6
+    assert write_page(read(file), []) == page
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_the_command_fails_on_what_is_not_explained(results, tmp_path, monkeypatch):
     from mutation.__main__ import app
 
