@@ -19,7 +19,7 @@ from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare_named, compare_value
 from parity.environment import deterministic, quietly
 from parity.result import Row
-from parity.runs.port import start_port
+from parity.runs.port import settings_for, start_port
 from ports.training import metrics, settings
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import AttentionImplementation, attention_name
@@ -39,6 +39,7 @@ def check_corners(evidence: Evidence) -> list[Row]:
     """The schedule's lengths, rows in a loss by TTT step, both losses on them, empty passes; where things lie."""
     subject = evidence.subject("corners")
     rows = [*_schedules(subject), *_rows_by_step(subject), *_defaults(subject), *_empty_passes(subject)]
+    rows.append(_schedule_of_settings(evidence, subject))
     rows += [*_rows_of_objective(evidence, subject), *_logged(evidence, subject), *_attention_names(subject)]
     return [*rows, *check_scores(evidence, subject), *check_places(evidence, subject)]
 
@@ -49,6 +50,12 @@ def _schedules(subject: Subject) -> Iterator[Row]:
         total = samples * (epoch + 1) // a_step
         expected, found = [total, math.floor(total / 100)], list(settings.linear_schedule_steps(samples, epoch, a_step))
         yield compare_value(subject, "schedule", f"{samples} samples, {epoch + 1} passes by {a_step}", expected, found)
+
+
+def _schedule_of_settings(evidence: Evidence, subject: Subject) -> Row:
+    """A step takes the samples of all accumulated batches."""
+    chosen = settings_for(evidence.case, Path("nowhere"), bs=3, gradient_accumulation_steps=2, epoch=99)
+    return compare_value(subject, "schedule", "of settings", (1000, 10), chosen.schedule(60))
 
 
 def _rows_by_step(subject: Subject) -> Iterator[Row]:

@@ -106,6 +106,10 @@ def _unfit_verifiers(evidence: Evidence, subject: Subject, draft: FrozenEnds) ->
     verifiers: dict[str, tuple[dict[str, Tensor], str]] = {
         "a head alone": ({"lm_head.weight": table}, "embed_tokens.weight: found missing"),
         "of another size": ({"model.embed_tokens.weight": other}, f"embed_tokens.weight: found shape (3, {width})"),
+        "too large": (
+            {"model.embed_tokens.weight": torch.cat([table, table])},
+            f"embed_tokens.weight: found shape ({2 * len(table)}, {width})",
+        ),
         "another head": (
             {"model.embed_tokens.weight": table, "lm_head.weight": other},
             f"lm_head.weight: found shape (3, {width})",

@@ -75,7 +75,7 @@ def _processes(subject: Subject) -> Iterator[Row]:
     """Rows are counted together where there is somebody to count with; a checkpoint names what shards its states."""
     for kind, count in (("rank", 1), ("rank", 2), ("global", 1), ("global", 2), ("global", 3)):
         together = kind == "global" and count > 1
-        found = build_normalisation(kind, SimpleNamespace(num_processes=count, device="cpu"))
+        found = build_normalisation(kind.upper().lower(), SimpleNamespace(num_processes=count, device="cpu"))
         yield compare_value(subject, "processes", f"{kind} of {count}", together, type(found) is GlobalNormalisation)
     module = torch.nn.Linear(3, 1, bias=False)
     module.weight.grad = torch.tensor([[3.0, -2.0, 0.25]])

@@ -66,6 +66,12 @@ def bad_checkpoints(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "records that moved", "", partial(_other_records, evidence, folder / "moved", False)
     yield "records with another number", "fingerprint", partial(_other_records, evidence, folder / "other", True)
     yield "fewer records than a batch", "records", lambda: _start(evidence, folder / "few", bs=999)
+    count = len(evidence.case.meta.samples_files)
+    yield (
+        "as many records as a batch",
+        "",
+        lambda: _start(evidence, folder / "all", bs=count).accelerator.end_training(),
+    )
     yield "a loss that is no number", "loss", lambda: _without_number(evidence, folder / "nan")
 
 

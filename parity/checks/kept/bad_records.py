@@ -36,7 +36,8 @@ def _changes(record: Record, vocabulary: int) -> Iterator[tuple[str, str, Record
     }.items():
         yield f"ids {text}", "input_ids", {**record, "input_ids": value}
     for text, value in {
-        "of another length": mask[1:],
+        "too short": mask[1:],
+        "too long": torch.cat([mask, mask[:1]]),
         "with a 2": _with(mask, 2),
         "with a -1": _with(mask, -1),
     }.items():
@@ -44,7 +45,9 @@ def _changes(record: Record, vocabulary: int) -> Iterator[tuple[str, str, Record
     for text, value in {
         "of whole numbers": hidden.long(),
         "too wide": torch.cat([hidden, hidden], -1),
+        "too narrow": hidden[:, 1:],
         "too long": torch.cat([hidden, hidden]),
+        "too short": hidden[1:],
         "with NaN": _with(hidden, float("nan")),
         "with Inf": _with(hidden, float("inf")),
     }.items():
@@ -121,15 +124,16 @@ class _Code:
 
 def _origins(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
     """Records of another algorithm, verifier, layers or release, or that say nothing."""
-    other = "hass" if evidence.case.algorithm == "eagle3" else "eagle3"
     changes: dict[str, tuple[str, dict[str, Any]]] = {
-        "another algorithm": ("algorithm", {"algorithm": other}),
-        "another verifier": ("verifier", {"verifier": "0" * 16}),
         "a newer release": ("schema_version", {"schema_version": 2}),
         "no release": ("schema_version", {"schema_version": 0}),
     }
-    if dialogue.layers:
-        changes["other layers"] = ("feature_layers", {"feature_layers": (0, 1, 2)})
+    for name in ("alpha", "eagle3" if evidence.case.algorithm == "hass" else "hass", "zeta"):
+        changes[f"another algorithm, {name}"] = ("algorithm", {"algorithm": name})
+    for digit in "0f":
+        changes[f"another verifier, {digit}"] = ("verifier", {"verifier": digit * 16})
+    for layers in ((0, 0, 0), (99, 99, 99)) if dialogue.layers else ():
+        changes[f"other layers, {layers}"] = ("feature_layers", {"feature_layers": layers})
     for name, (field, change) in changes.items():
         metadata = record_info(evidence.case, dialogue, 0, **change).as_metadata()
         yield _reading(evidence, folder / name, name, field, "data_0.safetensors", _save(metadata), record_of(dialogue))

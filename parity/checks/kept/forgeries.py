@@ -63,6 +63,15 @@ def _longer(checkpoint: Path) -> None:
         stream.write(b"\0")
 
 
+def _shorter(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _longer_by_one(value: torch.Tensor) -> torch.Tensor:
+    return torch.cat([value, value[:1]])
+
+
 def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Spoil:
     return _tensors("../model", change)
 
@@ -71,6 +80,10 @@ WEIGHTS: dict[str, tuple[str, Spoil]] = {
     "weights without a tensor": ("tensors", _weights(lambda stored: stored.pop("fc.weight"))),
     "weights with one more": ("tensors", _weights(lambda stored: stored.update(more=torch.zeros(1)))),
     "weights of another shape": ("fc.weight", _weights(lambda s: s.update({"fc.weight": s["fc.weight"][1:]}))),
+    "weights of a larger shape": (
+        "fc.weight",
+        _weights(lambda s: s.update({"fc.weight": _longer_by_one(s["fc.weight"])})),
+    ),
     "weights that are no safetensors": (
         "ckpt_path",
         lambda checkpoint: (checkpoint / "model.safetensors").write_bytes(b"?"),
@@ -82,6 +95,7 @@ DAMAGED: dict[str, tuple[str, Spoil]] = {
     "a bit in the weights": ("manifest", _flip("model.safetensors")),
     "a bit in Adam's state": ("manifest", _flip("training_state/optimizer.safetensors")),
     "a byte too many": ("manifest", _longer),
+    "a byte too few": ("manifest", _shorter),
     "weights missing": ("manifest", lambda checkpoint: (checkpoint / "model.safetensors").unlink()),
     "manifest missing": ("manifest", lambda checkpoint: (checkpoint / MANIFEST).unlink()),
     "manifest that is no JSON": ("manifest", lambda checkpoint: (checkpoint / MANIFEST).write_text("{")),
@@ -136,12 +150,22 @@ FORGED: dict[str, tuple[str, Spoil]] = {
         "exp_avg.draft.fc.weight",
         _tensors("optimizer", lambda s: s.update({"exp_avg.draft.fc.weight": s["exp_avg.draft.fc.weight"][1:]})),
     ),
+    "Adam of a larger shape": (
+        "exp_avg.draft.fc.weight",
+        _tensors(
+            "optimizer", lambda s: s.update({"exp_avg.draft.fc.weight": _longer_by_one(s["exp_avg.draft.fc.weight"])})
+        ),
+    ),
     "a moment missing": ("tensors", _tensors("optimizer", lambda stored: stored.pop("step.draft.fc.weight"))),
     "a moment too many": ("tensors", _tensors("optimizer", _add)),
     "no generators": ("generators", _tensors("generators", lambda stored: stored.clear())),
     "a generator of another size": (
         "generators",
         _tensors("generators", lambda stored: stored.update({"0.now.torch": stored["0.now.torch"][1:]})),
+    ),
+    "a generator too large": (
+        "generators",
+        _tensors("generators", lambda s: s.update({"0.now.torch": _longer_by_one(s["0.now.torch"])})),
     ),
     "a generator in no state": (
         "generators",
