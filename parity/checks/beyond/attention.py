@@ -26,7 +26,7 @@ SIZES = ((2, 290, 4), (2, 3, 5), (2, 1, 1))
 PADDING = ("whole", "right", "inside", "hole")
 """Where a sample is no token: nowhere, behind its tokens, a stretch of them, a single one."""
 
-HEADS, KEY_HEADS, DIM = 4, 2, 8
+HEADS, KEY_HEADS, DIM = 6, 2, 8
 
 States = list[Tensor]
 """A query, all keys and all values."""

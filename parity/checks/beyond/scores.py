@@ -20,23 +20,31 @@ from ports.training.loss import objective, scoring
 from ports.training.loss.scoring import LossImplementation, Verifier
 from ports.training.loss.steps import Step
 
-SHAPE, WIDTH, VOCABULARY, STEPS, TOP = (2, 2), 6, 9, 3, 4
-"""Samples and positions, fewer than the places hits are counted in; a head's sizes; TTT steps; likeliest tokens."""
+SHAPE, WIDTH, VOCABULARY, TOP = (2, 2), 6, 9, 4
+"""Samples and positions, fewer than the places hits are counted in; a head's sizes; likeliest tokens."""
 
 
 def check_scores(evidence: Evidence, subject: Subject) -> Iterator[Row]:
     """Rows of the corners check: the sums by definition, and that each way is the one that was asked for."""
-    states, head = drawn("states", STEPS, *SHAPE, WIDTH), drawn("head", VOCABULARY, WIDTH)
+    for steps in (3, 2):
+        yield from _scores(evidence, subject, steps)
+
+
+def _scores(evidence: Evidence, subject: Subject, count: int) -> Iterator[Row]:
+    states, head = drawn("states", count, *SHAPE, WIDTH), drawn("head", VOCABULARY, WIDTH)
     wanted, verifier = drawn("wanted", *SHAPE, WIDTH), drawn("verifier", VOCABULARY, WIDTH)
     for alignment in Alignment:
-        masks = [objective.step_rows(torch.ones(SHAPE, dtype=torch.int64), step, alignment) for step in range(STEPS)]
+        masks = [objective.step_rows(torch.ones(SHAPE, dtype=torch.int64), step, alignment) for step in range(count)]
         expected = _by_definition(states, masks, head, wanted, verifier)
         for implementation in LossImplementation:
             steps = [Step(state, state, lambda hidden: hidden @ head.T) for state in states]
             target = Verifier(wanted, verifier)
             scores = scoring.score(steps, masks, target, nn.Identity(), head, implementation, TOP)
             numbers = [*scores.kl, scores.hits.correct, *scores.hits.top, scores.hits.rows, *scores.entropies]
-            found, name = torch.stack([each.double() for each in numbers]), f"{alignment.value}, {implementation.value}"
+            found, name = (
+                torch.stack([each.double() for each in numbers]),
+                f"{count} steps, {alignment.value}, {implementation.value}",
+            )
             yield compare(subject, "sums", name, expected, found, evidence.tolerance("sums"))
             right = (wanted.double() @ verifier.double().T).softmax(-1)
             yield compare(subject, "sums", f"{name}: target", right, target.probabilities, evidence.tolerance("sums"))
@@ -46,7 +54,7 @@ def check_scores(evidence: Evidence, subject: Subject) -> Iterator[Row]:
             without = scoring.score(steps, masks, target, nn.Identity(), head, implementation)
             yield compare_value(subject, "sums", f"{name}: no likeliest tokens", [0.0], without.entropies[1:].tolist())
             every = ["logits" in vars(step) for step in steps]
-            eager = [implementation is LossImplementation.EAGER] * STEPS
+            eager = [implementation is LossImplementation.EAGER] * count
             yield compare_value(subject, "all logits made", name, eager, every)
 
 

@@ -23,6 +23,7 @@ from parity.compare import compare, compare_series, compare_value
 from parity.environment import quietly
 from parity.result import Row
 from parity.runs.port import dataset_for, settings_for, start_port, trace_port
+from ports.training.alignment import Alignment
 from ports.training.data.sources import recorded_layers
 from ports.training.verifier import verifier_config
 
@@ -38,6 +39,7 @@ def check_sources(evidence: Evidence) -> list[Row]:
         rows = [*_stored(evidence, dialogues, folder), *_online(evidence, dialogues, folder)]
         rows += [*_packed(evidence, dialogues, folder), *_layers(evidence, dialogues, folder)]
         rows += [*_online_run(evidence, folder), *_dtypes(evidence, folder), _mixed(evidence, folder)]
+        rows += _in_chain(evidence, dialogues, folder)
         rows += skipped_records(evidence, dialogues[0], folder / "skipped")
         return [*rows, *check_order(evidence, folder / "order")]
 
@@ -52,6 +54,16 @@ def _stored(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iter
             for name, value in _expected(dialogue, form == "arrow").items():
                 own = getattr(sample, name)
                 yield compare(subject, "batch", f"{form} {index}: {name}", value, own, evidence.tolerance("batch"))
+
+
+def _in_chain(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:
+    """In chain the mask moves with the ids that it is about."""
+    settings = {"tmpdir": folder / "files", "max_len": MAX_LEN, "ttt_alignment": Alignment.CHAIN}
+    dataset = dataset_for(evidence.case, evidence.draft.config, **settings)
+    for index, dialogue in enumerate(dialogues):
+        expected = [*dialogue.mask[:MAX_LEN].tolist()[1:], 0]
+        found = dataset[index].loss_mask.tolist()
+        yield compare_value(evidence.subject("sources"), "batch", f"chain {index}: loss_mask", expected, found)
 
 
 def _online(evidence: Evidence, dialogues: list[Dialogue], folder: Path) -> Iterator[Row]:

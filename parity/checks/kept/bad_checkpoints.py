@@ -115,6 +115,24 @@ def _resume(evidence: Evidence, checkpoint: Path, **changes: Any) -> None:
         loop.accelerator.end_training()
 
 
+def _whole_pass(evidence: Evidence, cpdir: Path) -> None:
+    _start(evidence, cpdir, bs=len(evidence.case.meta.samples_files)).accelerator.end_training()
+
+
+def _last_step(evidence: Evidence, cpdir: Path) -> None:
+    """Go on from where all batches of a pass are done and the pass is not."""
+    count = len(evidence.case.meta.samples_files)
+    settings = {"bs": 1, "gradient_accumulation_steps": 1, "epoch": 1, "max_steps": None}
+    with deterministic(), quietly():
+        loop = _start(evidence, cpdir, save_steps=count, **settings)
+        for _ in zip(range(count), loop.optimizer_steps()):
+            pass
+        loop.accelerator.end_training()
+        again = _start(evidence, cpdir, ckpt_path=cpdir / f"step_{count}", **settings)
+        next(again.optimizer_steps())
+        again.accelerator.end_training()
+
+
 def _copy(saved: Path, folder: Path) -> Path:
     shutil.copytree(saved.parent, folder)
     return folder / saved.name

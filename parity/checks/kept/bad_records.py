@@ -29,6 +29,7 @@ def _changes(record: Record, vocabulary: int) -> Iterator[tuple[str, str, Record
     for text, value in {
         "negative": _with(ids, -1),
         "beyond the vocabulary": _with(ids, vocabulary),
+        "far beyond the vocabulary": _with(ids, vocabulary + 9),
         "in int32": ids.int(),
         "of two dimensions": ids[None],
         "of no dimension": ids[0],

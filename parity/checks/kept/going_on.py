@@ -16,13 +16,16 @@ from parity.checks.kept.short_runs import STEPS, short_run, steps_of_auto, visib
 from parity.compare import Subject, compare_value
 from parity.environment import deterministic, quietly
 from parity.result import Row
+from parity.runs.port import settings_for
 from ports.generate.records import write_record
+from ports.training.checkpoint.choose import choose
 from ports.training.settings import linear_schedule_steps
 
 
 def check_going_on(evidence: Evidence, folder: Path) -> Iterator[Row]:
     """Rows of the upkeep check."""
     yield from _auto(evidence, folder / "auto")
+    yield from _named(evidence, folder / "auto")
     yield from _elsewhere(evidence, folder / "auto", folder)
     yield from _changed(evidence, folder / "auto")
     yield from _other_records(evidence, folder)
@@ -83,6 +86,14 @@ def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:
     yield compare_value(subject, "auto", "swept", sorted([*before, "step_1"]), visible(cpdir))
     hidden = sorted(path.name for path in cpdir.iterdir() if path.name.startswith(".") and path.is_dir())
     yield compare_value(subject, "auto", "left over", [], hidden)
+
+
+def _named(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
+    """Any other name than ``auto`` is a directory's, lower or higher ones too."""
+    for name in ("alpha", "zeta"):
+        chosen = choose(settings_for(evidence.case, cpdir, ckpt_path=Path(name)))
+        found = None if chosen is None else str(chosen.directory)
+        yield compare_value(evidence.subject("upkeep"), "auto", f"not {name}", name, found)
 
 
 def _elsewhere(evidence: Evidence, cpdir: Path, folder: Path) -> Iterator[Row]:

@@ -36,6 +36,8 @@ SAID = {
     "a loss that is no number": "nan at optimizer step 2, micro-batch ",
     "a place behind the pass": r"found \[999\]",
     "an origin with two faults": "found 'five'",
+    "a byte too few": r"found \d+ bytes",
+    "a byte too many": r"found \d+ bytes",
     "arrow data of no rows": "found no rows",
     "another lr": r"found lr was \S+, now 0.5, expected the run that was saved; --resume_anyway .*, --weights_only",
     "another verifier, anyway": r"found verifier was forged, now \S+, expected the run that was saved; --weights_only",
