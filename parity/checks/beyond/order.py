@@ -50,10 +50,14 @@ def _files(subject: Subject, folder: Path) -> Iterator[Row]:
 
 
 def _layers(subject: Subject) -> Iterator[Row]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for count, layers in LAYERS.items():
-            yield compare_value(subject, "layers", f"of {count}", layers, aux_layer_ids("verifier", count))
+    """Where the rule's own entries are not three, others are named, with a warning."""
+    for count, layers in LAYERS.items():
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            found = aux_layer_ids("verifier", count)
+        rule = {3, count // 2 + 1, count - 2}
+        expected, own = (layers, len(rule) < 3), (found, bool(warned))
+        yield compare_value(subject, "layers", f"of {count}", expected, own)
     for choice, layers in CHOICES.items():
         yield compare_value(subject, "layers", choice, layers, chosen_layers(choice, "verifier", 32))
 

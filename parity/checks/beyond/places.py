@@ -59,6 +59,8 @@ def _unnumbered(subject: Subject) -> Iterator[Row]:
     refused = {
         "several rows": ([[1, 1], [1, 2]], "(2, 2) with numbers [1, 2]"),
         "out of order": ([[1, 3, 2, 4, 5, 6]], "(1, 6) with numbers [1, 3, 2, 4, 5]"),
+        "the first again": ([[1, 2, 1]], "(1, 3) with numbers [1, 2, 1]"),
+        "padding before": ([[0, 2]], "(1, 2) with numbers [0, 2]"),
         "from 2 on": ([[2, 3]], "(1, 2) with numbers [2, 3]"),
         "several numbered rows": ([[1, 2], [3, 4]], "(2, 2) with numbers [1, 2, 3, 4]"),
     }
