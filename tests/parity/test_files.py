@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -114,9 +115,19 @@ def test_a_sample_without_a_field(content: object, message: str, tmp_path: Path)
         read_sample(tmp_path / "x.ckpt", ["a"])
 
 
+def _is_object(content: bytes) -> bool:
+    """A few bytes can be a whole JSON object."""
+    try:
+        return isinstance(json.loads(content), dict)
+    except ValueError:
+        return False
+
+
 @given(content=st.binary(max_size=200))
+@example(content=b"{")
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    assume(not _is_object(content))
     file = tmp_path_factory.getbasetemp() / "noise"
     file.write_bytes(content)
     for read in (read_tensors, read_object, lambda path: read_sample(path, ["a"])):

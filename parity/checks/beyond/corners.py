@@ -88,7 +88,7 @@ def _rows_of_objective(evidence: Evidence, subject: Subject) -> Iterator[Row]:
 def _logged(evidence: Evidence, subject: Subject) -> Iterator[Row]:
     """In chain the logged cross-entropy is a mean over the last step's rows, fewer than the first's."""
     with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
-        options: dict[str, Any] = {"ttt_alignment": Alignment.CHAIN, "forward_num_total": STEPS}
+        options: dict[str, Any] = {"ttt_alignment": Alignment.CHAIN, "forward_num_total": STEPS, "noise": False}
         plan: Any = start_port(evidence.case, Path(folder), **options).plan
     batch = collate([plan.loader.dataset.sample(0)])
     batch["loss_mask"] = torch.ones_like(batch["loss_mask"])
