@@ -15,6 +15,7 @@ import torch
 
 from parity.checks.beyond.places import check_places
 from parity.checks.beyond.scores import check_scores
+from parity.checks.beyond.shortcuts import check_shortcuts
 from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare_named, compare_value
 from parity.environment import deterministic, quietly
@@ -36,12 +37,12 @@ STEPS = 3
 
 
 def check_corners(evidence: Evidence) -> list[Row]:
-    """The schedule's lengths, rows in a loss by TTT step, both losses on them, empty passes; where things lie."""
+    """The schedule's lengths, rows in a loss by TTT step, both losses on them, empty passes; shortcuts, places."""
     subject = evidence.subject("corners")
     rows = [*_schedules(subject), *_rows_by_step(subject), *_defaults(subject), *_empty_passes(subject)]
     rows.append(_schedule_of_settings(evidence, subject))
     rows += [*_rows_of_objective(evidence, subject), *_logged(evidence, subject), *_attention_names(subject)]
-    return [*rows, *check_scores(evidence, subject), *check_places(evidence, subject)]
+    return [*rows, *check_scores(evidence, subject), *check_shortcuts(subject), *check_places(evidence, subject)]
 
 
 def _schedules(subject: Subject) -> Iterator[Row]:

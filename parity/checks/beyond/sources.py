@@ -122,7 +122,8 @@ def _dtypes(evidence: Evidence, folder: Path) -> Iterator[Row]:
     """The verifier's precision beside the draft is the prototypes' unless another one is asked for."""
     own = {"eagle3": "auto", "hass": "float16"}[evidence.case.algorithm]
     for choice, expected in {"default": own, "auto": "auto", "float32": "float32", "bfloat16": "bfloat16"}.items():
-        settings = {"tmpdir": folder / "ids", "online": True, "verifier_dtype": choice.upper().lower()}
+        word = choice.upper().lower()  # a string of its own, as a command line gives
+        settings = {"tmpdir": folder / "ids", "online": True, "verifier_dtype": word}
         found = dataset_for(evidence.case, evidence.draft.config, **settings).dtype
         yield compare_value(evidence.subject("sources"), "online", f"{choice} precision", expected, found)
 

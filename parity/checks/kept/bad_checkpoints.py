@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from parity.checks.evidence import Evidence
+from parity.checks.kept.attempts import Attempt
 from parity.checks.kept.forgeries import DAMAGED, FORGED, MANIFEST, OTHER, STATE, WEIGHTS, Spoil, edit
 from parity.environment import deterministic, quietly
 from parity.runs.port import start_port
 from ports.training.checkpoint.manifest import seal
-
-Attempt = tuple[str, str, Callable[[], object]]
 
 STEPS = 2
 """Optimizer steps before the checkpoint, with noise and in a drawn order."""

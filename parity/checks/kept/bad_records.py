@@ -13,11 +13,11 @@ from torch import Tensor
 
 from parity.checks.beyond.forms import Dialogue, record_info, record_of, write_noise
 from parity.checks.evidence import Evidence
+from parity.checks.kept.attempts import Attempt
 from parity.errors import InputError
 from parity.runs.port import dataset_for
 from ports.training.data.record_info import KEY
 
-Attempt = tuple[str, str, Callable[[], object]]
 Record = dict[str, Any]
 
 

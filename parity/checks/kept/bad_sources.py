@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from parity.checks.beyond.forms import Dialogue, write_arrow, write_noise
 from parity.checks.evidence import Evidence
-from parity.checks.kept.bad_records import Attempt
+from parity.checks.kept.attempts import Attempt
 from parity.errors import InputError
 from parity.runs.port import dataset_for
 from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
@@ -62,10 +62,10 @@ def _write_no_rows(folder: Path) -> None:
     pyarrow.ipc.new_stream(str(file), data.data.schema).close()
 
 
-def _reason(read: Callable[..., object], folder: Path, limit: int) -> None:
+def _reason(read: Callable[[], object], limit: int) -> None:
     """A library's own reason on one line, cut after ``limit`` characters, is what the refusal found."""
     try:
-        read(*((str(folder), "auto") if read is load_verifier else (folder,)))
+        read()
     except InputError as error:
         said = " ".join(str(error.__cause__).split())
         if error.found != said[:limit] or len(said) <= limit:
@@ -86,8 +86,8 @@ def _nothing(evidence: Evidence, folder: Path) -> Iterator[Attempt]:
     yield "arrow data with --online", "--online", partial(build, tmpdir=folder / "arrow", online=True)
     yield "a verifier that is none", "model_path", lambda: load_verifier(str(folder / "empty"), "auto")
     long = folder / ("long" * 50) / ("longer" * 40)
-    for name, limit, read in (("verifier", 300, load_verifier), ("arrow", 200, prepared_files)):
-        yield f"{name}: reason cut", "", partial(_reason, read, long, limit)
+    yield "verifier: reason cut", "", partial(_reason, partial(load_verifier, str(long), "auto"), 300)
+    yield "arrow: reason cut", "", partial(_reason, partial(prepared_files, long), 200)
     yield "a verifier of two layers", "num_hidden_layers", lambda: aux_layer_ids("verifier", 2)
     yield "a verifier of three layers", "", lambda: aux_layer_ids("verifier", 3)
     for choice in ("1,2", "1,1,2", "1,2,x", "0,2,x", "0,1,32", "0,1,33"):

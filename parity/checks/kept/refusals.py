@@ -13,15 +13,13 @@ from pathlib import Path
 
 from parity.checks.beyond.forms import Dialogue, read_dialogues
 from parity.checks.evidence import Evidence, until_refused
+from parity.checks.kept.attempts import Attempt
 from parity.checks.kept.bad_checkpoints import bad_checkpoints
 from parity.checks.kept.bad_records import bad_records
 from parity.checks.kept.bad_sources import bad_sources
-from parity.compare import Subject
+from parity.compare import Subject, compare_value
 from parity.errors import InputError
 from parity.result import Row
-
-Attempt = tuple[str, str, Callable[[], object]]
-"""Name, the field that must be named, and what must be refused. An empty field: it must be accepted."""
 
 SAID = {
     "input_ids missing (ckpt)": "found missing",
@@ -54,14 +52,17 @@ def check_refusals(evidence: Evidence) -> list[Row]:
 
 
 def _rows(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Row]:
-    yield from _judged(evidence, bad_records(evidence, dialogue, folder))
-    yield from _judged(evidence, bad_sources(evidence, dialogue, folder))
-    yield from _judged(evidence, bad_checkpoints(evidence, folder / "checkpoints"))
+    subject, unheard = evidence.subject("refusals"), set(SAID)
+    for name, field, attempt in _attempts(evidence, dialogue, folder):
+        yield _row(subject, name, field, _field_of(attempt, SAID.get(name, "")))
+        unheard.discard(name)
+    yield compare_value(subject, "refusal", "words that nobody listened for", [], sorted(unheard))
 
 
-def _judged(evidence: Evidence, attempts: Iterator[Attempt]) -> Iterator[Row]:
-    for name, field, attempt in attempts:
-        yield _row(evidence.subject("refusals"), name, field, _field_of(attempt, SAID.get(name, "")))
+def _attempts(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterator[Attempt]:
+    yield from bad_records(evidence, dialogue, folder)
+    yield from bad_sources(evidence, dialogue, folder)
+    yield from bad_checkpoints(evidence, folder / "checkpoints")
 
 
 def _field_of(attempt: Callable[[], object], said: str = "") -> str:

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from parity.checks.evidence import Evidence
 from parity.checks.kept.short_runs import short_run
@@ -97,11 +96,7 @@ def _metrics(evidence: Evidence, trace: Trace, cpdir: Path) -> Iterator[Row]:
     settings = json.loads((cpdir / "settings.json").read_text())
     yield compare_value(subject, "metrics", "order of settings", sorted(settings), list(settings))
     chosen = {"lr": RATE, "epoch": 3, "keep_last": 2, "bs": evidence.case.bs}
-    yield compare_value(subject, "metrics", "settings", chosen, {name: _number(settings.get(name)) for name in chosen})
-
-
-def _number(value: Any) -> float:
-    return float(value)
+    yield compare_value(subject, "metrics", "settings", chosen, {name: float(settings[name]) for name in chosen})
 
 
 def _bars(evidence: Evidence, folder: Path) -> Iterator[Row]:
