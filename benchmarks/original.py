@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.race import Measured
 from benchmarks.shapes import Shape, build_case
-from parity.live import request_for
-from parity.runs.original import record_original
+from parity.prototypes.live import request_for
+from parity.prototypes.original import record_original
 
 WARMUP = 1
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fixtures.samples import build_random_fixture
 from fixtures.verifier import VerifierSpec
-from parity.case import Case
-from parity.synthetic import write_case
+from parity.prototypes.case import Case
+from parity.prototypes.synthetic import write_case
 
 SPEC = VerifierSpec(
     hidden_size=512,

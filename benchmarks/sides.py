@@ -11,11 +11,11 @@ from speculators.models.eagle3 import Eagle3DraftModel
 from torch import nn
 
 from benchmarks.shapes import Shape
-from parity.case import Case
-from parity.checks.beyond.chain import speculators_inputs
-from parity.runs.port import start_port
-from parity.runs.reference.loop import Run
-from parity.runs.reference.setup import prepare
+from parity.prototypes.case import Case
+from parity.prototypes.checks.beyond.chain import speculators_inputs
+from parity.prototypes.port import start_port
+from parity.prototypes.reference.loop import Run
+from parity.prototypes.reference.setup import prepare
 from ports.eagle3.model import thaw_head
 from ports.eagle3.train import GRAD_CLIP
 from ports.training.observer import Observer, StepRecord

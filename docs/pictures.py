@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import fixtures
+from parity.prototypes.job import Options, verdict
 from parity.report import write_html
-from parity.verdict import Options, verdict
 from tests.parity.faults import FAULTS
 
 DOCS = Path(__file__).parent

@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import fixtures
 from parity.case import Case, find_cases
 from parity.checks import CHECKS, checks_for
 from parity.checks.evidence import Evidence
 from parity.judge import PORT, recorded_baseline
 from parity.result import Row
+
+import fixtures
 from parity.select import matches
 from ports.commands import hush_libraries
 

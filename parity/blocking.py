@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from parity.result import Row, Status
+from parity.verdict import Row, Status
 
 Follows = Mapping[str, tuple[str, ...]]
 """For every check those whose failure explains a failure of it."""

@@ -10,19 +10,19 @@ import typer
 from rich.console import Console
 
 import fixtures
-from parity.algorithms import ALGORITHMS
-from parity.case import find_cases
 from parity.doctor import print_environment
 from parity.environment import describe
 from parity.errors import InputError
 from parity.kit.commands import compare, trace
-from parity.live import request_for
+from parity.prototypes.algorithms import ALGORITHMS
+from parity.prototypes.case import find_cases
+from parity.prototypes.job import Options, verdict
+from parity.prototypes.live import request_for
+from parity.prototypes.original import OriginalRunError, record_original
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
 from parity.report.originals import print_studies, write_originals, write_studies_json
-from parity.runs.original import OriginalRunError, record_original
 from parity.scaffold import new_port
 from parity.select import matches
-from parity.verdict import Options, verdict
 from ports.commands import hush_libraries
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -70,7 +70,7 @@ def others(
     markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
 ) -> None:
     """Run other originals and show where each differs, and that named causes are all of it. Exit codes as for run."""
-    from parity.explain.run import run_studies, speculators_algorithms
+    from parity.prototypes.explain.run import run_studies, speculators_algorithms
 
     registered = speculators_algorithms()
     checkouts = {name: root for name, root in (("eagle", eagle), ("hass", hass)) if root is not None}

@@ -9,25 +9,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parity.result import Row, Status
 from parity.tolerances import Kind, Tolerance
+from parity.verdict import Against, Row, Status
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose numbers are compared: check, case and run name the rows."""
+    """Whose numbers are compared, and with what: check, case and run name the rows."""
 
     check: str
     case: str
     run: str
+    against: Against = Against.PROTOTYPE
 
     def row(
         self, quantity: str, tensor: str, measured: float | None, allowed: float | None, passed: bool, detail: str = ""
     ) -> Row:
         status = Status.PASSED if passed else Status.FAILED
-        return Row(self.check, self.case, self.run, quantity, tensor, measured, allowed, status, detail)
+        return Row(
+            self.check, self.case, self.run, quantity, tensor, measured, allowed, status, detail, against=self.against
+        )
 
 
 def compare(

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from parity.algorithms import ALGORITHMS
 from parity.environment import describe
-from parity.runs.original import verify
+from parity.prototypes.algorithms import ALGORITHMS
+from parity.prototypes.original import verify
 
 OPTIONAL = {
     "deepspeed": ("the bf16ds cases with --prototype", "pip install -e '.[deepspeed]'"),

@@ -1,97 +1,153 @@
-"""The main job: every case against the prototype, throughput, and equivalence in bfloat16; one report."""
+"""What a parity run found: the rows of the verdict and everything a report draws.
+
+This is the bottom layer of ``case -> run -> trace -> comparison -> report``: plain data, no torch, nothing imported
+from the layers above it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
 
-from parity.case import Case, find_cases
-from parity.errors import InputError
-from parity.judge import PORT, REFERENCE, Side, judge, recorded_baseline
-from parity.live import ADAPTER_CHECKS, adapter_side, live_port_side, original_baseline, prototype_rows
-from parity.result import Report, Skip
-from parity.select import matches
-from parity.speed import judge_speed, live_timings, measure, speed_case
-from parity.spread import judge_spread, measure_spread
 
-CHECKOUT = (
-    "git clone https://github.com/vllm-project/speculators && git -C speculators checkout 227b8a1b, "
-    "then --prototype speculators"
-)
+class Status(str, Enum):
+    """How one comparison ended.
+
+    ``BLOCKED`` means that an earlier check of the same case and run failed, so this one was computed but says nothing
+    about its own subject: a wrong batch makes every gradient wrong. ``NOT_APPLICABLE`` rows compare nothing: ``detail``
+    says why the check has no subject in this case.
+    """
+
+    PASSED = "passed"
+    FAILED = "failed"
+    BLOCKED = "blocked"
+    NOT_APPLICABLE = "not applicable"
+
+
+class Against(str, Enum):
+    """What a row holds a run against.
+
+    ``PROTOTYPE``: the original's own numbers, recorded or live. ``REFERENCE``: the formulas written again for reading.
+    ``LIBRARY``: what an upstream library computes or writes. ``ITSELF``: the same run saved, reopened or resumed.
+    """
+
+    PROTOTYPE = "prototype"
+    REFERENCE = "reference"
+    LIBRARY = "library"
+    ITSELF = "itself"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to run."""
+class Row:
+    """One comparison: what was measured, what was allowed, and how it ended.
 
-    recordings: Path
-    algorithms: tuple[str, ...]
-    keyword: str = ""
-    prototype: Path | None = None
-
-
-def verdict(options: Options, progress: Callable[[str], None] = lambda line: None) -> Report:
-    """Run everything that fits the options.
-
-    Raises:
-        InputError: recordings or checkout that cannot be used.
+    ``measured`` and ``allowed`` carry the unit of the quantity's tolerance (absolute, relative to the largest entry,
+    a ratio, a count). ``detail`` holds the largest deviation's index and both values, or the reason; ``hint`` says
+    where to look first when the row failed.
     """
-    cases = [case for name in options.algorithms for case in find_cases(options.recordings, name)]
-    if not cases:
-        raise InputError(
-            options.recordings, "recordings", f"no case of {' or '.join(options.algorithms)}", "at least one"
-        )
-    cases = [case for case in cases if matches(options.keyword, case.name)]
-    report = _judge(cases, options, progress)
-    for name in options.algorithms:
-        if matches(options.keyword, f"{name}_throughput"):
-            progress(f"{name}_throughput")
-            _add_speed(report, name, options.prototype)
-    if options.prototype is None:
-        report.skips.append(Skip("original", "live run", "no checkout of the prototypes was given", CHECKOUT))
-    for case in cases:
-        if case.dtype != "fp32":
-            progress(f"{case.name} over seeds")
-            report.rows.append(judge_spread(case, measure_spread(case)))
-    return report
+
+    check: str
+    case: str
+    run: str
+    quantity: str
+    tensor: str
+    measured: float | None
+    allowed: float | None
+    status: Status
+    detail: str = ""
+    hint: str = ""
+    against: Against = Against.PROTOTYPE
+
+    @property
+    def passed(self) -> bool:
+        return self.status is Status.PASSED
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "status": self.status.value, "against": self.against.value, "passed": self.passed}
 
 
-def _judge(cases: list[Case], options: Options, progress: Callable[[str], None]) -> Report:
-    if options.prototype is None:
-        return judge(cases, recorded_baseline, (REFERENCE, PORT), progress)
-    rows = [row for name in options.algorithms for row in prototype_rows(options.prototype, name)]
-    runnable, skips = _runnable(cases)
-    adapter = Side("adapter", adapter_side(options.prototype), _not_for_adapter, ADAPTER_CHECKS)
-    port = replace(PORT, evidence=live_port_side)
-    report = judge(runnable, original_baseline(options.prototype), (REFERENCE, port, adapter), progress)
-    report.rows[:0] = rows if cases else []  # a checkout alone compares nothing
-    report.skips += skips
-    return report
+@dataclass(frozen=True)
+class Skip:
+    """A check that did not run, why, and what the user can do to run it."""
+
+    check: str
+    case: str
+    reason: str
+    remedy: str
 
 
-def _not_for_adapter(case: Case) -> str | None:
-    return None if case.dtype == "fp32" else "bfloat16: the adapter is held against the original in float32"
+@dataclass(frozen=True)
+class Curve:
+    """One scalar per micro-batch of one run: ``quantity`` is loss, grad_norm, lr or accuracy."""
+
+    case: str
+    run: str
+    quantity: str
+    values: tuple[float, ...]
 
 
-def _runnable(cases: list[Case]) -> tuple[list[Case], list[Skip]]:
-    """Cases the original can run here: those under DeepSpeed need it installed."""
-    if find_spec("deepspeed"):
-        return cases, []
-    missing = [case for case in cases if case.dtype == "bf16ds"]
-    skips = [
-        Skip("original", case.name, "DeepSpeed is not installed", "pip install -e '.[deepspeed]'") for case in missing
-    ]
-    return [case for case in cases if case not in missing], skips
+@dataclass(frozen=True)
+class GradientFlow:
+    """One parameter of one run: its gradient's size and how far it moved over the run."""
+
+    case: str
+    run: str
+    parameter: str
+    trainable: bool
+    grad_max: float | None
+    moved: float
 
 
-def _add_speed(report: Report, algorithm: str, checkout: Path | None) -> None:
-    with speed_case(algorithm) as case:
-        timings = {"reference": measure(case)}
-        if checkout is not None:
-            timings["original"] = live_timings(case, checkout)
-        for prototype, measured in timings.items():
-            row, speed = judge_speed(case, measured, prototype)
-            report.rows.append(row)
-            report.speeds.append(speed)
+@dataclass(frozen=True)
+class Speed:
+    """Throughput of two sides measured alternately: seconds per optimizer step, one entry a round; the best counts.
+
+    ``ratio`` and ``interval`` are prototype seconds over port seconds: above 1 the port is the faster one. ``tokens``
+    and the FLOPs are those of one optimizer step.
+    """
+
+    case: str
+    prototype: str
+    port: str
+    prototype_seconds: tuple[float, ...]
+    port_seconds: tuple[float, ...]
+    prototype_flops: int
+    port_flops: int
+    ratio: float
+    interval: tuple[float, float]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A known place where a prototype departs from what its paper, Speculators or a reader would expect."""
+
+    id: str
+    where: str
+    effect: str
+    choice: str
+    test: str
+
+
+@dataclass
+class Report:
+    """Everything one ``parity run`` has to say.
+
+    ``baseline`` is the run that the others were compared with; curves and gradient flow of that name are drawn as such.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    gradient_flow: list[GradientFlow] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+    deviations: list[Deviation] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    baseline: str = "prototype"
+
+    @property
+    def passed(self) -> bool:
+        """True when something was compared and nothing failed or was blocked."""
+        return bool(self.rows) and all(row.passed for row in self.rows)

@@ -46,7 +46,12 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
 
 
 def test_the_reference_holds_every_public_module(site: Path) -> None:
-    for module in ("ports.training.loop", "parity.compare", "parity.runs.reference.attention", "ports.hass.model"):
+    for module in (
+        "ports.training.loop",
+        "parity.compare",
+        "parity.prototypes.reference.attention",
+        "ports.hass.model",
+    ):
         page = (site / "api" / f"{module.rpartition('.')[0]}.html").read_text()
         assert f'id="{module}"' in page, module
     text = (site / "api" / "ports.hass.html").read_text()

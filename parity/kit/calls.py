@@ -10,9 +10,9 @@ from torch import Tensor
 
 from parity.compare import Subject, compare, compare_named
 from parity.kit.watch import Call
-from parity.result import Row
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import Trace
+from parity.verdict import Row
 
 CALLS = "mb0.call."
 CALL = re.compile(

@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 
 import fixtures
-from parity.case import Case, find_cases
 from parity.errors import InputError
 from parity.kit.folders import compare_folders, read_names, read_tolerances
 from parity.kit.verdict import TRACED
-from parity.localise import trace_calls
+from parity.prototypes.case import Case, find_cases
+from parity.prototypes.localise import trace_calls
+from parity.prototypes.port import trace_port
 from parity.report import print_report, write_html, write_json
-from parity.runs.port import trace_port
 from parity.select import matches
 from parity.trace import GROUPS, Trace
 from parity.trace_folder import write_trace

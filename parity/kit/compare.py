@@ -19,8 +19,8 @@ from parity.kit.terms import Terms
 from parity.kit.tolerances import Tolerances, table_for
 from parity.kit.tracing import STEPS, trace_side
 from parity.kit.verdict import FOLLOWS, TRACED, compare_traces, first_place
-from parity.result import Report, Skip
 from parity.trace import Trace
+from parity.verdict import Report, Skip
 
 CHECKS = (*TRACED, "round_trip", "resume")
 """What is compared by default; ``throughput`` is asked for by name."""

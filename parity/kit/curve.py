@@ -7,8 +7,8 @@ from functools import partial
 
 from parity.compare import Subject, compare_lines, compare_series, compare_value
 from parity.kit.tolerances import Tolerances
-from parity.result import Row
 from parity.trace import Point, Trace
+from parity.verdict import Row
 
 Series = list["float | None"]
 

@@ -13,9 +13,9 @@ from parity.kit.names import NameMap
 from parity.kit.report import KitReport
 from parity.kit.tolerances import Tolerances, has_table
 from parity.kit.verdict import TRACED, compare_traces
-from parity.result import Report, Skip
 from parity.tolerances import Kind, Tolerance
 from parity.trace_folder import META, read_trace
+from parity.verdict import Report, Skip
 
 
 def compare_folders(

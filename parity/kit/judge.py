@@ -12,8 +12,8 @@ from parity.kit.calls import CALLS, calls_of, compare_calls
 from parity.kit.curve import curve_rows
 from parity.kit.names import NameMap
 from parity.kit.tolerances import Tolerances
-from parity.result import Row
 from parity.trace import Trace
+from parity.verdict import Row
 
 STATES = {"init": ("weights", "weights"), "after": ("optimizer_step", "after"), "final": ("curve", "final")}
 PLACES = (

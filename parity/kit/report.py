@@ -10,7 +10,7 @@ from rich.console import Console
 
 from parity.kit.locate import Finding
 from parity.report import print_report, write_html, write_json
-from parity.result import Report, Row, Status
+from parity.verdict import Report, Row, Status
 
 
 class ParityError(AssertionError):

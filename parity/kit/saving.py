@@ -16,8 +16,8 @@ from parity.kit.side import Side
 from parity.kit.terms import Terms
 from parity.kit.tracing import start
 from parity.kit.training import Training, state_of
-from parity.result import Row
 from parity.trace import Point
+from parity.verdict import Row
 
 
 def round_trip_rows(side: Side, terms: Terms) -> list[Row]:

@@ -27,7 +27,7 @@ from parity.kit.tolerances import Tolerances, table_for
 from parity.kit.tracing import dtype_of, original_weights, start
 from parity.kit.training import Training
 from parity.kit.watch import Call, watch
-from parity.result import Report, Row, Skip, Status
+from parity.verdict import Report, Row, Skip, Status
 
 Adapt = Callable[[tuple[Any, ...], dict[str, Any]], Arguments]
 

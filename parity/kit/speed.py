@@ -12,8 +12,8 @@ from parity.kit.side import Side
 from parity.kit.terms import Terms
 from parity.kit.tracing import start
 from parity.kit.training import Training
-from parity.result import Row, Speed
-from parity.runs.timing import Steps, Timings, alternate
+from parity.timing import Steps, Timings, alternate
+from parity.verdict import Row, Speed
 
 STEPS, ROUNDS = 5, 7
 

@@ -13,8 +13,8 @@ from parity.kit.names import WHOLE, NameMap, as_map
 from parity.kit.renaming import in_port_names
 from parity.kit.report import KitReport
 from parity.kit.tolerances import Tolerances, table_for
-from parity.result import Curve, Report, Row, Status
 from parity.trace import Trace
+from parity.verdict import Curve, Report, Row, Status
 
 TRACED = ("weights", "batches", "forward", "loss", "gradients", "optimizer_step", "curve")
 """Checks of two traces, in the order in which a fault travels."""

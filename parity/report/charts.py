@@ -11,7 +11,7 @@ from markupsafe import Markup
 from parity.report.numbers import count, short
 from parity.report.summary import unique
 from parity.report.svg import Series, line_chart
-from parity.result import Curve, Report
+from parity.verdict import Curve, Report
 
 UNITS = {
     "loss": "loss (nats)",

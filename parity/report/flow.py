@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from parity.report.numbers import count, short
 from parity.report.summary import unique
-from parity.result import GradientFlow, Report
+from parity.verdict import GradientFlow, Report
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from parity.report.flow import gradient_flows
 from parity.report.matrix import matrix
 from parity.report.numbers import count, scaled, short
 from parity.report.summary import margin, unique
-from parity.result import Report
+from parity.verdict import Report
 
 HERE = Path(__file__).parent
 

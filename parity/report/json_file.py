@@ -16,7 +16,7 @@ from typing import Any
 from parity.errors import InputError
 from parity.report.decode import MismatchError, decode
 from parity.report.files import write_beside
-from parity.result import Report
+from parity.verdict import Report
 
 FORMAT_VERSION = 1
 DERIVED = ("format_version", "passed", "comparisons")

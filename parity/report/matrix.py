@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from parity.report.numbers import short
 from parity.report.summary import Group, grouped, margin, unique
-from parity.result import Report, Skip, Status
+from parity.verdict import Report, Skip, Status
 
 TINY = 0.01
 """Shares of a tolerance below this are not worth their digits in a table."""

@@ -12,13 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from parity.explain.study import Finding, Study, kind_of
+from parity.prototypes.explain.study import Finding, Study, kind_of
+from parity.prototypes.others import OTHERS
 from parity.report.files import write_beside
 from parity.report.html import markdown
 from parity.report.json_file import plain
 from parity.report.numbers import short
 from parity.report.settings import setting_tables
-from parity.runs.others import OTHERS
 
 ONE_SIDE = "only one has it"
 KINDS = ("features", "hidden", "logits", "loss", "gradients")

@@ -12,7 +12,7 @@ from parity.report.matrix import anchors
 from parity.report.numbers import MISSING, count, listing, short
 from parity.report.summary import Group, blockers, failed, grouped, margin, unique, verdict_line, worst_first
 from parity.report.svg import Bar, bar_chart
-from parity.result import Report, Row, Speed, Status
+from parity.verdict import Report, Row, Speed, Status
 
 MOST_BARS = 12
 

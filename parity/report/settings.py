@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parity.explain.study import Study
+from parity.prototypes.explain.study import Study
+from parity.prototypes.others import OTHERS
 from parity.report.numbers import MISSING
-from parity.runs.others import OTHERS
 
 Lines = list[tuple[str, str, str]]
 

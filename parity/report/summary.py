@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from parity.report.numbers import count, short
-from parity.result import Report, Row, Status
+from parity.verdict import Report, Row, Status
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from parity.report.numbers import count, listing, short
 from parity.report.summary import Group, blockers, failed, grouped, margin, unique, verdict_line
-from parity.result import Report, Row, Status
+from parity.verdict import Report, Row, Status
 
 STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.BLOCKED: "yellow"}
 

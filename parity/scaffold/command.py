@@ -13,7 +13,7 @@ from parity.kit.names import NameMap
 from parity.kit.side import Side
 from parity.kit.tracing import dtype_of, original_weights, start
 from parity.kit.training import state_of
-from parity.runs.port import reset_accelerate
+from parity.prototypes.port import reset_accelerate
 from parity.trace import Point, Trace
 from ports.training.loop import Loop
 from ports.training.observer import Observer, StepRecord

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from parity.case import Case, find_cases
-from parity.checks.evidence import Evidence
-from parity.judge import PORT, REFERENCE, Side, recorded_baseline
-from parity.live import ADAPTER_CHECKS, adapter_side, live_port_side, original_baseline
 from parity.plugin import recordings_of
+from parity.prototypes.case import Case, find_cases
+from parity.prototypes.checks.evidence import Evidence
+from parity.prototypes.judge import PORT, REFERENCE, Side, recorded_baseline
+from parity.prototypes.live import ADAPTER_CHECKS, adapter_side, live_port_side, original_baseline
 
 SIDES = {side.name: side for side in (REFERENCE, PORT)}
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import fixtures
-from parity.case import find_cases
-from parity.checks import run_checks
-from parity.judge import PORT, REFERENCE
+from parity.prototypes.case import find_cases
+from parity.prototypes.checks import run_checks
+from parity.prototypes.judge import PORT, REFERENCE
 from parity.suite.test_recorded import describe
 from parity.tolerances import FLOOR_RUN
 

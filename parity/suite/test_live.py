@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from parity.case import find_cases
-from parity.checks import run_checks
-from parity.live import prototype_rows
 from parity.plugin import recordings_of
+from parity.prototypes.case import find_cases
+from parity.prototypes.checks import run_checks
+from parity.prototypes.live import prototype_rows
 from parity.suite.test_recorded import describe
 
 LIVE = ("eagle3_fp32_k3", "eagle3_fp32_k3_noise")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from parity.checks import CHECKS, run_checks
-from parity.result import Row
+from parity.prototypes.checks import CHECKS, run_checks
 from parity.suite.conftest import SIDES, cases_of
+from parity.verdict import Row
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

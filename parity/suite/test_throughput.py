@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from parity.algorithms import ALGORITHMS
-from parity.case import find_cases
 from parity.plugin import recordings_of
-from parity.speed import judge_speed, live_timings, measure, speed_case
-from parity.spread import judge_spread, measure_spread
+from parity.prototypes.algorithms import ALGORITHMS
+from parity.prototypes.case import find_cases
+from parity.prototypes.speed import judge_speed, live_timings, measure, speed_case
+from parity.prototypes.spread import judge_spread, measure_spread
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

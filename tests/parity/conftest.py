@@ -10,9 +10,9 @@ import pytest
 
 import fixtures
 import parity.cli
-from parity.case import Case, find_cases, read_case
-from parity.checks.evidence import Evidence
-from parity.judge import PORT, recorded_baseline
+from parity.prototypes.case import Case, find_cases, read_case
+from parity.prototypes.checks.evidence import Evidence
+from parity.prototypes.judge import PORT, recorded_baseline
 from tests.parity.toys import copy_toys, seal
 
 

@@ -16,7 +16,7 @@ from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-import parity.runs.port
+import parity.prototypes.port
 import ports.eagle3.first_layer
 import ports.eagle3.model
 import ports.eagle3.objective
@@ -242,7 +242,7 @@ def shifted_map(patch: pytest.MonkeyPatch) -> None:
 def other_seed(patch: pytest.MonkeyPatch) -> None:
     wrap(
         patch,
-        parity.runs.port.Tracer,
+        parity.prototypes.port.Tracer,
         "__init__",
         lambda old: lambda self, case, seed, reseed: old(self, case, 1, reseed),
     )
@@ -256,7 +256,7 @@ def tf32(patch: pytest.MonkeyPatch) -> None:
 
         return describe
 
-    wrap(patch, parity.runs.port, "describe", make)
+    wrap(patch, parity.prototypes.port, "describe", make)
 
 
 def forgetful_converter(patch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def nan_logit(patch: pytest.MonkeyPatch) -> None:
 
         return outcome
 
-    wrap(patch, parity.runs.port.Tracer, "outcome", make)
+    wrap(patch, parity.prototypes.port.Tracer, "outcome", make)
 
 
 def unfreeze_embedding(draft: Any) -> None:

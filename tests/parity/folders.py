@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from parity.runs.original.checkout import PROTOTYPES
+from parity.prototypes.original.checkout import PROTOTYPES
 
 META: dict[str, Any] = {
     "case": "one",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import parity.cli
-from parity.result import Report, Row, Skip, Status
-from parity.verdict import Options
+from parity.prototypes.job import Options
+from parity.verdict import Report, Row, Skip, Status
 from tests.parity.faults import FAULTS
 from tests.parity.folders import META, make_fixture, write_meta
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parity.compare import Subject, compare, compare_groups, compare_named, compare_series, compare_value
-from parity.result import Row, Status
 from parity.tolerances import Kind, Tolerance
+from parity.verdict import Row, Status
 
 SUBJECT = Subject("forward", "one", "port")
 LOOSE = 1e9

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from parity.case import Case
-from parity.checks import CHECKS, run_checks
-from parity.checks.evidence import Evidence
 from parity.errors import InputError
-from parity.judge import explain
-from parity.result import Status
+from parity.prototypes.case import Case
+from parity.prototypes.checks import CHECKS, run_checks
+from parity.prototypes.checks.evidence import Evidence
+from parity.prototypes.judge import explain
 from parity.trace import Trace
+from parity.verdict import Status
 from tests.parity.faults import FAULTS, Fault
 
 ON_DISK = ("round_trip", "converted", "chain", "resume")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import fixtures
-from parity.case import read_case
-from parity.runs.recorded import load_recorded
+from parity.prototypes.case import read_case
+from parity.prototypes.recorded import load_recorded
 from tests.mutants import COUNT, try_all
 
 NAMES = ["meta.json", "trajectory.jsonl", "first_step.safetensors", "final.safetensors"]

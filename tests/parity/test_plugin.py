@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parity import plugin
-from parity.result import Row, Status
+from parity.verdict import Row, Status
 
 pytest_plugins = ["pytester"]
 LEAN = [
@@ -101,7 +101,7 @@ def test_recordings_are_the_shipped_ones_or_those_given(pytester: pytest.Pyteste
 
 
 COMPARING = """
-    from parity.result import Row, Status
+    from parity.verdict import Row, Status
 
     def row(run, tensor, measured, allowed, status=Status.PASSED):
         return Row("forward", "one", run, "logits", tensor, measured, allowed, status)

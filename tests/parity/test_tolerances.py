@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 import fixtures
-import parity.checks.evidence
-from parity.case import read_case
-from parity.checks import run_checks
-from parity.judge import PORT
-from parity.runs.recorded import load_recorded
+import parity.prototypes.checks.evidence
+from parity.prototypes.case import read_case
+from parity.prototypes.checks import run_checks
+from parity.prototypes.judge import PORT
+from parity.prototypes.recorded import load_recorded
 from parity.tolerances import BF16, FLOOR_RUN, FLOORS_FP32, PORT_FP32, Kind, Tolerance, tolerance
 
 ONLY_BF16 = {"error_ratio", "loss_error"}
@@ -27,7 +27,7 @@ def asked_for() -> set[str]:
         return tolerance(run, dtype, quantity)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity.checks.evidence, "tolerance", note)
+        patch.setattr(parity.prototypes.checks.evidence, "tolerance", note)
         for name in ("eagle3_fp32_k3", "eagle3_bf16ds_k3"):
             case = read_case(fixtures.RECORDINGS / name)
             with PORT.evidence(case, load_recorded(case)) as evidence:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from parity.runs.others import checkout
+from parity.prototypes.others import checkout
 
-TOY = Path(__file__).parent / "runs" / "others" / "toy"
+TOY = Path(__file__).parent / "prototypes" / "others" / "toy"
 
 
 def copy_toys(root: Path) -> dict[str, Path]:

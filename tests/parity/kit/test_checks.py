@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from parity import CHECKS, Kind, ParityError, Side, Tolerance, compare_sides
 from parity.errors import InputError
 from parity.kit.side import pattern_loss
-from parity.result import Status
+from parity.verdict import Status
 
 
 class Net(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from parity import Side, single_step
-from parity.result import Status
+from parity.verdict import Status
 from tests.parity.kit.example import load, side_with
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from parity.result import Curve, Deviation, GradientFlow, Report, Row, Skip, Speed, Status
+from parity.verdict import Curve, Deviation, GradientFlow, Report, Row, Skip, Speed, Status
 
 CASES = (
     "eagle3_fp32_k1",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from parity.report import render_html, write_html
-from parity.result import Curve, Deviation, GradientFlow, Report, Row, Skip, Speed, Status
+from parity.verdict import Curve, Deviation, GradientFlow, Report, Row, Skip, Speed, Status
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"
 VOID = {"meta", "wbr", "line", "rect", "circle", "polyline", "img", "br"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parity.errors import InputError
 from parity.report import read_json, write_json
 from parity.report.files import write_beside
-from parity.result import Report, Row, Status
+from parity.verdict import Report, Row, Status
 
 NAMES = st.text(max_size=20)
 NUMBERS = st.none() | st.floats()

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 import parity.cli
-import parity.explain.run
-from parity.explain.prototype import prototype_facts, step_weights
-from parity.explain.study import Cause, Finding, Study
+import parity.prototypes.explain.run
+from parity.prototypes.explain.prototype import prototype_facts, step_weights
+from parity.prototypes.explain.study import Cause, Finding, Study
+from parity.prototypes.others import OTHERS
 from parity.report.originals import print_studies, registry_line, render_originals, size, worst, write_studies_json
-from parity.result import Row, Status
-from parity.runs.others import OTHERS
+from parity.verdict import Row, Status
 
 ROW = Row("others", "one", "HASS against prototype", "logits", "step0.logits", 1.5e-7, 5e-6, Status.PASSED)
 MACHINE = {"cpu": "a machine", "torch": "2"}
@@ -83,7 +83,7 @@ def test_the_exit_code_is_the_studies(
         asked.update(checkouts)
         return [replace(found, rows=(replace(ROW, status=passed),))]
 
-    monkeypatch.setattr(parity.explain.run, "run_studies", run_studies)
+    monkeypatch.setattr(parity.prototypes.explain.run, "run_studies", run_studies)
     monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
     files = tmp_path / "o.json", tmp_path / "o.md"
     words = ["others", "--hass", "there", "--json", str(files[0]), "--markdown", str(files[1])]
@@ -140,5 +140,5 @@ def test_the_shipped_page_is_of_the_pinned_commits_and_passed() -> None:
 def _causes(module: str) -> tuple[Cause, ...]:
     import importlib
 
-    found: tuple[Cause, ...] = importlib.import_module(f"parity.explain.{module}").CAUSES
+    found: tuple[Cause, ...] = importlib.import_module(f"parity.prototypes.explain.{module}").CAUSES
     return found

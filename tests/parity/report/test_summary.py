@@ -9,7 +9,7 @@ from parity.report.matrix import anchors, matrix
 from parity.report.numbers import count, listing, scaled, short
 from parity.report.sections import environment_groups
 from parity.report.summary import Group, blockers, margin, verdict_line, worst_first
-from parity.result import GradientFlow, Report, Row, Skip, Status
+from parity.verdict import GradientFlow, Report, Row, Skip, Status
 
 
 def row(measured: float | None, allowed: float | None = 1.0, status: Status = Status.PASSED, tensor: str = "t") -> Row:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from parity.report import print_report
-from parity.result import Report, Row, Status
+from parity.verdict import Report, Row, Status
 
 
 def printed(report: Report, width: int = 100) -> str:

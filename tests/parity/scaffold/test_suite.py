@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ports.training.runs
-from parity.result import Report
+from parity.verdict import Report
 
 NAME = "suite_port"
 

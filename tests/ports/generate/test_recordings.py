@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fixtures.dialogues import recordings
-from parity.masks import encode_recorded
+from parity.prototypes.masks import encode_recorded
 from ports.generate.encode import LossMask
 
 RECORDED = {recording.name: recording for recording in recordings()}

@@ -1,0 +1,1 @@
+"""What is known of the two prototypes, and nothing that another pair would need."""

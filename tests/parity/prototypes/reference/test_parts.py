@@ -1,0 +1,140 @@
+"""Norm, rotary embedding and MLP against transformers' Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from parity.prototypes.reference.parts import (
+    head_dim,
+    linear,
+    mlp,
+    no_tap,
+    rms_norm,
+    rope_frequencies,
+    rotary_angles,
+    rotate,
+)
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+BASE: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 20,
+    "max_position_embeddings": 256,
+    "rope_theta": 5000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+SCALINGS = [None, {"rope_type": "linear", "factor": 4.0}, {"type": "linear", "factor": 2.5}, LLAMA3]
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {**BASE, **changes}
+
+
+@pytest.mark.parametrize("dim", [None, 10, 32, 64])
+@pytest.mark.parametrize("scaling", SCALINGS, ids=["default", "linear", "linear-old-key", "llama3"])
+def test_frequencies_are_llama_s(scaling: dict[str, Any] | None, dim: int | None) -> None:
+    values = config(rope_scaling=scaling, **({"head_dim": dim} if dim else {}))
+    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
+    assert torch.equal(rope_frequencies(values, torch.float32), theirs.inv_freq)
+
+
+def test_llama3_bends_the_frequencies_in_three_ranges() -> None:
+    plain = rope_frequencies(config(head_dim=64), torch.float64)
+    share = rope_frequencies(config(head_dim=64, rope_scaling=LLAMA3), torch.float64) / plain
+    assert share[0] == 1
+    assert share[-1] == pytest.approx(1 / 8)
+    assert ((share > 0.13) & (share < 0.99)).any()
+
+
+def test_an_unknown_scaling_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
+        rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaling", [None, LLAMA3])
+def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dtype: torch.dtype) -> None:
+    values = config(rope_scaling=scaling, head_dim=10)
+    x = torch.randn(2, 3, 7, 10).to(dtype)
+    positions = torch.arange(7)[None]
+    cos, sin = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))(x, positions)
+    expected, _ = apply_rotary_pos_emb(x, x, cos, sin)
+    found = rotate(x, *rotary_angles(values, 7, dtype))
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+def test_rotation_keeps_lengths_and_turns_by_the_distance() -> None:
+    cos, sin = rotary_angles(config(head_dim=8), 9, torch.float64)
+    query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(-1, -1, -1, 9, -1)
+    turned_query, turned_key = rotate(query, cos, sin), rotate(key, cos, sin)
+    torch.testing.assert_close(turned_query.norm(dim=-1), query.norm(dim=-1))
+    scores = turned_query[0, 0] @ turned_key[0, 0].T
+    for distance in range(-8, 9):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("eps", [1e-5, 1e-2])
+def test_norm_is_llama_s(eps: float, dtype: torch.dtype) -> None:
+    theirs = LlamaRMSNorm(48, eps=eps).to(dtype)
+    theirs.weight.data = torch.rand(48).to(dtype) + 0.5
+    x = torch.randn(2, 5, 48).to(dtype) * 3
+    found = rms_norm(x, theirs.weight, eps)
+    assert found.dtype == dtype
+    assert torch.equal(found, theirs(x))
+
+
+def test_norm_in_double_precision_is_the_formula() -> None:
+    x, weight = torch.randn(3, 48, dtype=torch.float64), torch.rand(48, dtype=torch.float64)
+    expected = weight * x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
+    torch.testing.assert_close(rms_norm(x, weight, 0.1), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_mlp_is_llama_s(bias: bool) -> None:
+    theirs = LlamaMLP(LlamaConfig.from_dict(config(mlp_bias=bias)))
+    weights = {f"layers.0.mlp.{name}": value for name, value in theirs.state_dict().items()}
+    x = torch.randn(2, 5, 48)
+    torch.testing.assert_close(mlp(x, weights, "layers.0.mlp", 0, no_tap), theirs(x), rtol=1e-6, atol=1e-6)
+
+
+def test_taps_see_every_module_of_the_mlp() -> None:
+    theirs, seen = LlamaMLP(LlamaConfig.from_dict(config())), {}
+    weights = {f"m.{name}": value for name, value in theirs.state_dict().items()}
+    x = torch.randn(1, 2, 48)
+    out = mlp(x, weights, "m", 3, lambda name, step, into, out: seen.update({name: (step, into, out)}))
+    assert list(seen) == ["m.gate_proj", "m.up_proj", "m.down_proj", "m"]
+    assert seen["m"] == (3, x, out)
+
+
+def test_linear_adds_a_bias_where_there_is_one() -> None:
+    weights = {"a.weight": torch.ones(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "b.weight": torch.ones(2, 3)}
+    assert linear(torch.ones(3), weights, "a").tolist() == [4.0, 5.0]
+    assert linear(torch.ones(3), weights, "b").tolist() == [3.0, 3.0]
+
+
+def test_head_dim_is_given_or_implied() -> None:
+    assert head_dim(config()) == 12
+    assert head_dim(config(head_dim=7)) == 7
+    assert head_dim(config(head_dim=None)) == 12

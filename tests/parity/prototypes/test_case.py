@@ -1,0 +1,201 @@
+"""Reading a case: every malformed one is refused by name, every well-formed one is read whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity.errors import InputError
+from parity.prototypes.case import Case, find_cases, read_case
+from tests.parity.folders import META, make_fixture, with_flags, without, write_meta
+
+REQUIRED = [
+    *("case", "which", "dtype", "argv", "noise", "shuffle", "total_steps", "warm_steps"),
+    *("sample_index_order", "samples_files", "initial", "prints"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
+    make_fixture(folder)
+    return folder
+
+
+def test_what_is_recorded_is_read(root: Path) -> None:
+    case = read_case(write_meta(root / "one", with_flags("--lr", "0.5", "--forward_num_total", "7")))
+    assert (case.name, case.algorithm, case.dtype) == ("one", "eagle3", "fp32")
+    assert (case.lr, case.bs, case.epoch, case.ttt_steps) == (0.5, 2, 1, 7)
+    assert case.configpath == root / "fixture" / "draft_eagle3.json"
+    assert case.verifier == root / "fixture" / "verifier"
+    assert case.order == (0, 1, 2, 0)
+    assert case.seed is None
+    assert case.uniforms is None
+
+
+def test_flags_left_out_are_the_prototypes_defaults(root: Path) -> None:
+    meta = {**META, "argv": META["argv"][:3], "samples_files": list("abcd"), "sample_index_order": [0, 1, 2, 3] * 41}
+    case = read_case(write_meta(root / "defaults", meta))
+    found = (case.lr, case.bs, case.accumulation, case.epoch, case.topk, case.ttt_steps)
+    assert found == (3e-5, 4, 1, 40, 10, 3)
+
+
+def test_noise_names_its_draws(root: Path) -> None:
+    case = read_case(write_meta(root / "noisy", {**META, "noise": True, "seed": 5}))
+    assert case.uniforms == root / "noisy" / "noise_uniforms.safetensors"
+    assert case.seed == 5
+
+
+def test_fields_nobody_asked_for_are_kept(root: Path) -> None:
+    case = read_case(write_meta(root / "extra", {**META, "torch": "2.13.0"}))
+    assert case.meta.model_extra == {"torch": "2.13.0"}
+
+
+def test_inputs_inside_the_case_come_before_those_beside_it(root: Path) -> None:
+    folder = write_meta(root / "inside", META)
+    make_fixture(folder)
+    case = read_case(folder)
+    assert case.fixture == folder / "fixture"
+    assert case.initial == folder / "initial.safetensors"
+    assert case.tmpdir == folder / "fixture" / "data_eagle3"
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_field_is_named(name: str, root: Path) -> None:
+    with pytest.raises(InputError, match=rf"meta\.json: {name}: found .*[Ff]ield required"):
+        read_case(write_meta(root / "bad", without(name)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"which": "medusa"}, r"which: found 'medusa', expected .*eagle3"),
+        ({"dtype": "fp8"}, r"dtype: found 'fp8', expected .*fp32"),
+        ({"noise": "perhaps"}, "noise: found 'perhaps'"),
+        ({"argv": "--lr 1"}, "argv: found '--lr 1', expected .*list"),
+        ({"sample_index_order": [0, "x"]}, r"sample_index_order\.1: found 'x'"),
+        ({"aliases": ["a"]}, r"aliases: found \['a'\]"),
+        ({"argv": ["lr", "1"]}, "argv: found lr, expected a flag"),
+        ({"argv": []}, "argv --configpath: found missing"),
+        ({"argv": META["argv"][:2]}, "argv --tmpdir: found missing"),
+        ({"argv": ["--configpath", "FIXTURE/no.json", *META["argv"][2:]]}, "argv --configpath: .*does not exist"),
+        ({"argv": ["--configpath", "x" * 5000, *META["argv"][2:]]}, "argv --configpath: .*does not exist"),
+        ({"initial": "none.safetensors"}, "none.safetensors: found missing, expected .* beside it"),
+        ({"samples_files": ["data_0.ckpt"]}, "samples_files: found 1 samples, expected at least one batch of 2"),
+        ({"sample_index_order": [0, 1, 2]}, "sample_index_order: found 3 visits, expected 4 in 2 passes"),
+        ({"sample_index_order": [0, 1, 2, 3]}, "sample_index_order: found 3, expected indices from 0 to 2"),
+        ({"sample_index_order": [0, 1, 2, -1]}, "sample_index_order: found -1"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(changes: dict[str, Any], message: str, root: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_case(write_meta(root / "bad", {**META, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("lr", "fast", "a number of at least 0"),
+        ("lr", "-1", "a number of at least 0"),
+        ("lr", "nan", "a number of at least 0"),
+        ("lr", "inf", "a number of at least 0"),
+        ("bs", "two", "a whole number of at least 1"),
+        ("bs", "0", "a whole number of at least 1"),
+        ("bs", "2.5", "a whole number of at least 1"),
+        ("epoch", "-1", "a whole number of at least 0"),
+        ("gradient-accumulation-steps", "0", "a whole number of at least 1"),
+        ("forward_num_total", "", "a whole number of at least 1"),
+        ("topk", "9" * 5000, "a whole number of at least 1"),
+    ],
+)
+def test_a_flag_that_is_no_number_is_named(flag: str, value: str, expected: str, root: Path) -> None:
+    with pytest.raises(InputError, match=f"argv --{flag}: found {value[:80]}, expected {expected}"):
+        read_case(write_meta(root / "bad", with_flags(f"--{flag}", value)))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100_000, "1" * 5000, '{"case": 1e999}'])
+def test_text_that_is_no_case(text: str, root: Path) -> None:
+    with pytest.raises(InputError, match=r"bad/meta\.json"):
+        read_case(write_meta(root / "bad", text))
+
+
+def test_bytes_that_are_no_text(root: Path) -> None:
+    folder = write_meta(root / "bad", "")
+    (folder / "meta.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match=r"meta\.json: file: found 'utf-8'"):
+        read_case(folder)
+
+
+def test_no_meta_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"meta\.json: file: found No such file .*, expected a recording's meta\.json"):
+        read_case(tmp_path)
+
+
+def test_no_fixture(tmp_path: Path) -> None:
+    (tmp_path / "initial.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="fixture: found missing, expected fixture in the case's folder or beside it"):
+        read_case(write_meta(tmp_path / "one", META))
+
+
+def test_cases_are_found_in_name_order_and_by_algorithm(tmp_path: Path) -> None:
+    make_fixture(tmp_path)
+    for name, which in (("b", "eagle3"), ("a", "hass"), ("c", "eagle3")):
+        write_meta(tmp_path / name, {**META, "case": name, "which": which})
+    assert [case.name for case in find_cases(tmp_path)] == ["a", "b", "c"]
+    assert [case.name for case in find_cases(tmp_path, "eagle3")] == ["b", "c"]
+    assert [case.name for case in find_cases(tmp_path, "eagle3", keyword="c")] == ["c"]
+
+
+def test_a_single_case_is_a_recordings_folder_too(root: Path) -> None:
+    folder = write_meta(root / "single", {**META, "case": "single"})
+    assert [case.name for case in find_cases(folder)] == ["single"]
+
+
+def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="recordings: found no case"):
+        find_cases(tmp_path)
+    with pytest.raises(InputError, match="recordings: found no such folder"):
+        find_cases(tmp_path / "nowhere")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+WORDS = st.sampled_from([*META["argv"], "--bs", "--lr", "--epoch", "0", "-3", "x", "", "--", "--=", "FIXTURE", "/"])
+
+
+def _case_or_refusal(root: Path, meta: object) -> None:
+    folder = write_meta(root / "any", meta)
+    try:
+        outcome: Case | InputError = read_case(folder)
+    except InputError as error:
+        outcome = error
+    if isinstance(outcome, Case):
+        assert outcome.name == meta["case"]  # type: ignore[index]
+    else:
+        assert outcome.file == str(folder / "meta.json")
+
+
+@given(meta=st.dictionaries(st.sampled_from([*META, "seed"]) | st.text(max_size=5), VALUES, max_size=14))
+@settings(max_examples=150, deadline=None)
+def test_any_object_is_a_case_or_refused(root: Path, meta: dict[str, Any]) -> None:
+    _case_or_refusal(root, meta)
+
+
+@given(name=st.sampled_from([*META, "seed", "aliases", "train_config"]), value=VALUES)
+@settings(max_examples=300, deadline=None)
+def test_any_value_in_a_field_is_read_or_refused(root: Path, name: str, value: Any) -> None:
+    _case_or_refusal(root, {**META, name: value})
+
+
+@given(words=st.lists(WORDS | st.text(max_size=6), max_size=10))
+@settings(max_examples=300, deadline=None)
+def test_any_command_line_is_read_or_refused(root: Path, words: list[str]) -> None:
+    _case_or_refusal(root, {**META, "argv": words})
+    _case_or_refusal(root, with_flags(*words))

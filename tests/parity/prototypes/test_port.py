@@ -1,0 +1,141 @@
+"""The port under observation: settings, seeds, weights and what the trace keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from parity.errors import InputError
+from parity.prototypes.case import Case
+from parity.prototypes.port import EVENTS, Together, run_port, settings_for, start_port, trace_port
+from ports.training.observer import Observer
+from tests.parity.prototypes.test_synthetic import Shape, make
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Case:
+    """Small, with noise and a shuffled order."""
+    return make(Shape("any"), tmp_path, k=2, bs=2, epoch=0, noise=True, shuffle=True)
+
+
+def same(first: Any, second: Any) -> bool:
+    names = first.tensors.keys() | second.tensors.keys()
+    return all(torch.equal(first.tensors[name], second.tensors[name]) for name in names)
+
+
+def test_a_replayed_run_repeats_itself_whatever_the_seed(noisy: Case) -> None:
+    first, second = trace_port(noisy, seed=0), trace_port(noisy, seed=5)
+    assert same(first, second)
+    assert [point.loss for point in first.curve] == [point.loss for point in second.curve]
+
+
+def test_a_live_run_draws_from_its_seed(noisy: Case) -> None:
+    first, again, other = (trace_port(noisy, seed=seed, live=True) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert not torch.equal(first.tensors["after.fc.weight"], other.tensors["after.fc.weight"])
+    assert torch.equal(first.tensors["init.fc.weight"], other.tensors["init.fc.weight"])
+    assert first.configuration["seed"] == 3
+
+
+def test_a_live_run_does_not_read_the_recorded_draws(noisy: Case) -> None:
+    assert noisy.uniforms is not None
+    noisy.uniforms.unlink()
+    assert trace_port(noisy, live=True).curve
+    with pytest.raises(InputError, match="noise_uniforms"):
+        trace_port(noisy)
+
+
+@pytest.mark.parametrize("name", ["eagle3_fp32_k3_noise", "eagle3_bf16ds_k3", "hass_bf16_k3", "eagle3_fp32_k3_ga2"])
+def test_settings_mean_what_was_recorded(name: str, cases: dict[str, Case], tmp_path: Path) -> None:
+    case = cases[name]
+    settings = settings_for(case, tmp_path)
+    assert (settings.lr, settings.bs, settings.epoch, settings.topk) == (case.lr, case.bs, case.epoch, case.topk)
+    assert (settings.gradient_accumulation_steps, settings.forward_num_total) == (case.accumulation, case.ttt_steps)
+    assert (settings.noise, settings.shuffle) == (case.noise, case.shuffle)
+    assert settings.mixed_precision == ("no" if case.dtype == "fp32" else "bf16")
+    assert settings_for(case, tmp_path, lr=0.5).lr == 0.5
+
+
+def test_a_run_leaves_its_checkpoints(noisy: Case, tmp_path: Path) -> None:
+    run = run_port(noisy, tmp_path / "out")
+    assert [folder.name for folder in run.checkpoints.iterdir() if folder.is_dir()] == ["model0"]
+    stored = load_file(run.checkpoints / "model0" / "model.safetensors")
+    assert torch.equal(stored["fc.weight"], run.draft.fc.weight)
+    assert torch.equal(stored["fc.weight"], run.trace.tensors["final.fc.weight"])
+
+
+def test_the_trace_keeps_the_first_step_and_every_point(case: Case) -> None:
+    trace = trace_port(case)
+    assert trace.micro_batches() == [0]
+    assert len(trace.curve) == 40
+    assert trace.prints == case.meta.prints
+    assert "embed_tokens.weight" in trace.frozen
+    assert set(trace.trained) == trace.group("mb0.grad.").keys()
+    moved = {
+        name for name in trace.trained if not torch.equal(*(trace.tensors[f"{at}.{name}"] for at in ("init", "after")))
+    }
+    assert moved == set(trace.trained)
+
+
+@pytest.fixture
+def altered(case: Case, tmp_path: Path) -> Any:
+    """The case with other initial weights; None takes one away."""
+
+    def alter(**changes: torch.Tensor | None) -> Case:
+        stored = load_file(case.initial) | {f"init.{name}": value for name, value in changes.items()}
+        save_file(
+            {name: value for name, value in stored.items() if value is not None}, tmp_path / "initial.safetensors"
+        )
+        return replace(case, initial=tmp_path / "initial.safetensors")
+
+    return alter
+
+
+def test_recorded_weights_are_given_to_the_draft(case: Case, tmp_path: Path) -> None:
+    draft = start_port(case, tmp_path).plan.objective.draft
+    stored = load_file(case.initial)
+    assert torch.equal(draft.norm.weight, stored["init.lm_head_layernorm.weight"])
+    assert torch.equal(draft.embed_tokens.weight, stored["verifier.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fc.weight": torch.ones(2, 3)}, r"init\.fc\.weight: found \(2, 3\), expected \(64, 192\)"),
+        ({"fc.bias": torch.ones(64)}, r"init\.fc\.bias: found \(64,\), expected no such parameter"),
+        ({"fc.weight": None}, r"init\.fc\.weight: found missing, expected a tensor of shape \(64, 192\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(changes: dict[str, Any], message: str, altered: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        start_port(altered(**changes), tmp_path / "out")
+
+
+def test_weights_of_the_verifier_may_be_left_out(altered: Any, case: Case, tmp_path: Path) -> None:
+    draft = start_port(altered(**{"lm_head.weight": None}), tmp_path / "out").plan.objective.draft
+    stored = load_file(case.initial)
+    assert torch.equal(draft.lm_head.weight, stored["verifier.lm_head.weight"][stored["t2d"].bool()])
+
+
+def test_every_event_reaches_every_observer_in_order() -> None:
+    calls: list[tuple[int, str, tuple[Any, ...]]] = []
+
+    class Ear(Observer):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __getattribute__(self, name: str) -> Any:
+            if name not in EVENTS:
+                return super().__getattribute__(name)
+            return lambda *args: calls.append((self.number, name, args))
+
+    both = Together((Ear(1), Ear(2)))
+    for name in sorted(EVENTS):
+        getattr(both, name)("a", 3)
+    assert calls == [(number, name, ("a", 3)) for name in sorted(EVENTS) for number in (1, 2)]
+    assert {"started", "batch", "outcome", "gradients", "stepped", "printed", "finished"} <= EVENTS

@@ -1,0 +1,166 @@
+"""A recording as a trace: names, aliases, and lines that do not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import fixtures
+from parity.errors import InputError
+from parity.prototypes.case import Case, read_case
+from parity.prototypes.recorded import configuration, load_recorded, rename
+
+
+def native(name: str) -> str:
+    return {"a.weight": "b.weight"}.get(name, name)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "traced"),
+    [
+        ("after.a.weight", "after.b.weight"),
+        ("init.a.weight", "init.b.weight"),
+        ("mb0.grad.a.weight", "mb0.grad.b.weight"),
+        ("mb12.grad.c.weight", "mb12.grad.c.weight"),
+        ("mb0.step2.predict", "mb0.step2.hidden"),
+        ("mb0.step2.kldiv_loss", "mb0.step2.loss"),
+        ("mb0.step2.logits", "mb0.step2.logits"),
+        ("mb0.batch.input_ids", "mb0.batch.input_ids"),
+        ("t2d", "t2d"),
+    ],
+)
+def test_names(recorded: str, traced: str) -> None:
+    assert rename(recorded, native) == traced
+
+
+def test_aliases_are_resolved(case: Case) -> None:
+    stored = load_file(case.directory / "first_step.safetensors")
+    assert "after.embed_tokens.weight" in case.meta.aliases
+    assert "after.embed_tokens.weight" not in stored
+    trace, initial = load_recorded(case), load_file(case.initial)
+    for name in ("after.embed_tokens.weight", "final.embed_tokens.weight"):
+        assert torch.equal(trace.tensors[name], initial["verifier.embed_tokens.weight"])
+
+
+def test_tensors_go_by_speculators_names(case: Case) -> None:
+    trace, stored = load_recorded(case), load_file(case.directory / "first_step.safetensors")
+    assert torch.equal(trace.tensors["mb0.grad.norm.weight"], stored["mb0.grad.lm_head_layernorm.weight"])
+    assert torch.equal(trace.tensors["mb0.step1.hidden"], stored["mb0.step1.predict"])
+    assert not any("lm_head_layernorm" in name for name in trace.tensors)
+
+
+def test_the_curve_is_the_trajectory(case: Case) -> None:
+    lines = [json.loads(line) for line in (case.directory / "trajectory.jsonl").read_text().splitlines()]
+    curve = load_recorded(case).curve
+    assert len(curve) == len(lines) == 40
+    assert [point.loss for point in curve] == [line["loss"] for line in lines]
+    assert [point.grad_norm for point in curve] == [line["clip"]["returned"] for line in lines]
+    assert [point.correct for point in curve] == [line["cc"] for line in lines]
+    assert curve[-1].epoch == 4
+
+
+def test_the_configuration_is_the_recorded_one(case: Case) -> None:
+    found = configuration(case)
+    assert (found["lr"], found["bs"], found["total_steps"], found["betas"]) == (1e-3, 2, 42, [0.9, 0.95])
+    assert found["seed"] == 0
+    assert configuration(replace(case, meta=case.meta.model_copy(update={"seed": 9})))["seed"] == 9
+
+
+@pytest.fixture
+def copy(tmp_path: Path, case: Case) -> Case:
+    """A recording that a test may break."""
+    shutil.copytree(case.directory, tmp_path / case.name)
+    shutil.copy(case.initial, tmp_path)
+    (tmp_path / "fixture").symlink_to(fixtures.FIXTURE)
+    return read_case(tmp_path / case.name)
+
+
+@pytest.mark.parametrize("name", ["first_step.safetensors", "trajectory.jsonl"])
+def test_a_missing_file_is_named(name: str, copy: Case) -> None:
+    (copy.directory / name).unlink()
+    with pytest.raises(InputError, match=name):
+        load_recorded(copy)
+
+
+def test_final_parameters_may_be_missing(copy: Case) -> None:
+    (copy.directory / "final.safetensors").unlink()
+    assert load_recorded(copy).group("final.") == {}
+    assert load_recorded(copy).group("after.")
+
+
+def change_second_line(copy: Case, changes: dict[str, Any]) -> None:
+    file = copy.directory / "trajectory.jsonl"
+    lines = file.read_text().splitlines()
+    kept = {name: value for name, value in json.loads(lines[1]).items() if changes.get(name, 0) is not ...}
+    lines[1] = json.dumps({**kept, **{name: value for name, value in changes.items() if value is not ...}})
+    file.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: ...} for name in ("epoch", "loss", "kldiv_steps", "lr_used", "cc", "topk_correct", "synced")),
+        {"loss": "low"},
+        {"cc": math.inf},
+        {"cc": math.nan},
+        {"kldiv_steps": 3},
+        {"topk_correct": ["x"]},
+        {"clip": [1.0]},
+        {"clip": {"kind": "norm"}},
+        {"clip": None, "grad_norm_after_backward": {}, "loss": None},
+        {"logdict": [1]},
+    ],
+    ids=str,
+)
+def test_a_line_that_does_not_fit_is_named(changes: dict[str, Any], copy: Case) -> None:
+    change_second_line(copy, changes)
+    with pytest.raises(InputError, match=r"trajectory\.jsonl: line 2: found .*, expected a trajectory line"):
+        load_recorded(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "norm"),
+    [
+        ({"clip": None, "grad_norm_after_backward": [1.0, 2.5]}, 2.5),
+        ({"clip": {"kind": "value"}, "grad_norm_after_backward": [3.5]}, 3.5),
+        ({"clip": None, "grad_norm_after_backward": []}, None),
+        ({"clip": None, "grad_norm_after_backward": [None]}, None),
+        ({"clip": {"kind": "norm", "returned": 4.5}, "grad_norm_after_backward": [1.0]}, 4.5),
+    ],
+    ids=str,
+)
+def test_the_gradient_norm_is_the_one_before_clipping(changes: dict[str, Any], norm: float | None, copy: Case) -> None:
+    change_second_line(copy, changes)
+    assert load_recorded(copy).curve[1].grad_norm == norm
+
+
+@pytest.mark.parametrize("field", ["aliases", "final_aliases"])
+def test_an_alias_that_leads_nowhere_is_named(field: str, copy: Case) -> None:
+    broken = replace(copy, meta=copy.meta.model_copy(update={field: {"fc.bias": "nowhere"}}))
+    with pytest.raises(InputError, match=r"meta\.json: alias of fc\.bias: found nowhere"):
+        load_recorded(broken)
+
+
+def test_hass_keeps_its_metrics(cases: dict[str, Case]) -> None:
+    point = load_recorded(cases["hass_fp32_k3"]).curve[0]
+    assert set(point.logged) == {"train/ploss", "train/topkloss"}
+
+
+def test_a_pickle_in_place_of_tensors_is_refused(copy: Case) -> None:
+    torch.save({"a": torch.ones(1)}, copy.directory / "first_step.safetensors")
+    with pytest.raises(InputError, match=r"first_step\.safetensors"):
+        load_recorded(copy)
+
+
+def test_one_recorded_tensor_more_is_kept(copy: Case) -> None:
+    file = copy.directory / "first_step.safetensors"
+    save_file({**load_file(file), "mb0.step0.extra": torch.ones(1)}, file)
+    assert "mb0.step0.extra" in load_recorded(copy).tensors
