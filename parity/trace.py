@@ -22,6 +22,8 @@ from typing import Any
 
 from torch import Tensor
 
+from parity.step import StepAudit
+
 GROUPS = {"init": "init.", "after": "after.", "final": "final.", "calls": "mb0.call."}
 """Groups of tensors that a trace may do without, and how their names begin."""
 
@@ -52,6 +54,7 @@ class Point:
 class Trace:
     """Everything one run of one case gave.
 
+    ``audits`` are the optimizer steps recomputed, where the run let itself be watched.
     ``configuration`` holds what the run says it ran with, read from its live objects where it can be. ``trained`` and
     ``frozen`` name the parameters, so that gradient flow can be judged.
     """
@@ -68,6 +71,7 @@ class Trace:
     frozen: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    audits: list[StepAudit] = field(default_factory=list)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below ``prefix``, without it: ``group("after.")`` is the state after the first step."""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
+from parity.step import StepAudit
 from parity.trace import Point, Trace
 from ports.training.checkpoint.atomic import write_directory
 
@@ -56,6 +57,7 @@ class Stored(BaseModel):
     calls: list[str]
     left_out: list[Literal["init", "after", "final", "calls"]] = []
     tensors: list[str]
+    audits: list[dict[str, Any]] = []
 
 
 def write_trace(trace: Trace, folder: str | Path) -> Path:
@@ -66,6 +68,7 @@ def write_trace(trace: Trace, folder: str | Path) -> Path:
     """
     content = {name: value for name, value in vars(trace).items() if name != "tensors"}
     content["curve"] = [_plain(asdict(point)) for point in trace.curve]
+    content["audits"] = [_plain(audit.as_json()) for audit in trace.audits]
     document = {"format_version": FORMAT, **content, "tensors": sorted(trace.tensors)}
 
     def fill(partial: Path) -> None:
@@ -114,6 +117,7 @@ def read_trace(folder: str | Path) -> Trace:
         frozen=tuple(stored.frozen),
         calls=_calls(folder / META, stored.calls),
         left_out=tuple(stored.left_out),
+        audits=[StepAudit.from_json(audit) for audit in stored.audits],
     )
 
 

@@ -21,8 +21,9 @@ from parity.prototypes.algorithms import ALGORITHMS
 from parity.prototypes.case import Case
 from parity.prototypes.names import TO_NATIVE
 from parity.prototypes.paths import path_norms
-from parity.prototypes.recorded import LOGGED
+from parity.prototypes.recorded import LOGGED, configuration
 from parity.prototypes.replay import ReplayDraw, ReplaySampler, samples_per_pass
+from parity.step import AdamW, Clip, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
 from ports.training.data.batches import Batch
@@ -173,7 +174,7 @@ class Tracer(Observer):
     def __init__(self, case: Case, seed: int, reseed: bool) -> None:
         self.seed, self.reseed = seed, reseed
         self.trace = Trace("port", case.name, case.dtype)
-        self.first_step = True
+        self.first_step, self.case = True, case
 
     def describe(self, plan: Plan) -> None:
         """Write down what the run was told to do."""
@@ -199,6 +200,9 @@ class Tracer(Observer):
         self.trace.trained = tuple(name for name, value in parameters.items() if value.requires_grad)
         self.trace.frozen = tuple(name for name, value in parameters.items() if not value.requires_grad)
         self._keep("init", parameters)
+        trained = {name: value for name, value in parameters.items() if value.requires_grad}
+        self.auditor = StepAuditor(rule_of(self.case), trained, optimizer)
+        self.trace.audits = self.auditor.audits
         if self.reseed:
             set_seed(self.seed)
 
@@ -218,12 +222,15 @@ class Tracer(Observer):
         self._keep(f"mb{micro_batch}.path", path_norms(outcome.step_losses, [step.hidden_in for step in outcome.steps]))
 
     def gradients(self, micro_batch: int, objective: nn.Module) -> None:
+        self.auditor.entered()
         if self.first_step:
             grads = {name: value.grad for name, value in _named(objective).items() if value.grad is not None}
             self._keep(f"mb{micro_batch}.grad", grads)
 
     def stepped(self, record: StepRecord, objective: nn.Module) -> None:
         self.trace.curve.append(_point(record))
+        if record.stepped:
+            self.auditor.left()
         if record.stepped and self.first_step:
             norm = torch.tensor([float("nan") if record.grad_norm is None else record.grad_norm])
             self._keep(f"mb{record.micro_batch}", {"grad_norm": norm})
@@ -234,10 +241,19 @@ class Tracer(Observer):
         self.trace.prints.append(line)
 
     def finished(self, objective: nn.Module) -> None:
+        self.auditor.close()
         self._keep("final", _named(objective))
 
     def _keep(self, prefix: str, values: dict[str, Tensor]) -> None:
         self.trace.tensors.update({f"{prefix}.{name}": value.detach().clone() for name, value in values.items()})
+
+
+def rule_of(case: Case) -> Rule:
+    """What an optimizer step of the case is to do: the prototypes' AdamW, schedule and clipping."""
+    config = configuration(case)
+    update = AdamW(tuple(config["betas"]), config["eps"], config["weight_decay"])
+    clip = Clip("value", 0.5) if case.algorithm == "hass" else Clip("norm", 1.0)
+    return Rule(update, clip, lambda n: case.lr * linear_schedule(n, config["total_steps"], config["warmup_steps"]))
 
 
 def _named(objective: Any) -> dict[str, Tensor]:

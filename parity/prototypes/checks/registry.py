@@ -15,7 +15,13 @@ from parity.prototypes.checks.beyond.sources import check_sources
 from parity.prototypes.checks.evidence import Check, Evidence
 from parity.prototypes.checks.kept.refusals import check_refusals
 from parity.prototypes.checks.kept.upkeep import check_upkeep
-from parity.prototypes.checks.recorded.backward import check_gradient_flow, check_gradients, check_optimizer_step
+from parity.prototypes.checks.recorded.backward import (
+    check_clip,
+    check_gradient_flow,
+    check_gradients,
+    check_optimizer_step,
+    check_schedule,
+)
 from parity.prototypes.checks.recorded.configuration import check_configuration, check_environment
 from parity.prototypes.checks.recorded.curve import check_curve, check_hits
 from parity.prototypes.checks.recorded.forward import check_batches, check_forward, check_loss, check_targets
@@ -36,6 +42,10 @@ def _bf16_only(evidence: Evidence) -> str | None:
 
 def _port_only(evidence: Evidence) -> str | None:
     return None if evidence.draft is not None else "only a port saves checkpoints and has options"
+
+
+def _bf16_not_port(evidence: Evidence) -> str | None:
+    return _port_only(evidence) and _fp32_only(evidence)
 
 
 def _port_in_fp32(evidence: Evidence) -> str | None:
@@ -66,7 +76,11 @@ CHECKS: tuple[Check, ...] = (
     Check("paths", check_paths, follows=("loss",)),
     Check("gradients", check_gradients, follows=("loss", "paths"), inapplicable=_fp32_only),
     Check("gradient_flow", check_gradient_flow),
-    Check("optimizer_step", check_optimizer_step, follows=("gradients",), inapplicable=_fp32_only),
+    Check("clip", check_clip, follows=("gradients",), inapplicable=_port_only),
+    Check("schedule", check_schedule, inapplicable=_port_only),
+    Check(
+        "optimizer_step", check_optimizer_step, follows=("gradients", "clip", "schedule"), inapplicable=_bf16_not_port
+    ),
     Check("curve", check_curve, follows=("optimizer_step",)),
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from parity.compare import Subject, compare_groups, compare_named
 from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.checks.recorded.determined import compare_parameters
-from parity.verdict import GradientFlow, Row
+from parity.step import clip_rows, schedule_rows, update_rows
+from parity.verdict import Against, GradientFlow, Row
 
 
 def check_gradients(evidence: Evidence) -> list[Row]:
@@ -21,8 +24,30 @@ def check_gradients(evidence: Evidence) -> list[Row]:
     return [*rows, compare_named(subject, "grad_norm", name, before, after, evidence.tolerance("grad_norm"))]
 
 
+def check_clip(evidence: Evidence) -> list[Row]:
+    """What reached the optimizer against what the backward gave, in every step."""
+    return clip_rows(_audited(evidence, "clip"), evidence.found.audits, evidence.tolerance("clip"))
+
+
+def check_schedule(evidence: Evidence) -> list[Row]:
+    """The rate of every step against the schedule's formula."""
+    return schedule_rows(_audited(evidence, "schedule"), evidence.found.audits, evidence.tolerance("lr"))
+
+
 def check_optimizer_step(evidence: Evidence) -> list[Row]:
-    """Every parameter after the first optimizer step."""
+    """Every step recomputed from what entered it; in float32 also the parameters after the first, as recorded."""
+    rows = [] if evidence.is_bf16 else _after_first_step(evidence)
+    if evidence.draft is None:
+        return rows
+    tolerances = [evidence.tolerance(name) for name in ("update", "state", "rows")]
+    return [*rows, *update_rows(_audited(evidence, "optimizer_step"), evidence.found.audits, *tolerances)]
+
+
+def _audited(evidence: Evidence, check: str) -> Subject:
+    return replace(evidence.subject(check), against=Against.REFERENCE)
+
+
+def _after_first_step(evidence: Evidence) -> list[Row]:
     expected, found = (trace.group("after.") for trace in (evidence.expected, evidence.found))
     found = {name: value for name, value in found.items() if name in expected or name in evidence.found.trained}
     return compare_parameters(evidence, evidence.subject("optimizer_step"), "after", expected, found)
