@@ -20,7 +20,7 @@ import ports  # noqa: F401  (its guard runs before anything imports transformers
 from benchmarks.shapes import Shape, build_case
 from benchmarks.sides import SIDES, Steps
 from parity.environment import deterministic, quietly
-from parity.timing import flop_counter, peak_bytes
+from parity.speed import flop_counter, peak_bytes
 
 PEAK_SIZE = 2048
 

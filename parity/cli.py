@@ -45,10 +45,12 @@ def run(
     report: Annotated[Optional[Path], typer.Option(help="write the HTML report here")] = None,  # noqa: UP045
     json: Annotated[Optional[Path], typer.Option(help="write the rows as JSON here")] = None,  # noqa: UP045
     keyword: Keyword = "",
+    baseline: Annotated[Optional[Path], typer.Option(help="stored speed to hold the port's against")] = None,  # noqa: UP045
+    save_baseline: Annotated[Optional[Path], typer.Option(help="store the port's speed here")] = None,  # noqa: UP045
 ) -> None:
     """Hold the ports against the prototypes and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
     chosen = _algorithms(algorithm)
-    options = Options(recordings=recordings, algorithms=chosen, keyword=keyword, prototype=prototype)
+    options = Options(recordings, chosen, keyword, prototype, baseline, save_baseline)
     console = Console()
     with console.status("running") as status:
         result = verdict(options, lambda line: status.update(line))

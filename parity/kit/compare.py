@@ -80,8 +80,8 @@ def _live(report: Report, check: str, original: AnySide, port: AnySide, terms: T
     elif check == "resume":
         report.rows += resume_rows(port, terms)
     elif isinstance(original, Side):
-        row, speed = judge_timings(measure(original, port, terms), terms, (original.name, port.name))
-        report.rows.append(row)
+        rows, speed = judge_timings(measure(original, port, terms), terms, (original.name, port.name))
+        report.rows += rows
         report.speeds.append(speed)
 
 

@@ -1,4 +1,4 @@
-"""Is the port as fast? Alternating optimizer steps, minima, thread CPU time."""
+"""Is the port as fast? Alternating optimizer steps, minima, by both clocks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from parity.kit.side import Side
 from parity.kit.terms import Terms
 from parity.kit.tracing import start
 from parity.kit.training import Training
-from parity.timing import Steps, Timings, alternate
+from parity.speed import Steps, Times, alternate, prototype_rows, speed_of
 from parity.verdict import Row, Speed
 
 STEPS, ROUNDS = 5, 7
 
 
-def measure(original: Side, port: Side, terms: Terms) -> Timings:
+def measure(original: Side, port: Side, terms: Terms) -> dict[str, Times]:
     """Whole optimizer steps of both sides on the same batches, one thread."""
     with deterministic(terms.seed):
-        return alternate(_steps(original, terms, {}), _steps(port, terms, terms.weights), STEPS, ROUNDS)
+        sides = {"original": _steps(original, terms, {}), "port": _steps(port, terms, terms.weights)}
+        return alternate(sides, STEPS, ROUNDS)
 
 
 def _steps(side: Side, terms: Terms, weights: Mapping[str, Tensor]) -> Steps:
@@ -34,13 +35,8 @@ def _steps(side: Side, terms: Terms, weights: Mapping[str, Tensor]) -> Steps:
     return run
 
 
-def judge_timings(timings: Timings, terms: Terms, names: tuple[str, str]) -> tuple[Row, Speed]:
-    """Time per step of the port over the original's."""
-    low, high = timings.interval()
-    slowdown, allowed = 1 / timings.ratio, terms.table["throughput"].bound
-    detail = f"throughput is {timings.ratio:.2f}x the original's, 95 % interval {low:.2f} to {high:.2f}"
+def judge_timings(times: Mapping[str, Times], terms: Terms, names: tuple[str, str]) -> tuple[list[Row], Speed]:
+    """Time per step of the port over the original's, by both clocks."""
     subject = Subject("throughput", terms.case, names[1])
-    row = subject.row("throughput", "time per step", slowdown, allowed, slowdown <= allowed, detail)
-    first, second = (tuple(sum(times) / STEPS for times in side) for side in (timings.first, timings.second))
-    flops = timings.first_flops // STEPS, timings.second_flops // STEPS
-    return row, Speed(terms.case, *names, first, second, *flops, timings.ratio, (low, high), tokens=0)
+    rows = prototype_rows(subject, times["original"], times["port"], names[0])
+    return rows, speed_of(terms.case, times["original"], times["port"], names, tokens=0)

@@ -11,9 +11,10 @@ from parity.errors import InputError
 from parity.prototypes.case import Case, find_cases
 from parity.prototypes.judge import PORT, REFERENCE, Side, judge, recorded_baseline
 from parity.prototypes.live import ADAPTER_CHECKS, adapter_side, live_port_side, original_baseline, prototype_rows
-from parity.prototypes.speed import judge_speed, live_timings, measure, speed_case
+from parity.prototypes.speed import measure, measure_live, speed_case
 from parity.prototypes.spread import judge_spread, measure_spread
 from parity.select import matches
+from parity.speed import read_baseline, save_baseline
 from parity.verdict import Report, Skip
 
 CHECKOUT = (
@@ -30,6 +31,8 @@ class Options:
     algorithms: tuple[str, ...]
     keyword: str = ""
     prototype: Path | None = None
+    baseline: Path | None = None
+    save_baseline: Path | None = None
 
 
 def verdict(options: Options, progress: Callable[[str], None] = lambda line: None) -> Report:
@@ -45,10 +48,8 @@ def verdict(options: Options, progress: Callable[[str], None] = lambda line: Non
         )
     cases = [case for case in cases if matches(options.keyword, case.name)]
     report = _judge(cases, options, progress)
-    for name in options.algorithms:
-        if matches(options.keyword, f"{name}_throughput"):
-            progress(f"{name}_throughput")
-            _add_speed(report, name, options.prototype)
+    progress("throughput")
+    _add_speed(report, options)
     if options.prototype is None:
         report.skips.append(Skip("original", "live run", "no checkout of the prototypes was given", CHECKOUT))
     for case in cases:
@@ -86,12 +87,21 @@ def _runnable(cases: list[Case]) -> tuple[list[Case], list[Skip]]:
     return [case for case in cases if case not in missing], skips
 
 
-def _add_speed(report: Report, algorithm: str, checkout: Path | None) -> None:
-    with speed_case(algorithm) as case:
-        timings = {"reference": measure(case)}
-        if checkout is not None:
-            timings["original"] = live_timings(case, checkout)
-        for prototype, measured in timings.items():
-            row, speed = judge_speed(case, measured, prototype)
-            report.rows.append(row)
-            report.speeds.append(speed)
+def _add_speed(report: Report, options: Options) -> None:
+    """Gate one against the live original where there is one, else against the reference; gate two where asked for."""
+    baseline = read_baseline(options.baseline) if options.baseline else None
+    figures = {}
+    for name in options.algorithms:
+        if not matches(options.keyword, f"{name}_throughput"):
+            continue
+        with speed_case(name) as case:
+            measured = measure(case)
+            figures[case.name] = measured.figure
+            report.rows += measured.rows(case, baseline)
+            report.speeds.append(measured.speed(case))
+            if options.prototype is not None:
+                live = measure_live(case, options.prototype)
+                report.rows += live.rows(case)
+                report.speeds.append(live.speed(case))
+    if options.save_baseline is not None:
+        save_baseline(options.save_baseline, figures)

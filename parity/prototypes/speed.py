@@ -1,11 +1,12 @@
-"""Throughput: the port's training step against the prototype's, on the same batches."""
+"""Throughput of the ports' training step, on a case large enough that arithmetic takes the time."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fixtures.samples import build_random_fixture
@@ -19,9 +20,8 @@ from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run
 from parity.prototypes.reference.setup import prepare
 from parity.prototypes.synthetic import write_case
-from parity.timing import Steps, Timings, alternate
-from parity.tolerances import SHORTFALL
-from parity.verdict import Row, Speed
+from parity.speed import YARDSTICK, Baseline, Steps, Times, alternate, baseline_row, prototype_rows, speed_of, yardstick
+from parity.verdict import Against, Row, Speed
 
 LENGTHS = (160, 192, 176, 144, 192, 128, 160, 176)
 SPEC = VerifierSpec(
@@ -34,7 +34,35 @@ SPEC = VerifierSpec(
     seed=7,
 )
 STEPS, ROUNDS = 3, 7
-WARMUP = 2
+LIVE_STEPS, LIVE_ROUNDS, WARMUP = 4, 3, 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times of the port, the yardstick and whoever stands for the prototype: ``reference``, or ``original`` live."""
+
+    prototype: str
+    times: Mapping[str, Times]
+
+    def rows(self, case: Case, baseline: Baseline | None = None) -> list[Row]:
+        """Both gates."""
+        against = Against.PROTOTYPE if self.prototype == "original" else Against.REFERENCE
+        subject = Subject("throughput", case.name, "port", against)
+        rows = prototype_rows(subject, self.times[self.prototype], self.times["port"], self.prototype)
+        if YARDSTICK in self.times:
+            own = replace(subject, against=Against.ITSELF)
+            rows.append(baseline_row(own, self.times["port"], self.times[YARDSTICK], baseline))
+        return rows
+
+    @property
+    def figure(self) -> float:
+        """What a baseline stores."""
+        return self.times["port"].best("CPU") / self.times[YARDSTICK].best("CPU")
+
+    def speed(self, case: Case) -> Speed:
+        """What the report draws."""
+        tokens = sum(LENGTHS[: case.bs * STEPS]) // STEPS if case.name.endswith("_throughput") else 0
+        return speed_of(case.name, self.times[self.prototype], self.times["port"], (self.prototype, "port"), tokens)
 
 
 @contextlib.contextmanager
@@ -45,66 +73,45 @@ def speed_case(algorithm: str = "eagle3") -> Iterator[Case]:
         yield write_case(Path(folder), fixture, f"{algorithm}_throughput", algorithm=algorithm, epoch=0)
 
 
-def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timings:
-    """The reference, which does what the prototype does, against the port; one thread, alternating."""
+def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Measured:
+    """The reference, which does what the prototype does, the port and the yardstick; one thread, alternating."""
     with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
-        return alternate(reference_steps(case), port_steps(case, Path(folder)), steps, rounds)
+        sides = {"reference": reference_steps(case), "port": port_steps(case, Path(folder)), YARDSTICK: yardstick}
+        return Measured("reference", alternate(sides, steps, rounds))
 
 
 def reference_steps(case: Case) -> Steps:
-    return lambda: Run(prepare(case)).optimizer_steps()
+    """Without what a trace keeps, which the prototype does not compute."""
+    return lambda: Run(prepare(case), observed=False).optimizer_steps()
 
 
 def port_steps(case: Case, cpdir: Path) -> Steps:
+    """The training loop with its data loading."""
     return lambda: start_port(case, cpdir).optimizer_steps()
 
 
-def judge_speed(case: Case, timings: Timings, prototype: str) -> tuple[Row, Speed]:
-    """Time per step of the port over the prototype's; at most 1 / 0.9 is allowed."""
-    allowed = 1 / SHORTFALL["throughput"].bound
-    slowdown = 1 / timings.ratio
-    low, high = timings.interval()
-    detail = f"throughput is {timings.ratio:.2f}x the {prototype}'s, 95 % interval {low:.2f} to {high:.2f}"
-    subject = Subject("throughput", case.name, "port")
-    row = subject.row("throughput", "time per step", slowdown, allowed, slowdown <= allowed, detail)
-    return row, summary(case, timings, prototype)
-
-
-def summary(case: Case, timings: Timings, prototype: str) -> Speed:
-    """What the report draws: one entry a round, seconds per optimizer step."""
-    steps = len(timings.first[0])
-    first, second = ([sum(times) / steps for times in side] for side in (timings.first, timings.second))
-    tokens = sum(LENGTHS[: case.bs * steps]) // steps if case.name.endswith("_throughput") else 0
-    return Speed(
-        case=case.name,
-        prototype=prototype,
-        port="port",
-        prototype_seconds=tuple(first),
-        port_seconds=tuple(second),
-        prototype_flops=timings.first_flops // steps,
-        port_flops=timings.second_flops // steps,
-        ratio=timings.ratio,
-        interval=timings.interval(),
-        tokens=tokens,
-    )
-
-
-def live_timings(case: Case, prototype: Path, rounds: int = 3, steps: int = 4) -> Timings:
+def measure_live(case: Case, prototype: Path, rounds: int = LIVE_ROUNDS, steps: int = LIVE_STEPS) -> Measured:
     """The live original against the port: whole runs in turn, their first steps dropped as warm-up."""
-    first, second, flops = [], [], (0, 0)
+    taken: dict[str, list[Times]] = {"original": [], "port": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            taken, first_flops = _original_steps(case, prototype, Path(folder), steps)
-        first.append(taken)
+            taken["original"].append(_original_steps(case, prototype, Path(folder), steps))
         with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
-            own = alternate(port_steps(case, Path(folder)), port_steps(case, Path(folder)), steps, 1)
-        second.append(own.first[0][WARMUP:])
-        flops = (first_flops * len(taken), own.first_flops // steps * len(taken))
-    return Timings(first, second, *flops)
+            own = alternate({"port": port_steps(case, Path(folder))}, steps, 1)["port"]
+            late = {clock: [rows[0][WARMUP:]] for clock, rows in own.seconds.items()}
+            taken["port"].append(Times(late, own.flops // steps * (steps - WARMUP)))
+    return Measured("original", {name: _together(runs) for name, runs in taken.items()})
 
 
-def _original_steps(case: Case, prototype: Path, output: Path, steps: int) -> tuple[list[float], int]:
-    """CPU seconds of the original's optimizer steps, and the FLOPs of one."""
+def _together(runs: list[Times]) -> Times:
+    seconds = {clock: [run.seconds[clock][0] for run in runs] for clock in runs[0].seconds}
+    return Times(seconds, runs[-1].flops)
+
+
+def _original_steps(case: Case, prototype: Path, output: Path, steps: int) -> Times:
+    """Of the original's optimizer steps after the warm-up."""
     request = request_for(case, prototype, output, max_optimizer_steps=steps, record=False, count_flops=True)
     meta = json.loads((record_original(request) / "meta.json").read_text())
-    return list(meta["step_cpu_seconds"][WARMUP:]), int(meta["first_step_flops"])
+    seconds = {"wall": meta["step_seconds"], "CPU": meta["step_cpu_seconds"]}
+    late = {clock: [list(values[WARMUP:])] for clock, values in seconds.items()}
+    return Times(late, int(meta["first_step_flops"]) * len(late["CPU"][0]))

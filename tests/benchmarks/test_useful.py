@@ -4,7 +4,7 @@ from benchmarks.shapes import Shape, build_case
 from benchmarks.sides import port
 from benchmarks.useful import useful_flops
 from parity.environment import deterministic, quietly
-from parity.timing import flop_counter
+from parity.speed import flop_counter
 
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])

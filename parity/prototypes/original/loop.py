@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from parity.timing import flop_counter
+from parity.speed import flop_counter
 
 
 class StepLimitError(Exception):
@@ -28,7 +28,7 @@ class Listener(Protocol):
 
 
 class StepClock:
-    """Wall and thread CPU seconds and tokens of every optimizer step, without the loading of its batches."""
+    """Wall seconds, CPU seconds of all threads and tokens of every optimizer step, without loading its batches."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -39,12 +39,12 @@ class StepClock:
 
     def start(self) -> None:
         """A micro-batch begins."""
-        self._since = (time.monotonic(), time.thread_time())
+        self._since = (time.monotonic(), time.process_time())
 
     def stop(self, tokens: int, complete: bool) -> None:
         """It has ended, and with ``complete`` the optimizer step as well."""
         self._wall += time.monotonic() - self._since[0]
-        self._cpu += time.thread_time() - self._since[1]
+        self._cpu += time.process_time() - self._since[1]
         self._tokens += tokens
         if complete:
             self.seconds.append(self._wall)

@@ -18,7 +18,7 @@ from parity.prototypes.original.recorder import Recorder
 from parity.prototypes.original.request import OriginalRequest
 from parity.prototypes.original.standins import natural_key
 from parity.prototypes.original.weights import Tensors, same
-from parity.timing import peak_bytes
+from parity.speed import peak_bytes
 
 _ZIP = "504b0304"
 

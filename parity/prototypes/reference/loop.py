@@ -38,10 +38,10 @@ def first_step_oracle(case: Case) -> Callable[[], Trace]:
 
 
 class Run:
-    """One run of the reference and the trace it fills."""
+    """One run of the reference and the trace it fills; not ``observed``, it does only what the prototype does."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup, self.case = setup, setup.case
+    def __init__(self, setup: Setup, observed: bool = True) -> None:
+        self.setup, self.case, self.observed = setup, setup.case, observed
         self.optimizer = AdamW(setup.masters)
         self.trace = Trace("reference", self.case.name, self.case.dtype, configuration=configuration(self.case))
         self.trace.trained, self.trace.frozen = tuple(setup.masters), tuple(setup.frozen)
@@ -74,7 +74,7 @@ class Run:
         """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
         weights = self.setup.weights()
         out = self.setup.forward(weights, batch)
-        first_step = self.optimizer.steps == 0
+        first_step = self.observed and self.optimizer.steps == 0
         if first_step:
             paths = path_norms([step.loss for step in out.steps], [step.hidden_in for step in out.steps])
             self._keep(f"mb{self.micro_batch}.path", paths)

@@ -17,7 +17,7 @@ from parity.prototypes.case import Case, read_case
 from parity.prototypes.job import Options, verdict
 from parity.prototypes.judge import PORT, REFERENCE, Side, judge
 from parity.prototypes.recorded import load_recorded
-from parity.timing import Timings
+from parity.speed import Timings
 from parity.verdict import Report, Row, Speed, Status
 from tests.parity.folders import META, make_fixture, write_meta
 

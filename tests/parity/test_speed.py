@@ -1,0 +1,151 @@
+"""Timings: their arithmetic on made-up numbers, the order in which steps are taken, and both gates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parity.compare import Subject
+from parity.errors import InputError
+from parity.speed import (
+    Baseline,
+    Steps,
+    Times,
+    alternate,
+    baseline_row,
+    flop_counter,
+    interval,
+    prototype_rows,
+    ratio,
+    read_baseline,
+    save_baseline,
+)
+from parity.verdict import Status
+
+SUBJECT = Subject("throughput", "case", "port")
+
+
+def times(cpu: Any, wall: Any = None) -> Times:
+    return Times({"CPU": cpu, "wall": wall or cpu})
+
+
+def test_each_step_counts_at_its_best() -> None:
+    first, second = times([[3.0, 5.0], [4.0, 2.0]]), times([[1.0, 1.0], [2.0, 0.5]])
+    assert (first.best("CPU"), second.best("CPU")) == (5.0, 1.5)
+    assert (first.best("CPU", [1]), first.best("CPU", [0, 0])) == (6.0, 8.0)
+    assert ratio(first, second) == pytest.approx(5.0 / 1.5)
+    assert first.per_step("CPU") == (4.0, 3.0)
+
+
+def test_the_interval_is_a_point_without_noise_and_wider_with_it() -> None:
+    assert interval(times([[2.0, 2.0]] * 5), times([[1.0, 1.0]] * 5)) == (2.0, 2.0)
+    noisy = times([[2.0 + 0.1 * i] for i in range(7)]), times([[1.0 + 0.05 * ((3 * i) % 7)] for i in range(7)])
+    low, high = interval(*noisy)
+    assert low < ratio(*noisy) < high
+    assert interval(*noisy) == (low, high)
+
+
+def recorder(name: str, log: list[str]) -> Steps:
+    """A run that writes down when it starts and steps."""
+
+    def start() -> Iterator[int]:
+        log.append(f"{name} starts")
+        for number in range(10):
+            log.append(f"{name}{number}")
+            yield number
+
+    return start
+
+
+def test_steps_alternate_and_the_order_turns_every_round() -> None:
+    log: list[str] = []
+    taken = alternate({"a": recorder("a", log), "b": recorder("b", log)}, steps=2, rounds=3)
+    steps = [entry for entry in log if "starts" not in entry]
+    there, back = ["a0", "b0", "a1", "b1"], ["b0", "a0", "b1", "a1"]
+    assert steps == ["a0", "a1", "b0", "b1", *there, *back, *there]
+    assert {(len(rows), len(rows[0])) for side in taken.values() for rows in side.seconds.values()} == {(3, 2)}
+
+
+def spending(cpu: float, sleep: float = 0.0) -> Steps:
+    """Steps that burn CPU time, and sleep."""
+
+    def start() -> Iterator[int]:
+        while True:
+            end = time.process_time() + cpu
+            while time.process_time() < end:
+                pass
+            time.sleep(sleep)
+            yield 0
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("port", "failed"),
+    [(spending(0.02), []), (spending(0.03), ["wall", "CPU"]), (spending(0.02, sleep=0.05), ["wall"])],
+    ids=["as it is", "computes more", "sleeps"],
+)
+def test_gate_one_sees_what_computes_and_what_sleeps(port: Steps, failed: list[str]) -> None:
+    taken = alternate({"prototype": spending(0.02), "port": port}, steps=2, rounds=5)
+    rows = prototype_rows(SUBJECT, taken["prototype"], taken["port"], "prototype")
+    assert [row.tensor.split()[0] for row in rows if not row.passed] == failed
+
+
+@pytest.mark.parametrize(
+    ("port", "status", "said"),
+    [
+        (2.0, Status.PASSED, "2.00 yardsticks a step"),
+        (2.19, Status.PASSED, "2.00 in"),
+        (2.5, Status.FAILED, "2.50 yardsticks a step"),
+        (1.7, Status.PASSED, "stale, save the baseline anew: 1.18 times as fast"),
+    ],
+)
+def test_gate_two_holds_the_port_against_its_baseline(port: float, status: Status, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    save_baseline(file, {"case": 2.0})
+    row = baseline_row(SUBJECT, times([[port, port]]), times([[1.0, 1.0]]), read_baseline(file))
+    assert row.status is status
+    assert said in row.detail
+
+
+def test_without_a_baseline_the_row_says_how_to_make_one() -> None:
+    for stored in (None, Baseline(Path("b.json"), {"other": 1.0})):
+        row = baseline_row(SUBJECT, times([[2.0]]), times([[1.0]]), stored)
+        assert row.status is Status.NOT_APPLICABLE
+        assert "--save-baseline" in row.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("{", "file"),
+        ('{"format_version": 2}', "format_version"),
+        ('{"format_version": 1, "cpu_over_yardstick": {"case": -1}}', "cpu_over_yardstick"),
+        ('{"format_version": 1, "cpu_over_yardstick": {"case": "fast"}}', "cpu_over_yardstick"),
+        ('{"format_version": 1}', "cpu_over_yardstick"),
+    ],
+)
+def test_a_damaged_baseline_is_refused(text: str, field: str, tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=field):
+        read_baseline(file)
+
+
+def test_products_are_counted_also_those_that_add_in_place() -> None:
+    def products() -> Iterator[int]:
+        while True:
+            torch.ones(4, 5) @ torch.ones(5, 6)
+            yield 0
+
+    assert alternate({"side": products}, steps=2, rounds=1)["side"].flops == 2 * 2 * 4 * 5 * 6
+    total, first, second = torch.zeros(4, 6), torch.ones(4, 5), torch.ones(5, 6)
+    with flop_counter() as counter:
+        total.addmm_(first, second, beta=0.5)
+        total.expand(3, 4, 6).clone().baddbmm_(first.expand(3, 4, 5), second.expand(3, 5, 6))
+    assert counter.get_total_flops() == (1 + 3) * 2 * 4 * 5 * 6
