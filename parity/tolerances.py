@@ -87,6 +87,10 @@ BF16 = {
     "loss_error": Tolerance(
         Kind.RELATIVE, 2**-9, 1.3e-3, "a prototype's losses count as no better than a bfloat16 number, whatever cancels"
     ),
+    "distance": Tolerance(
+        Kind.RATIO, 1.5, 1.28, "losses of ten steps: the port's distance from float64 by the other's"
+    ),
+    "drift": Tolerance(Kind.RATIO, 1.0, 0.51, "mean difference of the last quarter by the prototype's own distance"),
     "path": Tolerance(Kind.RELATIVE, 0.1, 2e-2, "bfloat16 has 8 bits; a cut path is off by 1"),
     "round_trip": EXACT,
 }

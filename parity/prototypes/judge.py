@@ -19,7 +19,7 @@ from parity.prototypes.deviations import LEDGER
 from parity.prototypes.localise import localise, sentence
 from parity.prototypes.port import run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
-from parity.prototypes.reference.loop import first_step_oracle, trace_reference
+from parity.prototypes.reference.loop import float64_oracle, trace_reference
 from parity.prototypes.signatures import hint_for
 from parity.trace import Trace
 from parity.verdict import Curve, Report, Row, Status
@@ -50,7 +50,7 @@ class Side:
 def reference_side(case: Case, expected: Trace) -> Iterator[Evidence]:
     """The reference in the case's precision."""
     dtype = torch.float32 if case.dtype == "fp32" else torch.bfloat16
-    yield Evidence(case, expected, trace_reference(case, dtype), first_step_oracle(case))
+    yield Evidence(case, expected, trace_reference(case, dtype), float64_oracle(case))
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def port_side(case: Case, expected: Trace) -> Iterator[Evidence]:
     """The port, with its checkpoints kept for as long as the checks need them."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_port(case, Path(folder), seed=case.seed or PROTOTYPE_SEED)
-        yield Evidence(case, expected, run.trace, first_step_oracle(case), run.checkpoints, run.draft)
+        yield Evidence(case, expected, run.trace, float64_oracle(case), run.checkpoints, run.draft)
 
 
 def _accumulates(case: Case) -> str | None:

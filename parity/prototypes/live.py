@@ -15,7 +15,7 @@ from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.original import OriginalRequest, record_original, verify
 from parity.prototypes.port import run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
-from parity.prototypes.reference.loop import first_step_oracle
+from parity.prototypes.reference.loop import float64_oracle
 from parity.trace import Trace
 from parity.verdict import Row
 
@@ -62,7 +62,7 @@ def live_port_side(case: Case, expected: Trace) -> Iterator[Evidence]:
     """The port drawing order and noise by itself, seeded like the original at the start of its loop."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_port(case, Path(folder), seed=case.seed or PROTOTYPE_SEED, live=True)
-        yield Evidence(case, expected, run.trace, first_step_oracle(case), run.checkpoints, run.draft)
+        yield Evidence(case, expected, run.trace, float64_oracle(case), run.checkpoints, run.draft)
 
 
 def adapter_side(prototype: Path) -> Callable[[Case, Trace], contextlib.AbstractContextManager[Evidence]]:
@@ -73,7 +73,7 @@ def adapter_side(prototype: Path) -> Callable[[Case, Trace], contextlib.Abstract
         with tempfile.TemporaryDirectory() as folder:
             request = request_for(case, prototype, Path(folder), redirect=ALGORITHMS[case.algorithm].adapter)
             found = load_recorded(read_case(record_original(request)), run="adapter")
-            yield Evidence(case, expected, found, first_step_oracle(case))
+            yield Evidence(case, expected, found, float64_oracle(case))
 
     return side
 

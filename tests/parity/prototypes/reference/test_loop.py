@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.prototypes.reference.loop import Run, Visits, first_step_oracle, hits, trace_reference
+from parity.prototypes.reference.loop import Run, Visits, float64_oracle, hits, trace_reference
 from parity.prototypes.reference.setup import prepare
 
 
@@ -42,7 +42,7 @@ def test_the_oracle_runs_once_and_in_double_precision(case: Case, monkeypatch: p
         return args
 
     monkeypatch.setattr("parity.prototypes.reference.loop.trace_reference", fake)
-    oracle = first_step_oracle(case)
+    oracle = float64_oracle(case)
     assert not calls
     assert oracle() is oracle()
     assert calls == [((case, torch.float64), {"optimizer_steps": 1})]
