@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from parity.compare import Subject
@@ -42,7 +41,7 @@ def request_for(case: Case, prototype: Path, output: Path, **changes: object) ->
         initial_weights=case.initial,
         seed=PROTOTYPE_SEED if case.noise or case.shuffle else None,
     )
-    return replace(request, **changes)  # type: ignore[arg-type]
+    return OriginalRequest(**{**dict(request), **changes})
 
 
 def original_baseline(prototype: Path) -> Callable[[Case], contextlib.AbstractContextManager[tuple[Case, Trace]]]:

@@ -22,8 +22,9 @@ from parity.prototypes.case import Case
 from parity.prototypes.names import TO_NATIVE
 from parity.prototypes.paths import path_norms
 from parity.prototypes.recorded import LOGGED, configuration
+from parity.prototypes.reference.setup import CLIP
 from parity.prototypes.replay import ReplayDraw, ReplaySampler, samples_per_pass
-from parity.step import AdamW, Clip, Rule, StepAuditor, linear_schedule
+from parity.step import AdamW, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
 from ports.training.data.batches import Batch
@@ -252,8 +253,11 @@ def rule_of(case: Case) -> Rule:
     """What an optimizer step of the case is to do: the prototypes' AdamW, schedule and clipping."""
     config = configuration(case)
     update = AdamW(tuple(config["betas"]), config["eps"], config["weight_decay"])
-    clip = Clip("value", 0.5) if case.algorithm == "hass" else Clip("norm", 1.0)
-    return Rule(update, clip, lambda n: case.lr * linear_schedule(n, config["total_steps"], config["warmup_steps"]))
+    return Rule(
+        update,
+        CLIP[case.algorithm],
+        lambda n: case.lr * linear_schedule(n, config["total_steps"], config["warmup_steps"]),
+    )
 
 
 def _named(objective: Any) -> dict[str, Tensor]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from parity.prototypes.original.checkout import COMMIT, Mismatch, Prototype, verify
-from parity.prototypes.original.child import OriginalRunError
-from parity.prototypes.original.launch import record_original
+from parity.prototypes.original.child import OriginalRunError, record_original
 from parity.prototypes.original.request import OriginalRequest
 
 __all__ = ["COMMIT", "Mismatch", "OriginalRequest", "OriginalRunError", "Prototype", "record_original", "verify"]

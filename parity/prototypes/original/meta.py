@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from parity.prototypes.original.checkout import COMMIT, prototype_of
-from parity.prototypes.original.loop import LoopWatch
 from parity.prototypes.original.recorder import Recorder
 from parity.prototypes.original.request import OriginalRequest
 from parity.prototypes.original.standins import natural_key
+from parity.prototypes.original.watch import LoopWatch
 from parity.prototypes.original.weights import Tensors, same
 from parity.speed import peak_bytes
 

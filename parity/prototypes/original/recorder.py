@@ -1,16 +1,107 @@
-"""Collects what a run computes and writes the folder of a recording."""
+"""Collects what a run computes, with dtypes and what DeepSpeed holds, and writes the folder of a recording."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from parity.prototypes.original.dtypes import DtypeLog
 from parity.prototypes.original.weights import Tensors, snapshot
+
+_ATTENTION = "eager_attention_forward_train"
+
+
+class DtypeLog:
+    """Keeps the first dtype seen under each name, until closed."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, str] = {}
+        self._handles: list[Any] = []
+        self._open = True
+
+    def note(self, name: str, value: Any) -> None:
+        """Remember the dtype of ``value`` under ``name``, unless one is known; what is no tensor is passed over."""
+        if self._open and isinstance(value, torch.Tensor):
+            self.seen.setdefault(name, str(value.dtype))
+
+    def watch_leaves(self, model: torch.nn.Module) -> None:
+        """Note input and output of every module without children."""
+        for name, module in model.named_modules():
+            if not list(module.children()):
+                self._handles.append(module.register_forward_hook(self._leaf_hook(name)))
+
+    def watch_output(self, name: str, module: torch.nn.Module) -> None:
+        """Note what a module returns under ``name``."""
+        self._handles.append(module.register_forward_hook(lambda _module, _inputs, output: self.note(name, output)))
+
+    def _leaf_hook(self, name: str) -> Any:
+        def hook(_module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self.note(f"{name}.in", inputs[0] if inputs else None)
+            self.note(f"{name}.out", output)
+
+        return hook
+
+    def watch_attention(self, layers: ModuleType) -> None:
+        """Note what goes through the prototype's training attention."""
+        inner = layers.__dict__[_ATTENTION]
+
+        def attention(module: Any, query: Any, keys: Any, values: Any, mask: Any, **named: Any) -> Any:
+            result = inner(module, query, keys, values, mask, **named)
+            seen = {"query": query, "key": keys[0], "value": values[0], "mask": mask}
+            seen |= {"out": result[0], "weights": result[1]} | ({"key_step1": keys[1]} if len(keys) > 1 else {})
+            for name, value in seen.items():
+                self.note(f"attention.{name}", value)
+            return result
+
+        layers.__dict__[_ATTENTION] = attention
+
+    def close(self) -> None:
+        """Stop listening and take every hook off."""
+        self._open = False
+        while self._handles:
+            self._handles.pop().remove()
+
+
+_EMBEDDING = "embed_tokens.weight"
+_WEIGHT_DECAY = 0.01
+
+
+def master_weights(engine: Any) -> torch.Tensor:
+    """The flat float32 copy of every parameter, in the order of the module's parameters."""
+    groups: list[torch.Tensor] = engine.optimizer.single_partition_of_fp32_groups
+    return torch.cat([group.detach().reshape(-1) for group in groups]).clone()
+
+
+def describe_zero2(engine: Any, embedding: torch.Tensor, rates: list[float]) -> dict[str, Any]:
+    """The ``deepspeed`` entry of ``meta.json``; ``embedding`` is the initial one, ``rates`` the learning rates used."""
+    groups: list[torch.Tensor] = engine.optimizer.single_partition_of_fp32_groups
+    start = _offset(engine.module)
+    final = master_weights(engine)[start : start + embedding.numel()]
+    return {
+        "optimizer": type(engine.optimizer).__name__,
+        "base_optimizer": type(engine.optimizer.optimizer).__name__,
+        "config": engine.config,
+        "module_param_dtypes": sorted({str(value.dtype) for value in engine.module.parameters()}),
+        "fp32_master": [f"{group.dtype}{tuple(group.shape)}" for group in groups],
+        "embed_master_offset": start,
+        "embed_master_norm_ratio": (final.double().norm() / embedding.double().norm()).item(),
+        "weight_decay_product": math.prod(1 - rate * _WEIGHT_DECAY for rate in rates),
+    }
+
+
+def _offset(module: torch.nn.Module) -> int:
+    start = 0
+    for name, value in module.named_parameters():
+        if name == _EMBEDDING:
+            return start
+        start += value.numel()
+    raise LookupError(_EMBEDDING)
+
 
 _LOSSES = {"kldiv_loss": "kldiv_steps", "ploss": "ploss_steps", "topk_loss": "topk_loss_steps"}
 
@@ -18,7 +109,7 @@ _LOSSES = {"kldiv_loss": "kldiv_steps", "ploss": "ploss_steps", "topk_loss": "to
 class Recorder:
     """One row per micro-batch, and every tensor of the first optimizer step.
 
-    The wrappers of :mod:`parity.prototypes.original.observe` call the methods in the order in which the script works.
+    The wrappers of :mod:`parity.prototypes.original.watch` call the methods in the order in which the script works.
     """
 
     def __init__(self, algorithm: str) -> None:

@@ -5,8 +5,11 @@ It puts the stand-ins in place, imports the script, calls its ``main()`` and wri
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,14 +17,39 @@ from typing import Any
 import torch
 
 from parity.errors import InputError
-from parity.prototypes.original import meta, observe, standins, weights
+from parity.prototypes.original import meta, standins, watch, weights
+from parity.prototypes.original import recorder as recording
 from parity.prototypes.original.checkout import Prototype, prototype_of
 from parity.prototypes.original.child import answer
-from parity.prototypes.original.imports import import_with_print, redirect_model
-from parity.prototypes.original.loop import LoopWatch, StepLimitError
-from parity.prototypes.original.recorder import Recorder
+from parity.prototypes.original.recorder import Recorder, write_meta, write_recording
 from parity.prototypes.original.request import OriginalRequest
-from parity.prototypes.original.results import write_results
+from parity.prototypes.original.watch import LoopWatch, StepLimitError
+
+
+def redirect_model(prototype: Prototype, name: str) -> str:
+    """Let the script's ``Model`` and ``EConfig`` come from another module."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(name, "module", str(error), "a module that can be imported") from error
+    for needed in ("Model", "EConfig"):
+        if not hasattr(module, needed):
+            raise InputError(name, needed, "missing", f"one: the module stands in for {prototype.model}")
+    sys.modules[prototype.model] = sys.modules["model.configs"] = module
+    return f"{prototype.model} and model.configs = {name}"
+
+
+def import_with_print(prototype: Prototype, root: Path, record: Callable[..., None]) -> ModuleType:
+    """Import the script with a ``print`` of our own among its globals, so that its lines can be kept."""
+    spec = importlib.util.spec_from_file_location(prototype.script, prototype.script_path(root))
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    script.__dict__["print"] = record
+    sys.modules[prototype.script] = script
+    spec.loader.exec_module(script)
+    return script
+
 
 INIT_LINE = "Model(...) parameters overwritten after construction by the values of a file (embed_tokens, lm_head kept)"
 
@@ -113,7 +141,7 @@ class Run:
         if self.recorder is not None:
             self.initial = weights.snapshot(model)
             self.trainable = {name: value.requires_grad for name, value in model.named_parameters()}
-            observe.watch_model(model, self.recorder)
+            watch.watch_model(model, self.recorder)
 
     def _wrap_prepare(self, accelerator: Any) -> None:
         prepare = accelerator.prepare
@@ -122,7 +150,7 @@ class Run:
             model, *others = prepare(*objects)
             self.wrapped = standins.wrap_model(model)
             if self.recorder is not None:
-                observe.watch_prepared((self.wrapped, *others), accelerator, self.model, self.recorder)
+                watch.watch_prepared((self.wrapped, *others), accelerator, self.model, self.recorder)
             if self.request.seed is not None:
                 self.patches.append(standins.seed_everything(self.request.seed))
             return (self.wrapped, *others)
@@ -136,10 +164,10 @@ class Run:
         self.watch.accelerator = script.accelerator
         if self.recorder is None:
             return
-        observe.watch_script(script, self.recorder)
+        watch.watch_script(script, self.recorder)
         if self.request.redirect is None:
             self.recorder.dtypes.watch_attention(sys.modules[self.prototype.layers])
-        self.patches += observe.WATCH_LINES
+        self.patches += watch.WATCH_LINES
 
 
 def require_float32(model: torch.nn.Module) -> None:
@@ -167,6 +195,52 @@ def _run_file(path: Path) -> None:
     request = OriginalRequest.from_json(path.read_text(), str(path))
     torch.set_num_threads(request.threads)
     Run(request, Path.cwd()).go()
+
+
+def write_results(run: Run, script: ModuleType, stopped_early: bool) -> None:
+    """Write the recording, or with ``record`` off only ``meta.json``."""
+    facts = meta.describe_request(run.request)
+    facts["argv"] = [meta.hide_paths(part, run.hidden_paths) for part in run.arguments]
+    facts |= {"patches": run.patches, "transformers5_stubs": run.stubs, "prints": run.prints}
+    facts |= meta.describe_script(script, run.walked, run.hidden_paths)
+    facts |= meta.describe_timing(run.watch, stopped_early)
+    if run.recorder is None:
+        write_meta(run.request.folder, facts)
+    else:
+        _write_recording(run, run.recorder, facts)
+
+
+def _write_recording(run: Run, recorder: Recorder, facts: dict[str, Any]) -> None:
+    final = weights.snapshot(run.model)
+    facts |= meta.describe_recording(recorder, run.initial, run.trainable, final)
+    facts |= meta.describe_saved(run.checkpoints, final)
+    facts["deepspeed"] = _describe_deepspeed(run, recorder)
+    facts["initial"] = f"initial_{run.request.algorithm}_{run.request.dtype}.safetensors"
+    verifier = weights.read_verifier(run.request.verifier)
+    initial, aliases = weights.split_aliases({f"init.{k}": v for k, v in run.initial.items()}, verifier)
+    recorder.tensors, after = weights.split_aliases(recorder.tensors, verifier | initial)
+    final, facts["final_aliases"] = weights.split_aliases(final, verifier)
+    facts["aliases"] = aliases | after
+    run.request.folder.mkdir(parents=True)
+    _link_fixture(run.request)
+    start = {**initial, **verifier, **weights.read_vocabulary(run.request.fixture)}
+    weights.save_initial(run.request.folder, start, facts["initial"])
+    write_recording(run.request.folder, recorder, final, facts)
+
+
+def _describe_deepspeed(run: Run, recorder: Recorder) -> dict[str, Any] | None:
+    if run.request.dtype != "bf16ds":
+        return None
+    recorder.tensors["final.fp32_master_flat"] = recording.master_weights(run.wrapped)
+    rates = [row["lr_used"] for row in recorder.rows if row["synced"]]
+    return recording.describe_zero2(run.wrapped, run.initial["embed_tokens.weight"], rates)
+
+
+def _link_fixture(request: OriginalRequest) -> None:
+    """Let the recording find its fixture: a link in the case folder, unless the folder lies beside it anyway."""
+    beside = request.output / "fixture"
+    if not (beside.exists() and beside.samefile(request.fixture)):
+        (request.folder / "fixture").symlink_to(request.fixture, target_is_directory=True)
 
 
 if __name__ == "__main__":

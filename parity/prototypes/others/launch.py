@@ -11,8 +11,7 @@ from torch import Tensor
 
 from parity.files import read_object, read_tensors
 from parity.prototypes.case import Case
-from parity.prototypes.original.child import run_child
-from parity.prototypes.original.launch import plain_environment
+from parity.prototypes.original.child import plain_environment, run_child
 from parity.prototypes.others.batch import require_plain
 from parity.prototypes.others.checkout import Other, require_other
 

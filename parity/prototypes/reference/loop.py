@@ -14,12 +14,14 @@ from parity.files import read_tensors
 from parity.prototypes.case import Case
 from parity.prototypes.paths import path_norms
 from parity.prototypes.recorded import configuration
-from parity.prototypes.reference.adamw import AdamW, linear_schedule
 from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.setup import Setup, prepare
 from parity.prototypes.reference.steps import Unrolled
 from parity.prototypes.replay import samples_per_pass
+from parity.step import AdamW, State, linear_schedule
 from parity.trace import Point, Trace
+
+UPDATE = AdamW(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
 
 
 def trace_reference(case: Case, dtype: torch.dtype = torch.float32, optimizer_steps: int | None = None) -> Trace:
@@ -43,7 +45,8 @@ class Run:
 
     def __init__(self, setup: Setup, observed: bool = True) -> None:
         self.setup, self.case, self.observed = setup, setup.case, observed
-        self.optimizer = AdamW(setup.masters)
+        self.states: dict[str, State] = {name: {} for name in setup.masters}
+        self.steps = 0
         self.trace = Trace("reference", self.case.name, self.case.dtype, configuration=configuration(self.case))
         self.trace.trained, self.trace.frozen = tuple(setup.masters), tuple(setup.frozen)
         self.micro_batch = 0
@@ -60,8 +63,8 @@ class Run:
                 stepped = (index + 1) % self.case.accumulation == 0 or index == len(batches) - 1
                 self._micro_batch(epoch, batch, stepped)
                 if stepped:
-                    yield self.optimizer.steps
-                    if self.optimizer.steps == limit:
+                    yield self.steps
+                    if self.steps == limit:
                         return
             self._print_pass(epoch, self.trace.curve[start:])
 
@@ -75,7 +78,7 @@ class Run:
         """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
         weights = self.setup.weights()
         out = self.setup.forward(weights, batch)
-        first_step = self.observed and self.optimizer.steps == 0
+        first_step = self.observed and self.steps == 0
         if first_step:
             paths = path_norms([step.loss for step in out.steps], [step.hidden_in for step in out.steps])
             self._keep(f"mb{self.micro_batch}.path", paths)
@@ -87,7 +90,7 @@ class Run:
         clipped, norm = self.setup.clip(gradients)
         lr_used = self._lr()
         if stepped:
-            self.optimizer.step(clipped, lr_used)
+            self._update(clipped, lr_used)
         self.trace.curve.append(self._point(epoch, batch, out, norm, lr_used, stepped))
         if first_step:
             self.trace.tensors[f"mb{self.micro_batch}.grad_norm"] = torch.tensor([norm])
@@ -95,9 +98,17 @@ class Run:
                 self._keep("after", {**self.setup.masters, **self.setup.frozen})
         self.micro_batch += 1
 
+    @torch.no_grad()
+    def _update(self, gradients: dict[str, Tensor], lr: float) -> None:
+        """One AdamW step; a parameter without a gradient stays as it is."""
+        self.steps += 1
+        for name, gradient in gradients.items():
+            weight, self.states[name] = UPDATE(self.setup.masters[name], gradient, self.states[name], lr, self.steps)
+            self.setup.masters[name].copy_(weight)
+
     def _lr(self) -> float:
         total, warmup = self.case.meta.total_steps, self.case.meta.warm_steps
-        return self.case.lr * linear_schedule(self.optimizer.steps, total, warmup)
+        return self.case.lr * linear_schedule(self.steps, total, warmup)
 
     def _keep_first_step(self, batch: dict[str, Tensor], out: Unrolled, gradients: dict[str, Tensor]) -> None:
         name = f"mb{self.micro_batch}"

@@ -15,10 +15,10 @@ from parity.files import read_object, read_tensors
 from parity.prototypes.case import Case
 from parity.prototypes.names import TO_NATIVE
 from parity.prototypes.reference import eagle3, hass
-from parity.prototypes.reference.adamw import clip_by_norm, clip_by_value
 from parity.prototypes.reference.steps import Unrolled
+from parity.step import Clip, global_norm
 
-NORM_LIMIT, VALUE_LIMIT = 1.0, 0.5
+CLIP = {"eagle3": Clip("norm", 1.0), "hass": Clip("value", 0.5)}
 
 
 @dataclass
@@ -53,8 +53,7 @@ class Setup:
 
     def clip(self, gradients: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
         """Clipped as the algorithm does, and the global norm before."""
-        clipped, norm = clip_by_norm(gradients, NORM_LIMIT)
-        return (clip_by_value(gradients, VALUE_LIMIT) if self.case.algorithm == "hass" else clipped), norm
+        return CLIP[self.case.algorithm](gradients), global_norm(gradients.values())
 
 
 def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:

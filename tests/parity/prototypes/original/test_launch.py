@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from parity.errors import InputError
 from parity.prototypes.original import OriginalRequest, OriginalRunError, checkout, record_original
-from parity.prototypes.original.launch import child_environment
+from parity.prototypes.original.child import child_environment
 
 Ask = Callable[..., OriginalRequest]
 SCRIPT = "research/eagle3/train/main_train_full_gradient_calc_eagle3.py"
@@ -71,7 +70,7 @@ def test_another_model_in_its_place(toy: Path, ask: Ask, monkeypatch: pytest.Mon
 
 def test_a_failure_shows_the_end_of_stderr(toy: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     (toy / SCRIPT).write_text("raise RuntimeError('the moon is full')\n")
-    monkeypatch.setattr("parity.prototypes.original.launch.require_verified", lambda *_: None)
+    monkeypatch.setattr("parity.prototypes.original.child.require_verified", lambda *_: None)
     with pytest.raises(OriginalRunError, match=r"case one, ended with exit status 1:[\s\S]*the moon is full"):
         record_original(ask(toy))
     assert not (ask(toy).folder).exists()
@@ -117,5 +116,5 @@ def test_the_child_gets_fixed_threads_and_little_else(toy: Path, ask: Ask, monke
     plain = child_environment(ask(toy, threads=3))
     assert (plain["OMP_NUM_THREADS"], plain["MKL_NUM_THREADS"], plain["HF_HUB_OFFLINE"]) == ("3", "3", "1")
     assert "ACCELERATE_MIXED_PRECISION" not in plain
-    sharded = child_environment(replace(ask(toy), dtype="bf16ds"))
+    sharded = child_environment(ask(toy).model_copy(update={"dtype": "bf16ds"}))
     assert sharded["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"

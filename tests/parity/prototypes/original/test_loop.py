@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from parity.prototypes.original.loop import LoopWatch, StepLimitError
+from parity.prototypes.original.watch import LoopWatch, StepLimitError
 
 
 class Fake:
