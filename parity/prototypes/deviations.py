@@ -5,8 +5,6 @@ Each entry names the port's choice and the test that shows the deviation firing.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from parity.verdict import Deviation
 
 LEDGER: tuple[Deviation, ...] = (
@@ -166,14 +164,8 @@ def find(id: str) -> Deviation:
 
 def as_markdown() -> str:
     """The ledger as the page ``docs/deviations.md``."""
-    lines = ["# Deviation ledger", "", __doc__.strip().replace("\n", " "), "", f"Written by `python -m {MODULE}`."]
+    lines = ["# Deviation ledger", "", __doc__.strip().replace("\n", " "), "", "Written by `python -m docs.tables`."]
     for entry in LEDGER:
         lines += ["", f"## {entry.id}", "", f"Where: {entry.where}.", "", f"The prototype: {entry.effect}.", ""]
         lines += [f"The port: {entry.choice}.", "", f"Shown by `{entry.test}`."]
     return "\n".join(lines) + "\n"
-
-
-MODULE = "parity.prototypes.deviations"
-
-if __name__ == "__main__":
-    Path("docs/deviations.md").write_text(as_markdown())

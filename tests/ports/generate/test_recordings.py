@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from docs.tables import encode_recorded
 from fixtures.dialogues import recordings
-from parity.prototypes.masks import encode_recorded
 from ports.generate.encode import LossMask
 
 RECORDED = {recording.name: recording for recording in recordings()}

@@ -1,0 +1,111 @@
+"""Tables of the documentation that code writes, each between its two marks: ``python -m docs.tables``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from pydantic.fields import FieldInfo
+
+from fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
+from parity.prototypes.deviations import as_markdown
+from ports.eagle3.settings import Eagle3Settings
+from ports.generate.conversations import load_conversations
+from ports.generate.encode import Encoded, Encoder, LossMask
+from ports.generate.families import load_family
+from ports.training.settings import TrainingSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def flags() -> str:
+    """Every flag of the trainers, its default and what it is for."""
+    lines = ["| flag | default | |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(_flag(name, field) for name, field in Eagle3Settings.model_fields.items())])
+
+
+def _flag(name: str, field: FieldInfo) -> str:
+    alone = "" if name in TrainingSettings.model_fields else "Eagle3: "
+    text = f"{alone}{field.description or ''}".replace("|", "\\|").replace("<n>", "N").replace("*", "\\*")
+    return f"| `--{name}` | {_default(field)} | {text} |"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value: Any = field.get_default(call_default_factory=True)
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value is None or value == [] else f"`{value}`"
+
+
+class Difference(NamedTuple):
+    """Tokens of one script's samples: all of them, those in each mask, and those in one mask only."""
+
+    script: str
+    tokens: int
+    prototype: int
+    exact: int
+    only_prototype: int
+    only_exact: int
+
+
+def masks() -> str:
+    """How the prototypes' loss masks differ from exact ones on the recorded dialogues."""
+    names = ("script", "tokens", "in the prototype's mask", "answers", "only prototype", "only exact")
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in differences()])
+
+
+def differences() -> list[Difference]:
+    """One row a script."""
+    return [_difference(recording) for recording in recordings()]
+
+
+def _difference(recording: Recording) -> Difference:
+    recorded = [on for sample in recording.samples for on in sample["loss_mask"]]
+    exact = [on for one in encode_recorded(recording, LossMask.EXACT) for on in one.loss_mask]
+    pairs = list(zip(recorded, exact, strict=True))
+    return Difference(recording.name, len(pairs), sum(recorded), sum(exact), pairs.count((1, 0)), pairs.count((0, 1)))
+
+
+def encode_recorded(recording: Recording, loss_mask: LossMask) -> list[Encoded]:
+    """The dialogues that a script read, encoded by the port."""
+    family = load_family(recording.family)
+    if recording.family == "mistral":
+        family = family.model_copy(update={"system": system_message(recording)})
+    shares = recording.dataset == "sharegpt"
+    encoder = Encoder(word_tokenizer(recording.family), family, loss_mask, leading_space=shares)
+    with TemporaryDirectory() as folder:
+        file = write_dialogues(recording.dataset, Path(folder) / "dialogues.json")
+        rows = load_conversations("sharegpt" if shares else "ultrachat", str(file), "sft")
+        return [encoder(rows.messages(index)) for index in range(len(rows))]
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {"training.md": ("flags", flags), "data.md": ("masks", masks)}
+
+
+def updated(text: str, mark: str, table: Callable[[], str]) -> str:
+    """``text`` with the table of now between its marks."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n\n{table()}\n\n{end}{rest.partition(end)[2]}"
+
+
+def pages() -> dict[Path, str]:
+    """What every page with such a table should hold now."""
+    found = {ROOT / "docs" / "deviations.md": as_markdown()}
+    for name, (mark, table) in TABLES.items():
+        page = ROOT / "docs" / name
+        found[page] = updated(page.read_text(), mark, table)
+    return found
+
+
+if __name__ == "__main__":
+    for path, content in pages().items():
+        path.write_text(content)
