@@ -114,7 +114,9 @@ def write_scaling(bench: Sequence[Path], output: Path, title: str = "Training st
     columns = ("shape", "side", "seconds", "tokens per second", "peak GB", "share of peak", "FLOPs", "useful")
     lines = [[_name(t), *_figures(t), scaled(t.flops), scaled(t.useful_flops), *_times(t, timings)] for t in timings]
     kinds = ["name", "", *["number"] * (len(columns) - 2 + len(AGAINST))]
-    table = Table(tuple(zip([*columns, *(f"times {side}" for side in AGAINST)], kinds, strict=True)), lines)
+    table = Table(
+        tuple(zip([*columns, *(f"times {side}" for side in AGAINST)], kinds, strict=True)), lines, "comparisons"
+    )
     panels = panels_of(timings)
     blocks: dict[str, list[Block]] = {
         "plots": [Panels(panels)] if panels else [],
