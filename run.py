@@ -4,7 +4,7 @@
     python3 run.py parity   the parity run of prototypes against ports; writes report.html
     python3 run.py test     the tests, with coverage
     python3 run.py lint     ruff and mypy
-    python3 run.py bench    the benchmarks
+    python3 run.py bench    the benchmarks; --benchmark-compare --benchmark-compare-fail=min:10% fails what got slower
     python3 run.py docs     the documentation, in site/; a broken link is an error
 
 Words after the name are passed on. Needs Python 3.10 or newer and a package index; the first run installs about 1.5 GB.

@@ -1,14 +1,22 @@
 """What a parity run found: the rows of the verdict and everything a report draws.
 
-This is the bottom layer of ``case -> run -> trace -> comparison -> report``: plain data, no torch, nothing imported
-from the layers above it.
+This is the bottom layer of ``pair -> sides -> traces -> comparison -> verdict -> report``: plain data, no torch,
+nothing imported from the layers above it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
+
+PORT = "port"
+"""The run whose counts a verdict names first."""
+
+Follows = Mapping[str, tuple[str, ...]]
+"""For every check those whose failure explains a failure of it."""
 
 
 class Status(str, Enum):
@@ -63,8 +71,103 @@ class Row:
     def passed(self) -> bool:
         return self.status is Status.PASSED
 
+    @property
+    def compared(self) -> bool:
+        """False where the check had no subject: such a row counts neither as passed nor as failed."""
+        return self.status is not Status.NOT_APPLICABLE
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over allowed: 0 is equal, above 1 is too far. None when the row carries no numbers."""
+        if self.measured is None or self.allowed is None:
+            return None
+        if math.isnan(self.measured) or math.isnan(self.allowed):
+            return math.nan
+        if self.measured == 0:
+            return 0.0
+        return abs(self.measured) / self.allowed if self.allowed else math.inf
+
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "status": self.status.value, "against": self.against.value, "passed": self.passed}
+        """Every field, and ``passed``: None where nothing was compared."""
+        passed = self.passed if self.compared else None
+        return {**asdict(self), "status": self.status.value, "against": self.against.value, "passed": passed}
+
+
+def explained(rows: Iterable[Row], follows: Follows) -> list[Row]:
+    """The rows, those that failed downstream of another check's failure blocked."""
+    rows = list(rows)
+    failed = {row.check for row in rows if row.status is Status.FAILED}
+    return [_explained(row, failed, follows) for row in rows]
+
+
+def _explained(row: Row, failed: set[str], follows: Follows) -> Row:
+    found = cause(row.check, failed, follows) if row.status is Status.FAILED else None
+    if found is None:
+        return row
+    return replace(row, status=Status.BLOCKED, detail=f"follows from {found}. {row.detail}")
+
+
+def cause(name: str, failed: set[str], follows: Follows) -> str | None:
+    """The first failed check upstream of ``name``."""
+    for parent in follows.get(name, ()):
+        found = cause(parent, failed, follows) or (parent if parent in failed else None)
+        if found:
+            return found
+    return None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The numbers of a verdict: terminal, page and JSON take theirs from here alone.
+
+    ``compared`` has (passed, total) for every run and what it was held against, in the order of ``Against``;
+    ``not_applicable`` the number of checks without a subject for every run that has any. The port comes first.
+    """
+
+    compared: dict[tuple[str, Against], tuple[int, int]]
+    not_applicable: dict[str, int]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Counts:
+        """Counts of these rows."""
+        compared: dict[tuple[str, Against], tuple[int, int]] = {}
+        missing: dict[str, int] = {}
+        order = list(Against)
+        for row in sorted(rows, key=lambda row: (row.run != PORT, order.index(row.against))):
+            if row.compared:
+                passed, total = compared.get((row.run, row.against), (0, 0))
+                compared[row.run, row.against] = passed + row.passed, total + 1
+            else:
+                missing[row.run] = missing.get(row.run, 0) + 1
+        return cls(compared, missing)
+
+    @property
+    def passed(self) -> bool:
+        """True when something was compared and all of it passed."""
+        return bool(self.compared) and all(passed == total for passed, total in self.compared.values())
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs, the port first."""
+        names = dict.fromkeys([*(run for run, _ in self.compared), *self.not_applicable])
+        return sorted(names, key=lambda run: run != PORT)
+
+    def told(self, run: str) -> str:
+        """``port against prototype 4 of 4; itself 2 of 2; 1 check not applicable``."""
+        mine = {against: numbers for (name, against), numbers in self.compared.items() if name == run}
+        words = [f"{against.value} {passed} of {total}" for against, (passed, total) in mine.items()]
+        number = self.not_applicable.get(run, 0)
+        missing = [f"{number} check{'' if number == 1 else 's'} not applicable"] if number else []
+        return f"{run} against " + "; ".join(words + missing) if words else f"{run}: {missing[0]}"
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """By run: for each thing held against ``passed`` and ``total``, and the number that is not applicable."""
+        found: dict[str, dict[str, Any]] = {
+            run: {"not applicable": self.not_applicable.get(run, 0)} for run in self.runs
+        }
+        for (run, against), (passed, total) in self.compared.items():
+            found[run][against.value] = {"passed": passed, "total": total}
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,7 +250,22 @@ class Report:
     notes: list[str] = field(default_factory=list)
     baseline: str = "prototype"
 
+    def counts(self) -> Counts:
+        """How many rows of each run passed, by what they were held against."""
+        return Counts.of(self.rows)
+
     @property
     def passed(self) -> bool:
         """True when something was compared and nothing failed or was blocked."""
-        return bool(self.rows) and all(row.passed for row in self.rows)
+        return self.counts().passed
+
+    @property
+    def exit_code(self) -> int:
+        """0: passed, 1: not."""
+        return 0 if self.passed else 1
+
+    def verdict_line(self) -> str:
+        """``PASS: port against prototype 4 of 4; itself 2 of 2; reference against prototype 4 of 4``."""
+        counts = self.counts()
+        nothing = [] if counts.compared else ["Nothing was compared, so nothing was shown"]
+        return f"{'PASS' if counts.passed else 'FAIL'}: " + "; ".join([*nothing, *map(counts.told, counts.runs)])

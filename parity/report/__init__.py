@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from parity.report.html import render_html, write_html
-from parity.report.json_file import read_json, write_json
-from parity.report.scaling import write_performance, write_scaling
-from parity.report.summary import verdict_line
+from parity.report.bench import write_performance, write_scaling
+from parity.report.json_file import write_json
+from parity.report.page import render_html, write_html
 from parity.report.terminal import print_report
 
-__all__ = [
-    "print_report",
-    "read_json",
-    "render_html",
-    "verdict_line",
-    "write_html",
-    "write_json",
-    "write_performance",
-    "write_scaling",
-]
+__all__ = ["print_report", "render_html", "write_html", "write_json", "write_performance", "write_scaling"]

@@ -1,43 +1,29 @@
-"""What the rows of a report amount to: margins, groups and the verdict in one line.
-
-The terminal and the HTML page both say what this module finds, so they cannot disagree.
-"""
+"""What rows amount to: groups, the worst of them, what blocked what, and how numbers are written for people."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from parity.report.numbers import count, short
+from parity.errors import InputError
 from parity.verdict import Report, Row, Status
 
 Key = TypeVar("Key", bound=Hashable)
 
-
-def margin(row: Row) -> float | None:
-    """Measured over allowed: 0 is equal, above 1 is too far. None when the row carries no numbers."""
-    if row.measured is None or row.allowed is None:
-        return None
-    if math.isnan(row.measured) or math.isnan(row.allowed):
-        return math.nan
-    if row.measured == 0:
-        return 0.0
-    return abs(row.measured) / row.allowed if row.allowed else math.inf
+MISSING = "–"
+WORST_LAST = (Status.NOT_APPLICABLE, Status.BLOCKED, Status.PASSED, Status.FAILED)
 
 
 def severity(row: Row) -> tuple[int, bool, float]:
-    """Sort key, the worst last: by status, then NaN, then by margin. Blocked rows say nothing and are the least."""
-    ratio = margin(row)
+    """Sort key, the worst last: by status, then NaN, then by ratio. Blocked rows say nothing about their subject."""
+    ratio = row.ratio
     is_nan = ratio is not None and math.isnan(ratio)
-    rank = (Status.BLOCKED, Status.PASSED, Status.FAILED).index(row.status)
-    return rank, is_nan, -1.0 if ratio is None or is_nan else ratio
-
-
-def worst_first(rows: Iterable[Row]) -> list[Row]:
-    """The rows by falling severity; equals stay in the order of the report."""
-    return sorted(rows, key=severity, reverse=True)
+    return WORST_LAST.index(row.status), is_nan, -1.0 if ratio is None or is_nan else ratio
 
 
 @dataclass(frozen=True)
@@ -52,13 +38,14 @@ class Group:
 
     @property
     def status(self) -> Status:
-        """Failed if any row failed, else blocked if any was blocked, else passed."""
-        return next((s for s in (Status.FAILED, Status.BLOCKED) if self.of(s)), Status.PASSED)
+        """Failed if any row failed, else blocked if any was blocked, else passed if any was compared."""
+        order = (Status.FAILED, Status.BLOCKED, Status.PASSED)
+        return next((status for status in order if self.of(status)), Status.NOT_APPLICABLE)
 
     @property
     def worst(self) -> Row | None:
-        """The row nearest to or furthest beyond its tolerance; blocked rows say nothing and do not count."""
-        judged = [row for row in self.rows if row.status is not Status.BLOCKED]
+        """The row nearest to or furthest beyond its tolerance; blocked rows do not count."""
+        judged = [row for row in self.rows if row.status in (Status.PASSED, Status.FAILED)]
         return max(judged, key=severity, default=None)
 
     @property
@@ -80,38 +67,76 @@ def unique(names: Iterable[Key]) -> list[Key]:
     return list(dict.fromkeys(names))
 
 
-def failed(report: Report) -> list[Row]:
-    """The failed rows, in the order of the report."""
-    return [row for row in report.rows if row.status is Status.FAILED]
+def ended(report: Report, status: Status) -> list[Row]:
+    """The rows that ended with this status, in the order of the report."""
+    return [row for row in report.rows if row.status is status]
 
 
-def blockers(report: Report) -> dict[tuple[str, str], str]:
-    """For each (case, run) the first check that failed: the one to mend first, which blocks what follows."""
-    found: dict[tuple[str, str], str] = {}
-    for row in failed(report):
-        found.setdefault((row.case, row.run), row.check)
-    return found
+def blocked(report: Report) -> list[str]:
+    """A line for each check that was not judged: how many rows, where, and the first failed check of the same run."""
+    first: dict[tuple[str, str], str] = {}
+    for row in ended(report, Status.FAILED):
+        first.setdefault((row.case, row.run), row.check)
+    return [
+        f"{check}: {count(len(group.rows))} in {listing(group.cases)}, blocked by "
+        + listing(unique(first.get((row.case, row.run), "an earlier check") for row in group.rows))
+        for check, group in grouped(ended(report, Status.BLOCKED), lambda row: row.check).items()
+    ]
 
 
-def verdict_line(report: Report) -> str:
-    """``PASS: ...`` or ``FAIL: ...`` with the counts and the worst margin."""
-    if not report.rows:
-        return "FAIL: 0 comparisons. Nothing was compared, so nothing was shown."
-    everything = Group(tuple(report.rows))
-    total = count(len(report.rows), "comparison")
-    if report.passed:
-        return f"PASS: {total}, all within tolerance; {closest_call(everything)}"
-    blocked = everything.of(Status.BLOCKED)
-    tail = f", {count(blocked)} blocked by an earlier failure" if blocked else ""
-    return f"FAIL: {count(everything.of(Status.FAILED))} of {total} failed{tail}"
+def not_applicable(report: Report) -> list[tuple[str, str, str, str]]:
+    """Reason, checks, runs and cases of what had no subject, by reason."""
+    groups = grouped(ended(report, Status.NOT_APPLICABLE), lambda row: row.detail)
+    names = ("check", "run", "case")
+    return [
+        (reason, *(listing(unique(getattr(row, name) for row in group.rows), 8) for name in names))  # type: ignore[misc]
+        for reason, group in groups.items()
+    ]
 
 
-def closest_call(group: Group) -> str:
-    """Which comparison came nearest to its tolerance, and how near."""
-    row = group.worst
-    ratio = margin(row) if row else None
-    if row is None or ratio is None:
-        return "none of them carries a number"
-    if ratio == 0:
-        return "all measured errors are exactly 0"
-    return f"the worst used {short(ratio)} of its tolerance ({row.check}, {row.case}, {row.tensor or row.quantity})"
+def short(value: float | None, digits: int = 3) -> str:
+    """A few significant digits; ``–`` when there is no value, ``NaN`` and ``inf`` spelled out."""
+    if value is None:
+        return MISSING
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
+def count(number: int, noun: str = "", plural: str = "") -> str:
+    """``1,234 rows``: thousands separated, the noun in its number."""
+    words = [f"{number:,}", noun if number == 1 else plural or f"{noun}s"]
+    return " ".join(words) if noun else words[0]
+
+
+def scaled(value: float) -> str:
+    """A large quantity with its SI prefix: ``1.53 G``."""
+    prefixes = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+    size, prefix = next((pair for pair in prefixes if math.isfinite(value) and abs(value) >= pair[0]), (1.0, ""))
+    return f"{short(value / size)} {prefix}".strip()
+
+
+def listing(names: list[str], limit: int = 4) -> str:
+    """``a, b and c``; what lies beyond ``limit`` is only counted."""
+    if len(names) > limit:
+        names = [*names[: limit - 1], f"{len(names) - limit + 1} more"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write ``text`` to a neighbour of ``path`` and rename it: ``path`` is the old file or the whole new one.
+
+    Raises:
+        InputError: no such file can be written.
+    """
+    path = Path(path)
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        neighbour.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(neighbour, path)
+    except OSError as error:
+        raise InputError(path, "file", error.strerror or error, "a place that can be written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            neighbour.unlink()

@@ -16,7 +16,7 @@ import parity.prototypes.explain.run
 from parity.prototypes.explain.prototype import prototype_facts, step_weights
 from parity.prototypes.explain.study import Cause, Finding, Study
 from parity.prototypes.others import OTHERS
-from parity.report.originals import print_studies, registry_line, render_originals, size, worst, write_studies_json
+from parity.report.originals import print_studies, render_originals, size, worst, write_studies_json
 from parity.verdict import Row, Status
 
 ROW = Row("others", "one", "HASS against prototype", "logits", "step0.logits", 1.5e-7, 5e-6, Status.PASSED)
@@ -56,11 +56,13 @@ def test_a_failure_is_on_the_page_and_on_the_terminal(found: Study, capsys: pyte
     broken = replace(found, findings=(replace(found.findings[0], left=bad),), rows=(bad,))
     page = render_originals([found, broken], MACHINE, ["eagle3"])
     assert "The run FAILED." in page
+    print_studies([], Console(width=150))
+    assert "FAIL: studies of other originals 0 of 0" in capsys.readouterr().out
     assert "| logits, step 0 | 0.43 | 1 | 5e-06 | NO |" in page
     print_studies([found, broken], Console(width=150))
     said = capsys.readouterr().out
     assert "FAILED others logits step0.logits: the moon is full" in said
-    assert "FAIL: 2 comparisons, 1 failed" in said
+    assert "FAIL: studies of other originals 1 of 2" in said
 
 
 def test_json_holds_the_studies(found: Study, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_numbers(found: Study) -> None:
     assert size(math.inf) == "only one has it"
     assert worst(found, "logits") == "0.432"
     assert worst(found, "gradients") == "only one has it"
-    assert "a HASS" in registry_line(["eagle3", "hass"])
+    assert "Speculators registers eagle3, hass: a HASS" in render_originals([found], MACHINE, ["eagle3", "hass"])
 
 
 def test_step_weights_are_read_off_the_losses() -> None:

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from parity.report import render_html, write_html
+from parity.report.page import anchors, flow_state, relative_differences
+from parity.verdict import Against, Curve, Deviation, GradientFlow, Report, Row, Skip, Speed, Status
+from tests.parity.report.conftest import build_report
+
+HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)> $\\frac{"
+VOID = {"meta", "wbr", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects tags, ids and link targets; fails on tags that do not nest and on handlers."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on")
+            self.ids += [value or ""] if name == "id" else []
+            self.links += [value or ""] if name == "href" and tag == "a" else []
+            self.loaded += [value or ""] if name in ("src", "srcset", "data") or (name == "href" and tag != "a") else []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def visible(html: str) -> str:
+    return unescape(re.sub(r"<[^>]+>", "", html.replace("<wbr>", "")))
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    """The page of the report that has everything."""
+    return render_html(build_report())
+
+
+def test_the_page_is_well_formed_loads_nothing_and_every_link_leads_somewhere(html: str) -> None:
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.links
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert page.loaded == []
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert page.tags.count("script") == 1
+
+
+def test_the_verdict_stands_at_the_top_and_its_counts_below(html: str) -> None:
+    top, _, rest = visible(html).partition("What was held against what")
+    report = build_report()
+    assert report.verdict_line() in top
+    assert "Start with check forward of eagle3_fp32_k3 (port)" in top
+    assert "The worst error is NaN times what is allowed: t2 in check curve of hass_bf16_k3 (port)" in top
+    for passed, total in report.counts().compared.values():
+        assert f"{passed} of {total}" in rest
+
+
+def test_every_failed_row_is_shown_with_detail_and_hint(html: str) -> None:
+    text = visible(html.partition('id="failures"')[2].partition('id="curves"')[0])
+    failed = [row for row in build_report().rows if row.status is Status.FAILED]
+    assert len(failed) == 2
+    for row in failed:
+        for part in (row.check, row.case, row.run, row.tensor, row.detail, row.hint):
+            assert part in text
+    assert "gradients: 3 in eagle3_fp32_k3, blocked by forward" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "float32: compared directly",
+        "pass --prototype DIR",
+        "own-position-kv",
+        "Note: a note",
+        "2.68 (2.5 to 2.8)",
+        "deep.xyes",
+        "port: at most 1.9e-06 apart, relative",
+        "dead",
+    ],
+)
+def test_everything_a_report_holds_is_on_the_page(words: str, html: str) -> None:
+    assert words in visible(html)
+
+
+def test_the_charts_take_every_colour_from_the_style_sheet(html: str) -> None:
+    charts = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(charts) == 2
+    for chart in charts:
+        colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", chart))
+        assert {"var(--base)", "var(--run0)", "var(--run1)", "var(--soft)"} <= colours
+        assert all(colour == "none" or colour.startswith("var(--") for colour in colours)
+    light, dark = re.findall(r":root \{(.*?)\}", html, re.DOTALL)
+    for name in ("base", "run0", "run1", "run2", "run3", "soft", "rule"):
+        assert f"--{name}:" in light
+        assert f"--{name}:" in dark
+
+
+def test_hundreds_of_failures_are_folded_but_present() -> None:
+    rows = [Row("gradients", "case", "port", "gradient", f"tensor_{i}", 1.0, 0.1, Status.FAILED) for i in range(300)]
+    text = visible(render_html(Report(rows=rows)))
+    assert "292 more failures" in text
+    assert all(f"tensor_{i}" in text for i in range(300))
+
+
+def test_hostile_names_are_escaped() -> None:
+    h = HOSTILE
+    statuses = tuple(Status)
+    report = Report(
+        rows=[Row(h, h, h, h, h, 2.0, 1.0, status, h, h) for status in statuses],
+        skips=[Skip(h, h, h, h)],
+        curves=[Curve(h, h, q, (1.0, 2.0)) for q in ("loss", h)] + [Curve(h, h + "2", "loss", (1.0, 3.0))],
+        gradient_flow=[GradientFlow(h, h, h, True, None, 0.0)],
+        speeds=[Speed(h, h, h, (1.0,), (1.0,), 1, 1, 1.0, (1.0, 1.0), 1)],
+        deviations=[Deviation(h, h, h, h, h)],
+        environment={h: h, "nested": {h: [h]}},
+        notes=[h],
+        baseline=h,
+    )
+    html = render_html(report, title=h)
+    page = Page(html)
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert "alert('x')" not in html
+    assert h in visible(html)
+
+
+def test_a_report_of_nothing_says_so_in_every_section() -> None:
+    html = render_html(Report())
+    text = visible(html)
+    for sentence in ("FAIL: Nothing was compared", "No curves", "not recorded", "not measured", "Nothing was skipped"):
+        assert sentence in text
+    assert "verdict failed" in html
+    skipped = visible(render_html(Report(skips=[Skip("throughput", "k3", "no GPU", "use a machine with one")])))
+    assert "The skipped checks at the end say what each of them needs." in skipped
+
+
+def test_values_that_are_not_finite_are_spelled_out() -> None:
+    rows = [Row("a", "b", "c", "d", f"t{v}", v, 1.0, Status.FAILED) for v in (math.nan, math.inf, None)]
+    curves = [Curve("b", "prototype", "loss", (math.nan, 1.0)), Curve("b", "port", "loss", (math.inf,))]
+    speeds = [Speed("b", "p", "q", (), (), 0, 0, math.nan, (math.nan, math.inf), 0)]
+    html = render_html(Report(rows=rows, curves=curves, speeds=speeds))
+    for words in (
+        "ratio NaN",
+        "ratio inf",
+        "port has 1 value, prototype has 2",
+        "port: 1 value is not finite, first at 0",
+    ):
+        assert words in visible(html)
+    assert not re.search(r'="[^"]*nan[^"]*"', html)
+
+
+def test_dead_parameters_are_marked_unless_the_baseline_has_them_too() -> None:
+    flow = [GradientFlow("a", run, "embed", True, None, 0.0) for run in ("prototype", "port")]
+    flow.append(GradientFlow("a", "port", "norm", True, 0.0, 0.0))
+    html = render_html(Report(gradient_flow=flow))
+    assert visible(html).count("dead, as in prototype") == 1
+    assert re.findall(r'<tr class="failed"><td class="name"[^>]*>(\w+)', html) == ["norm"]
+
+
+def test_the_curve_of_an_equal_run_has_no_difference_to_draw() -> None:
+    text = visible(render_html(Report(curves=[Curve("a", run, "loss", (1.0, 2.0)) for run in ("port", "prototype")])))
+    assert "exactly equal at every micro-batch (2)" in text
+    assert "relative difference" not in text
+
+
+def test_a_lone_surrogate_in_a_name_does_not_stop_the_page(tmp_path: Path) -> None:
+    rows = [Row("a", "b\udcff", "port", "d", "e", 1.0, 2.0, Status.PASSED, against=Against.ITSELF)]
+    curves = [Curve("b\udcff", "port", "l\udcff", (1.0,))]
+    write_html(Report(rows=rows, curves=curves), tmp_path / "page.html")
+    assert "b?" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"), [(0.0, "exactly 0"), (0.5, "used 50 %"), (2.0, "2 times what is allowed")]
+)
+def test_the_worst_comparison_is_put_in_words(measured: float, words: str) -> None:
+    status = Status.FAILED if measured > 1 else Status.PASSED
+    html = render_html(Report(rows=[Row("logits", "k3", "port", "logits", "t", measured, 1.0, status)]))
+    assert words in visible(html.partition("<nav")[0].partition('id="verdict"')[2])
+
+
+def test_a_case_that_was_only_skipped_has_its_line() -> None:
+    html = render_html(Report(skips=[Skip("throughput", "lonely", "no GPU", "get one")]))
+    table = html.partition('id="table"')[2].partition('id="curves"')[0]
+    assert re.findall(r"lonely|skipped</b>", table) == ["lonely", "skipped</b>"]
+
+
+def test_anchors_differ_where_names_only_differ_in_signs() -> None:
+    assert len(set(anchors(["a b", "a-b", "a_b"]).values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("trainable", "grad_max", "moved", "state"),
+    [
+        (True, 0.1, 0.1, "trains"),
+        (True, None, 0.1, "dead"),
+        (True, 0.0, 0.1, "dead"),
+        (True, 0.1, 0.0, "dead"),
+        (True, math.nan, 0.1, "dead"),
+        (False, None, 0.0, "frozen"),
+        (False, None, 0.1, "frozen but moved"),
+    ],
+)
+def test_flow_states(trainable: bool, grad_max: float | None, moved: float, state: str) -> None:
+    assert flow_state(GradientFlow("c", "r", "p", trainable, grad_max, moved)) == state
+
+
+def test_relative_differences() -> None:
+    gaps = relative_differences((2.0, 0.0, 0.0, math.inf, 1.0), (3.0, 0.0, 1.0, math.inf, math.nan, 5.0)).tolist()
+    assert gaps[:4] == [0.5, 0.0, math.inf, 0.0]
+    assert len(gaps) == 5
+    assert math.isnan(gaps[4])
+
+
+def test_a_row_that_is_replaced_is_counted_anew(demo: Report) -> None:
+    demo.rows[0] = replace(demo.rows[0], status=Status.FAILED)
+    assert "reference against prototype 23 of 24" in visible(render_html(demo))
