@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from parity import suggest_names
-from tests.parity.kit.example import load
+from tests.parity.example import load
 
 
 def tree(**parts: nn.Module) -> nn.Module:

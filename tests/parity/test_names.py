@@ -8,7 +8,7 @@ from torch import nn
 
 from parity import Joined, NameMap, Side, compare_sides, compare_traces, trace_side, transposed
 from parity.errors import InputError
-from parity.kit.names import WHOLE
+from parity.names import WHOLE
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from parity import Side, single_step
 from parity.verdict import Status
-from tests.parity.kit.example import load, side_with
+from tests.parity.example import load, side_with
 
 
 def two_faults(block: Any) -> None:

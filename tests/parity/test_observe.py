@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
 from parity import Side, compare_sides, single_step
-from parity.kit.nested import snapshot, tensors_of, with_tensors
-from parity.kit.watch import watch
+from parity.calls import snapshot, tensors_of, watch, with_tensors
 
 
 @dataclass

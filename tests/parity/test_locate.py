@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from parity import compare_sides, single_step
-from tests.parity.kit.example import load, side_with
+from tests.parity.example import load, side_with
 
 Plant = Callable[[Any], None]
 
