@@ -12,7 +12,7 @@ import contextlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
@@ -28,7 +28,7 @@ from parity.names import NameMap
 
 HERE, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-MOST_AXES = 5
+MOST_AXES, MOST_PLACES = 5, 3
 DIGEST = 1e-2
 """Values are looked at closer if the sums of their absolute entries are this close, far wider than any bound."""
 
@@ -76,6 +76,11 @@ class Log(TorchDispatchMode):
     """Every operator of the body."""
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Else FlexAttention, which compiles itself, refuses to run under the mode."""
+        return True
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,20 +136,31 @@ def _node() -> Any:
 
 
 def _site(node: Any) -> str:
-    """File and line of the innermost frame of the user's own code; in a backward, of the forward that it goes back."""
-    if node is not None:
-        frames = [FRAME.search(entry) for entry in node.metadata.get("traceback_", ())]
-        places = [(match["file"], int(match["line"])) for match in frames if match and _is_users(match["file"])]
-        return f"{Path(places[-1][0]).name}:{places[-1][1]}" if places else str(node.name())
-    frame: Any = sys._getframe(1)
-    while frame is not None and not _is_users(frame.f_code.co_filename):
+    """File and line in the user's code, the innermost; in a backward, of the forward that it goes back."""
+    if node is None:
+        return _place(_frames(sys._getframe(1))) or "torch"
+    entries = reversed(node.metadata.get("traceback_", ()))
+    return _place((match["file"], int(match["line"])) for match in map(FRAME.search, entries) if match) or node.name()
+
+
+def _frames(frame: Any) -> Iterator[tuple[str, int]]:
+    while frame is not None:
+        if frame.f_code.co_filename != __file__:
+            yield frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else "torch"
 
 
-def _is_users(file: str) -> bool:
-    path = Path(file)
-    return TORCH not in path.parents and path.parent != HERE and not file.startswith("<") and path.suffix == ".py"
+def _place(frames: Iterable[tuple[str, int]]) -> str:
+    """The first frame of a user's; of torch's, where the harness called torch itself."""
+    own = ""
+    for file, line in frames:
+        path = Path(file)
+        if path.parent == HERE:
+            break
+        if TORCH not in path.parents and path.suffix == ".py":
+            return f"{path.name}:{line}"
+        own = own or (f"torch/{path.relative_to(TORCH)}:{line}" if (TORCH / "nn") in path.parents else "")
+    return own
 
 
 @dataclass
@@ -153,6 +169,12 @@ class Run:
 
     log: Log
     last: list[Value]
+    backward: bool = False
+
+    def source(self, value: Value) -> int | None:
+        """The operator that made a value; of a backward alone, since its forward agrees."""
+        made = value.source
+        return None if made is None or (self.backward and not self.log.operators[made].backward) else made
 
 
 def follow(live: Live, module: str, number: int) -> Run:
@@ -240,24 +262,24 @@ def _wrong_gradients(original: Live, port: Live, agree: Agree, names: NameMap) -
     plain = names.rename({name: name for name in grads[0]}, grads[1])
     wrong = [n for n in plain if n in mine and (n not in theirs or not agree(mine[n], theirs[n]))]
     expected = [logs[0].value(grads[0][plain[name]]) for name in wrong]
-    return Run(logs[0], expected), Run(logs[1], [logs[1].value(theirs[name]) for name in wrong if name in theirs])
+    found = [logs[1].value(theirs[name]) for name in wrong if name in theirs]
+    return Run(logs[0], expected, backward=True), Run(logs[1], found, backward=True)
 
 
 def first_apart(expected: Run, found: Run, agree: Agree) -> str:
-    """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray."""
+    """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray.
+
+    Where several go astray from values that agree, the others' places follow.
+    """
     pools = _Pool(expected.log, agree), _Pool(found.log, agree)
     theirs, mine = _astray(found, pools[0]), _astray(expected, pools[1])
     if not theirs:
         return f"{mine[0]} of the original has no counterpart in the port" if mine else ""
     first = theirs[0]
-    match = max(mine, key=lambda one: _likeness(first, one, agree), default=None)
-    return f"{first} / {match}" if match is not None else f"{first}; the original computes nothing of the kind"
-
-
-def _likeness(port: Operator, original: Operator, agree: Agree) -> int:
-    """Reading the same value counts more than bearing the same name."""
-    shared = any(_same(mine, theirs, agree) for theirs in port.into for mine in original.into)
-    return 2 * shared + (port.name == original.name)
+    words = f"{first} / {mine[0]}" if mine else f"{first}; the original computes nothing of the kind"
+    fresh = [one for one in theirs if all(pools[0].knows(value) for value in one.into) and one.site != first.site]
+    also = list(dict.fromkeys(map(str, fresh)))[:MOST_PLACES]
+    return f"{words}; also {', '.join(also)}" if also else words
 
 
 def _astray(run: Run, pool: _Pool) -> list[Operator]:
@@ -266,12 +288,13 @@ def _astray(run: Run, pool: _Pool) -> list[Operator]:
     left = list(run.last)
     while left:
         value = left.pop()
-        if value.source is None or value.source in seen or (value not in run.last and pool.knows(value)):
+        source = run.source(value)
+        if source is None or source in seen or (value not in run.last and pool.knows(value)):
             continue
-        seen.add(value.source)
-        left += run.log.operators[value.source].into
+        seen.add(source)
+        left += run.log.operators[source].into
     operators = [run.log.operators[number] for number in sorted(seen)]
-    return [one for one in operators if one.out and not all(pool.knows(value) for value in one.out)]
+    return [one for one in operators if "empty" not in one.name and not all(map(pool.knows, one.out))]
 
 
 class _Pool:

@@ -1,19 +1,25 @@
-"""Calls of modules with any arguments and outputs, called any number of times."""
+"""A run observed: values wherever they are, calls told apart, taps, draws replayed and compared."""
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
-from parity import Side, compare_sides, single_step
+from parity import Side, Trace, compare_sides, single_step
 from parity.calls import snapshot, tensors_of, watch, with_tensors
+from parity.errors import InputError
+from parity.observe import Draw, compare_samplers, observe, sampled, tap
 
 
 @dataclass
@@ -22,18 +28,45 @@ class Pair:
     right: Tensor | None
 
 
-def test_tensors_are_found_wherever_they_are() -> None:
-    one, two = torch.zeros(1), torch.ones(1)
-    assert list(tensors_of(one)) == [""]
-    assert list(tensors_of((one, None, {"a": two}))) == ["0", "2.a"]
-    assert list(tensors_of(Pair(one, None))) == ["left"]
-    assert list(tensors_of(BaseModelOutput(last_hidden_state=one, hidden_states=(one, two)))) == [
-        "last_hidden_state",
-        "hidden_states.0",
-        "hidden_states.1",
-    ]
-    assert list(tensors_of(OrderedDict(x=[one]))) == ["x.0"]
-    assert tensors_of("text") == {}
+class Keyless:
+    """A type that is registered with torch's pytrees in the older way."""
+
+    def __init__(self, *held: Tensor) -> None:
+        self.held = held
+
+
+pytree.register_pytree_node(Keyless, lambda one: (list(one.held), None), lambda held, _: Keyless(*held))
+ONE, TWO = torch.zeros(1), torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "places"),
+    [
+        (ONE, [""]),
+        ((ONE, None, {"a": TWO}), ["0", "2.a"]),
+        (Pair(ONE, None), ["left"]),
+        (
+            BaseModelOutput(last_hidden_state=ONE, hidden_states=(ONE, TWO)),
+            ["last_hidden_state", "hidden_states.0", "hidden_states.1"],
+        ),
+        (OrderedDict(x=[ONE]), ["x.0"]),
+        ({"inner": [Pair(ONE, TWO)]}, ["inner.0.left", "inner.0.right"]),
+        (torch.nn.utils.rnn.pack_sequence([TWO, TWO]), ["data", "batch_sizes"]),
+        (Keyless(ONE, TWO), ["0", "1"]),
+        ("text", []),
+    ],
+)
+def test_tensors_are_found_wherever_they_are(value: Any, places: list[str]) -> None:
+    assert list(tensors_of(value)) == places
+
+
+def test_a_block_mask_is_its_dense_form() -> None:
+    length, window = 37, 5
+    mask = create_block_mask(
+        lambda b, h, q, k: (k <= q) & (q - k < window), 1, 1, length, length, device="cpu", BLOCK_SIZE=16
+    )
+    reach = torch.arange(length)[:, None] - torch.arange(length)
+    assert torch.equal(tensors_of({"mask": mask})["mask"], ((reach >= 0) & (reach < window))[None, None])
 
 
 def test_a_snapshot_is_not_changed_later() -> None:
@@ -198,3 +231,206 @@ def test_shared_and_silent_modules_compare() -> None:
     batches = [torch.ones(1, 2)]
     compare_sides(*sides, batches).raise_if_failed()
     single_step(*sides, batches[0]).raise_if_failed()
+
+
+# taps and draws: a module whose labels, loss and anchors live in functions of another module
+
+
+TOYS = """
+import torch
+from torch import Tensor
+
+def labels(ids: Tensor, *, shift: int = 1) -> Tensor:
+    return ids.roll(-shift, -1)
+
+def terms(hidden: Tensor, target: Tensor, **rest) -> tuple:
+    loss = (hidden - target).square()
+    return loss.mean(), {"rows": rest["keep"].sum()}
+
+class Picker:
+    @staticmethod
+    def anchors(count: int) -> Tensor:
+        return torch.randperm(count)[:3]
+"""
+
+
+@pytest.fixture
+def toys() -> Any:
+    """``toys.labels``, ``toys.terms``, ``toys.Picker``, and a module that imported two of them by name."""
+    made = {name: ModuleType(name) for name in ("toys", "readers")}
+    sys.modules.update(made)
+    exec(TOYS, made["toys"].__dict__)
+    exec("from toys import labels, terms", made["readers"].__dict__)
+    yield made
+    for name in made:
+        del sys.modules[name]
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        toys, readers = sys.modules["toys"], sys.modules["readers"]
+        hidden = tap("hidden", self.part(x))
+        target = tap("target", readers.labels(x))
+        picked = toys.Picker.anchors(4)
+        loss, _ = readers.terms(hidden[:, picked], target[:, picked], keep=torch.ones(4, dtype=torch.bool))
+        return tap("loss", loss) + tap("loss", hidden.sum() * 0.5)
+
+
+def test_a_tap_is_nothing_outside_of_a_run(toys: Any) -> None:
+    value, marker = torch.ones(2, requires_grad=True), object()
+    assert tap("x", value) is value
+    assert tap("y", marker) is marker
+
+
+def test_taps_keep_values_and_gradients_of_every_call(toys: Any) -> None:
+    with observe(module := Reader()) as seen:
+        loss = module(x := torch.randn(2, 4))
+    loss.backward()
+    assert list(seen.taps) == ["hidden#0", "target#0", "loss#0", "loss#1"]
+    assert torch.equal(seen.taps["target#0"], x.roll(-1, -1))
+    assert torch.equal(seen.tap_grads["loss#1"], torch.ones(()))
+    assert seen.tap_grads["hidden#0"].abs().min() > 0
+    assert "target#0" not in seen.tap_grads
+    seen.keep(trace := Trace("port", "case", "float32"))
+    assert {"mb0.tap.loss#1", "mb0.tap_grad.hidden#0", "mb0.call.part#0.into.input"} <= set(trace.tensors)
+
+
+TAPS = {
+    "toys.labels": ("returned", "ids", "shift"),
+    "toys:terms": {"hidden": "states", "keep": "mask", "returned": "t"},
+}
+
+
+def test_functions_are_tapped_from_outside_wherever_they_were_imported(toys: Any) -> None:
+    before = toys["toys"].labels, toys["readers"].labels
+    with observe(module := Reader(), taps=TAPS) as seen:
+        loss = module(torch.randn(2, 4))
+    loss.backward()
+    assert {"labels.ids#0", "labels.returned#0", "states#0", "mask#0", "t#0.0", "t#0.1.rows"} <= set(seen.taps)
+    assert seen.tap_grads["states#0"].abs().min() > 0
+    assert (toys["toys"].labels, toys["readers"].labels) == before
+
+
+@pytest.mark.parametrize("target", ["toys.nothing", "nowhere.at.all", "toys:Picker.nothing", "toys"])
+def test_a_function_that_is_not_there_is_named(toys: Any, target: str) -> None:
+    with pytest.raises(InputError, match=f"function: found {target}"), observe(Reader(), taps={target: ("returned",)}):
+        pass
+
+
+def test_what_was_replaced_comes_back_after_an_error(toys: Any) -> None:
+    before = vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")
+    draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_")
+    with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS, {draw: draw.port}):
+        raise ZeroDivisionError
+    assert (vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")) == before
+
+
+DRAWS = [
+    Draw("anchors", "toys:Picker.anchors", "toys:Picker.anchors"),
+    Draw("anchors", "torch:randperm@toys", "torch:randperm@toys:anchors"),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=["function", "call site"])
+def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw, toys: Any) -> None:
+    x, losses, module = torch.randn(2, 4), [], Reader()
+    torch.manual_seed(1)
+    with observe(module, draws={draw: draw.original}) as first:
+        losses.append(module(x))
+    torch.manual_seed(2)
+    losses.append(module(x))
+    torch.manual_seed(2)
+    with observe(module, draws={draw: draw.port}, replayed=first.draws) as second:
+        losses.append(module(x))
+    assert list(first.draws) == ["anchors#0"]
+    assert torch.equal(first.draws["anchors#0"], second.draws["anchors#0"])
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_draws_elsewhere_are_let_alone(toys: Any) -> None:
+    draw = Draw("anchors", "torch:randperm@readers", "")
+    with observe(module := Reader(), draws={draw: draw.original}) as seen:
+        module(torch.randn(2, 4))
+    assert seen.draws == {}
+
+
+class Noisy(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self) -> Tensor:
+        return torch.zeros(self.shape).uniform_(-1, 1).flatten()
+
+
+def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
+    draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_", given=lambda drawn: drawn[None])
+    with observe(mine := Noisy((6,)), draws={draw: draw.original}) as first:
+        expected = mine()
+    theirs = Noisy((1, 6))
+    with observe(theirs, draws={draw: draw.port}, replayed=first.draws):
+        assert torch.equal(theirs(), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "times", "message"),
+    [((1, 6), 1, r"noise#0: found shape \(6,\), expected shape \(1, 6\)"), ((6,), 2, "noise#1: found nothing")],
+)
+def test_a_draw_that_does_not_fit_is_refused(shape: tuple[int, ...], times: int, message: str) -> None:
+    draw, module = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_"), Noisy(shape)
+    recorded = {"noise#0": torch.zeros(6)}
+    with observe(module, draws={draw: draw.port}, replayed=recorded):
+        for _ in range(times - 1):
+            module()
+        with pytest.raises(InputError, match=message):
+            module()
+
+
+def picks(low: int, high: int, count: int = 3, **weights: float) -> list[Tensor]:
+    """200 draws without replacement of the numbers from ``low`` on."""
+    chances = torch.ones(high - low)
+    chances[0] = weights.get("first", 1.0)
+    source = torch.Generator().manual_seed(low + high + count)
+    return [torch.multinomial(chances, count, generator=source) + low for _ in range(200)]
+
+
+def floats(scale: float, shift: float = 0.0) -> list[Tensor]:
+    source = torch.Generator().manual_seed(int(100 * scale + 10 * shift))
+    return [torch.randn(20, generator=source) * scale + shift for _ in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "failed", "words"),
+    [
+        (picks(0, 20), picks(0, 20, first=1.0001), [], "20 / 20 candidates"),
+        (picks(0, 20), picks(0, 22), ["candidates"], "only port: 20, 21"),
+        (picks(0, 22), picks(2, 22), ["candidates"], "only original: 0, 1"),
+        (picks(0, 20), picks(0, 20, first=4.0), ["frequency"], "0 in 0."),
+        (picks(0, 9), picks(0, 9, 4), ["number drawn"], "3 / 4"),
+        (floats(1.0), floats(1.01), [], "/"),
+        (floats(1.0), floats(1.0, 0.2), ["mean"], "/ 0.195"),
+        (floats(1.0), floats(1.2), ["std"], "/ 1.1"),
+        (picks(0, 9), [], ["draws"], "drawn 0 times, expected 200"),
+    ],
+)
+def test_samplers_are_compared_as_such(
+    expected: list[Tensor], found: list[Tensor], failed: list[str], words: str
+) -> None:
+    rows = compare_samplers("anchors", expected, found)
+    assert [row.quantity for row in rows if not row.passed] == failed
+    assert words in "; ".join(row.detail for row in rows if row.passed == (not failed))
+
+
+def test_a_side_is_sampled_over_seeds(toys: Any) -> None:
+    draw = DRAWS[0]
+    found = sampled(draw, draw.original, lambda: toys["toys"].Picker.anchors(5), range(40))
+    again = sampled(draw, draw.port, lambda: toys["toys"].Picker.anchors(5), range(40))
+    assert [len(one) for one in found] == [3] * 40
+    assert {int(entry) for one in found for entry in one} == set(range(5))
+    assert all(map(torch.equal, found, again))
+    masked = Draw("m", draw.original, "", values=lambda drawn: drawn[drawn > 0])
+    assert min(int(one.min()) for one in sampled(masked, draw.original, lambda: toys["toys"].Picker.anchors(5))) == 1
