@@ -10,6 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from parity.kit.report import KitReport
 from parity.kit.side import Batch, Side
 from parity.kit.tolerances import Tolerances, table_for
 from parity.kit.tracing import dtype_of, original_weights, start
-from parity.kit.training import Training
 from parity.locate import Finding, compare_calls, inside_of, within
 from parity.names import NameMap, as_map
 from parity.operators import Live, with_operator
@@ -69,7 +69,7 @@ def single_step(
 def _recorded(side: Side, module: nn.Module, batch: Batch, seed: int, backward: bool) -> list[Call]:
     set_seed(seed)
     with watch(module, arguments=True) as calls, contextlib.nullcontext() if backward else torch.no_grad():
-        Training(side, module).loss(batch)
+        side.loss(module, batch)
     return calls
 
 
@@ -116,7 +116,7 @@ class _Judge:
         own, part = self.whole.get_submodule("" if call.module == WHOLE else call.module), self.parts[name]
         key = f"{name}#{call.number}"
         try:
-            given = self._arguments(name, own, call.arguments, key)
+            given = self._arguments(name, own, call, call.arguments)
             expected = alone(own, call.arguments, name, call.number, self.backward)
         except Exception as error:  # a module of the user's own, called in another way than it was written for
             remedy = f"adapt={{{name!r}: ...}}, a function from (args, kwargs) to those that its forward takes"
@@ -133,12 +133,12 @@ class _Judge:
             self.report.notes.append(f"{key}: outputs alone, the original has no backward here: {expected.refused}")
         self.report.rows += self._rows(subject, call.module, expected, found)
 
-    def _arguments(self, name: str, own: nn.Module, arguments: Arguments, key: str) -> Arguments:
+    def _arguments(self, name: str, own: nn.Module, call: Call, arguments: Arguments) -> Arguments:
         if name in self.adapt:
             return self.adapt[name](*arguments)
-        given, dropped = fitted(self.parts[name], own, arguments, self.names.arguments)
+        given, dropped = fitted(self.parts[name], own, arguments, partial(self.names.argument, call.module))
         if dropped:
-            self.report.notes.append(f"{key}: its forward does not take {', '.join(dropped)}")
+            self.report.notes.append(f"{name}#{call.number}: its forward does not take {', '.join(dropped)}")
         return given
 
     def _rows(self, subject: Subject, original: str, expected: Alone, found: Alone) -> list[Row]:
@@ -189,7 +189,7 @@ def _raised(subject: Subject, key: str, words: str) -> Row:
 
 
 def fitted(
-    part: nn.Module, own: nn.Module, arguments: Arguments, renamed: Mapping[str, str] | None = None
+    part: nn.Module, own: nn.Module, arguments: Arguments, renamed: Callable[[str], str] = str
 ) -> tuple[Arguments, list[str]]:
     """The arguments as the port's ``forward`` takes them, and the names of tensors it does not take.
 
@@ -200,7 +200,7 @@ def fitted(
     takes = inspect.signature(part.forward).parameters
     if part is own or list(takes) == list(inspect.signature(own.forward).parameters):
         return arguments, []
-    named = {(renamed or {}).get(name, name): value for name, value in by_name(own, args, kwargs).items()}
+    named = {renamed(name): value for name, value in by_name(own, args, kwargs).items()}
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes.values()):
         return arguments, []
     given = _taken(takes, named)

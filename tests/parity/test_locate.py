@@ -146,6 +146,7 @@ def test_a_single_step_finds_the_module_and_no_other(plant: Plant, direction: st
     assert report.first is not None
     assert (report.first.direction, report.first.module) == (direction, module), str(report.first)
     assert {row.run for row in report.rows if row.status.value == "failed"} == {module}
+    assert " at " in report.first.operator
 
 
 # a model in two files of functions: what goes wrong between modules is found at its line
