@@ -155,6 +155,29 @@ class NameMap:
                     raise _collision(target, first, name)
         return {target: value for target, (_, value) in found.items()}
 
+    def gradients(
+        self,
+        originals: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        port: Collection[str] | None = None,
+        inside: str = "",
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both sides' gradients by the port's names, those of copies as one sum, under the first copy's name.
+
+        ``originals`` and ``port`` are :meth:`parameters`', ``found`` the port's own. Only names that begin with
+        ``inside`` count.
+        """
+        mine = {name: grad for name, grad in self.parameters(originals, port).items() if name.startswith(inside)}
+        theirs = {name: grad for name, grad in found.items() if name.startswith(inside)}
+        for name in originals:
+            copies = [copy for copy in self.copies(name) if copy.startswith(inside)]
+            summands = [theirs.pop(copy) for copy in copies if copy in theirs]
+            if summands:
+                theirs[copies[0]] = torch.stack(summands).sum(0)
+            for copy in copies[1:]:
+                mine.pop(copy, None)
+        return mine, theirs
+
     def parameter_names(self, originals: Sequence[str], port: Collection[str] | None = None) -> tuple[str, ...]:
         """The names that :meth:`parameters` gives."""
         known = set(originals)
@@ -248,26 +271,32 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
         InputError: two modules or parameters come to the same name.
     """
     grads = [f"mb{j}.grad" for j in original.micro_batches()]
-    known = {*port.trained, *port.frozen}
-    for prefix in (*STATES, *grads):
-        known |= {*port.group(f"{prefix}.")}
-    tensors: dict[str, Tensor] = {}
-    for prefix in (*STATES, *grads):
-        held = names.parameters(original.group(f"{prefix}."), known)
-        tensors.update({f"{prefix}.{name}": tensor for name, tensor in held.items()})
+    known = {*port.trained, *port.frozen}.union(*(port.group(f"{prefix}.") for prefix in (*STATES, *grads)))
+    mine: dict[str, Tensor] = {}
+    theirs = dict(port.tensors)
+    for prefix in STATES:
+        mine |= _under(prefix, names.parameters(original.group(f"{prefix}."), known))
+    for prefix in grads:
+        pair = names.gradients(original.group(f"{prefix}."), port.group(f"{prefix}."), known)
+        theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(f"{prefix}.")}
+        mine, theirs = mine | _under(prefix, pair[0]), theirs | _under(prefix, pair[1])
     calls = names.call_keys(original.calls)
     for name, tensor in original.tensors.items():
         renamed = _renamed(name, names, calls)
         if renamed is not None:
-            tensors[renamed] = tensor
-    mine = replace(
+            mine[renamed] = tensor
+    aligned = replace(
         original,
-        tensors=tensors,
+        tensors=mine,
         trained=names.parameter_names(original.trained, known),
         frozen=names.parameter_names(original.frozen, known),
         calls=tuple(calls[key] for key in original.calls if key in calls),
     )
-    return _summed(mine, port, [*original.trained, *original.frozen], grads, names)
+    return aligned, replace(port, tensors=theirs)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _renamed(name: str, names: NameMap, calls: Mapping[str, str]) -> str | None:
@@ -284,19 +313,3 @@ def _renamed(name: str, names: NameMap, calls: Mapping[str, str]) -> str | None:
     if call["kind"].startswith("into"):
         place = names.argument(call["module"], place)
     return ".".join(filter(None, (f"{CALLS}{key}.{call['kind']}", place)))
-
-
-def _summed(
-    original: Trace, port: Trace, parameters: Sequence[str], grads: Sequence[str], names: NameMap
-) -> tuple[Trace, Trace]:
-    """Both with the gradients of copies under the first one's name."""
-    mine, theirs = dict(original.tensors), dict(port.tensors)
-    for copies in filter(None, map(names.copies, parameters)):
-        for prefix in grads:
-            held = [f"{prefix}.{name}" for name in copies]
-            summands = [theirs.pop(name) for name in held if name in theirs]
-            if summands:
-                theirs[held[0]] = torch.stack(summands).sum(0)
-            for name in held[1:]:
-                mine.pop(name, None)
-    return replace(original, tensors=mine), replace(port, tensors=theirs)

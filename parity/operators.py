@@ -12,9 +12,9 @@ import contextlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import count, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class Operator:
     name: str
     site: str
     backward: bool
-    into: list[Value] = field(default_factory=list)
+    into: list[Value]
     out: list[Value] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -88,38 +88,25 @@ class Log(TorchDispatchMode):
         self._held: dict[tuple[int, int], tuple[Tensor, Value]] = {}
         self._last: dict[int, int] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        node = _node()
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        node, number = _node(), len(self.operators)
         name = str(getattr(func, "_overloadpacket", func)).replace("::", ".")
-        operator = Operator(name, _site(node), node is not None)
-        operator.into = [self.value(tensor) for tensor in tensors_of((args, kwargs)).values()]
-        out = func(*args, **kwargs)
-        self.operators.append(operator)
-        operator.out = [self._made(tensor) for tensor in tensors_of(out).values()]
+        into = [self.value(tensor) for tensor in tensors_of((args, kwargs or {})).values()]
+        self.operators.append(operator := Operator(name, _site(node), node is not None, into))
+        out = func(*args, **(kwargs or {}))
+        operator.out = [self.value(tensor, number) for tensor in tensors_of(out).values()]
         return out
 
-    def value(self, tensor: Tensor) -> Value:
-        """What a tensor is at this moment."""
-        key = id(tensor), tensor._version
-        if key not in self._held:
-            self._held[key] = tensor, _value(tensor, self._last.get(_storage(tensor)))
+    def value(self, tensor: Tensor, made: int | None = None) -> Value:
+        """What a tensor is at this moment; it is kept, so that no other one gets its identity."""
+        key, storage = (id(tensor), tensor._version), _storage(tensor)
+        if made is not None:
+            self._last[storage] = made
+        if made is not None or key not in self._held:
+            kept = tensor.detach().to("cpu", copy=True)
+            size = 0.0 if kept.is_complex() else float(kept.double().abs().sum())
+            self._held[key] = tensor, Value(kept, self._last.get(storage), size)
         return self._held[key][1]
-
-    def _made(self, tensor: Tensor) -> Value:
-        """An output; the tensor is kept, so that no other one gets its identity."""
-        number = len(self.operators) - 1
-        self._last[_storage(tensor)] = number
-        value = _value(tensor, number)
-        self._held[id(tensor), tensor._version] = tensor, value
-        return value
-
-
-def _value(tensor: Tensor, source: int | None) -> Value:
-    kept = tensor.detach().to("cpu", copy=True)
-    return Value(kept, source, float(kept.to(torch.float64).abs().sum()) if not kept.is_complex() else 0.0)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -131,16 +118,15 @@ def _storage(tensor: Tensor) -> int:
 
 def _node() -> Any:
     """The autograd node that runs, in a backward."""
-    current = getattr(torch._C, "_current_autograd_node", None)
-    return current() if current is not None else None
+    return getattr(torch._C, "_current_autograd_node", lambda: None)()
 
 
 def _site(node: Any) -> str:
     """File and line in the user's code, the innermost; in a backward, of the forward that it goes back."""
     if node is None:
         return _place(_frames(sys._getframe(1))) or "torch"
-    entries = reversed(node.metadata.get("traceback_", ()))
-    return _place((match["file"], int(match["line"])) for match in map(FRAME.search, entries) if match) or node.name()
+    entries = map(FRAME.search, reversed(node.metadata.get("traceback_", ())))
+    return _place((match["file"], int(match["line"])) for match in entries if match) or str(node.name())
 
 
 def _frames(frame: Any) -> Iterator[tuple[str, int]]:
@@ -179,26 +165,23 @@ class Run:
 
 def follow(live: Live, module: str, number: int) -> Run:
     """The operators of one call of a module, ``(loss)`` for everything that the run does."""
-    log, counted = Log(), [0]
-    last: list[Value] = []
-    stack = contextlib.ExitStack()
+    log, last, calls, watching = Log(), list[Value](), count(), contextlib.ExitStack()
 
     def before(*_: Any) -> None:
-        counted[0] += 1
-        if counted[0] == number + 1:
-            stack.enter_context(log)
+        if next(calls) == number:
+            watching.enter_context(log)
 
     def after(part: nn.Module, args: Any, out: Any) -> None:
-        if counted[0] == number + 1:
-            stack.close()
+        if log.operators and not last:
+            watching.close()
             last.extend(log.value(tensor) for tensor in tensors_of(lone(out)).values())
 
-    with stack, contextlib.ExitStack() as hooks:
-        if module == LOSS:
-            with log:
-                out = live.run()
-            return Run(log, [log.value(tensor) for tensor in tensors_of(out).values()])
-        part = live.module.get_submodule("" if module == WHOLE else module)
+    if module == LOSS:
+        with log:
+            out = live.run()
+        return Run(log, [log.value(tensor) for tensor in tensors_of(out).values()])
+    part = live.module.get_submodule("" if module == WHOLE else module)
+    with contextlib.ExitStack() as hooks, watching:
         hooks.callback(part.register_forward_pre_hook(before).remove)
         hooks.callback(part.register_forward_hook(after).remove)
         live.run()
@@ -226,43 +209,35 @@ def with_operator(finding: Finding, original: Live, port: Live, agree: Agree, na
     """
     names = names or NameMap()
     if finding.direction == "backward":
-        runs = _wrong_gradients(original, port, agree, names)
-    elif finding.direction == "forward":
-        module, number = _in_original(finding, original.module, names)
-        runs = follow(original, module, number), follow(port, finding.module, finding.call)
-        runs = _differing_outputs(*runs, agree)
-    else:
+        return replace(finding, operator=first_apart(*_wrong_gradients(original, port, agree, names), agree))
+    source = _in_original(finding, original.module, names)
+    if finding.direction != "forward" or source is None:
         return finding
+    runs = follow(original, *source), follow(port, finding.module, finding.call)
+    pairs = list(zip(runs[0].last, runs[1].last))
+    wrong = [pair for pair in pairs if not agree(pair[0].tensor, pair[1].tensor)]
+    if wrong:
+        runs = Run(runs[0].log, [pair[0] for pair in wrong]), Run(runs[1].log, [pair[1] for pair in wrong])
     return replace(finding, operator=first_apart(*runs, agree))
 
 
-def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[str, int]:
+def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[str, int] | None:
+    """The original's call behind one of the port's."""
     if finding.module == LOSS:
         return LOSS, 0
-    for call, target in names.calls.items():
-        if target == (finding.module, finding.call):
-            return call
+    mapped = (call for call, target in names.calls.items() if target == (finding.module, finding.call))
     known = (name or WHOLE for name, _ in module.named_modules())
-    return next((name for name in known if names.to_port(name) == finding.module), finding.module), finding.call
-
-
-def _differing_outputs(expected: Run, found: Run, agree: Agree) -> tuple[Run, Run]:
-    """Both with those outputs alone that do not agree; with all of them where their numbers differ."""
-    pairs = list(zip(expected.last, found.last))
-    wrong = [pair for pair in pairs if not agree(pair[0].tensor, pair[1].tensor)]
-    if len(expected.last) != len(found.last) or not wrong:
-        return expected, found
-    return Run(expected.log, [pair[0] for pair in wrong]), Run(found.log, [pair[1] for pair in wrong])
+    plain = ((name, finding.call) for name in known if names.to_port(name) == finding.module)
+    return next(mapped, next(plain, None))
 
 
 def _wrong_gradients(original: Live, port: Live, agree: Agree, names: NameMap) -> tuple[Run, Run]:
     logs = follow_back(original), follow_back(port)
-    grads = original.gradients(), port.gradients()
-    mine, theirs = names.parameters(grads[0], grads[1]), grads[1]
-    plain = names.rename({name: name for name in grads[0]}, grads[1])
-    wrong = [n for n in plain if n in mine and (n not in theirs or not agree(mine[n], theirs[n]))]
-    expected = [logs[0].value(grads[0][plain[name]]) for name in wrong]
+    mine, theirs = original.gradients(), port.gradients()
+    held = names.rename({name: name for name in mine}, theirs)
+    wrong = [name for name, own in held.items() if name not in theirs or not agree(mine[own], theirs[name])]
     found = [logs[1].value(theirs[name]) for name in wrong if name in theirs]
+    expected = [logs[0].value(mine[held[name]]) for name in wrong]
     return Run(logs[0], expected, backward=True), Run(logs[1], found, backward=True)
 
 
@@ -303,32 +278,27 @@ class _Pool:
     def __init__(self, log: Log, agree: Agree) -> None:
         self.agree = agree
         self.values: dict[int, list[Value]] = {}
-        self.known: dict[int, bool] = {}
-        for value in {id(v): v for one in log.operators for v in (*one.into, *one.out)}.values():
+        self.known: dict[Value, bool] = {}
+        for value in dict.fromkeys(value for one in log.operators for value in (*one.into, *one.out)):
             self.values.setdefault(value.tensor.numel(), []).append(value)
 
     def knows(self, value: Value) -> bool:
-        if id(value) not in self.known:
-            others: Sequence[Value] = self.values.get(value.tensor.numel(), ())
-            self.known[id(value)] = any(_same(other, value, self.agree) for other in others)
-        return self.known[id(value)]
+        if value not in self.known:
+            others = self.values.get(value.tensor.numel(), [])
+            self.known[value] = any(_same(other, value, self.agree) for other in others)
+        return self.known[value]
 
 
 def _same(expected: Value, found: Value, agree: Agree) -> bool:
     """The same entries, in the same order or with the axes in another one."""
     mine, theirs = expected.tensor, found.tensor
-    alike = mine.numel() == theirs.numel() and mine.is_floating_point() == theirs.is_floating_point()
-    close = abs(expected.size - found.size) <= DIGEST * max(expected.size, found.size)
-    if not alike or not (close or expected.size != expected.size or expected.size == float("inf")):
+    close = expected.size == found.size or abs(expected.size - found.size) <= DIGEST * expected.size
+    if not close or mine.is_floating_point() != theirs.is_floating_point():
         return False
     if agree(mine.flatten(), theirs.flatten()):
         return True
     mine, theirs = mine.squeeze(), theirs.squeeze()
-    return mine.shape != theirs.shape and any(agree(turned, theirs) for turned in _turned(mine, theirs))
-
-
-def _turned(tensor: Tensor, like: Tensor) -> Iterator[Tensor]:
-    """The tensor with its axes in every order that gives the other's shape."""
-    if sorted(tensor.shape) == sorted(like.shape) and tensor.dim() <= MOST_AXES:
-        orders = (order for order in permutations(range(tensor.dim())))
-        yield from (t for order in orders if (t := tensor.permute(order)).shape == like.shape)
+    if mine.shape == theirs.shape or sorted(mine.shape) != sorted(theirs.shape) or mine.dim() > MOST_AXES:
+        return False
+    turned = (mine.permute(order) for order in permutations(range(mine.dim())))
+    return any(one.shape == theirs.shape and agree(one, theirs) for one in turned)

@@ -53,24 +53,25 @@ def single_step(
     port's. A module that cannot be called this way is a skip with the reason. The first place names the operator too.
     Without ``backward`` outputs alone are compared; a module whose original has no backward here is held to them too.
     """
-    names, adapt = as_map(names), adapt or {}
-    case = port.name or "port"
+    names, case = as_map(names), port.name or "port"
     with deterministic(seed):
         whole, ported = start(original), start(port, original_weights(original, names, seed))
-        judge = _Judge(names, table_for(dtype_of(ported), tolerances), case, whole, ported, adapt, backward)
-        for call in _recorded(original, whole, batch, seed, backward):
-            judge.judge(call)
-        judge.report.environment = describe(seed)
+        table = table_for(dtype_of(ported), tolerances)
+        judge = _Judge(names, table, case, whole, ported, adapt or {}, backward)
+        set_seed(seed)
+        with watch(whole, arguments=True) as calls, _gradients(backward):
+            original.loss(whole, batch)
+        keys = names.call_keys([call.key for call in calls])
+        for call in (call for call in calls if call.key in keys):
+            judge.judge(call, keys[call.key])
         report = judge.report
-        report.baseline, report.rows = original.name or "original", _outermost_blocked(report.rows)
+        report.environment, report.baseline = describe(seed), original.name or "original"
+        report.rows = _outermost_blocked(report.rows)
         return KitReport(report, judge.first())
 
 
-def _recorded(side: Side, module: nn.Module, batch: Batch, seed: int, backward: bool) -> list[Call]:
-    set_seed(seed)
-    with watch(module, arguments=True) as calls, contextlib.nullcontext() if backward else torch.no_grad():
-        side.loss(module, batch)
-    return calls
+def _gradients(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if wanted else torch.no_grad()
 
 
 @dataclass(frozen=True)
@@ -82,88 +83,73 @@ class Alone:
     refused: str = ""
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A module and its original, each with its arguments."""
-
-    original: tuple[nn.Module, Arguments]
-    port: tuple[nn.Module, Arguments]
-    names: NameMap
-
-
+@dataclass
 class _Judge:
     """Calls every module of the port by itself and holds it against the original's."""
 
-    def __init__(
-        self,
-        names: NameMap,
-        table: Tolerances,
-        case: str,
-        whole: nn.Module,
-        ported: nn.Module,
-        adapt: Mapping[str, Adapt],
-        backward: bool,
-    ) -> None:
-        self.names, self.table, self.case, self.whole, self.adapt = names, table, case, whole, adapt
-        self.parts = {name or WHOLE: part for name, part in ported.named_modules()}
-        self.backward, self.report, self.pairs = backward, Report(), dict[str, _Pair]()
+    names: NameMap
+    table: Tolerances
+    case: str
+    whole: nn.Module
+    ported: nn.Module
+    adapt: Mapping[str, Adapt]
+    backward: bool
+    report: Report = field(default_factory=Report)
+    pairs: dict[str, tuple[Callable[[bool], Live], Callable[[bool], Live], NameMap]] = field(default_factory=dict)
 
-    def judge(self, call: Call) -> None:
+    def judge(self, call: Call, key: str) -> None:
         """Rows of one call, or a skip that says why there are none."""
-        name = self.names.to_port(call.module)
-        if name is None or name not in self.parts or call.arguments is None:
+        name = key.rpartition("#")[0]
+        if name not in {part or WHOLE for part, _ in self.ported.named_modules()} or call.arguments is None:
             return
-        own, part = self.whole.get_submodule("" if call.module == WHOLE else call.module), self.parts[name]
-        key = f"{name}#{call.number}"
+        own, part = _part(self.whole, call.module), _part(self.ported, name)
+        subject, number = Subject("single_step", self.case, name), int(key.rpartition("#")[2])
         try:
             given = self._arguments(name, own, call, call.arguments)
-            expected = alone(own, call.arguments, name, call.number, self.backward)
+            expected = alone(own, call.arguments, name, number, self.backward)
         except Exception as error:  # a module of the user's own, called in another way than it was written for
             remedy = f"adapt={{{name!r}: ...}}, a function from (args, kwargs) to those that its forward takes"
             self.report.skips.append(Skip("single_step", key, str(error), remedy))
             return
-        self.pairs[key] = _Pair((own, call.arguments), (part, given), self._inside(call.module, name, own))
-        subject = Subject("single_step", self.case, name)
         try:
-            found = alone(part, given, name, call.number, self.backward and not expected.refused)
+            found = alone(part, given, name, number, self.backward and not expected.refused)
         except Exception as error:  # whatever the user's module raises
             self.report.rows.append(_raised(subject, key, f"{type(error).__name__}: {str(error)[:300]}"))
             return
         if expected.refused:
             self.report.notes.append(f"{key}: outputs alone, the original has no backward here: {expected.refused}")
-        self.report.rows += self._rows(subject, call.module, expected, found)
+        before, after = ("" if one == WHOLE else f"{one}." for one in (call.module, name))
+        self.report.rows += self._rows(subject, before, after, expected, found)
+        inside = self.names.rename({f"{before}{one}": one for one, _ in own.named_parameters()})
+        names = NameMap({one: to.removeprefix(after) for to, one in inside.items() if to.startswith(after)})
+        self.pairs[key] = partial(live, own, call.arguments), partial(live, part, given), names
 
     def _arguments(self, name: str, own: nn.Module, call: Call, arguments: Arguments) -> Arguments:
         if name in self.adapt:
             return self.adapt[name](*arguments)
-        given, dropped = fitted(self.parts[name], own, arguments, partial(self.names.argument, call.module))
+        renamed = partial(self.names.argument, call.module)
+        given, dropped = fitted(_part(self.ported, name), own, arguments, renamed)
         if dropped:
             self.report.notes.append(f"{name}#{call.number}: its forward does not take {', '.join(dropped)}")
         return given
 
-    def _rows(self, subject: Subject, original: str, expected: Alone, found: Alone) -> list[Row]:
+    def _rows(self, subject: Subject, before: str, after: str, expected: Alone, found: Alone) -> list[Row]:
         """Outputs, the gradient of the first input, the gradients of the module's parameters."""
-        rows = compare_calls(subject, expected.call, found.call, self.table["out"])
+        rows, key = compare_calls(subject, expected.call, found.call, self.table["out"]), expected.call.key
         if found.refused:
-            return [*rows, _raised(subject, expected.call.key, found.refused)]
+            return [*rows, _raised(subject, key, found.refused)]
         mine, theirs = first_of(expected.call.into_grad), first_of(found.call.into_grad)
         if mine is not None:
-            name = f"{expected.call.key}.input"
-            rows.append(compare_named(subject, "grad", name, mine, theirs, self.table["grad"]))
-        prefix, inside = ("" if name == WHOLE else f"{name}." for name in (original, subject.run))
-        known = {f"{inside}{name}" for name, _ in self.parts[subject.run].named_parameters()}
-        own = {f"{inside}{n}": grad for n, grad in found.gradients.items() if self.names.expected_of(f"{inside}{n}")}
-        mapped = self.names.parameters({f"{prefix}{n}": grad for n, grad in expected.gradients.items()}, known)
+            rows.append(compare_named(subject, "grad", f"{key}.input", mine, theirs, self.table["grad"]))
+        known = {f"{after}{name}" for name, _ in _part(self.ported, subject.run).named_parameters()}
+        given = {f"{before}{name}": grad for name, grad in expected.gradients.items()}
+        own = {f"{after}{name}": grad for name, grad in found.gradients.items()}
+        mapped, own = self.names.gradients(given, own, known, after)
+        own = {name: grad for name, grad in own.items() if self.names.expected_of(name)}
         return rows + (compare_groups(subject, "grad", mapped, own, self.table["grad"]) if mapped or own else [])
 
-    def _inside(self, original: str, port: str, own: nn.Module) -> NameMap:
-        """The names of a module's own parameters."""
-        prefix, inside = ("" if name == WHOLE else f"{name}." for name in (original, port))
-        whole = self.names.rename({f"{prefix}{name}": name for name, _ in own.named_parameters()})
-        return NameMap({name: target[len(inside) :] for target, name in whole.items() if target.startswith(inside)})
-
     def first(self) -> Finding | None:
-        """The first failed row's place."""
+        """The first failed row's place, with the operator where a dispatch mode can follow both sides."""
         row = next((row for row in self.report.rows if row.status is Status.FAILED), None)
         if row is None:
             return None
@@ -172,16 +158,18 @@ class _Judge:
         detail = ": ".join(filter(None, (row.tensor, row.detail)))
         finding = Finding("single_step", direction, row.run, int(number) if number.isdecimal() else 0, detail)
         pair = self.pairs.get(f"{row.run}#{finding.call}")
-        return finding if pair is None or row.quantity == "refused" else self._with_operator(finding, pair)
-
-    def _with_operator(self, finding: Finding, pair: _Pair) -> Finding:
-        agree = within(self.table["out" if finding.direction == "forward" else "grad"].bound)
-        sides = [live(*side, finding.direction == "backward") for side in (pair.original, pair.port)]
-        try:
-            found = with_operator(replace(finding, module=WHOLE, call=0), sides[0], sides[1], agree, pair.names)
-        except Exception:  # an operator that a dispatch mode cannot follow: the module is named all the same
+        if pair is None or row.quantity == "refused":
             return finding
-        return replace(finding, operator=found.operator)
+        agree = within(self.table["out" if direction == "forward" else "grad"].bound)
+        sides = [make(direction == "backward") for make in pair[:2]]
+        with contextlib.suppress(Exception):  # whatever an operator of the user's own cannot do under a mode
+            whole = with_operator(replace(finding, module=WHOLE, call=0), sides[0], sides[1], agree, pair[2])
+            return replace(finding, operator=whole.operator)
+        return finding
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    return module.get_submodule("" if name == WHOLE else name)
 
 
 def _raised(subject: Subject, key: str, words: str) -> Row:
@@ -237,7 +225,7 @@ def alone(part: nn.Module, arguments: Arguments, name: str, number: int, backwar
     """Forward and backward of one module, every floating input with a gradient of its own."""
     args, kwargs = with_tensors(snapshot(arguments), _leaf if backward else _copy)
     set_seed(0)
-    with contextlib.nullcontext() if backward else torch.no_grad():
+    with _gradients(backward):
         outputs = tensors_of(lone(part(*args, **kwargs)))
     call = Call(name, number, out={place: value.detach().clone() for place, value in outputs.items()})
     reached = [value for value in outputs.values() if value.requires_grad]
@@ -263,7 +251,7 @@ def live(part: nn.Module, arguments: Arguments, backward: bool) -> Live:
 
     def run() -> Any:
         set_seed(0)
-        with contextlib.nullcontext() if backward else torch.no_grad():
+        with _gradients(backward):
             out = part(*args, **kwargs)
         if not backward:
             return out

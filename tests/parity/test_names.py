@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from parity import Joined, NameMap, Side, Trace, compare_sides, compare_traces, suggest_names, trace_side, transposed
+from parity import (
+    Joined,
+    NameMap,
+    Side,
+    Trace,
+    compare_sides,
+    compare_traces,
+    single_step,
+    suggest_names,
+    trace_side,
+    transposed,
+)
 from parity.errors import InputError
 from parity.names import WHOLE, Copied, align
 from tests.parity.example import load
@@ -250,6 +261,14 @@ def test_one_module_called_twice_against_two(original: Any, port: Any, names: Na
     assert forward >= (
         {"table#0", "table#1"} if port is Tied else {"first#0"} if port is Cut else {"first#0", "second#0"}
     )
+
+
+def test_a_single_step_follows_the_call_map() -> None:
+    single_step(Side(Tied), Side(Apart), BATCHES[0], names=TWICE).raise_if_failed()
+    report = single_step(Side(Tied), Side(Biased), BATCHES[0], names=TWICE)
+    assert {row.run for row in report.rows} == {"first", "second", "(whole)"}
+    assert report.first is not None
+    assert report.first.module == WHOLE
 
 
 def test_calls_inside_of_a_mapped_one_go_along() -> None:
