@@ -31,6 +31,7 @@ CALL = re.compile(
     r"mb0\.call\.(?P<module>.*)#(?P<number>\d{1,9})\.(?P<kind>into_grad|out_grad|into|out)(?:\.(?P<place>.*))?"
 )
 PLAIN = (dict, tuple, list)
+MOST_ENTRIES = 2**24
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
@@ -82,11 +83,16 @@ def _is_block_mask(value: Any) -> bool:
 
 
 def dense_mask(mask: Any) -> Tensor:
-    """A ``BlockMask`` entry by entry: bool [B, H, T, S]. Seen is what a listed block holds and the rule allows."""
+    """A ``BlockMask`` entry by entry: bool [B, H, T, S]. Seen is what a listed block holds and the rule allows.
+
+    One of more than ``MOST_ENTRIES`` is its table: bool, block by block.
+    """
     from torch.nn.attention.flex_attention import create_mask
 
     blocks, (rows, columns) = mask.to_dense().bool(), mask.seq_lengths
     batch, heads = blocks.shape[:2]
+    if batch * heads * rows * columns > MOST_ENTRIES:
+        return blocks
     rule = create_mask(mask.mask_mod, batch, heads, rows, columns, device=str(blocks.device))
     for axis, size in ((-2, mask.BLOCK_SIZE[0]), (-1, mask.BLOCK_SIZE[1])):
         blocks = blocks.repeat_interleave(size, dim=axis)

@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import Call, by_name, catch, keep_call, own_view, tensors_of, watch, with_tensors
+from parity.calls import Call, catch, keep_call, own_view, tensors_of, watch, with_tensors
 from parity.errors import InputError
 from parity.trace import Trace
 
@@ -139,36 +139,27 @@ def observe(
 def _tapped(
     seen: Observation, target: str, words: Sequence[str] | Mapping[str, str], function: Callable[..., Any]
 ) -> Callable[..., Any]:
-    short = target.replace(":", ".").rpartition(".")[2]
+    """A function that shows some of its arguments and what it returns."""
+    short, signature = target.replace(":", ".").rpartition(".")[2], inspect.signature(function)
     names = dict(words) if isinstance(words, Mapping) else {word: f"{short}.{word}" for word in words}
+    rest = next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), "")
+    odd = [word for word in names if word not in (RETURNED, *signature.parameters) and not rest]
+    if odd:
+        raise InputError(
+            "tap", target, odd[0], f"{RETURNED} or one of its arguments: {', '.join(signature.parameters)}"
+        )
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        given = by_name(function, args, kwargs)
-        shown = {word: seen.tap(name, given[word]) for word, name in names.items() if word in given}
-        args, kwargs = _with(function, args, kwargs, shown)
-        out = function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        for word, name in names.items():
+            held = bound.arguments if word in bound.arguments else bound.arguments.get(rest, {})
+            if word in held:
+                held[word] = seen.tap(name, held[word])
+        out = function(*bound.args, **bound.kwargs)
         return seen.tap(names[RETURNED], out) if RETURNED in names else out
 
     return wrapper
-
-
-def _with(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shown: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with some of them in others' places."""
-    try:
-        bound = inspect.signature(function).bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        return args, {**kwargs, **{name: value for name, value in shown.items() if name in kwargs}}
-    for name, value in shown.items():
-        held = bound.arguments if name in bound.arguments else bound.arguments[_rest(bound)]
-        held[name] = value
-    return bound.args, bound.kwargs
-
-
-def _rest(bound: inspect.BoundArguments) -> str:
-    return next(name for name, one in bound.signature.parameters.items() if one.kind is one.VAR_KEYWORD)
 
 
 @contextlib.contextmanager

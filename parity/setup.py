@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -84,16 +85,10 @@ def setup_of(module: nn.Module, optimizer: Any = None, schedule: Any = None) -> 
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {name: _plain(value) for name, value in group.items() if name not in OWN}
-    return {**numbers, "parameters": len(group["params"])}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    """A parameter group as JSON would give it back."""
+    settings = {name: value for name, value in group.items() if name not in OWN}
+    text = json.dumps(settings, default=lambda value: value.tolist() if isinstance(value, Tensor) else str(value))
+    return {**json.loads(text), "parameters": len(group["params"])}
 
 
 def attention_of(module: nn.Module) -> list[str]:

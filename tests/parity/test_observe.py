@@ -60,13 +60,15 @@ def test_tensors_are_found_wherever_they_are(value: Any, places: list[str]) -> N
     assert list(tensors_of(value)) == places
 
 
-def test_a_block_mask_is_its_dense_form() -> None:
+def test_a_block_mask_is_its_dense_form(monkeypatch: pytest.MonkeyPatch) -> None:
     length, window = 37, 5
     mask = create_block_mask(
         lambda b, h, q, k: (k <= q) & (q - k < window), 1, 1, length, length, device="cpu", BLOCK_SIZE=16
     )
     reach = torch.arange(length)[:, None] - torch.arange(length)
     assert torch.equal(tensors_of({"mask": mask})["mask"], ((reach >= 0) & (reach < window))[None, None])
+    monkeypatch.setattr("parity.calls.MOST_ENTRIES", length**2 - 1)
+    assert torch.equal(tensors_of(mask)[""], (torch.eye(3) + torch.eye(3).roll(1, 0)).tril().bool()[None, None])
 
 
 def test_a_snapshot_is_not_changed_later() -> None:
@@ -318,6 +320,12 @@ def test_functions_are_tapped_from_outside_wherever_they_were_imported(toys: Any
 @pytest.mark.parametrize("target", ["toys.nothing", "nowhere.at.all", "toys:Picker.nothing", "toys"])
 def test_a_function_that_is_not_there_is_named(toys: Any, target: str) -> None:
     with pytest.raises(InputError, match=f"function: found {target}"), observe(Reader(), taps={target: ("returned",)}):
+        pass
+
+
+def test_an_argument_that_is_not_there_is_named(toys: Any) -> None:
+    message = "labels: found id, expected returned or one of its arguments: ids, shift"
+    with pytest.raises(InputError, match=message), observe(Reader(), taps={"toys.labels": ("id",)}):
         pass
 
 
