@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 from parity.kit.compare import CHECKS, compare_sides
-from parity.kit.locate import Finding
-from parity.kit.names import Joined, NameMap, transposed
 from parity.kit.report import KitReport, ParityError
 from parity.kit.side import Command, Side
-from parity.kit.single import single_step
-from parity.kit.suggest import Suggestion, suggest_names
 from parity.kit.tracing import trace_side
 from parity.kit.verdict import compare_traces
+from parity.locate import Finding
+from parity.names import Joined, NameMap, transposed
+from parity.single import single_step
+from parity.suggest import Suggestion, suggest_names
 from parity.tolerances import Kind, Tolerance
 from parity.trace import Trace
 from parity.trace_folder import read_trace, write_trace

@@ -10,7 +10,6 @@ from torch import Tensor
 from parity.blocking import explained
 from parity.errors import InputError
 from parity.kit.command import run_command
-from parity.kit.names import NameMap, as_map
 from parity.kit.report import KitReport
 from parity.kit.saving import resume_rows, round_trip_rows
 from parity.kit.side import AnySide, Batch, Command, Side
@@ -19,6 +18,7 @@ from parity.kit.terms import Terms
 from parity.kit.tolerances import Tolerances, table_for
 from parity.kit.tracing import STEPS, trace_side
 from parity.kit.verdict import FOLLOWS, TRACED, compare_traces, first_place
+from parity.names import NameMap, as_map
 from parity.trace import Trace
 from parity.verdict import Report, Skip
 

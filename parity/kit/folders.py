@@ -9,10 +9,10 @@ from pathlib import Path
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.files import read_object
-from parity.kit.names import NameMap
 from parity.kit.report import KitReport
 from parity.kit.tolerances import Tolerances, has_table
 from parity.kit.verdict import TRACED, compare_traces
+from parity.names import NameMap
 from parity.tolerances import Kind, Tolerance
 from parity.trace_folder import META, read_trace
 from parity.verdict import Report, Skip

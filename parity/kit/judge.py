@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from parity.calls import CALLS, calls_of
 from parity.compare import Subject, compare, compare_named
-from parity.kit.calls import CALLS, calls_of, compare_calls
 from parity.kit.curve import curve_rows
-from parity.kit.names import NameMap
 from parity.kit.tolerances import Tolerances
+from parity.locate import compare_calls
+from parity.names import NameMap
 from parity.trace import Trace
 from parity.verdict import Row
 

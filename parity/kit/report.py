@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from parity.kit.locate import Finding
+from parity.locate import Finding
 from parity.report import print_report, write_html, write_json
 from parity.verdict import Report, Row, Status
 

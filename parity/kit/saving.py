@@ -10,12 +10,13 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from parity.calls import state_of
 from parity.compare import Subject, compare_groups, compare_series
 from parity.environment import deterministic
 from parity.kit.side import Side
 from parity.kit.terms import Terms
 from parity.kit.tracing import start
-from parity.kit.training import Training, state_of
+from parity.kit.training import Training
 from parity.trace import Point
 from parity.verdict import Row
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from parity.kit.nested import first_of, tensors_of
+from parity.calls import first_of, tensors_of
 
 Batch = Any
 """What ``loss`` is given. Without a ``loss``: keyword arguments (a mapping), arguments (a tuple) or one argument."""

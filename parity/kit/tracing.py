@@ -8,13 +8,12 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from parity.calls import keep_call, state_of, watch
 from parity.environment import describe, deterministic
 from parity.errors import InputError
-from parity.kit.calls import keep_call
-from parity.kit.names import NameMap
 from parity.kit.side import Batch, Side
-from parity.kit.training import Training, state_of
-from parity.kit.watch import watch
+from parity.kit.training import Training
+from parity.names import NameMap
 from parity.trace import Trace
 
 STEPS = 5

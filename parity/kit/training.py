@@ -65,10 +65,3 @@ class Training:
         """Global norm."""
         grads = [value.grad for value in self.module.parameters() if value.grad is not None]
         return float(torch.stack([grad.double().norm() for grad in grads]).norm()) if grads else 0.0
-
-
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and of the buffers that are saved."""
-    parameters = dict(module.named_parameters())
-    saved = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    return {name: value.detach().clone() for name, value in {**saved, **parameters}.items()}

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from parity.blocking import explained
-from parity.kit.calls import calls_of
+from parity.calls import calls_of
 from parity.kit.judge import Judge
-from parity.kit.locate import LOSS, Finding, first_backward, first_forward, within
-from parity.kit.names import WHOLE, NameMap, as_map
-from parity.kit.renaming import in_port_names
 from parity.kit.report import KitReport
 from parity.kit.tolerances import Tolerances, table_for
+from parity.locate import LOSS, Finding, first_backward, first_forward, within
+from parity.names import WHOLE, NameMap, align, as_map
 from parity.trace import Trace
 from parity.verdict import Curve, Report, Row, Status
 
@@ -56,7 +55,7 @@ def compare_traces(
     left_out = (*original.left_out, *port.left_out)
     original, port = original.without(left_out), port.without(left_out)
     table = table_for(port.dtype, tolerances)
-    expected = in_port_names(original, names)
+    expected, port = align(original, port, names)
     judge = Judge(expected, port, names, table)
     chosen = [check for check in TRACED if check in set(checks) and _has_subject(check, expected)]
     rows = explained([row for check in chosen for row in judge.rows(check)], FOLLOWS)

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.calls import Call, call_of, keep_call, watch
 from parity.environment import deterministic
-from parity.kit.calls import keep_call
-from parity.kit.locate import Finding, first_backward, first_forward, within
-from parity.kit.names import WHOLE
-from parity.kit.watch import Call, call_of, watch
+from parity.locate import Finding, first_backward, first_forward, within
+from parity.names import WHOLE
 from parity.prototypes.case import Case
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Visits

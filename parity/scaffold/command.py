@@ -8,11 +8,11 @@ from pathlib import Path
 from accelerate.utils import set_seed
 from torch import nn
 
+from parity.calls import state_of
 from parity.environment import describe, deterministic, quietly
-from parity.kit.names import NameMap
 from parity.kit.side import Side
 from parity.kit.tracing import dtype_of, original_weights, start
-from parity.kit.training import state_of
+from parity.names import NameMap
 from parity.prototypes.port import reset_accelerate
 from parity.trace import Point, Trace
 from ports.training.loop import Loop

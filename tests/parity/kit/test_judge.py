@@ -10,9 +10,8 @@ from torch import Tensor
 
 from parity import Trace, compare_traces
 from parity.compare import Subject
-from parity.kit.calls import compare_outputs, paired
-from parity.kit.locate import within
 from parity.kit.tolerances import FLOAT32
+from parity.locate import compare_outputs, paired, within
 from parity.trace import Point
 
 SUBJECT = Subject("forward", "case", "port")

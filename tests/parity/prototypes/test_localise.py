@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from parity.kit.locate import Finding, first_backward, first_forward, within
-from parity.kit.watch import call_of
+from parity.calls import call_of
+from parity.locate import Finding, first_backward, first_forward, within
 from parity.prototypes.case import Case
 from parity.prototypes.localise import AGREE, Passages, localise, part, sentence
 from tests.parity.faults import FAULTS, Plant, change_draft

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from parity.kit.names import WHOLE, NameMap, below
-from parity.kit.training import state_of
+from parity.calls import WHOLE, state_of
+from parity.names import NameMap, below
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Suggestion:
         return "\n".join(lines)
 
 
-def suggest_names(original: nn.Module, port: nn.Module) -> Suggestion:
-    """Match parameters, and with them the modules around them.
+def suggest_names(original: Any, port: Any) -> Suggestion:
+    """Match the parameters of two modules (or of what two sides build), and with them the modules around them.
 
     Two match when shape, last word (weight, bias) and layer numbers are equal and each is the other's only best match:
     most equal words from the end. What two candidates fit equally well stays unmatched.
     """
+    original, port = (side if isinstance(side, nn.Module) else side.build() for side in (original, port))
     sides = state_of(original), state_of(port)
     pairs = _pairs(*sides)
     prefixes = _prefixes(pairs, original, port)

@@ -13,7 +13,7 @@ from torch import nn
 
 from parity import Side
 
-FILE = Path(__file__).resolve().parents[3] / "examples" / "compare_modules.py"
+FILE = Path(__file__).resolve().parents[2] / "examples" / "compare_modules.py"
 
 
 def load() -> ModuleType:

@@ -1,0 +1,315 @@
+"""Which name on the port's side is which on the original's: explicit, by prefixes, never by order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from parity.calls import CALL, CALLS, WHOLE
+from parity.errors import InputError
+from parity.trace import Trace
+
+__all__ = ["WHOLE", "Copied", "Joined", "NameMap", "align", "as_map", "below", "transposed"]
+
+STATES = ("init", "after", "final")
+
+Held = TypeVar("Held")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A parameter of the port that is made of the original's: concatenated, transposed, cut, scaled.
+
+    ``join`` is the axis to concatenate along, or a linear function of the list of the original's tensors. Gradients and
+    updated weights go through the same function.
+    """
+
+    port: str
+    originals: tuple[str, ...]
+    join: int | Callable[[Sequence[Tensor]], Tensor] = 0
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors), dim=self.join) if isinstance(self.join, int) else self.join(tensors)
+
+
+def transposed(original: str, port: str) -> Joined:
+    """The port stores the matrix the other way round."""
+    return Joined(port, (original,), lambda tensors: tensors[0].T)
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A parameter or module of the original that the port has more than once, all of them starting as it does.
+
+    The sum of the copies' gradients is held against the original's.
+    """
+
+    original: str
+    ports: tuple[str, ...]
+
+
+class NameMap:
+    """The original's names to the port's.
+
+    Args:
+        prefixes: of modules and parameters, ``{"self_attn": "attention", "mlp.up_proj": "mlp.w3"}``. The longest one
+            that fits a name counts; names that no prefix fits are the same on both sides. None says that the port has
+            no counterpart; the empty string stands before every name, ``WHOLE`` is the module itself and no other.
+        joined: parameters of the port that are made of several of the original's, or of one in another layout. Where
+            the port has a parameter by its source's own name too, that one is compared as well.
+        only_port: prefixes that the original lacks.
+        copied: parameters and modules that the port has more than once.
+        calls: single calls, ``{"block#0": "first#0", "block#1": "second#0"}`` where one module is called twice against
+            two modules, or the other way round; what is called inside goes along.
+        arguments: ``{"hidden_states": "x", "attention.mask": "bias"}``, of all modules or of one of the original's.
+
+    Raises:
+        InputError: several names come to one, or a call is not ``module#number``.
+    """
+
+    def __init__(
+        self,
+        prefixes: Mapping[str, str | None] | None = None,
+        joined: Iterable[Joined] = (),
+        only_port: Iterable[str] = (),
+        copied: Iterable[Copied] = (),
+        calls: Mapping[str, str] | None = None,
+        arguments: Mapping[str, str] | None = None,
+    ) -> None:
+        self.prefixes = dict(prefixes or {})
+        self.joined = {entry.port: entry for entry in joined}
+        self.only_port = tuple(only_port)
+        self.copied = tuple(copied)
+        self.calls = {_split(key): _split(target) for key, target in (calls or {}).items()}
+        self.arguments = dict(arguments or {})
+        targets = [target for target in self.prefixes.values() if target is not None]
+        twice = sorted({target for target in targets if targets.count(target) > 1})
+        if twice:
+            raise InputError("name map", twice[0], "several of the original's names", "one; Joined takes several")
+
+    def to_port(self, name: str) -> str | None:
+        """The port's name of a module or parameter of the original; None where it has none."""
+        if name == WHOLE and WHOLE in self.prefixes:
+            return self.prefixes[WHOLE] or (None if self.prefixes[WHOLE] is None else WHOLE)
+        if name == WHOLE and "" not in self.prefixes:
+            return None if {"", WHOLE} & {*self.prefixes.values()} else WHOLE
+        whole, name = name == WHOLE, "" if name == WHOLE else name
+        fitting = [prefix for prefix in self.prefixes if prefix != WHOLE and below(name, prefix)]
+        fitting = [prefix for prefix in fitting if prefix or whole or self.prefixes[""] is not None]
+        if not fitting:
+            return name
+        prefix = max(fitting, key=len)
+        target = self.prefixes[prefix]
+        if target is None:
+            return None
+        rest = name[len(prefix) :].lstrip(".")
+        return ".".join(filter(None, ("" if target == WHOLE else target, rest))) or WHOLE
+
+    def copies(self, name: str) -> list[str]:
+        """The port's names of something that it has more than once; none where it has it once."""
+        entries = [entry for entry in self.copied if below(name, entry.original)]
+        return [f"{port}{name[len(entry.original) :]}" for entry in entries for port in entry.ports]
+
+    def targets(self, name: str, port: Collection[str] | None = None) -> list[str]:
+        """All names that a parameter of the original has in the port, as far as it comes over as it is.
+
+        The source of a ``Joined`` also comes over under its own name, where the port (if given) has that.
+        """
+        plain = self.copies(name) or [target for target in (self.to_port(name),) if target is not None]
+        if any(name in entry.originals for entry in self.joined.values()):
+            plain = [target for target in plain if target not in self.joined and (port is None or target in port)]
+        return plain
+
+    def parameters(self, originals: Mapping[str, Tensor], port: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The original's tensors as the port would hold them, by the port's names.
+
+        Args:
+            originals: by the original's names.
+            port: the names that the port has; without them nothing is left out that it might have.
+
+        Raises:
+            InputError: two different ones of the original's come to the same name.
+        """
+        found = self.rename(originals, port)
+        for name, entry in self.joined.items():
+            if all(original in originals for original in entry.originals):
+                found[name] = entry([originals[original] for original in entry.originals])
+        return found
+
+    def rename(self, originals: Mapping[str, Held], port: Collection[str] | None = None) -> dict[str, Held]:
+        """Anything held by parameter, by the port's names; what is joined is left out.
+
+        Raises:
+            InputError: two come to the same name.
+        """
+        found: dict[str, tuple[str, Held]] = {}
+        for name, value in originals.items():
+            for target in self.targets(name, port):
+                first, held = found.setdefault(target, (name, value))
+                tied = isinstance(held, Tensor) and isinstance(value, Tensor) and torch.equal(held, value)
+                if first != name and not tied:
+                    raise _collision(target, first, name)
+        return {target: value for target, (_, value) in found.items()}
+
+    def gradients(
+        self,
+        originals: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        port: Collection[str] | None = None,
+        inside: str = "",
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both sides' gradients by the port's names, those of copies as one sum, under the first copy's name.
+
+        ``originals`` and ``port`` are :meth:`parameters`', ``found`` the port's own. Only names that begin with
+        ``inside`` count.
+        """
+        mine = {name: grad for name, grad in self.parameters(originals, port).items() if name.startswith(inside)}
+        theirs = {name: grad for name, grad in found.items() if name.startswith(inside)}
+        for name in originals:
+            copies = [copy for copy in self.copies(name) if copy.startswith(inside)]
+            summands = [theirs.pop(copy) for copy in copies if copy in theirs]
+            if summands:
+                theirs[copies[0]] = torch.stack(summands).sum(0)
+            for copy in copies[1:]:
+                mine.pop(copy, None)
+        return mine, theirs
+
+    def parameter_names(self, originals: Sequence[str], port: Collection[str] | None = None) -> tuple[str, ...]:
+        """The names that :meth:`parameters` gives."""
+        known = set(originals)
+        plain = [target for name in originals for target in self.targets(name, port)]
+        joined = [name for name, entry in self.joined.items() if known.issuperset(entry.originals)]
+        return tuple(dict.fromkeys([*plain, *joined]))
+
+    def call_keys(self, keys: Sequence[str]) -> dict[str, str]:
+        """The original's calls, in the order in which they ended, each with the port's; those without one are left out.
+
+        Raises:
+            InputError: two modules come to the same one without a call map.
+        """
+        found: dict[str, str] = {}
+        modules: dict[str, str] = {}
+        for key in keys:
+            module, number = _split(key)
+            target = self.to_port(module)
+            if (module, number) in self.calls or self._mapped_around(module):
+                continue
+            if target is not None:
+                if modules.setdefault(target, module) != module:
+                    raise _collision(target, modules[target], module)
+                found[key] = f"{target}#{number}"
+        return {**found, **self._mapped_calls(keys)}
+
+    def _mapped_around(self, module: str) -> bool:
+        return any(module != mapped and below(module, mapped) for mapped, _ in self.calls)
+
+    def _mapped_calls(self, keys: Sequence[str]) -> dict[str, str]:
+        """Calls of the call map and those inside them, which are numbered anew in the order of the calls around."""
+        found: dict[str, str] = {}
+        inside: dict[str, list[tuple[int, str]]] = {}
+        waiting: list[str] = []
+        for key in keys:
+            call = module, _ = _split(key)
+            if call not in self.calls:
+                waiting += [key] if self._mapped_around(module) else []
+                continue
+            target, number = self.calls[call]
+            found[key] = f"{target}#{number}"
+            for inner in (inner for inner in waiting if below(inner, module)):
+                name = f"{target}{_split(inner)[0][len(module) :]}"
+                inside.setdefault(name, []).append((number, inner))
+            waiting = [inner for inner in waiting if not below(inner, module)]
+        for name, entries in inside.items():
+            ordered = sorted(entries, key=lambda entry: entry[0])
+            found.update({inner: f"{name}#{n}" for n, (_, inner) in enumerate(ordered)})
+        return found
+
+    def argument(self, module: str, place: str) -> str:
+        """The port's name of a place among the arguments of a module of the original."""
+        first, dot, rest = place.partition(".")
+        new = self.arguments.get(f"{module}.{first}", self.arguments.get(first, first))
+        return f"{new}{dot}{rest}"
+
+    def expected_of(self, name: str) -> bool:
+        """Has the original a counterpart of this name of the port?"""
+        return not any(below(name, prefix) for prefix in self.only_port)
+
+    def __repr__(self) -> str:
+        return f"NameMap({self.prefixes!r}, joined={list(self.joined)!r}, only_port={self.only_port!r})"
+
+
+def _collision(target: str, first: str, second: str) -> InputError:
+    return InputError("name map", target, f"{first} and {second} of the original", "one of them, or None")
+
+
+def _split(key: str) -> tuple[str, int]:
+    """``module#number``; without a number, the first call."""
+    module, _, number = key.partition("#")
+    if not module or not (number or "0").isdecimal():
+        raise InputError("name map", "calls", key, "module#number")
+    return module, int(number or 0)
+
+
+def below(name: str, prefix: str) -> bool:
+    """Is ``prefix`` the name or one of the modules around it?"""
+    return not prefix or name == prefix or name.startswith(f"{prefix}.")
+
+
+def as_map(names: NameMap | Mapping[str, str | None] | None) -> NameMap:
+    """A map from what users hand in."""
+    return names if isinstance(names, NameMap) else NameMap(names)
+
+
+def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
+    """Two traces under the same names: the original's as if the port's names were its own, copies' gradients summed.
+
+    Raises:
+        InputError: two modules or parameters come to the same name.
+    """
+    grads = [f"mb{j}.grad" for j in original.micro_batches()]
+    known = {*port.trained, *port.frozen}.union(*(port.group(f"{prefix}.") for prefix in (*STATES, *grads)))
+    mine: dict[str, Tensor] = {}
+    theirs = dict(port.tensors)
+    for prefix in STATES:
+        mine |= _under(prefix, names.parameters(original.group(f"{prefix}."), known))
+    for prefix in grads:
+        pair = names.gradients(original.group(f"{prefix}."), port.group(f"{prefix}."), known)
+        theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(f"{prefix}.")}
+        mine, theirs = mine | _under(prefix, pair[0]), theirs | _under(prefix, pair[1])
+    calls = names.call_keys(original.calls)
+    for name, tensor in original.tensors.items():
+        renamed = _renamed(name, names, calls)
+        if renamed is not None:
+            mine[renamed] = tensor
+    aligned = replace(
+        original,
+        tensors=mine,
+        trained=names.parameter_names(original.trained, known),
+        frozen=names.parameter_names(original.frozen, known),
+        calls=tuple(calls[key] for key in original.calls if key in calls),
+    )
+    return aligned, replace(port, tensors=theirs)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _renamed(name: str, names: NameMap, calls: Mapping[str, str]) -> str | None:
+    """A tensor's new name; None for states, which are mapped together, and for calls without a counterpart."""
+    if name.partition(".")[0] in STATES or ".grad." in name.partition(CALLS)[0]:
+        return None
+    call = CALL.fullmatch(name)
+    if call is None:
+        return name
+    key = calls.get(f"{call['module']}#{call['number']}")
+    if key is None:
+        return None
+    place = call["place"] or ""
+    if call["kind"].startswith("into"):
+        place = names.argument(call["module"], place)
+    return ".".join(filter(None, (f"{CALLS}{key}.{call['kind']}", place)))

@@ -1,0 +1,286 @@
+"""Single step: every module of the port on the original's own inputs, so that errors do not travel.
+
+Each module runs alone, forward and backward, from the inputs that the original recorded and from one and the same
+gradient of its output. A container that fails together with a module inside it is blocked, not found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from parity.calls import WHOLE, Call, by_name, first_of, lone, snapshot, tensors_of, watch, with_tensors
+from parity.compare import Subject, compare_groups, compare_named
+from parity.environment import describe, deterministic
+from parity.kit.report import KitReport
+from parity.kit.side import Batch, Side
+from parity.kit.tolerances import Tolerances, table_for
+from parity.kit.tracing import dtype_of, original_weights, start
+from parity.locate import Finding, compare_calls, inside_of, within
+from parity.names import NameMap, as_map
+from parity.operators import Live, with_operator
+from parity.verdict import Report, Row, Skip, Status
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Adapt = Callable[[tuple[Any, ...], dict[str, Any]], Arguments]
+
+INPUT = "(input)"
+
+
+def single_step(
+    original: Side,
+    port: Side,
+    batch: Batch,
+    *,
+    names: NameMap | Mapping[str, str | None] | None = None,
+    seed: int = 0,
+    tolerances: Tolerances | None = None,
+    adapt: Mapping[str, Adapt] | None = None,
+    backward: bool = True,
+) -> KitReport:
+    """Judge every mapped module of the port alone.
+
+    Arguments go over by name, the first tensor by place; what the port's ``forward`` does not take is left out, which a
+    note says. ``adapt`` gives, by the port's module name, a function from the original's ``(args, kwargs)`` to the
+    port's. A module that cannot be called this way is a skip with the reason. The first place names the operator too.
+    Without ``backward`` outputs alone are compared; a module whose original has no backward here is held to them too.
+    """
+    names, case = as_map(names), port.name or "port"
+    with deterministic(seed):
+        whole, ported = start(original), start(port, original_weights(original, names, seed))
+        table = table_for(dtype_of(ported), tolerances)
+        judge = _Judge(names, table, case, whole, ported, adapt or {}, backward)
+        set_seed(seed)
+        with watch(whole, arguments=True) as calls, _gradients(backward):
+            original.loss(whole, batch)
+        keys = names.call_keys([call.key for call in calls])
+        for call in (call for call in calls if call.key in keys):
+            judge.judge(call, keys[call.key])
+        report = judge.report
+        report.environment, report.baseline = describe(seed), original.name or "original"
+        report.rows = _outermost_blocked(report.rows)
+        return KitReport(report, judge.first())
+
+
+def _gradients(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if wanted else torch.no_grad()
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one module gave by itself; ``refused`` says why there is no gradient."""
+
+    call: Call
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    refused: str = ""
+
+
+@dataclass
+class _Judge:
+    """Calls every module of the port by itself and holds it against the original's."""
+
+    names: NameMap
+    table: Tolerances
+    case: str
+    whole: nn.Module
+    ported: nn.Module
+    adapt: Mapping[str, Adapt]
+    backward: bool
+    report: Report = field(default_factory=Report)
+    pairs: dict[str, tuple[Callable[[bool], Live], Callable[[bool], Live], NameMap]] = field(default_factory=dict)
+
+    def judge(self, call: Call, key: str) -> None:
+        """Rows of one call, or a skip that says why there are none."""
+        name = key.rpartition("#")[0]
+        if name not in {part or WHOLE for part, _ in self.ported.named_modules()} or call.arguments is None:
+            return
+        own, part = _part(self.whole, call.module), _part(self.ported, name)
+        subject, number = Subject("single_step", self.case, name), int(key.rpartition("#")[2])
+        try:
+            given = self._arguments(name, own, call, call.arguments)
+            expected = alone(own, call.arguments, name, number, self.backward)
+        except Exception as error:  # a module of the user's own, called in another way than it was written for
+            remedy = f"adapt={{{name!r}: ...}}, a function from (args, kwargs) to those that its forward takes"
+            self.report.skips.append(Skip("single_step", key, str(error), remedy))
+            return
+        try:
+            found = alone(part, given, name, number, self.backward and not expected.refused)
+        except Exception as error:  # whatever the user's module raises
+            self.report.rows.append(_raised(subject, key, f"{type(error).__name__}: {str(error)[:300]}"))
+            return
+        if expected.refused:
+            self.report.notes.append(f"{key}: outputs alone, the original has no backward here: {expected.refused}")
+        before, after = ("" if one == WHOLE else f"{one}." for one in (call.module, name))
+        self.report.rows += self._rows(subject, before, after, expected, found)
+        inside = self.names.rename({f"{before}{one}": one for one, _ in own.named_parameters()})
+        names = NameMap({one: to.removeprefix(after) for to, one in inside.items() if to.startswith(after)})
+        self.pairs[key] = partial(live, own, call.arguments), partial(live, part, given), names
+
+    def _arguments(self, name: str, own: nn.Module, call: Call, arguments: Arguments) -> Arguments:
+        if name in self.adapt:
+            return self.adapt[name](*arguments)
+        renamed = partial(self.names.argument, call.module)
+        given, dropped = fitted(_part(self.ported, name), own, arguments, renamed)
+        if dropped:
+            self.report.notes.append(f"{name}#{call.number}: its forward does not take {', '.join(dropped)}")
+        return given
+
+    def _rows(self, subject: Subject, before: str, after: str, expected: Alone, found: Alone) -> list[Row]:
+        """Outputs, the gradient of the first input, the gradients of the module's parameters."""
+        rows, key = compare_calls(subject, expected.call, found.call, self.table["out"]), expected.call.key
+        if found.refused:
+            return [*rows, _raised(subject, key, found.refused)]
+        mine, theirs = first_of(expected.call.into_grad), first_of(found.call.into_grad)
+        if mine is not None:
+            rows.append(compare_named(subject, "grad", f"{key}.input", mine, theirs, self.table["grad"]))
+        known = {f"{after}{name}" for name, _ in _part(self.ported, subject.run).named_parameters()}
+        given = {f"{before}{name}": grad for name, grad in expected.gradients.items()}
+        own = {f"{after}{name}": grad for name, grad in found.gradients.items()}
+        mapped, own = self.names.gradients(given, own, known, after)
+        own = {name: grad for name, grad in own.items() if self.names.expected_of(name)}
+        return rows + (compare_groups(subject, "grad", mapped, own, self.table["grad"]) if mapped or own else [])
+
+    def first(self) -> Finding | None:
+        """The first failed row's place, with the operator where a dispatch mode can follow both sides."""
+        row = next((row for row in self.report.rows if row.status is Status.FAILED), None)
+        if row is None:
+            return None
+        direction = "backward" if row.quantity == "grad" else "forward"
+        number = row.tensor.partition("#")[2].partition(".")[0]
+        detail = ": ".join(filter(None, (row.tensor, row.detail)))
+        finding = Finding("single_step", direction, row.run, int(number) if number.isdecimal() else 0, detail)
+        pair = self.pairs.get(f"{row.run}#{finding.call}")
+        if pair is None or row.quantity == "refused":
+            return finding
+        agree = within(self.table["out" if direction == "forward" else "grad"].bound)
+        sides = [make(direction == "backward") for make in pair[:2]]
+        with contextlib.suppress(Exception):  # whatever an operator of the user's own cannot do under a mode
+            whole = with_operator(replace(finding, module=WHOLE, call=0), sides[0], sides[1], agree, pair[2])
+            return replace(finding, operator=whole.operator)
+        return finding
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    return module.get_submodule("" if name == WHOLE else name)
+
+
+def _raised(subject: Subject, key: str, words: str) -> Row:
+    return subject.row("refused", key, None, 0.0, False, words)
+
+
+def fitted(
+    part: nn.Module, own: nn.Module, arguments: Arguments, renamed: Callable[[str], str] = str
+) -> tuple[Arguments, list[str]]:
+    """The arguments as the port's ``forward`` takes them, and the names of tensors it does not take.
+
+    Raises:
+        TypeError: the port requires something that the original was not called with.
+    """
+    args, kwargs = arguments
+    takes = inspect.signature(part.forward).parameters
+    if part is own or list(takes) == list(inspect.signature(own.forward).parameters):
+        return arguments, []
+    named = {renamed(name): value for name, value in by_name(own, args, kwargs).items()}
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes.values()):
+        return arguments, []
+    given = _taken(takes, named)
+    missing = [name for name, one in takes.items() if one.default is one.empty and _plain(one) and name not in given]
+    if missing:
+        raise TypeError(f"its forward requires {', '.join(missing)}, the original's is called with {', '.join(named)}")
+    passed = [id(value) for value in given.values()]
+    dropped = [name for name, value in named.items() if id(value) not in passed and tensors_of(value)]
+    return ((), given), dropped
+
+
+def _taken(takes: Mapping[str, inspect.Parameter], named: Mapping[str, Any]) -> dict[str, Any]:
+    """What the port takes, in its order; its first argument is the original's first tensor, whatever the name."""
+    lead, main, given = next(iter(takes), ""), _main(named), dict(named)
+    if lead in takes and lead not in given and main is not None and _plain(takes[lead]):
+        given[lead] = given.pop(main)
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    names = [*takes, *(name for name in given if is_open and name not in takes)]
+    return {name: given[name] for name in names if name in given}
+
+
+def _plain(parameter: inspect.Parameter) -> bool:
+    return parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+
+
+def _main(named: Mapping[str, Any]) -> str | None:
+    """The argument that is a floating tensor, the first of them; else the first tensor."""
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    floating = (name for name, value in tensors.items() if value.is_floating_point())
+    return next(floating, next(iter(tensors), None))
+
+
+def alone(part: nn.Module, arguments: Arguments, name: str, number: int, backward: bool = True) -> Alone:
+    """Forward and backward of one module, every floating input with a gradient of its own."""
+    args, kwargs = with_tensors(snapshot(arguments), _leaf if backward else _copy)
+    set_seed(0)
+    with _gradients(backward):
+        outputs = tensors_of(lone(part(*args, **kwargs)))
+    call = Call(name, number, out={place: value.detach().clone() for place, value in outputs.items()})
+    reached = [value for value in outputs.values() if value.requires_grad]
+    if not reached:
+        return Alone(call)
+    leaves = {place: value for place, value in tensors_of((args, kwargs)).items() if value.requires_grad}
+    parameters = {place: value for place, value in part.named_parameters() if value.requires_grad}
+    wanted = [*leaves.values(), *parameters.values()]
+    try:
+        grads = torch.autograd.grad(reached, wanted, [_pattern(value) for value in reached], allow_unused=True)
+    except Exception as error:  # FlexAttention on a CPU, a function of the user's own
+        return Alone(call, refused=f"{type(error).__name__}: {str(error)[:300]}")
+    given = zip(leaves.items(), grads)
+    call.into_grad = {place: torch.zeros_like(leaf) if grad is None else grad for (place, leaf), grad in given}
+    own = dict(zip(parameters, grads[len(leaves) :]))
+    return Alone(call, {place: grad for place, grad in own.items() if grad is not None})
+
+
+def live(part: nn.Module, arguments: Arguments, backward: bool) -> Live:
+    """One module by itself, to be followed operator by operator."""
+    args, kwargs = with_tensors(snapshot(arguments), _leaf if backward else _copy)
+    lead = first_of(tensors_of((args, kwargs)))
+
+    def run() -> Any:
+        set_seed(0)
+        with _gradients(backward):
+            out = part(*args, **kwargs)
+        if not backward:
+            return out
+        return sum((value * _pattern(value)).sum() for value in tensors_of(lone(out)).values() if value.requires_grad)
+
+    return Live(part, run, {INPUT: lead} if backward and lead is not None else {})
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return _copy(tensor).requires_grad_(tensor.is_floating_point())
+
+
+def _pattern(value: Tensor) -> Tensor:
+    """A gradient of the output that is the same for both sides and differs from entry to entry."""
+    return torch.arange(value.numel(), dtype=torch.float64).cos().reshape(value.shape).to(value)
+
+
+def _outermost_blocked(rows: list[Row]) -> list[Row]:
+    """A module around one that fails is not judged."""
+    failing = list(dict.fromkeys(row.run for row in rows if row.status is Status.FAILED))
+    return [_blocked(row, failing) for row in rows]
+
+
+def _blocked(row: Row, failing: Sequence[str]) -> Row:
+    inside = [name for name in failing if inside_of(name, row.run)]
+    if row.passed or not inside:
+        return row
+    return replace(row, status=Status.BLOCKED, detail=f"follows from {inside[0]}. {row.detail}")

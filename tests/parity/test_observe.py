@@ -1,0 +1,444 @@
+"""A run observed: values wherever they are, calls told apart, taps, draws replayed and compared."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutput
+
+from parity import Side, Trace, compare_sides, single_step
+from parity.calls import snapshot, tensors_of, watch, with_tensors
+from parity.errors import InputError
+from parity.observe import Draw, compare_samplers, observe, sampled, tap
+
+
+@dataclass
+class Pair:
+    left: Tensor
+    right: Tensor | None
+
+
+class Keyless:
+    """A type that is registered with torch's pytrees in the older way."""
+
+    def __init__(self, *held: Tensor) -> None:
+        self.held = held
+
+
+pytree.register_pytree_node(Keyless, lambda one: (list(one.held), None), lambda held, _: Keyless(*held))
+ONE, TWO = torch.zeros(1), torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "places"),
+    [
+        (ONE, [""]),
+        ((ONE, None, {"a": TWO}), ["0", "2.a"]),
+        (Pair(ONE, None), ["left"]),
+        (
+            BaseModelOutput(last_hidden_state=ONE, hidden_states=(ONE, TWO)),
+            ["last_hidden_state", "hidden_states.0", "hidden_states.1"],
+        ),
+        (OrderedDict(x=[ONE]), ["x.0"]),
+        ({"inner": [Pair(ONE, TWO)]}, ["inner.0.left", "inner.0.right"]),
+        (torch.nn.utils.rnn.pack_sequence([TWO, TWO]), ["data", "batch_sizes"]),
+        (Keyless(ONE, TWO), ["0", "1"]),
+        ("text", []),
+    ],
+)
+def test_tensors_are_found_wherever_they_are(value: Any, places: list[str]) -> None:
+    assert list(tensors_of(value)) == places
+
+
+def test_a_block_mask_is_its_dense_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    length, window = 37, 5
+    mask = create_block_mask(
+        lambda b, h, q, k: (k <= q) & (q - k < window), 1, 1, length, length, device="cpu", BLOCK_SIZE=16
+    )
+    reach = torch.arange(length)[:, None] - torch.arange(length)
+    assert torch.equal(tensors_of({"mask": mask})["mask"], ((reach >= 0) & (reach < window))[None, None])
+    monkeypatch.setattr("parity.calls.MOST_ENTRIES", length**2 - 1)
+    assert torch.equal(tensors_of(mask)[""], (torch.eye(3) + torch.eye(3).roll(1, 0)).tril().bool()[None, None])
+
+
+def test_a_snapshot_is_not_changed_later() -> None:
+    value = {"x": [torch.zeros(2)], "n": {1}}
+    kept = snapshot(value)
+    value["x"][0].add_(1)  # type: ignore[index]
+    value["n"].add(2)  # type: ignore[union-attr]
+    assert torch.equal(kept["x"][0], torch.zeros(2))
+    assert kept["n"] == {1}
+
+
+def test_a_snapshot_reaches_the_tensors_inside_an_object() -> None:
+    class Cache:
+        def __init__(self, value: Tensor, owner: nn.Module) -> None:
+            self.layers, self.owner = [{"keys": value}], owner
+
+    value, owner = torch.ones(2, requires_grad=True) * 3, nn.Linear(1, 1)
+    kept = snapshot(cache := Cache(value, owner))
+    cache.layers[0]["keys"] = torch.zeros(1)
+    assert torch.equal(kept.layers[0]["keys"], torch.full((2,), 3.0))
+    assert not kept.layers[0]["keys"].requires_grad
+    assert kept.owner is owner
+
+
+def test_other_objects_stay_themselves() -> None:
+    marker = object()
+    changed = with_tensors((torch.ones(1), {"m": marker}), lambda tensor: tensor + 1)
+    assert changed[0] == 2
+    assert changed[1]["m"] is marker
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, x: Tensor, *, add: Tensor | None = None, **rest: Any) -> tuple[Tensor, None]:
+        return (x * self.weight + (0 if add is None else add) + rest.get("more", 0), None)
+
+
+class Outer(nn.Module):
+    """The same part twice, one call of it without a gradient; a dict comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Inner()
+        self.silent = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            offset = self.silent(x)
+        first, _ = self.part(x, add=offset)
+        second, _ = self.part(first, more=torch.ones(2))
+        return {"first": first, "second": second, "count": torch.tensor(2)}
+
+
+def test_calls_are_numbered_and_carry_their_own_gradients() -> None:
+    module, x = Outer(), torch.ones(1, 2, requires_grad=True)
+    with watch(module) as calls:
+        out = module(x)
+    out["second"].sum().backward()
+    assert [call.key for call in calls] == ["silent#0", "part#0", "part#1", "(whole)#0"]
+    first, second, whole = calls[1:]
+    assert set(first.into) == {"x", "add"}
+    assert set(second.into) == {"x", "more"}
+    assert set(second.out) == {""}
+    assert set(whole.out) == {"first", "second", "count"}
+    assert torch.equal(second.into_grad["x"], torch.full((1, 2), 2.0))
+    assert torch.equal(first.into_grad["x"], torch.full((1, 2), 4.0))
+    assert calls[0].out_grad == {}
+
+
+def test_readers_of_one_tensor_are_told_apart() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    for own, expected in ((True, (2.0, 3.0)), (False, (5.0, 5.0))):
+        fork = Fork()
+        fork.a.weight.data.fill_(2.0)
+        fork.b.weight.data.fill_(3.0)
+        with watch(fork, own_inputs=own) as calls:
+            out = fork(torch.ones(1, requires_grad=True) * 1)
+        out.backward()
+        assert tuple(float(call.into_grad["input"]) for call in calls[:2]) == expected
+
+
+def test_a_forward_that_raises_leaves_no_hook() -> None:
+    module = Outer()
+    with pytest.raises(RuntimeError), watch(module):
+        module(torch.ones(3))
+    assert not module._forward_hooks
+    assert not module.part._forward_pre_hooks
+
+
+def test_what_checkpointing_repeats_is_no_call() -> None:
+    class Frugal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.part, x, use_reentrant=False)
+
+    class Plain(Frugal):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x)
+
+    with watch(module := Frugal()) as calls:
+        loss = module(torch.ones(1, 2, requires_grad=True)).sum()
+    loss.backward()
+    assert [call.key for call in calls] == ["part#0", "(whole)#0"]
+    assert calls[0].into_grad["input"].abs().sum() > 0
+    compare_sides(Side(Plain), Side(Frugal), [torch.ones(1, 2)]).raise_if_failed()
+
+
+def second_loss(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)["second"].square().mean()
+
+
+def built(change: Any = None) -> Any:
+    def build() -> nn.Module:
+        module = Outer()
+        if change is not None:
+            change(module)
+        return module
+
+    return build
+
+
+def off_on_second_call(module: Any) -> None:
+    calls = []
+
+    def hook(part: nn.Module, args: Any, out: Any) -> Any:
+        calls.append(1)
+        return (out[0] + 0.5, None) if len(calls) % 2 == 0 else out
+
+    module.part.register_forward_hook(hook)
+
+
+def silent_off(module: Any) -> None:
+    module.silent.register_forward_hook(lambda part, args, out: out + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "module", "number"), [(off_on_second_call, "part", 1), (silent_off, "silent", 0)], ids=["part", "silent"]
+)
+def test_calls_are_told_apart_when_something_goes_wrong(change: Any, module: str, number: int) -> None:
+    batches = [torch.ones(1, 2)]
+    sides = Side(built(), second_loss), Side(built(change), second_loss)
+    report = compare_sides(*sides, batches, checks=["weights", "forward"])
+    assert report.first is not None
+    assert (report.first.module, report.first.call) == (module, number)
+
+
+def test_shared_and_silent_modules_compare() -> None:
+    sides = Side(built(), second_loss), Side(built(), second_loss)
+    batches = [torch.ones(1, 2)]
+    compare_sides(*sides, batches).raise_if_failed()
+    single_step(*sides, batches[0]).raise_if_failed()
+
+
+# taps and draws: a module whose labels, loss and anchors live in functions of another module
+
+
+TOYS = """
+import torch
+from torch import Tensor
+
+def labels(ids: Tensor, *, shift: int = 1) -> Tensor:
+    return ids.roll(-shift, -1)
+
+def terms(hidden: Tensor, target: Tensor, **rest) -> tuple:
+    loss = (hidden - target).square()
+    return loss.mean(), {"rows": rest["keep"].sum()}
+
+class Picker:
+    @staticmethod
+    def anchors(count: int) -> Tensor:
+        return torch.randperm(count)[:3]
+"""
+
+
+@pytest.fixture
+def toys() -> Any:
+    """``toys.labels``, ``toys.terms``, ``toys.Picker``, and a module that imported two of them by name."""
+    made = {name: ModuleType(name) for name in ("toys", "readers")}
+    sys.modules.update(made)
+    exec(TOYS, made["toys"].__dict__)
+    exec("from toys import labels, terms", made["readers"].__dict__)
+    yield made
+    for name in made:
+        del sys.modules[name]
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        toys, readers = sys.modules["toys"], sys.modules["readers"]
+        hidden = tap("hidden", self.part(x))
+        target = tap("target", readers.labels(x))
+        picked = toys.Picker.anchors(4)
+        loss, _ = readers.terms(hidden[:, picked], target[:, picked], keep=torch.ones(4, dtype=torch.bool))
+        return tap("loss", loss) + tap("loss", hidden.sum() * 0.5)
+
+
+def test_a_tap_is_nothing_outside_of_a_run(toys: Any) -> None:
+    value, marker = torch.ones(2, requires_grad=True), object()
+    assert tap("x", value) is value
+    assert tap("y", marker) is marker
+
+
+def test_taps_keep_values_and_gradients_of_every_call(toys: Any) -> None:
+    with observe(module := Reader()) as seen:
+        loss = module(x := torch.randn(2, 4))
+    loss.backward()
+    assert list(seen.taps) == ["hidden#0", "target#0", "loss#0", "loss#1"]
+    assert torch.equal(seen.taps["target#0"], x.roll(-1, -1))
+    assert torch.equal(seen.tap_grads["loss#1"], torch.ones(()))
+    assert seen.tap_grads["hidden#0"].abs().min() > 0
+    assert "target#0" not in seen.tap_grads
+    seen.keep(trace := Trace("port", "case", "float32"))
+    assert {"mb0.tap.loss#1", "mb0.tap_grad.hidden#0", "mb0.call.part#0.into.input"} <= set(trace.tensors)
+
+
+TAPS = {
+    "toys.labels": ("returned", "ids", "shift"),
+    "toys:terms": {"hidden": "states", "keep": "mask", "returned": "t"},
+}
+
+
+def test_functions_are_tapped_from_outside_wherever_they_were_imported(toys: Any) -> None:
+    before = toys["toys"].labels, toys["readers"].labels
+    with observe(module := Reader(), taps=TAPS) as seen:
+        loss = module(torch.randn(2, 4))
+    loss.backward()
+    assert {"labels.ids#0", "labels.returned#0", "states#0", "mask#0", "t#0.0", "t#0.1.rows"} <= set(seen.taps)
+    assert seen.tap_grads["states#0"].abs().min() > 0
+    assert (toys["toys"].labels, toys["readers"].labels) == before
+
+
+@pytest.mark.parametrize("target", ["toys.nothing", "nowhere.at.all", "toys:Picker.nothing", "toys"])
+def test_a_function_that_is_not_there_is_named(toys: Any, target: str) -> None:
+    with pytest.raises(InputError, match=f"function: found {target}"), observe(Reader(), taps={target: ("returned",)}):
+        pass
+
+
+def test_an_argument_that_is_not_there_is_named(toys: Any) -> None:
+    message = "labels: found id, expected returned or one of its arguments: ids, shift"
+    with pytest.raises(InputError, match=message), observe(Reader(), taps={"toys.labels": ("id",)}):
+        pass
+
+
+def test_what_was_replaced_comes_back_after_an_error(toys: Any) -> None:
+    before = vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")
+    draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_")
+    with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS, {draw: draw.port}):
+        raise ZeroDivisionError
+    assert (vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")) == before
+
+
+DRAWS = [
+    Draw("anchors", "toys:Picker.anchors", "toys:Picker.anchors"),
+    Draw("anchors", "torch:randperm@toys", "torch:randperm@toys:anchors"),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=["function", "call site"])
+def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw, toys: Any) -> None:
+    x, losses, module = torch.randn(2, 4), [], Reader()
+    torch.manual_seed(1)
+    with observe(module, draws={draw: draw.original}) as first:
+        losses.append(module(x))
+    torch.manual_seed(2)
+    losses.append(module(x))
+    torch.manual_seed(2)
+    with observe(module, draws={draw: draw.port}, replayed=first.draws) as second:
+        losses.append(module(x))
+    assert list(first.draws) == ["anchors#0"]
+    assert torch.equal(first.draws["anchors#0"], second.draws["anchors#0"])
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_draws_elsewhere_are_let_alone(toys: Any) -> None:
+    draw = Draw("anchors", "torch:randperm@readers", "")
+    with observe(module := Reader(), draws={draw: draw.original}) as seen:
+        module(torch.randn(2, 4))
+    assert seen.draws == {}
+
+
+class Noisy(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self) -> Tensor:
+        return torch.zeros(self.shape).uniform_(-1, 1).flatten()
+
+
+def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
+    draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_", given=lambda drawn: drawn[None])
+    with observe(mine := Noisy((6,)), draws={draw: draw.original}) as first:
+        expected = mine()
+    theirs = Noisy((1, 6))
+    with observe(theirs, draws={draw: draw.port}, replayed=first.draws):
+        assert torch.equal(theirs(), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "times", "message"),
+    [((1, 6), 1, r"noise#0: found shape \(6,\), expected shape \(1, 6\)"), ((6,), 2, "noise#1: found nothing")],
+)
+def test_a_draw_that_does_not_fit_is_refused(shape: tuple[int, ...], times: int, message: str) -> None:
+    draw, module = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_"), Noisy(shape)
+    recorded = {"noise#0": torch.zeros(6)}
+    with observe(module, draws={draw: draw.port}, replayed=recorded):
+        for _ in range(times - 1):
+            module()
+        with pytest.raises(InputError, match=message):
+            module()
+
+
+def picks(low: int, high: int, count: int = 3, **weights: float) -> list[Tensor]:
+    """200 draws without replacement of the numbers from ``low`` on."""
+    chances = torch.ones(high - low)
+    chances[0] = weights.get("first", 1.0)
+    source = torch.Generator().manual_seed(low + high + count)
+    return [torch.multinomial(chances, count, generator=source) + low for _ in range(200)]
+
+
+def floats(scale: float, shift: float = 0.0) -> list[Tensor]:
+    source = torch.Generator().manual_seed(int(100 * scale + 10 * shift))
+    return [torch.randn(20, generator=source) * scale + shift for _ in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "failed", "words"),
+    [
+        (picks(0, 20), picks(0, 20, first=1.0001), [], "20 / 20 candidates"),
+        (picks(0, 20), picks(0, 22), ["candidates"], "only port: 20, 21"),
+        (picks(0, 22), picks(2, 22), ["candidates"], "only original: 0, 1"),
+        (picks(0, 20), picks(0, 20, first=4.0), ["frequency"], "0 in 0."),
+        (picks(0, 9), picks(0, 9, 4), ["number drawn"], "3 / 4"),
+        (floats(1.0), floats(1.01), [], "/"),
+        (floats(1.0), floats(1.0, 0.2), ["mean"], "/ 0.195"),
+        (floats(1.0), floats(1.2), ["std"], "/ 1.1"),
+        (picks(0, 9), [], ["draws"], "drawn 0 times, expected 200"),
+    ],
+)
+def test_samplers_are_compared_as_such(
+    expected: list[Tensor], found: list[Tensor], failed: list[str], words: str
+) -> None:
+    rows = compare_samplers("anchors", expected, found)
+    assert [row.quantity for row in rows if not row.passed] == failed
+    assert words in "; ".join(row.detail for row in rows if row.passed == (not failed))
+
+
+def test_a_side_is_sampled_over_seeds(toys: Any) -> None:
+    draw = DRAWS[0]
+    found = sampled(draw, draw.original, lambda: toys["toys"].Picker.anchors(5), range(40))
+    again = sampled(draw, draw.port, lambda: toys["toys"].Picker.anchors(5), range(40))
+    assert [len(one) for one in found] == [3] * 40
+    assert {int(entry) for one in found for entry in one} == set(range(5))
+    assert all(map(torch.equal, found, again))
+    masked = Draw("m", draw.original, "", values=lambda drawn: drawn[drawn > 0])
+    assert min(int(one.min()) for one in sampled(masked, draw.original, lambda: toys["toys"].Picker.anchors(5))) == 1
