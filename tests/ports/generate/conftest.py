@@ -12,7 +12,7 @@ from fixtures.conversations import SHAREGPT
 from fixtures.tokenizer import build_tokenizer
 from fixtures.verifier import VerifierSpec, build_verifier
 from ports.generate.__main__ import main
-from tests.ports.forked import FORKS, Forked
+from tests.ports.forked import Forked
 
 SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48, seed=3)
 
@@ -70,7 +70,8 @@ def spawn(flags, tmp_path):
 
 
 def forking_main(argv: list[str]) -> int:
-    multiprocessing.get_context = lambda method: FORKS
+    forks = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method: forks
     return main(argv)
 
 
