@@ -18,7 +18,7 @@ from typing import Any
 
 from ports.errors import InputError
 
-COUNT = int(os.environ.get("MUTANTS", "60"))
+COUNT = int(os.environ.get("MUTANTS", "30"))
 SECONDS, STANDSTILL = 20, 300
 """Of processor time, and of any: a reader that takes longer hangs. A machine that stands still for a while does not."""
 

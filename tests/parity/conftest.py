@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ import parity.cli
 from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.judge import PORT, recorded_baseline
+from parity.prototypes.port import run_port
+from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
+from parity.prototypes.reference.loop import first_step_oracle
 from tests.parity.toys import copy_toys, seal
 
 
@@ -28,18 +34,42 @@ def case() -> Case:
     return read_case(fixtures.RECORDINGS / "eagle3_fp32_k3")
 
 
+STEPS = 3
+"""Optimizer steps that show most faults."""
+
+
 @pytest.fixture
-def port_evidence() -> Iterator[Callable[[Case], Evidence]]:
-    """Runs the port on a case, as it is patched at that moment."""
-    from contextlib import ExitStack
+def few_steps(cases: dict[str, Case], tmp_path: Path) -> Callable[[str], Evidence]:
+    """The port's first steps on a case, as it is patched at that moment, and the recording up to there."""
 
+    def run(name: str) -> Evidence:
+        case, expected = cases[name], load_recorded(cases[name])
+        found = run_port(case, tmp_path / name, seed=PROTOTYPE_SEED, max_steps=STEPS)
+        tensors = {key: value for key, value in expected.tensors.items() if not key.startswith("final.")}
+        expected = replace(expected, tensors=tensors, curve=expected.curve[:STEPS], prints=expected.prints[:1])
+        trace = replace(found.trace, prints=found.trace.prints[:1])
+        return Evidence(case, expected, trace, first_step_oracle(case), found.checkpoints, found.draft)
+
+    return run
+
+
+def _evidence_of(case: Case, stack: ExitStack) -> Evidence:
+    found, expected = stack.enter_context(recorded_baseline(case))
+    return stack.enter_context(PORT.evidence(found, expected))
+
+
+@pytest.fixture
+def whole_run(cases: dict[str, Case]) -> Iterator[Callable[[str], Evidence]]:
+    """The port's run on a case, as it is patched at that moment."""
     with ExitStack() as stack:
+        yield lambda name: _evidence_of(cases[name], stack)
 
-        def run(case: Case) -> Evidence:
-            found, expected = stack.enter_context(recorded_baseline(case))
-            return stack.enter_context(PORT.evidence(found, expected))
 
-        yield run
+@pytest.fixture(scope="session")
+def sound(cases: dict[str, Case]) -> Iterator[Callable[[str], Evidence]]:
+    """The same without any fault, run once a session."""
+    with ExitStack() as stack:
+        yield cache(lambda name: _evidence_of(cases[name], stack))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The kit itself: every check names the fault it is there for, and no other check does."""
+"""The harness itself: every check names the fault it is there for, and no other check does."""
 
 from __future__ import annotations
 
@@ -12,76 +12,76 @@ from parity.prototypes.checks import CHECKS, run_checks
 from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.judge import explain
 from parity.trace import Trace
-from parity.verdict import Status
+from parity.verdict import Row, Status
 from tests.parity.faults import FAULTS, Fault
 
-ON_DISK = ("round_trip", "converted", "chain", "resume")
-DRAWN = ("initial", "sources", "sizes", "corners", "upkeep", "refusals")
+Evident = Callable[[str], Evidence]
+
+DEAR = frozenset({"chain", "resume", "converted"})
+"""Checks that train or convert: they run on a fault of their own, and on every fault in the matrix."""
+
+LONG = frozenset({"converted", "precision"})
+"""Checks of a run's end: of the final weights, and of bfloat16 weights, which few steps do not move."""
+
+BOTH_SIDES = frozenset({"initial", "chain", "resume"})
 """Checks that make what they compare."""
 
+NAMES = {check.name for check in CHECKS}
+IDS = [fault.name.replace(" ", "-") for fault in FAULTS]
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
-def test_fault_is_named(
-    fault: Fault, cases: dict[str, Case], port_evidence: Callable[[Case], Evidence], monkeypatch: pytest.MonkeyPatch
+
+def failed(rows: list[Row]) -> set[str]:
+    return {row.check for row in rows if row.status is Status.FAILED}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=IDS)
+def test_a_fault_is_named(
+    fault: Fault, few_steps: Evident, whole_run: Evident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On the first steps, which is where faults show; by the checks that must name it and no cheap one."""
     fault.plant(monkeypatch)
-    rows = run_checks(port_evidence(cases[fault.case]))
-    failed = {row.check for row in rows if row.status is Status.FAILED}
-    assert failed == fault.named_by, "\n".join(
-        f"{row.check} {row.tensor}: {row.detail}" for row in rows if row.status is Status.FAILED
-    )
+    evidence = (whole_run if LONG & fault.named_by else few_steps)(fault.case)
+    rows = run_checks(evidence, only=(NAMES - DEAR) | fault.named_by)
+    assert failed(rows) == fault.named_by, [row for row in rows if row.status is Status.FAILED]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("fault", FAULTS, ids=IDS)
+def test_no_check_names_another_ones_fault(fault: Fault, whole_run: Evident, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault.plant(monkeypatch)
+    assert failed(run_checks(whole_run(fault.case))) == fault.named_by
 
 
 def test_every_check_has_a_fault() -> None:
-    named = {name for fault in FAULTS for name in fault.named_by}
-    assert named == {check.name for check in CHECKS}
+    assert {name for fault in FAULTS for name in fault.named_by} == NAMES
 
 
-def test_without_a_fault_nothing_fails(case: Case, port_evidence: Callable[[Case], Evidence]) -> None:
-    rows = run_checks(port_evidence(case))
-    assert {row.check for row in rows} >= {check.name for check in CHECKS} - {"precision"}
+@pytest.mark.parametrize("name", sorted({fault.case for fault in FAULTS}))
+def test_without_a_fault_nothing_fails(name: str, sound: Evident) -> None:
+    evidence = sound(name)
+    rows = run_checks(evidence)
+    assert {row.check for row in rows} == {check.name for check in CHECKS if not check.inapplicable(evidence)}
     assert all(row.passed for row in rows)
 
 
-@pytest.mark.parametrize("check", [c.name for c in CHECKS])
-def test_zero_comparisons_fail(
-    check: str, case: Case, cases: dict[str, Case], port_evidence: Callable[[Case], Evidence]
-) -> None:
-    """Both sides empty: nothing was compared, which is a failure of every check that applies."""
-    chosen = cases["eagle3_bf16ds_k3"] if check == "precision" else case
-    evidence = port_evidence(chosen)
-    empty = Evidence(
-        chosen,
-        Trace("recorded", chosen.name, chosen.dtype),
-        Trace("port", chosen.name, chosen.dtype),
-        lambda: Trace("reference", chosen.name, chosen.dtype),
-        evidence.checkpoints,
-        evidence.draft,
-    )
-    if check in ON_DISK or check in DRAWN:
-        _nothing_on_disk(check, empty)
-        return
-    rows = next(entry for entry in CHECKS if entry.name == check).run(empty)
-    assert not rows or not all(row.passed for row in rows)
+@pytest.mark.parametrize("name", sorted(NAMES - BOTH_SIDES))
+def test_zero_comparisons_fail(name: str, sound: Evident, tmp_path) -> None:
+    """Both sides empty: nothing was compared, which no check may let pass."""
+    evidence = sound("eagle3_bf16ds_k3" if name == "precision" else "eagle3_fp32_k3")
+    case, check = evidence.case, next(check for check in CHECKS if check.name == name)
+    sides = [Trace(run, case.name, case.dtype) for run in ("recorded", "port", "reference")]
+    empty = Evidence(case, *sides[:2], lambda: sides[2], tmp_path, evidence.draft)
+    if name in ("round_trip", "converted"):
+        with pytest.raises(InputError, match="checkpoints: found none"):
+            check.run(empty)
+    else:
+        assert not all(row.passed for row in check.run(empty)) or not check.run(empty)
 
 
-def _nothing_on_disk(check: str, evidence: Evidence) -> None:
-    """These compare files and models: without any, they refuse to judge."""
-    assert evidence.checkpoints is not None
-    evidence.checkpoints = evidence.checkpoints / "nothing here"
-    if check in ("chain", "resume", *DRAWN):
-        assert run_checks(evidence, only=[check])
-        return
-    with pytest.raises(InputError, match="checkpoints: found none"):
-        next(c for c in CHECKS if c.name == check).run(evidence)
-
-
-def test_a_fault_is_located(
-    case: Case, port_evidence: Callable[[Case], Evidence], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_is_located(case: Case, few_steps: Evident, monkeypatch: pytest.MonkeyPatch) -> None:
     next(fault for fault in FAULTS if fault.name == "own-position keys off").plant(monkeypatch)
-    evidence = port_evidence(case)
-    rows = explain(run_checks(evidence), evidence)
+    evidence = few_steps(case.name)
+    rows = explain(run_checks(evidence, only=["batches", "forward"]), evidence)
     hint = next(row.hint for row in rows if row.status is Status.FAILED)
     assert "own-position-kv" in hint
     assert "layers.0.self_attn agree at TTT step 2" in hint

@@ -16,6 +16,8 @@ from fixtures.verifier import VerifierSpec
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
 from ports.errors import InputError
+from ports.hass import train as hass
+from ports.hass.settings import HassSettings
 from ports.training.data.batches import collate
 
 ROPE = {
@@ -53,50 +55,44 @@ def fixture(built_once, tmp_path) -> Path:
     return Path(shutil.copytree(built_once, tmp_path / "fixture"))
 
 
-@pytest.fixture
-def settings(fixture, tmp_path):
-    """Eagle3 settings for the fixture: float32, two samples a batch, natural order, no noise."""
+TRAIN = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 
-    def make(**changes) -> Eagle3Settings:
-        values = {
-            "basepath": str(fixture / "verifier"),
-            "configpath": str(fixture / "draft_eagle3.json"),
-            "tmpdir": fixture / "data_eagle3",
-            "cpdir": tmp_path / "checkpoints",
-            "t2d": fixture / "t2d.npy",
-            "d2t": fixture / "d2t.npy",
-            "bs": 2,
-            "lr": 1e-3,
-            "epoch": 0,
-            "noise": False,
-            "shuffle": False,
-            "num_workers": 0,
-            "mixed_precision": "no",
-            "progress": False,
-        }
-        return Eagle3Settings(**{**values, **changes})
 
-    return make
+def data_of(fixture: Path, algorithm: str) -> dict[str, Path]:
+    """What either algorithm is trained on, by flag."""
+    maps = {name: fixture / f"{name}.npy" for name in ("t2d", "d2t")} if algorithm == "eagle3" else {}
+    configpath, tmpdir = fixture / f"draft_{algorithm}.json", fixture / f"data_{algorithm}"
+    return {"basepath": fixture / "verifier", "configpath": configpath, "tmpdir": tmpdir, **maps}
+
+
+def settings_of(fixture: Path, algorithm: str, **values):
+    """Settings for the fixture, in float32."""
+    data = data_of(fixture, algorithm)
+    texts = {name: str(data.pop(name)) for name in ("basepath", "configpath")}
+    quiet = {"lr": 1e-3, "num_workers": 0, "mixed_precision": "no", "progress": False}
+    return TRAIN[algorithm][1](**{**texts, **data, **quiet, **values})
 
 
 @pytest.fixture
-def flags(fixture, tmp_path):
-    """The same as a command line."""
-    values = {
-        "basepath": fixture / "verifier",
-        "configpath": fixture / "draft_eagle3.json",
-        "tmpdir": fixture / "data_eagle3",
-        "cpdir": tmp_path / "checkpoints",
-        "t2d": fixture / "t2d.npy",
-        "d2t": fixture / "d2t.npy",
-        "bs": 2,
-        "num_workers": 0,
-        "epoch": 0,
-        "no-progress": None,
-    }
+def port() -> str:
+    """Whose settings, flags, drafts and batches the fixtures below make."""
+    return "eagle3"
+
+
+@pytest.fixture
+def settings(fixture, tmp_path, port):
+    """Two samples a batch, one pass in natural order, no noise."""
+    values = {"cpdir": tmp_path / "checkpoints", "bs": 2, "epoch": 0, "noise": False, "shuffle": False}
+    return lambda **changes: settings_of(fixture, port, **{**values, **changes})
+
+
+@pytest.fixture
+def flags(fixture, tmp_path, port):
+    """The same as a command line, shuffled and with noise."""
+    values = {**data_of(fixture, port), "cpdir": tmp_path / "checkpoints", "bs": 2, "num_workers": 0, "epoch": 0}
 
     def make(**changes) -> list[str]:
-        pairs = {**values, **changes}
+        pairs = {**values, "no-progress": None, **changes}
         return [
             word for name, value in pairs.items() for word in ([f"--{name}"] + ([] if value is None else [str(value)]))
         ]
@@ -105,14 +101,9 @@ def flags(fixture, tmp_path):
 
 
 @pytest.fixture
-def lively_draft(settings):
+def lively_draft(settings, port):
     """A draft whose weights are far from their initial state, so that every term shows in its logits."""
-
-    def make(seed: int = 0, **changes):
-        draft = eagle3.build(settings(**changes))
-        return enliven(draft, seed)
-
-    return make
+    return lambda seed=0, **changes: enliven(TRAIN[port][0].build(settings(**changes)), seed)
 
 
 @torch.no_grad()
@@ -127,12 +118,12 @@ def enliven(draft, seed: int = 0):
 
 
 @pytest.fixture
-def batch_of(settings):
+def batch_of(settings, port):
     """The given samples of the fixture, padded to a batch."""
 
     def make(*indices: int, **changes):
-        chosen = settings(**changes)
-        dataset = eagle3.build_dataset(chosen, eagle3.build(chosen).config)
+        chosen, train = settings(**changes), TRAIN[port][0]
+        dataset = train.build_dataset(chosen, train.build(chosen).config)
         return collate([dataset[index] for index in indices])
 
     return make

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,12 +76,12 @@ class Check:
     """A named comparison.
 
     ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
-    subject in a piece of evidence, or returns None. What some checks find does not depend on the case: ``once`` says
-    what one case is enough for, the ``algorithm`` or the whole ``run``.
+    subject in a piece of evidence, or returns None. ``once``: what it finds does not depend on the case, so that one of
+    each algorithm is enough.
     """
 
     name: str
     run: Callable[[Evidence], list[Row]]
     follows: tuple[str, ...] = ()
     inapplicable: Callable[[Evidence], str | None] = lambda evidence: None
-    once: Literal["", "algorithm", "run"] = ""
+    once: bool = False

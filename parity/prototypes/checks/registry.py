@@ -6,15 +6,8 @@ from collections.abc import Iterable
 
 from parity.blocking import explained
 from parity.prototypes.checks.beyond.chain import check_chain
-from parity.prototypes.checks.beyond.corners import check_corners
-from parity.prototypes.checks.beyond.implementations import check_implementations
 from parity.prototypes.checks.beyond.initial import check_initial
-from parity.prototypes.checks.beyond.packing import check_packing
-from parity.prototypes.checks.beyond.sizes import check_sizes
-from parity.prototypes.checks.beyond.sources import check_sources
 from parity.prototypes.checks.evidence import Check, Evidence
-from parity.prototypes.checks.kept.refusals import check_refusals
-from parity.prototypes.checks.kept.upkeep import check_upkeep
 from parity.prototypes.checks.recorded.backward import (
     check_clip,
     check_gradient_flow,
@@ -52,6 +45,12 @@ def _port_in_fp32(evidence: Evidence) -> str | None:
     return _port_only(evidence) or _fp32_only(evidence)
 
 
+def _not_speculators_own(evidence: Evidence) -> str | None:
+    if evidence.case.algorithm == "eagle3":
+        return "the draft is Speculators' own model"
+    return _port_in_fp32(evidence)
+
+
 def _known_to_speculators(evidence: Evidence) -> str | None:
     if evidence.case.algorithm != "eagle3":
         return f"Speculators has no {evidence.case.algorithm} model and no converter for one"
@@ -67,7 +66,7 @@ def _needs_final(evidence: Evidence) -> str | None:
 CHECKS: tuple[Check, ...] = (
     Check("environment", check_environment),
     Check("configuration", check_configuration),
-    Check("initial", check_initial, inapplicable=_port_in_fp32, once="algorithm"),
+    Check("initial", check_initial, inapplicable=_not_speculators_own, once=True),
     Check("batches", check_batches),
     Check("targets", check_targets, follows=("batches",), inapplicable=_fp32_only),
     Check("forward", check_forward, follows=("batches",), inapplicable=_fp32_only),
@@ -84,38 +83,15 @@ CHECKS: tuple[Check, ...] = (
     Check("curve", check_curve, follows=("optimizer_step",)),
     Check("hits", check_hits, follows=("curve",)),
     Check("round_trip", check_round_trip, inapplicable=_port_only),
-    Check("packing", check_packing, inapplicable=_port_in_fp32),
     Check("chain", check_chain, follows=("loss", "paths", "gradients"), inapplicable=_known_to_speculators),
-    Check("sources", check_sources, follows=("batches",), inapplicable=_port_in_fp32, once="algorithm"),
-    Check(
-        "implementations",
-        check_implementations,
-        follows=("gradients", "packing", "chain"),
-        inapplicable=_port_in_fp32,
-    ),
-    Check("sizes", check_sizes, follows=("implementations",), inapplicable=_port_in_fp32, once="run"),
-    Check(
-        "corners",
-        check_corners,
-        follows=("loss", "hits", "implementations"),
-        inapplicable=_port_in_fp32,
-        once="algorithm",
-    ),
     Check("resume", check_resume, follows=("round_trip",), inapplicable=_port_only),
-    Check("upkeep", check_upkeep, follows=("curve", "resume"), inapplicable=_port_in_fp32, once="run"),
-    Check("refusals", check_refusals, follows=("sources", "resume"), inapplicable=_port_in_fp32, once="run"),
     Check("converted", check_converted, follows=("curve", "round_trip"), inapplicable=_needs_final),
 )
 
 
 def checks_for(algorithm: str, done: set[tuple[str, str]]) -> list[str]:
     """Names of the checks for one more case; ``done`` are (algorithm, check) that ran in other cases."""
-    before: dict[str, set[str]] = {
-        "": set(),
-        "algorithm": {name for each, name in done if each == algorithm},
-        "run": {name for _, name in done},
-    }
-    return [check.name for check in CHECKS if check.name not in before[check.once]]
+    return [check.name for check in CHECKS if not (check.once and (algorithm, check.name) in done)]
 
 
 def run_checks(evidence: Evidence, only: Iterable[str] | None = None) -> list[Row]:

@@ -10,14 +10,11 @@ import pytest
 import torch
 
 from fixtures.features import hidden_states
-from ports.eagle3 import train as eagle3
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.drafts import drafter_of, open_draft
 from ports.evaluate.verifiers import open_verifier
-from ports.hass import train as hass
-from ports.hass.settings import HassSettings
 from ports.training.saving import save_draft
-from tests.ports.conftest import enliven
+from tests.ports.conftest import TRAIN, enliven, settings_of
 
 
 @dataclass
@@ -38,13 +35,9 @@ class Pair:
 
 
 @pytest.fixture(params=["eagle3", "hass"])
-def pair(request, settings, fixture, tmp_path) -> Pair:
-    if request.param == "eagle3":
-        draft = eagle3.build(settings(forward_num_total=3))
-    else:
-        values = {"configpath": str(fixture / "draft_hass.json"), "tmpdir": fixture / "data_hass"}
-        shared = settings(forward_num_total=3).model_dump(include={"basepath", "cpdir", "bs", "forward_num_total"})
-        draft = hass.build(HassSettings(**{**shared, **values}))
+def pair(request, fixture, tmp_path) -> Pair:
+    chosen = settings_of(fixture, request.param, cpdir=tmp_path / "checkpoints", forward_num_total=3)
+    draft = TRAIN[request.param][0].build(chosen)
     directory = save_draft(enliven(draft), tmp_path / "draft")
     verifier = fixture / "verifier"
     return Pair(

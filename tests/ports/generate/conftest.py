@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from fixtures.conversations import SHAREGPT
 from fixtures.tokenizer import build_tokenizer
 from fixtures.verifier import VerifierSpec, build_verifier
 from ports.generate.__main__ import main
+from tests.ports.forked import Forked
 
 SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48, seed=3)
 
@@ -65,14 +64,15 @@ def generate(flags):
 
 
 @pytest.fixture
-def spawn(flags):
-    """Starts the command as a process of its own."""
+def spawn(flags, tmp_path):
+    """Starts the command as a process of its own, and its processes too."""
+    return lambda **changes: Forked(tmp_path / "spawned", __name__, "forking_main", flags(**changes))
 
-    def go(**changes) -> subprocess.Popen:
-        command = [sys.executable, "-m", "ports.generate", *flags(**changes)]
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
 
-    return go
+def forking_main(argv: list[str]) -> int:
+    forks = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method: forks
+    return main(argv)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

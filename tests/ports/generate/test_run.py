@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from ports.generate.settings import GenerationSettings
 from ports.generate.worker import _own_devices, work
 from ports.training.command_line import parse
 from ports.training.data.records import list_records, read_record, recorded_info
+from tests.ports.forked import FORKS, hold
 from tests.ports.generate.conftest import SPEC, contents
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
@@ -76,8 +76,9 @@ def test_the_default_precision_is_the_prototypes(generate, algorithm, dtype) -> 
     assert read_record(file, WIDTHS[algorithm], SPEC.vocab_size)["hidden_state"].dtype is dtype
 
 
-def test_rows_are_split_over_processes_as_the_prototypes_do(generate, tmp_path) -> None:
+def test_rows_are_split_over_processes_as_the_prototypes_do(generate, tmp_path, monkeypatch) -> None:
     """Three processes on rows 0..7: three, three and two; together they hold what one process writes."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORKS)
     one, three = generate(), generate(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, device="cpu")
     names = [file.relative_to(three).as_posix() for file in list_records(three)]
     assert names == [f"{p}/data_{i}.safetensors" for p, size in enumerate((3, 3, 2)) for i in range(size)]
@@ -134,11 +135,10 @@ def test_killed_at_random_moments_the_bytes_are_the_same(generate, spawn, tmp_pa
     folder, random_delay, counts = tmp_path / "killed", random.Random(5), []
     for _ in range(4):
         process = spawn(outdir=folder, **settings)
-        while process.poll() is None and len(list(folder.rglob("data_*"))) <= (counts or [0])[-1]:
+        while process.returncode is None and len(list(folder.rglob("data_*"))) <= (counts or [0])[-1]:
             time.sleep(0.002)
         time.sleep(random_delay.random() * 0.02)
         process.kill()
-        process.communicate()
         counts.append(len(list(folder.rglob("data_*"))))
     assert 0 < counts[0] < 20, counts
     generate(outdir=folder, **settings)
@@ -154,18 +154,21 @@ def in_this_process(argv) -> Path:
     return prepared.settings.outdir
 
 
+def ended_with(process) -> int:
+    process.ended()
+    return process.returncode
+
+
 def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path) -> None:
     """The processes of a killed command end by themselves; until then their folders are in use."""
     settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
     whole, folder = contents(in_this_process(flags(outdir=tmp_path / "whole", **settings))), tmp_path / "killed"
     process = spawn(outdir=folder, **settings)
-    while process.poll() is None and not list(folder.rglob("data_*")):
+    while process.returncode is None and not list(folder.rglob("data_*")):
         time.sleep(0.002)
     process.kill()
-    process.wait()
-    process.stderr.close()
     written, deadline = len(list(folder.rglob("data_*"))), time.monotonic() + 60
-    while main(flags(outdir=folder, **settings)) and time.monotonic() < deadline:
+    while ended_with(spawn(outdir=folder, **settings)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert 0 < written < 20
     assert contents(folder) == whole
@@ -244,13 +247,9 @@ def test_a_second_run_in_the_same_directory_is_refused(flags, spawn, generate, t
     """Another process holds the folder for as long as it lives."""
     folder = generate()
     record_files.record_file(folder / "0", 0).unlink()
-    hold = "import sys; from pathlib import Path; from ports.training.checkpoint.lock import DirectoryLock; "
-    hold += "lock = DirectoryLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold, str(folder / "0")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
+    with hold(folder / "0", tmp_path / "holder"):
         second = spawn()
-        assert "outdir: found in use by process" in second.communicate()[1]
+        assert "outdir: found in use by process" in second.ended()
         assert second.returncode == 2
     generate()
     assert len(list_records(folder)) == 8

@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from ports.hass import train as hass
-from ports.hass.settings import HassSettings
-from tests.ports.conftest import enliven
+from tests.ports.conftest import enliven, settings_of
 
 
 @pytest.fixture
-def hass_draft(settings, fixture):
-    shared = settings(forward_num_total=3).model_dump(include={"basepath", "cpdir", "bs", "forward_num_total"})
-    own = {"configpath": str(fixture / "draft_hass.json"), "tmpdir": fixture / "data_hass", "ttt_alignment": "chain"}
-    return enliven(hass.build(HassSettings(**{**shared, **own})))
+def hass_draft(fixture, tmp_path):
+    chosen = settings_of(fixture, "hass", cpdir=tmp_path, forward_num_total=3, ttt_alignment="chain")
+    return enliven(hass.build(chosen))
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +13,7 @@ from transformers import LlamaConfig
 
 from ports.serving.plugin import ARCHITECTURE, MODEL, describe, register
 from ports.training.saving import save_draft
+from tests.ports.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,11 +23,11 @@ def test_the_entry_point_is_the_plugin():
     assert found.load() is register
 
 
-def test_it_imports_without_vllm():
-    code = "import sys; sys.modules['vllm'] = None; import ports.serving.plugin, ports.serving.cli"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_it_imports_without_vllm(tmp_path):
+    code = "import sys; assert 'ports.serving.plugin' not in sys.modules; sys.modules['vllm'] = None"
+    done = Forked(tmp_path, "builtins", "exec", f"{code}; import ports.serving.plugin, ports.serving.cli")
+    assert done.ended() == ""
+    assert done.returncode == 0
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from ports.hass.settings import HassSettings
 from ports.training.checkpoint.stop import StoppedError
 from ports.training.observer import Observer
 from ports.training.runs import finish
+from tests.ports.conftest import data_of, settings_of
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ def words(fixture):
 
     def make(algorithm, cpdir, *switches, **changes):
         values = {
-            "basepath": fixture / "verifier",
-            "configpath": fixture / f"draft_{algorithm}.json",
-            "tmpdir": fixture / f"data_{algorithm}",
+            **data_of(fixture, algorithm),
             "cpdir": cpdir,
             "bs": 1,
             "lr": 1e-3,
@@ -111,10 +110,8 @@ def words(fixture):
             "num_workers": 0,
             "mixed_precision": "no",
             "forward_num_total": 2,
+            **changes,
         }
-        if algorithm == "eagle3":
-            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
-        values |= changes
         flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
         return [*flags, "--no-progress", *switches]
 
@@ -128,22 +125,8 @@ def start_run(fixture, reset_accelerator):
     def start(algorithm: str, cpdir: Path, observer: Observer | None = None, **changes):
         reset_accelerator()
         chosen = ALGORITHMS[algorithm]
-        values = {
-            "basepath": str(fixture / "verifier"),
-            "configpath": str(fixture / f"draft_{algorithm}.json"),
-            "tmpdir": fixture / f"data_{algorithm}",
-            "cpdir": cpdir,
-            "bs": 1,
-            "lr": 1e-3,
-            "epoch": 1,
-            "num_workers": 0,
-            "mixed_precision": "no",
-            "progress": False,
-            "forward_num_total": 2,
-        }
-        if algorithm == "eagle3":
-            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
-        settings = chosen.settings(**{**values, **changes})
+        values = {"cpdir": cpdir, "bs": 1, "epoch": 1, "forward_num_total": 2, **changes}
+        settings = settings_of(fixture, algorithm, **values)
         set_seed(settings.seed)
         draft = chosen.train.build(settings)
         return chosen.train.start(settings, draft, chosen.train.build_dataset(settings, draft.config), None, observer)

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -46,6 +47,12 @@ class Watch(Observer):
 
     def finished(self, objective):
         self.events.append("finished")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_bar_is_drawn_where_it_is_asked_for(train, capsys, asked):
+    train(progress=asked, max_steps=1)
+    assert bool(re.search(r"\r *\d+%\|", capsys.readouterr().err)) is asked
 
 
 def gradients_of(objective):

@@ -161,7 +161,7 @@ def test_mutant_command_lines(words, tmp_path, capsys):
     """Settings, or a word about what is wrong: argparse's for a flag that is none, ours for a value."""
     tally, switches = Tally(), {"save_steps": 2, "loss_normalisation": "global", "on_bad_record": "skip"}
     line = words("eagle3", tmp_path / "cp", **switches)
-    for number in range(COUNT):
+    for number in range(2 * COUNT):
         mutant = mutate_words(line, random.Random(f"command line {number}"))
         with tally.one(f"command line {number}: {mutant}"):
             parse_as_argparse_does(mutant, capsys)

@@ -75,14 +75,33 @@ def unequal_masks(folder):
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-def test_two_processes_are_one_with_the_whole_batch(words, run_ranks, start_run, fixture, tmp_path, parallel):
-    """Unequal rows on the two: gradients of the first step, the curve and the final weights, each to 1e-6."""
-    runs, common = [], {"loss_normalisation": "global", "save_steps": 1}
+def test_two_processes(words, run_ranks, start_run, fixture, tmp_path, parallel):
+    """One job for all runs, so that the imports are paid for once; what is told of each stands below."""
     for algorithm in ALGORITHMS_OF[parallel]:
         unequal_masks(fixture / f"data_{algorithm}")
-        line = words(algorithm, tmp_path / f"{algorithm}_pair", "--no-shuffle", "--no-noise", **common)
-        runs.append({"algorithm": algorithm, "words": line, "gradients": parallel != "zero2"})
-    run_ranks(parallel, runs)
+    pairs, options = pairs_of(words, tmp_path, parallel), options_of(words, tmp_path, parallel)
+    straight, resumed, found = resumes_of(words, tmp_path, parallel)
+    run_ranks(parallel, pairs + options + straight + resumed)
+    they_are_one_with_the_whole_batch(start_run, tmp_path, parallel)
+    options_learn_the_same(tmp_path, parallel)
+    for expected, again, last in found:
+        assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
+        opens_in_one(again / last)
+    goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_no" / "step_4", parallel)
+
+
+def pairs_of(words, folder, parallel):
+    common = {"loss_normalisation": "global", "save_steps": 1}
+    lines = {
+        algorithm: words(algorithm, folder / f"{algorithm}_pair", "--no-shuffle", "--no-noise", **common)
+        for algorithm in ALGORITHMS_OF[parallel]
+    }
+    gradients = parallel != "zero2"
+    return [{"algorithm": algorithm, "words": line, "gradients": gradients} for algorithm, line in lines.items()]
+
+
+def they_are_one_with_the_whole_batch(start_run, tmp_path, parallel):
+    """Unequal rows on the two: gradients of the first step, the curve and the final weights, each to 1e-6."""
     for algorithm in ALGORITHMS_OF[parallel]:
         quiet = {"shuffle": False, "noise": False, "epoch": 0, "save_steps": 1}
         for name, size in {"big": {"bs": 2}, "accumulated": {"gradient_accumulation_steps": 2}}.items():
@@ -128,8 +147,7 @@ STOPS = {("no", 0): (1, 4, 6), ("bf16", 2): (5,)}
 """Optimizer steps of six in two passes, by precision and loader processes: in either pass, and at the end."""
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
-def test_two_processes_resume_exactly(words, run_ranks, start_run, tmp_path, parallel):
+def resumes_of(words, tmp_path, parallel):
     """From checkpoints of both passes, with noise and an order of its own in each, to the bit."""
     straight, resumed, found = [], [], []
     for algorithm in ALGORITHMS_OF[parallel]:
@@ -142,11 +160,7 @@ def test_two_processes_resume_exactly(words, run_ranks, start_run, tmp_path, par
                 line = words(algorithm, again, ckpt_path=source, **options)
                 resumed.append({"algorithm": algorithm, "words": line})
                 found.append((cpdir, again, f"{ALGORITHMS[algorithm].prefix}1"))
-    run_ranks(parallel, straight + resumed)
-    for expected, again, last in found:
-        assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
-        opens_in_one(again / last)
-    goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_no" / "step_4", parallel)
+    return straight, resumed, found
 
 
 def opens_in_one(checkpoint):
@@ -167,16 +181,18 @@ def opens_in_one(checkpoint):
 OPTIONS = ("--packing", "--activation_checkpointing", "--report_data_wait")
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
-def test_every_option_for_memory_and_data(words, run_ranks, tmp_path, parallel):
-    """Grouped batches padded, and the same packed and recomputed: one curve, and the time that was waited for data."""
+def options_of(words, tmp_path, parallel):
     common = {"bs": 2, "epoch": 1, "loss_normalisation": "global"}
     lines = {
         (algorithm, name): words(algorithm, tmp_path / f"{algorithm}_{name}", "--group_by_length", *options, **common)
         for algorithm in ALGORITHMS_OF[parallel]
         for name, options in {"padded": (), "packed": OPTIONS}.items()
     }
-    run_ranks(parallel, [{"algorithm": algorithm, "words": line} for (algorithm, _), line in lines.items()])
+    return [{"algorithm": algorithm, "words": line} for (algorithm, _), line in lines.items()]
+
+
+def options_learn_the_same(tmp_path, parallel):
+    """Grouped batches padded, and the same packed and recomputed: one curve, and the time that was waited for data."""
     for algorithm in ALGORITHMS_OF[parallel]:
         packed, padded = (curve(tmp_path / f"{algorithm}_{name}") for name in ("packed", "padded"))
         told = [line for line in packed if "pass/data_wait" in line]
@@ -202,10 +218,9 @@ def goes_on_in_one(start_run, folder, checkpoint, parallel):
     next(loop.optimizer_steps())
 
 
-@pytest.mark.parametrize("module", ["ports.eagle3.train", "ports.hass.train"])
-def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path, module):
+def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path):
     """Two "nodes" on loopback run to the end; two processes on one lose a rank, resume, and end at the same bits."""
-    algorithm, common = module.split(".")[1], {"epoch": 3, "save_steps": 1}
+    algorithm, module, common = "hass", "ports.hass.train", {"epoch": 3, "save_steps": 1}
     rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "job")
     node = torchrun("--nnodes", "2", "--nproc_per_node", "1", *rendezvous)
     straight = words(algorithm, tmp_path / "straight", **common)
@@ -222,6 +237,7 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path, modul
     again = start("-m", module, *words(algorithm, cpdir, ckpt_path="auto", **common), launcher=two_processes())
     (said,) = finish(again)
     assert f"resuming from {cpdir}" in said
+    assert said.count("Epoch [4/3]") == said.count("training on 6 examples total") == 1
     expected, found = (
         Left(folder, f"{ALGORITHMS[algorithm].prefix}3", []) for folder in (tmp_path / "straight", cpdir)
     )

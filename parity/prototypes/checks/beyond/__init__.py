@@ -1,1 +1,1 @@
-"""What no recording holds: fresh weights, options, sources of data, sizes and corners; the other side is made here."""
+"""What no recording holds, made here: the port against Speculators itself."""

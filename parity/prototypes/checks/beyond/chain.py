@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor, nn
 
-from parity.compare import compare, compare_groups, compare_named
+from parity.compare import Subject, compare, compare_groups, compare_named
 from parity.environment import deterministic
 from parity.files import read_tensors
 from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.names import TO_NATIVE
-from parity.verdict import Row
+from parity.verdict import Against, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import attention_name
@@ -24,50 +24,39 @@ from ports.training.data.batches import Batch, RecordDataset, collate
 
 
 def check_chain(evidence: Evidence) -> list[Row]:
-    """Logits at every TTT step and the loss, sample by sample, with Speculators' mask and slice rules.
+    """Logits at every TTT step, loss and gradients of a sample, with Speculators' mask and slice rules.
 
-    Speculators cannot unroll a sample to as many steps as it has tokens, so longer ones are taken.
-
-    Speculators packs one document in a row and drops the last position; its step-s logits at index q are the port's
-    at position p = q + s. Drafts of more layers, which the prototype cannot train, are compared on one sample, their
-    gradients too.
+    Speculators cannot unroll a sample to as many steps as it has tokens, so a longer one is taken. It packs one
+    document in a row and drops the last position; its step-s logits at index q are the port's at position p = q + s.
+    Drafts of two layers, which the prototype cannot train, are compared too.
     """
-    rows, samples = [], _samples(evidence, count=2)
-    for layers, name in enumerate(("sample", "two layers, sample", "three layers, sample"), 1):
+    subject, batch, rows = replace(evidence.subject("chain"), against=Against.LIBRARY), _sample(evidence), []
+    for layers, name in enumerate(("one layer", "two layers"), 1):
         theirs = _speculators_draft(evidence, layers)
-        ours = _aligned(theirs)
-        for number, batch in enumerate(samples if layers == 1 else samples[:1]):
-            rows += _compare_sample(evidence, f"{name}{number}", theirs, ours, batch)
-        for batch in samples[:1]:
-            rows += _compare_gradients(evidence, name, theirs, ours, batch)
+        rows += _compare(evidence, subject, name, theirs, _aligned(theirs), batch)
     return rows
 
 
-def _compare_sample(evidence: Evidence, name: str, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:
-    subject, k = evidence.subject("chain"), evidence.case.ttt_steps
+def _compare(
+    evidence: Evidence, subject: Subject, name: str, theirs: Eagle3DraftModel, ours: Eagle3DraftModel, batch: Batch
+) -> list[Row]:
+    """Of the gradients those of everything that both train."""
+    k, rows = evidence.case.ttt_steps, []
     expected_logits, expected_loss = speculators_forward(theirs, batch, k)
-    with torch.no_grad():
-        outcome = Eagle3Objective(ours, k, Alignment.CHAIN)(batch)
-    rows = []
+    outcome = Eagle3Objective(ours, k, Alignment.CHAIN)(batch)
     for s, (expected, step) in enumerate(zip(expected_logits, outcome.steps)):
         length = expected.shape[1] - s
-        pair = expected[:, :length], step.logits[:, s : s + length]
+        pair = expected[:, :length], step.logits.detach()[:, s : s + length]
         rows.append(compare(subject, "chain_logits", f"{name}.step{s}", *pair, evidence.tolerance("chain_logits")))
-    loss = outcome.loss.reshape(1)
-    tolerance = evidence.tolerance("chain_loss")
-    return [*rows, compare_named(subject, "chain_loss", name, expected_loss.reshape(1), loss, tolerance)]
-
-
-def _compare_gradients(evidence: Evidence, name: str, theirs: Eagle3DraftModel, ours: Any, batch: Batch) -> list[Row]:
-    """Of everything that both train, by the loss of one sample."""
-    k = evidence.case.ttt_steps
-    theirs(**speculators_inputs(batch, k))[1].backward()
-    Eagle3Objective(ours, k, Alignment.CHAIN)(batch).backward_loss.backward()
-    expected, found = (
-        {f"{name}0: {each}": value.grad for each, value in draft.named_parameters() if value.grad is not None}
+    losses = expected_loss.detach().reshape(1), outcome.loss.detach().reshape(1)
+    rows.append(compare_named(subject, "chain_loss", name, *losses, evidence.tolerance("chain_loss")))
+    expected_loss.backward()
+    outcome.backward_loss.backward()
+    expected_grads, grads = (
+        {f"{name}: {each}": value.grad for each, value in draft.named_parameters() if value.grad is not None}
         for draft in (theirs, ours)
     )
-    return compare_groups(evidence.subject("chain"), "grad", expected, found, evidence.tolerance("grad"))
+    return rows + compare_groups(subject, "grad", expected_grads, grads, evidence.tolerance("grad"))
 
 
 def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:
@@ -75,8 +64,7 @@ def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -
     logits: list[Tensor] = []
     hook = draft.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.detach()))
     try:
-        with torch.no_grad():
-            _, loss, _ = draft(**speculators_inputs(batch, ttt_steps))
+        _, loss, _ = draft(**speculators_inputs(batch, ttt_steps))
     finally:
         hook.remove()
     return logits, loss
@@ -120,7 +108,7 @@ def _initial(evidence: Evidence) -> dict[str, Tensor]:
     return {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
 
 
-def _samples(evidence: Evidence, count: int) -> list[Batch]:
+def _sample(evidence: Evidence) -> Batch:
     layer = evidence.draft.config.transformer_layer_config
     dataset = RecordDataset(
         files=[evidence.case.tmpdir / name for name in evidence.case.meta.samples_files],
@@ -130,4 +118,4 @@ def _samples(evidence: Evidence, count: int) -> list[Batch]:
         noise=False,
     )
     batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
-    return list(itertools.islice((b for b in batches if b["input_ids"].shape[1] > evidence.case.ttt_steps), count))
+    return next(batch for batch in batches if batch["input_ids"].shape[1] > evidence.case.ttt_steps)

@@ -90,17 +90,14 @@ def test_a_recording_without_its_mask_fails_and_does_not_crash(case: Case, evide
 
 
 def test_checks_that_depend_on_no_case_run_once() -> None:
-    once = {name: {check.name for check in CHECKS if check.once == name} for name in ("algorithm", "run")}
-    assert once == {"algorithm": {"initial", "sources", "corners"}, "run": {"sizes", "upkeep", "refusals"}}
     every = {check.name for check in CHECKS}
-    assert set(checks_for("eagle3", set())) == every
-    done = {("eagle3", name) for name in every}
-    assert set(checks_for("eagle3", done)) == every - once["algorithm"] - once["run"]
-    assert set(checks_for("hass", done)) == every - once["run"]
+    done = {("hass", name) for name in every}
+    assert set(checks_for("hass", set())) == set(checks_for("eagle3", done)) == every
+    assert set(checks_for("hass", done)) == every - {"initial"}
 
 
 def test_a_refusal_on_the_way_is_a_failed_row(evidence: Evidence) -> None:
-    subject = evidence.subject("upkeep")
+    subject = evidence.subject("initial")
     fine = subject.row("files", "one", 0.0, 0.0, True)
 
     def rows() -> Iterator[Row]:

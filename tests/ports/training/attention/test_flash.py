@@ -63,7 +63,7 @@ def errors(found, wanted, floor):
 
 
 @pytest.mark.parametrize("alignment", BOTH)
-@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("step", [0, 1, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float64_is_the_dense_form(shape, step, alignment):
     inputs, mask = draw(shape, step + 1), right_padding(shape[0], shape[3])
@@ -75,7 +75,7 @@ def test_float64_is_the_dense_form(shape, step, alignment):
 
 
 @pytest.mark.parametrize("alignment", BOTH)
-@pytest.mark.parametrize("step", [0, 1, 2, 4])
+@pytest.mark.parametrize("step", [0, 2, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float32_and_bfloat16_err_like_the_dense_form(shape, step, alignment):
     inputs, mask = draw(shape, step + 1, torch.bfloat16), right_padding(shape[0], shape[3])
@@ -91,7 +91,7 @@ def test_float32_and_bfloat16_err_like_the_dense_form(shape, step, alignment):
 
 
 @pytest.mark.parametrize("alignment", BOTH)
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_gradcheck(steps, alignment):
     inputs = [states.requires_grad_() for states in draw((2, 4, 2, 3, 2), steps)]
 

@@ -45,7 +45,7 @@ def learn(objective, batch, precision=None):
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 @pytest.mark.parametrize("alignment", BOTH)
 @pytest.mark.parametrize("form", ["eager", "fast"])
-@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("lay", [collate, pack])
 def test_losses_and_gradients_are_the_same_to_the_bit(prepared, algorithm, alignment, form, steps, lay):
     changes = {"ttt_alignment": alignment, "attn_implementation": form, "forward_num_total": steps}

@@ -1,42 +1,20 @@
 """Two runs in one directory."""
 
 import os
-import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from ports.errors import InputError
 from ports.training.checkpoint.lock import DirectoryLock
-
-ROOT = Path(__file__).parents[4]
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from ports.training.checkpoint.lock import DirectoryLock
-lock = DirectoryLock(Path(sys.argv[1]))
-if os.fork() == 0:
-    os.setsid()
-else:
-    print("held", flush=True)
-time.sleep(60)
-"""
+from tests.ports.forked import hold
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock and has a child, as a run with loader processes has."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with hold(tmp_path, tmp_path / "holder") as process:
+        yield process
 
 
 def test_the_second_run_is_told_who_holds_the_directory(holder, tmp_path):
@@ -46,8 +24,7 @@ def test_the_second_run_is_told_who_holds_the_directory(holder, tmp_path):
 
 
 def test_a_killed_holder_holds_nothing(holder, tmp_path):
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.kill()
     lock = DirectoryLock(tmp_path)
     assert lock.file.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
 

@@ -2,22 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from ports.training.checkpoint.stop import EXIT_CODE, StopRequest
-
-ROOT = Path(__file__).parents[4]
-
-
-def launch(flags, **changes):
-    command = [sys.executable, "-m", "ports.eagle3.train", *flags(**changes)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+from tests.ports.forked import Forked
 
 
 def wait_for(file, size=1, seconds=120):
@@ -28,10 +18,10 @@ def wait_for(file, size=1, seconds=120):
 
 
 def test_sigterm_saves_and_exits_with_75(flags, tmp_path):
-    process = launch(flags, epoch=2000)
+    process = Forked(tmp_path / "run", "ports.eagle3.train", "main", flags(epoch=2000))
     wait_for(tmp_path / "checkpoints" / "metrics.jsonl")
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.ended()
     assert process.returncode == EXIT_CODE == 75, said
     last = said.strip().splitlines()[-1]
     assert last.startswith("stopped after optimizer step ")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -39,6 +41,16 @@ def test_the_layers_come_in_the_order_asked_for(model, dialogues) -> None:
     one, other = (FeatureReader(model, layers)(dialogues[:1])[0]["hidden_state"] for layers in ([1, 2, 3], [3, 2, 1]))
     assert torch.equal(one[:, :32], other[:, 64:])
     assert not torch.equal(one, other)
+
+
+def test_layers_on_several_devices_meet_where_the_last_state_lies() -> None:
+    def verifier(**inputs):
+        states = [torch.zeros(1, 2, 3, device=device) for device in ("cpu", "cpu", "cpu", "meta")]
+        return SimpleNamespace(hidden_states=states)
+
+    verifier.device = "cpu"
+    (fields,) = FeatureReader(verifier, (0, 1, 2))([torch.zeros(2, dtype=torch.int64)])
+    assert {name: value.device.type for name, value in fields.items()} == {"hidden_state": "meta", "target": "meta"}
 
 
 def test_a_verifier_that_cannot_be_loaded_is_refused(tmp_path, refuses) -> None:

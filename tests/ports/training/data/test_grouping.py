@@ -86,8 +86,7 @@ def test_grouping_needs_shuffling(flags, capsys):
     assert "group_by_length draws an order of its own: it needs shuffle" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("algorithm", "workers"), [("eagle3", 0), ("hass", 2)])
 def test_stopped_in_either_pass_and_resumed_it_is_the_same_run(run_until, run_to_the_end, tmp_path, algorithm, workers):
     options = {"group_by_length": True, "bs": 2, "epoch": 2, "num_workers": workers}
     expected = run_to_the_end(algorithm, tmp_path / "straight", **options)

@@ -1,1 +1,0 @@
-"""What a run keeps on the disk, goes on from, and refuses."""
