@@ -22,14 +22,6 @@ def test_the_entry_is_the_dict_recorded(case):
         assert log_entry(row["lr_after"], row["loss"], counted, extra) == wanted
 
 
-def test_the_names():
-    entry = log_entry(0.1, 2.0, hits(1, [1, 2, 3], 4), {"train/ploss": 5.0})
-    assert list(entry) == ["train/lr", "train/ploss", "train/loss", "train/acc"] + [
-        f"train/top_{k}_acc" for k in (1, 2, 3)
-    ]
-    assert entry["train/top_3_acc"] == 0.75
-
-
 def test_nothing_is_logged_where_no_row_is_in_the_loss():
     assert log_entry(0.1, 0.0, hits(0, [0, 0, 0], 0)) == {}
 

@@ -251,8 +251,7 @@ def test_rotary_positions_start_anew_in_every_document(objective_of, algorithm):
     assert all(torch.equal(positions[0], expected) for positions in seen)
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(("algorithm", "precision"), [("eagle3", "bf16"), ("hass", "no")])
 def test_a_run_prints_and_learns_the_same(run_to_the_end, tmp_path, algorithm, precision):
     options = {"bs": 2, "epoch": 2, "noise": False, "mixed_precision": precision, "num_workers": 1}
     padded, packed = (
