@@ -150,4 +150,5 @@ class Report:
     @property
     def passed(self) -> bool:
         """True when something was compared and nothing failed or was blocked."""
-        return bool(self.rows) and all(row.passed for row in self.rows)
+        compared = [row for row in self.rows if row.status is not Status.NOT_APPLICABLE]
+        return bool(compared) and all(row.passed for row in compared)

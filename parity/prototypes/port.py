@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from parity.prototypes.names import TO_NATIVE
 from parity.prototypes.paths import path_norms
 from parity.prototypes.recorded import LOGGED
 from parity.prototypes.replay import ReplayDraw, ReplaySampler, samples_per_pass
+from parity.prototypes.ties import near_ties
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
 from ports.training.data.batches import Batch
@@ -174,6 +175,8 @@ class Tracer(Observer):
         self.seed, self.reseed = seed, reseed
         self.trace = Trace("port", case.name, case.dtype)
         self.first_step = True
+        self.rows = torch.zeros(0, dtype=torch.bool)
+        self.ties: tuple[int, ...] = ()
 
     def describe(self, plan: Plan) -> None:
         """Write down what the run was told to do."""
@@ -203,11 +206,14 @@ class Tracer(Observer):
             set_seed(self.seed)
 
     def batch(self, micro_batch: int, batch: Batch) -> None:
+        self.rows = batch["loss_mask"].bool()
         if self.first_step:
             named = {"hidden_states" if name == "features" else name: value for name, value in batch.items()}
             self._keep(f"mb{micro_batch}.batch", named)
 
     def outcome(self, micro_batch: int, outcome: Any) -> None:
+        with torch.no_grad():
+            self.ties = near_ties(outcome.steps[-1].logits, outcome.target.probabilities, self.rows)
         if not self.first_step:
             return
         self._keep(f"mb{micro_batch}", {"target_p": outcome.target.probabilities, "loss": outcome.loss.reshape(1)})
@@ -223,7 +229,7 @@ class Tracer(Observer):
             self._keep(f"mb{micro_batch}.grad", grads)
 
     def stepped(self, record: StepRecord, objective: nn.Module) -> None:
-        self.trace.curve.append(_point(record))
+        self.trace.curve.append(replace(_point(record), ties=self.ties))
         if record.stepped and self.first_step:
             norm = torch.tensor([float("nan") if record.grad_norm is None else record.grad_norm])
             self._keep(f"mb{record.micro_batch}", {"grad_norm": norm})

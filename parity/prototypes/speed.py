@@ -20,8 +20,8 @@ from parity.prototypes.reference.loop import Run
 from parity.prototypes.reference.setup import prepare
 from parity.prototypes.synthetic import write_case
 from parity.timing import Steps, Timings, alternate
-from parity.tolerances import SHORTFALL
-from parity.verdict import Row, Speed
+from parity.tolerances import tables
+from parity.verdict import Against, Report, Row, Speed
 
 LENGTHS = (160, 192, 176, 144, 192, 128, 160, 176)
 SPEC = VerifierSpec(
@@ -51,6 +51,20 @@ def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timings:
         return alternate(reference_steps(case), port_steps(case, Path(folder)), steps, rounds)
 
 
+def throughput(algorithm: str, checkout: Path | None) -> Report:
+    """Rows and speeds of the port beside the reference, and beside the live original where there is a checkout."""
+    report = Report()
+    with speed_case(algorithm) as case:
+        timings = {"reference": measure(case)}
+        if checkout is not None:
+            timings["original"] = live_timings(case, checkout)
+        for prototype, measured in timings.items():
+            row, speed = judge_speed(case, measured, prototype)
+            report.rows.append(row)
+            report.speeds.append(speed)
+    return report
+
+
 def reference_steps(case: Case) -> Steps:
     return lambda: Run(prepare(case)).optimizer_steps()
 
@@ -61,11 +75,12 @@ def port_steps(case: Case, cpdir: Path) -> Steps:
 
 def judge_speed(case: Case, timings: Timings, prototype: str) -> tuple[Row, Speed]:
     """Time per step of the port over the prototype's; at most 1 / 0.9 is allowed."""
-    allowed = 1 / SHORTFALL["throughput"].bound
+    allowed = tables()["prototype_fp32"]["throughput"].bound
     slowdown = 1 / timings.ratio
     low, high = timings.interval()
     detail = f"throughput is {timings.ratio:.2f}x the {prototype}'s, 95 % interval {low:.2f} to {high:.2f}"
-    subject = Subject("throughput", case.name, "port")
+    against = Against.REFERENCE if prototype == "reference" else Against.PROTOTYPE
+    subject = Subject("throughput", case.name, "port", against)
     row = subject.row("throughput", "time per step", slowdown, allowed, slowdown <= allowed, detail)
     return row, summary(case, timings, prototype)
 

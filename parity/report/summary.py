@@ -31,7 +31,7 @@ def severity(row: Row) -> tuple[int, bool, float]:
     """Sort key, the worst last: by status, then NaN, then by margin. Blocked rows say nothing and are the least."""
     ratio = margin(row)
     is_nan = ratio is not None and math.isnan(ratio)
-    rank = (Status.BLOCKED, Status.PASSED, Status.FAILED).index(row.status)
+    rank = (Status.NOT_APPLICABLE, Status.BLOCKED, Status.PASSED, Status.FAILED).index(row.status)
     return rank, is_nan, -1.0 if ratio is None or is_nan else ratio
 
 

@@ -12,7 +12,7 @@ from parity.report.numbers import count, listing, short
 from parity.report.summary import Group, blockers, failed, grouped, margin, unique, verdict_line
 from parity.verdict import Report, Row, Status
 
-STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.BLOCKED: "yellow"}
+STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.BLOCKED: "yellow", Status.NOT_APPLICABLE: "dim"}
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

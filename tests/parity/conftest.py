@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import fixtures
 import parity.cli
+from parity.evidence import Evidence
 from parity.prototypes.case import Case, find_cases, read_case
-from parity.prototypes.checks.evidence import Evidence
-from parity.prototypes.judge import PORT, recorded_baseline
+from parity.run import CaseRun, find_pair
 from tests.parity.toys import copy_toys, seal
 
 
@@ -31,13 +32,11 @@ def case() -> Case:
 @pytest.fixture
 def port_evidence() -> Iterator[Callable[[Case], Evidence]]:
     """Runs the port on a case, as it is patched at that moment."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def run(case: Case) -> Evidence:
-            found, expected = stack.enter_context(recorded_baseline(case))
-            return stack.enter_context(PORT.evidence(found, expected))
+            pair = find_pair(case.algorithm)
+            return CaseRun(pair, case, stack).evidence(pair.port)
 
         yield run
 
@@ -60,7 +59,7 @@ def recordings() -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs a ``parity`` command line here and returns its exit code."""
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr(parity.cli, "hush", lambda: None)
 
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from parity.prototypes.job import Options
 
 import parity.cli
-from parity.prototypes.job import Options
 from parity.verdict import Report, Row, Skip, Status
 from tests.parity.faults import FAULTS
 from tests.parity.folders import META, make_fixture, write_meta

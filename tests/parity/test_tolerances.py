@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from parity.prototypes.judge import PORT
 
 import fixtures
 import parity.prototypes.checks.evidence
 from parity.prototypes.case import read_case
 from parity.prototypes.checks import run_checks
-from parity.prototypes.judge import PORT
 from parity.prototypes.recorded import load_recorded
 from parity.tolerances import BF16, FLOOR_RUN, FLOORS_FP32, PORT_FP32, Kind, Tolerance, tolerance
 

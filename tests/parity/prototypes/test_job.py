@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-import fixtures
 import parity.prototypes.job
-from parity.errors import InputError
-from parity.prototypes.case import Case, read_case
+import pytest
 from parity.prototypes.job import Options, verdict
 from parity.prototypes.judge import PORT, REFERENCE, Side, judge
+
+import fixtures
+from parity.errors import InputError
+from parity.prototypes.case import Case, read_case
 from parity.prototypes.recorded import load_recorded
 from parity.timing import Timings
 from parity.verdict import Report, Row, Speed, Status

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity.prototypes.judge import PORT
 from safetensors.torch import load_file
 
 from fixtures.samples import build_random_fixture
 from fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.checks import run_checks
-from parity.prototypes.judge import PORT
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.synthetic import initial_weights, plain_order, sample_order, write_case
 from parity.verdict import Row

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from parity.compare import compare, compare_groups, compare_named
 from parity.environment import deterministic
+from parity.evidence import Evidence
 from parity.files import read_tensors
-from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.names import TO_NATIVE
 from parity.verdict import Row
 from ports.eagle3.objective import Eagle3Objective
@@ -96,12 +96,12 @@ def speculators_inputs(batch: Batch, ttt_steps: int) -> dict[str, Any]:
 
 def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
     """Speculators' model on the run's initial weights; the files hold post-norm targets, so its norm is an identity."""
-    config = copy.deepcopy(evidence.draft.config)
+    config = copy.deepcopy(evidence.live.draft.config)
     config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
     config.transformer_layer_config.num_hidden_layers = layers
     with deterministic():
         draft = Eagle3DraftModel(config)
-    draft.load_state_dict({**evidence.draft.state_dict(), **_initial(evidence)}, strict=False)
+    draft.load_state_dict({**evidence.live.draft.state_dict(), **_initial(evidence)}, strict=False)
     draft.verifier_norm = nn.Identity()
     return draft.eval()
 
@@ -121,7 +121,7 @@ def _initial(evidence: Evidence) -> dict[str, Tensor]:
 
 
 def _samples(evidence: Evidence, count: int) -> list[Batch]:
-    layer = evidence.draft.config.transformer_layer_config
+    layer = evidence.live.draft.config.transformer_layer_config
     dataset = RecordDataset(
         files=[evidence.case.tmpdir / name for name in evidence.case.meta.samples_files],
         widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},

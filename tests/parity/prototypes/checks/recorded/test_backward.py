@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from parity.prototypes.case import Case
-from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.checks.recorded.backward import (
     check_gradient_flow,
     check_gradients,
     check_optimizer_step,
     gradient_flow,
 )
+from torch import Tensor
+
+from parity.prototypes.case import Case
+from parity.prototypes.checks.evidence import Evidence
 from parity.trace import Trace
 from parity.verdict import Row
 

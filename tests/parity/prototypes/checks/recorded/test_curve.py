@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from parity.prototypes.checks.recorded.curve import check_curve, check_hits
 
 from parity.prototypes.case import Case
 from parity.prototypes.checks.evidence import Evidence
-from parity.prototypes.checks.recorded.curve import check_curve, check_hits
 from parity.prototypes.recorded import load_recorded
 from parity.trace import Trace
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from parity.prototypes.checks.recorded.determined import compare_parameters
 
 from parity.prototypes.case import Case
 from parity.prototypes.checks.evidence import Evidence
-from parity.prototypes.checks.recorded.determined import compare_parameters
 from parity.trace import Trace
 
 NAME = "fc.weight"

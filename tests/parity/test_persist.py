@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from parity.errors import InputError
+from parity.persist import read_trace, write_trace
 from parity.trace import Point, Trace
-from parity.trace_folder import read_trace, write_trace
 from tests.mutants import try_all
 
 

@@ -10,10 +10,9 @@ from torch import nn
 
 from parity.environment import describe, deterministic, quietly
 from parity.kit.names import NameMap
-from parity.kit.side import Side
-from parity.kit.tracing import dtype_of, original_weights, start
-from parity.kit.training import state_of
+from parity.kit.tracing import original_weights
 from parity.prototypes.port import reset_accelerate
+from parity.side import Side, dtype_of, start, state_of
 from parity.trace import Point, Trace
 from ports.training.loop import Loop
 from ports.training.observer import Observer, StepRecord

@@ -14,12 +14,12 @@ from speculators import SpeculatorModel
 from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 from torch import Tensor
 
+from parity.checks import compare_states
 from parity.compare import Subject, compare, compare_groups, compare_value
 from parity.errors import InputError
+from parity.evidence import Evidence
 from parity.files import read_tensors
 from parity.prototypes.algorithms import ALGORITHMS
-from parity.prototypes.checks.evidence import Evidence
-from parity.prototypes.checks.recorded.determined import compare_parameters
 from parity.verdict import Row
 
 VERIFIER_OWNED = {"embed_tokens.weight": "verifier.embed_tokens.weight"}
@@ -27,12 +27,11 @@ VERIFIER_OWNED = {"embed_tokens.weight": "verifier.embed_tokens.weight"}
 
 def last_checkpoint(evidence: Evidence) -> Path:
     """The newest draft directory of the run."""
-    assert evidence.checkpoints is not None
     prefix = ALGORITHMS[evidence.case.algorithm].checkpoint
-    found = evidence.checkpoints.glob(f"{prefix}*/config.json")
+    found = evidence.live.checkpoints.glob(f"{prefix}*/config.json")
     saved = sorted(found, key=lambda file: int(file.parent.name.removeprefix(prefix)))
     if not saved:
-        raise InputError(evidence.checkpoints, "checkpoints", "none", "a Speculators directory after every pass")
+        raise InputError(evidence.live.checkpoints, "checkpoints", "none", "a Speculators directory after every pass")
     return saved[-1].parent
 
 
@@ -40,7 +39,7 @@ def check_round_trip(evidence: Evidence) -> list[Row]:
     """The file against the trained draft, key by key; the reopened draft against it, logit by logit."""
     subject, folder = evidence.subject("round_trip"), last_checkpoint(evidence)
     stored = read_tensors(folder / "model.safetensors")
-    trained = _saved_state(evidence.draft)
+    trained = _saved_state(evidence.live.draft)
     rows = compare_groups(subject, "round_trip", trained, stored, evidence.tolerance("round_trip"))
     if ALGORITHMS[evidence.case.algorithm].owns_vocabulary:
         rows += _verifier_owned(evidence, subject, stored)
@@ -60,7 +59,7 @@ def _saved_state(draft: Any) -> dict[str, Tensor]:
 def _exactly_trained(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> Row:
     """Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else."""
     owned = {*VERIFIER_OWNED, "t2d", "d2t"} if ALGORITHMS[evidence.case.algorithm].owns_vocabulary else set()
-    trained = evidence.trained_by_prototype()
+    trained = evidence.trained_by_original()
     missing, extra = trained - set(stored), set(stored) - trained - owned
     detail = f"missing {sorted(missing)}, beyond them {sorted(extra)}" if missing or extra else ""
     return subject.row("keys", "trained tensors", float(len(missing) + len(extra)), 0.0, not detail, detail)
@@ -74,7 +73,7 @@ def _verifier_owned(evidence: Evidence, subject: Subject, stored: dict[str, Tens
 
 
 def _vocabulary(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> list[Row]:
-    if evidence.draft.d2t is None:  # it says every token of the verifier, so Speculators keeps no map
+    if evidence.live.draft.d2t is None:  # it says every token of the verifier, so Speculators keeps no map
         return []
     expected = {
         "t2d": torch.from_numpy(np.load(evidence.case.fixture / "t2d.npy")).bool(),
@@ -86,7 +85,7 @@ def _vocabulary(evidence: Evidence, subject: Subject, stored: dict[str, Tensor])
 
 def _left_at_start(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> list[Row]:
     """Every tensor that moved in training differs from its value at the start of the run in the file too."""
-    start, trained = evidence.found.group("init."), evidence.draft.state_dict()
+    start, trained = evidence.found.group("init."), evidence.live.draft.state_dict()
     moved = [name for name in start if name in trained and not torch.equal(start[name], trained[name])]
     names = [name for name in moved if name in stored]
     rows = []
@@ -99,11 +98,11 @@ def _left_at_start(evidence: Evidence, subject: Subject, stored: dict[str, Tenso
 
 def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
     reopened = SpeculatorModel.from_pretrained(folder)
-    rows = [compare_value(subject, "class", "model", type(evidence.draft).__name__, type(reopened).__name__)]
+    rows = [compare_value(subject, "class", "model", type(evidence.live.draft).__name__, type(reopened).__name__)]
     reopened.config.transformer_layer_config._attn_implementation = (
-        evidence.draft.config.transformer_layer_config._attn_implementation
+        evidence.live.draft.config.transformer_layer_config._attn_implementation
     )
-    expected, found = (_last_logits(model, evidence) for model in (evidence.draft, reopened))
+    expected, found = (_last_logits(model, evidence) for model in (evidence.live.draft, reopened))
     tolerance = evidence.tolerance("round_trip")
     return [*rows, compare(subject, "round_trip", "logits", expected, found, tolerance)]
 
@@ -120,12 +119,13 @@ def check_converted(evidence: Evidence) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         converted = _convert(evidence, Path(folder))
     exact = {name for name in converted if not converted[name].is_floating_point()} | set(VERIFIER_OWNED)
-    trained = {*converted, *native} - exact
+    names = {f"final.{name}": name for name in sorted({*converted, *native} - exact)}
+    pairs = {key: (converted.get(name), native.get(name)) for key, name in names.items()}
     return [
         *compare_groups(
             subject, "converted", _only(converted, exact), _only(native, exact), evidence.tolerance("converted")
         ),
-        *compare_parameters(evidence, subject, "final", _only(converted, trained), _only(native, trained)),
+        *compare_states(evidence, "converted", "final", pairs),
     ]
 
 
@@ -136,7 +136,7 @@ def _only(tensors: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
 def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
     """Write what the prototype's final state holds in the converter's input layout, convert it, read it back."""
     final = evidence.expected.group("final.")
-    maps = () if evidence.draft.d2t is None else ("t2d", "d2t")
+    maps = () if evidence.live.draft.d2t is None else ("t2d", "d2t")
     vocabulary = {name: value for name, value in read_tensors(evidence.case.initial).items() if name in maps}
     source, target = folder / "source", folder / "target"
     source.mkdir()

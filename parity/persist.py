@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 
 from parity.errors import InputError
-from parity.files import read_object, read_tensors
+from parity.files import misfit, read_object, read_tensors, write_folder
 from parity.trace import Point, Trace
-from ports.training.checkpoint.atomic import write_directory
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1, which is read too, has no ``ties`` in its points and no audits."""
+
 META, TENSORS = "trace.json", "tensors.safetensors"
 
 
@@ -34,6 +36,7 @@ class StoredPoint(BaseModel):
     correct: int
     rows: int
     top: tuple[int, ...]
+    ties: tuple[int, ...] = ()
     stepped: bool
     logged: dict[str, float]
 
@@ -55,6 +58,7 @@ class Stored(BaseModel):
     frozen: list[str]
     calls: list[str]
     left_out: list[Literal["init", "after", "final", "calls"]] = []
+    audits: list[dict[str, Any]] = []
     tensors: list[str]
 
 
@@ -65,16 +69,16 @@ def write_trace(trace: Trace, folder: str | Path) -> Path:
         InputError: the folder cannot be written.
     """
     content = {name: value for name, value in vars(trace).items() if name != "tensors"}
-    content["curve"] = [_plain(asdict(point)) for point in trace.curve]
-    document = {"format_version": FORMAT, **content, "tensors": sorted(trace.tensors)}
+    content["curve"] = [asdict(point) for point in trace.curve]
+    content["audits"] = [audit.as_json() for audit in trace.audits]
+    document = _plain({"format_version": FORMAT, **content, "tensors": sorted(trace.tensors)})
 
     def fill(partial: Path) -> None:
-        partial.mkdir(parents=True)
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trace.tensors.items()}
         save_file(tensors, partial / TENSORS)
         (partial / META).write_text(json.dumps(document, indent=1, default=str) + "\n")
 
-    return write_directory(Path(folder), fill)
+    return write_folder(Path(folder), fill)
 
 
 def _plain(value: Any) -> Any:
@@ -114,19 +118,26 @@ def read_trace(folder: str | Path) -> Trace:
         frozen=tuple(stored.frozen),
         calls=_calls(folder / META, stored.calls),
         left_out=tuple(stored.left_out),
+        audits=_audits(stored.audits),
     )
+
+
+def _audits(stored: list[dict[str, Any]]) -> list[Any]:
+    if not stored:
+        return []
+    audit: Any = import_module("parity.step").StepAudit
+    return [audit.from_json(value) for value in stored]
 
 
 def _stored(file: Path) -> Stored:
     document = read_object(file, "a trace's trace.json")
     version = document.get("format_version")
-    if version != FORMAT:
-        raise InputError(file, "format_version", repr(version)[:80], FORMAT)
+    if version not in (1, FORMAT):
+        raise InputError(file, "format_version", repr(version)[:80], f"1 or {FORMAT}")
     try:
         return Stored.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(file, ".".join(map(str, first["loc"])), repr(first.get("input"))[:80], first["msg"]) from error
+        raise misfit(file, error) from error
 
 
 def _calls(file: Path, calls: list[str]) -> tuple[str, ...]:

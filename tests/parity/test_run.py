@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from parity.trace_folder import read_trace, write_trace
 
 import fixtures
 import parity.cli
 from parity.environment import describe
 from parity.trace import Trace
-from parity.trace_folder import read_trace, write_trace
 from tests.parity.faults import change_draft, swap_attention
 
 Run = Callable[..., int]

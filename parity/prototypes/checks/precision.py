@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parity.compare import Subject
-from parity.prototypes.checks.evidence import Evidence
+from parity.evidence import Evidence
 from parity.trace import Trace
 from parity.verdict import Row
 
@@ -28,6 +28,7 @@ def check_precision(evidence: Evidence) -> list[Row]:
     step count as one too: Adam's first step is lr * sign(g), and only the few entries whose sign flips are off. Path
     norms are single numbers; they have a check of their own.
     """
+    assert evidence.oracle is not None
     oracle, subject = evidence.oracle(), evidence.subject("precision")
     rows = []
     for name in _quantities(evidence.expected, evidence.found.trained):
