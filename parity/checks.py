@@ -22,6 +22,9 @@ from parity.side import Alive
 from parity.trace import STATES
 from parity.verdict import Against, GradientFlow, Row
 
+Reason = Callable[[Evidence], "str | None"]
+"""Why a check has no subject in a piece of evidence; None: it has."""
+
 PLACES = (
     (re.compile(r"mb\d+\.batch\."), "batches", "batch"),
     (re.compile(r"mb\d+\.draw\."), "draws", "draw"),
@@ -64,7 +67,7 @@ def traced(check: str) -> Callable[[Evidence], list[Row]]:
 
 
 def _names(evidence: Evidence, check: str) -> list[str]:
-    """The original's, and those of the port that it must have: of the micro-batches whose gradients it kept, for one."""
+    """The original's, and those of the port that it must have; gradients of micro-batches it kept none of are not."""
     expected, found = ([n for n in trace.tensors if place_of_tensor(n)[0] == check] for trace in evidence.traces)
     kept = {name.partition(".grad.")[0] for name in expected if ".grad." in name}
     further = [name for name in set(found) - set(expected) if _is_expected(evidence, name)]
@@ -92,7 +95,7 @@ def check_environment(evidence: Evidence) -> list[Row]:
 def check_configuration(evidence: Evidence) -> list[Row]:
     """What each side says it runs with, entry by entry; what one side alone says is a difference."""
     subject = evidence.subject("configuration")
-    expected, found = ({name: value for name, value in flat(trace.configuration)} for trace in evidence.traces)
+    expected, found = (dict(flat(trace.configuration)) for trace in evidence.traces)
     names = sorted({*expected, *found})
     return [
         compare_value(subject, "configuration", name, expected.get(name, "nothing"), found.get(name, "nothing"))
@@ -102,9 +105,11 @@ def check_configuration(evidence: Evidence) -> list[Row]:
 
 def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
     """Entries of nested mappings and of lists of mappings by dotted names."""
-    items = enumerate(value) if isinstance(value, list) and value and isinstance(value[0], dict) else None
-    items = value.items() if isinstance(value, dict) else items
-    if items is None:
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = list(enumerate(value))
+    else:
         yield name, list(value) if isinstance(value, tuple) else value
         return
     for key, item in items:
@@ -227,13 +232,16 @@ def check_paths(evidence: Evidence) -> list[Row]:
     A path that is cut on one side shows as a norm of zero there, or as a contribution that is missing from the norm.
     """
     against = Against.PROTOTYPE if evidence.oracle is None else Against.REFERENCE
-    expected = evidence.expected if evidence.oracle is None else evidence.oracle()
-    norms = [
-        {name: value.double() for name, value in trace.group("mb0.path.").items()}
-        for trace in (expected, evidence.found)
-    ]
-    named = [{f"loss{s} -> hidden{i}": norm[f"{s}.{i}"] for s, i in (key.split(".") for key in norm)} for norm in norms]
-    return compare_groups(evidence.subject("paths", against), "path", *named, evidence.tolerance("path"))
+    sides = evidence.expected if evidence.oracle is None else evidence.oracle(), evidence.found
+    mine, theirs = (
+        {f"loss{s} -> hidden{i}": norm.double() for (s, i), norm in _by_steps(side.group("mb0.path."))}
+        for side in sides
+    )
+    return compare_groups(evidence.subject("paths", against), "path", mine, theirs, evidence.tolerance("path"))
+
+
+def _by_steps(norms: dict[str, Tensor]) -> Iterable[tuple[list[str], Tensor]]:
+    return ((name.split("."), norm.double()) for name, norm in norms.items())
 
 
 def check_gradient_flow(evidence: Evidence) -> list[Row]:
@@ -313,8 +321,8 @@ def _compared_directly(evidence: Evidence) -> str | None:
     return None if evidence.in_half else "no half precision with a float64 oracle: compared directly"
 
 
-def _has(check: str, reason: str) -> Callable[[Evidence], str | None]:
-    """Applicable where either side has a tensor of the check; in half precision only by a float64 oracle."""
+def _has(check: str, reason: str) -> Reason:
+    """Applicable where either side has a tensor of the check."""
 
     def inapplicable(evidence: Evidence) -> str | None:
         return None if _names(evidence, check) else reason
@@ -322,9 +330,7 @@ def _has(check: str, reason: str) -> Callable[[Evidence], str | None]:
     return inapplicable
 
 
-def _directly(
-    inapplicable: Callable[[Evidence], str | None] = lambda evidence: None,
-) -> Callable[[Evidence], str | None]:
+def _directly(inapplicable: Reason) -> Reason:
     """Numbers are compared with each other unless rounding dominates."""
     half = "half precision: judged by its error against float64 (precision)"
     return lambda evidence: half if evidence.in_half else inapplicable(evidence)
@@ -338,7 +344,7 @@ def _no_configuration(evidence: Evidence) -> str | None:
     return None if all(t.configuration for t in evidence.traces) else "a trace says nothing of what it ran with"
 
 
-def _no_state(group: str) -> Callable[[Evidence], str | None]:
+def _no_state(group: str) -> Reason:
     def inapplicable(evidence: Evidence) -> str | None:
         if any(group in trace.left_out for trace in evidence.traces):
             return "left out of a trace"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -153,7 +153,7 @@ def _pairs(name: str | None, recordings: Path | None) -> list[Pair]:
     return [find_pair(each) for each in SHIPPED]
 
 
-def _cases(pair: Pair, recordings: Path | None, keyword: str) -> list[object]:
+def _cases(pair: Pair, recordings: Path | None, keyword: str) -> list[Any]:
     return [case for case in pair.find_cases(recordings) if matches(keyword, case.name)]
 
 

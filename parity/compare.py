@@ -76,8 +76,8 @@ def compare_traced(
         return compare_named(subject, quantity, name, expected, found, tolerance)
     if masks[0] is not None and masks[1] is not None and torch.equal(masks[0], masks[1]):
         return compare(subject, quantity, name, expected, found, tolerance, where=masks[0])
-    pair = [value if mask is None else value[mask] for value, mask in zip((expected, found), masks)]
-    return compare(subject, quantity, name, *pair, tolerance)
+    mine, theirs = (value if mask is None else value[mask] for value, mask in zip((expected, found), masks))
+    return compare(subject, quantity, name, mine, theirs, tolerance)
 
 
 def compare(

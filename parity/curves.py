@@ -39,9 +39,9 @@ def hits_rows(evidence: Evidence) -> list[Row]:
     places = max((len(point.top) for point in chain(*curves)), default=0)
     for place in range(places):
         counts = [[point.top[place] for point in curve if place < len(point.top)] for curve in curves]
-        rows.append(compare_counts(subject, "hits", f"top_{place + 1}", *counts, _ties(evidence, place)))
+        rows.append(compare_counts(subject, "hits", f"top_{place + 1}", counts[0], counts[1], _ties(evidence, place)))
     counts = [[point.correct for point in curve] for curve in curves]
-    rows.append(compare_counts(subject, "hits", "hits", *counts, _ties(evidence, 0)))
+    rows.append(compare_counts(subject, "hits", "hits", counts[0], counts[1], _ties(evidence, 0)))
     lines = evidence.expected.prints, evidence.found.prints
     return rows + ([compare_lines(subject, "prints", *lines, evidence.tolerance("prints"))] if any(lines) else [])
 

@@ -22,8 +22,8 @@ from parity.verdict import Against, Row, Speed
 class Evidence:
     """Two traces of one case under the port's names, and what the checks beyond them need.
 
-    ``original`` and ``live`` are what can be run again of the two sides, or None. ``oracle`` computes the original's first
-    optimizer step in float64 when it is asked for, where a pair has such formulas. ``table`` are the tolerances.
+    ``original`` and ``live`` are what can be run again of the two sides, or None. ``oracle`` computes the original's
+    first optimizer step in float64 when it is asked for, where a pair has such formulas. ``table`` are the tolerances.
     ``speeds`` is filled by checks that measure any.
     """
 
@@ -86,8 +86,8 @@ class Check:
     """A named comparison.
 
     ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
-    subject in a piece of evidence, or returns None. ``against`` is what its rows are held against where they do not say.
-    A check that is the same for every case runs ``once``.
+    subject in a piece of evidence, or returns None. ``against`` is what its rows are held against where they do not
+    say. A check that is the same for every case runs ``once``.
     """
 
     name: str

@@ -123,7 +123,8 @@ class AtHand:
     """The case that is being judged; it makes room for the next one."""
 
     def __init__(self, pair: Any) -> None:
-        self.pair, self.stack, self.held, self.done = pair, ExitStack(), None, dict[Any, str]()
+        self.pair, self.stack, self.done = pair, ExitStack(), dict[Any, str]()
+        self.held: Any = None
 
     def evidence(self, case: Any, side: Any) -> Any:
         """Runs what has not been run of the case."""
@@ -165,7 +166,7 @@ class PairItem(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Rows say it all; the trace of a side's own exception is told."""
-        return str(excinfo.value) if excinfo.errisinstance(RowsFailed) else super().repr_failure(excinfo, style)
+        return str(excinfo.value) if excinfo.errisinstance(RowsError) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         return self.path, None, self.name
@@ -183,7 +184,7 @@ class JobItem(PairItem):
         _assert(self.job().rows, self.config)
 
 
-class RowsFailed(AssertionError):
+class RowsError(AssertionError):
     """Rows that did not pass, one a line."""
 
 
@@ -192,7 +193,7 @@ def _assert(rows: list[Any], config: pytest.Config) -> None:
     failed = [row for row in rows if not row.passed]
     if failed or not rows:
         lines = [f"{row.tensor or row.quantity}: {row.measured} > {row.allowed} {row.detail}" for row in failed]
-        raise RowsFailed("\n".join(lines) or "nothing compared")
+        raise RowsError("\n".join(lines) or "nothing compared")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -96,8 +96,8 @@ class KitReport:
 class Options:
     """What to run of a pair.
 
-    ``original`` is the root of a checkout, ``recordings`` a folder of recorded cases or traces, ``keyword`` chooses cases
-    and jobs by words of their names, ``checks`` are names; None: those of the pair.
+    ``original`` is the root of a checkout, ``recordings`` a folder of recorded cases or traces, ``keyword`` chooses
+    cases and jobs by words of their names, ``checks`` are names; None: those of the pair.
     """
 
     original: Path | None = None
@@ -197,12 +197,8 @@ def _named_apart(expected: Trace, found: Trace) -> Trace:
 
 
 def sides_of(pair: Pair) -> list[AnySide]:
-    """All that are held against the original: the port comes last, as what is judged by it has been judged then."""
-    return [
-        *(side for side in pair.sides if side.name != "adapter"),
-        pair.port,
-        *(s for s in pair.sides if s.name == "adapter"),
-    ]
+    """All that are held against the original, the port last."""
+    return [*pair.sides, pair.port]
 
 
 def leaves_out(side: AnySide, case: Any) -> str | None:

@@ -172,8 +172,9 @@ class Alive:
 
 @dataclass(frozen=True)
 class CommandSide:
-    """A side in a process of its own, on this machine, that leaves a trace: ``{out}`` in its words is the folder's path,
-    ``{case}`` the case's name.
+    """A side in a process of its own, on this machine, that leaves a trace.
+
+    ``{out}`` in its words is the trace's folder, ``{case}`` the case's name.
     """
 
     words: tuple[str, ...]
@@ -297,13 +298,13 @@ class Training:
 
     def setup(self) -> dict[str, Any]:
         """Class and hyperparameters of the optimizer, group by group, before any step."""
-        groups = [
-            {name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups
-        ]
-        plain = [
-            {name: list(value) if isinstance(value, tuple) else value for name, value in one.items()} for one in groups
-        ]
+        groups = self.optimizer.param_groups
+        plain = [{name: _listed(group[name]) for name in HYPERPARAMETERS if name in group} for group in groups]
         return {"optimizer": type(self.optimizer).__name__, "groups": plain}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def trace_side(

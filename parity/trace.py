@@ -50,9 +50,9 @@ class Point:
     correct: int = 0
     rows: int = 0
     top: tuple[int, ...] = ()
-    ties: tuple[int, ...] = ()
     stepped: bool = True
     logged: Mapping[str, float] = field(default_factory=dict)
+    ties: tuple[int, ...] = ()
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Trace:
     """Everything one run of one case gave.
 
     ``configuration`` holds what the run says it ran with, read from its live objects where it can be. ``trained`` and
-    ``frozen`` name the parameters, so that gradient flow can be judged. ``audits`` has one entry for every optimizer step
-    that was computed again from what entered it.
+    ``frozen`` name the parameters, so that gradient flow can be judged. ``audits`` has one entry for every optimizer
+    step that was computed again from what entered it.
     """
 
     run: str

@@ -37,6 +37,7 @@ CHECKOUT = (
     "then --original speculators"
 )
 LOCALISED = ("forward", "loss", "paths", "gradients")
+BY_POSITION = ("mb*.target_p", "mb*.step*.hidden_in", "mb*.step*.hidden", "mb*.step*.logits")
 TABLES = {"fp32": "prototype_fp32", "bf16": "prototype_bf16", "bf16ds": "prototype_bf16"}
 
 
@@ -47,10 +48,7 @@ def prototype_pair(name: str, own: tuple[Check, ...] = ()) -> Pair:
         original=Recorded(),
         port=Port(),
         cases=lambda recordings: find_cases(recordings or fixtures.RECORDINGS, name),
-        views=tuple(
-            View(f"mb*.{each}", rows=real_positions)
-            for each in ("target_p", "step*.hidden_in", "step*.hidden", "step*.logits")
-        ),
+        views=tuple(View(each, rows=real_positions) for each in BY_POSITION),
         deviations=LEDGER,
         tables=TABLES,
         checks=(*CHECKS, *own),
@@ -70,12 +68,8 @@ def prototype_pair(name: str, own: tuple[Check, ...] = ()) -> Pair:
 
 def live_pair(name: str, own: tuple[Check, ...], root: Path) -> Pair:
     """The live original instead of the recordings, and its script on the adapter."""
-    return replace(
-        prototype_pair(name, own),
-        original=LiveOriginal(root),
-        port=Port(afresh=True),
-        sides=(Reference(), Adapter(root)),
-    )
+    sides = Reference(), Adapter(root)
+    return replace(prototype_pair(name, own), original=LiveOriginal(root), port=Port(afresh=True), sides=sides)
 
 
 def real_positions(trace: Trace, name: str) -> Tensor | None:
@@ -120,6 +114,11 @@ def port_in_fp32(evidence: Evidence) -> str | None:
     return port_only(evidence) or ("half precision: compared in float32" if evidence.in_half else None)
 
 
+def port_in_half(evidence: Evidence) -> str | None:
+    """Only a port, where numbers cannot be compared directly."""
+    return port_only(evidence) or in_single(evidence)
+
+
 def in_single(evidence: Evidence) -> str | None:
     """For what is asked in half precision alone."""
     return None if evidence.in_half else "float32: compared directly"
@@ -143,7 +142,5 @@ CHECKS = (
     Check("round_trip", check_round_trip, (), port_only, Against.ITSELF),
     Check("resume", check_resume, ("round_trip",), port_only, Against.ITSELF),
     Check("initial", check_initial, (), port_in_fp32, Against.LIBRARY, once=True),
-    Check(
-        "equivalence", equivalence, (), lambda evidence: port_only(evidence) or in_single(evidence), Against.REFERENCE
-    ),
+    Check("equivalence", equivalence, (), port_in_half, Against.REFERENCE),
 )

@@ -22,7 +22,7 @@ LOGGED = ("train/ploss", "train/topkloss")
 """Metrics of HASS beyond loss, rate and hits."""
 
 PARTS = (".ploss", ".topk_loss")
-"""Summands of a step's loss in HASS, which only its recording has step by step; the curve has them as :data:`LOGGED`."""
+"""Summands of a step's loss in HASS that only its recording has step by step; the curve has their sums, ``LOGGED``."""
 
 RENAMED_QUANTITIES = {"predict": "hidden", "kldiv_loss": "loss"}
 

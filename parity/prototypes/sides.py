@@ -1,4 +1,4 @@
-"""What can run a case of a prototype: its recording, the live original, the reference, the port, its script on the port."""
+"""What can run a case of a prototype: recording, live original, reference, port, the original's script on the port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every check finds the fault it is there for, planted in a pair of thirty lines or in a trace, and no other check does."""
+"""Every check, and no other, finds the fault it is there for, planted in a net of two layers or in a trace."""
 
 from __future__ import annotations
 

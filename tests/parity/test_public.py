@@ -53,7 +53,9 @@ def test_a_side_is_callables_or_a_command() -> None:
 @pytest.mark.parametrize(("gone", "successor"), SUCCESSORS.items())
 def test_what_went_has_a_successor(gone: str, successor: str) -> None:
     assert not hasattr(parity, gone)
-    assert f"`{gone}`" in (text := (ROOT / "CHANGELOG.md").read_text()) and f"`{successor}`" in text
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert f"`{gone}`" in text
+    assert f"`{successor}`" in text
 
 
 def test_the_plugin_has_its_options_and_fixtures(pytestconfig: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""``parity trace`` and ``parity compare``: traces written elsewhere, under another version, are compared."""
+"""Pairs of strangers run, recorded and held against their recordings; traces written elsewhere are compared."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from parity.trace_folder import read_trace, write_trace
 
 import fixtures
 import parity.cli
 from parity.environment import describe
+from parity.persist import read_trace, write_trace
+from parity.run import TRACED, find_pair
 from parity.trace import Trace
 from tests.parity.faults import change_draft, swap_attention
 
+pytest_plugins = ["pytester"]
 Run = Callable[..., int]
 
 
@@ -29,7 +30,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("traces")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["parity", "trace", "all", str(output), "-k", "k1"])
-        patch.setattr(parity.cli, "hush_libraries", lambda: None)
+        patch.setattr(parity.cli, "hush", lambda: None)
         with pytest.raises(SystemExit) as stop:
             parity.cli.main()
     assert not stop.value.code
@@ -65,9 +66,8 @@ def test_a_trace_equals_itself(traced: Path, command: Run, tmp_path: Path) -> No
     assert command("compare", traced, traced, *words) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["case"] for row in rows} == {"eagle3_fp32_k1", "hass_fp32_k1"}
-    checks = {"weights", "batches", "forward", "loss", "gradients", "optimizer_step", "curve"}
-    assert {row["check"] for row in rows} == checks
-    assert all(row["measured"] == 0 for row in rows)
+    assert {row["check"] for row in rows} == set(TRACED)
+    assert all(row["measured"] in (0, None) for row in rows if row["check"] != "gradient_flow")
     assert "eagle3_fp32_k1" in (tmp_path / "page.html").read_text()
 
 
@@ -118,61 +118,6 @@ def scaled(name: str, factor: float) -> Callable[[Trace], None]:
     return change
 
 
-def off_by_one(trace: Trace) -> None:
-    trace.tensors["mb0.batch.loss_mask"] = trace.tensors["mb0.batch.loss_mask"].roll(1)
-
-
-def later_loss(trace: Trace) -> None:
-    trace.curve[7] = replace(trace.curve[7], loss=trace.curve[7].loss * 1.001)
-
-
-def fewer_hits(trace: Trace) -> None:
-    trace.curve = [replace(point, correct=0) for point in trace.curve]
-
-
-def other_line(trace: Trace) -> None:
-    trace.prints[1] += " again"
-
-
-def no_gradient(trace: Trace) -> None:
-    del trace.tensors["mb0.grad.fc.weight"]
-
-
-def spare_tensor(trace: Trace) -> None:
-    trace.tensors["mb0.spare"] = torch.ones(2)
-
-
-def not_a_number(trace: Trace) -> None:
-    trace.tensors["mb0.target_p"][0, 0, 0] = torch.nan
-
-
-@pytest.mark.parametrize(
-    ("change", "check", "tensor"),
-    [
-        (scaled("init.fc.weight", 1.001), "weights", "init.fc.weight"),
-        (off_by_one, "batches", "mb0.batch.loss_mask"),
-        (scaled("mb0.step0.logits", 1.001), "forward", "mb0.step0.logits"),
-        (not_a_number, "forward", "mb0.target_p"),
-        (spare_tensor, "forward", "mb0.spare"),
-        (scaled("mb0.step0.loss", 1.001), "loss", "mb0.step0.loss"),
-        (scaled("mb0.grad.fc.weight", 1.001), "gradients", "mb0.grad.fc.weight"),
-        (no_gradient, "gradients", "mb0.grad.fc.weight"),
-        (scaled("after.fc.weight", 1.01), "optimizer_step", "after.fc.weight"),
-        (scaled("final.fc.weight", 1.01), "curve", "final.fc.weight"),
-        (later_loss, "curve", "loss"),
-        (fewer_hits, "curve", "hits"),
-        (other_line, "curve", "lines"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_every_part_of_a_trace_is_compared(
-    change: Callable[[Trace], Any], check: str, tensor: str, traced: Path, changed: Any, command: Run, tmp_path: Path
-) -> None:
-    assert command("compare", traced / "eagle3_fp32_k1", changed(change), "--json", tmp_path / "rows.json") == 1
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert {(row["check"], row["tensor"]) for row in rows if row["status"] == "failed"} == {(check, tensor)}
-
-
 def test_a_missing_case_fails(traced: Path, command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(traced / "hass_fp32_k1", tmp_path / "hass_fp32_k1")
     assert command("compare", traced, tmp_path) == 1
@@ -221,7 +166,11 @@ def test_a_dtype_without_tolerances_is_skipped_with_the_remedy(
         (["compare", "{traced}", "{traced}", "--checks", "speed"], "", "--checks: found speed"),
         (["compare", "{traced}", "{traced}", "--names", "{file}"], '{"a": 1}', "file.json: a: found 1"),
         (["compare", "{traced}", "{traced}", "--names", "{file}"], '{"a": "c", "b": "c"}', "c: found several"),
-        (["compare", "{traced}", "{traced}", "--tolerances", "{file}"], '{"out": 1}', "file.json: out: found 1"),
+        (
+            ["compare", "{traced}", "{traced}", "--tolerances", "{file}"],
+            '{"out": 1}',
+            "file.json: out: found 1, expected Input should be",
+        ),
         (
             ["compare", "{traced}", "{traced}", "--tolerances", "{file}"],
             '{"out": {"kind": "OF_MAX", "bound": -1, "reason": "x"}}',
@@ -232,7 +181,7 @@ def test_a_dtype_without_tolerances_is_skipped_with_the_remedy(
             '{"out": {"kind": "OF_MAX", "bound": 1, "reason": " "}}',
             "file.json: out.reason: found ' '",
         ),
-        (["trace", "medusa", "{tmp}"], "", "algorithm: found medusa, expected eagle3, hass or all"),
+        (["trace", "medusa", "{tmp}"], "", "PAIR: found medusa, expected eagle3, hass or FILE.py:NAME"),
         (["trace", "all", "{tmp}", "-k", "k99"], "", "-k: found 'k99'"),
         (["trace", "all", "{tmp}", "--leave-out", "grad"], "", "--leave-out: found grad"),
     ],
@@ -259,3 +208,122 @@ def test_a_truncated_file_is_named(traced: Path, changed: Any, command: Run, cap
     file.write_bytes(file.read_bytes()[:-100])
     assert command("compare", traced / "eagle3_fp32_k1", file.parent) == 2
     assert f"error: {file}: file: found" in capsys.readouterr().err
+
+
+TOY = """
+import torch
+from pathlib import Path
+from torch import nn
+from parity import Case, FolderSide, Pair, Side
+
+class Net(nn.Linear):
+    def __init__(self, factor=1.0, fails=False):
+        super().__init__(3, 3)
+        self.factor, self.fails = factor, fails
+
+    def forward(self, x):
+        if self.fails and len(x) == 2:
+            raise RuntimeError("not written yet")
+        return super().forward(x) * self.factor
+
+CASES = [Case("one", [torch.ones(2, 3)]), Case("two", [torch.ones(4, 3)], steps=2)]
+PAPER, MINE = Side(Net, name="paper"), Side(Net, name="mine")
+PAIR = Pair("toy", PAPER, MINE, CASES)
+LOUD = Pair("loud", PAPER, Side(lambda: Net(1.1), name="mine"), CASES)
+BROKEN = Pair("broken", PAPER, Side(lambda: Net(fails=True), name="mine"), CASES)
+LIVE = Pair("live", FolderSide(Path(__file__).parent / "kept", "kept"), MINE, CASES, live=lambda root: PAPER)
+NEEDY = Pair("needy", None, MINE, CASES, live=lambda root: PAPER, remedy="git clone it")
+REASONS = Pair("reasons", PAPER, MINE, CASES[:1], not_applicable={"resume": "no state"})
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delitem(sys.modules, "toy_pairs", raising=False)
+    (tmp_path / "toy_pairs.py").write_text(TOY)
+    return tmp_path / "toy_pairs.py"
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "code", "failed"),
+    [
+        ("PAIR", [], 0, set()),
+        ("PAIR", ["-k", "two", "--checks", "loss,forward"], 0, set()),
+        ("PAIR", ["-k", "three"], 1, set()),
+        ("LOUD", [], 1, {("one", "forward"), ("two", "forward")}),
+        ("BROKEN", [], 1, {("one", "run")}),
+        ("REASONS", [], 0, set()),
+    ],
+)
+def test_a_stranger_s_pair_is_run(
+    name: str, words: list[str], code: int, failed: set[tuple[str, str]], toy: Path, command: Run, tmp_path: Path
+) -> None:
+    assert command("run", f"{toy}:{name}", *words, "--json", tmp_path / "rows.json") == code
+    rows = rows_of(tmp_path / "rows.json")
+    assert {(row["case"], row["check"]) for row in rows if row["status"] == "failed"} == failed
+    if "--checks" in words:
+        assert {(row["case"], row["check"]) for row in rows} == {("two", "forward"), ("two", "loss")}
+
+
+def test_an_exception_of_a_side_says_where_and_the_other_cases_run(toy: Path, command: Run, tmp_path: Path) -> None:
+    command("run", f"{toy}:BROKEN", "--json", tmp_path / "rows.json")
+    rows = rows_of(tmp_path / "rows.json")
+    detail = next(row["detail"] for row in rows if row["check"] == "run")
+    line = TOY.splitlines().index('            raise RuntimeError("not written yet")') + 1
+    assert detail.startswith("RuntimeError: not written yet at ")
+    assert detail.endswith(f"toy_pairs.py:{line}")
+    assert {row["check"] for row in rows if row["case"] == "two" and row["passed"]} >= {"forward", "curve", "resume"}
+
+
+def test_a_reason_is_a_row(toy: Path, command: Run, tmp_path: Path) -> None:
+    command("run", f"{toy}:REASONS", "--json", tmp_path / "rows.json")
+    (row,) = (row for row in rows_of(tmp_path / "rows.json") if row["check"] == "resume")
+    assert (row["status"], row["detail"], row["against"]) == ("not applicable", "no state", "itself")
+
+
+def test_a_recorded_original_stands_for_it(toy: Path, command: Run, tmp_path: Path, capsys: Any) -> None:
+    assert command("record", f"{toy}:PAIR", "--output", tmp_path / "kept") == 0
+    assert command("run", f"{toy}:LIVE", "--json", tmp_path / "rows.json") == 0
+    assert {row["against"] for row in rows_of(tmp_path / "rows.json") if row["passed"]} == {"prototype", "itself"}
+    assert command("run", f"{toy}:LOUD", "--recordings", tmp_path / "kept") == 1
+    assert command("run", f"{toy}:PAIR", "--recordings", tmp_path / "kept") == 0
+    capsys.readouterr()
+    assert command("run", f"{toy}:NEEDY") == 2
+    assert "--original: found nothing, expected a checkout. git clone it" in capsys.readouterr().err
+    assert command("run", f"{toy}:NEEDY", "--original", tmp_path, "-k", "two") == 0
+    assert command("run", f"{toy}:PAIR", "--original", tmp_path) == 2
+
+
+def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester) -> None:
+    lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
+    result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
+    outcomes = result.parseoutcomes()
+    checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"throughput"}
+    unused = {"batches", "draws", "targets", "paths", "hits", "clip", "schedule", "precision"}
+    assert outcomes == {"passed": 2 * (1 + len(checks - unused)), "skipped": 2 * len(unused)}
+    result.stdout.fnmatch_lines(["SKIPPED*neither side draws anything that has a name"])
+    broken = pytester.runpytest_inprocess("--pair", f"{toy}:BROKEN", "-k", "one", *lean)
+    broken.assert_outcomes(failed=1, skipped=len(checks), deselected=1 + len(checks))
+    loud = pytester.runpytest_inprocess("--pair", f"{toy}:LOUD", "-k", "two-mine-forward", *lean)
+    loud.assert_outcomes(failed=1)
+    loud.stdout.fnmatch_lines(["(whole)#0: *> 1e-05 at *"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{toy}:NOTHING", "NOTHING: found nothing of that name, expected a parity.Pair"),
+        ("{toy}:CASES", "CASES: found list, expected a parity.Pair"),
+        ("{toy}", "PAIR: found {toy}, expected eagle3, hass or FILE.py:NAME"),
+        ("nowhere.py:PAIR", "nowhere.py: PAIR: found no such file, expected FILE.py:NAME"),
+        ("no.module:PAIR", "PAIR: found no.module, expected a file or a module"),
+    ],
+)
+def test_what_is_no_pair_is_refused(name: str, message: str, toy: Path, command: Run, capsys: Any) -> None:
+    assert command("run", name.replace("{toy}", str(toy))) == 2
+    assert message.replace("{toy}", str(toy)) in capsys.readouterr().err

@@ -23,6 +23,8 @@ Side = Callable[[frozenset[str]], Tensors]
 
 GROUPS = ("layers.0.self_attn", "layers.0.mlp", "norm")
 
+EXPLAINED = tables()["explained"]
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -112,7 +114,7 @@ def _start(subject: Subject, plain: Tensors, start: Tensors) -> list[Row]:
             name,
             value,
             plain.get(name),
-            tables()["explained"][kind_of(quantity_of(name))],
+            EXPLAINED[kind_of(quantity_of(name))],
         )
         for name, value in start.items()
     ]
@@ -166,7 +168,7 @@ def worst(subject: Subject, quantity: str, theirs: Tensors, found: Tensors) -> R
             name,
             theirs.get(name),
             found.get(name),
-            tables()["explained"][kind_of(quantity)],
+            EXPLAINED[kind_of(quantity)],
         )
         for name in names
     ]

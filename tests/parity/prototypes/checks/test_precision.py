@@ -9,8 +9,10 @@ import torch
 from parity.prototypes.checks.recorded.precision import check_precision, error
 from torch import Tensor
 
+from parity.evidence import Evidence
 from parity.prototypes.case import Case
 from parity.prototypes.checks.evidence import Evidence
+from parity.tolerances import tables
 from parity.trace import Trace
 from parity.verdict import Row
 
@@ -31,10 +33,13 @@ def side(run: str, changes: dict[str, Tensor]) -> Trace:
     return Trace(run, "one", "bf16ds", {**EXACT, **changes}, trained=("fc.weight", "norm.weight"))
 
 
+def held(case: Case, prototype: dict[str, Tensor], port: dict[str, Tensor]) -> Evidence:
+    traces, table = (side("recorded", prototype), side("port", port)), tables()["prototype_bf16"]
+    return Evidence(replace(case, dtype="bf16ds"), *traces, table, oracle=lambda: side("reference", {}))
+
+
 def judged(case: Case, prototype: dict[str, Tensor], port: dict[str, Tensor]) -> dict[str, Row]:
-    evidence = Evidence(
-        replace(case, dtype="bf16ds"), side("recorded", prototype), side("port", port), lambda: side("reference", {})
-    )
+    evidence = held(case, prototype, port)
     return {row.tensor: row for row in check_precision(evidence)}
 
 
@@ -89,9 +94,7 @@ def test_parameters_after_the_step_count_together(case: Case) -> None:
 )
 def test_what_the_port_lacks_fails(gone: str, case: Case) -> None:
     name = {"after.norm.weight": "after", "mb0.grad.norm.weight": "mb0.grad.vectors"}.get(gone, gone)
-    evidence = Evidence(
-        replace(case, dtype="bf16ds"), side("recorded", {}), side("port", {}), lambda: side("reference", {})
-    )
+    evidence = held(case, {}, {})
     del evidence.found.tensors[gone]
     row = next(row for row in check_precision(evidence) if row.tensor == name)
     assert not row.passed
@@ -101,11 +104,13 @@ def test_what_the_port_lacks_fails(gone: str, case: Case) -> None:
 def test_the_error_is_a_relative_root_mean_square(case: Case) -> None:
     name = "mb0.grad.fc.weight"
     off = {name: EXACT[name] + torch.tensor([[0.3, 0.0], [0.0, 0.4]])}
-    evidence = Evidence(case, side("recorded", off), side("port", {}), lambda: side("reference", {}))
+    evidence = held(case, off, {})
+    assert evidence.oracle is not None
     assert error(evidence.oracle(), evidence.expected, name, evidence) == pytest.approx(0.25)
 
 
 def test_a_batch_without_a_mask_cannot_be_judged(case: Case) -> None:
-    evidence = Evidence(case, side("recorded", {}), side("port", {}), lambda: side("reference", {}))
+    evidence = held(case, {}, {})
     del evidence.expected.tensors["mb0.batch.attention_mask"]
+    assert evidence.oracle is not None
     assert error(evidence.oracle(), evidence.found, "mb0.step0.logits", evidence) is None
