@@ -234,8 +234,7 @@ def check_paths(evidence: Evidence) -> list[Row]:
     against = Against.PROTOTYPE if evidence.oracle is None else Against.REFERENCE
     sides = evidence.expected if evidence.oracle is None else evidence.oracle(), evidence.found
     mine, theirs = (
-        {f"loss{s} -> hidden{i}": norm.double() for (s, i), norm in _by_steps(side.group("mb0.path."))}
-        for side in sides
+        {f"loss{s} -> hidden{i}": norm for (s, i), norm in _by_steps(side.group("mb0.path."))} for side in sides
     )
     return compare_groups(evidence.subject("paths", against), "path", mine, theirs, evidence.tolerance("path"))
 

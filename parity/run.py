@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import sys
@@ -107,7 +108,7 @@ class Options:
 
 
 def find_pair(name: str) -> Pair:
-    """``eagle3``, ``FILE.py:PAIR`` or ``package.module:PAIR``; the file's folder can be imported from.
+    """``eagle3``, ``FILE.py:PAIR`` or ``package.module:PAIR``; imports go from the file's folder, or its package's.
 
     Raises:
         InputError: no such file, module or pair.
@@ -123,21 +124,22 @@ def find_pair(name: str) -> Pair:
 
 
 def _module(place: str) -> Any:
-    file = Path(place)
+    file = Path(place).resolve()
     if file.suffix != ".py":
         if importlib.util.find_spec(place.partition(".")[0]) is None:
             raise InputError("command line", "PAIR", place, "a file or a module that can be imported")
         return import_module(place)
     if not file.is_file():
-        raise InputError(file, "PAIR", "no such file", "FILE.py:NAME")
-    if file.stem not in sys.modules or getattr(sys.modules[file.stem], "__file__", None) != str(file.resolve()):
-        spec = importlib.util.spec_from_file_location(file.stem, file.resolve())
-        assert spec is not None
-        assert spec.loader is not None
-        sys.path.insert(0, str(file.resolve().parent))
-        sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[file.stem]
+        raise InputError(place, "PAIR", "no such file", "FILE.py:NAME")
+    root = file.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    name = ".".join(file.relative_to(root).with_suffix("").parts)
+    if getattr(sys.modules.get(name), "__file__", None) != str(file):
+        sys.modules.pop(name, None)
+        sys.path.insert(0, str(root))
+        importlib.invalidate_caches()
+    return import_module(name)
 
 
 @dataclass
@@ -316,7 +318,9 @@ class Runner:
         except InputError:
             raise
         except Exception as error:  # whatever the code of a side raises
-            self.report.rows.append(raised(subject, error))
+            row = raised(subject, error)
+            self.report.rows.append(row)
+            self.first = self.first or Finding("run", "run", subject.run, 0, row.detail)
             return None
 
     def _curves(self, trace: Trace, case: str, original: bool) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import parity
-import parity.kit
-from parity import Side, compare_sides, single_step, trace_side
+from parity import CommandSide, Side, compare_sides, single_step, trace_side
+from parity.errors import InputError
+from parity.verdict import Status
 
 TINY = LlamaConfig(
     vocab_size=40,
@@ -122,9 +123,7 @@ def test_seeds_are_the_same_on_both_sides_and_after_a_resume() -> None:
     assert traces[0].curve[0].loss != traces[1].curve[0].loss
 
 
-def test_the_package_offers_the_kit_s_names() -> None:
-    assert set(parity.KIT) == set(parity.kit.__all__)
-    assert parity.compare_sides is compare_sides
+def test_the_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         parity.nothing  # noqa: B018
 
@@ -132,3 +131,97 @@ def test_the_package_offers_the_kit_s_names() -> None:
 def test_the_package_alone_does_not_import_torch() -> None:
     code = "import sys, parity; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+from parity import Side, trace_side, write_trace
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+        self.weight.data.copy_(torch.eye(3))
+        self.bias.data.fill_(BIAS)
+
+write_trace(trace_side(Side(Net), [torch.ones(2, 3)]), sys.argv[1])
+"""
+
+
+class Net(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.weight.data.copy_(torch.eye(3))
+        self.bias.data.fill_(0.5)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandSide:
+    """In a process of its own, with another bias."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    (tmp_path / "side.py").write_text(SCRIPT.replace("BIAS", "0.25"))
+    return Side.command([sys.executable, str(tmp_path / "side.py"), "{out}"], name="elsewhere")
+
+
+def test_a_command_is_an_original_whose_weights_go_to_the_port(command: CommandSide) -> None:
+    report = compare_sides(command, Side(Net), [torch.ones(2, 3)])
+    report.raise_if_failed()
+    assert report.report.baseline == "elsewhere"
+    assert {row.check for row in report.rows if row.passed} >= {"weights", "forward", "curve", "round_trip", "resume"}
+    assert compare_sides(command, Side(Net), [torch.ones(2, 3)], copy_weights=False).failed == ("weights",)
+
+
+def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command: CommandSide) -> None:
+    report = compare_sides(Side(Net), command, [torch.ones(2, 3)])
+    assert report.failed == ("weights",)
+    reasons = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
+    assert reasons["round_trip"] == reasons["resume"] == "a trace leaves nothing to run again"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["python"], "python: words: found"),
+        (["/no/such/program", "{out}"], "/no/such/program: command: found"),
+        ([sys.executable, "-c", "pass", "{out}"], "trace: found no such folder"),
+    ],
+)
+def test_a_command_that_cannot_be_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        compare_sides(Side.command(words), Side(Net), [torch.ones(2, 3)])
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "detail"),
+    [("import sys; sys.exit('no room')", "exit code 1: no room"), ("import time; time.sleep(60)", "within 0.5 s")],
+)
+def test_a_command_that_fails_is_a_failed_row(code: str, detail: str) -> None:
+    command = Side.command([sys.executable, "-c", code, "{out}"], timeout=0.5 if "sleep" in code else 60)
+    report = compare_sides(command, Side(Net), [torch.ones(2, 3)])
+    assert report.failed == ("run",)
+    assert detail in report.rows[0].detail
+
+
+def test_code_that_raises_while_saving_is_a_failure() -> None:
+    def save(module: nn.Module, folder: Path) -> None:
+        raise RuntimeError("no room")
+
+    report = compare_sides(Side(Net), Side(Net, save=save), [torch.ones(2, 3)])
+    assert report.failed == ("round_trip",)
+    assert "RuntimeError: no room at" in str(report)
+    assert "test_side.py" in str(report)
+
+
+def test_a_loss_that_is_no_number_is_a_failed_row() -> None:
+    report = compare_sides(Side(Net, loss=lambda module, batch: module(batch)), Side(Net), [torch.ones(2, 3)])
+    assert report.failed == ("run",)
+    assert "must be one number, found shape (2, 3)" in report.rows[0].detail
+
+
+def test_reports_are_written(tmp_path: Path) -> None:
+    report = compare_sides(Side(Net, name="paper"), Side(Net, name="mine"), [torch.ones(2, 3)])
+    report.write_html(tmp_path / "report.html")
+    report.write_json(tmp_path / "report.json")
+    assert "mine" in (tmp_path / "report.html").read_text()
+    assert '"passed": true' in (tmp_path / "report.json").read_text()

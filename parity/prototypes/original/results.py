@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parity.prototypes.original import meta, weights, zero2
 from parity.prototypes.original.recorder import Recorder, write_meta, write_recording
 from parity.prototypes.original.request import OriginalRequest
 
-if TYPE_CHECKING:
-    from parity.prototypes.original.worker import Run
+Run = Any
+"""What the worker has of a finished run."""
 
 
 def write_results(run: Run, script: ModuleType, stopped_early: bool) -> None:

@@ -102,7 +102,7 @@ def test_throughput_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(parity.prototypes.pair, "throughput", lambda name, root: Report(rows=[replace(row, case=name)]))
     report = run(HASS, Options(keyword="hass_throughput"))
     assert [row.case for row in report.rows] == ["hass"]
-    assert not run(HASS, Options(keyword="no such case")).passed
+    assert not run(HASS, Options(keyword="no_such_case")).passed
 
 
 def evidence(case: Case, run: str = "port") -> Evidence:

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parity.prototypes.checks.recorded.precision import check_precision, error
 from torch import Tensor
 
 from parity.evidence import Evidence
 from parity.prototypes.case import Case
-from parity.prototypes.checks.evidence import Evidence
+from parity.prototypes.checks.precision import check_precision, error
 from parity.tolerances import tables
 from parity.trace import Trace
 from parity.verdict import Row
