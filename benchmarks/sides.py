@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.shapes import Shape
 from parity.prototypes.case import Case
-from parity.prototypes.checks.beyond.chain import speculators_inputs
+from parity.prototypes.checks.chain import speculators_inputs
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run
 from parity.prototypes.reference.setup import prepare

@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from parity.prototypes.job import Options, verdict
 
 import fixtures
-from parity.prototypes.job import Options, verdict
 from parity.report import write_html
 from tests.parity.faults import FAULTS
 

@@ -29,7 +29,7 @@ from fixtures.architectures import ARCHITECTURES
 from fixtures.architectures.training import PROMPT, build_answers
 from fixtures.folder import write_json
 from fixtures.trainer import train_draft
-from parity.prototypes.checks.beyond.chain import speculators_forward
+from parity.prototypes.checks.chain import speculators_forward
 from parity.prototypes.reference.hass import forward as reference_forward
 from ports.commands import run_app
 from ports.eagle3.objective import Eagle3Objective

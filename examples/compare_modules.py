@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Hold a hand-written decoder layer against transformers' Llama layer: a port that this project has never seen.
 
+    parity run examples/compare_modules.py:PAIR [--report report.html]
+    pytest --pair examples/compare_modules.py:PAIR
     python examples/compare_modules.py [report.html [report_alone.html]]
 
-Exit code 0: they agree in everything, 1: not, and the last line says where it first goes wrong.
+Exit code 0: they agree in everything, 1: not, and the last line says where it first goes wrong. The last form runs the
+pair and, besides, every module of the port by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from parity import KitReport, Side, compare_sides, single_step
+from parity import Case, KitReport, Pair, Side, run_pair, single_step
 
 CONFIG = LlamaConfig(
     hidden_size=48,
@@ -108,6 +111,7 @@ NAMES = {
     "mlp.gate_proj": "feed_forward.w1",
     "mlp.down_proj": "feed_forward.w2",
     "mlp.up_proj": "feed_forward.w3",
+    "mlp.act_fn": None,
 }
 
 
@@ -124,9 +128,7 @@ ORIGINAL = Side(lambda: LlamaDecoderLayer(CONFIG, layer_idx=0), name="transforme
 PORT = Side(lambda: Block(CONFIG), name="hand-written")
 
 
-def compare() -> KitReport:
-    """Everything: outputs, loss, gradients, optimizer step, curve, checkpoint, resume."""
-    return compare_sides(ORIGINAL, PORT, batches(), names=NAMES)
+PAIR = Pair("block", ORIGINAL, PORT, [Case("block", batches())], NAMES)
 
 
 def compare_alone() -> KitReport:
@@ -135,7 +137,7 @@ def compare_alone() -> KitReport:
 
 
 if __name__ == "__main__":
-    reports = compare(), compare_alone()
+    reports = run_pair(PAIR), compare_alone()
     print(*reports, sep="\n")
     for page, report in zip(map(Path, sys.argv[1:]), reports):
         report.write_html(page)

@@ -1,6 +1,6 @@
 """A pytest harness that shows, number by number, that a port trains like its prototype.
 
-The public kit's names are here too, imported when they are first asked for: pytest loads this package in every session.
+The public names are imported when they are first asked for: pytest loads this package in every session.
 """
 
 from __future__ import annotations
@@ -9,33 +9,80 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parity.kit import *  # noqa: F403
+    from parity.checks import NAMES as CHECKS
+    from parity.compare import View
+    from parity.locate import Finding
+    from parity.names import Copied, Joined, NameMap, transposed
+    from parity.observe import Draw, tap
+    from parity.pair import Pair
+    from parity.persist import read_trace, write_trace
+    from parity.run import KitReport, Options, ParityError, compare_sides, compare_traces, run_pair
+    from parity.side import Case, CommandSide, FolderSide, Side, trace_side
+    from parity.single import single_step
+    from parity.step import Clip
+    from parity.suggest import Suggestion, suggest_names
+    from parity.tolerances import Kind, Tolerance
+    from parity.trace import Trace
 
-KIT = (
+PLACES = {
+    "checks": ("CHECKS",),
+    "compare": ("View",),
+    "locate": ("Finding",),
+    "names": ("Copied", "Joined", "NameMap", "transposed"),
+    "observe": ("Draw", "tap"),
+    "pair": ("Pair",),
+    "persist": ("read_trace", "write_trace"),
+    "run": ("KitReport", "Options", "ParityError", "compare_sides", "compare_traces", "run_pair"),
+    "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
+    "single": ("single_step",),
+    "step": ("Clip",),
+    "suggest": ("Suggestion", "suggest_names"),
+    "tolerances": ("Kind", "Tolerance"),
+    "trace": ("Trace",),
+}
+HOME = {name: place for place, names in PLACES.items() for name in names}
+
+__all__ = [
     "CHECKS",
-    "Command",
+    "Case",
+    "Clip",
+    "CommandSide",
+    "Copied",
+    "Draw",
     "Finding",
+    "FolderSide",
     "Joined",
     "Kind",
     "KitReport",
     "NameMap",
+    "Options",
+    "Pair",
     "ParityError",
     "Side",
     "Suggestion",
     "Tolerance",
     "Trace",
+    "View",
     "compare_sides",
     "compare_traces",
     "read_trace",
+    "run_pair",
     "single_step",
     "suggest_names",
+    "tap",
     "trace_side",
     "transposed",
     "write_trace",
-)
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in KIT:
-        return getattr(import_module("parity.kit"), name)
-    raise AttributeError(f"module 'parity' has no attribute {name!r}")
+    if name not in HOME:
+        raise AttributeError(f"module 'parity' has no attribute {name!r}")
+    found = getattr(import_module(f"parity.{HOME[name]}"), "NAMES" if name == "CHECKS" else name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,111 +3,125 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
-import fixtures
 from parity.doctor import print_environment
-from parity.environment import describe
+from parity.environment import hush
 from parity.errors import InputError
-from parity.kit.commands import compare, trace
-from parity.prototypes.algorithms import ALGORITHMS
-from parity.prototypes.case import find_cases
-from parity.prototypes.job import Options, verdict
-from parity.prototypes.live import request_for
-from parity.prototypes.original import OriginalRunError, record_original
+from parity.pair import Pair
+from parity.persist import write_trace
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
-from parity.report.originals import print_studies, write_originals, write_studies_json
+from parity.run import SHIPPED, TRACED, KitReport, Options, compare_folders, find_pair, read_names, run_all
 from parity.scaffold import new_port
 from parity.select import matches
-from ports.commands import hush_libraries
+from parity.side import SideError
+from parity.tolerances import read_tolerances
+from parity.trace import GROUPS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.command()(import_module("parity.prototypes.others.command").others)
 
-app.command()(compare)
-app.command()(trace)
-
-Recordings = Annotated[Path, typer.Option(help="folder of recorded cases and their fixture/")]
+File = Optional[Path]  # noqa: UP045
+Word = Optional[str]  # noqa: UP045
+PairName = Annotated[Word, typer.Argument(metavar="PAIR", help="FILE.py:NAME, eagle3 or hass; default: these two")]
+Recordings = Annotated[File, typer.Option(help="folder of recorded cases, or of traces; default: the pair's own")]
+Original = Annotated[
+    File, typer.Option("--original", "--prototype", help="root of the original's checkout: run it live")
+]
 Keyword = Annotated[str, typer.Option("-k", help="only cases whose name fits: words, and, or, not")]
+Html = Annotated[File, typer.Option("--report", help="write the HTML report here")]
+Json = Annotated[File, typer.Option("--json", help="write the rows as JSON here")]
 
 
 @app.command()
 def run(
-    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3 or hass; default: both")] = None,  # noqa: UP045
-    recordings: Recordings = fixtures.RECORDINGS,
-    prototype: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="root of a speculators checkout at 227b8a1b: run the original live"),
-    ] = None,
-    report: Annotated[Optional[Path], typer.Option(help="write the HTML report here")] = None,  # noqa: UP045
-    json: Annotated[Optional[Path], typer.Option(help="write the rows as JSON here")] = None,  # noqa: UP045
+    pair: PairName = None,
+    recordings: Recordings = None,
+    original: Original = None,
+    report: Html = None,
+    json: Json = None,
     keyword: Keyword = "",
-    baseline: Annotated[Optional[Path], typer.Option(help="stored speed to hold the port's against")] = None,  # noqa: UP045
-    save_baseline: Annotated[Optional[Path], typer.Option(help="store the port's speed here")] = None,  # noqa: UP045
+    checks: Annotated[str, typer.Option(help="comma-separated; default: all of the pair")] = "",
 ) -> None:
-    """Hold the ports against the prototypes and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
-    chosen = _algorithms(algorithm)
-    options = Options(recordings, chosen, keyword, prototype, baseline, save_baseline)
+    """Hold a port against its original and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
+    options = Options(original, recordings, keyword, tuple(checks.split(",")) if checks else None)
     console = Console()
     with console.status("running") as status:
-        result = verdict(options, lambda line: status.update(line))
-    print_report(result, console)
-    if json is not None:
-        write_json(result, json)
-    if report is not None:
-        write_html(result, report)
-        console.print(f"report: {report}")
-    raise typer.Exit(0 if result.passed else 1)
-
-
-@app.command()
-def others(
-    eagle: Annotated[Optional[Path], typer.Option(help="root of a SafeAILab/EAGLE checkout at cb7e0841")] = None,  # noqa: UP045
-    hass: Annotated[Optional[Path], typer.Option(help="root of a HArmonizedSS/HASS checkout at 38922e43")] = None,  # noqa: UP045
-    recordings: Recordings = fixtures.RECORDINGS,
-    json: Annotated[Optional[Path], typer.Option(help="write the studies as JSON here")] = None,  # noqa: UP045
-    markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
-) -> None:
-    """Run other originals and show where each differs, and that named causes are all of it. Exit codes as for run."""
-    from parity.prototypes.explain.run import run_studies, speculators_algorithms
-
-    registered = speculators_algorithms()
-    checkouts = {name: root for name, root in (("eagle", eagle), ("hass", hass)) if root is not None}
-    console = Console()
-    with console.status("running") as status:
-        studies = run_studies(checkouts, recordings, lambda line: status.update(line))
-    print_studies(studies, console)
-    if json is not None:
-        write_studies_json(studies, json)
-    if markdown is not None:
-        write_originals(studies, markdown, describe(), registered)
-    raise typer.Exit(0 if all(study.passed for study in studies) else 1)
+        result = run_all(_pairs(pair, recordings), options, lambda line: status.update(line))
+    raise typer.Exit(_show(result, report, json, console))
 
 
 @app.command()
 def record(
-    prototype: Annotated[Path, typer.Option(help="root of a speculators checkout at 227b8a1b")],
+    pair: PairName = None,
+    original: Original = None,
     output: Annotated[Path, typer.Option(help="folder the new recordings go to")] = Path("recordings"),
-    algorithm: Annotated[Optional[str], typer.Argument(help="eagle3 or hass; default: both")] = None,  # noqa: UP045
-    recordings: Recordings = fixtures.RECORDINGS,
+    recordings: Recordings = None,
     keyword: Keyword = "",
 ) -> None:
-    """Run the unmodified prototypes on the cases of a recordings folder and write new recordings."""
-    output.mkdir(parents=True, exist_ok=True)
-    for name in _algorithms(algorithm):
-        for case in find_cases(recordings, name):
-            if matches(keyword, case.name):
-                typer.echo(record_original(request_for(case, prototype, output)))
+    """Run the original on a pair's cases and write what it computes, to be held against a port later, elsewhere."""
+    for one in _pairs(pair, recordings):
+        if original is None and one.record is not None:
+            raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
+        live = one if one.record else one.at(original, None)
+        for case in _cases(one, recordings, keyword):
+            if one.record is not None and original is not None:
+                typer.echo(one.record(case, original, output))
+            elif live.original is not None:
+                with live.original.trace(case) as ran:
+                    typer.echo(write_trace(ran.trace, output / (case.name or one.name)))
+
+
+@app.command()
+def trace(
+    pair: Annotated[str, typer.Argument(metavar="PAIR", help="FILE.py:NAME, eagle3, hass or all")],
+    output: Annotated[Path, typer.Argument(help="folder the traces go to, one folder a case")],
+    recordings: Recordings = None,
+    keyword: Keyword = "",
+    leave_out: Annotated[str, typer.Option(help=f"to save space: comma-separated, of {', '.join(GROUPS)}")] = "",
+) -> None:
+    """Run the port of a pair and write what it computes, to be compared elsewhere."""
+    groups = _words("--leave-out", leave_out, GROUPS) if leave_out else ()
+    pairs = _pairs(None if pair == "all" else pair, recordings)
+    chosen = [(one, case) for one in pairs for case in _cases(one, recordings, keyword)]
+    if not chosen:
+        names = [case.name for one in pairs for case in one.find_cases(recordings)]
+        raise InputError("command line", "-k", repr(keyword), f"a word of {', '.join(names)}")
+    for one, case in chosen:
+        with one.port.trace(case) as ran:
+            if one.extend is not None:
+                one.extend(case, ran.trace)
+            typer.echo(write_trace(ran.trace.without(groups), output / (case.name or one.name)))
+
+
+@app.command()
+def compare(
+    original: Annotated[Path, typer.Argument(help="a trace, or a folder of traces: what is expected")],
+    port: Annotated[Path, typer.Argument(help="the other side")],
+    names: Annotated[File, typer.Option(help="JSON object: the original's names to the port's")] = None,
+    tolerances: Annotated[File, typer.Option(help="JSON object: kind, bound and reason by quantity")] = None,
+    checks: Annotated[str, typer.Option(help=f"comma-separated, of {', '.join(TRACED)}")] = ",".join(TRACED),
+    report: Html = None,
+    json: Json = None,
+) -> None:
+    """Compare traces written on two machines or under two versions. Exit code 0: all passed, 1: not, 2: bad input."""
+    chosen = _words("--checks", checks, TRACED)
+    own = read_tolerances(tolerances) if tolerances else None
+    result = compare_folders(original, port, read_names(names) if names else None, own, chosen)
+    raise typer.Exit(_show(result, report, json, Console()))
 
 
 @app.command()
 def plot(
     bench: Annotated[list[Path], typer.Argument(help="JSON of pytest benchmarks --benchmark-json, one or several")],
     output: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("bench.html"),
-    markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
+    markdown: Annotated[File, typer.Option(help="write the tables as Markdown here")] = None,
 ) -> None:
     """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
     write_scaling(bench, output)
@@ -127,27 +141,49 @@ def new(
 
 
 @app.command()
-def doctor(
-    prototype: Annotated[Optional[Path], typer.Option(help="check this checkout too")] = None,  # noqa: UP045
-) -> None:
+def doctor(original: Original = None) -> None:
     """Explain the environment: versions, numeric modes, what can run here and what is missing."""
-    print_environment(Console(), prototype)
+    print_environment(Console(), [find_pair(name) for name in SHIPPED], original)
 
 
-def _algorithms(name: str | None) -> tuple[str, ...]:
-    if name is None:
-        return tuple(ALGORITHMS)
-    if name not in ALGORITHMS:
-        raise InputError("command line", "algorithm", name, " or ".join(ALGORITHMS))
-    return (name,)
+def _pairs(name: str | None, recordings: Path | None) -> list[Pair]:
+    """The pair of that name; else those shipped that have a case in the folder."""
+    if name is not None:
+        return [find_pair(name)]
+    return [find_pair(each) for each in SHIPPED]
+
+
+def _cases(pair: Pair, recordings: Path | None, keyword: str) -> list[Any]:
+    return [case for case in pair.find_cases(recordings) if matches(keyword, case.name)]
+
+
+def _words(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(","))
+    for word in words:
+        if word not in known:
+            raise InputError("command line", option, word, f"of {', '.join(known)}")
+    return words
+
+
+def _show(result: KitReport, report: Path | None, json: Path | None, console: Console) -> int:
+    """Print and write the report; the exit code."""
+    print_report(result.report, console)
+    if result.first:
+        console.print(f"first: {result.first}", highlight=False, markup=False, soft_wrap=True)
+    if json is not None:
+        write_json(result.report, json)
+    if report is not None:
+        write_html(result.report, report)
+        console.print(f"report: {report}")
+    return 0 if result.passed else 1
 
 
 def main() -> None:
     """Entry point; the libraries' chatter goes nowhere."""
-    hush_libraries()
+    hush()
     try:
         app()
-    except (InputError, OriginalRunError) as error:
+    except (InputError, SideError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,15 +1,17 @@
-"""The one comparison function."""
+"""The one comparison: two tensors in shared coordinates, under one tolerance, into one row."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
-from parity.tolerances import Kind, Tolerance
+from parity.tolerances import EXACT, Kind, Tolerance
+from parity.trace import Trace
 from parity.verdict import Against, Row, Status
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -31,6 +33,51 @@ class Subject:
         return Row(
             self.check, self.case, self.run, quantity, tensor, measured, allowed, status, detail, against=self.against
         )
+
+    def inapplicable(self, reason: str) -> Row:
+        """The one row of a check that has no subject here."""
+        blank = self.row("comparisons", "", None, None, True, reason)
+        return replace(blank, status=Status.NOT_APPLICABLE)
+
+
+@dataclass(frozen=True)
+class View:
+    """Coordinates that two sides share where their own differ, padded and packed for example.
+
+    Args:
+        names: a glob of tensor names, ``mb*.step*.logits``; the last view that fits a name counts.
+        original, port: that side's tensor, and its trace, to the shared coordinates; default: as it is.
+        rows: a trace and a name to a bool mask [rows that count] of the tensor's first axes; None: all count. Where
+            both sides have the same one, it marks entries in place; else each side's rows are taken out by its own.
+    """
+
+    names: str
+    original: Callable[[Tensor, Trace], Tensor] = lambda tensor, trace: tensor
+    port: Callable[[Tensor, Trace], Tensor] = lambda tensor, trace: tensor
+    rows: Callable[[Trace, str], Tensor | None] = lambda trace, name: None
+
+
+def compare_traced(
+    subject: Subject,
+    quantity: str,
+    name: str,
+    traces: tuple[Trace, Trace],
+    tolerance: Tolerance,
+    views: Iterable[View] = (),
+) -> Row:
+    """One tensor of two traces, in the coordinates of the view that fits its name."""
+    expected, found = (trace.tensors.get(name) for trace in traces)
+    view = next((one for one in reversed(tuple(views)) if fnmatchcase(name, one.names)), None)
+    if view is None or expected is None or found is None:
+        return compare_named(subject, quantity, name, expected, found, tolerance)
+    expected, found = view.original(expected, traces[0]), view.port(found, traces[1])
+    masks = [view.rows(trace, name) for trace in traces]
+    if masks[0] is None and masks[1] is None:
+        return compare_named(subject, quantity, name, expected, found, tolerance)
+    if masks[0] is not None and masks[1] is not None and torch.equal(masks[0], masks[1]):
+        return compare(subject, quantity, name, expected, found, tolerance, where=masks[0])
+    mine, theirs = (value if mask is None else value[mask] for value, mask in zip((expected, found), masks))
+    return compare(subject, quantity, name, mine, theirs, tolerance)
 
 
 def compare(
@@ -131,11 +178,23 @@ def compare_named(
     tolerance: Tolerance,
     where: Tensor | None = None,
 ) -> Row:
-    """Compare one tensor that either side may lack; lacking it fails."""
+    """Compare one tensor that either side may lack; lacking it fails.
+
+    Whole numbers must be equal whatever the tolerance, and what is infinite on both sides alike agrees.
+    """
     if expected is None or found is None:
-        detail = "missing" if found is None else "unexpected: the prototype has none"
+        detail = "missing" if found is None else "unexpected: the original has none"
         return subject.row(quantity, name, None, tolerance.bound, False, detail)
-    return compare(subject, quantity, name, expected, found, tolerance, where)
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return compare(subject, quantity, name, expected, found, EXACT, where)
+    if where is not None or expected.shape != found.shape or tolerance.kind is Kind.EQUAL:
+        return compare(subject, quantity, name, expected, found, tolerance, where)
+    endless = torch.isinf(expected) & (expected == found)
+    if bool(endless.any()) and bool(endless.all()):
+        return subject.row(quantity, name, 0.0, tolerance.bound, True, "infinite everywhere, on both sides alike")
+    if bool(endless.any()):
+        expected, found = expected[~endless], found[~endless]
+    return compare(subject, quantity, name, expected, found, tolerance)
 
 
 def compare_groups(
@@ -165,6 +224,22 @@ def compare_series(
     return compare(
         subject, quantity, name, torch.tensor(expected, dtype=wide), torch.tensor(found, dtype=wide), tolerance
     )
+
+
+def compare_counts(
+    subject: Subject, quantity: str, name: str, expected: Sequence[int], found: Sequence[int], ties: Sequence[int]
+) -> Row:
+    """Counts that must be equal but for those that near ties decide; measured is what lies beyond these."""
+    if len(expected) != len(found) or not expected:
+        detail = f"{len(found)} points, expected {len(expected)}" if expected or found else "nothing compared"
+        return subject.row(quantity, name, None, 0.0, False, detail)
+    gaps = [abs(mine - theirs) for mine, theirs in zip(expected, found)]
+    beyond = [max(0, gap - allowed) for gap, allowed in zip(gaps, ties)]
+    worst = beyond.index(max(beyond))
+    detail = f"at ({worst},): expected {expected[worst]}, found {found[worst]}, {ties[worst]} near ties"
+    if not any(beyond) and any(gaps):
+        detail = f"{sum(gaps)} of {sum(expected)} fall the other way, {sum(ties)} are near ties"
+    return subject.row(quantity, name, float(sum(beyond)), 0.0, not any(beyond), detail)
 
 
 def compare_lines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,24 +11,23 @@ from rich.console import Console
 from rich.table import Table
 
 from parity.environment import describe
-from parity.prototypes.algorithms import ALGORITHMS
-from parity.prototypes.original import verify
+from parity.pair import Pair
 
 OPTIONAL = {
-    "deepspeed": ("the bf16ds cases with --prototype", "pip install -e '.[deepspeed]'"),
+    "deepspeed": ("the bf16ds cases with --original", "pip install -e '.[deepspeed]'"),
     "tensorboard": ("--log_with tensorboard", "pip install -e '.[tensorboard]'"),
     "wandb": ("--log_with wandb", "pip install -e '.[wandb]'"),
     "vllm": ("serving a trained draft", "see vLLM's own installation guide"),
 }
 
 
-def print_environment(console: Console, prototype: Path | None = None) -> None:
+def print_environment(console: Console, pairs: Sequence[Pair], original: Path | None = None) -> None:
     """Versions and modes, optional parts, and the state of a checkout."""
     table = Table("what", "found", box=None)
     for name, value in describe().items():
         table.add_row(name, str(value))
     console.print(table)
-    for line in [*optional_parts(), *checkout_state(prototype)]:
+    for line in [*optional_parts(), *checkout_state(pairs, original)]:
         console.print(line, highlight=False)
 
 
@@ -44,11 +44,9 @@ def optional_parts() -> list[str]:
     return [*lines, f"GPU: {gpu}"]
 
 
-def checkout_state(prototype: Path | None) -> list[str]:
-    """Which of the prototypes' files are not those of the commit."""
-    if prototype is None:
-        return ["prototype: no checkout given (--prototype DIR)"]
-    wrong = [mismatch for algorithm in ALGORITHMS for mismatch in verify(prototype, algorithm)]
-    if not wrong:
-        return [f"prototype: {prototype} holds the commit's files"]
-    return [f"prototype: {m.file}: found {m.found}, expected {m.expected}" for m in wrong]
+def checkout_state(pairs: Sequence[Pair], original: Path | None) -> list[str]:
+    """Which of the originals' files are not those of the commit."""
+    if original is None:
+        return ["original: no checkout given (--original DIR)"]
+    wrong = [line for pair in pairs if pair.verify is not None for line in pair.verify(original)]
+    return [f"original: {line}" for line in wrong] or [f"original: {original} holds the commit's files"]

@@ -47,6 +47,18 @@ def quietly() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(io.StringIO())
 
 
+def hush() -> None:
+    """No log lines of Speculators, no progress bars of datasets, none and no warnings of transformers."""
+    import datasets
+    from loguru import logger
+    from transformers.utils import logging
+
+    logger.remove()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+
+
 def describe(seed: int | None = None) -> dict[str, Any]:
     """Versions, machine and numeric modes as they are now."""
     return {

@@ -1,13 +1,17 @@
-"""Read the recordings' files; everything comes from outside and is checked before it is used."""
+"""Files read and written: what comes from outside is checked before it is used, folders appear whole or not at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -89,3 +93,41 @@ def _parse(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MalformedError(type(value).__name__)
     return value
+
+
+def misfit(file: Path, error: ValidationError) -> InputError:
+    """The first thing that pydantic finds wrong in a file."""
+    first = error.errors()[0]
+    return InputError(file, ".".join(map(str, first["loc"])), repr(first.get("input"))[:80], first["msg"])
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Let ``fill`` write into an empty folder beside ``folder`` and put it in that place; what lay there is replaced.
+
+    Raises:
+        InputError: it could not be written; what was there before is still there.
+    """
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        fill(partial)
+        if folder.exists():
+            old = partial.with_name(f"{partial.name}.old")
+            os.replace(folder, old)
+            _put(partial, folder, old)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(folder, "folder", str(error), "room and permission to write") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _put(partial: Path, folder: Path, old: Path) -> None:
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise

@@ -57,7 +57,7 @@ def tensor_rows(
     return rows or [subject.row("error_ratio", "", None, None, False, "nothing compared")]
 
 
-def curve_rows(
+def distance_rows(
     subject: Subject, oracle: Trace, expected: Trace, found: Trace, allowed: Mapping[str, Tolerance]
 ) -> list[Row]:
     """Losses step by step: distance from the oracle in every window, the port's over the prototype's, and the drift.

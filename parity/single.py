@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from parity.calls import WHOLE, Call, by_name, first_of, lone, snapshot, tensors_of, watch, with_tensors
 from parity.compare import Subject, compare_groups, compare_named
 from parity.environment import describe, deterministic
-from parity.kit.report import KitReport
-from parity.kit.side import Batch, Side
-from parity.kit.tolerances import Tolerances, table_for
-from parity.kit.tracing import dtype_of, original_weights, start
 from parity.locate import Finding, compare_calls, inside_of, within
 from parity.names import NameMap, as_map
 from parity.operators import Live, with_operator
+from parity.run import KitReport
+from parity.side import Batch, Side, dtype_of, original_weights, start
+from parity.tolerances import Tolerances, table_for
 from parity.verdict import Report, Row, Skip, Status
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

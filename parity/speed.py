@@ -28,7 +28,7 @@ from parity.compare import Subject
 from parity.environment import describe
 from parity.errors import InputError
 from parity.files import read_object
-from parity.tolerances import SHORTFALL
+from parity.tolerances import Tolerance
 from parity.verdict import Row, Speed, Status
 
 Steps = Callable[[], Iterator[Any]]
@@ -144,24 +144,26 @@ def peak_bytes() -> int:
     return size if sys.platform == "darwin" else size * 1024
 
 
-def prototype_rows(subject: Subject, prototype: Times, port: Times, name: str) -> list[Row]:
+def prototype_rows(subject: Subject, prototype: Times, port: Times, name: str, allowed: Tolerance) -> list[Row]:
     """Gate one: time per step of the port over that of ``name``, by both clocks; at most 1 / 0.9."""
-    allowed, rows = 1 / SHORTFALL["throughput"].bound, []
+    rows = []
     for clock in CLOCKS:
         low, high = interval(prototype, port, clock)
         faster = ratio(prototype, port, clock)
         detail = f"throughput is {faster:.2f}x the {name}'s, 95 % interval {low:.2f} to {high:.2f}"
-        passed = 1 / faster <= allowed
-        rows.append(subject.row("throughput", f"{clock} time per step", 1 / faster, allowed, passed, detail))
+        passed = 1 / faster <= allowed.bound
+        rows.append(subject.row("throughput", f"{clock} time per step", 1 / faster, allowed.bound, passed, detail))
     return rows
 
 
-def baseline_row(subject: Subject, port: Times, gauge: Times, stored: Baseline | None) -> Row:
+def baseline_row(
+    subject: Subject, port: Times, gauge: Times, stored: Baseline | None, tolerance: Tolerance
+) -> Row:
     """Gate two: the port's CPU time over the yardstick's against what was stored; at most a tenth more.
 
     A tenth less passes as stale: the baseline should be saved anew, or it will let the gain be lost again.
     """
-    allowed, found = 1 / SHORTFALL["throughput"].bound, port.best("CPU") / gauge.best("CPU")
+    allowed, found = tolerance.bound, port.best("CPU") / gauge.best("CPU")
     expected = None if stored is None else stored.figures.get(subject.case)
     if stored is None or expected is None:
         missing = "no baseline" if stored is None else f"{stored.file} has no figure for this case"

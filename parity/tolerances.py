@@ -1,13 +1,25 @@
-"""How close is close enough: one table, keyed by run, precision and quantity.
+"""How close is close enough: ``tolerances.yaml`` read, one table for each kind of comparison. No check has a number.
 
-Every row holds the bound, the noise floor that was measured between independent float32 implementations of the same
-formulas on one machine, and why the bound is what it is. No check carries a number of its own.
+A row holds the bound, what is measured, the floor that was seen where nothing was wrong, where it was seen, and why the
+bound is what it is. A pair's own rows take the places of a table's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from parity.errors import InputError
+from parity.files import misfit, read_object
+
+FILE = Path(__file__).with_suffix(".yaml")
 
 
 class Kind(str, Enum):
@@ -24,99 +36,101 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A bound on one quantity."""
+    """A bound on one quantity; ``machine`` says where the floor was seen, with versions."""
 
     kind: Kind
     bound: float
     floor: float | None
     reason: str
+    machine: str = ""
 
 
-EXACT = Tolerance(Kind.EQUAL, 0.0, 0.0, "data movement and integer counts leave no room for rounding")
+Tolerances = Mapping[str, Tolerance]
 
-PORT_FP32 = {
-    "batch": EXACT,
-    "configuration": EXACT,
-    "weights": EXACT,
-    "vocabulary": EXACT,
-    "target_p": Tolerance(Kind.ABSOLUTE, 1e-6, 0.0, "one matmul and a softmax, bit-equal on the recording's machine"),
-    "hidden_in": Tolerance(Kind.ABSOLUTE, 1e-5, 0.0, "one matmul"),
-    "hidden": Tolerance(Kind.ABSOLUTE, 1e-5, 1.4e-6, "another order of sums in attention"),
-    "logits": Tolerance(Kind.ABSOLUTE, 1e-5, 2.9e-6, "hidden through norm and head, logits of the order of 2"),
-    "loss": Tolerance(Kind.RELATIVE, 5e-6, 2e-7, "a mean over rows"),
-    "grad": Tolerance(Kind.OF_MAX, 2e-6, 4.6e-7, "history projected once: gradients add up in another order"),
-    "grad_norm": Tolerance(Kind.RELATIVE, 2e-5, 3.3e-6, "the norm of what differs by rounding; 200 steps of drift"),
-    "after": Tolerance(Kind.ABSOLUTE, 3e-5, 6.4e-6, "Adam's first step is lr * sign(g): rounding in g near 0 shows"),
-    "final": Tolerance(Kind.ABSOLUTE, 5e-5, 2.9e-6, "the same, over the whole run"),
-    "lr": EXACT,
-    "clip": Tolerance(Kind.ROUNDING, 64.0, 6.4, "a norm over all entries, summed up in float32"),
-    "update": Tolerance(Kind.ROUNDING, 4.0, 2.01, "each of four operations rounds once, by half a unit"),
-    "state": Tolerance(Kind.ROUNDING, 3.0, 1.1, "two products and a sum, each rounds by half a unit"),
-    "rows": EXACT,
-    "hits": Tolerance(Kind.OF_SUM, 0.02, 2.3e-3, "1 of 437 hits fell the other way, over 2e-7, under another torch"),
-    "prints": Tolerance(Kind.ABSOLUTE, 1.5e-4, 0.0, "four decimals: a loss near a rounding edge falls either way"),
-    "path": Tolerance(Kind.RELATIVE, 1e-4, 3e-7, "norms of gradients through earlier steps; a cut path is off by 1"),
-    "round_trip": EXACT,
-    "resume": EXACT,
-    "converted": EXACT,
-    "chain_logits": Tolerance(Kind.ABSOLUTE, 1e-5, 3.4e-6, "Speculators' own kernels sum in another order"),
-    "online": Tolerance(Kind.ABSOLUTE, 2e-5, 2.7e-6, "a padded batch through eight layers beside each dialogue alone"),
-    "attention": Tolerance(Kind.OF_MAX, 2e-6, 8.6e-7, "float32 beside float64, gradients too"),
-    "sums": Tolerance(Kind.RELATIVE, 2e-6, 1.2e-7, "float32 beside float64, over a thousand rows; counts are exact"),
-    "chain_loss": Tolerance(Kind.RELATIVE, 1e-6, 2e-7, "the same mask and slice rules over the same logits"),
-}
-"""A port against the prototype, everything in float32."""
+EXACT = Tolerance(Kind.EQUAL, 0.0, None, "data movement and whole numbers leave no room for rounding")
 
-FLOORS_FP32 = {
-    **PORT_FP32,
-    "hidden": Tolerance(Kind.ABSOLUTE, 3.9e-6, 1.4e-6, "the floor of a re-implementation from the formulas"),
-    "logits": Tolerance(Kind.ABSOLUTE, 3.9e-6, 3.8e-6, "the floor of a re-implementation from the formulas"),
-    "loss": Tolerance(Kind.RELATIVE, 1.1e-6, 4.2e-7, "the floor over trajectories of 39 to 200 steps"),
-    "grad": Tolerance(Kind.OF_MAX, 4.2e-7, 4e-7, "the floor of a re-implementation from the formulas"),
-    "after": Tolerance(Kind.ABSOLUTE, 1.2e-5, 1.1e-5, "the floor after one AdamW step"),
-    "final": Tolerance(Kind.ABSOLUTE, 1.2e-5, 2e-6, "the floor over whole trajectories"),
-}
-"""The reference on the shipped recordings: as close as an independent implementation was ever seen to come.
-
-Other recordings have other sizes and other floors, so there the reference is held to the port's table.
-"""
-
-BF16 = {
-    **PORT_FP32,
-    "error_ratio": Tolerance(Kind.RATIO, 1.5, 1.0, "the port's error against float64 over the prototype's own"),
-    "loss_error": Tolerance(
-        Kind.RELATIVE, 2**-9, 1.3e-3, "a prototype's losses count as no better than a bfloat16 number, whatever cancels"
-    ),
-    "distance": Tolerance(
-        Kind.RATIO, 1.5, 1.28, "losses of ten steps: the port's distance from float64 by the other's"
-    ),
-    "drift": Tolerance(Kind.RATIO, 1.0, 0.51, "mean difference of the last quarter by the prototype's own distance"),
-    "path": Tolerance(Kind.RELATIVE, 0.1, 2e-2, "bfloat16 has 8 bits; a cut path is off by 1"),
-    "round_trip": EXACT,
-}
-"""bfloat16: numbers are judged by their error against float64, see the precision check."""
-
-EXPLAINED = {
-    "features": Tolerance(Kind.OF_MAX, 5e-6, 5.3e-7, "up to six layers of another implementation of the verifier"),
-    "hidden": Tolerance(Kind.OF_MAX, 5e-6, 2.1e-7, "another order of sums in attention"),
-    "logits": Tolerance(Kind.OF_MAX, 5e-6, 3.5e-7, "hidden through norm and head"),
-    "loss": Tolerance(Kind.RELATIVE, 5e-6, 2e-7, "a mean over rows"),
-    "gradients": Tolerance(Kind.OF_MAX, 5e-6, 8.5e-7, "a backward through all steps"),
-}
-"""Another original against the formulas with every cause of its difference put in, in float32."""
-
-SHORTFALL = {
-    "throughput": Tolerance(Kind.RATIO, 0.90, None, "the port may be at most 10 % slower than the prototype"),
-}
-"""Lower bounds."""
+GENERIC = {"float32": "float32", "fp32": "float32", "float64": "float64"}
+"""The table of any two modules, by dtype."""
 
 
-FLOOR_RUN = "floor"
-"""Name of the run that is held to the floors instead of the bounds."""
+class Entry(BaseModel):
+    """A row as a file has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: str
+    bound: float = Field(ge=0, allow_inf_nan=False)
+    reason: str = Field(min_length=1)
+    floor: float | None = Field(None, ge=0, allow_inf_nan=False)
+    seen: str = ""
+
+    @field_validator("kind")
+    @classmethod
+    def known(cls, value: str) -> str:
+        if value not in Kind.__members__:
+            raise ValueError(f"one of {', '.join(Kind.__members__)}")
+        return value
+
+    @field_validator("reason")
+    @classmethod
+    def said(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("why the bound is what it is")
+        return value
+
+    def row(self, machine: str = "") -> Tolerance:
+        return Tolerance(Kind[self.kind], float(self.bound), self.floor, self.reason, machine)
 
 
-def tolerance(run: str, dtype: str, quantity: str) -> Tolerance:
-    """The row for a quantity of a run."""
-    if dtype != "fp32":
-        return BF16[quantity]
-    return (FLOORS_FP32 if run == FLOOR_RUN else PORT_FP32)[quantity]
+class Entries(BaseModel):
+    """``--tolerances FILE``: rows by quantity."""
+
+    rows: dict[str, Entry]
+
+
+@cache
+def tables() -> dict[str, dict[str, Tolerance]]:
+    """Every table of ``tolerances.yaml``; one that extends another has its rows too."""
+    document: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Tolerance]] = {}
+    for name, rows in document["tables"].items():
+        entries = {quantity: Entry.model_validate(row) for quantity, row in rows.items() if quantity != "extends"}
+        own = {
+            quantity: row.row(document["machines"][row.seen] if row.seen else "") for quantity, row in entries.items()
+        }
+        found[name] = {**found.get(rows.get("extends", ""), {}), **own}
+    return found
+
+
+def table_for(dtype: str, own: Tolerances | None = None, by_dtype: Mapping[str, str] = GENERIC) -> dict[str, Tolerance]:
+    """A table with a user's own rows in their places.
+
+    Raises:
+        InputError: an unknown quantity, or a dtype without a table and rows missing in the user's own.
+    """
+    own, everything = dict(own or {}), tables()
+    known = everything[by_dtype.get(dtype, GENERIC["float32"])]
+    unknown = sorted(set(own) - set(known))
+    if unknown:
+        raise InputError("comparison", "tolerances", unknown[0], f"one of {', '.join(known)}")
+    fixed = {name: row for name, row in known.items() if row.kind is Kind.EQUAL or name in ("throughput", "prints")}
+    table = {**(known if dtype in by_dtype else fixed), **own}
+    missing = sorted(set(known) - set(table))
+    if missing:
+        expected = f"tolerances for {', '.join(missing)}: there is no default table for this dtype"
+        raise InputError("comparison", "dtype", dtype, expected)
+    return table
+
+
+def read_tolerances(file: Path) -> dict[str, Tolerance]:
+    """Rows of a JSON object ``{"out": {"kind": "OF_MAX", "bound": 1e-3, "reason": "..."}}``.
+
+    Raises:
+        InputError: another form, an unknown kind, or no reason.
+    """
+    try:
+        entries = Entries.model_validate({"rows": read_object(file)})
+    except ValidationError as error:
+        wrong = misfit(file, error)
+        raise InputError(file, wrong.field.removeprefix("rows."), wrong.found, wrong.expected) from error
+    return {quantity: entry.row() for quantity, entry in entries.rows.items()}

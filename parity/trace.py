@@ -1,16 +1,14 @@
-"""What a run computed: named tensors and one point of every curve per micro-batch.
+"""What a run computed: named tensors, one point of every curve per micro-batch, and what it says it ran with.
 
-Tensor names, with j the micro-batch of the first optimizer step, s the TTT step and parameters by Speculators' names::
+Tensor names, with j the micro-batch of the first optimizer step, s the step of an unrolled model::
 
-    mb{j}.batch.{input_ids,hidden_states,target,attention_mask,loss_mask}
-    mb{j}.target_p, mb{j}.step0.hidden_in, mb{j}.step{s}.{hidden,logits,loss}
-    mb{j}.grad.<parameter>, mb{j}.grad_norm, init.<parameter>, after.<parameter>, final.<parameter>
+    mb{j}.batch.<input>, mb{j}.target_p, mb{j}.step0.hidden_in, mb{j}.step{s}.{hidden,logits,loss}, mb{j}.loss
+    mb{j}.grad.<parameter>, mb{j}.grad_norm, mb{j}.path.<s>.<i>, init.<name>, after.<name>, final.<name>
+    mb{j}.call.<module>#{n}.{into,out,into_grad,out_grad}.<place>
+    mb{j}.tap.<name>#{n}, mb{j}.tap_grad.<name>#{n}, mb{j}.draw.<name>#{n}
 
-A trace of the public kit has, for call n of a module, with the place of a tensor among its arguments or outputs::
-
-    mb0.call.<module>#{n}.{into,out,into_grad,out_grad}.<place>
-
-Gradients are those before clipping. ``after`` is the state after the first optimizer step, ``final`` after the last.
+Gradients are those before clipping. ``init`` are parameters and saved buffers at the start, ``after`` after the first
+optimizer step, ``final`` after the last. Call n of a module is counted from 0; a place is an argument or an output.
 """
 
 from __future__ import annotations
@@ -24,8 +22,14 @@ from torch import Tensor
 
 from parity.step import StepAudit
 
+TIE = 2e-5
+"""How close two logits are that may come in either order: twice what a logit may be off by."""
+
 GROUPS = {"init": "init.", "after": "after.", "final": "final.", "calls": "mb0.call."}
 """Groups of tensors that a trace may do without, and how their names begin."""
+
+STATES = {"init": ("weights", "weights"), "after": ("optimizer_step", "after"), "final": ("curve", "final")}
+"""Groups of parameters and buffers, each with the check and the quantity of the tolerance table it belongs to."""
 
 MICRO_BATCH = re.compile(r"mb(\d{1,9})\.")
 
@@ -34,6 +38,8 @@ MICRO_BATCH = re.compile(r"mb(\d{1,9})\.")
 class Point:
     """One micro-batch. ``grad_norm`` is the norm before clipping, where one was taken.
 
+    ``correct`` and ``top`` count the ``rows`` whose target is the first choice, and among the first 1, 2, ...; ``ties``
+    how many of those counts rounding decides: rows whose target's logit lies within ``TIE`` of the place's edge.
     ``logged`` holds what an algorithm logs besides loss, rate and hits, under its names.
     """
 
@@ -48,15 +54,16 @@ class Point:
     top: tuple[int, ...] = ()
     stepped: bool = True
     logged: Mapping[str, float] = field(default_factory=dict)
+    ties: tuple[int, ...] = ()
 
 
 @dataclass
 class Trace:
     """Everything one run of one case gave.
 
-    ``audits`` are the optimizer steps recomputed, where the run let itself be watched.
     ``configuration`` holds what the run says it ran with, read from its live objects where it can be. ``trained`` and
-    ``frozen`` name the parameters, so that gradient flow can be judged.
+    ``frozen`` name the parameters, so that gradient flow can be judged. ``audits`` has one entry for every optimizer
+    step that was computed again from what entered it.
     """
 
     run: str

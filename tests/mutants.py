@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ports.errors import InputError
+from parity.errors import InputError
+from ports.errors import InputError as PortInputError
 
 COUNT = int(os.environ.get("MUTANTS", "30"))
 SECONDS, STANDSTILL = 20, 300
@@ -170,7 +171,7 @@ class Tally:
         try:
             yield
             self.accepted += 1
-        except InputError:
+        except (InputError, PortInputError):
             self.refused += 1
         except (Exception, TooLongError) as error:
             raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error

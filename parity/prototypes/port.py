@@ -24,6 +24,7 @@ from parity.prototypes.paths import path_norms
 from parity.prototypes.recorded import LOGGED, configuration
 from parity.prototypes.reference.setup import CLIP
 from parity.prototypes.replay import ReplayDraw, ReplaySampler, samples_per_pass
+from parity.prototypes.ties import near_ties
 from parity.step import AdamW, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
@@ -176,6 +177,9 @@ class Tracer(Observer):
         self.seed, self.reseed = seed, reseed
         self.trace = Trace("port", case.name, case.dtype)
         self.first_step, self.case = True, case
+        self.first_step = True
+        self.rows = torch.zeros(0, dtype=torch.bool)
+        self.ties: tuple[int, ...] = ()
 
     def describe(self, plan: Plan) -> None:
         """Write down what the run was told to do."""
@@ -208,11 +212,14 @@ class Tracer(Observer):
             set_seed(self.seed)
 
     def batch(self, micro_batch: int, batch: Batch) -> None:
+        self.rows = batch["loss_mask"].bool()
         if self.first_step:
             named = {"hidden_states" if name == "features" else name: value for name, value in batch.items()}
             self._keep(f"mb{micro_batch}.batch", named)
 
     def outcome(self, micro_batch: int, outcome: Any) -> None:
+        with torch.no_grad():
+            self.ties = near_ties(outcome.steps[-1].logits, outcome.target.probabilities, self.rows)
         if not self.first_step:
             return
         self._keep(f"mb{micro_batch}", {"target_p": outcome.target.probabilities, "loss": outcome.loss.reshape(1)})

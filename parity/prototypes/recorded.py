@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parity.errors import InputError
@@ -20,6 +21,9 @@ PROTOTYPE_SEED = 0
 LOGGED = ("train/ploss", "train/topkloss")
 """Metrics of HASS beyond loss, rate and hits."""
 
+PARTS = (".ploss", ".topk_loss")
+"""Summands of a step's loss in HASS that only its recording has step by step; the curve has their sums, ``LOGGED``."""
+
 RENAMED_QUANTITIES = {"predict": "hidden", "kldiv_loss": "loss"}
 
 
@@ -32,8 +36,9 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
     native = TO_NATIVE[case.algorithm]
     initial = read_tensors(case.initial)
     stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
-    tensors = {rename(name, native): value for name, value in stored.items()}
-    tensors.update({f"init.{native(name[5:])}": value for name, value in initial.items() if name.startswith("init.")})
+    tensors = {rename(name, native): value for name, value in stored.items() if not name.endswith(PARTS)}
+    start = {native(name[5:]): value for name, value in initial.items() if name.startswith("init.")}
+    tensors.update({f"init.{name}": _as_trained(case, start[name]) for name in start if name != "embed_tokens.weight"})
     final_file = case.directory / "final.safetensors"
     if final_file.exists():
         final = _with_aliases(case, read_tensors(final_file), case.meta.final_aliases, initial)
@@ -83,7 +88,13 @@ def configuration(case: Case) -> dict[str, Any]:
         "weight_decay": 0.01,
         "max_len": config.get("max_len", 8192),
         "seed": PROTOTYPE_SEED if case.seed is None else case.seed,
+        "ttt_alignment": "prototype",
     }
+
+
+def _as_trained(case: Case, value: Tensor) -> Tensor:
+    """DeepSpeed rounds the weights to bfloat16 before it makes its float32 masters."""
+    return value.to(torch.bfloat16).float() if case.dtype == "bf16ds" else value
 
 
 def _with_aliases(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parity.prototypes.checks.evidence import Evidence
+from parity.evidence import Evidence
 from parity.prototypes.reference.setup import prepare
 from parity.verdict import Row
 

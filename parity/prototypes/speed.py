@@ -20,8 +20,21 @@ from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run
 from parity.prototypes.reference.setup import prepare
 from parity.prototypes.synthetic import write_case
-from parity.speed import YARDSTICK, Baseline, Steps, Times, alternate, baseline_row, prototype_rows, speed_of, yardstick
-from parity.verdict import Against, Row, Speed
+from parity.speed import (
+    YARDSTICK,
+    Baseline,
+    Steps,
+    Times,
+    alternate,
+    baseline_row,
+    prototype_rows,
+    read_baseline,
+    save_baseline,
+    speed_of,
+    yardstick,
+)
+from parity.tolerances import tables
+from parity.verdict import Against, Report, Row, Speed
 
 LENGTHS = (160, 192, 176, 144, 192, 128, 160, 176)
 SPEC = VerifierSpec(
@@ -48,10 +61,11 @@ class Measured:
         """Both gates."""
         against = Against.PROTOTYPE if self.prototype == "original" else Against.REFERENCE
         subject = Subject("throughput", case.name, "port", against)
-        rows = prototype_rows(subject, self.times[self.prototype], self.times["port"], self.prototype)
+        allowed = tables()["float32"]["throughput"]
+        rows = prototype_rows(subject, self.times[self.prototype], self.times["port"], self.prototype, allowed)
         if YARDSTICK in self.times:
             own = replace(subject, against=Against.ITSELF)
-            rows.append(baseline_row(own, self.times["port"], self.times[YARDSTICK], baseline))
+            rows.append(baseline_row(own, self.times["port"], self.times[YARDSTICK], baseline, allowed))
         return rows
 
     @property
@@ -78,6 +92,24 @@ def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Measured:
     with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
         sides = {"reference": reference_steps(case), "port": port_steps(case, Path(folder)), YARDSTICK: yardstick}
         return Measured("reference", alternate(sides, steps, rounds))
+
+
+def throughput(algorithm: str, checkout: Path | None, baseline: Path | None, save: Path | None) -> Report:
+    """Both gates beside the reference, and gate one beside the live original where there is a checkout.
+
+    ``baseline`` is a file to compare with, ``save`` one that the port's figure goes to, beside those it has.
+    """
+    report, stored = Report(), read_baseline(baseline) if baseline else None
+    with speed_case(algorithm) as case:
+        measured = measure(case)
+        every = [measured] if checkout is None else [measured, measure_live(case, checkout)]
+        for one in every:
+            report.rows += one.rows(case, stored)
+            report.speeds.append(one.speed(case))
+        if save is not None:
+            before = read_baseline(save).figures if save.exists() else {}
+            save_baseline(save, {**before, case.name: measured.figure})
+    return report
 
 
 def reference_steps(case: Case) -> Steps:

@@ -11,7 +11,7 @@ from rich.text import Text
 from parity.report.summary import Group, blocked, count, ended, grouped, not_applicable, short, unique
 from parity.verdict import Report, Row, Status
 
-STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.BLOCKED: "yellow"}
+STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.BLOCKED: "yellow", Status.NOT_APPLICABLE: "dim"}
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

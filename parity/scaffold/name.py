@@ -5,13 +5,11 @@ from __future__ import annotations
 import keyword
 import re
 from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import iter_modules
 
-import speculators.models
-from speculators import SpeculatorModelConfig
-
-import ports.hass  # noqa: F401  (registers hass)
 from parity.errors import InputError
+from parity.run import SHIPPED
 
 FORM = re.compile(r"[a-z][a-z0-9_]*[a-z0-9]")
 LONGEST = 16
@@ -38,6 +36,7 @@ def _refused(found: str, expected: str) -> InputError:
 
 
 def _algorithms() -> set[str]:
-    """The ``speculators_model_type`` of everything that is registered, and what Speculators would register."""
-    known = {module.name for module in iter_modules(speculators.models.__path__)}
-    return known | set(SpeculatorModelConfig.registry or ())
+    """What Speculators would register, and the pairs that come with this package."""
+    spec = find_spec("speculators")
+    places = [str(Path(place) / "models") for place in (spec.submodule_search_locations or () if spec else ())]
+    return {module.name for module in iter_modules(places)} | set(SHIPPED)

@@ -13,6 +13,7 @@ import pytest
 
 import fixtures
 import parity.cli
+from parity.evidence import Evidence
 from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.judge import PORT, recorded_baseline
@@ -90,7 +91,7 @@ def recordings() -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs a ``parity`` command line here and returns its exit code."""
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr(parity.cli, "hush", lambda: None)
 
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import parity.cli
-from parity.prototypes.job import Options
+from parity.pair import Pair
+from parity.run import KitReport, Options
 from parity.verdict import Report, Row, Skip, Status
 from tests.parity.faults import FAULTS
 from tests.parity.folders import META, make_fixture, write_meta
@@ -24,15 +26,15 @@ def one_row(status: Status) -> Report:
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """What was asked of the verdict, which passes without running anything."""
-    asked: list[Options] = []
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Options]]:
+    """What was asked of the run, which passes without running anything."""
+    asked: list[tuple[list[str], Options]] = []
 
-    def verdict(options: Options, progress: object) -> Report:
-        asked.append(options)
-        return one_row(Status.PASSED)
+    def run_all(pairs: list[Pair], options: Options, progress: object) -> KitReport:
+        asked.append(([pair.name for pair in pairs], options))
+        return KitReport(one_row(Status.PASSED))
 
-    monkeypatch.setattr(parity.cli, "verdict", verdict)
+    monkeypatch.setattr(parity.cli, "run_all", run_all)
     return asked
 
 
@@ -49,23 +51,24 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
 def test_the_exit_code_is_the_verdict(
     report: Report, code: int, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parity.cli, "verdict", lambda options, progress: report)
+    monkeypatch.setattr(parity.cli, "run_all", lambda pairs, options, progress: KitReport(report))
     assert command("run") == code
     assert ("PASS" in capsys.readouterr().out) == (code == 0)
 
 
-def test_options_reach_the_verdict(command: Run, verdicts: list[Options], tmp_path: Path) -> None:
-    assert command("run", "hass", "--recordings", tmp_path, "-k", "fp32 and not k4", "--prototype", "checkout") == 0
-    assert verdicts == [Options(tmp_path, ("hass",), "fp32 and not k4", Path("checkout"))]
+@pytest.mark.parametrize("option", ["--original", "--prototype"])
+def test_options_reach_the_run(option: str, command: Run, verdicts: list[Any], tmp_path: Path) -> None:
+    words = ("--recordings", tmp_path, "-k", "fp32 and not k4", "--checks", "loss,curve")
+    assert command("run", "hass", option, "checkout", *words) == 0
+    assert verdicts == [(["hass"], Options(Path("checkout"), tmp_path, "fp32 and not k4", ("loss", "curve")))]
 
 
-def test_without_an_algorithm_both_are_run(command: Run, verdicts: list[Options]) -> None:
+def test_without_a_name_both_are_run(command: Run, verdicts: list[Any]) -> None:
     command("run")
-    assert verdicts[0].algorithms == ("eagle3", "hass")
-    assert verdicts[0].prototype is None
+    assert verdicts == [(["eagle3", "hass"], Options())]
 
 
-def test_files_are_written(command: Run, verdicts: list[Options], tmp_path: Path) -> None:
+def test_files_are_written(command: Run, verdicts: list[Any], tmp_path: Path) -> None:
     assert command("run", "--json", tmp_path / "rows.json", "--report", tmp_path / "report.html") == 0
     assert "mb0.step0.logits" in (tmp_path / "rows.json").read_text()
     assert json.loads((tmp_path / "rows.json").read_text())
@@ -75,11 +78,13 @@ def test_files_are_written(command: Run, verdicts: list[Options], tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "nosuch"], "error: command line: algorithm: found nosuch, expected eagle3 or hass"),
+        (["run", "nosuch"], "error: command line: PAIR: found nosuch, expected eagle3, hass or FILE.py:NAME"),
         (["run", "--recordings", "/no/where"], "error: /no/where: recordings: found no such folder"),
         (["run", "-k", "a b"], "error: command line: -k: found 'a b', expected words joined by and, or, not"),
         (["run", "-k", "__import__('os')"], "error: command line: -k: found"),
         (["record", "--prototype", "/no/where", "--output", "{tmp}", "-k", "eagle3_fp32_k1"], "research/eagle3"),
+        (["record", "eagle3"], "--original: found nothing, expected a checkout: git clone"),
+        (["run", "eagle3", "--checks", "speed", "-k", "none"], "checks: found speed, expected of environment"),
         (["doctor", "--prototype", "/no/where"], "research/eagle3: found no such folder"),
     ],
 )
@@ -93,7 +98,7 @@ def test_bad_input_exits_with_two_and_one_line(
     assert "Traceback" not in complaint
 
 
-@pytest.mark.parametrize("words", [["run", "--nosuch"], ["nosuch"], ["record"], ["run", "a", "b"]])
+@pytest.mark.parametrize("words", [["run", "--nosuch"], ["nosuch"], ["trace"], ["run", "a", "b"]])
 def test_a_command_line_that_cannot_be_read_exits_with_two(
     words: list[str], command: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +133,7 @@ def test_a_recorded_case_passes(command: Run, tmp_path: Path, capsys: pytest.Cap
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["case"] for row in rows} == {"eagle3_fp32_k1"}
     assert {row["run"] for row in rows} == {"reference", "port"}
-    assert all(row["passed"] for row in rows)
+    assert all(row["passed"] for row in rows if row["status"] != "not applicable")
 
 
 def test_a_port_with_a_fault_fails(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,5 +150,5 @@ def test_the_command_in_a_process_of_its_own() -> None:
         [sys.executable, "-m", "parity", "run", "nosuch"], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 2
-    assert done.stderr == "error: command line: algorithm: found nosuch, expected eagle3 or hass\n"
+    assert done.stderr == "error: command line: PAIR: found nosuch, expected eagle3, hass or FILE.py:NAME\n"
     assert done.stdout == ""

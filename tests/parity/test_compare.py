@@ -159,7 +159,7 @@ def test_a_tensor_on_one_side_only_fails() -> None:
     missing = compare_named(SUBJECT, "q", "n", value, None, tolerance)
     extra = compare_named(SUBJECT, "q", "n", None, value, tolerance)
     assert (missing.passed, missing.detail) == (False, "missing")
-    assert (extra.passed, extra.detail) == (False, "unexpected: the prototype has none")
+    assert (extra.passed, extra.detail) == (False, "unexpected: the original has none")
     assert not compare_named(SUBJECT, "q", "n", None, None, tolerance).passed
 
 

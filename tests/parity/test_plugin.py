@@ -32,7 +32,8 @@ def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResu
 def test_options_are_explained(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--help")
     text = " ".join(result.stdout.str().split())
-    assert "--prototype=PROTOTYPE checkout of the prototypes" in text
+    assert "--pair=PAIR" in text
+    assert "--prototype=PROTOTYPE, --original=PROTOTYPE checkout of the prototypes" in text
     assert "--recordings=RECORDINGS folder of recorded cases; default: those shipped" in text
 
 

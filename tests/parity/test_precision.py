@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from parity.compare import Subject
-from parity.precision import curve_rows, error, tensor_rows
-from parity.tolerances import BF16
+from parity.precision import distance_rows, error, tensor_rows
+from parity.tolerances import tables
 from parity.trace import Point, Trace
 from parity.verdict import Row
 
-SUBJECT = Subject("precision", "one", "port")
+SUBJECT, BF16 = Subject("precision", "one", "port"), tables()["prototype_bf16"]
 TRAINED = ("fc.weight", "norm.weight")
 EXACT = {
     "mb0.batch.attention_mask": torch.tensor([[1, 1, 0]]),
@@ -119,11 +119,11 @@ FAULTS = {
 def test_curves_are_judged_step_by_step(fault: str) -> None:
     error, named = FAULTS[fault]
     sides = curve("reference", EXACT_LOSSES), curve("recorded", EXACT_LOSSES * (1 + NOISE))
-    rows = curve_rows(SUBJECT, *sides, curve("port", EXACT_LOSSES * (1 + error)), BF16)
+    rows = distance_rows(SUBJECT, *sides, curve("port", EXACT_LOSSES * (1 + error)), BF16)
     assert len(rows) == 5
     assert {row.tensor for row in rows if not row.passed} == named
 
 
 def test_a_curve_that_ends_early_fails() -> None:
     sides = curve("reference", EXACT_LOSSES), curve("recorded", EXACT_LOSSES)
-    assert not any(row.passed for row in curve_rows(SUBJECT, *sides, curve("port", EXACT_LOSSES[:-1]), BF16))
+    assert not any(row.passed for row in distance_rows(SUBJECT, *sides, curve("port", EXACT_LOSSES[:-1]), BF16))

@@ -25,8 +25,10 @@ from parity.speed import (
     read_baseline,
     save_baseline,
 )
+from parity.tolerances import tables
 from parity.verdict import Status
 
+ALLOWED = tables()["float32"]["throughput"]
 SUBJECT = Subject("throughput", "case", "port")
 
 
@@ -92,7 +94,7 @@ def spending(cpu: float, sleep: float = 0.0) -> Steps:
 )
 def test_gate_one_sees_what_computes_and_what_sleeps(port: Steps, failed: list[str]) -> None:
     taken = alternate({"prototype": spending(0.02), "port": port}, steps=2, rounds=5)
-    rows = prototype_rows(SUBJECT, taken["prototype"], taken["port"], "prototype")
+    rows = prototype_rows(SUBJECT, taken["prototype"], taken["port"], "prototype", ALLOWED)
     assert [row.tensor.split()[0] for row in rows if not row.passed] == failed
 
 
@@ -108,14 +110,14 @@ def test_gate_one_sees_what_computes_and_what_sleeps(port: Steps, failed: list[s
 def test_gate_two_holds_the_port_against_its_baseline(port: float, status: Status, said: str, tmp_path: Path) -> None:
     file = tmp_path / "baseline.json"
     save_baseline(file, {"case": 2.0})
-    row = baseline_row(SUBJECT, times([[port, port]]), times([[1.0, 1.0]]), read_baseline(file))
+    row = baseline_row(SUBJECT, times([[port, port]]), times([[1.0, 1.0]]), read_baseline(file), ALLOWED)
     assert row.status is status
     assert said in row.detail
 
 
 def test_without_a_baseline_the_row_says_how_to_make_one() -> None:
     for stored in (None, Baseline(Path("b.json"), {"other": 1.0})):
-        row = baseline_row(SUBJECT, times([[2.0]]), times([[1.0]]), stored)
+        row = baseline_row(SUBJECT, times([[2.0]]), times([[1.0]]), stored, ALLOWED)
         assert row.status is Status.NOT_APPLICABLE
         assert "--save-baseline" in row.detail
 

@@ -22,7 +22,7 @@ from parity.step import (
     update_of,
     update_rows,
 )
-from parity.tolerances import PORT_FP32
+from parity.tolerances import tables
 
 LR, STEPS = 1e-2, 12
 
@@ -65,7 +65,7 @@ class Toy:
 
 def failed(audits: list[StepAudit]) -> set[str]:
     """The checks with a failed row."""
-    table = PORT_FP32
+    table = tables()["float32"]
     rows = [
         *clip_rows(Subject("clip", "toy", "port"), audits, table["clip"]),
         *schedule_rows(Subject("schedule", "toy", "port"), audits, table["lr"]),

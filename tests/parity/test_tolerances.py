@@ -1,68 +1,52 @@
-"""The tables: every quantity a check asks for is in each of them, and no bound lies below its floor."""
+"""The table: every row has a bound, a reason, and a floor below it that says where it was seen."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-import fixtures
-import parity.prototypes.checks.evidence
-from parity.prototypes.case import read_case
-from parity.prototypes.checks import run_checks
-from parity.prototypes.judge import PORT
-from parity.prototypes.recorded import load_recorded
-from parity.tolerances import BF16, FLOOR_RUN, FLOORS_FP32, PORT_FP32, Kind, Tolerance, tolerance
+from parity.errors import InputError
+from parity.tolerances import Kind, Tolerance, read_tolerances, table_for, tables
 
-ONLY_BF16 = {"error_ratio", "loss_error"}
-TABLES = {"port": PORT_FP32, "floor": FLOORS_FP32, "bf16": BF16}
-ROWS = [(name, quantity, row) for name, table in TABLES.items() for quantity, row in table.items()]
-
-
-@pytest.fixture(scope="module")
-def asked_for() -> set[str]:
-    """Every quantity that the checks look up while all of them run."""
-    asked: set[str] = set()
-
-    def note(run: str, dtype: str, quantity: str) -> Tolerance:
-        asked.add(quantity)
-        return tolerance(run, dtype, quantity)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity.prototypes.checks.evidence, "tolerance", note)
-        for name in ("eagle3_fp32_k3", "eagle3_bf16ds_k3"):
-            case = read_case(fixtures.RECORDINGS / name)
-            with PORT.evidence(case, load_recorded(case)) as evidence:
-                run_checks(evidence)
-    return asked
-
-
-def test_the_checks_ask_for_quantities(asked_for: set[str]) -> None:
-    assert asked_for >= {"batch", "logits", "loss", "grad", "after", "lr", "hits", "path", "round_trip", "final"}
-
-
-def test_every_quantity_asked_for_is_in_every_table(asked_for: set[str]) -> None:
-    """But those that only bfloat16 is judged by."""
-    assert asked_for <= BF16.keys()
-    assert asked_for - ONLY_BF16 <= PORT_FP32.keys() & FLOORS_FP32.keys()
+ROWS = [(name, quantity, row) for name, table in tables().items() for quantity, row in table.items()]
+FLOAT32, FLOAT64 = tables()["float32"], tables()["float64"]
 
 
 @pytest.mark.parametrize(("table", "quantity", "row"), ROWS, ids=[f"{name}-{quantity}" for name, quantity, _ in ROWS])
 def test_floors_lie_below_bounds(table: str, quantity: str, row: Tolerance) -> None:
     assert row.reason
-    assert row.floor is not None
-    assert 0 <= row.floor <= row.bound
     assert (row.kind is Kind.EQUAL) == (row.bound == 0)
+    assert row.floor is None or 0 <= row.floor <= row.bound
+    assert (row.floor is None) == (not row.machine)
+    assert row.floor is not None or row.kind in (Kind.EQUAL, Kind.RATIO)
 
 
-def test_the_reference_is_held_to_tighter_bounds_than_a_port() -> None:
-    assert all(FLOORS_FP32[quantity].bound <= row.bound for quantity, row in PORT_FP32.items())
-    assert FLOORS_FP32["logits"].bound < PORT_FP32["logits"].bound
+def test_float64_is_never_looser_than_float32() -> None:
+    assert FLOAT64.keys() == FLOAT32.keys()
+    assert all(FLOAT64[quantity].bound <= row.bound for quantity, row in FLOAT32.items())
 
 
-def test_rows_are_chosen_by_run_and_precision() -> None:
-    assert tolerance("port", "fp32", "grad") is PORT_FP32["grad"]
-    assert tolerance("reference", "fp32", "grad") is PORT_FP32["grad"]
-    assert tolerance(FLOOR_RUN, "fp32", "grad") is FLOORS_FP32["grad"]
-    assert tolerance(FLOOR_RUN, "bf16ds", "path") is BF16["path"]
-    assert tolerance("port", "bf16", "path") is BF16["path"]
-    with pytest.raises(KeyError):
-        tolerance("port", "fp32", "no such quantity")
+def test_a_user_s_rows_take_the_places_of_the_defaults() -> None:
+    own = {"out": Tolerance(Kind.ABSOLUTE, 1.0, None, "coarse")}
+    assert table_for("float32", own) == {**FLOAT32, **own}
+    assert table_for("fp32", own, {"fp32": "prototype_fp32"}) == {**tables()["prototype_fp32"], **own}
+
+
+def test_a_dtype_without_a_table_needs_every_row_that_rounding_reaches() -> None:
+    rows = {name: FLOAT32[name] for name in ("out", "loss", "path", "grad", "grad_norm", "after", "final", "curve")}
+    assert table_for("bfloat16", rows).keys() == FLOAT32.keys()
+    del rows["grad"]
+    with pytest.raises(InputError, match="found bfloat16, expected tolerances for grad:"):
+        table_for("bfloat16", rows)
+
+
+def test_a_file_of_rows_is_read(tmp_path: Path) -> None:
+    row = {"kind": "OF_MAX", "bound": 1, "reason": "coarse"}
+    (tmp_path / "own.json").write_text(json.dumps({"out": row}))
+    assert read_tolerances(tmp_path / "own.json") == {"out": Tolerance(Kind.OF_MAX, 1.0, None, "coarse")}
+    for field, value in (("kind", "LOOSE"), ("bound", "1"), ("bound", True), ("reason", " "), ("bounds", 1)):
+        (tmp_path / "own.json").write_text(json.dumps({"out": {**row, field: value}}))
+        with pytest.raises(InputError, match=rf"own.json: out.{field}: found"):
+            read_tolerances(tmp_path / "own.json")

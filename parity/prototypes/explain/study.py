@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from parity.compare import Subject, compare_named
-from parity.tolerances import EXPLAINED
+from parity.tolerances import tables
 from parity.verdict import Row
 
 Tensors = Mapping[str, Tensor]
@@ -22,6 +22,8 @@ Side = Callable[[frozenset[str]], Tensors]
 """Tensors by name, in shared coordinates, with the given causes put in."""
 
 GROUPS = ("layers.0.self_attn", "layers.0.mlp", "norm")
+
+EXPLAINED = tables()["explained"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def _start(subject: Subject, plain: Tensors, start: Tensors) -> list[Row]:
     own = replace(subject, check="start")
     return [
         compare_named(
-            own, kind_of(quantity_of(name)), name, value, plain.get(name), EXPLAINED[kind_of(quantity_of(name))]
+            own,
+            kind_of(quantity_of(name)),
+            name,
+            value,
+            plain.get(name),
+            EXPLAINED[kind_of(quantity_of(name))],
         )
         for name, value in start.items()
     ]
@@ -155,7 +162,14 @@ def worst(subject: Subject, quantity: str, theirs: Tensors, found: Tensors) -> R
     """The row of the tensor of a quantity that agrees least; one that a side lacks is worst of all."""
     names = sorted(name for name in {*theirs, *found} if quantity_of(name) == quantity)
     rows = [
-        compare_named(subject, kind_of(quantity), name, theirs.get(name), found.get(name), EXPLAINED[kind_of(quantity)])
+        compare_named(
+            subject,
+            kind_of(quantity),
+            name,
+            theirs.get(name),
+            found.get(name),
+            EXPLAINED[kind_of(quantity)],
+        )
         for name in names
     ]
     return max(rows, key=lambda row: math.inf if row.measured is None or math.isnan(row.measured) else row.measured)

@@ -18,6 +18,7 @@ from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.setup import Setup, prepare
 from parity.prototypes.reference.steps import Unrolled
 from parity.prototypes.replay import samples_per_pass
+from parity.prototypes.ties import near_ties
 from parity.step import AdamW, State, linear_schedule
 from parity.trace import Point, Trace
 
@@ -134,6 +135,7 @@ class Run:
             correct=correct,
             rows=int(batch["loss_mask"].sum()),
             top=top,
+            ties=near_ties(out.steps[-1].logits.detach(), out.target_p, batch["loss_mask"].bool()),
             stepped=stepped,
             logged=out.logged if bool(batch["loss_mask"].any()) else {},
         )

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from parity.evidence import Evidence
 from parity.prototypes.case import Case
-from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.reference.loop import Visits
 from parity.prototypes.reference.setup import prepare
 from parity.prototypes.signatures import hint_for
-from parity.trace import Trace
+from parity.tolerances import tables
 from parity.verdict import Row, Status
 
 
@@ -26,7 +26,7 @@ def failed(check: str) -> Row:
 def evidence(case: Case) -> Evidence:
     expected = load_recorded(case)
     found = replace(expected, run="port", tensors=dict(expected.tensors))
-    return Evidence(case, expected, found, lambda: Trace("reference", case.name, "fp32"))
+    return Evidence(case, expected, found, tables()["prototype_fp32"])
 
 
 @pytest.mark.parametrize("by", [1, -1])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from safetensors.torch import load_file
 
 from fixtures.samples import build_random_fixture
 from fixtures.verifier import VerifierSpec
+from parity.checks import run_checks
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.checks import run_checks
-from parity.prototypes.judge import PORT
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.synthetic import initial_weights, plain_order, sample_order, write_case
+from parity.run import CaseRun, find_pair
+from parity.side import TraceSide
 from parity.verdict import Row
 
 LLAMA3 = {
@@ -89,8 +91,10 @@ def against_the_reference(case: Case, dtype: torch.dtype = torch.float32) -> lis
     if dtype is torch.float32:
         exact = trace_reference(case, torch.float64).tensors
         expected.tensors.update({name: exact[name].float() for name in expected.tensors if ".grad." in name})
-    with PORT.evidence(case, expected) as evidence:
-        return run_checks(evidence)
+    pair = find_pair(case.algorithm)
+    pair = replace(pair, original=TraceSide(replace(expected, trained=(), frozen=())))
+    with ExitStack() as stack:
+        return run_checks(CaseRun(pair, case, stack).evidence(pair.port), pair.every_check)
 
 
 def complaints(rows: list[Row]) -> str:

@@ -28,6 +28,7 @@ def suite(package: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Its tests, with the port in the prototype's place."""
     compare, tests = (import_module(f"{package}.{name}") for name in ("compare", "tests.test_parity"))
     original = replace(compare.PORT, name="prototype")
+    monkeypatch.setattr(compare, "PAIR", replace(compare.PAIR, original=original))
     for module in (compare, tests):
         monkeypatch.setattr(module, "ORIGINAL", original)
     return tests
@@ -55,9 +56,8 @@ def test_it_is_green_on_its_own_original(suite: ModuleType, tmp_path: Path) -> N
 
 def test_a_step_says_what_to_do_and_those_after_it_wait(suite: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = import_module(f"{NAME}.compare")
-    monkeypatch.setattr(
-        compare, "PORT", replace(compare.PORT, loss=lambda draft, batch: 2 * compare.loss(draft, batch))
-    )
+    doubled = replace(compare.PORT, loss=lambda draft, batch: 2 * compare.loss(draft, batch))
+    monkeypatch.setattr(compare, "PAIR", replace(compare.PAIR, port=doubled))
     report = suite.compare()
     suite.test_step("forward", report)
     with pytest.raises(pytest.fail.Exception, match="next step, loss:\nThe outputs are the original's"):

@@ -1,0 +1,124 @@
+"""What a check looks at, and what a check is."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.compare import Subject, View
+from parity.names import NameMap
+from parity.tolerances import Tolerance
+from parity.trace import Trace
+from parity.verdict import Against, Row, Speed
+
+
+@dataclass
+class Evidence:
+    """Two traces of one case under the port's names, and what the checks beyond them need.
+
+    ``original`` and ``live`` are what can be run again of the two sides, or None. ``oracle`` computes the original's
+    first optimizer step in float64 when it is asked for, where a pair has such formulas. ``table`` are the tolerances.
+    ``speeds`` is filled by checks that measure any.
+    """
+
+    case: Any
+    expected: Trace
+    found: Trace
+    table: dict[str, Tolerance]
+    live: Any = None
+    original: Any = None
+    names: NameMap = field(default_factory=NameMap)
+    views: tuple[View, ...] = ()
+    oracle: Callable[[], Trace] | None = None
+    not_applicable: dict[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
+    speeds: list[Speed] = field(default_factory=list)
+
+    def subject(self, check: str, against: Against = Against.PROTOTYPE) -> Subject:
+        return Subject(check, self.found.case, self.found.run, against)
+
+    def tolerance(self, quantity: str) -> Tolerance:
+        """The row of a quantity; what a table has no row for is an output like any other."""
+        return self.table.get(quantity, self.table["out"])
+
+    @property
+    def traces(self) -> tuple[Trace, Trace]:
+        return self.expected, self.found
+
+    @property
+    def in_half(self) -> bool:
+        """Does rounding dominate, so that a float64 oracle has to say who is wrong, and by how much?"""
+        return self.found.dtype.startswith(("bf16", "fp16", "bfloat16", "float16")) and self.oracle is not None
+
+    def micro_batches(self) -> list[int]:
+        """Those of the original's first optimizer step; at least one is asked for."""
+        return self.expected.micro_batches() or [0]
+
+    def trained_by_original(self) -> set[str]:
+        """Parameters that the original says it trains, or that its trace shows to: they have a gradient or moved."""
+        if self.expected.trained:
+            return set(self.expected.trained)
+        start = self.expected.group("init.")
+        end = {**self.expected.group("after."), **self.expected.group("final.")}
+        moved = {name for name in end if name in start and not torch.equal(start[name].to(end[name].dtype), end[name])}
+        grads = self.expected.group(f"mb{self.micro_batches()[-1]}.grad.")
+        return moved | {name for name, grad in grads.items() if bool(grad.any())}
+
+    def wanted(self, tensors: Iterable[str]) -> set[str]:
+        """Names of the found side that the original must have: all but those it says nothing of or has no part in."""
+        silent = not (self.expected.trained or self.expected.frozen)
+        left = set(self.found.frozen) if silent else set()
+        return {name for name in tensors if self.names.expected_of(name) and name not in left}
+
+    def real(self, micro_batch: int) -> Tensor:
+        """bool [B, T]: the positions of a micro-batch that are not padding, by its ``attention_mask``."""
+        mask = self.expected.tensors.get(f"mb{micro_batch}.batch.attention_mask")
+        return torch.zeros(0, dtype=torch.bool) if mask is None else mask.bool()
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named comparison.
+
+    ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
+    subject in a piece of evidence, or returns None. ``against`` is what its rows are held against where they do not
+    say. A check that is the same for every case runs ``once``.
+    """
+
+    name: str
+    run: Callable[[Evidence], list[Row]]
+    follows: tuple[str, ...] = ()
+    inapplicable: Callable[[Evidence], str | None] = lambda evidence: None
+    against: Against = Against.PROTOTYPE
+    once: bool = False
+
+    def reason(self, evidence: Evidence) -> str | None:
+        """Why there is nothing to compare: what the pair says, then what the evidence shows."""
+        said = evidence.not_applicable.get(self.name)
+        told = said(evidence) if callable(said) else said
+        return told or self.inapplicable(evidence)
+
+
+def raised(subject: Subject, error: BaseException) -> Row:
+    """The row of an exception: its text, and the last place that is no library's."""
+    text = f"{type(error).__name__}: {str(error)[:300]}"
+    return subject.row("raised", "", None, None, False, f"{text} at {place_of(error)}")
+
+
+def place_of(error: BaseException) -> str:
+    """``file:line``, of the innermost frame outside of installed packages where there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith("<")]
+    return next((f"{_short(one.filename)}:{one.lineno}" for one in reversed(own or frames)), "nowhere")
+
+
+def _short(file: str) -> str:
+    try:
+        return str(Path(file).relative_to(Path.cwd()))
+    except ValueError:
+        return file

@@ -1,0 +1,114 @@
+"""A pair: an original and a port, the cases both run, and everything that has to be known to hold them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from parity.checks import with_own
+from parity.compare import View
+from parity.errors import InputError
+from parity.evidence import Check, Evidence
+from parity.names import NameMap
+from parity.side import AnySide, Case, FolderSide
+from parity.tolerances import GENERIC, Tolerances
+from parity.trace import Trace
+from parity.verdict import Deviation, Report, Row
+
+Cases = Sequence[Any] | Callable[[Path | None], Sequence[Any]]
+Job = Callable[[Any], Report]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Data alone; :func:`parity.run` runs it.
+
+    Args:
+        name: in reports and on the command line.
+        original, port: the two sides; ``original`` may be None where it needs a checkout (``live``).
+        cases: what both are given; or a function from the folder of ``--recordings`` (None: the pair's own) to it.
+        names: the original's names to the port's, as :class:`NameMap` or a mapping of prefixes.
+        views: coordinates that the two share, where their own differ.
+        draws, causes: what is drawn in one side and replayed in the other; named reasons for a difference.
+        deviations: known ones, for the report.
+        tolerances: rows in the places of the default table's; ``tables`` names a table of ``tolerances.yaml`` by dtype.
+        checks: of its own, instead of those of the same name or beside them.
+        not_applicable: by check, why it does not apply: a reason, or a function of the evidence to one or None.
+        sides: further sides that are held against the original.
+        live: from the root of a checkout to the original's side, or to the pair as it is to be run then.
+        remedy: how to get such a checkout.
+        verify: from that root to one line for every file that is not as it should be.
+        oracle: from a case to a function that gives the original's first optimizer step in float64.
+        hint: a failed row and its evidence to what it looks like; empty: nothing known.
+        jobs: by name, what is measured once and for no case; each gives rows and speeds as a report.
+        record: a case, the checkout's root and an output folder to what ``parity record`` wrote there.
+        extend: adds to a port's trace, for ``parity trace``, what a run does not need.
+        baseline: what the report calls the original's run; default: the original's name.
+        copy_weights: give a port of callables the original's initial weights, by the map.
+    """
+
+    name: str
+    original: AnySide | None
+    port: AnySide
+    cases: Cases = (Case(),)
+    names: NameMap | Mapping[str, str | None] | None = None
+    draws: Sequence[Any] = ()
+    views: Sequence[View] = ()
+    causes: Sequence[Any] = ()
+    deviations: Sequence[Deviation] = ()
+    tolerances: Tolerances = field(default_factory=dict)
+    tables: Mapping[str, str] = field(default_factory=lambda: GENERIC)
+    checks: Sequence[Check] = ()
+    not_applicable: Mapping[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
+    sides: Sequence[AnySide] = ()
+    live: Callable[[Path], Any] | None = None
+    remedy: str = ""
+    verify: Callable[[Path], list[str]] | None = None
+    oracle: Callable[[Any], Callable[[], Trace]] | None = None
+    hint: Callable[[Row, Evidence], str] | None = None
+    jobs: Mapping[str, Job] = field(default_factory=dict)
+    record: Callable[[Any, Path, Path], Path] | None = None
+    extend: Callable[[Any, Trace], None] | None = None
+    baseline: str = ""
+    copy_weights: bool = True
+
+    @property
+    def every_check(self) -> tuple[Check, ...]:
+        return with_own(self.checks)
+
+    def chosen(self, checks: Sequence[str] | None) -> tuple[str, ...]:
+        """Names of the checks to run: those asked for, else all but the throughput of two sides.
+
+        Raises:
+            InputError: an unknown one.
+        """
+        known = [check.name for check in self.every_check]
+        for name in checks or ():
+            if name not in known:
+                raise InputError("comparison", "checks", name, f"of {', '.join(known)}")
+        return tuple(name for name in known if name in checks) if checks is not None else tuple(known[:-1])
+
+    def find_cases(self, recordings: Path | None) -> list[Any]:
+        """The cases, by the folder of ``--recordings`` where they are found by one."""
+        return list(self.cases(recordings) if callable(self.cases) else self.cases)
+
+    def at(self, original: Path | None, recordings: Path | None) -> Pair:
+        """The pair with the original from a checkout, or from traces in a folder where its cases are its own.
+
+        Raises:
+            InputError: a checkout for a pair that cannot run one, or an original that needs one.
+        """
+        if original is not None:
+            if self.live is None:
+                raise InputError(
+                    "command line", "--original", original, f"nothing: {self.name} runs without a checkout"
+                )
+            found = self.live(original)
+            return found if isinstance(found, Pair) else replace(self, original=found)
+        if recordings is not None and not callable(self.cases):
+            return replace(self, original=FolderSide(recordings, "recorded"))
+        if self.original is None:
+            raise InputError("command line", "--original", "nothing", f"a checkout. {self.remedy}".strip())
+        return self

@@ -1,1 +1,0 @@
-"""What no recording holds, made here: the port against Speculators itself."""

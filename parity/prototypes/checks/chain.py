@@ -1,0 +1,120 @@
+"""The ``chain`` alignment against Speculators' own forward: the numbers a served draft is trained with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from speculators.losses import resolve_loss_config
+from speculators.models.eagle3 import Eagle3DraftModel
+from torch import Tensor, nn
+
+from parity.compare import Subject, compare, compare_groups, compare_named
+from parity.environment import deterministic
+from parity.evidence import Evidence
+from parity.files import read_tensors
+from parity.prototypes.names import TO_NATIVE
+from parity.verdict import Against, Row
+from ports.eagle3.objective import Eagle3Objective
+from ports.training.alignment import Alignment
+from ports.training.attention.choice import attention_name
+from ports.training.data.batches import Batch, RecordDataset, collate
+
+
+def check_chain(evidence: Evidence) -> list[Row]:
+    """Logits at every TTT step, loss and gradients of a sample, with Speculators' mask and slice rules.
+
+    Speculators cannot unroll a sample to as many steps as it has tokens, so a longer one is taken. It packs one
+    document in a row and drops the last position; its step-s logits at index q are the port's at position p = q + s.
+    Drafts of two layers, which the prototype cannot train, are compared too.
+    """
+    subject, batch, rows = evidence.subject("chain", Against.LIBRARY), _sample(evidence), []
+    for layers, name in enumerate(("one layer", "two layers"), 1):
+        theirs = _speculators_draft(evidence, layers)
+        rows += _compare(evidence, subject, name, theirs, _aligned(theirs), batch)
+    return rows
+
+
+def _compare(
+    evidence: Evidence, subject: Subject, name: str, theirs: Eagle3DraftModel, ours: Eagle3DraftModel, batch: Batch
+) -> list[Row]:
+    """Of the gradients those of everything that both train."""
+    k, rows = evidence.case.ttt_steps, []
+    expected_logits, expected_loss = speculators_forward(theirs, batch, k)
+    outcome = Eagle3Objective(ours, k, Alignment.CHAIN)(batch)
+    for s, (expected, step) in enumerate(zip(expected_logits, outcome.steps)):
+        length = expected.shape[1] - s
+        pair = expected[:, :length], step.logits.detach()[:, s : s + length]
+        rows.append(compare(subject, "chain_logits", f"{name}.step{s}", *pair, evidence.tolerance("chain_logits")))
+    losses = expected_loss.detach().reshape(1), outcome.loss.detach().reshape(1)
+    rows.append(compare_named(subject, "chain_loss", name, *losses, evidence.tolerance("chain_loss")))
+    expected_loss.backward()
+    outcome.backward_loss.backward()
+    expected_grads, grads = (
+        {f"{name}: {each}": value.grad for each, value in draft.named_parameters() if value.grad is not None}
+        for draft in (theirs, ours)
+    )
+    return rows + compare_groups(subject, "grad", expected_grads, grads, evidence.tolerance("grad"))
+
+
+def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:
+    """Logits [1, T - 1, D] of every step and the loss of Speculators' own forward on one sample."""
+    logits: list[Tensor] = []
+    hook = draft.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.detach()))
+    try:
+        _, loss, _ = draft(**speculators_inputs(batch, ttt_steps))
+    finally:
+        hook.remove()
+    return logits, loss
+
+
+def speculators_inputs(batch: Batch, ttt_steps: int) -> dict[str, Any]:
+    """Keywords of Speculators' forward for one sample, without its last position; its fused losses want Triton."""
+    names = {"features": "hidden_states", "input_ids": "input_ids", "target": "verifier_last_hidden_states"}
+    return {
+        **{theirs: batch[ours][:, :-1] for ours, theirs in names.items()},
+        "document_ids": torch.zeros_like(batch["input_ids"][:, :-1]),
+        "loss_mask": batch["loss_mask"][:, :-1].bool(),
+        "ttt_steps": ttt_steps,
+        "loss_config": resolve_loss_config("kl_div", "eager"),
+    }
+
+
+def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
+    """Speculators' model on the run's initial weights; the files hold post-norm targets, so its norm is an identity."""
+    config = copy.deepcopy(evidence.live.draft.config)
+    config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
+    config.transformer_layer_config.num_hidden_layers = layers
+    with deterministic():
+        draft = Eagle3DraftModel(config)
+    draft.load_state_dict({**evidence.live.draft.state_dict(), **_initial(evidence)}, strict=False)
+    draft.verifier_norm = nn.Identity()
+    return draft.eval()
+
+
+def _aligned(theirs: Eagle3DraftModel) -> Eagle3DraftModel:
+    config = copy.deepcopy(theirs.config)
+    config.transformer_layer_config._attn_implementation = attention_name(Alignment.CHAIN)
+    ours = Eagle3DraftModel(config)
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    return ours
+
+
+def _initial(evidence: Evidence) -> dict[str, Tensor]:
+    native = TO_NATIVE[evidence.case.algorithm]
+    stored = read_tensors(evidence.case.initial)
+    return {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+
+
+def _sample(evidence: Evidence) -> Batch:
+    layer = evidence.live.draft.config.transformer_layer_config
+    dataset = RecordDataset(
+        files=[evidence.case.tmpdir / name for name in evidence.case.meta.samples_files],
+        widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
+        vocab_size=layer.vocab_size,
+        alignment=Alignment.CHAIN,
+        noise=False,
+    )
+    batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
+    return next(batch for batch in batches if batch["input_ids"].shape[1] > evidence.case.ttt_steps)

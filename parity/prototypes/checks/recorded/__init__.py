@@ -1,1 +1,0 @@
-"""What a recording says: configuration, batches, forward, backward, curve, and the run saved, reopened and resumed."""

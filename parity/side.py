@@ -1,0 +1,388 @@
+"""What can produce a trace of a case: callables that build and step a module, a command, a folder written before.
+
+A side is any object with a ``name`` and ``trace(case)``, a context manager that gives a :class:`Run`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from accelerate.utils import set_seed
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from parity.calls import first_of, state_of, tensors_of
+from parity.environment import describe, deterministic
+from parity.errors import InputError
+from parity.persist import META, read_trace
+from parity.trace import Point, Trace
+
+Batch = Any
+"""What ``loss`` is given. Without a ``loss``: keyword arguments (a mapping), arguments (a tuple) or one argument."""
+
+STEPS = 5
+"""Optimizer steps of a curve."""
+
+PLACE = "{out}"
+
+HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both sides are given.
+
+    Args:
+        name: in reports; default: the module's class.
+        batches: at least one; they come round when there are more steps. The first is kept whole.
+        seed: set before a module is built, and again before the first step.
+        steps: optimizer steps of the curve, at least one.
+        weights: to start from, by the side's own names; what the side lacks is ignored, the comparison finds it.
+    """
+
+    name: str = ""
+    batches: Sequence[Batch] = ()
+    seed: int = 0
+    steps: int = STEPS
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trace, what can be run again (None: nothing), and the case where the run itself fixed something of it."""
+
+    trace: Trace
+    live: Any = None
+    case: Any = None
+
+
+class AnySide(Protocol):
+    """A side of a pair."""
+
+    @property
+    def name(self) -> str: ...
+
+    def trace(self, case: Any) -> AbstractContextManager[Run]: ...
+
+
+class SideError(RuntimeError):
+    """A side in a process of its own ended badly."""
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The default optimizer."""
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def call(module: nn.Module, batch: Batch) -> Any:
+    """The module on a batch."""
+    if isinstance(batch, Mapping):
+        return module(**batch)
+    return module(*batch) if isinstance(batch, tuple) else module(batch)
+
+
+def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
+    """The default loss: the output's own ``loss`` if it has one, else the distance of its first tensor to a pattern.
+
+    The pattern is a cosine over the entries, so that every entry has a gradient of its own and the loss is far from 0.
+    """
+    out = call(module, batch)
+    own = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    values = first_of(tensors_of(out))
+    if values is None:
+        raise TypeError(f"{type(module).__name__} gave {type(out).__name__} without a tensor: hand in a loss")
+    pattern = torch.arange(values.numel(), device=values.device, dtype=torch.float64).cos()
+    return (values - pattern.reshape(values.shape).to(values.dtype)).square().mean()
+
+
+@dataclass(frozen=True)
+class Side:
+    """Plain callables. Only ``build`` is needed.
+
+    Args:
+        build: a fresh module, in the mode (train, eval) and the dtype it is to be compared in.
+        loss: a scalar of the module and a batch.
+        optimizer: from the parameters that require a gradient.
+        schedule: a learning rate scheduler of the optimizer, stepped after it.
+        step: what happens between backward and the next batch, clipping for example; ``optimizer.step()`` by default.
+        save, load: into a folder and back from it; ``save_pretrained`` and ``from_pretrained`` where the module has
+            them, else its state dict as safetensors.
+        name: in reports.
+    """
+
+    build: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, Batch], Tensor] = pattern_loss
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] = adamw
+    schedule: Callable[[Optimizer], Any] | None = None
+    step: Callable[[nn.Module, Optimizer], None] = lambda module, optimizer: optimizer.step()
+    save: Callable[[nn.Module, Path], None] | None = None
+    load: Callable[[Path], nn.Module] | None = None
+    name: str = ""
+
+    @staticmethod
+    def command(words: Sequence[str], name: str = "", timeout: float = 3600) -> CommandSide:
+        """A side that is a command writing a trace folder; ``{out}`` in its words is the folder's path."""
+        return CommandSide(tuple(words), name, timeout)
+
+    @contextmanager
+    def trace(self, case: Case) -> Iterator[Run]:
+        """Runs now; what it leaves can be run again."""
+        yield Run(trace_case(self, case), Alive(self, case))
+
+    def write(self, module: nn.Module, folder: Path) -> None:
+        """Save the module into a folder that exists."""
+        if self.save is not None:
+            self.save(module, folder)
+        elif hasattr(module, "save_pretrained"):
+            cast(Any, module).save_pretrained(folder)
+        else:
+            save_model(module, str(folder / "model.safetensors"))
+
+    def read(self, folder: Path) -> nn.Module:
+        """A module with what ``write`` left, in the mode that ``build`` gives."""
+        if self.load is not None:
+            return self.load(folder)
+        module = self.build()
+        if hasattr(module, "from_pretrained") and self.save is None:
+            opened: nn.Module = cast(Any, type(module)).from_pretrained(folder)
+            return opened.train(module.training)
+        load_model(module, str(folder / "model.safetensors"))
+        return module
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A side that can be run again on a case."""
+
+    side: Side
+    case: Case
+
+
+@dataclass(frozen=True)
+class CommandSide:
+    """A side in a process of its own, on this machine, that leaves a trace.
+
+    ``{out}`` in its words is the trace's folder, ``{case}`` the case's name.
+    """
+
+    words: tuple[str, ...]
+    name: str = ""
+    timeout: float = 3600
+
+    @contextmanager
+    def trace(self, case: Any) -> Iterator[Run]:
+        """Runs the command.
+
+        Raises:
+            InputError: no ``{out}`` in its words, no such program, or a folder that is no trace.
+            SideError: it failed or ran out of time.
+        """
+        program = self.words[0] if self.words else "command"
+        if not any(PLACE in word for word in self.words):
+            raise InputError(program, "words", list(self.words), f"{PLACE}, where the trace goes, in one of them")
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "trace"
+            words = [word.replace(PLACE, str(out)).replace("{case}", case.name) for word in self.words]
+            _run_command(program, words, self.timeout)
+            found = read_trace(out)
+        yield Run(replace(found, run=self.name or found.run))
+
+
+def _run_command(program: str, words: list[str], timeout: float) -> None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise SideError(f"{program} did not end within {timeout} s") from error
+    except OSError as error:
+        raise InputError(program, "command", str(error), "a program") from error
+    if done.returncode:
+        raise SideError(f"{program} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+@dataclass(frozen=True)
+class FolderSide:
+    """A side whose traces were written before: the folder is a trace, or has one a case, by the case's name."""
+
+    folder: Path
+    name: str = ""
+
+    @contextmanager
+    def trace(self, case: Any) -> Iterator[Run]:
+        """Reads it; InputError as :func:`read_trace` has it."""
+        folder = self.folder if (self.folder / META).exists() else self.folder / case.name
+        found = read_trace(folder)
+        yield Run(replace(found, run=self.name or found.run))
+
+
+@dataclass(frozen=True)
+class TraceSide:
+    """A trace at hand, as a side."""
+
+    found: Trace
+
+    @property
+    def name(self) -> str:
+        return self.found.run
+
+    @contextmanager
+    def trace(self, case: Any) -> Iterator[Run]:
+        """The trace."""
+        yield Run(self.found)
+
+
+class Training:
+    """A module in training, its optimizer and schedule, and how many steps were made."""
+
+    def __init__(self, side: Side, module: nn.Module) -> None:
+        self.side, self.module = side, module
+        self.optimizer: Optimizer = side.optimizer([p for p in module.parameters() if p.requires_grad])
+        self.schedule = side.schedule(self.optimizer) if side.schedule is not None else None
+        self.steps = 0
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Loss and gradients of one batch."""
+        loss = self.loss(batch)
+        loss.backward()
+        return loss.detach()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """A scalar with a graph."""
+        loss = self.side.loss(self.module, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"the loss of {self.side.name or 'a side'} must be one number, found {found}")
+        return loss
+
+    def step(self, loss: Tensor) -> Point:
+        """Let the optimizer and the schedule step with the gradients there are, and forget those."""
+        norm, used = self.grad_norm(), self.rate
+        self.side.step(self.module, self.optimizer)
+        if self.schedule is not None:
+            self.schedule.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        return Point(0, float(loss), (), norm, used, self.rate)
+
+    def run(self, batches: Sequence[Batch], until: int) -> list[Point]:
+        """Steps up to number ``until``; the batches come round and round."""
+        points = []
+        while self.steps < until:
+            points.append(self.step(self.backward(batches[self.steps % len(batches)])))
+        return points
+
+    @property
+    def rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Copies by name; parameters without a gradient are left out."""
+        named = self.module.named_parameters()
+        return {name: value.grad.detach().clone() for name, value in named if value.grad is not None}
+
+    def grad_norm(self) -> float:
+        """Global norm."""
+        grads = [value.grad for value in self.module.parameters() if value.grad is not None]
+        return float(torch.stack([grad.double().norm() for grad in grads]).norm()) if grads else 0.0
+
+    def setup(self) -> dict[str, Any]:
+        """Class and hyperparameters of the optimizer, group by group, before any step."""
+        groups = self.optimizer.param_groups
+        plain = [{name: _listed(group[name]) for name in HYPERPARAMETERS if name in group} for group in groups]
+        return {"optimizer": type(self.optimizer).__name__, "groups": plain}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def trace_side(
+    side: Side,
+    batches: Sequence[Batch],
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Trace:
+    """Build a side, run ``steps`` optimizer steps over the batches and keep everything of the first.
+
+    The arguments are those of a :class:`Case`.
+
+    Raises:
+        InputError: no batch, or no step.
+    """
+    return trace_case(side, Case("", batches, seed, steps, weights or {}))
+
+
+def trace_case(side: Side, case: Case) -> Trace:
+    """The trace of a side on a case; errors as in :func:`trace_side`."""
+    if not case.batches:
+        raise InputError("comparison", "batches", "none", "at least one batch")
+    if case.steps < 1:
+        raise InputError("comparison", "steps", case.steps, "at least 1")
+    with deterministic(case.seed):
+        module = start(side, case.weights)
+        trace = Trace(side.name or "side", case.name or type(module).__name__, dtype_of(module))
+        trace.trained = tuple(name for name, value in module.named_parameters() if value.requires_grad)
+        trace.frozen = tuple(name for name, value in module.named_parameters() if not value.requires_grad)
+        _keep(trace, "init", state_of(module))
+        set_seed(case.seed)
+        training = Training(side, module)
+        trace.configuration = {"seed": case.seed, "steps": case.steps, **training.setup()}
+        _first_step(trace, training, case.batches[0])
+        trace.curve += training.run(case.batches, case.steps)
+        _keep(trace, "final", state_of(module))
+        trace.environment = describe(case.seed)
+    return trace
+
+
+def start(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A fresh module, with those of the weights that fit it in name and shape."""
+    module = side.build()
+    own: dict[str, Tensor] = {**module.state_dict(), **dict(module.named_parameters())}
+    with torch.no_grad():
+        for name, value in (weights or {}).items():
+            if name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
+    return module
+
+
+def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
+    with watch(training.module) as calls:
+        loss = training.loss(batch)
+    loss.backward()
+    trace.calls = tuple(call.key for call in calls)
+    for call in calls:
+        keep_call(trace, call)
+    _keep(trace, "mb0.grad", training.gradients())
+    trace.tensors["mb0.loss"] = loss.detach().reshape(1).clone()
+    trace.curve.append(training.step(loss.detach()))
+    trace.tensors["mb0.grad_norm"] = torch.tensor([trace.curve[0].grad_norm], dtype=torch.float64)
+    _keep(trace, "after", state_of(training.module))
+
+
+def _keep(trace: Trace, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    trace.tensors.update({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and of the buffers that are saved."""
+    parameters = dict(module.named_parameters())
+    saved = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {name: value.detach().clone() for name, value in {**saved, **parameters}.items()}
+
+
+def dtype_of(module: nn.Module) -> str:
+    """The widest floating dtype of the parameters, in torch's words without the prefix."""
+    dtypes = {value.dtype for value in module.parameters() if value.is_floating_point()}
+    widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32)
+    return str(widest).removeprefix("torch.")

@@ -1,0 +1,164 @@
+"""The prototypes' pairs: what is run for which options, and what may never count as a pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import parity.prototypes.pair
+import parity.prototypes.sides
+from parity.checks import run_checks
+from parity.errors import InputError
+from parity.evidence import Evidence
+from parity.prototypes.case import Case
+from parity.prototypes.recorded import load_recorded
+from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
+from parity.run import Options, find_pair, run, sides_of
+from parity.tolerances import table_for
+from parity.verdict import Against, Report, Row, Status
+from tests.parity.folders import META, make_fixture, write_checkout, write_meta
+
+EAGLE3, HASS = find_pair("eagle3"), find_pair("hass")
+
+
+def test_every_cause_is_a_check_that_comes_before() -> None:
+    for pair in (EAGLE3, HASS):
+        names = [check.name for check in pair.every_check]
+        assert len(set(names)) == len(names)
+        for check in pair.every_check:
+            assert all(names.index(cause) < names.index(check.name) for cause in check.follows)
+
+
+def test_library_and_reference_are_what_rows_are_held_against() -> None:
+    said = {check.name: check.against for check in EAGLE3.every_check}
+    assert {name for name, one in said.items() if one is Against.LIBRARY} == {"initial", "chain", "converted"}
+    assert {name for name, one in said.items() if one is Against.REFERENCE} == {"precision", "equivalence"}
+    assert {name for name, one in said.items() if one is Against.ITSELF} == {"environment", "round_trip", "resume"}
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "runs"),
+    [
+        ("eagle3_fp32_k3", Reference(), True),
+        ("eagle3_bf16ds_k3", Reference(), False),
+        ("hass_bf16_k3", Reference(), False),
+        ("eagle3_fp32_k3_ga2", Reference(), True),
+        ("eagle3_fp32_k3_ga2", Port(), False),
+        ("eagle3_bf16ds_k3", Port(), True),
+        ("hass_bf16_k3", Adapter(Path()), False),
+        ("hass_fp32_k3", Adapter(Path()), True),
+    ],
+)
+def test_what_a_side_leaves_out_has_a_reason(name: str, side: Any, runs: bool, cases: dict[str, Case]) -> None:
+    assert (side.leaves_out(cases[name]) is None) is runs
+
+
+def test_deepspeed_is_asked_for_where_the_case_needs_it(cases: dict[str, Case], monkeypatch: Any) -> None:
+    monkeypatch.setattr(parity.prototypes.sides, "find_spec", lambda name: None)
+    found = {name: LiveOriginal(Path()).leaves_out(cases[name]) for name in ("eagle3_bf16ds_k3", "hass_bf16_k3")}
+    assert found == {
+        "eagle3_bf16ds_k3": "DeepSpeed is not installed: pip install -e '.[deepspeed]'",
+        "hass_bf16_k3": None,
+    }
+
+
+def test_a_checkout_brings_the_live_original_and_the_adapter(tmp_path: Path) -> None:
+    assert [type(side) for side in (EAGLE3.original, *sides_of(EAGLE3))] == [Recorded, Reference, Port]
+    live = EAGLE3.at(tmp_path, None)
+    assert [type(side) for side in (live.original, *sides_of(live))] == [LiveOriginal, Reference, Adapter, Port]
+    assert live.port == Port(afresh=True)
+    assert [check.name for check in live.every_check] == [check.name for check in EAGLE3.every_check]
+
+
+def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_checkout(tmp_path, "eagle3")
+    monkeypatch.setattr(LiveOriginal, "leaves_out", lambda self, case: "not now")
+    report = run(EAGLE3, Options(tmp_path, keyword="fp32_k1"))
+    assert {row.tensor for row in report.rows if row.status is Status.FAILED} == set(files)
+    assert all("found" in row.detail for row in report.rows if row.check == "environment")
+
+
+@pytest.mark.parametrize("name", ["eagle3", "hass"])
+def test_a_folder_without_the_prototypes_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"research/{name}: found no such folder, expected a checkout"):
+        run(find_pair(name), Options(tmp_path, keyword="fp32_k1"))
+
+
+def test_recordings_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such folder"):
+        run(EAGLE3, Options(recordings=tmp_path / "nowhere"))
+    make_fixture(tmp_path)
+    write_meta(tmp_path / "one", META)
+    with pytest.raises(InputError, match=r"initial.safetensors: file"):
+        run(EAGLE3, Options(recordings=tmp_path))
+
+
+def test_throughput_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row("throughput", "x", "port", "throughput", "time per step", 1.0, 1.1, Status.PASSED)
+    monkeypatch.setattr(parity.prototypes.pair, "throughput", lambda name, root: Report(rows=[replace(row, case=name)]))
+    report = run(HASS, Options(keyword="hass_throughput"))
+    assert [row.case for row in report.rows] == ["hass"]
+    assert not run(HASS, Options(keyword="no_such_case")).passed
+
+
+def evidence(case: Case, run: str = "port") -> Evidence:
+    """A recording beside itself."""
+    traces = load_recorded(case), replace(load_recorded(case), run=run)
+    table = table_for(case.dtype, None, EAGLE3.tables)
+    held = dict(EAGLE3.not_applicable)
+    return Evidence(case, *traces, table, views=tuple(EAGLE3.views), oracle=lambda: traces[0], not_applicable=held)
+
+
+def test_a_recording_without_its_mask_fails_and_does_not_crash(case: Case) -> None:
+    held = evidence(case)
+    assert all(row.passed for row in run_checks(held, only=("batches", "forward", "targets", "hits")))
+    del held.expected.tensors["mb0.batch.attention_mask"]
+    rows = run_checks(held, only=("batches", "forward", "targets"))
+    assert {row.check for row in rows if not row.passed} == {"batches", "forward", "targets"}
+
+
+def test_padding_is_nobody_s_business(case: Case) -> None:
+    held = evidence(case)
+    padded = ~held.real(0)
+    assert bool(padded.any())
+    for value, passed in ((padded, True), (~padded, False)):
+        logits = held.expected.tensors["mb0.step1.logits"].clone()
+        logits[value] += 1
+        held.found.tensors["mb0.step1.logits"] = logits
+        assert all(row.passed for row in run_checks(held, only=("forward",))) is passed
+
+
+def test_one_hit_too_many_without_a_near_tie_fails(case: Case) -> None:
+    held = evidence(case)
+    for place in range(3):
+        for ties, passed in ((0, False), (1, True)):
+            point = load_recorded(case).curve[7]
+            top = tuple(count + (each == place) for each, count in enumerate(point.top))
+            correct = point.correct + (place == 0)
+            held.found.curve[7] = replace(point, top=top, correct=correct, ties=(ties,) * 3)
+            assert all(row.passed for row in run_checks(held, only=("hits",))) is passed
+
+
+def test_the_reference_is_not_held_against_itself(case: Case) -> None:
+    rows = run_checks(evidence(case, "reference"), only=("configuration", "weights", "paths"))
+    assert [(row.check, row.status) for row in rows] == [
+        (name, Status.NOT_APPLICABLE) for name in ("configuration", "weights", "paths")
+    ]
+
+
+def test_in_half_precision_only_what_no_rounding_reaches_is_compared(cases: dict[str, Case]) -> None:
+    held = evidence(cases["eagle3_bf16ds_k3"])
+    held.found.curve[7] = replace(held.found.curve[7], loss=1.0)
+    rows = run_checks(held, only=("forward", "loss", "curve", "hits", "optimizer_step"))
+    assert {row.tensor for row in rows if row.status is Status.PASSED} == {"lr_used", "lr_after", "rows"}
+    assert {row.check for row in rows if row.status is Status.NOT_APPLICABLE} == {"forward", "loss", "optimizer_step"}
+
+
+def test_weights_are_those_the_prototype_trained(cases: dict[str, Case]) -> None:
+    """DeepSpeed rounds them before it makes its masters."""
+    rounded = load_recorded(cases["eagle3_bf16ds_k3"]).tensors["init.fc.weight"]
+    assert torch.equal(rounded, rounded.bfloat16().float())

@@ -1,0 +1,327 @@
+"""Every check, and no other, finds the fault it is there for, planted in a net of two layers or in a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from parity import CHECKS, Kind, ParityError, Side, Tolerance, Trace, compare_sides, compare_traces, trace_side
+from parity.errors import InputError
+from parity.side import pattern_loss
+from parity.verdict import Against, Status
+
+AUDITS = {"clip", "schedule", "precision"}
+"""Checks whose rows another file makes, with the tests that plant their faults."""
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 10)
+        self.down = nn.Linear(10, 6)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).tanh())
+
+
+def batches() -> list[Tensor]:
+    return [torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+
+
+def changed(change: Callable[[Any], None]) -> Callable[[], nn.Module]:
+    """Builds of the net with something done to them."""
+
+    def build() -> nn.Module:
+        net = Net()
+        change(net)
+        return net
+
+    return build
+
+
+def shifted(net: Net) -> None:
+    net.up.bias.data += 1e-6
+
+
+def louder(net: Net) -> None:
+    net.up.register_forward_hook(lambda module, args, out: out * 1.1)
+
+
+def detached(net: Net) -> None:
+    bias = net.down.bias
+    net.down.forward = lambda x: nn.functional.linear(x, net.down.weight, bias.detach())  # type: ignore[method-assign]
+
+
+def frozen(net: Net) -> None:
+    net.down.bias.requires_grad_(False)
+
+
+def one_more_buffer(net: Net) -> None:
+    net.register_buffer("extra", torch.zeros(2))
+
+
+def counting(net: Net) -> None:
+    net.register_forward_hook(lambda module, args, out: net.seen.add_(1) and None)
+
+
+def one_more_module(net: Net) -> None:
+    net.extra = nn.Identity()
+    net.register_forward_hook(lambda module, args, out: net.extra(out))
+
+
+def called_again(net: Net) -> None:
+    net.register_forward_hook(lambda module, args, out: out + 0 * net.up(args[0]).sum())
+
+
+def wasteful(net: Net) -> None:
+    def forward(x: Tensor) -> Tensor:
+        for _ in range(200):
+            nn.functional.linear(x, net.up.weight)
+        return Net.forward(net, x)
+
+    net.forward = forward  # type: ignore[method-assign]
+
+
+def scaled_loss(module: nn.Module, batch: Tensor) -> Tensor:
+    return pattern_loss(module, batch) * 1.001
+
+
+def decaying(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.5)
+
+
+def in_two_groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([{"params": parameters[:1]}, {"params": parameters[1:]}], lr=1e-3)
+
+
+def falling(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
+def doubled(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    optimizer.step()
+
+
+def save_coarsely(module: nn.Module, folder: Path) -> None:
+    save_file({name: value.bfloat16().float() for name, value in module.state_dict().items()}, folder / "net.st")
+
+
+def load(folder: Path) -> nn.Module:
+    net = Net()
+    net.load_state_dict(load_file(folder / "net.st"))
+    return net
+
+
+def momentum(module: Any, optimizer: torch.optim.Optimizer) -> None:
+    """A velocity that is kept where no checkpoint looks."""
+    for parameter in module.parameters():
+        parameter.velocity = 0.9 * getattr(parameter, "velocity", 0.0) + parameter.grad
+        parameter.grad = parameter.velocity.clone()
+    optimizer.step()
+
+
+FAULTS: dict[str, tuple[tuple[str, ...], Side, dict[str, Any]]] = {
+    "another start": (("weights",), Side(changed(shifted)), {"copy_weights": False}),
+    "a buffer on one side": (("weights",), Side(changed(one_more_buffer)), {}),
+    "another function": (("forward",), Side(changed(louder)), {}),
+    "a module on one side": (("forward",), Side(changed(one_more_module)), {}),
+    "a module called once more": (("forward",), Side(changed(called_again)), {}),
+    "another loss": (("loss",), Side(Net, loss=scaled_loss), {}),
+    "a bias detached": (("gradients", "gradient_flow"), Side(changed(detached)), {}),
+    "a bias frozen": (("gradients", "gradient_flow"), Side(changed(frozen)), {}),
+    "another weight decay": (("configuration", "optimizer_step"), Side(Net, optimizer=decaying), {}),
+    "two groups": (("configuration",), Side(Net, optimizer=in_two_groups), {}),
+    "the step made twice": (("optimizer_step",), Side(Net, step=doubled), {}),
+    "a buffer that counts": (("optimizer_step",), Side(changed(counting)), {}),
+    "another schedule": (("curve",), Side(Net, schedule=falling), {}),
+    "saved in bfloat16": (("round_trip",), Side(Net, save=save_coarsely, load=load), {}),
+    "work for nothing": (("throughput",), Side(changed(wasteful)), {"checks": (*CHECKS, "throughput")}),
+}
+"""The checks that find it, the port, further arguments."""
+
+
+@pytest.mark.parametrize(("found", "port", "changes"), FAULTS.values(), ids=FAULTS)
+def test_the_checks_alone_find_the_fault(found: tuple[str, ...], port: Side, changes: dict[str, Any]) -> None:
+    report = compare_sides(Side(Net), port, batches(), **changes)
+    assert report.failed == found
+    assert report.first is not None
+    assert report.first.check == found[0]
+    with pytest.raises(ParityError, match=found[0]):
+        report.raise_if_failed()
+
+
+def test_a_velocity_that_nobody_saves_is_found_by_resume() -> None:
+    assert compare_sides(Side(Net, step=momentum), Side(Net, step=momentum), batches()).failed == ("resume",)
+
+
+def traced() -> Trace:
+    """A trace with a tensor of every kind."""
+    trace = trace_side(Side(Net), batches())
+    further = ("batch.x", "draw.anchors#0", "target_p", "path.0.0", "tap.labels#0", "step1.logits")
+    trace.tensors.update({f"mb0.{name}": torch.ones(2) for name in further})
+    trace.curve = [
+        replace(point, rows=9, correct=5, top=(5, 7), ties=(0, 1), logged={"kl": 1.0}) for point in trace.curve
+    ]
+    trace.prints = ["Loss: 0.5000"]
+    return trace
+
+
+def tensor(name: str) -> Callable[[Trace], None]:
+    return lambda trace: trace.tensors.update({name: trace.tensors[name] + 1})
+
+
+def point(**changes: Any) -> Callable[[Trace], None]:
+    def change(trace: Trace) -> None:
+        trace.curve[3] = replace(trace.curve[3], **changes)
+
+    return change
+
+
+TRACED_FAULTS: dict[str, tuple[tuple[str, ...], Callable[[Trace], None]]] = {
+    "another batch": (("batches",), tensor("mb0.batch.x")),
+    "another draw": (("draws",), tensor("mb0.draw.anchors#0")),
+    "other targets": (("targets",), tensor("mb0.target_p")),
+    "another tap": (("forward",), tensor("mb0.tap.labels#0")),
+    "other logits of a later step": (("forward",), tensor("mb0.step1.logits")),
+    "a path cut": (("paths",), lambda trace: trace.tensors.update({"mb0.path.0.0": torch.zeros(2)})),
+    "another norm": (("gradients",), tensor("mb0.grad_norm")),
+    "a tensor missing": (("forward",), lambda trace: trace.tensors.__delitem__("mb0.step1.logits")),
+    "a tensor too many": (("forward",), lambda trace: trace.tensors.update({"mb0.step2.logits": torch.ones(2)})),
+    "more threads": (("environment",), lambda trace: trace.environment.update(threads=2)),
+    "another seed": (("configuration",), lambda trace: trace.configuration.update(seed=1)),
+    "one hit too many": (("hits",), point(correct=6)),
+    "one hit too many, no tie": (("hits",), point(top=(6, 7))),
+    "two hits too many, one tie": (("hits",), point(top=(5, 9))),
+    "a row too many": (("hits",), point(rows=10)),
+    "another printed line": (("hits",), lambda trace: trace.prints.append("done")),
+    "another printed number": (("hits",), lambda trace: trace.prints.__setitem__(0, "Loss: 0.6000")),
+    "another metric": (("curve",), point(logged={"kl": 2.0})),
+    "no metric": (("curve",), point(logged={})),
+    "another rate": (("curve",), point(lr_after=0.5)),
+    "a point less": (("curve",), lambda trace: trace.curve.__delitem__(4)),
+    "a loss that is no number": (("curve",), point(loss=float("nan"))),
+    "another end": (("curve",), tensor("final.up.bias")),
+}
+
+
+@pytest.mark.parametrize(("found", "plant"), TRACED_FAULTS.values(), ids=TRACED_FAULTS)
+def test_the_fault_in_a_trace_is_found(found: tuple[str, ...], plant: Callable[[Trace], None]) -> None:
+    original, port = traced(), traced()
+    plant(port)
+    assert compare_traces(original, port).failed == found
+
+
+def test_what_a_near_tie_decides_and_the_last_printed_digit_may_fall_either_way() -> None:
+    original, port = traced(), traced()
+    point(top=(5, 8))(port)
+    port.prints = ["Loss: 0.5001"]
+    report = compare_traces(original, port)
+    report.raise_if_failed()
+    row = next(row for row in report.rows if row.tensor == "top_2")
+    assert (row.measured, row.detail) == (0.0, "1 of 35 fall the other way, 5 are near ties")
+
+
+def test_every_check_has_a_fault() -> None:
+    named = {check for found, *_ in (*FAULTS.values(), *TRACED_FAULTS.values()) for check in found}
+    assert named | {"resume"} == {*CHECKS, "throughput"} - AUDITS
+
+
+def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
+    report = compare_sides(Side(changed(wasteful)), Side(Net), batches(), checks=(*CHECKS, "throughput"))
+    report.raise_if_failed()
+    assert [*dict.fromkeys(row.check for row in report.rows)] == [*CHECKS, "throughput"]
+    unused = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
+    assert set(unused) == {"batches", "draws", "targets", "paths", "hits"} | AUDITS
+    assert all(unused.values())
+    against = {row.check: row.against for row in report.rows}
+    assert {check for check, one in against.items() if one is Against.ITSELF} == {"environment", "round_trip", "resume"}
+    assert report.first is None
+    assert report.report.speeds[0].ratio > 1.2
+
+
+def test_what_follows_from_a_failure_is_blocked() -> None:
+    report = compare_sides(Side(Net), Side(changed(louder)), batches())
+    for check in ("loss", "gradients", "optimizer_step", "curve"):
+        statuses = {row.status for row in report.rows if row.check == check}
+        assert Status.FAILED not in statuses
+        assert Status.BLOCKED in statuses
+
+
+def test_own_tolerances_take_the_place_of_the_defaults() -> None:
+    loose = {
+        name: Tolerance(Kind.ABSOLUTE, 9.0, None, "the test's own")
+        for name in ("out", "loss", "grad", "grad_norm", "after", "final", "curve")
+    }
+    assert compare_sides(Side(Net), Side(changed(louder)), batches(), tolerances=loose).passed
+
+
+def build_in(dtype: torch.dtype, change: Callable[[Any], None] = lambda net: None) -> Side:
+    return Side(lambda: changed(change)().to(dtype))
+
+
+def rounded(net: Net) -> None:
+    net.register_forward_hook(lambda module, args, out: out * (1 + 1e-5))
+
+
+def test_float64_is_held_to_its_own_table() -> None:
+    wide = [batch.double() for batch in batches()]
+    assert compare_sides(build_in(torch.float64), build_in(torch.float64), wide).passed
+    report = compare_sides(build_in(torch.float64), build_in(torch.float64, rounded), wide)
+    assert report.failed == ("forward",)
+    assert compare_sides(Side(Net), Side(changed(rounded)), batches(), checks=["forward"]).passed
+
+
+GRAD = torch.ones(100).index_fill(0, torch.tensor([0]), 1e-6)
+"""The first entry is below the tolerance of gradients."""
+
+
+@pytest.mark.parametrize(
+    ("grad", "entries", "passed", "detail"),
+    [
+        (GRAD, [0], True, "1 of 100 entries left out"),
+        (GRAD, [0, 1], False, "at (1,)"),
+        (GRAD, [], True, ""),
+        (torch.ones(100).index_fill(0, torch.arange(50, 100), 1e-9), [50], False, "at (50,)"),
+    ],
+)
+def test_entries_that_no_gradient_determines_are_left_out(
+    grad: Tensor, entries: list[int], passed: bool, detail: str
+) -> None:
+    after = torch.zeros(100)
+    after[entries] = 2e-3
+    traces = [
+        Trace(run, "one", "float32", {"mb0.grad.w": grad, "after.w": value})
+        for run, value in zip("ab", (0 * after, after))
+    ]
+    report = compare_traces(*traces, checks=["optimizer_step"])
+    assert report.passed is passed
+    assert detail in report.rows[0].detail
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checks": ["speed"]}, "comparison: checks: found speed"),
+        ({"tolerances": {"output": Tolerance(Kind.ABSOLUTE, 1.0, None, "")}}, "tolerances: found output"),
+        ({"steps": 0}, "comparison: steps: found 0"),
+        ({"batches": []}, "batches: found none"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compare_sides(Side(Net), Side(Net), **{"batches": batches(), **changes})
+
+
+def test_a_dtype_without_a_table_asks_for_tolerances() -> None:
+    half = [batch.bfloat16() for batch in batches()]
+    with pytest.raises(InputError, match="dtype: found bfloat16, expected tolerances for"):
+        compare_sides(build_in(torch.bfloat16), build_in(torch.bfloat16), half)

@@ -1,0 +1,66 @@
+"""What README and docs promise: commands, options and names. What goes needs its successor in the CHANGELOG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import parity
+from parity.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+
+COMMANDS = {
+    "run": {"--recordings", "--prototype", "--original", "--report", "--json", "-k"},
+    "record": {"--prototype", "--original", "--output", "--recordings", "-k"},
+    "trace": {"--recordings", "-k", "--leave-out"},
+    "compare": {"--names", "--tolerances", "--checks", "--report", "--json"},
+    "plot": {"--output", "--markdown"},
+    "others": {"--eagle", "--hass", "--recordings", "--json", "--markdown"},
+    "new": {"--output"},
+    "doctor": {"--prototype", "--original"},
+}
+NAMES = (
+    *("CHECKS", "Case", "CommandSide", "Finding", "FolderSide", "Joined", "Kind", "KitReport", "NameMap", "Options"),
+    *("Pair", "ParityError", "Side", "Suggestion", "Tolerance", "Trace", "View", "compare_sides", "compare_traces"),
+    *("read_trace", "run_pair", "single_step", "suggest_names", "trace_side", "transposed", "write_trace"),
+)
+SUCCESSORS = {"Command": "CommandSide"}
+"""Names that went, and what took their place."""
+
+PLUGIN = ("--pair", "--original", "--prototype", "--eagle", "--hass", "--recordings")
+FIXTURES = ("prototype_dir", "eagle_dir", "hass_dir", "recordings_dir", "compared")
+
+
+@pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)
+def test_the_command_has_its_options(command: str, options: set[str]) -> None:
+    found = get_command(app).commands[command]  # type: ignore[attr-defined]
+    assert options <= {word for parameter in found.params for word in parameter.opts}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_can_be_imported(name: str) -> None:
+    assert getattr(parity, name) is not None
+    assert name in dir(parity)
+
+
+def test_a_side_is_callables_or_a_command() -> None:
+    assert isinstance(parity.Side.command(["python", "{out}"]), parity.CommandSide)
+
+
+@pytest.mark.parametrize(("gone", "successor"), SUCCESSORS.items())
+def test_what_went_has_a_successor(gone: str, successor: str) -> None:
+    assert not hasattr(parity, gone)
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert f"`{gone}`" in text
+    assert f"`{successor}`" in text
+
+
+def test_the_plugin_has_its_options_and_fixtures(pytestconfig: pytest.Config) -> None:
+    known = {word for option in pytestconfig._parser._anonymous.options for word in option.names()}
+    known |= {word for group in pytestconfig._parser._groups for option in group.options for word in option.names()}
+    assert set(PLUGIN) <= known
+    plugin = pytestconfig.pluginmanager.get_plugin("parity")
+    assert all(hasattr(plugin, name) for name in FIXTURES)
