@@ -101,13 +101,14 @@ def test_the_exit_code_is_the_studies(
     ("words", "message"),
     [
         ([], "error: command line: --eagle, --hass: found neither"),
-        (["--eagle", "/no/where"], "eagle/traineagle3: found no such folder, expected a checkout of SafeAILab/EAGLE"),
-        (["--hass", "/no/where"], "found no such folder, expected a checkout of HArmonizedSS/HASS at 38922e43"),
+        (["--eagle", "no/where"], "eagle/traineagle3: found no such folder, expected a checkout of SafeAILab/EAGLE"),
+        (["--hass", "no/where"], "found no such folder, expected a checkout of HArmonizedSS/HASS at 38922e43"),
     ],
 )
 def test_bad_input_exits_with_two(
-    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["parity", "others", *words])
     with pytest.raises(SystemExit) as stop:
