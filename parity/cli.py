@@ -48,9 +48,12 @@ def run(
     json: Json = None,
     keyword: Keyword = "",
     checks: Annotated[str, typer.Option(help="comma-separated; default: all of the pair")] = "",
+    baseline: Annotated[File, typer.Option(help="stored speed to hold the port's against")] = None,
+    save_baseline: Annotated[File, typer.Option(help="store the port's speed here")] = None,
 ) -> None:
     """Hold a port against its original and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
-    options = Options(original, recordings, keyword, tuple(checks.split(",")) if checks else None)
+    chosen = tuple(checks.split(",")) if checks else None
+    options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
     console = Console()
     with console.status("running") as status:
         result = run_all(_pairs(pair, recordings), options, lambda line: status.update(line))

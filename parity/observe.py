@@ -136,6 +136,16 @@ def observe(
         yield seen
 
 
+@contextlib.contextmanager
+def drawing(draws: Mapping[Draw, str], replayed: Mapping[str, Tensor] | None = None) -> Iterator[Observation]:
+    """Record and replay draws alone, through as many forwards as the body makes."""
+    seen = Observation()
+    with contextlib.ExitStack() as stack:
+        for draw, target in draws.items():
+            stack.enter_context(_drawn(seen, draw, target, replayed))
+        yield seen
+
+
 def _tapped(
     seen: Observation, target: str, words: Sequence[str] | Mapping[str, str], function: Callable[..., Any]
 ) -> Callable[..., Any]:

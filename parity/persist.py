@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 
 from parity.errors import InputError
 from parity.files import misfit, read_object, read_tensors, write_folder
-from parity.step import StepAudit
-from parity.trace import Point, Trace
+from parity.trace import Point, StepAudit, Trace
 
 FORMAT = 2
 """Format 1, which is read too, has no ``ties`` in its points and no audits."""

@@ -23,7 +23,7 @@ from parity.errors import InputError
 from parity.evidence import Check, Evidence, raised
 from parity.files import read_object
 from parity.locate import LOSS, Finding, first_backward, first_forward, within
-from parity.names import NameMap, as_map
+from parity.names import NameMap, align, as_map
 from parity.pair import Pair
 from parity.persist import META, read_trace
 from parity.report import print_report, write_html, write_json
@@ -159,30 +159,37 @@ class CaseRun:
         found: Evidence = self.held[side.name]
         return found
 
-    def original(self) -> tuple[Run, Trace]:
-        """The original's run, and its trace under the port's names."""
+    def original(self) -> Run:
+        """The original's run."""
         if "" not in self.held:
             assert self.pair.original is not None
-            run = self.stack.enter_context(self.pair.original.trace(self.case))
-            self.held[""] = run, in_port_names(run.trace, as_map(self.pair.names))
-        found: tuple[Run, Trace] = self.held[""]
+            case = self._drawn(self.case, self.pair.original, {draw: draw.original for draw in self.pair.draws})
+            self.held[""] = self.stack.enter_context(self.pair.original.trace(case))
+        found: Run = self.held[""]
         return found
 
+    def _drawn(self, case: Any, side: AnySide, draws: Mapping[Any, str], replayed: Any = None) -> Any:
+        """The case with what a side of callables draws by name."""
+        return replace(case, draws=draws, replayed=replayed or {}) if isinstance(side, Side) and draws else case
+
     def _evidence(self, side: AnySide) -> Evidence:
-        run, expected = self.original()
+        run, names = self.original(), as_map(self.pair.names)
         case = run.case or self.case
         if isinstance(side, Side) and self.pair.copy_weights and not case.weights:
-            case = replace(case, weights=expected.group("init."))
+            case = replace(case, weights=names.parameters(run.trace.group("init.")))
+        drawn = {draw: draw.port for draw in self.pair.draws}
+        case = self._drawn(case, side, drawn, run.trace.group("mb0.draw."))
         ran = self.stack.enter_context(side.trace(case))
+        expected, found = align(run.trace, ran.trace, names)
         left_out = (*expected.left_out, *ran.trace.left_out)
         return Evidence(
             case=case,
-            expected=_named_apart(expected, ran.trace).without(left_out),
-            found=ran.trace.without(left_out),
+            expected=_named_apart(expected, found).without(left_out),
+            found=found.without(left_out),
             table=table_for(ran.trace.dtype, self.pair.tolerances, self.pair.tables),
             live=ran.live,
             original=run.live,
-            names=as_map(self.pair.names),
+            names=names,
             views=tuple(self.pair.views),
             oracle=self._oracle(case),
             not_applicable=dict(self.pair.not_applicable),
@@ -277,7 +284,7 @@ class Runner:
             ran = self._guarded(Subject("run", name, original.name or "original"), lambda: held.original())
             if ran is None:
                 return
-            self._curves(ran[0].trace, name, original=True)
+            self._curves(ran.trace, name, original=True)
             for side in sides_of(self.pair):
                 self._side(held, side, name)
 

@@ -5,6 +5,7 @@ A side is any object with a ``name`` and ``trace(case)``, a context manager that
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,12 @@ from torch.optim import Optimizer
 from parity.calls import first_of, state_of, tensors_of
 from parity.environment import describe, deterministic
 from parity.errors import InputError
+from parity.names import NameMap
+from parity.observe import Draw, Taps, drawing, observe
 from parity.persist import META, read_trace
-from parity.trace import Point, Trace
+from parity.setup import optimizer_for, rate_of, setup_of
+from parity.step import Clip, Rule, StepAuditor, global_norm, update_of
+from parity.trace import Point, StepAudit, Trace
 
 Batch = Any
 """What ``loss`` is given. Without a ``loss``: keyword arguments (a mapping), arguments (a tuple) or one argument."""
@@ -32,8 +37,6 @@ STEPS = 5
 """Optimizer steps of a curve."""
 
 PLACE = "{out}"
-
-HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Case:
         seed: set before a module is built, and again before the first step.
         steps: optimizer steps of the curve, at least one.
         weights: to start from, by the side's own names; what the side lacks is ignored, the comparison finds it.
+        draws: what is drawn at random by a name, each with the function that draws it on this side.
+        replayed: the draws of another run, by their keys, which take the place of this one's.
     """
 
     name: str = ""
@@ -53,6 +58,8 @@ class Case:
     seed: int = 0
     steps: int = STEPS
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    draws: Mapping[Draw, str] = field(default_factory=dict)
+    replayed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,10 @@ class Side:
         step: what happens between backward and the next batch, clipping for example; ``optimizer.step()`` by default.
         save, load: into a folder and back from it; ``save_pretrained`` and ``from_pretrained`` where the module has
             them, else its state dict as safetensors.
+        taps: functions to tap from outside, see :data:`parity.observe.Taps`.
+        clip: what ``step`` is to do to the gradients, so that every step can be held to it.
+        rate: the learning rate of optimizer step n = 0, 1, ... as a formula, likewise.
+        backward: False for a side that is only run forward.
         name: in reports.
     """
 
@@ -127,6 +138,10 @@ class Side:
     step: Callable[[nn.Module, Optimizer], None] = lambda module, optimizer: optimizer.step()
     save: Callable[[nn.Module, Path], None] | None = None
     load: Callable[[Path], nn.Module] | None = None
+    taps: Taps = field(default_factory=dict)
+    clip: Clip | None = None
+    rate: Callable[[int], float] | None = None
+    backward: bool = True
     name: str = ""
 
     @staticmethod
@@ -241,23 +256,40 @@ class TraceSide:
 
 
 class Training:
-    """A module in training, its optimizer and schedule, and how many steps were made."""
+    """A module in training, its optimizer and schedule, and how many steps were made.
+
+    ``optimizer`` is None where nothing is trained: the module has no parameters, or its side is only run forward.
+    """
 
     def __init__(self, side: Side, module: nn.Module) -> None:
         self.side, self.module = side, module
-        self.optimizer: Optimizer = side.optimizer([p for p in module.parameters() if p.requires_grad])
-        self.schedule = side.schedule(self.optimizer) if side.schedule is not None else None
+        self.optimizer: Any = optimizer_for(side.optimizer, module) if side.backward else None
+        scheduled = side.schedule is not None and self.optimizer is not None
+        self.schedule = cast(Any, side.schedule)(self.optimizer) if scheduled else None
+        self.auditor: StepAuditor | None = None
         self.steps = 0
 
+    def audit(self) -> list[StepAudit]:
+        """Compute every step from now on again; the list fills as steps are made."""
+        if self.optimizer is None or not getattr(self.optimizer, "param_groups", None):
+            return []
+        update = update_of(self.optimizer)
+        rule = None if update is None else Rule(update, self.side.clip, self.side.rate)
+        trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        self.auditor = StepAuditor(rule, trained, self.optimizer)
+        return self.auditor.audits
+
     def backward(self, batch: Batch) -> Tensor:
-        """Loss and gradients of one batch."""
+        """Loss and, where something is trained, gradients of one batch."""
         loss = self.loss(batch)
-        loss.backward()
+        if self.side.backward and loss.requires_grad:
+            loss.backward()
         return loss.detach()
 
     def loss(self, batch: Batch) -> Tensor:
-        """A scalar with a graph."""
-        loss = self.side.loss(self.module, batch)
+        """A scalar, with a graph unless the side is only run forward."""
+        with contextlib.nullcontext() if self.side.backward else torch.no_grad():
+            loss = self.side.loss(self.module, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"the loss of {self.side.name or 'a side'} must be one number, found {found}")
@@ -265,13 +297,19 @@ class Training:
 
     def step(self, loss: Tensor) -> Point:
         """Let the optimizer and the schedule step with the gradients there are, and forget those."""
-        norm, used = self.grad_norm(), self.rate
+        self.steps += 1
+        if self.optimizer is None:
+            return Point(0, float(loss), (), None, 0.0, 0.0)
+        norm, used = global_norm(self.gradients().values()), rate_of(self.optimizer)
+        if self.auditor is not None:
+            self.auditor.entered()
         self.side.step(self.module, self.optimizer)
+        if self.auditor is not None:
+            self.auditor.left()
         if self.schedule is not None:
             self.schedule.step()
         self.optimizer.zero_grad()
-        self.steps += 1
-        return Point(0, float(loss), (), norm, used, self.rate)
+        return Point(0, float(loss), (), norm, used, rate_of(self.optimizer))
 
     def run(self, batches: Sequence[Batch], until: int) -> list[Point]:
         """Steps up to number ``until``; the batches come round and round."""
@@ -280,29 +318,10 @@ class Training:
             points.append(self.step(self.backward(batches[self.steps % len(batches)])))
         return points
 
-    @property
-    def rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
     def gradients(self) -> dict[str, Tensor]:
         """Copies by name; parameters without a gradient are left out."""
         named = self.module.named_parameters()
         return {name: value.grad.detach().clone() for name, value in named if value.grad is not None}
-
-    def grad_norm(self) -> float:
-        """Global norm."""
-        grads = [value.grad for value in self.module.parameters() if value.grad is not None]
-        return float(torch.stack([grad.double().norm() for grad in grads]).norm()) if grads else 0.0
-
-    def setup(self) -> dict[str, Any]:
-        """Class and hyperparameters of the optimizer, group by group, before any step."""
-        groups = self.optimizer.param_groups
-        plain = [{name: _listed(group[name]) for name in HYPERPARAMETERS if name in group} for group in groups]
-        return {"optimizer": type(self.optimizer).__name__, "groups": plain}
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def trace_side(
@@ -330,55 +349,65 @@ def trace_case(side: Side, case: Case) -> Trace:
     if case.steps < 1:
         raise InputError("comparison", "steps", case.steps, "at least 1")
     with deterministic(case.seed):
-        module = start(side, case.weights)
+        module = side.build()
+        training = Training(side, module)
+        setup = setup_of(module, training.optimizer, training.schedule)
+        give(module, case.weights)
         trace = Trace(side.name or "side", case.name or type(module).__name__, dtype_of(module))
         trace.trained = tuple(name for name, value in module.named_parameters() if value.requires_grad)
         trace.frozen = tuple(name for name, value in module.named_parameters() if not value.requires_grad)
+        trace.configuration = {"seed": case.seed, "steps": case.steps, **setup}
+        trace.audits = training.audit()
         _keep(trace, "init", state_of(module))
         set_seed(case.seed)
-        training = Training(side, module)
-        trace.configuration = {"seed": case.seed, "steps": case.steps, **training.setup()}
-        _first_step(trace, training, case.batches[0])
-        trace.curve += training.run(case.batches, case.steps)
+        with drawing(case.draws, case.replayed) as drawn:
+            _first_step(trace, training, case.batches[0])
+            trace.curve += training.run(case.batches, case.steps)
+        _keep(trace, "mb0.draw", drawn.draws)
         _keep(trace, "final", state_of(module))
         trace.environment = describe(case.seed)
     return trace
 
 
 def start(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A fresh module, with those of the weights that fit it in name and shape."""
+    """A fresh module, with those of the weights that fit it."""
     module = side.build()
-    own: dict[str, Tensor] = {**module.state_dict(), **dict(module.named_parameters())}
-    with torch.no_grad():
-        for name, value in (weights or {}).items():
-            if name in own and own[name].shape == value.shape:
-                own[name].copy_(value)
+    give(module, weights or {})
     return module
 
 
+@torch.no_grad()
+def give(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy those weights that the module has in the same name and shape."""
+    own: dict[str, Tensor] = {**module.state_dict(), **dict(module.named_parameters())}
+    for name, value in weights.items():
+        if name in own and own[name].shape == value.shape:
+            own[name].copy_(value)
+
+
+def original_weights(side: Side, names: NameMap, seed: int) -> dict[str, Tensor]:
+    """What the original starts from, by the port's names."""
+    with deterministic(seed):
+        return names.parameters(state_of(side.build()))
+
+
 def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
-    with watch(training.module) as calls:
+    with observe(training.module, training.side.taps) as seen:
         loss = training.loss(batch)
-    loss.backward()
-    trace.calls = tuple(call.key for call in calls)
-    for call in calls:
-        keep_call(trace, call)
-    _keep(trace, "mb0.grad", training.gradients())
+    if training.side.backward and loss.requires_grad:
+        loss.backward()
+    seen.keep(trace)
+    grads = training.gradients()
+    _keep(trace, "mb0.grad", grads)
     trace.tensors["mb0.loss"] = loss.detach().reshape(1).clone()
     trace.curve.append(training.step(loss.detach()))
-    trace.tensors["mb0.grad_norm"] = torch.tensor([trace.curve[0].grad_norm], dtype=torch.float64)
+    if trace.curve[0].grad_norm is not None:
+        trace.tensors["mb0.grad_norm"] = torch.tensor([trace.curve[0].grad_norm], dtype=torch.float64)
     _keep(trace, "after", state_of(training.module))
 
 
 def _keep(trace: Trace, prefix: str, tensors: Mapping[str, Tensor]) -> None:
     trace.tensors.update({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
-
-
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and of the buffers that are saved."""
-    parameters = dict(module.named_parameters())
-    saved = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    return {name: value.detach().clone() for name, value in {**saved, **parameters}.items()}
 
 
 def dtype_of(module: nn.Module) -> str:

@@ -156,9 +156,7 @@ def prototype_rows(subject: Subject, prototype: Times, port: Times, name: str, a
     return rows
 
 
-def baseline_row(
-    subject: Subject, port: Times, gauge: Times, stored: Baseline | None, tolerance: Tolerance
-) -> Row:
+def baseline_row(subject: Subject, port: Times, gauge: Times, stored: Baseline | None, tolerance: Tolerance) -> Row:
     """Gate two: the port's CPU time over the yardstick's against what was stored; at most a tenth more.
 
     A tenth less passes as stale: the baseline should be saved anew, or it will let the gain be lost again.

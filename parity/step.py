@@ -9,7 +9,7 @@ as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from parity.compare import Subject, compare_series
 from parity.tolerances import Tolerance
+from parity.trace import Deviation, StepAudit
 from parity.verdict import Row
 
 State = dict[str, Tensor]
@@ -101,7 +102,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a step is to do: the update, the clipping before it, and the rate of optimizer step n = 0, 1, ..."""
+    """What a step is to do: the update, the clipping before it, and the rate of optimizer step n = 0, 1, ...
+
+    Without a ``clip`` it is not said how gradients are clipped, and nothing is asked of it.
+    """
 
     update: Update
     clip: Clip | None = None
@@ -113,50 +117,6 @@ def linear_schedule(step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """The largest difference of one kind in one step.
-
-    ``rounding`` counts units of rounding: the difference over the dtype's epsilon times the size of the numbers that
-    were added up. ``expected`` and ``found`` are the entry's values, ``index`` is where it stands in ``parameter``.
-    """
-
-    parameter: str
-    rounding: float
-    index: tuple[int, ...]
-    expected: float
-    found: float
-
-
-@dataclass(frozen=True)
-class StepAudit:
-    """One optimizer step, numbered from 1: the rate and norms it used, and the worst deviation of each kind.
-
-    ``norm_before`` is the gradients' norm after the backward, ``norm_after`` of what reached the optimizer.
-    ``deviations`` are by quantity: ``clip``, ``weight``, and the optimizer's states (``exp_avg``, ...); ``counted`` is
-    the number of steps that the optimizer itself says it has made.
-    """
-
-    step: int
-    lr_expected: float | None
-    lr_used: float
-    norm_before: float
-    norm_after: float
-    counted: int | None
-    deviations: dict[str, Deviation] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StepAudit:
-        """The audit that :meth:`as_json` wrote."""
-        deviations = {
-            name: Deviation(**{**one, "index": tuple(one["index"])}) for name, one in value["deviations"].items()
-        }
-        return cls(**{**value, "deviations": deviations})
 
 
 class StepAuditor:
@@ -228,10 +188,13 @@ class StepAuditor:
         number: int,
     ) -> dict[str, Deviation]:
         given = {name: value.double() for name, value in self._given.items()}
-        clipped = given if rule.clip is None else rule.clip(given)
-        found = {name: [("clip", value, gradients.get(name), value.abs())] for name, value in clipped.items()}
+        clipped = {} if rule.clip is None else rule.clip(given)
+        found: dict[str, list[tuple[str, Tensor, Tensor | None, Tensor]]] = {name: [] for name in self.parameters}
+        for name, value in clipped.items():
+            found[name].append(("clip", value, gradients.get(name), value.abs()))
         for name, gradient in gradients.items():
-            found.setdefault(name, [("clip", torch.zeros_like(gradient).double(), gradient, gradient.double().abs())])
+            if rule.clip is not None and name not in clipped:  # no backward gave it
+                found[name].append(("clip", torch.zeros_like(gradient).double(), gradient, gradient.double().abs()))
             state = {key: value.double() for key, value in states[name].items()}
             before = weights[name].double(), gradient.double(), state
             weight, state = rule.update(*before, lr, number)
@@ -240,7 +203,7 @@ class StepAuditor:
             found[name] += [(key, value, own.get(key), reach[key]) for key, value in state.items()]
         for name in set(self.parameters) - set(gradients):  # without a gradient a parameter stays as it is
             still = weights[name].double()
-            found.setdefault(name, []).append(("weight", still, self.parameters[name].detach(), still.abs()))
+            found[name].append(("weight", still, self.parameters[name].detach(), still.abs()))
         worst: dict[str, Deviation] = {}
         for name, results in found.items():
             for quantity, expected, value, reach_of in results:

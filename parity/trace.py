@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
-
-from parity.step import StepAudit
 
 TIE = 2e-5
 """How close two logits are that may come in either order: twice what a logit may be off by."""
@@ -55,6 +53,50 @@ class Point:
     stepped: bool = True
     logged: Mapping[str, float] = field(default_factory=dict)
     ties: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The largest difference of one kind in one step.
+
+    ``rounding`` counts units of rounding: the difference over the dtype's epsilon times the size of the numbers that
+    were added up. ``expected`` and ``found`` are the entry's values, ``index`` is where it stands in ``parameter``.
+    """
+
+    parameter: str
+    rounding: float
+    index: tuple[int, ...]
+    expected: float
+    found: float
+
+
+@dataclass(frozen=True)
+class StepAudit:
+    """One optimizer step, numbered from 1: the rate and norms it used, and the worst deviation of each kind.
+
+    ``norm_before`` is the gradients' norm after the backward, ``norm_after`` of what reached the optimizer.
+    ``deviations`` are by quantity: ``clip``, ``weight``, and the optimizer's states (``exp_avg``, ...); ``counted`` is
+    the number of steps that the optimizer itself says it has made.
+    """
+
+    step: int
+    lr_expected: float | None
+    lr_used: float
+    norm_before: float
+    norm_after: float
+    counted: int | None
+    deviations: dict[str, Deviation] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StepAudit:
+        """The audit that :meth:`as_json` wrote."""
+        deviations = {
+            name: Deviation(**{**one, "index": tuple(one["index"])}) for name, one in value["deviations"].items()
+        }
+        return cls(**{**value, "deviations": deviations})
 
 
 @dataclass

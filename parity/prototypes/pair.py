@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from parity.files import read_tensors
 from parity.locate import Finding
 from parity.pair import Pair
 from parity.prototypes.case import find_cases
-from parity.prototypes.checks.initial import check_initial
 from parity.prototypes.checks.resume import check_resume
 from parity.prototypes.checks.round_trip import check_round_trip
 from parity.prototypes.deviations import LEDGER
@@ -29,7 +29,7 @@ from parity.prototypes.signatures import hint_for
 from parity.prototypes.speed import throughput
 from parity.prototypes.spread import judge_spread, measure_spread
 from parity.trace import Trace
-from parity.verdict import Against, Row
+from parity.verdict import Against, Report, Row
 
 CHECKOUT = (
     "git clone https://github.com/vllm-project/speculators && git -C speculators checkout 227b8a1b, "
@@ -58,7 +58,7 @@ def prototype_pair(name: str, own: tuple[Check, ...] = ()) -> Pair:
         verify=lambda root: [f"{one.file}: found {one.found}, expected {one.expected}" for one in verify(root, name)],
         oracle=float64_oracle,
         hint=hint,
-        jobs={f"{name}_throughput": lambda options: throughput(name, options.original, options.baseline, options.save_baseline)},
+        jobs={f"{name}_throughput": partial(timed, name)},
         record=lambda case, root, output: record_original(request_for(case, root, output)),
         extend=trace_calls,
         baseline="prototype",
@@ -69,6 +69,11 @@ def live_pair(name: str, own: tuple[Check, ...], root: Path) -> Pair:
     """The live original instead of the recordings, and its script on the adapter."""
     sides = Reference(), Adapter(root)
     return replace(prototype_pair(name, own), original=LiveOriginal(root), port=Port(afresh=True), sides=sides)
+
+
+def timed(name: str, options: Any) -> Report:
+    """Throughput of the port, by the options of a run."""
+    return throughput(name, options.original, options.baseline, options.save_baseline)
 
 
 def real_positions(trace: Trace, name: str) -> Tensor | None:
@@ -139,6 +144,5 @@ CHECKS = (
     Check("configuration", configuration),
     Check("round_trip", check_round_trip, (), port_only, Against.ITSELF),
     Check("resume", check_resume, ("round_trip",), port_only, Against.ITSELF),
-    Check("initial", check_initial, (), port_in_fp32, Against.LIBRARY, once=True),
     Check("equivalence", equivalence, (), port_in_half, Against.REFERENCE),
 )

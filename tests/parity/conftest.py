@@ -15,8 +15,6 @@ import fixtures
 import parity.cli
 from parity.evidence import Evidence
 from parity.prototypes.case import Case, find_cases, read_case
-from parity.prototypes.checks.evidence import Evidence
-from parity.prototypes.judge import PORT, recorded_baseline
 from parity.prototypes.port import run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.prototypes.reference.loop import first_step_oracle

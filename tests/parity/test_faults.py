@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from parity.prototypes.checks.evidence import Evidence
 from parity.prototypes.judge import explain
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
 from parity.prototypes.checks import CHECKS, run_checks
-from parity.prototypes.checks.evidence import Evidence
 from parity.trace import Trace
 from parity.verdict import Row, Status
 from tests.parity.faults import FAULTS, Fault

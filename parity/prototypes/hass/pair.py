@@ -1,5 +1,10 @@
-"""HASS: research/hass of vllm-project/speculators against ``ports.hass``."""
+"""HASS: research/hass of vllm-project/speculators against ``ports.hass``, a model that Speculators learns of by it."""
 
-from parity.prototypes.pair import prototype_pair
+from __future__ import annotations
 
-PAIR = prototype_pair("hass")
+from parity.evidence import Check
+from parity.prototypes.checks.initial import check_initial
+from parity.prototypes.pair import port_in_fp32, prototype_pair
+from parity.verdict import Against
+
+PAIR = prototype_pair("hass", (Check("initial", check_initial, (), port_in_fp32, Against.LIBRARY, once=True),))
