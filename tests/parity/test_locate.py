@@ -147,6 +147,7 @@ def test_a_single_step_finds_the_module_and_no_other(plant: Plant, direction: st
     assert (report.first.direction, report.first.module) == (direction, module), str(report.first)
     assert {row.run for row in report.rows if row.status.value == "failed"} == {module}
     assert " at " in report.first.operator
+    assert ("(backward)" in report.first.operator) == (direction == "backward")
 
 
 # a model in two files of functions: what goes wrong between modules is found at its line
@@ -356,6 +357,25 @@ def test_the_same_in_another_way_is_no_fault() -> None:
     runs = follow(mine, WHOLE, 0), follow(theirs, WHOLE, 0)
     agree = within(1e-5)
     assert all(agree(first.tensor, second.tensor) for first, second in zip(runs[0].last, runs[1].last))
+
+
+class Straight(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 2).tanh() * 3
+
+
+class Across(nn.Module):
+    """The other axis first; the fault is the last factor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = (x.mT * 2).tanh()
+        return (inner * 4).mT  # fault: after turning
+
+
+def test_values_are_known_in_another_layout() -> None:
+    x = torch.randn(3, 5)
+    runs = [follow(Live(module, lambda module=module: module(x)), WHOLE, 0) for module in (Straight(), Across())]
+    assert first_apart(*runs, within(1e-5)).startswith(f"aten.mul at {line('fault: after turning')} /")
 
 
 def test_an_input_of_the_model_s_own_is_said_to_be_one() -> None:
