@@ -223,7 +223,12 @@ def _is_leaf(module: str, called: Iterable[str]) -> bool:
 
 
 def _is_wanted(evidence: Evidence, module: str) -> bool:
-    return evidence.names.expected_of(module) and not (module == WHOLE and evidence.names.to_port(WHOLE) is None)
+    """Says the map nothing of it: that one side has none, or what its parameters are made of?"""
+    names = evidence.names
+    if not names.expected_of(module) or (module == WHOLE and names.to_port(WHOLE) is None):
+        return False
+    targets = [*filter(None, names.prefixes.values()), *names.joined]
+    return not any(target.startswith(f"{module}.") for target in targets)
 
 
 def check_paths(evidence: Evidence) -> list[Row]:
