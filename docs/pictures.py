@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from parity.prototypes.job import Options
 
 from parity.report import write_html
+from parity.run import Options, find_pair, run_all
 from tests.parity.faults import FAULTS
 
 DOCS = Path(__file__).parent

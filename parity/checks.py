@@ -227,7 +227,8 @@ def _is_wanted(evidence: Evidence, module: str) -> bool:
     names = evidence.names
     if not names.expected_of(module) or (module == WHOLE and names.to_port(WHOLE) is None):
         return False
-    targets = [*filter(None, names.prefixes.values()), *names.joined]
+    sources = [name for entry in names.joined.values() for name in entry.originals]
+    targets = [*filter(None, names.prefixes.values()), *names.joined, *sources]
     return not any(target.startswith(f"{module}.") for target in targets)
 
 
@@ -259,7 +260,7 @@ def check_gradient_flow(evidence: Evidence) -> list[Row]:
     for flow in gradient_flow(evidence, evidence.found):
         fault = _fault(flow)
         own = mine.get(flow.parameter)
-        fine = not fault or (own is not None and own.grad_max is not None and _fault(own) == fault)
+        fine = not fault or (own is not None and _fault(own) == fault)
         rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, fault))
     return rows
 

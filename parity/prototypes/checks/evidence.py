@@ -13,7 +13,7 @@ from torch import Tensor
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.tolerances import Tolerance, tolerance
+from parity.tolerances import Tolerance, tables
 from parity.trace import Trace
 from parity.verdict import Row
 
@@ -37,7 +37,7 @@ class Evidence:
         return Subject(check, self.case.name, self.found.run)
 
     def tolerance(self, quantity: str) -> Tolerance:
-        return tolerance(self.found.run, self.case.dtype, quantity)
+        return tables()["prototype_bf16" if self.is_bf16 else "prototype_fp32"][quantity]
 
     def real(self, micro_batch: int) -> Tensor:
         """bool [B, T]: the positions of a micro-batch that are not padding."""
