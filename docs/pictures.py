@@ -12,10 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from parity.prototypes.job import Options, verdict
 
-import fixtures
 from parity.report import write_html
+from parity.run import Options, find_pair, run_all
 from tests.parity.faults import FAULTS
 
 DOCS = Path(__file__).parent
@@ -38,8 +37,8 @@ def main() -> int:
 
 def draw(page: Path, algorithms: tuple[str, ...]) -> None:
     """The report of the three-step float32 cases."""
-    options = Options(fixtures.RECORDINGS, algorithms, f"fp32_k3 and {PLAIN}")
-    write_html(verdict(options, print), page)
+    options = Options(keyword=f"fp32_k3 and {PLAIN}")
+    write_html(run_all([find_pair(name) for name in algorithms], options, print).report, page)
 
 
 def photograph(page: Path, picture: Path, height: int) -> None:

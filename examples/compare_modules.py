@@ -131,13 +131,18 @@ PORT = Side(lambda: Block(CONFIG), name="hand-written")
 PAIR = Pair("block", ORIGINAL, PORT, [Case("block", batches())], NAMES)
 
 
+def compare() -> KitReport:
+    """Everything: outputs, loss, gradients, optimizer step, curve, checkpoint, resume."""
+    return run_pair(PAIR)
+
+
 def compare_alone() -> KitReport:
     """Every module of the port on the original's own inputs."""
     return single_step(ORIGINAL, PORT, batches()[0], names=NAMES)
 
 
 if __name__ == "__main__":
-    reports = run_pair(PAIR), compare_alone()
+    reports = compare(), compare_alone()
     print(*reports, sep="\n")
     for page, report in zip(map(Path, sys.argv[1:]), reports):
         report.write_html(page)

@@ -224,7 +224,13 @@ def _is_leaf(module: str, called: Iterable[str]) -> bool:
 
 
 def _is_wanted(evidence: Evidence, module: str) -> bool:
-    return evidence.names.expected_of(module) and not (module == WHOLE and evidence.names.to_port(WHOLE) is None)
+    """Says the map nothing of it: that one side has none, or what its parameters are made of?"""
+    names = evidence.names
+    if not names.expected_of(module) or (module == WHOLE and names.to_port(WHOLE) is None):
+        return False
+    sources = [name for entry in names.joined.values() for name in entry.originals]
+    targets = [*filter(None, names.prefixes.values()), *names.joined, *sources]
+    return not any(target.startswith(f"{module}.") for target in targets)
 
 
 def check_paths(evidence: Evidence) -> list[Row]:
@@ -255,7 +261,7 @@ def check_gradient_flow(evidence: Evidence) -> list[Row]:
     for flow in gradient_flow(evidence, evidence.found):
         fault = _fault(flow)
         own = mine.get(flow.parameter)
-        fine = not fault or (own is not None and own.grad_max is not None and _fault(own) == fault)
+        fine = not fault or (own is not None and _fault(own) == fault)
         rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, fault))
     return rows
 
