@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, calls_of
-from parity.compare import Subject, compare, compare_groups, compare_named, compare_traced, compare_value
+from parity.calls import WHOLE, Call, calls_of
+from parity.compare import (
+    Subject,
+    compare,
+    compare_groups,
+    compare_named,
+    compare_series,
+    compare_traced,
+    compare_value,
+)
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
-from parity.locate import compare_calls
+from parity.locate import compare_calls, compare_inputs, paired_inputs
 from parity.names import below
 from parity.precision import distance_rows, tensor_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
+from parity.setup import broken, compare_setups
 from parity.side import Alive
 from parity.step import clip_rows, schedule_rows, update_rows
 from parity.trace import STATES
@@ -49,6 +58,11 @@ MODES = {
     "default_dtype": "torch.float32",
     "deterministic": True,
 }
+SETUP = ("optimizer", "schedule", "attention", "groups", "requires_grad", "buffers", "initial")
+INITIAL = "initial"
+ON_REQUEST = ("initialisation", "throughput")
+"""Asked for by name: weights that the original gives are drawn by nobody, and speed takes time."""
+
 MOST_UNDETERMINED = 0.02
 """A row of parameters that needs more of its entries left out than this fails all the same."""
 
@@ -94,14 +108,29 @@ def check_environment(evidence: Evidence) -> list[Row]:
 
 
 def check_configuration(evidence: Evidence) -> list[Row]:
-    """What each side says it runs with, entry by entry; what one side alone says is a difference."""
-    subject = evidence.subject("configuration")
-    expected, found = (dict(flat(trace.configuration)) for trace in evidence.traces)
+    """What each side says it runs with, entry by entry; what one side alone says is a difference.
+
+    Where both were read from live objects: optimizer, groups, what is trained, attention and buffers as they are.
+    """
+    subject, rows = evidence.subject("configuration"), []
+    plain = [dict(trace.configuration) for trace in evidence.traces]
+    if not _no_setup(evidence):
+        setups = [{key: side.pop(key) for key in SETUP if key in side} for side in plain]
+        compared = compare_setups(*setups, evidence.names)
+        rows = [subject.row(*one) for one in compared if not one.quantity.startswith(INITIAL)]
+    expected, found = (dict(flat(side)) for side in plain)
     names = sorted({*expected, *found})
-    return [
+    return rows + [
         compare_value(subject, "configuration", name, expected.get(name, "nothing"), found.get(name, "nothing"))
         for name in names
     ]
+
+
+def check_initialisation(evidence: Evidence) -> list[Row]:
+    """How each side draws its own initial weights: mean and standard deviation of each, in standard errors."""
+    subject = evidence.subject("initialisation")
+    compared = compare_setups(*(trace.configuration for trace in evidence.traces), evidence.names)
+    return [subject.row(*one) for one in compared if one.quantity.startswith(INITIAL)]
 
 
 def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
@@ -118,8 +147,10 @@ def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def check_weights(evidence: Evidence) -> list[Row]:
-    """Parameters and saved buffers at the start."""
-    return states(evidence, "init")
+    """Parameters and saved buffers at the start; one row says so where they are no numbers, the rest follows."""
+    subject = evidence.subject("weights")
+    bad = [subject.row(*one) for trace in evidence.traces if (one := broken(trace.group("init."))) is not None]
+    return bad or states(evidence, "init")
 
 
 def check_optimizer_step(evidence: Evidence) -> list[Row]:
@@ -185,8 +216,18 @@ def check_forward(evidence: Evidence) -> list[Row]:
         return rows
     other, counts = {call.key: call for call in found}, {call.module for call in found}
     for call in (call for call in expected if call.module in counts):
-        rows += compare_calls(subject, call, other.get(call.key), tolerance)
+        match = other.get(call.key)
+        rows += [] if match is None else _given(evidence, call, match)
+        rows += compare_calls(subject, call, match, tolerance)
     return rows + _one_sided(evidence)
+
+
+def _given(evidence: Evidence, expected: Call, found: Call) -> list[Row]:
+    """Ids, positions and masks, in whatever form, that a module is called with; states are somebody's outputs."""
+    rows = compare_inputs(evidence.subject("forward"), expected, found, evidence.tolerance("out"))
+    pairs = paired_inputs(expected, found)
+    given = ("mask" in place or not mine.is_floating_point() for place, mine, _ in pairs)
+    return [row for row, wanted in zip(rows, given, strict=True) if wanted]
 
 
 def _one_sided(evidence: Evidence) -> list[Row]:
@@ -313,11 +354,23 @@ def audited(check: str) -> Callable[[Evidence], list[Row]]:
         if not audits:
             return []
         if check == "clip":
-            return clip_rows(subject, audits, evidence.tolerance("clip"))
+            return _clip_rows(evidence, subject)
         if check == "schedule":
             return schedule_rows(subject, audits, evidence.tolerance("lr"))
         return update_rows(subject, audits, *(evidence.tolerance(name) for name in ("update", "state", "rows")))
 
+    return rows
+
+
+def _clip_rows(evidence: Evidence, subject: Subject) -> list[Row]:
+    """By the rule where one is known; else the norms before and after, beside the original's."""
+    if any("clip" in audit.deviations for audit in evidence.found.audits):
+        return clip_rows(subject, evidence.found.audits, evidence.tolerance("clip"))
+    rows, sides = [], [trace.audits for trace in evidence.traces]
+    for name in ("norm_before", "norm_after") if all(sides) else ():
+        mine, theirs = ([getattr(audit, name) for audit in audits] for audits in sides)
+        own = evidence.subject("clip")
+        rows.append(compare_series(own, "grad_norm", name, mine, theirs, evidence.tolerance("grad_norm")))
     return rows
 
 
@@ -356,6 +409,11 @@ def _no_configuration(evidence: Evidence) -> str | None:
     return None if all(t.configuration for t in evidence.traces) else "a trace says nothing of what it ran with"
 
 
+def _no_setup(evidence: Evidence) -> str | None:
+    read = all("requires_grad" in trace.configuration for trace in evidence.traces)
+    return None if read else "a trace says nothing of how its run was set up"
+
+
 def _no_state(group: str) -> Reason:
     def inapplicable(evidence: Evidence) -> str | None:
         if any(group in trace.left_out for trace in evidence.traces):
@@ -382,6 +440,16 @@ def _no_flow(evidence: Evidence) -> str | None:
 
 def _not_audited(evidence: Evidence) -> str | None:
     return None if evidence.found.audits else "no optimizer step was computed again"
+
+
+def _no_clip(evidence: Evidence) -> str | None:
+    known = any("clip" in audit.deviations for audit in evidence.found.audits) or evidence.expected.audits
+    return _not_audited(evidence) or (None if known else "nobody says how gradients are clipped: Side(clip=...)")
+
+
+def _no_rate(evidence: Evidence) -> str | None:
+    known = any(audit.lr_expected is not None for audit in evidence.found.audits)
+    return _not_audited(evidence) or (None if known else "no formula of the rate is known: Side(rate=...)")
 
 
 def _no_step(evidence: Evidence) -> str | None:
@@ -415,17 +483,18 @@ CHECKS: tuple[Check, ...] = (
         "gradients", traced("gradients"), ("loss", "paths"), _directly(_has("gradients", "no gradient is in a trace"))
     ),
     Check("gradient_flow", check_gradient_flow, (), _no_flow),
-    Check("clip", audited("clip"), ("gradients",), _not_audited),
-    Check("schedule", audited("schedule"), (), _not_audited),
+    Check("clip", audited("clip"), ("gradients",), _no_clip),
+    Check("schedule", audited("schedule"), (), _no_rate),
     Check("optimizer_step", check_optimizer_step, ("gradients", "clip", "schedule"), _no_step),
     Check("curve", check_curve, ("optimizer_step",)),
     Check("hits", hits_rows, ("curve",), lambda e: None if has_hits(e) else "neither side counts rows or prints"),
     Check("round_trip", round_trip_rows, (), _nothing_to_run, Against.ITSELF),
     Check("resume", resume_rows, ("round_trip",), _nothing_to_run, Against.ITSELF),
+    Check("initialisation", check_initialisation, (), _no_setup),
     Check("throughput", throughput_rows, (), _nothing_to_time),
 )
-NAMES = tuple(check.name for check in CHECKS if check.name != "throughput")
-"""What is compared by default; ``throughput`` is asked for by name."""
+NAMES = tuple(check.name for check in CHECKS if check.name not in ON_REQUEST)
+"""What is compared by default."""
 
 
 def with_own(own: Iterable[Check]) -> tuple[Check, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from parity.checks import with_own
+from parity.checks import ON_REQUEST, with_own
 from parity.compare import View
 from parity.errors import InputError
 from parity.evidence import Check, Evidence
@@ -79,7 +79,7 @@ class Pair:
         return with_own(self.checks)
 
     def chosen(self, checks: Sequence[str] | None) -> tuple[str, ...]:
-        """Names of the checks to run: those asked for, else all but the throughput of two sides.
+        """Names of the checks to run: those asked for, else all that are not run on request alone.
 
         Raises:
             InputError: an unknown one.
@@ -88,7 +88,7 @@ class Pair:
         for name in checks or ():
             if name not in known:
                 raise InputError("comparison", "checks", name, f"of {', '.join(known)}")
-        return tuple(name for name in known if name in checks) if checks is not None else tuple(known[:-1])
+        return tuple(name for name in known if (name not in ON_REQUEST if checks is None else name in checks))
 
     def find_cases(self, recordings: Path | None) -> list[Any]:
         """The cases, by the folder of ``--recordings`` where they are found by one."""

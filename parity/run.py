@@ -18,17 +18,19 @@ from rich.console import Console
 from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, one_sided_notes, run_check
 from parity.compare import Subject
-from parity.environment import describe
+from parity.environment import describe, deterministic
 from parity.errors import InputError
-from parity.evidence import Check, Evidence, raised
+from parity.evidence import Check, Evidence, place_of, raised
 from parity.files import read_object
 from parity.locate import LOSS, Finding, first_backward, first_forward, within
 from parity.names import NameMap, align, as_map
+from parity.observe import drawing
+from parity.operators import Live, with_operator
 from parity.pair import Pair
 from parity.persist import META, read_trace
 from parity.report import print_report, write_html, write_json
 from parity.select import matches
-from parity.side import STEPS, AnySide, Batch, Case, Run, Side, TraceSide
+from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
 from parity.tolerances import Tolerances, table_for
 from parity.trace import Trace
 from parity.verdict import Curve, Report, Row, Skip, Status, explained
@@ -407,7 +409,31 @@ def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:
     elif row.check == "gradients" and all(sides):
         grads = evidence.expected.group("mb0.grad."), evidence.found.group("mb0.grad.")
         finding = first_backward(*sides, grads, within(evidence.tolerance("grad").bound))
-    return finding or _of_row(row)
+    return _with_operator(finding, evidence) if finding else _of_row(row)
+
+
+def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
+    """The first operator below the module too, where both sides can be run again."""
+    sides = evidence.original, evidence.live
+    if not all(isinstance(side, Alive) for side in sides):
+        return finding
+    agree = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
+    try:
+        return with_operator(finding, *(_to_follow(side) for side in sides), agree, evidence.names)
+    except Exception as error:  # whatever a module does that cannot be followed
+        return replace(finding, operator=f"not found, {type(error).__name__} at {place_of(error)}")
+
+
+def _to_follow(alive: Alive) -> Live:
+    """A fresh module and its loss, with the same seed and draws as the run's."""
+    with deterministic(alive.case.seed):
+        module = start(alive.side, alive.case.weights)
+
+    def run() -> Any:
+        with deterministic(alive.case.seed), drawing(alive.case.draws, alive.case.replayed):
+            return alive.side.loss(module, alive.case.batches[0])
+
+    return Live(module, run)
 
 
 def _of_row(row: Row) -> Finding:

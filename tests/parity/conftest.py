@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -17,7 +18,8 @@ from parity.evidence import Evidence
 from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.port import run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
-from parity.prototypes.reference.loop import first_step_oracle
+from parity.run import CaseRun, find_pair
+from parity.side import Run
 from tests.parity.toys import copy_toys, seal
 
 
@@ -37,24 +39,43 @@ STEPS = 3
 """Optimizer steps that show most faults."""
 
 
+@dataclass(frozen=True)
+class FewSteps:
+    """The port, for its first steps."""
+
+    name: str = "port"
+
+    @contextmanager
+    def trace(self, case: Case) -> Iterator[Run]:
+        with TemporaryDirectory() as folder:
+            ran = run_port(case, Path(folder), seed=PROTOTYPE_SEED, max_steps=STEPS)
+            yield Run(replace(ran.trace, prints=ran.trace.prints[:1]), ran)
+
+
+@dataclass(frozen=True)
+class FewRecorded:
+    """The recording up to there."""
+
+    name: str = "recorded"
+
+    @contextmanager
+    def trace(self, case: Case) -> Iterator[Run]:
+        whole = load_recorded(case)
+        tensors = {key: value for key, value in whole.tensors.items() if not key.startswith("final.")}
+        yield Run(replace(whole, tensors=tensors, curve=whole.curve[:STEPS], prints=whole.prints[:1]))
+
+
+def _evidence_of(case: Case, stack: ExitStack, few: bool = False) -> Evidence:
+    pair = find_pair(case.algorithm)
+    pair = replace(pair, original=FewRecorded(), port=FewSteps()) if few else pair
+    return CaseRun(pair, case, stack).evidence(pair.port)
+
+
 @pytest.fixture
-def few_steps(cases: dict[str, Case], tmp_path: Path) -> Callable[[str], Evidence]:
-    """The port's first steps on a case, as it is patched at that moment, and the recording up to there."""
-
-    def run(name: str) -> Evidence:
-        case, expected = cases[name], load_recorded(cases[name])
-        found = run_port(case, tmp_path / name, seed=PROTOTYPE_SEED, max_steps=STEPS)
-        tensors = {key: value for key, value in expected.tensors.items() if not key.startswith("final.")}
-        expected = replace(expected, tensors=tensors, curve=expected.curve[:STEPS], prints=expected.prints[:1])
-        trace = replace(found.trace, prints=found.trace.prints[:1])
-        return Evidence(case, expected, trace, first_step_oracle(case), found.checkpoints, found.draft)
-
-    return run
-
-
-def _evidence_of(case: Case, stack: ExitStack) -> Evidence:
-    found, expected = stack.enter_context(recorded_baseline(case))
-    return stack.enter_context(PORT.evidence(found, expected))
+def few_steps(cases: dict[str, Case]) -> Iterator[Callable[[str], Evidence]]:
+    """The port's first steps on a case, as it is patched at that moment, against the recording up to there."""
+    with ExitStack() as stack:
+        yield lambda name: _evidence_of(cases[name], stack, few=True)
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ FAULTS = (
         alters(KEEPER, "write_draft", lambda _: torch.set_float32_matmul_precision("high")),
         "environment",
     ),
-    fault("Adam beta off", puts(ports.training.optimizer, "BETAS", (0.9, 0.999)), "configuration", "curve"),
+    fault("Adam beta off", puts(ports.training.optimizer, "BETAS", (0.9, 0.999)), "configuration", "optimizer_step"),
     fault(
         "d2t off by one in the draft",
         alters(ports.eagle3.train, "load_vocabulary_map", _first_of_map),
@@ -319,10 +319,10 @@ FAULTS = (
     fault("embedding thawed", change_draft(lambda d: d.embed_tokens.weight.requires_grad_(True)), "gradient_flow"),
     hass("embedding trained", thaw("embed_tokens.weight"), "gradient_flow"),
     # the head is in no checkpoint, so what it learned is lost
-    hass("head trained", thaw("lm_head.weight"), "gradients", "gradient_flow", "round_trip"),
+    hass("head trained", thaw("lm_head.weight"), "weights", "gradient_flow", "round_trip"),
     fault("update applied twice", puts(ports.training.optimizer, "AdamW", Twice), "optimizer_step"),
-    hass("clip by norm", puts(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm), "optimizer_step"),
-    fault("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "curve"),
+    hass("clip by norm", puts(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm), "clip"),
+    fault("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "schedule"),
     fault("metrics nobody logs", puts(ports.eagle3.objective.Eagle3Objective, "topk", 1), "curve"),
     fault("hits overcounted", alters(OBJECTIVE, "score", _one_more_hit), "hits"),
     fault("d2t off by one in the file", change_file(lambda t: t["d2t"].add_(1)), "round_trip"),

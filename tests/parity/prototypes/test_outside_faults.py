@@ -13,11 +13,13 @@ from accelerate import Accelerator
 import fixtures
 import ports.eagle3.train
 import ports.training.loop
+from parity.checks import run_checks
+from parity.evidence import Evidence
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.checks import run_checks
-from parity.prototypes.checks.evidence import Evidence
+from parity.prototypes.pair import TABLES
 from parity.prototypes.port import run_port
 from parity.prototypes.recorded import load_recorded
+from parity.tolerances import table_for
 from parity.verdict import Status
 
 CHECKS = ("clip", "schedule", "optimizer_step")
@@ -112,8 +114,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 def failed(case: Case, folder: Path) -> list[str]:
     """The checks with a failed row of their own."""
     run = run_port(case, folder, max_steps=STEPS)
-    evidence = Evidence(case, load_recorded(case), run.trace, lambda: run.trace, run.checkpoints, run.draft)
-    rows = run_checks(evidence, CHECKS)
+    table = table_for(case.dtype, by_dtype=TABLES)
+    evidence = Evidence(case, load_recorded(case), run.trace, table, run, oracle=lambda: run.trace)
+    rows = run_checks(evidence, only=CHECKS)
     assert {row.check for row in rows} == set(CHECKS)
     return list(dict.fromkeys(row.check for row in rows if row.status is Status.FAILED))
 
