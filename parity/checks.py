@@ -24,6 +24,7 @@ from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, paired_inputs
 from parity.names import below
+from parity.observe import Compared
 from parity.precision import distance_rows, tensor_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
 from parity.setup import broken, compare_setups
@@ -116,14 +117,22 @@ def check_configuration(evidence: Evidence) -> list[Row]:
     plain = [dict(trace.configuration) for trace in evidence.traces]
     if not _no_setup(evidence):
         setups = [{key: side.pop(key) for key in SETUP if key in side} for side in plain]
-        compared = compare_setups(*setups, evidence.names)
-        rows = [subject.row(*one) for one in compared if not one.quantity.startswith(INITIAL)]
+        rows = [subject.row(*one) for one in compare_setups(*setups, evidence.names) if _is_shared(one, setups)]
     expected, found = (dict(flat(side)) for side in plain)
     names = sorted({*expected, *found})
     return rows + [
         compare_value(subject, "configuration", name, expected.get(name, "nothing"), found.get(name, "nothing"))
         for name in names
     ]
+
+
+def _is_shared(one: Compared, setups: list[dict[str, Any]]) -> bool:
+    """What both sides have: parameters of one alone are the business of ``weights``, and may be joined or copied."""
+    if one.quantity in ("requires_grad", "buffers"):
+        return "None" not in one.detail.split(" / ")
+    if one.quantity == "attention":  # a module without a configuration names none
+        return all(setup.get("attention") for setup in setups)
+    return not (one.quantity.startswith(INITIAL) or one.tensor.startswith("parameters["))
 
 
 def check_initialisation(evidence: Evidence) -> list[Row]:
@@ -363,10 +372,10 @@ def audited(check: str) -> Callable[[Evidence], list[Row]]:
 
 
 def _clip_rows(evidence: Evidence, subject: Subject) -> list[Row]:
-    """By the rule where one is known; else the norms before and after, beside the original's."""
+    """By the rule where one is known; else the first step's norms before and after, beside the original's."""
     if any("clip" in audit.deviations for audit in evidence.found.audits):
         return clip_rows(subject, evidence.found.audits, evidence.tolerance("clip"))
-    rows, sides = [], [trace.audits for trace in evidence.traces]
+    rows, sides = [], [trace.audits[:1] for trace in evidence.traces]
     for name in ("norm_before", "norm_after") if all(sides) else ():
         mine, theirs = ([getattr(audit, name) for audit in audits] for audits in sides)
         own = evidence.subject("clip")

@@ -41,7 +41,13 @@ SHIPPED = {"eagle3": "parity.prototypes.eagle3.pair:PAIR", "hass": "parity.proto
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
 
-DIRECTIONS = {"weights": "setup", "batches": "setup", "optimizer_step": "update", "curve": "training"}
+DIRECTIONS = {
+    "configuration": "setup",
+    "weights": "setup",
+    "batches": "setup",
+    "optimizer_step": "update",
+    "curve": "training",
+}
 
 Progress = Callable[[str], None]
 
@@ -441,6 +447,7 @@ def _of_row(row: Row) -> Finding:
     if row.check == "loss":
         return Finding("loss", "forward", LOSS, 0, row.detail)
     parameter = row.tensor.partition(".")[2] if row.check in ("weights", "optimizer_step") else ""
+    parameter = row.tensor if row.quantity == "requires_grad" else parameter
     module = parameter.rpartition(".")[0] if parameter else WHOLE
     module = row.tensor if row.quantity == "calls" else module
     detail = ": ".join(filter(None, (row.tensor, row.detail)))

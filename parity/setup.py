@@ -88,8 +88,7 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter group as JSON would give it back."""
     settings = {name: value for name, value in group.items() if name not in OWN}
     text = json.dumps(settings, default=lambda value: value.tolist() if isinstance(value, Tensor) else str(value))
-    settings = json.loads(text)
-    return dict(settings)
+    return {**json.loads(text), "parameters": len(group["params"])}
 
 
 def attention_of(module: nn.Module) -> list[str]:
@@ -118,30 +117,17 @@ def compare_setups(expected: Setup, found: Setup, names: NameMap | None = None) 
     A fresh and a reopened module's are compared in the same way.
     """
     names = names or NameMap()
-    rows = [_equal(key, "", expected.get(key), found.get(key)) for key in ("optimizer", "schedule")]
+    rows = [_equal(key, "", expected.get(key), found.get(key)) for key in ("optimizer", "schedule", "attention")]
     rows = [row for row in rows if row.detail != "None / None"]
-    if expected.get("attention") and found.get("attention"):  # a module without a configuration names none
-        rows.append(_equal("attention", "", expected["attention"], found["attention"]))
     rows += _groups(expected.get("groups"), found.get("groups"))
     for key in ("requires_grad", "buffers"):
         mine, theirs = names.rename(expected.get(key, {}), {*found.get(key, {})}), found.get(key, {})
-        mine |= _joined(names, expected.get(key, {}))
         known = sorted({*mine, *(name for name in theirs if names.expected_of(name))})
         rows += [_equal(key, name, mine.get(name), theirs.get(name)) for name in known]
     mine, theirs = names.rename(expected.get("initial", {}), {*found.get("initial", {})}), found.get("initial", {})
     for name in (name for name in sorted(mine) if name in theirs):
         rows += _drawn_alike(name, mine[name], theirs[name])
     return rows
-
-
-def _joined(names: NameMap, held: Mapping[str, Any]) -> dict[str, Any]:
-    """What parameters that are made of several have in common; several values where they differ."""
-    found = {}
-    for name, entry in names.joined.items():
-        values = [held[source] for source in entry.originals if source in held]
-        if values:
-            found[name] = values[0] if all(value == values[0] for value in values) else values
-    return found
 
 
 def _equal(quantity: str, name: str, expected: object, found: object) -> Compared:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from parity.prototypes.case import Case
@@ -30,4 +29,4 @@ def request_for(case: Case, prototype: Path, output: Path, **changes: object) ->
         initial_weights=case.initial,
         seed=PROTOTYPE_SEED if case.noise or case.shuffle else None,
     )
-    return replace(request, **changes)  # type: ignore[arg-type]
+    return OriginalRequest(**{**dict(request), **changes})

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from parity import CHECKS, Kind, ParityError, Side, Tolerance, Trace, compare_sides, compare_traces, trace_side
+from parity import CHECKS, Clip, Kind, ParityError, Side, Tolerance, Trace, compare_sides, compare_traces, trace_side
 from parity.errors import InputError
 from parity.side import pattern_loss
 from parity.verdict import Against, Status
 
-AUDITS = {"clip", "schedule", "precision"}
+AUDITS = {"precision"}
 """Checks whose rows another file makes, with the tests that plant their faults."""
 
 
@@ -129,6 +129,16 @@ def momentum(module: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def clipping(module: Any, optimizer: torch.optim.Optimizer) -> None:
+    nn.utils.clip_grad_norm_(module.parameters(), 0.1)
+    optimizer.step()
+
+
+def drawn_wider(net: Net) -> None:
+    with torch.no_grad():
+        net.up.weight.mul_(2)
+
+
 FAULTS: dict[str, tuple[tuple[str, ...], Side, dict[str, Any]]] = {
     "another start": (("weights",), Side(changed(shifted)), {"copy_weights": False}),
     "a buffer on one side": (("weights",), Side(changed(one_more_buffer)), {}),
@@ -137,13 +147,17 @@ FAULTS: dict[str, tuple[tuple[str, ...], Side, dict[str, Any]]] = {
     "a module called once more": (("forward",), Side(changed(called_again)), {}),
     "another loss": (("loss",), Side(Net, loss=scaled_loss), {}),
     "a bias detached": (("gradients", "gradient_flow"), Side(changed(detached)), {}),
-    "a bias frozen": (("gradients", "gradient_flow"), Side(changed(frozen)), {}),
+    "a bias frozen": (("configuration", "gradients", "gradient_flow"), Side(changed(frozen)), {}),
     "another weight decay": (("configuration", "optimizer_step"), Side(Net, optimizer=decaying), {}),
     "two groups": (("configuration",), Side(Net, optimizer=in_two_groups), {}),
     "the step made twice": (("optimizer_step",), Side(Net, step=doubled), {}),
     "a buffer that counts": (("optimizer_step",), Side(changed(counting)), {}),
-    "another schedule": (("curve",), Side(Net, schedule=falling), {}),
+    "another schedule": (("configuration", "curve"), Side(Net, schedule=falling), {}),
     "saved in bfloat16": (("round_trip",), Side(Net, save=save_coarsely, load=load), {}),
+    "clipping on one side": (("clip",), Side(Net, step=clipping), {}),
+    "clipping that was not said": (("clip",), Side(Net, step=clipping, clip=Clip("norm", 0.2)), {}),
+    "another rate than said": (("schedule",), Side(Net, rate=lambda n: 1.03e-3), {}),
+    "drawn wider": (("initialisation",), Side(changed(drawn_wider)), {"checks": ["initialisation", "forward"]}),
     "work for nothing": (("throughput",), Side(changed(wasteful)), {"checks": (*CHECKS, "throughput")}),
 }
 """The checks that find it, the port, further arguments."""
@@ -232,7 +246,7 @@ def test_what_a_near_tie_decides_and_the_last_printed_digit_may_fall_either_way(
 
 def test_every_check_has_a_fault() -> None:
     named = {check for found, *_ in (*FAULTS.values(), *TRACED_FAULTS.values()) for check in found}
-    assert named | {"resume"} == {*CHECKS, "throughput"} - AUDITS
+    assert named | {"resume"} == {*CHECKS, "initialisation", "throughput"} - AUDITS
 
 
 def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
@@ -240,7 +254,7 @@ def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
     report.raise_if_failed()
     assert [*dict.fromkeys(row.check for row in report.rows)] == [*CHECKS, "throughput"]
     unused = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
-    assert set(unused) == {"batches", "draws", "targets", "paths", "hits"} | AUDITS
+    assert set(unused) == {"batches", "draws", "targets", "paths", "hits", "schedule"} | AUDITS
     assert all(unused.values())
     against = {row.check: row.against for row in report.rows}
     assert {check for check, one in against.items() if one is Against.ITSELF} == {"environment", "round_trip", "resume"}

@@ -52,4 +52,4 @@ def test_the_core_knows_no_port_and_no_prototype(file: Path) -> None:
 
 def test_only_command_and_plugin_are_above_a_run() -> None:
     above = {name for name, found in GRAPH.items() if "parity.run" in found and "prototypes" not in name}
-    assert above <= {"parity", "parity.cli", "parity.plugin", "parity.scaffold.name", "parity.kit.report"}
+    assert above <= {"parity", "parity.cli", "parity.plugin", "parity.scaffold.name", "parity.single"}

@@ -67,7 +67,8 @@ def test_a_trace_equals_itself(traced: Path, command: Run, tmp_path: Path) -> No
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["case"] for row in rows} == {"eagle3_fp32_k1", "hass_fp32_k1"}
     assert {row["check"] for row in rows} == set(TRACED)
-    assert all(row["measured"] in (0, None) for row in rows if row["check"] != "gradient_flow")
+    exact = [row for row in rows if row["check"] != "gradient_flow" and row["against"] != "reference"]
+    assert all(row["measured"] in (0, None) for row in exact)
     assert "eagle3_fp32_k1" in (tmp_path / "page.html").read_text()
 
 
@@ -289,7 +290,11 @@ def test_a_reason_is_a_row(toy: Path, command: Run, tmp_path: Path) -> None:
 def test_a_recorded_original_stands_for_it(toy: Path, command: Run, tmp_path: Path, capsys: Any) -> None:
     assert command("record", f"{toy}:PAIR", "--output", tmp_path / "kept") == 0
     assert command("run", f"{toy}:LIVE", "--json", tmp_path / "rows.json") == 0
-    assert {row["against"] for row in rows_of(tmp_path / "rows.json") if row["passed"]} == {"prototype", "itself"}
+    assert {row["against"] for row in rows_of(tmp_path / "rows.json") if row["passed"]} == {
+        "prototype",
+        "reference",
+        "itself",
+    }
     assert command("run", f"{toy}:LOUD", "--recordings", tmp_path / "kept") == 1
     assert command("run", f"{toy}:PAIR", "--recordings", tmp_path / "kept") == 0
     capsys.readouterr()
@@ -303,8 +308,8 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester) -> None
     lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
     result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
     outcomes = result.parseoutcomes()
-    checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"throughput"}
-    unused = {"batches", "draws", "targets", "paths", "hits", "clip", "schedule", "precision"}
+    checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"initialisation", "throughput"}
+    unused = {"batches", "draws", "targets", "paths", "hits", "schedule", "precision"}
     assert outcomes == {"passed": 2 * (1 + len(checks - unused)), "skipped": 2 * len(unused)}
     result.stdout.fnmatch_lines(["SKIPPED*neither side draws anything that has a name"])
     broken = pytester.runpytest_inprocess("--pair", f"{toy}:BROKEN", "-k", "one", *lean)
