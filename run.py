@@ -30,7 +30,7 @@ JOBS = {
     "lint": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
     "bench": [
         ["-m", "pytest", "benchmarks", "-p", "no:xdist", "--benchmark-json=bench.json"],
-        ["-m", "parity.cli", "plot", "bench.json"],
+        ["-m", "parity", "plot", "bench.json"],
     ],
     "docs": [["-m", "mkdocs", "build", "--strict"]],
 }

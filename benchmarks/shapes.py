@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
 from parity.case import Case
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.synthetic import write_case
 
 SPEC = VerifierSpec(

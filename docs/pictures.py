@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import fixtures
+from parity import fixtures
 from parity.report import write_html
 from parity.verdict import Options, verdict
 from tests.parity.faults import FAULTS

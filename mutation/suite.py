@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import fixtures
+from parity import fixtures
 from parity.case import Case, find_cases
 from parity.checks import CHECKS, checks_for
 from parity.checks.evidence import Evidence

@@ -96,7 +96,7 @@ def baseline(keyword: str = "") -> dict[str, Any]:
     killed = suite.judge(None, watched, keyword)
     if killed:
         raise RuntimeError(f"the suite fails without a mutant: {killed}")
-    own = ("ports", "parity", "fixtures", "mutation", "__main__")
+    own = ("ports", "parity", "mutation", "__main__")
     return {"modules": [name for name in sys.modules if name.partition(".")[0] not in own], "reached": reached}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-import fixtures
+from parity import fixtures
 from parity.algorithms import ALGORITHMS
 from parity.case import find_cases
 from parity.doctor import print_environment
@@ -141,14 +141,10 @@ def _algorithms(name: str | None) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Entry point; the libraries' chatter goes nowhere."""
+    """Run a command line; the libraries' chatter goes nowhere."""
     hush_libraries()
     try:
         app()
     except (InputError, OriginalRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

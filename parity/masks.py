@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
+from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
 from ports.generate.conversations import load_conversations
 from ports.generate.encode import Encoded, Encoder, LossMask
 from ports.generate.families import load_family

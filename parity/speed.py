@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
 from parity.case import Case
 from parity.compare import Subject
 from parity.environment import deterministic, quietly
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.live import request_for
 from parity.result import Row, Speed
 from parity.runs.original import record_original

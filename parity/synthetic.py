@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from speculators.utils.loading import load_model_layers
 from torch import Tensor
 
-from fixtures.draws import uniform
 from parity.algorithms import ALGORITHMS
 from parity.case import Case, read_case
+from parity.fixtures.draws import uniform
 from ports.training.data.records import natural_key
 from ports.training.settings import linear_schedule_steps
 

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-import fixtures
+from parity import fixtures
 from parity.case import Case, find_cases
 from parity.errors import InputError
 from parity.kit.folders import compare_folders, read_names, read_tolerances

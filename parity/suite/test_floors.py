@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import fixtures
+from parity import fixtures
 from parity.case import find_cases
 from parity.checks import run_checks
 from parity.judge import PORT, REFERENCE

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("python", "pytest", "parity")
-IMPORTED = ("parity.cli", "parity.kit", "parity.scaffold.command", "ports.hass.train", "fixtures.samples", "pytest")
+IMPORTED = (
+    "parity.cli",
+    "parity.kit",
+    "parity.scaffold.command",
+    "ports.hass.train",
+    "parity.fixtures.samples",
+    "pytest",
+)
 MOST = 1 << 20
 CLIENT = """\
 #!{python} -IS
@@ -95,7 +102,7 @@ def run(words: list[str]) -> None:
     """The program that the first word names."""
     program, *rest = sys.argv = words
     if program == "parity":
-        import_module("parity.cli").main()
+        import_module("parity.__main__").main()
     elif program == "pytest":
         sys.exit(import_module("pytest").main(rest))
     else:

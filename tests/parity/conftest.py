@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import fixtures
 import parity.cli
+from parity import fixtures
 from parity.case import Case, find_cases, read_case
 from parity.checks.evidence import Evidence
 from parity.judge import PORT, recorded_baseline

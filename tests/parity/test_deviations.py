@@ -13,12 +13,12 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
-from fixtures import FIXTURE
-from fixtures.dialogues import recordings, word_tokenizer
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
 from parity.case import Case
 from parity.deviations import LEDGER, as_markdown, find
+from parity.fixtures import FIXTURE
+from parity.fixtures.dialogues import recordings, word_tokenizer
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.live import request_for
 from parity.runs.original import OriginalRunError, record_original
 from parity.runs.port import run_port, settings_for, start_port, trace_port

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
 from parity.case import Case, read_case
 from parity.checks import run_checks
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.judge import PORT
 from parity.result import Row
 from parity.runs.reference.loop import trace_reference

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import fixtures
 import parity.checks.evidence
+from parity import fixtures
 from parity.case import read_case
 from parity.checks import run_checks
 from parity.judge import PORT

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import fixtures
 import parity.verdict
+from parity import fixtures
 from parity.case import Case, read_case
 from parity.errors import InputError
 from parity.judge import PORT, REFERENCE, Side, judge

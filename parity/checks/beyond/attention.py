@@ -11,9 +11,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fixtures.draws import uniform
 from parity.checks.evidence import Evidence
 from parity.compare import compare_groups
+from parity.fixtures.draws import uniform
 from parity.result import Row
 from parity.runs.reference.attention import ttt_attention
 from ports.training.alignment import Alignment

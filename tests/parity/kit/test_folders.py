@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-import fixtures
 import parity.cli
+from parity import fixtures
 from parity.environment import describe
 from parity.trace import Trace
 from parity.trace_folder import read_trace, write_trace

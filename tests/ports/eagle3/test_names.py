@@ -2,7 +2,7 @@ import json
 
 from safetensors import safe_open
 
-from fixtures import RECORDINGS
+from parity.fixtures import RECORDINGS
 from ports.eagle3.names import to_native, to_prototype
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fixtures.features import hidden_states
+from parity.fixtures.features import hidden_states
 from ports.eagle3 import train as eagle3
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.drafts import drafter_of, open_draft

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.conversations import SHAREGPT
-from fixtures.tokenizer import build_tokenizer
-from fixtures.verifier import VerifierSpec, build_verifier
+from parity.fixtures.conversations import SHAREGPT
+from parity.fixtures.tokenizer import build_tokenizer
+from parity.fixtures.verifier import VerifierSpec, build_verifier
 from ports.generate.__main__ import main
 
 SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48, seed=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fixtures.dialogues import recordings
+from parity.fixtures.dialogues import recordings
 from parity.masks import encode_recorded
 from ports.generate.encode import LossMask
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fixtures.conversations import SHAREGPT
+from parity.fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
 from ports.generate.manifest import write_or_check
