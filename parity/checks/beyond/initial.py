@@ -68,7 +68,7 @@ def _extension_points(evidence: Evidence, subject: Subject, draft: FrozenEnds) -
     for name, owner in owners.items():
         found = _asked(partial(owner.get_trainer_kwargs, ttt_steps=ASKED, lr=1.0))
         yield compare_value(subject, "keywords", f"of the {name}", expected, found)
-    layer, path = copy.deepcopy(draft.config.transformer_layer_config), str(evidence.case.verifier)
+    layer, path = copy.deepcopy(draft.config.transformer_layer_config), str(evidence.case.verifier.resolve())
     with deterministic(), quietly():
         made = _asked(
             lambda: type(draft).from_training_args(layer, verifier_name_or_path=path, ttt_steps=ASKED, lr=1.0)

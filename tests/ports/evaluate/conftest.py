@@ -38,14 +38,23 @@ class Pair:
 
 
 @pytest.fixture(params=["eagle3", "hass"])
-def pair(request, settings, fixture, tmp_path) -> Pair:
-    if request.param == "eagle3":
-        draft = eagle3.build(settings(forward_num_total=3))
-    else:
+def build(request, settings, fixture):
+    """Builds a draft of either kind, with changed settings."""
+
+    def make(**changes) -> Any:
+        shared = settings(forward_num_total=3, **changes)
+        if request.param == "eagle3":
+            return eagle3.build(shared)
         values = {"configpath": str(fixture / "draft_hass.json"), "tmpdir": fixture / "data_hass"}
-        shared = settings(forward_num_total=3).model_dump(include={"basepath", "cpdir", "bs", "forward_num_total"})
-        draft = hass.build(HassSettings(**{**shared, **values}))
-    directory = save_draft(enliven(draft), tmp_path / "draft")
+        kept = shared.model_dump(include={"basepath", "cpdir", "bs", "forward_num_total"})
+        return hass.build(HassSettings(**{**kept, **values}))
+
+    return make
+
+
+@pytest.fixture
+def pair(build, fixture, tmp_path) -> Pair:
+    directory = save_draft(enliven(build()), tmp_path / "draft")
     verifier = fixture / "verifier"
     return Pair(
         directory, verifier, open_draft(directory), open_verifier(str(verifier), "float32", torch.device("cpu"))
