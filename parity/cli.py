@@ -13,7 +13,7 @@ from parity import fixtures
 from parity.algorithms import ALGORITHMS
 from parity.case import find_cases
 from parity.doctor import print_environment
-from parity.environment import describe
+from parity.environment import described
 from parity.errors import InputError
 from parity.kit.commands import compare, trace
 from parity.live import request_for
@@ -81,7 +81,7 @@ def others(
     if json is not None:
         write_studies_json(studies, json)
     if markdown is not None:
-        write_originals(studies, markdown, describe(), registered)
+        write_originals(studies, markdown, described(), registered)
     raise typer.Exit(0 if all(study.passed for study in studies) else 1)
 
 

@@ -15,7 +15,7 @@ from parity.checks import checks_for, run_checks
 from parity.checks.evidence import Evidence
 from parity.checks.recorded.backward import gradient_flow
 from parity.deviations import LEDGER
-from parity.environment import describe
+from parity.environment import described
 from parity.localise import localise, sentence
 from parity.result import Curve, Report, Row, Status
 from parity.runs.port import run_port
@@ -82,7 +82,7 @@ def judge(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Run and compare every case; the report's rows come in the order of cases, sides and checks."""
-    report, done = Report(environment=describe(), deviations=list(LEDGER)), set[tuple[str, str]]()
+    report, done = Report(environment=described(), deviations=list(LEDGER)), set[tuple[str, str]]()
     for named in cases:
         progress(named.name)
         with baseline(named) as (case, expected):
