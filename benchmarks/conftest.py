@@ -12,7 +12,7 @@ from benchmarks.matrix import FULL, QUICK, sides_of
 from benchmarks.original import run_original, together
 from benchmarks.race import Measured, race
 from benchmarks.shapes import Shape
-from parity.environment import describe
+from parity.environment import described
 
 Races = Callable[[Shape], "dict[str, Measured]"]
 
@@ -59,5 +59,5 @@ def races(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    """Versions and numeric modes go into the JSON."""
-    machine_info["parity"] = describe()
+    """Versions and the numeric modes that every side is timed in go into the JSON."""
+    machine_info["parity"] = described()

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
 from parity.prototypes.synthetic import write_case
 

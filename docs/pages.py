@@ -14,7 +14,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("ports", "parity", "fixtures")
+PACKAGES = ("ports", "parity", "parity/fixtures")
 SECTIONS = {
     "Use": ("training.md", "data.md", "resume.md", "serving.md", "architectures.md", "performance.md"),
     "Parity": ("parity.md", "report.md", "deviations.md", "originals.md", "porting.md", "kit.md"),

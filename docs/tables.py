@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
-from fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
+from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
 from parity.prototypes.deviations import as_markdown
 from ports.eagle3.settings import Eagle3Settings
 from ports.generate.conversations import load_conversations

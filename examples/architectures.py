@@ -25,10 +25,10 @@ from speculators import SpeculatorModel
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor
 
-from fixtures.architectures import ARCHITECTURES
-from fixtures.architectures.training import PROMPT, build_answers
-from fixtures.folder import write_json
-from fixtures.trainer import train_draft
+from parity.fixtures.architectures import ARCHITECTURES
+from parity.fixtures.architectures.training import PROMPT, build_answers
+from parity.fixtures.folder import write_json
+from parity.fixtures.trainer import train_draft
 from parity.prototypes.checks.chain import speculators_forward
 from parity.prototypes.reference.hass import forward as reference_forward
 from ports.commands import run_app

@@ -19,15 +19,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fixtures.chat import encode_chat
-from fixtures.conversations import Message, load_conversations
-from fixtures.features import load_verifier
-from fixtures.folder import new_folder, write_json
-from fixtures.language import build_reader
-from fixtures.samples import Sample, sample_of, text_samples, write_training
-from fixtures.tokenizer import build_tokenizer
-from fixtures.trainer import train_draft
-from fixtures.verifier import VerifierSpec
+from parity.fixtures.chat import encode_chat
+from parity.fixtures.conversations import Message, load_conversations
+from parity.fixtures.features import load_verifier
+from parity.fixtures.folder import new_folder, write_json
+from parity.fixtures.language import build_reader
+from parity.fixtures.samples import Sample, sample_of, text_samples, write_training
+from parity.fixtures.tokenizer import build_tokenizer
+from parity.fixtures.trainer import train_draft
+from parity.fixtures.verifier import VerifierSpec
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.decode import Limits, decode
@@ -66,7 +66,7 @@ def run(
 def prepare(data: Path, held_out: int, reading_steps: int) -> Path:
     """The verifier, the samples of both algorithms and the held-out prompts; what lies there is used again.
 
-    The samples are made by :mod:`fixtures.features`; anything that writes the same files may take its place.
+    The samples are made by :mod:`parity.fixtures.features`; anything that writes the same files may take its place.
     """
     recipe = {"held_out": held_out, "reading_steps": reading_steps, "seed": SPEC.seed}
     if data.exists():

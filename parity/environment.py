@@ -1,4 +1,4 @@
-"""The one place where seeds, threads and numeric modes are set, and the record of what they were."""
+"""The one place where the harness sets seeds, threads and numeric modes, and the record of what they were."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def deterministic(seed: int = 0, threads: int = 1) -> Iterator[None]:
     old_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
     set_seed(seed)
     try:
         yield
@@ -71,10 +71,16 @@ def describe(seed: int | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "matmul_precision": torch.get_float32_matmul_precision(),
-        "default_dtype": str(torch.get_default_dtype()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "default_dtype": str(torch.get_default_dtype()),
         "seed": seed,
     }
+
+
+def described() -> dict[str, Any]:
+    """:func:`describe` in the modes that every side runs in."""
+    with deterministic():
+        return describe()
 
 
 def _version(name: str) -> str | None:

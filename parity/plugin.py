@@ -256,9 +256,9 @@ def recordings_of(config: pytest.Config) -> Path:
     given = config.getoption("--recordings")
     if given:
         return Path(given)
-    import fixtures
+    from parity.fixtures import RECORDINGS
 
-    return fixtures.RECORDINGS
+    return RECORDINGS
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,14 @@ from loguru import logger
 
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """As ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1``, which some container images set, leaves it."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,25 @@ def test_failures_of_the_guide(words: str, complaint: str, tmp_path: Path, capsy
     assert main([*given, "--basepath", str(fixture / "verifier"), "--cpdir", str(tmp_path)]) == 2
     assert complaint in capsys.readouterr().err
     assert complaint in (ROOT / "docs" / "training.md").read_text()
+
+
+OPENS = re.compile(r"""^python -c "(.*from_pretrained\('(checkpoints/[a-z_]+)4'\).*)"$""", re.MULTILINE)
+MAPS = "--t2d {f}/t2d.npy --d2t {f}/d2t.npy "
+
+
+@pytest.mark.parametrize(("algorithm", "prefix", "maps"), [("eagle3", "model", MAPS), ("hass", "state_", "")])
+def test_the_front_page_opens_what_was_trained(algorithm: str, prefix: str, maps: str, tmp_path: Path) -> None:
+    """In an interpreter that has imported nothing else."""
+    check = {name: code for code, name in OPENS.findall((ROOT / "README.md").read_text())}[f"checkpoints/{prefix}"]
+    fixture, words = ROOT / "fixtures" / "recordings" / "fixture", maps + "--basepath {f}/verifier --configpath "
+    words += "{f}/draft_{a}.json --tmpdir {f}/data_{a} --num_workers 0 --epoch 0 --max_steps 1 --cpdir checkpoints"
+    module = import_module(f"ports.{algorithm}.train")
+    given = [word.format(f=fixture, a=algorithm) for word in words.split()]
+    assert module.main([*given[:-1], str(tmp_path / "checkpoints")]) == 0
+    (tmp_path / "checkpoints" / f"{prefix}0").rename(tmp_path / "checkpoints" / f"{prefix}4")
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "DraftModel" in done.stdout
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/llama_3_1_8b/README.md"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-import fixtures
+from parity import fixtures
 from parity.checks import check_configuration
 from parity.compare import View, compare_groups
 from parity.evidence import Check, Evidence

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
 from parity.compare import Subject
 from parity.environment import deterministic, quietly
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
 from parity.prototypes.live import request_for
 from parity.prototypes.original import record_original

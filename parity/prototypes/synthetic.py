@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from speculators.utils.loading import load_model_layers
 from torch import Tensor
 
-from fixtures.draws import uniform
+from parity.fixtures.draws import uniform
 from parity.prototypes.algorithms import ALGORITHMS
 from parity.prototypes.case import Case, read_case
 from ports.training.data.records import natural_key

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fixtures.folder import new_folder
 from parity.errors import InputError
+from parity.fixtures.folder import new_folder
 from parity.scaffold.name import check_name
 
 TEMPLATES = Path(__file__).parent / "port"

@@ -41,7 +41,8 @@ def open_draft(directory: Path, verifier: str | None = None) -> SpeculatorModel:
     config = _config(directory)
     if verifier is not None:
         config.speculators_config.verifier.name_or_path = verifier
-    _check_verifier(directory, config)
+    _check_named(directory, config.speculators_config.verifier.name_or_path)
+    _check_verifier(config)
     with reading_weights(config.speculators_config.verifier.name_or_path):
         model = _load(directory, config)
     load_weights(model, directory)
@@ -80,10 +81,14 @@ def _check_computed(directory: Path, config: Any) -> None:
         raise InputError(directory / "config.json", found[0], True, "false: only the ports' own drafts are evaluated")
 
 
-def _check_verifier(directory: Path, config: Any) -> None:
+def _check_named(directory: Path, name: str | None) -> None:
+    """A verifier is named, and if it is named by a place then it is still there."""
+    if name is None or (Path(name).is_absolute() and not Path(name).exists()):
+        raise InputError(directory / "config.json", "verifier", name or "nothing", "one that is there: --verifier")
+
+
+def _check_verifier(config: Any) -> None:
     name = config.speculators_config.verifier.name_or_path
-    if name is None:
-        raise InputError(directory / "config.json", "verifier", "nothing", "a verifier, here or as --verifier")
     verifier, layer = verifier_config(name), config.transformer_layer_config
     check_weights_present(name)
     for size in ("hidden_size", "vocab_size"):

@@ -16,6 +16,7 @@ from ports.evaluate.drafts import drafter_of, open_draft, untrained
 from ports.evaluate.evaluation import Evaluation, evaluate
 from ports.evaluate.prompts import read_prompts
 from ports.evaluate.verifiers import end_tokens, longest_prompt, open_tokenizer, open_verifier
+from ports.numerics import fix_numerics, numerics
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def measure(request: Request) -> dict[str, Any]:
     Raises:
         InputError: names the file, the field, what was found and what was expected.
     """
+    fix_numerics()
     model, device = open_draft(request.draft, request.verifier), _device(request.device)
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, request.speculative_tokens
@@ -60,6 +62,7 @@ def measure(request: Request) -> dict[str, Any]:
         "prompts": len(prompts),
         "left_out": left_out,
         **_summary(found),
+        "numerics": numerics(),
         "seconds": round(time.perf_counter() - start, 3),
     }
 

@@ -29,6 +29,7 @@ class Manifest(BaseModel):
     feature_layers: list[int]
     dtype: str
     device: str
+    matmul_precision: str = "highest"
     chat_template: str
     loss_mask: str
     batch_tokens: int

@@ -18,6 +18,7 @@ from ports.generate.families import load_family
 from ports.generate.manifest import Manifest, digest
 from ports.generate.records import ITEM_BYTES, record_bytes
 from ports.generate.settings import GenerationSettings
+from ports.numerics import numerics
 from ports.training.data.feature_layers import chosen_layers
 from ports.training.data.features import PROTOTYPE_DTYPE
 from ports.training.data.record_info import RecordInfo
@@ -149,6 +150,7 @@ def describe(settings: GenerationSettings, work: Work, shape: Geometry, tokenize
         feature_layers=shape.layers or [],
         dtype=shape.dtype,
         device=device,
+        matmul_precision=str(numerics()["matmul_precision"]),
         chat_template=settings.chat_template.rpartition(":")[2],
         loss_mask=settings.loss_mask.value,
         batch_tokens=settings.batch_tokens,

@@ -23,6 +23,7 @@ from ports.generate.prepare import (
 )
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import Task, run_process, work
+from ports.numerics import fix_numerics
 
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""
@@ -94,6 +95,7 @@ def generate(settings: GenerationSettings) -> None:
     Raises:
         InputError: see :func:`prepare`; too little room; or a process failed, whose message stands above.
     """
+    fix_numerics()
     prepared = prepare(settings)
     for line in summary(prepared):
         say(line)

@@ -20,6 +20,7 @@ from ports.generate.manifest import Manifest
 from ports.generate.prepare import Geometry, Row, info_of
 from ports.generate.records import is_whole, record_file, write_record
 from ports.generate.settings import GenerationSettings
+from ports.numerics import fix_numerics
 from ports.training.checkpoint.atomic import PARTIAL
 from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.data.features import FeatureReader, load_verifier
@@ -114,6 +115,7 @@ def run_process(task: Task) -> None:
     """:func:`work` in a process of its own: only its devices are visible, and bad input is exit code 2."""
     if task.settings.device is None:
         os.environ[VISIBLE] = ",".join(_own_devices(task.index, task.settings.gpus_per_model))
+    fix_numerics()
     started = time.monotonic()
     try:
         tokens = work(task)

@@ -6,4 +6,4 @@ from ports.training.settings import TrainingSettings
 
 
 class HassSettings(TrainingSettings):
-    """Train a HASS draft for a verifier; the result is a Speculators checkpoint."""
+    """Train a HASS draft for a verifier; the result is a Speculators checkpoint, opened after ``import ports.hass``."""

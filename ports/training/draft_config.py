@@ -117,12 +117,13 @@ def load_layer(configpath: str, kind: str) -> PretrainedConfig:
 
 
 def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> SpeculatorsConfig:
-    """What Speculators needs to know to propose ``ttt_steps`` tokens and to find the verifier again."""
+    """What Speculators needs to know to propose ``ttt_steps`` tokens and to find the verifier again, from anywhere."""
+    place = Path(basepath)
     return SpeculatorsConfig(
         algorithm=algorithm,
         proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=ttt_steps)],
         default_proposal_method="greedy",
-        verifier=VerifierConfig.from_pretrained(basepath),
+        verifier=VerifierConfig.from_pretrained(str(place.resolve()) if place.is_dir() else basepath),
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from accelerate import Accelerator, DistributedType
 
 from ports.errors import InputError
-from ports.training.settings import TrainingSettings
+from ports.numerics import fix_numerics, numerics
+from ports.training.settings import Precision, TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 
 LOG = "metrics.jsonl"
@@ -24,21 +27,32 @@ def build_accelerator(
     ``metrics.jsonl`` stay.
 
     Raises:
-        InputError: launched with the first version of FSDP, or with DeepSpeed and another stage of ZeRO than 1 and 2.
+        InputError: launched with the first version of FSDP, with DeepSpeed and another stage of ZeRO than 1 and 2, or
+            in another precision than bf16.
     """
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
         torch.autograd.set_detect_anomaly(True)
     log = JsonLinesTracker(settings.cpdir / LOG)
+    _check_precision(settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower())
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with=[log, *settings.log_with],
         project_dir=settings.cpdir,
     )
+    fix_numerics()  # for some launchers accelerate has turned TF32 on
     _refuse_unnamed_states(accelerator)
+    _check_precision(accelerator.mixed_precision)  # DeepSpeed's config has one of its own
     log.keep = log_to_keep(accelerator)
-    accelerator.init_trackers("speculator-ports", config=_flat(settings))
+    accelerator.init_trackers("speculator-ports", config={**_flat(settings), **numerics()})
     return accelerator
+
+
+def _check_precision(found: str) -> None:
+    """float16 would need its losses scaled, float8 its layers replaced: neither is what the prototypes compute."""
+    if found not in get_args(Precision):
+        expected = " or ".join(get_args(Precision))
+        raise InputError("accelerate launch", "mixed_precision", found, f"{expected}: --mixed_precision bf16")
 
 
 def _refuse_unnamed_states(accelerator: Accelerator) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import Sampler
 
 from ports.errors import InputError
+from ports.numerics import fix_numerics
 from ports.training.checkpoint.atomic import sweep
 from ports.training.checkpoint.choose import Checkpoint, choose
 from ports.training.checkpoint.keeper import CheckpointKeeper
@@ -102,7 +102,7 @@ def run_command(settings_class: type[S], execute: Callable[[S], object], argv: S
     """Parse a command line, seed, and execute; returns 2 on bad input and 75 when a signal stopped the run."""
     try:
         settings = parse(settings_class, sys.argv[1:] if argv is None else argv)
-        set_seed(settings.seed)
+        fix_numerics(settings.seed)
         execute(settings)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ class TrainingSettings(BaseSettings):
         protected_namespaces=(),
     )
 
-    basepath: str = Field(description="verifier: Hugging Face directory or hub id")
+    basepath: str = Field(description="verifier: Hugging Face directory (stored as an absolute path) or hub id")
     configpath: str = Field(description="draft: prototype JSON, Speculators config or checkpoint directory, or hub id")
     tmpdir: Path = Field(description="directory of the training records (*.safetensors, *.ckpt), read in natural order")
     cpdir: Path = Field(description="where checkpoints and metrics go")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("python", "pytest", "parity")
-IMPORTED = ("parity.cli", "parity.prototypes.command", "ports.hass.train", "fixtures.samples", "pytest")
+IMPORTED = ("parity.cli", "parity.prototypes.command", "ports.hass.train", "parity.fixtures.samples", "pytest")
 MOST = 1 << 20
 CLIENT = """\
 #!{python} -IS

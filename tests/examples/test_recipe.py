@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.conversations import SHAREGPT
-from fixtures.draft import eagle3_config, hass_config
-from fixtures.tokenizer import build_tokenizer
-from fixtures.verifier import VerifierSpec, build_verifier
+from parity.fixtures.conversations import SHAREGPT
+from parity.fixtures.draft import eagle3_config, hass_config
+from parity.fixtures.tokenizer import build_tokenizer
+from parity.fixtures.verifier import VerifierSpec, build_verifier
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "examples" / "llama_3_1_8b" / "run.sh"

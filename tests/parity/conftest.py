@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-import fixtures
 import parity.cli
+from parity import fixtures
 from parity.evidence import Evidence
 from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.port import run_port

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from parity.checks.recorded.configuration import MODES
+from parity.judge import judge
 
+import benchmarks.conftest
 from parity.environment import PACKAGES, describe, deterministic
 
 
@@ -34,6 +37,13 @@ def modes() -> dict[str, Any]:
     return {**{name: describe()[name] for name in named}, "warn_only": warn_only}
 
 
+def benchmarked() -> dict[str, Any]:
+    info: dict[str, Any] = {}
+    benchmarks.conftest.pytest_benchmark_update_machine_info(None, info)  # type: ignore[arg-type]
+    found: dict[str, Any] = info["parity"]
+    return found
+
+
 def draws() -> tuple[float, float, float]:
     return torch.rand(1).item(), random.random(), np.random.rand()
 
@@ -54,6 +64,14 @@ def test_modes_are_set_and_restored() -> None:
     assert before["threads"] == 2
     assert before["matmul_precision"] == "high"
     assert before["default_dtype"] == "torch.float64"
+
+
+@pytest.mark.usefixtures("other_modes")
+@pytest.mark.parametrize("recorded", [lambda: judge([]).environment, benchmarked], ids=["report", "benchmarks"])
+def test_a_result_names_the_modes_that_its_sides_run_in(recorded: Callable[[], dict[str, Any]]) -> None:
+    found = recorded()
+    assert {name: found[name] for name in MODES} == MODES
+    assert describe()["matmul_precision"] == "high"
 
 
 @pytest.mark.usefixtures("other_modes")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import fixtures
+from parity import fixtures
 from parity.prototypes.case import read_case
 from parity.prototypes.recorded import load_recorded
 from tests.mutants import COUNT, try_all

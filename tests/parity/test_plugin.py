@@ -95,7 +95,7 @@ def test_the_checkout_fixture_skips_without_one(name: str, pytester: pytest.Pyte
 
 
 def test_recordings_are_the_shipped_ones_or_those_given(pytester: pytest.Pytester) -> None:
-    source = "import fixtures\ndef test_one(recordings_dir): assert recordings_dir == fixtures.RECORDINGS\n"
+    source = "from parity import fixtures\ndef test_one(recordings_dir): assert recordings_dir == fixtures.RECORDINGS\n"
     run(pytester, source).assert_outcomes(passed=1)
     source = "def test_one(recordings_dir): assert recordings_dir.as_posix() == 'mine'\n"
     run(pytester, source, "--recordings", "mine").assert_outcomes(passed=1)

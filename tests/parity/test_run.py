@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import fixtures
 import parity.cli
+from parity import fixtures
 from parity.environment import describe
 from parity.persist import read_trace, write_trace
 from parity.run import TRACED, find_pair

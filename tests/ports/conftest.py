@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
 from ports.errors import InputError

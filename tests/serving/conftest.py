@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.features import load_verifier
-from fixtures.samples import as_hass, build_training_fixture, sample_of
-from fixtures.verifier import VerifierSpec
-from fixtures.vocabulary import most_frequent
+from parity.fixtures.features import load_verifier
+from parity.fixtures.samples import as_hass, build_training_fixture, sample_of
+from parity.fixtures.verifier import VerifierSpec
+from parity.fixtures.vocabulary import most_frequent
 from ports.evaluate.counters import Counters
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafts import drafter_of, open_draft

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fixtures.architectures import ARCHITECTURES
-from fixtures.architectures.llama4 import CHUNK
-from fixtures.architectures.training import PROMPT, build_answers
+from parity.fixtures.architectures import ARCHITECTURES
+from parity.fixtures.architectures.llama4 import CHUNK
+from parity.fixtures.architectures.training import PROMPT, build_answers
 from tests.serving.conftest import (
     LAST_EPOCH,
     LENGTH,

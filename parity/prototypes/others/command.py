@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-import fixtures
+from parity import fixtures
 from parity.environment import describe
 from parity.prototypes.explain.run import run_studies, speculators_algorithms
 from parity.report.originals import print_studies, write_originals, write_studies_json

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.numerics import numerics
 from ports.training.checkpoint import FOLDER
 from ports.training.checkpoint.adam import adam_state
 from ports.training.checkpoint.atomic import remove_directory, write_directory
@@ -116,6 +117,7 @@ class CheckpointKeeper:
             best=self.best,
             fingerprint=self.fingerprint(loop),
             versions={"torch": str(torch.__version__)},
+            numerics=numerics(),
         )
 
     def fingerprint(self, loop: Loop) -> Fingerprint:

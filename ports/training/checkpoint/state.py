@@ -65,6 +65,7 @@ class State(Strict):
     best: tuple[int, float] | None = None
     fingerprint: dict[str, Any]
     versions: dict[str, str] = Field(default_factory=dict)
+    numerics: dict[str, str | int | bool] = Field(default_factory=dict)
 
 
 def write_state(directory: Path, state: State) -> None:

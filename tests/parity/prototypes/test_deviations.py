@@ -13,10 +13,10 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
-from fixtures import FIXTURE
-from fixtures.dialogues import recordings, word_tokenizer
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
+from parity.fixtures import FIXTURE
+from parity.fixtures.dialogues import recordings, word_tokenizer
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
 from parity.prototypes.deviations import LEDGER, as_markdown, find
 from parity.prototypes.live import request_for

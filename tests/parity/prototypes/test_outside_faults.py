@@ -10,9 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import fixtures
 import ports.eagle3.train
 import ports.training.loop
+from parity import fixtures
 from parity.checks import run_checks
 from parity.evidence import Evidence
 from parity.prototypes.case import Case, read_case

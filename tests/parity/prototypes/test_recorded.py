@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import fixtures
+from parity import fixtures
 from parity.errors import InputError
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.recorded import configuration, load_recorded, rename

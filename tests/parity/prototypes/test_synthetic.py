@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fixtures.samples import build_random_fixture
-from fixtures.verifier import VerifierSpec
 from parity.checks import run_checks
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.synthetic import initial_weights, plain_order, sample_order, write_case

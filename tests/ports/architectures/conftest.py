@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
-from fixtures.conversations import SHAREGPT
+from parity.fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
+from parity.fixtures.conversations import SHAREGPT
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
 from ports.generate.__main__ import main as generate

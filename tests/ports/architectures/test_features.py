@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fixtures.architectures import ARCHITECTURES
-from fixtures.architectures.gpt_oss import WINDOW
-from fixtures.architectures.llama4 import CHUNK
+from parity.fixtures.architectures import ARCHITECTURES
+from parity.fixtures.architectures.gpt_oss import WINDOW
+from parity.fixtures.architectures.llama4 import CHUNK
 from ports.evaluate.verifiers import open_verifier
 from ports.generate.prepare import geometry_of
 from ports.training.data.features import FeatureReader, load_verifier

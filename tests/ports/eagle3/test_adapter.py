@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
-from fixtures import RECORDINGS
+from parity.fixtures import RECORDINGS
 from ports.eagle3 import first_layer
 from ports.eagle3.adapter import EConfig, Model
 from ports.eagle3.model import unroll

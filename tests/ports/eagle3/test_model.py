@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fixtures import FIXTURE, RECORDINGS
+from parity.fixtures import FIXTURE, RECORDINGS
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft, embed, unroll
 from ports.eagle3.names import to_native

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fixtures.features import hidden_states
+from parity.fixtures.features import hidden_states
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.drafts import drafter_of, open_draft
 from ports.evaluate.verifiers import open_verifier
@@ -35,10 +35,19 @@ class Pair:
 
 
 @pytest.fixture(params=["eagle3", "hass"])
-def pair(request, fixture, tmp_path) -> Pair:
-    chosen = settings_of(fixture, request.param, cpdir=tmp_path / "checkpoints", forward_num_total=3)
-    draft = TRAIN[request.param][0].build(chosen)
-    directory = save_draft(enliven(draft), tmp_path / "draft")
+def build(request, fixture, tmp_path):
+    """Builds a draft of either kind, with changed settings."""
+
+    def make(**changes) -> Any:
+        values = {"cpdir": tmp_path / "checkpoints", "forward_num_total": 3, **changes}
+        return TRAIN[request.param][0].build(settings_of(fixture, request.param, **values))
+
+    return make
+
+
+@pytest.fixture
+def pair(build, fixture, tmp_path) -> Pair:
+    directory = save_draft(enliven(build()), tmp_path / "draft")
     verifier = fixture / "verifier"
     return Pair(
         directory, verifier, open_draft(directory), open_verifier(str(verifier), "float32", torch.device("cpu"))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fixtures.features import hidden_states
+from parity.fixtures.features import hidden_states
 from ports.evaluate.counters import Counters
 from ports.training.alignment import Alignment
 from ports.training.attention.dense import attention_name, ttt_cache

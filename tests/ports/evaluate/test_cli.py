@@ -45,6 +45,12 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts):
     assert f"acceptance length {found.counters.acceptance_length:.3f} over 6 prompts" in said.out
 
 
+@pytest.mark.usefixtures("tf32")
+def test_it_is_measured_in_full_float32_and_says_so(command):
+    _, result, _ = command("--tokens", 2)
+    assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
+
+
 def test_untrained_is_measured_in_its_place(command, pair, prompts):
     _, result, said = command("--tokens", 9, "--untrained", "--seed", 5, "--speculative-tokens", 2)
     limits = Limits(9, end_tokens(pair.judge))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.evaluate.drafts import open_draft, untrained
+from ports.training.saving import save_draft
 
 
 def change_config(directory, **values):
@@ -26,9 +27,18 @@ def test_every_trained_tensor_is_the_checkpoints(pair):
     assert not pair.draft.training
 
 
+@pytest.mark.parametrize("spelled", ["verifier", "./verifier", "data_hass/../verifier", "link"])
+def test_where_training_ran_does_not_matter(spelled, build, fixture, tmp_path, monkeypatch):
+    (fixture / "link").symlink_to("verifier")
+    monkeypatch.chdir(fixture)
+    directory = save_draft(build(basepath=spelled), tmp_path / "draft")
+    monkeypatch.chdir(tmp_path)
+    assert open_draft(directory).config.speculators_config.verifier.name_or_path == str(fixture / "verifier")
+
+
 def test_the_verifier_may_have_moved(pair, tmp_path, refuses):
     moved = shutil.move(pair.verifier, tmp_path / "moved")
-    with refuses(pair.verifier, "basepath", "", "model directory"):
+    with refuses(pair.directory / "config.json", "verifier", str(pair.verifier), "one that is there: --verifier"):
         open_draft(pair.directory)
     again = open_draft(pair.directory, str(moved))
     assert torch.equal(again.embed_tokens.weight, pair.draft.embed_tokens.weight)

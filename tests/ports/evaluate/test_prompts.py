@@ -7,9 +7,9 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from fixtures.chat import ANSWER_HEADER
-from fixtures.conversations import SHAREGPT, ULTRACHAT
-from fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
+from parity.fixtures.chat import ANSWER_HEADER
+from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
+from parity.fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
 from ports.evaluate.prompts import prompt_of, read_prompts
 
 

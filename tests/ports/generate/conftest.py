@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.conversations import SHAREGPT
-from fixtures.tokenizer import build_tokenizer
-from fixtures.verifier import VerifierSpec, build_verifier
+from parity.fixtures.conversations import SHAREGPT
+from parity.fixtures.tokenizer import build_tokenizer
+from parity.fixtures.verifier import VerifierSpec, build_verifier
 from ports.generate.__main__ import main
 from tests.ports.forked import Forked
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixtures.conversations import SHAREGPT, ULTRACHAT
+from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from ports.generate.conversations import ConversationError, load_conversations, split_range
 
 

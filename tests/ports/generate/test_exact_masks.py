@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fixtures.dialogues import TEMPLATES, UNKNOWN
-from fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
+from parity.fixtures.dialogues import TEMPLATES, UNKNOWN
+from parity.fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
 from ports.errors import InputError
 from ports.generate.answers import CLOSE, OPEN
 from ports.generate.conversations import ConversationError

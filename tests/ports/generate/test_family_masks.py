@@ -11,8 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from fixtures.architectures import ARCHITECTURES
-from fixtures.tokenizer import byte_level_bpe
+from parity.fixtures.architectures import ARCHITECTURES
+from parity.fixtures.tokenizer import byte_level_bpe
 from ports.generate.conversations import ConversationError, Message
 from ports.generate.encode import Encoder
 from ports.generate.families import ChatFamily, load_family

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docs.tables import encode_recorded
-from fixtures.dialogues import recordings
+from parity.fixtures.dialogues import recordings
 from ports.generate.encode import LossMask
 
 RECORDED = {recording.name: recording for recording in recordings()}

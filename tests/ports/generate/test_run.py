@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import random
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fixtures.conversations import SHAREGPT
+from parity.fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
 from ports.generate.manifest import write_or_check
@@ -49,6 +50,13 @@ def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm) ->
         torch.testing.assert_close(record["hidden_state"], fused if algorithm == "eagle3" else expected[-1])
         assert algorithm == "hass" or bool((record["target"] - expected[-1]).abs().max() < 1e-5)
         assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
+
+
+@pytest.mark.usefixtures("tf32")
+def test_records_are_made_in_full_float32_and_say_so(generate) -> None:
+    folder = generate(samples=1)
+    assert json.loads((folder / "generation.json").read_text())["matmul_precision"] == "highest"
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) -> None:

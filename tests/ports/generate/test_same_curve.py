@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 
-from fixtures import FIXTURE
+from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
 from ports.generate.encode import Encoded

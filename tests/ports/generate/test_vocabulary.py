@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
-from fixtures import FIXTURE
+from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
 from ports.generate.vocabulary import Counts, build_map, count_tokens

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from fixtures import RECORDINGS
+from parity.fixtures import RECORDINGS
 from ports.training.loss.objective import Hits
 from ports.training.metrics import PassTotals, log_entry
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fixtures import RECORDINGS
+from parity.fixtures import RECORDINGS
 from ports.training.alignment import Alignment
 
 CASES = sorted(path.parent.name for path in RECORDINGS.glob("*/meta.json"))

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from ports.training.launch import build_accelerator
 
@@ -23,8 +24,21 @@ def test_the_settings_are_written_beside_them(settings):
     chosen = settings(lr=0.25)
     build_accelerator(chosen).end_training()
     written = json.loads((chosen.cpdir / "settings.json").read_text())
-    assert set(written) == set(type(chosen).model_fields)
+    assert set(written) == {*type(chosen).model_fields, *NUMERICS}
     assert (written["lr"], written["bs"], written["ttt_alignment"]) == (0.25, 2, "prototype")
+
+
+NUMERICS = {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_a_run_is_in_full_float32_and_says_so(run_to_the_end, tmp_path, algorithm):
+    run_to_the_end(algorithm, tmp_path / "run", epoch=0)
+    (state,) = (tmp_path / "run").glob("*/*/state.json")
+    assert json.loads(state.read_text())["numerics"] == NUMERICS
+    assert json.loads((tmp_path / "run" / "settings.json").read_text()).items() >= NUMERICS.items()
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_new_run_starts_a_new_file(settings):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fixtures.tokenizer import build_tokenizer
+from parity.fixtures.tokenizer import build_tokenizer
 from ports.training.verifier_fingerprint import SAMPLE, tokenizer_fingerprint, verifier_fingerprint
 
 

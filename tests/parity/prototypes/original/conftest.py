@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import FIXTURE
+from parity.fixtures import FIXTURE
 from parity.prototypes.original import OriginalRequest, checkout
 
 TOY = Path(__file__).parent / "toy"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fixtures import RECORDINGS
+from parity.fixtures import RECORDINGS
 from parity.prototypes.original import OriginalRequest, OriginalRunError, record_original
 
 pytestmark = pytest.mark.prototype

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.samples import build_random_fixture
+from parity.fixtures.samples import build_random_fixture
 from ports.eagle3 import train as eagle3
 from ports.training.data.batches import build_loader
 from ports.training.data.grouping import LengthGroupedSampler, record_sizes

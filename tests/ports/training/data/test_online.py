@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from fixtures import FIXTURE
+from parity.fixtures import FIXTURE
 from ports.training.data.records import list_records
 from ports.training.runs import finish
 from tests.ports.generate.test_same_curve import CURVE, VERIFIER, Curve, distance

@@ -1,0 +1,26 @@
+"""The one place where seeds and the precision of float32 products are set, and the record of what they were."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.utils import set_seed
+
+
+def fix_numerics(seed: int | None = None) -> None:
+    """Whole float32 in float32 products: no TF32, which an environment variable or a launcher may have turned on.
+
+    With ``seed``, python, numpy and torch are seeded too.
+    """
+    torch.set_float32_matmul_precision("highest")
+    if seed is not None:
+        set_seed(seed)
+
+
+def numerics() -> dict[str, str | int | bool]:
+    """The modes of this process that numbers depend on, as every result holds them."""
+    return {
+        "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
