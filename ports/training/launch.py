@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from ports.errors import InputError
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 
 LOG = "metrics.jsonl"
+TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+"""Is it installed? Accelerate passes over one that is not."""
 
 
 def build_accelerator(
@@ -24,8 +27,10 @@ def build_accelerator(
     ``metrics.jsonl`` stay.
 
     Raises:
-        InputError: launched with the first version of FSDP, or with DeepSpeed and another stage of ZeRO than 1 and 2.
+        InputError: a tracker that is not installed, or launched with the first version of FSDP, or with DeepSpeed and
+            another stage of ZeRO than 1 and 2.
     """
+    _refuse_missing_trackers(settings)
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
         torch.autograd.set_detect_anomaly(True)
@@ -39,6 +44,13 @@ def build_accelerator(
     log.keep = log_to_keep(accelerator)
     accelerator.init_trackers("speculator-ports", config=_flat(settings))
     return accelerator
+
+
+def _refuse_missing_trackers(settings: TrainingSettings) -> None:
+    for name in settings.log_with:
+        if not TRACKERS[name]():
+            found = f"{name}, which is not installed"
+            raise InputError("command line", "--log_with", found, f"it: pip install 'speculator-parity[{name}]'")
 
 
 def _refuse_unnamed_states(accelerator: Accelerator) -> None:
