@@ -30,6 +30,7 @@ def skipped_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Ite
         yield compare(subject, "batch", f"skipped beside: {name}", expected, found, evidence.tolerance("batch"))
     yield compare_value(subject, "prints", "skipped beside", ["Skipped 1 bad records"], both.prints[-1:])
     write_noise(None, folder / "data_0.ckpt")
+    torch.save(record, folder / "data_1.ckpt")  # a pass over bad records alone is refused
     none = trace_port(evidence.case, tmpdir=folder, bs=1, **settings)
     yield compare_value(subject, "rows", "skipped alone", (0, 0.0, {}), _first(none))
     yield compare_value(subject, "rows", "skipped alone: ids", [[0]], none.tensors["mb0.batch.input_ids"].tolist())

@@ -164,9 +164,9 @@ def test_auto_takes_the_checkpoint_saved_last_not_the_one_of_most_steps(saved_tw
 
 def test_keep_last_and_the_best_pass(run_to_the_end, tmp_path):
     cpdir = tmp_path / "cp"
-    run_to_the_end("eagle3", cpdir, save_steps=2, keep_last=2, epoch=3, lr=1e-30, bs=2, noise=False, shuffle=False)
+    run_to_the_end("eagle3", cpdir, save_steps=2, keep_last=2, epoch=3, bs=2, noise=False, max_steps=10)
     names = {path.name for path in cpdir.iterdir() if path.is_dir()}
-    assert names == {"model0", "step_12", "model3"}, "every pass has the same loss here, so the first is the best"
+    assert names == {"model2", "step_10", "model3"}, "what is learned by heart gets better; a pass cut short is no best"
 
 
 def test_a_file_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
