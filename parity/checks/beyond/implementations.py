@@ -13,7 +13,7 @@ from parity.checks.beyond.watched import check_watched
 from parity.checks.evidence import Evidence
 from parity.compare import compare_groups
 from parity.result import Row
-from parity.runs.port import trace_port
+from parity.runs.port import SHORTEST, trace_port
 from parity.trace import Trace
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import AttentionImplementation
@@ -53,7 +53,7 @@ def _accumulated(evidence: Evidence) -> list[Row]:
     sides = []
     for bs in (count, 1):
         settings = {"bs": bs, "gradient_accumulation_steps": count // bs}
-        trace = trace_port(evidence.case, max_steps=1, **settings)
+        trace = trace_port(evidence.case, max_steps=SHORTEST, **settings)
         grads = trace.group(f"mb{trace.micro_batches()[-1]}.grad.") if trace.curve else {}
         sides.append({f"accumulated: {name}": value for name, value in grads.items()})
     return compare_groups(evidence.subject("implementations"), "grad", sides[0], sides[1], evidence.tolerance("grad"))
@@ -62,7 +62,7 @@ def _accumulated(evidence: Evidence) -> list[Row]:
 def _traced(evidence: Evidence, settings: Mapping[str, Any], traces: dict[Any, Trace]) -> Trace:
     key = tuple(settings.items())
     if key not in traces:
-        traces[key] = trace_port(evidence.case, max_steps=1, **settings)
+        traces[key] = trace_port(evidence.case, max_steps=SHORTEST, **settings)
     return traces[key]
 
 

@@ -12,7 +12,7 @@ import torch
 from parity.checks.evidence import Evidence
 from parity.compare import Subject, compare_value
 from parity.result import Row
-from parity.runs.port import trace_port
+from parity.runs.port import SHORTEST, trace_port
 from ports.training.data.feature_layers import aux_layer_ids, chosen_layers
 from ports.training.data.grouping import LengthGroupedSampler, record_sizes
 from ports.training.data.records import list_records
@@ -90,7 +90,7 @@ def _grouped_run(evidence: Evidence, subject: Subject) -> Row:
     case = evidence.case
     files = [case.tmpdir / name for name in case.meta.samples_files]
     first = _grouped([file.stat().st_size for file in files], case.bs, 0, 0)[: case.bs]
-    trace = trace_port(case, live=True, shuffle=True, group_by_length=True, noise=False, max_steps=1)
+    trace = trace_port(case, live=True, shuffle=True, group_by_length=True, noise=False, max_steps=SHORTEST)
     mask = trace.tensors.get("mb0.batch.attention_mask", torch.zeros(0, 0))
     lengths = [len(torch.load(files[index], weights_only=True)["input_ids"]) for index in first]
     return compare_value(subject, "order", "lengths of a grouped batch", lengths, mask.sum(-1).tolist())

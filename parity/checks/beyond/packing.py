@@ -7,7 +7,7 @@ import re
 from parity.checks.evidence import Evidence
 from parity.compare import compare_groups
 from parity.result import Row
-from parity.runs.port import trace_port
+from parity.runs.port import SHORTEST, trace_port
 
 COMPARED = {"loss": re.compile(r"mb\d+\.step\d+\.loss"), "grad": re.compile(r"mb\d+\.grad\.")}
 """Names in a trace, by quantity."""
@@ -15,7 +15,7 @@ COMPARED = {"loss": re.compile(r"mb\d+\.step\d+\.loss"), "grad": re.compile(r"mb
 
 def check_packing(evidence: Evidence) -> list[Row]:
     """Losses of every TTT step and gradients of the first optimizer step: the port with ``--packing``, and without."""
-    packed = trace_port(evidence.case, packing=True, max_steps=1).tensors
+    packed = trace_port(evidence.case, packing=True, max_steps=SHORTEST).tensors
     rows = []
     for quantity, name in COMPARED.items():
         padded, found = (

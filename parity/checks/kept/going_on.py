@@ -16,7 +16,7 @@ from parity.checks.kept.short_runs import STEPS, short_run, steps_of_auto, visib
 from parity.compare import Subject, compare_value
 from parity.environment import deterministic, quietly
 from parity.result import Row
-from parity.runs.port import settings_for
+from parity.runs.port import SHORTEST, settings_for
 from ports.generate.records import write_record
 from ports.training.checkpoint.choose import choose
 from ports.training.settings import linear_schedule_steps
@@ -141,11 +141,11 @@ def _other_records(evidence: Evidence, folder: Path) -> Iterator[Row]:
     dialogues = read_dialogues(case, evidence.draft.config)
     write_records(data, case, dialogues)
     with deterministic(), quietly():
-        loop = short_run(evidence, folder / "on_records", tmpdir=data, max_steps=1)
+        loop = short_run(evidence, folder / "on_records", tmpdir=data, max_steps=SHORTEST)
         loop.run()
         loop.accelerator.end_training()
     found = steps_of_auto(evidence, folder / "on_records", tmpdir=data)
-    yield compare_value(subject, "resumed", "the same records", 1, found)
+    yield compare_value(subject, "resumed", "the same records", SHORTEST, found)
     record = record_of(dialogues[0])
     record["loss_mask"] = 1 - record["loss_mask"]
     write_record(data / "data_0.safetensors", record, record_info(case, dialogues[0], 0))

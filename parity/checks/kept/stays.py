@@ -103,7 +103,7 @@ def _bars(evidence: Evidence, folder: Path) -> Iterator[Row]:
     """A bar over a pass is drawn where it was asked for, and nowhere else."""
     for asked in (False, True):
         with contextlib.redirect_stderr(io.StringIO()) as drawn, quietly():
-            loop = short_run(evidence, folder / f"bars {asked}", progress=asked, max_steps=1)
+            loop = short_run(evidence, folder / f"bars {asked}", progress=asked)
             next(loop.optimizer_steps())
             loop.accelerator.end_training()
         bars = re.findall(r"(?:^|\r|\n) *\d+%\|", drawn.getvalue())
