@@ -37,6 +37,9 @@ from ports.training.settings import TrainingSettings
 FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
 """Initial weights that a recording may leave out, since the draft takes them from the verifier."""
 
+SHORTEST = 2
+"""Optimizer steps of a run whose first is looked at: in a warm-up that one has rate 0, and alone it is refused."""
+
 PRECISION = {"fp32": "no", "bf16": "bf16", "bf16ds": "bf16"}
 
 

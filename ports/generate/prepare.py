@@ -71,7 +71,8 @@ def encode_rows(settings: GenerationSettings, tokenizer: Any) -> Work:
     """All dialogues, split over the processes.
 
     Raises:
-        InputError: one that cannot be used, unless ``--on_bad_conversation skip`` says otherwise; or none is left.
+        InputError: one that cannot be used, unless ``--on_bad_conversation skip`` says otherwise; or none is left. One
+            without an answer is left out in any case.
     """
     conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
     encoder, work = build_encoder(settings, tokenizer), Work([])
@@ -83,7 +84,8 @@ def encode_rows(settings: GenerationSettings, tokenizer: Any) -> Work:
                 _encode_one(settings, conversations, encoder, number, work)
                 bar.update()
     if not work.rows:
-        raise InputError(conversations.source, "rows", f"{len(work.skipped)} bad ones", "at least one dialogue")
+        found = f"none of {len(work.skipped)} that can be used, the first: {work.skipped[0]}"
+        raise InputError(conversations.source, "rows", found, "at least one dialogue")
     return work
 
 
@@ -91,12 +93,17 @@ def _encode_one(
     settings: GenerationSettings, conversations: Conversations, encoder: Encoder, number: int, work: Work
 ) -> None:
     try:
-        work.parts[-1].append(Row(number, encoder(conversations.messages(number))))
+        encoded = encoder(conversations.messages(number))
     except ConversationError as error:
         if settings.on_bad_conversation == "fail":
             expected = "a dialogue that can be used; --on_bad_conversation skip leaves it out"
             raise InputError(conversations.source, f"row {number}", error, expected) from error
         work.skipped.append(f"row {number}: {error}")
+    else:
+        if any(encoded.loss_mask):
+            work.parts[-1].append(Row(number, encoded))
+        else:  # a record that would teach nothing
+            work.skipped.append(f"row {number}: no token of an answer")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import get_args
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from ports.errors import InputError
 from ports.numerics import fix_numerics, numerics
@@ -16,6 +17,8 @@ from ports.training.settings import Precision, TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 
 LOG = "metrics.jsonl"
+TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+"""Is it installed? Accelerate passes over one that is not."""
 
 
 def build_accelerator(
@@ -27,9 +30,10 @@ def build_accelerator(
     ``metrics.jsonl`` stay.
 
     Raises:
-        InputError: launched with the first version of FSDP, with DeepSpeed and another stage of ZeRO than 1 and 2, or
-            in another precision than bf16.
+        InputError: a tracker that is not installed, or launched with the first version of FSDP, with DeepSpeed and another
+            stage of ZeRO than 1 and 2, or in another precision than bf16.
     """
+    _refuse_missing_trackers(settings)
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
         torch.autograd.set_detect_anomaly(True)
@@ -53,6 +57,13 @@ def _check_precision(found: str) -> None:
     if found not in get_args(Precision):
         expected = " or ".join(get_args(Precision))
         raise InputError("accelerate launch", "mixed_precision", found, f"{expected}: --mixed_precision bf16")
+
+
+def _refuse_missing_trackers(settings: TrainingSettings) -> None:
+    for name in settings.log_with:
+        if not TRACKERS[name]():
+            found = f"{name}, which is not installed"
+            raise InputError("command line", "--log_with", found, f"it: pip install 'speculator-parity[{name}]'")
 
 
 def _refuse_unnamed_states(accelerator: Accelerator) -> None:

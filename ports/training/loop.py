@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +23,15 @@ from ports.training.checkpoint.generators import Generators
 from ports.training.checkpoint.stop import StoppedError, StopRequest
 from ports.training.data.batches import Batch
 from ports.training.data.pass_clock import PassClock, PassTimes
+from ports.training.effect import Weights
 from ports.training.loss.normalisation import build_normalisation
 from ports.training.metrics import PassTotals, log_entry
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
+
+SHOWN = 8
+"""Sample files that an error names."""
 
 Clip = Callable[[Accelerator, nn.Module], "float | None"]
 """Clips the gradients of a module in place; returns the norm it found, if it took one."""
@@ -68,16 +73,32 @@ class Replay:
     file: Path
 
 
+@dataclass
+class Window:
+    """The micro-batches of one optimizer step on one process.
+
+    ``files`` lie behind each, ``rows`` [k] are in the loss at every TTT step, which is divided by ``divisor`` [k];
+    ``losses`` are those so far, and ``teaches`` whether any process has a row.
+    """
+
+    files: list[list[str]]
+    rows: Tensor
+    divisor: Tensor
+    losses: list[Tensor] = field(default_factory=list)
+    teaches: bool = False
+
+
 class Loop:
     """State of one run: the prepared objects and the running counts.
 
     ``epoch``, ``totals``, ``micro_batch`` and ``steps`` say where it stands; ``pass_start`` are the generators from the
-    start of the pass, from which a resumed run draws the same batches again.
+    start of the pass, from which a resumed run draws the same batches again. ``learned`` says whether a row of the pass
+    was in the loss on any process, ``moved`` whether the weights were seen to move.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, observer: Observer) -> None:
         self.plan, self.accelerator, self.observer = plan, accelerator, observer
-        total, warmup = plan.settings.schedule(plan.num_files)
+        total, warmup = plan.settings.schedule(plan.num_files, accelerator.num_processes)
         optimizer = build_optimizer(plan.objective, plan.settings.lr)
         schedule = build_schedule(optimizer, total, warmup)
         prepared = accelerator.prepare(plan.objective, optimizer, plan.loader, schedule)
@@ -86,11 +107,11 @@ class Loop:
         self.objective.after_cast()
         self.micro_batch = self.steps = self.epoch = 0
         self.totals, self.pass_start, self.clock = PassTotals(), generators.capture(), PassClock()
+        self.learned = self.moved = False
         self.replay: Replay | None = None
         self.stop = StopRequest()
         self.normalisation = build_normalisation(plan.settings.loss_normalisation, accelerator)
         _refuse_foreign_accumulation(accelerator)
-        _refuse_no_batch(plan)
 
     def run(self) -> nn.Module:
         """Train to the end.
@@ -104,7 +125,13 @@ class Loop:
         return self.plan.objective
 
     def optimizer_steps(self) -> Iterator[int]:
-        """Train, yielding the number of optimizer steps done after each; abandoning the iterator stops the run."""
+        """Train, yielding the number of optimizer steps done after each; abandoning the iterator stops the run.
+
+        Raises:
+            InputError: a loss or gradient that is no number, on all processes before the step; weights that do not
+                move; a pass without a row in the loss.
+        """
+        self.accelerator.print(f"processes: {self.accelerator.num_processes}, on {self.accelerator.device.type}")
         self._say(f"training on {self.plan.num_files} examples total")
         self.observer.started(self.objective, self.optimizer)
         while self.epoch <= self.plan.settings.epoch and not self._enough():
@@ -116,7 +143,8 @@ class Loop:
         epoch, ended = self.epoch, True
         for window in self._windows():
             self._optimizer_step(window)
-            self.plan.keeper.after_step(self)
+            if self.learned or self.epoch > 0:
+                self.plan.keeper.after_step(self)
             yield self.steps
             self._stop_if_asked()
             if self._enough():
@@ -124,21 +152,29 @@ class Loop:
                 break
         totals = self._print_totals()
         self._report_times(self.clock.read())
+        self._refuse_no_effect(totals, ended)
         if ended:
             self._next_pass()
         self.plan.keeper.after_pass(self, epoch, totals.mean if ended else None)
 
     def _next_pass(self) -> None:
-        self.epoch, self.totals = self.epoch + 1, PassTotals()
+        self.epoch, self.totals, self.learned = self.epoch + 1, PassTotals(), False
         self.pass_start = self.generators()
 
     def _print_totals(self) -> PassTotals:
-        local = self.totals
-        correct, rows, skipped = (self._sum_over_processes(n) for n in (local.correct, local.rows, local.skipped))
-        totals = PassTotals(local.loss, local.batches, correct, rows, skipped)
+        totals = PassTotals.together(gather_object([self.totals]))
         for line in totals.lines(self.epoch, self.plan.settings.epoch):
             self._say(line)
+        if totals.empty:  # the prototypes train on them, and do not say so
+            self.accelerator.print(f"Without a row in the loss: {totals.empty} records")
         return totals
+
+    def _refuse_no_effect(self, totals: PassTotals, ended: bool) -> None:
+        """A pass over nothing is saved by nobody; one that was cut short goes on from an earlier one's weights."""
+        if not self.learned and (ended or self.epoch == 0):
+            found = f"no row in the loss in a pass of {totals.batches} batches ({totals.skipped} bad records, "
+            found += f"{totals.empty} outside the loss)"
+            raise InputError(self.plan.settings.tmpdir, "records", found, "answers within --max_len")
 
     def _report_times(self, own: PassTimes) -> None:
         """To the observer; to terminal and trackers when asked, of the process that waited longest."""
@@ -190,46 +226,86 @@ class Loop:
         if asked:
             raise StoppedError(self.steps, self.plan.keeper.on_stop(self))
 
-    def _optimizer_step(self, window: list[Batch]) -> None:
+    def _optimizer_step(self, batches: list[Batch]) -> None:
         self.optimizer.zero_grad()
-        files = [self._take_visits(batch) for batch in window]
-        window_rows = self.normalisation.rows(torch.stack([self.objective.rows(batch) for batch in window]).sum(0))
-        for position, batch in enumerate(window):
-            last = position == len(window) - 1
+        before = Weights(self.objective) if not self.moved and self._lr() > 0 else None
+        window = self._window(batches)
+        for position, batch in enumerate(batches):
+            last = position == len(batches) - 1
             self.observer.batch(self.micro_batch, batch)
-            outcome = self._forward_backward(batch, window_rows, last)
-            self._refuse_no_number(outcome, files[position])
+            outcome = self._forward_backward(batch, window, last)
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
-            grad_norm = self._update() if last else None
+            grad_norm = self._update(window) if last else None
             self._record(batch, outcome, lr_used, grad_norm, last)
             self.micro_batch += 1
         self.steps += 1
+        self.learned = self.learned or window.teaches
+        if before is not None and window.teaches:
+            self._refuse_unmoved(before, lr_used)
 
-    def _forward_backward(self, batch: Batch, window_rows: Tensor, last: bool) -> Any:
+    def _window(self, batches: list[Batch]) -> Window:
+        files = [self._take_visits(batch) for batch in batches]
+        rows = torch.stack([self.objective.rows(batch) for batch in batches]).sum(0)
+        return Window(files, rows, self.normalisation.rows(rows))
+
+    def _forward_backward(self, batch: Batch, window: Window, last: bool) -> Any:
         self.accelerator.gradient_state._set_sync_gradients(last)
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-            outcome = self.module(batch, window_rows)
+            outcome = self.module(batch, window.divisor)
             self.observer.outcome(self.micro_batch, outcome)
+            window.losses.append(outcome.loss)
+            if last:  # DeepSpeed's backward takes the step
+                self._agree(window)
             self.accelerator.backward(self.normalisation.loss(outcome.backward_loss))
         return outcome
 
+    def _agree(self, window: Window) -> None:
+        """All processes see whether any has a row, and stop together if a loss of any is NaN or Inf."""
+        wrong = ~torch.stack(window.losses).isfinite()
+        seen = torch.stack([wrong.sum(), window.rows[0]])
+        count, rows = self.accelerator.reduce(seen, "sum").tolist()
+        window.teaches = rows > 0
+        if count:
+            first = self.micro_batch + 1 - len(window.losses)
+            found = [
+                (window.files[place], f"{float(window.losses[place])} at {self._here()}, micro-batch {first + place}")
+                for place in wrong.nonzero().flatten().tolist()
+            ]
+            self._refuse_no_number("loss", found)
+
+    def _refuse_no_number(self, field: str, found: list[tuple[list[str], str]]) -> None:
+        """Every process asks, with what it ``found`` in which files; all end with the first, and name all files."""
+        every = gather_object(found)
+        files = list(dict.fromkeys(file for files, _ in every for file in files))
+        more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+        raise InputError(", ".join(files[:SHOWN]) + more, field, every[0][1], "a finite number; nothing of it is saved")
+
+    def _refuse_unmoved(self, before: Weights, rate: float) -> None:
+        self.moved = self._sum_over_processes(int(before.moved())) > 0
+        if not self.moved:
+            found = f"not one moved in optimizer step {self.steps} at a rate of {rate:g}"
+            raise InputError("draft", "weights", found, "a step that moves some: a larger --lr, or another launcher")
+
+    def _here(self) -> str:
+        return f"optimizer step {self.steps + 1}"
+
     def _take_visits(self, batch: Any) -> list[str]:
-        """The files behind a batch's rows; what was skipped is said by the process that met it; both are counted."""
+        """The files behind a batch's rows; what teaches nothing is said by the process that met it, and counted."""
         for reason in batch.pop("skipped", ()):
             print(f"skipped {reason}", flush=True)
             self.totals.skipped += 1
+        for file in batch.pop("empty", ()):
+            print(f"no row in the loss: {file}", flush=True)
+            self.totals.empty += 1
         self.clock.count(batch["attention_mask"])
         return list(batch.pop("files", ()))
 
-    def _refuse_no_number(self, outcome: Any, files: list[str]) -> None:
-        """NaN in a loss would be in every weight after the step that is not taken now."""
-        if not bool(torch.isfinite(outcome.loss)):
-            found = f"{float(outcome.loss)} at optimizer step {self.steps + 1}, micro-batch {self.micro_batch}"
-            raise InputError(", ".join(files), "loss", found, "a finite number; no step was taken with it")
-
-    def _update(self) -> float | None:
+    def _update(self, window: Window) -> float | None:
         grad_norm = self.plan.clip(self.accelerator, self.module)
+        if grad_norm is not None and not math.isfinite(grad_norm):  # the same on every process
+            files = [file for files in window.files for file in files]
+            self._refuse_no_number("gradient norm", [(files, f"{grad_norm} at {self._here()}")])
         self.optimizer.step()
         self.schedule.step()
         return grad_norm
@@ -278,9 +354,3 @@ def _refuse_foreign_accumulation(accelerator: Accelerator) -> None:
         found = accelerator.gradient_accumulation_steps
         expected = "1 or auto: accumulate with --gradient-accumulation-steps"
         raise InputError("DeepSpeed config", "gradient_accumulation_steps", found, expected)
-
-
-def _refuse_no_batch(plan: Plan) -> None:
-    """Incomplete batches are dropped, so that fewer records than one batch would train nothing."""
-    if plan.num_files < plan.settings.bs:
-        raise InputError(plan.settings.tmpdir, "records", plan.num_files, f"at least bs = {plan.settings.bs}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 
 from ports.training.loss.objective import Hits
 
@@ -18,13 +19,22 @@ def log_entry(lr: float, loss: float, hits: Hits, extra: dict[str, float] | None
 
 @dataclass
 class PassTotals:
-    """Sums over one pass on one process."""
+    """Sums over one pass on one process, or on all.
+
+    ``skipped`` counts bad records, ``empty`` those without a row in the loss.
+    """
 
     loss: float = 0.0
     batches: int = 0
     correct: int = 0
     rows: int = 0
     skipped: int = 0
+    empty: int = 0
+
+    @classmethod
+    def together(cls, processes: Iterable[PassTotals]) -> PassTotals:
+        """The sums of several processes."""
+        return cls(*map(sum, zip(*map(astuple, processes))))
 
     def add(self, loss: float, hits: Hits) -> None:
         self.loss += loss

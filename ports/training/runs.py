@@ -21,6 +21,7 @@ from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
 from ports.training.command_line import parse
 from ports.training.data.batches import RecordDataset, build_loader
 from ports.training.data.grouping import LengthGroupedSampler, record_sizes
+from ports.training.effect import refuse_idle
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.loss.ttt_objective import TTTObjective
@@ -50,6 +51,10 @@ def start_training(
         checkpoint: checkpoints are named ``cpdir/<checkpoint><pass>``, from 0.
         sampler: takes the place of shuffling and of grouping.
         observer: looks on.
+
+    Raises:
+        InputError: a run that would train nothing, before anything is written; a tracker or launch that is refused; a
+            checkpoint that does not fit.
     """
     if sampler is None and settings.group_by_length:
         sampler = LengthGroupedSampler(record_sizes(dataset.files), settings.bs, settings.seed)
@@ -65,7 +70,12 @@ def start_training(
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)
-    loop = Loop(plan, build_accelerator(settings, start.prepare), observer or Observer())
+
+    def prepare(accelerator: Accelerator) -> int:
+        refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
+        return start.prepare(accelerator)
+
+    loop = Loop(plan, build_accelerator(settings, prepare), observer or Observer())
     if start.checkpoint is not None:
         resume(loop, start.checkpoint, keeper)
     return loop

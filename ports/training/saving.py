@@ -46,8 +46,9 @@ def load_weights(draft: SpeculatorModel, directory: Path) -> None:
     """Load a Speculators checkpoint's tensors into ``draft``; every tensor must fit and none may be missing.
 
     Raises:
-        InputError: no such file, not safetensors (a pickle under that name is never executed), other tensors, or
-            another vocabulary map than the draft's, whose target distribution would not be the checkpoint's.
+        InputError: no such file, not safetensors (a pickle under that name is never executed), other tensors, NaN or
+            Inf in one, or another vocabulary map than the draft's, whose target distribution would not be the
+            checkpoint's.
     """
     file = directory / "model.safetensors"
     try:
@@ -62,6 +63,8 @@ def load_weights(draft: SpeculatorModel, directory: Path) -> None:
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise InputError(file, name, f"shape {tuple(value.shape)}", f"shape {tuple(own[name].shape)}")
+        if not bool(value.isfinite().all()):
+            raise InputError(file, name, "NaN or Inf", "finite values")
         if name in ("t2d", "d2t") and not torch.equal(value, own[name]):
             raise InputError(file, name, "another vocabulary map", "the one of the t2d and d2t files")
     draft.load_state_dict({name: sharded_like(own[name], value) for name, value in weights.items()}, strict=False)

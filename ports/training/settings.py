@@ -52,7 +52,7 @@ class TrainingSettings(BaseSettings):
     data_num: int = Field(68000, description="accepted for the prototypes' command lines; they never use it")
     debug: bool = Field(False, description="log at debug level and stop at the first operation that gives NaN")
 
-    max_len: int = Field(8192, ge=1, description="samples are cut to this many tokens")
+    max_len: int = Field(8192, ge=2, description="samples are cut to this many tokens")
     noise: bool = Field(True, description="add the prototypes' uniform noise to the features")
     shuffle: bool = Field(True, description="shuffle the samples of every pass")
     group_by_length: bool = Field(
@@ -131,9 +131,16 @@ class TrainingSettings(BaseSettings):
         """All values as JSON types, for logs."""
         return self.model_dump(mode="json")
 
-    def schedule(self, num_files: int) -> tuple[int, int]:
-        """(total, warm-up) optimizer steps of the run."""
-        return linear_schedule_steps(num_files, self.epoch, self.bs * self.gradient_accumulation_steps)
+    def samples_per_step(self, processes: int = 1) -> int:
+        """Samples from which the schedule reckons its length: the prototypes count those of one process."""
+        together = processes if self.loss_normalisation == "global" else 1
+        return self.bs * self.gradient_accumulation_steps * together
+
+    def schedule(self, num_files: int, processes: int = 1) -> tuple[int, int]:
+        """(total, warm-up) steps of the schedule, of which every process takes one at an optimizer step."""
+        together = processes if self.loss_normalisation == "global" else 1
+        total, warmup = linear_schedule_steps(num_files, self.epoch, self.samples_per_step(processes))
+        return total * together, warmup * together
 
 
 def linear_schedule_steps(num_files: int, epoch: int, samples_per_step: int) -> tuple[int, int]:

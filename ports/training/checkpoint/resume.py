@@ -83,6 +83,7 @@ def _restore_position(loop: Loop, directory: Path, state: State) -> None:
         expected = f"one number of at most {len(loop.loader)}, the batches of a pass"
         raise InputError(directory / FILE, "processes.batches", sorted(seen), expected)
     loop.totals = PassTotals(**state.processes[rank].model_dump())
+    loop.learned = any(totals.rows for totals in state.processes)
     stored = _tensors(file)
     now, start = (_group(stored, f"{rank}.{when}.") for when in ("now", "start"))
     for state_of in (now, start):

@@ -31,6 +31,7 @@ class Totals(Strict):
     correct: Count
     rows: Count
     skipped: Count
+    empty: Count = 0
 
 
 class Schedule(Strict):

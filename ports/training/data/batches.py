@@ -93,6 +93,9 @@ class Skipped:
 class CollateVisits:
     """Collate for the loop: the batch, ``files`` behind its samples, and the reasons of what was ``skipped``.
 
+    The files of ``empty`` samples, without a row in the loss, are named: they teach nothing, and stay in their batch as
+    the prototypes have it.
+
     A batch without any usable record is one row of one token outside the loss, so that every process takes part in
     every step. With ``packing`` the samples lie end to end in one row.
     """
@@ -104,8 +107,9 @@ class CollateVisits:
         samples = [visit for visit in visits if isinstance(visit, Sample)]
         skipped = [visit.reason for visit in visits if isinstance(visit, Skipped)]
         files = [sample.file for sample in samples]
+        empty = [sample.file for sample in samples if not bool(sample.loss_mask.any())]
         batch = (pack if self.packing else collate)(samples or [self._nothing()])
-        return {**batch, "files": files, "skipped": skipped}
+        return {**batch, "files": files, "skipped": skipped, "empty": empty}
 
     def _nothing(self) -> Sample:
         features = torch.zeros(1, self.widths["hidden_state"])

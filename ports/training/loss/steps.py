@@ -71,3 +71,7 @@ class Outcome:
     target: Any
     steps: list[Step]
     extra: dict[str, float] = field(default_factory=dict)
+
+
+torch.export.register_dataclass(Outcome)
+"""FSDP2 prepares the backward of the tensors that a forward returns, and torch 2.9 finds none in other dataclasses."""

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ports.eagle3.model import unroll
 from ports.eagle3.objective import Eagle3Objective
@@ -45,6 +46,11 @@ def test_the_loss_is_the_plain_sum_of_the_masked_means(objective, batch_of, step
     torch.testing.assert_close(outcome.backward_loss, outcome.loss)
     assert outcome.backward_loss.requires_grad
     assert not outcome.loss.requires_grad
+
+
+def test_fsdp2_finds_the_loss_in_what_a_forward_returns(objective, batch_of):
+    outcome = objective()(batch_of(0, 1))
+    assert any(leaf is outcome.backward_loss for leaf in tree_leaves(outcome))
 
 
 def test_one_backward_is_the_sum_of_the_steps_backwards(objective, batch_of):

@@ -51,10 +51,10 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(flags, tmp_path, rese
     cold = metrics(tmp_path / "checkpoints")
     checkpoint = tmp_path / "checkpoints" / "model0"
     weights = {"ckpt_path": checkpoint, "weights_only": None, "configpath": checkpoint}
-    assert eagle3.main(flags(**weights, cpdir=tmp_path / "again", lr=1e-30)) == 0
+    assert eagle3.main(flags(**weights, cpdir=tmp_path / "again", lr=1e-9)) == 0
     assert metrics(tmp_path / "again")[0]["train/loss"] < cold[0]["train/loss"] * 1.5
     before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "again" / "model0"))
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(torch.allclose(after[name], value, atol=1e-7) for name, value in before.items())
 
 
 BAD = [

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import ports.evaluate.cli
 from ports.evaluate.decode import Limits
@@ -103,6 +104,16 @@ def test_bad_input_is_exit_code_2(command, words, field):
     last = said.err.strip().split("\n")[-1]
     assert "error: " in last
     assert f": {field}: found" in last
+
+
+def test_weights_that_are_no_numbers_are_exit_code_2(command, pair):
+    file = pair.directory / "model.safetensors"
+    save_file(
+        {name: value / 0 if value.is_floating_point() else value for name, value in load_file(file).items()}, file
+    )
+    code, result, said = command("--tokens", 5)
+    assert (code, result) == (2, {})
+    assert "model.safetensors: " in said.err
 
 
 def test_a_sliding_window_leaves_room_for_holes(pair):

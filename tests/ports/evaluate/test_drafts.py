@@ -66,6 +66,16 @@ def test_a_checkpoint_with_a_tensor_missing_is_refused(pair, refuses):
         open_draft(pair.directory)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(pair, refuses, value):
+    file = pair.directory / "model.safetensors"
+    weights = load_file(file)
+    weights["fc.weight"][1, 2] = value
+    save_file(weights, file, {"format": "pt"})
+    with refuses(file, "fc.weight", "NaN or Inf", "finite values"):
+        open_draft(pair.directory)
+
+
 def test_damaged_weights_are_refused(pair, refuses):
     (pair.directory / "model.safetensors").write_bytes(b"\0" * 64)
     with refuses(pair.verifier, "weights", "", "safetensors"):

@@ -245,6 +245,32 @@ def test_a_bad_dialogue_ends_the_run_or_is_left_out(flags, tmp_path, capsys) -> 
     assert len(list_records(tmp_path / "records")) == 2
 
 
+NO_ANSWER = [
+    '{"conversations": [{"from": "human", "value": "who is there"}]}',
+    '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": ""}]}',
+    '{"conversations": [{"from": "human", "value": "%s"}, {"from": "gpt", "value": "late"}]}' % ("so long " * 40),
+]
+"""Asked and not answered, answered with nothing, and answered after the cut."""
+
+
+def test_dialogues_without_an_answer_are_left_out_and_counted(flags, tmp_path, capsys) -> None:
+    file, answered = (
+        tmp_path / "share.json",
+        '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "yes"}]}',
+    )
+    file.write_text(f"[{answered}, {', '.join(NO_ANSWER)}, {answered}]")
+    assert main(flags(data_path=file, max_length=100)) == 0
+    said = capsys.readouterr().err
+    assert said.count("no token of an answer") == 3
+    assert "2 dialogues, " in said
+    assert "3 skipped" in said
+    assert len(list_records(tmp_path / "records")) == 2
+    file.write_text(f"[{', '.join(NO_ANSWER)}]")
+    assert main(flags(data_path=file, max_length=100, outdir=tmp_path / "none")) == 2
+    assert "rows: found none of 3 that can be used, the first: row 0: no token of an answer" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_process_that_fails_is_reported(flags, verifier, capfd) -> None:
     (verifier / "model-00002-of-00002.safetensors").write_bytes(b"")
     assert main(flags(total_gpus=2)) == 2

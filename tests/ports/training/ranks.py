@@ -1,7 +1,8 @@
 """Runs of the trainers in one process of several: ``torchrun ... -m tests.ports.training.ranks runs.json``.
 
 Reads a JSON list of runs, each with its ``algorithm``, its command line ``words`` and whether to keep the first step's
-``gradients``, and makes one after the other, so that the imports are paid for once.
+``gradients``, and makes one after the other, so that the imports are paid for once. A run that must be ``refused`` says
+with what on every process; in one with ``overflow`` the last process' gradients of that micro-batch are infinite.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, set_seed
 from safetensors.torch import save_file
 
+from ports.errors import InputError
 from ports.training.command_line import parse
 from ports.training.observer import Observer
 from ports.training.shards import whole
@@ -39,6 +41,17 @@ class Gradients(Observer):
             save_file(self.kept, self.file)
 
 
+class Overflow(Observer):
+    """In the backward of one micro-batch, whose loss is finite."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+
+    def outcome(self, micro_batch, outcome) -> None:
+        if micro_batch == self.micro_batch and os.environ["RANK"] == "1":
+            outcome.backward_loss.register_hook(lambda gradient: gradient * torch.inf)
+
+
 def fresh_state() -> None:
     """Accelerate's state as a launcher leaves it.
 
@@ -58,14 +71,24 @@ def gradients_file(cpdir: Path, rank: int) -> Path:
     return cpdir.parent / f"{cpdir.name}_grads_{rank}.safetensors"
 
 
-def run(algorithm: str, words: list[str], gradients: bool = False) -> None:
+def run(algorithm: str, words: list[str], refused: bool = False, **watch) -> None:
+    try:
+        train(algorithm, words, **watch)
+    except InputError as error:
+        if not refused:
+            raise
+        print(f"rank {os.environ['RANK']} refused {error}", flush=True)
+
+
+def train(algorithm: str, words: list[str], gradients: bool = False, overflow: int | None = None) -> None:
     fresh_state()
-    train, settings_class = ALGORITHMS[algorithm].train, ALGORITHMS[algorithm].settings
+    module, settings_class = ALGORITHMS[algorithm].train, ALGORITHMS[algorithm].settings
     settings = parse(settings_class, words)
     set_seed(settings.seed)
-    draft = train.build(settings)
+    draft = module.build(settings)
     watch = Gradients(gradients_file(settings.cpdir, int(os.environ["RANK"]))) if gradients else None
-    loop = train.start(settings, draft, train.build_dataset(settings, draft.config), observer=watch)
+    watch = watch if overflow is None else Overflow(overflow)
+    loop = module.start(settings, draft, module.build_dataset(settings, draft.config), observer=watch)
     loop.run()
     for tracker in loop.accelerator.trackers:  # end_training would also destroy the group that the next run needs
         tracker.finish()

@@ -33,6 +33,14 @@ def not_asked(accelerator):
     pytest.fail("the lock was asked for")
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_there_is_refused(settings, monkeypatch, tmp_path, name):
+    monkeypatch.setitem(launch.TRACKERS, name, lambda: False)
+    with pytest.raises(InputError, match=rf"--log_with: found {name}, .*: pip install 'speculator-parity\[{name}\]'"):
+        launch.build_accelerator(settings(log_with=[name]))
+    assert not (tmp_path / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_refused_launch(settings, monkeypatch, tmp_path, kind):
     fields, message = REFUSED[kind]

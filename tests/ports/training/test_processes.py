@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from ports.errors import InputError
+from ports.training.checkpoint.state import read_state
 from tests.ports.training.conftest import ALGORITHMS, Left
 from tests.ports.training.processes import (
     children,
@@ -51,7 +53,9 @@ def run_ranks(tmp_path):
     def go(parallel, runs):
         file = tmp_path / "runs.json"
         file.write_text(json.dumps(runs))
-        finish(start("-m", "tests.ports.training.ranks", file, launcher=two_processes(), **LAUNCHED[parallel]))
+        return finish(start("-m", "tests.ports.training.ranks", file, launcher=two_processes(), **LAUNCHED[parallel]))[
+            0
+        ]
 
     return go
 
@@ -66,10 +70,10 @@ def gap(found, wanted):
 
 
 def unequal_masks(folder):
-    """Rows in the loss as unequal as they get between two processes."""
-    for index, rows in enumerate((9, 2, 11, 3, 2, 9)):
+    """Rows in the loss as unequal as they get between two processes, and a record that is left over."""
+    for index, rows in enumerate((9, 2, 11, 3, 2, 9, 4)):
         file = folder / f"data_{index}.ckpt"
-        record = torch.load(file, weights_only=True)
+        record = torch.load(folder / f"data_{index % 6}.ckpt", weights_only=True)
         record["loss_mask"] = (torch.arange(len(record["input_ids"])) < rows).long()
         torch.save(record, file)
 
@@ -134,6 +138,8 @@ def same_as_one_process(folder, algorithm, gradients_of):
         assert all(mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9) for name in theirs), (mine, theirs)
     last = f"{ALGORITHMS[algorithm].prefix}0"
     final = {name: load_file(cpdir / last / "model.safetensors") for name, cpdir in cpdirs.items()}
+    first = load_file(cpdirs["pair"] / "step_1" / "model.safetensors")
+    assert not torch.equal(final["pair"]["fc.weight"], first["fc.weight"]), "it trains"
     for name in ("big", "accumulated"):
         worst = max(
             float((final["pair"][key] - value).abs().max())
@@ -141,6 +147,46 @@ def same_as_one_process(folder, algorithm, gradients_of):
             if value.is_floating_point()
         )
         assert worst < 2e-5, "Adam divides round-off by itself where a gradient is nearly zero"
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_two_processes_stop_together_and_count_together(words, run_ranks, start_run, fixture, tmp_path, parallel):
+    """Both refuse in the same words, and save nothing of it, what only one has seen; the best pass is that of both."""
+    data, spoilt, common = fixture / "data_eagle3", fixture / "spoilt", ("--no-shuffle", "--no-noise")
+    shutil.copytree(data, spoilt)
+    record = torch.load(spoilt / "data_3.ckpt", weights_only=True)
+    torch.save({**record, "hidden_state": torch.full_like(record["hidden_state"], 3e38)}, spoilt / "data_3.ckpt")
+    refused = {
+        "idle": ({"bs": 4}, {}, "records: found 6, expected at least bs = 4 * 2 processes = 8", set()),
+        "loss": (
+            {"tmpdir": spoilt},
+            {},
+            f"{spoilt}/data_3.ckpt: loss: found nan at optimizer step 2, micro-batch 1",
+            {"step_1"},
+        ),
+        "norm": ({}, {"overflow": 1}, f"{data}/data_2.ckpt, {data}/data_3.ckpt: gradient norm: found ", {"step_1"}),
+    }
+    runs = [
+        {
+            "algorithm": "eagle3",
+            "refused": True,
+            "words": words("eagle3", tmp_path / name, *common, save_steps=1, **changes),
+            **watch,
+        }
+        for name, (changes, watch, *_) in refused.items()
+    ]
+    calm = {"lr": 1e-9, "epoch": 1}
+    runs.append({"algorithm": "eagle3", "words": words("eagle3", tmp_path / "best", *common, **calm)})
+    said = run_ranks(parallel, runs).splitlines()
+    assert said.count("processes: 2, on cpu") == 3
+    for name, (*_, message, left) in refused.items():
+        heard = [line.split()[1] for line in said if " refused " in line and message in line]
+        assert sorted(heard) == ["0", "1"], said
+        assert {path.parent.name for path in (tmp_path / name).rglob("model.safetensors")} == left
+    assert not (tmp_path / "idle").exists()
+    start_run("eagle3", tmp_path / "one", shuffle=False, noise=False, **calm).run()
+    (pair, one) = (read_state(tmp_path / name / "model1").best for name in ("best", "one"))
+    assert pair == pytest.approx(one, rel=1e-6)
 
 
 STOPS = {("no", 0): (1, 4, 6), ("bf16", 2): (5,)}

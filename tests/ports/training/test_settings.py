@@ -35,6 +35,17 @@ def test_the_schedule_in_numbers(settings, files, epoch, bs, accumulation, expec
     assert settings(bs=bs, epoch=epoch, gradient_accumulation_steps=accumulation).schedule(files) == expected
 
 
+@pytest.mark.parametrize("files", [7, 999, 68001])
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (3, 2), (8, 4)])
+def test_global_processes_follow_the_schedule_of_one_with_the_whole_batch(settings, files, processes, accumulation):
+    """They count a step each; one process counts it once."""
+    common = {"epoch": 2, "gradient_accumulation_steps": accumulation, "loss_normalisation": "global"}
+    total, warmup = settings(bs=2 * processes, **common).schedule(files)
+    assert settings(bs=2, **common).schedule(files, processes) == (total * processes, warmup * processes)
+    by_rank = settings(bs=2, **{**common, "loss_normalisation": "rank"})
+    assert by_rank.schedule(files, processes) == by_rank.schedule(files)
+
+
 def test_the_defaults_are_the_prototypes(fixture):
     from ports.eagle3.settings import Eagle3Settings
 
@@ -57,7 +68,7 @@ def test_the_defaults_are_the_prototypes(fixture):
         ("epoch", -1),
         ("forward_num_total", 0),
         ("gradient_accumulation_steps", 0),
-        ("max_len", 0),
+        ("max_len", 1),
         ("max_steps", 0),
         ("num_workers", -1),
         ("mixed_precision", "fp16"),

@@ -52,7 +52,7 @@ def fail(monkeypatch, phase: str, act) -> None:
 @pytest.fixture
 def saved_twice(start_run, tmp_path):
     """A loop in the middle of a run that has ``step_1`` and ``step_2``, about to save ``step_2`` again."""
-    loop = start_run("eagle3", tmp_path / "cp", save_steps=1)
+    loop = start_run("hass", tmp_path / "cp", save_steps=1)
     for step in loop.optimizer_steps():
         if step == 2:
             return loop
@@ -93,7 +93,7 @@ def test_a_crash(saved_twice, start_run, tmp_path, monkeypatch, phase):
     assert found.state.steps == 2
     verify(found.directory)
     saved_twice.accelerator.directory_lock.release()
-    loop = start_run("eagle3", cpdir, ckpt_path=Path("auto"), save_steps=1)
+    loop = start_run("hass", cpdir, ckpt_path=Path("auto"), save_steps=1)
     assert loop.steps == 2
     hidden = {path.name for path in cpdir.iterdir() if path.name.startswith(".")}
     assert hidden == {".lock"}
@@ -146,7 +146,7 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(saved_twice, tmp_path
 def test_a_damaged_checkpoint_by_name_is_refused(saved_twice, start_run, tmp_path, damage):
     DAMAGES[damage](tmp_path / "cp" / "step_2")
     with pytest.raises(InputError, match="step_2"):
-        start_run("eagle3", tmp_path / "cp", ckpt_path=tmp_path / "cp" / "step_2")
+        start_run("hass", tmp_path / "cp", ckpt_path=tmp_path / "cp" / "step_2")
 
 
 def test_auto_without_any_checkpoint_is_a_fresh_start(start_run, tmp_path, capsys):
@@ -157,16 +157,16 @@ def test_auto_without_any_checkpoint_is_a_fresh_start(start_run, tmp_path, capsy
 def test_auto_takes_the_checkpoint_saved_last_not_the_one_of_most_steps(saved_twice, start_run, tmp_path):
     """A new run in an old directory is not sent back to the old run's end."""
     shutil.rmtree(tmp_path / "cp" / "step_1")
-    loop = start_run("eagle3", tmp_path / "cp", save_steps=1)
+    loop = start_run("hass", tmp_path / "cp", save_steps=1)
     next(loop.optimizer_steps())
     assert newest_whole(tmp_path / "cp").directory.name == "step_1"
 
 
 def test_keep_last_and_the_best_pass(run_to_the_end, tmp_path):
     cpdir = tmp_path / "cp"
-    run_to_the_end("eagle3", cpdir, save_steps=2, keep_last=2, epoch=3, lr=1e-30, bs=2, noise=False, shuffle=False)
+    run_to_the_end("eagle3", cpdir, save_steps=2, keep_last=2, epoch=3, bs=2, noise=False, max_steps=10)
     names = {path.name for path in cpdir.iterdir() if path.is_dir()}
-    assert names == {"model0", "step_12", "model3"}, "every pass has the same loss here, so the first is the best"
+    assert names == {"model2", "step_10", "model3"}, "what is learned by heart gets better; a pass cut short is no best"
 
 
 def test_a_file_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):

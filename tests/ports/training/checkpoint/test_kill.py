@@ -111,7 +111,7 @@ HANGS = {
 @pytest.mark.parametrize("fault", HANGS)
 def test_a_victim_that_hangs_is_noticed_and_shows_its_stack(server, words, tmp_path, fault):
     limits, what, said = HANGS[fault]
-    end = server.run("eagle3", words("eagle3", tmp_path / "cp", **OPTIONS), fault=fault, **limits)
+    end = server.run("hass", words("hass", tmp_path / "cp", **OPTIONS), fault=fault, **limits)
     assert (end.what, end.saved) == (what, 1)
     assert said in end.said
     assert "in optimizer_steps" in end.said

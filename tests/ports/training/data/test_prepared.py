@@ -135,6 +135,13 @@ def test_a_run_on_arrow_data_is_the_run_on_records(both, run_to_the_end, tmp_pat
     assert [name for name in ours.differs_from(theirs) if name != "state"] == []
 
 
+def test_a_run_without_a_row_in_the_loss_is_refused(both, start_run, tmp_path, refuses) -> None:
+    """The masks begin after the cut."""
+    with refuses(both, "records", "no row in the loss in a pass of 4 batches (0 bad records, 4 outside", "--max_len"):
+        start_run("eagle3", tmp_path / "cp", tmpdir=both, max_len=3, save_steps=1).run()
+    assert not list((tmp_path / "cp").rglob("*.safetensors"))
+
+
 def test_speculators_own_reader_reads_the_fixture(both) -> None:
     raw = ArrowDataset(100, both, on_missing="raise")[0]
     assert set(raw) >= {"hidden_states", "verifier_last_hidden_states", "input_ids", "loss_mask"}

@@ -1,0 +1,60 @@
+"""No run ends well without effect: what is refused before it starts, and how weights are seen to move."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ports.errors import InputError
+from ports.training.settings import TrainingSettings
+from ports.training.shards import own_part
+
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers of so many bytes."""
+
+
+def refuse_idle(settings: TrainingSettings, num_files: int, batches: int, processes: int) -> None:
+    """Refuse a run that would take no optimizer step at a positive rate.
+
+    Args:
+        settings: the run's.
+        num_files: the records.
+        batches: whole batches of a pass, all processes' together.
+        processes: how many share them; what is left over is dropped.
+
+    Raises:
+        InputError: fewer batches than processes, fewer records than a step takes, or the first step of a warm-up alone.
+    """
+    if batches < processes:
+        together = f" * {processes} processes = {settings.bs * processes}" if processes > 1 else ""
+        raise InputError(settings.tmpdir, "records", num_files, f"at least bs = {settings.bs}{together}")
+    passes, accumulation = settings.epoch + 1, settings.gradient_accumulation_steps
+    total, warmup = settings.schedule(num_files, processes)
+    if total == 0:
+        expected = f"at least {settings.samples_per_step(processes)}, as many as an optimizer step takes"
+        raise InputError(settings.tmpdir, "records", f"{num_files} in {passes} passes", expected)
+    steps = -(-(batches // processes) // accumulation) * passes
+    if warmup and min(steps, settings.max_steps or steps) == 1:
+        raise InputError("command line", "optimizer steps", 1, "at least 2: the first of a warm-up has rate 0")
+
+
+class Weights:
+    """The trained tensors of a module, as they are now on this process: a sum of the words of each is remembered.
+
+    The tensors are held, so that weights which an optimizer updates elsewhere are seen not to move.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.trained = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
+        self.sums = self._sums()
+
+    def moved(self) -> bool:
+        """Has any bit changed?"""
+        return not torch.equal(self._sums(), self.sums)
+
+    def _sums(self) -> Tensor:
+        return torch.stack([_sum_of_words(own_part(tensor)) for tensor in self.trained])
+
+
+def _sum_of_words(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(WORDS[tensor.element_size()]).sum(dtype=torch.int64)

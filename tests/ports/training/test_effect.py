@@ -1,0 +1,101 @@
+"""A run that trains nothing says so, ends with exit code 2, and leaves no checkpoint behind."""
+
+import pytest
+import torch
+
+from ports.training.effect import Weights
+from tests.ports.training.conftest import ALGORITHMS
+from tests.ports.training.data.test_hostile_records import cut, mask_out, rewrite, spoil
+
+
+def each(change):
+    def change_all(data):
+        for file in data.iterdir():
+            change(file)
+
+    return change_all
+
+
+def untouched(data):
+    pass
+
+
+AT_START = {
+    "no batch": ({"bs": 7}, "records: found 6, expected at least bs = 7"),
+    "accumulation over more than there are": (
+        {"gradient_accumulation_steps": 16},
+        "records: found 6 in 1 passes, expected at least 16, as many as an optimizer step takes",
+    ),
+    "the first step of a warm-up alone": (
+        {"epoch": 16, "max_steps": 1},
+        "optimizer steps: found 1, expected at least 2: the first of a warm-up has rate 0",
+    ),
+}
+"""Refused before anything is written."""
+
+ON_THE_WAY = {
+    "masks of zeros": (each(lambda file: rewrite(file, mask_out)), {}, "(0 bad records, 6 outside the loss)"),
+    "one token each": (each(lambda file: rewrite(file, cut(1))), {"bs": 2}, "(0 bad records, 6 outside the loss)"),
+    "bad records alone": (each(spoil), {"on_bad_record": "skip"}, "(6 bad records, 0 outside the loss)"),
+    "bad ones and masked ones": (
+        each(lambda file: spoil(file) if file.stem[-1] in "024" else rewrite(file, mask_out)),
+        {"on_bad_record": "skip", "gradient_accumulation_steps": 4},
+        "(3 bad records, 3 outside the loss)",
+    ),
+    "a rate that moves no bit": (untouched, {"lr": 1e-30}, "weights: found not one moved in optimizer step "),
+}
+"""What is done to the records, the flags, and what is said in the end."""
+
+
+@pytest.fixture
+def refused(words, fixture, tmp_path, capsys):
+    """Runs a command line that must end with exit code 2 and one line; gives the line and the directory."""
+
+    def run(algorithm, **changes):
+        cpdir = tmp_path / "cp"
+        assert ALGORITHMS[algorithm].train.main(words(algorithm, cpdir, save_steps=1, **changes)) == 2
+        (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+        return line, cpdir
+
+    return run
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("situation", AT_START)
+def test_a_run_without_a_step_is_not_started(refused, algorithm, situation):
+    changes, said = AT_START[situation]
+    line, cpdir = refused(algorithm, **changes)
+    assert said in line
+    assert not cpdir.exists()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("situation", ON_THE_WAY)
+def test_a_run_without_effect_leaves_nothing_that_looks_trained(refused, fixture, algorithm, situation):
+    change, changes, said = ON_THE_WAY[situation]
+    change(fixture / f"data_{algorithm}")
+    line, cpdir = refused(algorithm, **changes)
+    assert said in line
+    assert not list(cpdir.rglob("*.safetensors"))
+
+
+def test_records_without_a_row_are_said_and_counted_where_others_train(start_run, fixture, tmp_path, capsys):
+    rewrite(fixture / "data_eagle3" / "data_2.ckpt", mask_out)
+    rewrite(fixture / "data_eagle3" / "data_4.ckpt", cut(1))
+    start_run("eagle3", tmp_path / "cp", bs=2).run()
+    said = capsys.readouterr().out.splitlines()
+    for name, visits in {"data_2.ckpt": 2, "data_4.ckpt": 2, "data_5.ckpt": 0}.items():
+        assert said.count(f"no row in the loss: {fixture / 'data_eagle3' / name}") == visits
+    assert said.count("Without a row in the loss: 2 records") == 2, "once a pass"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_any_bit_is_a_move(dtype):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)).to(dtype)
+    module[1].requires_grad_(False)
+    weights = Weights(module)
+    with torch.no_grad():
+        module[1].weight += 1
+        assert not weights.moved()
+        module[0].weight[1, 2] = torch.nextafter(module[0].weight[1, 2], torch.tensor(9, dtype=dtype))
+    assert weights.moved()
