@@ -22,6 +22,7 @@ from ports.generate.worker import _own_devices, work
 from ports.training.command_line import parse
 from ports.training.data.records import list_records, read_record, recorded_info
 from tests.ports.generate.conftest import SPEC, contents
+from tests.ports.training.processes import await_end_of, children
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
 
@@ -161,9 +162,11 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
     process = spawn(outdir=folder, **settings)
     while process.poll() is None and not list(folder.rglob("data_*")):
         time.sleep(0.002)
+    workers = children(process.pid)
     process.kill()
     process.wait()
     process.stderr.close()
+    await_end_of(workers, 20)
     written, deadline = len(list(folder.rglob("data_*"))), time.monotonic() + 60
     while main(flags(outdir=folder, **settings)) and time.monotonic() < deadline:
         time.sleep(0.2)
