@@ -19,7 +19,7 @@ from ports.generate.manifest import Manifest
 from ports.generate.prepare import Geometry, Row, info_of
 from ports.generate.records import is_whole, record_file, write_record
 from ports.generate.settings import GenerationSettings
-from ports.training.checkpoint.atomic import PARTIAL
+from ports.training.checkpoint.atomic import sweep
 from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.data.features import FeatureReader, load_verifier
 from ports.training.data.workers import end_with_parent
@@ -54,8 +54,7 @@ def work(task: Task) -> int:
     """
     lock = DirectoryLock(task.folder, "outdir")
     try:
-        for left in task.folder.glob(f".*{PARTIAL}"):
-            left.unlink()
+        sweep(task.folder)
         buckets = [bucket for bucket in _buckets(task) if not all(_done(task, index) for index in bucket)]
         if not buckets:
             return 0

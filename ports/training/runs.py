@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 from ports.errors import InputError
 from ports.training.checkpoint.atomic import sweep
-from ports.training.checkpoint.choose import Checkpoint, choose
+from ports.training.checkpoint.choose import Checkpoint, choose, remove_run
 from ports.training.checkpoint.keeper import CheckpointKeeper
 from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.checkpoint.resume import log_to_keep, resume
@@ -64,7 +64,7 @@ def start_training(
     )
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
-    start = Start(settings)
+    start = Start(settings, checkpoint)
     loop = Loop(plan, build_accelerator(settings, start.prepare), observer or Observer())
     if start.checkpoint is not None:
         resume(loop, start.checkpoint, keeper)
@@ -72,10 +72,13 @@ def start_training(
 
 
 class Start:
-    """Takes hold of the checkpoint directory, clears away what a killed run left, and chooses where to go on from."""
+    """Takes hold of the checkpoint directory, clears away what a killed run left, and chooses where to go on from.
 
-    def __init__(self, settings: TrainingSettings) -> None:
-        self.settings = settings
+    ``prefix`` is what the names of the run's checkpoints begin with.
+    """
+
+    def __init__(self, settings: TrainingSettings, prefix: str) -> None:
+        self.settings, self.prefix = settings, prefix
         self.checkpoint: Checkpoint | None = None
 
     def prepare(self, accelerator: Accelerator) -> int:
@@ -88,6 +91,8 @@ class Start:
         self.checkpoint = choose(self.settings, accelerator.print)
         if not accelerator.is_main_process:
             return 0
+        if self.settings.overwrite:
+            remove_run(self.settings.cpdir, self.prefix)
         return log_to_keep(self.settings.cpdir / LOG, self.checkpoint, self.settings.resume_anyway)
 
 

@@ -773,7 +773,7 @@ def not_put_back(patch: pytest.MonkeyPatch) -> None:
     """What was moved aside stays there when the new directory cannot take its place."""
 
     def replace(new: Path, directory: Path) -> None:
-        old = directory.with_name(f".{directory.name}.old")
+        old = directory.with_name(f"{ports.training.checkpoint.atomic.MARK}{directory.name}.old")
         if directory.exists():
             directory.rename(old)
         new.rename(directory)

@@ -55,7 +55,7 @@ def fixture(built_once, tmp_path) -> Path:
 
 @pytest.fixture
 def settings(fixture, tmp_path):
-    """Eagle3 settings for the fixture: float32, two samples a batch, natural order, no noise."""
+    """Eagle3 settings for the fixture: float32, two samples a batch, natural order, no noise; a fresh start each."""
 
     def make(**changes) -> Eagle3Settings:
         values = {
@@ -73,6 +73,7 @@ def settings(fixture, tmp_path):
             "num_workers": 0,
             "mixed_precision": "no",
             "progress": False,
+            "overwrite": "ckpt_path" not in changes,
         }
         return Eagle3Settings(**{**values, **changes})
 

@@ -107,9 +107,10 @@ def _save(evidence: Evidence, cpdir: Path) -> Path:
 
 
 def _resume(evidence: Evidence, checkpoint: Path, **changes: Any) -> None:
-    """Go on for a step, beside the checkpoint."""
+    """Go on for a step, beside the checkpoint, or from its weights in a directory of its own."""
+    cpdir = checkpoint.parent / ("anew" if changes.get("weights_only") else "")
     with deterministic(1), quietly():
-        loop = _start(evidence, checkpoint.parent, **{"ckpt_path": checkpoint, "max_steps": STEPS + 1, **changes})
+        loop = _start(evidence, cpdir, **{"ckpt_path": checkpoint, "max_steps": STEPS + 1, **changes})
         next(loop.optimizer_steps(), None)
         loop.accelerator.end_training()
 

@@ -18,8 +18,12 @@ from parity.environment import deterministic, quietly
 from parity.result import Row
 from parity.runs.port import settings_for
 from ports.generate.records import write_record
+from ports.training.checkpoint.atomic import MARK
 from ports.training.checkpoint.choose import choose
 from ports.training.settings import linear_schedule_steps
+
+OWN = (".step_5.old", ".step_5.partial", ".step_5.removed")
+"""A user's folders beside checkpoints."""
 
 
 def check_going_on(evidence: Evidence, folder: Path) -> Iterator[Row]:
@@ -78,20 +82,20 @@ def _stopped_later(evidence: Evidence, subject: Subject, cpdir: Path, saves: int
 
 def _swept(evidence: Evidence, subject: Subject, cpdir: Path) -> Iterator[Row]:
     """A checkpoint that was moved aside and never replaced comes back; half written and half removed ones go."""
-    (cpdir / "step_1").rename(cpdir / ".step_1.old")
-    for name in (".step_9.partial", ".step_8.removed", ".step_2.old"):
+    (cpdir / "step_1").rename(cpdir / f"{MARK}step_1.old")
+    for name in (f"{MARK}step_9.partial", f"{MARK}step_8.removed", f"{MARK}step_2.old", *OWN):
         (cpdir / name).mkdir()
     before = visible(cpdir)
     yield compare_value(subject, "auto", "moved aside", STEPS - 2, steps_of_auto(evidence, cpdir))
     yield compare_value(subject, "auto", "swept", sorted([*before, "step_1"]), visible(cpdir))
     hidden = sorted(path.name for path in cpdir.iterdir() if path.name.startswith(".") and path.is_dir())
-    yield compare_value(subject, "auto", "left over", [], hidden)
+    yield compare_value(subject, "auto", "left over", [*OWN], hidden)
 
 
 def _named(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     """Any other name than ``auto`` is a directory's, lower or higher ones too."""
     for name in ("alpha", "zeta"):
-        chosen = choose(settings_for(evidence.case, cpdir, ckpt_path=Path(name)))
+        chosen = choose(settings_for(evidence.case, cpdir.with_name("unused"), ckpt_path=Path(name)))
         found = None if chosen is None else str(chosen.directory)
         yield compare_value(evidence.subject("upkeep"), "auto", f"not {name}", name, found)
 

@@ -33,7 +33,7 @@ def _kept(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     damaged = cpdir / "0 damaged" / "training_state"
     damaged.mkdir(parents=True)
     (damaged / "state.json").write_text("{")
-    run = run_port(evidence.case, cpdir, live=True, epoch=3, lr=RATE, keep_last=2)
+    run = run_port(evidence.case, cpdir, live=True, epoch=3, lr=RATE, keep_last=2, overwrite=True)
     yield compare_value(evidence.subject("upkeep"), "checkpoints", "damaged one left alone", True, damaged.is_dir())
     means = _means(run.trace)
     best, last, subject = means.index(min(means)), len(means) - 1, evidence.subject("upkeep")

@@ -78,12 +78,15 @@ def _inodes_synced(write: Callable[[], object]) -> list[int]:
 
 def _present(subject: Subject, folder: Path) -> Iterator[Row]:
     """What can be gone on from: whole directories, and those moved aside that nothing took the place of."""
-    for name in ("whole", ".whole.old", ".aside.old", ".half.partial", ".gone.removed"):
+    hidden = (f"{atomic.MARK}{name}" for name in ("whole.old", "aside.old", "half.partial", "gone.removed"))
+    for name in ("whole", *hidden, ".mine.old"):
         (folder / name).mkdir(parents=True)
     for name in ("file", ".hidden"):
         (folder / name).touch()
     found = sorted((path.name, atomic.public_name(path)) for path in atomic.present(folder))
-    yield compare_value(subject, "written", "present", [(".aside.old", "aside"), ("whole", "whole")], found)
+    yield compare_value(
+        subject, "written", "present", [(f"{atomic.MARK}aside.old", "aside"), ("whole", "whole")], found
+    )
 
 
 def _renames_all_but_new(source: Path, target: Path, rename: Callable[..., None] = os.rename) -> None:

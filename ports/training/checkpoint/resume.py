@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from ports.errors import InputError
 from ports.training.checkpoint import generators
 from ports.training.checkpoint.adam import load_adam_state
+from ports.training.checkpoint.atomic import write_file
 from ports.training.checkpoint.choose import Checkpoint
 from ports.training.checkpoint.fingerprint import check_same
 from ports.training.checkpoint.keeper import GENERATORS, OPTIMIZER, CheckpointKeeper
@@ -119,7 +119,7 @@ def log_to_keep(file: Path, checkpoint: Checkpoint | None, anyway: bool) -> int:
         expected = f"the {log.bytes} bytes that the run logged; --resume_anyway starts a new log"
         raise InputError(source, "log", "missing or another log", expected)
     if source.resolve() != file.resolve():
-        _copy(content, file)
+        write_file(file, content)
     return log.bytes
 
 
@@ -132,10 +132,3 @@ def _beginning(source: Path, log: Log) -> bytes | None:
     except OSError:
         return None
     return content if hashlib.sha256(content).hexdigest() == log.sha256 else None
-
-
-def _copy(content: bytes, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.partial")
-    beside.write_bytes(content)
-    os.replace(beside, file)

@@ -38,7 +38,7 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Listen while the block runs, and to the end once a signal came: it may come again before the process has left.
+        """Listen while the block runs, and after it if a signal came: it may come again before the process has left.
 
         Another signal acts as if nobody listened. Only a main thread can listen.
         """

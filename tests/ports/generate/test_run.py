@@ -19,6 +19,7 @@ from ports.generate.manifest import write_or_check
 from ports.generate.run import prepare
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import _own_devices, work
+from ports.training.checkpoint.atomic import MARK
 from ports.training.command_line import parse
 from ports.training.data.records import list_records, read_record, recorded_info
 from tests.ports.generate.conftest import SPEC, contents
@@ -103,7 +104,7 @@ def test_what_is_missing_or_torn_is_made_again(generate, missing) -> None:
     for index in missing:
         file = record_files.record_file(folder / "0", index)
         file.write_bytes(file.read_bytes()[:-1]) if index % 2 else file.unlink()
-    (folder / "0" / ".data_1.safetensors.partial").write_bytes(b"left by a killed writer")
+    (folder / "0" / f"{MARK}data_1.safetensors.partial").write_bytes(b"left by a killed writer")
     generate()
     assert contents(folder) == before
 
@@ -269,6 +270,7 @@ BAD = [
     ({"total_gpus": 3, "gpus_per_model": 2}, "does not divide"),
     ({"loss_mask": "prototype"}, "--loss_mask"),
     ({"outdir": False}, "outdir"),
+    ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a directory outside --data_path"),
 ]
 
 

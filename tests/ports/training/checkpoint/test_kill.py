@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ports.training.checkpoint.atomic import public_name
+from ports.training.checkpoint.atomic import MARK, public_name
 from ports.training.checkpoint.choose import newest_whole
 from ports.training.checkpoint.manifest import FILE as MANIFEST
 from ports.training.checkpoint.manifest import seal
@@ -92,7 +92,7 @@ def test_nothing_saved_is_ever_lost(server, straight, words, tmp_path, algorithm
             resumed += saved >= 0
             assert struck < MOST, "no run comes to its end"
         assert Left(expected, last, []).differs_from(Left(cpdir, last, [])) == []
-        assert not [path for path in cpdir.iterdir() if path.name.endswith((".partial", ".old", ".removed"))]
+        assert not [path for path in cpdir.iterdir() if path.name.startswith(MARK)]
         shutil.rmtree(cpdir)
         runs += 1
     print(f"{algorithm}: {ends.total()} blows, {resumed} with something saved, {runs} runs: 0 differ, 0 processes left")
