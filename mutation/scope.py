@@ -44,6 +44,7 @@ LEFT_OUT_FILES = {
     "ports/training/attention/flash_kernels.py": "its kernels are chosen on a GPU; a CPU takes the blocked one",
     "ports/training/checkpoint/zero.py": "runs under DeepSpeed alone",
     "ports/training/data/pass_clock.py": "measures how long a pass waited for data: no number of the training",
+    "ports/training/data/workers.py": "loader processes, which no parity run has",
 }
 """Files that need what no parity run has, or that take no part in training."""
 
@@ -58,8 +59,7 @@ LEFT_OUT_NAMES = {
     "ports/eagle3/train.py:main": "the command line around a run",
     "ports/hass/train.py:execute": "the command line around a run",
     "ports/hass/train.py:main": "the command line around a run",
-    "ports/training/checkpoint/stop.py:StopRequest": "signals, and loader processes that inherit their handlers",
-    "ports/training/checkpoint/stop.py:_as_a_child": "signals in loader processes",
+    "ports/training/checkpoint/stop.py:StopRequest": "signals",
     "ports/training/checkpoint/stop.py:_put_back": "signals",
 }
 """Functions and classes, with all that is in them, that need what no parity run has."""

@@ -154,7 +154,17 @@ def _sleep_on_a_lock() -> None:
     lock.acquire()
 
 
-FAULTS = {"": lambda: None, "hang": _sleep_on_a_lock, "spin": lambda: [None for _ in iter(int, 1)]}
+def _leave_a_process() -> None:
+    if os.fork() == 0:
+        time.sleep(600)
+
+
+FAULTS = {
+    "": lambda: None,
+    "hang": _sleep_on_a_lock,
+    "spin": lambda: [None for _ in iter(int, 1)],
+    "leave": _leave_a_process,
+}
 
 
 class Watch:
@@ -187,8 +197,9 @@ class Watch:
     def _strike(self) -> None:
         told = Path(self.order["told"]).read_text().split()
         self.listened = "listens" in told and "deaf" not in told
+        group = self.order["group"] and os.getpgid(self.pid) == self.pid  # it has one of its own in a moment
         for number in self.order["blow"]:
-            (os.killpg if self.order["group"] else os.kill)(self.pid, number)
+            (os.killpg if group else os.kill)(self.pid, number)
             time.sleep(0.005)  # two of the same, one pending, would be one
 
     def _left(self) -> str:
