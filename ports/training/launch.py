@@ -16,12 +16,12 @@ LOG = "metrics.jsonl"
 
 
 def build_accelerator(
-    settings: TrainingSettings, log_to_keep: Callable[[Accelerator], int] = lambda accelerator: 0
+    settings: TrainingSettings, log_to_keep: Callable[[Accelerator], bytes] = lambda accelerator: b""
 ) -> Accelerator:
     """Precision from the settings or the launcher; metrics to ``cpdir/metrics.jsonl`` and the chosen trackers.
 
-    ``log_to_keep`` runs once the processes know each other and before anything is written; it says how many bytes of
-    ``metrics.jsonl`` stay.
+    ``log_to_keep`` runs once the processes know each other and before anything is written; it gives what
+    ``metrics.jsonl`` begins with.
 
     Raises:
         InputError: launched with the first version of FSDP, or with DeepSpeed and another stage of ZeRO than 1 and 2.
@@ -36,7 +36,7 @@ def build_accelerator(
         project_dir=settings.cpdir,
     )
     _refuse_unnamed_states(accelerator)
-    log.keep = log_to_keep(accelerator)
+    log.kept = log_to_keep(accelerator)
     accelerator.init_trackers("speculator-ports", config=_flat(settings))
     return accelerator
 

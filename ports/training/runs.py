@@ -64,25 +64,24 @@ def start_training(
     )
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
-    start = Start(settings, checkpoint)
+    start = Start(settings)
     loop = Loop(plan, build_accelerator(settings, start.prepare), observer or Observer())
     if start.checkpoint is not None:
         resume(loop, start.checkpoint, keeper)
+    if settings.overwrite and loop.accelerator.is_main_process:
+        remove_run(settings.cpdir, checkpoint)
     return loop
 
 
 class Start:
-    """Takes hold of the checkpoint directory, clears away what a killed run left, and chooses where to go on from.
+    """Takes hold of the checkpoint directory, clears away what a killed run left, and chooses where to go on from."""
 
-    ``prefix`` is what the names of the run's checkpoints begin with.
-    """
-
-    def __init__(self, settings: TrainingSettings, prefix: str) -> None:
-        self.settings, self.prefix = settings, prefix
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
         self.checkpoint: Checkpoint | None = None
 
-    def prepare(self, accelerator: Accelerator) -> int:
-        """Returns how many bytes of the metrics file stay; the accelerator keeps the lock for as long as it lives."""
+    def prepare(self, accelerator: Accelerator) -> bytes:
+        """Returns what the metrics file begins with; the accelerator keeps the lock for as long as it lives."""
         if accelerator.is_main_process:
             accelerator.directory_lock = DirectoryLock(self.settings.cpdir)
             for directory in sweep(self.settings.cpdir):
@@ -90,10 +89,8 @@ class Start:
         accelerator.wait_for_everyone()
         self.checkpoint = choose(self.settings, accelerator.print)
         if not accelerator.is_main_process:
-            return 0
-        if self.settings.overwrite:
-            remove_run(self.settings.cpdir, self.prefix)
-        return log_to_keep(self.settings.cpdir / LOG, self.checkpoint, self.settings.resume_anyway)
+            return b""
+        return log_to_keep(LOG, self.checkpoint, self.settings.resume_anyway)
 
 
 def finish(loop: Loop) -> nn.Module:

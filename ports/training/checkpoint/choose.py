@@ -14,6 +14,7 @@ from ports.training.checkpoint.manifest import NewerFormatError, verify
 from ports.training.checkpoint.state import State, read_state
 from ports.training.launch import LOG
 from ports.training.settings import TrainingSettings
+from ports.training.tracking import SETTINGS
 
 AUTO = Path("auto")
 WEIGHTS = "model.safetensors"
@@ -69,13 +70,12 @@ def _goes_on_in(cpdir: Path, chosen: Checkpoint | None) -> bool:
 
 
 def _refuse_used(cpdir: Path, auto: bool) -> None:
-    """``auto`` finds no state here, and may start over a log: it is of a run that never came to a save."""
+    """``auto`` found no state here; it may start over a log, which is of a run that never came to a save."""
     drafts = sorted(map(public_name, saved_in(cpdir)))
     if auto and drafts:
         expected = "a checkpoint to go on from; --overwrite starts afresh over them"
         raise InputError(cpdir, "ckpt_path", f"no training state in {_listed(drafts)}", expected)
-    log = cpdir / LOG
-    logged = [LOG] if log.is_file() and log.stat().st_size else []
+    logged = [name for name in (LOG, SETTINGS) if (cpdir / name).exists()]
     if not auto and drafts + logged:
         expected = "--ckpt_path auto to go on with it, --overwrite to start afresh over it, or another --cpdir"
         raise InputError(cpdir, "cpdir", f"a run: {_listed(drafts + logged)}", expected)

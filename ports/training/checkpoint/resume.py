@@ -14,7 +14,6 @@ from torch import Tensor
 from ports.errors import InputError
 from ports.training.checkpoint import generators
 from ports.training.checkpoint.adam import load_adam_state
-from ports.training.checkpoint.atomic import write_file
 from ports.training.checkpoint.choose import Checkpoint
 from ports.training.checkpoint.fingerprint import check_same
 from ports.training.checkpoint.keeper import GENERATORS, OPTIMIZER, CheckpointKeeper
@@ -101,26 +100,20 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(file, "tensors", str(error), "a safetensors file") from error
 
 
-def log_to_keep(file: Path, checkpoint: Checkpoint | None, anyway: bool) -> int:
-    """How many bytes of ``file``, the run's log, were written before the checkpoint.
-
-    A log that lies beside a checkpoint of another directory is copied first.
+def log_to_keep(name: str, checkpoint: Checkpoint | None, anyway: bool) -> bytes:
+    """What the checkpoint's run had logged until then, in the file ``name`` beside the checkpoint.
 
     Raises:
-        InputError: the log is not the one that the checkpoint's run wrote.
+        InputError: the log there is not the one that the checkpoint's run wrote.
     """
     if checkpoint is None or checkpoint.state is None or checkpoint.state.log.bytes == 0:
-        return 0
-    log, source = checkpoint.state.log, checkpoint.directory.parent / file.name
+        return b""
+    log, source = checkpoint.state.log, checkpoint.directory.parent / name
     content = _beginning(source, log)
-    if content is None and anyway:
-        return 0
-    if content is None:
+    if content is None and not anyway:
         expected = f"the {log.bytes} bytes that the run logged; --resume_anyway starts a new log"
         raise InputError(source, "log", "missing or another log", expected)
-    if source.resolve() != file.resolve():
-        write_file(file, content)
-    return log.bytes
+    return content or b""
 
 
 def _beginning(source: Path, log: Log) -> bytes | None:

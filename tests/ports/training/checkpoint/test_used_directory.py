@@ -52,20 +52,10 @@ def without_states(cpdir):
         shutil.rmtree(state)
 
 
-def log_alone(cpdir):
-    without_checkpoints(cpdir)
-    (cpdir / "settings.json").unlink()
-
-
 def without_checkpoints(cpdir):
     """As a run leaves it that was killed before its first save."""
     for state in cpdir.glob(f"*/{FOLDER}"):
         shutil.rmtree(state.parent)
-
-
-def refused_before_its_first_step(cpdir):
-    without_checkpoints(cpdir)
-    (cpdir / "metrics.jsonl").write_bytes(b"")
 
 
 def empty(cpdir):
@@ -74,10 +64,12 @@ def empty(cpdir):
 
 
 CHOICE = "--ckpt_path auto to go on with it, --overwrite to start afresh over it, or another --cpdir"
-RUN = f"cpdir: found a run: model0, step_2, metrics.jsonl, expected {CHOICE}"
+LOGS = "metrics.jsonl, settings.json"
+RUN = f"cpdir: found a run: model0, step_2, {LOGS}, expected {CHOICE}"
+FEW = "records: found 6, expected at least bs = 7"
 STARTS = {
     "over a run": (nothing, {}, 2, RUN),
-    "over a run's log": (log_alone, {}, 2, f"cpdir: found a run: metrics.jsonl, expected {CHOICE}"),
+    "over a run's log": (without_checkpoints, {}, 2, f"cpdir: found a run: {LOGS}, expected {CHOICE}"),
     "over drafts": (without_states, {}, 2, RUN),
     "over a run, from another one's weights": (nothing, {"ckpt_path": "run", "weights_only": None}, 2, RUN),
     "over a run, on with another one": (nothing, {"ckpt_path": "run"}, 2, RUN),
@@ -96,6 +88,15 @@ STARTS = {
         2,
         "overwrite: found --ckpt_path ",
     ),
+    "refused late": (empty, {"bs": 7}, 2, FEW),
+    "refused late, over a run": (nothing, {"overwrite": None, "bs": 7}, 2, FEW),
+    "refused late, over a run with another one": (
+        nothing,
+        {"overwrite": None, "ckpt_path": "run", "lr": 1},
+        2,
+        "lr was",
+    ),
+    "refused late, on": (nothing, {"ckpt_path": "cp/step_2", "lr": 1}, 2, "lr was"),
     "on": (nothing, {"ckpt_path": "auto"}, 0, ""),
     "on, before the first save": (without_checkpoints, {"ckpt_path": "auto"}, 0, ""),
     "on with a named one": (nothing, {"ckpt_path": "cp/step_2"}, 0, ""),
@@ -107,7 +108,6 @@ STARTS = {
         0,
         "",
     ),
-    "after a refusal": (refused_before_its_first_step, {}, 0, ""),
     "beside a user's files": (empty, {}, 0, ""),
 }
 
@@ -128,7 +128,9 @@ def test_a_start(run_once, fixture, tmp_path, reset_accelerator, capsys, start):
         (cpdir / name).parent.mkdir(exist_ok=True)
         (cpdir / name).write_text("the user's")
     before = contents(tmp_path)
-    flags = {name: value if value in (None, "auto") else tmp_path / value for name, value in flags.items()}
+    flags = {
+        name: tmp_path / value if name == "ckpt_path" and value != "auto" else value for name, value in flags.items()
+    }
     reset_accelerator()
     assert eagle3.main(words(fixture, cpdir, **flags)) == code
     if code:
