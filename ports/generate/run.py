@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -54,11 +55,19 @@ def prepare(settings: GenerationSettings) -> Prepared:
     """Tokenize everything and look at the verifier; nothing is loaded or written.
 
     Raises:
-        InputError: whatever is wrong with dialogues, tokenizer or verifier.
+        InputError: whatever is wrong with dialogues, tokenizer or verifier, or the records would lie among dialogues.
     """
+    _refuse_records_among_dialogues(settings)
     shape, tokenizer = geometry(settings), load_tokenizer(settings)
     rows = encode_rows(settings, tokenizer)
     return Prepared(settings, rows, shape, describe(settings, rows, shape, tokenizer, _device(settings)))
+
+
+def _refuse_records_among_dialogues(settings: GenerationSettings) -> None:
+    data = Path(settings.data_path)
+    if data.is_dir() and settings.outdir.resolve().is_relative_to(data.resolve()):
+        expected = "a directory outside --data_path, all of which is read as dialogues"
+        raise InputError(settings.outdir, "outdir", f"inside {data}", expected)
 
 
 def _device(settings: GenerationSettings) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import time
@@ -21,9 +20,10 @@ from ports.generate.prepare import Geometry, Row, info_of
 from ports.generate.records import is_whole, record_file, write_record
 from ports.generate.settings import GenerationSettings
 from ports.numerics import fix_numerics
-from ports.training.checkpoint.atomic import PARTIAL
+from ports.training.checkpoint.atomic import sweep
 from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.data.features import FeatureReader, load_verifier
+from ports.training.data.workers import end_with_parent
 
 Read = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
 """Features of dialogues."""
@@ -55,8 +55,7 @@ def work(task: Task) -> int:
     """
     lock = DirectoryLock(task.folder, "outdir")
     try:
-        for left in task.folder.glob(f".*{PARTIAL}"):
-            left.unlink()
+        sweep(task.folder)
         buckets = [bucket for bucket in _buckets(task) if not all(_done(task, index) for index in bucket)]
         if not buckets:
             return 0
@@ -82,19 +81,11 @@ def _run(task: Task, buckets: list[list[int]], read: Read) -> int:
     show = task.settings.progress
     with tqdm(total=total, desc=f"process {task.index}", unit="tok", unit_scale=True, disable=not show) as bar:
         for bucket in buckets:
-            _stop_if_orphaned()
             ids = [torch.tensor(task.rows[index].encoded.ids) for index in bucket]
             for index, row_ids, features in zip(bucket, ids, read(ids), strict=True):
                 _write(task, index, {"input_ids": row_ids, **features})
                 bar.update(len(row_ids))
     return total
-
-
-def _stop_if_orphaned() -> None:
-    """A command that was killed could not tell its processes: they end when they see it, and let the folder go."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        sys.exit("the command that started this process is gone")
 
 
 def _write(task: Task, index: int, tensors: dict[str, Tensor]) -> None:
@@ -113,6 +104,7 @@ def _own_devices(index: int, count: int) -> list[str]:
 
 def run_process(task: Task) -> None:
     """:func:`work` in a process of its own: only its devices are visible, and bad input is exit code 2."""
+    end_with_parent()
     if task.settings.device is None:
         os.environ[VISIBLE] = ",".join(_own_devices(task.index, task.settings.gpus_per_model))
     fix_numerics()

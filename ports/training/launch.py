@@ -22,16 +22,16 @@ TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available
 
 
 def build_accelerator(
-    settings: TrainingSettings, log_to_keep: Callable[[Accelerator], int] = lambda accelerator: 0
+    settings: TrainingSettings, log_to_keep: Callable[[Accelerator], bytes] = lambda accelerator: b""
 ) -> Accelerator:
     """Precision from the settings or the launcher; metrics to ``cpdir/metrics.jsonl`` and the chosen trackers.
 
-    ``log_to_keep`` runs once the processes know each other and before anything is written; it says how many bytes of
-    ``metrics.jsonl`` stay.
+    ``log_to_keep`` runs once the processes know each other and before anything is written; it gives what
+    ``metrics.jsonl`` begins with.
 
     Raises:
-        InputError: a tracker that is not installed, or launched with the first version of FSDP, with DeepSpeed and another
-            stage of ZeRO than 1 and 2, or in another precision than bf16.
+        InputError: a tracker that is not installed, or launched with the first version of FSDP, with DeepSpeed and
+            another stage of ZeRO than 1 and 2, or in another precision than bf16.
     """
     _refuse_missing_trackers(settings)
     if settings.debug:
@@ -47,7 +47,7 @@ def build_accelerator(
     fix_numerics()  # for some launchers accelerate has turned TF32 on
     _refuse_unnamed_states(accelerator)
     _check_precision(accelerator.mixed_precision)  # DeepSpeed's config has one of its own
-    log.keep = log_to_keep(accelerator)
+    log.kept = log_to_keep(accelerator)
     accelerator.init_trackers("speculator-ports", config={**_flat(settings), **numerics()})
     return accelerator
 

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from ports.errors import InputError
 from ports.numerics import fix_numerics
 from ports.training.checkpoint.atomic import sweep
-from ports.training.checkpoint.choose import Checkpoint, choose
+from ports.training.checkpoint.choose import Checkpoint, choose, remove_run
 from ports.training.checkpoint.keeper import CheckpointKeeper
 from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.checkpoint.resume import log_to_keep, resume
@@ -78,6 +78,8 @@ def start_training(
     loop = Loop(plan, build_accelerator(settings, prepare), observer or Observer())
     if start.checkpoint is not None:
         resume(loop, start.checkpoint, keeper)
+    if settings.overwrite and loop.accelerator.is_main_process:
+        remove_run(settings.cpdir, checkpoint)
     return loop
 
 
@@ -88,8 +90,8 @@ class Start:
         self.settings = settings
         self.checkpoint: Checkpoint | None = None
 
-    def prepare(self, accelerator: Accelerator) -> int:
-        """Returns how many bytes of the metrics file stay; the accelerator keeps the lock for as long as it lives."""
+    def prepare(self, accelerator: Accelerator) -> bytes:
+        """Returns what the metrics file begins with; the accelerator keeps the lock for as long as it lives."""
         if accelerator.is_main_process:
             accelerator.directory_lock = DirectoryLock(self.settings.cpdir)
             for directory in sweep(self.settings.cpdir):
@@ -97,8 +99,8 @@ class Start:
         accelerator.wait_for_everyone()
         self.checkpoint = choose(self.settings, accelerator.print)
         if not accelerator.is_main_process:
-            return 0
-        return log_to_keep(self.settings.cpdir / LOG, self.checkpoint, self.settings.resume_anyway)
+            return b""
+        return log_to_keep(LOG, self.checkpoint, self.settings.resume_anyway)
 
 
 def finish(loop: Loop) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ports.training.alignment import Alignment
@@ -63,6 +63,7 @@ class TrainingSettings(BaseSettings):
     keep_last: int | None = Field(
         None, ge=1, description="keep this many checkpoints, and the best pass by its mean loss; default: all of them"
     )
+    overwrite: bool = Field(False, description="start afresh in a cpdir that holds a run, whose checkpoints and log go")
     resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
     weights_only: bool = Field(False, description="take nothing but the weights of --ckpt_path")
     loss_normalisation: Literal["rank", "global"] = Field(
@@ -119,6 +120,14 @@ class TrainingSettings(BaseSettings):
         if self.group_by_length and not self.shuffle:
             raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         return self
+
+    @field_validator("cpdir")
+    @classmethod
+    def _outside_the_records(cls, value: Path, info: ValidationInfo) -> Path:
+        tmpdir = info.data.get("tmpdir")
+        if tmpdir is not None and value.resolve().is_relative_to(tmpdir.resolve()):
+            raise ValueError("a directory outside --tmpdir, where checkpoints would be read as records")
+        return value
 
     @field_validator("lr")
     @classmethod

@@ -70,6 +70,7 @@ def settings_of(fixture: Path, algorithm: str, **values):
     data = data_of(fixture, algorithm)
     texts = {name: str(data.pop(name)) for name in ("basepath", "configpath")}
     quiet = {"lr": 1e-3, "num_workers": 0, "mixed_precision": "no", "progress": False}
+    quiet["overwrite"] = "ckpt_path" not in values
     return TRAIN[algorithm][1](**{**texts, **data, **quiet, **values})
 
 

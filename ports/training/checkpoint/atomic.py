@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 
 from ports.errors import InputError
 
+MARK = ".speculator-port."
+"""What the hidden names of this writer begin with: everything else in a directory is its user's."""
+
 PARTIAL, OLD, REMOVED = ".partial", ".old", ".removed"
 
 
@@ -73,8 +76,8 @@ def sweep(parent: Path) -> list[Path]:
             os.rename(left, directory)
             returned.append(directory)
     for suffix in (PARTIAL, OLD, REMOVED):
-        for left in parent.glob(f".*{suffix}"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in parent.glob(f"{MARK}*{suffix}"):
+            left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
     return returned
 
 
@@ -87,16 +90,16 @@ def present(parent: Path) -> list[Path]:
 def public_name(directory: Path) -> str:
     """The name that a directory has, or had before it was moved aside."""
     name = directory.name
-    return name[1:].removesuffix(OLD) if name.startswith(".") else name
+    return name.removeprefix(MARK).removesuffix(OLD) if name.startswith(MARK) else name
 
 
 def _moved_aside(parent: Path) -> Iterator[tuple[Path, Path]]:
-    for left in sorted(parent.glob(f".*{OLD}")):
+    for left in sorted(parent.glob(f"{MARK}*{OLD}")):
         yield left, parent / public_name(left)
 
 
 def _hidden(directory: Path, suffix: str) -> Path:
-    return directory.with_name(f".{directory.name}{suffix}")
+    return directory.with_name(f"{MARK}{directory.name}{suffix}")
 
 
 def _kept(directory: Path) -> str:

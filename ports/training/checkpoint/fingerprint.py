@@ -15,7 +15,7 @@ from ports.training.settings import TrainingSettings
 
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
-    | {"resume_anyway", "weights_only", "topk_w", "mixed_precision", "prefetch_factor", "report_data_wait"}
+    | {"overwrite", "resume_anyway", "weights_only", "topk_w", "mixed_precision", "prefetch_factor", "report_data_wait"}
     | {"activation_checkpointing"}
 )
 """Settings that no number depends on, or whose resolved value is taken instead."""

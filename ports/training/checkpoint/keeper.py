@@ -78,9 +78,9 @@ class CheckpointKeeper:
         gathered = self._gather(loop)
         if loop.accelerator.is_main_process:
             write_directory(directory, lambda folder: self._fill(folder, loop, gathered))
-            self._last = loop.steps, directory
             self._thin_out()
         loop.accelerator.wait_for_everyone()
+        self._last = loop.steps, directory
         return directory
 
     def _gather(self, loop: Loop) -> Gathered:

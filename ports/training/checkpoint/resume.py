@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -102,26 +101,20 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(file, "tensors", str(error), "a safetensors file") from error
 
 
-def log_to_keep(file: Path, checkpoint: Checkpoint | None, anyway: bool) -> int:
-    """How many bytes of ``file``, the run's log, were written before the checkpoint.
-
-    A log that lies beside a checkpoint of another directory is copied first.
+def log_to_keep(name: str, checkpoint: Checkpoint | None, anyway: bool) -> bytes:
+    """What the checkpoint's run had logged until then, in the file ``name`` beside the checkpoint.
 
     Raises:
-        InputError: the log is not the one that the checkpoint's run wrote.
+        InputError: the log there is not the one that the checkpoint's run wrote.
     """
     if checkpoint is None or checkpoint.state is None or checkpoint.state.log.bytes == 0:
-        return 0
-    log, source = checkpoint.state.log, checkpoint.directory.parent / file.name
+        return b""
+    log, source = checkpoint.state.log, checkpoint.directory.parent / name
     content = _beginning(source, log)
-    if content is None and anyway:
-        return 0
-    if content is None:
+    if content is None and not anyway:
         expected = f"the {log.bytes} bytes that the run logged; --resume_anyway starts a new log"
         raise InputError(source, "log", "missing or another log", expected)
-    if source.resolve() != file.resolve():
-        _copy(content, file)
-    return log.bytes
+    return content or b""
 
 
 def _beginning(source: Path, log: Log) -> bytes | None:
@@ -133,10 +126,3 @@ def _beginning(source: Path, log: Log) -> bytes | None:
     except OSError:
         return None
     return content if hashlib.sha256(content).hexdigest() == log.sha256 else None
-
-
-def _copy(content: bytes, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.partial")
-    beside.write_bytes(content)
-    os.replace(beside, file)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,9 @@ EXIT_CODE = 75
 """EX_TEMPFAIL: start the same command again with ``--ckpt_path auto``."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+FORWARDED = 5.0
+"""Seconds within which another SIGTERM is the same: a scheduler signals every process, and a launcher forwards it."""
 
 
 class StoppedError(Exception):
@@ -29,35 +34,33 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = -math.inf
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Listen while the block runs; a second signal acts as if nobody listened. Only a main thread can listen."""
+        """Listen while the block runs, and after it if a signal came: it may come again before the process has left.
+
+        Another signal acts as if nobody listened. Only a main thread can listen.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        owner, before = os.getpid(), {name: signal.getsignal(name) for name in SIGNALS}
+        before = {name: signal.getsignal(name) for name in SIGNALS}
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != owner:  # a loader process, which inherited the handler
-                _as_a_child(number)
-                return
-            self.requested = True
-            _put_back(before)
+            if not self.requested:
+                self.requested, self._since = True, time.monotonic()
+            elif number != signal.SIGTERM or time.monotonic() - self._since > FORWARDED:
+                _put_back(before)
+                os.kill(os.getpid(), number)
 
         for name in SIGNALS:
             signal.signal(name, handle)
         try:
             yield
         finally:
-            _put_back(before)
-
-
-def _as_a_child(number: int) -> None:
-    """Loader processes outlive a terminal's Ctrl-C, since the step still needs their batches."""
-    if number != signal.SIGINT:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+            if not self.requested:
+                _put_back(before)
 
 
 def _put_back(handlers: Mapping[signal.Signals, object]) -> None:

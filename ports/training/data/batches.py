@@ -18,6 +18,7 @@ from ports.training.data.noise import Draw, add_uniform_noise
 from ports.training.data.record_info import RecordInfo
 from ports.training.data.records import Record, read_record
 from ports.training.data.samples import Sample, make_sample
+from ports.training.data.workers import loader_context, start_worker
 
 T = TypeVar("T")
 
@@ -168,6 +169,8 @@ def build_loader(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         collate_fn=dataset.collate_fn(packing),
+        multiprocessing_context=loader_context() if num_workers else None,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )

@@ -7,6 +7,7 @@ memory, and every field is checked before it is used.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def list_records(directory: Path) -> list[Path]:
     """All records below ``directory`` in natural order (``data_2`` before ``data_10``), whatever the disk's.
 
     Raises:
-        InputError: the directory is missing, or holds no record.
+        InputError: the directory is missing, holds no record, or one whose name is not UTF-8.
     """
     if not directory.is_dir():
         raise InputError(directory, "tmpdir", "no such directory", "a directory of records")
@@ -35,7 +36,17 @@ def list_records(directory: Path) -> list[Path]:
     files = sorted(found, key=lambda path: natural_key(path.relative_to(directory)))
     if not files:
         raise InputError(directory, "tmpdir", f"no {' or '.join(f'*{end}' for end in SUFFIXES)}", "at least one record")
+    for file in files:
+        _check_name(directory, file)
     return files
+
+
+def _check_name(directory: Path, file: Path) -> None:
+    """Other bytes in a name can be opened, but neither printed nor logged."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(directory, "tmpdir", f"the record {os.fsencode(file.name)!r}", "names in UTF-8") from error
 
 
 def recorded_info(files: Iterable[Path]) -> RecordInfo | None:

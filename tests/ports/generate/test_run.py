@@ -19,10 +19,12 @@ from ports.generate.manifest import write_or_check
 from ports.generate.run import prepare
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import _own_devices, work
+from ports.training.checkpoint.atomic import MARK
 from ports.training.command_line import parse
 from ports.training.data.records import list_records, read_record, recorded_info
 from tests.ports.forked import FORKS, hold
 from tests.ports.generate.conftest import SPEC, contents
+from tests.ports.training.processes import await_end_of, children
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
 
@@ -111,7 +113,7 @@ def test_what_is_missing_or_torn_is_made_again(generate, missing) -> None:
     for index in missing:
         file = record_files.record_file(folder / "0", index)
         file.write_bytes(file.read_bytes()[:-1]) if index % 2 else file.unlink()
-    (folder / "0" / ".data_1.safetensors.partial").write_bytes(b"left by a killed writer")
+    (folder / "0" / f"{MARK}data_1.safetensors.partial").write_bytes(b"left by a killed writer")
     generate()
     assert contents(folder) == before
 
@@ -174,7 +176,9 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
     process = spawn(outdir=folder, **settings)
     while process.returncode is None and not list(folder.rglob("data_*")):
         time.sleep(0.002)
+    workers = children(process.pid)
     process.kill()
+    await_end_of(workers, 20)
     written, deadline = len(list(folder.rglob("data_*"))), time.monotonic() + 60
     while ended_with(spawn(outdir=folder, **settings)) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -299,6 +303,7 @@ BAD = [
     ({"total_gpus": 3, "gpus_per_model": 2}, "does not divide"),
     ({"loss_mask": "prototype"}, "--loss_mask"),
     ({"outdir": False}, "outdir"),
+    ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a directory outside --data_path"),
 ]
 
 

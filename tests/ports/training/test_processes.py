@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from ports.errors import InputError
 from ports.training.checkpoint.state import read_state
 from tests.ports.training.conftest import ALGORITHMS, Left
 from tests.ports.training.processes import (
+    await_end_of,
     children,
     ended,
     family,
@@ -288,6 +291,21 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path):
         Left(folder, f"{ALGORITHMS[algorithm].prefix}3", []) for folder in (tmp_path / "straight", cpdir)
     )
     assert expected.differs_from(found) == []
+
+
+def test_a_job_whose_every_process_is_told_to_stop_saves(words, tmp_path):
+    """Ranks hear it from the scheduler and from the launcher; loader processes do not heed it."""
+    line = words("eagle3", tmp_path / "cp", epoch=2000, num_workers=1, save_steps=5, keep_last=2)
+    job = start("-m", "ports.eagle3.train", *line, launcher=two_processes())
+    wait_for(tmp_path / "cp" / "step_5")
+    told = family(job.pid)
+    for pid in reversed(told):  # loader processes first, the launcher last
+        os.kill(pid, signal.SIGTERM)
+    _, stderr = ended(job, 120)
+    saved = re.findall(r"stopped after optimizer step \d+, saved (\S+);", stderr)
+    assert saved == saved[:1] * 2, stderr
+    assert (Path(saved[0]) / "training_state" / "manifest.json").is_file()
+    await_end_of(told, 20)
 
 
 def wait_for(file, seconds=120):

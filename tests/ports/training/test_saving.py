@@ -9,6 +9,7 @@ from speculators import SpeculatorModel
 from ports.eagle3 import train as eagle3
 from ports.eagle3.model import unroll
 from ports.training.attention.choice import attention_name
+from ports.training.checkpoint.atomic import MARK
 from ports.training.saving import load_weights, save_draft
 
 
@@ -64,9 +65,9 @@ def test_a_save_replaces_an_older_one_and_survives_the_remains_of_a_crash(lively
     first, second = lively_draft(), lively_draft(seed=1)
     save_draft(first, tmp_path / "model0")
     (tmp_path / "model0" / "stale.txt").touch()
-    shutil.copytree(tmp_path / "model0", tmp_path / ".model0.old")
-    (tmp_path / ".model0.partial").mkdir()
-    (tmp_path / ".model0.partial" / "rubbish").touch()
+    shutil.copytree(tmp_path / "model0", tmp_path / f"{MARK}model0.old")
+    (tmp_path / f"{MARK}model0.partial").mkdir()
+    (tmp_path / f"{MARK}model0.partial" / "rubbish").touch()
     save_draft(second, tmp_path / "model0")
     names = os.listdir(tmp_path)
     assert "model0" in names

@@ -33,6 +33,6 @@ def test_a_run_is_refused_before_it_touches_anything(holder, flags, tmp_path, ca
     from ports.eagle3 import train as eagle3
 
     (tmp_path / "metrics.jsonl").write_text("the other run's\n")
-    assert eagle3.main(flags(cpdir=tmp_path)) == 2
+    assert eagle3.main(flags(cpdir=tmp_path, ckpt_path="auto")) == 2
     assert "in use by process" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text() == "the other run's\n"

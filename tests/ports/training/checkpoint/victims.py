@@ -18,23 +18,39 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ports.training.checkpoint.keeper as keeper
+from ports.training.checkpoint.stop import EXIT_CODE, StopRequest
 from tests.ports.training.conftest import ALGORITHMS
+from tests.ports.training.processes import members
 
 ROOT = Path(__file__).parents[4]
 PATIENCE, LIMIT = 60.0, 300.0
 """Seconds asleep after which a victim hangs, and seconds after which one that is busy does."""
+
+LEAVE = 10.0
+"""Seconds within which every process of a victim has ended."""
+
+KILL = [signal.SIGKILL]
+STOPS = ([signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGTERM])
+"""What a run answers with a checkpoint as soon as it listens; the last is one that a launcher forwards."""
+
+ENDS = {0: "done", EXIT_CODE: "stopped"}
 
 NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 @dataclass(frozen=True)
 class End:
-    """How a victim ended: ``killed``, ``done`` or what it said when it hung or failed; steps saved, -1 for none."""
+    """How a victim ended: ``killed``, ``stopped``, ``done``, or that it hung, failed or left processes behind.
+
+    ``saved`` are the steps of its last checkpoint, -1 without one.
+    """
 
     what: str
     saved: int
@@ -54,19 +70,20 @@ class Server:
         assert self._answer(300) == "ready"
 
     def run(self, algorithm: str, words: list[str], seconds: float | None = None, **changes: Any) -> End:
-        """Train as the command line ``words`` says and ``kill -9`` it after ``seconds``.
+        """Train as the command line ``words`` says; after ``seconds`` comes the ``blow``, ``kill -9`` by default.
 
-        ``changes`` are other values of ``patience`` and ``limit``, and a ``fault`` to plant.
+        ``changes`` are other values of ``patience`` and ``limit``, a ``fault`` to plant, and the ``blow``: signals, and
+        whether the process ``group`` gets them, loader processes and all.
         """
         told, said = self.folder / "told", self.folder / "said"
         for file in (told, said):
             file.write_bytes(b"")
         order = {"algorithm": algorithm, "words": words, "seconds": seconds, "told": str(told), "said": str(said)}
-        order |= {"patience": PATIENCE, "limit": LIMIT, "fault": "", **changes}
+        order |= {"patience": PATIENCE, "limit": LIMIT, "fault": "", "blow": KILL, "group": False, **changes}
         assert self.process.stdin is not None
         print(json.dumps(order), file=self.process.stdin, flush=True)
         what = self._answer(order["limit"] + order["patience"] + 30)
-        saved = [int(line) for line in told.read_text().split()]
+        saved = [int(line) for line in told.read_text().split() if line.isdecimal()]
         return End(what, saved[-1] if saved else -1, said.read_text())
 
     def close(self) -> None:
@@ -94,11 +111,12 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             _train(order)
-        print(_end(pid, order["seconds"], order["patience"]), flush=True)
+        print(Watch(pid, order).end(), flush=True)
 
 
 def _train(order: dict[str, Any]) -> None:
-    """The real command, in this fork; it never comes back from here."""
+    """The real command, in this fork and a session of its own; it never comes back from here."""
+    os.setsid()
     for descriptor in (1, 2):
         os.dup2(os.open(order["said"], os.O_WRONLY | os.O_APPEND), descriptor)
     faulthandler.enable()
@@ -113,6 +131,16 @@ def _train(order: dict[str, Any]) -> None:
         return directory
 
     keeper.CheckpointKeeper.save = save  # type: ignore[method-assign]
+    listen = StopRequest.on_signals
+
+    @contextmanager
+    def on_signals(self: StopRequest) -> Iterator[None]:
+        with listen(self):
+            os.write(told, b"listens\n")
+            yield
+            os.write(told, b"deaf\n")
+
+    StopRequest.on_signals = on_signals  # type: ignore[method-assign]
     try:
         os._exit(ALGORITHMS[order["algorithm"]].train.main(order["words"]))
     finally:
@@ -126,27 +154,71 @@ def _sleep_on_a_lock() -> None:
     lock.acquire()
 
 
-FAULTS = {"": lambda: None, "hang": _sleep_on_a_lock, "spin": lambda: [None for _ in iter(int, 1)]}
+def _leave_a_process() -> None:
+    if os.fork() == 0:
+        time.sleep(600)
 
 
-def _end(pid: int, seconds: float | None, patience: float) -> str:
-    """Wait for the fork; kill it when its time has come, unless it sleeps: then see whether it wakes."""
-    kill_at = math.inf if seconds is None else time.monotonic() + seconds
-    used, since = "", time.monotonic()
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return "done" if status == 0 else f"failed with {status}"
-        before, used, now = used, _used(pid), time.monotonic()
-        if used != before or _state(pid) != "S":
-            since = now
-        if now - since > patience or (since == now and now > kill_at):
-            break
-        time.sleep(0.001)
-    hangs = since != now
-    os.kill(pid, signal.SIGABRT if hangs else signal.SIGKILL)  # faulthandler answers the first with its stacks
-    os.waitpid(pid, 0)
-    return "hung" if hangs else "killed"
+FAULTS = {
+    "": lambda: None,
+    "hang": _sleep_on_a_lock,
+    "spin": lambda: [None for _ in iter(int, 1)],
+    "leave": _leave_a_process,
+}
+
+
+class Watch:
+    """Waits for a fork, and deals it the blow when its time has come, unless it sleeps: then see whether it wakes."""
+
+    def __init__(self, pid: int, order: dict[str, Any]) -> None:
+        self.pid, self.order, self.listened = pid, order, False
+
+    def end(self) -> str:
+        seconds, used, since, struck = self.order["seconds"], "", time.monotonic(), False
+        strike_at = math.inf if seconds is None else time.monotonic() + seconds
+        while (status := self._status()) is None:
+            before, used, now = used, _used(self.pid), time.monotonic()
+            if used != before or _state(self.pid) != "S":
+                since = now
+            if now - since > self.order["patience"]:
+                os.kill(self.pid, signal.SIGABRT)  # faulthandler answers with its stacks
+                os.waitpid(self.pid, 0)
+                return "hung"
+            if not struck and since == now and now > strike_at:
+                struck = True
+                self._strike()
+            time.sleep(0.001)
+        return self._left() or self._judged(status, struck)
+
+    def _status(self) -> int | None:
+        ended, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+
+    def _strike(self) -> None:
+        told = Path(self.order["told"]).read_text().split()
+        self.listened = "listens" in told and "deaf" not in told
+        group = self.order["group"] and os.getpgid(self.pid) == self.pid  # it has one of its own in a moment
+        for number in self.order["blow"]:
+            (os.killpg if group else os.kill)(self.pid, number)
+            time.sleep(0.005)  # two of the same, one pending, would be one
+
+    def _left(self) -> str:
+        """Loader processes may take a moment to notice; a line if there are any for longer."""
+        end = time.monotonic() + LEAVE
+        while left := members(self.pid):
+            if time.monotonic() > end:
+                os.killpg(self.pid, signal.SIGKILL)
+                return f"left {len(left)} processes behind"
+            time.sleep(0.01)
+        return ""
+
+    def _judged(self, status: int, struck: bool) -> str:
+        if status in ENDS:
+            return ENDS[status]
+        told, said = (Path(self.order[name]).read_text() for name in ("told", "said"))
+        must_save = self.listened and "deaf" not in told and self.order["blow"] in STOPS
+        died = -status in self.order["blow"] or (status == 1 and "KeyboardInterrupt" in said)
+        return "killed" if struck and died and not must_save else f"failed with {status}"
 
 
 def _used(pid: int) -> str:
