@@ -197,7 +197,8 @@ class Loop:
         for position, batch in enumerate(window):
             last = position == len(window) - 1
             self.observer.batch(self.micro_batch, batch)
-            outcome = self._forward_backward(batch, window_rows, last)
+            with self._anomalies(files[position]):
+                outcome = self._forward_backward(batch, window_rows, last)
             self._refuse_no_number(outcome, files[position])
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
@@ -227,6 +228,17 @@ class Loop:
         if not bool(torch.isfinite(outcome.loss)):
             found = f"{float(outcome.loss)} at optimizer step {self.steps + 1}, micro-batch {self.micro_batch}"
             raise InputError(", ".join(files), "loss", found, "a finite number; no step was taken with it")
+
+    @contextlib.contextmanager
+    def _anomalies(self, files: list[str]) -> Iterator[None]:
+        """What ``--debug`` finds in a backward names the samples, as :meth:`_refuse_no_number` does."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not torch.is_anomaly_enabled() or "returned nan values" not in str(error):
+                raise
+            found = f"{error} at optimizer step {self.steps + 1}, micro-batch {self.micro_batch}"
+            raise InputError(", ".join(files), "gradient", found, "finite numbers; no step was taken") from error
 
     def _update(self) -> float | None:
         grad_norm = self.plan.clip(self.accelerator, self.module)

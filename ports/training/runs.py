@@ -11,7 +11,8 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import Sampler
 
-from ports.errors import InputError
+from ports.commands import exit_code, unread
+from ports.files import check_output
 from ports.training.checkpoint.atomic import sweep
 from ports.training.checkpoint.choose import Checkpoint, choose
 from ports.training.checkpoint.keeper import CheckpointKeeper
@@ -62,6 +63,7 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
+    check_output(settings.cpdir, "cpdir", checkpoint_bytes(objective.draft))
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)
@@ -91,6 +93,11 @@ class Start:
         return log_to_keep(self.settings.cpdir / LOG, self.checkpoint, self.settings.resume_anyway)
 
 
+def checkpoint_bytes(draft: nn.Module) -> int:
+    """What a checkpoint takes, about: weights and Adam's two moments of them, in float32."""
+    return sum(12 * parameter.numel() for parameter in draft.parameters() if parameter.requires_grad)
+
+
 def finish(loop: Loop) -> nn.Module:
     """Train to the end; returns the objective that holds the trained draft."""
     trained = loop.run()
@@ -99,14 +106,20 @@ def finish(loop: Loop) -> nn.Module:
 
 
 def run_command(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str] | None = None) -> int:
-    """Parse a command line, seed, and execute; returns 2 on bad input and 75 when a signal stopped the run."""
+    """Parse a command line, seed, and execute; returns 75 when a signal stopped the run.
+
+    For other exit codes see :func:`ports.commands.exit_code`. Output that nobody reads does not end a run.
+    """
+    return exit_code(lambda: _execute(settings_class, execute, sys.argv[1:] if argv is None else argv))
+
+
+def _execute(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str]) -> int:
+    settings = parse(settings_class, argv)
+    check_output(settings.cpdir, "cpdir")
+    set_seed(settings.seed)
     try:
-        settings = parse(settings_class, sys.argv[1:] if argv is None else argv)
-        set_seed(settings.seed)
-        execute(settings)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        with unread():
+            execute(settings)
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE
