@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -23,7 +22,8 @@ from parity.runs.original import OriginalRunError, record_original
 from parity.scaffold import new_port
 from parity.select import matches
 from parity.verdict import Options, verdict
-from ports.commands import hush_libraries
+from ports.commands import run_app
+from ports.files import check_output, check_output_file
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -47,6 +47,7 @@ def run(
     keyword: Keyword = "",
 ) -> None:
     """Hold the ports against the prototypes and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
+    _check_outputs({"--json": json, "--report": report})
     chosen = _algorithms(algorithm)
     options = Options(recordings=recordings, algorithms=chosen, keyword=keyword, prototype=prototype)
     console = Console()
@@ -72,6 +73,7 @@ def others(
     """Run other originals and show where each differs, and that named causes are all of it. Exit codes as for run."""
     from parity.explain.run import run_studies, speculators_algorithms
 
+    _check_outputs({"--json": json, "--markdown": markdown})
     registered = speculators_algorithms()
     checkouts = {name: root for name, root in (("eagle", eagle), ("hass", hass)) if root is not None}
     console = Console()
@@ -94,6 +96,7 @@ def record(
     keyword: Keyword = "",
 ) -> None:
     """Run the unmodified prototypes on the cases of a recordings folder and write new recordings."""
+    check_output(output, "--output")
     output.mkdir(parents=True, exist_ok=True)
     for name in _algorithms(algorithm):
         for case in find_cases(recordings, name):
@@ -108,6 +111,7 @@ def plot(
     markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
 ) -> None:
     """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
+    _check_outputs({"--output": output, "--markdown": markdown})
     write_scaling(bench, output)
     if markdown is not None:
         write_performance(bench, markdown)
@@ -132,6 +136,12 @@ def doctor(
     print_environment(Console(), prototype)
 
 
+def _check_outputs(files: dict[str, Path | None]) -> None:
+    for flag, file in files.items():
+        if file is not None:
+            check_output_file(file, flag)
+
+
 def _algorithms(name: str | None) -> tuple[str, ...]:
     if name is None:
         return tuple(ALGORITHMS)
@@ -142,12 +152,7 @@ def _algorithms(name: str | None) -> tuple[str, ...]:
 
 def main() -> None:
     """Entry point; the libraries' chatter goes nowhere."""
-    hush_libraries()
-    try:
-        app()
-    except (InputError, OriginalRunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_app(app, OriginalRunError)
 
 
 if __name__ == "__main__":

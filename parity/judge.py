@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,16 @@ from parity.checks.evidence import Evidence
 from parity.checks.recorded.backward import gradient_flow
 from parity.deviations import LEDGER
 from parity.environment import describe
+from parity.errors import InputError
 from parity.localise import localise, sentence
 from parity.result import Curve, Report, Row, Status
+from parity.runs.original import OriginalRunError
 from parity.runs.port import run_port
 from parity.runs.recorded import PROTOTYPE_SEED, load_recorded
 from parity.runs.reference.loop import first_step_oracle, trace_reference
 from parity.signatures import hint_for
 from parity.trace import Trace
+from ports.errors import reason
 
 Baseline = Callable[[Case], contextlib.AbstractContextManager[tuple[Case, Trace]]]
 """Gives the prototype's trace of a case, and the case as it was run."""
@@ -97,12 +101,25 @@ def _judge_side(report: Report, side: Side, case: Case, expected: Trace, done: s
     if reason:
         report.notes.append(f"{case.name}: {side.name} not compared. {reason}")
         return
-    with side.evidence(case, expected) as evidence:
+    with row_if_it_raises(report, "run", case.name, side.name), side.evidence(case, expected) as evidence:
         rows = run_checks(evidence, side.checks or checks_for(case.algorithm, done))
         done |= {(case.algorithm, row.check) for row in rows}
         report.rows += explain(rows, evidence)
         _add_curves(report, evidence.case, evidence.found)
         report.gradient_flow += gradient_flow(evidence)
+
+
+@contextlib.contextmanager
+def row_if_it_raises(report: Report, check: str, case: str, run: str) -> Iterator[None]:
+    """What a port raises is a failed row that says where; bad input still ends the whole run."""
+    try:
+        yield
+    except (InputError, OriginalRunError):
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__}: {reason(error)}, at {last.filename}:{last.lineno} in {last.name}"
+        report.rows.append(Row(check, case, run, "exception", "", None, None, Status.FAILED, detail))
 
 
 def explain(rows: list[Row], evidence: Evidence) -> list[Row]:

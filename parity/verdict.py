@@ -9,7 +9,7 @@ from pathlib import Path
 
 from parity.case import Case, find_cases
 from parity.errors import InputError
-from parity.judge import PORT, REFERENCE, Side, judge, recorded_baseline
+from parity.judge import PORT, REFERENCE, Side, judge, recorded_baseline, row_if_it_raises
 from parity.live import ADAPTER_CHECKS, adapter_side, live_port_side, original_baseline, prototype_rows
 from parity.result import Report, Skip
 from parity.select import matches
@@ -48,13 +48,15 @@ def verdict(options: Options, progress: Callable[[str], None] = lambda line: Non
     for name in options.algorithms:
         if matches(options.keyword, f"{name}_throughput"):
             progress(f"{name}_throughput")
-            _add_speed(report, name, options.prototype)
+            with row_if_it_raises(report, "throughput", f"{name}_throughput", "port"):
+                _add_speed(report, name, options.prototype)
     if options.prototype is None:
         report.skips.append(Skip("original", "live run", "no checkout of the prototypes was given", CHECKOUT))
     for case in cases:
         if case.dtype != "fp32":
             progress(f"{case.name} over seeds")
-            report.rows.append(judge_spread(case, measure_spread(case)))
+            with row_if_it_raises(report, "equivalence", case.name, "port"):
+                report.rows.append(judge_spread(case, measure_spread(case)))
     return report
 
 

@@ -60,7 +60,7 @@ def recordings() -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs a ``parity`` command line here and returns its exit code."""
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
 
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])

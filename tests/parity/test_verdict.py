@@ -14,7 +14,7 @@ import fixtures
 import parity.verdict
 from parity.case import Case, read_case
 from parity.errors import InputError
-from parity.judge import PORT, REFERENCE, Side, judge
+from parity.judge import PORT, REFERENCE, Side, judge, recorded_baseline
 from parity.result import Report, Row, Speed, Status
 from parity.runs.recorded import load_recorded
 from parity.runs.timing import Timings
@@ -47,6 +47,39 @@ class Log:
     def judge_spread(self, case: Case, spread: object) -> Row:
         self.spreads.append(case.name)
         return note("equivalence", case.name)
+
+
+@contextlib.contextmanager
+def raising_side(case: Case, expected: Any) -> Iterator[Any]:
+    """A port that cannot run this case."""
+    raise ZeroDivisionError("no step")
+    yield
+
+
+def test_a_port_that_raises_is_a_failed_row_and_the_others_are_still_judged(recordings: Path) -> None:
+    cases = [read_case(recordings / name) for name in ("eagle3_fp32_k1", "hass_fp32_k1")]
+    broken = Side("port", raising_side, lambda case: None if case.algorithm == "eagle3" else "not broken here")
+    report = judge(cases, recorded_baseline, (broken, replace(REFERENCE, checks=("environment",))))
+    assert [(row.case, row.run) for row in report.rows if not row.passed] == [("eagle3_fp32_k1", "port")]
+    failed = next(row for row in report.rows if not row.passed)
+    assert (failed.check, failed.status) == ("run", Status.FAILED)
+    assert failed.detail.startswith("ZeroDivisionError: no step, at ")
+    assert "test_verdict.py:" in failed.detail
+    assert {row.case for row in report.rows if row.run == "reference"} == {case.name for case in cases}
+
+
+@pytest.mark.parametrize("place", ["measure", "measure_spread"])
+def test_speed_and_seeds_of_a_port_that_raises_are_failed_rows(
+    log: Log, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("no step")
+
+    monkeypatch.setattr(parity.verdict, place, fails)
+    report = verdict(Options(recordings=fixtures.RECORDINGS, algorithms=("eagle3",)))
+    failed = [row for row in report.rows if not row.passed]
+    assert failed
+    assert {row.detail.partition(", at ")[0] for row in failed} == {"ZeroDivisionError: no step"}
 
 
 def note(check: str, case: str) -> Row:

@@ -29,7 +29,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("traces")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["parity", "trace", "all", str(output), "-k", "k1"])
-        patch.setattr(parity.cli, "hush_libraries", lambda: None)
+        patch.setattr("ports.commands.hush_libraries", lambda: None)
         with pytest.raises(SystemExit) as stop:
             parity.cli.main()
     assert not stop.value.code

@@ -84,7 +84,7 @@ def test_the_exit_code_is_the_studies(
         return [replace(found, rows=(replace(ROW, status=passed),))]
 
     monkeypatch.setattr(parity.explain.run, "run_studies", run_studies)
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
     files = tmp_path / "o.json", tmp_path / "o.md"
     words = ["others", "--hass", "there", "--json", str(files[0]), "--markdown", str(files[1])]
     monkeypatch.setattr(sys, "argv", ["parity", *words])
@@ -106,7 +106,7 @@ def test_the_exit_code_is_the_studies(
 def test_bad_input_exits_with_two(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["parity", "others", *words])
     with pytest.raises(SystemExit) as stop:
         parity.cli.main()
