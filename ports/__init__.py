@@ -4,6 +4,8 @@ Importing this package makes ``transformers`` and ``speculators`` importable bes
 :func:`ports._torchaudio.skip_torchaudio`.
 """
 
+from ports._starting import quiet_interrupt
 from ports._torchaudio import skip_torchaudio
 
+quiet_interrupt()
 skip_torchaudio()

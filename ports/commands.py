@@ -1,23 +1,117 @@
-"""What the commands share: they speak for themselves, and bad input is one line and exit code 2."""
+"""What the commands share: they speak for themselves, and end in a line and an exit code instead of a traceback."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import typer
 from loguru import logger
 
 from ports.errors import InputError
 
+BAD_INPUT, INTERRUPTED, UNREAD = 2, 130, 141
+"""Exit codes; the last two are a shell's for Ctrl-C and for a reader of the output that is gone."""
 
-def run_app(app: typer.Typer) -> None:
-    """Run a command line; does not return."""
+
+def run_app(app: typer.Typer, *refusals: type[Exception]) -> None:
+    """Run a command line as :func:`exit_code` says; does not return."""
     hush_libraries()
+    sys.exit(exit_code(app, *refusals))
+
+
+def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
+    """Run a command; what it returns is its exit code.
+
+    Bad input (:class:`~ports.errors.InputError` and ``refusals``) and a disk or stream that fails are one line and
+    exit code 2. Ctrl-C is a line and 130, output that nobody reads any more one and 141.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
-        app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            return int(run() or 0)
+        finally:
+            _flush(sys.stdout)
+    except (InputError, *refusals) as error:
+        return _end(BAD_INPUT, f"error: {error}")
+    except (KeyboardInterrupt, OSError, SystemExit) as error:
+        return _from_outside(error)
+
+
+def _from_outside(error: BaseException) -> int:
+    """What the terminal or the system did; typer and rich make exit codes of their own of some of it."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        return _end(INTERRUPTED, "interrupted")
+    if any(isinstance(cause, BrokenPipeError) for cause in causes):
+        to_nowhere(sys.stdout)
+        return _end(UNREAD, "nobody reads the output")
+    if isinstance(error, SystemExit):
+        raise error
+    return _end(BAD_INPUT, f"error: the system: found {error}, expected files and streams that can be read and written")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _end(code: int, line: str) -> int:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def _flush(stream: Any) -> None:
+    if stream is not None and not stream.closed:
+        stream.flush()
+
+
+def to_nowhere(stream: Any) -> None:
+    """What goes to a broken ``stream`` from now on, and what it still holds, is dropped."""
+    with contextlib.suppress(OSError, ValueError):  # no file behind it
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class Patient:
+    """A stream whose reader may go: the command goes on without it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream's, unless it is broken."""
+        return self._attempt(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        """As the stream's, unless it is broken."""
+        self._attempt(self._stream.flush, None)
+
+    def _attempt(self, act: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return act()
+        except OSError:
+            to_nowhere(self._stream)
+            return otherwise
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Work that is not lost when nobody reads what it says: neither stdout nor stderr fails in this block."""
+    with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
+        yield
 
 
 def hush_libraries() -> None:

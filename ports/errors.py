@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+LONGEST_REASON = 300
 REPORT = re.compile(r".*InputError: (.*?): ([^:\n]*): found (.*), expected (.*?)\s*", re.DOTALL)
 
 
@@ -24,6 +25,11 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, Any, Any]]:
         return InputError, (self.file, self.field, self.found, self.expected)
+
+
+def reason(error: BaseException) -> str:
+    """What a library complained of, in one line."""
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
 def _last_error(report: str) -> tuple[str, str, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ports.estimate.recipe import Estimate, EstimateSettings, estimate
-from ports.generate.prepare import gigabytes
+from ports.files import gigabytes
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"

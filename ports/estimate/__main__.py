@@ -5,19 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ports.errors import InputError
+from ports.commands import exit_code
 from ports.estimate.recipe import EstimateSettings, estimate
 from ports.training.command_line import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 2 on bad input."""
-    try:
-        print("\n".join(estimate(parse(EstimateSettings, sys.argv[1:] if argv is None else argv)).lines()))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    words = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: print("\n".join(estimate(parse(EstimateSettings, words)).lines())))
 
 
 if __name__ == "__main__":

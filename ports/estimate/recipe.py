@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.errors import InputError
 from ports.estimate.training import TrainingMemory, training_memory
-from ports.generate.prepare import geometry_of, gigabytes
+from ports.files import gigabytes
+from ports.generate.prepare import geometry_of
 from ports.generate.records import ITEM_BYTES
 from ports.hass.draft_config import load_draft_config as hass_config
 from ports.training.verifier import verifier_config

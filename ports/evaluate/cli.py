@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ports.commands import run_app
 from ports.evaluate.measure import Request, measure
+from ports.files import check_output_file
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,7 +40,7 @@ def run(
     batch_size: Annotated[int, typer.Option(min=1, help="prompts at a time")] = 8,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="the same draft as its training would start")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="of the untrained weights")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the untrained weights")] = 0,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
     dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
     json: Annotated[Optional[Path], typer.Option(help="write the result here as JSON")] = None,  # noqa: UP045
@@ -48,6 +49,8 @@ def run(
 
     Every answer is decoded without the draft too. Exit code 0: the tokens are the same, 1: they differ, 2: bad input.
     """
+    if json is not None:
+        check_output_file(json, "--json")
     choices = (verifier, tokens, speculative_tokens, batch_size, ignore_eos, untrained, seed, device, dtype.value)
     result = measure(Request(draft, prompts, *choices))
     print_result(result, Console())

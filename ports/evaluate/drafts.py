@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from speculators import SpeculatorModel
-from speculators.models.eagle3 import Eagle3DraftModel
+from torch import Tensor
 
 from ports.eagle3.config import OTHER_NORMS
 from ports.eagle3.model import build_draft
@@ -16,9 +17,9 @@ from ports.evaluate.drafter import Drafter, Eagle3Drafter, HassDrafter
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
 from ports.training.draft_config import native_config, read_config_dict
-from ports.training.saving import load_weights
+from ports.training.saving import WEIGHTS, put_weights, read_weights
 from ports.training.verifier import check_weights_present, reading_weights, verifier_config
-from ports.training.vocabulary import VocabularyMap
+from ports.training.vocabulary import VocabularyMap, check_map
 
 KINDS: dict[str, type[Drafter]] = {"eagle3": Eagle3Drafter, "hass": HassDrafter}
 
@@ -43,9 +44,12 @@ def open_draft(directory: Path, verifier: str | None = None) -> SpeculatorModel:
         config.speculators_config.verifier.name_or_path = verifier
     _check_named(directory, config.speculators_config.verifier.name_or_path)
     _check_verifier(config)
+    file = directory / WEIGHTS
+    weights = read_weights(file)
+    vocabulary = _vocabulary(file, weights, config)
     with reading_weights(config.speculators_config.verifier.name_or_path):
-        model = _load(directory, config)
-    load_weights(model, directory)
+        model = _fresh(config, vocabulary)
+    put_weights(model, file, weights)
     return model.eval()
 
 
@@ -53,11 +57,30 @@ def untrained(model: SpeculatorModel, seed: int = 0) -> SpeculatorModel:
     """A draft of the same config, vocabulary map and verifier with the weights that training starts from."""
     torch.manual_seed(seed)
     config = model.config.__class__.from_dict(model.config.to_dict())
-    if isinstance(model, Eagle3DraftModel):
-        return build_draft(config, VocabularyMap(model.t2d, model.d2t), Alignment.PROTOTYPE).eval()
+    return _fresh(config, VocabularyMap(getattr(model, "t2d", None), getattr(model, "d2t", None))).eval()
+
+
+def _fresh(config: Any, vocabulary: VocabularyMap) -> SpeculatorModel:
+    """As training starts; HASS has no map."""
+    if config.speculators_model_type == "eagle3":
+        return build_draft(config, vocabulary, Alignment.PROTOTYPE)
     fresh = HassDraftModel(config)
     fresh.load_verifier_weights()
-    return fresh.eval()
+    return fresh
+
+
+def _vocabulary(file: Path, weights: Mapping[str, Tensor], config: Any) -> VocabularyMap:
+    """The checkpoint's map: an id that the verifier does not have would be met in the middle of an answer."""
+    vocab_size = config.transformer_layer_config.vocab_size
+    whole: Any = None
+    if getattr(config, "draft_vocab_size", vocab_size) == vocab_size:
+        return VocabularyMap(whole, whole)
+    for name, dtype in (("t2d", torch.bool), ("d2t", torch.int64)):
+        found = weights[name].dtype if name in weights else "missing"
+        if found is not dtype:
+            raise InputError(file, name, found, dtype)
+    arrays = weights["t2d"].numpy(), weights["d2t"].numpy()
+    return check_map((file, file), arrays, vocab_size, config.draft_vocab_size)
 
 
 def _config(directory: Path) -> Any:
@@ -94,7 +117,3 @@ def _check_verifier(config: Any) -> None:
     for size in ("hidden_size", "vocab_size"):
         if getattr(verifier, size) != getattr(layer, size):
             raise InputError(name, size, getattr(verifier, size), f"{getattr(layer, size)}, the draft's")
-
-
-def _load(directory: Path, config: Any) -> SpeculatorModel:
-    return SpeculatorModel.from_pretrained(directory, config=config, dtype=torch.float32)

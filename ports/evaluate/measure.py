@@ -17,6 +17,7 @@ from ports.evaluate.evaluation import Evaluation, evaluate
 from ports.evaluate.prompts import read_prompts
 from ports.evaluate.verifiers import end_tokens, longest_prompt, open_tokenizer, open_verifier
 from ports.numerics import fix_numerics, numerics
+from ports.training.data.features import checked_device
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def measure(request: Request) -> dict[str, Any]:
         InputError: names the file, the field, what was found and what was expected.
     """
     fix_numerics()
-    model, device = open_draft(request.draft, request.verifier), _device(request.device)
+    device = checked_device(request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = open_draft(request.draft, request.verifier)
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, request.speculative_tokens
     size = size or attached.proposal_methods[0].speculative_tokens
@@ -81,14 +83,6 @@ def _summary(found: Evaluation) -> dict[str, Any]:
         "lossless": not found.differences,
         "differences": [asdict(difference) for difference in found.differences],
     }
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError("command line", "--device", f"{name} ({reason})", "a device that torch has here") from error
 
 
 def _prompts(file: Path, verifier: str, longest: int, model: SpeculatorModel) -> tuple[list[list[int]], int]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
+from ports.files import check_regular, is_text, read_json
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages or conversations"
@@ -39,15 +40,19 @@ def read_prompts(file: Path, tokenizer: Callable[[], Any], vocab_size: int) -> l
 
 
 def _values(file: Path) -> list[tuple[str, Any]]:
+    expected = "a readable .txt, .jsonl or .json file"
+    if file.suffix == ".json":
+        content = read_json(file, "--prompts", expected)
+        if not isinstance(content, list):
+            raise InputError(file, "--prompts", type(content).__name__, "an array of prompts")
+        return [(f"entry {number}", value) for number, value in enumerate(content)]
+    check_regular(file, "--prompts")
     try:
         text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            return [(f"entry {number}", value) for number, value in enumerate(json.loads(text))]
         lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         return [(field, json.loads(line) if file.suffix == ".jsonl" else line) for field, line in lines]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(file, "--prompts", reason, "a readable .txt, .jsonl or .json file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(file, "--prompts", reason(error), expected) from error
 
 
 class _Reader:
@@ -59,8 +64,13 @@ class _Reader:
         if isinstance(value, Mapping):
             return self._of_object(field, value)
         if isinstance(value, str):
-            return self._checked(field, self.tokenizer()(value)["input_ids"])
+            return self._tokenized(field, value)
         return self._checked(field, value)
+
+    def _tokenized(self, field: str, text: str, **options: Any) -> list[int]:
+        if not is_text(text):
+            raise InputError(self.file, field, f"a lone surrogate in {ascii(text)[:60]}", "text")
+        return self._checked(field, self.tokenizer()(text, **options)["input_ids"])
 
     def _of_object(self, field: str, value: Mapping[str, Any]) -> list[int]:
         if "prompt_token_ids" in value:
@@ -75,13 +85,11 @@ class _Reader:
         turns = prompt_of(_messages(self.file, field, value))
         if not turns:
             raise InputError(self.file, field, "no turn of a user", "a conversation")
-        tokenizer = self.tokenizer()
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise errors of their own, and a tokenizer may have none
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(self.file, field, reason, "a conversation that the chat template takes") from error
-        return self._checked(field, tokenizer(text, add_special_tokens=False)["input_ids"])
+            raise InputError(self.file, field, reason(error), "a conversation that the chat template takes") from error
+        return self._tokenized(field, text, add_special_tokens=False)
 
     def _checked(self, field: str, ids: Any) -> list[int]:
         if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
@@ -93,12 +101,15 @@ class _Reader:
 
 def _messages(file: Path, field: str, value: Mapping[str, Any]) -> list[Message]:
     name, role, content = ("messages", "role", "content") if "messages" in value else ("conversations", "from", "value")
+    expected = f"turns with {role} and {content}"
     try:
-        return [{"role": ROLES[turn[role]], "content": str(turn[content])} for turn in value[name]]
+        messages = [{"role": ROLES[turn[role]], "content": turn[content]} for turn in value[name]]
     except (KeyError, TypeError) as error:
-        raise InputError(
-            file, f"{field} {name}", f"{type(error).__name__} {error}", f"turns with {role} and {content}"
-        ) from error
+        raise InputError(file, f"{field} {name}", f"{type(error).__name__} {error}", expected) from error
+    for message in messages:
+        if not isinstance(message["content"], str):
+            raise InputError(file, f"{field} {name}", f"{content} {message['content']!r:.40}", f"{expected}, a text")
+    return messages
 
 
 def prompt_of(messages: Sequence[Message]) -> list[Message]:

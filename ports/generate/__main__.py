@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 from rich.console import Console
 
-from ports.errors import InputError
+from ports.commands import exit_code
 from ports.generate.conversations import ConversationError
 from ports.generate.prepare import say
 from ports.generate.run import generate, prepare, summary
@@ -56,15 +56,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 2 on bad input."""
+    """Entry point; see :func:`ports.commands.exit_code`."""
     words = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS.get(words[0]) if words else None
-    try:
-        (command or run_generate)(words[1:] if command else words)
-    except (InputError, ConversationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: (command or run_generate)(words[1:] if command else words), ConversationError)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from datasets import Dataset, load_dataset
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
+from ports.files import check_regular
 
 Kind = Literal["sharegpt", "ultrachat"]
 Message = dict[str, str]
@@ -30,14 +31,22 @@ class ConversationError(ValueError):
 
 @dataclass(frozen=True)
 class Conversations:
-    """The rows of a data set as ``source`` has them, ShareGPT shuffled; :meth:`messages` reads one."""
+    """The rows of a data set as ``source`` has them, ShareGPT shuffled; :meth:`messages` reads one.
+
+    ``order`` says where in ``source`` a row lies, from 0; default: where it is.
+    """
 
     rows: Dataset
     kind: Kind
     source: str
+    order: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def row(self, index: int) -> int:
+        """The number of row ``index`` in ``source``."""
+        return index if self.order is None else self.order[index]
 
     def messages(self, index: int) -> list[Message]:
         """The turns of row ``index``.
@@ -85,11 +94,16 @@ def load_conversations(kind: Kind, data_path: str, split: str) -> Conversations:
         raise InputError(name, column, f"columns {', '.join(rows.column_names)}", f"{kind} rows with {column}")
     if len(rows) == 0:
         raise InputError(name, column, "no rows", "at least one dialogue")
-    return Conversations(rows.shuffle(seed=SHUFFLE_SEED) if kind == "sharegpt" else rows, kind, name)
+    if kind == "ultrachat":
+        return Conversations(rows, kind, name)
+    order = Dataset.from_dict({"row": range(len(rows))}).shuffle(seed=SHUFFLE_SEED)["row"]
+    return Conversations(rows.shuffle(seed=SHUFFLE_SEED), kind, name, list(order))
 
 
 def _load(name: str, split: str) -> Dataset:
     path = Path(name)
+    for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        check_regular(file, "data_path")
     try:
         if path.is_dir():
             return load_dataset(str(path), split="train")
@@ -98,10 +112,8 @@ def _load(name: str, split: str) -> Dataset:
             return load_dataset(form, data_files=str(path), split="train")
         return load_dataset(name, split=split)
     except Exception as error:  # datasets', pyarrow's, fsspec's and the hub's own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(
-            name, "data_path", reason, "a JSON or parquet file, a directory of them, or a hub id"
-        ) from error
+        expected = "a JSON or parquet file, a directory of them, or a hub id"
+        raise InputError(name, "data_path", reason(error.__cause__ or error), expected) from error
 
 
 def split_range(samples: int, parts: int) -> list[range]:

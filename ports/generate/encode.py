@@ -11,6 +11,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ports.errors import InputError
+from ports.files import is_text
 from ports.generate.answers import Span, answer_spans, mask_of
 from ports.generate.conversations import ConversationError, Message
 from ports.generate.families import ChatFamily, Offsets
@@ -87,8 +88,11 @@ class Encoder:
         return {**message, "content": " " + message["content"]}
 
     def render(self, turns: Sequence[Message]) -> str:
-        """The text of a dialogue; a template's complaint is a ConversationError."""
-        return str(self._template(turns, tokenize=False))
+        """The text of a dialogue; a template's complaint is a ConversationError, and so is what is no text."""
+        text = str(self._template(turns, tokenize=False))
+        if not is_text(text):
+            raise ConversationError(f"found a lone surrogate in {ascii(text)[:60]}, expected text")
+        return text
 
     def _template(self, turns: Sequence[Message], **options: Any) -> Any:
         try:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ports.errors import InputError
+from ports.files import check_regular
 
 TABLE = Path(__file__).parent / "families.yaml"
 
@@ -70,6 +71,7 @@ def load_family(name: str) -> ChatFamily:
 
 
 def _read(table: Path) -> dict[str, Any]:
+    check_regular(table, "chat_template")
     try:
         content = yaml.safe_load(table.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -95,24 +93,29 @@ def _encode_one(
     try:
         encoded = encoder(conversations.messages(number))
     except ConversationError as error:
+        row = conversations.row(number)
         if settings.on_bad_conversation == "fail":
             expected = "a dialogue that can be used; --on_bad_conversation skip leaves it out"
-            raise InputError(conversations.source, f"row {number}", error, expected) from error
-        work.skipped.append(f"row {number}: {error}")
+            raise InputError(conversations.source, f"row {row}", error, expected) from error
+        work.skipped.append(f"row {row}: {error}")
     else:
         if any(encoded.loss_mask):
             work.parts[-1].append(Row(number, encoded))
         else:  # a record that would teach nothing
-            work.skipped.append(f"row {number}: no token of an answer")
+            work.skipped.append(f"row {conversations.row(number)}: no token of an answer")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is read from the verifier, before it is loaded; ``hidden_size`` 0 stands for records without features."""
+    """What is read from the verifier, before it is loaded; ``hidden_size`` 0 stands for records without features.
+
+    ``positions`` are those that its config names, if it does.
+    """
 
     hidden_size: int
     layers: list[int] | None
     dtype: str
+    positions: int | None = None
 
     @property
     def without_features(self) -> bool:
@@ -145,7 +148,8 @@ def geometry_of(algorithm: str, model_path: str, aux_layers: str = "prototype", 
     dtype = PROTOTYPE_DTYPE.get(algorithm, "auto") if dtype == "default" else dtype
     size = 0 if algorithm == "ids" else config.hidden_size
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return Geometry(size, layers, own if dtype == "auto" else dtype)
+    positions = getattr(config, "max_position_embeddings", None)
+    return Geometry(size, layers, own if dtype == "auto" else dtype, positions)
 
 
 def describe(settings: GenerationSettings, work: Work, shape: Geometry, tokenizer: Any, device: str) -> Manifest:
@@ -179,24 +183,6 @@ def info_of(manifest: Manifest, row: Row) -> RecordInfo:
         chat_template=manifest.chat_template,
         row=row.number,
     )
-
-
-def check_room(outdir: Path, needed: int) -> int:
-    """Free bytes where ``outdir`` will be.
-
-    Raises:
-        InputError: fewer than ``needed``.
-    """
-    existing = next(path for path in (outdir, *outdir.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise InputError(outdir, "disk", f"{gigabytes(free)} free", f"{gigabytes(needed)} for the records")
-    return free
-
-
-def gigabytes(size: int) -> str:
-    """In GB (1e9), at least three digits."""
-    return f"{size / 1e9:,.3g} GB" if size < 1e12 else f"{size / 1e9:,.0f} GB"
 
 
 def say(line: str) -> None:

@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 
 from ports.errors import InputError
+from ports.files import check_output, gigabytes
 from ports.generate.manifest import Manifest, write_or_check
 from ports.generate.prepare import (
     Geometry,
     Work,
-    check_room,
     describe,
     encode_rows,
     geometry,
-    gigabytes,
     load_tokenizer,
     say,
 )
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import Task, run_process, work
 from ports.numerics import fix_numerics
+from ports.training.data.features import checked_device
 
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""
@@ -73,7 +73,7 @@ def _refuse_records_among_dialogues(settings: GenerationSettings) -> None:
 def _device(settings: GenerationSettings) -> str:
     """The kind of device that computes: its numbers are another's only to rounding."""
     if settings.device is not None:
-        return torch.device(settings.device).type
+        return checked_device(settings.device).type
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else str(accelerator.type)
 
@@ -87,9 +87,19 @@ def summary(prepared: Prepared) -> list[str]:
     return [
         *(f"skipped {reason}" for reason in skipped[:SHOWN]),
         f"{rows:,} dialogues, {manifest.tokens:,} tokens, {share:.0%} of them in the loss, {len(skipped)} skipped",
+        *_longer(prepared.work, shape.positions),
         f"{_features(shape)}, {shape.bytes_of(1000) // 1000:,} bytes a token",
         f"{gigabytes(prepared.disk)} of records",
     ]
+
+
+def _longer(work: Work, positions: int | None) -> list[str]:
+    """Features of tokens that the verifier was not made for are of little worth, and no library says so."""
+    longer = [len(row.ids) for row in work.rows if positions is not None and len(row.ids) > positions]
+    if not longer:
+        return []
+    found = f"{len(longer):,} of them longer than the verifier's {positions:,} positions, up to {max(longer):,} tokens"
+    return [f"{found}; --max_length {positions} cuts them"]
 
 
 def _features(shape: Geometry) -> str:
@@ -105,10 +115,11 @@ def generate(settings: GenerationSettings) -> None:
         InputError: see :func:`prepare`; too little room; or a process failed, whose message stands above.
     """
     fix_numerics()
+    check_output(settings.outdir, "outdir")
     prepared = prepare(settings)
     for line in summary(prepared):
         say(line)
-    check_room(settings.outdir, prepared.disk)
+    check_output(settings.outdir, "outdir", prepared.disk)
     write_or_check(settings.outdir, prepared.manifest)
     started = time.monotonic()
     tasks = prepared.tasks()

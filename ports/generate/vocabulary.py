@@ -16,7 +16,9 @@ from speculators.train.vocab_mapping import build_vocab_mappings_from_distributi
 from tqdm import tqdm
 
 from ports.errors import InputError
+from ports.files import check_output
 from ports.training.checkpoint.atomic import write_file
+from ports.training.data.record_info import RecordInfo
 from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.draft_config import read_config_dict
 from ports.training.verifier import verifier_config
@@ -45,11 +47,13 @@ class VocabularySettings(BaseSettings):
     output: Path | None = Field(None, description="directory for the three files; default: --tmpdir")
 
 
-def count_tokens(files: Sequence[Path], vocab_size: int, counts: Counts) -> Counter[int]:
-    """How often each id occurs; only ids and masks are read where the format allows it."""
+def count_tokens(
+    files: Sequence[Path], vocab_size: int, counts: Counts, like: RecordInfo | None = None
+) -> Counter[int]:
+    """How often each id occurs in records of the kind of ``like``; of each only ids and masks count."""
     totals = torch.zeros(vocab_size, dtype=torch.int64)
     for file in tqdm(files, desc="counting", leave=False):
-        record = read_record(file, {}, vocab_size)
+        record = read_record(file, {}, vocab_size, like)
         ids = record["input_ids"]
         kept = ids if counts is Counts.ALL else ids[record["loss_mask"].bool()]
         totals += torch.bincount(kept, minlength=vocab_size)
@@ -68,10 +72,13 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
     Raises:
         InputError: no size or two of them, one that the verifier does not have, or unreadable records.
     """
+    folder = settings.output or settings.tmpdir
+    check_output(folder, "output")
     vocab_size = verifier_config(settings.basepath).vocab_size
     size = _draft_vocab_size(settings, vocab_size)
     files = list_records(settings.tmpdir)[: settings.samples]
-    counts, info = count_tokens(files, vocab_size, settings.counts), recorded_info(files)
+    info = recorded_info(files)
+    counts = count_tokens(files, vocab_size, settings.counts, info)
     chosen = build_map(counts, size, vocab_size)
     content = VocabularyFile(
         digest=chosen.digest,
@@ -83,7 +90,7 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
         covered=sum(count for token, count in counts.items() if bool(chosen.t2d[token])),
         tokenizer=None if info is None else info.tokenizer,
     )
-    _write(settings.output or settings.tmpdir, chosen, content)
+    _write(folder, chosen, content)
     return content
 
 

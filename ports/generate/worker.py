@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ports.errors import InputError
+from ports.commands import exit_code
 from ports.generate.buckets import length_buckets
 from ports.generate.manifest import Manifest
 from ports.generate.prepare import Geometry, Row, info_of
@@ -103,16 +103,16 @@ def _own_devices(index: int, count: int) -> list[str]:
 
 
 def run_process(task: Task) -> None:
-    """:func:`work` in a process of its own: only its devices are visible, and bad input is exit code 2."""
+    """:func:`work` in a process of its own: only its devices are visible."""
     end_with_parent()
     if task.settings.device is None:
         os.environ[VISIBLE] = ",".join(_own_devices(task.index, task.settings.gpus_per_model))
     fix_numerics()
+    sys.exit(exit_code(lambda: _timed(task)))
+
+
+def _timed(task: Task) -> None:
     started = time.monotonic()
-    try:
-        tokens = work(task)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    tokens = work(task)
     seconds = time.monotonic() - started
     print(f"process {task.index}: {tokens} tokens, {tokens / seconds:.0f} tok/s", file=sys.stderr, flush=True)

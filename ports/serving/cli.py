@@ -10,6 +10,7 @@ import typer
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.drafts import open_draft
+from ports.files import check_output
 from ports.hass import HassDraftModel
 from ports.serving.layout import write_folded
 
@@ -28,6 +29,7 @@ def run(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(output, "OUTPUT", "something there", "a new or empty directory")
+    check_output(output, "OUTPUT")
     model = open_draft(draft, verifier)
     if not isinstance(model, HassDraftModel):
         kind = model.config.speculators_model_type

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource
 
 from ports.errors import InputError
+from ports.files import check_regular
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -85,6 +86,7 @@ def _with_underscores(settings_class: type[S], word: str) -> str:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    check_regular(file, "--config")
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from speculators.proposals.greedy import GreedyTokenProposalConfig
 from transformers import PretrainedConfig
 
 from ports.errors import InputError
+from ports.files import read_json
 from ports.training.alignment import Alignment
 from ports.training.layer_config import DRAFT_LAYERS, LAYER_CONFIGS, OTHER_LAYERS, layer_config
 
@@ -29,17 +29,10 @@ def read_config_dict(configpath: str) -> dict[str, Any]:
     """
     path = Path(configpath)
     file = path / "config.json" if path.is_dir() else path
-    content = _read_json(file) if path.exists() else _fetch(configpath)
+    content = read_json(file, "configpath", "a readable JSON object") if path.exists() else _fetch(configpath)
     if not isinstance(content, dict) or not content:
         raise InputError(file, "configpath", type(content).__name__, "a non-empty JSON object")
     return content
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(file, "configpath", str(error), "a readable JSON object") from error
 
 
 def _fetch(hub_id: str) -> Any:

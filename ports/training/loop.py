@@ -233,7 +233,8 @@ class Loop:
         for position, batch in enumerate(batches):
             last = position == len(batches) - 1
             self.observer.batch(self.micro_batch, batch)
-            outcome = self._forward_backward(batch, window, last)
+            with self._anomalies(window.files[position]):
+                outcome = self._forward_backward(batch, window, last)
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
             grad_norm = self._update(window) if last else None
@@ -300,6 +301,17 @@ class Loop:
             self.totals.empty += 1
         self.clock.count(batch["attention_mask"])
         return list(batch.pop("files", ()))
+
+    @contextlib.contextmanager
+    def _anomalies(self, files: list[str]) -> Iterator[None]:
+        """What ``--debug`` finds in a backward names the samples."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not torch.is_anomaly_enabled() or "returned nan values" not in str(error):
+                raise
+            found = f"{error} at {self._here()}, micro-batch {self.micro_batch}"
+            raise InputError(", ".join(files), "gradient", found, "finite numbers; no step was taken") from error
 
     def _update(self, window: Window) -> float | None:
         grad_norm = self.plan.clip(self.accelerator, self.module)

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Sampler
 
-from ports.errors import InputError
+from ports.commands import exit_code, unread
+from ports.files import check_output
 from ports.numerics import fix_numerics
 from ports.training.checkpoint.atomic import sweep
 from ports.training.checkpoint.choose import Checkpoint, choose, remove_run
@@ -67,6 +68,7 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
+    check_output(settings.cpdir, "cpdir", checkpoint_bytes(objective.draft))
     keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)
@@ -103,6 +105,11 @@ class Start:
         return log_to_keep(LOG, self.checkpoint, self.settings.resume_anyway)
 
 
+def checkpoint_bytes(draft: nn.Module) -> int:
+    """What a checkpoint takes, about: weights and Adam's two moments of them, in float32."""
+    return sum(12 * parameter.numel() for parameter in draft.parameters() if parameter.requires_grad)
+
+
 def finish(loop: Loop) -> nn.Module:
     """Train to the end; returns the objective that holds the trained draft."""
     trained = loop.run()
@@ -111,14 +118,20 @@ def finish(loop: Loop) -> nn.Module:
 
 
 def run_command(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str] | None = None) -> int:
-    """Parse a command line, seed, and execute; returns 2 on bad input and 75 when a signal stopped the run."""
+    """Parse a command line, seed, and execute; returns 75 when a signal stopped the run.
+
+    For other exit codes see :func:`ports.commands.exit_code`. Output that nobody reads does not end a run.
+    """
+    return exit_code(lambda: _execute(settings_class, execute, sys.argv[1:] if argv is None else argv))
+
+
+def _execute(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str]) -> int:
+    settings = parse(settings_class, argv)
+    check_output(settings.cpdir, "cpdir")
+    fix_numerics(settings.seed)
     try:
-        settings = parse(settings_class, sys.argv[1:] if argv is None else argv)
-        fix_numerics(settings.seed)
-        execute(settings)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        with unread():
+            execute(settings)
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE

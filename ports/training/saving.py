@@ -14,8 +14,11 @@ from speculators import SpeculatorModel
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.files import check_regular
 from ports.training.checkpoint.atomic import write_directory
 from ports.training.shards import sharded_like, whole
+
+WEIGHTS = "model.safetensors"
 
 
 def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Path] = ()) -> Path:
@@ -46,15 +49,29 @@ def load_weights(draft: SpeculatorModel, directory: Path) -> None:
     """Load a Speculators checkpoint's tensors into ``draft``; every tensor must fit and none may be missing.
 
     Raises:
-        InputError: no such file, not safetensors (a pickle under that name is never executed), other tensors, NaN or
-            Inf in one, or another vocabulary map than the draft's, whose target distribution would not be the
-            checkpoint's.
+        InputError: a file that :func:`read_weights` refuses, other tensors, NaN or Inf in one, or another
+            vocabulary map than the draft's, whose target distribution would not be the checkpoint's.
     """
-    file = directory / "model.safetensors"
+    file = directory / WEIGHTS
+    put_weights(draft, file, read_weights(file))
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file.
+
+    Raises:
+        InputError: no such file, or not safetensors (a pickle under that name is never executed).
+    """
+    check_regular(file, "ckpt_path")
     try:
-        weights = load_file(file)
+        weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(file, "ckpt_path", str(error), "a Speculators checkpoint's model.safetensors") from error
+    return weights
+
+
+def put_weights(draft: SpeculatorModel, file: Path, weights: dict[str, Tensor]) -> None:
+    """Put what :func:`read_weights` read from ``file`` into ``draft``; raises as :func:`load_weights`."""
     own = draft.state_dict()
     ignored = set(draft._keys_to_ignore_on_save or [])
     missing, extra = sorted(set(own) - set(weights) - ignored), sorted(set(weights) - set(own))

@@ -90,7 +90,9 @@ class TrainingSettings(BaseSettings):
         description="after every pass, print and log how long it waited for data and how much of it was padding; "
         "metrics.jsonl then holds times, which no two runs share",
     )
-    seed: int = Field(0, ge=0, description="seed of python, numpy and torch, set once before anything is drawn")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of python, numpy and torch, set once before anything is drawn"
+    )
     ttt_alignment: Alignment = Field(
         Alignment.PROTOTYPE,
         description="prototype: keys of earlier steps at the query's position; chain: as Speculators and vLLM serve it",

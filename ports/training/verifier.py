@@ -14,7 +14,8 @@ from speculators.utils.loading import load_model_layers
 from torch import Tensor
 from transformers import AutoConfig
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
+from ports.files import read_json
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -34,13 +35,14 @@ def verifier_config(name_or_path: str) -> Any:
         InputError: a directory without ``config.json``, or with one that cannot be read.
     """
     directory = Path(name_or_path)
-    if directory.exists() and not (directory / "config.json").is_file():
-        raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
+    if directory.exists():
+        if not (directory / "config.json").is_file():
+            raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
+        read_json(directory / "config.json", "basepath", "a model's config")  # transformers hides what is wrong with it
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise InputError(name_or_path, "basepath", reason, "a model directory or hub id") from error
+        raise InputError(name_or_path, "basepath", reason(error), "a model directory or hub id") from error
     text = config.get_text_config()
     if getattr(text, "dtype", None) is None:
         text.dtype = getattr(config, "dtype", None)
@@ -93,14 +95,11 @@ def _names(file: Path) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            index, "weight_map", type(error).__name__, "a JSON object that maps tensors to shards"
-        ) from error
+    expected = "a JSON object that maps tensors to shards"
+    content = read_json(index, "weight_map", expected)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(index, "weight_map", weight_map, "a non-empty object")
+        raise InputError(index, "weight_map", repr(weight_map)[:80], expected)
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or len(shard) > LONGEST_NAME:
             raise InputError(index, f"weight_map {name}", repr(shard)[:80], "the name of a file beside the index")
@@ -119,9 +118,8 @@ def reading_weights(name_or_path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # safetensors', torch's and Speculators' own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         expected = "whole safetensors with embed_tokens and lm_head in the config's sizes"
-        raise InputError(name_or_path, "weights", reason, expected) from error
+        raise InputError(name_or_path, "weights", reason(error), expected) from error
 
 
 def full_head(name_or_path: str) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from huggingface_hub import snapshot_download
 
 from ports.errors import InputError
+from ports.files import check_regular
 
 SAMPLE = 256
 """Bytes read at the start, in the middle and at the end of every tensor."""
@@ -28,6 +29,8 @@ def verifier_fingerprint(name_or_path: str) -> str:
     """
     directory = _directory(name_or_path)
     files = sorted(directory.glob("*.safetensors"))
+    for file in files:
+        check_regular(file, "weights")
     try:
         tensors = dict(entry for file in files for entry in _tensors(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.files import check_regular
 from ports.training.digests import tensors_digest
 
 
@@ -36,8 +37,18 @@ def load_vocabulary_map(t2d_file: Path, d2t_file: Path, vocab_size: int, draft_v
         InputError: unreadable file, wrong size, or a ``d2t`` that does not name exactly the ids of ``t2d`` in
             ascending order (which also refuses every map that sends two draft ids to one token).
     """
-    t2d = _read(t2d_file, "t2d").astype(bool)
-    d2t = _read(d2t_file, "d2t").astype(np.int64)
+    arrays = _read(t2d_file, "t2d"), _read(d2t_file, "d2t")
+    return check_map((t2d_file, d2t_file), arrays, vocab_size, draft_vocab_size)
+
+
+def check_map(
+    files: tuple[Path, Path], arrays: tuple[np.ndarray, np.ndarray], vocab_size: int, draft_vocab_size: int
+) -> VocabularyMap:
+    """The map that ``arrays``, t2d and d2t out of ``files``, are; see :func:`load_vocabulary_map`."""
+    for file, field, array in zip(files, ("t2d", "d2t"), arrays):
+        if array.dtype.kind not in "biu" or array.ndim != 1:
+            raise InputError(file, field, f"{array.dtype} {array.shape}", "a one-dimensional bool or integer array")
+    (t2d_file, d2t_file), t2d, d2t = files, arrays[0].astype(bool), arrays[1].astype(np.int64)
     if t2d.shape != (vocab_size,):
         raise InputError(t2d_file, "t2d", f"shape {t2d.shape}", f"({vocab_size},), the verifier's vocabulary")
     if int(t2d.sum()) != draft_vocab_size:
@@ -59,10 +70,12 @@ def _check_same_ids(file: Path, kept: np.ndarray, named: np.ndarray) -> None:
 
 
 def _read(file: Path, field: str) -> np.ndarray:
+    expected = "a .npy array without pickled objects"
+    check_regular(file, field)
     try:
         array = np.load(file, allow_pickle=False)
     except Exception as error:  # numpy evaluates the header, and raises whatever its bytes run into
-        raise InputError(file, field, str(error).split("\n")[0], "a .npy array without pickled objects") from error
-    if array.dtype.kind not in "biu" or array.ndim != 1:
-        raise InputError(file, field, f"{array.dtype} {array.shape}", "a one-dimensional bool or integer array")
-    return np.asarray(array)
+        raise InputError(file, field, str(error).split("\n")[0], expected) from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(file, field, "several arrays in one file", expected)
+    return array

@@ -80,6 +80,11 @@ def test_files_are_written(command: Run, verdicts: list[Any], tmp_path: Path) ->
     [
         (["run", "nosuch"], "error: command line: PAIR: found nosuch, expected eagle3, hass or FILE.py:NAME"),
         (["run", "--recordings", "/no/where"], "error: /no/where: recordings: found no such folder"),
+        (["run", "--json", "/no/where/rows.json"], "error: /no/where/rows.json: --json: found no folder /no/where"),
+        (["run", "--report", "/no/where/x.html"], "error: /no/where/x.html: --report: found no folder /no/where"),
+        (["others", "--json", "/no/where/x.json"], "error: /no/where/x.json: --json: found no folder /no/where"),
+        (["others", "--markdown", "/no/where/x.md"], "error: /no/where/x.md: --markdown: found no folder /no/where"),
+        (["record", "--prototype", "/no", "--output", "/proc/no"], "error: /proc/no: --output: found "),
         (["run", "-k", "a b"], "error: command line: -k: found 'a b', expected words joined by and, or, not"),
         (["run", "-k", "__import__('os')"], "error: command line: -k: found"),
         (["record", "--prototype", "/no/where", "--output", "{tmp}", "-k", "eagle3_fp32_k1"], "research/eagle3"),

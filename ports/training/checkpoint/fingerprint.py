@@ -75,6 +75,8 @@ def _ends_of(file: Path) -> tuple[int, bytes]:
     """Size and last bytes; a record that cannot be read, which ``--on_bad_record skip`` allows, has neither."""
     try:
         size = file.stat().st_size
+        if not file.is_file():  # a FIFO would be waited for
+            return size, b""
         with file.open("rb") as stream:
             head = stream.read(TAIL) if file.suffix == SUFFIX else b""
             stream.seek(max(0, size - TAIL))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ports.errors import InputError
+from ports.files import check_output
 
 FILE = ".lock"
 
@@ -20,13 +21,14 @@ class DirectoryLock:
     A record lock: a killed holder leaves the file behind but not the lock, and loader processes do not inherit it.
 
     Raises:
-        InputError: another process holds it; names the process and its machine.
+        InputError: it cannot be made or written to, or another process holds it; names that and its machine.
     """
 
     def __init__(self, directory: Path, field: str = "cpdir") -> None:
         self.field = field
         self._handle: int | None = None
         self.file = directory / FILE
+        check_output(directory, field)
         directory.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel
 from transformers.utils import logging
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
 
 PROTOTYPE_DTYPE = {"eagle3": "auto", "hass": "float16"}
 """The prototypes' precision of the verifier."""
@@ -40,8 +40,23 @@ def load_verifier(name_or_path: str, dtype: str, device: str | None = None, spre
                 return AutoModel.from_pretrained(name_or_path, dtype=dtype, device_map="auto").eval()
             return AutoModel.from_pretrained(name_or_path, dtype=dtype).to(where).eval()
     except Exception as error:  # transformers', safetensors' and torch's own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(name_or_path, "model_path", reason, "a model that transformers loads") from error
+        raise InputError(name_or_path, "model_path", reason(error), "a model that transformers loads") from error
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: torch has none here, or one that computes nothing.
+    """
+    expected = "a device that torch has here"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError("command line", "--device", f"{name} ({str(error).splitlines()[0]})", expected) from error
+    if device.type == "meta":
+        raise InputError("command line", "--device", name, expected)
+    return device
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,7 @@ class OnlineDataset(RecordDataset):
         return self.visit(lambda: self._tokens(index))
 
     def _tokens(self, index: int) -> Tokens:
-        record = read_record(self.files[index], {}, self.vocab_size)
+        record = read_record(self.files[index], {}, self.vocab_size, self.like)
         return Tokens(index, {name: value[: self.max_len] for name, value in record.items()})
 
     @cached_property
@@ -59,9 +60,21 @@ class OnlineCollate(CollateVisits):
 
     def __call__(self, visits: Sequence[Any]) -> dict[str, Any]:
         found = [visit for visit in visits if isinstance(visit, Tokens)]
+        if found:
+            self._warn_of_longer(max(len(tokens.record["input_ids"]) for tokens in found))
         features = iter(self.dataset.reader([visit.record["input_ids"] for visit in found]) if found else [])
         complete = [visit if isinstance(visit, Skipped) else self._complete(visit, features) for visit in visits]
         return super().__call__(complete)
+
+    def _warn_of_longer(self, length: int) -> None:
+        """Once a run, as warnings of one text are."""
+        config = self.dataset.reader.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and length > positions:
+            said = (
+                f"some dialogues are longer than the verifier's {positions} positions; --max_len {positions} cuts them"
+            )
+            warnings.warn(said, stacklevel=2)
 
     def _complete(self, tokens: Tokens, features: Any) -> Sample | Skipped:
         dataset, index = self.dataset, tokens.index

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ports.errors import InputError
 from ports.training.data.batches import RecordDataset
-from ports.training.data.records import Record, check_record
+from ports.training.data.records import FLOATS, WHOLE, Record, check_record, plain_tensor
 from ports.training.verifier import reading_weights, verifier_config
 
 MARKS = ("dataset_info.json", "state.json")
@@ -42,8 +42,9 @@ class PreparedDataset(RecordDataset):
         """Eagle3's features and target, or HASS's features, as the widths ask for."""
         file = self.files[index]
         raw = self._raw(file, index)
-        record = {"input_ids": raw["input_ids"].long(), "loss_mask": raw["loss_mask"].long()}
-        last = self._normed(file, raw["verifier_last_hidden_states"])
+        ids = plain_tensor(file, raw, "input_ids")
+        record = {"input_ids": ids.long() if ids.dtype in WHOLE else ids, "loss_mask": raw.get("loss_mask")}
+        last = self._normed(file, plain_tensor(file, raw, "verifier_last_hidden_states"))
         if "target" in self.widths:
             fields = {"hidden_state": raw["hidden_states"], "target": last}
         else:
@@ -74,8 +75,9 @@ class PreparedDataset(RecordDataset):
 
     def _normed(self, file: Path, last: Tensor) -> Tensor:
         weight = self._norm.weight
-        if last.shape[-1] != len(weight):
-            raise InputError(file, "hidden_states", f"width {last.shape[-1]}", f"the verifier's {len(weight)}")
+        if last.dtype not in FLOATS or last.shape[-1] != len(weight):
+            found = f"{last.dtype}, width {last.shape[-1]}"
+            raise InputError(file, "hidden_states", found, f"floats of 16 bits and more, the verifier's {len(weight)}")
         normed: Tensor = self._norm(last.to(weight.dtype)).detach()
         return normed
 

@@ -57,6 +57,18 @@ def parse_info(file: Path, metadata: dict[str, str] | None) -> RecordInfo:
     return info
 
 
+def check_same(file: Path, info: RecordInfo, like: RecordInfo, features: bool) -> None:
+    """Refuse (InputError) a record of another kind than ``like``; without ``features`` ids and masks alone count."""
+    for name in (*(("algorithm", "verifier", "feature_layers") if features else ()), "tokenizer", "loss_mask"):
+        found, expected = (_plain(getattr(each, name)) for each in (info, like))
+        if found != expected:
+            raise InputError(file, name, found, f"{expected}, as of the first record")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def check_features(file: Path, info: RecordInfo, verifier: str, layers: Sequence[int] | None) -> None:
     """Refuse (InputError) features of another verifier, or of other layers than the draft will be served with."""
     if info.verifier != verifier:

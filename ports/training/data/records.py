@@ -18,10 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ports.errors import InputError
-from ports.training.data.record_info import SUFFIX, RecordInfo, check_features, parse_info
+from ports.files import check_regular
+from ports.training.data.record_info import SUFFIX, RecordInfo, check_same, parse_info
 
 Record = dict[str, Tensor]
 SUFFIXES = (".ckpt", SUFFIX)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+CALLED = re.compile(r"GLOBAL (\S+)")
 
 
 def list_records(directory: Path) -> list[Path]:
@@ -57,6 +61,7 @@ def recorded_info(files: Iterable[Path]) -> RecordInfo | None:
     """
     for file in files:
         if file.suffix == SUFFIX:
+            check_regular(file, "file")
             return _load_safetensors(file)[1]
     return None
 
@@ -76,24 +81,27 @@ def read_record(path: Path, widths: Mapping[str, int], vocab_size: int, like: Re
         path: the file.
         widths: expected last dimension of each floating field, e.g. ``{"hidden_state": 3 * h, "target": h}``.
         vocab_size: ids must lie in ``[0, vocab_size)``.
-        like: a safetensors record must come from this one's verifier and layers.
+        like: a safetensors record must be of this one's kind.
 
     Raises:
         InputError: unreadable file, missing field, wrong shape, dtype or value, or features of another kind.
     """
+    check_regular(path, "file")
     record, info = (_load(path), None) if path.suffix != SUFFIX else _load_safetensors(path)
     if info is not None and like is not None:
-        check_features(path, info, like.verifier, like.feature_layers)
+        check_same(path, info, like, features=bool(widths))
     return check_record(path, record, widths, vocab_size)
 
 
 def check_record(path: Path, record: Mapping[str, Any], widths: Mapping[str, int], vocab_size: int) -> Record:
     """The fields of ``record`` that training reads, each of them checked; see :func:`read_record`."""
-    ids = _field(path, record, "input_ids")
+    ids = plain_tensor(path, record, "input_ids")
     _check_ids(path, ids, vocab_size)
-    mask = _field(path, record, "loss_mask")
+    mask = plain_tensor(path, record, "loss_mask")
     if mask.shape != ids.shape:
         raise InputError(path, "loss_mask", f"shape {tuple(mask.shape)}", f"shape {tuple(ids.shape)} like input_ids")
+    if mask.dtype not in (*FLOATS, *WHOLE):
+        raise InputError(path, "loss_mask", mask.dtype, "bool, integers, or floats of 16 bits and more")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise InputError(path, "loss_mask", "values other than 0 and 1", "0 or 1")
     floats = {name: _floats(path, record, name, (ids.shape[0], width)) for name, width in widths.items()}
@@ -104,11 +112,19 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its bytes run into
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(path, "file", reason, "a torch file of plain tensors") from error
+        raise InputError(path, "file", _reason(error), "a torch file of plain tensors") from error
     if not isinstance(record, Mapping):
         raise InputError(path, "file", type(record).__name__, "a dict of tensors")
     return record
+
+
+def _reason(error: Exception) -> str:
+    """Without torch's advice to load what it refuses."""
+    words = str(error).strip()
+    if isinstance(error, OSError) or not re.search("weights.only", words, re.IGNORECASE):
+        return words.split("\n")[0] or type(error).__name__
+    called = CALLED.search(words)
+    return f"a pickle that calls {called[1][:80]}" if called else "a pickle of more than tensors"
 
 
 def _load_safetensors(path: Path) -> tuple[Mapping[str, Any], RecordInfo]:
@@ -123,12 +139,26 @@ def _load_safetensors(path: Path) -> tuple[Mapping[str, Any], RecordInfo]:
         raise InputError(path, "file", str(error).split("\n")[0], "a whole safetensors file") from error
 
 
-def _field(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
+def plain_tensor(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
+    """Entry ``name`` of ``record``, without a history of gradients.
+
+    Raises:
+        InputError: no tensor, or one that is sparse, nested, quantized or on meta.
+    """
     value = record.get(name)
     if not isinstance(value, Tensor):
         found = "missing" if value is None else type(value).__name__
         raise InputError(path, name, found, f"a tensor (fields present: {', '.join(map(str, record))})")
-    return value
+    kinds = {
+        str(value.layout): value.layout is not torch.strided,
+        "a nested tensor": value.is_nested,
+        str(value.dtype): value.is_quantized,
+        "a tensor on meta": value.is_meta,
+    }
+    found = [kind for kind, holds in kinds.items() if holds]
+    if found:
+        raise InputError(path, name, found[0], "a plain tensor, its numbers in memory one by one")
+    return value.detach()
 
 
 def _check_ids(path: Path, ids: Tensor, vocab_size: int) -> None:
@@ -139,9 +169,10 @@ def _check_ids(path: Path, ids: Tensor, vocab_size: int) -> None:
 
 
 def _floats(path: Path, record: Mapping[str, Any], name: str, shape: tuple[int, int]) -> Tensor:
-    value = _field(path, record, name)
-    if not value.is_floating_point() or tuple(value.shape) != shape:
-        raise InputError(path, name, f"{value.dtype} {tuple(value.shape)}", f"floating point {shape}")
+    value = plain_tensor(path, record, name)
+    if value.dtype not in FLOATS or tuple(value.shape) != shape:
+        expected = f"floating point {shape}, of 16 bits and more"
+        raise InputError(path, name, f"{value.dtype} {tuple(value.shape)}", expected)
     if not bool(torch.isfinite(value).all()):
         raise InputError(path, name, "NaN or Inf", "finite values")
     return value

@@ -78,7 +78,8 @@ def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.ra
 def _online(settings: TrainingSettings, needs: Needs, common: dict[str, Any]) -> OnlineDataset:
     files = _files_of_ids(settings.tmpdir)
     own = PROTOTYPE_DTYPE[needs.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype
-    return OnlineDataset(files=files, **common, basepath=settings.basepath, layers=needs.layers, dtype=own)
+    like = recorded_info(files)
+    return OnlineDataset(files=files, **common, like=like, basepath=settings.basepath, layers=needs.layers, dtype=own)
 
 
 def _files_of_ids(directory: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ports.estimate.__main__ import main
 from ports.estimate.recipe import EstimateSettings, estimate
 from ports.estimate.training import TrainingMemory
-from ports.generate.prepare import gigabytes
+from ports.files import gigabytes
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "llama_3_1_8b"
 

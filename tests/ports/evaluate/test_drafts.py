@@ -76,9 +76,11 @@ def test_weights_that_are_no_numbers_are_refused(pair, refuses, value):
         open_draft(pair.directory)
 
 
-def test_damaged_weights_are_refused(pair, refuses):
-    (pair.directory / "model.safetensors").write_bytes(b"\0" * 64)
-    with refuses(pair.verifier, "weights", "", "safetensors"):
+@pytest.mark.parametrize("damage", [lambda content: b"\0" * 64, lambda content: content[:-8]], ids=["zeros", "cut"])
+def test_damaged_weights_are_the_drafts(pair, refuses, damage):
+    file = pair.directory / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with refuses(file, "ckpt_path", "", "safetensors"):
         open_draft(pair.directory)
 
 

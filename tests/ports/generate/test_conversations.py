@@ -68,6 +68,7 @@ def test_a_directory_of_files_is_read(tmp_path) -> None:
 
 FILES = [
     ("{", "sharegpt", "data_path", "a JSON or parquet file"),
+    ('[{"conversations": [}]', "sharegpt", "data_path", "a JSON or parquet file"),
     ('[{"a": 1}]', "sharegpt", "conversations", "sharegpt rows with conversations"),
     ('[{"a": 1}]', "ultrachat", "messages", "ultrachat rows with messages"),
 ]
@@ -84,6 +85,14 @@ def test_a_bad_file_is_refused(tmp_path, refuses, text, kind, field, expected) -
 def test_an_absent_file_is_refused(refuses) -> None:
     with refuses("no/such.json", "data_path", "", "a JSON or parquet file, a directory of them, or a hub id"):
         load_conversations("sharegpt", "no/such.json", "sft")
+
+
+def test_rows_are_counted_as_the_file_does(tmp_path) -> None:
+    ids = [row["id"] for row in json.loads(SHAREGPT.read_text())]
+    share = load_conversations("sharegpt", str(SHAREGPT), "sft")
+    assert [ids[share.row(index)] for index in range(len(share))] == list(share.rows["id"])
+    ultra = load_conversations("ultrachat", str(ULTRACHAT), "sft")
+    assert [ultra.row(index) for index in range(len(ultra))] == list(range(20))
 
 
 @given(st.integers(0, 500), st.integers(1, 16))

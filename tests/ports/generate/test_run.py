@@ -220,9 +220,9 @@ def test_the_estimate_is_what_lands_on_the_disk(flags, generate, capsys) -> None
 
 def test_too_little_room_is_said_before_anything_is_written(flags, monkeypatch, capsys, tmp_path) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("ports.generate.prepare.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("ports.files.shutil.disk_usage", lambda path: usage)
     assert main(flags()) == 2
-    assert "disk: found 1e-06 GB free" in capsys.readouterr().err
+    assert "outdir: found 1e-06 GB free" in capsys.readouterr().err
     assert not (tmp_path / "records").exists()
 
 
@@ -243,9 +243,9 @@ def test_a_bad_dialogue_ends_the_run_or_is_left_out(flags, tmp_path, capsys) -> 
     turns = '{"conversations": [{"from": "%s", "value": "x"}, {"from": "gpt", "value": "y"}]}'
     file.write_text(f"[{turns % 'human'}, {turns % 'tool'}, {turns % 'human'}]")
     assert main(flags(data_path=file)) == 2
-    assert ": row " in capsys.readouterr().err
+    assert ": row 1: found" in capsys.readouterr().err, "as the file counts them, from 0"
     assert main(flags(data_path=file, on_bad_conversation="skip")) == 0
-    assert "skipped row " in capsys.readouterr().err
+    assert "skipped row 1: " in capsys.readouterr().err
     assert len(list_records(tmp_path / "records")) == 2
 
 
@@ -273,6 +273,16 @@ def test_dialogues_without_an_answer_are_left_out_and_counted(flags, tmp_path, c
     assert main(flags(data_path=file, max_length=100, outdir=tmp_path / "none")) == 2
     assert "rows: found none of 3 that can be used, the first: row 0: no token of an answer" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_dialogues_beyond_the_verifiers_positions_are_said_and_counted(flags, verifier, capsys) -> None:
+    config = verifier / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100'))
+    assert main(["estimate", *flags()]) == 0
+    said = capsys.readouterr().err
+    assert "of them longer than the verifier's 100 positions, up to " in said
+    assert main(["estimate", *flags(max_length=100)]) == 0
+    assert "positions" not in capsys.readouterr().err
 
 
 def test_a_process_that_fails_is_reported(flags, verifier, capfd) -> None:

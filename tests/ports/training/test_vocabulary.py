@@ -47,6 +47,8 @@ BAD_D2T = [
     (np.array([1, 1, 3, 6]), "draft id 3 -> 9", "8, the 3-th id kept by t2d"),
     (np.array([2, 0, 3, 5]), "draft id 0 -> 2", "1, the 0-th id kept by t2d"),
     (np.array([1.0, 1.0, 3.0, 5.0]), "float64 (4,)", "a one-dimensional bool or integer array"),
+    (np.array([1, 1, 3, 2**64 - 3], np.uint64), "draft id 3 ->", "8, the 3-th id kept by t2d"),
+    (np.array([1, 1, 3, 2**63 - 1]), "draft id 3 ->", "8, the 3-th id kept by t2d"),
 ]
 
 
@@ -68,6 +70,9 @@ def test_missing_pickled_and_garbled_files_are_refused(files, refuses, tmp_path)
     t2d, d2t = files()
     with refuses(tmp_path / "no.npy", "t2d", "No such file", "a .npy array"):
         load_vocabulary_map(tmp_path / "no.npy", d2t, 10, 4)
+    np.savez(tmp_path / "both.npz", t2d=np.ones(10, bool))
+    with refuses(tmp_path / "both.npz", "t2d", "several arrays", "a .npy array"):
+        load_vocabulary_map(tmp_path / "both.npz", d2t, 10, 4)
     np.save(d2t, np.array([{"a": 1}], dtype=object))
     with refuses(d2t, "d2t", "Object arrays cannot be loaded", "without pickled objects"):
         load_vocabulary_map(t2d, d2t, 10, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -71,6 +72,16 @@ def test_an_online_run_resumes_to_the_bit(run_to_the_end, run_until, tmp_path) -
     checkpoint = run_until("eagle3", tmp_path / "b", 4, online=True)
     resumed = run_to_the_end("eagle3", tmp_path / "b", online=True, ckpt_path=checkpoint)
     assert [name for name in resumed.differs_from(whole) if name != "state"] == []
+
+
+def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, tmp_path) -> None:
+    config = fixture / "verifier" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 11}))
+    with pytest.warns(UserWarning, match="longer than the verifier's 11 positions; --max_len 11 cuts them"):
+        start_run("hass", tmp_path / "a", online=True, epoch=0, verifier_dtype="float32").run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start_run("hass", tmp_path / "b", online=True, epoch=0, verifier_dtype="float32", max_len=11).run()
 
 
 def test_a_bad_record_is_skipped_or_ends_the_run(start_run, fixture, tmp_path, refuses) -> None:

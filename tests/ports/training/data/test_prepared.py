@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file, save_file
 from speculators.train.data import ArrowDataset
 
@@ -161,7 +162,13 @@ def _narrow(file):
     save_file({**tensors, "hidden_states": tensors["hidden_states"][..., :-1].contiguous()}, file)
 
 
+def _half(file):
+    tensors = load_file(file)
+    save_file({**tensors, "hidden_states": tensors["hidden_states"].to(torch.float8_e4m3fn)}, file)
+
+
 BAD = [
+    (_half, "torch.float8_e4m3fn"),
     (lambda file: file.unlink(), "no such file"),
     (_cut, ""),
     (_other_ids, "do not match"),
@@ -169,13 +176,33 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "found"), BAD, ids=["missing", "cut", "other ids", "another width"])
+@pytest.mark.parametrize(("spoil", "found"), BAD, ids=["float8", "missing", "cut", "other ids", "another width"])
 def test_bad_hidden_states_are_refused(both, dataset, refuses, spoil, found) -> None:
     _, ours = dataset("eagle3", both)
     file = both / "hidden_states" / "hs_1.safetensors"
     spoil(file)
     with refuses(file, "token_ids" if found == "do not match" else "hidden_states", found, ""):
         ours[1]
+
+
+COLUMNS = [
+    ("loss_mask", [[[0], [0, 1]]] * 4, "loss_mask", "list"),
+    ("loss_mask", ["0011"] * 4, "loss_mask", "str"),
+    ("loss_mask", [[0.5] * 9] * 4, "loss_mask", "values other than 0 and 1"),
+    ("input_ids", ["words"] * 4, "hidden_states", "Tensor"),
+    ("input_ids", [[[1, 2]]] * 4, "token_ids", ""),
+]
+
+
+@pytest.mark.parametrize(("column", "values", "field", "found"), COLUMNS)
+def test_columns_of_something_else_are_refused(both, dataset, refuses, tmp_path, column, values, field, found) -> None:
+    rows = load_from_disk(both).remove_columns(column)
+    rows = rows.add_column(column, values).with_format("torch")
+    rows.save_to_disk(tmp_path / "other")
+    shutil.copytree(both / "hidden_states", tmp_path / "other" / "hidden_states")
+    _, ours = dataset("eagle3", tmp_path / "other")
+    with refuses(tmp_path / "other" / "hidden_states" / "hs_0.safetensors", field, found, ""):
+        ours[0]
 
 
 def test_a_damaged_data_set_is_refused(both, dataset, refuses) -> None:

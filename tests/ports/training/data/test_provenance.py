@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.generate.records import write_record
-from ports.training.data.record_info import RecordInfo
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
+from ports.training.data.record_info import RecordInfo, parse_info
 from ports.training.data.records import list_records
 from ports.training.verifier_fingerprint import verifier_fingerprint
 
@@ -81,12 +83,37 @@ def test_records_of_the_other_algorithm_are_refused(start_run, convert, tmp_path
         start_run("hass", tmp_path / "cp")
 
 
-def test_one_record_of_another_verifier_among_many_is_met(start_run, convert, tmp_path, refuses) -> None:
-    folder = convert()
-    first, info = list_records(folder)[0], {"verifier": "ffffffffffffffff"}
-    record = load_file(first)
-    values = {"algorithm": "eagle3", "tokenizer": "none", "loss_mask": "exact", "chat_template": "plain", "row": 9}
-    write_record(folder / "data_99.safetensors", record, RecordInfo(**values, **info, feature_layers=(3, 5, 6)))
+OTHERS = [
+    ("algorithm", "hass"),
+    ("verifier", "ffffffffffffffff"),
+    ("tokenizer", "another"),
+    ("loss_mask", "prototype"),
+    ("feature_layers", (2, 4, 5)),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OTHERS)
+def test_one_record_of_another_kind_among_many_is_met(start_run, convert, tmp_path, refuses, field, value) -> None:
+    folder = add_another(convert(), **{field: value})
     loop = start_run("eagle3", tmp_path / "cp")
-    with refuses(folder / "data_99.safetensors", "verifier", "ffffffffffffffff", ""):
+    with refuses(folder / "data_99.safetensors", field, str(list(value)) if field == "feature_layers" else value, ""):
         loop.run()
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokenizer", "another"), ("loss_mask", "prototype")])
+def test_online_and_vocabulary_too_want_one_kind_of_ids_and_masks(convert, settings, refuses, field, value) -> None:
+    folder = add_another(convert(), **{field: value})
+    online = settings(online=True)
+    dataset = eagle3.build_dataset(online, eagle3.build(online).config)
+    with refuses(folder / "data_99.safetensors", field, value, ""):
+        dataset[len(dataset) - 1]
+    with refuses(folder / "data_99.safetensors", field, value, ""):
+        write_vocabulary(VocabularySettings(tmpdir=folder, basepath=online.basepath, draft_vocab_size=8))
+
+
+def add_another(folder, **changes):
+    """One more record, which says something else about itself than the others."""
+    first = list_records(folder)[0]
+    info = parse_info(first, safe_open(first, "pt").metadata())
+    write_record(folder / "data_99.safetensors", load_file(first), info.model_copy(update=changes))
+    return folder

@@ -68,6 +68,22 @@ BAD = [
     ({"target": None}, "target", "missing", "a tensor"),
     ({"target": NAN}, "target", "NaN or Inf", "finite values"),
     ({"target": INF}, "target", "NaN or Inf", "finite values"),
+    ({"input_ids": "0123"}, "input_ids", "str", "a tensor"),
+    ({"input_ids": torch.arange(4).to_sparse()}, "input_ids", "torch.sparse_coo", "plain tensor"),
+    ({"input_ids": torch.arange(4, device="meta")}, "input_ids", "meta", "plain tensor"),
+    ({"loss_mask": torch.ones(4).to_sparse()}, "loss_mask", "torch.sparse_coo", "plain tensor"),
+    ({"loss_mask": torch.ones(4, dtype=torch.complex64)}, "loss_mask", "torch.complex64", "bool, integers, or floats"),
+    (
+        {"loss_mask": torch.ones(4).to(torch.float8_e4m3fn)},
+        "loss_mask",
+        "torch.float8_e4m3fn",
+        "bool, integers, or floats",
+    ),
+    ({"hidden_state": torch.ones(4, 6).to_sparse_csr()}, "hidden_state", "torch.sparse_csr", "plain tensor"),
+    ({"hidden_state": torch.ones(4, 6).to(torch.float8_e5m2)}, "hidden_state", "torch.float8_e5m2", "16 bits and more"),
+    ({"hidden_state": torch.empty(4, 6, device="meta")}, "hidden_state", "meta", "plain tensor"),
+    ({"target": torch.nested.nested_tensor([torch.ones(2)] * 4)}, "target", "nested", "plain tensor"),
+    ({"target": torch.quantize_per_tensor(torch.ones(4, 2), 1.0, 0, torch.quint8)}, "target", "quint8", "plain tensor"),
 ]
 
 
@@ -93,13 +109,26 @@ class Touch:
         return os.mknod, (self.path,)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_a_record_cannot_run_code(tmp_path, refuses, save):
+@pytest.mark.parametrize(
+    ("save", "found"),
+    [
+        (torch.save, "a pickle that calls posix.mknod"),
+        (lambda value, path: path.write_bytes(pickle.dumps({"a": value["target"]}, 2)), "a pickle that calls posix."),
+        (lambda value, path: path.write_bytes(pickle.dumps(value)), "a pickle of more than tensors"),
+    ],
+)
+def test_a_record_cannot_run_code(tmp_path, refuses, save, found):
     path, trace = tmp_path / "a.ckpt", tmp_path / "executed"
     save({**good(), "target": Touch(str(trace))}, path)
-    with refuses(path, "file", "Weights only load failed", "a torch file of plain tensors"):
+    with refuses(path, "file", found, "a torch file of plain tensors") as refusal:
         read_record(path, WIDTHS, 10)
     assert not trace.exists()
+    assert "weights_only" not in str(refusal.error), "torch's advice is to load it unsafely"
+
+
+def test_a_record_that_wants_gradients_gives_none(write):
+    read = read_record(write(target=torch.nn.Parameter(torch.ones(4, 2))), WIDTHS, 10)
+    assert not read["target"].requires_grad
 
 
 def test_a_missing_and_a_truncated_file_are_refused(tmp_path, write, refuses):

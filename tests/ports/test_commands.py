@@ -1,0 +1,134 @@
+"""Whatever happens to a command from outside ends in a line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+
+from ports import _starting, commands
+from ports.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Unread(io.StringIO):
+    """A stream that nobody reads any more."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def raises(error):
+    def run():
+        raise error
+
+    return run
+
+
+def app_of(run):
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    return app
+
+
+NO_ROOM = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+ENDS = [
+    (lambda: None, 0, ""),
+    (lambda: 75, 75, ""),
+    (raises(InputError("a file", "a field", 1, 2)), 2, "error: a file: a field: found 1, expected 2"),
+    (raises(KeyError("x")), 2, "error: 'x'"),
+    (raises(KeyboardInterrupt()), 130, "interrupted"),
+    (raises(NO_ROOM), 2, "error: the system: found [Errno 28] No space left on device: 'metrics.jsonl', expected "),
+    (lambda: print("unread", file=Unread()), 141, "nobody reads the output"),
+    (lambda: Console(file=Unread()).print("unread"), 141, "nobody reads the output"),
+]
+
+
+@pytest.mark.parametrize(("run", "code", "said"), ENDS)
+@pytest.mark.parametrize("form", [lambda run: run, app_of], ids=["plain", "typer"])
+def test_how_a_command_ends(monkeypatch, capsys, form, run, code, said):
+    """Typer and rich would make exit code 1 of an interrupt and of a broken pipe, which means something else here."""
+    if form is app_of and code == 75:
+        run = raises(typer.Exit(75))
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr("ports.commands.to_nowhere", lambda stream: None)
+    try:
+        found = commands.exit_code(form(run), KeyError)
+    except SystemExit as left:
+        found = left.code
+    assert found == code
+    assert capsys.readouterr().err.strip().split("\n")[-1].startswith(said)
+
+
+def test_work_goes_on_without_a_reader(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Unread())
+    with commands.unread():
+        assert print("a line", flush=True) is None
+    with pytest.raises(BrokenPipeError):
+        print("a line")
+
+
+def test_every_script_of_the_project_is_known():
+    scripts = importlib.metadata.distribution("speculator-parity").entry_points.select(group="console_scripts")
+    assert {script.name for script in scripts} == _starting.SCRIPTS
+    assert not _starting.is_command("/usr/bin/pytest")
+
+
+@pytest.fixture
+def start():
+    """A command as a process of its own."""
+    running = []
+
+    def go(*words, **pipes):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", *map(str, words)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **pipes))
+        return running[-1]
+
+    yield go
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_whose_output_nobody_reads_is_not_lost(start, flags, tmp_path):
+    reader, writer = os.pipe()
+    process = start("ports.eagle3.train", *flags(), stdout=writer)
+    os.close(reader)
+    os.close(writer)
+    said = process.communicate(timeout=120)[1]
+    assert (process.returncode, "Traceback" in said, "Exception" in said) == (0, False, False), said
+    assert (tmp_path / "checkpoints" / "model0" / "model.safetensors").is_file()
+
+
+def test_an_answer_that_nobody_reads(start, fixture):
+    reader, writer = os.pipe()
+    words = ["--model_path", fixture / "verifier", "--configpath", fixture / "draft_eagle3.json"]
+    process = start("ports.estimate", *words, stdout=writer)
+    os.close(reader)
+    os.close(writer)
+    said = process.communicate(timeout=120)[1]
+    assert (process.returncode, said.strip()) == (141, "nobody reads the output"), said
+
+
+def test_an_interrupt_while_the_libraries_load(start, flags):
+    process = start("ports.eagle3.train", *flags(epoch=2000), stdout=subprocess.DEVNULL)
+    loaded = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "libtorch" not in loaded.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode in (130, -signal.SIGINT), said
+    assert said.strip().split("\n")[-1] == "interrupted"
+    assert "Traceback" not in said

@@ -1,0 +1,187 @@
+"""Situations that end a command with one line, before it has worked for nothing, and that leave nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import place as places
+
+NOWHERE = "/proc/no/such"
+"""A folder that nobody can make anything in."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return places.build(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def place(built, tmp_path):
+    """A copy that a test may break."""
+    return places.Place(Path(shutil.copytree(built.root, tmp_path / "place")))
+
+
+def fifo(name):
+    """Whoever waits for its writer gets one after a while who says nothing, so that a test fails instead of hanging."""
+
+    def put(place):
+        file = place.root / name
+        file.unlink(missing_ok=True)
+        os.mkfifo(file)
+        return subprocess.Popen(["sh", "-c", 'for turn in 1 2 3 4 5; do sleep 4; : > "$0"; done', str(file)])
+
+    return put
+
+
+def text(name, content):
+    return lambda place: (place.root / name).write_text(content)
+
+
+def occupied(place):
+    (place.root / "occupied").write_text("a file")
+
+
+def little_room(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+
+
+def no_room(monkeypatch):
+    def fails(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fails)
+
+
+def cut_draft(place):
+    file = place.root / "trained_eagle3" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def far_map(place):
+    file = place.root / "trained_eagle3" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["d2t"][-1] += 10**6
+    save_file(tensors, file, {"format": "pt"})
+
+
+def huge(place):
+    for file in (place.root / "eagle3" / "0").iterdir():
+        if file.suffix == ".safetensors":
+            record = load_file(file)
+            torch.save({**record, "hidden_state": record["hidden_state"] * 1e38}, file.with_suffix(".ckpt"))
+            file.unlink()
+
+
+OCCUPIED, BELOW = "{root}/occupied", "{root}/occupied/below"
+MISSING = {"basepath": "/none", "model_path": "/none", "verifier": "/none", "prompts": "/none"}
+"""Other bad input, which is met later: the output was looked at first."""
+
+OUTPUTS = [
+    *((name, {"cpdir": place}, "cpdir") for name in ("eagle3", "hass") for place in (OCCUPIED, BELOW, NOWHERE)),
+    *(("generate", {"outdir": place}, "outdir") for place in (OCCUPIED, BELOW, NOWHERE)),
+    *(("vocabulary", {"output": place}, "output") for place in (OCCUPIED, BELOW, NOWHERE)),
+    *(("evaluate", {"json": place}, "--json") for place in (BELOW, NOWHERE, "{root}", "{root}/none/result.json")),
+]
+
+
+@pytest.mark.parametrize(("command", "changes", "field"), OUTPUTS)
+def test_an_output_that_cannot_be_written_is_met_first(place, command, changes, field):
+    occupied(place)
+    before = tree(place.root)
+    changes = {name: str(value).format(root=place.root) for name, value in changes.items()}
+    known = {name: value for name, value in MISSING.items() if name in dict(getattr(place, f"_{command}")())}
+    refused(place.run(command, **{**known, **changes}), f": {field}: found ")
+    assert tree(place.root) == before
+
+
+@pytest.mark.parametrize("output", [OCCUPIED, BELOW, NOWHERE])
+def test_a_folded_draft_that_cannot_be_written(place, output):
+    occupied(place)
+    refused(place.run("serving", output.format(root=place.root), **{"": "/none"}), ": OUTPUT: found ")
+
+
+FIELDS = {"eagle3": "cpdir", "hass": "cpdir", "generate": "outdir", "vocabulary": "output"}
+
+
+@pytest.mark.parametrize(
+    ("command", "disk"),
+    [*((name, no_room) for name in FIELDS), *((name, little_room) for name in ("eagle3", "hass", "generate"))],
+)
+def test_a_full_disk_is_met_first(place, monkeypatch, command, disk):
+    before = tree(place.root)
+    disk(monkeypatch)
+    refused(place.run(command), f": {FIELDS[command]}: found ", "expected ")
+    assert tree(place.root) == before
+
+
+def tree(root):
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+def refused(ran, *words):
+    """One line, the last one on stderr, with these words in it."""
+    assert (ran.code, ran.uncaught) == (2, ""), str(ran)
+    line = ran.err.rstrip("\n").split("\n")[-1]
+    assert line.startswith("error: "), str(ran)
+    for word in words:
+        assert word in line, (word, line)
+
+
+NO_FILE = "expected a regular file"
+SURROGATE = '["\\ud800"]'
+SITUATIONS = [
+    ("eagle3", {"seed": 2**32}, None, ["seed: found '4294967296'"]),
+    ("hass", {"seed": 2**32}, None, ["seed: found '4294967296'"]),
+    ("generate", {"device": "abacus"}, None, ["--device: found abacus"]),
+    ("generate", {"device": "meta"}, None, ["--device: found meta"]),
+    ("evaluate", {"device": "meta"}, None, ["--device: found meta"]),
+    ("eagle3", {}, fifo("eagle3/0/data_1.ckpt"), ["data_1.ckpt: file: found a FIFO", NO_FILE]),
+    ("eagle3", {}, fifo("eagle3/0/data_1.safetensors"), ["data_1.safetensors: file: found a FIFO", NO_FILE]),
+    ("hass", {}, fifo("hass/0/data_0.safetensors"), ["data_0.safetensors: file: found a FIFO", NO_FILE]),
+    ("vocabulary", {}, fifo("eagle3/0/data_0.safetensors"), ["data_0.safetensors: file: found a FIFO", NO_FILE]),
+    ("eagle3", {}, fifo("draft_eagle3.json"), ["draft_eagle3.json: configpath: found a FIFO", NO_FILE]),
+    ("eagle3", {}, fifo("t2d.npy"), ["t2d.npy: t2d: found a FIFO", NO_FILE]),
+    ("eagle3", {"config": "{root}/run.yaml"}, fifo("run.yaml"), ["run.yaml: --config: found a FIFO", NO_FILE]),
+    ("evaluate", {}, fifo("prompts.jsonl"), ["prompts.jsonl: --prompts: found a FIFO", NO_FILE]),
+    ("evaluate", {}, fifo("trained_eagle3/model.safetensors"), ["model.safetensors: ckpt_path: found a FIFO", NO_FILE]),
+    ("generate", {}, fifo("share.json"), ["share.json: data_path: found a FIFO", NO_FILE]),
+    ("generate", {}, fifo("verifier/z.safetensors"), ["z.safetensors: weights: found a FIFO", NO_FILE]),
+    ("evaluate", {}, cut_draft, ["trained_eagle3/model.safetensors: ckpt_path: found "]),
+    ("evaluate", {}, far_map, ["trained_eagle3/model.safetensors: d2t: found draft id 39 ->"]),
+    ("evaluate", {"prompts": "{root}/p.json"}, text("p.json", SURROGATE), ["p.json: entry 0: found ", "\\ud800"]),
+    ("evaluate", {"prompts": "{root}/p.json"}, text("p.json", '{"a": 1}'), ["--prompts: found dict", "an array"]),
+    ("eagle3", {}, text("verifier/model.safetensors.index.json", "{,"), ["weight_map: found Expecting property name"]),
+    ("eagle3", {}, text("verifier/config.json", "{,"), ["basepath: found Expecting property name"]),
+    ("evaluate", {}, text("verifier/config.json", "{,"), ["basepath: found Expecting property name"]),
+    ("generate", {}, text("share.json", '[{"conversations": 1},'), ["data_path: found ", "JSON"]),
+    (
+        "eagle3",
+        {"debug": True, "lr": 1e30, "epoch": 2},
+        None,
+        ["data_", "gradient: found Function '", "finite numbers"],
+    ),
+    ("eagle3", {"debug": True}, huge, [".ckpt"]),
+]
+
+
+@pytest.mark.parametrize(("command", "changes", "spoil", "words"), SITUATIONS)
+def test_a_situation_is_refused(place, command, changes, spoil, words):
+    writer = spoil(place) if spoil else None
+    known = {name: value for name, value in changes.items() if not isinstance(value, str)}
+    changes = {name: value.format(root=place.root) for name, value in changes.items() if name not in known}
+    try:
+        refused(place.run(command, **known, **changes), *words)
+    finally:
+        if isinstance(writer, subprocess.Popen):
+            writer.kill()
+            writer.wait()
