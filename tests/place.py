@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 
 import ports.evaluate.cli
 import ports.serving.cli
-from fixtures.draft import eagle3_config, hass_config
-from fixtures.tokenizer import build_tokenizer
-from fixtures.verifier import VerifierSpec, build_verifier
+from parity.fixtures.draft import eagle3_config, hass_config
+from parity.fixtures.tokenizer import build_tokenizer
+from parity.fixtures.verifier import VerifierSpec, build_verifier
 from ports.eagle3 import train as eagle3
 from ports.estimate import __main__ as estimate
 from ports.generate import __main__ as generate
