@@ -110,7 +110,7 @@ def test_what_lies_in_the_directory(start_run, data, tmp_path):
     os.symlink(tmp_path / "nothing", folder / "data_9.ckpt")
     with pytest.raises(InputError, match=r"data_9.ckpt: file: found .*No such file"):
         start_run("eagle3", tmp_path / "b", epoch=0).run()
-    start_run("eagle3", tmp_path / "b", epoch=0, on_bad_record="skip").run()
+    start_run("eagle3", tmp_path / "d", epoch=0, on_bad_record="skip").run()
     (folder / "data_9.ckpt").unlink()
     (folder / "data_9.ckpt").mkdir()
     with pytest.raises(InputError, match=r"data_9.ckpt: file: found .*directory"):
