@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ports.eagle3 import train as eagle3
+from ports.errors import InputError
 from ports.training.data.batches import collate
 from ports.training.observer import Observer
 
