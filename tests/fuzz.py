@@ -96,9 +96,11 @@ def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
 
 
 def _other(record: dict[str, Any], draw: random.Random, plain: bool) -> dict[str, Any]:
-    """``record`` with one entry replaced, left out, renamed, or all of them cut."""
+    """``record`` with one entry replaced, left out, renamed, all of them cut, or nothing in the loss."""
     name = draw.choice(sorted(record))
-    act = draw.randrange(6)
+    act = draw.randrange(7)
+    if act == 6 and "loss_mask" in record:
+        return {**record, "loss_mask": record["loss_mask"] * 0}
     if act == 0:
         return {key: value for key, value in record.items() if key != name}
     if act == 1:
