@@ -29,7 +29,8 @@ class InputError(ValueError):
 
 def reason(error: BaseException) -> str:
     """What a library complained of, in one line."""
-    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+    words = " ".join(str(error).split())[:LONGEST_REASON]
+    return f"no entry {words}" if isinstance(error, KeyError) else words or type(error).__name__
 
 
 def _last_error(report: str) -> tuple[str, str, str, str]:

@@ -68,10 +68,14 @@ def check_output(directory: Path, field: str, needed: int = 0) -> None:
 
 def check_output_file(file: Path, field: str) -> None:
     """Refuse (InputError) a file that could not be written, into a folder that is there already."""
-    if not file.parent.is_dir():
-        raise InputError(file, field, f"no folder {file.parent}", "a file in a folder that exists")
     if file.is_dir():
         raise InputError(file, field, "a directory", "a file")
+    if os.access(file, os.W_OK):  # that may be /dev/stdout
+        return
+    if file.exists():
+        raise InputError(file, field, "a file that is not to be written", "permission to write")
+    if not file.parent.is_dir():
+        raise InputError(file, field, f"no folder {file.parent}", "a file in a folder that exists")
     check_output(file.parent, field)
 
 

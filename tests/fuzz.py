@@ -1,6 +1,7 @@
 """Hostile input for whole commands: an answer, a refusal or a stop, never a traceback, never success without effect.
 
-``FUZZ=2000 pytest tests/test_fuzz.py -s`` for more of them than the default, ``python -m tests.fuzz 17`` for input 17 alone.
+``FUZZ=2000 pytest tests/test_fuzz.py -s`` for more of them; ``HF_HUB_OFFLINE=1 python -m tests.fuzz 17``
+for input 17 alone; a second number, for all from one to the other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
+from ports.estimate.recipe import EstimateSettings
+from ports.generate.__main__ import ShowSettings
+from ports.generate.settings import GenerationSettings
+from ports.generate.vocabulary import VocabularySettings
 from ports.hass import train as hass
 from ports.hass.settings import HassSettings
 from ports.training.command_line import parse
@@ -72,9 +78,6 @@ class Input:
 Kind = Callable[[Place, random.Random], Input]
 
 
-# tensors ---------------------------------------------------------------------------------------------------------------
-
-
 def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
     """What may stand in the place of a tensor; the last ones cannot be in a safetensors file."""
     length = len(value) if value.dim() else 1
@@ -93,9 +96,11 @@ def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
 
 
 def _other(record: dict[str, Any], draw: random.Random, plain: bool) -> dict[str, Any]:
-    """``record`` with one entry replaced, left out, renamed, or all of them cut."""
+    """``record`` with one entry replaced, left out, renamed, all of them cut, or nothing in the loss."""
     name = draw.choice(sorted(record))
-    act = draw.randrange(6)
+    act = draw.randrange(7)
+    if act == 6 and "loss_mask" in record:
+        return {**record, "loss_mask": record["loss_mask"] * 0}
     if act == 0:
         return {key: value for key, value in record.items() if key != name}
     if act == 1:
@@ -150,9 +155,6 @@ def arrow(place: Place, draw: random.Random) -> Input:
     else:
         _damage(file, draw, place.root)
     return Input("arrow", _skips(draw))
-
-
-# files of JSON, YAML and text -------------------------------------------------------------------------------------------
 
 
 def _damage(file: Path, draw: random.Random, root: Path) -> None:
@@ -283,8 +285,8 @@ def maps(place: Place, draw: random.Random) -> Input:
     return Input("eagle3")
 
 
-# command lines ----------------------------------------------------------------------------------------------------------
-
+SETTINGS = {"generate": GenerationSettings, "show": ShowSettings, "vocabulary": VocabularySettings}
+SETTINGS |= {"estimate": EstimateSettings}
 FLAGGED = ("eagle3", "hass", "online", "arrow", "generate", "show", "vocabulary", "evaluate", "serving", "estimate")
 
 
@@ -299,14 +301,26 @@ def flags(place: Place, draw: random.Random) -> Input:
 
 
 def _another(command: str, draw: random.Random) -> list[str]:
-    names = sorted(TRAINERS[command][1].model_fields) if command in TRAINERS else [*COSTLY, "seed", "device", "dtype"]
-    return [f"--{draw.choice(names)}", str(draw.choice((*VALUES, 2**32, 2, 1e-30, 1e30, True, "cpu", "skip")))]
+    """A flag that the command has, and something in its place."""
+    name, kind = draw.choice(sorted(_flags_of(command).items(), key=str))
+    if kind is bool:
+        return [f"--{draw.choice(('', 'no-'))}{name}"]
+    plausible = (1, 2, 3, 0.5, 1e-30, 1e30, 2**32, "cpu", "skip", "chain", "eager", "global", "float16", "bf16", "ids")
+    return [f"--{name}", str(draw.choice((*VALUES, *plausible, *plausible)))]
+
+
+def _flags_of(command: str) -> dict[str, Any]:
+    if command in ("evaluate", "serving"):
+        names = ("tokens", "speculative-tokens", "batch-size", "seed", "device", "dtype", "verifier", "prompts", "json")
+        return {**dict.fromkeys(names, str), "untrained": bool, "ignore-eos": bool}
+    settings = TRAINERS[command][1] if command in TRAINERS else SETTINGS[command]
+    return {name: field.annotation for name, field in settings.model_fields.items()}
 
 
 def _costs(words: list[str]) -> bool:
     """Would this line work for long, as it says?"""
     flat = [part for word in words for part in word.split("=", 1)]
-    return any(name.lstrip("-") in COSTLY and _number(value) > 64 for name, value in zip(flat, flat[1:]))
+    return any(name.lstrip("-").replace("-", "_") in COSTLY and _number(value) > 64 for name, value in pairwise(flat))
 
 
 def _number(word: str) -> float:
@@ -331,12 +345,8 @@ def settings_files(place: Place, draw: random.Random) -> Input:
     return Input(command, words=["--config", str(file), "--no-progress"])
 
 
-KINDS: tuple[Kind, ...] = (
-    records, arrow, draft_configs, verifiers, checkpoints, conversations, prompts, families, maps, flags, settings_files,
-)  # fmt: skip
-
-
-# what must hold ---------------------------------------------------------------------------------------------------------
+TEXT_KINDS: tuple[Kind, ...] = (conversations, prompts, families, flags, settings_files)
+KINDS: tuple[Kind, ...] = (records, arrow, draft_configs, verifiers, checkpoints, maps, *TEXT_KINDS)
 
 
 def check(place: Place, given: Input, ran: Ran) -> None:
@@ -380,9 +390,6 @@ def _trained(ran: Ran) -> Iterator[bool]:
     after = {name: value for name, value in load_file(last).items() if value.is_floating_point()}
     yield all(bool(value.isfinite().all()) for value in after.values())
     yield any(not torch.equal(value, before[name]) for name, value in after.items())
-
-
-# all of them ------------------------------------------------------------------------------------------------------------
 
 
 def fuzz(number: int, built: Place, folder: Path) -> tuple[str, Ran, str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from speculators.models.eagle3 import Eagle3SpeculatorConfig
+from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.data.feature_layers import NUM_FEATURES, aux_layer_ids
 from ports.training.draft_config import (
     attach_verifier,
+    check_builds,
     check_sizes,
     check_trainable,
     is_native,
@@ -53,6 +54,7 @@ def load_draft_config(
     if not 0 < config.draft_vocab_size <= verifier.vocab_size:
         raise InputError(configpath, "draft_vocab_size", config.draft_vocab_size, f"1..{verifier.vocab_size}")
     check_trainable(configpath, config.transformer_layer_config, alignment)
+    check_builds(configpath, Eagle3DraftModel, config)
     config.speculators_config = attach_verifier("eagle3", basepath, ttt_steps)
     if config.eagle_aux_hidden_state_layer_ids is None:
         taken = recorded_layers or aux_layer_ids(basepath, verifier.num_hidden_layers)

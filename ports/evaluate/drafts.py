@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from speculators import SpeculatorModel
+from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor
 
 from ports.eagle3.config import OTHER_NORMS
@@ -16,12 +17,13 @@ from ports.errors import InputError
 from ports.evaluate.drafter import Drafter, Eagle3Drafter, HassDrafter
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
-from ports.training.draft_config import native_config, read_config_dict
+from ports.training.draft_config import check_builds, native_config, read_config_dict
 from ports.training.saving import WEIGHTS, put_weights, read_weights
 from ports.training.verifier import check_weights_present, reading_weights, verifier_config
 from ports.training.vocabulary import VocabularyMap, check_map
 
 KINDS: dict[str, type[Drafter]] = {"eagle3": Eagle3Drafter, "hass": HassDrafter}
+MODELS: dict[str, type[SpeculatorModel]] = {"eagle3": Eagle3DraftModel, "hass": HassDraftModel}
 
 
 def drafter_of(model: SpeculatorModel) -> Drafter:
@@ -91,6 +93,7 @@ def _config(directory: Path) -> Any:
     if kind not in KINDS:
         raise InputError(directory / "config.json", "speculators_model_type", kind, " or ".join(KINDS))
     config = native_config(str(directory), source, kind)
+    check_builds(directory / "config.json", MODELS[kind], config)
     _check_computed(directory, config)
     if config.speculators_config is None:
         raise InputError(directory / "config.json", "speculators_config", "nothing", "the verifier's name")

@@ -15,9 +15,10 @@ from ports.evaluate.decode import Limits
 from ports.evaluate.drafts import drafter_of, open_draft, untrained
 from ports.evaluate.evaluation import Evaluation, evaluate
 from ports.evaluate.prompts import read_prompts
-from ports.evaluate.verifiers import end_tokens, longest_prompt, open_tokenizer, open_verifier
+from ports.evaluate.verifiers import end_tokens, longest_prompt, open_verifier
 from ports.numerics import fix_numerics, numerics
 from ports.training.data.features import checked_device
+from ports.training.verifier import open_tokenizer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ports.errors import InputError
 from ports.evaluate.sight import check_types, local_types
@@ -21,19 +21,6 @@ def open_verifier(name_or_path: str, dtype: str, device: torch.device) -> Any:
     with reading_weights(name_or_path):
         model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
     return model.eval().to(device)
-
-
-def open_tokenizer(name_or_path: str) -> Any:
-    """The verifier's tokenizer.
-
-    Raises:
-        InputError: it has none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except Exception as error:  # what a missing or damaged tokenizer raises differs by its class
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(name_or_path, "tokenizer", reason, "tokenizer files, or prompts of token ids") from error
 
 
 def end_tokens(verifier: Any) -> frozenset[int]:

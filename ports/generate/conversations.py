@@ -68,8 +68,8 @@ class Conversations:
 
 
 def _message(turn: Any, role: str, content: str) -> Message:
-    if not isinstance(turn, Mapping) or turn.get(role) not in ROLES:
-        found = turn.get(role) if isinstance(turn, Mapping) else turn
+    found = turn.get(role) if isinstance(turn, Mapping) else turn
+    if not isinstance(turn, Mapping) or not isinstance(found, str) or found not in ROLES:
         raise ConversationError(f"{role}: found {found!r:.40}, expected one of {', '.join(ROLES)}")
     if not isinstance(turn.get(content), str):
         raise ConversationError(f"{content}: found {turn.get(content)!r:.40}, expected text")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from ports.errors import InputError
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
@@ -43,19 +42,6 @@ class Work:
     def rows(self) -> list[Encoded]:
         """All dialogues in order."""
         return [row.encoded for part in self.parts for row in part]
-
-
-def load_tokenizer(settings: GenerationSettings) -> Any:
-    """The verifier's tokenizer.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(settings.model_path)
-    except Exception as error:  # transformers' and the hub's own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(settings.model_path, "tokenizer", reason, "the verifier's tokenizer files") from error
 
 
 def build_encoder(settings: GenerationSettings, tokenizer: Any) -> Encoder:

@@ -18,13 +18,13 @@ from ports.generate.prepare import (
     describe,
     encode_rows,
     geometry,
-    load_tokenizer,
     say,
 )
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import Task, run_process, work
 from ports.numerics import fix_numerics
 from ports.training.data.features import checked_device
+from ports.training.verifier import open_tokenizer, verifier_config
 
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""
@@ -58,8 +58,11 @@ def prepare(settings: GenerationSettings) -> Prepared:
         InputError: whatever is wrong with dialogues, tokenizer or verifier, or the records would lie among dialogues.
     """
     _refuse_records_among_dialogues(settings)
-    shape, tokenizer = geometry(settings), load_tokenizer(settings)
+    shape, tokenizer = geometry(settings), open_tokenizer(settings.model_path)
     rows = encode_rows(settings, tokenizer)
+    largest, vocab_size = max(max(row.ids) for row in rows.rows), verifier_config(settings.model_path).vocab_size
+    if largest >= vocab_size:
+        raise InputError(settings.model_path, "tokenizer", f"id {largest}", f"ids below {vocab_size}, the vocabulary")
     return Prepared(settings, rows, shape, describe(settings, rows, shape, tokenizer, _device(settings)))
 
 

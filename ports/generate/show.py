@@ -11,8 +11,9 @@ from rich.text import Text
 
 from ports.generate.conversations import load_conversations
 from ports.generate.encode import Encoded
-from ports.generate.prepare import build_encoder, load_tokenizer
+from ports.generate.prepare import build_encoder
 from ports.generate.settings import GenerationSettings
+from ports.training.verifier import open_tokenizer
 
 ON, OFF = "bold green", "dim"
 
@@ -24,7 +25,7 @@ def show(settings: GenerationSettings, rows: int, console: Console) -> None:
         InputError: no such data, tokenizer or family.
         ConversationError: one of the dialogues cannot be used.
     """
-    tokenizer = load_tokenizer(settings)
+    tokenizer = open_tokenizer(settings.model_path)
     encoder = build_encoder(settings, tokenizer)
     conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
     for number in range(min(rows, len(conversations))):

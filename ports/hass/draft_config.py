@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ports.hass.config import HassSpeculatorConfig
+from ports.hass.model import HassDraftModel
 from ports.training.alignment import Alignment
 from ports.training.draft_config import (
     attach_verifier,
+    check_builds,
     check_sizes,
     check_trainable,
     is_native,
@@ -39,8 +41,10 @@ def load_draft_config(
         layer = prototype_layer(configpath, source, DRAFT_LAYERS["hass"])
     check_sizes(configpath, layer, verifier_config(basepath))
     check_trainable(configpath, layer, alignment)
-    return HassSpeculatorConfig(
+    config = HassSpeculatorConfig(
         transformer_layer_config=layer,
         ttt_alignment=alignment.value,
         speculators_config=attach_verifier("hass", basepath, ttt_steps),
     )
+    check_builds(configpath, HassDraftModel, config)
+    return config

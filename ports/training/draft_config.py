@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from speculators import SpeculatorModel
 from speculators.config import SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
 from speculators.proposals.greedy import GreedyTokenProposalConfig
 from transformers import PretrainedConfig
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
 from ports.files import read_json
 from ports.training.alignment import Alignment
 from ports.training.layer_config import DRAFT_LAYERS, LAYER_CONFIGS, OTHER_LAYERS, layer_config
@@ -62,8 +64,7 @@ def native_config(configpath: str, source: dict[str, Any], kind: str) -> Any:
     try:
         return SpeculatorModelConfig.from_dict(source)
     except Exception as error:  # pydantic's, transformers' and Speculators' own errors
-        reason = " ".join(str(error).split())
-        raise InputError(configpath, "config", reason, f"a Speculators {kind} config") from error
+        raise InputError(configpath, "config", reason(error), f"a Speculators {kind} config") from error
 
 
 def prototype_layer(
@@ -125,6 +126,15 @@ def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:
     for name in ("hidden_size", "vocab_size"):
         if getattr(layer, name) != getattr(verifier, name):
             raise InputError(configpath, name, getattr(layer, name), f"{getattr(verifier, name)}, the verifier's")
+
+
+def check_builds(configpath: str | Path, model: type[SpeculatorModel], config: SpeculatorModelConfig) -> None:
+    """Refuse (InputError) values that transformers reads and its layers cannot be made of; takes no memory."""
+    try:
+        with torch.device("meta"):
+            model(config)
+    except Exception as error:  # whatever the values run into
+        raise InputError(configpath, "config", reason(error), "a draft that can be built") from error
 
 
 def check_trainable(configpath: str, layer: Any, alignment: Alignment) -> None:

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
 
 LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 """By ``model_type``: the layers that drafts are made of."""
@@ -48,8 +48,7 @@ def layer_config(file: str, values: Mapping[str, Any], kind: str = "llama") -> P
     try:
         return LAYER_CONFIGS[kind].from_dict(dict(values))
     except Exception as error:  # what transformers raises here differs from release to release
-        reason = " ".join(str(error).split())
-        raise InputError(file, "config", reason, f"values of a {kind} config") from error
+        raise InputError(file, "config", reason(error), f"values of a {kind} config") from error
 
 
 def _check_sizes(file: str, values: Mapping[str, Any]) -> None:

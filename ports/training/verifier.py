@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from speculators.utils.loading import load_model_layers
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from ports.errors import InputError, reason
 from ports.files import read_json
@@ -38,7 +39,9 @@ def verifier_config(name_or_path: str) -> Any:
     if directory.exists():
         if not (directory / "config.json").is_file():
             raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
-        read_json(directory / "config.json", "basepath", "a model's config")  # transformers hides what is wrong with it
+        read_json(
+            directory / "config.json", "basepath", "a model directory or hub id"
+        )  # transformers hides what is wrong with it
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
@@ -95,7 +98,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    expected = "a JSON object that maps tensors to shards"
+    expected = "a non-empty object that maps tensors to shards"
     content = read_json(index, "weight_map", expected)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -126,6 +129,21 @@ def full_head(name_or_path: str) -> Tensor:
     """The verifier's whole output head [V, h] in float32; a tied verifier's is its embedding."""
     weights = load_model_layers(["lm_head.weight", "embed_tokens.weight"], name_or_path)
     return weights.get("lm_head.weight", weights["embed_tokens.weight"]).float()
+
+
+def open_tokenizer(name_or_path: str) -> Any:
+    """The verifier's tokenizer.
+
+    Raises:
+        InputError: it has none, or one that does not give ids.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        torch.tensor(tokenizer("Hello, world!")["input_ids"], dtype=torch.int64)
+    except Exception as error:  # what a missing or damaged tokenizer raises differs by its class
+        expected = "the verifier's tokenizer files (prompts of token ids need none)"
+        raise InputError(name_or_path, "tokenizer", reason(error), expected) from error
+    return tokenizer
 
 
 def tokenizer_files(name_or_path: str) -> list[Path]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ports.evaluate.prompts import read_prompts
-from ports.evaluate.verifiers import open_tokenizer
 from ports.training.data.records import list_records
+from ports.training.verifier import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 

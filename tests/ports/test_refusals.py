@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -44,6 +45,21 @@ def fifo(name):
 
 def text(name, content):
     return lambda place: (place.root / name).write_text(content)
+
+
+def changed(name, **values):
+    """A file of JSON with other values, in a Speculators config those of its layer."""
+
+    def change(place):
+        file = place.root / name
+        content = json.loads(file.read_text())
+        layer = content.get("transformer_layer_config", content)
+        layer.update(values)
+        if "rope_parameters" in layer:
+            layer["rope_parameters"] |= values
+        file.write_text(json.dumps(content))
+
+    return change
 
 
 def occupied(place):
@@ -156,6 +172,23 @@ SITUATIONS = [
     ("evaluate", {}, fifo("trained_eagle3/model.safetensors"), ["model.safetensors: ckpt_path: found a FIFO", NO_FILE]),
     ("generate", {}, fifo("share.json"), ["share.json: data_path: found a FIFO", NO_FILE]),
     ("generate", {}, fifo("verifier/z.safetensors"), ["z.safetensors: weights: found a FIFO", NO_FILE]),
+    (
+        "evaluate",
+        {},
+        changed("trained_eagle3/config.json", rope_theta="x"),
+        ["config.json: config: found ", "be built"],
+    ),
+    ("eagle3", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
+    ("hass", {}, changed("draft_hass.json", rope_theta="x"), ["draft_hass.json: config: found "]),
+    ("estimate", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
+    (
+        "generate",
+        {},
+        changed("verifier/config.json", vocab_size=40),
+        ["verifier: tokenizer: found id ", "ids below 40"],
+    ),
+    ("evaluate", {}, changed("verifier/tokenizer_config.json", model_input_names=0.5), ["verifier: tokenizer: found "]),
+    ("generate", {}, changed("verifier/tokenizer_config.json", model_input_names=0.5), ["verifier: tokenizer: found "]),
     ("evaluate", {}, cut_draft, ["trained_eagle3/model.safetensors: ckpt_path: found "]),
     ("evaluate", {}, far_map, ["trained_eagle3/model.safetensors: d2t: found draft id 39 ->"]),
     ("evaluate", {"prompts": "{root}/p.json"}, text("p.json", SURROGATE), ["p.json: entry 0: found ", "\\ud800"]),

@@ -143,7 +143,7 @@ def plain_tensor(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
     """Entry ``name`` of ``record``, without a history of gradients.
 
     Raises:
-        InputError: no tensor, or one that is sparse, nested, quantized or on meta.
+        InputError: no tensor, or one that is sparse, nested or on meta.
     """
     value = record.get(name)
     if not isinstance(value, Tensor):
@@ -152,7 +152,6 @@ def plain_tensor(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
     kinds = {
         str(value.layout): value.layout is not torch.strided,
         "a nested tensor": value.is_nested,
-        str(value.dtype): value.is_quantized,
         "a tensor on meta": value.is_meta,
     }
     found = [kind for kind, holds in kinds.items() if holds]

@@ -49,6 +49,8 @@ BAD = [
     ([], "a list of turns"),
     ([{"from": "tool", "value": "x"}], "one of human"),
     ([{"from": "gpt"}], "expected text"),
+    ([{"from": {"a": 1}, "value": "x"}], "one of human"),
+    (["human"], "one of human"),
 ]
 
 

@@ -118,7 +118,7 @@ def test_what_is_missing_or_torn_is_made_again(generate, missing) -> None:
     assert contents(folder) == before
 
 
-def test_an_interruption_at_any_record_leaves_no_trace(generate, monkeypatch, tmp_path) -> None:
+def test_an_interruption_at_any_record_leaves_no_trace(generate, flags, monkeypatch, tmp_path) -> None:
     whole = contents(generate(outdir=tmp_path / "whole"))
     count, write = len(whole) - 1, record_files.write_file
     for stop in range(count):
@@ -131,8 +131,7 @@ def test_an_interruption_at_any_record_leaves_no_trace(generate, monkeypatch, tm
             write(file, content)
 
         monkeypatch.setattr(record_files, "write_file", failing)
-        with pytest.raises(KeyboardInterrupt):
-            generate(outdir=tmp_path / f"stop{stop}")
+        assert main(flags(outdir=tmp_path / f"stop{stop}")) == 130
         monkeypatch.setattr(record_files, "write_file", write)
         assert len(contents(tmp_path / f"stop{stop}")) == stop + 1
         assert contents(generate(outdir=tmp_path / f"stop{stop}")) == whole
