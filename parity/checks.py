@@ -117,7 +117,9 @@ def check_configuration(evidence: Evidence) -> list[Row]:
     plain = [dict(trace.configuration) for trace in evidence.traces]
     if not _no_setup(evidence):
         setups = [{key: side.pop(key) for key in SETUP if key in side} for side in plain]
-        rows = [subject.row(*one) for one in compare_setups(*setups, evidence.names) if _is_shared(one, setups)]
+        rows = [
+            subject.row(*one) for one in compare_setups(setups[0], setups[1], evidence.names) if _is_shared(one, setups)
+        ]
     expected, found = (dict(flat(side)) for side in plain)
     names = sorted({*expected, *found})
     return rows + [
@@ -138,7 +140,7 @@ def _is_shared(one: Compared, setups: list[dict[str, Any]]) -> bool:
 def check_initialisation(evidence: Evidence) -> list[Row]:
     """How each side draws its own initial weights: mean and standard deviation of each, in standard errors."""
     subject = evidence.subject("initialisation")
-    compared = compare_setups(*(trace.configuration for trace in evidence.traces), evidence.names)
+    compared = compare_setups(evidence.expected.configuration, evidence.found.configuration, evidence.names)
     return [subject.row(*one) for one in compared if one.quantity.startswith(INITIAL)]
 
 

@@ -425,7 +425,7 @@ def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
         return finding
     agree = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
     try:
-        return with_operator(finding, *(_to_follow(side) for side in sides), agree, evidence.names)
+        return with_operator(finding, _to_follow(sides[0]), _to_follow(sides[1]), agree, evidence.names)
     except Exception as error:  # whatever a module does that cannot be followed
         return replace(finding, operator=f"not found, {type(error).__name__} at {place_of(error)}")
 

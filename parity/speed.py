@@ -176,9 +176,18 @@ def baseline_row(subject: Subject, port: Times, gauge: Times, stored: Baseline |
 
 def speed_of(case: str, prototype: Times, port: Times, names: tuple[str, str], tokens: int) -> Speed:
     """What a report draws: one entry a round, CPU seconds per optimizer step."""
-    flops = [side.flops // side.steps for side in (prototype, port)]
-    times = prototype.per_step("CPU"), port.per_step("CPU")
-    return Speed(case, *names, *times, *flops, ratio(prototype, port), interval(prototype, port), tokens)
+    return Speed(
+        case=case,
+        prototype=names[0],
+        port=names[1],
+        prototype_seconds=prototype.per_step("CPU"),
+        port_seconds=port.per_step("CPU"),
+        prototype_flops=prototype.flops // prototype.steps,
+        port_flops=port.flops // port.steps,
+        ratio=ratio(prototype, port),
+        interval=interval(prototype, port),
+        tokens=tokens,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parity.compare import Subject, compare_series
 from parity.tolerances import Tolerance
@@ -129,9 +129,7 @@ class StepAuditor:
         done: optimizer steps made before, in a run that goes on.
     """
 
-    def __init__(
-        self, rule: Rule | None, parameters: Mapping[str, nn.Parameter], optimizer: Any, done: int = 0
-    ) -> None:
+    def __init__(self, rule: Rule | None, parameters: Mapping[str, Tensor], optimizer: Any, done: int = 0) -> None:
         self.rule, self.parameters, self.optimizer, self.done = rule, dict(parameters), optimizer, done
         self.audits: list[StepAudit] = []
         self._given: dict[str, Tensor] = {}
@@ -206,8 +204,8 @@ class StepAuditor:
             found[name].append(("weight", still, self.parameters[name].detach(), still.abs()))
         worst: dict[str, Deviation] = {}
         for name, results in found.items():
-            for quantity, expected, value, reach_of in results:
-                one = _deviation(name, expected, value, reach_of)
+            for quantity, expected, result, size in results:
+                one = _deviation(name, expected, result, size)
                 if quantity not in worst or not one.rounding <= worst[quantity].rounding:
                     worst[quantity] = one
         return worst
@@ -217,7 +215,7 @@ class StepAuditor:
         """The rate of the first group; the ports and most others have one rate."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _state(self, parameter: nn.Parameter) -> State:
+    def _state(self, parameter: Tensor) -> State:
         """Copies of the optimizer's tensors that have the parameter's shape."""
         held = self.optimizer.state.get(parameter, {})
         return {
@@ -288,7 +286,7 @@ def update_rows(
     for name in sorted({name for audit in audits for name in audit.deviations} - {"clip", "weight"}):
         rows.append(_row(subject, audits, name, states))
     if any(audit.counted is not None for audit in audits):
-        made, counted = [audit.step for audit in audits], [audit.counted or 0 for audit in audits]
+        made, counted = [float(audit.step) for audit in audits], [float(audit.counted or 0) for audit in audits]
         rows.append(compare_series(subject, "steps", "counted", made, counted, steps))
     return rows
 

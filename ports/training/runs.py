@@ -73,7 +73,7 @@ def start_training(
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)
 
-    def prepare(accelerator: Accelerator) -> int:
+    def prepare(accelerator: Accelerator) -> bytes:
         refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
         return start.prepare(accelerator)
 
