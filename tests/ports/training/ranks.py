@@ -1,8 +1,8 @@
 """Runs of the trainers in one process of several: ``torchrun ... -m tests.ports.training.ranks runs.json``.
 
 Reads a JSON list of runs, each with its ``algorithm``, its command line ``words`` and whether to keep the first step's
-``gradients``, and makes one after the other, so that the imports are paid for once. A run that must be ``refused`` says
-with what on every process; in one with ``overflow`` the last process' gradients of that micro-batch are infinite.
+``gradients``, and makes one after the other, so that the imports are paid for once. Of a run that must be ``refused``
+every process writes down the words; in one with ``overflow`` the last one's gradients of that micro-batch are infinite.
 """
 
 from __future__ import annotations
@@ -71,13 +71,18 @@ def gradients_file(cpdir: Path, rank: int) -> Path:
     return cpdir.parent / f"{cpdir.name}_grads_{rank}.safetensors"
 
 
+def refused_file(cpdir: Path, rank: int) -> Path:
+    return cpdir.parent / f"{cpdir.name}_refused_{rank}.txt"
+
+
 def run(algorithm: str, words: list[str], refused: bool = False, **watch) -> None:
     try:
         train(algorithm, words, **watch)
     except InputError as error:
         if not refused:
             raise
-        print(f"rank {os.environ['RANK']} refused {error}", flush=True)
+        cpdir = Path(words[words.index("--cpdir") + 1])
+        refused_file(cpdir, int(os.environ["RANK"])).write_text(str(error))
 
 
 def train(algorithm: str, words: list[str], gradients: bool = False, overflow: int | None = None) -> None:
