@@ -40,7 +40,7 @@ def _auto(evidence: Evidence, cpdir: Path) -> Iterator[Row]:
     subject = evidence.subject("upkeep")
     yield compare_value(subject, "auto", "nothing yet", 0, steps_of_auto(evidence, cpdir))
     with deterministic(), quietly():
-        loop = short_run(evidence, cpdir)
+        loop = short_run(evidence, cpdir, ckpt_path=Path("auto"))
         loop.run()
         stopped = [loop.plan.keeper.on_stop(loop).name for _ in range(2)]
         loop.accelerator.end_training()
