@@ -184,7 +184,8 @@ class Watch:
                 os.kill(self.pid, signal.SIGABRT)  # faulthandler answers with its stacks
                 os.waitpid(self.pid, 0)
                 return "hung"
-            if not struck and since == now and now > strike_at:
+            has_begun = os.getpgid(self.pid) == self.pid
+            if not struck and has_begun and since == now and now > strike_at:
                 struck = True
                 self._strike()
             time.sleep(0.001)
@@ -197,9 +198,8 @@ class Watch:
     def _strike(self) -> None:
         told = Path(self.order["told"]).read_text().split()
         self.listened = "listens" in told and "deaf" not in told
-        group = self.order["group"] and os.getpgid(self.pid) == self.pid  # it has one of its own in a moment
         for number in self.order["blow"]:
-            (os.killpg if group else os.kill)(self.pid, number)
+            (os.killpg if self.order["group"] else os.kill)(self.pid, number)
             time.sleep(0.005)  # two of the same, one pending, would be one
 
     def _left(self) -> str:
