@@ -30,6 +30,7 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
     Bad input (:class:`~ports.errors.InputError` and ``refusals``) and a disk or stream that fails are one line and
     exit code 2. Ctrl-C is a line and 130, output that nobody reads any more one and 141.
     """
+    refused: tuple[type[Exception], ...] = (InputError, *refusals)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
@@ -38,7 +39,7 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
             return int(run() or 0)
         finally:
             _flush(sys.stdout)
-    except (InputError, *refusals) as error:
+    except refused as error:
         return _end(BAD_INPUT, f"error: {error}")
     except (KeyboardInterrupt, OSError, SystemExit) as error:
         return _from_outside(error)

@@ -14,7 +14,6 @@ from torch import Tensor
 from parity.checks.beyond.forms import Dialogue, record_info, record_of, write_noise
 from parity.checks.evidence import Evidence
 from parity.checks.kept.attempts import Attempt
-from parity.errors import InputError
 from parity.runs.port import dataset_for
 from ports.training.data.record_info import KEY
 
@@ -84,7 +83,6 @@ def bad_records(evidence: Evidence, dialogue: Dialogue, folder: Path) -> Iterato
         yield _reading(
             evidence, folder / "noise" / suffix, f"no {suffix}", "file", f"data_0.{suffix}", write_noise, None
         )
-    yield "torch's own reason", "", lambda: _reasons(evidence, folder / "noise" / "ckpt")
     yield from _origins(evidence, dialogue, folder / "origins")
 
 
@@ -101,19 +99,6 @@ def _reading(
 
 def _save(metadata: dict[str, str] | None) -> Callable[[Record, Path], None]:
     return lambda record, file: save_file({name: value.contiguous() for name, value in record.items()}, file, metadata)
-
-
-def _reasons(evidence: Evidence, folder: Path) -> None:
-    """What torch says first of a file that it cannot read is what the refusal found."""
-    try:
-        torch.load(folder / "data_0.ckpt", weights_only=True)
-    except Exception as error:
-        said = str(error).strip().split("\n")[0]
-    try:
-        dataset_for(evidence.case, evidence.draft.config, tmpdir=folder)[0]
-    except InputError as error:
-        if error.found != said:
-            raise
 
 
 class _Code:

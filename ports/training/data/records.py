@@ -143,9 +143,9 @@ def plain_tensor(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
         "a nested tensor": value.is_nested,
         "a tensor on meta": value.is_meta,
     }
-    found = [kind for kind, holds in kinds.items() if holds]
-    if found:
-        raise InputError(path, name, found[0], "a plain tensor, its numbers in memory one by one")
+    odd = [kind for kind, holds in kinds.items() if holds]
+    if odd:
+        raise InputError(path, name, odd[0], "a plain tensor, its numbers in memory one by one")
     return value.detach()
 
 

@@ -272,7 +272,7 @@ def test_foreign_accumulation_is_refused(refuses):
 
 def test_debug_stops_at_the_operation_that_gives_nan(train):
     try:
-        with pytest.raises(InputError, match="data_0.ckpt.*: gradient: found Function .* returned nan values"):
+        with pytest.raises(InputError, match=r"data_0.ckpt.*: gradient: found Function .* returned nan values"):
             train(debug=True, watch=Poison())
     finally:
         torch.autograd.set_detect_anomaly(False)
