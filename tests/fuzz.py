@@ -34,6 +34,7 @@ from ports.generate.settings import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings
 from ports.hass import train as hass
 from ports.hass.settings import HassSettings
+from ports.training.checkpoint.manifest import seal
 from ports.training.command_line import parse
 from ports.training.data.records import list_records
 from ports.training.vocabulary import load_vocabulary_map
@@ -133,7 +134,8 @@ def _rewrite(file: Path, draw: random.Random, root: Path) -> None:
 
 
 def _skips(draw: random.Random) -> dict[str, Any]:
-    return {"on_bad_record": draw.choice(("skip", "fail")), "bs": draw.choice((1, 2, 4)), "seed": draw.randrange(9)}
+    workers = draw.choice((0, 0, 0, 0, 0, 0, 0, 1))
+    return {"on_bad_record": draw.choice(("skip", "fail")), "bs": draw.choice((1, 2, 4)), "num_workers": workers}
 
 
 def records(place: Place, draw: random.Random) -> Input:
@@ -180,6 +182,18 @@ def verifiers(place: Place, draw: random.Random) -> Input:
     """Any file of a verifier, under any command."""
     _damage(draw.choice(sorted(place.verifier.iterdir())), draw, place.root)
     return Input(draw.choice(("eagle3", "hass", "online", "arrow", "generate", "vocabulary", "evaluate", "estimate")))
+
+
+def resumes(place: Place, draw: random.Random) -> Input:
+    """A checkpoint to go on from, with anything in it damaged, sealed again or not."""
+    algorithm = draw.choice(("eagle3", "hass"))
+    folder = place.root / f"trained_{algorithm}"
+    file = draw.choice(sorted(file for file in folder.rglob("*") if file.is_file()))
+    _damage(file, draw, place.root)
+    if draw.random() < 0.6:
+        (folder / "training_state" / "manifest.json").unlink()
+        seal(folder)
+    return Input(algorithm, {"ckpt_path": folder, "epoch": 1, "resume_anyway": True})  # its log lies elsewhere
 
 
 def checkpoints(place: Place, draw: random.Random) -> Input:
@@ -346,7 +360,7 @@ def settings_files(place: Place, draw: random.Random) -> Input:
 
 
 TEXT_KINDS: tuple[Kind, ...] = (conversations, prompts, families, flags, settings_files)
-KINDS: tuple[Kind, ...] = (records, arrow, draft_configs, verifiers, checkpoints, maps, *TEXT_KINDS)
+KINDS: tuple[Kind, ...] = (records, arrow, draft_configs, verifiers, checkpoints, resumes, maps, *TEXT_KINDS)
 
 
 def check(place: Place, given: Input, ran: Ran) -> None:

@@ -59,8 +59,8 @@ def untrained(model: SpeculatorModel, seed: int = 0) -> SpeculatorModel:
     """A draft of the same config, vocabulary map and verifier with the weights that training starts from."""
     torch.manual_seed(seed)
     config = model.config.__class__.from_dict(model.config.to_dict())
-    maps: Any = (getattr(model, name, None) for name in ("t2d", "d2t"))
-    return _fresh(config, VocabularyMap(*maps)).eval()
+    known: dict[str, Any] = {name: getattr(model, name, None) for name in ("t2d", "d2t")}
+    return _fresh(config, VocabularyMap(**known)).eval()
 
 
 def _fresh(config: Any, vocabulary: VocabularyMap) -> SpeculatorModel:
