@@ -6,7 +6,15 @@ import shutil
 import pytest
 
 from ports.errors import InputError
-from ports.training.checkpoint.atomic import present, public_name, remove_directory, sweep, write_directory, write_file
+from ports.training.checkpoint.atomic import (
+    MARK,
+    present,
+    public_name,
+    remove_directory,
+    sweep,
+    write_directory,
+    write_file,
+)
 from ports.training.checkpoint.manifest import read_json
 from ports.training.tracking import JsonLinesTracker
 
@@ -43,12 +51,12 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
 
 def test_what_can_be_gone_on_from(tmp_path):
     """Whole directories, and those moved aside that nothing took the place of."""
-    for name in ("whole", ".whole.old", ".aside.old", ".half.partial", ".gone.removed"):
+    for name in ("whole", f"{MARK}whole.old", f"{MARK}aside.old", f"{MARK}half.partial", f"{MARK}gone.removed"):
         (tmp_path / name).mkdir()
-    for name in ("file", ".hidden"):
+    for name in ("file", ".hidden", ".users.old"):
         (tmp_path / name).touch()
     found = sorted((path.name, public_name(path)) for path in present(tmp_path))
-    assert found == [(".aside.old", "aside"), ("whole", "whole")]
+    assert found == [(f"{MARK}aside.old", "aside"), ("whole", "whole")]
 
 
 @pytest.mark.parametrize("place", ["taken", "nowhere/file"])
