@@ -24,8 +24,8 @@ AFTER = "after"
 VECTORS = ".grad.vectors"
 """Ends the name of what a micro-batch's one-dimensional gradients are together."""
 
-WINDOWS = 4
-"""Parts that a curve is judged in."""
+WINDOWS, FEWEST = 4, 10
+"""Parts that a curve is judged in, and steps of one: the distance of a few losses may be small by cancellation."""
 
 Real = Callable[[int], Tensor]
 """bool [B, T]: the positions of a micro-batch that are not padding."""
@@ -62,16 +62,19 @@ def distance_rows(
 ) -> list[Row]:
     """Losses step by step: distance from the oracle in every window, the port's over the prototype's, and the drift.
 
-    The drift is the mean difference of port and prototype over the last window, by the prototype's own distance there.
+    Of a run of fewer than ``FEWEST`` steps nothing is said. The drift is the mean difference of port and prototype over the last window, by the prototype's own distance there.
     """
     losses = [
         torch.tensor([point.loss for point in side.curve], dtype=torch.float64) for side in (oracle, expected, found)
     ]
-    if len({len(series) for series in losses}) != 1 or len(losses[0]) < WINDOWS:
+    windows = min(WINDOWS, len(losses[1]) // FEWEST)
+    if not windows:
+        return []
+    if len({len(series) for series in losses}) != 1:
         counts = ", ".join(str(len(series)) for series in losses)
         return [subject.row("distance", "loss", None, None, False, f"steps of oracle, prototype and port: {counts}")]
     own, theirs = ((series - losses[0]) / losses[0] for series in losses[1:])
-    parts = list(zip(own.chunk(WINDOWS), theirs.chunk(WINDOWS)))
+    parts = list(zip(own.chunk(windows), theirs.chunk(windows)))
     rows = [
         _ratio_row(
             subject,

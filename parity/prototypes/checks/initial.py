@@ -25,7 +25,7 @@ def check_initial(evidence: Evidence) -> list[Row]:
 
 
 def _rows(evidence: Evidence, subject: Subject) -> Iterator[Row]:
-    own, path = type(evidence.live.draft), str(evidence.case.verifier)
+    own, path = type(evidence.live.draft), str(evidence.case.verifier.resolve())
     registered = SpeculatorModel.registry[evidence.case.algorithm]
     yield compare_value(subject, "extension", "registered", own.__name__, registered.__name__)
     keywords = own.get_trainer_kwargs(ttt_steps=ASKED, lr=1.0)

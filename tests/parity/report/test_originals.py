@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import parity.cli
-import parity.prototypes.explain.run
+import parity.prototypes.others.command
 from parity.prototypes.explain.prototype import prototype_facts, step_weights
 from parity.prototypes.explain.study import Cause, Finding, Study
 from parity.prototypes.others import OTHERS
@@ -85,8 +85,8 @@ def test_the_exit_code_is_the_studies(
         asked.update(checkouts)
         return [replace(found, rows=(replace(ROW, status=passed),))]
 
-    monkeypatch.setattr(parity.prototypes.explain.run, "run_studies", run_studies)
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr(parity.prototypes.others.command, "run_studies", run_studies)
+    monkeypatch.setattr(parity.cli, "hush", lambda: None)
     files = tmp_path / "o.json", tmp_path / "o.md"
     words = ["others", "--hass", "there", "--json", str(files[0]), "--markdown", str(files[1])]
     monkeypatch.setattr(sys, "argv", ["parity", *words])
@@ -109,7 +109,7 @@ def test_bad_input_exits_with_two(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parity.cli, "hush_libraries", lambda: None)
+    monkeypatch.setattr(parity.cli, "hush", lambda: None)
     monkeypatch.setattr(sys, "argv", ["parity", "others", *words])
     with pytest.raises(SystemExit) as stop:
         parity.cli.main()
