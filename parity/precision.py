@@ -62,7 +62,8 @@ def distance_rows(
 ) -> list[Row]:
     """Losses step by step: distance from the oracle in every window, the port's over the prototype's, and the drift.
 
-    Of a run of fewer than ``FEWEST`` steps nothing is said. The drift is the mean difference of port and prototype over the last window, by the prototype's own distance there.
+    Of a run of fewer than ``FEWEST`` steps nothing is said.
+    The drift is the mean difference of port and prototype over the last window, by the prototype's own distance there.
     """
     losses = [
         torch.tensor([point.loss for point in side.curve], dtype=torch.float64) for side in (oracle, expected, found)
