@@ -52,6 +52,9 @@ EXACT = Tolerance(Kind.EQUAL, 0.0, None, "data movement and whole numbers leave 
 GENERIC = {"float32": "float32", "fp32": "float32", "float64": "float64"}
 """The table of any two modules, by dtype."""
 
+SCALE_FREE, OF_ANY_DTYPE = (Kind.EQUAL, Kind.ROUNDING), ("throughput", "prints")
+"""Rows that hold in every dtype: what must be equal, what is counted in units of rounding, and what is no tensor."""
+
 
 class Entry(BaseModel):
     """A row as a file has it."""
@@ -113,7 +116,7 @@ def table_for(dtype: str, own: Tolerances | None = None, by_dtype: Mapping[str, 
     unknown = sorted(set(own) - set(known))
     if unknown:
         raise InputError("comparison", "tolerances", unknown[0], f"one of {', '.join(known)}")
-    fixed = {name: row for name, row in known.items() if row.kind is Kind.EQUAL or name in ("throughput", "prints")}
+    fixed = {name: row for name, row in known.items() if row.kind in SCALE_FREE or name in OF_ANY_DTYPE}
     table = {**(known if dtype in by_dtype else fixed), **own}
     missing = sorted(set(known) - set(table))
     if missing:
