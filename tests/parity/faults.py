@@ -347,7 +347,7 @@ FAULTS = (
     fault("resume: sampler restarted", restarted_sampler, "resume"),
     fault(
         "resume: log renumbered",
-        takes(RESUME, "_copy", lambda content, file: (content.replace(b'{"step": 0', b'{"step": 1'), file)),
+        returns(RESUME, "_beginning", lambda content: content and content.replace(b'{"step": 0', b'{"step": 1')),
         "resume",
     ),
     fault(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from ports.generate.worker import _own_devices, work
 from ports.training.checkpoint.atomic import MARK
 from ports.training.command_line import parse
 from ports.training.data.records import list_records, read_record, recorded_info
-from tests.ports.forked import FORKS, hold
+from tests.ports.forked import hold
 from tests.ports.generate.conftest import SPEC, contents
 from tests.ports.training.processes import await_end_of, children
 
@@ -86,9 +85,8 @@ def test_the_default_precision_is_the_prototypes(generate, algorithm, dtype) -> 
     assert read_record(file, WIDTHS[algorithm], SPEC.vocab_size)["hidden_state"].dtype is dtype
 
 
-def test_rows_are_split_over_processes_as_the_prototypes_do(generate, tmp_path, monkeypatch) -> None:
+def test_rows_are_split_over_processes_as_the_prototypes_do(generate, tmp_path) -> None:
     """Three processes on rows 0..7: three, three and two; together they hold what one process writes."""
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORKS)
     one, three = generate(), generate(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, device="cpu")
     names = [file.relative_to(three).as_posix() for file in list_records(three)]
     assert names == [f"{p}/data_{i}.safetensors" for p, size in enumerate((3, 3, 2)) for i in range(size)]
