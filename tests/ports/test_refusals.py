@@ -201,7 +201,7 @@ SITUATIONS = [
         "eagle3",
         {"debug": True, "lr": 1e30, "epoch": 2},
         None,
-        ["data_", "loss: found nan at optimizer step", "finite numbers"],
+        ["data_", "loss: found nan at optimizer step", "a finite number"],
     ),
     ("eagle3", {"debug": True}, huge, [".ckpt"]),
 ]

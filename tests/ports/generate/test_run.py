@@ -173,10 +173,10 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
     process = spawn(outdir=folder, **settings)
     while process.returncode is None and not list(folder.rglob("data_*")):
         time.sleep(0.002)
-    workers = children(process.pid)
+    written, workers = len(list(folder.rglob("data_*"))), children(process.pid)
     process.kill()
     await_end_of(workers, 20)
-    written, deadline = len(list(folder.rglob("data_*"))), time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while ended_with(spawn(outdir=folder, **settings)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert 0 < written < 20
