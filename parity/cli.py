@@ -52,6 +52,9 @@ def run(
     save_baseline: Annotated[File, typer.Option(help="store the port's speed here")] = None,
 ) -> None:
     """Hold a port against its original and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
+    for option, file in {"--json": json, "--report": report}.items():
+        if file is not None and not file.parent.is_dir():
+            raise InputError(file, option, f"no folder {file.parent}", "a folder that is there")
     chosen = tuple(checks.split(",")) if checks else None
     options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
     console = Console()
