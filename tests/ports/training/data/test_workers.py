@@ -30,7 +30,8 @@ def trainer():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", TRAINER], env=environment, start_new_session=True, **pipes)
-    assert [process.stdout.readline() for _ in range(2)] == ["reading\n"] * 2
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert lines == ["reading\n"] * 2, (lines, process.poll(), process.stderr.read() if "" in lines else "")
     yield process
     for pid in members(process.pid):
         os.kill(pid, signal.SIGKILL)
