@@ -65,8 +65,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _end(code: int, line: str) -> int:
-    with contextlib.suppress(OSError):
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        to_nowhere(sys.stderr)
     return code
 
 

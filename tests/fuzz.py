@@ -90,7 +90,7 @@ def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
         torch.ones(length), torch.zeros(length, dtype=torch.int64), torch.rand(length, 2 * SPEC.hidden_size),
     ]  # fmt: skip
     odd = [
-        value.to_sparse(), value.to("meta"), torch.nn.Parameter(value.float()), value.T, value[:1].expand_as(value),
+        value.to_sparse(), value.to("meta"), torch.nn.Parameter(value.float()), value.transpose(0, -1), value[:1].expand_as(value),
         torch.nested.nested_tensor([value.float()]), None, "text", [1, 2], 7, 1.5, value.tolist(), {"a": value}, b"\0",
     ]  # fmt: skip
     return [draw.choice(plain), draw.choice(plain), draw.choice(odd)]
