@@ -46,24 +46,9 @@ CODES = {0, 1, 2, 75}
 TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 TRAINERS |= {"online": TRAINERS["hass"], "arrow": TRAINERS["eagle3"]}
 COSTLY = (
-    "epoch",
-    "num_workers",
-    "total_gpus",
-    "gpus_per_model",
-    "forward_num_total",
-    "tokens",
-    "batch_size",
-    "samples",
-)
-COSTLY += (
-    "speculative_tokens",
-    "prefetch_factor",
-    "gradient_accumulation_steps",
-    "max_len",
-    "supervised",
-    "gpus",
-    "bs",
-)
+    "epoch", "num_workers", "total_gpus", "gpus_per_model", "forward_num_total", "tokens", "batch_size", "samples",
+    "speculative_tokens", "prefetch_factor", "gradient_accumulation_steps", "max_len", "gpus", "bs",
+)  # fmt: skip
 """Flags whose large values ask for a lot of work, and would get it."""
 
 
@@ -90,8 +75,9 @@ def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
         torch.ones(length), torch.zeros(length, dtype=torch.int64), torch.rand(length, 2 * SPEC.hidden_size),
     ]  # fmt: skip
     odd = [
-        value.to_sparse(), value.to("meta"), torch.nn.Parameter(value.float()), value.transpose(0, -1), value[:1].expand_as(value),
-        torch.nested.nested_tensor([value.float()]), None, "text", [1, 2], 7, 1.5, value.tolist(), {"a": value}, b"\0",
+        value.to_sparse(), value.to("meta"), torch.nn.Parameter(value.float()), value.transpose(0, -1),
+        value[:1].expand_as(value), torch.nested.nested_tensor([value.float()]), None, "text", [1, 2], 7, 1.5,
+        value.tolist(), {"a": value}, b"\0",
     ]  # fmt: skip
     return [draw.choice(plain), draw.choice(plain), draw.choice(odd)]
 
