@@ -181,6 +181,10 @@ SITUATIONS = [
     ("eagle3", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
     ("hass", {}, changed("draft_hass.json", rope_theta="x"), ["draft_hass.json: config: found "]),
     ("estimate", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
+    *(
+        (name, {}, changed("verifier/config.json", architectures={"a": 1}), ["verifier: basepath: found ", "architect"])
+        for name in ("eagle3", "hass", "arrow")
+    ),
     (
         "generate",
         {},
