@@ -46,6 +46,7 @@ NO_ROOM = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 ENDS = [
     (lambda: None, 0, ""),
     (lambda: 75, 75, ""),
+    (lambda: print("a name that is no text: \udcff"), 0, ""),
     (raises(InputError("a file", "a field", 1, 2)), 2, "error: a file: a field: found 1, expected 2"),
     (raises(KeyError("x")), 2, "error: 'x'"),
     (raises(KeyboardInterrupt()), 130, "interrupted"),
