@@ -285,6 +285,9 @@ def maps(place: Place, draw: random.Random) -> Input:
     return Input("eagle3")
 
 
+ANYWHERE = ("/nowhere", "/proc/nowhere")
+"""Output may go to what a word names: to a place that even root cannot make."""
+
 SETTINGS = {"generate": GenerationSettings, "show": ShowSettings, "vocabulary": VocabularySettings}
 SETTINGS |= {"estimate": EstimateSettings}
 FLAGGED = ("eagle3", "hass", "online", "arrow", "generate", "show", "vocabulary", "evaluate", "serving", "estimate")
@@ -297,7 +300,7 @@ def flags(place: Place, draw: random.Random) -> Input:
     while True:
         others = mutate_words(words, draw) if draw.random() < 0.5 else [*words, *_another(command, draw)]
         if not _costs(others):
-            return Input(command, words=others)
+            return Input(command, words=[word.replace(*ANYWHERE) for word in others])
 
 
 def _another(command: str, draw: random.Random) -> list[str]:
@@ -339,7 +342,7 @@ def settings_files(place: Place, draw: random.Random) -> Input:
         text = mutate_json(json.dumps({**values, "log_with": []}).encode(), draw)
         if not _costs([word for pair in json.loads(text).items() for word in map(str, pair)]):
             break
-    content = yaml.safe_dump(json.loads(text)).encode()
+    content = yaml.safe_dump(json.loads(text.decode().replace(*ANYWHERE))).encode()
     file = place.root / "run.yaml"
     file.write_bytes(content if draw.random() < 0.8 else mutate(content, draw, place.root / "executed"))
     return Input(command, words=["--config", str(file), "--no-progress"])
