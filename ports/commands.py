@@ -40,7 +40,7 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
         finally:
             _flush(sys.stdout)
     except refused as error:
-        return _end(BAD_INPUT, f"error: {error}")
+        return _end(BAD_INPUT, f"error: {error}".replace("\n", "\\n"))  # names of files may have any character
     except (KeyboardInterrupt, OSError, SystemExit) as error:
         return _from_outside(error)
 
