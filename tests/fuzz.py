@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import yaml
@@ -399,9 +400,10 @@ def fuzz(number: int, built: Place, folder: Path) -> tuple[str, Ran, str]:
     """Input ``number``: its kind, what came of it, and what is wrong with that, if anything."""
     draw, kind = random.Random(f"fuzz {number}"), KINDS[number % len(KINDS)]
     place = Place(Path(shutil.copytree(built.root, folder / "place")))
-    here = Path.cwd()
+    here, cache = Path.cwd(), datasets.config.HF_DATASETS_CACHE
     try:
         os.chdir(place.verifier)  # a word may be ../..
+        datasets.config.HF_DATASETS_CACHE = place.root / "cache"
         given = kind(place, draw)
         output = [] if given.command != "serving" else [str(place.out)]
         words = place.words(given.command, **given.changes) if given.words is None else given.words
@@ -413,6 +415,7 @@ def fuzz(number: int, built: Place, folder: Path) -> tuple[str, Ran, str]:
         return kind.__name__, ran, wrong
     finally:
         os.chdir(here)
+        datasets.config.HF_DATASETS_CACHE = cache
         shutil.rmtree(folder / "place")
 
 
