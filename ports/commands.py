@@ -40,7 +40,7 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
         finally:
             _flush(sys.stdout)
     except refused as error:
-        return _end(BAD_INPUT, f"error: {error}")
+        return _end(BAD_INPUT, f"error: {error}".replace("\n", "\\n"))  # names of files may have any character
     except (KeyboardInterrupt, OSError, SystemExit) as error:
         return _from_outside(error)
 
@@ -65,8 +65,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _end(code: int, line: str) -> int:
-    with contextlib.suppress(OSError):
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        to_nowhere(sys.stderr)
     return code
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, load_dataset
+from pyarrow import ArrowInvalid
 
 from ports.errors import InputError, reason
 from ports.files import check_regular
@@ -92,12 +93,21 @@ def load_conversations(kind: Kind, data_path: str, split: str) -> Conversations:
     column = COLUMNS[kind][0]
     if column not in rows.column_names:
         raise InputError(name, column, f"columns {', '.join(rows.column_names)}", f"{kind} rows with {column}")
+    _check_whole(name, column, rows)
     if len(rows) == 0:
         raise InputError(name, column, "no rows", "at least one dialogue")
     if kind == "ultrachat":
         return Conversations(rows, kind, name)
     order = Dataset.from_dict({"row": range(len(rows))}).shuffle(seed=SHUFFLE_SEED)["row"]
     return Conversations(rows.shuffle(seed=SHUFFLE_SEED), kind, name, list(order))
+
+
+def _check_whole(name: str, column: str, rows: Dataset) -> None:
+    """A null in the place of a first turn makes pyarrow count on, so that dialogues hold the turns of others."""
+    try:
+        rows.data.validate(full=True)
+    except ArrowInvalid as error:
+        raise InputError(name, column, reason(error), "dialogues whose first turn is no null") from error
 
 
 def _load(name: str, split: str) -> Dataset:

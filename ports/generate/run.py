@@ -58,12 +58,12 @@ def prepare(settings: GenerationSettings) -> Prepared:
         InputError: whatever is wrong with dialogues, tokenizer or verifier, or the records would lie among dialogues.
     """
     _refuse_records_among_dialogues(settings)
-    shape, tokenizer = geometry(settings), open_tokenizer(settings.model_path)
+    device, shape, tokenizer = _device(settings), geometry(settings), open_tokenizer(settings.model_path)
     rows = encode_rows(settings, tokenizer)
     largest, vocab_size = max(max(row.ids) for row in rows.rows), verifier_config(settings.model_path).vocab_size
     if largest >= vocab_size:
         raise InputError(settings.model_path, "tokenizer", f"id {largest}", f"ids below {vocab_size}, the vocabulary")
-    return Prepared(settings, rows, shape, describe(settings, rows, shape, tokenizer, _device(settings)))
+    return Prepared(settings, rows, shape, describe(settings, rows, shape, tokenizer, device))
 
 
 def _refuse_records_among_dialogues(settings: GenerationSettings) -> None:

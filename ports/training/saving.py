@@ -16,6 +16,7 @@ from torch import Tensor
 from ports.errors import InputError
 from ports.files import check_regular
 from ports.training.checkpoint.atomic import write_directory
+from ports.training.data.records import FLOATS, WHOLE
 from ports.training.shards import sharded_like, whole
 
 WEIGHTS = "model.safetensors"
@@ -60,13 +61,17 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's file.
 
     Raises:
-        InputError: no such file, or not safetensors (a pickle under that name is never executed).
+        InputError: no such file, not safetensors (a pickle under that name is never executed), or no numbers that a
+            draft is made of.
     """
     check_regular(file, "ckpt_path")
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(file, "ckpt_path", str(error), "a Speculators checkpoint's model.safetensors") from error
+    for name, value in weights.items():
+        if value.dtype not in (*FLOATS, *WHOLE):
+            raise InputError(file, name, value.dtype, "floats of 16 bits and more, or integers of a vocabulary map")
     return weights
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from speculators.config import VerifierConfig
 from speculators.utils.loading import load_model_layers
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
@@ -44,6 +45,7 @@ def verifier_config(name_or_path: str) -> Any:
         )  # transformers hides what is wrong with it
     try:
         config = AutoConfig.from_pretrained(name_or_path)
+        VerifierConfig.from_config(config)  # a draft's config will name it
     except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
         raise InputError(name_or_path, "basepath", reason(error), "a model directory or hub id") from error
     text = config.get_text_config()

@@ -46,8 +46,10 @@ NO_ROOM = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 ENDS = [
     (lambda: None, 0, ""),
     (lambda: 75, 75, ""),
+    (lambda: print("a name that is no text: \udcff"), 0, ""),
     (raises(InputError("a file", "a field", 1, 2)), 2, "error: a file: a field: found 1, expected 2"),
     (raises(KeyError("x")), 2, "error: 'x'"),
+    (raises(InputError("two\nlines", "a field", 1, 2)), 2, "error: two\\nlines: a field: found 1, expected 2"),
     (raises(KeyboardInterrupt()), 130, "interrupted"),
     (raises(NO_ROOM), 2, "error: the system: found [Errno 28] No space left on device: 'metrics.jsonl', expected "),
     (lambda: print("unread", file=Unread()), 141, "nobody reads the output"),

@@ -158,7 +158,7 @@ SURROGATE = '["\\ud800"]'
 SITUATIONS = [
     ("eagle3", {"seed": 2**32}, None, ["seed: found '4294967296'"]),
     ("hass", {"seed": 2**32}, None, ["seed: found '4294967296'"]),
-    ("generate", {"device": "abacus"}, None, ["--device: found abacus"]),
+    ("generate", {"device": "abacus", "data_path": "/none"}, None, ["--device: found abacus"]),
     ("generate", {"device": "meta"}, None, ["--device: found meta"]),
     ("evaluate", {"device": "meta"}, None, ["--device: found meta"]),
     ("eagle3", {}, fifo("eagle3/0/data_1.ckpt"), ["data_1.ckpt: file: found a FIFO", NO_FILE]),
@@ -181,6 +181,10 @@ SITUATIONS = [
     ("eagle3", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
     ("hass", {}, changed("draft_hass.json", rope_theta="x"), ["draft_hass.json: config: found "]),
     ("estimate", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
+    *(
+        (name, {}, changed("verifier/config.json", architectures={"a": 1}), ["verifier: basepath: found ", "architect"])
+        for name in ("eagle3", "hass", "arrow")
+    ),
     (
         "generate",
         {},

@@ -68,9 +68,11 @@ def test_a_directory_of_files_is_read(tmp_path) -> None:
     assert len(load_conversations("ultrachat", str(tmp_path / "data"), "sft")) == 20
 
 
+TURN = '{"from": "human", "value": "Hi"}'
 FILES = [
     ("{", "sharegpt", "data_path", "a JSON or parquet file"),
     ('[{"conversations": [}]', "sharegpt", "data_path", "a JSON or parquet file"),
+    (f'[{{"conversations": [null, {TURN}]}}, {{"conversations": [{TURN}]}}]', "sharegpt", "conversations", "no null"),
     ('[{"a": 1}]', "sharegpt", "conversations", "sharegpt rows with conversations"),
     ('[{"a": 1}]', "ultrachat", "messages", "ultrachat rows with messages"),
 ]
