@@ -18,7 +18,7 @@ from rich.console import Console
 from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, one_sided_notes, run_check
 from parity.compare import Subject
-from parity.environment import describe, deterministic
+from parity.environment import described, deterministic
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, place_of, raised
 from parity.files import read_object
@@ -264,7 +264,7 @@ class Runner:
 
     def __init__(self, pair: Pair, chosen: Collection[str], progress: Progress) -> None:
         self.pair, self.chosen, self.progress = pair, chosen, progress
-        self.report = Report(environment=describe(), deviations=list(pair.deviations))
+        self.report = Report(environment=described(), deviations=list(pair.deviations))
         self.report.baseline = pair.baseline or (pair.original.name if pair.original else "") or "original"
         self.first: Finding | None = None
         self.done: dict[tuple[str, str], str] = {}

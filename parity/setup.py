@@ -20,8 +20,8 @@ Setup = dict[str, Any]
 EQUAL = 1e-9
 """Relative: the same numbers summed in another order in float64."""
 
-OWN = ("params", "param_names")
-"""What of a parameter group is no setting."""
+OWN = ("params", "param_names", "foreach", "fused", "capturable")
+"""What of a parameter group is no setting: tensors, names, and which kernels compute the same formula."""
 
 
 def optimizer_for(make: Callable[[Any], Any], module: nn.Module) -> Any:

@@ -48,7 +48,7 @@ def test_what_only_the_harness_needs_is_an_extra(wheel: zipfile.ZipFile) -> None
     found = [match for need in needs if (match := REQUIREMENT.fullmatch(need))]
     assert len(found) == len(needs)
     named = {extra: {match["name"] for match in found if match["extra"] == extra} for extra in (None, "parity")}
-    assert named["parity"] == {"pytest", "scipy"}
+    assert named["parity"] == {"matplotlib", "pytest", "scipy"}
     assert named["parity"].isdisjoint(named[None])
     (ours,) = [match["of"] for match in found if match["name"] == "speculator-parity" and match["extra"] == "dev"]
     assert "parity" in ours.split(",")

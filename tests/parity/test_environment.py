@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity.checks.recorded.configuration import MODES
-from parity.judge import judge
+from parity.checks import MODES
+from parity.run import Runner, find_pair, silent
 
 import benchmarks.conftest
 from parity.environment import PACKAGES, describe, deterministic
@@ -44,6 +44,10 @@ def benchmarked() -> dict[str, Any]:
     return found
 
 
+def reported() -> dict[str, Any]:
+    return Runner(find_pair("eagle3"), (), silent).report.environment
+
+
 def draws() -> tuple[float, float, float]:
     return torch.rand(1).item(), random.random(), np.random.rand()
 
@@ -67,7 +71,7 @@ def test_modes_are_set_and_restored() -> None:
 
 
 @pytest.mark.usefixtures("other_modes")
-@pytest.mark.parametrize("recorded", [lambda: judge([]).environment, benchmarked], ids=["report", "benchmarks"])
+@pytest.mark.parametrize("recorded", [reported, benchmarked], ids=["report", "benchmarks"])
 def test_a_result_names_the_modes_that_its_sides_run_in(recorded: Callable[[], dict[str, Any]]) -> None:
     found = recorded()
     assert {name: found[name] for name in MODES} == MODES

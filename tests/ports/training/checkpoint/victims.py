@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import ports.training.checkpoint.keeper as keeper
+from ports.commands import INTERRUPTED
 from ports.training.checkpoint.stop import EXIT_CODE, StopRequest
 from tests.ports.training.conftest import ALGORITHMS
 from tests.ports.training.processes import members
@@ -217,7 +218,7 @@ class Watch:
             return ENDS[status]
         told, said = (Path(self.order[name]).read_text() for name in ("told", "said"))
         must_save = self.listened and "deaf" not in told and self.order["blow"] in STOPS
-        died = -status in self.order["blow"] or (status == 1 and "KeyboardInterrupt" in said)
+        died = -status in self.order["blow"] or (status == INTERRUPTED and "interrupted" in said)
         return "killed" if struck and died and not must_save else f"failed with {status}"
 
 
