@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.console import Console
 from parity.doctor import print_environment
 from parity.environment import hush
 from parity.errors import InputError
+from parity.files import check_output, check_output_folder
 from parity.pair import Pair
 from parity.persist import write_trace
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
@@ -52,9 +55,8 @@ def run(
     save_baseline: Annotated[File, typer.Option(help="store the port's speed here")] = None,
 ) -> None:
     """Hold a port against its original and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
-    for option, file in {"--json": json, "--report": report}.items():
-        if file is not None and not file.parent.is_dir():
-            raise InputError(file, option, f"no folder {file.parent}", "a folder that is there")
+    _check_outputs(report, json)
+    check_output(save_baseline, "--save-baseline")
     chosen = tuple(checks.split(",")) if checks else None
     options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
     console = Console()
@@ -72,6 +74,7 @@ def record(
     keyword: Keyword = "",
 ) -> None:
     """Run the original on a pair's cases and write what it computes, to be held against a port later, elsewhere."""
+    check_output_folder(output, "--output")
     for one in _pairs(pair, recordings):
         if original is None and one.record is not None:
             raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
@@ -93,6 +96,7 @@ def trace(
     leave_out: Annotated[str, typer.Option(help=f"to save space: comma-separated, of {', '.join(GROUPS)}")] = "",
 ) -> None:
     """Run the port of a pair and write what it computes, to be compared elsewhere."""
+    check_output_folder(output, "the command line")
     groups = _words("--leave-out", leave_out, GROUPS) if leave_out else ()
     pairs = _pairs(None if pair == "all" else pair, recordings)
     chosen = [(one, case) for one in pairs for case in _cases(one, recordings, keyword)]
@@ -117,6 +121,7 @@ def compare(
     json: Json = None,
 ) -> None:
     """Compare traces written on two machines or under two versions. Exit code 0: all passed, 1: not, 2: bad input."""
+    _check_outputs(report, json)
     chosen = _words("--checks", checks, TRACED)
     own = read_tolerances(tolerances) if tolerances else None
     result = compare_folders(original, port, read_names(names) if names else None, own, chosen)
@@ -130,6 +135,8 @@ def plot(
     markdown: Annotated[File, typer.Option(help="write the tables as Markdown here")] = None,
 ) -> None:
     """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
+    check_output(output, "--output")
+    check_output(markdown, "--markdown")
     write_scaling(bench, output)
     if markdown is not None:
         write_performance(bench, markdown)
@@ -163,6 +170,11 @@ def _cases(pair: Pair, recordings: Path | None, keyword: str) -> list[Any]:
     return [case for case in pair.find_cases(recordings) if matches(keyword, case.name)]
 
 
+def _check_outputs(report: Path | None, json: Path | None) -> None:
+    check_output(report, "--report")
+    check_output(json, "--json")
+
+
 def _words(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
     words = tuple(word.strip() for word in text.split(","))
     for word in words:
@@ -185,13 +197,35 @@ def _show(result: KitReport, report: Path | None, json: Path | None, console: Co
 
 
 def main() -> None:
-    """Entry point; the libraries' chatter goes nowhere."""
+    """Entry point; the libraries' chatter goes nowhere, what goes wrong outside is a line and an exit code."""
     hush()
     try:
         app()
     except (InputError, SideError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {error}")
+    except (KeyboardInterrupt, OSError, SystemExit) as error:
+        _from_outside(error)
+
+
+def _from_outside(error: BaseException) -> NoReturn:
+    """Ctrl-C, a reader of the output that is gone, a disk that is full; typer makes exit codes of some of it."""
+    causes = [error]
+    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(before)
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        _end(130, "interrupted")
+    if any(isinstance(cause, BrokenPipeError) for cause in causes):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process has ended)
+        _end(141, "nobody reads the output")
+    if isinstance(error, SystemExit):
+        raise error
+    _end(2, f"error: the system: found {error}, expected files and streams that can be read and written")
+
+
+def _end(code: int, line: str) -> NoReturn:
+    with contextlib.suppress(OSError):
+        print(line.replace("\n", "\\n"), file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,41 @@ def misfit(file: Path, error: ValidationError) -> InputError:
     """The first thing that pydantic finds wrong in a file."""
     first = error.errors()[0]
     return InputError(file, ".".join(map(str, first["loc"])), repr(first.get("input"))[:80], first["msg"])
+
+
+def check_output(file: Path | None, option: str) -> None:
+    """Refuse a file that could not be written, before anything is measured; nothing is left behind.
+
+    Raises:
+        InputError: a folder in its place, no folder to hold it, no permission, a full disk.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise InputError(file, option, "a folder", "a file")
+    if not file.parent.is_dir():
+        raise InputError(file, option, f"no folder {file.parent}", "a folder that is there")
+    if not file.exists():
+        _probe(file.parent, file, option)
+    elif not os.access(file, os.W_OK):
+        raise InputError(file, option, "a file that is not to be written", "permission to write")
+
+
+def check_output_folder(folder: Path, option: str) -> None:
+    """The same for a folder, which need not be there yet, nor those above it."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise InputError(folder, option, f"{place}, which is no folder", "a place for a folder")
+    _probe(place, folder, option)
+
+
+def _probe(folder: Path, wanted: Path, option: str) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"room")
+            probe.flush()
+    except OSError as error:
+        raise InputError(wanted, option, str(error), "room and permission to write") from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:

@@ -33,7 +33,8 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
     refused: tuple[type[Exception], ...] = (InputError, *refusals)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+            with contextlib.suppress(OSError):  # what it holds cannot be written: said when it is
+                stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         try:
             return int(run() or 0)

@@ -117,9 +117,9 @@ def reference_steps(case: Case) -> Steps:
     return lambda: Run(prepare(case), observed=False).optimizer_steps()
 
 
-def port_steps(case: Case, cpdir: Path) -> Steps:
-    """The training loop with its data loading."""
-    return lambda: start_port(case, cpdir).optimizer_steps()
+def port_steps(case: Case, folder: Path) -> Steps:
+    """The training loop with its data loading; every run of it in a place of its own under ``folder``."""
+    return lambda: start_port(case, Path(tempfile.mkdtemp(dir=folder))).optimizer_steps()
 
 
 def measure_live(case: Case, prototype: Path, rounds: int = LIVE_ROUNDS, steps: int = LIVE_STEPS) -> Measured:

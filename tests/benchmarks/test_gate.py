@@ -26,6 +26,14 @@ def side():
 def races():
     return lambda shape: {"port": Measured(shape, "port", 1.0, 1, 0.0, SECONDS)}
 """
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark measures nothing in a worker of several."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 GATE = ("--benchmark-compare", "--benchmark-compare-fail=min:10%")
 
 

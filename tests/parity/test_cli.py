@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -101,6 +102,26 @@ def test_bad_input_exits_with_two_and_one_line(
     assert message in complaint
     assert complaint.startswith("error: ")
     assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, "nobody reads the output"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: the system: found [Errno 28] No space left"),
+    ],
+)
+def test_what_goes_wrong_outside_is_a_line(
+    error: BaseException, code: int, said: str, command: Run, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def broken(*arguments: object) -> KitReport:
+        raise error
+
+    monkeypatch.setattr(parity.cli, "run_all", broken)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored afterwards
+    assert command("run") == code
+    assert capfd.readouterr().err.strip().startswith(said)
 
 
 @pytest.mark.parametrize("words", [["run", "--nosuch"], ["nosuch"], ["trace"], ["run", "a", "b"]])

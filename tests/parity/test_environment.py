@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity.checks import MODES
-from parity.run import Runner, find_pair, silent
 
 import benchmarks.conftest
+from parity.checks import MODES
 from parity.environment import PACKAGES, describe, deterministic
+from parity.run import Runner, find_pair, silent
 
 
 @pytest.fixture(params=[False, True], ids=["strict", "warning"])

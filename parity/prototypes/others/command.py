@@ -10,6 +10,7 @@ from rich.console import Console
 
 from parity import fixtures
 from parity.environment import describe
+from parity.files import check_output
 from parity.prototypes.explain.run import run_studies, speculators_algorithms
 from parity.report.originals import print_studies, write_originals, write_studies_json
 
@@ -22,6 +23,8 @@ def others(
     markdown: Annotated[Optional[Path], typer.Option(help="write the tables as Markdown here")] = None,  # noqa: UP045
 ) -> None:
     """Run other originals and show where each differs, and that named causes are all of it. Exit codes as for run."""
+    check_output(json, "--json")
+    check_output(markdown, "--markdown")
     registered = speculators_algorithms()
     checkouts = {name: root for name, root in (("eagle", eagle), ("hass", hass)) if root is not None}
     console = Console()
