@@ -78,7 +78,7 @@ def test_a_quarter_more_cpu_time_fails_the_second_gate(
 
 
 def test_both_sides_take_the_same_steps(small: Case, tmp_path: Path) -> None:
-    assert [len(list(start())) for start in (reference_steps(small), port_steps(small, tmp_path / "out"))] == [3, 3]
+    assert [len(list(start())) for start in (reference_steps(small), port_steps(small, tmp_path))] == [3, 3]
 
 
 def test_a_live_run_without_a_checkout_says_so(small: Case, tmp_path: Path) -> None:
