@@ -76,15 +76,20 @@ def _difference(recording: Recording) -> Difference:
 
 def encode_recorded(recording: Recording, loss_mask: LossMask) -> list[Encoded]:
     """The dialogues that a script read, encoded by the port."""
-    family = load_family(recording.family)
-    if recording.family == "mistral":
-        family = family.model_copy(update={"system": system_message(recording)})
-    shares = recording.dataset == "sharegpt"
-    encoder = Encoder(word_tokenizer(recording.family), family, loss_mask, leading_space=shares)
+    encoder, shares = encoder_of(recording, loss_mask), recording.dataset == "sharegpt"
     with TemporaryDirectory() as folder:
         file = write_dialogues(recording.dataset, Path(folder) / "dialogues.json")
         rows = load_conversations("sharegpt" if shares else "ultrachat", str(file), "sft")
         return [encoder(rows.messages(index)) for index in range(len(rows))]
+
+
+def encoder_of(recording: Recording, loss_mask: LossMask) -> Encoder:
+    """As the script's."""
+    family = load_family(recording.family)
+    if recording.family == "mistral":
+        family = family.model_copy(update={"system": system_message(recording)})
+    leading_space = recording.dataset == "sharegpt"
+    return Encoder(word_tokenizer(recording.family), family, loss_mask, leading_space=leading_space)
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {"training.md": ("flags", flags), "data.md": ("masks", masks)}

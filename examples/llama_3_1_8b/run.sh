@@ -27,7 +27,7 @@ if (( 8 % gpus )); then
 fi
 
 python -m ports.generate --algorithm "$algorithm" --model_path "$model" --outdir "$work/records" --total_gpus "$gpus" \
-    --dataset sharegpt --data_path "$data" --chat_template llama \
+    --dataset sharegpt --data_path "$data" \
     --on_bad_conversation skip ${generate[@]+"${generate[@]}"}
 
 maps=()

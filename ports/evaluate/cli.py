@@ -43,6 +43,9 @@ def run(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the untrained weights")] = 0,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
     dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
+    chat_template: Annotated[
+        str, typer.Option(help="chat family of conversations; default: as in the records that the draft was trained on")
+    ] = "",
     json: Annotated[Optional[Path], typer.Option(help="write the result here as JSON")] = None,  # noqa: UP045
 ) -> None:
     """Decode greedily with a draft's proposals and count what the verifier accepts, as vLLM counts.
@@ -51,7 +54,18 @@ def run(
     """
     if json is not None:
         check_output_file(json, "--json")
-    choices = (verifier, tokens, speculative_tokens, batch_size, ignore_eos, untrained, seed, device, dtype.value)
+    choices = (
+        verifier,
+        tokens,
+        speculative_tokens,
+        batch_size,
+        ignore_eos,
+        untrained,
+        seed,
+        device,
+        dtype.value,
+        chat_template,
+    )
     result = measure(Request(draft, prompts, *choices))
     print_result(result, Console())
     if json is not None:

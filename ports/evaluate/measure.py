@@ -14,8 +14,9 @@ from ports.errors import InputError
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafts import drafter_of, open_draft, untrained
 from ports.evaluate.evaluation import Evaluation, evaluate
-from ports.evaluate.prompts import read_prompts
+from ports.evaluate.prompts import family_of, read_prompts
 from ports.evaluate.verifiers import end_tokens, longest_prompt, open_verifier
+from ports.generate.families import ChatFamily
 from ports.numerics import fix_numerics, numerics
 from ports.training.data.features import checked_device
 from ports.training.verifier import open_tokenizer
@@ -36,6 +37,7 @@ class Request:
     seed: int = 0
     device: str = ""
     dtype: str = "auto"
+    chat_template: str = ""
 
 
 def measure(request: Request) -> dict[str, Any]:
@@ -50,7 +52,8 @@ def measure(request: Request) -> dict[str, Any]:
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, request.speculative_tokens
     size = size or attached.proposal_methods[0].speculative_tokens
-    prompts, left_out = _prompts(request.prompts, name, longest_prompt(name, request.tokens, size), model)
+    family = family_of(request.draft, request.chat_template)
+    prompts, left_out = _prompts(request.prompts, name, longest_prompt(name, request.tokens, size), model, family)
     verifier = open_verifier(name, request.dtype, device)
     chosen = untrained(model, request.seed) if request.untrained else model
     drafter = drafter_of(_cast(chosen, verifier.dtype).to(device))
@@ -64,6 +67,7 @@ def measure(request: Request) -> dict[str, Any]:
         "untrained": request.untrained,
         "prompts": len(prompts),
         "left_out": left_out,
+        "chat": family.model_dump(mode="json", exclude_defaults=True),
         **_summary(found),
         "numerics": numerics(),
         "seconds": round(time.perf_counter() - start, 3),
@@ -86,10 +90,12 @@ def _summary(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _prompts(file: Path, verifier: str, longest: int, model: SpeculatorModel) -> tuple[list[list[int]], int]:
+def _prompts(
+    file: Path, verifier: str, longest: int, model: SpeculatorModel, family: ChatFamily
+) -> tuple[list[list[int]], int]:
     """The prompts that are short enough, and how many are not."""
     vocab_size = model.config.transformer_layer_config.vocab_size
-    found = read_prompts(file, lambda: open_tokenizer(verifier), vocab_size)
+    found = read_prompts(file, lambda: open_tokenizer(verifier), vocab_size, family)
     short = [prompt for prompt in found if len(prompt) <= longest]
     if not short:
         raise InputError(file, "prompts", f"{min(map(len, found))} tokens and more", f"at most {longest} tokens")

@@ -7,8 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ports.errors import InputError, reason
 from ports.files import check_regular, is_text, read_json
+from ports.generate.families import ChatFamily, load_family
+from ports.generate.manifest import read_manifest
+from ports.training.data.record_info import GENERATION
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages or conversations"
@@ -16,23 +21,41 @@ FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages
 Message = dict[str, str]
 
 
-def read_prompts(file: Path, tokenizer: Callable[[], Any], vocab_size: int) -> list[list[int]]:
+def family_of(draft: Path, named: str = "") -> ChatFamily:
+    """The chat family ``named``, else that of the records that a draft was trained on, as its directory keeps it.
+
+    Raises:
+        InputError: no such family, or a file of the draft that cannot be read.
+    """
+    file = draft / GENERATION
+    if named or not file.is_file():
+        return load_family(named or "auto")
+    try:
+        return ChatFamily.model_validate(read_manifest(file).chat)
+    except ValidationError as error:
+        raise InputError(file, "chat", reason(error), "a chat family") from error
+
+
+def read_prompts(
+    file: Path, tokenizer: Callable[[], Any], vocab_size: int, family: ChatFamily | None = None
+) -> list[list[int]]:
     """Every prompt of a file as token ids.
 
     ``.txt`` holds a text a line, ``.jsonl`` a JSON value a line, ``.json`` an array of such values. A value is an array
     of token ids, a text, ``{"prompt_token_ids": [...]}``, ``{"prompt": "..."}``, or a conversation: ``messages`` with
     role and content, or ShareGPT's ``conversations`` with from and value. Of a conversation everything up to the
-    last turn of a user is the prompt, in the tokenizer's chat template.
+    last turn of a user is the prompt, in the tokenizer's chat template and what the family puts around it.
 
     Args:
         file: what to read.
         tokenizer: gives the verifier's, called when something other than ids is met.
         vocab_size: ids must lie in ``[0, vocab_size)``.
+        family: default: the tokenizer's chat template alone.
 
     Raises:
         InputError: an unreadable file, no prompt in it, or one of another form.
     """
-    reader = _Reader(file, tokenizer, vocab_size)
+    reader = _Reader(file, tokenizer, vocab_size, family or ChatFamily())
     prompts = [reader.ids(field, value) for field, value in _values(file)]
     if not prompts:
         raise InputError(file, "prompts", "nothing", "at least one prompt")
@@ -56,8 +79,8 @@ def _values(file: Path) -> list[tuple[str, Any]]:
 
 
 class _Reader:
-    def __init__(self, file: Path, tokenizer: Callable[[], Any], vocab_size: int) -> None:
-        self.file, self.tokenizer, self.vocab_size = file, tokenizer, vocab_size
+    def __init__(self, file: Path, tokenizer: Callable[[], Any], vocab_size: int, family: ChatFamily) -> None:
+        self.file, self.tokenizer, self.vocab_size, self.family = file, tokenizer, vocab_size, family
 
     def ids(self, field: str, value: Any) -> list[int]:
         """Token ids of one entry."""
@@ -86,7 +109,7 @@ class _Reader:
         if not turns:
             raise InputError(self.file, field, "no turn of a user", "a conversation")
         try:
-            text = self.tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = self.family.render(self.tokenizer(), self.family.opened(turns), add_generation_prompt=True)
         except Exception as error:  # templates raise errors of their own, and a tokenizer may have none
             raise InputError(self.file, field, reason(error), "a conversation that the chat template takes") from error
         return self._tokenized(field, text, add_special_tokens=False)

@@ -37,10 +37,10 @@ class Encoded:
 
 
 class Encoder:
-    """Renders a dialogue with the tokenizer's chat template and masks its answers.
+    """Renders a dialogue with the tokenizer's chat template, else the family's, and masks its answers.
 
     Raises:
-        InputError: a tokenizer without a chat template, one that has no offsets, or a family without a prototype mask
+        InputError: no chat template, a tokenizer that has no offsets, or a family without a prototype mask
             where that is asked for.
     """
 
@@ -55,8 +55,7 @@ class Encoder:
         self.tokenizer, self.family, self.loss_mask = tokenizer, family, loss_mask
         self.leading_space, self.max_length = leading_space, max_length
         name = getattr(tokenizer, "name_or_path", "tokenizer")
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError(name, "chat_template", "nothing", "a tokenizer with a chat template")
+        self.template = family.checked_template(tokenizer)
         if loss_mask is LossMask.EXACT and not getattr(tokenizer, "is_fast", False):
             raise InputError(name, "is_fast", "a tokenizer without offsets", "a fast tokenizer, for --loss_mask exact")
         if loss_mask is LossMask.PROTOTYPE and family.prototype_mask is None:
@@ -77,10 +76,7 @@ class Encoder:
 
     def _turns(self, messages: Sequence[Message]) -> list[Message]:
         """The dialogue with the family's system message, and a space before answers if asked for."""
-        system = self.family.system
-        own = bool(messages) and messages[0]["role"] == "system"
-        opening = [] if own or system is None else [{"role": "system", "content": system}]
-        return [*opening, *(self._spaced(message) for message in messages)]
+        return self.family.opened([self._spaced(message) for message in messages])
 
     def _spaced(self, message: Message) -> Message:
         if not self.leading_space or message["role"] != "assistant":
@@ -89,16 +85,13 @@ class Encoder:
 
     def render(self, turns: Sequence[Message]) -> str:
         """The text of a dialogue; a template's complaint is a ConversationError, and so is what is no text."""
-        text = str(self._template(turns, tokenize=False))
+        try:
+            text = self.family.render(self.tokenizer, turns)
+        except Exception as error:  # jinja's, whatever a template raises
+            raise ConversationError(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from error
         if not is_text(text):
             raise ConversationError(f"found a lone surrogate in {ascii(text)[:60]}, expected text")
         return text
-
-    def _template(self, turns: Sequence[Message], **options: Any) -> Any:
-        try:
-            return self.tokenizer.apply_chat_template(list(turns), **self.family.variables, **options)
-        except Exception as error:  # jinja's, whatever a template raises
-            raise ConversationError(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from error
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -110,7 +103,7 @@ class Encoder:
         return Encoded(list(tokens["input_ids"]), mask_of(spans, tokens["offset_mapping"], len(text)), text)
 
     def _has_blocks(self) -> bool:
-        return GENERATION_BLOCK.search(self.tokenizer.get_chat_template()) is not None
+        return GENERATION_BLOCK.search(self.template) is not None
 
     def _generation_blocks(self, turns: Sequence[Message]) -> list[Span]:
         """Where the template says that the assistant speaks, with ``{% generation %}``.
@@ -120,7 +113,7 @@ class Encoder:
         """
         _, blocks = render_jinja_template(
             conversations=[list(turns)],
-            chat_template=self.tokenizer.get_chat_template(),
+            chat_template=self.template,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
             **self.family.variables,

@@ -1,7 +1,8 @@
-"""Chat families: a table of what differs between them, read from YAML."""
+"""Chat families: a table of what is put around a dialogue beside the tokenizer's own chat template, read from YAML."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +42,7 @@ class ChatFamily(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     system: str | None = None
+    template: str | None = None
     template_options: dict[str, Any] = Field(default_factory=dict)
     today: date | None = None
     prototype_mask: Annotated[Offsets | FirstMatch, Field(discriminator="rule")] | None = None
@@ -49,6 +51,30 @@ class ChatFamily(BaseModel):
     def variables(self) -> dict[str, Any]:
         """What the chat template is given; a template that asks for the date gets ``today``, on every day the same."""
         return self.template_options | ({} if self.today is None else {"strftime_now": self.today.strftime})
+
+    def opened(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """The dialogue after the family's system message, unless it has one of its own."""
+        own = bool(messages) and messages[0]["role"] == "system"
+        return [*([] if own or self.system is None else [{"role": "system", "content": self.system}]), *messages]
+
+    def checked_template(self, tokenizer: Any) -> str:
+        """The tokenizer's own chat template, else the family's.
+
+        Raises:
+            InputError: neither has one.
+        """
+        if getattr(tokenizer, "chat_template", None):
+            return str(tokenizer.get_chat_template())
+        if self.template is None:
+            name = getattr(tokenizer, "name_or_path", "tokenizer")
+            expected = "a tokenizer with a chat template, or --chat_template with a family that has one, as chatml"
+            raise InputError(name, "chat_template", "nothing", expected)
+        return self.template
+
+    def render(self, tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
+        """The text of a dialogue; raises InputError as :meth:`checked_template`, and whatever the template does."""
+        own = {"tokenize": False, "chat_template": self.checked_template(tokenizer)}
+        return str(tokenizer.apply_chat_template(list(messages), **self.variables, **options, **own))
 
 
 def load_family(name: str) -> ChatFamily:

@@ -6,19 +6,23 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ports.errors import InputError
 from ports.generate.encode import Encoded
 from ports.training.checkpoint.atomic import write_file
+from ports.training.data.record_info import GENERATION
 from ports.training.data.records import SUFFIXES
 
-FILE = "generation.json"
+FILE = GENERATION
 
 
 class Manifest(BaseModel):
-    """``outdir/generation.json``. ``rows`` digests the ids and masks of all dialogues in order."""
+    """``outdir/generation.json``. ``rows`` digests the ids and masks of all dialogues in order; ``chat`` is the family
+    that was put around them (:class:`~ports.generate.families.ChatFamily`), which the draft's own directory keeps.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,6 +35,7 @@ class Manifest(BaseModel):
     device: str
     matmul_precision: str = "highest"
     chat_template: str
+    chat: dict[str, Any] = Field(default_factory=dict)
     loss_mask: str
     batch_tokens: int
     processes: list[int]
@@ -60,7 +65,7 @@ def write_or_check(outdir: Path, manifest: Manifest) -> None:
         write_file(file, (manifest.model_dump_json(indent=1) + "\n").encode())
         return
     stored = read_manifest(file).model_dump()
-    for name, value in manifest.model_dump().items():
+    for name, value in manifest.model_dump(exclude={"chat"}).items():  # ``rows`` tells, and older files have none
         if stored[name] != value:
             expected = f"{value}, as this command says; other records go to another --outdir"
             raise InputError(file, name, stored[name], expected)

@@ -149,6 +149,7 @@ def describe(settings: GenerationSettings, work: Work, shape: Geometry, tokenize
         device=device,
         matmul_precision=str(numerics()["matmul_precision"]),
         chat_template=settings.chat_template.rpartition(":")[2],
+        chat=load_family(settings.chat_template).model_dump(mode="json", exclude_defaults=True),
         loss_mask=settings.loss_mask.value,
         batch_tokens=settings.batch_tokens,
         processes=[len(part) for part in work.parts],

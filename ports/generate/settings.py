@@ -31,7 +31,12 @@ class GenerationSettings(BaseSettings):
     )
     dataset: Literal["sharegpt", "ultrachat"] = Field("ultrachat", description="how the rows are laid out")
     split: str = Field("sft", description="ultrachat on the hub: train_<split>")
-    chat_template: str = Field("llama", description="chat family: llama, qwen, mistral, plain, or FILE.yaml:NAME")
+    chat_template: str = Field(
+        "auto", description="auto: the tokenizer's own; or a family: chatml, llama, qwen, ..., or FILE.yaml:NAME"
+    )
+    prototype: Literal["llama", "qwen", "mistral"] | None = Field(
+        None, description="all as that family's prototype script has it: --chat_template, --loss_mask, --leading_space"
+    )
     samples: int = Field(68000, ge=0, description="last row to take, so samples + 1 of them, as the prototypes take")
     total_gpus: int = Field(1, ge=1, description="devices to share out; without any, the number of processes")
     gpus_per_model: int = Field(1, ge=1, description="devices that one process spreads the verifier over")
@@ -40,7 +45,7 @@ class GenerationSettings(BaseSettings):
         "eagle3", description="eagle3: three layers and the last; hass: the last; ids: none, for training with --online"
     )
     loss_mask: LossMask = Field(LossMask.EXACT, description="exact: the answers' tokens; prototype: as the prototypes'")
-    leading_space: bool = Field(True, description="sharegpt: a space before every answer, as the prototypes put")
+    leading_space: bool = Field(False, description="sharegpt: a space before every answer, as the prototypes put")
     aux_layers: str = Field(
         "prototype", description="eagle3: prototype, speculators, or entries of hidden_states: a,b,c"
     )
@@ -61,6 +66,15 @@ class GenerationSettings(BaseSettings):
     def _whole_processes(self) -> GenerationSettings:
         if self.total_gpus % self.gpus_per_model:
             raise ValueError(f"gpus_per_model {self.gpus_per_model} does not divide total_gpus {self.total_gpus}")
+        return self
+
+    @model_validator(mode="after")
+    def _as_the_prototype(self) -> GenerationSettings:
+        if self.prototype is not None:
+            given = sorted({"chat_template", "loss_mask", "leading_space"} & self.model_fields_set)
+            if given:
+                raise ValueError(f"prototype says what {given[0]} is: one of the two")
+            self.chat_template, self.loss_mask, self.leading_space = self.prototype, LossMask.PROTOTYPE, True
         return self
 
     @property

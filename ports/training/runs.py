@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
 from ports.training.command_line import parse
 from ports.training.data.batches import RecordDataset, build_loader
 from ports.training.data.grouping import LengthGroupedSampler, record_sizes
+from ports.training.data.record_info import GENERATION
 from ports.training.effect import refuse_idle
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
@@ -69,7 +71,7 @@ def start_training(
         settings.prefetch_factor,
     )
     check_output(settings.cpdir, "cpdir", checkpoint_bytes(objective.draft))
-    keeper = CheckpointKeeper(settings, checkpoint, tokenizer_files(settings.basepath))
+    keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)
 
@@ -83,6 +85,12 @@ def start_training(
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
     return loop
+
+
+def files_beside(settings: TrainingSettings) -> list[Path]:
+    """What a draft's directory holds beside the draft: the verifier's tokenizer, and how the records were made."""
+    made_from = settings.tmpdir / GENERATION
+    return [*tokenizer_files(settings.basepath), *([made_from] if made_from.is_file() else [])]
 
 
 class Start:

@@ -12,6 +12,9 @@ from ports.errors import InputError
 KEY = "speculator_record"
 """The only key of the metadata: safetensors writes several in no fixed order."""
 
+GENERATION = "generation.json"
+"""The file in a directory of records that says what all of them were made from."""
+
 SCHEMA_VERSION = 1
 SUFFIX = ".safetensors"
 

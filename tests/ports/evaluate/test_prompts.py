@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from parity.fixtures.chat import ANSWER_HEADER
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from parity.fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
-from ports.evaluate.prompts import prompt_of, read_prompts
+from ports.evaluate.prompts import family_of, prompt_of, read_prompts
+from ports.generate.families import load_family
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,44 @@ def test_a_conversation_without_a_template_is_refused(refuses, tmp_path, tokeniz
     bare.chat_template = None
     with refuses(file, "entry 0", "chat_template", "chat template"):
         read_prompts(file, lambda: bare, VOCAB_SIZE)
+
+
+WORDS = ("algorithm", "verifier", "tokenizer", "dtype", "device", "chat_template", "loss_mask", "rows")
+MADE: dict[str, object] = dict.fromkeys(WORDS, "")
+MADE |= {"feature_layers": [], "batch_tokens": 1, "processes": [1], "tokens": 1, "supervised": 1}
+BRIEF = {"system": "Be brief.", "today": "2024-01-02"}
+
+
+def write_made(folder, **changes):
+    (folder / "generation.json").write_text(json.dumps({**MADE, "chat": BRIEF, **changes}))
+    return folder
+
+
+def test_conversations_are_rendered_as_the_records_of_the_draft(tmp_path, tokenizer):
+    prompts = tmp_path / "p.json"
+    prompts.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
+    texts = {
+        named: tokenizer.decode(read_prompts(prompts, lambda: tokenizer, VOCAB_SIZE, family_of(draft, named))[0])
+        for draft, named in ((write_made(tmp_path), ""), (tmp_path, "auto"))
+    }
+    assert "Be brief." in texts[""]
+    assert "Be brief." not in texts["auto"]
+    assert family_of(tmp_path).variables["strftime_now"]("%d %m %Y") == "02 01 2024"
+    assert family_of(tmp_path / "nowhere") == load_family("auto")
+
+
+def test_a_tokenizer_without_a_template_takes_the_family_s(tmp_path, tokenizer):
+    prompts = tmp_path / "p.json"
+    prompts.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
+    bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    bare.chat_template = None
+    found = read_prompts(prompts, lambda: bare, VOCAB_SIZE, load_family("chatml"))
+    assert bare.decode(found[0]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"chat": {"system": 7}}, "chat"), ({"chat": 7}, "manifest"), ({"rows": 7}, "manifest")]
+)
+def test_a_draft_that_says_nonsense_of_its_records_is_refused(tmp_path, refuses, changes, field):
+    with refuses(tmp_path / "generation.json", field, "", ""):
+        family_of(write_made(tmp_path, **changes))

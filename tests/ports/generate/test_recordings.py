@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from docs.tables import encode_recorded
-from parity.fixtures.dialogues import recordings
+from docs.tables import encode_recorded, encoder_of
+from parity.fixtures.dialogues import recordings, word_tokenizer
 from ports.generate.encode import LossMask
+from ports.generate.prepare import build_encoder
+from ports.generate.settings import GenerationSettings
 
 RECORDED = {recording.name: recording for recording in recordings()}
 
@@ -32,3 +36,23 @@ def test_the_exact_mask_is_another_one(name: str) -> None:
     exact = encode_recorded(recording, LossMask.EXACT)
     assert [one.ids for one in exact] == [sample["ids"] for sample in recording.samples]
     assert [one.loss_mask for one in exact] != [sample["loss_mask"] for sample in recording.samples]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_one_flag_gives_all_that_a_script_gives(name: str, tmp_path: Path) -> None:
+    recording = RECORDED[name]
+    settings = GenerationSettings(
+        model_path="v", outdir=tmp_path, dataset=recording.dataset, prototype=recording.family
+    )
+    encoder, told = build_encoder(settings, word_tokenizer(recording.family)), encoder_of(recording, LossMask.PROTOTYPE)
+    turns = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": "It is."}]
+    if recording.family == "mistral":  # the script's system message is the tokenizer's own, which the words have not
+        encoder.family = told.family
+    assert encoder(turns) == told(turns)
+
+
+def test_nothing_is_put_around_a_dialogue_by_default(tmp_path: Path) -> None:
+    encoder = build_encoder(GenerationSettings(model_path="v", outdir=tmp_path), word_tokenizer("llama"))
+    assert encoder.loss_mask is LossMask.EXACT
+    assert not encoder.leading_space
+    assert encoder.family.system is None

@@ -302,7 +302,8 @@ def test_a_second_run_in_the_same_directory_is_refused(flags, spawn, generate, t
 
 BAD = [
     ({"model_path": "/nowhere"}, "/nowhere"),
-    ({"chat_template": "alpaca"}, "one of llama, qwen, mistral, harmony, llama4, plain"),
+    ({"chat_template": "alpaca"}, "one of auto, chatml, llama, qwen, mistral, harmony, llama4, plain"),
+    ({"prototype": "qwen"}, "prototype says what chat_template is"),
     ({"data_path": "/nowhere.json"}, "data_path: found"),
     ({"aux_layers": "3,3,4"}, "--aux_layers"),
     ({"aux_layers": "1,2,7"}, "--aux_layers"),
