@@ -59,6 +59,10 @@ def load_draft_config(
     if config.eagle_aux_hidden_state_layer_ids is None:
         taken = recorded_layers or aux_layer_ids(basepath, verifier.num_hidden_layers)
         config.eagle_aux_hidden_state_layer_ids = list(taken)
+    layers = config.eagle_aux_hidden_state_layer_ids
+    if not all(0 <= layer <= verifier.num_hidden_layers for layer in layers):
+        expected = f"layers of the verifier, which has {verifier.num_hidden_layers}"
+        raise InputError(configpath, "eagle_aux_hidden_state_layer_ids", layers, expected)
     return config
 
 

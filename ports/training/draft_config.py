@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,14 @@ def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> Speculator
 
 
 def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:
-    """Refuse (InputError) sizes that must be the verifier's and are not."""
+    """Refuse (InputError) sizes that must be the verifier's and are not; warn of fewer positions than it has."""
     for name in ("hidden_size", "vocab_size"):
         if getattr(layer, name) != getattr(verifier, name):
             raise InputError(configpath, name, getattr(layer, name), f"{getattr(verifier, name)}, the verifier's")
+    own, positions = layer.max_position_embeddings, getattr(verifier, "max_position_embeddings", None)
+    if positions is not None and own < positions:
+        said = f"{configpath}: max_position_embeddings: found {own}, the verifier has {positions}"
+        warnings.warn(f"{said}; a server proposes nothing beyond the draft's", stacklevel=2)
 
 
 def check_builds(configpath: str | Path, model: type[SpeculatorModel], config: SpeculatorModelConfig) -> None:

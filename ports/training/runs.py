@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +31,7 @@ from ports.training.loop import Clip, Loop, Plan
 from ports.training.loss.ttt_objective import TTTObjective
 from ports.training.observer import Observer
 from ports.training.settings import TrainingSettings
-from ports.training.verifier import tokenizer_files
+from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)
 
@@ -72,6 +73,7 @@ def start_training(
     )
     check_output(settings.cpdir, "cpdir", checkpoint_bytes(objective.draft))
     keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
+    warn_of_longer(settings)
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
     start = Start(settings)
 
@@ -85,6 +87,13 @@ def start_training(
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
     return loop
+
+
+def warn_of_longer(settings: TrainingSettings) -> None:
+    """Features of positions that the verifier was not made for are of little worth; the default is the prototypes'."""
+    positions = getattr(verifier_config(settings.basepath), "max_position_embeddings", None)
+    if "max_len" in settings.model_fields_set and positions is not None and settings.max_len > positions:
+        warnings.warn(f"--max_len {settings.max_len}: the verifier has {positions} positions", stacklevel=2)
 
 
 def files_beside(settings: TrainingSettings) -> list[Path]:

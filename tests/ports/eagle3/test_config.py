@@ -137,6 +137,7 @@ NATIVE = [
     ({"norm_output": True}, "norms", "'norm_output': True", "norm_before_residual alone"),
     ({"draft_vocab_size": "many"}, "config", "draft_vocab_size", "a Speculators eagle3 config"),
     ({"eagle_aux_hidden_state_layer_ids": [1, 2]}, "eagle_aux_hidden_state_layer_ids", "[1, 2]", "3 layers"),
+    ({"eagle_aux_hidden_state_layer_ids": [1, 2, 99]}, "eagle_aux_hidden_state_layer_ids", "[1, 2, 99]", "has 8"),
     ({"layer": {"model_type": "gpt_oss"}}, "transformer_layer_config.model_type", "gpt_oss", "llama or qwen3"),
     (
         {"layer": {"model_type": "llama4_text"}},

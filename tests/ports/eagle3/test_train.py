@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from ports.eagle3 import train as eagle3
+from ports.training.runs import warn_of_longer
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,6 +32,12 @@ def test_main_trains_and_writes_checkpoints_with_the_tokenizer(flags, fixture, t
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     draft = SpeculatorModel.from_pretrained(tmp_path / "checkpoints" / "model1")
     assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize(("length", "said"), [({"max_len": 513}, 1), ({"max_len": 512}, 0), ({}, 0)])
+def test_a_length_beyond_the_verifier_s_positions_is_said(settings, recwarn, length, said):
+    warn_of_longer(settings(**length))
+    assert [str(warning.message) for warning in recwarn] == ["--max_len 513: the verifier has 512 positions"] * said
 
 
 def test_the_seed_decides_the_run(flags, tmp_path, reset_accelerator):
