@@ -38,6 +38,11 @@ def refuse_idle(settings: TrainingSettings, num_files: int, batches: int, proces
         raise InputError("command line", "optimizer steps", 1, "at least 2: the first of a warm-up has rate 0")
 
 
+def without_gradient(module: nn.Module) -> list[str]:
+    """Trained parameters that a backward has not reached, which an optimizer passes over in silence."""
+    return [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+
+
 class Weights:
     """The trained tensors of a module, as they are now on this process: a sum of the words of each is remembered.
 

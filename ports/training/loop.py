@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,7 +23,7 @@ from ports.training.checkpoint.generators import Generators
 from ports.training.checkpoint.stop import StoppedError, StopRequest
 from ports.training.data.batches import Batch
 from ports.training.data.pass_clock import PassClock, PassTimes
-from ports.training.effect import Weights
+from ports.training.effect import Weights, without_gradient
 from ports.training.loss.normalisation import build_normalisation
 from ports.training.metrics import PassTotals, log_entry
 from ports.training.observer import Observer, StepRecord
@@ -237,6 +237,8 @@ class Loop:
                 outcome = self._forward_backward(batch, window, last)
             self.observer.gradients(self.micro_batch, self.objective)
             lr_used = self._lr()
+            if last and before is not None and window.teaches:
+                self._refuse_unreached()
             grad_norm = self._update(window) if last else None
             self._record(batch, outcome, lr_used, grad_norm, last)
             self.micro_batch += 1
@@ -281,6 +283,12 @@ class Loop:
         files = list(dict.fromkeys(file for files, _ in every for file in files))
         more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
         raise InputError(", ".join(files[:SHOWN]) + more, field, every[0][1], "a finite number; nothing of it is saved")
+
+    def _refuse_unreached(self) -> None:
+        """DeepSpeed keeps gradients in a place of its own."""
+        missing = without_gradient(self.objective)
+        if missing and self.accelerator.distributed_type is not DistributedType.DEEPSPEED:
+            raise InputError("draft", missing[0], f"no gradient, as in {len(missing)} tensors", "one in every tensor")
 
     def _refuse_unmoved(self, before: Weights, rate: float) -> None:
         self.moved = self._sum_over_processes(int(before.moved())) > 0

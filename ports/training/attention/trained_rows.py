@@ -43,10 +43,10 @@ class TrainedRows:
         if not torch.is_grad_enabled() or len(self.others) == 0:
             return function(states)
         rows = states.flatten(0, 1)
-        with torch.no_grad():
+        trained = function(rows.index_select(0, self.trained)[None])[0]
+        with torch.no_grad():  # second: torch 2.10's autocast keeps weights as the first use cast them, gradient or not
             rest = function(rows[None, self.others])[0]
             out = rest.new_empty(rows.shape).index_copy_(0, self.others, rest)
-        trained = function(rows.index_select(0, self.trained)[None])[0]
         return out.index_copy(0, self.trained, trained).view_as(states)
 
 

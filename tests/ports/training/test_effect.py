@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from ports.errors import InputError
 from ports.training.effect import Weights
+from ports.training.observer import Observer
 from tests.ports.training.conftest import ALGORITHMS
 from tests.ports.training.data.test_hostile_records import cut, mask_out, rewrite, spoil
 
@@ -77,6 +79,19 @@ def test_a_run_without_effect_leaves_nothing_that_looks_trained(refused, fixture
     line, cpdir = refused(algorithm, **changes)
     assert said in line
     assert not list(cpdir.rglob("*.safetensors"))
+
+
+class Cut(Observer):
+    """Takes one tensor's gradient away, as a cache of weights that were cast without one does."""
+
+    def gradients(self, micro_batch, objective):
+        objective.draft.get_parameter("layers.0.mlp.up_proj.weight").grad = None
+
+
+def test_a_tensor_that_no_gradient_reaches_is_named(start_run, tmp_path):
+    with pytest.raises(InputError, match=r"layers.0.mlp.up_proj.weight: found no gradient, as in 1 tensors"):
+        start_run("hass", tmp_path / "cp", Cut()).run()
+    assert not list((tmp_path / "cp").rglob("*.safetensors"))
 
 
 def test_records_without_a_row_are_said_and_counted_where_others_train(start_run, fixture, tmp_path, capsys):

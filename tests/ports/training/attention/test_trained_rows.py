@@ -132,3 +132,11 @@ def test_a_mask_that_misses_rows_in_the_loss_is_seen(batch_and_objective, monkey
     _, found = learn(objective, batch)
     name = "layers.0.mlp.down_proj.weight"
     assert (found[name] - expected[name]).abs().max() > 0.01 * expected[name].abs().max()
+
+
+def test_the_first_use_of_weights_is_one_with_gradient():
+    """Autocast casts a weight once; up to torch 2.10 without gradient for good if that first use has none."""
+    seen = []
+    rows = TrainedRows(torch.tensor([[0.0, 1.0]]))
+    rows.apply(lambda states: seen.append(torch.is_grad_enabled()) or states, torch.ones(1, 2, 3, requires_grad=True))
+    assert seen == [True, False]
