@@ -25,10 +25,9 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, observe
-from parity.persist import META, read_trace
 from parity.setup import optimizer_for, rate_of, setup_of
 from parity.step import Clip, Rule, StepAuditor, global_norm, update_of
-from parity.trace import Point, StepAudit, Trace
+from parity.trace import META, Point, StepAudit, Trace, read_trace
 
 Batch = Any
 """What ``loss`` is given. Without a ``loss``: keyword arguments (a mapping), arguments (a tuple) or one argument."""

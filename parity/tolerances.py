@@ -54,9 +54,8 @@ class Tolerance:
 
 
 Tolerances = Mapping[str, Tolerance]
-ROWS = TypeAdapter(
-    dict[str, Annotated[Tolerance, BeforeValidator(lambda row: {"floor": None, **row} if isinstance(row, dict) else row)]]
-)
+Row = Annotated[Tolerance, BeforeValidator(lambda row: {"floor": None, **row} if isinstance(row, dict) else row)]
+ROWS = TypeAdapter(dict[str, Row])
 """Rows by quantity as a file has them: kinds by name, a floor where one is known."""
 
 EXACT = Tolerance(Kind.EQUAL, 0.0, None, "data movement and whole numbers leave no room for rounding")

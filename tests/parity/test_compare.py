@@ -201,7 +201,6 @@ FORMULAS: dict[Kind, Callable[[list[float], list[float]], float]] = {
     Kind.EQUAL: lambda a, b: float(sum(x != y for x, y in zip(a, b, strict=True))),
     Kind.ABSOLUTE: lambda a, b: max(abs(y - x) for x, y in zip(a, b, strict=True)),
     Kind.OF_MAX: lambda a, b: max(abs(y - x) for x, y in zip(a, b, strict=True)) / max(map(abs, a)),
-    Kind.OF_SUM: lambda a, b: sum(abs(y - x) for x, y in zip(a, b, strict=True)) / sum(map(abs, a)),
     Kind.RELATIVE: lambda a, b: max(0.0 if x == y else abs(y - x) / abs(x) for x, y in zip(a, b, strict=True)),
 }
 ENTRIES = st.floats(0.015625, 100, width=32) | st.floats(-100, -0.015625, width=32)
