@@ -184,7 +184,7 @@ class Baseline:
 class Stored(BaseModel):
     """A baseline as a file has it."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1]
     cpu_over_yardstick: dict[str, Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]]
     environment: dict[str, Any] = {}
 
@@ -195,7 +195,7 @@ def save_baseline(file: Path, figures: Mapping[str, float]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    document = Stored(cpu_over_yardstick=dict(figures), environment=describe())
+    document = Stored(format_version=1, cpu_over_yardstick=dict(figures), environment=describe())
     try:
         file.write_text(document.model_dump_json(indent=1) + "\n")
     except OSError as error:
