@@ -160,7 +160,7 @@ def doctor(original: Original = None) -> None:
         state = wrong or [f"{original} holds the commit's files"]
     console.print(table)
     for line in [*optional_parts(), *(f"original: {line}" for line in state)]:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _pairs(name: str | None) -> list[Pair]:
