@@ -40,38 +40,10 @@ PLACES = {
 }
 HOME = {name: place for place, names in PLACES.items() for name in names}
 
-__all__ = [
-    "CHECKS",
-    "Case",
-    "Clip",
-    "CommandSide",
-    "Copied",
-    "Draw",
-    "Finding",
-    "FolderSide",
-    "Joined",
-    "Kind",
-    "KitReport",
-    "NameMap",
-    "Options",
-    "Pair",
-    "ParityError",
-    "Side",
-    "Suggestion",
-    "Tolerance",
-    "Trace",
-    "View",
-    "compare_sides",
-    "compare_traces",
-    "read_trace",
-    "run_pair",
-    "single_step",
-    "suggest_names",
-    "tap",
-    "trace_side",
-    "transposed",
-    "write_trace",
-]
+__all__ = ["Case", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap"]
+__all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
+__all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "run_pair", "single_step"]
+__all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from parity.compare import Subject, compare_series, compare_value
 from parity.evidence import Evidence
@@ -28,9 +29,8 @@ def curve_rows(evidence: Evidence) -> list[Row]:
     chosen = [name for name in names if name in WITHOUT_ROUNDING or not evidence.in_half]
     subject, rows = evidence.subject("curve"), []
     for name in chosen:
-        mine, theirs = ([point.get(name) for point in side] for side in sides)
-        quantity = OWN.get(name, "curve")
-        rows.append(_series(subject, quantity, name, mine, theirs, evidence.tolerance(quantity)))
+        quantity, values = OWN.get(name, "curve"), [[point.get(name) for point in side] for side in sides]
+        rows.append(_series(subject, quantity, name, values, evidence.tolerance(quantity)))
     return rows
 
 
@@ -41,19 +41,12 @@ def numbers_of(point: Point, unrolled: bool) -> dict[str, float]:
     return {name: value for name, value in {**own, **point.logged, **steps}.items() if value is not None}
 
 
-def _series(
-    subject: Subject,
-    quantity: str,
-    name: str,
-    expected: Sequence[float | None],
-    found: Sequence[float | None],
-    allowed: Tolerance,
-) -> Row:
+def _series(subject: Subject, quantity: str, name: str, sides: Sequence[Sequence[Any]], allowed: Tolerance) -> Row:
     """Points without a value have none on either side: micro-batches that only accumulate have no gradient norm."""
-    present = [[value is not None for value in side] for side in (expected, found)]
+    present = [[value is not None for value in side] for side in sides]
     if present[0] != present[1]:
-        return compare_value(subject, quantity, name, f"{sum(present[0])} points", f"{sum(present[1])} points")
-    mine, theirs = ([value for value in side if value is not None] for side in (expected, found))
+        return compare_value(subject, quantity, name, *(f"{sum(side)} points" for side in present))
+    mine, theirs = ([value for value in side if value is not None] for side in sides)
     return compare_series(subject, quantity, name, mine, theirs, allowed)
 
 
@@ -65,8 +58,8 @@ def has_hits(evidence: Evidence) -> bool:
 def hits_rows(evidence: Evidence) -> list[Row]:
     """Rows in the loss; hits among the first 1, 2, ... choices, near ties aside; and the printed lines."""
     subject, curves = evidence.subject("hits"), (evidence.expected.curve, evidence.found.curve)
-    counted = ([point.rows for point in curve] for curve in curves)
-    rows = [_series(subject, "rows", "rows", *counted, evidence.tolerance("rows"))]
+    counted = [[point.rows for point in curve] for curve in curves]
+    rows = [_series(subject, "rows", "rows", counted, evidence.tolerance("rows"))]
     if evidence.in_half:
         return rows
     for place in range(max((len(point.top) for point in chain(*curves)), default=0)):

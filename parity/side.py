@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,24 +82,15 @@ class SideError(RuntimeError):
     """A side in a process of its own ended badly."""
 
 
-def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The default optimizer."""
-    return torch.optim.AdamW(parameters, lr=1e-3)
-
-
-def call(module: nn.Module, batch: Batch) -> Any:
-    """The module on a batch."""
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(*batch) if isinstance(batch, tuple) else module(batch)
-
-
 def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
     """The default loss: the output's own ``loss`` if it has one, else the distance of its first tensor to a pattern.
 
     The pattern is a cosine over the entries, so that every entry has a gradient of its own and the loss is far from 0.
     """
-    out = call(module, batch)
+    if isinstance(batch, Mapping):
+        out = module(**batch)
+    else:
+        out = module(*batch) if isinstance(batch, tuple) else module(batch)
     own = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
     if isinstance(own, Tensor):
         return own
@@ -131,7 +122,7 @@ class Side:
 
     build: Callable[[], nn.Module]
     loss: Callable[[nn.Module, Batch], Tensor] = pattern_loss
-    optimizer: Callable[[list[nn.Parameter]], Optimizer] = adamw
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
     schedule: Callable[[Optimizer], Any] | None = None
     step: Callable[[nn.Module, Optimizer], None] = lambda module, optimizer: optimizer.step()
     save: Callable[[nn.Module, Path], None] | None = None
