@@ -73,16 +73,13 @@ def record(
 ) -> None:
     """Run the original on a pair's cases and write what it computes, to be held against a port later, elsewhere."""
     check_output(output, "--output", folder=True)
-    for one in _pairs(pair):
-        if original is None and one.record is not None:
+    for one, case in _chosen(_pairs(pair), recordings, keyword):
+        if one.record is None:
+            _keep(one.at(original, None).original, one, case, output)
+        elif original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
-        live = one if one.record else one.at(original, None)
-        for case in _cases(one, recordings, keyword):
-            if one.record is not None and original is not None:
-                typer.echo(one.record(case, original, output))
-            elif live.original is not None:
-                with live.original.trace(case) as ran:
-                    typer.echo(write_trace(ran.trace, output / (case.name or one.name)))
+        else:
+            typer.echo(one.record(case, original, output))
 
 
 @app.command()
@@ -95,16 +92,9 @@ def trace(
 ) -> None:
     """Run the port of a pair and write what it computes, to be compared elsewhere."""
     check_output(output, "the command line", folder=True)
-    groups, pairs = _words("--leave-out", leave_out, GROUPS), _pairs(None if pair == "all" else pair)
-    chosen = [(one, case) for one in pairs for case in _cases(one, recordings, keyword)]
-    if not chosen:
-        names = [case.name for one in pairs for case in _cases(one, recordings)]
-        raise InputError("command line", "-k", repr(keyword), f"a word of {', '.join(names)}")
-    for one, case in chosen:
-        with one.port.trace(case) as ran:
-            if one.extend is not None:
-                one.extend(case, ran.trace)
-            typer.echo(write_trace(ran.trace.without(groups), output / (case.name or one.name)))
+    groups = _words("--leave-out", leave_out, GROUPS)
+    for one, case in _chosen(_pairs(None if pair == "all" else pair), recordings, keyword):
+        _keep(one.port, one, case, output, groups)
 
 
 @app.command()
@@ -168,8 +158,21 @@ def _pairs(name: str | None) -> list[Pair]:
     return [find_pair(each) for each in (SHIPPED if name is None else [name])]
 
 
-def _cases(pair: Pair, recordings: Path | None, keyword: str = "") -> list[Any]:
-    return [case for case in pair.find_cases(recordings) if matches(keyword, case.name)]
+def _chosen(pairs: list[Pair], recordings: Path | None, keyword: str) -> list[tuple[Pair, Any]]:
+    """Every pair with each of its cases that the keyword fits; nothing to do is a mistake."""
+    cases = [(pair, case) for pair in pairs for case in pair.find_cases(recordings)]
+    chosen = [(pair, case) for pair, case in cases if matches(keyword, case.name)]
+    if not chosen:
+        raise InputError("command line", "-k", repr(keyword), f"a word of {', '.join(case.name for _, case in cases)}")
+    return chosen
+
+
+def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[str] = ()) -> None:
+    """Run a side of a pair and write its trace."""
+    with side.trace(case) as ran:
+        if side is pair.port and pair.extend is not None:
+            pair.extend(case, ran.trace)
+        typer.echo(write_trace(ran.trace.without(left_out), output / (case.name or pair.name)))
 
 
 def _check_outputs(places: dict[str, Path | None]) -> None:

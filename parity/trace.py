@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import save_file
@@ -42,7 +42,7 @@ TIE = 2e-5
 GROUPS = {"init": "init.", "after": "after.", "final": "final.", "calls": "mb0.call."}
 """Groups of tensors that a trace may do without, and how their names begin."""
 
-Group = Literal["init", "after", "final", "calls"]
+Group = Annotated[str, Field(pattern=f"^({'|'.join(GROUPS)})$")]
 
 STATES = {"init": ("weights", "weights"), "after": ("optimizer_step", "after"), "final": ("curve", "final")}
 """Groups of parameters and buffers, each with the check and the quantity of the tolerance table it belongs to."""

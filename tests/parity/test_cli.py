@@ -87,6 +87,7 @@ BAD = {
     "run eagle3 --checks speed -k none": "checks: found speed, expected of environment",
     "record --prototype /no/where --output {tmp} -k eagle3_fp32_k1": "research/eagle3",
     "record eagle3": "--original: found nothing, expected a checkout: git clone",
+    "record eagle3 --output {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16",
     "trace eagle3 {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16ds_k3",
     "trace eagle3 {tmp} --leave-out all": "error: command line: --leave-out: found all, expected of init, after",
     "doctor --prototype /no/where": "research/eagle3: found no such folder",
