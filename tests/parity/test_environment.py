@@ -57,6 +57,8 @@ def test_modes_are_set_and_restored_after_an_error_too() -> None:
     assert before[0] == {**MODES, **other, "tf32": before[0]["tf32"]}
     with deterministic():
         assert modes() == (MODES, True)
+    with deterministic(threads=3):
+        assert torch.get_num_threads() == 3
     assert modes() == before
     with pytest.raises(KeyError), deterministic():
         raise KeyError
@@ -69,11 +71,6 @@ def test_a_result_names_the_modes_that_its_sides_run_in(recorded: Callable[[], d
     found = recorded()
     assert {name: found[name] for name in MODES} == MODES
     assert describe()["matmul_precision"] == "high"
-
-
-def test_the_number_of_threads_can_be_chosen() -> None:
-    with deterministic(threads=2):
-        assert torch.get_num_threads() == 2
 
 
 def test_the_seed_fixes_every_generator_and_those_outside_do_not_notice() -> None:
