@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from parity.names import Copied, Joined, NameMap, transposed
     from parity.observe import Draw, tap
     from parity.pair import Pair
-    from parity.persist import read_trace, write_trace
     from parity.run import KitReport, Options, ParityError, compare_sides, compare_traces, run_pair
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
     from parity.step import Clip
     from parity.suggest import Suggestion, suggest_names
     from parity.tolerances import Kind, Tolerance
-    from parity.trace import Trace
+    from parity.trace import Trace, read_trace, write_trace
 
 PLACES = {
     "checks": ("CHECKS",),
@@ -31,49 +30,20 @@ PLACES = {
     "names": ("Copied", "Joined", "NameMap", "transposed"),
     "observe": ("Draw", "tap"),
     "pair": ("Pair",),
-    "persist": ("read_trace", "write_trace"),
     "run": ("KitReport", "Options", "ParityError", "compare_sides", "compare_traces", "run_pair"),
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
     "step": ("Clip",),
     "suggest": ("Suggestion", "suggest_names"),
     "tolerances": ("Kind", "Tolerance"),
-    "trace": ("Trace",),
+    "trace": ("Trace", "read_trace", "write_trace"),
 }
 HOME = {name: place for place, names in PLACES.items() for name in names}
 
-__all__ = [
-    "CHECKS",
-    "Case",
-    "Clip",
-    "CommandSide",
-    "Copied",
-    "Draw",
-    "Finding",
-    "FolderSide",
-    "Joined",
-    "Kind",
-    "KitReport",
-    "NameMap",
-    "Options",
-    "Pair",
-    "ParityError",
-    "Side",
-    "Suggestion",
-    "Tolerance",
-    "Trace",
-    "View",
-    "compare_sides",
-    "compare_traces",
-    "read_trace",
-    "run_pair",
-    "single_step",
-    "suggest_names",
-    "tap",
-    "trace_side",
-    "transposed",
-    "write_trace",
-]
+__all__ = ["Case", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap"]
+__all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
+__all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "run_pair", "single_step"]
+__all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 
 
 def __getattr__(name: str) -> Any:

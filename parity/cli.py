@@ -5,27 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from parity.doctor import print_environment
-from parity.environment import hush
+from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
-from parity.files import check_output, check_output_folder
+from parity.files import check_output
 from parity.pair import Pair
-from parity.persist import write_trace
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
 from parity.run import SHIPPED, TRACED, KitReport, Options, compare_folders, find_pair, read_names, run_all
 from parity.scaffold import new_port
 from parity.select import matches
 from parity.side import SideError
 from parity.tolerances import read_tolerances
-from parity.trace import GROUPS
+from parity.trace import GROUPS, write_trace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command()(import_module("parity.prototypes.others.command").others)
@@ -55,14 +54,13 @@ def run(
     save_baseline: Annotated[File, typer.Option(help="store the port's speed here")] = None,
 ) -> None:
     """Hold a port against its original and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
-    _check_outputs(report, json)
-    check_output(save_baseline, "--save-baseline")
+    _check_outputs({"--report": report, "--json": json, "--save-baseline": save_baseline})
     chosen = tuple(checks.split(",")) if checks else None
     options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
     console = Console()
     with console.status("running") as status:
-        result = run_all(_pairs(pair, recordings), options, lambda line: status.update(line))
-    raise typer.Exit(_show(result, report, json, console))
+        result = run_all(_pairs(pair), options, lambda line: status.update(line))
+    _show(result, report, json, console)
 
 
 @app.command()
@@ -74,17 +72,14 @@ def record(
     keyword: Keyword = "",
 ) -> None:
     """Run the original on a pair's cases and write what it computes, to be held against a port later, elsewhere."""
-    check_output_folder(output, "--output")
-    for one in _pairs(pair, recordings):
-        if original is None and one.record is not None:
+    check_output(output, "--output", folder=True)
+    for one, case in _chosen(_pairs(pair), recordings, keyword):
+        if one.record is None:
+            _keep(one.at(original, None).original, one, case, output)
+        elif original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
-        live = one if one.record else one.at(original, None)
-        for case in _cases(one, recordings, keyword):
-            if one.record is not None and original is not None:
-                typer.echo(one.record(case, original, output))
-            elif live.original is not None:
-                with live.original.trace(case) as ran:
-                    typer.echo(write_trace(ran.trace, output / (case.name or one.name)))
+        else:
+            typer.echo(one.record(case, original, output))
 
 
 @app.command()
@@ -96,18 +91,10 @@ def trace(
     leave_out: Annotated[str, typer.Option(help=f"to save space: comma-separated, of {', '.join(GROUPS)}")] = "",
 ) -> None:
     """Run the port of a pair and write what it computes, to be compared elsewhere."""
-    check_output_folder(output, "the command line")
-    groups = _words("--leave-out", leave_out, GROUPS) if leave_out else ()
-    pairs = _pairs(None if pair == "all" else pair, recordings)
-    chosen = [(one, case) for one in pairs for case in _cases(one, recordings, keyword)]
-    if not chosen:
-        names = [case.name for one in pairs for case in one.find_cases(recordings)]
-        raise InputError("command line", "-k", repr(keyword), f"a word of {', '.join(names)}")
-    for one, case in chosen:
-        with one.port.trace(case) as ran:
-            if one.extend is not None:
-                one.extend(case, ran.trace)
-            typer.echo(write_trace(ran.trace.without(groups), output / (case.name or one.name)))
+    check_output(output, "the command line", folder=True)
+    groups = _words("--leave-out", leave_out, GROUPS)
+    for one, case in _chosen(_pairs(None if pair == "all" else pair), recordings, keyword):
+        _keep(one.port, one, case, output, groups)
 
 
 @app.command()
@@ -121,11 +108,11 @@ def compare(
     json: Json = None,
 ) -> None:
     """Compare traces written on two machines or under two versions. Exit code 0: all passed, 1: not, 2: bad input."""
-    _check_outputs(report, json)
+    _check_outputs({"--report": report, "--json": json})
     chosen = _words("--checks", checks, TRACED)
     own = read_tolerances(tolerances) if tolerances else None
     result = compare_folders(original, port, read_names(names) if names else None, own, chosen)
-    raise typer.Exit(_show(result, report, json, Console()))
+    _show(result, report, json, Console())
 
 
 @app.command()
@@ -135,8 +122,7 @@ def plot(
     markdown: Annotated[File, typer.Option(help="write the tables as Markdown here")] = None,
 ) -> None:
     """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
-    check_output(output, "--output")
-    check_output(markdown, "--markdown")
+    _check_outputs({"--output": output, "--markdown": markdown})
     write_scaling(bench, output)
     if markdown is not None:
         write_performance(bench, markdown)
@@ -156,35 +142,54 @@ def new(
 @app.command()
 def doctor(original: Original = None) -> None:
     """Explain the environment: versions, numeric modes, what can run here and what is missing."""
-    print_environment(Console(), [find_pair(name) for name in SHIPPED], original)
+    console, table, state = Console(), Table("what", "found", box=None), ["no checkout given (--original DIR)"]
+    for name, value in describe().items():
+        table.add_row(name, str(value))
+    if original is not None:
+        wrong = [line for pair in _pairs(None) if pair.verify is not None for line in pair.verify(original)]
+        state = wrong or [f"{original} holds the commit's files"]
+    console.print(table)
+    for line in [*optional_parts(), *(f"original: {line}" for line in state)]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _pairs(name: str | None, recordings: Path | None) -> list[Pair]:
-    """The pair of that name; else those shipped that have a case in the folder."""
-    if name is not None:
-        return [find_pair(name)]
-    return [find_pair(each) for each in SHIPPED]
+def _pairs(name: str | None) -> list[Pair]:
+    """The pair of that name, else those shipped."""
+    return [find_pair(each) for each in (SHIPPED if name is None else [name])]
 
 
-def _cases(pair: Pair, recordings: Path | None, keyword: str) -> list[Any]:
-    return [case for case in pair.find_cases(recordings) if matches(keyword, case.name)]
+def _chosen(pairs: list[Pair], recordings: Path | None, keyword: str) -> list[tuple[Pair, Any]]:
+    """Every pair with each of its cases that the keyword fits; nothing to do is a mistake."""
+    cases = [(pair, case) for pair in pairs for case in pair.find_cases(recordings)]
+    chosen = [(pair, case) for pair, case in cases if matches(keyword, case.name)]
+    if not chosen:
+        raise InputError("command line", "-k", repr(keyword), f"a word of {', '.join(case.name for _, case in cases)}")
+    return chosen
 
 
-def _check_outputs(report: Path | None, json: Path | None) -> None:
-    check_output(report, "--report")
-    check_output(json, "--json")
+def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[str] = ()) -> None:
+    """Run a side of a pair and write its trace."""
+    with side.trace(case) as ran:
+        if side is pair.port and pair.extend is not None:
+            pair.extend(case, ran.trace)
+        typer.echo(write_trace(ran.trace.without(left_out), output / (case.name or pair.name)))
 
 
-def _words(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(","))
+def _check_outputs(places: dict[str, Path | None]) -> None:
+    for option, place in places.items():
+        check_output(place, option)
+
+
+def _words(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if text)
     for word in words:
         if word not in known:
             raise InputError("command line", option, word, f"of {', '.join(known)}")
     return words
 
 
-def _show(result: KitReport, report: Path | None, json: Path | None, console: Console) -> int:
-    """Print and write the report; the exit code."""
+def _show(result: KitReport, report: Path | None, json: Path | None, console: Console) -> NoReturn:
+    """Print and write the report; the exit code is the verdict."""
     print_report(result.report, console)
     if result.first:
         console.print(f"first: {result.first}", highlight=False, markup=False, soft_wrap=True)
@@ -193,7 +198,7 @@ def _show(result: KitReport, report: Path | None, json: Path | None, console: Co
     if report is not None:
         write_html(result.report, report)
         console.print(f"report: {report}")
-    return 0 if result.passed else 1
+    raise typer.Exit(result.report.exit_code)
 
 
 def main() -> None:
@@ -226,7 +231,3 @@ def _end(code: int, line: str) -> NoReturn:
     with contextlib.suppress(OSError):
         print(line.replace("\n", "\\n"), file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import Trace
 from parity.verdict import Against, Row, Status
-
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,11 @@ def compare_traced(
     if view is None or expected is None or found is None:
         return compare_named(subject, quantity, name, expected, found, tolerance)
     expected, found = view.original(expected, traces[0]), view.port(found, traces[1])
-    masks = [view.rows(trace, name) for trace in traces]
-    if masks[0] is None and masks[1] is None:
-        return compare_named(subject, quantity, name, expected, found, tolerance)
-    if masks[0] is not None and masks[1] is not None and torch.equal(masks[0], masks[1]):
-        return compare(subject, quantity, name, expected, found, tolerance, where=masks[0])
-    mine, theirs = (value if mask is None else value[mask] for value, mask in zip((expected, found), masks))
-    return compare(subject, quantity, name, mine, theirs, tolerance)
+    mine, theirs = (view.rows(trace, name) for trace in traces)
+    if mine is not None and theirs is not None and torch.equal(mine, theirs):
+        return compare_named(subject, quantity, name, expected, found, tolerance, where=mine)
+    expected, found = (value if mask is None else value[mask] for value, mask in ((expected, mine), (found, theirs)))
+    return compare_named(subject, quantity, name, expected, found, tolerance)
 
 
 def compare(
@@ -99,74 +95,42 @@ def compare(
         tolerance: kind and bound.
         where: bool, a prefix of the tensors' shape; only marked entries count (real positions).
     """
-    if expected.shape != found.shape:
-        detail = f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-        return subject.row(quantity, name, None, tolerance.bound, False, detail)
-    if where is not None and where.shape != expected.shape[: where.dim()]:
-        detail = f"shape {tuple(expected.shape)} does not begin with the mask's {tuple(where.shape)}"
-        return subject.row(quantity, name, None, tolerance.bound, False, detail)
-    difference, worst = _measure(expected, found, tolerance.kind, where)
-    if difference.numel() == 0:
-        return subject.row(quantity, name, None, tolerance.bound, False, "nothing compared")
-    measured = float(difference.sum() if tolerance.kind in (Kind.EQUAL, Kind.OF_SUM) else difference.max())
-    broken = _not_finite(expected, found, where)
-    passed = not broken and measured <= tolerance.bound
-    return subject.row(quantity, name, measured, tolerance.bound, passed, broken or worst)
+    shape, bound = expected.shape, tolerance.bound
+    if found.shape != shape:
+        detail = f"shape {tuple(found.shape)}, expected {tuple(shape)}"
+        return subject.row(quantity, name, None, bound, False, detail)
+    if where is not None and where.shape != shape[: where.dim()]:
+        detail = f"shape {tuple(shape)} does not begin with the mask's {tuple(where.shape)}"
+        return subject.row(quantity, name, None, bound, False, detail)
+    mask = None if where is None else where.cpu().reshape(*where.shape, *[1] * (len(shape) - where.dim())).expand(shape)
+    sides = [side.detach().cpu() for side in (expected, found)]
+    mine, theirs = (side.flatten() if mask is None else side[mask] for side in sides)
+    if mine.numel() == 0:
+        return subject.row(quantity, name, None, bound, False, "nothing compared")
+    difference = _difference(mine, theirs, tolerance.kind)
+    measured = float(difference.sum() if tolerance.kind is Kind.EQUAL else difference.max())
+    worst = int(difference.nan_to_num(nan=torch.inf).argmax())
+    place = worst if mask is None else int(mask.flatten().nonzero()[worst])
+    index = tuple(map(int, np.unravel_index(place, tuple(shape))))
+    detail = f"at {index}: expected {mine[worst].double().item()!r}, found {theirs[worst].double().item()!r}"
+    broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
+    return subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
 
 
-def _measure(expected: Tensor, found: Tensor, kind: Kind, where: Tensor | None) -> tuple[Tensor, str]:
-    wide_expected, wide_found = _wide(expected), _wide(found)
-    gap = (wide_found - wide_expected).abs()
+def _difference(expected: Tensor, found: Tensor, kind: Kind) -> Tensor:
+    """Entry by entry, float64. Equal is judged in the sides' own dtype: float64 cannot hold large integers."""
     if kind is Kind.EQUAL:
-        difference = _differs(expected.detach().cpu(), found.detach().cpu()).double()
-    elif kind is Kind.OF_MAX:
-        difference = gap / _largest(_selected(wide_expected, where))
-    elif kind is Kind.OF_SUM:
-        difference = gap / _largest(_selected(wide_expected, where).abs().sum())
-    elif kind is Kind.RELATIVE:
-        difference = torch.where(gap == 0, gap, gap / wide_expected.abs())
-    else:
-        difference = gap
-    return _selected(difference, where), _worst(wide_expected, wide_found, difference, where)
+        return (expected != found if expected.dtype == found.dtype else torch.ones(expected.shape)).double()
+    size = expected.double().abs()
+    gap = (found.double() - expected.double()).abs()
+    if kind is Kind.OF_MAX:
+        return gap / size.max().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(gap == 0, gap, gap / size) if kind is Kind.RELATIVE else gap
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", torch.float64)
-
-
-def _differs(expected: Tensor, found: Tensor) -> Tensor:
-    """Entry by entry in their own dtype, since float64 cannot hold large integers; another dtype differs everywhere."""
-    return expected != found if expected.dtype == found.dtype else torch.ones(expected.shape, dtype=torch.bool)
-
-
-def _largest(values: Tensor) -> Tensor:
-    """The largest absolute value, never 0."""
-    size = values.abs().max() if values.numel() else torch.zeros((), dtype=values.dtype)
-    return size.clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def _selected(values: Tensor, where: Tensor | None) -> Tensor:
-    return values if where is None else values[where]
-
-
-def _worst(expected: Tensor, found: Tensor, difference: Tensor, where: Tensor | None) -> str:
-    """Index of the largest difference and both values."""
-    if where is not None:
-        mask = where.reshape(*where.shape, *[1] * (difference.dim() - where.dim()))
-        difference = torch.where(mask, difference, torch.full_like(difference, -1.0))
-    if difference.numel() == 0:
-        return ""
-    flat = int(torch.nan_to_num(difference, nan=float("inf")).flatten().argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), difference.shape)) if difference.dim() else ()
-    return f"at {index}: expected {expected.flatten()[flat].item()!r}, found {found.flatten()[flat].item()!r}"
-
-
-def _not_finite(expected: Tensor, found: Tensor, where: Tensor | None) -> str:
-    for side, values in (("expected", expected), ("found", found)):
-        values = _selected(values, where)
-        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
-            return f"{int((~torch.isfinite(values)).sum())} NaN or Inf on the {side} side"
-    return ""
+def _not_finite(values: Tensor, side: str) -> str:
+    count = int((~torch.isfinite(values)).sum())
+    return f"{count} NaN or Inf on the {side} side" if count else ""
 
 
 def compare_named(
@@ -220,34 +184,5 @@ def compare_series(
     subject: Subject, quantity: str, name: str, expected: list[float], found: list[float], tolerance: Tolerance
 ) -> Row:
     """Two curves, step by step."""
-    wide = torch.float64
-    return compare(
-        subject, quantity, name, torch.tensor(expected, dtype=wide), torch.tensor(found, dtype=wide), tolerance
-    )
-
-
-def compare_counts(
-    subject: Subject, quantity: str, name: str, expected: Sequence[int], found: Sequence[int], ties: Sequence[int]
-) -> Row:
-    """Counts that must be equal but for those that near ties decide; measured is what lies beyond these."""
-    if len(expected) != len(found) or not expected:
-        detail = f"{len(found)} points, expected {len(expected)}" if expected or found else "nothing compared"
-        return subject.row(quantity, name, None, 0.0, False, detail)
-    gaps = [abs(mine - theirs) for mine, theirs in zip(expected, found)]
-    beyond = [max(0, gap - allowed) for gap, allowed in zip(gaps, ties)]
-    worst = beyond.index(max(beyond))
-    detail = f"at ({worst},): expected {expected[worst]}, found {found[worst]}, {ties[worst]} near ties"
-    if not any(beyond) and any(gaps):
-        detail = f"{sum(gaps)} of {sum(expected)} fall the other way, {sum(ties)} are near ties"
-    return subject.row(quantity, name, float(sum(beyond)), 0.0, not any(beyond), detail)
-
-
-def compare_lines(
-    subject: Subject, quantity: str, expected: Sequence[str], found: Sequence[str], tolerance: Tolerance
-) -> Row:
-    """The same printed lines; the numbers in them may be rounded either way in the last digit."""
-    words = [[NUMBER.sub("#", line) for line in side] for side in (expected, found)]
-    if words[0] != words[1]:
-        return compare_value(subject, quantity, "lines", list(expected), list(found))
-    mine, theirs = ([float(number) for line in side for number in NUMBER.findall(line)] for side in (expected, found))
-    return compare_series(subject, quantity, "numbers", mine, theirs, tolerance)
+    mine, theirs = (torch.tensor(side, dtype=torch.float64) for side in (expected, found))
+    return compare(subject, quantity, name, mine, theirs, tolerance)

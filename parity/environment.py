@@ -7,8 +7,9 @@ import io
 import os
 import platform
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,29 +18,42 @@ from accelerate.utils import set_seed
 
 PACKAGES = ("torch", "transformers", "speculators", "accelerate", "safetensors", "numpy", "deepspeed")
 
+OPTIONAL = {
+    "deepspeed": ("the bf16ds cases with --original", "pip install -e '.[deepspeed]'"),
+    "tensorboard": ("--log_with tensorboard", "pip install -e '.[tensorboard]'"),
+    "wandb": ("--log_with wandb", "pip install -e '.[wandb]'"),
+    "vllm": ("serving a trained draft", "see vLLM's own installation guide"),
+}
+"""Packages that something needs and most does not: what for, and how to get it."""
+
+KEPT: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_rng_state, torch.set_rng_state),
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+)
+"""How each state of the process that a run disturbs is read and restored."""
+
 
 @contextlib.contextmanager
 def deterministic(seed: int = 0, threads: int = 1) -> Iterator[None]:
     """Run the body with fixed seeds, ``threads`` CPU threads, no TF32 and deterministic kernels; restore after."""
-    old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    old_precision, old_dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
-    old_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")
-    set_seed(seed)
-    try:
+    strict, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.use_deterministic_algorithms, strict, warn_only=warn_only)
+        for read, restore in KEPT:
+            stack.callback(restore, read())
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        set_seed(seed)
         yield
-    finally:
-        torch.set_num_threads(old_threads)
-        torch.set_float32_matmul_precision(old_precision)
-        torch.use_deterministic_algorithms(old_deterministic, warn_only=old_warn_only)
-        torch.set_default_dtype(old_dtype)
-        torch.set_rng_state(drawn[0])
-        random.setstate(drawn[1])
-        np.random.set_state(drawn[2])
 
 
 def quietly() -> contextlib.AbstractContextManager[object]:
@@ -91,9 +105,18 @@ def _version(name: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def optional_parts() -> list[str]:
+    """One line for each optional package and for the GPU: is it there, and if not, what does that matter?"""
+    lines = [
+        f"{name}: present" if find_spec(name) else f"{name}: missing, needed for {use}: {remedy}"
+        for name, (use, remedy) in OPTIONAL.items()
+    ]
+    none = "none: tests marked gpu are skipped, everything else runs on the CPU"
+    return [*lines, f"GPU: {'present' if torch.cuda.is_available() else none}"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -56,13 +54,7 @@ def read_object(file: Path, expected: str = "a JSON object") -> dict[str, Any]:
     Raises:
         InputError: missing, or not a JSON object.
     """
-    try:
-        value = _parse(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(file, "file", getattr(error, "strerror", None) or str(error), expected) from error
-    except MalformedError as error:
-        raise InputError(file, "file", str(error), "a JSON object") from error
-    return value
+    return _parsed(file, "file", _text(file, expected))
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -71,28 +63,24 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: missing, or a line that is not a JSON object; names the line.
     """
+    for number, line in enumerate(_text(file, "a JSON-lines file").splitlines(), 1):
+        yield _parsed(file, f"line {number}", line)
+
+
+def _text(file: Path, expected: str) -> str:
     try:
-        text = file.read_text()
+        return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(file, "file", str(error), "a JSON-lines file") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            yield _parse(line)
-        except MalformedError as error:
-            raise InputError(file, f"line {number}", str(error), "a JSON object") from error
+        raise InputError(file, "file", getattr(error, "strerror", None) or str(error), expected) from error
 
 
-class MalformedError(ValueError):
-    """Text that is not a JSON object."""
-
-
-def _parse(text: str) -> dict[str, Any]:
+def _parsed(file: Path, field: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, too deep
-        raise MalformedError(str(error)) from error
+        raise InputError(file, field, str(error), "a JSON object") from error
     if not isinstance(value, dict):
-        raise MalformedError(type(value).__name__)
+        raise InputError(file, field, type(value).__name__, "a JSON object")
     return value
 
 
@@ -102,68 +90,55 @@ def misfit(file: Path, error: ValidationError) -> InputError:
     return InputError(file, ".".join(map(str, first["loc"])), repr(first.get("input"))[:80], first["msg"])
 
 
-def check_output(file: Path | None, option: str) -> None:
+def check_output(place: Path | None, option: str, folder: bool = False) -> None:
     """Refuse a file that could not be written, before anything is measured; nothing is left behind.
 
+    Args:
+        place: where it is to go; None: nowhere.
+        option: that names it.
+        folder: it is a folder, which need not be there yet, nor those above it.
+
     Raises:
-        InputError: a folder in its place, no folder to hold it, no permission, a full disk.
+        InputError: something else in its place, no folder to hold it, no permission, a full disk.
     """
-    if file is None:
+    if place is None:
         return
-    if file.is_dir():
-        raise InputError(file, option, "a folder", "a file")
-    if not file.parent.is_dir():
-        raise InputError(file, option, f"no folder {file.parent}", "a folder that is there")
-    if not file.exists():
-        _probe(file.parent, file, option)
-    elif not os.access(file, os.W_OK):
-        raise InputError(file, option, "a file that is not to be written", "permission to write")
-
-
-def check_output_folder(folder: Path, option: str) -> None:
-    """The same for a folder, which need not be there yet, nor those above it."""
-    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
-    if not place.is_dir():
-        raise InputError(folder, option, f"{place}, which is no folder", "a place for a folder")
-    _probe(place, folder, option)
-
-
-def _probe(folder: Path, wanted: Path, option: str) -> None:
+    if not folder and place.is_dir():
+        raise InputError(place, option, "a folder", "a file")
+    way = (place.absolute(), *place.absolute().parents) if folder else (place.parent,)
+    above = next((one for one in way if os.path.lexists(one)), place.parent)
+    if not above.is_dir():
+        raise InputError(place, option, f"no folder {above}", "a place in a folder that is there")
     try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"room")
-            probe.flush()
+        if folder or not place.exists():
+            with tempfile.TemporaryFile(dir=above) as probe:
+                probe.write(b"room")
+                probe.flush()
+        elif not os.access(place, os.W_OK):  # what is there may be /dev/stdout, which is not opened for this
+            raise PermissionError("a file that is not to be written")
     except OSError as error:
-        raise InputError(wanted, option, str(error), "room and permission to write") from error
+        raise InputError(place, option, str(error), "room and permission to write") from error
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write into an empty folder beside ``folder`` and put it in that place; what lay there is replaced.
 
     Raises:
         InputError: it could not be written; what was there before is still there.
     """
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
-        partial.mkdir(parents=True)
-        fill(partial)
-        if folder.exists():
-            old = partial.with_name(f"{partial.name}.old")
-            os.replace(folder, old)
-            _put(partial, folder, old)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            new, old = Path(place) / "new", Path(place) / "old"
+            new.mkdir()
+            fill(new)
+            if folder.is_dir():
+                os.replace(folder, old)
+            try:
+                os.replace(new, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
     except (OSError, SafetensorError) as error:
         raise InputError(folder, "folder", str(error), "room and permission to write") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _put(partial: Path, folder: Path, old: Path) -> None:
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise

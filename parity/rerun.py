@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -17,7 +16,6 @@ from parity.environment import deterministic
 from parity.evidence import Evidence, raised
 from parity.side import Alive, Training, start
 from parity.speed import Steps, alternate, prototype_rows, speed_of
-from parity.trace import Point
 from parity.verdict import Row
 
 TIMED_STEPS, ROUNDS = 5, 7
@@ -27,14 +25,14 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
     """One step, save, open: the same state to the bit, and the same loss."""
     alive: Alive = evidence.live
     subject, exact = evidence.subject("round_trip"), evidence.tolerance("round_trip")
-    with deterministic(alive.case.seed), tempfile.TemporaryDirectory() as folder:
-        training, _ = _run(alive, 1)
+    with deterministic(alive.case.seed):
+        module = _begun(alive, 1).module
         try:
-            reopened = _through(alive, training.module, Path(folder))
+            reopened = _reopened(alive, module)
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
-        rows = compare_groups(subject, "round_trip", state_of(training.module), state_of(reopened), exact)
-        losses = [[_loss(alive, module)] for module in (training.module, reopened)]
+        rows = compare_groups(subject, "round_trip", state_of(module), state_of(reopened), exact)
+        losses = [[_loss(alive, each)] for each in (module, reopened)]
     return [*rows, compare_series(subject, "round_trip", "loss", losses[0], losses[1], exact)]
 
 
@@ -43,58 +41,52 @@ def resume_rows(evidence: Evidence) -> list[Row]:
     alive: Alive = evidence.live
     subject, exact = evidence.subject("resume"), evidence.tolerance("resume")
     end = max(2, alive.case.steps)
-    with deterministic(alive.case.seed), tempfile.TemporaryDirectory() as folder:
-        straight, expected = _run(alive, end)
-        stopped, found = _run(alive, end // 2)
+    with deterministic(alive.case.seed):
+        straight, stopped = _begun(alive, end), _begun(alive, end // 2)
         try:
-            resumed = _resumed(alive, stopped, Path(folder))
-            found += resumed.run(alive.case.batches, end)
+            resumed = _resumed(alive, stopped)
+            resumed.run(alive.case.batches, end)
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
         rows = compare_groups(subject, "resume", _everything(straight), _everything(resumed), exact)
-    for name in ("loss", "grad_norm", "lr_after"):
-        mine, theirs = ([float(getattr(point, name)) for point in points] for points in (expected, found))
+    for name in ("loss", "grad_norm", "lr_after") if straight.optimizer is not None else ("loss",):
+        mine, theirs = ([getattr(point, name) for point in run.points] for run in (straight, resumed))
         rows.append(compare_series(subject, "resume", name, mine, theirs, exact))
     return rows
 
 
-def _run(alive: Alive, steps: int) -> tuple[Training, list[Point]]:
-    """From the beginning, seeded like every other run."""
+def _begun(alive: Alive, steps: int) -> Training:
+    """So many steps from the beginning, seeded like every other run."""
     set_seed(alive.case.seed)
     training = Training(alive.side, start(alive.side, alive.case.weights))
     set_seed(alive.case.seed)
-    return training, training.run(alive.case.batches, steps)
+    training.run(alive.case.batches, steps)
+    return training
 
 
-def _through(alive: Alive, module: nn.Module, folder: Path) -> nn.Module:
-    alive.side.write(module, folder)
-    return alive.side.read(folder)
+def _reopened(alive: Alive, module: nn.Module) -> nn.Module:
+    with tempfile.TemporaryDirectory() as folder:
+        alive.side.write(module, Path(folder))
+        return alive.side.read(Path(folder))
 
 
-def _resumed(alive: Alive, stopped: Training, folder: Path) -> Training:
+def _resumed(alive: Alive, stopped: Training) -> Training:
     """A fresh build with the saved weights, optimizer, schedule and the generators of that moment."""
-    state = {"optimizer": stopped.optimizer.state_dict(), "random": torch.get_rng_state()}
-    state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    if stopped.schedule is not None:
-        state["schedule"] = stopped.schedule.state_dict()
-    torch.save(state, folder / "training.pt")
-    resumed = Training(alive.side, _through(alive, stopped.module, folder))
-    stored = torch.load(folder / "training.pt", weights_only=True)
-    resumed.optimizer.load_state_dict(stored["optimizer"])
-    if resumed.schedule is not None:
-        resumed.schedule.load_state_dict(stored["schedule"])
-    resumed.steps = stopped.steps
-    torch.set_rng_state(stored["random"])
-    if stored["cuda"]:
-        torch.cuda.set_rng_state_all(stored["cuda"])
+    with torch.random.fork_rng(), tempfile.TemporaryFile() as file:
+        resumed = Training(alive.side, _reopened(alive, stopped.module))
+        torch.save([part.state_dict() for part in stopped.parts], file)
+        file.seek(0)
+        for part, state in zip(resumed.parts, torch.load(file, weights_only=True), strict=True):
+            part.load_state_dict(state)
+    resumed.points += stopped.points
     return resumed
 
 
 def _everything(training: Training) -> dict[str, Tensor]:
     """Parameters, buffers, and the optimizer's tensors by the number of their parameter."""
-    state: dict[int, dict[str, Any]] = training.optimizer.state_dict()["state"]
-    optimizer = {f"optimizer.{n}.{name}": value for n, entries in state.items() for name, value in entries.items()}
-    tensors = {name: value for name, value in optimizer.items() if isinstance(value, Tensor)}
+    held = {} if training.optimizer is None else training.optimizer.state_dict()["state"]
+    entries = {f"optimizer.{n}.{name}": value for n, state in held.items() for name, value in state.items()}
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     return {**state_of(training.module), **tensors}
 
 
@@ -117,9 +109,9 @@ def throughput_rows(evidence: Evidence) -> list[Row]:
 
 def _steps(alive: Alive) -> Steps:
     def run() -> Iterator[int]:
-        training = Training(alive.side, start(alive.side, alive.case.weights))
+        training = _begun(alive, 0)
         while True:
-            training.run(alive.case.batches, training.steps + 1)
-            yield training.steps
+            training.run(alive.case.batches, len(training.points) + 1)
+            yield len(training.points)
 
     return run

@@ -27,12 +27,11 @@ from parity.names import NameMap, align, as_map
 from parity.observe import drawing
 from parity.operators import Live, with_operator
 from parity.pair import Pair
-from parity.persist import META, read_trace
 from parity.report import print_report, write_html, write_json
 from parity.select import matches
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
 from parity.tolerances import Tolerances, table_for
-from parity.trace import Trace
+from parity.trace import META, Trace, read_trace
 from parity.verdict import Curve, Report, Row, Skip, Status, explained
 
 SHIPPED = {"eagle3": "parity.prototypes.eagle3.pair:PAIR", "hass": "parity.prototypes.hass.pair:PAIR"}

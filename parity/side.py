@@ -5,10 +5,9 @@ A side is any object with a ``name`` and ``trace(case)``, a context manager that
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,10 +24,9 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, observe
-from parity.persist import META, read_trace
 from parity.setup import optimizer_for, rate_of, setup_of
 from parity.step import Clip, Rule, StepAuditor, global_norm, update_of
-from parity.trace import Point, StepAudit, Trace
+from parity.trace import META, Point, StepAudit, Trace, read_trace
 
 Batch = Any
 """What ``loss`` is given. Without a ``loss``: keyword arguments (a mapping), arguments (a tuple) or one argument."""
@@ -84,24 +82,15 @@ class SideError(RuntimeError):
     """A side in a process of its own ended badly."""
 
 
-def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The default optimizer."""
-    return torch.optim.AdamW(parameters, lr=1e-3)
-
-
-def call(module: nn.Module, batch: Batch) -> Any:
-    """The module on a batch."""
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(*batch) if isinstance(batch, tuple) else module(batch)
-
-
 def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
     """The default loss: the output's own ``loss`` if it has one, else the distance of its first tensor to a pattern.
 
     The pattern is a cosine over the entries, so that every entry has a gradient of its own and the loss is far from 0.
     """
-    out = call(module, batch)
+    if isinstance(batch, Mapping):
+        out = module(**batch)
+    else:
+        out = module(*batch) if isinstance(batch, tuple) else module(batch)
     own = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
     if isinstance(own, Tensor):
         return own
@@ -133,7 +122,7 @@ class Side:
 
     build: Callable[[], nn.Module]
     loss: Callable[[nn.Module, Batch], Tensor] = pattern_loss
-    optimizer: Callable[[list[nn.Parameter]], Optimizer] = adamw
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
     schedule: Callable[[Optimizer], Any] | None = None
     step: Callable[[nn.Module, Optimizer], None] = lambda module, optimizer: optimizer.step()
     save: Callable[[nn.Module, Path], None] | None = None
@@ -184,6 +173,36 @@ class Alive:
 
 
 @dataclass(frozen=True)
+class TraceSide:
+    """A trace at hand, as a side."""
+
+    found: Trace
+
+    @property
+    def name(self) -> str:
+        return self.found.run
+
+    @contextmanager
+    def trace(self, case: Any) -> Iterator[Run]:
+        """The trace."""
+        yield Run(self.found)
+
+
+@dataclass(frozen=True)
+class FolderSide:
+    """A side whose traces were written before: the folder is a trace, or has one a case, by the case's name."""
+
+    folder: Path
+    name: str = ""
+
+    @contextmanager
+    def trace(self, case: Any) -> Iterator[Run]:
+        """Reads it; InputError as :func:`read_trace` has it."""
+        found = read_trace(self.folder if (self.folder / META).exists() else self.folder / case.name)
+        yield Run(replace(found, run=self.name or found.run))
+
+
+@dataclass(frozen=True)
 class CommandSide:
     """A side in a process of its own, on this machine, that leaves a trace.
 
@@ -208,55 +227,21 @@ class CommandSide:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "trace"
             words = [word.replace(PLACE, str(out)).replace("{case}", case.name) for word in self.words]
-            _run_command(program, words, self.timeout)
-            found = read_trace(out)
-        yield Run(replace(found, run=self.name or found.run))
-
-
-def _run_command(program: str, words: list[str], timeout: float) -> None:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=timeout)
-    except subprocess.TimeoutExpired as error:
-        raise SideError(f"{program} did not end within {timeout} s") from error
-    except OSError as error:
-        raise InputError(program, "command", str(error), "a program") from error
-    if done.returncode:
-        raise SideError(f"{program} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-
-
-@dataclass(frozen=True)
-class FolderSide:
-    """A side whose traces were written before: the folder is a trace, or has one a case, by the case's name."""
-
-    folder: Path
-    name: str = ""
-
-    @contextmanager
-    def trace(self, case: Any) -> Iterator[Run]:
-        """Reads it; InputError as :func:`read_trace` has it."""
-        folder = self.folder if (self.folder / META).exists() else self.folder / case.name
-        found = read_trace(folder)
-        yield Run(replace(found, run=self.name or found.run))
-
-
-@dataclass(frozen=True)
-class TraceSide:
-    """A trace at hand, as a side."""
-
-    found: Trace
-
-    @property
-    def name(self) -> str:
-        return self.found.run
-
-    @contextmanager
-    def trace(self, case: Any) -> Iterator[Run]:
-        """The trace."""
-        yield Run(self.found)
+            try:
+                subprocess.run(words, capture_output=True, text=True, check=True, timeout=self.timeout)
+            except subprocess.TimeoutExpired as error:
+                raise SideError(f"{program} did not end within {self.timeout} s") from error
+            except subprocess.CalledProcessError as error:
+                said = error.stderr.strip()[-500:]
+                raise SideError(f"{program} ended with exit code {error.returncode}: {said}") from error
+            except OSError as error:
+                raise InputError(program, "command", str(error), "a program") from error
+            with FolderSide(out, self.name).trace(case) as ran:
+                yield ran
 
 
 class Training:
-    """A module in training, its optimizer and schedule, and how many steps were made.
+    """A module in training, its optimizer and schedule, and a point for every step that was made.
 
     ``optimizer`` is None where nothing is trained: the module has no parameters, or its side is only run forward.
     """
@@ -264,14 +249,18 @@ class Training:
     def __init__(self, side: Side, module: nn.Module) -> None:
         self.side, self.module = side, module
         self.optimizer: Any = optimizer_for(side.optimizer, module) if side.backward else None
-        scheduled = side.schedule is not None and self.optimizer is not None
-        self.schedule = cast(Any, side.schedule)(self.optimizer) if scheduled else None
+        self.schedule: Any = side.schedule(self.optimizer) if side.schedule and self.optimizer is not None else None
         self.auditor: StepAuditor | None = None
-        self.steps = 0
+        self.points: list[Point] = []
+
+    @property
+    def parts(self) -> list[Any]:
+        """What has a state beside the module's."""
+        return [part for part in (self.optimizer, self.schedule) if part is not None]
 
     def audit(self) -> list[StepAudit]:
         """Compute every step from now on again; the list fills as steps are made."""
-        if self.optimizer is None or not getattr(self.optimizer, "param_groups", None):
+        if not getattr(self.optimizer, "param_groups", None):
             return []
         update = update_of(self.optimizer)
         rule = None if update is None else Rule(update, self.side.clip, self.side.rate)
@@ -279,27 +268,37 @@ class Training:
         self.auditor = StepAuditor(rule, trained, self.optimizer)
         return self.auditor.audits
 
-    def backward(self, batch: Batch) -> Tensor:
-        """Loss and, where something is trained, gradients of one batch."""
-        loss = self.loss(batch)
-        if self.side.backward and loss.requires_grad:
-            loss.backward()
-        return loss.detach()
+    def run(self, batches: Sequence[Batch], until: int) -> None:
+        """Steps up to number ``until``; the batches come round and round."""
+        while (made := len(self.points)) < until:
+            loss = self.loss(batches[made % len(batches)])
+            self.backward(loss)
+            self.step(loss)
 
     def loss(self, batch: Batch) -> Tensor:
         """A scalar, with a graph unless the side is only run forward."""
-        with contextlib.nullcontext() if self.side.backward else torch.no_grad():
+        with torch.set_grad_enabled(self.side.backward):
             loss = self.side.loss(self.module, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"the loss of {self.side.name or 'a side'} must be one number, found {found}")
         return loss
 
-    def step(self, loss: Tensor) -> Point:
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, where something is trained."""
+        if self.side.backward and loss.requires_grad:
+            loss.backward()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By name; parameters without a gradient are left out."""
+        named = self.module.named_parameters()
+        return {name: value.grad.detach() for name, value in named if value.grad is not None}
+
+    def step(self, loss: Tensor) -> None:
         """Let the optimizer and the schedule step with the gradients there are, and forget those."""
-        self.steps += 1
         if self.optimizer is None:
-            return Point(0, float(loss), (), None, 0.0, 0.0)
+            self.points.append(Point(0, loss.item(), (), None, 0.0, 0.0))
+            return
         norm, used = global_norm(self.gradients().values()), rate_of(self.optimizer)
         if self.auditor is not None:
             self.auditor.entered()
@@ -309,19 +308,7 @@ class Training:
         if self.schedule is not None:
             self.schedule.step()
         self.optimizer.zero_grad()
-        return Point(0, float(loss), (), norm, used, rate_of(self.optimizer))
-
-    def run(self, batches: Sequence[Batch], until: int) -> list[Point]:
-        """Steps up to number ``until``; the batches come round and round."""
-        points = []
-        while self.steps < until:
-            points.append(self.step(self.backward(batches[self.steps % len(batches)])))
-        return points
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Copies by name; parameters without a gradient are left out."""
-        named = self.module.named_parameters()
-        return {name: value.grad.detach().clone() for name, value in named if value.grad is not None}
+        self.points.append(Point(0, loss.item(), (), norm, used, rate_of(self.optimizer)))
 
 
 def trace_side(
@@ -353,20 +340,43 @@ def trace_case(side: Side, case: Case) -> Trace:
         training = Training(side, module)
         setup = setup_of(module, training.optimizer, training.schedule)
         give(module, case.weights)
-        trace = Trace(side.name or "side", case.name or type(module).__name__, dtype_of(module))
-        trace.trained = tuple(name for name, value in module.named_parameters() if value.requires_grad)
-        trace.frozen = tuple(name for name, value in module.named_parameters() if not value.requires_grad)
-        trace.configuration = {"seed": case.seed, "steps": case.steps, **setup}
-        trace.audits = training.audit()
+        trained = {name: value.requires_grad for name, value in module.named_parameters()}
+        trace = Trace(
+            run=side.name or "side",
+            case=case.name or type(module).__name__,
+            dtype=dtype_of(module),
+            configuration={"seed": case.seed, "steps": case.steps, **setup},
+            trained=tuple(name for name in trained if trained[name]),
+            frozen=tuple(name for name in trained if not trained[name]),
+            curve=training.points,
+            audits=training.audit(),
+        )
         _keep(trace, "init", state_of(module))
         set_seed(case.seed)
         with drawing(case.draws, case.replayed) as drawn:
             _first_step(trace, training, case.batches[0])
-            trace.curve += training.run(case.batches, case.steps)
+            training.run(case.batches, case.steps)
         _keep(trace, "mb0.draw", drawn.draws)
         _keep(trace, "final", state_of(module))
         trace.environment = describe(case.seed)
     return trace
+
+
+def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
+    with observe(training.module, training.side.taps) as seen:
+        loss = training.loss(batch)
+    training.backward(loss)
+    seen.keep(trace)
+    _keep(trace, "mb0.grad", {name: grad.clone() for name, grad in training.gradients().items()})
+    trace.tensors["mb0.loss"] = loss.detach().reshape(1).clone()
+    training.step(loss)
+    if (norm := trace.curve[0].grad_norm) is not None:
+        trace.tensors["mb0.grad_norm"] = torch.tensor([norm], dtype=torch.float64)
+    _keep(trace, "after", state_of(training.module))
+
+
+def _keep(trace: Trace, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    trace.tensors.update({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
 
 
 def start(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -389,25 +399,6 @@ def original_weights(side: Side, names: NameMap, seed: int) -> dict[str, Tensor]
     """What the original starts from, by the port's names."""
     with deterministic(seed):
         return names.parameters(state_of(side.build()))
-
-
-def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
-    with observe(training.module, training.side.taps) as seen:
-        loss = training.loss(batch)
-    if training.side.backward and loss.requires_grad:
-        loss.backward()
-    seen.keep(trace)
-    grads = training.gradients()
-    _keep(trace, "mb0.grad", grads)
-    trace.tensors["mb0.loss"] = loss.detach().reshape(1).clone()
-    trace.curve.append(training.step(loss.detach()))
-    if trace.curve[0].grad_norm is not None:
-        trace.tensors["mb0.grad_norm"] = torch.tensor([trace.curve[0].grad_norm], dtype=torch.float64)
-    _keep(trace, "after", state_of(training.module))
-
-
-def _keep(trace: Trace, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    trace.tensors.update({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
 
 
 def dtype_of(module: nn.Module) -> str:

@@ -10,24 +10,24 @@ faster or busier machine moves both.
 
 from __future__ import annotations
 
-import json
 import math
-import random
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from parity.compare import Subject
 from parity.environment import describe
-from parity.errors import InputError
-from parity.files import read_object
+from parity.files import misfit, read_object
 from parity.tolerances import Tolerance
 from parity.verdict import Row, Speed, Status
 
@@ -36,7 +36,6 @@ Steps = Callable[[], Iterator[Any]]
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.process_time}
 YARDSTICK = "yardstick"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,9 @@ class Times:
     seconds: Mapping[str, Sequence[Sequence[float]]]
     flops: int = 0
 
-    def best(self, clock: str, rounds: Sequence[int] | None = None) -> float:
-        """Seconds of all steps, each step's the minimum over the rounds."""
-        taken = self.seconds[clock]
-        chosen = taken if rounds is None else [taken[i] for i in rounds]
-        return sum(min(times) for times in zip(*chosen))
+    def best(self, clock: str, rounds: Any = slice(None)) -> Any:
+        """Seconds of all steps, each step's the minimum over the rounds; one number for each row of ``rounds``."""
+        return np.asarray(self.seconds[clock])[rounds].min(axis=-2).sum(axis=-1)
 
     @property
     def steps(self) -> int:
@@ -58,23 +55,20 @@ class Times:
 
     def per_step(self, clock: str) -> tuple[float, ...]:
         """Seconds of one step, an entry a round."""
-        return tuple(sum(times) / len(times) for times in self.seconds[clock])
+        return tuple(map(float, np.mean(self.seconds[clock], axis=1)))
 
 
 def ratio(first: Times, second: Times, clock: str = "CPU") -> float:
     """First over second: above 1 the second side is faster."""
-    return first.best(clock) / second.best(clock)
+    return float(first.best(clock) / second.best(clock))
 
 
 def interval(first: Times, second: Times, clock: str = "CPU", samples: int = 400) -> tuple[float, float]:
     """95 % bootstrap interval of the ratio over rounds, from a fixed seed."""
-    draw, rounds = random.Random(0), range(len(first.seconds[clock]))
-    ratios = []
-    for _ in range(samples):
-        picked = draw.choices(rounds, k=len(rounds))
-        ratios.append(first.best(clock, picked) / second.best(clock, picked))
-    ratios.sort()
-    return ratios[int(0.025 * samples)], ratios[int(0.975 * samples) - 1]
+    number = len(first.seconds[clock])
+    rounds = np.random.default_rng(0).integers(number, size=(samples, number))
+    low, high = np.quantile(first.best(clock, rounds) / second.best(clock, rounds), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def alternate(sides: Mapping[str, Steps], steps: int, rounds: int) -> dict[str, Times]:
@@ -83,38 +77,28 @@ def alternate(sides: Mapping[str, Steps], steps: int, rounds: int) -> dict[str, 
     One further round, not timed, warms up and counts FLOPs.
     """
     flops = {name: _flops(side, steps) for name, side in sides.items()}
-    taken: dict[str, dict[str, list[list[float]]]] = {name: {clock: [] for clock in CLOCKS} for name in sides}
-    for number in range(rounds):
+    taken = {name: {clock: [[0.0] * steps for _ in range(rounds)] for clock in CLOCKS} for name in sides}
+    for turn in range(rounds):
         running = {name: side() for name, side in sides.items()}
-        for clocks in taken.values():
-            for rows in clocks.values():
-                rows.append([])
-        order = list(running) if number % 2 == 0 else list(running)[::-1]
-        for name in order * steps:
-            for clock, seconds in timed(running[name]).items():
-                taken[name][clock][-1].append(seconds)
+        order = list(running)[:: 1 if turn % 2 == 0 else -1]
+        for step, name in product(range(steps), order):
+            begin = {clock: read() for clock, read in CLOCKS.items()}
+            next(running[name])
+            for clock, read in CLOCKS.items():
+                taken[name][clock][turn][step] = read() - begin[clock]
     return {name: Times(taken[name], flops[name]) for name in sides}
-
-
-def timed(running: Iterator[Any]) -> dict[str, float]:
-    """Seconds of the next step, by clock."""
-    start = {name: clock() for name, clock in CLOCKS.items()}
-    next(running)
-    return {name: clock() - start[name] for name, clock in CLOCKS.items()}
 
 
 def yardstick() -> Iterator[int]:
     """A fixed mix of matrix products and small operators, about as much of each as a small draft's step has."""
     draw = torch.Generator().manual_seed(0)
     rows, inner, vocabulary = (torch.randn(shape, generator=draw) for shape in ((352, 128), (128, 384), (128, 1024)))
-    number = 0
-    while True:
+    for number in count(1):
         for _ in range(6):
             hidden = (rows @ inner).relu() @ inner.T / 384
             (torch.log_softmax(hidden @ vocabulary, -1).sum(-1) + hidden.square().mean(-1)).mean()
         for _ in range(120):
             rows.mul(0.5).add(1.0).rsqrt_().nan_to_num_()
-        number += 1
         yield number
 
 
@@ -130,9 +114,8 @@ def _product_flops(total: Sequence[int], first: Sequence[int], second: Sequence[
 
 
 def _flops(side: Steps, steps: int) -> int:
-    counter = flop_counter()
     running = side()
-    with counter:
+    with flop_counter() as counter:
         for _ in range(steps):
             next(running)
     return counter.get_total_flops()
@@ -161,17 +144,16 @@ def baseline_row(subject: Subject, port: Times, gauge: Times, stored: Baseline |
 
     A tenth less passes as stale: the baseline should be saved anew, or it will let the gain be lost again.
     """
-    allowed, found = tolerance.bound, port.best("CPU") / gauge.best("CPU")
-    expected = None if stored is None else stored.figures.get(subject.case)
-    if stored is None or expected is None:
+    quantity, allowed, found = "CPU time over the yardstick", tolerance.bound, ratio(port, gauge)
+    if stored is None or subject.case not in stored.figures:
         missing = "no baseline" if stored is None else f"{stored.file} has no figure for this case"
         reason = f"{missing}: parity run --save-baseline FILE makes one, --baseline FILE compares with it"
-        row = subject.row("baseline", "CPU time over the yardstick", found, None, True, reason)
-        return Row(**{**vars(row), "status": Status.NOT_APPLICABLE})
+        return replace(subject.row("baseline", quantity, found, None, True, reason), status=Status.NOT_APPLICABLE)
+    expected = stored.figures[subject.case]
     change = found / expected
     stale = f"stale, save the baseline anew: {1 / change:.2f} times as fast. " if change < 1 / allowed else ""
     detail = f"{stale}{found:.2f} yardsticks a step, {expected:.2f} in {stored.file}"
-    return subject.row("baseline", "CPU time over the yardstick", change, allowed, change <= allowed, detail)
+    return subject.row("baseline", quantity, change, allowed, change <= allowed, detail)
 
 
 def speed_of(case: str, prototype: Times, port: Times, names: tuple[str, str], tokens: int) -> Speed:
@@ -198,17 +180,18 @@ class Baseline:
     figures: Mapping[str, float]
 
 
-def save_baseline(file: Path, figures: Mapping[str, float]) -> None:
-    """Write figures for ``--baseline``, with the machine they come from.
+class Stored(BaseModel):
+    """A baseline as a file has it."""
 
-    Raises:
-        InputError: the file cannot be written.
-    """
-    document = {"format_version": FORMAT, "cpu_over_yardstick": dict(figures), "environment": describe()}
-    try:
-        file.write_text(json.dumps(document, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(file, "--save-baseline", error.strerror or str(error), "a file that can be written") from error
+    format_version: Literal[1]
+    cpu_over_yardstick: dict[str, Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]]
+    environment: dict[str, Any] = {}
+
+
+def save_baseline(file: Path, figures: Mapping[str, float]) -> None:
+    """Write figures for ``--baseline``, with the machine they come from; OSError where that cannot be."""
+    document = Stored(format_version=1, cpu_over_yardstick=dict(figures), environment=describe())
+    file.write_text(document.model_dump_json(indent=1) + "\n")
 
 
 def read_baseline(file: Path) -> Baseline:
@@ -218,13 +201,7 @@ def read_baseline(file: Path) -> Baseline:
         InputError: missing, damaged, or of another format.
     """
     document = read_object(file, "a baseline that parity run --save-baseline wrote")
-    if document.get("format_version") != FORMAT:
-        raise InputError(file, "format_version", document.get("format_version"), FORMAT)
-    figures = document.get("cpu_over_yardstick")
-    if not isinstance(figures, dict) or not all(_positive(value) for value in figures.values()):
-        raise InputError(file, "cpu_over_yardstick", repr(figures)[:80], "positive numbers by case")
-    return Baseline(file, {name: float(value) for name, value in figures.items()})
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    try:
+        return Baseline(file, Stored.model_validate(document).cpu_over_yardstick)
+    except ValidationError as error:
+        raise misfit(file, error) from error

@@ -9,22 +9,40 @@ Tensor names, with j the micro-batch of the first optimizer step, s the step of 
 
 Gradients are those before clipping. ``init`` are parameters and saved buffers at the start, ``after`` after the first
 optimizer step, ``final`` after the last. Call n of a module is counted from 0; a place is an argument or an output.
+
+On disk a trace is a folder, ``trace.json`` beside ``tensors.safetensors``: written on one machine, compared on another.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
+
+from parity.errors import InputError
+from parity.files import misfit, read_object, read_tensors, write_folder
+
+FORMAT = 2
+"""Format 1, which is read too, has no ``ties`` in its points and no audits."""
+
+META, TENSORS = "trace.json", "tensors.safetensors"
+STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 TIE = 2e-5
 """How close two logits are that may come in either order: twice what a logit may be off by."""
 
 GROUPS = {"init": "init.", "after": "after.", "final": "final.", "calls": "mb0.call."}
 """Groups of tensors that a trace may do without, and how their names begin."""
+
+Group = Annotated[str, Field(pattern=f"^({'|'.join(GROUPS)})$")]
 
 STATES = {"init": ("weights", "weights"), "after": ("optimizer_step", "after"), "final": ("curve", "final")}
 """Groups of parameters and buffers, each with the check and the quantity of the tolerance table it belongs to."""
@@ -40,6 +58,8 @@ class Point:
     how many of those counts rounding decides: rows whose target's logit lies within ``TIE`` of the place's edge.
     ``logged`` holds what an algorithm logs besides loss, rate and hits, under its names.
     """
+
+    __pydantic_config__ = STRICT
 
     epoch: int
     loss: float
@@ -63,6 +83,8 @@ class Deviation:
     were added up. ``expected`` and ``found`` are the entry's values, ``index`` is where it stands in ``parameter``.
     """
 
+    __pydantic_config__ = STRICT
+
     parameter: str
     rounding: float
     index: tuple[int, ...]
@@ -79,6 +101,8 @@ class StepAudit:
     the number of steps that the optimizer itself says it has made.
     """
 
+    __pydantic_config__ = STRICT
+
     step: int
     lr_expected: float | None
     lr_used: float
@@ -86,17 +110,6 @@ class StepAudit:
     norm_after: float
     counted: int | None
     deviations: dict[str, Deviation] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StepAudit:
-        """The audit that :meth:`as_json` wrote."""
-        deviations = {
-            name: Deviation(**{**one, "index": tuple(one["index"])}) for name, one in value["deviations"].items()
-        }
-        return cls(**{**value, "deviations": deviations})
 
 
 @dataclass
@@ -108,7 +121,9 @@ class Trace:
     step that was computed again from what entered it.
     """
 
-    run: str
+    __pydantic_config__ = STRICT
+
+    run: Annotated[str, Field(min_length=1)]
     case: str
     dtype: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -118,8 +133,8 @@ class Trace:
     environment: dict[str, Any] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
-    calls: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    calls: tuple[Annotated[str, Field(pattern=r"^.+#[0-9]{1,9}$")], ...] = ()
+    left_out: tuple[Group, ...] = ()
     audits: list[StepAudit] = field(default_factory=list)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
@@ -136,3 +151,65 @@ class Trace:
         prefixes = tuple(GROUPS[name] for name in left_out)
         tensors = {name: value for name, value in self.tensors.items() if not name.startswith(prefixes)}
         return replace(self, tensors=tensors, left_out=left_out, calls=() if "calls" in left_out else self.calls)
+
+
+def write_trace(trace: Trace, folder: str | Path) -> Path:
+    """Write a trace, whole or not at all; what lay there before is replaced.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    points, audits = ([asdict(one) for one in many] for many in (trace.curve, trace.audits))
+    content = {
+        "format_version": FORMAT,
+        **vars(trace),
+        "curve": points,
+        "audits": audits,
+        "tensors": sorted(trace.tensors),
+    }
+
+    def fill(partial: Path) -> None:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trace.tensors.items()}
+        save_file(tensors, partial / TENSORS)
+        (partial / META).write_text(json.dumps(_plain(content), indent=1, default=str) + "\n")
+
+    write_folder(Path(folder), fill)
+    return Path(folder)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such a number is a word."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_trace(folder: str | Path) -> Trace:
+    """Read what :func:`write_trace` wrote, perhaps elsewhere and under other versions.
+
+    Raises:
+        InputError: no such folder, a damaged file, another format, or tensors that the list does not name.
+    """
+    folder = Path(folder)
+    file = folder / META
+    if not folder.is_dir():
+        raise InputError(folder, "trace", "no such folder", "a folder that parity trace or write_trace wrote")
+    document = read_object(file, "a trace's trace.json")
+    version, listed = document.pop("format_version", None), document.pop("tensors", None)
+    if version not in (1, FORMAT):
+        raise InputError(file, "format_version", repr(version)[:80], f"1 or {FORMAT}")
+    tensors = read_tensors(folder / TENSORS)
+    odd = sorted(tensors.keys() ^ (set(map(str, listed)) if isinstance(listed, list) else set()))
+    if odd:
+        found = "a tensor that trace.json does not list" if odd[0] in tensors else "missing"
+        raise InputError(folder / TENSORS, odd[0], found, "the tensors that trace.json lists")
+    whole = {"left_out": [], "audits": [], **document, "tensors": tensors}
+    absent = [one.name for one in fields(Trace) if one.name not in whole]
+    if absent:
+        raise InputError(file, absent[0], "nothing", "a value")
+    try:
+        return TypeAdapter(Trace).validate_python(whole)
+    except ValidationError as error:
+        raise misfit(file, error) from error

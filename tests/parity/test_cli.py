@@ -7,23 +7,29 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import parity.cli
+import parity.environment
 from parity.pair import Pair
-from parity.run import KitReport, Options
+from parity.run import SHIPPED, KitReport, Options, find_pair
 from parity.verdict import Report, Row, Skip, Status
-from tests.parity.faults import FAULTS
-from tests.parity.folders import META, make_fixture, write_meta
+from tests.parity.folders import META, make_fixture, write_checkout, write_meta
 
 Run = Callable[..., int]
+Captured = pytest.CaptureFixture[str]
 
 
 def one_row(status: Status) -> Report:
     return Report(rows=[Row("forward", "one", "port", "logits", "mb0.step0.logits", 1.0, 2.0, status)])
+
+
+def broken(*arguments: object) -> KitReport:
+    raise AssertionError("measured too early")
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Options]]
     ],
 )
 def test_the_exit_code_is_the_verdict(
-    report: Report, code: int, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: Report, code: int, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.setattr(parity.cli, "run_all", lambda pairs, options, progress: KitReport(report))
     assert command("run") == code
@@ -61,47 +67,60 @@ def test_the_exit_code_is_the_verdict(
 def test_options_reach_the_run(option: str, command: Run, verdicts: list[Any], tmp_path: Path) -> None:
     words = ("--recordings", tmp_path, "-k", "fp32 and not k4", "--checks", "loss,curve")
     assert command("run", "hass", option, "checkout", *words) == 0
-    assert verdicts == [(["hass"], Options(Path("checkout"), tmp_path, "fp32 and not k4", ("loss", "curve")))]
-
-
-def test_without_a_name_both_are_run(command: Run, verdicts: list[Any]) -> None:
-    command("run")
-    assert verdicts == [(["eagle3", "hass"], Options())]
+    assert command("run") == 0
+    asked = Options(Path("checkout"), tmp_path, "fp32 and not k4", ("loss", "curve"))
+    assert verdicts == [(["hass"], asked), (["eagle3", "hass"], Options())]
 
 
 def test_files_are_written(command: Run, verdicts: list[Any], tmp_path: Path) -> None:
     assert command("run", "--json", tmp_path / "rows.json", "--report", tmp_path / "report.html") == 0
-    assert "mb0.step0.logits" in (tmp_path / "rows.json").read_text()
-    assert json.loads((tmp_path / "rows.json").read_text())
+    assert "mb0.step0.logits" in json.dumps(json.loads((tmp_path / "rows.json").read_text()))
     assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["run", "nosuch"], "error: command line: PAIR: found nosuch, expected eagle3, hass or FILE.py:NAME"),
-        (["run", "--recordings", "/no/where"], "error: /no/where: recordings: found no such folder"),
-        (["run", "--json", "/no/where/rows.json"], "error: /no/where/rows.json: --json: found no folder /no/where"),
-        (["run", "--report", "/no/where/x.html"], "error: /no/where/x.html: --report: found no folder /no/where"),
-        (["others", "--json", "/no/where/x.json"], "error: /no/where/x.json: --json: found no folder /no/where"),
-        (["others", "--markdown", "/no/where/x.md"], "error: /no/where/x.md: --markdown: found no folder /no/where"),
-        (["record", "--prototype", "/no", "--output", "/proc/no"], "error: /proc/no: --output: found "),
-        (["run", "-k", "a b"], "error: command line: -k: found 'a b', expected words joined by and, or, not"),
-        (["run", "-k", "__import__('os')"], "error: command line: -k: found"),
-        (["record", "--prototype", "/no/where", "--output", "{tmp}", "-k", "eagle3_fp32_k1"], "research/eagle3"),
-        (["record", "eagle3"], "--original: found nothing, expected a checkout: git clone"),
-        (["run", "eagle3", "--checks", "speed", "-k", "none"], "checks: found speed, expected of environment"),
-        (["doctor", "--prototype", "/no/where"], "research/eagle3: found no such folder"),
-    ],
-)
+BAD = {
+    "run nosuch": "error: command line: PAIR: found nosuch, expected eagle3, hass or FILE.py:NAME",
+    "run --recordings /no/where": "error: /no/where: recordings: found no such folder",
+    "run --recordings {tmp}": "one/meta.json: dtype: found 'fp8'",
+    "run -k a!b": "error: command line: -k: found 'a!b', expected words, and, or, not",
+    "run -k __import__('os')": "error: command line: -k: found",
+    "run eagle3 --checks speed -k none": "checks: found speed, expected of environment",
+    "record --prototype /no/where --output {tmp} -k eagle3_fp32_k1": "research/eagle3",
+    "record eagle3": "--original: found nothing, expected a checkout: git clone",
+    "record eagle3 --output {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16",
+    "trace eagle3 {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16ds_k3",
+    "trace eagle3 {tmp} --leave-out all": "error: command line: --leave-out: found all, expected of init, after",
+    "doctor --prototype /no/where": "research/eagle3: found no such folder",
+}
+PLACES = {
+    "run --json /no/where/x.json": "error: /no/where/x.json: --json: found no folder /no/where",
+    "run --report /no/where/x.html": "error: /no/where/x.html: --report: found no folder /no/where",
+    "run --report {tmp}": "--report: found a folder, expected a file",
+    "run --save-baseline /no/where/x.json": "error: /no/where/x.json: --save-baseline: found no folder",
+    "others --json /no/where/x.json": "error: /no/where/x.json: --json: found no folder /no/where",
+    "others --markdown /no/where/x.md": "error: /no/where/x.md: --markdown: found no folder /no/where",
+    "compare {tmp} {tmp} --json /no/where/x": "error: /no/where/x: --json: found no folder /no/where",
+    "plot x.json --output /no/where/x": "error: /no/where/x: --output: found no folder /no/where",
+    "record --prototype /no --output /proc/no": "error: /proc/no: --output: found ",
+    "record --prototype /no --output {tmp}/one/meta.json/no": "meta.json/no: --output: found no folder",
+    "trace eagle3 /proc/no": "error: /proc/no: the command line: found ",
+}
+"""Places of what is to be written, which are looked at before anything is measured."""
+
+
+@pytest.mark.parametrize("line", [*BAD, *PLACES])
 def test_bad_input_exits_with_two_and_one_line(
-    words: list[str], message: str, command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    assert command(*(word.replace("{tmp}", str(tmp_path)) for word in words)) == 2
+    make_fixture(tmp_path)
+    write_meta(tmp_path / "one", {**META, "dtype": "fp8"})
+    if line in PLACES:
+        monkeypatch.setattr(parity.cli, "find_pair", broken)
+    assert command(*(word.replace("{tmp}", str(tmp_path)) for word in line.split())) == 2
     complaint = capsys.readouterr().err
-    assert message in complaint
+    assert {**BAD, **PLACES}[line] in complaint
     assert complaint.startswith("error: ")
-    assert "Traceback" not in complaint
+    assert complaint.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -115,46 +134,34 @@ def test_bad_input_exits_with_two_and_one_line(
 def test_what_goes_wrong_outside_is_a_line(
     error: BaseException, code: int, said: str, command: Run, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    def broken(*arguments: object) -> KitReport:
+    def interrupted(*arguments: object) -> KitReport:
         raise error
 
-    monkeypatch.setattr(parity.cli, "run_all", broken)
+    monkeypatch.setattr(parity.cli, "run_all", interrupted)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored afterwards
     assert command("run") == code
-    assert capfd.readouterr().err.strip().startswith(said)
+    complaint = capfd.readouterr().err
+    assert complaint.startswith(said)
+    assert complaint.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["run", "--nosuch"], ["nosuch"], ["trace"], ["run", "a", "b"]])
-def test_a_command_line_that_cannot_be_read_exits_with_two(
-    words: list[str], command: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(*words) == 2
-    assert "Usage:" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("run --nosuch", 2, "Usage:"),
+        ("nosuch", 2, "Usage:"),
+        ("trace", 2, "Usage:"),
+        ("run a b", 2, "Usage:"),
+        ("run --help", 0, "--recordings"),
+        ("run -k no_such_case_anywhere", 1, "Nothing was compared"),
+    ],
+)
+def test_a_command_line_is_read_or_explained(line: str, code: int, said: str, command: Run, capsys: Captured) -> None:
+    assert command(*line.split()) == code
+    assert said in "".join(capsys.readouterr())
 
 
-def test_help_exits_with_zero(command: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("run", "--help") == 0
-    assert "--recordings" in capsys.readouterr().out
-
-
-def test_the_doctor_exits_with_zero(command: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("doctor") == 0
-    assert "no checkout given" in capsys.readouterr().out
-
-
-def test_a_keyword_that_fits_nothing_is_a_failure(command: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("run", "-k", "no_such_case_anywhere") == 1
-    assert "Nothing was compared" in capsys.readouterr().out
-
-
-def test_a_broken_recording_is_named(command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_fixture(tmp_path)
-    write_meta(tmp_path / "one", {**META, "dtype": "fp8"})
-    assert command("run", "--recordings", tmp_path) == 2
-    assert "one/meta.json: dtype: found 'fp8'" in capsys.readouterr().err
-
-
-def test_a_recorded_case_passes(command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recorded_case_passes(command: Run, tmp_path: Path) -> None:
     assert command("run", "eagle3", "-k", "eagle3_fp32_k1", "--json", tmp_path / "rows.json") == 0
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["case"] for row in rows} == {"eagle3_fp32_k1"}
@@ -162,19 +169,38 @@ def test_a_recorded_case_passes(command: Run, tmp_path: Path, capsys: pytest.Cap
     assert all(row["passed"] for row in rows if row["status"] != "not applicable")
 
 
-def test_a_port_with_a_fault_fails(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    next(fault for fault in FAULTS if fault.name == "residual un-normed").plant(monkeypatch)
-    assert command("run", "eagle3", "-k", "eagle3_fp32_k1", "--json", tmp_path / "rows.json") == 1
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    failed = [row for row in rows if row["status"] == "failed"]
-    assert {(row["check"], row["run"]) for row in failed} == {("forward", "port")}
-    assert "outputs do not" in failed[0]["hint"]
+@pytest.mark.parametrize("there", [True, False])
+def test_the_doctor_tells_what_is_there_and_how_to_get_the_rest(
+    there: bool, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(parity.environment, "find_spec", lambda name: there or None)
+    monkeypatch.setattr(parity.environment.torch.cuda, "is_available", lambda: False)
+    assert command("doctor") == 0
+    out = capsys.readouterr().out
+    for word in ("torch", "speculators", "matmul_precision", "GPU: none: tests marked gpu", "no checkout given"):
+        assert word in out
+    present = [f"{name}: present" in out for name in parity.environment.OPTIONAL]
+    assert present == [there] * len(present)
+    remedy = "deepspeed: missing, needed for the bf16ds cases with --original: pip install -e '.[deepspeed]'"
+    assert (remedy in out) == (not there)
+
+
+def test_the_doctor_tells_another_checkout_file_by_file(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    files = [file for name in SHIPPED for file in write_checkout(tmp_path, name)]
+    assert command("doctor", "--original", tmp_path) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("original: ")]
+    assert len(told) == len(files) > 2
+    assert all(": found " in line and ", expected " in line for line in told)
+    monkeypatch.setattr(parity.cli, "find_pair", lambda name: replace(find_pair(name), verify=lambda root: []))
+    assert command("doctor", "--original", tmp_path) == 0
+    assert f"original: {tmp_path} holds the commit's files" in capsys.readouterr().out
 
 
 def test_the_command_in_a_process_of_its_own() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "parity", "run", "nosuch"], capture_output=True, text=True, check=False, timeout=120
-    )
+    words = [sys.executable, "-m", "parity", "run", "nosuch"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert done.stderr == "error: command line: PAIR: found nosuch, expected eagle3, hass or FILE.py:NAME\n"
     assert done.stdout == ""

@@ -15,9 +15,8 @@ import pytest
 import parity.cli
 from parity import fixtures
 from parity.environment import describe
-from parity.persist import read_trace, write_trace
 from parity.run import TRACED, find_pair
-from parity.trace import Trace
+from parity.trace import Trace, read_trace, write_trace
 from tests.parity.faults import change_draft, swap_attention
 
 pytest_plugins = ["pytester"]

@@ -1,19 +1,20 @@
-"""Defaults of a side: pretrained checkpoints, the output's own loss, schedules and steps; the package's names."""
+"""Defaults of a side: pretrained checkpoints, own losses, schedules and steps; commands; the names of the package."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import parity
-from parity import CommandSide, Side, compare_sides, single_step, trace_side
+from parity import CommandSide, Side, compare_sides, single_step, trace_side, write_trace
 from parity.errors import InputError
 from parity.verdict import Status
 
@@ -26,65 +27,49 @@ TINY = LlamaConfig(
     num_key_value_heads=1,
     attn_implementation="eager",
 )
+TOKENS = torch.arange(14).reshape(2, 7) % 40
+IDS = {"input_ids": TOKENS, "labels": TOKENS}
+ONES = [torch.ones(2, 3)]
 
 
-def model(**changes: Any) -> Any:
+def model(change: Callable[[Any], object] = lambda whole: None) -> Side:
     def build() -> nn.Module:
-        return LlamaForCausalLM(LlamaConfig(**{**TINY.to_dict(), **changes})).train()
+        whole = LlamaForCausalLM(LlamaConfig(**TINY.to_dict())).train()
+        change(whole)
+        return whole
 
-    return build
-
-
-def ids() -> dict[str, Tensor]:
-    tokens = torch.arange(14).reshape(2, 7) % 40
-    return {"input_ids": tokens, "labels": tokens}
+    return Side(build)
 
 
 def test_a_whole_language_model_with_its_own_loss_and_checkpoint() -> None:
-    report = compare_sides(Side(model()), Side(model(), name="again"), [ids()])
+    report = compare_sides(model(), model(), [IDS])
     report.raise_if_failed()
-    loss = trace_side(Side(model()), [ids()], steps=1).curve[0].loss
-    assert 2.0 < loss < 6.0  # cross entropy over 40 tokens, not the distance to a pattern
+    assert 2.0 < trace_side(model(), [IDS], steps=1).curve[0].loss < 6.0  # cross entropy, not the distance to a pattern
     called = {row.tensor.partition("#")[0] for row in report.rows if row.check == "forward"}
     assert {"model.layers.1.self_attn.q_proj", "model.norm", "lm_head", "(whole)"} <= called
 
 
-@pytest.mark.parametrize(
-    ("changes", "module"),
-    [({"rms_norm_eps": 1e-2}, "model.layers.0.input_layernorm"), ({"hidden_act": "gelu"}, "model.layers.0.mlp.act_fn")],
-)
-def test_another_config_is_located(changes: dict[str, Any], module: str) -> None:
-    report = compare_sides(Side(model()), Side(model(**changes)), [ids()], checks=["forward"])
-    assert report.first is not None
-    assert report.first.module == module
-
-
-def louder(module: Any) -> nn.Module:
-    module.model.layers[1].mlp.up_proj.register_forward_hook(lambda part, args, out: out * 1.01)
-    return module
+def louder(whole: Any) -> None:
+    whole.model.layers[1].mlp.up_proj.register_forward_hook(lambda part, args, out: out * 1.01)
 
 
 def test_a_single_step_of_a_model_with_a_key_value_cache() -> None:
-    single_step(Side(model()), Side(model()), ids()).raise_if_failed()
-    report = single_step(Side(model()), Side(lambda: louder(model()())), ids())
-    assert {row.run for row in report.rows if row.status.value == "failed"} == {"model.layers.1.mlp.up_proj"}
+    single_step(model(), model(), IDS).raise_if_failed()
+    report = single_step(model(), model(louder), IDS)
+    assert {row.run for row in report.rows if row.status is Status.FAILED} == {"model.layers.1.mlp.up_proj"}
 
 
 def test_checkpoints_go_through_save_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[Path] = []
-
-    def save(self: Any, folder: Path) -> None:
-        saved.append(folder)
-        with torch.no_grad():
-            self.model.norm.weight.mul_(2)
-        original(self, folder)
-        with torch.no_grad():
-            self.model.norm.weight.div_(2)
-
     original = LlamaForCausalLM.save_pretrained
+
+    @torch.no_grad()
+    def save(self: Any, folder: Path) -> None:
+        self.model.norm.weight.mul_(2)
+        original(self, folder)
+        self.model.norm.weight.div_(2)
+
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save)
-    report = compare_sides(Side(model()), Side(model()), [ids()], checks=["round_trip"])
-    assert saved
+    report = compare_sides(model(), model(), [IDS], checks=["round_trip"])
     assert {row.tensor for row in report.rows if not row.passed} == {"model.norm.weight", "loss"}
 
 
@@ -93,86 +78,72 @@ def test_schedules_and_steps_take_part() -> None:
         nn.utils.clip_grad_value_(module.parameters(), 1e-3)
         optimizer.step()
 
-    def halving(optimizer: torch.optim.Optimizer) -> Any:
-        return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-
-    def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=1.0)
-
-    side = Side(lambda: nn.Linear(3, 3), optimizer=sgd, schedule=halving, step=clip)
-    batches = [torch.ones(2, 3)]
-    trace = trace_side(side, batches, steps=3)
+    side = Side(
+        lambda: nn.Linear(3, 3),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+        schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        step=clip,
+    )
+    trace = trace_side(side, ONES, steps=3)
     assert [point.lr_used for point in trace.curve] == [1.0, 0.5, 0.25]
     moved = (trace.tensors["after.weight"] - trace.tensors["init.weight"]).abs().max()
     assert float(moved) == pytest.approx(1e-3, rel=1e-4)
-    compare_sides(side, side, batches).raise_if_failed()
+    compare_sides(side, side, ONES).raise_if_failed()
+
+
+def noisy() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
 
 
 def test_seeds_are_the_same_on_both_sides_and_after_a_resume() -> None:
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.dropout = nn.Linear(8, 8), nn.Dropout(0.5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.dropout(self.linear(x))
-
     batches = [torch.ones(2, 8), torch.zeros(2, 8)]
-    compare_sides(Side(Noisy), Side(Noisy), batches, seed=3).raise_if_failed()
-    traces = [trace_side(Side(Noisy), batches, seed=seed, steps=1) for seed in (3, 4)]
-    assert traces[0].curve[0].loss != traces[1].curve[0].loss
+    compare_sides(Side(noisy), Side(noisy), batches, seed=3).raise_if_failed()
+    losses = [trace_side(Side(noisy), batches, seed=seed, steps=1).curve[0].loss for seed in (3, 4)]
+    assert losses[0] != losses[1]
 
 
-def test_the_package_has_no_other_names() -> None:
+def test_a_side_that_is_only_run_forward_is_saved_and_resumed() -> None:
+    side = Side(noisy, backward=False)
+    report = compare_sides(side, side, [torch.ones(2, 8)], checks=["forward", "curve", "round_trip", "resume"])
+    report.raise_if_failed()
+    assert {row.check for row in report.rows if row.compared} == {"forward", "curve", "round_trip", "resume"}
+
+
+def test_the_package_has_no_other_names_and_does_not_import_torch() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         parity.nothing  # noqa: B018
-
-
-def test_the_package_alone_does_not_import_torch() -> None:
     code = "import sys, parity; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
-SCRIPT = """
-import sys, torch
-from torch import nn
-from parity import Side, trace_side, write_trace
-
 class Net(nn.Linear):
-    def __init__(self):
+    def __init__(self, bias: float = 0.5) -> None:
         super().__init__(3, 3)
         self.weight.data.copy_(torch.eye(3))
-        self.bias.data.fill_(BIAS)
-
-write_trace(trace_side(Side(Net), [torch.ones(2, 3)]), sys.argv[1])
-"""
-
-
-class Net(nn.Linear):
-    def __init__(self) -> None:
-        super().__init__(3, 3)
-        self.weight.data.copy_(torch.eye(3))
-        self.bias.data.fill_(0.5)
+        self.bias.data.fill_(bias)
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandSide:
-    """In a process of its own, with another bias."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
-    (tmp_path / "side.py").write_text(SCRIPT.replace("BIAS", "0.25"))
-    return Side.command([sys.executable, str(tmp_path / "side.py"), "{out}"], name="elsewhere")
+def command(tmp_path: Path) -> CommandSide:
+    """Leaves the trace of a net with another bias."""
+    kept = write_trace(trace_side(Side(lambda: Net(0.25)), ONES), tmp_path / "kept")
+    return Side.command(["cp", "-r", str(kept), "{out}"], name="elsewhere")
 
 
-def test_a_command_is_an_original_whose_weights_go_to_the_port(command: CommandSide) -> None:
-    report = compare_sides(command, Side(Net), [torch.ones(2, 3)])
+def test_a_command_is_an_original_whose_weights_go_to_the_port(command: CommandSide, tmp_path: Path) -> None:
+    report = compare_sides(command, Side(Net, name="mine"), ONES)
     report.raise_if_failed()
     assert report.report.baseline == "elsewhere"
+    report.write_html(tmp_path / "report.html")
+    report.write_json(tmp_path / "report.json")
+    assert "mine" in (tmp_path / "report.html").read_text()
+    assert '"passed": true' in (tmp_path / "report.json").read_text()
     assert {row.check for row in report.rows if row.passed} >= {"weights", "forward", "curve", "round_trip", "resume"}
-    assert compare_sides(command, Side(Net), [torch.ones(2, 3)], copy_weights=False).failed == ("weights",)
+    assert compare_sides(command, Side(Net), ONES, copy_weights=False).failed == ("weights",)
 
 
 def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command: CommandSide) -> None:
-    report = compare_sides(Side(Net), command, [torch.ones(2, 3)])
+    report = compare_sides(Side(Net), command, ONES)
     assert report.failed == ("weights",)
     reasons = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
     assert reasons["round_trip"] == reasons["resume"] == "a trace leaves nothing to run again"
@@ -183,45 +154,29 @@ def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command: Com
     [
         (["python"], "python: words: found"),
         (["/no/such/program", "{out}"], "/no/such/program: command: found"),
-        ([sys.executable, "-c", "pass", "{out}"], "trace: found no such folder"),
+        (["true", "{out}"], "trace: found no such folder"),
     ],
 )
 def test_a_command_that_cannot_be_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError) as refused:
-        compare_sides(Side.command(words), Side(Net), [torch.ones(2, 3)])
+        compare_sides(Side.command(words), Side(Net), ONES)
     assert message in str(refused.value)
 
 
+def no_room(module: nn.Module, folder: Path) -> None:
+    raise RuntimeError("no room")
+
+
 @pytest.mark.parametrize(
-    ("code", "detail"),
-    [("import sys; sys.exit('no room')", "exit code 1: no room"), ("import time; time.sleep(60)", "within 0.5 s")],
+    ("side", "check", "detail"),
+    [
+        (Side.command(["sh", "-c", "echo no room >&2; exit 3", "{out}"]), "run", "sh ended with exit code 3: no room"),
+        (Side.command(["sh", "-c", "sleep 60", "{out}"], timeout=0.1), "run", "sh did not end within 0.1 s"),
+        (Side(Net, save=no_room), "round_trip", "RuntimeError: no room at tests/parity/test_side.py:"),
+        (Side(Net, loss=lambda module, batch: module(batch)), "run", "must be one number, found shape (2, 3)"),
+    ],
 )
-def test_a_command_that_fails_is_a_failed_row(code: str, detail: str) -> None:
-    command = Side.command([sys.executable, "-c", code, "{out}"], timeout=0.5 if "sleep" in code else 60)
-    report = compare_sides(command, Side(Net), [torch.ones(2, 3)])
-    assert report.failed == ("run",)
-    assert detail in report.rows[0].detail
-
-
-def test_code_that_raises_while_saving_is_a_failure() -> None:
-    def save(module: nn.Module, folder: Path) -> None:
-        raise RuntimeError("no room")
-
-    report = compare_sides(Side(Net), Side(Net, save=save), [torch.ones(2, 3)])
-    assert report.failed == ("round_trip",)
-    assert "RuntimeError: no room at" in str(report)
-    assert "test_side.py" in str(report)
-
-
-def test_a_loss_that_is_no_number_is_a_failed_row() -> None:
-    report = compare_sides(Side(Net, loss=lambda module, batch: module(batch)), Side(Net), [torch.ones(2, 3)])
-    assert report.failed == ("run",)
-    assert "must be one number, found shape (2, 3)" in report.rows[0].detail
-
-
-def test_reports_are_written(tmp_path: Path) -> None:
-    report = compare_sides(Side(Net, name="paper"), Side(Net, name="mine"), [torch.ones(2, 3)])
-    report.write_html(tmp_path / "report.html")
-    report.write_json(tmp_path / "report.json")
-    assert "mine" in (tmp_path / "report.html").read_text()
-    assert '"passed": true' in (tmp_path / "report.json").read_text()
+def test_a_side_that_fails_is_a_failed_row(side: Any, check: str, detail: str) -> None:
+    report = compare_sides(Side(Net), side, ONES)
+    assert report.failed == (check,)
+    assert detail in next(row.detail for row in report.rows if row.status is Status.FAILED)

@@ -200,10 +200,5 @@ def test_a_parameter_without_gradient_must_stay() -> None:
     assert failed(toy.train()) == {"optimizer_step"}
 
 
-def test_audits_survive_json() -> None:
-    audits = Toy(torch.float32).train()
-    assert [StepAudit.from_json(audit.as_json()) for audit in audits] == audits
-
-
 def test_nothing_watched_is_a_failure() -> None:
     assert failed([]) == {"clip", "schedule", "optimizer_step"}
