@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -112,3 +114,27 @@ class Pair:
         if self.original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout. {self.remedy}".strip())
         return self
+
+
+WORD = re.compile(r"[\w.-]+")
+FORMULA = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Constant)
+
+
+def matches(expression: str, name: str) -> bool:
+    """``-k EXPR``, as pytest has it: every word stands for "is part of the name", joined by and, or, not, parentheses.
+
+    An empty expression fits everything.
+
+    Raises:
+        InputError: an expression that cannot be read.
+    """
+    if not expression.strip():
+        return True
+    formula = WORD.sub(lambda word: word[0] if word[0] in ("and", "or", "not") else str(word[0] in name), expression)
+    try:
+        tree = ast.parse(formula.strip(), mode="eval")
+        if re.fullmatch(r"[\w.\s()-]+", expression) and all(isinstance(node, FORMULA) for node in ast.walk(tree)):
+            return bool(eval(compile(tree, "-k", "eval"), {"__builtins__": {}}))  # True, False and what joins them
+    except (SyntaxError, RecursionError, MemoryError):
+        pass
+    raise InputError("command line", "-k", repr(expression)[:80], "words joined by and, or, not, parentheses")
