@@ -17,10 +17,10 @@ from parity.doctor import print_environment
 from parity.environment import hush
 from parity.errors import InputError
 from parity.files import check_output, check_output_folder
-from parity.pair import Pair, matches
+from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.persist import write_trace
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
-from parity.run import SHIPPED, TRACED, KitReport, Options, compare_folders, find_pair, read_names, run_all
+from parity.run import TRACED, KitReport, compare_folders, read_names, run_all
 from parity.scaffold import new_port
 from parity.side import SideError
 from parity.tolerances import read_tolerances

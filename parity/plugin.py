@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _place(name: str) -> tuple[Path, str]:
     """The file of a pair, and what it is called there."""
-    from parity.run import SHIPPED
+    from parity.pair import SHIPPED
 
     place, _, attribute = SHIPPED.get(name, name).rpartition(":")
     if name in SHIPPED:
@@ -91,7 +91,8 @@ class PairCollector(pytest.Collector):
 
     def collect(self) -> Iterator[pytest.Item]:
         """The items, case after case."""
-        from parity.run import Options, Runner, leaves_out, sides_of
+        from parity.pair import Options
+        from parity.run import Runner, leaves_out, sides_of
 
         given = (self.config.getoption(name) for name in ("--original", "--recordings"))
         original, recordings = (Path(folder) if folder else None for folder in given)
@@ -112,8 +113,7 @@ def _measured(job: Callable[[Any], Any], options: Any) -> list[Row]:
     """The rows of what a pair measures once."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         pytest.skip("other workers take the cores: run it with -n 0, or parity run")
-    rows: list[Row] = job(options).rows
-    return rows
+    return job(options).rows
 
 
 class RowsError(AssertionError):

@@ -7,15 +7,11 @@ how the rows ended and where it first goes wrong. The pytest plugin asks the sam
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +28,16 @@ from parity.locate import LOSS, Finding, first_backward, first_forward, within
 from parity.names import NameMap, align, as_map
 from parity.observe import drawing
 from parity.operators import Live, with_operator
-from parity.pair import Pair, matches
+from parity.pair import EVERYTHING, Pair, matches
+from parity.pair import SHIPPED as SHIPPED
+from parity.pair import Options as Options
+from parity.pair import find_pair as find_pair
 from parity.persist import META, read_trace
 from parity.report import print_report, write_html, write_json
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
 from parity.tolerances import Tolerances, table_for
 from parity.trace import Trace
 from parity.verdict import Curve, Report, Row, Skip, Status, explained
-
-SHIPPED = {"eagle3": "parity.prototypes.eagle3.pair:PAIR", "hass": "parity.prototypes.hass.pair:PAIR"}
-"""Pairs that come with the package, by the name a command line may use."""
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
@@ -96,58 +92,6 @@ class KitReport:
         return text.getvalue() + (f"first: {self.first}\n" if self.first else "")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to run of a pair.
-
-    ``original`` is the root of a checkout, ``recordings`` a folder of recorded cases or traces, ``keyword`` chooses
-    cases and jobs by words of their names, ``checks`` are names; None: those of the pair.
-    ``baseline`` is a file of stored speeds to hold the port's against, ``save_baseline`` one to store them in.
-    """
-
-    original: Path | None = None
-    recordings: Path | None = None
-    keyword: str = ""
-    checks: tuple[str, ...] | None = None
-    baseline: Path | None = None
-    save_baseline: Path | None = None
-
-
-def find_pair(name: str) -> Pair:
-    """``eagle3``, ``FILE.py:PAIR`` or ``package.module:PAIR``; imports go from the file's folder, or its package's.
-
-    Raises:
-        InputError: no such file, module or pair.
-    """
-    place, _, attribute = SHIPPED.get(name, name).rpartition(":")
-    if not place:
-        raise InputError("command line", "PAIR", name, f"{', '.join(SHIPPED)} or FILE.py:NAME")
-    found = getattr(_module(place), attribute, None)
-    if not isinstance(found, Pair):
-        kind = "nothing of that name" if found is None else type(found).__name__
-        raise InputError(place, attribute, kind, "a parity.Pair")
-    return found
-
-
-def _module(place: str) -> Any:
-    file = Path(place).resolve()
-    if file.suffix != ".py":
-        if importlib.util.find_spec(place.partition(".")[0]) is None:
-            raise InputError("command line", "PAIR", place, "a file or a module that can be imported")
-        return import_module(place)
-    if not file.is_file():
-        raise InputError(place, "PAIR", "no such file", "FILE.py:NAME")
-    root = file.parent
-    while (root / "__init__.py").exists():
-        root = root.parent
-    name = ".".join(file.relative_to(root).with_suffix("").parts)
-    if getattr(sys.modules.get(name), "__file__", None) != str(file):
-        sys.modules.pop(name, None)
-        sys.path.insert(0, str(root))
-        importlib.invalidate_caches()
-    return import_module(name)
-
-
 class CaseRun:
     """One case of a pair: every side runs when it is first asked for, and stays for as long as the stack is open."""
 
@@ -157,13 +101,11 @@ class CaseRun:
 
     def original(self) -> Run:
         """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
-        original: Run = self._once("original()", self._original)
-        return original
+        return self._once("original()", self._original)
 
     def evidence(self, side: AnySide) -> Evidence:
         """A side against the original. Whatever the code of either raises comes through, as above."""
-        evidence: Evidence = self._once(side.name, lambda: self._evidence(side))
-        return evidence
+        return self._once(side.name, partial(self._evidence, side))
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self.held:
@@ -215,11 +157,10 @@ def sides_of(pair: Pair) -> list[AnySide]:
 
 def leaves_out(side: AnySide | None, case: Any) -> str | None:
     """Why a side does not run a case."""
-    reason: str | None = getattr(side, "leaves_out", lambda case: None)(case)
-    return reason
+    return getattr(side, "leaves_out", lambda case: None)(case)
 
 
-def run_pair(pair: Pair, options: Options = Options(), progress: Progress = silent) -> KitReport:
+def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = silent) -> KitReport:
     """The report of a pair, and the first place where it goes wrong.
 
     Raises:
@@ -259,10 +200,10 @@ def joined(results: Sequence[KitReport]) -> KitReport:
 
 
 def add(whole: Report, part: Report) -> None:
-    """Put what one report found at the end of another; what both say is said once."""
-    for name in (one.name for one in fields(Report) if isinstance(getattr(whole, one.name), list)):
+    """Put what one report found at the end of another; notes and deviations that both have are said once."""
+    for name in ("rows", "skips", "curves", "gradient_flow", "speeds", "notes", "deviations"):
         known = getattr(whole, name)
-        known += [one for one in getattr(part, name) if name == "rows" or one not in known]
+        known += [one for one in getattr(part, name) if name not in ("notes", "deviations") or one not in known]
     whole.environment.update(part.environment)
 
 
@@ -312,11 +253,12 @@ class Runner:
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
-        if self.pair.verify is None:
-            return
-        subject, wrong = Subject("environment", self.pair.name, "original"), self.pair.verify(root)
-        self.report.rows += [subject.row("files", line.partition(":")[0], 1.0, 0.0, False, line) for line in wrong]
-        self.report.rows += [] if wrong else [subject.row("files", "all", 0.0, 0.0, True)]
+        subject = Subject("environment", self.pair.name, "original")
+        if self.pair.verify is not None:
+            wrong = [(line.partition(":")[0], line) for line in self.pair.verify(root)] or [("all", "")]
+            self.report.rows += [
+                subject.row("files", file, float(bool(line)), 0.0, not line, line) for file, line in wrong
+            ]
 
     def judge(self, case: Any) -> None:
         """Every side of one case; an exception of a side is a failed row, and the others still run."""
@@ -541,8 +483,7 @@ def compare_folders(
         raise InputError(port if "" in sides[0] else original, META, "missing", "one trace, as in the other folder")
     results = [KitReport(Report(baseline=original.name))]
     for name in sorted({*sides[0], *sides[1]}):
-        alone = [side for side, other in (sides, sides[::-1]) if name not in other]
-        if alone:
+        if name not in sides[0] or name not in sides[1]:
             missing = f"missing in {port if name in sides[0] else original}"
             results[0].rows.append(Subject("trace", name, "trace").row("trace", "", None, None, False, missing))
             continue
@@ -559,18 +500,12 @@ def compare_folders(
 
 
 def traces_in(folder: Path) -> dict[str, Path]:
-    """A folder that is a trace, by the empty name; else its subfolders that are traces, by theirs.
-
-    Raises:
-        InputError: neither.
-    """
-    if not folder.is_dir():
-        raise InputError(folder, "trace", "no such folder", "a folder that parity trace or write_trace wrote")
+    """A folder that is a trace, by the empty name; else its subfolders that are, by theirs; InputError: neither."""
     if (folder / META).exists():
         return {"": folder}
-    found = {file.parent.name: file.parent for file in sorted(folder.glob(f"*/{META}"))}
+    found = {file.parent.name: file.parent for file in folder.glob(f"*/{META}")}
     if not found:
-        raise InputError(folder, META, "missing", "a trace, or folders with one each")
+        raise InputError(folder, META, "missing", "a trace, or folders with one each, of parity trace or write_trace")
     return found
 
 
