@@ -118,11 +118,6 @@ def swap_attention(name: str, other: str) -> Plant:
     return plant
 
 
-def thaw(name: str) -> Plant:
-    """Train a part of the HASS draft that belongs to the verifier."""
-    return alters(ports.hass.train, "build", lambda draft: draft.get_parameter(name).requires_grad_(True))
-
-
 def wrong_rope(config: Any) -> None:
     parameters = getattr(config.transformer_layer_config, "rope_parameters", None)
     (parameters or config.transformer_layer_config.rope_scaling)["factor"] = 2.0
@@ -317,9 +312,12 @@ FAULTS = (
     ),
     fault("one weight detached", change_draft(detach_norm), "gradients", "gradient_flow"),
     fault("embedding thawed", change_draft(lambda d: d.embed_tokens.weight.requires_grad_(True)), "gradient_flow"),
-    hass("embedding trained", thaw("embed_tokens.weight"), "gradient_flow"),
     # the head is in no checkpoint, so what it learned is lost
-    hass("head trained", thaw("lm_head.weight"), "weights", "gradient_flow", "round_trip"),
+    hass(
+        "head trained",
+        alters(ports.hass.train, "build", lambda draft: draft.lm_head.weight.requires_grad_(True)),
+        *("weights", "gradient_flow", "round_trip"),
+    ),
     fault("update applied twice", puts(ports.training.optimizer, "AdamW", Twice), "optimizer_step"),
     hass("clip by norm", puts(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm), "clip"),
     fault("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "schedule"),
