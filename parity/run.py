@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,12 +92,14 @@ class KitReport:
         return text.getvalue() + (f"first: {self.first}\n" if self.first else "")
 
 
+@dataclass
 class CaseRun:
     """One case of a pair: every side runs when it is first asked for, and stays for as long as the stack is open."""
 
-    def __init__(self, pair: Pair, case: Any, stack: ExitStack) -> None:
-        self.pair, self.case, self.stack = pair, case, stack
-        self.held: dict[str, Any] = {}
+    pair: Pair
+    case: Any
+    stack: ExitStack
+    held: dict[str, Any] = field(default_factory=dict)
 
     def original(self) -> Run:
         """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
@@ -201,7 +203,7 @@ def joined(results: Sequence[KitReport]) -> KitReport:
 
 def add(whole: Report, part: Report) -> None:
     """Put what one report found at the end of another; notes and deviations that both have are said once."""
-    for name in ("rows", "skips", "curves", "gradient_flow", "speeds", "notes", "deviations"):
+    for name in (one.name for one in fields(Report) if isinstance(getattr(whole, one.name), list)):
         known = getattr(whole, name)
         known += [one for one in getattr(part, name) if name not in ("notes", "deviations") or one not in known]
     whole.environment.update(part.environment)
@@ -451,19 +453,16 @@ def compare_traces(
     tolerances: Tolerances | None = None,
     checks: Iterable[str] = TRACED,
 ) -> KitReport:
-    """Hold a trace against another one, tensor by tensor.
+    """Hold a trace against another one, tensor by tensor: :func:`compare_sides` without a side to run again.
 
     Args:
         original, port: of :func:`trace_side`, :func:`read_trace`, or of a shipped port.
-        names: the original's names to the port's.
-        tolerances: rows that take the place of the default table's.
-        checks: which of those that need no side to run again.
+        names, tolerances, checks: as there.
 
     Raises:
         InputError: traces of another dtype than there is a table for.
     """
-    pair = Pair(port.case, TraceSide(original), TraceSide(port), (Case(port.case),), names, tolerances=tolerances or {})
-    return run_pair(pair, Options(checks=tuple(checks)))
+    return compare_sides(TraceSide(original), TraceSide(port), names=names, tolerances=tolerances, checks=checks)
 
 
 def compare_folders(
