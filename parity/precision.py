@@ -24,8 +24,6 @@ WINDOWS, FEWEST = 4, 10
 UNROUNDED = re.compile(r"mb\d+\.(batch\..*|path\..*|(.*\.)?(loss|grad_norm|target_p))")
 """Tensors of a micro-batch that nothing rounds, and single numbers, whose error can be small by cancellation."""
 
-Quantities = Mapping[str, Mapping[str, Tensor]]
-
 
 def precision_rows(evidence: Evidence) -> list[Row]:
     """Tensors and losses by their distance from float64, the port's over the original's own."""
@@ -92,7 +90,7 @@ def error(evidence: Evidence, quantity: str, exact: Mapping[str, Tensor], found:
     return float(gap / size) if size > 0 else float(gap)
 
 
-def _quantities(trace: Trace, trained: Collection[str]) -> Quantities:
+def _quantities(trace: Trace, trained: Collection[str]) -> Mapping[str, Mapping[str, Tensor]]:
     """The tensors that went through rounding, by the quantity that each is judged in."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in trace.tensors.items():
