@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from parity.locate import Finding
     from parity.names import Copied, Joined, NameMap, transposed
     from parity.observe import Draw, tap
-    from parity.pair import Options, Pair
+    from parity.pair import Pair
     from parity.persist import read_trace, write_trace
-    from parity.run import KitReport, ParityError, compare_sides, compare_traces, run_pair
+    from parity.run import KitReport, Options, ParityError, compare_sides, compare_traces, run_pair
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
     from parity.step import Clip
@@ -30,9 +30,9 @@ PLACES = {
     "locate": ("Finding",),
     "names": ("Copied", "Joined", "NameMap", "transposed"),
     "observe": ("Draw", "tap"),
-    "pair": ("Options", "Pair"),
+    "pair": ("Pair",),
     "persist": ("read_trace", "write_trace"),
-    "run": ("KitReport", "ParityError", "compare_sides", "compare_traces", "run_pair"),
+    "run": ("KitReport", "Options", "ParityError", "compare_sides", "compare_traces", "run_pair"),
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
     "step": ("Clip",),

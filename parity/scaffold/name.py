@@ -9,7 +9,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from parity.errors import InputError
-from parity.pair import SHIPPED
+from parity.run import SHIPPED
 
 FORM = re.compile(r"[a-z][a-z0-9_]*[a-z0-9]")
 LONGEST = 16
