@@ -174,7 +174,6 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = sil
         if options.original is not None and cases:
             runner.verify(options.original)
         for case in cases:
-            progress(case.name)
             runner.judge(case)
         for name, job in pair.jobs.items():
             if matches(options.keyword, name):
@@ -266,6 +265,7 @@ class Runner:
         """Every side of one case; an exception of a side is a failed row, and the others still run."""
         held, original, name = self.hold(case), self.pair.original, case.name or "case"
         assert original is not None
+        self.progress(name)
         reason, _, remedy = (leaves_out(original, case) or "").partition(": ")
         if reason:
             self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
