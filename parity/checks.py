@@ -1,40 +1,33 @@
-"""The checks in the order in which a fault travels, each from evidence to rows, and which failure explains which."""
+"""The checks in the order in which a fault travels, each from evidence to rows, and which failure explains which.
+
+Every check is an entry of ``CHECKS``: its name, the function that gives its rows, the checks whose failure explains one
+of its own, and what it needs to have a subject; where that is missing, one row says so.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from parity.calls import WHOLE, Call, calls_of
-from parity.compare import (
-    Subject,
-    compare,
-    compare_groups,
-    compare_named,
-    compare_series,
-    compare_traced,
-    compare_value,
-)
+from parity.compare import compare, compare_groups, compare_named, compare_series, compare_traced, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, paired_inputs
 from parity.names import below
-from parity.observe import Compared
-from parity.precision import distance_rows, tensor_rows
+from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
-from parity.setup import broken, compare_setups
+from parity.setup import initial_rows, setting_rows
 from parity.side import Alive
 from parity.step import clip_rows, schedule_rows, update_rows
-from parity.trace import STATES
+from parity.trace import STATES, Trace
 from parity.verdict import Against, GradientFlow, Row, explained
-
-Reason = Callable[[Evidence], "str | None"]
-"""Why a check has no subject in a piece of evidence; None: it has."""
 
 PLACES = (
     (re.compile(r"mb\d+\.batch\."), "batches", "batch"),
@@ -59,8 +52,6 @@ MODES = {
     "default_dtype": "torch.float32",
     "deterministic": True,
 }
-SETUP = ("optimizer", "schedule", "attention", "groups", "requires_grad", "buffers", "initial")
-INITIAL = "initial"
 ON_REQUEST = ("initialisation", "throughput")
 """Asked for by name: weights that the original gives are drawn by nobody, and speed takes time."""
 
@@ -73,33 +64,19 @@ def place_of_tensor(name: str) -> tuple[str, str]:
     return next(((check, quantity) for form, check, quantity in PLACES if form.match(name)), ("", ""))
 
 
-def traced(check: str) -> Callable[[Evidence], list[Row]]:
-    """Every tensor that belongs to a check."""
-
-    def rows(evidence: Evidence) -> list[Row]:
-        return [_named(evidence, check, name) for name in _names(evidence, check)]
-
-    return rows
-
-
 def _names(evidence: Evidence, check: str) -> list[str]:
     """The original's, and those of the port that it must have; gradients of micro-batches it kept none of are not."""
     expected, found = ([n for n in trace.tensors if place_of_tensor(n)[0] == check] for trace in evidence.traces)
     kept = {name.partition(".grad.")[0] for name in expected if ".grad." in name}
-    further = [name for name in set(found) - set(expected) if _is_expected(evidence, name)]
+    further = [n for n in found if evidence.names.expected_of(n.partition(".grad.")[2] or n)]
     return sorted({*expected, *(n for n in further if check != "gradients" or not kept or n.partition(".")[0] in kept)})
 
 
-def _is_expected(evidence: Evidence, name: str) -> bool:
-    return evidence.names.expected_of(name.partition(".grad.")[2] or name)
-
-
-def _named(evidence: Evidence, check: str, name: str) -> Row:
+def _tensor_row(evidence: Evidence, check: str, name: str) -> Row:
     word = place_of_tensor(name)[1] or name.rpartition(".")[2]
     quantity = word if word in evidence.table else "out"
-    return compare_traced(
-        evidence.subject(check), quantity, name, evidence.traces, evidence.tolerance(quantity), evidence.views
-    )
+    subject, tolerance = evidence.subject(check), evidence.tolerance(quantity)
+    return compare_traced(subject, quantity, name, evidence.traces, tolerance, evidence.views)
 
 
 def check_environment(evidence: Evidence) -> list[Row]:
@@ -109,64 +86,34 @@ def check_environment(evidence: Evidence) -> list[Row]:
 
 
 def check_configuration(evidence: Evidence) -> list[Row]:
-    """What each side says it runs with, entry by entry; what one side alone says is a difference.
-
-    Where both were read from live objects: optimizer, groups, what is trained, attention and buffers as they are.
-    """
-    subject, rows = evidence.subject("configuration"), []
-    plain = [dict(trace.configuration) for trace in evidence.traces]
-    if not _no_setup(evidence):
-        setups = [{key: side.pop(key) for key in SETUP if key in side} for side in plain]
-        rows = [
-            subject.row(*one) for one in compare_setups(setups[0], setups[1], evidence.names) if _is_shared(one, setups)
-        ]
-    expected, found = (dict(flat(side)) for side in plain)
-    names = sorted({*expected, *found})
-    return rows + [
-        compare_value(subject, "configuration", name, expected.get(name, "nothing"), found.get(name, "nothing"))
-        for name in names
-    ]
-
-
-def _is_shared(one: Compared, setups: list[dict[str, Any]]) -> bool:
-    """What both sides have: parameters of one alone are the business of ``weights``, and may be joined or copied."""
-    if one.quantity in ("requires_grad", "buffers"):
-        return "None" not in one.detail.split(" / ")
-    if one.quantity == "attention":  # a module without a configuration names none
-        return all(setup.get("attention") for setup in setups)
-    return not (one.quantity.startswith(INITIAL) or one.tensor.startswith("parameters["))
+    """What each side says it runs with, entry by entry: optimizer, groups, what is trained, attention, buffers."""
+    sides = [trace.configuration for trace in evidence.traces]
+    return setting_rows(evidence.subject("configuration"), sides[0], sides[1], evidence.names)
 
 
 def check_initialisation(evidence: Evidence) -> list[Row]:
     """How each side draws its own initial weights: mean and standard deviation of each, in standard errors."""
-    subject = evidence.subject("initialisation")
-    compared = compare_setups(evidence.expected.configuration, evidence.found.configuration, evidence.names)
-    return [subject.row(*one) for one in compared if one.quantity.startswith(INITIAL)]
-
-
-def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
-    """Entries of nested mappings and of lists of mappings by dotted names."""
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        items = list(enumerate(value))
-    else:
-        yield name, list(value) if isinstance(value, tuple) else value
-        return
-    for key, item in items:
-        yield from flat(item, f"{name}.{key}" if name else str(key))
+    sides = [trace.configuration for trace in evidence.traces]
+    return initial_rows(evidence.subject("initialisation"), sides[0], sides[1], evidence.names)
 
 
 def check_weights(evidence: Evidence) -> list[Row]:
     """Parameters and saved buffers at the start; one row says so where they are no numbers, the rest follows."""
-    subject = evidence.subject("weights")
-    bad = [subject.row(*one) for trace in evidence.traces if (one := broken(trace.group("init."))) is not None]
-    return bad or states(evidence, "init")
+    for trace in evidence.traces:
+        weights = {name: value for name, value in trace.group("init.").items() if value.is_floating_point()}
+        bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            detail = f"NaN or Inf in {len(bad)} of {len(weights)} before any step, {trace.run}: {', '.join(bad[:5])}"
+            return [evidence.subject("weights").row("finite", f"init.{bad[0]}", float(len(bad)), 0.0, False, detail)]
+    return states(evidence, "init")
 
 
 def check_optimizer_step(evidence: Evidence) -> list[Row]:
     """Every parameter and saved buffer after the first step, unless rounding dominates; every step computed again."""
-    return ([] if evidence.in_half else states(evidence, "after")) + audited("optimizer_step")(evidence)
+    rows, audits = [] if evidence.in_half else states(evidence, "after"), evidence.found.audits
+    allowed = [evidence.tolerance(name) for name in ("update", "state", "rows")]
+    subject = evidence.subject("optimizer_step", Against.REFERENCE)
+    return rows + (update_rows(subject, audits, *allowed) if audits else [])
 
 
 def check_curve(evidence: Evidence) -> list[Row]:
@@ -181,52 +128,49 @@ def states(evidence: Evidence, group: str) -> list[Row]:
     if not (expected and found) and (not expected or group in (*evidence.expected.left_out, *evidence.found.left_out)):
         return []
     names = sorted({*expected, *evidence.wanted(found)})
-    pairs = {name: (expected.get(name), found.get(name)) for name in names}
-    return compare_states(evidence, check, quantity, {f"{group}.{name}": pair for name, pair in pairs.items()})
+    pairs = {f"{group}.{name}": (expected.get(name), found.get(name)) for name in names}
+    return compare_states(evidence, check, quantity, pairs)
 
 
 def compare_states(
-    evidence: Evidence, check: str, quantity: str, pairs: dict[str, tuple[Tensor | None, Tensor | None]]
+    evidence: Evidence, check: str, quantity: str, pairs: Mapping[str, tuple[Tensor | None, Tensor | None]]
 ) -> list[Row]:
     """What only entries break whose gradient is below its own tolerance passes.
 
     Adam's first step is lr * sign(g): there two correct implementations may go either way, and differ by 2 * lr.
     """
     subject, tolerance, rows = evidence.subject(check), evidence.tolerance(quantity), []
-    last = evidence.micro_batches()[-1]
     for name, (expected, found) in pairs.items():
         row = compare_named(subject, quantity, name, expected, found, tolerance)
-        grad = evidence.expected.tensors.get(f"mb{last}.grad.{name.partition('.')[2]}")
         if not row.passed and row.measured is not None and expected is not None and found is not None:
-            row = _determined(row, subject, grad, expected, found, evidence) or row
+            clear = _determined(evidence, name.partition(".")[2], expected) if quantity != "weights" else None
+            if clear is not None:
+                row = compare(subject, quantity, name, expected, found, tolerance, where=clear)
+                count = f"{int((~clear).sum())} of {clear.numel()} entries"
+                row = replace(row, detail=f"{count} left out: their gradient is below its own tolerance. {row.detail}")
         rows.append(row)
     return rows
 
 
-def _determined(
-    row: Row, subject: Subject, grad: Tensor | None, expected: Tensor, found: Tensor, evidence: Evidence
-) -> Row | None:
-    if grad is None or row.quantity == "weights" or grad.shape != expected.shape:
+def _determined(evidence: Evidence, name: str, like: Tensor) -> Tensor | None:
+    """bool: the entries of a parameter whose gradient is above its tolerance; None where that leaves out too few."""
+    grad = evidence.expected.tensors.get(f"mb{evidence.micro_batches()[-1]}.grad.{name}")
+    if grad is None or grad.shape != like.shape:
         return None
     clear = grad.abs() > evidence.tolerance("grad").bound * grad.abs().max()
-    left_out = int((~clear).sum())
-    if not 0 < left_out <= MOST_UNDETERMINED * clear.numel():
-        return None
-    again = compare(subject, row.quantity, row.tensor, expected, found, evidence.tolerance(row.quantity), where=clear)
-    note = f"{left_out} of {clear.numel()} entries left out: their gradient is below its own tolerance"
-    return replace(again, detail=f"{note}. {again.detail}")
+    return clear if 0 < int((~clear).sum()) <= MOST_UNDETERMINED * clear.numel() else None
 
 
 def check_forward(evidence: Evidence) -> list[Row]:
     """Taps, what the trace names, then every output of every call in the order in which the original's calls end."""
     named = sorted(_names(evidence, "forward"), key=lambda name: (".tap." not in name, name))
-    rows = [_named(evidence, "forward", name) for name in named]
+    rows = [_tensor_row(evidence, "forward", name) for name in named]
     subject, tolerance = evidence.subject("forward"), evidence.tolerance("out")
     expected, found = (calls_of(trace) for trace in evidence.traces)
     if not (expected and found):
         return rows
-    other, counts = {call.key: call for call in found}, {call.module for call in found}
-    for call in (call for call in expected if call.module in counts):
+    other, modules = {call.key: call for call in found}, {call.module for call in found}
+    for call in (call for call in expected if call.module in modules):
         match = other.get(call.key)
         rows += [] if match is None else _given(evidence, call, match)
         rows += compare_calls(subject, call, match, tolerance)
@@ -243,32 +187,32 @@ def _given(evidence: Evidence, expected: Call, found: Call) -> list[Row]:
 
 def _one_sided(evidence: Evidence) -> list[Row]:
     """Modules that one side alone calls, with nothing called inside them, and those it calls more often."""
-    subject, rows = evidence.subject("forward"), []
-    counts = [_counts(trace.calls) for trace in evidence.traces]
+    subject, (expected, found) = evidence.subject("forward"), map(_counts, evidence.traces)
     remedies = "the original alone calls it: None in the name map", "the port alone calls it: only_port in the name map"
-    for mine, theirs, remedy in ((counts[0], counts[1], remedies[0]), (counts[1], counts[0], remedies[1])):
-        for module in sorted(set(mine) - set(theirs)):
-            if _is_leaf(module, mine) and _is_wanted(evidence, module):
-                rows.append(subject.row("calls", module, None, None, False, f"{remedy}, if that is right"))
-    for module in sorted(set(counts[0]) & set(counts[1])):
-        if counts[0][module] < counts[1][module]:
-            rows.append(compare_value(subject, "calls", module, counts[0][module], counts[1][module]))
-    return rows
+    rows = [
+        subject.row("calls", module, None, None, False, f"{remedy}, if that is right")
+        for mine, theirs, remedy in ((expected, found, remedies[0]), (found, expected, remedies[1]))
+        for module in sorted({*mine} - {*theirs})
+        if _is_leaf(module, mine) and _is_wanted(evidence, module)
+    ]
+    more = [module for module in sorted({*expected} & {*found}) if expected[module] < found[module]]
+    return rows + [compare_value(subject, "calls", module, expected[module], found[module]) for module in more]
 
 
 def one_sided_notes(evidence: Evidence) -> list[str]:
     """Modules around others that one side alone calls: what is inside them is compared."""
-    counts = [_counts(trace.calls) for trace in evidence.traces]
-    if not all(counts):
-        return []
-    only = [sorted(m for m in set(a) - set(b) if not _is_leaf(m, a)) for a, b in (counts, counts[::-1])]
-    sides = zip(("the original", "the port"), only)
-    return [f"called by {side} alone, its parts are compared: {', '.join(names)}" for side, names in sides if names]
+    expected, found = map(_counts, evidence.traces)
+    notes = []
+    for side, mine, theirs in (("the original", expected, found), ("the port", found, expected)):
+        only = [module for module in sorted({*mine} - {*theirs}) if not _is_leaf(module, mine)]
+        if only and theirs:
+            notes.append(f"called by {side} alone, its parts are compared: {', '.join(only)}")
+    return notes
 
 
-def _counts(calls: Collection[str]) -> dict[str, int]:
-    modules = [call.rpartition("#")[0] for call in calls]
-    return {module: modules.count(module) for module in dict.fromkeys(modules)}
+def _counts(trace: Trace) -> Counter[str]:
+    """How often each module is called."""
+    return Counter(call.rpartition("#")[0] for call in trace.calls)
 
 
 def _is_leaf(module: str, called: Iterable[str]) -> bool:
@@ -293,13 +237,10 @@ def check_paths(evidence: Evidence) -> list[Row]:
     against = Against.PROTOTYPE if evidence.oracle is None else Against.REFERENCE
     sides = evidence.expected if evidence.oracle is None else evidence.oracle(), evidence.found
     mine, theirs = (
-        {f"loss{s} -> hidden{i}": norm for (s, i), norm in _by_steps(side.group("mb0.path."))} for side in sides
+        {"loss{} -> hidden{}".format(*name.split(".")): norm.double() for name, norm in side.group("mb0.path.").items()}
+        for side in sides
     )
     return compare_groups(evidence.subject("paths", against), "path", mine, theirs, evidence.tolerance("path"))
-
-
-def _by_steps(norms: dict[str, Tensor]) -> Iterable[tuple[list[str], Tensor]]:
-    return ((name.split("."), norm.double()) for name, norm in norms.items())
 
 
 def check_gradient_flow(evidence: Evidence) -> list[Row]:
@@ -308,19 +249,17 @@ def check_gradient_flow(evidence: Evidence) -> list[Row]:
     What is wrong in the same way with the original is no difference.
     """
     subject = evidence.subject("gradient_flow")
-    rows = [_same_names(subject, evidence.trained_by_original(), set(evidence.wanted(evidence.found.trained)))]
-    mine = {flow.parameter: flow for flow in gradient_flow(evidence, evidence.expected)}
-    for flow in gradient_flow(evidence, evidence.found):
+    rows = [_same_trained(evidence)]
+    own = {flow.parameter: _fault(flow) for flow in gradient_flow(evidence.expected)}
+    for flow in gradient_flow(evidence.found):
         fault = _fault(flow)
-        own = mine.get(flow.parameter)
-        fine = not fault or (own is not None and _fault(own) == fault)
+        fine = not fault or own.get(flow.parameter) == fault
         rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, fault))
     return rows
 
 
-def gradient_flow(evidence: Evidence, trace: Any = None) -> list[GradientFlow]:
-    """Gradient size and distance moved of every parameter of a side, the found one by default."""
-    trace = trace or evidence.found
+def gradient_flow(trace: Trace) -> list[GradientFlow]:
+    """Gradient size and distance moved of every parameter of a side."""
     last = (trace.micro_batches() or [0])[-1]
     grads, begin = trace.group(f"mb{last}.grad."), trace.group("init.")
     end = trace.group("final.") or trace.group("after.")
@@ -340,169 +279,130 @@ def _fault(flow: GradientFlow) -> str:
         return f"frozen, but moved by {flow.moved:.3g}" if flow.moved else ""
     if flow.grad_max is None:
         return "trainable, but got no gradient: its path to the loss is cut"
-    if not torch.isfinite(torch.tensor(flow.grad_max)):
+    if not math.isfinite(flow.grad_max):
         return f"gradient is {flow.grad_max}"
     if flow.grad_max == 0.0:
         return "gradient is zero everywhere"
     return "" if flow.moved else "did not move over the whole run"
 
 
-def _same_names(subject: Subject, expected: set[str], found: set[str]) -> Row:
+def _same_trained(evidence: Evidence) -> Row:
+    subject, expected = evidence.subject("gradient_flow"), evidence.trained_by_original()
     if not expected:
         detail = "nothing compared: no parameter of the original is known to move"
         return subject.row("trained", "", None, 0.0, False, detail)
+    found = evidence.wanted(evidence.found.trained)
     missing, extra = sorted(expected - found), sorted(found - expected)
     said = (missing and f"frozen here: {missing}", extra and f"trained here only: {extra}")
     detail = "; ".join(text for text in said if text)
     return subject.row("trained", "", float(len(missing) + len(extra)), 0.0, not detail, detail)
 
 
-def audited(check: str) -> Callable[[Evidence], list[Row]]:
-    """Rows of the optimizer steps that were computed again from what entered them."""
+def check_clip(evidence: Evidence) -> list[Row]:
+    """By the rule where one is known; else the first step's norms before and after, beside the original's."""
+    audits = evidence.found.audits
+    if _has_rule(evidence):
+        return clip_rows(evidence.subject("clip", Against.REFERENCE), audits, evidence.tolerance("clip"))
+    first, subject, tolerance = evidence.expected.audits[0], evidence.subject("clip"), evidence.tolerance("grad_norm")
+    return [
+        compare_series(subject, "grad_norm", name, [getattr(first, name)], [getattr(audits[0], name)], tolerance)
+        for name in ("norm_before", "norm_after")
+    ]
+
+
+def _has_rule(evidence: Evidence) -> bool:
+    return any("clip" in audit.deviations for audit in evidence.found.audits)
+
+
+def check_schedule(evidence: Evidence) -> list[Row]:
+    """The rate of every step against the formula."""
+    subject = evidence.subject("schedule", Against.REFERENCE)
+    return schedule_rows(subject, evidence.found.audits, evidence.tolerance("lr"))
+
+
+Need = tuple[Callable[[Evidence], object], str]
+"""What has to be there for a check to have a subject, and the reason that its row gives where it is not."""
+
+
+def needs(*asked: Need) -> Callable[[Evidence], str | None]:
+    """Why a check does not apply: by the first thing that is not there; None where all are."""
+    return lambda evidence: next((reason for is_there, reason in asked if not is_there(evidence)), None)
+
+
+def _of_tensors(check: str, follows: tuple[str, ...], reason: str, *asked: Need) -> Check:
+    """A check of every tensor that belongs to it."""
 
     def rows(evidence: Evidence) -> list[Row]:
-        subject, audits = evidence.subject(check, Against.REFERENCE), evidence.found.audits
-        if not audits:
-            return []
-        if check == "clip":
-            return _clip_rows(evidence, subject)
-        if check == "schedule":
-            return schedule_rows(subject, audits, evidence.tolerance("lr"))
-        return update_rows(subject, audits, *(evidence.tolerance(name) for name in ("update", "state", "rows")))
+        return [_tensor_row(evidence, check, name) for name in _names(evidence, check)]
 
-    return rows
+    return Check(check, rows, follows, needs(*asked, (lambda evidence: _names(evidence, check), reason)))
 
 
-def _clip_rows(evidence: Evidence, subject: Subject) -> list[Row]:
-    """By the rule where one is known; else the first step's norms before and after, beside the original's."""
-    if any("clip" in audit.deviations for audit in evidence.found.audits):
-        return clip_rows(subject, evidence.found.audits, evidence.tolerance("clip"))
-    rows, sides = [], [trace.audits[:1] for trace in evidence.traces]
-    for name in ("norm_before", "norm_after") if all(sides) else ():
-        mine, theirs = ([getattr(audit, name) for audit in audits] for audits in sides)
-        own = evidence.subject("clip")
-        rows.append(compare_series(own, "grad_norm", name, mine, theirs, evidence.tolerance("grad_norm")))
-    return rows
+def _kept(group: str) -> tuple[Need, Need]:
+    """The state is in both traces."""
+    return (
+        (lambda e: not any(group in trace.left_out for trace in e.traces), "left out of a trace"),
+        (lambda e: e.expected.group(f"{group}."), "the original's trace has none"),
+    )
 
 
-def precision_rows(evidence: Evidence) -> list[Row]:
-    """Tensors and losses by their distance from float64, the port's over the original's own."""
-    assert evidence.oracle is not None
-    allowed = {name: evidence.tolerance(name) for name in ("error_ratio", "loss_error", "distance", "drift")}
-    sides, subject = (evidence.oracle(), *evidence.traces), evidence.subject("precision")
-    return [*tensor_rows(subject, *sides, evidence.real, allowed), *distance_rows(subject, *sides, allowed)]
+DIRECT: Need = (lambda e: not e.in_half, "half precision: judged by its error against float64 (precision)")
+"""Numbers are compared with each other unless rounding dominates."""
 
-
-def _compared_directly(evidence: Evidence) -> str | None:
-    return None if evidence.in_half else "no half precision with a float64 oracle: compared directly"
-
-
-def _has(check: str, reason: str) -> Reason:
-    """Applicable where either side has a tensor of the check."""
-
-    def inapplicable(evidence: Evidence) -> str | None:
-        return None if _names(evidence, check) else reason
-
-    return inapplicable
-
-
-def _directly(inapplicable: Reason) -> Reason:
-    """Numbers are compared with each other unless rounding dominates."""
-    half = "half precision: judged by its error against float64 (precision)"
-    return lambda evidence: half if evidence.in_half else inapplicable(evidence)
-
-
-def _no_environment(evidence: Evidence) -> str | None:
-    return None if evidence.found.environment else "the trace says nothing of its environment"
-
-
-def _no_configuration(evidence: Evidence) -> str | None:
-    return None if all(t.configuration for t in evidence.traces) else "a trace says nothing of what it ran with"
-
-
-def _no_setup(evidence: Evidence) -> str | None:
-    read = all("requires_grad" in trace.configuration for trace in evidence.traces)
-    return None if read else "a trace says nothing of how its run was set up"
-
-
-def _no_state(group: str) -> Reason:
-    def inapplicable(evidence: Evidence) -> str | None:
-        if any(group in trace.left_out for trace in evidence.traces):
-            return "left out of a trace"
-        return None if evidence.expected.group(f"{group}.") else "the original's trace has none"
-
-    return inapplicable
-
-
-def _no_forward(evidence: Evidence) -> str | None:
-    calls = all(trace.calls for trace in evidence.traces)
-    return None if calls or _names(evidence, "forward") else "no output is in both traces"
-
-
-def _no_paths(evidence: Evidence) -> str | None:
-    expected = evidence.oracle is not None or bool(evidence.expected.group("mb0.path."))
-    return None if expected and evidence.found.group("mb0.path.") else "the model is not unrolled"
-
-
-def _no_flow(evidence: Evidence) -> str | None:
-    named = evidence.found.trained or evidence.found.frozen
-    return None if named and evidence.found.group("mb") and not evidence.found.left_out else "a trace without gradients"
-
-
-def _not_audited(evidence: Evidence) -> str | None:
-    return None if evidence.found.audits else "no optimizer step was computed again"
-
-
-def _no_clip(evidence: Evidence) -> str | None:
-    known = any("clip" in audit.deviations for audit in evidence.found.audits) or evidence.expected.audits
-    return _not_audited(evidence) or (None if known else "nobody says how gradients are clipped: Side(clip=...)")
-
-
-def _no_rate(evidence: Evidence) -> str | None:
-    known = any(audit.lr_expected is not None for audit in evidence.found.audits)
-    return _not_audited(evidence) or (None if known else "no formula of the rate is known: Side(rate=...)")
-
-
-def _no_step(evidence: Evidence) -> str | None:
-    """Applicable where steps were computed again, or where states may be compared directly."""
-    return None if evidence.found.audits else _directly(_no_state("after"))(evidence)
-
-
-def _nothing_to_run(evidence: Evidence) -> str | None:
-    return None if isinstance(evidence.live, Alive) else "a trace leaves nothing to run again"
-
-
-def _nothing_to_time(evidence: Evidence) -> str | None:
-    both = isinstance(evidence.original, Alive) and isinstance(evidence.live, Alive)
-    return None if both else "a trace leaves nothing to run again"
+ORACLE: Need = (lambda e: e.in_half, "no half precision with a float64 oracle: compared directly")
+AUDITS: Need = (lambda e: e.found.audits, "no optimizer step was computed again")
+RATE: Need = (
+    lambda e: any(audit.lr_expected is not None for audit in e.found.audits),
+    "no formula of the rate is known: Side(rate=...)",
+)
+CLIP: Need = (lambda e: _has_rule(e) or e.expected.audits, "nobody says how gradients are clipped: Side(clip=...)")
+MODES_KNOWN: Need = (lambda e: e.found.environment, "the trace says nothing of its environment")
+SETTINGS: Need = (lambda e: all(t.configuration for t in e.traces), "a trace says nothing of what it ran with")
+SETUP: Need = (
+    lambda e: all("requires_grad" in trace.configuration for trace in e.traces),
+    "a trace says nothing of how its run was set up",
+)
+OUTPUTS: Need = (lambda e: all(t.calls for t in e.traces) or _names(e, "forward"), "no output is in both traces")
+PATHS: Need = (
+    lambda e: (e.oracle or e.expected.group("mb0.path.")) and e.found.group("mb0.path."),
+    "the model is not unrolled",
+)
+FLOW: Need = (
+    lambda e: (e.found.trained or e.found.frozen) and e.found.group("mb") and not e.found.left_out,
+    "a trace without gradients",
+)
+HITS: Need = (has_hits, "neither side counts rows or prints")
+ALIVE: Need = (lambda e: isinstance(e.live, Alive), "a trace leaves nothing to run again")
+BOTH_ALIVE: Need = (lambda e: isinstance(e.original, Alive), ALIVE[1])
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("environment", check_environment, (), _no_environment, Against.ITSELF),
-    Check("configuration", check_configuration, (), _no_configuration),
-    Check("weights", check_weights, (), _no_state("init")),
-    Check("batches", traced("batches"), ("weights",), _has("batches", "both sides are given the same batches")),
-    Check("draws", traced("draws"), ("batches",), _has("draws", "neither side draws anything that has a name")),
+    Check("environment", check_environment, (), needs(MODES_KNOWN), Against.ITSELF),
+    Check("configuration", check_configuration, (), needs(SETTINGS)),
+    Check("weights", check_weights, (), needs(*_kept("init"))),
+    _of_tensors("batches", ("weights",), "both sides are given the same batches"),
+    _of_tensors("draws", ("batches",), "neither side draws anything that has a name"),
+    _of_tensors("targets", ("batches", "draws"), "there are no targets by name", DIRECT),
+    Check("forward", check_forward, ("weights", "batches", "draws"), needs(DIRECT, OUTPUTS)),
+    _of_tensors("loss", ("targets", "forward"), "no loss is in a trace", DIRECT),
+    Check("precision", precision_rows, ("batches",), needs(ORACLE)),
+    Check("paths", check_paths, ("loss",), needs(PATHS)),
+    _of_tensors("gradients", ("loss", "paths"), "no gradient is in a trace", DIRECT),
+    Check("gradient_flow", check_gradient_flow, (), needs(FLOW)),
+    Check("clip", check_clip, ("gradients",), needs(AUDITS, CLIP)),
+    Check("schedule", check_schedule, (), needs(AUDITS, RATE)),
     Check(
-        "targets", traced("targets"), ("batches", "draws"), _directly(_has("targets", "there are no targets by name"))
+        "optimizer_step",
+        check_optimizer_step,
+        ("gradients", "clip", "schedule"),
+        lambda e: None if e.found.audits else needs(DIRECT, *_kept("after"))(e),
     ),
-    Check("forward", check_forward, ("weights", "batches", "draws"), _directly(_no_forward)),
-    Check("loss", traced("loss"), ("targets", "forward"), _directly(_has("loss", "no loss is in a trace"))),
-    Check("precision", precision_rows, ("batches",), _compared_directly),
-    Check("paths", check_paths, ("loss",), _no_paths),
-    Check(
-        "gradients", traced("gradients"), ("loss", "paths"), _directly(_has("gradients", "no gradient is in a trace"))
-    ),
-    Check("gradient_flow", check_gradient_flow, (), _no_flow),
-    Check("clip", audited("clip"), ("gradients",), _no_clip),
-    Check("schedule", audited("schedule"), (), _no_rate),
-    Check("optimizer_step", check_optimizer_step, ("gradients", "clip", "schedule"), _no_step),
     Check("curve", check_curve, ("optimizer_step",)),
-    Check("hits", hits_rows, ("curve",), lambda e: None if has_hits(e) else "neither side counts rows or prints"),
-    Check("round_trip", round_trip_rows, (), _nothing_to_run, Against.ITSELF),
-    Check("resume", resume_rows, ("round_trip",), _nothing_to_run, Against.ITSELF),
-    Check("initialisation", check_initialisation, (), _no_setup),
-    Check("throughput", throughput_rows, (), _nothing_to_time),
+    Check("hits", hits_rows, ("curve",), needs(HITS)),
+    Check("round_trip", round_trip_rows, (), needs(ALIVE), Against.ITSELF),
+    Check("resume", resume_rows, ("round_trip",), needs(ALIVE), Against.ITSELF),
+    Check("initialisation", check_initialisation, (), needs(SETUP)),
+    Check("throughput", throughput_rows, (), needs(ALIVE, BOTH_ALIVE)),
 )
 NAMES = tuple(check.name for check in CHECKS if check.name not in ON_REQUEST)
 """What is compared by default."""

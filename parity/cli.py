@@ -17,11 +17,10 @@ from rich.table import Table
 from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
 from parity.files import check_output
-from parity.pair import Pair
+from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
-from parity.run import SHIPPED, TRACED, KitReport, Options, compare_folders, find_pair, read_names, run_all
+from parity.run import TRACED, KitReport, compare_folders, read_names, run_all
 from parity.scaffold import new_port
-from parity.select import matches
 from parity.side import SideError
 from parity.tolerances import read_tolerances
 from parity.trace import GROUPS, write_trace
@@ -198,7 +197,7 @@ def _show(result: KitReport, report: Path | None, json: Path | None, console: Co
     if report is not None:
         write_html(result.report, report)
         console.print(f"report: {report}")
-    raise typer.Exit(result.report.exit_code)
+    raise typer.Exit(0 if result.passed else 1)
 
 
 def main() -> None:

@@ -114,11 +114,7 @@ def place_of(error: BaseException) -> str:
     """``file:line``, of the innermost frame outside of installed packages where there is one."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith("<")]
-    return next((f"{_short(one.filename)}:{one.lineno}" for one in reversed(own or frames)), "nowhere")
-
-
-def _short(file: str) -> str:
-    try:
-        return str(Path(file).relative_to(Path.cwd()))
-    except ValueError:
-        return file
+    if not frames:
+        return "nowhere"
+    file, here = Path((own or frames)[-1].filename), Path.cwd()
+    return f"{file.relative_to(here) if file.is_relative_to(here) else file}:{(own or frames)[-1].lineno}"

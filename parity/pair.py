@@ -1,7 +1,15 @@
-"""A pair: an original and a port, the cases both run, and everything that has to be known to hold them together."""
+"""A pair: an original and a port, the cases both run, and everything that has to be known to hold them together.
+
+Also how one is found by its name, and what of it is to be run.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +24,9 @@ from parity.side import AnySide, Case, FolderSide
 from parity.tolerances import GENERIC, Tolerances
 from parity.trace import Trace
 from parity.verdict import Deviation, Report, Row
+
+SHIPPED = {"eagle3": "parity.prototypes.eagle3.pair:PAIR", "hass": "parity.prototypes.hass.pair:PAIR"}
+"""Pairs that come with the package, by the name a command line may use."""
 
 Cases = Sequence[Any] | Callable[[Path | None], Sequence[Any]]
 Job = Callable[[Any], Report]
@@ -112,3 +123,82 @@ class Pair:
         if self.original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout. {self.remedy}".strip())
         return self
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run of a pair.
+
+    ``original`` is the root of a checkout, ``recordings`` a folder of recorded cases or traces, ``keyword`` chooses
+    cases and jobs by words of their names, ``checks`` are names; None: those of the pair.
+    ``baseline`` is a file of stored speeds to hold the port's against, ``save_baseline`` one to store them in.
+    """
+
+    original: Path | None = None
+    recordings: Path | None = None
+    keyword: str = ""
+    checks: tuple[str, ...] | None = None
+    baseline: Path | None = None
+    save_baseline: Path | None = None
+
+
+EVERYTHING = Options()
+
+
+def find_pair(name: str) -> Pair:
+    """``eagle3``, ``FILE.py:PAIR`` or ``package.module:PAIR``; imports go from the file's folder, or its package's.
+
+    Raises:
+        InputError: no such file, module or pair.
+    """
+    place, _, attribute = SHIPPED.get(name, name).rpartition(":")
+    if not place:
+        raise InputError("command line", "PAIR", name, f"{', '.join(SHIPPED)} or FILE.py:NAME")
+    found = getattr(_module(place), attribute, None)
+    if not isinstance(found, Pair):
+        kind = "nothing of that name" if found is None else type(found).__name__
+        raise InputError(place, attribute, kind, "a parity.Pair")
+    return found
+
+
+def _module(place: str) -> Any:
+    file = Path(place).resolve()
+    if file.suffix != ".py":
+        if importlib.util.find_spec(place.partition(".")[0]) is None:
+            raise InputError("command line", "PAIR", place, "a file or a module that can be imported")
+        return importlib.import_module(place)
+    if not file.is_file():
+        raise InputError(place, "PAIR", "no such file", "FILE.py:NAME")
+    root = file.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    name = ".".join(file.relative_to(root).with_suffix("").parts)
+    if getattr(sys.modules.get(name), "__file__", None) != str(file):
+        sys.modules.pop(name, None)
+        sys.path.insert(0, str(root))
+        importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+WORD = re.compile(r"[\w.-]+")
+FORMULA = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Constant)
+
+
+def matches(expression: str, name: str) -> bool:
+    """``-k EXPR``, as pytest has it: every word stands for "is part of the name", joined by and, or, not, parentheses.
+
+    An empty expression fits everything.
+
+    Raises:
+        InputError: an expression that cannot be read.
+    """
+    if not expression.strip():
+        return True
+    formula = WORD.sub(lambda word: word[0] if word[0] in ("and", "or", "not") else str(word[0] in name), expression)
+    try:
+        tree = ast.parse(formula.strip(), mode="eval")
+        if re.fullmatch(r"[\w.\s()-]+", expression) and all(isinstance(node, FORMULA) for node in ast.walk(tree)):
+            return bool(eval(compile(tree, "-k", "eval"), {"__builtins__": {}}))  # True, False and what joins them
+    except (SyntaxError, RecursionError, MemoryError):
+        pass
+    raise InputError("command line", "-k", repr(expression)[:80], "words joined by and, or, not, parentheses")

@@ -8,32 +8,31 @@ window, and how far the two have drifted apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from parity.compare import Subject
-from parity.tolerances import Tolerance
+from parity.evidence import Evidence
 from parity.trace import Trace
 from parity.verdict import Row
-
-AFTER = "after"
-"""All trained parameters after the first optimizer step."""
-
-VECTORS = ".grad.vectors"
-"""Ends the name of what a micro-batch's one-dimensional gradients are together."""
 
 WINDOWS, FEWEST = 4, 10
 """Parts that a curve is judged in, and steps of one: the distance of a few losses may be small by cancellation."""
 
-Real = Callable[[int], Tensor]
-"""bool [B, T]: the positions of a micro-batch that are not padding."""
+UNROUNDED = re.compile(r"mb\d+\.(batch\..*|path\..*|(.*\.)?(loss|grad_norm|target_p))")
+"""Tensors of a micro-batch that nothing rounds, and single numbers, whose error can be small by cancellation."""
 
 
-def tensor_rows(
-    subject: Subject, oracle: Trace, expected: Trace, found: Trace, real: Real, allowed: Mapping[str, Tolerance]
-) -> list[Row]:
+def precision_rows(evidence: Evidence) -> list[Row]:
+    """Tensors and losses by their distance from float64, the port's over the original's own."""
+    assert evidence.oracle is not None
+    oracle = evidence.oracle()
+    return [*tensor_rows(evidence, oracle), *distance_rows(evidence, oracle)]
+
+
+def tensor_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
     """Error against the oracle, the port's over the prototype's, for everything the prototype's trace holds.
 
     Errors are relative root mean squares over the real positions. The losses of the steps count as one vector, since
@@ -41,115 +40,85 @@ def tensor_rows(
     Gradients of norms and biases of a micro-batch do for the same reason: a few dozen entries. All parameters after the
     step count as one too: Adam's first step is lr * sign(g), and only the few entries whose sign flips are off. Path
     norms are single numbers; they have a check of their own.
-
-    Args:
-        subject: names the rows.
-        oracle, expected, found: float64, prototype and port.
-        real: where a micro-batch is not padding.
-        allowed: rows ``error_ratio`` and ``loss_error``.
     """
+    exact, mine, theirs = (_quantities(side, evidence.found.trained) for side in (oracle, *evidence.traces))
+    losses = [f"mb{index}.losses" for index in evidence.expected.micro_batches()]
     rows = []
-    for name in _quantities(expected, found.trained):
-        own, theirs = (error(oracle, side, name, found.trained, real) for side in (expected, found))
-        if own is not None and name.endswith(".losses"):
-            own = max(own, allowed["loss_error"].bound)
-        rows.append(_ratio_row(subject, "error_ratio", name, own, theirs, allowed["error_ratio"].bound))
-    return rows or [subject.row("error_ratio", "", None, None, False, "nothing compared")]
+    for name in sorted({*mine, *losses}):
+        own, port = (error(evidence, name, exact.get(name, {}), side.get(name, {})) for side in (mine, theirs))
+        if own is not None and name in losses:
+            own = max(own, evidence.tolerance("loss_error").bound)
+        rows.append(_ratio_row(evidence, "error_ratio", name, own, port))
+    return rows or [evidence.subject("precision").row("error_ratio", "", None, None, False, "nothing compared")]
 
 
-def distance_rows(
-    subject: Subject, oracle: Trace, expected: Trace, found: Trace, allowed: Mapping[str, Tolerance]
-) -> list[Row]:
+def distance_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
     """Losses step by step: distance from the oracle in every window, the port's over the prototype's, and the drift.
 
     Of a run of fewer than ``FEWEST`` steps nothing is said.
     The drift is the mean difference of port and prototype over the last window, by the prototype's own distance there.
     """
-    losses = [
-        torch.tensor([point.loss for point in side.curve], dtype=torch.float64) for side in (oracle, expected, found)
-    ]
+    losses = [[point.loss for point in side.curve] for side in (oracle, *evidence.traces)]
     windows = min(WINDOWS, len(losses[1]) // FEWEST)
     if not windows:
         return []
-    if len({len(series) for series in losses}) != 1:
-        counts = ", ".join(str(len(series)) for series in losses)
-        return [subject.row("distance", "loss", None, None, False, f"steps of oracle, prototype and port: {counts}")]
-    own, theirs = ((series - losses[0]) / losses[0] for series in losses[1:])
-    parts = list(zip(own.chunk(windows), theirs.chunk(windows)))
+    if len(set(map(len, losses))) != 1:
+        counts = f"steps of oracle, prototype and port: {', '.join(str(len(series)) for series in losses)}"
+        return [evidence.subject("precision").row("distance", "loss", None, None, False, counts)]
+    exact, *sides = (torch.tensor(series, dtype=torch.float64) for series in losses)
+    mine, theirs = (((side - exact) / exact).chunk(windows) for side in sides)
     rows = [
-        _ratio_row(
-            subject,
-            "distance",
-            f"loss, part {number + 1} of {len(parts)}",
-            _rms(mine),
-            _rms(port),
-            allowed["distance"].bound,
-        )
-        for number, (mine, port) in enumerate(parts)
+        _ratio_row(evidence, "distance", f"loss, part {part} of {len(mine)}", _rms(own), _rms(port))
+        for part, (own, port) in enumerate(zip(mine, theirs), 1)
     ]
-    drift = float((parts[-1][1] - parts[-1][0]).mean().abs())
-    return [*rows, _ratio_row(subject, "drift", "loss, last part", _rms(parts[-1][0]), drift, allowed["drift"].bound)]
+    drift = float((theirs[-1] - mine[-1]).mean().abs())
+    return [*rows, _ratio_row(evidence, "drift", "loss, last part", _rms(mine[-1]), drift)]
 
 
-def error(oracle: Trace, side: Trace, name: str, trained: Sequence[str], real: Real) -> float | None:
-    """Relative root mean square error of one quantity against the oracle; None where it is missing."""
-    expected, found = (_value(trace, name, trained) for trace in (oracle, side))
-    if expected is None or found is None or expected.shape != found.shape:
+def error(evidence: Evidence, quantity: str, exact: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:
+    """Relative root mean square error of one quantity against the oracle; None where a tensor of it is missing."""
+    if not found or {name: value.shape for name, value in found.items()} != {n: v.shape for n, v in exact.items()}:
         return None
-    if expected.dim() == 3 and name.startswith("mb"):
-        where = real(int(name[2 : name.index(".")]))
-        if where.shape != expected.shape[:2]:
+    sides = [[values[name].double() for name in sorted(exact)] for values in (exact, found)]
+    if quantity in exact and exact[quantity].dim() == 3:
+        where = evidence.real(int(quantity[2 : quantity.index(".")]))
+        if where.shape != exact[quantity].shape[:2]:
             return None
-        expected, found = expected[where], found[where]
-    gap, size = (found - expected).norm(), expected.norm()
+        sides = [[value[where] for value in side] for side in sides]
+    expected, port = (torch.cat([value.flatten() for value in side]) for side in sides)
+    gap, size = (port - expected).norm(), expected.norm()
     return float(gap / size) if size > 0 else float(gap)
 
 
-def _quantities(trace: Trace, trained: Sequence[str]) -> list[str]:
-    """Tensors that went through rounding; ``losses``, ``grad.vectors`` and ``after`` stand for several of them."""
-    names = [name for name in trace.tensors if name.startswith("mb") and ".batch." not in name]
-    names = [name for name in names if not name.endswith(("loss", "grad_norm", "target_p")) and ".path." not in name]
-    names = [name for name in names if ".grad." not in name or trace.tensors[name].dim() > 1]
-    pooled = {f"{name.partition('.')[0]}{VECTORS}" for name in trace.tensors if _is_vector_gradient(name, trace)}
-    losses = [f"mb{index}.losses" for index in trace.micro_batches()]
-    return sorted([*names, *pooled, *losses]) + [AFTER] * any(f"after.{name}" in trace.tensors for name in trained)
+def _quantities(trace: Trace, trained: Collection[str]) -> Mapping[str, Mapping[str, Tensor]]:
+    """The tensors that went through rounding, by the quantity that each is judged in."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in trace.tensors.items():
+        quantity = _quantity(name, value, trained)
+        if quantity:
+            found.setdefault(quantity, {})[name] = value
+    return found
 
 
-def _value(trace: Trace, name: str, trained: Sequence[str]) -> Tensor | None:
-    if name == AFTER:
-        return _together([trace.tensors.get(f"after.{parameter}") for parameter in trained])
-    if name.endswith(VECTORS):
-        kept = (key for key in sorted(trace.tensors) if key.startswith(name[: -len("vectors")]))
-        return _together([trace.tensors[key] for key in kept if _is_vector_gradient(key, trace)])
-    if not name.endswith(".losses"):
-        value = trace.tensors.get(name)
-        return None if value is None else value.double()
-    prefix = name.removesuffix("losses")
-    return _together([value for key, value in sorted(trace.tensors.items()) if _is_step_loss(key, prefix)])
-
-
-def _together(values: Sequence[Tensor | None]) -> Tensor | None:
-    """All entries in one vector; None where one is missing."""
-    present = [value.double().reshape(-1) for value in values if value is not None]
-    return torch.cat(present) if present and len(present) == len(values) else None
-
-
-def _is_vector_gradient(name: str, trace: Trace) -> bool:
-    return name.startswith("mb") and ".grad." in name and trace.tensors[name].dim() == 1
-
-
-def _is_step_loss(name: str, prefix: str) -> bool:
-    return name.startswith(f"{prefix}step") and name.endswith(".loss")
+def _quantity(name: str, value: Tensor, trained: Collection[str]) -> str:
+    """Its own name; ``losses``, ``grad.vectors`` and ``after`` stand for several tensors; empty: it is not judged."""
+    first, _, rest = name.partition(".")
+    if first == "after":
+        return first if rest in trained else ""
+    if re.fullmatch(r"step.*\.loss", rest):
+        return f"{first}.losses"
+    if not first.startswith("mb") or UNROUNDED.fullmatch(name):
+        return ""
+    return f"{first}.grad.vectors" if rest.startswith("grad.") and value.dim() == 1 else name
 
 
 def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-def _ratio_row(
-    subject: Subject, quantity: str, name: str, own: float | None, theirs: float | None, bound: float
-) -> Row:
+def _ratio_row(evidence: Evidence, quantity: str, name: str, own: float | None, theirs: float | None) -> Row:
     """``theirs`` over ``own``; what is missing on a side, or not a number, fails."""
+    subject, bound = evidence.subject("precision"), evidence.tolerance(quantity).bound
     if own is None or theirs is None:
         side = "prototype" if own is None else subject.run
         return subject.row(quantity, name, None, bound, False, f"missing on the {side}'s side")

@@ -1,15 +1,17 @@
-"""Run a pair: every side of every case against the original, one report. All that compares goes through here."""
+"""Run a pair: every side of every case against the original, one report. All that compares goes through here.
+
+``run_pair`` asks a ``Runner`` for case after case. The sides of a case run when they are first asked for (``CaseRun``),
+what they computed is held together under the port's names (``Evidence``), checks make rows of that, and the report says
+how the rows ended and where it first goes wrong. The pytest plugin asks the same ``Runner`` for one check at a time.
+"""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +28,18 @@ from parity.locate import LOSS, Finding, first_backward, first_forward, within
 from parity.names import NameMap, align, as_map
 from parity.observe import drawing
 from parity.operators import Live, with_operator
-from parity.pair import Pair
+from parity.pair import EVERYTHING, Pair, matches
+from parity.pair import SHIPPED as SHIPPED
+from parity.pair import Options as Options
+from parity.pair import find_pair as find_pair
 from parity.report import print_report, write_html, write_json
-from parity.select import matches
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
 from parity.tolerances import Tolerances, table_for
 from parity.trace import META, Trace, read_trace
 from parity.verdict import Curve, Report, Row, Skip, Status, explained
 
-SHIPPED = {"eagle3": "parity.prototypes.eagle3.pair:PAIR", "hass": "parity.prototypes.hass.pair:PAIR"}
-"""Pairs that come with the package, by the name a command line may use."""
-
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
-
-DIRECTIONS = {
-    "configuration": "setup",
-    "weights": "setup",
-    "batches": "setup",
-    "optimizer_step": "update",
-    "curve": "training",
-}
 
 Progress = Callable[[str], None]
 
@@ -98,58 +91,6 @@ class KitReport:
         return text.getvalue() + (f"first: {self.first}\n" if self.first else "")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to run of a pair.
-
-    ``original`` is the root of a checkout, ``recordings`` a folder of recorded cases or traces, ``keyword`` chooses
-    cases and jobs by words of their names, ``checks`` are names; None: those of the pair.
-    ``baseline`` is a file of stored speeds to hold the port's against, ``save_baseline`` one to store them in.
-    """
-
-    original: Path | None = None
-    recordings: Path | None = None
-    keyword: str = ""
-    checks: tuple[str, ...] | None = None
-    baseline: Path | None = None
-    save_baseline: Path | None = None
-
-
-def find_pair(name: str) -> Pair:
-    """``eagle3``, ``FILE.py:PAIR`` or ``package.module:PAIR``; imports go from the file's folder, or its package's.
-
-    Raises:
-        InputError: no such file, module or pair.
-    """
-    place, _, attribute = SHIPPED.get(name, name).rpartition(":")
-    if not place:
-        raise InputError("command line", "PAIR", name, f"{', '.join(SHIPPED)} or FILE.py:NAME")
-    found = getattr(_module(place), attribute, None)
-    if not isinstance(found, Pair):
-        kind = "nothing of that name" if found is None else type(found).__name__
-        raise InputError(place, attribute, kind, "a parity.Pair")
-    return found
-
-
-def _module(place: str) -> Any:
-    file = Path(place).resolve()
-    if file.suffix != ".py":
-        if importlib.util.find_spec(place.partition(".")[0]) is None:
-            raise InputError("command line", "PAIR", place, "a file or a module that can be imported")
-        return import_module(place)
-    if not file.is_file():
-        raise InputError(place, "PAIR", "no such file", "FILE.py:NAME")
-    root = file.parent
-    while (root / "__init__.py").exists():
-        root = root.parent
-    name = ".".join(file.relative_to(root).with_suffix("").parts)
-    if getattr(sys.modules.get(name), "__file__", None) != str(file):
-        sys.modules.pop(name, None)
-        sys.path.insert(0, str(root))
-        importlib.invalidate_caches()
-    return import_module(name)
-
-
 @dataclass
 class CaseRun:
     """One case of a pair: every side runs when it is first asked for, and stays for as long as the stack is open."""
@@ -159,58 +100,55 @@ class CaseRun:
     stack: ExitStack
     held: dict[str, Any] = field(default_factory=dict)
 
-    def evidence(self, side: AnySide) -> Evidence:
-        """A side against the original. Whatever the code of either raises comes through."""
-        if side.name not in self.held:
-            self.held[side.name] = self._evidence(side)
-        found: Evidence = self.held[side.name]
-        return found
-
     def original(self) -> Run:
-        """The original's run."""
-        if "" not in self.held:
-            assert self.pair.original is not None
-            case = self._drawn(self.case, self.pair.original, {draw: draw.original for draw in self.pair.draws})
-            self.held[""] = self.stack.enter_context(self.pair.original.trace(case))
-        found: Run = self.held[""]
-        return found
+        """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
+        return self._once("original()", self._original)
 
-    def _drawn(self, case: Any, side: AnySide, draws: Mapping[Any, str], replayed: Any = None) -> Any:
-        """The case with what a side of callables draws by name."""
-        return replace(case, draws=draws, replayed=replayed or {}) if isinstance(side, Side) and draws else case
+    def evidence(self, side: AnySide) -> Evidence:
+        """A side against the original. Whatever the code of either raises comes through, as above."""
+        return self._once(side.name, partial(self._evidence, side))
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.held:
+            try:
+                self.held[name] = make()
+            except Exception as error:
+                self.held[name] = error
+        if isinstance(self.held[name], Exception):
+            raise self.held[name]
+        return self.held[name]
+
+    def _original(self) -> Run:
+        side, case = self.pair.original, self.case
+        assert side is not None
+        if isinstance(side, Side) and self.pair.draws:
+            case = replace(case, draws={draw: draw.original for draw in self.pair.draws})
+        return self.stack.enter_context(side.trace(case))
 
     def _evidence(self, side: AnySide) -> Evidence:
-        run, names = self.original(), as_map(self.pair.names)
+        run, names, pair = self.original(), as_map(self.pair.names), self.pair
         case = run.case or self.case
-        if isinstance(side, Side) and self.pair.copy_weights and not case.weights:
-            case = replace(case, weights=names.parameters(run.trace.group("init.")))
-        drawn = {draw: draw.port for draw in self.pair.draws}
-        case = self._drawn(case, side, drawn, run.trace.group("mb0.draw."))
+        if isinstance(side, Side):
+            if pair.copy_weights and not case.weights:
+                case = replace(case, weights=names.parameters(run.trace.group("init.")))
+            draws = {draw: draw.port for draw in pair.draws}
+            case = replace(case, draws=draws, replayed=run.trace.group("mb0.draw.") if draws else {})
         ran = self.stack.enter_context(side.trace(case))
         expected, found = align(run.trace, ran.trace, names)
-        left_out = (*expected.left_out, *ran.trace.left_out)
+        left_out = (*expected.left_out, *found.left_out)
+        expected = replace(expected, run="original") if expected.run == found.run else expected
         return Evidence(
             case=case,
-            expected=_named_apart(expected, found).without(left_out),
+            expected=expected.without(left_out),
             found=found.without(left_out),
-            table=table_for(ran.trace.dtype, self.pair.tolerances, self.pair.tables),
+            table=table_for(found.dtype, pair.tolerances, pair.tables),
             live=ran.live,
             original=run.live,
             names=names,
-            views=tuple(self.pair.views),
-            oracle=self._oracle(case),
-            not_applicable=dict(self.pair.not_applicable),
+            views=tuple(pair.views),
+            oracle=pair.oracle and self._once("oracle()", partial(pair.oracle, case)),
+            not_applicable=dict(pair.not_applicable),
         )
-
-    def _oracle(self, case: Any) -> Callable[[], Trace] | None:
-        if self.pair.oracle is None:
-            return None
-        found: Callable[[], Trace] = self.held.setdefault("oracle()", self.pair.oracle(case))
-        return found
-
-
-def _named_apart(expected: Trace, found: Trace) -> Trace:
-    return replace(expected, run="original") if expected.run == found.run else expected
 
 
 def sides_of(pair: Pair) -> list[AnySide]:
@@ -218,114 +156,129 @@ def sides_of(pair: Pair) -> list[AnySide]:
     return [*pair.sides, pair.port]
 
 
-def leaves_out(side: AnySide, case: Any) -> str | None:
+def leaves_out(side: AnySide | None, case: Any) -> str | None:
     """Why a side does not run a case."""
-    reason: str | None = getattr(side, "leaves_out", lambda case: None)(case)
-    return reason
+    return getattr(side, "leaves_out", lambda case: None)(case)
 
 
-def checks_of(pair: Pair, side: AnySide, chosen: Collection[str]) -> list[Check]:
-    """The checks of a side: all that are chosen, of those that it is held to."""
-    held: Collection[str] | None = getattr(side, "checks", None)
-    return [check for check in pair.every_check if check.name in chosen and (held is None or check.name in held)]
-
-
-def run(pair: Pair, options: Options = Options(), progress: Progress = silent) -> Report:
-    """The report of a pair.
+def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = silent) -> KitReport:
+    """The report of a pair, and the first place where it goes wrong.
 
     Raises:
         InputError: files, options or a checkout that cannot be used. What a side raises is a failed row instead.
     """
-    return run_pair(pair, options, progress).report
-
-
-def run_pair(pair: Pair, options: Options = Options(), progress: Progress = silent) -> KitReport:
-    """As :func:`run`, with the first place where it goes wrong."""
     chosen = pair.chosen(options.checks)
     cases = [case for case in pair.find_cases(options.recordings) if matches(options.keyword, case.name)]
-    runner = Runner(pair.at(options.original, options.recordings), chosen, progress)
-    if options.original is not None and cases:
-        runner.verify(options.original)
-    for case in cases:
-        progress(case.name)
-        runner.judge(case)
-    for name, job in pair.jobs.items():
-        if matches(options.keyword, name):
-            progress(name)
-            add(runner.report, job(options))
+    with closing(Runner(pair.at(options.original, options.recordings), chosen, progress)) as runner:
+        if options.original is not None and cases:
+            runner.verify(options.original)
+        for case in cases:
+            runner.judge(case)
+        for name, job in pair.jobs.items():
+            if matches(options.keyword, name):
+                progress(name)
+                add(runner.report, job(options))
     if options.original is None and pair.live is not None and pair.original is not None:
         runner.report.skips.append(Skip("original", f"{pair.name} live", "no checkout was given", pair.remedy))
     return KitReport(runner.report, runner.first)
 
 
-class Runner:
-    """Judges case after case into one report."""
+def run_all(pairs: Sequence[Pair], options: Options, progress: Progress = silent) -> KitReport:
+    """Several pairs in one report.
 
-    def __init__(self, pair: Pair, chosen: Collection[str], progress: Progress) -> None:
+    Raises:
+        InputError: as in :func:`run_pair`.
+    """
+    return joined([run_pair(pair, options, progress) for pair in pairs])
+
+
+def joined(results: Sequence[KitReport]) -> KitReport:
+    """At least one report as one; the first place is that of the first that has one."""
+    for result in results[1:]:
+        add(results[0].report, result.report)
+    return KitReport(results[0].report, next((result.first for result in results if result.first), None))
+
+
+def add(whole: Report, part: Report) -> None:
+    """Put what one report found at the end of another; notes and deviations that both have are said once."""
+    for name in (one.name for one in fields(Report) if isinstance(getattr(whole, one.name), list)):
+        known = getattr(whole, name)
+        known += [one for one in getattr(part, name) if name not in ("notes", "deviations") or one not in known]
+    whole.environment.update(part.environment)
+
+
+class Runner:
+    """Judges case after case into one report. The sides of a case are there until the next one is asked for."""
+
+    def __init__(self, pair: Pair, chosen: Collection[str], progress: Progress = silent) -> None:
         self.pair, self.chosen, self.progress = pair, chosen, progress
         self.report = Report(environment=described(), deviations=list(pair.deviations))
         self.report.baseline = pair.baseline or (pair.original.name if pair.original else "") or "original"
         self.first: Finding | None = None
-        self.done: dict[tuple[str, str], str] = {}
+        self.once: dict[tuple[str, str], str] = {}
+        self.stack = ExitStack()
+        self.held: CaseRun | None = None
+
+    def close(self) -> None:
+        """Let go of the sides of the last case."""
+        self.held = None
+        self.stack.close()
+
+    def hold(self, case: Any) -> CaseRun:
+        """The sides of a case, and no other's any more."""
+        if self.held is None or self.held.case is not case:
+            self.close()
+            self.held = CaseRun(self.pair, case, self.stack)
+        return self.held
+
+    def checks(self, side: AnySide) -> list[Check]:
+        """The checks of a side: all that are chosen, of those that it is held to."""
+        held: Collection[str] = getattr(side, "checks", self.chosen)
+        return [check for check in self.pair.every_check if check.name in self.chosen and check.name in held]
+
+    def rows(self, evidence: Evidence, check: Check) -> list[Row]:
+        """The rows of one check, never none; what depends on no case is judged in the first that has it."""
+        key, case = (evidence.found.run, check.name), evidence.found.case
+        if check.once and self.once.get(key, case) != case:
+            reason = f"depends on no case: judged in {self.once[key]}"
+            return [evidence.subject(check.name, check.against).inapplicable(reason)]
+        rows = run_check(evidence, check)
+        if any(row.compared for row in rows):
+            self.once.setdefault(key, case)
+        return rows
+
+    def ask(self, case: Any, side: AnySide, check: Check) -> list[Row]:
+        """The rows of one check of one side, by themselves. Whatever the code of a side raises comes through."""
+        return self.rows(self.hold(case).evidence(side), check)
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
-        if self.pair.verify is None:
-            return
-        subject, wrong = Subject("environment", self.pair.name, "original"), self.pair.verify(root)
-        self.report.rows += [subject.row("files", line.partition(":")[0], 1.0, 0.0, False, line) for line in wrong]
-        self.report.rows += [] if wrong else [subject.row("files", "all", 0.0, 0.0, True)]
+        subject = Subject("environment", self.pair.name, "original")
+        if self.pair.verify is not None:
+            wrong = [(line.partition(":")[0], line) for line in self.pair.verify(root)] or [("all", "")]
+            self.report.rows += [
+                subject.row("files", file, float(bool(line)), 0.0, not line, line) for file, line in wrong
+            ]
 
     def judge(self, case: Any) -> None:
         """Every side of one case; an exception of a side is a failed row, and the others still run."""
-        with ExitStack() as stack:
-            held = CaseRun(self.pair, case, stack)
-            original = self.pair.original
-            name = case.name or "case"
-            assert original is not None
-            reason = leaves_out(original, case)
-            if reason:
-                reason, _, remedy = reason.partition(": ")
-                self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
-                return
-            ran = self._guarded(Subject("run", name, original.name or "original"), lambda: held.original())
-            if ran is None:
-                return
-            self._curves(ran.trace, name, original=True)
-            for side in sides_of(self.pair):
-                self._side(held, side, name)
-
-    def _side(self, held: CaseRun, side: AnySide, name: str) -> None:
-        subject, reason = Subject("run", name, side.name or "port"), leaves_out(side, held.case)
+        held, original, name = self.hold(case), self.pair.original, case.name or "case"
+        assert original is not None
+        self.progress(name)
+        reason, _, remedy = (leaves_out(original, case) or "").partition(": ")
         if reason:
-            self.report.rows.append(subject.inapplicable(reason))
+            self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
             return
-        evidence = self._guarded(subject, lambda: held.evidence(side))
-        if evidence is None:
+        run = self._guarded(Subject("run", name, original.name or "original"), held.original)
+        if run is None:
             return
-        rows = self._rows(evidence, checks_of(self.pair, side, self.chosen))
-        first = first_place(rows, evidence)
-        self.first = self.first or first
-        self.report.rows += hinted(rows, evidence, first, self.pair)
-        self.report.speeds += evidence.speeds
-        self.report.notes += [note for note in notes_of(evidence) if note not in self.report.notes]
-        self.report.environment.update(environments(evidence))
-        self._curves(evidence.found, name, original=False)
-        self.report.gradient_flow += gradient_flow(evidence)
-
-    def _rows(self, evidence: Evidence, checks: Iterable[Check]) -> list[Row]:
-        rows, checks = [], list(checks)
-        for check in checks:
-            key = evidence.found.run, check.name
-            if check.once and key in self.done:
-                reason = f"depends on no case: judged in {self.done[key]}"
-                rows.append(evidence.subject(check.name, check.against).inapplicable(reason))
-                continue
-            found = run_check(evidence, check)
-            if any(row.status is not Status.NOT_APPLICABLE for row in found):
-                self.done.setdefault(key, evidence.found.case)
-            rows += found
-        return explained(rows, {check.name: check.follows for check in checks})
+        self.report.curves += curves(run.trace, self.report.baseline)
+        for side in sides_of(self.pair):
+            subject, reason = Subject("run", name, side.name or "port"), leaves_out(side, case) or ""
+            if reason:
+                self.report.rows.append(subject.inapplicable(reason))
+            elif evidence := self._guarded(subject, partial(held.evidence, side)):
+                self._side(evidence, self.checks(side))
 
     def _guarded(self, subject: Subject, ask: Callable[[], Any]) -> Any:
         try:
@@ -338,55 +291,40 @@ class Runner:
             self.first = self.first or Finding("run", "run", subject.run, 0, row.detail)
             return None
 
-    def _curves(self, trace: Trace, case: str, original: bool) -> None:
-        run = self.report.baseline if original else trace.run
-        norms = tuple(float("nan") if point.grad_norm is None else point.grad_norm for point in trace.curve)
-        self.report.curves.append(Curve(trace.case, run, "loss", tuple(point.loss for point in trace.curve)))
-        self.report.curves.append(Curve(trace.case, run, "grad_norm", norms))
+    def _side(self, evidence: Evidence, checks: Sequence[Check]) -> None:
+        """All that the report says of one side on one case."""
+        report = self.report
+        rows = [row for check in checks for row in self.rows(evidence, check)]
+        rows = explained(rows, {check.name: check.follows for check in checks})
+        first = first_place(rows, evidence)
+        self.first = self.first or first
+        report.rows += hinted(rows, evidence, first, self.pair)
+        report.speeds += evidence.speeds
+        report.notes += [note for note in notes_of(evidence) if note not in report.notes]
+        theirs, own = evidence.expected.environment, evidence.found.environment
+        apart = any(own.get(name) != value for name, value in theirs.items() if name != "seed")
+        report.environment.update({evidence.expected.run: theirs, evidence.found.run: own} if apart else own)
+        report.curves += curves(evidence.found, evidence.found.run)
+        report.gradient_flow += gradient_flow(evidence.found)
 
 
-def add(whole: Report, part: Report) -> None:
-    """Put what one report found at the end of another."""
-    for name in ("rows", "skips", "curves", "gradient_flow", "speeds"):
-        getattr(whole, name).extend(getattr(part, name))
-    for name in ("notes", "deviations"):
-        getattr(whole, name).extend(one for one in getattr(part, name) if one not in getattr(whole, name))
-    whole.environment.update(part.environment)
-
-
-def run_all(pairs: Sequence[Pair], options: Options, progress: Progress = silent) -> KitReport:
-    """Several pairs in one report.
-
-    Raises:
-        InputError: as in :func:`run`.
-    """
-    results = [run_pair(pair, options, progress) for pair in pairs]
-    report = results[0].report
-    for result in results[1:]:
-        add(report, result.report)
-    return KitReport(report, next((result.first for result in results if result.first), None))
-
-
-def environments(evidence: Evidence) -> dict[str, object]:
-    """The found side's, or both under the sides' names where they differ and the original says what its was."""
-    expected, found = evidence.expected.environment, evidence.found.environment
-    if not expected or any(expected.get(name) != found.get(name) for name in expected if name != "seed"):
-        return {evidence.expected.run: dict(expected), evidence.found.run: dict(found)} if expected else dict(found)
-    return dict(found)
+def curves(trace: Trace, run: str) -> list[Curve]:
+    """Loss and gradient norm of a run, to be drawn under that name."""
+    norms = (float("nan") if point.grad_norm is None else point.grad_norm for point in trace.curve)
+    losses = (point.loss for point in trace.curve)
+    return [Curve(trace.case, run, "loss", tuple(losses)), Curve(trace.case, run, "grad_norm", tuple(norms))]
 
 
 def notes_of(evidence: Evidence) -> list[str]:
     """What was not compared, and every version or mode that the two environments do not share."""
-    sides = evidence.expected.environment, evidence.found.environment
-    names = [name for name in dict.fromkeys([*sides[0], *sides[1]]) if name in sides[0] and name in sides[1]]
+    theirs, own = evidence.expected.environment, evidence.found.environment
     notes = [
-        f"{name}: {sides[0][name]} on the original's side, {sides[1][name]} on the port's"
-        for name in names
-        if sides[0][name] != sides[1][name]
+        f"{name}: {value} on the original's side, {own[name]} on the port's"
+        for name, value in theirs.items()
+        if name in own and own[name] != value
     ]
-    left_out = evidence.found.left_out
-    notes += [f"left out of a trace, not compared: {', '.join(left_out)}"] if left_out else []
-    return notes + one_sided_notes(evidence)
+    left_out = ", ".join(evidence.found.left_out)
+    return notes + [f"left out of a trace, not compared: {left_out}"] * bool(left_out) + one_sided_notes(evidence)
 
 
 def hinted(rows: list[Row], evidence: Evidence, first: Finding | None, pair: Pair) -> list[Row]:
@@ -395,8 +333,7 @@ def hinted(rows: list[Row], evidence: Evidence, first: Finding | None, pair: Pai
     for row in rows:
         if row.status is Status.FAILED and row.check not in seen:
             known = pair.hint(row, evidence) if pair.hint else ""
-            place = str(first) if first and not seen and not known else ""
-            row = replace(row, hint=known or place)
+            row = replace(row, hint=known or (str(first) if first and not seen else ""))
             seen.add(row.check)
         told.append(row)
     return told
@@ -405,10 +342,9 @@ def hinted(rows: list[Row], evidence: Evidence, first: Finding | None, pair: Pai
 def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:
     """Where the first failed row's check goes wrong; None when everything passed."""
     row = next((row for row in rows if row.status is Status.FAILED), None)
+    sides, finding = (calls_of(evidence.expected), calls_of(evidence.found)), None
     if row is None:
         return None
-    sides = calls_of(evidence.expected), calls_of(evidence.found)
-    finding = None
     if row.check == "forward" and all(sides) and row.quantity != "calls":
         finding = first_forward(*sides, within(evidence.tolerance("out").bound))
     elif row.check == "gradients" and all(sides):
@@ -419,12 +355,12 @@ def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:
 
 def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
     """The first operator below the module too, where both sides can be run again."""
-    sides = evidence.original, evidence.live
-    if not all(isinstance(side, Alive) for side in sides):
+    original, port = evidence.original, evidence.live
+    if not (isinstance(original, Alive) and isinstance(port, Alive)):
         return finding
     agree = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
     try:
-        return with_operator(finding, _to_follow(sides[0]), _to_follow(sides[1]), agree, evidence.names)
+        return with_operator(finding, _to_follow(original), _to_follow(port), agree, evidence.names)
     except Exception as error:  # whatever a module does that cannot be followed
         return replace(finding, operator=f"not found, {type(error).__name__} at {place_of(error)}")
 
@@ -441,16 +377,26 @@ def _to_follow(alive: Alive) -> Live:
     return Live(module, run)
 
 
+DIRECTIONS = {
+    "configuration": "setup",
+    "weights": "setup",
+    "batches": "setup",
+    "loss": "forward",
+    "optimizer_step": "update",
+    "curve": "training",
+}
+
+
 def _of_row(row: Row) -> Finding:
-    """The place that a row names by itself."""
+    """The place that a row names by itself: a module that is called on one side, a parameter's, the loss, or all."""
+    direction = DIRECTIONS.get(row.check, row.check)
     if row.check == "loss":
-        return Finding("loss", "forward", LOSS, 0, row.detail)
-    parameter = row.tensor.partition(".")[2] if row.check in ("weights", "optimizer_step") else ""
-    parameter = row.tensor if row.quantity == "requires_grad" else parameter
-    module = parameter.rpartition(".")[0] if parameter else WHOLE
-    module = row.tensor if row.quantity == "calls" else module
-    detail = ": ".join(filter(None, (row.tensor, row.detail)))
-    return Finding(row.check, DIRECTIONS.get(row.check, row.check), module or WHOLE, 0, detail)
+        return Finding("loss", direction, LOSS, 0, row.detail)
+    group, _, name = row.tensor.partition(".")
+    module = row.tensor if row.quantity == "calls" else ""
+    if row.check in ("weights", "optimizer_step") or group == "requires_grad":
+        module = name.rpartition(".")[0]
+    return Finding(row.check, direction, module or WHOLE, 0, ": ".join(filter(None, (row.tensor, row.detail))))
 
 
 def compare_sides(
@@ -506,22 +452,16 @@ def compare_traces(
     tolerances: Tolerances | None = None,
     checks: Iterable[str] = TRACED,
 ) -> KitReport:
-    """Hold a trace against another one, tensor by tensor.
+    """Hold a trace against another one, tensor by tensor: :func:`compare_sides` without a side to run again.
 
     Args:
         original, port: of :func:`trace_side`, :func:`read_trace`, or of a shipped port.
-        names: the original's names to the port's.
-        tolerances: rows that take the place of the default table's.
-        checks: which of those that need no side to run again.
+        names, tolerances, checks: as there.
 
     Raises:
         InputError: traces of another dtype than there is a table for.
     """
-    case = Case(port.case)
-    if original.run == port.run:
-        original, port = replace(original, run="original"), replace(port, run="port")
-    pair = Pair(port.case, TraceSide(original), TraceSide(port), (case,), names, tolerances=tolerances or {})
-    return run_pair(pair, Options(checks=tuple(checks)))
+    return compare_sides(TraceSide(original), TraceSide(port), names=names, tolerances=tolerances, checks=checks)
 
 
 def compare_folders(
@@ -539,40 +479,31 @@ def compare_folders(
     sides = traces_in(original), traces_in(port)
     if ("" in sides[0]) != ("" in sides[1]):
         raise InputError(port if "" in sides[0] else original, META, "missing", "one trace, as in the other folder")
-    whole, first = Report(baseline=original.name), None
+    results = [KitReport(Report(baseline=original.name))]
     for name in sorted({*sides[0], *sides[1]}):
         if name not in sides[0] or name not in sides[1]:
             missing = f"missing in {port if name in sides[0] else original}"
-            whole.rows.append(Subject("trace", name, "trace").row("trace", "", None, None, False, missing))
+            results[0].rows.append(Subject("trace", name, "trace").row("trace", "", None, None, False, missing))
             continue
         pair = read_trace(sides[0][name]), read_trace(sides[1][name])
         try:
-            table_for(pair[1].dtype, tolerances)
+            results.append(compare_traces(*pair, names=names, tolerances=tolerances, checks=checks))
         except InputError as error:
             if error.field != "dtype" or tolerances:
                 raise
             reason = f"there are no default tolerances for {pair[1].dtype}"
-            whole.skips.append(Skip("trace", name or pair[1].case, reason, "--tolerances FILE, see docs/kit.md"))
-            continue
-        result = compare_traces(*pair, names=names, tolerances=tolerances, checks=checks)
-        first = first or result.first
-        add(whole, result.report)
-    return KitReport(whole, first)
+            skip = Skip("trace", name or pair[1].case, reason, "--tolerances FILE, see docs/kit.md")
+            results[0].report.skips.append(skip)
+    return joined(results)
 
 
 def traces_in(folder: Path) -> dict[str, Path]:
-    """A folder that is a trace, by the empty name; else its subfolders that are traces, by theirs.
-
-    Raises:
-        InputError: neither.
-    """
-    if not folder.is_dir():
-        raise InputError(folder, "trace", "no such folder", "a folder that parity trace or write_trace wrote")
+    """A folder that is a trace, by the empty name; else its subfolders that are, by theirs; InputError: neither."""
     if (folder / META).exists():
         return {"": folder}
-    found = {file.parent.name: file.parent for file in sorted(folder.glob(f"*/{META}"))}
+    found = {file.parent.name: file.parent for file in folder.glob(f"*/{META}")}
     if not found:
-        raise InputError(folder, META, "missing", "a trace, or folders with one each")
+        raise InputError(folder, META, "missing", "a trace, or folders with one each, of parity trace or write_trace")
     return found
 
 

@@ -6,13 +6,15 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from parity.compare import Subject, compare_value
 from parity.names import NameMap
-from parity.observe import SIGNIFICANT, Compared
+from parity.observe import SIGNIFICANT
+from parity.verdict import Row
 
 Setup = dict[str, Any]
 """Plain values that JSON takes; see :func:`setup_of`."""
@@ -22,6 +24,9 @@ EQUAL = 1e-9
 
 OWN = ("params", "param_names", "foreach", "fused", "capturable")
 """What of a parameter group is no setting: tensors, names, and which kernels compute the same formula."""
+
+NAMED = ("requires_grad", "buffers")
+"""Entries of a setup that are by parameters' and buffers' names."""
 
 
 def optimizer_for(make: Callable[[Any], Any], module: nn.Module) -> Any:
@@ -70,11 +75,14 @@ def setup_of(module: nn.Module, optimizer: Any = None, schedule: Any = None) -> 
         optimizer: None for a side that is only run forward.
         schedule: a learning rate scheduler.
     """
+    configs = (getattr(part, "config", None) for part in module.modules())
+    saved, parameters = module.state_dict(), dict(module.named_parameters())
+    buffers = {name: value for name, value in module.named_buffers() if name in saved}
     setup: Setup = {
-        "requires_grad": {name: value.requires_grad for name, value in module.named_parameters()},
-        "attention": attention_of(module),
-        "buffers": {name: f"{value.dtype} {list(value.shape)}" for name, value in _saved_buffers(module)},
-        "initial": {name: moments(value) for name, value in module.named_parameters() if value.is_floating_point()},
+        "requires_grad": {name: value.requires_grad for name, value in parameters.items()},
+        "attention": sorted({str(name) for one in configs if (name := getattr(one, "_attn_implementation", None))}),
+        "buffers": {name: f"{value.dtype} {list(value.shape)}" for name, value in buffers.items()},
+        "initial": {name: moments(value) for name, value in parameters.items() if value.is_floating_point()},
     }
     if optimizer is not None:
         setup["optimizer"] = type(optimizer).__name__
@@ -88,18 +96,7 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter group as JSON would give it back."""
     settings = {name: value for name, value in group.items() if name not in OWN}
     text = json.dumps(settings, default=lambda value: value.tolist() if isinstance(value, Tensor) else str(value))
-    return {**json.loads(text), "parameters": len(group["params"])}
-
-
-def attention_of(module: nn.Module) -> list[str]:
-    """The attention implementations that the configurations of a model and its parts name."""
-    configs = (getattr(part, "config", None) for part in module.modules())
-    return sorted({str(name) for config in configs if (name := getattr(config, "_attn_implementation", None))})
-
-
-def _saved_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    saved = module.state_dict()
-    return [(name, value) for name, value in module.named_buffers() if name in saved]
+    return dict(json.loads(text))
 
 
 def moments(values: Tensor) -> list[float]:
@@ -111,40 +108,51 @@ def moments(values: Tensor) -> list[float]:
     return [float(mean), float(variance.sqrt()), float(kurtosis), wide.numel()]
 
 
-def compare_setups(expected: Setup, found: Setup, names: NameMap | None = None) -> list[Compared]:
-    """One row for everything that either of two setups has, parameters by the port's names.
+def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
+    """One row for everything that either side says it runs with; what one side alone says is a difference.
 
-    A fresh and a reopened module's are compared in the same way.
+    Parameters are by the port's names. Those of one side alone are the business of ``weights``, and may be joined or
+    copied; a module without a configuration names no attention.
     """
-    names = names or NameMap()
-    rows = [_equal(key, "", expected.get(key), found.get(key)) for key in ("optimizer", "schedule", "attention")]
-    rows = [row for row in rows if row.detail != "None / None"]
-    rows += _groups(expected.get("groups"), found.get("groups"))
-    for key in ("requires_grad", "buffers"):
-        mine, theirs = names.rename(expected.get(key, {}), {*found.get(key, {})}), found.get(key, {})
-        known = sorted({*mine, *(name for name in theirs if names.expected_of(name))})
-        rows += [_equal(key, name, mine.get(name), theirs.get(name)) for name in known]
-    mine, theirs = names.rename(expected.get("initial", {}), {*found.get("initial", {})}), found.get("initial", {})
-    for name in (name for name in sorted(mine) if name in theirs):
-        rows += _drawn_alike(name, mine[name], theirs[name])
-    return rows
+    left_out = ("initial",) if expected.get("attention") and found.get("attention") else ("initial", "attention")
+    sides = [{key: value for key, value in side.items() if key not in left_out} for side in (expected, found)]
+    for key in NAMED:
+        mine, theirs = _renamed(key, expected, found, names)
+        both = [name for name in mine if name in theirs]
+        sides = [{**side, key: {name: held[name] for name in both}} for side, held in zip(sides, (mine, theirs))]
+    mine, theirs = (_flat(side) for side in sides)
+    return [
+        compare_value(subject, "configuration", name, mine.get(name, "nothing"), theirs.get(name, "nothing"))
+        for name in sorted({*mine, *theirs})
+    ]
 
 
-def _equal(quantity: str, name: str, expected: object, found: object) -> Compared:
-    return Compared(quantity, name, float(expected != found), 0.0, expected == found, f"{expected} / {found}")
+def _renamed(key: str, expected: Setup, found: Setup, names: NameMap) -> tuple[dict[str, Any], dict[str, Any]]:
+    theirs = found.get(key, {})
+    return names.rename(expected.get(key, {}), {*theirs}), theirs
 
 
-def _groups(expected: Any, found: Any) -> list[Compared]:
-    sides = cast(list[list[dict[str, Any]]], [expected or [], found or []])
-    rows = [_equal("groups", "number", *map(len, sides))] if expected or found else []
-    for number, (mine, theirs) in enumerate(zip(*sides)):
-        settings = sorted({*mine, *theirs})
-        rows += [_equal("groups", f"{name}[{number}]", mine.get(name), theirs.get(name)) for name in settings]
-    return rows
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Entries of nested mappings and of lists of mappings by dotted names."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = list(enumerate(value))
+    else:
+        return {name: list(value) if isinstance(value, tuple) else value}
+    return {
+        word: entry for key, item in items for word, entry in _flat(item, f"{name}.{key}" if name else str(key)).items()
+    }
 
 
-def _drawn_alike(name: str, *sides: list[float]) -> list[Compared]:
-    """Mean and standard deviation, in standard errors; constants must be equal."""
+def initial_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
+    """How each side draws what both have: mean and standard deviation in standard errors; constants must be equal."""
+    mine, theirs = _renamed("initial", expected, found, names)
+    shared = [name for name in sorted(mine) if name in theirs]
+    return [row for name in shared for row in _drawn_alike(subject, name, mine[name], theirs[name])]
+
+
+def _drawn_alike(subject: Subject, name: str, *sides: list[float]) -> list[Row]:
     errors = {
         "mean": math.hypot(*(std / count**0.5 for _, std, _, count in sides)),
         "std": math.hypot(*(std * ((kurtosis - 1) / (4 * count)) ** 0.5 for _, std, kurtosis, count in sides)),
@@ -154,17 +162,6 @@ def _drawn_alike(name: str, *sides: list[float]) -> list[Compared]:
         mine, theirs = (side[place] for side in sides)
         gap = abs(mine - theirs)
         measured = 0.0 if gap <= EQUAL * abs(mine) else gap / error if error else math.inf
-        detail = f"{mine:.4g} / {theirs:.4g}"
-        rows.append(Compared(f"initial {quantity}", name, measured, SIGNIFICANT, measured <= SIGNIFICANT, detail))
+        detail, passed = f"{mine:.4g} / {theirs:.4g}", measured <= SIGNIFICANT
+        rows.append(subject.row(f"initial {quantity}", name, measured, SIGNIFICANT, passed, detail))
     return rows
-
-
-def broken(weights: Mapping[str, Tensor]) -> Compared | None:
-    """One row for weights that are not finite, from which everything else follows; None where all are."""
-    bad = {name: int((~torch.isfinite(value)).sum()) for name, value in weights.items() if value.is_floating_point()}
-    names = [name for name, count in bad.items() if count]
-    if not names:
-        return None
-    total = sum(bad.values())
-    detail = f"{total} NaN or Inf in {len(names)} of {len(weights)} before any step: {', '.join(names[:5])}"
-    return Compared("finite", names[0], float(total), 0.0, False, detail)

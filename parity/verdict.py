@@ -15,9 +15,6 @@ from typing import Any
 PORT = "port"
 """The run whose counts a verdict names first."""
 
-Follows = Mapping[str, tuple[str, ...]]
-"""For every check those whose failure explains a failure of it."""
-
 
 class Status(str, Enum):
     """How one comparison ended.
@@ -93,27 +90,25 @@ class Row:
         return {**asdict(self), "status": self.status.value, "against": self.against.value, "passed": passed}
 
 
-def explained(rows: Iterable[Row], follows: Follows) -> list[Row]:
-    """The rows, those that failed downstream of another check's failure blocked."""
+def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    """The rows, those that failed downstream of another check's failure blocked.
+
+    ``follows`` has for every check, in their order, those whose failure explains a failure of it.
+    """
     rows = list(rows)
     failed = {row.check for row in rows if row.status is Status.FAILED}
-    return [_explained(row, failed, follows) for row in rows]
+    causes: dict[str, str] = {}
+    for check, parents in follows.items():
+        found = (causes.get(parent, parent) for parent in parents if parent in failed or parent in causes)
+        if cause := next(found, None):
+            causes[check] = cause
+    return [_blocked(row, causes[row.check]) if row.check in causes else row for row in rows]
 
 
-def _explained(row: Row, failed: set[str], follows: Follows) -> Row:
-    found = cause(row.check, failed, follows) if row.status is Status.FAILED else None
-    if found is None:
+def _blocked(row: Row, cause: str) -> Row:
+    if row.status is not Status.FAILED:
         return row
-    return replace(row, status=Status.BLOCKED, detail=f"follows from {found}. {row.detail}")
-
-
-def cause(name: str, failed: set[str], follows: Follows) -> str | None:
-    """The first failed check upstream of ``name``."""
-    for parent in follows.get(name, ()):
-        found = cause(parent, failed, follows) or (parent if parent in failed else None)
-        if found:
-            return found
-    return None
+    return replace(row, status=Status.BLOCKED, detail=f"follows from {cause}. {row.detail}")
 
 
 @dataclass(frozen=True)
@@ -130,16 +125,14 @@ class Counts:
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Counts:
         """Counts of these rows."""
-        compared: dict[tuple[str, Against], tuple[int, int]] = {}
-        missing: dict[str, int] = {}
-        order = list(Against)
+        counts, order = cls({}, {}), list(Against)
         for row in sorted(rows, key=lambda row: (row.run != PORT, order.index(row.against))):
             if row.compared:
-                passed, total = compared.get((row.run, row.against), (0, 0))
-                compared[row.run, row.against] = passed + row.passed, total + 1
+                passed, total = counts.compared.get((row.run, row.against), (0, 0))
+                counts.compared[row.run, row.against] = passed + row.passed, total + 1
             else:
-                missing[row.run] = missing.get(row.run, 0) + 1
-        return cls(compared, missing)
+                counts.not_applicable[row.run] = counts.not_applicable.get(row.run, 0) + 1
+        return counts
 
     @property
     def passed(self) -> bool:
@@ -152,22 +145,27 @@ class Counts:
         names = dict.fromkeys([*(run for run, _ in self.compared), *self.not_applicable])
         return sorted(names, key=lambda run: run != PORT)
 
+    def of_run(self, run: str) -> dict[Against, tuple[int, int]]:
+        """(passed, total) of one run, by what it was held against."""
+        return {against: numbers for (name, against), numbers in self.compared.items() if name == run}
+
     def told(self, run: str) -> str:
         """``port against prototype 4 of 4; itself 2 of 2; 1 check not applicable``."""
-        mine = {against: numbers for (name, against), numbers in self.compared.items() if name == run}
-        words = [f"{against.value} {passed} of {total}" for against, (passed, total) in mine.items()]
-        number = self.not_applicable.get(run, 0)
-        missing = [f"{number} check{'' if number == 1 else 's'} not applicable"] if number else []
-        return f"{run} against " + "; ".join(words + missing) if words else f"{run}: {missing[0]}"
+        words = [f"{against.value} {passed} of {total}" for against, (passed, total) in self.of_run(run).items()]
+        begin = f"{run} against " if words else f"{run}: "
+        if number := self.not_applicable.get(run, 0):
+            words.append(f"{number} check{'' if number == 1 else 's'} not applicable")
+        return begin + "; ".join(words)
 
     def as_json(self) -> dict[str, dict[str, Any]]:
         """By run: for each thing held against ``passed`` and ``total``, and the number that is not applicable."""
-        found: dict[str, dict[str, Any]] = {
-            run: {"not applicable": self.not_applicable.get(run, 0)} for run in self.runs
+        return {
+            run: {
+                "not applicable": self.not_applicable.get(run, 0),
+                **{one.value: {"passed": passed, "total": total} for one, (passed, total) in self.of_run(run).items()},
+            }
+            for run in self.runs
         }
-        for (run, against), (passed, total) in self.compared.items():
-            found[run][against.value] = {"passed": passed, "total": total}
-        return found
 
 
 @dataclass(frozen=True)
@@ -258,11 +256,6 @@ class Report:
     def passed(self) -> bool:
         """True when something was compared and nothing failed or was blocked."""
         return self.counts().passed
-
-    @property
-    def exit_code(self) -> int:
-        """0: passed, 1: not."""
-        return 0 if self.passed else 1
 
     def verdict_line(self) -> str:
         """``PASS: port against prototype 4 of 4; itself 2 of 2; reference against prototype 4 of 4``."""

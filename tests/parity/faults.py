@@ -118,11 +118,6 @@ def swap_attention(name: str, other: str) -> Plant:
     return plant
 
 
-def thaw(name: str) -> Plant:
-    """Train a part of the HASS draft that belongs to the verifier."""
-    return alters(ports.hass.train, "build", lambda draft: draft.get_parameter(name).requires_grad_(True))
-
-
 def wrong_rope(config: Any) -> None:
     parameters = getattr(config.transformer_layer_config, "rope_parameters", None)
     (parameters or config.transformer_layer_config.rope_scaling)["factor"] = 2.0
@@ -137,18 +132,6 @@ def detach_norm(draft: Any) -> None:
 class _Frozen:
     def __init__(self, norm: Any) -> None:
         self.weight, self.variance_epsilon = norm.weight.detach(), norm.variance_epsilon
-
-
-def nan_logit(steps: list[Any]) -> None:
-    """One logit the loss does not depend on: the run goes on, only the number is gone."""
-    head, step = steps[0].head, steps[0]
-
-    def broken(hidden: Tensor) -> Tensor:
-        logits = head(hidden).detach().clone()
-        logits[0, 0, 0] = torch.nan
-        return logits
-
-    steps[0] = replace(step, head=broken)
 
 
 def coarse_hidden(steps: list[Any]) -> None:
@@ -216,10 +199,6 @@ def forgetful(self: Any, config: Any, weights: Any, *rest: Any) -> tuple[Any, ..
 def coarse_moments(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Through bfloat16 on their way to the file."""
     return {name: value if name[:4] == "step" else value.bfloat16().float() for name, value in state.items()}
-
-
-def without_steps(file: Path, stored: dict[str, Tensor], *rest: Any) -> tuple[Any, ...]:
-    return file, {name: torch.zeros_like(v) if name[:4] == "step" else v for name, v in stored.items()}, *rest
 
 
 def schedule_one_ahead(patch: pytest.MonkeyPatch) -> None:
@@ -295,7 +274,6 @@ FAULTS = (
     fault("own-position keys off", swap_attention("ttt_prototype_fast", "ttt_chain_fast"), "forward"),
     fault("residual un-normed", change_config(lambda c: setattr(c, "norm_before_residual", False)), "forward"),
     fault("wrong rope scaling", change_config(wrong_rope), "forward"),
-    fault("NaN in a logit", alters(*UNROLL, nan_logit), "forward"),
     hass("norm after fc", puts(HassDraftModel, "step", norm_after_fc), "forward"),
     fault("rows miscounted in the mean", takes(OBJECTIVE, "mean_over", lambda total, rows: (total, rows + 1)), "loss"),
     fault("hidden states too coarse", alters(*UNROLL, coarse_hidden), "precision", case="eagle3_bf16ds_k3"),
@@ -317,9 +295,12 @@ FAULTS = (
     ),
     fault("one weight detached", change_draft(detach_norm), "gradients", "gradient_flow"),
     fault("embedding thawed", change_draft(lambda d: d.embed_tokens.weight.requires_grad_(True)), "gradient_flow"),
-    hass("embedding trained", thaw("embed_tokens.weight"), "gradient_flow"),
     # the head is in no checkpoint, so what it learned is lost
-    hass("head trained", thaw("lm_head.weight"), "weights", "gradient_flow", "round_trip"),
+    hass(
+        "head trained",
+        alters(ports.hass.train, "build", lambda draft: draft.lm_head.weight.requires_grad_(True)),
+        *("weights", "gradient_flow", "round_trip"),
+    ),
     fault("update applied twice", puts(ports.training.optimizer, "AdamW", Twice), "optimizer_step"),
     hass("clip by norm", puts(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm), "clip"),
     fault("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "schedule"),
@@ -343,7 +324,6 @@ FAULTS = (
     ),
     fault("resume: schedule one step ahead", schedule_one_ahead, "resume"),
     fault("resume: Adam's moments in bfloat16", returns(KEEPER, "adam_state", coarse_moments), "resume"),
-    fault("resume: step count lost", takes(RESUME, "load_adam_state", without_steps), "resume"),
     fault("resume: sampler restarted", restarted_sampler, "resume"),
     fault(
         "resume: log renumbered",

@@ -9,8 +9,9 @@ import pytest
 
 from parity.checks import run_checks
 from parity.evidence import Evidence
+from parity.pair import find_pair
 from parity.prototypes.case import Case
-from parity.run import find_pair, hinted
+from parity.run import hinted
 from parity.trace import Trace
 from parity.verdict import Row, Status
 from tests.parity.faults import FAULTS, Fault

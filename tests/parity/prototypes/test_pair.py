@@ -17,7 +17,7 @@ from parity.evidence import Evidence
 from parity.prototypes.case import Case
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
-from parity.run import Options, find_pair, run, sides_of
+from parity.run import Options, find_pair, run_pair, sides_of
 from parity.tolerances import table_for
 from parity.verdict import Against, Report, Row, Status
 from tests.parity.folders import META, make_fixture, write_checkout, write_meta
@@ -77,7 +77,7 @@ def test_a_checkout_brings_the_live_original_and_the_adapter(tmp_path: Path) -> 
 def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_checkout(tmp_path, "eagle3")
     monkeypatch.setattr(LiveOriginal, "leaves_out", lambda self, case: "not now")
-    report = run(EAGLE3, Options(tmp_path, keyword="fp32_k1"))
+    report = run_pair(EAGLE3, Options(tmp_path, keyword="fp32_k1"))
     assert {row.tensor for row in report.rows if row.status is Status.FAILED} == set(files)
     assert all("found" in row.detail for row in report.rows if row.check == "environment")
 
@@ -85,16 +85,16 @@ def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("name", ["eagle3", "hass"])
 def test_a_folder_without_the_prototypes_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"research/{name}: found no such folder, expected a checkout"):
-        run(find_pair(name), Options(tmp_path, keyword="fp32_k1"))
+        run_pair(find_pair(name), Options(tmp_path, keyword="fp32_k1"))
 
 
 def test_recordings_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found no such folder"):
-        run(EAGLE3, Options(recordings=tmp_path / "nowhere"))
+        run_pair(EAGLE3, Options(recordings=tmp_path / "nowhere"))
     make_fixture(tmp_path)
     write_meta(tmp_path / "one", META)
     with pytest.raises(InputError, match=r"initial.safetensors: file"):
-        run(EAGLE3, Options(recordings=tmp_path))
+        run_pair(EAGLE3, Options(recordings=tmp_path))
 
 
 def test_throughput_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +102,9 @@ def test_throughput_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         parity.prototypes.pair, "throughput", lambda name, *rest: Report(rows=[replace(row, case=name)])
     )
-    report = run(HASS, Options(keyword="hass_throughput"))
+    report = run_pair(HASS, Options(keyword="hass_throughput"))
     assert [row.case for row in report.rows] == ["hass"]
-    assert not run(HASS, Options(keyword="no_such_case")).passed
+    assert not run_pair(HASS, Options(keyword="no_such_case")).passed
 
 
 def evidence(case: Case, run: str = "port") -> Evidence:
