@@ -19,8 +19,7 @@ from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
 from parity.prototypes.deviations import LEDGER, as_markdown, find
-from parity.prototypes.live import request_for
-from parity.prototypes.original import OriginalRunError, record_original
+from parity.prototypes.original import OriginalRunError, record_original, request_for
 from parity.prototypes.port import run_port, settings_for, start_port, trace_port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.reference.loop import trace_reference
