@@ -35,24 +35,22 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
     Raises:
         InputError: a file is missing or does not have the recordings' format.
     """
-    native = TO_NATIVE[case.algorithm]
     initial = read_tensors(case.initial)
     stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
-    tensors = {rename(name, native): value for name, value in stored.items() if not name.endswith(PARTS)}
-    start = {native(name[5:]): value for name, value in initial.items() if name.startswith("init.")}
-    tensors.update({f"init.{name}": _as_trained(case, start[name]) for name in start if name != "embed_tokens.weight"})
-    final_file = case.directory / "final.safetensors"
-    if final_file.exists():
-        final = _with_aliases(case, read_tensors(final_file), case.meta.final_aliases, initial)
-        tensors.update({f"final.{native(name)}": value for name, value in final.items()})
+    kept = (name for name in initial if name.startswith("init.") and name != "init.embed_tokens.weight")
+    stored.update({name: _as_trained(case, initial[name]) for name in kept})
+    final = case.directory / "final.safetensors"
+    if final.exists():
+        last = _with_aliases(case, read_tensors(final), case.meta.final_aliases, initial)
+        stored.update({f"final.{name}": value for name, value in last.items()})
     file = case.directory / "trajectory.jsonl"
     curve = [_point(file, number, line) for number, line in enumerate(read_lines(file), 1)]
-    extra = case.meta.model_extra or {}
+    extra, native = case.meta.model_extra or {}, TO_NATIVE[case.algorithm]
     return Trace(
         run=run,
         case=case.name,
         dtype=case.dtype,
-        tensors=tensors,
+        tensors={rename(name, native): value for name, value in stored.items() if not name.endswith(PARTS)},
         curve=curve,
         prints=list(case.meta.prints),
         configuration=configuration(case),
@@ -63,7 +61,7 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
 def rename(name: str, native: Callable[[str], str]) -> str:
     """A recorded tensor's name under the trace's conventions."""
     head, _, rest = name.partition(".")
-    if head in ("after", "init"):
+    if head in ("after", "init", "final"):
         return f"{head}.{native(rest)}"
     if rest.startswith("grad."):
         return f"{head}.grad.{native(rest[5:])}"
@@ -130,11 +128,10 @@ def _point(file: Path, number: int, line: Mapping[str, Any]) -> Point:
 
 
 def _grad_norm(line: Mapping[str, Any]) -> float | None:
-    clip = line.get("clip") or {}
-    if clip.get("kind") == "norm":
-        return float(clip["returned"])
-    after_backward = line.get("grad_norm_after_backward") or [None]
-    return None if after_backward[-1] is None else float(after_backward[-1])
+    """Before clipping: what clipping by norm returned, else what was measured."""
+    clip, measured = line.get("clip") or {}, line.get("grad_norm_after_backward") or [None]
+    norm = clip["returned"] if clip.get("kind") == "norm" else measured[-1]
+    return None if norm is None else float(norm)
 
 
 class ReplaySampler(Sampler[int]):

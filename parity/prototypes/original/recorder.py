@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from parity.speed import flop_counter
@@ -190,10 +190,11 @@ class Recorder:
         if self._first_step:
             self.tensors[f"mb{self._row['mb']}.{name}"] = value.detach().clone()
 
-    def write(self, folder: Path, model: torch.nn.Module) -> None:
-        """The recording's files but for ``meta.json``."""
+    def write(self, folder: Path, model: torch.nn.Module, given: Path) -> None:
+        """The recording's files but for ``meta.json``; of the initial weights only what was not ``given`` by a file."""
         start = {f"init.{name}": value for name, value in self.initial.items()}
-        save_file({**start, **self.tensors}, folder / "first_step.safetensors")
+        kept = {name: start[name] for name in start.keys() - load_file(given).keys()}
+        save_file({**kept, **self.tensors}, folder / "first_step.safetensors")
         save_file(snapshot(model), folder / "final.safetensors")
         if self.uniforms:
             draws = {f"u{index:04d}": value for index, value in enumerate(self.uniforms)}

@@ -16,6 +16,12 @@ import torch
 from ports.training.data.records import natural_key
 
 
+class LossKwargs(TypedDict, total=False):
+    """Takes the place of a typing-only name."""
+
+    num_items_in_batch: int
+
+
 class TorchProxy(ModuleType):
     """The module ``torch`` with some names replaced."""
 
@@ -33,7 +39,7 @@ def add_lost_names() -> list[str]:
     rope: Any = importlib.import_module("transformers.modeling_rope_utils")
     added = []
     if "LossKwargs" not in dir(utils):
-        utils.LossKwargs = TypedDict("LossKwargs", {"num_items_in_batch": int}, total=False)
+        utils.LossKwargs = LossKwargs
         added.append("transformers.utils.LossKwargs")
     if "default" not in rope.ROPE_INIT_FUNCTIONS:
         rope.ROPE_INIT_FUNCTIONS["default"] = plain_rope

@@ -6,6 +6,7 @@ It puts the stand-ins in place, imports the script, calls its ``main()`` and wri
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from accelerate.utils import set_seed
 from parity.environment import describe
 from parity.errors import InputError
 from parity.files import read_tensors, write_folder
-from parity.prototypes.case import Case
+from parity.prototypes.case import Case, Flags
 from parity.prototypes.original import standins
 from parity.prototypes.original.checkout import COMMIT, PROTOTYPES
 from parity.prototypes.original.child import Request, answer
@@ -94,48 +95,39 @@ class Run:
         self.patches += standins.proxy_torch(script, full)
         self.walked = [Path(path).name for path in script.datapath]
         self.patches += standins.arrange_data(script, self.case.noise, self.case.shuffle)
-        script.Model = self._building(script.Model)
-        script.accelerator.prepare = self._preparing(script.accelerator.prepare)
+        script.Model = functools.partial(self._build, script.Model)
+        script.accelerator.prepare = functools.partial(self._prepare, script.accelerator.prepare)
         self.loop.accelerator, script.tqdm = script.accelerator, self.loop
         if self.recorder is not None:
             self.recorder.listen_to_script(script)
-        self.patches.append(
-            "loop, samples, noise, losses, clipping, optimizer, scheduler heard by wrappers around them"
-        )
+        self.patches += [] if self.request.redirect else ["EConfig._attn_implementation = 'eager'"]
+        self.patches += [
+            "Model(...) parameters overwritten after construction by the values of a file",
+            "Accelerator.prepare result wrapped in torch.nn.DataParallel, so that .module exists",
+            "loop, samples, noise, losses, clipping and steps heard by wrappers around them",
+        ]
 
-    def _building(self, construct: Any) -> Any:
+    def _build(self, construct: Any, config: Any, *positional: Any, **named: Any) -> Any:
         """The script's model, from the case's initial weights."""
         if self.request.redirect is None:
-            self.patches.append("EConfig._attn_implementation = 'eager'")
-        self.patches.append("Model(...) parameters overwritten after construction by the values of a file")
+            config._attn_implementation = "eager"
+        self.model = construct(config, *positional, **named)
+        overwrite(self.model, self.case)
+        if self.recorder is not None:
+            self.recorder.listen_to_model(self.model)
+        return self.model
 
-        def build(config: Any, *positional: Any, **named: Any) -> Any:
-            if self.request.redirect is None:
-                config._attn_implementation = "eager"
-            self.model = construct(config, *positional, **named)
-            overwrite(self.model, self.case)
-            if self.recorder is not None:
-                self.recorder.listen_to_model(self.model)
-            return self.model
-
-        return build
-
-    def _preparing(self, prepare: Any) -> Any:
-        """What is trained, once accelerate has wrapped it."""
-        self.patches.append("Accelerator.prepare result wrapped in torch.nn.DataParallel, so that .module exists")
-
-        def prepare_and_hear(*objects: Any) -> tuple[Any, ...]:
-            model, *others = prepare(*objects)
-            self.wrapped = model if hasattr(model, "module") else torch.nn.DataParallel(model)  # DeepSpeed's has one
-            if self.recorder is not None:
-                optimizer = next(item for item in others if isinstance(item, AcceleratedOptimizer))
-                scheduler = next(item for item in others if isinstance(item, AcceleratedScheduler))
-                self.recorder.listen_to_run(self.model, optimizer, scheduler)
-            if self.seed is not None:
-                set_seed(self.seed)
-            return (self.wrapped, *others)
-
-        return prepare_and_hear
+    def _prepare(self, prepare: Any, *objects: Any) -> tuple[Any, ...]:
+        """What is trained, as accelerate has wrapped it."""
+        model, *others = prepare(*objects)
+        self.wrapped = model if hasattr(model, "module") else torch.nn.DataParallel(model)  # DeepSpeed's has one
+        if self.recorder is not None:
+            optimizer = next(item for item in others if isinstance(item, AcceleratedOptimizer))
+            scheduler = next(item for item in others if isinstance(item, AcceleratedScheduler))
+            self.recorder.listen_to_run(self.model, optimizer, scheduler)
+        if self.seed is not None:
+            set_seed(self.seed)
+        return (self.wrapped, *others)
 
     def _write(self, script: Any) -> None:
         """The recording, whole or not at all; with ``record`` off only ``meta.json`` with the timings."""
@@ -151,7 +143,7 @@ class Run:
         def fill(folder: Path) -> None:
             (folder / "meta.json").write_text(json.dumps(facts, indent=1) + "\n")
             if self.recorder is not None:
-                self.recorder.write(folder, self.model)
+                self.recorder.write(folder, self.model, self.case.initial)
                 shutil.copy(self.case.initial, folder)
                 (folder / "fixture").symlink_to(self.case.fixture, target_is_directory=True)
 
@@ -204,19 +196,8 @@ class Run:
 
 def arguments_of(case: Case) -> list[str]:
     """The script's command line."""
-    named = {
-        "basepath": case.verifier,
-        "configpath": case.configpath,
-        "tmpdir": case.tmpdir,
-        "cpdir": Path.cwd() / "cp",
-        "lr": case.lr,
-        "bs": case.bs,
-        "gradient-accumulation-steps": case.accumulation,
-        "epoch": case.epoch,
-        "topk": case.topk,
-        "topk_w": 0,
-        "forward_num_total": case.ttt_steps,
-    }
+    named = {field.alias or name: getattr(case, name) for name, field in Flags.model_fields.items()}
+    named |= {"basepath": case.verifier, "cpdir": Path.cwd() / "cp", "topk_w": 0}
     return [word for name, value in named.items() for word in (f"--{name}", str(value))]
 
 

@@ -22,31 +22,8 @@ from parity.prototypes.recorded import (
     configuration,
     load_recorded,
     path_norms,
-    rename,
     samples_per_pass,
 )
-
-
-def native(name: str) -> str:
-    return {"a.weight": "b.weight"}.get(name, name)
-
-
-@pytest.mark.parametrize(
-    ("recorded", "traced"),
-    [
-        ("after.a.weight", "after.b.weight"),
-        ("init.a.weight", "init.b.weight"),
-        ("mb0.grad.a.weight", "mb0.grad.b.weight"),
-        ("mb12.grad.c.weight", "mb12.grad.c.weight"),
-        ("mb0.step2.predict", "mb0.step2.hidden"),
-        ("mb0.step2.kldiv_loss", "mb0.step2.loss"),
-        ("mb0.step2.logits", "mb0.step2.logits"),
-        ("mb0.batch.input_ids", "mb0.batch.input_ids"),
-        ("t2d", "t2d"),
-    ],
-)
-def test_names(recorded: str, traced: str) -> None:
-    assert rename(recorded, native) == traced
 
 
 def test_aliases_are_resolved(case: Case) -> None:
@@ -54,6 +31,7 @@ def test_aliases_are_resolved(case: Case) -> None:
     assert "after.embed_tokens.weight" in case.meta.aliases
     assert "after.embed_tokens.weight" not in stored
     trace, initial = load_recorded(case), load_file(case.initial)
+    assert torch.equal(trace.tensors["init.norm.weight"], initial["init.lm_head_layernorm.weight"])
     for name in ("after.embed_tokens.weight", "final.embed_tokens.weight"):
         assert torch.equal(trace.tensors[name], initial["verifier.embed_tokens.weight"])
 
@@ -61,7 +39,9 @@ def test_aliases_are_resolved(case: Case) -> None:
 def test_tensors_go_by_speculators_names(case: Case) -> None:
     trace, stored = load_recorded(case), load_file(case.directory / "first_step.safetensors")
     assert torch.equal(trace.tensors["mb0.grad.norm.weight"], stored["mb0.grad.lm_head_layernorm.weight"])
-    assert torch.equal(trace.tensors["mb0.step1.hidden"], stored["mb0.step1.predict"])
+    assert torch.equal(trace.tensors["after.norm.weight"], stored["after.lm_head_layernorm.weight"])
+    for name, recorded in {"hidden": "predict", "loss": "kldiv_loss", "logits": "logits"}.items():
+        assert torch.equal(trace.tensors[f"mb0.step1.{name}"], stored[f"mb0.step1.{recorded}"])
     assert not any("lm_head_layernorm" in name for name in trace.tensors)
 
 

@@ -33,7 +33,7 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
     meta, found = read_meta(folder), read_case(folder)
     trace = load_recorded(found)
     assert trace.prints == ["toy sees 17 files", "toy pass 0"]
-    assert meta["argv"][:2] == ["--basepath", "FIXTURE/verifier"]
+    assert "FIXTURE/verifier" in meta["argv"]
     assert meta["train_config"]["datapath"] == "FIXTURE/data_eagle3"
     assert meta["saved"] == [{"file": "model0.safetensors", "zip_pickle": True}]
     assert (found.accumulation, found.noise, found.shuffle, found.seed) == (2, True, True, 0)
