@@ -94,7 +94,7 @@ def answer(run: Callable[[], object]) -> int:
 
 WORKER = "parity.prototypes.original.worker"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT")
-_PASSED_ON += ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+_MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 _PROJECT = Path(__file__).resolve().parents[3]
 
 
@@ -126,7 +126,7 @@ def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
 
 def plain_environment(threads: int) -> dict[str, str]:
     """Fixed threads, no GPU, no network, and little else."""
-    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env = {name: os.environ[name] for name in (*_PASSED_ON, *_MEASURED) if name in os.environ}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PROJECT), env.get("PYTHONPATH")]))
     env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return env | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
