@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_ddp_bf16_crash(tmp_path: Path, small: Path) -> None:
 @pytest.mark.deepspeed
 def test_ddp_bf16_crash_of_the_original(prototype_dir: Path, case: Case, tmp_path: Path) -> None:
     with pytest.raises(OriginalRunError, match="dtype"):
-        record_original(request_for(case, prototype_dir, tmp_path, dtype="bf16"))
+        record_original(request_for(replace(case, dtype="bf16"), prototype_dir, tmp_path))
 
 
 def test_embed_decay(cases: dict[str, Case], tmp_path: Path) -> None:
