@@ -8,8 +8,7 @@ from pathlib import Path
 
 from benchmarks.race import Measured
 from benchmarks.shapes import Shape, build_case
-from parity.prototypes.live import request_for
-from parity.prototypes.original import record_original
+from parity.prototypes.original import record_original, request_for
 
 WARMUP = 1
 

@@ -11,32 +11,40 @@ Layout of a recordings folder (any folder of this layout works)::
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from parity.errors import InputError
-from parity.files import read_object
+from parity.files import misfit, read_object
+from ports.eagle3.names import to_native as eagle3_to_native
+from ports.hass.names import to_native as hass_to_native
 
 Algorithm = Literal["eagle3", "hass"]
 Dtype = Literal["fp32", "bf16", "bf16ds"]
 
-DEFAULTS: dict[str, float] = {
-    "lr": 3e-5,
-    "bs": 4,
-    "gradient-accumulation-steps": 1,
-    "epoch": 40,
-    "topk": 10,
-    "forward_num_total": 3,
-}
-"""The prototypes' own, for flags that a recorded command line leaves out."""
+TO_NATIVE: dict[str, Callable[[str], str]] = {"eagle3": eagle3_to_native, "hass": hass_to_native}
+"""The prototypes' parameter names to Speculators' names for the same tensors, by algorithm."""
 
-LEAST = {"lr": 0, "epoch": 0}
-"""Smallest values that make sense; 1 for all others."""
+
+class Flags(BaseModel):
+    """The flags of a recorded command line that the harness relies on; the defaults are the prototypes' own."""
+
+    configpath: str
+    tmpdir: str
+    lr: float = Field(3e-5, ge=0, allow_inf_nan=False)
+    bs: int = Field(4, ge=1)
+    accumulation: int = Field(1, ge=1, alias="gradient-accumulation-steps")
+    epoch: int = Field(40, ge=0)
+    topk: int = Field(10, ge=1)
+    ttt_steps: int = Field(3, ge=1, alias="forward_num_total")
+
+
+DEFAULTS = {field.alias or name: field.default for name, field in Flags.model_fields.items()}
 
 
 class Meta(BaseModel):
@@ -60,6 +68,13 @@ class Meta(BaseModel):
     train_config: dict[str, Any] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
     final_aliases: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("case")
+    @classmethod
+    def _names_a_folder(cls, case: str) -> str:
+        if Path(case).name != case or not case.strip(".") or not case.isprintable() or len(case) > 200:
+            raise ValueError("a case is named like a folder")
+        return case
 
 
 @dataclass(frozen=True)
@@ -100,22 +115,19 @@ class Case:
         return self.directory / "noise_uniforms.safetensors" if self.noise else None
 
 
-def find_cases(root: Path, algorithm: str | None = None, keyword: str = "") -> list[Case]:
-    """All cases below ``root`` in name order, of one algorithm and with ``keyword`` in the name.
+def find_cases(root: Path, algorithm: str | None = None) -> list[Case]:
+    """All cases below ``root``, or ``root`` itself, in name order; of one algorithm.
 
     Raises:
         InputError: no such folder, or no case in it.
     """
     if not root.is_dir():
         raise InputError(root, "recordings", "no such folder", "a folder of recorded cases")
-    cases = [read_case(file.parent) for file in _meta_files(root)]
-    if not cases:
+    files = sorted(root.glob("*/meta.json")) or sorted(root.glob("meta.json"))
+    if not files:
         raise InputError(root, "recordings", "no case (a folder with meta.json)", "at least one")
-    return [case for case in cases if keyword in case.name and algorithm in (None, case.algorithm)]
-
-
-def _meta_files(root: Path) -> Iterator[Path]:
-    return iter(sorted(root.glob("*/meta.json")) or sorted(root.glob("meta.json")))
+    cases = [read_case(file.parent) for file in files]
+    return [case for case in cases if algorithm in (None, case.algorithm)]
 
 
 def read_case(directory: Path) -> Case:
@@ -124,98 +136,70 @@ def read_case(directory: Path) -> Case:
     Raises:
         InputError: a missing file or a field of ``meta.json`` that does not fit.
     """
-    meta = _read_meta(directory / "meta.json")
-    fixture = _beside(directory, "fixture", directory / "meta.json")
-    flags = _flags(directory / "meta.json", meta.argv)
-    numbers = {name: _number(directory / "meta.json", flags, name) for name in DEFAULTS}
-    _check_order(directory / "meta.json", meta, int(numbers["bs"]), int(numbers["epoch"]))
-    paths = {name: Path(flags[name].replace("FIXTURE", str(fixture))) for name in ("configpath", "tmpdir")}
-    for name, path in paths.items():
-        if not _exists(path):
-            raise InputError(
-                directory / "meta.json", f"argv --{name}", f"{path}, which does not exist", "a fixture file"
-            )
+    file = directory / "meta.json"
+    try:
+        meta = Meta.model_validate(read_object(file, "a recording's meta.json"))
+    except ValidationError as error:
+        raise misfit(file, error) from error
+    fixture, flags = _beside(file, "fixture"), _flags(file, meta.argv)
+    _check_order(file, meta, flags)
     return Case(
         name=meta.case,
         algorithm=meta.which,
         dtype=meta.dtype,
         directory=directory,
         fixture=fixture,
-        initial=_beside(directory, meta.initial, directory / "meta.json"),
-        configpath=paths["configpath"],
-        tmpdir=paths["tmpdir"],
-        lr=numbers["lr"],
-        bs=int(numbers["bs"]),
-        accumulation=int(numbers["gradient-accumulation-steps"]),
-        epoch=int(numbers["epoch"]),
-        topk=int(numbers["topk"]),
-        ttt_steps=int(numbers["forward_num_total"]),
+        initial=_beside(file, meta.initial),
+        configpath=_below(file, fixture, "configpath", flags.configpath),
+        tmpdir=_below(file, fixture, "tmpdir", flags.tmpdir),
         noise=meta.noise,
         shuffle=meta.shuffle,
         order=tuple(meta.sample_index_order),
         meta=meta,
+        **flags.model_dump(exclude={"configpath", "tmpdir"}),
     )
 
 
-def _read_meta(file: Path) -> Meta:
+def _flags(file: Path, argv: list[str]) -> Flags:
+    """``--name value`` and ``--name=value`` of a recorded command line."""
+    words, found = iter(argv), {}
+    for word in words:
+        if not word.startswith("--"):
+            raise InputError(file, "argv", word, "a flag")
+        name, joined, value = word[2:].partition("=")
+        found[name] = value if joined else next(words, "")
     try:
-        return Meta.model_validate(read_object(file, "a recording's meta.json"))
+        return Flags.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(file, ".".join(map(str, first["loc"])), repr(first.get("input"))[:80], first["msg"]) from error
+        value = found.get(str(first["loc"][0]), "nothing")
+        raise InputError(file, f"argv --{first['loc'][0]}", value[:80], first["msg"]) from error
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for the file system
-        return False
-
-
-def _number(file: Path, flags: dict[str, str], name: str) -> float:
-    """A flag's value, or the prototypes' default."""
-    default = DEFAULTS[name]
-    try:
-        value = type(default)(flags.get(name, default))
-    except ValueError:
-        value = math.nan
-    if not LEAST.get(name, 1) <= value < math.inf:  # NaN fits nowhere
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        raise InputError(file, f"argv --{name}", flags[name][:80], f"{kind} of at least {LEAST.get(name, 1)}")
-    return value
-
-
-def _check_order(file: Path, meta: Meta, bs: int, epoch: int) -> None:
+def _check_order(file: Path, meta: Meta, flags: Flags) -> None:
     """Does the recorded order fill every pass?"""
-    count, order = len(meta.samples_files), meta.sample_index_order
-    if count < bs:
-        raise InputError(file, "samples_files", f"{count} samples", f"at least one batch of {bs}")
-    visits = count // bs * bs * (epoch + 1)
+    count, order, passes = len(meta.samples_files), meta.sample_index_order, flags.epoch + 1
+    if count < flags.bs:
+        raise InputError(file, "samples_files", f"{count} samples", f"at least one batch of {flags.bs}")
+    visits = count // flags.bs * flags.bs * passes
     if len(order) < visits:
-        raise InputError(file, "sample_index_order", f"{len(order)} visits", f"{visits} in {epoch + 1} passes")
+        raise InputError(file, "sample_index_order", f"{len(order)} visits", f"{visits} in {passes} passes")
     wrong = [index for index in order if not 0 <= index < count]
     if wrong:
         raise InputError(file, "sample_index_order", wrong[0], f"indices from 0 to {count - 1}")
 
 
-def _beside(directory: Path, name: str, file: Path) -> Path:
+def _beside(file: Path, name: str) -> Path:
     """``name`` in the case's folder or in the one above it."""
-    for folder in (directory, directory.parent):
-        if _exists(folder / name):
+    for folder in (file.parent, file.parent.parent):
+        if os.path.exists(folder / name):
             return folder / name
     raise InputError(file, name, "missing", f"{name} in the case's folder or beside it")
 
 
-def _flags(file: Path, argv: list[str]) -> dict[str, str]:
-    """``--name value`` pairs of a recorded command line."""
-    words = iter(argv)
-    flags = {}
-    for word in words:
-        if not word.startswith("--"):
-            raise InputError(file, "argv", word, "a flag")
-        name, joined, value = word[2:].partition("=")
-        flags[name] = value if joined else next(words, "")
-    for name in ("configpath", "tmpdir"):
-        if not flags.get(name):
-            raise InputError(file, f"argv --{name}", "missing", "a path below FIXTURE")
-    return flags
+def _below(file: Path, fixture: Path, flag: str, value: str) -> Path:
+    """A path of the command line, in which ``FIXTURE`` stands for the fixture's folder."""
+    path = Path(value.replace("FIXTURE", str(fixture)))
+    if not value or not os.path.exists(path):
+        raise InputError(file, f"argv --{flag}", f"{path}, which does not exist", "a path below FIXTURE")
+    return path

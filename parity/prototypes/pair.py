@@ -20,9 +20,8 @@ from parity.prototypes.case import find_cases
 from parity.prototypes.checks.resume import check_resume
 from parity.prototypes.checks.round_trip import check_round_trip
 from parity.prototypes.deviations import LEDGER
-from parity.prototypes.live import request_for
 from parity.prototypes.localise import localise, sentence, trace_calls
-from parity.prototypes.original import record_original, verify
+from parity.prototypes.original import record_original, request_for, verify
 from parity.prototypes.reference.loop import float64_oracle
 from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
 from parity.prototypes.signatures import hint_for

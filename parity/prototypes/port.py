@@ -18,12 +18,9 @@ from parity.environment import describe, deterministic, quietly
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.prototypes.algorithms import ALGORITHMS
-from parity.prototypes.case import Case
-from parity.prototypes.names import TO_NATIVE
-from parity.prototypes.paths import path_norms
-from parity.prototypes.recorded import LOGGED, configuration
+from parity.prototypes.case import TO_NATIVE, Case
+from parity.prototypes.recorded import LOGGED, ReplayDraw, ReplaySampler, configuration, path_norms, samples_per_pass
 from parity.prototypes.reference.setup import CLIP
-from parity.prototypes.replay import ReplayDraw, ReplaySampler, samples_per_pass
 from parity.prototypes.ties import near_ties
 from parity.step import AdamW, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace

@@ -1,18 +1,18 @@
-"""A trace from a recording on disk: what a prototype computed once."""
+"""What a prototype computed once: its trace from a recording on disk, and its order and noise played again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from parity.errors import InputError
 from parity.files import read_lines, read_tensors
-from parity.prototypes.case import Case
-from parity.prototypes.names import TO_NATIVE
+from parity.prototypes.case import TO_NATIVE, Case
 from parity.trace import Point, Trace
 
 PROTOTYPE_SEED = 0
@@ -24,6 +24,8 @@ LOGGED = ("train/ploss", "train/topkloss")
 PARTS = (".ploss", ".topk_loss")
 """Summands of a step's loss in HASS that only its recording has step by step; the curve has their sums, ``LOGGED``."""
 
+VERSIONS = ("torch", "transformers", "accelerate", "numpy", "python")
+
 RENAMED_QUANTITIES = {"predict": "hidden", "kldiv_loss": "loss"}
 
 
@@ -33,35 +35,33 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
     Raises:
         InputError: a file is missing or does not have the recordings' format.
     """
-    native = TO_NATIVE[case.algorithm]
     initial = read_tensors(case.initial)
     stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
-    tensors = {rename(name, native): value for name, value in stored.items() if not name.endswith(PARTS)}
-    start = {native(name[5:]): value for name, value in initial.items() if name.startswith("init.")}
-    tensors.update({f"init.{name}": _as_trained(case, start[name]) for name in start if name != "embed_tokens.weight"})
-    final_file = case.directory / "final.safetensors"
-    if final_file.exists():
-        final = _with_aliases(case, read_tensors(final_file), case.meta.final_aliases, initial)
-        tensors.update({f"final.{native(name)}": value for name, value in final.items()})
+    kept = (name for name in initial if name.startswith("init.") and name != "init.embed_tokens.weight")
+    stored.update({name: _as_trained(case, initial[name]) for name in kept})
+    final = case.directory / "final.safetensors"
+    if final.exists():
+        last = _with_aliases(case, read_tensors(final), case.meta.final_aliases, initial)
+        stored.update({f"final.{name}": value for name, value in last.items()})
     file = case.directory / "trajectory.jsonl"
     curve = [_point(file, number, line) for number, line in enumerate(read_lines(file), 1)]
-    extra = case.meta.model_extra or {}
+    extra, native = case.meta.model_extra or {}, TO_NATIVE[case.algorithm]
     return Trace(
         run=run,
         case=case.name,
         dtype=case.dtype,
-        tensors=tensors,
+        tensors={rename(name, native): value for name, value in stored.items() if not name.endswith(PARTS)},
         curve=curve,
         prints=list(case.meta.prints),
         configuration=configuration(case),
-        environment={name: extra.get(name) for name in ("torch", "transformers", "accelerate", "numpy", "python")},
+        environment={name: extra.get(name) for name in VERSIONS},
     )
 
 
 def rename(name: str, native: Callable[[str], str]) -> str:
     """A recorded tensor's name under the trace's conventions."""
     head, _, rest = name.partition(".")
-    if head in ("after", "init"):
+    if head in ("after", "init", "final"):
         return f"{head}.{native(rest)}"
     if rest.startswith("grad."):
         return f"{head}.grad.{native(rest[5:])}"
@@ -128,8 +128,68 @@ def _point(file: Path, number: int, line: Mapping[str, Any]) -> Point:
 
 
 def _grad_norm(line: Mapping[str, Any]) -> float | None:
-    clip = line.get("clip") or {}
-    if clip.get("kind") == "norm":
-        return float(clip["returned"])
-    after_backward = line.get("grad_norm_after_backward") or [None]
-    return None if after_backward[-1] is None else float(after_backward[-1])
+    """Before clipping: what clipping by norm returned, else what was measured."""
+    clip, measured = line.get("clip") or {}, line.get("grad_norm_after_backward") or [None]
+    norm = clip["returned"] if clip.get("kind") == "norm" else measured[-1]
+    return None if norm is None else float(norm)
+
+
+class ReplaySampler(Sampler[int]):
+    """Yields the recorded sample indices, one pass's worth at every iteration.
+
+    A pass ends where the recorded one did: whole batches only.
+    """
+
+    def __init__(self, order: Sequence[int], per_pass: int) -> None:
+        self.order, self.per_pass, self.position = list(order), per_pass, 0
+
+    def __len__(self) -> int:
+        return self.per_pass
+
+    def __iter__(self) -> Iterator[int]:
+        part = self.order[self.position : self.position + self.per_pass]
+        self.position += len(part)
+        return iter(part)
+
+
+class ReplayDraw:
+    """Hands out the recorded uniforms in loading order, in place of ``torch.rand_like``."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        stored = read_tensors(file)
+        self.uniforms = [stored[name] for name in sorted(stored)]
+        self.position = 0
+
+    def __call__(self, features: Tensor) -> Tensor:
+        if self.position >= len(self.uniforms):
+            raise InputError(self.file, "noise", f"{len(self.uniforms)} draws", "one more")
+        uniforms = self.uniforms[self.position]
+        self.position += 1
+        if uniforms.shape != features.shape:
+            field = f"draw {self.position - 1}"
+            raise InputError(self.file, field, f"shape {tuple(uniforms.shape)}", f"shape {tuple(features.shape)}")
+        return uniforms
+
+
+def samples_per_pass(case: Case) -> int:
+    """How many samples a pass visits: incomplete batches are dropped."""
+    return len(case.meta.samples_files) // case.bs * case.bs
+
+
+def path_norms(losses: Iterable[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """|d loss_s / d hidden_i| for every i <= s, named ``s.i``; zero where no path leads.
+
+    ``hidden_i`` is the state that enters step i. The graph is kept for the backward that follows.
+    """
+    norms = {}
+    for s, loss in enumerate(losses):
+        entered = {i: state for i, state in enumerate(states[: s + 1]) if state.requires_grad and loss.requires_grad}
+        grads = (
+            torch.autograd.grad(loss, list(entered.values()), retain_graph=True, allow_unused=True) if entered else ()
+        )
+        found = dict(zip(entered, grads))
+        for i in range(s + 1):
+            grad = found.get(i)
+            norms[f"{s}.{i}"] = torch.zeros(1) if grad is None else grad.double().norm().reshape(1)
+    return norms

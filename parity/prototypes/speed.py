@@ -14,8 +14,7 @@ from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
-from parity.prototypes.live import request_for
-from parity.prototypes.original import record_original
+from parity.prototypes.original import record_original, request_for
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run
 from parity.prototypes.reference.setup import prepare

@@ -39,11 +39,6 @@ def write_meta(folder: Path, meta: object) -> Path:
     return folder
 
 
-def without(name: str) -> dict[str, Any]:
-    """``META`` lacking a field."""
-    return {key: value for key, value in META.items() if key != name}
-
-
 def with_flags(*flags: str) -> dict[str, Any]:
     """``META`` with further words on the recorded command line."""
     return {**META, "argv": [*META["argv"], *flags]}

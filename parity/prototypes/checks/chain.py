@@ -14,7 +14,7 @@ from parity.compare import Subject, compare, compare_groups, compare_named
 from parity.environment import deterministic
 from parity.evidence import Evidence
 from parity.files import read_tensors
-from parity.prototypes.names import TO_NATIVE
+from parity.prototypes.case import TO_NATIVE
 from parity.verdict import Against, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment

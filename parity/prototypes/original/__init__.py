@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from parity.prototypes.original.checkout import COMMIT, Mismatch, Prototype, verify
-from parity.prototypes.original.child import OriginalRunError, record_original
-from parity.prototypes.original.request import OriginalRequest
+from parity.prototypes.original.checkout import verify
+from parity.prototypes.original.child import OriginalRunError, Request, record_original, request_for
 
-__all__ = ["COMMIT", "Mismatch", "OriginalRequest", "OriginalRunError", "Prototype", "record_original", "verify"]
+__all__ = ["OriginalRunError", "Request", "record_original", "request_for", "verify"]

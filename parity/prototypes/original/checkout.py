@@ -10,27 +10,18 @@ from pathlib import Path
 from parity.errors import InputError
 
 COMMIT = "227b8a1b4bd4c9afb5cebd8cdd1612a71f4bd29d"
-_CHECKOUT = f"a checkout of vllm-project/speculators at {COMMIT}"
+CHECKOUT = f"a checkout of vllm-project/speculators at {COMMIT}"
 _EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 @dataclass(frozen=True)
 class Prototype:
-    """One research prototype: its folder in the checkout, the modules a run imports, the SHA-256 of each file."""
+    """One research prototype: its folder in the checkout, the modules a run replaces, the SHA-256 of each file."""
 
     folder: str
     script: str
     model: str
-    layers: str
     hashes: dict[str, str]
-
-    def path(self, root: Path) -> Path:
-        """The prototype's folder in the checkout at ``root``."""
-        return root / self.folder
-
-    def script_path(self, root: Path) -> Path:
-        """The training script in the checkout at ``root``."""
-        return self.path(root) / (self.script.replace(".", "/") + ".py")
 
 
 PROTOTYPES = {
@@ -38,7 +29,6 @@ PROTOTYPES = {
         folder="research/eagle3",
         script="train.main_train_full_gradient_calc_eagle3",
         model="model.llama_eagle3_full_grad",
-        layers="model.modeling_llama_TTT_eagle3",
         hashes={
             "train/__init__.py": _EMPTY,
             "train/main_train_full_gradient_calc_eagle3.py": (
@@ -54,7 +44,6 @@ PROTOTYPES = {
         folder="research/hass",
         script="train.main_train_full_gradient_calc",
         model="model.llama_eagle_full_grad",
-        layers="model.modeling_llama_TTT",
         hashes={
             "train/__init__.py": _EMPTY,
             "train/main_train_full_gradient_calc.py": (
@@ -82,28 +71,15 @@ class Mismatch:
         return f"{self.file}: SHA-256 found {self.found}, expected {self.expected}"
 
 
-def prototype_of(algorithm: str) -> Prototype:
-    """The prototype of an algorithm; an unknown name is an :class:`InputError`."""
-    if algorithm not in PROTOTYPES:
-        raise InputError("request", "algorithm", repr(algorithm), f"one of {sorted(PROTOTYPES)}")
-    return PROTOTYPES[algorithm]
-
-
 def verify(root: Path, algorithm: str) -> list[Mismatch]:
     """Compare every file a run loads with the commit the recordings were made from; an empty list means they match.
 
     A missing folder or file is an :class:`InputError`.
     """
-    prototype = prototype_of(algorithm)
-    folder = prototype.path(root)
-    if not folder.is_dir():
-        raise InputError(root, prototype.folder, "no such folder", _CHECKOUT)
-    return differing(root, prototype.folder, prototype.hashes, _CHECKOUT)
-
-
-def require_verified(root: Path, algorithm: str) -> None:
-    """Raise an :class:`InputError` that lists every file which differs from the measured commit."""
-    refuse(root, verify(root, algorithm), _CHECKOUT)
+    prototype = PROTOTYPES[algorithm]
+    if not (root / prototype.folder).is_dir():
+        raise InputError(root, prototype.folder, "no such folder", CHECKOUT)
+    return differing(root, prototype.folder, prototype.hashes, CHECKOUT)
 
 
 def differing(root: Path, folder: str, hashes: Mapping[str, str], checkout: str) -> list[Mismatch]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
+import pickle
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from parity.errors import InputError
-from parity.prototypes.original.checkout import require_verified
-from parity.prototypes.original.request import OriginalRequest
+from parity.prototypes.case import Case
+from parity.prototypes.original.checkout import CHECKOUT, refuse, verify
+from parity.prototypes.recorded import PROTOTYPE_SEED
 
 LAST_LINES = 15
 """Of its standard error, in the message about a run that failed."""
@@ -22,6 +25,38 @@ LAST_LINES = 15
 
 class OriginalRunError(RuntimeError):
     """The child process failed or ran out of time; the message ends with the last lines of its stderr."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of a prototype's training script, by absolute paths: the child works in another directory.
+
+    ``prototype`` is the root of the checkout; the recording goes to ``output``, named like the case. Where the script
+    draws noise or order, it is seeded when ``accelerator.prepare`` has returned, unless ``seed`` is None.
+    ``redirect`` names a module whose ``Model`` and ``EConfig`` take the place of the prototype's.
+    ``max_optimizer_steps`` ends the run early. Without ``record`` only ``meta.json`` with the timings is written.
+    """
+
+    case: Case
+    prototype: Path
+    output: Path
+    seed: int | None = PROTOTYPE_SEED
+    redirect: str | None = None
+    threads: int = 1
+    max_optimizer_steps: int | None = None
+    record: bool = True
+    count_flops: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the recording goes."""
+        return self.output / self.case.name
+
+
+def request_for(case: Case, prototype: Path, output: Path, **options: Any) -> Request:
+    """The original's run that the case describes; ``options`` are :class:`Request`'s."""
+    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(case).items() if isinstance(value, Path)}
+    return Request(replace(case, **paths), prototype.absolute(), output.absolute(), **options)
 
 
 def run_child(
@@ -32,26 +67,17 @@ def run_child(
     Raises:
         OriginalRunError: it failed or ran out of time.
     """
-    errors = cwd / "stderr.txt"
-    with errors.open("wb") as stderr, (cwd / "stdout.txt").open("wb") as stdout:
-        try:
-            code = subprocess.run(
-                [sys.executable, "-m", module, *words],
-                cwd=cwd,
-                env=environment,
-                stdout=stdout,
-                stderr=stderr,
-                timeout=timeout,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired as error:
-            raise OriginalRunError(_explained(what, f"ran longer than {timeout} s", errors)) from error
-    if code != 0:
-        raise OriginalRunError(_explained(what, f"ended with exit status {code}", errors))
+    call = [sys.executable, "-m", module, *words]
+    try:
+        done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OriginalRunError(_explained(what, f"ran longer than {timeout} s", error.stderr)) from error
+    if done.returncode:
+        raise OriginalRunError(_explained(what, f"ended with exit status {done.returncode}", done.stderr))
 
 
-def _explained(what: str, became: str, errors: Path) -> str:
-    lines = errors.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+def _explained(what: str, became: str, errors: bytes | None) -> str:
+    lines = (errors or b"").decode(errors="replace").strip().splitlines()[-LAST_LINES:]
     tail = "\n".join(f"  {line}" for line in lines) or "  (nothing on stderr)"
     return f"{what}, {became}:\n{tail}"
 
@@ -59,9 +85,6 @@ def _explained(what: str, became: str, errors: Path) -> str:
 def answer(run: Callable[[], object]) -> int:
     """In the child: run, and return the exit code; bad input is said on stderr."""
     try:
-        from ports._torchaudio import skip_torchaudio
-
-        skip_torchaudio()
         run()
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -75,37 +98,30 @@ _MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 _PROJECT = Path(__file__).resolve().parents[3]
 
 
-def record_original(request: OriginalRequest, timeout: float | None = 1800.0) -> Path:
-    """Run the prototype as requested and return the folder of its recording.
+def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
+    """Run the prototype as requested and return the folder of its recording; ``timeout`` is in seconds.
 
-    The checkout is verified first. ``timeout`` is in seconds.
+    Raises:
+        InputError: another checkout, a fixture with missing parts, or an output folder that is already there.
+        OriginalRunError: the process failed or ran out of time.
     """
-    require_verified(request.prototype, request.algorithm)
-    check_inputs(request)
-    with tempfile.TemporaryDirectory(prefix="parity-original-") as name:
-        scratch = Path(name)
-        (scratch / "request.json").write_text(request.absolute().model_dump_json(indent=1))
-        _run_worker(request, scratch, timeout)
-    return request.folder
-
-
-def check_inputs(request: OriginalRequest) -> None:
-    """Refuse a fixture with missing parts, a missing weights file, or an output folder that is already there."""
-    needed = [request.draft_config, request.data, request.verifier]
-    needed += [request.fixture / "t2d.npy", request.fixture / "d2t.npy"] if request.algorithm == "eagle3" else []
-    needed += [request.initial_weights] if request.initial_weights is not None else []
-    for path in needed:
+    case = request.case
+    refuse(request.prototype, verify(request.prototype, case.algorithm), CHECKOUT)
+    maps = ("t2d.npy", "d2t.npy") if case.algorithm == "eagle3" else ()
+    for path in (case.verifier, *(case.fixture / name for name in maps)):
         if not path.exists():
-            raise InputError(path, "file", "missing", f"it, for a run of {request.algorithm}")
-    if request.dtype == "bf16ds" and importlib.util.find_spec("deepspeed") is None:
-        raise InputError("request", "dtype", "bf16ds without the package deepspeed", "python -m pip install deepspeed")
+            raise InputError(path, "file", "missing", f"it, for a run of {case.algorithm}")
+    if case.dtype == "bf16ds" and importlib.util.find_spec("deepspeed") is None:
+        raise InputError(case.name, "dtype", "bf16ds without the package deepspeed", "python -m pip install deepspeed")
     if request.folder.exists():
         raise InputError(request.folder, "output", "a folder", "none: a recording is never overwritten")
-
-
-def child_environment(request: OriginalRequest) -> dict[str, str]:
-    """A small environment, and DeepSpeed's variables where it is asked for."""
-    return plain_environment(request.threads) | (_deepspeed_environment() if request.dtype == "bf16ds" else {})
+    with tempfile.TemporaryDirectory(prefix="parity-original-") as name:
+        sealed = Path(name) / "request.pickle"  # of this process for its own child, in a folder nobody else may write
+        sealed.write_bytes(pickle.dumps(request))
+        environment = plain_environment(request.threads) | (deepspeed_environment() if case.dtype == "bf16ds" else {})
+        what = f"the {case.algorithm} prototype, case {case.name}"
+        run_child(WORKER, [str(sealed)], sealed.parent, environment, what, timeout)
+    return request.folder
 
 
 def plain_environment(threads: int) -> dict[str, str]:
@@ -116,8 +132,11 @@ def plain_environment(threads: int) -> dict[str, str]:
     return env | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _deepspeed_environment() -> dict[str, str]:
+def deepspeed_environment() -> dict[str, str]:
     """What ``accelerate launch --use_deepspeed`` sets for one process, with gloo on the CPU."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     return {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
@@ -129,20 +148,5 @@ def _deepspeed_environment() -> dict[str, str]:
         "WORLD_SIZE": "1",
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(port),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _run_worker(request: OriginalRequest, scratch: Path, timeout: float | None) -> None:
-    what = f"the {request.algorithm} prototype, case {request.case}"
-    try:
-        run_child(WORKER, [str(scratch / "request.json")], scratch, child_environment(request), what, timeout)
-    except OriginalRunError:
-        shutil.rmtree(request.folder, ignore_errors=True)
-        raise

@@ -1,250 +1,207 @@
-"""Collects what a run computes, with dtypes and what DeepSpeed holds, and writes the folder of a recording."""
+"""Listens to a script's loop, losses, model and optimizer; every call goes through unchanged."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
-import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from parity.prototypes.original.weights import Tensors, snapshot
-
-_ATTENTION = "eager_attention_forward_train"
-
-
-class DtypeLog:
-    """Keeps the first dtype seen under each name, until closed."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, str] = {}
-        self._handles: list[Any] = []
-        self._open = True
-
-    def note(self, name: str, value: Any) -> None:
-        """Remember the dtype of ``value`` under ``name``, unless one is known; what is no tensor is passed over."""
-        if self._open and isinstance(value, torch.Tensor):
-            self.seen.setdefault(name, str(value.dtype))
-
-    def watch_leaves(self, model: torch.nn.Module) -> None:
-        """Note input and output of every module without children."""
-        for name, module in model.named_modules():
-            if not list(module.children()):
-                self._handles.append(module.register_forward_hook(self._leaf_hook(name)))
-
-    def watch_output(self, name: str, module: torch.nn.Module) -> None:
-        """Note what a module returns under ``name``."""
-        self._handles.append(module.register_forward_hook(lambda _module, _inputs, output: self.note(name, output)))
-
-    def _leaf_hook(self, name: str) -> Any:
-        def hook(_module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.note(f"{name}.in", inputs[0] if inputs else None)
-            self.note(f"{name}.out", output)
-
-        return hook
-
-    def watch_attention(self, layers: ModuleType) -> None:
-        """Note what goes through the prototype's training attention."""
-        inner = layers.__dict__[_ATTENTION]
-
-        def attention(module: Any, query: Any, keys: Any, values: Any, mask: Any, **named: Any) -> Any:
-            result = inner(module, query, keys, values, mask, **named)
-            seen = {"query": query, "key": keys[0], "value": values[0], "mask": mask}
-            seen |= {"out": result[0], "weights": result[1]} | ({"key_step1": keys[1]} if len(keys) > 1 else {})
-            for name, value in seen.items():
-                self.note(f"attention.{name}", value)
-            return result
-
-        layers.__dict__[_ATTENTION] = attention
-
-    def close(self) -> None:
-        """Stop listening and take every hook off."""
-        self._open = False
-        while self._handles:
-            self._handles.pop().remove()
+from parity.speed import flop_counter
+from parity.step import global_norm
 
 
-_EMBEDDING = "embed_tokens.weight"
-_WEIGHT_DECAY = 0.01
+class StepLimitError(Exception):
+    """Raised inside the loop when the requested number of optimizer steps has been made."""
 
 
-def master_weights(engine: Any) -> torch.Tensor:
-    """The flat float32 copy of every parameter, in the order of the module's parameters."""
-    groups: list[torch.Tensor] = engine.optimizer.single_partition_of_fp32_groups
-    return torch.cat([group.detach().reshape(-1) for group in groups]).clone()
+class LoopWatch:
+    """Replaces ``tqdm`` in the script; iterating yields the loader's batches unchanged.
+
+    Takes wall seconds and CPU seconds of all threads of every optimizer step, without loading its batches; where asked
+    for, it counts the matrix-product FLOPs of the first step, forward and backward.
+    """
+
+    def __init__(self, recorder: Recorder | None = None, limit: int | None = None, count_flops: bool = False) -> None:
+        self.recorder, self.limit = recorder, limit
+        self.accelerator: Any = None
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.first_step_flops = 0
+        self._counter: Any = flop_counter() if count_flops else None
+        self._epochs, self._spent = 0, np.zeros(2)
+
+    def __call__(self, loader: Iterable[dict[str, Tensor]], **_: Any) -> Iterator[dict[str, Tensor]]:
+        """One pass; nothing happens before the first batch is asked for, since the scripts also build a dead bar."""
+        epoch, self._epochs = self._epochs, self._epochs + 1
+        for batch in loader:
+            if self.recorder is not None:
+                self.recorder.begin(epoch, batch)
+            counting = self._counter if not self.seconds else None
+            with counting or contextlib.nullcontext():
+                since = _clocks()
+                yield batch
+                self._spent += _clocks() - since
+            self._end(bool(self.accelerator.sync_gradients), sys._getframe(1).f_locals)
+
+    def _end(self, synced: bool, names: dict[str, Any]) -> None:
+        """A micro-batch has ended, and where gradients were ``synced`` the optimizer step as well."""
+        if self._counter is not None and not self.seconds:
+            self.first_step_flops += self._counter.get_total_flops()
+        if synced:
+            self.seconds.append(self._spent[0])
+            self.cpu_seconds.append(self._spent[1])
+            self._spent = np.zeros(2)
+        if self.recorder is not None:
+            self.recorder.end(names, synced)
+        if len(self.seconds) == self.limit:
+            raise StepLimitError
 
 
-def describe_zero2(engine: Any, embedding: torch.Tensor, rates: list[float]) -> dict[str, Any]:
-    """The ``deepspeed`` entry of ``meta.json``; ``embedding`` is the initial one, ``rates`` the learning rates used."""
-    groups: list[torch.Tensor] = engine.optimizer.single_partition_of_fp32_groups
-    start = _offset(engine.module)
-    final = master_weights(engine)[start : start + embedding.numel()]
-    return {
-        "optimizer": type(engine.optimizer).__name__,
-        "base_optimizer": type(engine.optimizer.optimizer).__name__,
-        "config": engine.config,
-        "module_param_dtypes": sorted({str(value.dtype) for value in engine.module.parameters()}),
-        "fp32_master": [f"{group.dtype}{tuple(group.shape)}" for group in groups],
-        "embed_master_offset": start,
-        "embed_master_norm_ratio": (final.double().norm() / embedding.double().norm()).item(),
-        "weight_decay_product": math.prod(1 - rate * _WEIGHT_DECAY for rate in rates),
-    }
+def _clocks() -> Any:
+    """Wall and CPU seconds."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
-def _offset(module: torch.nn.Module) -> int:
-    start = 0
-    for name, value in module.named_parameters():
-        if name == _EMBEDDING:
-            return start
-        start += value.numel()
-    raise LookupError(_EMBEDDING)
+def heard(
+    owner: Any, name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
+) -> None:
+    """Let a function tell ``before`` what it is given, and ``after`` what it returned and was given."""
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def wrapper(*given: Any, **named: Any) -> Any:
+        if before is not None:
+            before(*given)
+        result = inner(*given, **named)
+        if after is not None:
+            after(result, *given)
+        return result
+
+    setattr(owner, name, wrapper)
 
 
-_LOSSES = {"kldiv_loss": "kldiv_steps", "ploss": "ploss_steps", "topk_loss": "topk_loss_steps"}
+RESULTS = {"eagle3": ("logits", "kldiv_loss"), "hass": ("ploss", "topk_loss", "logits", "kldiv_loss")}
+"""What ``compute_loss`` returns."""
+
+TARGET_P = {"eagle3": 0, "hass": 1}
+"""The place of the target distribution among its arguments."""
 
 
 class Recorder:
-    """One row per micro-batch, and every tensor of the first optimizer step.
-
-    The wrappers of :mod:`parity.prototypes.original.watch` call the methods in the order in which the script works.
-    """
+    """One row per micro-batch, and every tensor of the first optimizer step, in the form of the recordings."""
 
     def __init__(self, algorithm: str) -> None:
         self.algorithm = algorithm
         self.rows: list[dict[str, Any]] = []
-        self.tensors: Tensors = {}
-        self.uniforms: list[torch.Tensor] = []
-        self.sample_indices: list[int] = []
-        self.dtypes = DtypeLog()
-        self.without_grad: list[str] = []
-        self.optimizer_steps = 0
-        self.first_micro_batches: list[int] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.initial: dict[str, Tensor] = {}
+        self.uniforms: list[Tensor] = []
+        self.order: list[int] = []
+        self.accelerator: Any = None
         self._row: dict[str, Any] = {}
-        self._forwards = 0
+        self._first_step = True
 
-    @property
-    def in_first_step(self) -> bool:
-        """Until the optimizer has moved the parameters once, every tensor is kept."""
-        return self.optimizer_steps == 0
+    def listen_to_script(self, script: ModuleType) -> None:
+        """Losses, the order of samples and the noise drawn for them."""
+        self.accelerator = script.accelerator
+        heard(script.torch, "rand_like", after=lambda drawn, *_: self.uniforms.append(drawn))
+        heard(script, "compute_loss", after=self._losses)
+        heard(script.CustomDataset, "__getitem__", lambda _self, index: self.order.append(int(index)))
 
-    def begin(self, epoch: int, batch: dict[str, torch.Tensor]) -> None:
+    def listen_to_model(self, model: torch.nn.Module) -> None:
+        """Where it starts, what goes in and what comes out."""
+        self.initial = snapshot(model)
+        model.register_forward_hook(self._forward)
+
+    def listen_to_run(self, model: torch.nn.Module, optimizer: Any, scheduler: Any) -> None:
+        """Clipping, and the steps of optimizer and scheduler, as ``accelerator.prepare`` returned them."""
+        heard(self.accelerator, "clip_grad_norm_", functools.partial(self._clip, "norm", model), self._clipped)
+        heard(self.accelerator, "clip_grad_value_", functools.partial(self._clip, "value", model))
+        heard(optimizer, "step", lambda *_: self._note("lr_used", optimizer), lambda *_: self._stepped(model))
+        heard(scheduler, "step", after=lambda *_: self._note("lr_after", optimizer))
+
+    def begin(self, epoch: int, batch: dict[str, Tensor]) -> None:
         """A micro-batch enters the loop."""
         self._row = {"mb": len(self.rows), "epoch": epoch, "kldiv_steps": []}
-        self._row |= {"ploss_steps": [], "topk_loss_steps": []} if self.algorithm == "hass" else {}
-        self._row["grad_norm_after_backward"] = []
-        self._forwards = 0
         for name, value in batch.items():
             self._keep(f"batch.{name}", value)
-            self.dtypes.note(f"batch.{name}", value)
 
-    def forward(self, hidden: torch.Tensor, predict: torch.Tensor) -> None:
-        """The draft model turned ``hidden`` into ``predict``."""
-        if self._forwards == 0:
-            self._keep("step0.hidden_in", hidden)
-        self._keep(f"step{self._forwards}.predict", predict)
-        self.dtypes.note("predict", predict)
-        self.dtypes.note("model_input_hidden", hidden)
-        self._forwards += 1
+    def _forward(self, _: torch.nn.Module, inputs: tuple[Any, ...], predict: Tensor) -> None:
+        """The draft model turned the hidden states that it was given first into ``predict``."""
+        step = len(self._row["kldiv_steps"])
+        if step == 0:
+            self._keep("step0.hidden_in", inputs[0])
+        self._keep(f"step{step}.predict", predict)
 
-    def losses(self, values: Tensors) -> None:
+    def _losses(self, result: tuple[Tensor, ...], *given: Any) -> None:
         """The losses of one step, with its logits and the target distribution."""
         step = len(self._row["kldiv_steps"])
+        values = dict(zip(RESULTS[self.algorithm], result))
+        self._row["kldiv_steps"].append(values["kldiv_loss"].item())
         for name, value in values.items():
-            self.dtypes.note(name, value)
-            if name in _LOSSES:
-                self._row[_LOSSES[name]].append(value.item())
-                self._keep(f"step{step}.{name}", value.reshape(1))
-            elif name == "logits":
-                self._keep(f"step{step}.logits", value)
-            elif step == 0:
-                self._keep(name, value)
+            self._keep(f"step{step}.{name}", value if name == "logits" else value.reshape(1))
+        if step == 0:
+            self._keep("target_p", given[TARGET_P[self.algorithm]])
 
-    def backward(self, loss: torch.Tensor, grad_norm: float) -> None:
-        """One backward pass has added its gradients."""
-        self.dtypes.note("loss_to_backward", loss)
-        self._row["grad_norm_after_backward"].append(grad_norm)
-
-    def clip(self, what: dict[str, Any], gradients: dict[str, torch.Tensor | None], synced: bool) -> None:
-        """The gradients are about to be clipped, or have been reported by DeepSpeed."""
-        self._row["clip"] = what
-        if not (self.in_first_step and synced):
-            return
-        self.without_grad = sorted(name for name, value in gradients.items() if value is None)
-        for name, value in gradients.items():
-            if value is not None:
+    def _clip(self, kind: str, model: torch.nn.Module, _parameters: Any, limit: float) -> None:
+        """The gradients are about to be clipped, or have been used already by DeepSpeed."""
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        self._row["grad_norm_after_backward"] = [global_norm(gradients.values())]
+        self._row["clip"] = {"kind": kind, "max": limit}
+        if self._first_step and self.accelerator.sync_gradients:
+            for name, value in gradients.items():
                 self._keep(f"grad.{name}", value)
-                self.dtypes.note(f"grad.{name}", value)
 
-    def clip_returned(self, value: Any) -> None:
-        """The norm that clipping reported."""
-        if self._row["clip"]["kind"] == "norm":
-            self._row["clip"]["returned"] = None if value is None else float(value)
+    def _clipped(self, norm: Any, *_: Any) -> None:
+        self._row["clip"]["returned"] = float(norm)
 
-    def before_step(self, lr: float, synced: bool) -> None:
-        """The optimizer is about to be called."""
-        self._row |= {"lr_used": lr, "optimizer_called_with_sync": synced}
+    def _note(self, name: str, optimizer: Any) -> None:
+        self._row[name] = optimizer.param_groups[0]["lr"]
 
-    def after_step(self, model: torch.nn.Module, synced: bool) -> None:
-        """The optimizer has been called; with ``synced`` it has moved the parameters."""
-        if self.in_first_step and synced:
+    def _stepped(self, model: torch.nn.Module) -> None:
+        if self._first_step and self.accelerator.sync_gradients:
             self.tensors |= {f"after.{name}": value for name, value in snapshot(model).items()}
-
-    def after_scheduler(self, lr: float) -> None:
-        """The scheduler has been called."""
-        self._row["lr_after"] = lr
 
     def end(self, names: dict[str, Any], synced: bool) -> None:
         """The micro-batch is done; ``names`` are the local names of the script's ``main``."""
-        ct = float(names["ct"])
-        self._row |= {"loss": names["loss"].item(), "cc": float(names["cc"]), "ct": ct}
-        self._row["topk_correct"] = [value.item() for value in names["topkacc"]]
-        self._row |= {"logdict": dict(names["logdict"]) if ct else None, "synced": synced}
-        self._keep_scalars()
-        self._close_row(synced)
+        row, count = self._row, float(names["ct"])
+        row |= {"loss": names["loss"].item(), "cc": float(names["cc"]), "ct": count, "synced": synced}
+        row["topk_correct"] = [value.item() for value in names["topkacc"]]
+        row["logdict"] = dict(names["logdict"]) if count else None
+        dtype = torch.float64 if self.algorithm == "hass" else torch.float32
+        norm = row["clip"].get("returned", row["grad_norm_after_backward"][-1])
+        self._keep("loss", torch.tensor([row["loss"]], dtype=dtype))
+        self._keep("grad_norm", torch.tensor([norm], dtype=dtype))
+        self.rows.append(row)
+        self._first_step = self._first_step and not synced
 
-    def _keep_scalars(self) -> None:
-        """Reported loss and gradient norm, as float64 where the script's value is not one float32 tensor."""
-        if self.algorithm == "hass":
-            loss, norm, dtype = self._row["loss"], self._row["grad_norm_after_backward"][-1], torch.float64
-        else:
-            loss, norm, dtype = self._row["loss"], self._row["clip"].get("returned"), torch.float32
-        self._keep("loss", torch.tensor([loss], dtype=dtype))
-        if norm is not None:
-            self._keep("grad_norm", torch.tensor([norm], dtype=dtype))
-
-    def _close_row(self, synced: bool) -> None:
-        if self.in_first_step:
-            self.first_micro_batches.append(self._row["mb"])
-        self.rows.append(self._row)
-        self.optimizer_steps += int(synced)
-        if not self.in_first_step:
-            self.dtypes.close()
-
-    def _keep(self, name: str, value: torch.Tensor) -> None:
-        if self.in_first_step:
+    def _keep(self, name: str, value: Tensor) -> None:
+        if self._first_step:
             self.tensors[f"mb{self._row['mb']}.{name}"] = value.detach().clone()
 
-
-def write_recording(folder: Path, recorder: Recorder, final: Tensors, meta: dict[str, Any]) -> None:
-    """Write all files of a recording; ``meta.json`` last, so that a folder with it is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(recorder.tensors, folder / "first_step.safetensors")
-    _save(final, folder / "final.safetensors")
-    if recorder.uniforms:
-        uniforms = {f"u{index:04d}": value for index, value in enumerate(recorder.uniforms)}
-        _save(uniforms, folder / "noise_uniforms.safetensors")
-    (folder / "trajectory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in recorder.rows))
-    write_meta(folder, meta)
-
-
-def write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """Write ``meta.json``, making the folder if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    def write(self, folder: Path, model: torch.nn.Module, given: Path) -> None:
+        """The recording's files but for ``meta.json``; of the initial weights only what was not ``given`` by a file."""
+        start = {f"init.{name}": value for name, value in self.initial.items()}
+        kept = {name: start[name] for name in start.keys() - load_file(given).keys()}
+        save_file({**kept, **self.tensors}, folder / "first_step.safetensors")
+        save_file(snapshot(model), folder / "final.safetensors")
+        if self.uniforms:
+            draws = {f"u{index:04d}": value for index, value in enumerate(self.uniforms)}
+            save_file(draws, folder / "noise_uniforms.safetensors")
+        (folder / "trajectory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
 
-def _save(tensors: Tensors, file: Path) -> None:
-    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, file)
+def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter."""
+    return {name: value.detach().clone() for name, value in model.named_parameters()}

@@ -7,19 +7,17 @@ No file of the prototype is edited.
 from __future__ import annotations
 
 import importlib
-import random
-import re
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
+
+from ports.training.data.records import natural_key
 
 
 class LossKwargs(TypedDict, total=False):
-    """Takes the place of a typing-only name that transformers 5 no longer exports."""
+    """Takes the place of a typing-only name."""
 
     num_items_in_batch: int
 
@@ -35,22 +33,18 @@ class TorchProxy(ModuleType):
         return getattr(torch, name)
 
 
-def add_loss_kwargs() -> list[str]:
-    """``transformers.utils.LossKwargs``, imported by the prototypes and gone in transformers 5."""
+def add_lost_names() -> list[str]:
+    """What the prototypes import and transformers 5 no longer has; only what lacks is added."""
     utils: Any = importlib.import_module("transformers.utils")
-    if "LossKwargs" in dir(utils):
-        return []
-    utils.LossKwargs = LossKwargs
-    return ["transformers.utils.LossKwargs"]
-
-
-def add_default_rope() -> list[str]:
-    """The entry "default" of ``ROPE_INIT_FUNCTIONS``, gone in transformers 5."""
     rope: Any = importlib.import_module("transformers.modeling_rope_utils")
-    if "default" in rope.ROPE_INIT_FUNCTIONS:
-        return []
-    rope.ROPE_INIT_FUNCTIONS["default"] = plain_rope
-    return ["transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS['default']"]
+    added = []
+    if "LossKwargs" not in dir(utils):
+        utils.LossKwargs = LossKwargs
+        added.append("transformers.utils.LossKwargs")
+    if "default" not in rope.ROPE_INIT_FUNCTIONS:
+        rope.ROPE_INIT_FUNCTIONS["default"] = plain_rope
+        added.append("transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS['default']")
+    return added
 
 
 def plain_rope(config: Any, device: Any = None, **_: Any) -> tuple[torch.Tensor, float]:
@@ -75,71 +69,29 @@ def force_full_precision() -> str:
     return "accelerate.Accelerator(mixed_precision='no')"
 
 
-def read_bfloat16_as_float32(modules: list[ModuleType]) -> str:
-    """In the given modules the name ``torch`` becomes a proxy whose ``bfloat16`` is ``float32``."""
-    for module in modules:
+def proxy_torch(script: ModuleType, model: ModuleType | None) -> list[str]:
+    """The name ``torch`` of the script becomes a proxy; and with a ``model``, in both ``bfloat16`` is ``float32``."""
+    if model is None:
+        script.__dict__["torch"] = TorchProxy()
+        return []
+    for module in (script, model):
         module.__dict__["torch"] = TorchProxy(bfloat16=torch.float32)
-    return "globals()['torch'] of main module and model module = proxy with bfloat16 -> float32"
+    return ["globals()['torch'] of main module and model module = proxy with bfloat16 -> float32"]
 
 
-def watch_noise(script: ModuleType, record: Callable[[torch.Tensor], None]) -> str:
-    """Hand every tensor that the script's ``torch.rand_like`` draws to ``record``."""
+def arrange_data(script: ModuleType, noise: bool, shuffle: bool) -> list[str]:
+    """Samples in natural order, loaded in this process without pinned memory, with noise and shuffling as asked for.
 
-    def rand_like(tensor: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        drawn = torch.rand_like(tensor, **arguments)
-        record(drawn)
-        return drawn
-
-    replaced = {name: value for name, value in vars(script.torch).items() if name == "bfloat16"}
-    script.__dict__["torch"] = TorchProxy(**replaced, rand_like=rand_like)
-    return "main module's torch.rand_like recorded (the real one is called)"
-
-
-def sort_files(script: ModuleType) -> str:
-    """Samples in natural order: the script keeps the order of the file system."""
-    script.datapath.sort(key=natural_key)
-    return "module.datapath sorted naturally (the original keeps os.walk order)"
-
-
-def natural_key(path: str | Path) -> list[tuple[int, str]]:
-    """``data_2`` before ``data_10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
-
-
-def load_in_process(script: ModuleType) -> str:
-    """No worker processes, so that noise is drawn from the one generator."""
-    script.train_config["num_workers"] = 0
-    return "train_config['num_workers'] = 0"
-
-
-def switch_noise_off(script: ModuleType) -> str:
-    """The switch is in the script; it has no argument for it."""
-    script.train_config["data_noise"] = False
-    return "train_config['data_noise'] = False"
-
-
-def change_loader(script: ModuleType, shuffle: bool) -> str:
-    """No pinned memory on a CPU, and shuffling off where the request says so."""
+    The script keeps the order of the file system and has no argument for any of these.
+    """
+    script.datapath.sort(key=lambda file: natural_key(Path(file)))
+    changed = {"num_workers": 0} | ({} if noise else {"data_noise": False})
+    script.train_config.update(changed)
     original = script.DataLoader
-    changes: dict[str, Any] = {"pin_memory": False} if shuffle else {"pin_memory": False, "shuffle": False}
-    script.__dict__["DataLoader"] = lambda *positional, **named: original(*positional, **{**named, **changes})
-    return f"DataLoader({', '.join(f'{name}={value}' for name, value in changes.items())})"
-
-
-def wrap_model(model: torch.nn.Module) -> torch.nn.Module:
-    """Give the prepared model the ``.module`` that the scripts read; DeepSpeed's engine has one already."""
-    return model if hasattr(model, "module") else torch.nn.DataParallel(model)
-
-
-WRAP_LINE = (
-    "Accelerator.prepare result for the draft wrapped in torch.nn.DataParallel (CPU: plain call-through) "
-    "so that .module exists"
-)
-
-
-def seed_everything(seed: int) -> str:
-    """Seed python, numpy and torch, as the script's own seeding does."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    return f"seeded with {seed} when Accelerator.prepare returned"
+    options = {"pin_memory": False} | ({} if shuffle else {"shuffle": False})
+    script.__dict__["DataLoader"] = lambda *positional, **named: original(*positional, **{**named, **options})
+    return [
+        "module.datapath sorted naturally (the original keeps os.walk order)",
+        *(f"train_config[{name!r}] = {value}" for name, value in changed.items()),
+        f"DataLoader({', '.join(f'{name}={value}' for name, value in options.items())})",
+    ]

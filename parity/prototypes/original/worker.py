@@ -1,246 +1,229 @@
-"""The child process: ``python -m parity.prototypes.original.worker request.json``, run in an empty directory.
+"""The child process: ``python -m parity.prototypes.original.worker request.pickle``, run in an empty directory.
 
 It puts the stand-ins in place, imports the script, calls its ``main()`` and writes the recording.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+import json
+import math
+import pickle
 import shutil
 import sys
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from accelerate.utils import set_seed
 
+from parity.environment import describe
 from parity.errors import InputError
-from parity.prototypes.original import meta, standins, watch, weights
-from parity.prototypes.original import recorder as recording
-from parity.prototypes.original.checkout import Prototype, prototype_of
-from parity.prototypes.original.child import answer
-from parity.prototypes.original.recorder import Recorder, write_meta, write_recording
-from parity.prototypes.original.request import OriginalRequest
-from parity.prototypes.original.watch import LoopWatch, StepLimitError
+from parity.files import read_tensors, write_folder
+from parity.prototypes.case import Case, Flags
+from parity.prototypes.original import standins
+from parity.prototypes.original.checkout import COMMIT, PROTOTYPES
+from parity.prototypes.original.child import Request, answer
+from parity.prototypes.original.recorder import LoopWatch, Recorder, StepLimitError
+from parity.prototypes.recorded import VERSIONS
+from parity.speed import peak_bytes
 
+EMBEDDING = "embed_tokens.weight"
+MAY_BE_KEPT = {EMBEDDING, "lm_head.weight"}
+"""Parameters that the draft takes from the verifier where the initial weights lack them."""
 
-def redirect_model(prototype: Prototype, name: str) -> str:
-    """Let the script's ``Model`` and ``EConfig`` come from another module."""
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(name, "module", str(error), "a module that can be imported") from error
-    for needed in ("Model", "EConfig"):
-        if not hasattr(module, needed):
-            raise InputError(name, needed, "missing", f"one: the module stands in for {prototype.model}")
-    sys.modules[prototype.model] = sys.modules["model.configs"] = module
-    return f"{prototype.model} and model.configs = {name}"
-
-
-def import_with_print(prototype: Prototype, root: Path, record: Callable[..., None]) -> ModuleType:
-    """Import the script with a ``print`` of our own among its globals, so that its lines can be kept."""
-    spec = importlib.util.spec_from_file_location(prototype.script, prototype.script_path(root))
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    script.__dict__["print"] = record
-    sys.modules[prototype.script] = script
-    spec.loader.exec_module(script)
-    return script
-
-
-INIT_LINE = "Model(...) parameters overwritten after construction by the values of a file (embed_tokens, lm_head kept)"
+WEIGHT_DECAY = 0.01
 
 
 class Run:
     """One run of one script: what is wrapped around it and what has been seen of it."""
 
-    def __init__(self, request: OriginalRequest, scratch: Path) -> None:
-        self.request = request
-        self.prototype: Prototype = prototype_of(request.algorithm)
-        self.checkpoints = scratch / "cp"
-        self.hidden_paths = {str(request.fixture): "FIXTURE", str(scratch): "WORK"}
-        self.arguments = meta.arguments_of(request, self.checkpoints)
-        self.recorder = Recorder(request.algorithm) if request.record else None
-        self.watch = LoopWatch(self.recorder, request.max_optimizer_steps, request.count_flops)
+    def __init__(self, request: Request) -> None:
+        self.request, self.case = request, request.case
+        self.prototype = PROTOTYPES[self.case.algorithm]
+        self.recorder = Recorder(self.case.algorithm) if request.record else None
+        self.loop = LoopWatch(self.recorder, request.max_optimizer_steps, request.count_flops)
+        self.seed = request.seed if self.case.noise or self.case.shuffle else None
+        self.arguments = arguments_of(self.case)
         self.patches: list[str] = []
-        self.stubs: list[str] = []
         self.prints: list[str] = []
         self.walked: list[str] = []
-        self.initial: weights.Tensors = {}
-        self.trainable: dict[str, bool] = {}
         self.model: Any = None
         self.wrapped: Any = None
 
     def go(self) -> None:
         """Prepare, import, train, write."""
-        self._before_import()
+        torch.set_num_threads(self.request.threads)
+        for file in self.case.fixture.glob("*.npy"):  # the script reads the vocabulary's maps from where it runs
+            shutil.copy(file, file.name)
         script = self._import_script()
-        self._after_import(script)
-        stopped_early = call_main(script)
-        write_results(self, script, stopped_early)
-
-    def _before_import(self) -> None:
-        for name in ("t2d.npy", "d2t.npy"):
-            if (self.request.fixture / name).exists():
-                shutil.copy(self.request.fixture / name, name)
-        self.stubs = standins.add_loss_kwargs() + standins.add_default_rope()
-        if self.request.dtype == "fp32":
-            self.patches.append(standins.force_full_precision())
-        self.patches.append(standins.make_cuda_identity())
+        self._arrange(script)
+        with contextlib.suppress(StepLimitError):
+            script.main()
+        self._write(script)
 
     def _import_script(self) -> ModuleType:
-        sys.path.insert(0, str(self.prototype.path(self.request.prototype)))
-        sys.argv = [str(self.prototype.script_path(self.request.prototype)), *self.arguments]
+        """Import it with a ``print`` of our own among its globals, so that its lines can be kept."""
+        self.patches += standins.add_lost_names()
+        if self.case.dtype == "fp32":
+            self.patches.append(standins.force_full_precision())
+        self.patches.append(standins.make_cuda_identity())
+        folder = self.request.prototype / self.prototype.folder
+        file = folder / (self.prototype.script.replace(".", "/") + ".py")
+        sys.path.insert(0, str(folder))
+        sys.argv = [str(file), *self.arguments]
         if self.request.redirect is not None:
-            self.patches.append(redirect_model(self.prototype, self.request.redirect))
-        return import_with_print(self.prototype, self.request.prototype, self._print)
+            other = importlib.import_module(self.request.redirect)
+            sys.modules[self.prototype.model] = sys.modules["model.configs"] = other
+            self.patches.append(f"{self.prototype.model} and model.configs = {self.request.redirect}")
+        spec: Any = importlib.util.spec_from_file_location(self.prototype.script, file)
+        script = sys.modules[self.prototype.script] = importlib.util.module_from_spec(spec)
+        script.__dict__["print"] = lambda *values, **_: self.prints.append(" ".join(map(str, values)))
+        spec.loader.exec_module(script)
+        return script
 
-    def _print(self, *values: Any, **_: Any) -> None:
-        self.prints.append(" ".join(str(value) for value in values))
-
-    def _after_import(self, script: ModuleType) -> None:
-        request = self.request
-        if request.dtype == "fp32":
-            modules = [script] + ([] if request.redirect else [sys.modules[self.prototype.model]])
-            self.patches.append(standins.read_bfloat16_as_float32(modules))
-        if self.recorder is not None:
-            self.patches.append(standins.watch_noise(script, self.recorder.uniforms.append))
+    def _arrange(self, script: Any) -> None:
+        """Everything that is changed from outside between import and ``main()``."""
+        full = sys.modules[self.prototype.model] if self.case.dtype == "fp32" else None
+        self.patches += standins.proxy_torch(script, full)
         self.walked = [Path(path).name for path in script.datapath]
-        self.patches += [standins.sort_files(script), standins.load_in_process(script)]
-        if not request.noise:
-            self.patches.append(standins.switch_noise_off(script))
-        self.patches.append(standins.change_loader(script, request.shuffle))
-        self._wrap_model(script)
-        self._wrap_prepare(script.accelerator)
-        self._watch(script)
-
-    def _wrap_model(self, script: ModuleType) -> None:
-        construct = script.Model
-
-        def build(config: Any, *positional: Any, **named: Any) -> Any:
-            if self.request.redirect is None:
-                config._attn_implementation = "eager"
-            self.model = construct(config, *positional, **named)
-            self._start_from(self.model)
-            return self.model
-
-        script.__dict__["Model"] = build
-        if self.request.redirect is None:
-            self.patches.append("EConfig._attn_implementation = 'eager'")
-        if self.request.initial_weights is not None:
-            self.patches.append(INIT_LINE)
-
-    def _start_from(self, model: torch.nn.Module) -> None:
-        if self.request.initial_weights is not None:
-            weights.overwrite(model, self.request.initial_weights)
-        if self.request.dtype == "fp32":
-            require_float32(model)
+        self.patches += standins.arrange_data(script, self.case.noise, self.case.shuffle)
+        script.Model = functools.partial(self._build, script.Model)
+        script.accelerator.prepare = functools.partial(self._prepare, script.accelerator.prepare)
+        self.loop.accelerator, script.tqdm = script.accelerator, self.loop
         if self.recorder is not None:
-            self.initial = weights.snapshot(model)
-            self.trainable = {name: value.requires_grad for name, value in model.named_parameters()}
-            watch.watch_model(model, self.recorder)
+            self.recorder.listen_to_script(script)
+        self.patches += [] if self.request.redirect else ["EConfig._attn_implementation = 'eager'"]
+        self.patches += [
+            "Model(...) parameters overwritten after construction by the values of a file",
+            "Accelerator.prepare result wrapped in torch.nn.DataParallel, so that .module exists",
+            "loop, samples, noise, losses, clipping and steps heard by wrappers around them",
+        ]
 
-    def _wrap_prepare(self, accelerator: Any) -> None:
-        prepare = accelerator.prepare
-
-        def prepare_and_watch(*objects: Any) -> tuple[Any, ...]:
-            model, *others = prepare(*objects)
-            self.wrapped = standins.wrap_model(model)
-            if self.recorder is not None:
-                watch.watch_prepared((self.wrapped, *others), accelerator, self.model, self.recorder)
-            if self.request.seed is not None:
-                self.patches.append(standins.seed_everything(self.request.seed))
-            return (self.wrapped, *others)
-
-        accelerator.prepare = prepare_and_watch
-        self.patches.append(standins.WRAP_LINE)
-
-    def _watch(self, script: ModuleType) -> None:
-        script.__dict__["tqdm"] = self.watch
-        self.patches.append("main module's tqdm replaced by a generator that keeps time")
-        self.watch.accelerator = script.accelerator
-        if self.recorder is None:
-            return
-        watch.watch_script(script, self.recorder)
+    def _build(self, construct: Any, config: Any, *positional: Any, **named: Any) -> Any:
+        """The script's model, from the case's initial weights."""
         if self.request.redirect is None:
-            self.recorder.dtypes.watch_attention(sys.modules[self.prototype.layers])
-        self.patches += watch.WATCH_LINES
+            config._attn_implementation = "eager"
+        self.model = construct(config, *positional, **named)
+        overwrite(self.model, self.case)
+        if self.recorder is not None:
+            self.recorder.listen_to_model(self.model)
+        return self.model
+
+    def _prepare(self, prepare: Any, *objects: Any) -> tuple[Any, ...]:
+        """What is trained, as accelerate has wrapped it."""
+        model, *others = prepare(*objects)
+        self.wrapped = model if hasattr(model, "module") else torch.nn.DataParallel(model)  # DeepSpeed's has one
+        if self.recorder is not None:
+            optimizer = next(item for item in others if isinstance(item, AcceleratedOptimizer))
+            scheduler = next(item for item in others if isinstance(item, AcceleratedScheduler))
+            self.recorder.listen_to_run(self.model, optimizer, scheduler)
+        if self.seed is not None:
+            set_seed(self.seed)
+        return (self.wrapped, *others)
+
+    def _write(self, script: Any) -> None:
+        """The recording, whole or not at all; with ``record`` off only ``meta.json`` with the timings."""
+        facts = {
+            "step_seconds": self.loop.seconds,
+            "step_cpu_seconds": self.loop.cpu_seconds,
+            "first_step_flops": self.loop.first_step_flops,
+            "peak_bytes": peak_bytes(),
+        }
+        if self.recorder is not None:
+            facts = self._facts(script, self.recorder) | facts
+
+        def fill(folder: Path) -> None:
+            (folder / "meta.json").write_text(json.dumps(facts, indent=1) + "\n")
+            if self.recorder is not None:
+                self.recorder.write(folder, self.model, self.case.initial)
+                shutil.copy(self.case.initial, folder)
+                (folder / "fixture").symlink_to(self.case.fixture, target_is_directory=True)
+
+        write_folder(self.request.folder, fill)
+
+    def _facts(self, script: Any, recorder: Recorder) -> dict[str, Any]:
+        """What ``meta.json`` says of the case, and what was seen beside its numbers."""
+        versions, case, saved = describe(), self.case, Path("cp")
+        files = sorted(path for path in saved.rglob("*") if path.is_file())
+        return {
+            "case": case.name,
+            "which": case.algorithm,
+            "dtype": case.dtype,
+            "commit": COMMIT,
+            **{name: versions[name] for name in VERSIONS},
+            "argv": [self._portable(word) for word in self.arguments],
+            "redirect": self.request.redirect,
+            "patches": self.patches,
+            "total_steps": script.total_steps,
+            "warm_steps": script.warm_steps,
+            "train_config": {name: self._portable(value) for name, value in script.train_config.items()},
+            "noise": case.noise,
+            "shuffle": case.shuffle,
+            "seed": self.seed,
+            "initial": case.initial.name,
+            "samples_files": [Path(path).name for path in script.datapath],
+            "os_walk_order_seen": self.walked,
+            "sample_index_order": recorder.order,
+            "prints": self.prints,
+            "saved": [{"file": str(path.relative_to(saved)), "zip_pickle": zipfile.is_zipfile(path)} for path in files],
+            "deepspeed": self._decay(recorder) if case.dtype == "bf16ds" else None,
+        }
+
+    def _decay(self, recorder: Recorder) -> dict[str, float]:
+        """By how much DeepSpeed's master of the embedding has shrunk, and by how much weight decay alone shrinks it."""
+        masters = torch.cat([group.reshape(-1) for group in self.wrapped.optimizer.single_partition_of_fp32_groups])
+        sizes = [value.numel() for value in recorder.initial.values()]
+        before = recorder.initial[EMBEDDING].double()
+        after = masters.detach().split(sizes)[list(recorder.initial).index(EMBEDDING)].double()
+        rates = [row["lr_used"] for row in recorder.rows if row["synced"]]
+        shrunk = math.prod(1 - rate * WEIGHT_DECAY for rate in rates)
+        return {"embed_master_norm_ratio": float(after.norm() / before.norm()), "weight_decay_product": shrunk}
+
+    def _portable(self, value: Any) -> Any:
+        """A word or setting without the folders of this machine."""
+        if not isinstance(value, str):
+            return value
+        return value.replace(str(self.case.fixture), "FIXTURE").replace(str(Path.cwd()), "WORK")
 
 
-def require_float32(model: torch.nn.Module) -> None:
-    """A float32 run with other parameters would compare something else."""
-    for name, value in model.named_parameters():
-        if value.dtype != torch.float32:
+def arguments_of(case: Case) -> list[str]:
+    """The script's command line."""
+    named = {field.alias or name: getattr(case, name) for name, field in Flags.model_fields.items()}
+    named |= {"basepath": case.verifier, "cpdir": Path.cwd() / "cp", "topk_w": 0}
+    return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+
+
+def overwrite(model: torch.nn.Module, case: Case) -> None:
+    """Copy ``init.<name>`` over each parameter.
+
+    Raises:
+        InputError: a name or shape that is not the model's, a parameter that lacks, or one of a float32 run in half.
+    """
+    stored = {name[5:]: value for name, value in read_tensors(case.initial).items() if name.startswith("init.")}
+    parameters = dict(model.named_parameters())
+    for name in sorted({*stored, *parameters} - (MAY_BE_KEPT - {*stored})):
+        found, expected = (tuple(held[name].shape) if name in held else "none" for held in (stored, parameters))
+        if found != expected:
+            raise InputError(case.initial, f"init.{name}", found, expected)
+    with torch.no_grad():
+        for name, value in stored.items():
+            parameters[name].copy_(value)
+    for name, value in parameters.items():
+        if case.dtype == "fp32" and value.dtype != torch.float32:
             raise InputError(type(model).__module__, name, value.dtype, torch.float32)
 
 
-def call_main(script: ModuleType) -> bool:
-    """Train; True if the run ended early because enough optimizer steps were made."""
-    try:
-        script.main()
-    except StepLimitError:
-        return True
-    return False
-
-
 def main() -> int:
-    """Read the request named on the command line and run it in the current directory."""
-    return answer(lambda: _run_file(Path(sys.argv[1])))
-
-
-def _run_file(path: Path) -> None:
-    request = OriginalRequest.from_json(path.read_text(), str(path))
-    torch.set_num_threads(request.threads)
-    Run(request, Path.cwd()).go()
-
-
-def write_results(run: Run, script: ModuleType, stopped_early: bool) -> None:
-    """Write the recording, or with ``record`` off only ``meta.json``."""
-    facts = meta.describe_request(run.request)
-    facts["argv"] = [meta.hide_paths(part, run.hidden_paths) for part in run.arguments]
-    facts |= {"patches": run.patches, "transformers5_stubs": run.stubs, "prints": run.prints}
-    facts |= meta.describe_script(script, run.walked, run.hidden_paths)
-    facts |= meta.describe_timing(run.watch, stopped_early)
-    if run.recorder is None:
-        write_meta(run.request.folder, facts)
-    else:
-        _write_recording(run, run.recorder, facts)
-
-
-def _write_recording(run: Run, recorder: Recorder, facts: dict[str, Any]) -> None:
-    final = weights.snapshot(run.model)
-    facts |= meta.describe_recording(recorder, run.initial, run.trainable, final)
-    facts |= meta.describe_saved(run.checkpoints, final)
-    facts["deepspeed"] = _describe_deepspeed(run, recorder)
-    facts["initial"] = f"initial_{run.request.algorithm}_{run.request.dtype}.safetensors"
-    verifier = weights.read_verifier(run.request.verifier)
-    initial, aliases = weights.split_aliases({f"init.{k}": v for k, v in run.initial.items()}, verifier)
-    recorder.tensors, after = weights.split_aliases(recorder.tensors, verifier | initial)
-    final, facts["final_aliases"] = weights.split_aliases(final, verifier)
-    facts["aliases"] = aliases | after
-    run.request.folder.mkdir(parents=True)
-    _link_fixture(run.request)
-    start = {**initial, **verifier, **weights.read_vocabulary(run.request.fixture)}
-    weights.save_initial(run.request.folder, start, facts["initial"])
-    write_recording(run.request.folder, recorder, final, facts)
-
-
-def _describe_deepspeed(run: Run, recorder: Recorder) -> dict[str, Any] | None:
-    if run.request.dtype != "bf16ds":
-        return None
-    recorder.tensors["final.fp32_master_flat"] = recording.master_weights(run.wrapped)
-    rates = [row["lr_used"] for row in recorder.rows if row["synced"]]
-    return recording.describe_zero2(run.wrapped, run.initial["embed_tokens.weight"], rates)
-
-
-def _link_fixture(request: OriginalRequest) -> None:
-    """Let the recording find its fixture: a link in the case folder, unless the folder lies beside it anyway."""
-    beside = request.output / "fixture"
-    if not (beside.exists() and beside.samefile(request.fixture)):
-        (request.folder / "fixture").symlink_to(request.fixture, target_is_directory=True)
+    """Run the request that the command line names in the current directory."""
+    return answer(lambda: Run(pickle.loads(Path(sys.argv[1]).read_bytes())).go())
 
 
 if __name__ == "__main__":

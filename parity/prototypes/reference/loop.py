@@ -12,12 +12,10 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.prototypes.case import Case
-from parity.prototypes.paths import path_norms
-from parity.prototypes.recorded import configuration
+from parity.prototypes.recorded import configuration, path_norms, samples_per_pass
 from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.setup import Setup, prepare
 from parity.prototypes.reference.steps import Unrolled
-from parity.prototypes.replay import samples_per_pass
 from parity.prototypes.ties import near_ties
 from parity.step import AdamW, State, linear_schedule
 from parity.trace import Point, Trace

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
-from parity.prototypes.case import Case
-from parity.prototypes.names import TO_NATIVE
+from parity.prototypes.case import TO_NATIVE, Case
 from parity.prototypes.reference import eagle3, hass
 from parity.prototypes.reference.steps import Unrolled
 from parity.step import Clip, global_norm

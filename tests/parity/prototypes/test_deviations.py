@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,7 @@ from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
 from parity.prototypes.deviations import LEDGER, as_markdown, find
-from parity.prototypes.live import request_for
-from parity.prototypes.original import OriginalRunError, record_original
+from parity.prototypes.original import OriginalRunError, record_original, request_for
 from parity.prototypes.port import run_port, settings_for, start_port, trace_port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.reference.loop import trace_reference
@@ -123,7 +123,7 @@ def test_ddp_bf16_crash(tmp_path: Path, small: Path) -> None:
 @pytest.mark.deepspeed
 def test_ddp_bf16_crash_of_the_original(prototype_dir: Path, case: Case, tmp_path: Path) -> None:
     with pytest.raises(OriginalRunError, match="dtype"):
-        record_original(request_for(case, prototype_dir, tmp_path, dtype="bf16"))
+        record_original(request_for(replace(case, dtype="bf16"), prototype_dir, tmp_path))
 
 
 def test_embed_decay(cases: dict[str, Case], tmp_path: Path) -> None:

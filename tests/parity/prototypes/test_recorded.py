@@ -16,29 +16,14 @@ from safetensors.torch import load_file, save_file
 from parity import fixtures
 from parity.errors import InputError
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.recorded import configuration, load_recorded, rename
-
-
-def native(name: str) -> str:
-    return {"a.weight": "b.weight"}.get(name, name)
-
-
-@pytest.mark.parametrize(
-    ("recorded", "traced"),
-    [
-        ("after.a.weight", "after.b.weight"),
-        ("init.a.weight", "init.b.weight"),
-        ("mb0.grad.a.weight", "mb0.grad.b.weight"),
-        ("mb12.grad.c.weight", "mb12.grad.c.weight"),
-        ("mb0.step2.predict", "mb0.step2.hidden"),
-        ("mb0.step2.kldiv_loss", "mb0.step2.loss"),
-        ("mb0.step2.logits", "mb0.step2.logits"),
-        ("mb0.batch.input_ids", "mb0.batch.input_ids"),
-        ("t2d", "t2d"),
-    ],
+from parity.prototypes.recorded import (
+    ReplayDraw,
+    ReplaySampler,
+    configuration,
+    load_recorded,
+    path_norms,
+    samples_per_pass,
 )
-def test_names(recorded: str, traced: str) -> None:
-    assert rename(recorded, native) == traced
 
 
 def test_aliases_are_resolved(case: Case) -> None:
@@ -46,6 +31,7 @@ def test_aliases_are_resolved(case: Case) -> None:
     assert "after.embed_tokens.weight" in case.meta.aliases
     assert "after.embed_tokens.weight" not in stored
     trace, initial = load_recorded(case), load_file(case.initial)
+    assert torch.equal(trace.tensors["init.norm.weight"], initial["init.lm_head_layernorm.weight"])
     for name in ("after.embed_tokens.weight", "final.embed_tokens.weight"):
         assert torch.equal(trace.tensors[name], initial["verifier.embed_tokens.weight"])
 
@@ -53,11 +39,13 @@ def test_aliases_are_resolved(case: Case) -> None:
 def test_tensors_go_by_speculators_names(case: Case) -> None:
     trace, stored = load_recorded(case), load_file(case.directory / "first_step.safetensors")
     assert torch.equal(trace.tensors["mb0.grad.norm.weight"], stored["mb0.grad.lm_head_layernorm.weight"])
-    assert torch.equal(trace.tensors["mb0.step1.hidden"], stored["mb0.step1.predict"])
+    assert torch.equal(trace.tensors["after.norm.weight"], stored["after.lm_head_layernorm.weight"])
+    for name, recorded in {"hidden": "predict", "loss": "kldiv_loss", "logits": "logits"}.items():
+        assert torch.equal(trace.tensors[f"mb0.step1.{name}"], stored[f"mb0.step1.{recorded}"])
     assert not any("lm_head_layernorm" in name for name in trace.tensors)
 
 
-def test_the_curve_is_the_trajectory(case: Case) -> None:
+def test_the_curve_is_the_trajectory(case: Case, cases: dict[str, Case]) -> None:
     lines = [json.loads(line) for line in (case.directory / "trajectory.jsonl").read_text().splitlines()]
     curve = load_recorded(case).curve
     assert len(curve) == len(lines) == 40
@@ -65,6 +53,7 @@ def test_the_curve_is_the_trajectory(case: Case) -> None:
     assert [point.grad_norm for point in curve] == [line["clip"]["returned"] for line in lines]
     assert [point.correct for point in curve] == [line["cc"] for line in lines]
     assert curve[-1].epoch == 4
+    assert set(load_recorded(cases["hass_fp32_k3"]).curve[0].logged) == {"train/ploss", "train/topkloss"}
 
 
 def test_the_configuration_is_the_recorded_one(case: Case) -> None:
@@ -85,15 +74,11 @@ def copy(tmp_path: Path, case: Case) -> Case:
 
 @pytest.mark.parametrize("name", ["first_step.safetensors", "trajectory.jsonl"])
 def test_a_missing_file_is_named(name: str, copy: Case) -> None:
+    (copy.directory / "final.safetensors").unlink()
+    assert load_recorded(copy).group("after.").keys() > load_recorded(copy).group("final.").keys() == set()
     (copy.directory / name).unlink()
     with pytest.raises(InputError, match=name):
         load_recorded(copy)
-
-
-def test_final_parameters_may_be_missing(copy: Case) -> None:
-    (copy.directory / "final.safetensors").unlink()
-    assert load_recorded(copy).group("final.") == {}
-    assert load_recorded(copy).group("after.")
 
 
 def change_second_line(copy: Case, changes: dict[str, Any]) -> None:
@@ -149,18 +134,44 @@ def test_an_alias_that_leads_nowhere_is_named(field: str, copy: Case) -> None:
         load_recorded(broken)
 
 
-def test_hass_keeps_its_metrics(cases: dict[str, Case]) -> None:
-    point = load_recorded(cases["hass_fp32_k3"]).curve[0]
-    assert set(point.logged) == {"train/ploss", "train/topkloss"}
-
-
-def test_a_pickle_in_place_of_tensors_is_refused(copy: Case) -> None:
-    torch.save({"a": torch.ones(1)}, copy.directory / "first_step.safetensors")
+def test_tensors_are_read_as_they_are_and_never_unpickled(copy: Case) -> None:
+    file = copy.directory / "first_step.safetensors"
+    save_file({**load_file(file), "mb0.step0.extra": torch.ones(1)}, file)
+    assert "mb0.step0.extra" in load_recorded(copy).tensors
+    torch.save({"a": torch.ones(1)}, file)
     with pytest.raises(InputError, match=r"first_step\.safetensors"):
         load_recorded(copy)
 
 
-def test_one_recorded_tensor_more_is_kept(copy: Case) -> None:
-    file = copy.directory / "first_step.safetensors"
-    save_file({**load_file(file), "mb0.step0.extra": torch.ones(1)}, file)
-    assert "mb0.step0.extra" in load_recorded(copy).tensors
+def test_every_iteration_is_the_next_pass(cases: dict[str, Case]) -> None:
+    sampler = ReplaySampler([4, 0, 2, 1, 3, 0, 9], per_pass=3)
+    assert len(sampler) == 3
+    assert [list(sampler) for _ in range(4)] == [[4, 0, 2], [1, 3, 0], [9], []]
+    whole = {name: samples_per_pass(cases[name]) for name in ("eagle3_fp32_k3", "eagle3_fp32_k3_bs1")}
+    assert whole == {"eagle3_fp32_k3": 16, "eagle3_fp32_k3_bs1": 17}
+
+
+def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "noise_uniforms.safetensors"
+    half = torch.full((1, 2, 3), 0.5, dtype=torch.float64)  # wider numbers come first in the file
+    save_file({"u00001": half, "u00000": torch.zeros(1, 4, 3)}, file)
+    draw = ReplayDraw(file)
+    assert torch.equal(draw(torch.ones(1, 4, 3)), torch.zeros(1, 4, 3))
+    assert draw(torch.ones(1, 2, 3)).tolist() == [[[0.5] * 3] * 2]
+    with pytest.raises(InputError, match="noise: found 2 draws, expected one more"):
+        draw(torch.ones(1, 1, 3))
+    with pytest.raises(InputError, match=r"draw 0: found shape \(1, 4, 3\), expected shape \(1, 2, 3\)"):
+        ReplayDraw(file)(torch.ones(1, 2, 3))
+
+
+def test_path_norms_are_the_derivatives_and_the_graph_is_left() -> None:
+    first = torch.tensor([3.0, 4.0], requires_grad=True)
+    second, cut, plain = first * 2, (first * 2).detach().requires_grad_(), torch.ones(2)
+    losses = [(first**2).sum(), second.sum() * 5, cut.sum(), plain.sum()]
+    norms = path_norms(losses, [first, second, cut, plain])
+    found = {name: norm.item() for name, norm in norms.items() if norm}
+    assert found == pytest.approx({"0.0": 10.0, "1.0": 10 * 2**0.5, "1.1": 5 * 2**0.5, "2.2": 2**0.5})
+    assert len(norms) == 10
+    losses[0].backward()
+    assert first.grad is not None
+    assert first.grad.tolist() == [6.0, 8.0]

@@ -1,4 +1,4 @@
-"""A toy prototype in a checkout of its own, with hashes to match, and requests for it."""
+"""A toy prototype in a checkout of its own, with hashes to match, and cases for it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from parity.fixtures import FIXTURE
-from parity.prototypes.original import OriginalRequest, checkout
+from parity.prototypes.case import Case
+from parity.prototypes.original import checkout
+from parity.prototypes.synthetic import write_case
 
 TOY = Path(__file__).parent / "toy"
+H = 64
+"""Hidden size of the recordings' fixture."""
 
 
 @pytest.fixture
@@ -28,11 +34,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def ask(tmp_path: Path) -> Callable[..., OriginalRequest]:
-    """Make a request on the recordings' fixture; keyword arguments change its fields."""
-
-    def make(prototype: Path, **changes: object) -> OriginalRequest:
-        fields = {"prototype": prototype, "fixture": FIXTURE, "output": tmp_path / "out", "case": "one"}
-        return OriginalRequest(**{**fields, **changes})  # type: ignore[arg-type]
-
-    return make
+def toy_case(tmp_path: Path) -> Callable[..., Case]:
+    """Makes cases that the toy can run: the recordings' fixture, and weights for its two layers."""
+    weights = tmp_path / "start.safetensors"
+    save_file({"init.fc.weight": torch.full((H, 3 * H), 1e-3), "init.mix.weight": torch.eye(H)}, weights)
+    return lambda name="one", **flags: write_case(
+        tmp_path / "cases", FIXTURE, name, **{"initial": weights, "epoch": 0, **flags}
+    )

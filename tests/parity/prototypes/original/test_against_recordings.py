@@ -1,83 +1,65 @@
-"""The originals of a checkout, run again, give the shipped recordings to the byte (same torch, one thread)."""
+"""The originals of a checkout, run again, give the shipped recordings, to the bit on the machine that made them."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from parity.fixtures import RECORDINGS
-from parity.prototypes.original import OriginalRequest, OriginalRunError, record_original
+from parity.prototypes.case import Case, read_case
+from parity.prototypes.original import OriginalRunError, record_original, request_for
+from parity.prototypes.recorded import load_recorded
+from parity.prototypes.synthetic import write_case
 
 pytestmark = pytest.mark.prototype
-Ask = Callable[..., OriginalRequest]
 ROUND_OFF = 1e-4
-"""Allowed on another machine or torch, in absolute terms; the same bytes are usual and measured as 0."""
-
-
-def request_like(case: str, ask: Ask, prototype: Path) -> OriginalRequest:
-    meta = json.loads((RECORDINGS / case / "meta.json").read_text())
-    flags = dict(zip(meta["argv"][::2], meta["argv"][1::2], strict=True))
-    return ask(
-        prototype,
-        case=case,
-        algorithm=meta["which"],
-        dtype=meta["dtype"],
-        noise=meta["noise"],
-        shuffle=meta["shuffle"],
-        initial_weights=RECORDINGS / meta["initial"],
-        lr=float(flags["--lr"]),
-        epoch=int(flags["--epoch"]),
-        bs=int(flags["--bs"]),
-        gradient_accumulation_steps=int(flags["--gradient-accumulation-steps"]),
-        forward_num_total=int(flags["--forward_num_total"]),
-    )
+"""Allowed on another machine or torch, in absolute terms; 0 is usual."""
 
 
 @pytest.mark.parametrize(
-    "case", ["eagle3_fp32_k3_noise", "eagle3_fp32_k3_ga2", "hass_fp32_k3_noise", "hass_bf16_k3", "eagle3_bf16ds_k3"]
+    "name", ["eagle3_fp32_k3_noise", "eagle3_fp32_k3_ga2", "hass_fp32_k3_noise", "hass_bf16_k3", "eagle3_bf16ds_k3"]
 )
-def test_running_it_again_gives_the_recording(case: str, ask: Ask, prototype_dir: Path) -> None:
-    if case.startswith("eagle3_bf16ds") and importlib.util.find_spec("deepspeed") is None:
+def test_running_it_again_gives_the_recording(
+    name: str, cases: dict[str, Case], prototype_dir: Path, tmp_path: Path
+) -> None:
+    shipped = cases[name]
+    if shipped.dtype == "bf16ds" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed: python -m pip install deepspeed")
-    if not (RECORDINGS / case).is_dir():
-        pytest.skip(f"no recording of {case} is shipped")
-    folder = record_original(request_like(case, ask, prototype_dir))
-    for shipped in (RECORDINGS / case).glob("*.safetensors"):
-        assert_close(shipped, folder / shipped.name)
-    assert len((folder / "trajectory.jsonl").read_text().splitlines()) == len(
-        (RECORDINGS / case / "trajectory.jsonl").read_text().splitlines()
-    )
-    old, new = (json.loads((root / "meta.json").read_text()) for root in (RECORDINGS / case, folder))
-    assert new.keys() >= old.keys()
-    for name in ("prints", "dtypes_seen", "aliases", "final_aliases", "sample_index_order", "init_dtype", "saved"):
-        assert new[name] == old[name], name
+    fresh = read_case(record_original(request_for(shipped, prototype_dir, tmp_path, seed=shipped.seed)))
+    old, new = load_recorded(shipped), load_recorded(fresh)
+    kept = {key: value for key, value in old.tensors.items() if key != "final.fp32_master_flat"}
+    if not old.group("final."):
+        new.tensors = {key: value for key, value in new.tensors.items() if not key.startswith("final.")}
+    assert new.tensors.keys() == kept.keys()
+    for key, value in kept.items():
+        torch.testing.assert_close(
+            new.tensors[key], value, rtol=0, atol=ROUND_OFF, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    assert [point.loss for point in new.curve] == pytest.approx([point.loss for point in old.curve], abs=ROUND_OFF)
+    assert (new.prints, new.configuration, fresh.order) == (old.prints, old.configuration, shipped.order)
+    seen = [case.meta.model_extra or {} for case in (fresh, shipped)]
+    assert seen[0]["saved"] == [{key: one[key] for key in ("file", "zip_pickle")} for one in seen[1]["saved"]]
+    if shipped.dtype == "bf16ds":
+        assert seen[0]["deepspeed"] == pytest.approx({key: seen[1]["deepspeed"][key] for key in seen[0]["deepspeed"]})
 
 
-def assert_close(shipped: Path, fresh: Path) -> None:
-    one, two = load_file(shipped), load_file(fresh)
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=ROUND_OFF, msg=lambda text, n=name: f"{n}: {text}")
-
-
-def test_eagle3_in_bf16_without_deepspeed_stops(ask: Ask, prototype_dir: Path) -> None:
+def test_eagle3_in_bf16_without_deepspeed_stops(case: Case, prototype_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(OriginalRunError, match="to have the same dtype"):
-        record_original(ask(prototype_dir, dtype="bf16"))
+        record_original(request_for(replace(case, dtype="bf16"), prototype_dir, tmp_path))
 
 
-def test_a_draft_without_rope_scaling(ask: Ask, prototype_dir: Path, tmp_path: Path) -> None:
+def test_a_draft_without_rope_scaling(case: Case, prototype_dir: Path, tmp_path: Path) -> None:
     fixture = tmp_path / "fixture"
     fixture.mkdir()
-    for part in ask(prototype_dir).fixture.iterdir():
+    for part in case.fixture.iterdir():
         (fixture / part.name).symlink_to(part)
+    config = json.loads(case.configpath.read_text()) | {"rope_scaling": None}
     (fixture / "draft_eagle3.json").unlink()
-    config = json.loads(ask(prototype_dir).draft_config.read_text())
-    (fixture / "draft_eagle3.json").write_text(json.dumps({**config, "rope_scaling": None}))
-    folder = record_original(ask(prototype_dir, fixture=fixture, max_optimizer_steps=1))
+    (fixture / "draft_eagle3.json").write_text(json.dumps(config))
+    plain = write_case(tmp_path / "cases", fixture, initial=case.initial)
+    folder = record_original(request_for(plain, prototype_dir, tmp_path / "out", max_optimizer_steps=1))
     assert len((folder / "trajectory.jsonl").read_text().splitlines()) == 1

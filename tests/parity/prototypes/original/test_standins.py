@@ -9,10 +9,6 @@ import torch
 from parity.prototypes.original import standins
 
 
-def test_natural_order() -> None:
-    assert sorted(["a/data_10", "a/data_2", "a/data_1"], key=standins.natural_key)[1] == "a/data_2"
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -26,28 +22,22 @@ def test_plain_rotary_frequencies(config: Any) -> None:
     assert factor == 1.0
 
 
-def test_bfloat16_reads_as_float32_and_noise_is_heard() -> None:
-    script, drawn = ModuleType("script"), []
-    standins.read_bfloat16_as_float32([script])
-    standins.watch_noise(script, drawn.append)
-    names: Any = script
-    assert names.torch.bfloat16 is torch.float32
-    assert names.torch.nn is torch.nn
-    assert names.torch.rand_like(torch.zeros(2)) is drawn[0]
+def test_bfloat16_reads_as_float32() -> None:
+    script, model, other = (ModuleType(name) for name in ("script", "model", "other"))
+    standins.proxy_torch(script, model)
+    standins.proxy_torch(other, None)
+    read = [(module.torch.bfloat16, module.torch.nn) for module in (script, model, other)]  # type: ignore[attr-defined]
+    assert read == [(torch.float32, torch.nn)] * 2 + [(torch.bfloat16, torch.nn)]
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_the_loader_keeps_its_other_arguments(shuffle: bool) -> None:
-    script = ModuleType("script")
-    script.__dict__["DataLoader"] = lambda *positional, **named: (positional, named)
-    standins.change_loader(script, shuffle)
-    names: Any = script
-    given = names.DataLoader("data", shuffle=True, pin_memory=True, bs=3)
-    assert given == (("data",), {"shuffle": shuffle, "pin_memory": False, "bs": 3})
-
-
-def test_a_model_with_a_module_is_not_wrapped() -> None:
-    inner = torch.nn.Linear(1, 1)
-    wrapped: Any = standins.wrap_model(inner)
-    assert wrapped.module is inner
-    assert standins.wrap_model(wrapped) is wrapped
+@pytest.mark.parametrize(("noise", "shuffle"), [(True, False), (False, True)])
+def test_data_are_arranged_and_the_rest_is_the_scripts(noise: bool, shuffle: bool) -> None:
+    script: Any = ModuleType("script")
+    script.datapath = ["a/data_10", "a/data_2", "a/data_1"]
+    script.train_config = {"data_noise": True, "num_workers": 8, "lr": 1}
+    script.DataLoader = lambda *positional, **named: (positional, named)
+    standins.arrange_data(script, noise, shuffle)
+    assert script.datapath == ["a/data_1", "a/data_2", "a/data_10"]
+    assert script.train_config == {"data_noise": noise, "num_workers": 0, "lr": 1}
+    loader = script.DataLoader("data", shuffle=True, pin_memory=True, bs=3)
+    assert loader == (("data",), {"shuffle": shuffle, "pin_memory": False, "bs": 3})

@@ -16,14 +16,15 @@ class EConfig:
 
 
 class Model(torch.nn.Module):
-    """Has the three parts that the script reaches for."""
+    """Has the parts that the script reaches for, and the toy's parameters."""
 
     def __init__(self, config, load_emb, path):
         super().__init__()
         torch.rand(5)
-        self.fc = torch.nn.Linear(3 * config.hidden_size, config.hidden_size)
-        self.lm_head_layernorm = torch.nn.LayerNorm(config.hidden_size)
-        self.lm_head = torch.nn.Linear(config.hidden_size, config.draft_vocab_size)
+        self.fc = torch.nn.Linear(3 * config.hidden_size, config.hidden_size, bias=False)
+        self.mix = torch.nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.lm_head_layernorm = torch.nn.Identity()
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
 
     def forward(self, hidden, ids, mask, history):
-        return hidden.tanh()
+        return self.mix(hidden).tanh()
