@@ -82,7 +82,7 @@ BAD = {
     "run nosuch": "error: command line: PAIR: found nosuch, expected eagle3, hass or FILE.py:NAME",
     "run --recordings /no/where": "error: /no/where: recordings: found no such folder",
     "run --recordings {tmp}": "one/meta.json: dtype: found 'fp8'",
-    "run -k a!b": "error: command line: -k: found 'a!b', expected words, and, or, not",
+    "run -k a!b": "error: command line: -k: found 'a!b', expected words joined by and, or, not, parentheses",
     "run -k __import__('os')": "error: command line: -k: found",
     "run eagle3 --checks speed -k none": "checks: found speed, expected of environment",
     "record --prototype /no/where --output {tmp} -k eagle3_fp32_k1": "research/eagle3",
