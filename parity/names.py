@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from parity.calls import CALL, CALLS, WHOLE
+from parity.calls import CALL, CALLS, WHOLE, below, dotted
 from parity.errors import InputError
 from parity.trace import Trace
 
@@ -252,11 +252,6 @@ def _split(key: str) -> tuple[str, int]:
     if not module or not (number or "0").isdecimal():
         raise InputError("name map", "calls", key, "module#number")
     return module, int(number or 0)
-
-
-def below(name: str, prefix: str) -> bool:
-    """Is ``prefix`` the name or one of the modules around it?"""
-    return not prefix or name == prefix or name.startswith(f"{prefix}.")
 
 
 def as_map(names: NameMap | Mapping[str, str | None] | None) -> NameMap:

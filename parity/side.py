@@ -27,7 +27,7 @@ from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, observe
 from parity.persist import META, read_trace
 from parity.setup import optimizer_for, rate_of, setup_of
-from parity.step import Clip, Rule, StepAuditor, global_norm, update_of
+from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import Point, StepAudit, Trace
 
 Batch = Any
@@ -273,10 +273,8 @@ class Training:
         """Compute every step from now on again; the list fills as steps are made."""
         if self.optimizer is None or not getattr(self.optimizer, "param_groups", None):
             return []
-        update = update_of(self.optimizer)
-        rule = None if update is None else Rule(update, self.side.clip, self.side.rate)
         trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
-        self.auditor = StepAuditor(rule, trained, self.optimizer)
+        self.auditor = StepAuditor(Rule(None, self.side.clip, self.side.rate), trained, self.optimizer)
         return self.auditor.audits
 
     def backward(self, batch: Batch) -> Tensor:

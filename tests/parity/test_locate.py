@@ -274,40 +274,40 @@ BLAMED: dict[str, tuple[type[Model], str, str, str, str]] = {
         PositionsOff,
         "forward",
         WHOLE,
-        "block, call 0: its input `positions` already differs at (0,): 0 / 1, made outside of any module",
+        "block#0: its input `positions` already differs, at (0,): expected 0, found 1, made outside of any module",
         "aten.arange at {fault: positions} / aten.arange at {return torch.arange(ids.shape[-1])}",
     ),
     "mask": (
         MaskOff,
         "forward",
         WHOLE,
-        "block, call 0: its input `mask` already differs at (0, 1): False / True, made outside of any module",
+        "block#0: its input `mask` already differs, at (0, 1): expected False, found True, made outside of any module",
         "aten.tril at {.tril(ahead)} / aten.tril at {.tril(ahead)}",
     ),
     "ids": (
         IdsOff,
         "forward",
         WHOLE,
-        "embed, call 0: its input `input` already differs at (0, 0): 35 / 5, made outside of any module",
+        "embed#0: its input `input` already differs, at (0, 0): expected 35, found 5, made outside of any module",
         "aten.roll at {fault: ids} / aten.roll at {return ids.roll(1, -1)}",
     ),
     "operator": (
         OtherOperator,
         "forward",
         WHOLE,
-        "head, call 0: its input `input` already differs",
+        "head#0: its input `input` already differs",
         "aten.sigmoid at {fault: operator} / aten.tanh at {return x + 0.5 * x.tanh()}",
     ),
     "left out": (
         LeftOut,
         "forward",
         WHOLE,
-        "head, call 0: its input",
+        "head#0: its input",
         " / aten.add at {return x + 0.5 * x.tanh()}",
     ),
-    "swapped": (SwappedArguments, "forward", "block", "o, call 0: its input", "{mask.mT | mask.diag}"),
+    "swapped": (SwappedArguments, "forward", "block", "o#0: its input", "{mask.mT | mask.diag}"),
     "eps": (OtherEps, "forward", "norm", "largest at", " / aten.rsqrt at {return self.head(self.mixed(self.norm}"),
-    "another way": (QuietlyOff, "forward", WHOLE, "head, call 0: its input", "{fault: factor}"),
+    "another way": (QuietlyOff, "forward", WHOLE, "head#0: its input", "{fault: factor}"),
     "detached": (Detached, "backward", WHOLE, "", " / aten.mul (backward) at {return x + 0.5 * x.tanh()}"),
 }
 
@@ -389,7 +389,10 @@ def test_an_input_of_the_model_s_own_is_said_to_be_one() -> None:
     finding = first_forward(*calls, within(1e-5))
     assert finding is not None
     assert finding.module == WHOLE
-    assert finding.detail == "its input `position_ids` already differs at (4,): 4 / 5, which is the model's own"
+    assert (
+        finding.detail
+        == "its input `position_ids` already differs, at (4,): expected 4, found 5, which is the model's own"
+    )
 
 
 def test_another_module_s_output_is_said_to_be_one() -> None:
@@ -406,7 +409,7 @@ def test_another_module_s_output_is_said_to_be_one() -> None:
     other[0].out[""] = torch.tensor([1, 2])
     finding = first_forward(chain(torch.tensor([1, 2])), other, lambda *pair: torch.equal(*pair))
     assert finding is not None
-    assert finding.detail == "its input `ids` already differs at (1,): 2 / 3, made by maker, call 0"
+    assert finding.detail == "its input `ids` already differs, at (1,): expected 2, found 3, made by maker#0"
 
 
 def test_a_call_that_is_never_made_does_not_hide_what_went_wrong_before() -> None:
@@ -483,7 +486,9 @@ def test_a_block_mask_off_by_one_is_an_input_that_differs() -> None:
     finding = first_forward(*calls, within(1e-5))
     assert finding is not None
     assert finding.module == WHOLE
-    assert "inner, call 0: its input `block_mask` already differs at (0, 0, 3, 0): False / True" in finding.detail
+    assert (
+        "inner#0: its input `block_mask` already differs, at (0, 0, 3, 0): expected False, found True" in finding.detail
+    )
     with torch.no_grad():
         assert "flex_attention" in first_apart(*(follow(side, WHOLE, 0) for side in sides), within(1e-5))
 

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from parity import Side, Trace, compare_sides, single_step
 from parity.calls import snapshot, tensors_of, watch, with_tensors
 from parity.errors import InputError
-from parity.observe import Draw, compare_samplers, observe, sampled, tap
+from parity.observe import Draw, compare_samplers, drawing, observe, sampled, tap
 
 
 @dataclass
@@ -332,7 +332,7 @@ def test_an_argument_that_is_not_there_is_named(toys: Any) -> None:
 def test_what_was_replaced_comes_back_after_an_error(toys: Any) -> None:
     before = vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")
     draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_")
-    with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS, {draw: draw.port}):
+    with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS), drawing({draw: draw.port}):
         raise ZeroDivisionError
     assert (vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")) == before
 
@@ -347,12 +347,12 @@ DRAWS = [
 def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw, toys: Any) -> None:
     x, losses, module = torch.randn(2, 4), [], Reader()
     torch.manual_seed(1)
-    with observe(module, draws={draw: draw.original}) as first:
+    with drawing({draw: draw.original}) as first:
         losses.append(module(x))
     torch.manual_seed(2)
     losses.append(module(x))
     torch.manual_seed(2)
-    with observe(module, draws={draw: draw.port}, replayed=first.draws) as second:
+    with drawing({draw: draw.port}, first.draws) as second:
         losses.append(module(x))
     assert list(first.draws) == ["anchors#0"]
     assert torch.equal(first.draws["anchors#0"], second.draws["anchors#0"])
@@ -361,8 +361,8 @@ def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw, toys: Any) -> N
 
 def test_draws_elsewhere_are_let_alone(toys: Any) -> None:
     draw = Draw("anchors", "torch:randperm@readers", "")
-    with observe(module := Reader(), draws={draw: draw.original}) as seen:
-        module(torch.randn(2, 4))
+    with drawing({draw: draw.original}) as seen:
+        Reader()(torch.randn(2, 4))
     assert seen.draws == {}
 
 
@@ -377,11 +377,10 @@ class Noisy(nn.Module):
 
 def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
     draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_", given=lambda drawn: drawn[None])
-    with observe(mine := Noisy((6,)), draws={draw: draw.original}) as first:
-        expected = mine()
-    theirs = Noisy((1, 6))
-    with observe(theirs, draws={draw: draw.port}, replayed=first.draws):
-        assert torch.equal(theirs(), expected)
+    with drawing({draw: draw.original}) as first:
+        expected = Noisy((6,))()
+    with drawing({draw: draw.port}, first.draws):
+        assert torch.equal(Noisy((1, 6))(), expected)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +390,7 @@ def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
 def test_a_draw_that_does_not_fit_is_refused(shape: tuple[int, ...], times: int, message: str) -> None:
     draw, module = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_"), Noisy(shape)
     recorded = {"noise#0": torch.zeros(6)}
-    with observe(module, draws={draw: draw.port}, replayed=recorded):
+    with drawing({draw: draw.port}, recorded):
         for _ in range(times - 1):
             module()
         with pytest.raises(InputError, match=message):
