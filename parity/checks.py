@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, Call, calls_of
+from parity.calls import WHOLE, Call, below, calls_of
 from parity.compare import (
     Subject,
     compare,
@@ -23,7 +23,6 @@ from parity.compare import (
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, paired_inputs
-from parity.names import below
 from parity.observe import Compared
 from parity.precision import distance_rows, tensor_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows

@@ -1,19 +1,21 @@
-"""Which name on the port's side is which on the original's: explicit, by prefixes, never by order."""
+"""Which name on the port's side is which on the original's: explicit, by prefixes, never by order.
+
+A map to begin with is suggested by the ends of names and by shapes; what is not certain is listed.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from parity.calls import CALL, CALLS, WHOLE, below, dotted
+from parity.calls import CALL, CALLS, WHOLE, below, dotted, state_of
 from parity.errors import InputError
 from parity.trace import Trace
-
-__all__ = ["WHOLE", "Copied", "Joined", "NameMap", "align", "as_map", "below", "transposed"]
 
 STATES = ("init", "after", "final")
 
@@ -90,24 +92,22 @@ class NameMap:
         twice = sorted({target for target in targets if targets.count(target) > 1})
         if twice:
             raise InputError("name map", twice[0], "several of the original's names", "one; Joined takes several")
+        self._table = {name: "" if target == WHOLE else target for name, target in self.prefixes.items()}
+        self._whole = self._table.pop(WHOLE, self._table.get("", None if "" in self._table.values() else ""))
+        if self._table.get("", "") is None:  # the module itself has no counterpart, and that says nothing of its parts
+            del self._table[""]
 
     def to_port(self, name: str) -> str | None:
         """The port's name of a module or parameter of the original; None where it has none."""
-        if name == WHOLE and WHOLE in self.prefixes:
-            return self.prefixes[WHOLE] or (None if self.prefixes[WHOLE] is None else WHOLE)
-        if name == WHOLE and "" not in self.prefixes:
-            return None if {"", WHOLE} & {*self.prefixes.values()} else WHOLE
-        whole, name = name == WHOLE, "" if name == WHOLE else name
-        fitting = [prefix for prefix in self.prefixes if prefix != WHOLE and below(name, prefix)]
-        fitting = [prefix for prefix in fitting if prefix or whole or self.prefixes[""] is not None]
-        if not fitting:
+        fitting = [prefix for prefix in self._table if below(name, prefix)]
+        if name == WHOLE:
+            target, rest = self._whole, ""
+        elif fitting:
+            prefix = max(fitting, key=len)
+            target, rest = self._table[prefix], name[len(prefix) :].lstrip(".")
+        else:
             return name
-        prefix = max(fitting, key=len)
-        target = self.prefixes[prefix]
-        if target is None:
-            return None
-        rest = name[len(prefix) :].lstrip(".")
-        return ".".join(filter(None, ("" if target == WHOLE else target, rest))) or WHOLE
+        return None if target is None else dotted(target, rest) or WHOLE
 
     def copies(self, name: str) -> list[str]:
         """The port's names of something that it has more than once; none where it has it once."""
@@ -134,11 +134,9 @@ class NameMap:
         Raises:
             InputError: two different ones of the original's come to the same name.
         """
-        found = self.rename(originals, port)
-        for name, entry in self.joined.items():
-            if all(original in originals for original in entry.originals):
-                found[name] = entry([originals[original] for original in entry.originals])
-        return found
+        whole = [entry for entry in self.joined.values() if all(name in originals for name in entry.originals)]
+        made = {entry.port: entry([originals[name] for name in entry.originals]) for entry in whole}
+        return {**self.rename(originals, port), **made}
 
     def rename(self, originals: Mapping[str, Held], port: Collection[str] | None = None) -> dict[str, Held]:
         """Anything held by parameter, by the port's names; what is joined is left out.
@@ -267,19 +265,23 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
     """
     grads = [f"mb{j}.grad" for j in original.micro_batches()]
     known = {*port.trained, *port.frozen}.union(*(port.group(f"{prefix}.") for prefix in (*STATES, *grads)))
-    mine: dict[str, Tensor] = {}
-    theirs = dict(port.tensors)
-    for prefix in STATES:
-        mine |= _under(prefix, names.parameters(original.group(f"{prefix}."), known))
-    for prefix in grads:
-        pair = names.gradients(original.group(f"{prefix}."), port.group(f"{prefix}."), known)
+    mine, theirs = dict[str, Tensor](), dict(port.tensors)
+    for prefix in (*STATES, *grads):
+        sides = original.group(f"{prefix}."), port.group(f"{prefix}.")
+        pair = (names.parameters(sides[0], known), sides[1])
+        if prefix in grads:
+            pair = names.gradients(*sides, known)
+        mine |= {f"{prefix}.{name}": tensor for name, tensor in pair[0].items()}
         theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(f"{prefix}.")}
-        mine, theirs = mine | _under(prefix, pair[0]), theirs | _under(prefix, pair[1])
+        theirs |= {f"{prefix}.{name}": tensor for name, tensor in pair[1].items()}
     calls = names.call_keys(original.calls)
     for name, tensor in original.tensors.items():
-        renamed = _renamed(name, names, calls)
-        if renamed is not None:
-            mine[renamed] = tensor
+        renamed = (
+            None
+            if name.startswith(tuple(f"{prefix}." for prefix in (*STATES, *grads)))
+            else _renamed(name, names, calls)
+        )
+        mine |= {} if renamed is None else {renamed: tensor}
     aligned = replace(
         original,
         tensors=mine,
@@ -290,21 +292,100 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
     return aligned, replace(port, tensors=theirs)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
 def _renamed(name: str, names: NameMap, calls: Mapping[str, str]) -> str | None:
-    """A tensor's new name; None for states, which are mapped together, and for calls without a counterpart."""
-    if name.partition(".")[0] in STATES or ".grad." in name.partition(CALLS)[0]:
-        return None
+    """A tensor's new name; None for calls without a counterpart."""
     call = CALL.fullmatch(name)
     if call is None:
         return name
-    key = calls.get(f"{call['module']}#{call['number']}")
-    if key is None:
-        return None
-    place = call["place"] or ""
-    if call["kind"].startswith("into"):
-        place = names.argument(call["module"], place)
-    return ".".join(filter(None, (f"{CALLS}{key}.{call['kind']}", place)))
+    key, place = calls.get(f"{call['module']}#{call['number']}"), call["place"] or ""
+    place = names.argument(call["module"], place) if call["kind"].startswith("into") else place
+    return None if key is None else dotted(f"{CALLS}{key}.{call['kind']}", place)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A proposal. ``unmatched_original`` and ``unmatched_port`` name what it leaves out, with the candidates."""
+
+    names: NameMap
+    unmatched_original: dict[str, tuple[str, ...]]
+    unmatched_port: dict[str, tuple[str, ...]]
+
+    @property
+    def complete(self) -> bool:
+        """Has every parameter a counterpart?"""
+        return not self.unmatched_original and not self.unmatched_port
+
+    def __str__(self) -> str:
+        lines = ["NameMap({", *(f"    {mine!r}: {port!r}," for mine, port in sorted(self.names.prefixes.items())), "})"]
+        for side, unmatched in (("original", self.unmatched_original), ("port", self.unmatched_port)):
+            for name, candidates in unmatched.items():
+                lines.append(f"not matched, {side}: {name}; same shape: {', '.join(candidates) or 'none'}")
+        return "\n".join(lines)
+
+
+def suggest_names(original: Any, port: Any) -> Suggestion:
+    """Match the parameters of two modules (or of what two sides build), and with them the modules around them.
+
+    Two match when shape, last word (weight, bias) and layer numbers are equal and each is the other's only best match:
+    most equal words from the end. What two candidates fit equally well stays unmatched.
+    """
+    original, port = (side if isinstance(side, nn.Module) else side.build() for side in (original, port))
+    mine, theirs = state_of(original), state_of(port)
+    pairs = _pairs(mine, theirs)
+    left = {name: tensor for name, tensor in original.named_parameters() if name not in pairs}
+    right = {name: tensor for name, tensor in port.named_parameters() if name not in pairs.values()}
+    return Suggestion(
+        NameMap(dict(sorted(_prefixes(pairs, original, port).items()))),
+        {name: _candidates(name, left[name], right) for name in sorted(left)},
+        {name: _candidates(name, right[name], left) for name in sorted(right)},
+    )
+
+
+def _pairs(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """Mutual best matches, round after round: what is matched is no candidate any more."""
+    pairs: dict[str, str] = {name: name for name in mine if name in theirs and mine[name].shape == theirs[name].shape}
+    while True:
+        left = {name: mine[name] for name in mine if name not in pairs}
+        right = {name: theirs[name] for name in theirs if name not in pairs.values()}
+        found = {name: best for name in left if (best := _best(name, left[name], right)) is not None}
+        found = {name: best for name, best in found.items() if _best(best, right[best], left) == name}
+        if not found:
+            return pairs
+        pairs.update(found)
+
+
+def _best(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> str | None:
+    """The one candidate with most equal words at the end; None where several have as many."""
+    back = name.split(".")[::-1]
+    scores = {
+        other: len(os.path.commonprefix([back, other.split(".")[::-1]])) for other in _candidates(name, tensor, others)
+    }
+    best = [other for other, score in scores.items() if score == max(scores.values())]
+    return best[0] if len(best) == 1 else None
+
+
+def _candidates(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of tensors with this shape, last word and layer numbers."""
+    fits = (other for other, one in others.items() if one.shape == tensor.shape and _fixed(other) == _fixed(name))
+    return tuple(sorted(fits))
+
+
+def _fixed(name: str) -> list[str]:
+    """The words of a name that a counterpart must have: layer numbers and the last."""
+    *around, last = name.split(".")
+    return [*(word for word in around if word.isdecimal()), last]
+
+
+def _prefixes(pairs: Mapping[str, str], original: nn.Module, port: nn.Module) -> dict[str, str | None]:
+    """Modules that hold matched parameters, with the modules around them where these agree; the rest by full name."""
+    modules = {name or WHOLE for name, _ in port.named_modules()}
+    prefixes: dict[str, str | None] = {}
+    for name in (name for name, _ in original.named_modules() if name):
+        inside = [
+            (mine[len(name) :].count("."), theirs.split(".")) for mine, theirs in pairs.items() if below(mine, name)
+        ]
+        targets = {".".join(words[:-depth]) or WHOLE for depth, words in inside}  # as deep above the counterparts
+        if len(targets) == 1 and targets <= modules - {name}:
+            prefixes[name] = targets.pop()
+    plain = NameMap(prefixes)
+    return {**prefixes, **{mine: theirs for mine, theirs in pairs.items() if plain.to_port(mine) != theirs}}

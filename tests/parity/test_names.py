@@ -25,8 +25,9 @@ from parity import (
     trace_side,
     transposed,
 )
+from parity.calls import WHOLE
 from parity.errors import InputError
-from parity.names import WHOLE, Copied, align
+from parity.names import Copied, align
 from tests.parity.example import load
 
 

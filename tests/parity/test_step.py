@@ -14,7 +14,7 @@ from parity.step import Clip, Rule, StepAudit, StepAuditor, clip_rows, linear_sc
 from parity.tolerances import tables
 from parity.verdict import Row, Status
 
-LR, STEPS = 1e-2, 12
+LR, STEPS, CLIP = 1e-2, 12, Clip("norm", 0.5)
 
 
 class Toy:
@@ -28,7 +28,7 @@ class Toy:
         self.limit = 0.5
         self.step: Callable[[int], None] = lambda n: self.optimizer.step()
 
-    def train(self, clip: Clip = Clip("norm", 0.5)) -> list[StepAudit]:
+    def train(self, clip: Clip = CLIP) -> list[StepAudit]:
         rule = Rule(None, clip, lambda n: LR * linear_schedule(n, 2 * STEPS, 2))
         parameters = dict(self.module.named_parameters())
         auditor = StepAuditor(rule, parameters, self.optimizer)
