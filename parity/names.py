@@ -5,9 +5,9 @@ A map to begin with is suggested by the ends of names and by shapes; what is not
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
@@ -356,12 +356,15 @@ def _pairs(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str
 
 def _best(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> str | None:
     """The one candidate with most equal words at the end; None where several have as many."""
-    back = name.split(".")[::-1]
-    scores = {
-        other: len(os.path.commonprefix([back, other.split(".")[::-1]])) for other in _candidates(name, tensor, others)
-    }
+    scores = {other: _tail(name, other) for other in _candidates(name, tensor, others)}
     best = [other for other, score in scores.items() if score == max(scores.values())]
     return best[0] if len(best) == 1 else None
+
+
+def _tail(name: str, other: str) -> int:
+    """How many words are equal from the end."""
+    words = zip(reversed(name.split(".")), reversed(other.split(".")))
+    return len([*takewhile(lambda pair: pair[0] == pair[1], words)])
 
 
 def _candidates(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> tuple[str, ...]:

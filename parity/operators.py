@@ -98,7 +98,7 @@ class Log(TorchDispatchMode):
         self._makers: dict[int, Operator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        node, kwargs = _node(), kwargs or {}
+        node, kwargs = torch._C._current_autograd_node(), kwargs or {}
         name = str(getattr(func, "_overloadpacket", func)).replace("::", ".")
         into = [self.value(tensor) for tensor in tensors_of((args, kwargs)).values()]
         operator = Operator(name, _site(node), node is not None, self.count, into)
@@ -119,22 +119,12 @@ class Log(TorchDispatchMode):
             self.values[kept.numel()].append(value)
         return self._held[key][1]
 
-    def source(self, value: Value) -> Operator | None:
-        """The operator that made a value, as far as this log is traced back."""
-        made = value.source
-        return None if made is None or (self.backward and not made.backward) else made
-
 
 def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse tensors have none
         return id(tensor)
-
-
-def _node() -> Any:
-    """The autograd node that runs, in a backward."""
-    return getattr(torch._C, "_current_autograd_node", lambda: None)()
 
 
 def _site(node: Any) -> str:
@@ -269,11 +259,12 @@ def _astray(log: Log, known: Callable[[Value], bool]) -> list[Operator]:
     left = list(log.last)
     while left:
         value = left.pop()
-        source = log.source(value)
-        if source is None or source in seen or (value not in log.last and known(value)):
+        source = value.source
+        if source is None or source in seen or (log.backward and not source.backward):
             continue
-        seen.add(source)
-        left += source.into
+        if value in log.last or not known(value):
+            seen.add(source)
+            left += source.into
     operators = sorted(seen, key=lambda one: one.number)
     return [one for one in operators if "empty" not in one.name and not all(map(known, one.out))]
 
