@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import count
 from types import ModuleType
 from typing import Any
 
@@ -71,33 +72,28 @@ def test_a_block_mask_is_its_dense_form(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(tensors_of(mask)[""], (torch.eye(3) + torch.eye(3).roll(1, 0)).tril().bool()[None, None])
 
 
-def test_a_snapshot_is_not_changed_later() -> None:
-    value = {"x": [torch.zeros(2)], "n": {1}}
-    kept = snapshot(value)
-    value["x"][0].add_(1)  # type: ignore[index]
-    value["n"].add(2)  # type: ignore[union-attr]
+class Cache:
+    def __init__(self, keys: Tensor, owner: nn.Module) -> None:
+        self.layers, self.owner = [{"keys": keys}], owner
+
+
+def test_a_snapshot_is_not_changed_later_and_reaches_into_objects() -> None:
+    value, owner = torch.ones(2, requires_grad=True) * 3, nn.Linear(1, 1)
+    held = {"x": [torch.zeros(2)], "n": {1}, "cache": Cache(value, owner)}
+    kept: Any = snapshot(held)
+    held["x"][0].add_(1)  # type: ignore[index]
+    held["n"].add(2)  # type: ignore[attr-defined]
+    held["cache"].layers[0]["keys"] = torch.zeros(1)  # type: ignore[attr-defined]
     assert torch.equal(kept["x"][0], torch.zeros(2))
     assert kept["n"] == {1}
-
-
-def test_a_snapshot_reaches_the_tensors_inside_an_object() -> None:
-    class Cache:
-        def __init__(self, value: Tensor, owner: nn.Module) -> None:
-            self.layers, self.owner = [{"keys": value}], owner
-
-    value, owner = torch.ones(2, requires_grad=True) * 3, nn.Linear(1, 1)
-    kept = snapshot(cache := Cache(value, owner))
-    cache.layers[0]["keys"] = torch.zeros(1)
-    assert torch.equal(kept.layers[0]["keys"], torch.full((2,), 3.0))
-    assert not kept.layers[0]["keys"].requires_grad
-    assert kept.owner is owner
+    assert torch.equal(kept["cache"].layers[0]["keys"], torch.full((2,), 3.0))
+    assert not kept["cache"].layers[0]["keys"].requires_grad
+    assert kept["cache"].owner is owner
 
 
 def test_other_objects_stay_themselves() -> None:
-    marker = object()
-    changed = with_tensors((torch.ones(1), {"m": marker}), lambda tensor: tensor + 1)
-    assert changed[0] == 2
-    assert changed[1]["m"] is marker
+    changed = with_tensors((torch.ones(1), {"m": (marker := object())}), lambda tensor: tensor + 1)
+    assert changed == (2, {"m": marker})
 
 
 class Inner(nn.Module):
@@ -168,19 +164,21 @@ def test_a_forward_that_raises_leaves_no_hook() -> None:
     assert not module.part._forward_pre_hooks
 
 
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+class Frugal(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.part, x, use_reentrant=False)
+
+
 def test_what_checkpointing_repeats_is_no_call() -> None:
-    class Frugal(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.part, x, use_reentrant=False)
-
-    class Plain(Frugal):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.part(x)
-
     with watch(module := Frugal()) as calls:
         loss = module(torch.ones(1, 2, requires_grad=True)).sum()
     loss.backward()
@@ -189,28 +187,9 @@ def test_what_checkpointing_repeats_is_no_call() -> None:
     compare_sides(Side(Plain), Side(Frugal), [torch.ones(1, 2)]).raise_if_failed()
 
 
-def second_loss(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)["second"].square().mean()
-
-
-def built(change: Any = None) -> Any:
-    def build() -> nn.Module:
-        module = Outer()
-        if change is not None:
-            change(module)
-        return module
-
-    return build
-
-
 def off_on_second_call(module: Any) -> None:
-    calls = []
-
-    def hook(part: nn.Module, args: Any, out: Any) -> Any:
-        calls.append(1)
-        return (out[0] + 0.5, None) if len(calls) % 2 == 0 else out
-
-    module.part.register_forward_hook(hook)
+    calls = count(1)
+    module.part.register_forward_hook(lambda part, args, out: (out[0] + (next(calls) % 2 == 0) * 0.5, None))
 
 
 def silent_off(module: Any) -> None:
@@ -218,21 +197,20 @@ def silent_off(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "module", "number"), [(off_on_second_call, "part", 1), (silent_off, "silent", 0)], ids=["part", "silent"]
+    ("change", "place"), [(None, None), (off_on_second_call, ("part", 1)), (silent_off, ("silent", 0))]
 )
-def test_calls_are_told_apart_when_something_goes_wrong(change: Any, module: str, number: int) -> None:
-    batches = [torch.ones(1, 2)]
-    sides = Side(built(), second_loss), Side(built(change), second_loss)
-    report = compare_sides(*sides, batches, checks=["weights", "forward"])
-    assert report.first is not None
-    assert (report.first.module, report.first.call) == (module, number)
+def test_calls_are_told_apart_when_something_goes_wrong(change: Any, place: tuple[str, int] | None) -> None:
+    def build() -> nn.Module:
+        module = Outer()
+        if change is not None:
+            change(module)
+        return module
 
-
-def test_shared_and_silent_modules_compare() -> None:
-    sides = Side(built(), second_loss), Side(built(), second_loss)
-    batches = [torch.ones(1, 2)]
-    compare_sides(*sides, batches).raise_if_failed()
-    single_step(*sides, batches[0]).raise_if_failed()
+    second = lambda module, x: module(x)["second"].square().mean()  # noqa: E731
+    sides, batches = (Side(Outer, second), Side(build, second)), [torch.ones(1, 2)]
+    first = compare_sides(*sides, batches, checks=["weights", "forward"]).first
+    assert (first and (first.module, first.call)) == place
+    assert single_step(*sides, batches[0]).passed == (change is None)
 
 
 # taps and draws: a module whose labels, loss and anchors live in functions of another module
@@ -282,10 +260,8 @@ class Reader(nn.Module):
         return tap("loss", loss) + tap("loss", hidden.sum() * 0.5)
 
 
-def test_a_tap_is_nothing_outside_of_a_run(toys: Any) -> None:
-    value, marker = torch.ones(2, requires_grad=True), object()
-    assert tap("x", value) is value
-    assert tap("y", marker) is marker
+def test_a_tap_is_nothing_outside_of_a_run() -> None:
+    assert tap("x", value := torch.ones(2, requires_grad=True)) is value
 
 
 def test_taps_keep_values_and_gradients_of_every_call(toys: Any) -> None:
@@ -317,15 +293,19 @@ def test_functions_are_tapped_from_outside_wherever_they_were_imported(toys: Any
     assert (toys["toys"].labels, toys["readers"].labels) == before
 
 
-@pytest.mark.parametrize("target", ["toys.nothing", "nowhere.at.all", "toys:Picker.nothing", "toys"])
-def test_a_function_that_is_not_there_is_named(toys: Any, target: str) -> None:
-    with pytest.raises(InputError, match=f"function: found {target}"), observe(Reader(), taps={target: ("returned",)}):
-        pass
+REFUSED = {
+    **{
+        target: (("returned",), f"function: found {target}")
+        for target in ("toys.nothing", "toys:Picker.nothing", "a.b")
+    },
+    "toys": (("returned",), "function: found toys"),
+    "toys.labels": (("id",), "labels: found id, expected returned or one of its arguments: ids, shift"),
+}
 
 
-def test_an_argument_that_is_not_there_is_named(toys: Any) -> None:
-    message = "labels: found id, expected returned or one of its arguments: ids, shift"
-    with pytest.raises(InputError, match=message), observe(Reader(), taps={"toys.labels": ("id",)}):
+@pytest.mark.parametrize(("target", "words", "message"), [(name, *row) for name, row in REFUSED.items()])
+def test_a_function_or_argument_that_is_not_there_is_named(target: str, words: Any, message: str, toys: Any) -> None:
+    with pytest.raises(InputError, match=message), observe(Reader(), taps={target: words}):
         pass
 
 
@@ -366,35 +346,29 @@ def test_draws_elsewhere_are_let_alone(toys: Any) -> None:
     assert seen.draws == {}
 
 
-class Noisy(nn.Module):
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self) -> Tensor:
-        return torch.zeros(self.shape).uniform_(-1, 1).flatten()
+def noise(*shape: int) -> Tensor:
+    return torch.zeros(shape).uniform_(-1, 1)
 
 
 def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
     draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_", given=lambda drawn: drawn[None])
     with drawing({draw: draw.original}) as first:
-        expected = Noisy((6,))()
+        expected = noise(6)
     with drawing({draw: draw.port}, first.draws):
-        assert torch.equal(Noisy((1, 6))(), expected)
+        assert torch.equal(noise(1, 6)[0], expected)
 
 
 @pytest.mark.parametrize(
-    ("shape", "times", "message"),
-    [((1, 6), 1, r"noise#0: found shape \(6,\), expected shape \(1, 6\)"), ((6,), 2, "noise#1: found nothing")],
+    ("shapes", "message"),
+    [
+        ([(1, 6)], r"noise#0: found shape \(6,\), expected shape \(1, 6\)"),
+        ([(6,), (6,)], "noise#1: found nothing"),
+    ],
 )
-def test_a_draw_that_does_not_fit_is_refused(shape: tuple[int, ...], times: int, message: str) -> None:
-    draw, module = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_"), Noisy(shape)
-    recorded = {"noise#0": torch.zeros(6)}
-    with drawing({draw: draw.port}, recorded):
-        for _ in range(times - 1):
-            module()
-        with pytest.raises(InputError, match=message):
-            module()
+def test_a_draw_that_does_not_fit_is_refused(shapes: list[tuple[int, ...]], message: str) -> None:
+    draw, recorded = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_"), {"noise#0": torch.zeros(6)}
+    with pytest.raises(InputError, match=message), drawing({draw: draw.port}, recorded):
+        assert [noise(*shape) for shape in shapes]
 
 
 def picks(low: int, high: int, count: int = 3, **weights: float) -> list[Tensor]:
