@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
+from unittest import mock
 
 import torch
 from accelerate.utils import set_seed
@@ -84,14 +85,14 @@ class Draw:
         original, port: the function whose return value is drawn, ``package.module:function`` or a method; of torch's
             own, as ``torch:randperm``, with ``@package.module`` or ``@package.module:function`` where it is called.
         given: the original's tensor as the port draws it, where they differ in layout.
-        values: the entries drawn, of the returned value: by default its whole numbers, or where its masks are true.
+        values: the entries drawn, of the first tensor: by default its numbers, or where a mask is true.
     """
 
     name: str
     original: str
     port: str
     given: Callable[[Tensor], Tensor] = lambda drawn: drawn
-    values: Callable[[Any], Tensor] | None = None
+    values: Callable[[Tensor], Tensor] | None = None
 
 
 @contextlib.contextmanager
@@ -124,7 +125,8 @@ def drawing(draws: Mapping[Draw, str], replayed: Mapping[str, Tensor] | None = N
     seen = Observation()
     with contextlib.ExitStack() as stack:
         for draw, target in draws.items():
-            stack.enter_context(_drawn(seen, draw, target, replayed))
+            function, _, site = target.partition("@")
+            stack.enter_context(replaced(function, functools.partial(_drawn, seen, draw, site, replayed)))
         yield seen
 
 
@@ -171,50 +173,35 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
     new = kind(wrap(held.__func__)) if kind else wrap(held)
     with contextlib.ExitStack() as stack:
         for place, name in _places(owner, attribute, held):
-            back = setattr if name in vars(place) else lambda place, name, _: delattr(place, name)
-            stack.callback(back, place, name, held)
-            setattr(place, name, new)
+            stack.enter_context(mock.patch.object(place, name, new))
         yield
 
 
 def _places(owner: Any, attribute: str, held: object) -> list[tuple[Any, str]]:
-    """Where a function is to be found: where it was defined, and in modules that imported it by name."""
-    modules = [module for module in list(sys.modules.values()) if inspect.ismodule(owner) and module is not None]
-    copies = [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
-    return [(owner, attribute), *(copy for copy in copies if copy != (owner, attribute))]
+    """Where a function is to be found: where it was defined, or in every module that has it by some name."""
+    if not inspect.ismodule(owner):
+        return [(owner, attribute)]
+    modules = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
+    return [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
 
 
-@contextlib.contextmanager
-def _drawn(seen: Observation, draw: Draw, target: str, replayed: Mapping[str, Tensor] | None) -> Iterator[None]:
-    def taken(out: Any) -> Any:
-        key = seen.key(draw.name)
+def _drawn(
+    seen: Observation, draw: Draw, site: str, replayed: Mapping[str, Tensor] | None, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function whose draws are kept, or taken from another run; one that draws in place has them written there."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        own = function(*args, **kwargs)
+        if site and not _called_from(site, sys._getframe(1)):
+            return own
+        key, out = seen.key(draw.name), own
         if replayed is not None:
-            out = _filled(out, [draw.given(value) for name, value in replayed.items() if below(name, key)], key)
+            out = _filled(own, [draw.given(value) for name, value in replayed.items() if below(name, key)], key)
         seen.draws.update({place: tensor.detach().clone() for place, tensor in tensors_of(out, key).items()})
-        return out
+        return own.copy_(out) if args and own is args[0] else out
 
-    with _intercepted(target, taken):
-        yield
-
-
-@contextlib.contextmanager
-def _intercepted(target: str, taken: Callable[[Any], Any]) -> Iterator[None]:
-    """``taken`` of what a function returns takes its place; of one that draws in place, it is written there."""
-    function_name, _, site = target.partition("@")
-
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            out = function(*args, **kwargs)
-            if site and not _called_from(site, sys._getframe(1)):
-                return out
-            new = taken(out)
-            return out.copy_(new) if args and out is args[0] else new
-
-        return wrapper
-
-    with replaced(function_name, wrap):
-        yield
+    return wrapper
 
 
 def _called_from(site: str, frame: Any) -> bool:
@@ -245,23 +232,17 @@ def sampled(draw: Draw, target: str, run: Callable[[], Any], seeds: Iterable[int
         run: whatever calls it: a forward, or the function alone.
         seeds: set before each.
     """
-    found: list[Tensor] = []
-    read = draw.values or _entries
-
-    def taken(out: Any) -> Any:
-        found.append(read(out).detach().flatten().cpu())
-        return out
-
-    with _intercepted(target, taken), torch.no_grad():
+    with drawing({draw: target}) as seen, torch.no_grad():
         for seed in seeds:
             set_seed(seed)
             run()
-    return found
+    keys = [f"{draw.name}#{number}" for number in range(seen.counts[draw.name])]
+    firsts = (next((drawn for name, drawn in seen.draws.items() if below(name, key)), torch.zeros(0)) for key in keys)
+    return [(draw.values or _entries)(first).flatten().cpu() for first in firsts]
 
 
-def _entries(drawn: Any) -> Tensor:
-    first = next(iter(tensors_of(drawn).values()), torch.zeros(0))
-    return first.nonzero()[:, -1] if first.dtype == torch.bool else first
+def _entries(drawn: Tensor) -> Tensor:
+    return drawn.nonzero()[:, -1] if drawn.dtype == torch.bool else drawn
 
 
 class Compared(NamedTuple):

@@ -117,16 +117,6 @@ class Before(NamedTuple):
     update: Update | None
 
 
-class Result(NamedTuple):
-    """A quantity of one parameter in float64, what came out, and the size of the numbers that were added up in it."""
-
-    quantity: str
-    parameter: str
-    expected: Tensor
-    found: Tensor | None
-    size: Tensor
-
-
 class StepAuditor:
     """Looks on while an optimizer steps.
 
@@ -175,10 +165,9 @@ class StepAuditor:
         gradients = {name: value.grad.detach() for name, value in self.parameters.items() if value.grad is not None}
         counts = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
         worst: dict[str, Deviation] = {}
-        for result in self._results(gradients, done + 1):
-            one = _deviation(result)
-            if result.quantity not in worst or not one.rounding <= worst[result.quantity].rounding:
-                worst[result.quantity] = one
+        for quantity, one in self._deviations(gradients, done + 1):
+            if quantity not in worst or not one.rounding <= worst[quantity].rounding:
+                worst[quantity] = one
         audit = StepAudit(
             step=done + 1,
             lr_expected=None if rate is None else rate(done),
@@ -192,32 +181,33 @@ class StepAuditor:
         self._given = {}
         return audit
 
-    def _results(self, gradients: Mapping[str, Tensor], number: int) -> Iterator[Result]:
+    def _deviations(self, gradients: Mapping[str, Tensor], number: int) -> Iterator[tuple[str, Deviation]]:
         """Every quantity of every parameter; without a gradient, one stays as it is."""
         clip = self.rule.clip
         clipped = {} if clip is None else clip({name: value.double() for name, value in self._given.items()})
         for name, parameter in self.parameters.items():
-            before, gradient = self._before[name], gradients.get(name)
+            gradient, weight = gradients.get(name), self._before[name].weight.double()
             if clip is not None and (name in clipped or gradient is not None):
-                expected = clipped.get(name, torch.zeros_like(parameter).double())  # zero where no backward gave one
-                yield Result("clip", name, expected, gradient, expected.abs())
-            weight = before.weight.double()
+                expected = clipped.get(name, torch.zeros_like(weight))  # zero where no backward gave one
+                yield "clip", _deviation(name, expected, gradient, expected.abs())
             if gradient is None:
-                yield Result("weight", name, weight, parameter.detach(), weight.abs())
-            elif before.update is not None:
-                yield from self._updated(name, before.update, weight, gradient.double(), number)
+                yield "weight", _deviation(name, weight, parameter.detach(), weight.abs())
+            else:
+                yield from self._updated(name, weight, gradient.double(), number)
 
-    def _updated(self, name: str, update: Update, weight: Tensor, gradient: Tensor, number: int) -> Iterator[Result]:
+    def _updated(self, name: str, weight: Tensor, gradient: Tensor, number: int) -> Iterator[tuple[str, Deviation]]:
         """Weight and state; rounding is a multiple of what the same formulas make of absolute values."""
         before, parameter = self._before[name], self.parameters[name]
+        if before.update is None:
+            return
         state = {key: value.double() for key, value in before.state.items()}
-        after, states = update(weight, gradient, state, before.lr, number)
-        sizes = {key: value.abs() for key, value in state.items()}
-        size, reach = update(weight.abs(), gradient.abs(), sizes, before.lr, number)
-        yield Result("weight", name, after, parameter.detach(), weight.abs() + (size - weight.abs()).abs())
+        after, states = before.update(weight, gradient, state, before.lr, number)
+        state = {key: value.abs() for key, value in state.items()}
+        size, sizes = before.update(weight.abs(), gradient.abs(), state, before.lr, number)
+        yield "weight", _deviation(name, after, parameter.detach(), weight.abs() + (size - weight.abs()).abs())
         own = self._state(parameter)
         for key in (key for key in states if key != "step"):
-            yield Result(key, name, states[key], own.get(key), reach[key].abs())
+            yield key, _deviation(name, states[key], own.get(key), sizes[key].abs())
 
     def _state(self, parameter: Tensor) -> State:
         """The optimizer's tensors of a parameter."""
@@ -242,14 +232,14 @@ def global_norm(tensors: Iterable[Tensor]) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def _deviation(result: Result) -> Deviation:
-    name, expected, found = result.parameter, result.expected, result.found
+def _deviation(name: str, expected: Tensor, found: Tensor | None, size: Tensor) -> Deviation:
+    """Units of rounding are those of ``size``: of the numbers that were added up."""
     if found is None or found.shape != expected.shape:
         return Deviation(name, float("inf"), (), float(expected.norm()), float("nan"))
     if expected.numel() == 0:
         return Deviation(name, 0.0, (), 0.0, 0.0)
     eps, tiny = torch.finfo(found.dtype).eps, torch.finfo(found.dtype).tiny
-    units = (found.double() - expected).abs() / (eps * result.size).clamp(min=tiny)
+    units = (found.double() - expected).abs() / (eps * size).clamp(min=tiny)
     flat = int(units.nan_to_num(nan=float("inf")).argmax())
     index = tuple(map(int, np.unravel_index(flat, tuple(units.shape))))
     return Deviation(name, float(units[index]), index, float(expected[index]), float(found[index]))
