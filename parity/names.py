@@ -5,6 +5,7 @@ A map to begin with is suggested by the ends of names and by shapes; what is not
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -186,44 +187,33 @@ class NameMap:
     def call_keys(self, keys: Sequence[str]) -> dict[str, str]:
         """The original's calls, in the order in which they ended, each with the port's; those without one are left out.
 
+        Calls inside those of the call map are numbered anew, in the order of the calls around them.
+
         Raises:
             InputError: two modules come to the same one without a call map.
         """
         found: dict[str, str] = {}
         modules: dict[str, str] = {}
+        waiting: list[str] = []  # calls inside of one that has not ended yet
+        inside: list[tuple[int, str, str]] = []
         for key in keys:
             module, number = _split(key)
             target = self.to_port(module)
-            if (module, number) in self.calls or self._mapped_around(module):
-                continue
-            if target is not None:
+            if (module, number) in self.calls:
+                name, at = self.calls[module, number]
+                found[key] = f"{name}#{at}"
+                inside += [(at, name + _split(one)[0][len(module) :], one) for one in waiting if below(one, module)]
+                waiting = [one for one in waiting if not below(one, module)]
+            elif any(module != mapped and below(module, mapped) for mapped, _ in self.calls):
+                waiting.append(key)
+            elif target is not None:
                 if modules.setdefault(target, module) != module:
                     raise _collision(target, modules[target], module)
                 found[key] = f"{target}#{number}"
-        return {**found, **self._mapped_calls(keys)}
-
-    def _mapped_around(self, module: str) -> bool:
-        return any(module != mapped and below(module, mapped) for mapped, _ in self.calls)
-
-    def _mapped_calls(self, keys: Sequence[str]) -> dict[str, str]:
-        """Calls of the call map and those inside them, which are numbered anew in the order of the calls around."""
-        found: dict[str, str] = {}
-        inside: dict[str, list[tuple[int, str]]] = {}
-        waiting: list[str] = []
-        for key in keys:
-            call = module, _ = _split(key)
-            if call not in self.calls:
-                waiting += [key] if self._mapped_around(module) else []
-                continue
-            target, number = self.calls[call]
-            found[key] = f"{target}#{number}"
-            for inner in (inner for inner in waiting if below(inner, module)):
-                name = f"{target}{_split(inner)[0][len(module) :]}"
-                inside.setdefault(name, []).append((number, inner))
-            waiting = [inner for inner in waiting if not below(inner, module)]
-        for name, entries in inside.items():
-            ordered = sorted(entries, key=lambda entry: entry[0])
-            found.update({inner: f"{name}#{n}" for n, (_, inner) in enumerate(ordered)})
+        counts: Counter[str] = Counter()
+        for _, name, key in sorted(inside, key=lambda entry: entry[0]):
+            found[key] = f"{name}#{counts[name]}"
+            counts[name] += 1
         return found
 
     def argument(self, module: str, place: str) -> str:
