@@ -8,7 +8,7 @@ audit is as sharp in the thousandth step as in the first, in bfloat16 as in floa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from parity.compare import Subject, compare_series
 from parity.tolerances import Tolerance
 from parity.trace import Deviation, StepAudit
-from parity.verdict import Row
+from parity.verdict import Against, Row
 
 State = dict[str, Tensor]
 """An optimizer's tensors of one parameter, by torch's names."""
@@ -163,6 +163,7 @@ class StepAuditor:
         """The optimizer has stepped, and the gradients it was given are still there."""
         done, rate = len(self.audits), self.rule.rate
         gradients = {name: value.grad.detach() for name, value in self.parameters.items() if value.grad is not None}
+        updates = [before.update for before in self._before.values()]
         counts = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
         worst: dict[str, Deviation] = {}
         for quantity, one in self._deviations(gradients, done + 1):
@@ -176,6 +177,11 @@ class StepAuditor:
             norm_after=global_norm(gradients.values()),
             counted=max(counts, default=None),
             deviations=worst,
+            against=""
+            if None in updates
+            else "library"
+            if any(isinstance(one, Repeated) for one in updates)
+            else "reference",
         )
         self.audits.append(audit)
         self._given = {}
@@ -262,10 +268,10 @@ def update_rows(
     subject: Subject, audits: Sequence[StepAudit], weights: Tolerance, states: Tolerance, steps: Tolerance
 ) -> list[Row]:
     """Weights and the optimizer's state after every step against the formulas; and how many steps it says it made."""
-    if audits and not any("weight" in audit.deviations for audit in audits):
-        return [
-            subject.inapplicable("no formula of this optimizer is known: only what it makes of the weights is compared")
-        ]
+    known = {audit.against for audit in audits} or {subject.against.value}
+    if "" in known:
+        return [subject.inapplicable("no formula of this optimizer is known: its first step alone is compared")]
+    subject = replace(subject, against=Against(min(known)))
     rows = [_row(subject, audits, "weight", weights)]
     for name in sorted({name for audit in audits for name in audit.deviations} - {"clip", "weight"}):
         rows.append(_row(subject, audits, name, states))

@@ -76,7 +76,8 @@ class StepAudit:
 
     ``norm_before`` is the gradients' norm after the backward, ``norm_after`` of what reached the optimizer.
     ``deviations`` are by quantity: ``clip``, ``weight``, and the optimizer's states (``exp_avg``, ...); ``counted`` is
-    the number of steps that the optimizer itself says it has made.
+    the number of steps that the optimizer itself says it has made. ``against`` says whose formula of the update it
+    was, ``reference`` or ``library``; empty where none is known.
     """
 
     step: int
@@ -86,6 +87,7 @@ class StepAudit:
     norm_after: float
     counted: int | None
     deviations: dict[str, Deviation] = field(default_factory=dict)
+    against: str = "reference"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,7 +12,7 @@ from torch import nn, optim
 from parity.compare import Subject
 from parity.step import Clip, Rule, StepAudit, StepAuditor, clip_rows, linear_schedule, schedule_rows, update_rows
 from parity.tolerances import tables
-from parity.verdict import Row, Status
+from parity.verdict import Against, Row, Status
 
 LR, STEPS, CLIP = 1e-2, 12, Clip("norm", 0.5)
 
@@ -48,10 +48,13 @@ class Toy:
 
 def rows_of(audits: list[StepAudit]) -> list[Row]:
     table = tables()["float32"]
+    clip, schedule, step = (
+        Subject(c, "toy", "port", Against.REFERENCE) for c in ("clip", "schedule", "optimizer_step")
+    )
     return [
-        *clip_rows(Subject("clip", "toy", "port"), audits, table["clip"]),
-        *schedule_rows(Subject("schedule", "toy", "port"), audits, table["lr"]),
-        *update_rows(Subject("optimizer_step", "toy", "port"), audits, table["update"], table["state"], table["rows"]),
+        *clip_rows(clip, audits, table["clip"]),
+        *schedule_rows(schedule, audits, table["lr"]),
+        *update_rows(step, audits, table["update"], table["state"], table["rows"]),
     ]
 
 
@@ -161,7 +164,7 @@ OPTIMIZERS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (grouped, {}),
     (optim.SGD, {"weight_decay": 0.1}),
     (optim.SGD, {"momentum": 0.9, "nesterov": True}),
-    (optim.SGD, {"momentum": 0.9, "dampening": 0.3, "maximize": False}),
+    (optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
     *((make, {}) for make in (optim.Adagrad, optim.Adamax, optim.NAdam)),
     *((make, {}) for make in (optim.RAdam, optim.RMSprop, optim.Rprop)),
 ]
@@ -172,6 +175,8 @@ def test_any_of_torch_s_optimizers_is_within_rounding_and_its_settings_are_seen(
     audits = Toy(make, **options).train()
     assert failed(audits) == set()
     assert len(audits) == STEPS
+    own = make is grouped or ("amsgrad" not in options and make in (optim.Adam, optim.AdamW))
+    assert rows_of(audits)[-1].against is (Against.REFERENCE if own else Against.LIBRARY)
     assert any(audit.norm_after < audit.norm_before for audit in audits)
     key, off = ("etas", (0.5, 1.3)) if make is optim.Rprop else ("lr", lambda rate: rate * 0.97)
     changed(bool, **{key: off})(toy := Toy(make, **options))
@@ -184,6 +189,7 @@ class Own(optim.AdamW):
 
 def test_an_optimizer_without_a_formula_says_so() -> None:
     for toy in (Toy(Own), Toy(maximize=True), Toy(optim.ASGD)):
+        frozen(toy)
         row = rows_of(toy.train())[-1]
         assert (row.status, "no formula of this optimizer" in row.detail) == (Status.NOT_APPLICABLE, True)
 
