@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -202,10 +203,9 @@ class _Judge:
         row = next((row for row in self.report.rows if row.status is Status.FAILED), None)
         if row is None:
             return None
-        direction, number = "backward" if row.quantity == "grad" else "forward", row.tensor.partition("#")[2]
-        number = number.partition(".")[0]
+        direction, number = "backward" if row.quantity == "grad" else "forward", re.search(r"#(\d+)", row.tensor)
         detail = ": ".join(filter(None, (row.tensor, row.detail)))
-        finding = Finding("single_step", direction, row.run, int(number) if number.isdecimal() else 0, detail)
+        finding = Finding("single_step", direction, row.run, int(number[1]) if number else 0, detail)
         pair = self.pairs.get(f"{row.run}#{finding.call}")
         if pair is None or row.quantity == "refused":
             return finding
@@ -255,12 +255,12 @@ def fitted(
 
 def _outermost_blocked(rows: list[Row]) -> list[Row]:
     """A module around one that fails is not judged."""
-    failing = list(dict.fromkeys(row.run for row in rows if row.status is Status.FAILED))
-    return [_blocked(row, failing) for row in rows]
-
-
-def _blocked(row: Row, failing: Sequence[str]) -> Row:
-    inside = [name for name in failing if inside_of(name, row.run)]
-    if row.passed or not inside:
-        return row
-    return replace(row, status=Status.BLOCKED, detail=f"follows from {inside[0]}. {row.detail}")
+    failing = dict.fromkeys(row.run for row in rows if row.status is Status.FAILED)
+    told = []
+    for row in rows:
+        inside = next((name for name in failing if inside_of(name, row.run)), None)
+        blocked = not row.passed and inside is not None
+        told.append(
+            replace(row, status=Status.BLOCKED, detail=f"follows from {inside}. {row.detail}") if blocked else row
+        )
+    return told

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,23 +132,17 @@ class StepAuditor:
         self.audits: list[StepAudit] = []
         self._given: dict[str, Tensor] = {}
         self._before: dict[str, Before] = {}
-        self._hooks = [
-            value.register_post_accumulate_grad_hook(self._catch(name))
-            for name, value in self.parameters.items()
-            if value.requires_grad
-        ]
+        trained = [(name, value) for name, value in self.parameters.items() if value.requires_grad]
+        self._hooks = [value.register_post_accumulate_grad_hook(partial(self._caught, name)) for name, value in trained]
 
     def close(self) -> None:
         """Stop looking on."""
         for hook in self._hooks:
             hook.remove()
 
-    def _catch(self, name: str) -> Callable[[Tensor], None]:
-        def caught(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                self._given[name] = parameter.grad.detach().clone()
-
-        return caught
+    def _caught(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._given[name] = parameter.grad.detach().clone()
 
     def entered(self) -> None:
         """The backward is done; nothing has been clipped, nothing has stepped. May be called again before the step."""
@@ -163,7 +158,6 @@ class StepAuditor:
         """The optimizer has stepped, and the gradients it was given are still there."""
         done, rate = len(self.audits), self.rule.rate
         gradients = {name: value.grad.detach() for name, value in self.parameters.items() if value.grad is not None}
-        updates = [before.update for before in self._before.values()]
         counts = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
         worst: dict[str, Deviation] = {}
         for quantity, one in self._deviations(gradients, done + 1):
@@ -177,11 +171,7 @@ class StepAuditor:
             norm_after=global_norm(gradients.values()),
             counted=max(counts, default=None),
             deviations=worst,
-            against=""
-            if None in updates
-            else "library"
-            if any(isinstance(one, Repeated) for one in updates)
-            else "reference",
+            against=_against([before.update for before in self._before.values()]),
         )
         self.audits.append(audit)
         self._given = {}
@@ -230,6 +220,13 @@ def update_of(optimizer: Any, group: Mapping[str, Any]) -> Update | None:
         decoupled = kind.__name__ == "AdamW" or bool(group.get("decoupled_weight_decay"))
         return AdamW(tuple(group["betas"]), group["eps"], group["weight_decay"], decoupled)
     return Repeated(kind, {name: value for name, value in group.items() if name not in ("params", "param_names")})
+
+
+def _against(updates: Sequence[Update | None]) -> str:
+    """Whose formulas they are, see :class:`StepAudit`."""
+    if None in updates:
+        return ""
+    return "library" if any(isinstance(update, Repeated) for update in updates) else "reference"
 
 
 def global_norm(tensors: Iterable[Tensor]) -> float:
