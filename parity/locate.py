@@ -8,7 +8,7 @@ with an input that already differs is never blamed: the finding says which input
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,33 +141,25 @@ def first_forward(
 ) -> Finding | None:
     """In the order in which modules finish, so that an inner module is named before the one around it.
 
-    With ``every_module`` one that the other side never calls is a finding; otherwise it is only mentioned. A call that
-    the other side lacks is one only if nothing went wrong before it.
+    With ``every_module`` one that the other side never calls is a finding. A call that the other side lacks is one
+    only if nothing went wrong before it.
     """
     other = {call.key: call for call in found}
     both = [(call, other[call.key]) for call in expected if call.key in other]
-    inputs = {call: input_ for call, match in both if (input_ := _differing(call, match, agree))}
+    inputs = {call: pair for call, match in both if (pair := _differing(call, match, agree))}
     called = {call.module for call in found}
     wrong: list[tuple[Call, str]] = []
     for call in (call for call in expected if every_module or call.module in called):
         match = other.get(call.key)
         detail = "the port never makes this call" if match is None else _outputs(call, match, agree)
-        if not detail or (match is None and wrong):
-            continue
-        wrong.append((call, detail))
-        if call not in inputs:
+        if detail and call not in inputs and not (match is None and wrong):
             inner = _first_input(expected, _inside_call(expected, call), inputs)
-            return _finding(
-                call, "; ".join([detail, *(f"{one.key}: {words}" for one, words in inner)]), expected, called
-            )
-    blamed = [*_first_input(expected, expected, inputs), *wrong] if wrong else []
-    return _finding(*blamed[0], expected, called) if blamed else None
-
-
-def _finding(call: Call, detail: str, calls: Sequence[Call], called: Collection[str]) -> Finding:
-    inside = sorted({one.module for one in calls if inside_of(one.module, call.module)} - set(called))
-    note = f"; never called by the port: {', '.join(inside)}" if inside else ""
-    return Finding("forward", "forward", call.module, call.number, detail + note)
+            blamed = [(call, "; ".join([detail, *(f"{one.key}: {words}" for one, words in inner)]))]
+            break
+        wrong += [(call, detail)] if detail and match is not None else []
+    else:
+        blamed = [*_first_input(expected, expected, inputs), *wrong] if wrong else []
+    return next((Finding("forward", "forward", call.module, call.number, detail) for call, detail in blamed), None)
 
 
 def _outputs(expected: Call, found: Call, agree: Agree) -> str:

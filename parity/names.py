@@ -226,9 +226,6 @@ class NameMap:
         """Has the original a counterpart of this name of the port?"""
         return not any(below(name, prefix) for prefix in self.only_port)
 
-    def __repr__(self) -> str:
-        return f"NameMap({self.prefixes!r}, joined={list(self.joined)!r}, only_port={self.only_port!r})"
-
 
 def _collision(target: str, first: str, second: str) -> InputError:
     return InputError("name map", target, f"{first} and {second} of the original", "one of them, or None")
