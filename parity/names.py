@@ -18,7 +18,7 @@ from parity.calls import CALL, CALLS, WHOLE, below, dotted, state_of
 from parity.errors import InputError
 from parity.trace import Trace
 
-STATES = ("init", "after", "final")
+STATES = ("init.", "after.", "final.")
 
 Held = TypeVar("Held")
 
@@ -250,33 +250,29 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
     Raises:
         InputError: two modules or parameters come to the same name.
     """
-    grads = [f"mb{j}.grad" for j in original.micro_batches()]
-    known = {*port.trained, *port.frozen}.union(*(port.group(f"{prefix}.") for prefix in (*STATES, *grads)))
-    mine, theirs = dict[str, Tensor](), dict(port.tensors)
-    for prefix in (*STATES, *grads):
-        sides = original.group(f"{prefix}."), port.group(f"{prefix}.")
-        pair = (names.parameters(sides[0], known), sides[1])
-        if prefix in grads:
-            pair = names.gradients(*sides, known)
-        mine |= {f"{prefix}.{name}": tensor for name, tensor in pair[0].items()}
-        theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(f"{prefix}.")}
-        theirs |= {f"{prefix}.{name}": tensor for name, tensor in pair[1].items()}
+    grads = [f"mb{j}.grad." for j in original.micro_batches()]
+    groups = {prefix: (original.group(prefix), port.group(prefix)) for prefix in (*STATES, *grads)}
+    known = {*port.trained, *port.frozen}.union(*(theirs for _, theirs in groups.values()))
+    for prefix, (mine, theirs) in groups.items():
+        summed = names.gradients(mine, theirs, known) if prefix in grads else (names.parameters(mine, known), theirs)
+        groups[prefix] = summed
+    sides = [
+        {f"{prefix}{name}": one for prefix, pair in groups.items() for name, one in pair[n].items()} for n in (0, 1)
+    ]
+    rest = [
+        {name: tensor for name, tensor in trace.tensors.items() if not name.startswith(tuple(groups))}
+        for trace in (original, port)
+    ]
     calls = names.call_keys(original.calls)
-    for name, tensor in original.tensors.items():
-        renamed = (
-            None
-            if name.startswith(tuple(f"{prefix}." for prefix in (*STATES, *grads)))
-            else _renamed(name, names, calls)
-        )
-        mine |= {} if renamed is None else {renamed: tensor}
+    renamed = {new: one for name, one in rest[0].items() if (new := _renamed(name, names, calls)) is not None}
     aligned = replace(
         original,
-        tensors=mine,
+        tensors={**sides[0], **renamed},
         trained=names.parameter_names(original.trained, known),
         frozen=names.parameter_names(original.frozen, known),
         calls=tuple(calls[key] for key in original.calls if key in calls),
     )
-    return aligned, replace(port, tensors=theirs)
+    return aligned, replace(port, tensors={**rest[1], **sides[1]})
 
 
 def _renamed(name: str, names: NameMap, calls: Mapping[str, str]) -> str | None:
