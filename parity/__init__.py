@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from parity.checks import NAMES as CHECKS
     from parity.compare import View
     from parity.locate import Finding
-    from parity.names import Copied, Joined, NameMap, transposed
+    from parity.names import Copied, Joined, NameMap, Suggestion, suggest_names, transposed
     from parity.observe import Draw, tap
     from parity.pair import Pair
     from parity.run import KitReport, Options, ParityError, compare_sides, compare_traces, run_pair
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
     from parity.step import Clip
-    from parity.suggest import Suggestion, suggest_names
     from parity.tolerances import Kind, Tolerance
     from parity.trace import Trace, read_trace, write_trace
 
@@ -27,14 +26,13 @@ PLACES = {
     "checks": ("CHECKS",),
     "compare": ("View",),
     "locate": ("Finding",),
-    "names": ("Copied", "Joined", "NameMap", "transposed"),
+    "names": ("Copied", "Joined", "NameMap", "Suggestion", "suggest_names", "transposed"),
     "observe": ("Draw", "tap"),
     "pair": ("Pair",),
     "run": ("KitReport", "Options", "ParityError", "compare_sides", "compare_traces", "run_pair"),
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
     "step": ("Clip",),
-    "suggest": ("Suggestion", "suggest_names"),
     "tolerances": ("Kind", "Tolerance"),
     "trace": ("Trace", "read_trace", "write_trace"),
 }

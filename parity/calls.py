@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -34,52 +35,42 @@ PLAIN = (dict, tuple, list)
 MOST_ENTRIES = 2**24
 
 
-def tensors_of(value: Any) -> dict[str, Tensor]:
+def dotted(*words: str) -> str:
+    """``a.b`` of those words that are not empty."""
+    return ".".join(filter(None, words))
+
+
+def below(name: str, prefix: str) -> bool:
+    """Is ``prefix`` the name or one of the modules around it?"""
+    return not prefix or name == prefix or name.startswith(f"{prefix}.")
+
+
+def tensors_of(value: Any, place: str = "") -> dict[str, Tensor]:
     """All tensors by their place: ``0``, ``0.1``, ``logits``; a lone tensor's place is the empty string.
 
     A ``BlockMask`` is its dense form, bool [B, H, T, S], true where a position is seen.
     """
-    return {".".join(place): tensor for place, tensor in _walk(value, ())}
+    if isinstance(value, Tensor):
+        return {place: value}
+    inside = ((dotted(place, str(word)), part) for word, part in _parts(value))
+    return {where: tensor for at, part in inside for where, tensor in tensors_of(part, at).items()}
 
 
-def _walk(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    for path, leaf in _leaves(value):
-        here = (*place, *path)
-        if isinstance(leaf, Tensor):
-            yield here, leaf
-        elif (inside := _opened(leaf)) is not None:
-            yield from _walk(inside, here)
-
-
-def _leaves(value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """What torch's pytrees find, with the words of the way there; types registered without keys have numbers."""
-    try:
-        found = pytree.tree_flatten_with_path(value, is_leaf=_is_block_mask)[0]
-    except ValueError:
-        return [((str(i),), leaf) for i, leaf in enumerate(pytree.tree_leaves(value, is_leaf=_is_block_mask))]
-    return [(tuple(_word(key) for key in path), leaf) for path, leaf in found]
-
-
-def _word(key: Any) -> str:
-    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
-
-
-def _opened(leaf: Any) -> Any:
-    """A structure that torch has no pytree for as one that it has; None for anything else."""
-    if _is_block_mask(leaf):
-        return dense_mask(leaf)
-    if isinstance(leaf, Mapping):
-        return dict(leaf)
-    if isinstance(leaf, (tuple, list)):
-        return list(leaf)
-    if is_dataclass(leaf) and not isinstance(leaf, type):
-        return {one.name: getattr(leaf, one.name) for one in fields(leaf)}
-    return None
-
-
-def _is_block_mask(value: Any) -> bool:
+def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What a structure holds, each with its name or number; types that torch's pytrees know have numbers."""
     flex = sys.modules.get("torch.nn.attention.flex_attention")
-    return flex is not None and isinstance(value, flex.BlockMask)
+    if flex is not None and isinstance(value, flex.BlockMask):
+        return [("", dense_mask(value))]
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value)
+    if isinstance(value, (tuple, list)):
+        return enumerate(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(one.name, getattr(value, one.name)) for one in fields(value)]
+    known = pytree.SUPPORTED_NODES.get(type(value))
+    return enumerate(known.flatten_fn(value)[0]) if known else ()
 
 
 def dense_mask(mask: Any) -> Tensor:
@@ -110,8 +101,6 @@ def snapshot(value: Any) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
     try:
         return copy.deepcopy(value, _detached(value))
     except Exception:  # locks, handles of other libraries
@@ -121,16 +110,14 @@ def _copied(value: Any) -> Any:
 def _detached(value: Any) -> dict[int, Any]:
     """For ``deepcopy``: what stands for the tensors inside an object, a key/value cache for example; modules stay."""
     memo: dict[int, Any] = {}
-    seen, left = {id(None)}, [value]
+    seen, left = set[int](), [value]
     while left:
         one = left.pop()
         if id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, Tensor):
-            memo[id(one)] = one.detach().clone()
-        elif isinstance(one, nn.Module):
-            memo[id(one)] = one
+        if isinstance(one, (Tensor, nn.Module)):
+            memo[id(one)] = one.detach().clone() if isinstance(one, Tensor) else one
         elif isinstance(one, (Mapping, list, tuple, set)):
             left += one.values() if isinstance(one, Mapping) else one
         else:
@@ -152,9 +139,8 @@ def lone(out: Any) -> Any:
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters and of the buffers that are saved."""
-    parameters = dict(module.named_parameters())
-    saved = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    return {name: value.detach().clone() for name, value in {**saved, **parameters}.items()}
+    held = {**module.state_dict(), **dict(module.named_parameters())}
+    return {name: value.detach().clone() for name, value in held.items() if isinstance(value, Tensor)}
 
 
 @dataclass(eq=False)
@@ -177,6 +163,23 @@ class Call:
     def key(self) -> str:
         return f"{self.module}#{self.number}"
 
+    def given(self, value: Any) -> None:
+        """Keep the tensors that the module gets."""
+        keep(value, self.into, self.into_grad)
+
+    def gave(self, value: Any) -> None:
+        """Keep the tensors that come out of it."""
+        keep(value, self.out, self.out_grad)
+
+
+def keep(value: Any, values: dict[str, Tensor], grads: dict[str, Tensor], place: str = "") -> None:
+    """Keep the tensors of a value as they are, and sum up the gradients that reach those that want one."""
+    for at, tensor in tensors_of(value, place).items():
+        values[at] = tensor.detach().clone()
+        if tensor.requires_grad:
+            grads[at] = torch.zeros_like(tensor, requires_grad=False)
+            tensor.register_hook(lambda grad, at=at: grads.update({at: grads[at] + grad.detach()}))
+
 
 @contextlib.contextmanager
 def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -> Iterator[list[Call]]:
@@ -191,42 +194,33 @@ def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -
     """
     calls: list[Call] = []
     counts: Counter[str] = Counter()
-    with contextlib.ExitStack() as hooks:
-        for name, part in module.named_modules():
-            before, after = _hooks(name or WHOLE, calls, counts, arguments, own_inputs)
-            hooks.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
-            hooks.callback(part.register_forward_hook(after).remove)
-        yield calls
+    running: dict[str, list[Call]] = defaultdict(list)
 
-
-def _hooks(name: str, calls: list[Call], counts: Counter[str], keep: bool, own: bool) -> tuple[Callable[..., Any], ...]:
-    running: list[Call] = []
-
-    def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        call = Call(name, counts[name], arguments=snapshot((args, kwargs)) if keep else None)
+    def before(name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        call = Call(name, counts[name], arguments=snapshot((args, kwargs)) if arguments else None)
         counts[name] += 1
-        running.append(call)
-        args, kwargs = with_tensors((args, kwargs), own_view) if own else (args, kwargs)
-        for place, tensor in tensors_of(by_name(part, args, kwargs)).items():
-            call.into[place] = tensor.detach().clone()
-            catch(tensor, call.into_grad, place)
+        running[name].append(call)
+        args, kwargs = with_tensors((args, kwargs), own_view) if own_inputs else (args, kwargs)
+        call.given(by_name(part, args, kwargs))
         return args, kwargs
 
-    def after(part: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        call = running.pop()
-        for place, tensor in tensors_of(lone(out)).items():
-            call.out[place] = tensor.detach().clone()
-            catch(tensor, call.out_grad, place)
-        calls.append(call)
+    def after(name: str, part: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        calls.append(running[name].pop())
+        calls[-1].gave(lone(out))
 
-    return before, after
+    with contextlib.ExitStack() as hooks:
+        for name, part in module.named_modules():
+            entered, left = (functools.partial(hook, name or WHOLE) for hook in (before, after))
+            hooks.callback(part.register_forward_pre_hook(entered, with_kwargs=True).remove)
+            hooks.callback(part.register_forward_hook(left).remove)
+        yield calls
 
 
 def call_of(module: str, number: int, into: Tensor, out: Tensor) -> Call:
     """A call that happened outside of any ``nn.Module``."""
-    call = Call(module, number, {"": into.detach().clone()}, {"": out.detach().clone()})
-    catch(into, call.into_grad, "")
-    catch(out, call.out_grad, "")
+    call = Call(module, number)
+    call.given(into)
+    call.gave(out)
     return call
 
 
@@ -235,36 +229,27 @@ def own_view(tensor: Tensor) -> Tensor:
     return tensor.view_as(tensor) if tensor.requires_grad else tensor
 
 
-def by_name(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names of a function or of a module's ``forward``."""
+def by_name(part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of a module's ``forward``."""
     try:
-        bound = inspect.signature(getattr(function, "forward", function)).bind(*args, **kwargs)
+        bound = inspect.signature(part.forward).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
     named = dict(bound.arguments)
-    for name, parameter in bound.signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named.update(named.pop(name, {}))
-    return named
+    rest = named.pop(open_ended(bound.signature), {})
+    return {**named, **rest}
 
 
-def catch(tensor: Tensor, grads: dict[str, Tensor], place: str) -> None:
-    """Sum up the gradient that reaches a tensor; zeros where none does, nothing for tensors that want none."""
-    if not tensor.requires_grad:
-        return
-    grads[place] = torch.zeros_like(tensor, requires_grad=False)
-
-    def caught(grad: Tensor) -> None:
-        grads[place] = grads[place] + grad.detach()
-
-    tensor.register_hook(caught)
+def open_ended(signature: inspect.Signature) -> str:
+    """The name of the parameter that takes any keyword, empty where there is none."""
+    return next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), "")
 
 
 def keep_call(trace: Trace, call: Call) -> None:
     """Put a call's tensors into a trace."""
     for kind in ("into", "out", "into_grad", "out_grad"):
         for place, tensor in getattr(call, kind).items():
-            trace.tensors[".".join(filter(None, (f"{CALLS}{call.key}.{kind}", place)))] = tensor
+            trace.tensors[dotted(f"{CALLS}{call.key}.{kind}", place)] = tensor
 
 
 def calls_of(trace: Trace) -> list[Call]:

@@ -15,12 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, Call, calls_of
+from parity.calls import WHOLE, Call, below, calls_of
 from parity.compare import compare, compare_groups, compare_named, compare_series, compare_traced, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, paired_inputs
-from parity.names import below
 from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
 from parity.setup import initial_rows, setting_rows

@@ -7,16 +7,17 @@ with an input that already differs is never blamed: the finding says which input
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, Call, first_of
-from parity.compare import Subject, compare, compare_named
-from parity.names import below
-from parity.tolerances import EXACT, Kind, Tolerance
+from parity.calls import WHOLE, Call, below, dotted, first_of
+from parity.compare import Subject, compare_named
+from parity.tolerances import Tolerance
 from parity.verdict import Row
 
 LOSS = "(loss)"
@@ -54,14 +55,13 @@ def within(bound: float) -> Agree:
     def agree(expected: Tensor, found: Tensor) -> bool:
         if expected.shape != found.shape:
             return False
-        exact = not (expected.is_floating_point() or found.is_floating_point())
-        if exact or expected.is_complex():
-            return bool((expected.detach().cpu() == found.detach().cpu()).all())
-        expected, found = expected.detach().to("cpu", torch.float64), found.detach().to("cpu", torch.float64)
+        expected, found = expected.detach().cpu(), found.detach().cpu()
+        if expected.is_complex() or not (expected.is_floating_point() or found.is_floating_point()):
+            return bool((expected == found).all())
+        expected, found = expected.double(), found.double()
         gap = torch.where(expected == found, 0.0, (expected - found).abs())
-        finite = torch.where(torch.isfinite(expected), expected, 0.0)
-        size = finite.abs().max().clamp(min=1e-300) if finite.numel() else torch.ones(())
-        return bool((gap <= bound * size).all())
+        size = torch.where(torch.isfinite(expected), expected, 0.0).abs().amax() if expected.numel() else gap.sum()
+        return bool((gap <= bound * size.clamp(min=1e-300)).all())
 
     return agree
 
@@ -80,13 +80,12 @@ def paired_inputs(expected: Call, found: Call) -> list[tuple[str, Tensor, Tensor
     An additive mask and a boolean one, integers of another width and leading axes of size 1 are the same form. Inputs
     that one side passes in another number of dimensions (a padding mask, a full one) say nothing about each other.
     """
-    pairs = {place: (expected.into[place], found.into[place]) for place in expected.into if place in found.into}
-    alike = {place: one_form(*pair) for place, pair in pairs.items()}
-    kept = {place: pair for place, pair in alike.items() if pair[0].dim() == pair[1].dim()}
-    first = first_of(expected.into), first_of(found.into)
-    if first[0] is not None and first[1] is not None and not any(first[0] is pair[0] for pair in pairs.values()):
-        place = next(place for place, tensor in expected.into.items() if tensor is first[0])
-        kept[place] = one_form(first[0], first[1])
+    pairs = {place: one_form(mine, found.into[place]) for place, mine in expected.into.items() if place in found.into}
+    kept = {place: pair for place, pair in pairs.items() if pair[0].dim() == pair[1].dim()}
+    mine, theirs = first_of(expected.into), first_of(found.into)
+    place = next((place for place, tensor in expected.into.items() if tensor is mine), "")
+    if mine is not None and theirs is not None and place not in pairs:
+        kept[place] = one_form(mine, theirs)
     return [(place, *pair) for place, pair in kept.items()]
 
 
@@ -100,11 +99,8 @@ def one_form(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
         return expected, found
     expected, found = _without_leading(expected), _without_leading(found)
     if expected.dtype == found.dtype == torch.bool and expected.dim() and found.dim():
-        try:
-            shape = torch.broadcast_shapes(expected.shape, found.shape)
-        except RuntimeError:
-            return expected, found
-        return expected.expand(shape), found.expand(shape)
+        with contextlib.suppress(RuntimeError):  # shapes that do not go together
+            expected, found = torch.broadcast_tensors(expected, found)
     return expected, found
 
 
@@ -127,7 +123,7 @@ def compare_calls(subject: Subject, expected: Call, found: Call | None, toleranc
     if found is None:
         return [subject.row("out", expected.key, None, None, False, "missing: the port makes fewer calls")]
     return [
-        compare_outputs(subject, "out", ".".join(filter(None, (expected.key, place))), mine, theirs, tolerance)
+        compare_named(subject, "out", dotted(expected.key, place), mine, theirs, tolerance)
         for place, mine, theirs in paired(expected.out, found.out)
     ]
 
@@ -135,25 +131,9 @@ def compare_calls(subject: Subject, expected: Call, found: Call | None, toleranc
 def compare_inputs(subject: Subject, expected: Call, found: Call, tolerance: Tolerance) -> list[Row]:
     """One row for every input that both sides have; ids, positions and masks must be equal."""
     return [
-        compare_outputs(subject, "in", ".".join(filter(None, (expected.key, place))), mine, theirs, tolerance)
+        compare_named(subject, "in", dotted(expected.key, place), mine, theirs, tolerance)
         for place, mine, theirs in paired_inputs(expected, found)
     ]
-
-
-def compare_outputs(
-    subject: Subject, quantity: str, name: str, expected: Tensor | None, found: Tensor | None, tolerance: Tolerance
-) -> Row:
-    """Like ``compare_named``; whole numbers must be equal, and what is infinite on both sides alike agrees."""
-    if expected is None or found is None or expected.shape != found.shape:
-        return compare_named(subject, quantity, name, expected, found, tolerance)
-    if not (expected.is_floating_point() or expected.is_complex()):
-        return compare(subject, quantity, name, expected, found, EXACT)
-    endless = torch.isinf(expected) & (expected == found)
-    if not bool(endless.any()) or tolerance.kind is Kind.EQUAL:
-        return compare(subject, quantity, name, expected, found, tolerance)
-    if bool(endless.all()):
-        return subject.row(quantity, name, 0.0, tolerance.bound, True, "infinite everywhere, on both sides alike")
-    return compare(subject, quantity, name, expected[~endless], found[~endless], tolerance)
 
 
 def first_forward(
@@ -161,32 +141,25 @@ def first_forward(
 ) -> Finding | None:
     """In the order in which modules finish, so that an inner module is named before the one around it.
 
-    With ``every_module`` one that the other side never calls is a finding; otherwise it is only mentioned. A call that
-    the other side lacks is one only if nothing went wrong before it.
+    With ``every_module`` one that the other side never calls is a finding. A call that the other side lacks is one
+    only if nothing went wrong before it.
     """
     other = {call.key: call for call in found}
+    both = [(call, other[call.key]) for call in expected if call.key in other]
+    inputs = {call: pair for call, match in both if (pair := _differing(call, match, agree))}
     called = {call.module for call in found}
-    silent = sorted({call.module for call in expected} - called)
     wrong: list[tuple[Call, str]] = []
     for call in (call for call in expected if every_module or call.module in called):
         match = other.get(call.key)
         detail = "the port never makes this call" if match is None else _outputs(call, match, agree)
-        if not detail or (match is None and wrong):
-            continue
-        if match is None or not _differing(call, match, agree):
-            inner = _first_input(expected, other, call, agree)
-            return _finding(call, "; ".join(filter(None, (detail, inner and inner[1]))), silent)
-        wrong.append((call, detail))
-    if not wrong:
-        return None
-    call, detail = _first_input(expected, other, None, agree) or wrong[0]
-    return _finding(call, detail, silent)
-
-
-def _finding(call: Call, detail: str, silent: Sequence[str]) -> Finding:
-    inside = [name for name in silent if inside_of(name, call.module)]
-    note = f"; never called by the port: {', '.join(inside)}" if inside else ""
-    return Finding("forward", "forward", call.module, call.number, detail + note)
+        if detail and call not in inputs and not (match is None and wrong):
+            inner = _first_input(expected, _inside_call(expected, call), inputs)
+            blamed = [(call, "; ".join([detail, *(f"{one.key}: {words}" for one, words in inner)]))]
+            break
+        wrong += [(call, detail)] if detail and match is not None else []
+    else:
+        blamed = [*_first_input(expected, expected, inputs), *wrong] if wrong else []
+    return next((Finding("forward", "forward", call.module, call.number, detail) for call, detail in blamed), None)
 
 
 def _outputs(expected: Call, found: Call, agree: Agree) -> str:
@@ -195,7 +168,7 @@ def _outputs(expected: Call, found: Call, agree: Agree) -> str:
         if mine is None or theirs is None:
             return f"output {place or 'tensor'} is {'missing' if theirs is None else 'not expected'}"
         if not agree(mine, theirs):
-            return worst(mine, theirs)
+            return apart(mine, theirs)
     return ""
 
 
@@ -206,53 +179,39 @@ def _differing(expected: Call, found: Call, agree: Agree) -> tuple[str, Tensor, 
 
 
 def _first_input(
-    calls: Sequence[Call], other: Mapping[str, Call], around: Call | None, agree: Agree
-) -> tuple[Call, str] | None:
-    """The call inside of another one (or of none) whose input is the first to differ, and what is to be said of it.
+    calls: Sequence[Call], among: Sequence[Call], inputs: Mapping[Call, tuple[str, Tensor, Tensor]]
+) -> list[tuple[Call, str]]:
+    """The call whose input is the first to differ, and what is to be said of it; none where all agree.
 
     It is the outermost one around the first that differs, since what is handed down differs further in as well.
     """
-    at = len(calls) if around is None else calls.index(around)
-    inner = _inside_call(calls, at) if around is not None else list(calls)
-    wrong = [call for call in inner if call.key in other and _differing(call, other[call.key], agree)]
+    wrong = [call for call in among if call in inputs]
     if not wrong:
-        return None
-    first = wrong[0]
-    outer = [call for call in wrong if inside_of(first.module, call.module)]
-    call = min((call for call in outer if first in _inside_call(calls, calls.index(call))), key=_depth, default=first)
-    pair = _differing(call, other[call.key], agree)
-    assert pair is not None
-    place, mine, theirs = pair
-    named, origin = f"`{place}` " if place else "", _origin(calls, call, place)
-    words = f"its input {named}already differs {_at(mine, theirs)}, {origin}"
-    return call, words if around is None else f"{call.module}, call {call.number}: {words}"
+        return []
+    call = next((one for one in reversed(wrong) if wrong[0] in _inside_call(calls, one)), wrong[0])
+    place, mine, theirs = inputs[call]
+    named = f"`{place}` " if place else ""
+    return [(call, f"its input {named}already differs, {apart(mine, theirs)}, {_origin(calls, call, place)}")]
 
 
-def _depth(call: Call) -> int:
-    return -1 if call.module == WHOLE else call.module.count(".")
-
-
-def _inside_call(calls: Sequence[Call], at: int) -> list[Call]:
+def _inside_call(calls: Sequence[Call], around: Call) -> list[Call]:
     """The calls that a call makes: those of modules inside it since its last call ended."""
-    found: list[Call] = []
-    for call in reversed(calls[:at]):
-        if call.module == calls[at].module:
-            break
-        found += [call] if inside_of(call.module, calls[at].module) else []
-    return found[::-1]
+    before = calls[: calls.index(around)]
+    begin = max((at for at, call in enumerate(before) if call.module == around.module), default=-1)
+    return [call for call in before[begin + 1 :] if inside_of(call.module, around.module)]
 
 
 def _origin(calls: Sequence[Call], call: Call, place: str) -> str:
     """Where an input came from, judged by its values: the model's own, another module's output, or neither."""
-    value, at, whole = call.into[place], calls.index(call), calls[-1]
+    value, whole, inner = call.into[place], calls[-1], _inside_call(calls, call)
     if call is whole and call.module == WHOLE:
         return "which is the model's own"
     own = next((name for name, tensor in whole.into.items() if same(tensor, value)), None)
     if own is not None and whole.module == WHOLE:
         return f"the model's own input `{own}`"
-    inner = _inside_call(calls, at)
-    made = [one for one in calls[:at] if one not in inner and any(same(out, value) for out in one.out.values())]
-    return f"made by {made[-1].module}, call {made[-1].number}" if made else "made outside of any module"
+    earlier = (one for one in calls[: calls.index(call)] if one not in inner)
+    made = [one for one in earlier if any(same(out, value) for out in one.out.values())]
+    return f"made by {made[-1].key}" if made else "made outside of any module"
 
 
 def same(first: Tensor, second: Tensor) -> bool:
@@ -290,79 +249,59 @@ def inside_of(name: str, around: str) -> bool:
 
 def _parts(expected: Call, found: Call, agree: Agree) -> str:
     """Where the gradients of the outputs agree and one of the inputs' does not, its difference; else empty."""
-    if not gradients_agree(expected.out_grad, found.out_grad, agree):
+    if not _reached(expected, found, agree):
         return ""
-    for place in (place for place in expected.into_grad if place in found.into_grad):
-        pair = expected.into_grad[place], found.into_grad[place]
-        if not agree(*pair):
-            return f"gradient of input {place}: {worst(*pair)}"
+    shared = [place for place in expected.into_grad if place in found.into_grad]
+    pairs = [(f"input {place}", expected.into_grad[place], found.into_grad[place]) for place in shared]
     first = first_of(expected.into_grad), first_of(found.into_grad)
-    if first[0] is not None and first[1] is not None and not agree(first[0], first[1]):
-        return f"gradient of its input: {worst(first[0], first[1])}"
-    return ""
+    pairs += [("its input", first[0], first[1])] if first[0] is not None and first[1] is not None else []
+    return next((f"gradient of {what}: {apart(*pair)}" for what, *pair in pairs if not agree(*pair)), "")
 
 
-def gradients_agree(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], agree: Agree) -> bool:
+def _reached(expected: Call, found: Call, agree: Agree) -> bool:
     """Do all gradients of outputs agree, and is there one?"""
-    pairs = [(mine, theirs) for _, mine, theirs in paired(expected, found)]
-    return bool(pairs) and all(
-        mine is not None and theirs is not None and agree(mine, theirs) for mine, theirs in pairs
-    )
+    pairs = paired(expected.out_grad, found.out_grad)
+    missing = any(mine is None or theirs is None for _, mine, theirs in pairs)
+    return bool(pairs) and not missing and all(agree(mine, theirs) for _, mine, theirs in pairs)  # type: ignore[arg-type]
 
 
 def _first_parameter(
-    expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    both: Sequence[tuple[Call, Call]],
-    agree: Agree,
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], both: Sequence[tuple[Call, Call]], agree: Agree
 ) -> Finding | None:
     """The innermost module around a wrong gradient that itself got the right one from behind; else the loss.
 
     A parameter's gradient is the sum over all calls, so the call is not told.
     """
     differ = {name: detail for name in {*expected, *found} if (detail := _gradient(name, expected, found, agree))}
-    right = [call for call, match in both if gradients_agree(call.out_grad, match.out_grad, agree)]
-    blamed = [(call, detail) for name, detail in sorted(differ.items()) for call in _around(name, right)]
-    if blamed:
-        call, detail = _innermost(sorted(blamed, key=lambda entry: right.index(entry[0])))
-        return Finding("gradients", "backward", call.module, 0, detail)
-    return Finding("gradients", "backward", LOSS, 0, min(differ.values())) if differ else None
+    if not differ:
+        return None
+    right = [call for call, match in both if _reached(call, match, agree)]
+    around = ((name, [call for call in right if inside_of(name, call.module)]) for name in sorted(differ))
+    blamed = [(max(calls, key=_depth), differ[name]) for name, calls in around if calls]
+    if not blamed:
+        return Finding("gradients", "backward", LOSS, 0, min(differ.values()))
+    call, detail = _innermost(sorted(blamed, key=lambda entry: right.index(entry[0])))
+    return Finding("gradients", "backward", call.module, 0, detail)
 
 
-def _around(parameter: str, calls: Sequence[Call]) -> list[Call]:
-    """The innermost of the modules that hold a parameter, none where no module does."""
-    holders = [call for call in calls if inside_of(parameter, call.module)]
-    return [max(holders, key=lambda call: len(call.module) if call.module != WHOLE else -1)] if holders else []
+def _depth(call: Call) -> int:
+    return -1 if call.module == WHOLE else len(call.module)
 
 
 def _gradient(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], agree: Agree) -> str:
     mine, theirs = expected.get(name), found.get(name)
     if mine is None or theirs is None:
-        side = "the original" if mine is None else "the port"
-        return f"gradient of {name}: {side} has none"
-    return "" if agree(mine, theirs) else f"gradient of {name}: {worst(mine, theirs)}"
+        return f"gradient of {name}: {'the original' if mine is None else 'the port'} has none"
+    return "" if agree(mine, theirs) else f"gradient of {name}: {apart(mine, theirs)}"
 
 
-def worst(expected: Tensor, found: Tensor) -> str:
-    """Index of the largest difference and both values."""
-    if expected.shape != found.shape:
-        return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    index, mine, theirs = _largest(expected, found)
-    return f"largest at {index}: expected {mine:.6g}, found {theirs:.6g}"
-
-
-def _at(expected: Tensor, found: Tensor) -> str:
+def apart(expected: Tensor, found: Tensor) -> str:
     """The first difference of whole numbers, the largest of others: index and both values."""
     if expected.shape != found.shape:
-        return f"in shape: {tuple(expected.shape)} / {tuple(found.shape)}"
-    index, mine, theirs = _largest(expected, found, first=not expected.is_floating_point())
-    values = (f"{value:.6g}" if isinstance(value, float) else str(value) for value in (mine, theirs))
-    return f"at {index}: {' / '.join(values)}"
-
-
-def _largest(expected: Tensor, found: Tensor, first: bool = False) -> tuple[tuple[int, ...], float, float]:
-    gap = (expected.detach().double() - found.detach().double()).abs()
-    gap = (gap > 0).double() if first else gap.nan_to_num(nan=float("inf"))
-    flat = int(gap.argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape)) if expected.dim() else ()
-    return index, expected.flatten()[flat].item(), found.flatten()[flat].item()
+        return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    gap = (expected.detach().double() - found.detach().double()).abs().nan_to_num(nan=float("inf"))
+    flat = int((gap if expected.is_floating_point() else gap.bool().int()).argmax())
+    index = tuple(map(int, np.unravel_index(flat, tuple(gap.shape))))
+    values = (value.item() for value in (expected[index], found[index]))
+    mine, theirs = (f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
+    return f"{'largest ' if expected.is_floating_point() else ''}at {index}: expected {mine}, found {theirs}"

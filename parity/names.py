@@ -1,21 +1,24 @@
-"""Which name on the port's side is which on the original's: explicit, by prefixes, never by order."""
+"""Which name on the port's side is which on the original's: explicit, by prefixes, never by order.
+
+A map to begin with is suggested by the ends of names and by shapes; what is not certain is listed.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import takewhile
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from parity.calls import CALL, CALLS, WHOLE
+from parity.calls import CALL, CALLS, WHOLE, below, dotted, state_of
 from parity.errors import InputError
 from parity.trace import Trace
 
-__all__ = ["WHOLE", "Copied", "Joined", "NameMap", "align", "as_map", "below", "transposed"]
-
-STATES = ("init", "after", "final")
+STATES = ("init.", "after.", "final.")
 
 Held = TypeVar("Held")
 
@@ -90,24 +93,22 @@ class NameMap:
         twice = sorted({target for target in targets if targets.count(target) > 1})
         if twice:
             raise InputError("name map", twice[0], "several of the original's names", "one; Joined takes several")
+        self._table = {name: "" if target == WHOLE else target for name, target in self.prefixes.items()}
+        self._whole = self._table.pop(WHOLE, self._table.get("", None if "" in self._table.values() else ""))
+        if self._table.get("", "") is None:  # the module itself has no counterpart, and that says nothing of its parts
+            del self._table[""]
 
     def to_port(self, name: str) -> str | None:
         """The port's name of a module or parameter of the original; None where it has none."""
-        if name == WHOLE and WHOLE in self.prefixes:
-            return self.prefixes[WHOLE] or (None if self.prefixes[WHOLE] is None else WHOLE)
-        if name == WHOLE and "" not in self.prefixes:
-            return None if {"", WHOLE} & {*self.prefixes.values()} else WHOLE
-        whole, name = name == WHOLE, "" if name == WHOLE else name
-        fitting = [prefix for prefix in self.prefixes if prefix != WHOLE and below(name, prefix)]
-        fitting = [prefix for prefix in fitting if prefix or whole or self.prefixes[""] is not None]
-        if not fitting:
+        fitting = [prefix for prefix in self._table if below(name, prefix)]
+        if name == WHOLE:
+            target, rest = self._whole, ""
+        elif fitting:
+            prefix = max(fitting, key=len)
+            target, rest = self._table[prefix], name[len(prefix) :].lstrip(".")
+        else:
             return name
-        prefix = max(fitting, key=len)
-        target = self.prefixes[prefix]
-        if target is None:
-            return None
-        rest = name[len(prefix) :].lstrip(".")
-        return ".".join(filter(None, ("" if target == WHOLE else target, rest))) or WHOLE
+        return None if target is None else dotted(target, rest) or WHOLE
 
     def copies(self, name: str) -> list[str]:
         """The port's names of something that it has more than once; none where it has it once."""
@@ -134,11 +135,9 @@ class NameMap:
         Raises:
             InputError: two different ones of the original's come to the same name.
         """
-        found = self.rename(originals, port)
-        for name, entry in self.joined.items():
-            if all(original in originals for original in entry.originals):
-                found[name] = entry([originals[original] for original in entry.originals])
-        return found
+        whole = [entry for entry in self.joined.values() if all(name in originals for name in entry.originals)]
+        made = {entry.port: entry([originals[name] for name in entry.originals]) for entry in whole}
+        return {**self.rename(originals, port), **made}
 
     def rename(self, originals: Mapping[str, Held], port: Collection[str] | None = None) -> dict[str, Held]:
         """Anything held by parameter, by the port's names; what is joined is left out.
@@ -188,44 +187,33 @@ class NameMap:
     def call_keys(self, keys: Sequence[str]) -> dict[str, str]:
         """The original's calls, in the order in which they ended, each with the port's; those without one are left out.
 
+        Calls inside those of the call map are numbered anew, in the order of the calls around them.
+
         Raises:
             InputError: two modules come to the same one without a call map.
         """
         found: dict[str, str] = {}
         modules: dict[str, str] = {}
+        waiting: list[str] = []  # calls inside of one that has not ended yet
+        inside: list[tuple[int, str, str]] = []
         for key in keys:
             module, number = _split(key)
             target = self.to_port(module)
-            if (module, number) in self.calls or self._mapped_around(module):
-                continue
-            if target is not None:
+            if (module, number) in self.calls:
+                name, at = self.calls[module, number]
+                found[key] = f"{name}#{at}"
+                inside += [(at, name + _split(one)[0][len(module) :], one) for one in waiting if below(one, module)]
+                waiting = [one for one in waiting if not below(one, module)]
+            elif any(module != mapped and below(module, mapped) for mapped, _ in self.calls):
+                waiting.append(key)
+            elif target is not None:
                 if modules.setdefault(target, module) != module:
                     raise _collision(target, modules[target], module)
                 found[key] = f"{target}#{number}"
-        return {**found, **self._mapped_calls(keys)}
-
-    def _mapped_around(self, module: str) -> bool:
-        return any(module != mapped and below(module, mapped) for mapped, _ in self.calls)
-
-    def _mapped_calls(self, keys: Sequence[str]) -> dict[str, str]:
-        """Calls of the call map and those inside them, which are numbered anew in the order of the calls around."""
-        found: dict[str, str] = {}
-        inside: dict[str, list[tuple[int, str]]] = {}
-        waiting: list[str] = []
-        for key in keys:
-            call = module, _ = _split(key)
-            if call not in self.calls:
-                waiting += [key] if self._mapped_around(module) else []
-                continue
-            target, number = self.calls[call]
-            found[key] = f"{target}#{number}"
-            for inner in (inner for inner in waiting if below(inner, module)):
-                name = f"{target}{_split(inner)[0][len(module) :]}"
-                inside.setdefault(name, []).append((number, inner))
-            waiting = [inner for inner in waiting if not below(inner, module)]
-        for name, entries in inside.items():
-            ordered = sorted(entries, key=lambda entry: entry[0])
-            found.update({inner: f"{name}#{n}" for n, (_, inner) in enumerate(ordered)})
+        counts: Counter[str] = Counter()
+        for _, name, key in sorted(inside, key=lambda entry: entry[0]):
+            found[key] = f"{name}#{counts[name]}"
+            counts[name] += 1
         return found
 
     def argument(self, module: str, place: str) -> str:
@@ -237,9 +225,6 @@ class NameMap:
     def expected_of(self, name: str) -> bool:
         """Has the original a counterpart of this name of the port?"""
         return not any(below(name, prefix) for prefix in self.only_port)
-
-    def __repr__(self) -> str:
-        return f"NameMap({self.prefixes!r}, joined={list(self.joined)!r}, only_port={self.only_port!r})"
 
 
 def _collision(target: str, first: str, second: str) -> InputError:
@@ -254,11 +239,6 @@ def _split(key: str) -> tuple[str, int]:
     return module, int(number or 0)
 
 
-def below(name: str, prefix: str) -> bool:
-    """Is ``prefix`` the name or one of the modules around it?"""
-    return not prefix or name == prefix or name.startswith(f"{prefix}.")
-
-
 def as_map(names: NameMap | Mapping[str, str | None] | None) -> NameMap:
     """A map from what users hand in."""
     return names if isinstance(names, NameMap) else NameMap(names)
@@ -270,46 +250,128 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
     Raises:
         InputError: two modules or parameters come to the same name.
     """
-    grads = [f"mb{j}.grad" for j in original.micro_batches()]
-    known = {*port.trained, *port.frozen}.union(*(port.group(f"{prefix}.") for prefix in (*STATES, *grads)))
-    mine: dict[str, Tensor] = {}
-    theirs = dict(port.tensors)
-    for prefix in STATES:
-        mine |= _under(prefix, names.parameters(original.group(f"{prefix}."), known))
-    for prefix in grads:
-        pair = names.gradients(original.group(f"{prefix}."), port.group(f"{prefix}."), known)
-        theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(f"{prefix}.")}
-        mine, theirs = mine | _under(prefix, pair[0]), theirs | _under(prefix, pair[1])
+    grads = [f"mb{j}.grad." for j in original.micro_batches()]
+    groups = {prefix: (original.group(prefix), port.group(prefix)) for prefix in (*STATES, *grads)}
+    known = {*port.trained, *port.frozen}.union(*(theirs for _, theirs in groups.values()))
+    for prefix, (mine, theirs) in groups.items():
+        summed = names.gradients(mine, theirs, known) if prefix in grads else (names.parameters(mine, known), theirs)
+        groups[prefix] = summed
+    sides = [
+        {f"{prefix}{name}": one for prefix, pair in groups.items() for name, one in pair[n].items()} for n in (0, 1)
+    ]
+    rest = [
+        {name: tensor for name, tensor in trace.tensors.items() if not name.startswith(tuple(groups))}
+        for trace in (original, port)
+    ]
     calls = names.call_keys(original.calls)
-    for name, tensor in original.tensors.items():
-        renamed = _renamed(name, names, calls)
-        if renamed is not None:
-            mine[renamed] = tensor
+    renamed = {new: one for name, one in rest[0].items() if (new := _renamed(name, names, calls)) is not None}
     aligned = replace(
         original,
-        tensors=mine,
+        tensors={**sides[0], **renamed},
         trained=names.parameter_names(original.trained, known),
         frozen=names.parameter_names(original.frozen, known),
         calls=tuple(calls[key] for key in original.calls if key in calls),
     )
-    return aligned, replace(port, tensors=theirs)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+    return aligned, replace(port, tensors={**rest[1], **sides[1]})
 
 
 def _renamed(name: str, names: NameMap, calls: Mapping[str, str]) -> str | None:
-    """A tensor's new name; None for states, which are mapped together, and for calls without a counterpart."""
-    if name.partition(".")[0] in STATES or ".grad." in name.partition(CALLS)[0]:
-        return None
+    """A tensor's new name; None for calls without a counterpart."""
     call = CALL.fullmatch(name)
     if call is None:
         return name
-    key = calls.get(f"{call['module']}#{call['number']}")
-    if key is None:
-        return None
-    place = call["place"] or ""
-    if call["kind"].startswith("into"):
-        place = names.argument(call["module"], place)
-    return ".".join(filter(None, (f"{CALLS}{key}.{call['kind']}", place)))
+    key, place = calls.get(f"{call['module']}#{call['number']}"), call["place"] or ""
+    place = names.argument(call["module"], place) if call["kind"].startswith("into") else place
+    return None if key is None else dotted(f"{CALLS}{key}.{call['kind']}", place)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A proposal. ``unmatched_original`` and ``unmatched_port`` name what it leaves out, with the candidates."""
+
+    names: NameMap
+    unmatched_original: dict[str, tuple[str, ...]]
+    unmatched_port: dict[str, tuple[str, ...]]
+
+    @property
+    def complete(self) -> bool:
+        """Has every parameter a counterpart?"""
+        return not self.unmatched_original and not self.unmatched_port
+
+    def __str__(self) -> str:
+        lines = ["NameMap({", *(f"    {mine!r}: {port!r}," for mine, port in sorted(self.names.prefixes.items())), "})"]
+        for side, unmatched in (("original", self.unmatched_original), ("port", self.unmatched_port)):
+            for name, candidates in unmatched.items():
+                lines.append(f"not matched, {side}: {name}; same shape: {', '.join(candidates) or 'none'}")
+        return "\n".join(lines)
+
+
+def suggest_names(original: Any, port: Any) -> Suggestion:
+    """Match the parameters of two modules (or of what two sides build), and with them the modules around them.
+
+    Two match when shape, last word (weight, bias) and layer numbers are equal and each is the other's only best match:
+    most equal words from the end. What two candidates fit equally well stays unmatched.
+    """
+    original, port = (side if isinstance(side, nn.Module) else side.build() for side in (original, port))
+    mine, theirs = state_of(original), state_of(port)
+    pairs = _pairs(mine, theirs)
+    left = {name: tensor for name, tensor in original.named_parameters() if name not in pairs}
+    right = {name: tensor for name, tensor in port.named_parameters() if name not in pairs.values()}
+    return Suggestion(
+        NameMap(dict(sorted(_prefixes(pairs, original, port).items()))),
+        {name: _candidates(name, left[name], right) for name in sorted(left)},
+        {name: _candidates(name, right[name], left) for name in sorted(right)},
+    )
+
+
+def _pairs(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """Mutual best matches, round after round: what is matched is no candidate any more."""
+    pairs: dict[str, str] = {name: name for name in mine if name in theirs and mine[name].shape == theirs[name].shape}
+    while True:
+        left = {name: mine[name] for name in mine if name not in pairs}
+        right = {name: theirs[name] for name in theirs if name not in pairs.values()}
+        found = {name: best for name in left if (best := _best(name, left[name], right)) is not None}
+        found = {name: best for name, best in found.items() if _best(best, right[best], left) == name}
+        if not found:
+            return pairs
+        pairs.update(found)
+
+
+def _best(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> str | None:
+    """The one candidate with most equal words at the end; None where several have as many."""
+    scores = {other: _tail(name, other) for other in _candidates(name, tensor, others)}
+    best = [other for other, score in scores.items() if score == max(scores.values())]
+    return best[0] if len(best) == 1 else None
+
+
+def _tail(name: str, other: str) -> int:
+    """How many words are equal from the end."""
+    words = zip(reversed(name.split(".")), reversed(other.split(".")))
+    return len([*takewhile(lambda pair: pair[0] == pair[1], words)])
+
+
+def _candidates(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of tensors with this shape, last word and layer numbers."""
+    fits = (other for other, one in others.items() if one.shape == tensor.shape and _fixed(other) == _fixed(name))
+    return tuple(sorted(fits))
+
+
+def _fixed(name: str) -> list[str]:
+    """The words of a name that a counterpart must have: layer numbers and the last."""
+    *around, last = name.split(".")
+    return [*(word for word in around if word.isdecimal()), last]
+
+
+def _prefixes(pairs: Mapping[str, str], original: nn.Module, port: nn.Module) -> dict[str, str | None]:
+    """Modules that hold matched parameters, with the modules around them where these agree; the rest by full name."""
+    modules = {name or WHOLE for name, _ in port.named_modules()}
+    prefixes: dict[str, str | None] = {}
+    for name in (name for name, _ in original.named_modules() if name):
+        inside = [
+            (mine[len(name) :].count("."), theirs.split(".")) for mine, theirs in pairs.items() if below(mine, name)
+        ]
+        targets = {".".join(words[:-depth]) or WHOLE for depth, words in inside}  # as deep above the counterparts
+        if len(targets) == 1 and targets <= modules - {name}:
+            prefixes[name] = targets.pop()
+    plain = NameMap(prefixes)
+    return {**prefixes, **{mine: theirs for mine, theirs in pairs.items() if plain.to_port(mine) != theirs}}

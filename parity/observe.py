@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
+from unittest import mock
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import Call, catch, keep_call, own_view, tensors_of, watch, with_tensors
+from parity.calls import Call, below, keep, keep_call, open_ended, own_view, tensors_of, watch, with_tensors
 from parity.errors import InputError
 from parity.trace import Trace
 
@@ -46,30 +47,20 @@ class Observation:
 
     def tap(self, name: str, value: Any) -> Any:
         """Keep the tensors of a value, each under its place if there are several, and give them back."""
-        key = self.key(name)
-        if isinstance(value, Tensor):
-            value = own_view(value)
-            self._keep(key, value)
-            return value
         value = with_tensors(value, own_view)
-        for place, tensor in tensors_of(value).items():
-            self._keep(f"{key}.{place}", tensor)
+        keep(value, self.taps, self.tap_grads, self.key(name))
         return value
 
     def key(self, name: str) -> str:
         self.counts[name] += 1
         return f"{name}#{self.counts[name] - 1}"
 
-    def _keep(self, key: str, tensor: Tensor) -> None:
-        self.taps[key] = tensor.detach().clone()
-        catch(tensor, self.tap_grads, key)
-
     def keep(self, trace: Trace) -> None:
-        """Put everything into a trace."""
+        """Put calls and taps into a trace."""
         trace.calls = tuple(call.key for call in self.calls)
         for call in self.calls:
             keep_call(trace, call)
-        for group, tensors in (("tap", self.taps), ("tap_grad", self.tap_grads), ("draw", self.draws)):
+        for group, tensors in (("tap", self.taps), ("tap_grad", self.tap_grads)):
             trace.tensors.update({f"mb0.{group}.{key}": tensor for key, tensor in tensors.items()})
 
 
@@ -94,55 +85,48 @@ class Draw:
         original, port: the function whose return value is drawn, ``package.module:function`` or a method; of torch's
             own, as ``torch:randperm``, with ``@package.module`` or ``@package.module:function`` where it is called.
         given: the original's tensor as the port draws it, where they differ in layout.
-        values: the entries drawn, of the returned value: by default its whole numbers, or where its masks are true.
+        values: the entries drawn, of the first tensor: by default its numbers, or where a mask is true.
     """
 
     name: str
     original: str
     port: str
     given: Callable[[Tensor], Tensor] = lambda drawn: drawn
-    values: Callable[[Any], Tensor] | None = None
+    values: Callable[[Tensor], Tensor] | None = None
 
 
 @contextlib.contextmanager
-def observe(
-    module: nn.Module,
-    taps: Taps | None = None,
-    draws: Mapping[Draw, str] | None = None,
-    replayed: Mapping[str, Tensor] | None = None,
-    own_inputs: bool = True,
-) -> Iterator[Observation]:
-    """Observe a forward.
-
-    Args:
-        module: the whole, whose calls are watched.
-        taps: functions to tap from outside.
-        draws: each with the function that draws it on this side, ``draw.original`` or ``draw.port``.
-        replayed: the draws of another run, by ``Observation.draws``' keys; what they hold is drawn here too.
-        own_inputs: see :func:`parity.calls.watch`.
+def observe(module: nn.Module, taps: Taps | None = None) -> Iterator[Observation]:
+    """Observe the calls of a module and its parts, and what taps show; ``taps`` are functions to tap from outside.
 
     Raises:
-        InputError: a tap or a draw names no function.
+        InputError: a tap names no function.
     """
     seen = Observation()
     with contextlib.ExitStack() as stack:
         for function, words in (taps or {}).items():
             stack.enter_context(replaced(function, functools.partial(_tapped, seen, function, words)))
-        for draw, target in (draws or {}).items():
-            stack.enter_context(_drawn(seen, draw, target, replayed))
-        token = _RUNNING.set(seen)
-        stack.callback(_RUNNING.reset, token)
-        seen.calls = stack.enter_context(watch(module, own_inputs=own_inputs))
+        stack.callback(_RUNNING.reset, _RUNNING.set(seen))
+        seen.calls = stack.enter_context(watch(module))
         yield seen
 
 
 @contextlib.contextmanager
 def drawing(draws: Mapping[Draw, str], replayed: Mapping[str, Tensor] | None = None) -> Iterator[Observation]:
-    """Record and replay draws alone, through as many forwards as the body makes."""
+    """Record and replay draws, through as many forwards as the body makes.
+
+    Args:
+        draws: each with the function that draws it on this side, ``draw.original`` or ``draw.port``.
+        replayed: the draws of another run, by ``Observation.draws``' keys; what they hold is drawn here too.
+
+    Raises:
+        InputError: a draw names no function.
+    """
     seen = Observation()
     with contextlib.ExitStack() as stack:
         for draw, target in draws.items():
-            stack.enter_context(_drawn(seen, draw, target, replayed))
+            function, _, site = target.partition("@")
+            stack.enter_context(replaced(function, functools.partial(_drawn, seen, draw, site, replayed)))
         yield seen
 
 
@@ -152,7 +136,7 @@ def _tapped(
     """A function that shows some of its arguments and what it returns."""
     short, signature = target.replace(":", ".").rpartition(".")[2], inspect.signature(function)
     names = dict(words) if isinstance(words, Mapping) else {word: f"{short}.{word}" for word in words}
-    rest = next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), "")
+    rest = open_ended(signature)
     odd = [word for word in names if word not in (RETURNED, *signature.parameters) and not rest]
     if odd:
         raise InputError(
@@ -189,55 +173,35 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
     new = kind(wrap(held.__func__)) if kind else wrap(held)
     with contextlib.ExitStack() as stack:
         for place, name in _places(owner, attribute, held):
-            back = setattr if name in vars(place) else lambda place, name, _: delattr(place, name)
-            stack.callback(back, place, name, held)
-            setattr(place, name, new)
+            stack.enter_context(mock.patch.object(place, name, new))
         yield
 
 
 def _places(owner: Any, attribute: str, held: object) -> list[tuple[Any, str]]:
-    """Where a function is to be found: where it was defined, and in modules that imported it by name."""
-    modules = [module for module in list(sys.modules.values()) if inspect.ismodule(owner) and module is not None]
-    copies = [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
-    return [(owner, attribute), *(copy for copy in copies if copy != (owner, attribute))]
+    """Where a function is to be found: where it was defined, or in every module that has it by some name."""
+    if not inspect.ismodule(owner):
+        return [(owner, attribute)]
+    modules = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
+    return [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
 
 
-@contextlib.contextmanager
-def _drawn(seen: Observation, draw: Draw, target: str, replayed: Mapping[str, Tensor] | None) -> Iterator[None]:
-    def taken(out: Any) -> Any:
-        key = seen.key(draw.name)
+def _drawn(
+    seen: Observation, draw: Draw, site: str, replayed: Mapping[str, Tensor] | None, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function whose draws are kept, or taken from another run; one that draws in place has them written there."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        own = function(*args, **kwargs)
+        if site and not _called_from(site, sys._getframe(1)):
+            return own
+        key, out = seen.key(draw.name), own
         if replayed is not None:
-            out = _filled(out, {name: draw.given(value) for name, value in replayed.items() if _of(name, key)}, key)
-        for place, tensor in tensors_of(out).items():
-            seen.draws[".".join(filter(None, (key, place)))] = tensor.detach().clone()
-        return out
+            out = _filled(own, [draw.given(value) for name, value in replayed.items() if below(name, key)], key)
+        seen.draws.update({place: tensor.detach().clone() for place, tensor in tensors_of(out, key).items()})
+        return own.copy_(out) if args and own is args[0] else out
 
-    with _intercepted(target, taken):
-        yield
-
-
-def _of(name: str, key: str) -> bool:
-    return name == key or name.startswith(f"{key}.")
-
-
-@contextlib.contextmanager
-def _intercepted(target: str, taken: Callable[[Any], Any]) -> Iterator[None]:
-    """``taken`` of what a function returns takes its place; of one that draws in place, it is written there."""
-    function_name, _, site = target.partition("@")
-
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            out = function(*args, **kwargs)
-            if site and not _called_from(site, sys._getframe(1)):
-                return out
-            new = taken(out)
-            return out.copy_(new) if args and out is args[0] else new
-
-        return wrapper
-
-    with replaced(function_name, wrap):
-        yield
+    return wrapper
 
 
 def _called_from(site: str, frame: Any) -> bool:
@@ -245,9 +209,9 @@ def _called_from(site: str, frame: Any) -> bool:
     return frame.f_globals.get("__name__") == module and function in ("", frame.f_code.co_name)
 
 
-def _filled(own: Any, recorded: Mapping[str, Tensor], key: str) -> Any:
+def _filled(own: Any, recorded: Sequence[Tensor], key: str) -> Any:
     """The side's own draw with the recorded tensors in its tensors' places."""
-    values = iter(recorded.values())
+    values = iter(recorded)
 
     def fill(tensor: Tensor) -> Tensor:
         value = next(values, None)
@@ -268,23 +232,17 @@ def sampled(draw: Draw, target: str, run: Callable[[], Any], seeds: Iterable[int
         run: whatever calls it: a forward, or the function alone.
         seeds: set before each.
     """
-    found: list[Tensor] = []
-    read = draw.values or _entries
-
-    def taken(out: Any) -> Any:
-        found.append(read(out).detach().flatten().cpu())
-        return out
-
-    with _intercepted(target, taken), torch.no_grad():
+    with drawing({draw: target}) as seen, torch.no_grad():
         for seed in seeds:
             set_seed(seed)
             run()
-    return found
+    keys = [f"{draw.name}#{number}" for number in range(seen.counts[draw.name])]
+    firsts = (next((drawn for name, drawn in seen.draws.items() if below(name, key)), torch.zeros(0)) for key in keys)
+    return [(draw.values or _entries)(first).flatten().cpu() for first in firsts]
 
 
-def _entries(drawn: Any) -> Tensor:
-    first = next(iter(tensors_of(drawn).values()), torch.zeros(0))
-    return first.nonzero()[:, -1] if first.dtype == torch.bool else first
+def _entries(drawn: Tensor) -> Tensor:
+    return drawn.nonzero()[:, -1] if drawn.dtype == torch.bool else drawn
 
 
 class Compared(NamedTuple):
@@ -303,41 +261,40 @@ def compare_samplers(name: str, expected: Sequence[Tensor], found: Sequence[Tens
 
     Numbers are compared in standard errors; what only one side draws counts when that is more than chance.
     """
+    sides = expected, found
     if not expected or not found:
         return [Compared("draws", name, None, 0.0, False, f"drawn {len(found)} times, expected {len(expected)}")]
-    rows = [_means("number drawn", name, *([float(len(draw)) for draw in side] for side in (expected, found)))]
+    rows = [_alike("number drawn", name, *([float(len(draw)) for draw in side] for side in sides))]
     if any(draw.is_floating_point() for draw in (*expected, *found)):
-        means = [[float(draw.double().mean()) for draw in side if len(draw)] for side in (expected, found)]
-        spreads = [[float(draw.double().std()) for draw in side if len(draw) > 1] for side in (expected, found)]
-        return [*rows, _means("mean", name, *means), _means("std", name, *spreads)]
-    counts = [Counter(int(entry) for draw in side for entry in draw.unique()) for side in (expected, found)]
-    errors = {entry: _error(counts, (len(expected), len(found)), entry) for entry in sorted({*counts[0], *counts[1]})}
-    only = [[entry for entry in mine if not other[entry]] for mine, other in (counts, counts[::-1])]
-    sure = [entry for entry in (*only[0], *only[1]) if errors[entry] > SIGNIFICANT]
-    words = (f"only {side}: {', '.join(map(str, sorted(own)))}" for side, own in zip(("original", "port"), only) if own)
-    detail = "; ".join([f"{len(counts[0])} / {len(counts[1])} candidates", *words])
-    rows.append(Compared("candidates", name, float(len(sure)), 0.0, not sure, detail))
-    shared = {entry: error for entry, error in errors.items() if entry not in {*only[0], *only[1]}}
-    worst = max(shared, key=lambda entry: shared[entry], default=None)
-    if worst is None:
+        means = [[float(draw.double().mean()) for draw in side if len(draw)] for side in sides]
+        spreads = [[float(draw.double().std()) for draw in side if len(draw) > 1] for side in sides]
+        return [*rows, _alike("mean", name, *means), _alike("std", name, *spreads)]
+    entries = torch.cat([*expected, *found]).unique()
+    drawn = [torch.stack([torch.isin(entries, draw) for draw in side]).double() for side in sides]
+    often, errors = [side.mean(0) for side in drawn], _errors(*drawn)
+    unknown = often[0] * often[1] == 0
+    sure = int((unknown & (errors > SIGNIFICANT)).sum())
+    only = zip(("original", "port"), (entries[(one > 0) & unknown].tolist() for one in often))
+    words = [f"only {side}: {', '.join(map(str, own))}" for side, own in only if own]
+    detail = "; ".join([" / ".join(str(int((side > 0).sum())) for side in often) + " candidates", *words])
+    rows.append(Compared("candidates", name, float(sure), 0.0, not sure, detail))
+    if bool(unknown.all()):
         return rows
-    often = [side[worst] / len(draws) for side, draws in zip(counts, (expected, found))]
-    detail = f"{worst} in {often[0]:.3f} / {often[1]:.3f} of the draws"
-    return [*rows, Compared("frequency", name, shared[worst], SIGNIFICANT, shared[worst] <= SIGNIFICANT, detail)]
+    worst = int(errors.masked_fill(unknown, -1.0).argmax())
+    measured = float(errors[worst])
+    detail = f"{entries[worst]} in {often[0][worst]:.3f} / {often[1][worst]:.3f} of the draws"
+    return [*rows, Compared("frequency", name, measured, SIGNIFICANT, measured <= SIGNIFICANT, detail)]
 
 
-def _error(counts: Sequence[Counter[int]], draws: tuple[int, int], entry: int) -> float:
-    """The difference of two frequencies in its standard errors."""
-    first, second = counts[0][entry], counts[1][entry]
-    chance = (first + second) / sum(draws)
-    error = (chance * (1 - chance) * (1 / draws[0] + 1 / draws[1])) ** 0.5
-    return abs(first / draws[0] - second / draws[1]) / error if error else 0.0
+def _errors(*sides: Tensor) -> Tensor:
+    """The differences of two samples' means in their standard errors, column by column."""
+    gap = (sides[0].mean(0) - sides[1].mean(0)).abs()
+    error = sum((side.var(0, correction=0) / len(side) for side in sides), torch.zeros_like(gap)).sqrt()
+    return torch.where(gap == 0, gap, gap / error)
 
 
-def _means(quantity: str, name: str, expected: Sequence[float], found: Sequence[float]) -> Compared:
-    sides = [torch.tensor(side, dtype=torch.float64) for side in (expected, found)]
-    means = [float(side.mean()) for side in sides]
-    error = float(sum(side.var(correction=0) / len(side) for side in sides)) ** 0.5
-    gap = abs(means[0] - means[1])
-    measured = 0.0 if gap == 0 else gap / error if error else float("inf")
-    return Compared(quantity, name, measured, SIGNIFICANT, measured <= SIGNIFICANT, f"{means[0]:.6g} / {means[1]:.6g}")
+def _alike(quantity: str, name: str, *sides: Sequence[float]) -> Compared:
+    columns = [torch.tensor(side, dtype=torch.float64) for side in sides]
+    measured = float(_errors(*columns))
+    detail = " / ".join(f"{float(side.mean()):.6g}" for side in columns)
+    return Compared(quantity, name, measured, SIGNIFICANT, measured <= SIGNIFICANT, detail)

@@ -9,10 +9,13 @@ output is nowhere on the other side. The first of them in the order of execution
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, permutations
 from pathlib import Path
@@ -54,7 +57,7 @@ class Value:
     """A tensor as it was when an operator read or wrote it; ``source`` is the operator that made it, if one did."""
 
     tensor: Tensor
-    source: int | None
+    source: Operator | None
     size: float
 
 
@@ -65,6 +68,7 @@ class Operator:
     name: str
     site: str
     backward: bool
+    number: int
     into: list[Value]
     out: list[Value] = field(default_factory=list)
 
@@ -73,7 +77,10 @@ class Operator:
 
 
 class Log(TorchDispatchMode):
-    """Every operator of the body."""
+    """Every operator of the body, all values by their number of entries, and those that are to be traced back.
+
+    A ``backward`` is traced through its own operators alone, since its forward agrees.
+    """
 
     supports_higher_order_operators = True
 
@@ -82,30 +89,34 @@ class Log(TorchDispatchMode):
         """Else FlexAttention, which compiles itself, refuses to run under the mode."""
         return True
 
-    def __init__(self) -> None:
+    def __init__(self, backward: bool = False) -> None:
         super().__init__()
-        self.operators: list[Operator] = []
+        self.backward, self.count = backward, 0
+        self.last: list[Value] = []
+        self.values: dict[int, list[Value]] = defaultdict(list)
         self._held: dict[tuple[int, int], tuple[Tensor, Value]] = {}
-        self._last: dict[int, int] = {}
+        self._makers: dict[int, Operator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        node, number = _node(), len(self.operators)
+        node, kwargs = torch._C._current_autograd_node(), kwargs or {}
         name = str(getattr(func, "_overloadpacket", func)).replace("::", ".")
-        into = [self.value(tensor) for tensor in tensors_of((args, kwargs or {})).values()]
-        self.operators.append(operator := Operator(name, _site(node), node is not None, into))
-        out = func(*args, **(kwargs or {}))
-        operator.out = [self.value(tensor, number) for tensor in tensors_of(out).values()]
+        into = [self.value(tensor) for tensor in tensors_of((args, kwargs)).values()]
+        operator = Operator(name, _site(node), node is not None, self.count, into)
+        self.count += 1
+        out = func(*args, **kwargs)
+        operator.out = [self.value(tensor, operator) for tensor in tensors_of(out).values()]
         return out
 
-    def value(self, tensor: Tensor, made: int | None = None) -> Value:
+    def value(self, tensor: Tensor, made: Operator | None = None) -> Value:
         """What a tensor is at this moment; it is kept, so that no other one gets its identity."""
         key, storage = (id(tensor), tensor._version), _storage(tensor)
         if made is not None:
-            self._last[storage] = made
+            self._makers[storage] = made
         if made is not None or key not in self._held:
             kept = tensor.detach().to("cpu", copy=True)
             size = 0.0 if kept.is_complex() else float(kept.double().abs().sum())
-            self._held[key] = tensor, Value(kept, self._last.get(storage), size)
+            self._held[key] = tensor, (value := Value(kept, self._makers.get(storage), size))
+            self.values[kept.numel()].append(value)
         return self._held[key][1]
 
 
@@ -116,81 +127,56 @@ def _storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _node() -> Any:
-    """The autograd node that runs, in a backward."""
-    return getattr(torch._C, "_current_autograd_node", lambda: None)()
-
-
 def _site(node: Any) -> str:
     """File and line in the user's code, the innermost; in a backward, of the forward that it goes back."""
     if node is None:
-        return _place(_frames(sys._getframe(1))) or "torch"
+        frames = traceback.walk_stack(sys._getframe(1))
+        return _place((frame.f_code.co_filename, line) for frame, line in frames) or "torch"
     entries = map(FRAME.search, reversed(node.metadata.get("traceback_", ())))
     return _place((match["file"], int(match["line"])) for match in entries if match) or str(node.name())
-
-
-def _frames(frame: Any) -> Iterator[tuple[str, int]]:
-    while frame is not None:
-        if frame.f_code.co_filename != __file__:
-            yield frame.f_code.co_filename, frame.f_lineno
-        frame = frame.f_back
 
 
 def _place(frames: Iterable[tuple[str, int]]) -> str:
     """The first frame of a user's; of torch's, where the harness called torch itself."""
     own = ""
-    for file, line in frames:
-        path = Path(file)
+    for path, line in ((Path(file), line) for file, line in frames if file != __file__):
         if path.parent == HERE:
             break
         if TORCH not in path.parents and path.suffix == ".py":
             return f"{path.name}:{line}"
-        own = own or (f"torch/{path.relative_to(TORCH)}:{line}" if (TORCH / "nn") in path.parents else "")
+        own = own or (f"torch/{path.relative_to(TORCH)}:{line}" if TORCH / "nn" in path.parents else "")
     return own
 
 
-@dataclass
-class Run:
-    """Operators of one side, and the values that are to be traced back."""
-
-    log: Log
-    last: list[Value]
-    backward: bool = False
-
-    def source(self, value: Value) -> int | None:
-        """The operator that made a value; of a backward alone, since its forward agrees."""
-        made = value.source
-        return None if made is None or (self.backward and not self.log.operators[made].backward) else made
-
-
-def follow(live: Live, module: str, number: int) -> Run:
-    """The operators of one call of a module, ``(loss)`` for everything that the run does."""
-    log, last, calls, watching = Log(), list[Value](), count(), contextlib.ExitStack()
+def follow(live: Live, module: str, number: int) -> Log:
+    """The operators of one call of a module, ``(loss)`` for everything that the run does, traced back from its end."""
+    log, calls, watching = Log(), count(), contextlib.ExitStack()
+    if module == LOSS:
+        with log:
+            out = live.run()
+        log.last = [log.value(tensor) for tensor in tensors_of(out).values()]
+        return log
 
     def before(*_: Any) -> None:
         if next(calls) == number:
             watching.enter_context(log)
 
     def after(part: nn.Module, args: Any, out: Any) -> None:
-        if log.operators and not last:
+        if log.count and not log.last:
             watching.close()
-            last.extend(log.value(tensor) for tensor in tensors_of(lone(out)).values())
+            log.last = [log.value(tensor) for tensor in tensors_of(lone(out)).values()]
 
-    if module == LOSS:
-        with log:
-            out = live.run()
-        return Run(log, [log.value(tensor) for tensor in tensors_of(out).values()])
     part = live.module.get_submodule("" if module == WHOLE else module)
     with contextlib.ExitStack() as hooks, watching:
         hooks.callback(part.register_forward_pre_hook(before).remove)
         hooks.callback(part.register_forward_hook(after).remove)
         live.run()
-    return Run(log, last)
+    return log
 
 
 def follow_back(live: Live) -> Log:
     """The operators of a loss and its backward; parameters have their gradients afterwards."""
-    log = Log()
+    log = Log(backward=True)
     live.module.zero_grad()
     with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True, check_nan=False), log:
         warnings.simplefilter("ignore")
@@ -209,16 +195,15 @@ def with_operator(finding: Finding, original: Live, port: Live, agree: Agree, na
     """
     names = names or NameMap()
     if finding.direction == "backward":
-        return replace(finding, operator=first_apart(*_wrong_gradients(original, port, agree, names), agree))
+        return replace(finding, operator=first_apart(*_backward(original, port, agree, names), agree))
     source = _in_original(finding, original.module, names)
     if finding.direction != "forward" or source is None:
         return finding
-    runs = follow(original, *source), follow(port, finding.module, finding.call)
-    pairs = list(zip(runs[0].last, runs[1].last))
-    wrong = [pair for pair in pairs if not agree(pair[0].tensor, pair[1].tensor)]
-    if wrong:
-        runs = Run(runs[0].log, [pair[0] for pair in wrong]), Run(runs[1].log, [pair[1] for pair in wrong])
-    return replace(finding, operator=first_apart(*runs, agree))
+    logs = follow(original, *source), follow(port, finding.module, finding.call)
+    wrong = [pair for pair in zip(logs[0].last, logs[1].last) if not agree(pair[0].tensor, pair[1].tensor)]
+    for log, values in zip(logs, zip(*wrong)):
+        log.last = list(values)
+    return replace(finding, operator=first_apart(*logs, agree))
 
 
 def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[str, int] | None:
@@ -231,62 +216,57 @@ def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[s
     return next(mapped, next(plain, None))
 
 
-def _wrong_gradients(original: Live, port: Live, agree: Agree, names: NameMap) -> tuple[Run, Run]:
+def _backward(original: Live, port: Live, agree: Agree, names: NameMap) -> tuple[Log, Log]:
+    """Both sides' backward, traced back from the gradients that differ."""
     logs = follow_back(original), follow_back(port)
     mine, theirs = original.gradients(), port.gradients()
     held = names.rename({name: name for name in mine}, theirs)
     wrong = [name for name, own in held.items() if name not in theirs or not agree(mine[own], theirs[name])]
-    found = [logs[1].value(theirs[name]) for name in wrong if name in theirs]
-    expected = [logs[0].value(mine[held[name]]) for name in wrong]
-    return Run(logs[0], expected, backward=True), Run(logs[1], found, backward=True)
+    logs[0].last = [logs[0].value(mine[held[name]]) for name in wrong]
+    logs[1].last = [logs[1].value(theirs[name]) for name in wrong if name in theirs]
+    return logs
 
 
-def first_apart(expected: Run, found: Run, agree: Agree) -> str:
+def first_apart(expected: Log, found: Log, agree: Agree) -> str:
     """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray.
 
     Where several go astray from values that agree, the others' places follow.
     """
-    pools = _Pool(expected.log, agree), _Pool(found.log, agree)
-    theirs, mine = _astray(found, pools[0]), _astray(expected, pools[1])
+    known, known_there = _lookup(expected, agree), _lookup(found, agree)
+    theirs, mine = _astray(found, known), _astray(expected, known_there)
     if not theirs:
         return f"{mine[0]} of the original has no counterpart in the port" if mine else ""
     first = theirs[0]
     words = f"{first} / {mine[0]}" if mine else f"{first}; the original computes nothing of the kind"
-    fresh = [one for one in theirs if all(pools[0].knows(value) for value in one.into) and one.site != first.site]
+    fresh = [one for one in theirs if all(map(known, one.into)) and one.site != first.site]
     also = list(dict.fromkeys(map(str, fresh)))[:MOST_PLACES]
     return f"{words}; also {', '.join(also)}" if also else words
 
 
-def _astray(run: Run, pool: _Pool) -> list[Operator]:
+def _lookup(log: Log, agree: Agree) -> Callable[[Value], bool]:
+    """Is a value of the other side to be found here?"""
+
+    @functools.cache
+    def known(value: Value) -> bool:
+        return any(_same(other, value, agree) for other in log.values[value.tensor.numel()])
+
+    return known
+
+
+def _astray(log: Log, known: Callable[[Value], bool]) -> list[Operator]:
     """The operators behind the last values, as far as theirs are nowhere on the other side, in order of execution."""
-    seen: set[int] = set()
-    left = list(run.last)
+    seen: set[Operator] = set()
+    left = list(log.last)
     while left:
         value = left.pop()
-        source = run.source(value)
-        if source is None or source in seen or (value not in run.last and pool.knows(value)):
+        source = value.source
+        if source is None or source in seen or (log.backward and not source.backward):
             continue
-        seen.add(source)
-        left += run.log.operators[source].into
-    operators = [run.log.operators[number] for number in sorted(seen)]
-    return [one for one in operators if "empty" not in one.name and not all(map(pool.knows, one.out))]
-
-
-class _Pool:
-    """All values of a side, to be looked up."""
-
-    def __init__(self, log: Log, agree: Agree) -> None:
-        self.agree = agree
-        self.values: dict[int, list[Value]] = {}
-        self.known: dict[Value, bool] = {}
-        for value in dict.fromkeys(value for one in log.operators for value in (*one.into, *one.out)):
-            self.values.setdefault(value.tensor.numel(), []).append(value)
-
-    def knows(self, value: Value) -> bool:
-        if value not in self.known:
-            others = self.values.get(value.tensor.numel(), [])
-            self.known[value] = any(_same(other, value, self.agree) for other in others)
-        return self.known[value]
+        if value in log.last or not known(value):
+            seen.add(source)
+            left += source.into
+    operators = sorted(seen, key=lambda one: one.number)
+    return [one for one in operators if "empty" not in one.name and not all(map(known, one.out))]
 
 
 def _same(expected: Value, found: Value, agree: Agree) -> bool:

@@ -25,7 +25,7 @@ from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, observe
 from parity.setup import optimizer_for, rate_of, setup_of
-from parity.step import Clip, Rule, StepAuditor, global_norm, update_of
+from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import META, Point, StepAudit, Trace, read_trace
 
 Batch = Any
@@ -262,10 +262,8 @@ class Training:
         """Compute every step from now on again; the list fills as steps are made."""
         if not getattr(self.optimizer, "param_groups", None):
             return []
-        update = update_of(self.optimizer)
-        rule = None if update is None else Rule(update, self.side.clip, self.side.rate)
         trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
-        self.auditor = StepAuditor(rule, trained, self.optimizer)
+        self.auditor = StepAuditor(Rule(None, self.side.clip, self.side.rate), trained, self.optimizer)
         return self.auditor.audits
 
     def run(self, batches: Sequence[Batch], until: int) -> None:

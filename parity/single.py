@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import WHOLE, Call, by_name, first_of, lone, snapshot, tensors_of, watch, with_tensors
+from parity.calls import WHOLE, Call, by_name, first_of, lone, open_ended, snapshot, tensors_of, watch, with_tensors
 from parity.compare import Subject, compare_groups, compare_named
 from parity.environment import describe, deterministic
 from parity.locate import Finding, compare_calls, inside_of, within
@@ -69,17 +70,67 @@ def single_step(
         return KitReport(report, judge.first())
 
 
+class Alone:
+    """One module by itself on copies of its arguments, every floating one with a gradient of its own.
+
+    ``call`` is what it gave, ``gradients`` are its parameters', ``refused`` says why there is no gradient.
+    """
+
+    def __init__(self, part: nn.Module, arguments: Arguments, backward: bool) -> None:
+        self.part, self.backward = part, backward
+        self.args, self.kwargs = with_tensors(snapshot(arguments), self._leaf)
+        self.leaves = {place: one for place, one in tensors_of((self.args, self.kwargs)).items() if one.requires_grad}
+        self.gradients: dict[str, Tensor] = {}
+        self.refused = ""
+
+    def _leaf(self, tensor: Tensor) -> Tensor:
+        return tensor.requires_grad_(self.backward and tensor.is_floating_point())
+
+    def outputs(self) -> dict[str, Tensor]:
+        """What it gives, seeded."""
+        set_seed(0)
+        with _gradients(self.backward):
+            return tensors_of(lone(self.part(*self.args, **self.kwargs)))
+
+    def run(self, name: str, number: int) -> Alone:
+        """Forward and, as far as a gradient reaches anything, backward."""
+        outputs = self.outputs()
+        self.call = Call(name, number, out={place: value.detach().clone() for place, value in outputs.items()})
+        parameters = {place: value for place, value in self.part.named_parameters() if value.requires_grad}
+        wanted = [*self.leaves.values(), *parameters.values()]
+        if not any(value.requires_grad for value in outputs.values()):
+            return self
+        try:
+            grads = torch.autograd.grad(_weighted(outputs), wanted, allow_unused=True)
+        except Exception as error:  # FlexAttention on a CPU, a function of the user's own
+            self.refused = _words(error)
+            return self
+        given = zip(self.leaves.items(), grads)
+        self.call.into_grad = {place: torch.zeros_like(leaf) if g is None else g for (place, leaf), g in given}
+        own = zip(parameters, grads[len(self.leaves) :])
+        self.gradients = {place: grad for place, grad in own if grad is not None}
+        return self
+
+    def live(self) -> Live:
+        """To be followed operator by operator."""
+        lead = first_of(tensors_of((self.args, self.kwargs)))
+        leaves = {INPUT: lead} if self.backward and lead is not None else {}
+        return Live(self.part, lambda: _weighted(self.outputs()) if self.backward else self.outputs(), leaves)
+
+
+def _weighted(outputs: Mapping[str, Tensor]) -> Tensor:
+    """A scalar whose gradient in the outputs is the same for both sides and differs from entry to entry."""
+    values = [value for value in outputs.values() if value.requires_grad]
+    patterns = [torch.arange(one.numel(), dtype=torch.float64).cos().reshape(one.shape).to(one) for one in values]
+    return sum(((value * pattern).sum() for value, pattern in zip(values, patterns)), torch.zeros(()))
+
+
 def _gradients(wanted: bool) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if wanted else torch.no_grad()
 
 
-@dataclass(frozen=True)
-class Alone:
-    """What one module gave by itself; ``refused`` says why there is no gradient."""
-
-    call: Call
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    refused: str = ""
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 @dataclass
@@ -94,26 +145,26 @@ class _Judge:
     adapt: Mapping[str, Adapt]
     backward: bool
     report: Report = field(default_factory=Report)
-    pairs: dict[str, tuple[Callable[[bool], Live], Callable[[bool], Live], NameMap]] = field(default_factory=dict)
+    pairs: dict[str, tuple[Callable[[bool], Alone], Callable[[bool], Alone], NameMap]] = field(default_factory=dict)
 
     def judge(self, call: Call, key: str) -> None:
         """Rows of one call, or a skip that says why there are none."""
-        name = key.rpartition("#")[0]
+        name, _, number = key.rpartition("#")
         if name not in {part or WHOLE for part, _ in self.ported.named_modules()} or call.arguments is None:
             return
         own, part = _part(self.whole, call.module), _part(self.ported, name)
-        subject, number = Subject("single_step", self.case, name), int(key.rpartition("#")[2])
+        subject = Subject("single_step", self.case, name)
         try:
             given = self._arguments(name, own, call, call.arguments)
-            expected = alone(own, call.arguments, name, number, self.backward)
+            expected = Alone(own, call.arguments, self.backward).run(name, int(number))
         except Exception as error:  # a module of the user's own, called in another way than it was written for
             remedy = f"adapt={{{name!r}: ...}}, a function from (args, kwargs) to those that its forward takes"
             self.report.skips.append(Skip("single_step", key, str(error), remedy))
             return
         try:
-            found = alone(part, given, name, number, self.backward and not expected.refused)
+            found = Alone(part, given, self.backward and not expected.refused).run(name, int(number))
         except Exception as error:  # whatever the user's module raises
-            self.report.rows.append(_raised(subject, key, f"{type(error).__name__}: {str(error)[:300]}"))
+            self.report.rows.append(subject.row("refused", key, None, 0.0, False, _words(error)))
             return
         if expected.refused:
             self.report.notes.append(f"{key}: outputs alone, the original has no backward here: {expected.refused}")
@@ -121,7 +172,7 @@ class _Judge:
         self.report.rows += self._rows(subject, before, after, expected, found)
         inside = self.names.rename({f"{before}{one}": one for one, _ in own.named_parameters()})
         names = NameMap({one: to.removeprefix(after) for to, one in inside.items() if to.startswith(after)})
-        self.pairs[key] = partial(live, own, call.arguments), partial(live, part, given), names
+        self.pairs[key] = partial(Alone, own, call.arguments), partial(Alone, part, given), names
 
     def _arguments(self, name: str, own: nn.Module, call: Call, arguments: Arguments) -> Arguments:
         if name in self.adapt:
@@ -136,11 +187,11 @@ class _Judge:
         """Outputs, the gradient of the first input, the gradients of the module's parameters."""
         rows, key = compare_calls(subject, expected.call, found.call, self.table["out"]), expected.call.key
         if found.refused:
-            return [*rows, _raised(subject, key, found.refused)]
+            return [*rows, subject.row("refused", key, None, 0.0, False, found.refused)]
         mine, theirs = first_of(expected.call.into_grad), first_of(found.call.into_grad)
         if mine is not None:
             rows.append(compare_named(subject, "grad", f"{key}.input", mine, theirs, self.table["grad"]))
-        known = {f"{after}{name}" for name, _ in _part(self.ported, subject.run).named_parameters()}
+        known = {f"{after}{name}" for name, _ in found.part.named_parameters()}
         given = {f"{before}{name}": grad for name, grad in expected.gradients.items()}
         own = {f"{after}{name}": grad for name, grad in found.gradients.items()}
         mapped, own = self.names.gradients(given, own, known, after)
@@ -152,15 +203,14 @@ class _Judge:
         row = next((row for row in self.report.rows if row.status is Status.FAILED), None)
         if row is None:
             return None
-        direction = "backward" if row.quantity == "grad" else "forward"
-        number = row.tensor.partition("#")[2].partition(".")[0]
+        direction, number = "backward" if row.quantity == "grad" else "forward", re.search(r"#(\d+)", row.tensor)
         detail = ": ".join(filter(None, (row.tensor, row.detail)))
-        finding = Finding("single_step", direction, row.run, int(number) if number.isdecimal() else 0, detail)
+        finding = Finding("single_step", direction, row.run, int(number[1]) if number else 0, detail)
         pair = self.pairs.get(f"{row.run}#{finding.call}")
         if pair is None or row.quantity == "refused":
             return finding
         agree = within(self.table["out" if direction == "forward" else "grad"].bound)
-        sides = [make(direction == "backward") for make in pair[:2]]
+        sides = [make(direction == "backward").live() for make in pair[:2]]
         with contextlib.suppress(Exception):  # whatever an operator of the user's own cannot do under a mode
             whole = with_operator(replace(finding, module=WHOLE, call=0), sides[0], sides[1], agree, pair[2])
             return replace(finding, operator=whole.operator)
@@ -171,115 +221,46 @@ def _part(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule("" if name == WHOLE else name)
 
 
-def _raised(subject: Subject, key: str, words: str) -> Row:
-    return subject.row("refused", key, None, 0.0, False, words)
-
-
 def fitted(
     part: nn.Module, own: nn.Module, arguments: Arguments, renamed: Callable[[str], str] = str
 ) -> tuple[Arguments, list[str]]:
     """The arguments as the port's ``forward`` takes them, and the names of tensors it does not take.
 
+    The first argument is the original's first floating tensor (else its first), whatever the names.
+
     Raises:
         TypeError: the port requires something that the original was not called with.
     """
-    args, kwargs = arguments
-    takes = inspect.signature(part.forward).parameters
-    if part is own or list(takes) == list(inspect.signature(own.forward).parameters):
+    signature = inspect.signature(part.forward)
+    kinds, takes = {one.kind for one in signature.parameters.values()}, signature.parameters
+    if (
+        part is own
+        or inspect.Parameter.VAR_POSITIONAL in kinds
+        or [*takes] == [*inspect.signature(own.forward).parameters]
+    ):
         return arguments, []
-    named = {renamed(name): value for name, value in by_name(own, args, kwargs).items()}
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes.values()):
-        return arguments, []
-    given = _taken(takes, named)
-    missing = [name for name, one in takes.items() if one.default is one.empty and _plain(one) and name not in given]
+    named = {renamed(name): value for name, value in by_name(own, *arguments).items()}
+    rest, given = open_ended(signature), dict(named)
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    lead, main = next(iter(takes), rest), first_of(tensors)
+    if lead not in (*given, rest) and main is not None:
+        given[lead] = given.pop(next(name for name, value in tensors.items() if value is main))
+    given = {name: given[name] for name in (*takes, *(given if rest else ())) if name in given}
+    missing = [name for name, one in takes.items() if one.default is one.empty and name not in (*given, rest)]
     if missing:
         raise TypeError(f"its forward requires {', '.join(missing)}, the original's is called with {', '.join(named)}")
     passed = [id(value) for value in given.values()]
-    dropped = [name for name, value in named.items() if id(value) not in passed and tensors_of(value)]
-    return ((), given), dropped
-
-
-def _taken(takes: Mapping[str, inspect.Parameter], named: Mapping[str, Any]) -> dict[str, Any]:
-    """What the port takes, in its order; its first argument is the original's first tensor, whatever the name."""
-    lead, main, given = next(iter(takes), ""), _main(named), dict(named)
-    if lead in takes and lead not in given and main is not None and _plain(takes[lead]):
-        given[lead] = given.pop(main)
-    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    names = [*takes, *(name for name in given if is_open and name not in takes)]
-    return {name: given[name] for name in names if name in given}
-
-
-def _plain(parameter: inspect.Parameter) -> bool:
-    return parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-
-
-def _main(named: Mapping[str, Any]) -> str | None:
-    """The argument that is a floating tensor, the first of them; else the first tensor."""
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    floating = (name for name, value in tensors.items() if value.is_floating_point())
-    return next(floating, next(iter(tensors), None))
-
-
-def alone(part: nn.Module, arguments: Arguments, name: str, number: int, backward: bool = True) -> Alone:
-    """Forward and backward of one module, every floating input with a gradient of its own."""
-    args, kwargs = with_tensors(snapshot(arguments), _leaf if backward else _copy)
-    set_seed(0)
-    with _gradients(backward):
-        outputs = tensors_of(lone(part(*args, **kwargs)))
-    call = Call(name, number, out={place: value.detach().clone() for place, value in outputs.items()})
-    reached = [value for value in outputs.values() if value.requires_grad]
-    if not reached:
-        return Alone(call)
-    leaves = {place: value for place, value in tensors_of((args, kwargs)).items() if value.requires_grad}
-    parameters = {place: value for place, value in part.named_parameters() if value.requires_grad}
-    wanted = [*leaves.values(), *parameters.values()]
-    try:
-        grads = torch.autograd.grad(reached, wanted, [_pattern(value) for value in reached], allow_unused=True)
-    except Exception as error:  # FlexAttention on a CPU, a function of the user's own
-        return Alone(call, refused=f"{type(error).__name__}: {str(error)[:300]}")
-    given = zip(leaves.items(), grads)
-    call.into_grad = {place: torch.zeros_like(leaf) if grad is None else grad for (place, leaf), grad in given}
-    own = dict(zip(parameters, grads[len(leaves) :]))
-    return Alone(call, {place: grad for place, grad in own.items() if grad is not None})
-
-
-def live(part: nn.Module, arguments: Arguments, backward: bool) -> Live:
-    """One module by itself, to be followed operator by operator."""
-    args, kwargs = with_tensors(snapshot(arguments), _leaf if backward else _copy)
-    lead = first_of(tensors_of((args, kwargs)))
-
-    def run() -> Any:
-        set_seed(0)
-        with _gradients(backward):
-            out = part(*args, **kwargs)
-        if not backward:
-            return out
-        return sum((value * _pattern(value)).sum() for value in tensors_of(lone(out)).values() if value.requires_grad)
-
-    return Live(part, run, {INPUT: lead} if backward and lead is not None else {})
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return _copy(tensor).requires_grad_(tensor.is_floating_point())
-
-
-def _pattern(value: Tensor) -> Tensor:
-    """A gradient of the output that is the same for both sides and differs from entry to entry."""
-    return torch.arange(value.numel(), dtype=torch.float64).cos().reshape(value.shape).to(value)
+    return ((), given), [name for name, value in named.items() if id(value) not in passed and tensors_of(value)]
 
 
 def _outermost_blocked(rows: list[Row]) -> list[Row]:
     """A module around one that fails is not judged."""
-    failing = list(dict.fromkeys(row.run for row in rows if row.status is Status.FAILED))
-    return [_blocked(row, failing) for row in rows]
-
-
-def _blocked(row: Row, failing: Sequence[str]) -> Row:
-    inside = [name for name in failing if inside_of(name, row.run)]
-    if row.passed or not inside:
-        return row
-    return replace(row, status=Status.BLOCKED, detail=f"follows from {inside[0]}. {row.detail}")
+    failing = dict.fromkeys(row.run for row in rows if row.status is Status.FAILED)
+    told = []
+    for row in rows:
+        inside = next((name for name in failing if inside_of(name, row.run)), None)
+        blocked = not row.passed and inside is not None
+        told.append(
+            replace(row, status=Status.BLOCKED, detail=f"follows from {inside}. {row.detail}") if blocked else row
+        )
+    return told

@@ -1,27 +1,37 @@
-"""Every optimizer step recomputed from what entered it: clipping, rate, update and the optimizer's own state.
+"""One optimizer step, computed again from what entered it: clipping, rate, update and the optimizer's own state.
 
-An auditor writes down the gradients as the backward gave them, the weights, the optimizer's state and its rate, lets
-the step happen, and holds what came out against formulas of its own in float64. That leaves rounding alone as a
-difference, so the audit is as sharp in the thousandth step as in the first, in bfloat16 as in float32, after a resume
-as before.
+An auditor writes down the gradients as the backward gave them, the weights, the optimizer's state and its rates, lets
+the step happen, and holds what came out against formulas in float64. That leaves rounding alone as a difference, so the
+audit is as sharp in the thousandth step as in the first, in bfloat16 as in float32, after a resume as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from parity.compare import Subject, compare_series
 from parity.tolerances import Tolerance
 from parity.trace import Deviation, StepAudit
-from parity.verdict import Row
+from parity.verdict import Against, Row
 
 State = dict[str, Tensor]
 """An optimizer's tensors of one parameter, by torch's names."""
+
+Update = Callable[[Tensor, Tensor, State, float, int], tuple[Tensor, State]]
+"""Weight and state after step number n, from 1, of those before it, the gradient and the rate, all in one dtype."""
+
+NOT_AGAIN = ("ASGD", "Adadelta", "Adafactor", "LBFGS", "Muon", "SparseAdam")
+"""Torch's that are not a few operations entry by entry, whose rounding the bounds are for, or that take a closure."""
+
+KERNELS = ("foreach", "fused", "capturable", "differentiable")
+"""Settings that choose how a formula is computed."""
 
 
 @dataclass(frozen=True)
@@ -34,55 +44,34 @@ class AdamW:
     decoupled: bool = True
 
     def __call__(self, weight: Tensor, gradient: Tensor, state: State, lr: float, step: int) -> tuple[Tensor, State]:
-        """Weight and state after step number ``step``, from 1; all in the dtype of ``weight``."""
-        beta1, beta2 = self.betas
+        """An :data:`Update`."""
+        (beta1, beta2), zero = self.betas, torch.zeros_like(weight)
         if not self.decoupled:
             gradient = gradient + self.weight_decay * weight
-        first = beta1 * _or_zeros(state, "exp_avg", weight) + (1 - beta1) * gradient
-        second = beta2 * _or_zeros(state, "exp_avg_sq", weight) + (1 - beta2) * gradient.square()
-        moved = lr / (1 - beta1**step) * first / self._scale(second, step)
+        first = beta1 * state.get("exp_avg", zero) + (1 - beta1) * gradient
+        second = beta2 * state.get("exp_avg_sq", zero) + (1 - beta2) * gradient.square()
+        moved = lr / (1 - beta1**step) * first / ((second / (1 - beta2**step)).sqrt() + self.eps)
         shrunk = weight * (1 - lr * self.weight_decay) if self.decoupled else weight
         return shrunk - moved, {"exp_avg": first, "exp_avg_sq": second}
 
-    def reach(self, weight: Tensor, gradient: Tensor, state: State, lr: float, step: int) -> State:
-        """The size of the numbers that are added up in each result: rounding is a multiple of these."""
-        beta1, beta2 = self.betas
-        first = beta1 * _or_zeros(state, "exp_avg", weight).abs() + (1 - beta1) * gradient.abs()
-        second = beta2 * _or_zeros(state, "exp_avg_sq", weight) + (1 - beta2) * gradient.square()
-        moved = lr / (1 - beta1**step) * first / self._scale(second, step)
-        return {"weight": weight.abs() + moved, "exp_avg": first, "exp_avg_sq": second}
-
-    def _scale(self, second: Tensor, step: int) -> Tensor:
-        return (second / (1 - self.betas[1] ** step)).sqrt() + self.eps
-
 
 @dataclass(frozen=True)
-class SGD:
-    """Gradient descent with momentum as torch has it (Sutskever et al. 2013, the rate outside the velocity)."""
+class Repeated:
+    """A step of another of torch's optimizers by torch itself, in the dtype of what it is given, without kernels."""
 
-    momentum: float = 0.0
-    dampening: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
+    kind: Callable[..., torch.optim.Optimizer]
+    settings: Mapping[str, Any]
 
     def __call__(self, weight: Tensor, gradient: Tensor, state: State, lr: float, step: int) -> tuple[Tensor, State]:
-        """Weight and state after step number ``step``; the first velocity is the gradient itself."""
-        gradient = gradient + self.weight_decay * weight
-        if not self.momentum:
-            return weight - lr * gradient, {}
-        before = state.get("momentum_buffer")
-        velocity = gradient if before is None else self.momentum * before + (1 - self.dampening) * gradient
-        direction = gradient + self.momentum * velocity if self.nesterov else velocity
-        return weight - lr * direction, {"momentum_buffer": velocity}
-
-    def reach(self, weight: Tensor, gradient: Tensor, state: State, lr: float, step: int) -> State:
-        """The size of the numbers that are added up in each result."""
-        before = _or_zeros(state, "momentum_buffer", weight).abs()
-        velocity = gradient.abs() + self.weight_decay * weight.abs() + self.momentum * before
-        return {"weight": weight.abs() + 2 * lr * velocity, "momentum_buffer": velocity}
-
-
-Update = AdamW | SGD
+        """An :data:`Update`."""
+        parameter = weight.clone().requires_grad_()
+        parameter.grad = gradient.clone()
+        optimizer = self.kind([parameter])
+        optimizer.param_groups[0].update({**self.settings, "lr": lr, **dict.fromkeys(KERNELS, False)})
+        optimizer.state[parameter].update({name: value.clone() for name, value in state.items()})
+        optimizer.step()
+        after = {name: value for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+        return parameter.detach(), after
 
 
 @dataclass(frozen=True)
@@ -104,10 +93,11 @@ class Clip:
 class Rule:
     """What a step is to do: the update, the clipping before it, and the rate of optimizer step n = 0, 1, ...
 
-    Without a ``clip`` it is not said how gradients are clipped, and nothing is asked of it.
+    Without an ``update`` it is the optimizer's own, with the settings of each of its groups. Without a ``clip`` it is
+    not said how gradients are clipped, and nothing is asked of it.
     """
 
-    update: Update
+    update: Update | None = None
     clip: Clip | None = None
     rate: Callable[[int], float] | None = None
 
@@ -119,127 +109,124 @@ def linear_schedule(step: int, total: int, warmup: int) -> float:
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
+class Before(NamedTuple):
+    """What enters the step of one parameter; no ``update`` where no formula of the optimizer is known."""
+
+    weight: Tensor
+    state: State
+    lr: float
+    update: Update | None
+
+
 class StepAuditor:
     """Looks on while an optimizer steps.
 
     Args:
-        rule: what a step is to do; without one only rates and norms are written down.
+        rule: what a step is to do.
         parameters: those that train, by name.
         optimizer: torch's, or one that has its ``state`` and ``param_groups``.
-        done: optimizer steps made before, in a run that goes on.
     """
 
-    def __init__(self, rule: Rule | None, parameters: Mapping[str, Tensor], optimizer: Any, done: int = 0) -> None:
-        self.rule, self.parameters, self.optimizer, self.done = rule, dict(parameters), optimizer, done
+    def __init__(self, rule: Rule, parameters: Mapping[str, Tensor], optimizer: Any) -> None:
+        self.rule, self.parameters, self.optimizer = rule, dict(parameters), optimizer
         self.audits: list[StepAudit] = []
         self._given: dict[str, Tensor] = {}
-        self._before: tuple[dict[str, Tensor], dict[str, State], float] = ({}, {}, 0.0)
-        self._hooks = [
-            value.register_post_accumulate_grad_hook(self._catch(name))
-            for name, value in self.parameters.items()
-            if value.requires_grad
-        ]
+        self._before: dict[str, Before] = {}
+        trained = [(name, value) for name, value in self.parameters.items() if value.requires_grad]
+        self._hooks = [value.register_post_accumulate_grad_hook(partial(self._caught, name)) for name, value in trained]
 
     def close(self) -> None:
         """Stop looking on."""
         for hook in self._hooks:
             hook.remove()
 
-    def _catch(self, name: str) -> Callable[[Tensor], None]:
-        def caught(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                self._given[name] = parameter.grad.detach().clone()
-
-        return caught
+    def _caught(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._given[name] = parameter.grad.detach().clone()
 
     def entered(self) -> None:
         """The backward is done; nothing has been clipped, nothing has stepped. May be called again before the step."""
-        weights = {name: value.detach().clone() for name, value in self.parameters.items()}
-        states = {name: self._state(value) for name, value in self.parameters.items()}
-        self._before = weights, states, self.lr
+        groups = {id(value): group for group in self.optimizer.param_groups for value in group["params"]}
+        for name, value in self.parameters.items():
+            group = groups.get(id(value), self.optimizer.param_groups[0])
+            state = {key: held.detach().clone() for key, held in self._state(value).items()}
+            update = self.rule.update or update_of(self.optimizer, group)
+            self._before[name] = Before(value.detach().clone(), state, float(group["lr"]), update)
+        self._rate = float(self.optimizer.param_groups[0]["lr"])
 
     def left(self) -> StepAudit:
         """The optimizer has stepped, and the gradients it was given are still there."""
-        weights, states, lr_used = self._before
+        done, rate = len(self.audits), self.rule.rate
         gradients = {name: value.grad.detach() for name, value in self.parameters.items() if value.grad is not None}
-        number, rule = self.done + 1, self.rule
+        counts = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
+        worst: dict[str, Deviation] = {}
+        for quantity, one in self._deviations(gradients, done + 1):
+            if quantity not in worst or not one.rounding <= worst[quantity].rounding:
+                worst[quantity] = one
         audit = StepAudit(
-            step=number,
-            lr_expected=None if rule is None or rule.rate is None else rule.rate(self.done),
-            lr_used=lr_used,
+            step=done + 1,
+            lr_expected=None if rate is None else rate(done),
+            lr_used=self._rate,
             norm_before=global_norm(self._given.values()),
             norm_after=global_norm(gradients.values()),
-            counted=self._counted(),
-            deviations={} if rule is None else self._deviations(rule, gradients, weights, states, lr_used, number),
+            counted=max(counts, default=None),
+            deviations=worst,
+            against=_against([before.update for before in self._before.values()]),
         )
         self.audits.append(audit)
-        self.done, self._given = number, {}
+        self._given = {}
         return audit
 
-    def _deviations(
-        self,
-        rule: Rule,
-        gradients: Mapping[str, Tensor],
-        weights: Mapping[str, Tensor],
-        states: Mapping[str, State],
-        lr: float,
-        number: int,
-    ) -> dict[str, Deviation]:
-        given = {name: value.double() for name, value in self._given.items()}
-        clipped = {} if rule.clip is None else rule.clip(given)
-        found: dict[str, list[tuple[str, Tensor, Tensor | None, Tensor]]] = {name: [] for name in self.parameters}
-        for name, value in clipped.items():
-            found[name].append(("clip", value, gradients.get(name), value.abs()))
-        for name, gradient in gradients.items():
-            if rule.clip is not None and name not in clipped:  # no backward gave it
-                found[name].append(("clip", torch.zeros_like(gradient).double(), gradient, gradient.double().abs()))
-            state = {key: value.double() for key, value in states[name].items()}
-            before = weights[name].double(), gradient.double(), state
-            weight, state = rule.update(*before, lr, number)
-            reach, own = rule.update.reach(*before, lr, number), self._state(self.parameters[name])
-            found[name].append(("weight", weight, self.parameters[name].detach(), reach["weight"]))
-            found[name] += [(key, value, own.get(key), reach[key]) for key, value in state.items()]
-        for name in set(self.parameters) - set(gradients):  # without a gradient a parameter stays as it is
-            still = weights[name].double()
-            found[name].append(("weight", still, self.parameters[name].detach(), still.abs()))
-        worst: dict[str, Deviation] = {}
-        for name, results in found.items():
-            for quantity, expected, result, size in results:
-                one = _deviation(name, expected, result, size)
-                if quantity not in worst or not one.rounding <= worst[quantity].rounding:
-                    worst[quantity] = one
-        return worst
+    def _deviations(self, gradients: Mapping[str, Tensor], number: int) -> Iterator[tuple[str, Deviation]]:
+        """Every quantity of every parameter; without a gradient, one stays as it is."""
+        clip = self.rule.clip
+        clipped = {} if clip is None else clip({name: value.double() for name, value in self._given.items()})
+        for name, parameter in self.parameters.items():
+            gradient, weight = gradients.get(name), self._before[name].weight.double()
+            if clip is not None and (name in clipped or gradient is not None):
+                expected = clipped.get(name, torch.zeros_like(weight))  # zero where no backward gave one
+                yield "clip", _deviation(name, expected, gradient, expected.abs())
+            if gradient is None:
+                yield "weight", _deviation(name, weight, parameter.detach(), weight.abs())
+            else:
+                yield from self._updated(name, weight, gradient.double(), number)
 
-    @property
-    def lr(self) -> float:
-        """The rate of the first group; the ports and most others have one rate."""
-        return float(self.optimizer.param_groups[0]["lr"])
+    def _updated(self, name: str, weight: Tensor, gradient: Tensor, number: int) -> Iterator[tuple[str, Deviation]]:
+        """Weight and state; rounding is a multiple of what the same formulas make of absolute values."""
+        before, parameter = self._before[name], self.parameters[name]
+        if before.update is None:
+            return
+        state = {key: value.double() for key, value in before.state.items()}
+        after, states = before.update(weight, gradient, state, before.lr, number)
+        state = {key: value.abs() for key, value in state.items()}
+        size, sizes = before.update(weight.abs(), gradient.abs(), state, before.lr, number)
+        yield "weight", _deviation(name, after, parameter.detach(), weight.abs() + (size - weight.abs()).abs())
+        own = self._state(parameter)
+        for key in (key for key in states if key != "step"):
+            yield key, _deviation(name, states[key], own.get(key), sizes[key].abs())
 
     def _state(self, parameter: Tensor) -> State:
-        """Copies of the optimizer's tensors that have the parameter's shape."""
+        """The optimizer's tensors of a parameter."""
         held = self.optimizer.state.get(parameter, {})
-        return {
-            name: value.detach().clone()
-            for name, value in held.items()
-            if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step"
-        }
-
-    def _counted(self) -> int | None:
-        counts = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
-        return max(counts) if counts else None
+        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
-def update_of(optimizer: Any) -> Update | None:
-    """The formula of one of torch's optimizers with its own hyperparameters; None for a class without one here."""
-    group, kind = optimizer.param_groups[0], type(getattr(optimizer, "optimizer", optimizer)).__name__
-    if group.get("amsgrad") or group.get("maximize"):
+def update_of(optimizer: Any, group: Mapping[str, Any]) -> Update | None:
+    """The formula of one of torch's optimizers with a group's settings; None for another class, and for going up."""
+    kind = type(getattr(optimizer, "optimizer", optimizer))
+    if not kind.__module__.startswith("torch.optim") or kind.__name__ in NOT_AGAIN or group.get("maximize"):
         return None
-    if kind in ("Adam", "AdamW"):
-        decoupled = kind == "AdamW" or bool(group.get("decoupled_weight_decay"))
+    if kind.__name__ in ("Adam", "AdamW") and not group["amsgrad"]:
+        decoupled = kind.__name__ == "AdamW" or bool(group.get("decoupled_weight_decay"))
         return AdamW(tuple(group["betas"]), group["eps"], group["weight_decay"], decoupled)
-    if kind == "SGD":
-        return SGD(group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"])
-    return None
+    return Repeated(kind, {name: value for name, value in group.items() if name not in ("params", "param_names")})
+
+
+def _against(updates: Sequence[Update | None]) -> str:
+    """Whose formulas they are, see :class:`StepAudit`."""
+    if None in updates:
+        return ""
+    return "library" if any(isinstance(update, Repeated) for update in updates) else "reference"
 
 
 def global_norm(tensors: Iterable[Tensor]) -> float:
@@ -248,21 +235,17 @@ def global_norm(tensors: Iterable[Tensor]) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def _or_zeros(state: State, name: str, like: Tensor) -> Tensor:
-    return state[name] if name in state else torch.zeros_like(like)
-
-
-def _deviation(name: str, expected: Tensor, found: Tensor | None, reach: Tensor) -> Deviation:
+def _deviation(name: str, expected: Tensor, found: Tensor | None, size: Tensor) -> Deviation:
+    """Units of rounding are those of ``size``: of the numbers that were added up."""
     if found is None or found.shape != expected.shape:
         return Deviation(name, float("inf"), (), float(expected.norm()), float("nan"))
-    eps, tiny = torch.finfo(found.dtype).eps, torch.finfo(found.dtype).tiny
-    units = (found.double() - expected).abs() / (eps * reach).clamp(min=tiny)
-    if units.numel() == 0:
+    if expected.numel() == 0:
         return Deviation(name, 0.0, (), 0.0, 0.0)
-    flat = int(units.nan_to_num(nan=float("inf")).flatten().argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), units.shape)) if units.dim() else ()
-    rounding = float(units.flatten()[flat])
-    return Deviation(name, rounding, index, float(expected.flatten()[flat]), float(found.flatten()[flat]))
+    eps, tiny = torch.finfo(found.dtype).eps, torch.finfo(found.dtype).tiny
+    units = (found.double() - expected).abs() / (eps * size).clamp(min=tiny)
+    flat = int(units.nan_to_num(nan=float("inf")).argmax())
+    index = tuple(map(int, np.unravel_index(flat, tuple(units.shape))))
+    return Deviation(name, float(units[index]), index, float(expected[index]), float(found[index]))
 
 
 def clip_rows(subject: Subject, audits: Sequence[StepAudit], allowed: Tolerance) -> list[Row]:
@@ -282,6 +265,10 @@ def update_rows(
     subject: Subject, audits: Sequence[StepAudit], weights: Tolerance, states: Tolerance, steps: Tolerance
 ) -> list[Row]:
     """Weights and the optimizer's state after every step against the formulas; and how many steps it says it made."""
+    known = {audit.against for audit in audits} or {subject.against.value}
+    if "" in known:
+        return [subject.inapplicable("no formula of this optimizer is known: its first step alone is compared")]
+    subject = replace(subject, against=Against(min(known)))
     rows = [_row(subject, audits, "weight", weights)]
     for name in sorted({name for audit in audits for name in audit.deviations} - {"clip", "weight"}):
         rows.append(_row(subject, audits, name, states))

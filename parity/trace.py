@@ -98,7 +98,8 @@ class StepAudit:
 
     ``norm_before`` is the gradients' norm after the backward, ``norm_after`` of what reached the optimizer.
     ``deviations`` are by quantity: ``clip``, ``weight``, and the optimizer's states (``exp_avg``, ...); ``counted`` is
-    the number of steps that the optimizer itself says it has made.
+    the number of steps that the optimizer itself says it has made. ``against`` says whose formula of the update it
+    was, ``reference`` or ``library``; empty where none is known.
     """
 
     __pydantic_config__ = STRICT
@@ -110,6 +111,7 @@ class StepAudit:
     norm_after: float
     counted: int | None
     deviations: dict[str, Deviation] = field(default_factory=dict)
+    against: str = "reference"
 
 
 @dataclass

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.calls import Call, call_of, keep_call, watch
+from parity.calls import WHOLE, Call, call_of, keep_call, watch
 from parity.environment import deterministic
 from parity.locate import Finding, first_backward, first_forward, within
-from parity.names import WHOLE
 from parity.prototypes.case import Case
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Visits

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass
-from types import ModuleType
+from itertools import count
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from parity import Side, Trace, compare_sides, single_step
 from parity.calls import snapshot, tensors_of, watch, with_tensors
 from parity.errors import InputError
-from parity.observe import Draw, compare_samplers, observe, sampled, tap
+from parity.observe import Draw, compare_samplers, drawing, observe, sampled, tap
 
 
 @dataclass
@@ -71,33 +70,28 @@ def test_a_block_mask_is_its_dense_form(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(tensors_of(mask)[""], (torch.eye(3) + torch.eye(3).roll(1, 0)).tril().bool()[None, None])
 
 
-def test_a_snapshot_is_not_changed_later() -> None:
-    value = {"x": [torch.zeros(2)], "n": {1}}
-    kept = snapshot(value)
-    value["x"][0].add_(1)  # type: ignore[index]
-    value["n"].add(2)  # type: ignore[union-attr]
+class Cache:
+    def __init__(self, keys: Tensor, owner: nn.Module) -> None:
+        self.layers, self.owner = [{"keys": keys}], owner
+
+
+def test_a_snapshot_is_not_changed_later_and_reaches_into_objects() -> None:
+    value, owner = torch.ones(2, requires_grad=True) * 3, nn.Linear(1, 1)
+    held = {"x": [torch.zeros(2)], "n": {1}, "cache": Cache(value, owner)}
+    kept: Any = snapshot(held)
+    held["x"][0].add_(1)  # type: ignore[index]
+    held["n"].add(2)  # type: ignore[attr-defined]
+    held["cache"].layers[0]["keys"] = torch.zeros(1)  # type: ignore[attr-defined]
     assert torch.equal(kept["x"][0], torch.zeros(2))
     assert kept["n"] == {1}
-
-
-def test_a_snapshot_reaches_the_tensors_inside_an_object() -> None:
-    class Cache:
-        def __init__(self, value: Tensor, owner: nn.Module) -> None:
-            self.layers, self.owner = [{"keys": value}], owner
-
-    value, owner = torch.ones(2, requires_grad=True) * 3, nn.Linear(1, 1)
-    kept = snapshot(cache := Cache(value, owner))
-    cache.layers[0]["keys"] = torch.zeros(1)
-    assert torch.equal(kept.layers[0]["keys"], torch.full((2,), 3.0))
-    assert not kept.layers[0]["keys"].requires_grad
-    assert kept.owner is owner
+    assert torch.equal(kept["cache"].layers[0]["keys"], torch.full((2,), 3.0))
+    assert not kept["cache"].layers[0]["keys"].requires_grad
+    assert kept["cache"].owner is owner
 
 
 def test_other_objects_stay_themselves() -> None:
-    marker = object()
-    changed = with_tensors((torch.ones(1), {"m": marker}), lambda tensor: tensor + 1)
-    assert changed[0] == 2
-    assert changed[1]["m"] is marker
+    changed = with_tensors((torch.ones(1), {"m": (marker := object())}), lambda tensor: tensor + 1)
+    assert changed == (2, {"m": marker})
 
 
 class Inner(nn.Module):
@@ -114,8 +108,7 @@ class Outer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.part = Inner()
-        self.silent = nn.Linear(2, 2)
+        self.part, self.silent = Inner(), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -141,23 +134,23 @@ def test_calls_are_numbered_and_carry_their_own_gradients() -> None:
     assert calls[0].out_grad == {}
 
 
-def test_readers_of_one_tensor_are_told_apart() -> None:
-    class Fork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+class Fork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.a(x) + self.b(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
 
-    for own, expected in ((True, (2.0, 3.0)), (False, (5.0, 5.0))):
-        fork = Fork()
-        fork.a.weight.data.fill_(2.0)
-        fork.b.weight.data.fill_(3.0)
-        with watch(fork, own_inputs=own) as calls:
-            out = fork(torch.ones(1, requires_grad=True) * 1)
-        out.backward()
-        assert tuple(float(call.into_grad["input"]) for call in calls[:2]) == expected
+
+@pytest.mark.parametrize(("own", "expected"), [(True, (2.0, 3.0)), (False, (5.0, 5.0))])
+def test_readers_of_one_tensor_are_told_apart(own: bool, expected: tuple[float, float]) -> None:
+    fork = Fork()
+    fork.load_state_dict({"a.weight": torch.tensor([[2.0]]), "b.weight": torch.tensor([[3.0]])})
+    with watch(fork, own_inputs=own) as calls:
+        out = fork(torch.ones(1, requires_grad=True) * 1)
+    out.backward()
+    assert tuple(float(call.into_grad["input"]) for call in calls[:2]) == expected
 
 
 def test_a_forward_that_raises_leaves_no_hook() -> None:
@@ -168,19 +161,21 @@ def test_a_forward_that_raises_leaves_no_hook() -> None:
     assert not module.part._forward_pre_hooks
 
 
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+class Frugal(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.part, x, use_reentrant=False)
+
+
 def test_what_checkpointing_repeats_is_no_call() -> None:
-    class Frugal(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.part, x, use_reentrant=False)
-
-    class Plain(Frugal):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.part(x)
-
     with watch(module := Frugal()) as calls:
         loss = module(torch.ones(1, 2, requires_grad=True)).sum()
     loss.backward()
@@ -189,28 +184,9 @@ def test_what_checkpointing_repeats_is_no_call() -> None:
     compare_sides(Side(Plain), Side(Frugal), [torch.ones(1, 2)]).raise_if_failed()
 
 
-def second_loss(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)["second"].square().mean()
-
-
-def built(change: Any = None) -> Any:
-    def build() -> nn.Module:
-        module = Outer()
-        if change is not None:
-            change(module)
-        return module
-
-    return build
-
-
 def off_on_second_call(module: Any) -> None:
-    calls = []
-
-    def hook(part: nn.Module, args: Any, out: Any) -> Any:
-        calls.append(1)
-        return (out[0] + 0.5, None) if len(calls) % 2 == 0 else out
-
-    module.part.register_forward_hook(hook)
+    calls = count(1)
+    module.part.register_forward_hook(lambda part, args, out: (out[0] + (next(calls) % 2 == 0) * 0.5, None))
 
 
 def silent_off(module: Any) -> None:
@@ -218,54 +194,46 @@ def silent_off(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "module", "number"), [(off_on_second_call, "part", 1), (silent_off, "silent", 0)], ids=["part", "silent"]
+    ("change", "place"), [(None, None), (off_on_second_call, ("part", 1)), (silent_off, ("silent", 0))]
 )
-def test_calls_are_told_apart_when_something_goes_wrong(change: Any, module: str, number: int) -> None:
-    batches = [torch.ones(1, 2)]
-    sides = Side(built(), second_loss), Side(built(change), second_loss)
-    report = compare_sides(*sides, batches, checks=["weights", "forward"])
-    assert report.first is not None
-    assert (report.first.module, report.first.call) == (module, number)
+def test_calls_are_told_apart_when_something_goes_wrong(change: Any, place: tuple[str, int] | None) -> None:
+    def build() -> nn.Module:
+        module = Outer()
+        if change is not None:
+            change(module)
+        return module
+
+    second = lambda module, x: module(x)["second"].square().mean()  # noqa: E731
+    sides, batches = (Side(Outer, second), Side(build, second)), [torch.ones(1, 2)]
+    first = compare_sides(*sides, batches, checks=["weights", "forward"]).first
+    assert (first and (first.module, first.call)) == place
+    assert single_step(*sides, batches[0]).passed == (change is None)
 
 
-def test_shared_and_silent_modules_compare() -> None:
-    sides = Side(built(), second_loss), Side(built(), second_loss)
-    batches = [torch.ones(1, 2)]
-    compare_sides(*sides, batches).raise_if_failed()
-    single_step(*sides, batches[0]).raise_if_failed()
+# taps and draws: a module whose labels, loss and anchors live in functions
 
-
-# taps and draws: a module whose labels, loss and anchors live in functions of another module
-
-
-TOYS = """
-import torch
-from torch import Tensor
 
 def labels(ids: Tensor, *, shift: int = 1) -> Tensor:
     return ids.roll(-shift, -1)
 
-def terms(hidden: Tensor, target: Tensor, **rest) -> tuple:
-    loss = (hidden - target).square()
-    return loss.mean(), {"rows": rest["keep"].sum()}
+
+def terms(hidden: Tensor, target: Tensor, **rest: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return (hidden - target).square().mean(), {"rows": rest["keep"].sum()}
+
 
 class Picker:
     @staticmethod
     def anchors(count: int) -> Tensor:
         return torch.randperm(count)[:3]
-"""
 
 
-@pytest.fixture
-def toys() -> Any:
-    """``toys.labels``, ``toys.terms``, ``toys.Picker``, and a module that imported two of them by name."""
-    made = {name: ModuleType(name) for name in ("toys", "readers")}
-    sys.modules.update(made)
-    exec(TOYS, made["toys"].__dict__)
-    exec("from toys import labels, terms", made["readers"].__dict__)
-    yield made
-    for name in made:
-        del sys.modules[name]
+imported = labels
+HERE = "tests.parity.test_observe"
+TAPS = {
+    f"{HERE}.labels": ("returned", "ids", "shift"),
+    f"{HERE}:terms": {"hidden": "states", "keep": "mask", "returned": "t"},
+}
+NOISE = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_", given=lambda drawn: drawn[None])
 
 
 class Reader(nn.Module):
@@ -274,128 +242,108 @@ class Reader(nn.Module):
         self.part = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        toys, readers = sys.modules["toys"], sys.modules["readers"]
-        hidden = tap("hidden", self.part(x))
-        target = tap("target", readers.labels(x))
-        picked = toys.Picker.anchors(4)
-        loss, _ = readers.terms(hidden[:, picked], target[:, picked], keep=torch.ones(4, dtype=torch.bool))
+        hidden, target, picked = tap("hidden", self.part(x)), tap("target", imported(x)), Picker.anchors(4)
+        loss, _ = terms(hidden[:, picked], target[:, picked], keep=torch.ones(4, dtype=torch.bool))
         return tap("loss", loss) + tap("loss", hidden.sum() * 0.5)
 
 
-def test_a_tap_is_nothing_outside_of_a_run(toys: Any) -> None:
-    value, marker = torch.ones(2, requires_grad=True), object()
-    assert tap("x", value) is value
-    assert tap("y", marker) is marker
+def test_a_tap_is_nothing_outside_of_a_run() -> None:
+    assert tap("x", value := torch.ones(2, requires_grad=True)) is value
 
 
-def test_taps_keep_values_and_gradients_of_every_call(toys: Any) -> None:
-    with observe(module := Reader()) as seen:
+def test_taps_from_inside_and_outside_keep_values_and_gradients_of_every_call() -> None:
+    with observe(module := Reader(), TAPS) as seen:
         loss = module(x := torch.randn(2, 4))
     loss.backward()
-    assert list(seen.taps) == ["hidden#0", "target#0", "loss#0", "loss#1"]
+    assert [name for name in seen.taps if "." not in name] == [
+        "hidden#0",
+        "target#0",
+        "states#0",
+        "mask#0",
+        "loss#0",
+        "loss#1",
+    ]
+    assert {"labels.ids#0", "labels.returned#0", "t#0.0", "t#0.1.rows"} <= set(seen.taps)
     assert torch.equal(seen.taps["target#0"], x.roll(-1, -1))
     assert torch.equal(seen.tap_grads["loss#1"], torch.ones(()))
-    assert seen.tap_grads["hidden#0"].abs().min() > 0
+    assert min(seen.tap_grads[name].abs().max() for name in ("hidden#0", "states#0")) > 0
     assert "target#0" not in seen.tap_grads
+    assert imported is labels
     seen.keep(trace := Trace("port", "case", "float32"))
     assert {"mb0.tap.loss#1", "mb0.tap_grad.hidden#0", "mb0.call.part#0.into.input"} <= set(trace.tensors)
 
 
-TAPS = {
-    "toys.labels": ("returned", "ids", "shift"),
-    "toys:terms": {"hidden": "states", "keep": "mask", "returned": "t"},
-}
-
-
-def test_functions_are_tapped_from_outside_wherever_they_were_imported(toys: Any) -> None:
-    before = toys["toys"].labels, toys["readers"].labels
-    with observe(module := Reader(), taps=TAPS) as seen:
-        loss = module(torch.randn(2, 4))
-    loss.backward()
-    assert {"labels.ids#0", "labels.returned#0", "states#0", "mask#0", "t#0.0", "t#0.1.rows"} <= set(seen.taps)
-    assert seen.tap_grads["states#0"].abs().min() > 0
-    assert (toys["toys"].labels, toys["readers"].labels) == before
-
-
-@pytest.mark.parametrize("target", ["toys.nothing", "nowhere.at.all", "toys:Picker.nothing", "toys"])
-def test_a_function_that_is_not_there_is_named(toys: Any, target: str) -> None:
-    with pytest.raises(InputError, match=f"function: found {target}"), observe(Reader(), taps={target: ("returned",)}):
+@pytest.mark.parametrize(
+    ("target", "word", "message"),
+    [
+        *(
+            (name, "returned", f"function: found {name}")
+            for name in (f"{HERE}.nothing", f"{HERE}:Picker.no", "a.b", "torch")
+        ),
+        (f"{HERE}.labels", "id", "labels: found id, expected returned or one of its arguments: ids, shift"),
+    ],
+)
+def test_a_function_or_argument_that_is_not_there_is_named(target: str, word: str, message: str) -> None:
+    with pytest.raises(InputError, match=message), observe(Reader(), taps={target: (word,)}):
         pass
 
 
-def test_an_argument_that_is_not_there_is_named(toys: Any) -> None:
-    message = "labels: found id, expected returned or one of its arguments: ids, shift"
-    with pytest.raises(InputError, match=message), observe(Reader(), taps={"toys.labels": ("id",)}):
-        pass
-
-
-def test_what_was_replaced_comes_back_after_an_error(toys: Any) -> None:
-    before = vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")
-    draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_")
-    with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS, {draw: draw.port}):
+def test_what_was_replaced_comes_back_after_an_error() -> None:
+    before = labels, imported, vars(torch.Tensor).get("uniform_")
+    with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS), drawing({NOISE: NOISE.port}):
         raise ZeroDivisionError
-    assert (vars(toys["toys"])["labels"], vars(torch.Tensor).get("uniform_")) == before
+    assert (labels, imported, vars(torch.Tensor).get("uniform_")) == before
 
 
 DRAWS = [
-    Draw("anchors", "toys:Picker.anchors", "toys:Picker.anchors"),
-    Draw("anchors", "torch:randperm@toys", "torch:randperm@toys:anchors"),
+    Draw("anchors", f"{HERE}:Picker.anchors", f"{HERE}:Picker.anchors"),
+    Draw("anchors", f"torch:randperm@{HERE}", f"torch:randperm@{HERE}:anchors"),
 ]
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=["function", "call site"])
-def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw, toys: Any) -> None:
+def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw) -> None:
     x, losses, module = torch.randn(2, 4), [], Reader()
     torch.manual_seed(1)
-    with observe(module, draws={draw: draw.original}) as first:
+    with drawing({draw: draw.original}) as first:
         losses.append(module(x))
     torch.manual_seed(2)
     losses.append(module(x))
     torch.manual_seed(2)
-    with observe(module, draws={draw: draw.port}, replayed=first.draws) as second:
+    with drawing({draw: draw.port}, first.draws) as second:
         losses.append(module(x))
     assert list(first.draws) == ["anchors#0"]
     assert torch.equal(first.draws["anchors#0"], second.draws["anchors#0"])
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_draws_elsewhere_are_let_alone(toys: Any) -> None:
-    draw = Draw("anchors", "torch:randperm@readers", "")
-    with observe(module := Reader(), draws={draw: draw.original}) as seen:
-        module(torch.randn(2, 4))
+def test_draws_elsewhere_are_let_alone() -> None:
+    with drawing({DRAWS[0]: "torch:randperm@elsewhere"}) as seen:
+        Reader()(torch.randn(2, 4))
     assert seen.draws == {}
 
 
-class Noisy(nn.Module):
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self) -> Tensor:
-        return torch.zeros(self.shape).uniform_(-1, 1).flatten()
+def noise(*shape: int) -> Tensor:
+    return torch.zeros(shape).uniform_(-1, 1)
 
 
 def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
-    draw = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_", given=lambda drawn: drawn[None])
-    with observe(mine := Noisy((6,)), draws={draw: draw.original}) as first:
-        expected = mine()
-    theirs = Noisy((1, 6))
-    with observe(theirs, draws={draw: draw.port}, replayed=first.draws):
-        assert torch.equal(theirs(), expected)
+    with drawing({NOISE: NOISE.original}) as first:
+        expected = noise(6)
+    with drawing({NOISE: NOISE.port}, first.draws):
+        assert torch.equal(noise(1, 6)[0], expected)
 
 
 @pytest.mark.parametrize(
-    ("shape", "times", "message"),
-    [((1, 6), 1, r"noise#0: found shape \(6,\), expected shape \(1, 6\)"), ((6,), 2, "noise#1: found nothing")],
+    ("shapes", "message"),
+    [
+        ([(2, 6)], r"noise#0: found shape \(1, 6\), expected shape \(2, 6\)"),
+        ([(1, 6), (1, 6)], "noise#1: found nothing"),
+    ],
 )
-def test_a_draw_that_does_not_fit_is_refused(shape: tuple[int, ...], times: int, message: str) -> None:
-    draw, module = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_"), Noisy(shape)
-    recorded = {"noise#0": torch.zeros(6)}
-    with observe(module, draws={draw: draw.port}, replayed=recorded):
-        for _ in range(times - 1):
-            module()
-        with pytest.raises(InputError, match=message):
-            module()
+def test_a_draw_that_does_not_fit_is_refused(shapes: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(InputError, match=message), drawing({NOISE: NOISE.port}, {"noise#0": torch.zeros(6)}):
+        assert [noise(*shape) for shape in shapes]
 
 
 def picks(low: int, high: int, count: int = 3, **weights: float) -> list[Tensor]:
@@ -433,12 +381,11 @@ def test_samplers_are_compared_as_such(
     assert words in "; ".join(row.detail for row in rows if row.passed == (not failed))
 
 
-def test_a_side_is_sampled_over_seeds(toys: Any) -> None:
-    draw = DRAWS[0]
-    found = sampled(draw, draw.original, lambda: toys["toys"].Picker.anchors(5), range(40))
-    again = sampled(draw, draw.port, lambda: toys["toys"].Picker.anchors(5), range(40))
+def test_a_side_is_sampled_over_seeds() -> None:
+    draw, run = DRAWS[0], lambda: Picker.anchors(5)
+    found, again = (sampled(draw, target, run, range(40)) for target in (draw.original, draw.port))
     assert [len(one) for one in found] == [3] * 40
     assert {int(entry) for one in found for entry in one} == set(range(5))
     assert all(map(torch.equal, found, again))
     masked = Draw("m", draw.original, "", values=lambda drawn: drawn[drawn > 0])
-    assert min(int(one.min()) for one in sampled(masked, draw.original, lambda: toys["toys"].Picker.anchors(5))) == 1
+    assert min(int(one.min()) for one in sampled(masked, draw.original, run)) == 1

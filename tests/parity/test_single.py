@@ -10,22 +10,24 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from parity import NameMap, Side, single_step
+from parity.run import KitReport
 from parity.verdict import Status
 from tests.parity.example import load, side_with
 
 
-def two_faults(block: Any) -> None:
-    block.attention.wq.register_forward_hook(lambda module, args, out: out + 0.01)
-    block.feed_forward.w2.register_forward_hook(lambda module, args, out: out * 1.01)
+def runs(report: KitReport, status: Status) -> set[str]:
+    return {row.run for row in report.rows if row.status is status}
 
 
 def test_every_faulty_module_is_found_in_one_run() -> None:
+    def two_faults(block: Any) -> None:
+        block.attention.wq.register_forward_hook(lambda module, args, out: out + 0.01)
+        block.feed_forward.w2.register_forward_hook(lambda module, args, out: out * 1.01)
+
     example = load()
     report = single_step(example.ORIGINAL, side_with(two_faults), example.batches()[0], names=example.NAMES)
-    failed = {row.run for row in report.rows if row.status is Status.FAILED}
-    blocked = {row.run for row in report.rows if row.status is Status.BLOCKED}
-    assert failed == {"attention.wq", "feed_forward.w2"}
-    assert blocked == {"attention", "feed_forward", "(whole)"}
+    assert runs(report, Status.FAILED) == {"attention.wq", "feed_forward.w2"}
+    assert runs(report, Status.BLOCKED) == {"attention", "feed_forward", "(whole)"}
 
 
 class Scaled(nn.Module):
@@ -37,25 +39,16 @@ class Scaled(nn.Module):
         return x * self.weight * scale
 
 
-class Original(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.part = Scaled()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.part(x, scale=torch.tensor(2.0), unused=x)
-
-
 class Renamed(Scaled):
     """Another name for the first argument, and one that it does not take."""
 
     def forward(self, hidden: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
-        return hidden * self.weight * scale
+        return super().forward(hidden, scale)
 
 
 class Demanding(Scaled):
     def forward(self, hidden: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
-        return hidden * self.weight * factor
+        return super().forward(hidden, factor)
 
 
 class Broken(Scaled):
@@ -63,65 +56,41 @@ class Broken(Scaled):
         raise RuntimeError("not written yet")
 
 
-def side(part: type[nn.Module]) -> Side:
-    class Port(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = part()
+class Around(nn.Module):
+    def __init__(self, part: type[nn.Module], calls: bool) -> None:
+        super().__init__()
+        self.part, self.calls = part(), calls
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.part.weight * 2  # the part itself is never called: it is judged alone all the same
-
-    return Side(Port, name="port")
+    def forward(self, x: Tensor) -> Tensor:
+        """Without a call the part is judged alone all the same."""
+        return self.part(x, scale=torch.tensor(2.0), unused=x) if self.calls else x * self.part.weight * 2
 
 
-BATCH = torch.tensor([[1.0, 4.0]])
+def adapted(add: float) -> dict[str, Any]:
+    return {"part": lambda args, kwargs: ((), {"hidden": args[0], "factor": kwargs["scale"] + add})}
 
 
-def test_arguments_go_over_by_name_and_the_first_tensor_by_place() -> None:
-    report = single_step(Side(Original), side(Renamed), BATCH)
-    report.raise_if_failed()
-    assert {row.run for row in report.rows} == {"part", "(whole)"}
-    assert "part#0: its forward does not take unused" in report.report.notes
+# the port's part, how it is called, is it right (None: skipped), words of a note, a skip or the finding
+PARTS: dict[str, tuple[type[nn.Module], dict[str, Any], bool | None, str]] = {
+    "by name and place": (Renamed, {}, True, "part#0: its forward does not take unused"),
+    "by no name": (Demanding, {}, None, "requires factor"),
+    "by an adapter": (Demanding, {"adapt": adapted(0)}, True, ""),
+    "by a wrong adapter": (Demanding, {"adapt": adapted(1)}, False, ""),
+    "by a map of arguments": (Demanding, {"names": NameMap(arguments={"part.scale": "factor"})}, True, ""),
+    "raises": (Broken, {}, False, "RuntimeError: not written yet"),
+}
 
 
-def test_what_cannot_be_called_is_skipped_with_the_remedy() -> None:
-    report = single_step(Side(Original), side(Demanding), BATCH)
-    assert {row.run for row in report.rows} == {"(whole)"}
-    assert [skip.case for skip in report.report.skips] == ["part#0"]
-    assert "requires factor" in report.report.skips[0].reason
-    assert "adapt={'part': ...}" in report.report.skips[0].remedy
-
-
-def test_an_adapter_says_how_to_call_it() -> None:
-    adapt = {"part": lambda args, kwargs: ((), {"hidden": args[0], "factor": kwargs["scale"]})}
-    report = single_step(Side(Original), side(Demanding), BATCH, adapt=adapt)
-    report.raise_if_failed()
-    assert {row.run for row in report.rows} == {"part", "(whole)"}
-    wrong = {"part": lambda args, kwargs: ((), {"hidden": args[0], "factor": kwargs["scale"] + 1})}
-    report = single_step(Side(Original), side(Demanding), BATCH, adapt=wrong)
-    assert report.first is not None
-    assert report.first.module == "part"
-
-
-def test_a_module_that_raises_is_a_failure_of_its_own() -> None:
-    report = single_step(Side(Original), side(Broken), BATCH)
-    assert report.first is not None
-    assert report.first.module == "part"
-    assert "RuntimeError: not written yet" in report.first.detail
-
-
-def test_without_a_common_module_nothing_was_shown() -> None:
-    report = single_step(Side(Original), side(Renamed), BATCH, names={"part": None, "": "elsewhere"})
-    assert not report.passed
-    assert report.rows == []
-
-
-def test_renamed_arguments_go_over() -> None:
-    names = NameMap(arguments={"part.scale": "factor"})
-    report = single_step(Side(Original), side(Demanding), BATCH, names=names)
-    report.raise_if_failed()
-    assert {row.run for row in report.rows} == {"part", "(whole)"}
+@pytest.mark.parametrize(("part", "options", "right", "words"), PARTS.values(), ids=PARTS)
+def test_arguments_go_over_or_a_skip_says_why_not(part: Any, options: Any, right: bool | None, words: str) -> None:
+    sides = Side(lambda: Around(Scaled, True)), Side(lambda: Around(part, False), name="port")
+    report = single_step(*sides, torch.tensor([[1.0, 4.0]]), **options)
+    assert "part" in runs(report, Status.PASSED if right else Status.FAILED) or right is None
+    assert "(whole)" in runs(report, Status.PASSED)
+    assert (report.first and report.first.module) == ("part" if right is False else None)
+    skips = [(skip.case, "adapt={'part': ...}" in skip.remedy) for skip in report.report.skips]
+    assert skips == ([("part#0", True)] if right is None else [])
+    assert words in "; ".join([*report.report.notes, *(skip.reason for skip in report.report.skips), str(report.first)])
 
 
 class Rounding(nn.Module):
@@ -166,46 +135,38 @@ class PlainlyDoubled(nn.Linear):
         return super().forward(x) * 2
 
 
-def counted(module: nn.Module, batch: Tensor) -> Tensor:
-    return module(batch).double().mean()
+class Once(nn.Module):
+    """Cannot be called again."""
+
+    used = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.used:
+            raise RuntimeError("only once")
+        self.used = True
+        return x * 2
 
 
-ROWS = torch.linspace(-2, 2, 32).reshape(2, 16)
-
-
-# original, port, with a backward or not, failed quantities, words of a note
-FORWARD_ONLY: dict[str, tuple[Any, Any, bool, list[str], str]] = {
-    "no parameters": (Rounding, Rounding, True, [], ""),
-    "no parameters, wrong": (Rounding, Flooring, True, ["out"], ""),
-    "forward only": (Flex, Flex, False, [], ""),
-    "forward only, wrong": (Flex, lambda: Flex(0.5), False, ["out"], ""),
-    "the original has no backward": (lambda: Doubled(16, 3), lambda: PlainlyDoubled(16, 3), True, [], "no backward on"),
-    "the port has none": (lambda: PlainlyDoubled(16, 3), lambda: Doubled(16, 3), True, ["refused"], ""),
+# original, port, options, failed quantities, words of a note or a skip
+FORWARD_ONLY: dict[str, tuple[Any, Any, dict[str, Any], list[str], str]] = {
+    "no parameters": (Rounding, Rounding, {}, [], ""),
+    "no parameters, wrong": (Rounding, Flooring, {}, ["out"], ""),
+    "forward only": (Flex, Flex, {"backward": False}, [], ""),
+    "forward only, wrong": (Flex, lambda: Flex(0.5), {"backward": False}, ["out"], ""),
+    "the original has no backward": (lambda: Doubled(16, 3), lambda: PlainlyDoubled(16, 3), {}, [], "no backward on"),
+    "the port has none": (lambda: PlainlyDoubled(16, 3), lambda: Doubled(16, 3), {}, ["refused"], ""),
+    "the original cannot be called again": (Once, Rounding, {}, [], "only once"),
+    "no common module": (Flex, Flex, {"backward": False, "names": {"project": None, "": "elsewhere"}}, [], ""),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("original", "port", "backward", "failed", "note"), FORWARD_ONLY.values(), ids=FORWARD_ONLY)
-def test_sides_without_a_backward(original: Any, port: Any, backward: bool, failed: list[str], note: str) -> None:
-    report = single_step(Side(original, counted), Side(port, counted), ROWS, backward=backward)
-    assert report.rows
+@pytest.mark.parametrize(("original", "port", "options", "failed", "words"), FORWARD_ONLY.values(), ids=FORWARD_ONLY)
+def test_sides_without_a_backward(original: Any, port: Any, options: Any, failed: list[str], words: str) -> None:
+    loss = lambda module, batch: module(batch).double().mean()  # noqa: E731
+    report = single_step(Side(original, loss), Side(port, loss), torch.linspace(-2, 2, 32).reshape(2, 16), **options)
     assert [row.quantity for row in report.rows if row.status is Status.FAILED] == failed
-    assert note in "; ".join(report.report.notes)
+    assert words in "; ".join([*report.report.notes, *(skip.reason for skip in report.report.skips)])
     assert "grad" not in {row.quantity for row in report.rows}
-
-
-def test_an_original_that_cannot_be_called_again_is_skipped() -> None:
-    class Once(nn.Module):
-        """Takes back what it was given."""
-
-        used = False
-
-        def forward(self, x: Tensor) -> Tensor:
-            if self.used:
-                raise RuntimeError("only once")
-            self.used = True
-            return x * 2
-
-    report = single_step(Side(Once, counted), Side(Rounding, counted), ROWS)
-    assert not report.passed
-    assert [skip.reason for skip in report.report.skips] == ["only once"]
+    assert bool(report.rows) == (original is not Once and "names" not in options)
+    assert report.passed == bool(report.rows and not failed)

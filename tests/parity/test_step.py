@@ -7,119 +7,95 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.optim import Adam, AdamW
+from torch import nn, optim
 
 from parity.compare import Subject
-from parity.step import (
-    Clip,
-    Rule,
-    StepAudit,
-    StepAuditor,
-    clip_rows,
-    linear_schedule,
-    schedule_rows,
-    update_of,
-    update_rows,
-)
+from parity.step import Clip, Rule, StepAudit, StepAuditor, clip_rows, linear_schedule, schedule_rows, update_rows
 from parity.tolerances import tables
+from parity.verdict import Against, Row, Status
 
-LR, STEPS = 1e-2, 12
-
-Fault = Callable[["Toy"], None]
+LR, STEPS, CLIP = 1e-2, 12, Clip("norm", 0.5)
 
 
 class Toy:
     """Two parameters in training; a fault replaces one of the verbs."""
 
-    def __init__(self, dtype: torch.dtype, make: Callable[..., Any] = AdamW, **options: Any) -> None:
+    def __init__(self, make: Callable[..., Any] = optim.AdamW, **options: Any) -> None:
         torch.manual_seed(0)
-        self.module = nn.Linear(7, 5).to(dtype)
+        self.module = nn.Linear(7, 5)
         self.optimizer = make(self.module.parameters(), lr=LR, **options)
         self.rate: Callable[[int], float] = lambda n: LR * linear_schedule(n, 2 * STEPS, 2)
         self.limit = 0.5
         self.step: Callable[[int], None] = lambda n: self.optimizer.step()
 
-    def train(self, clip: bool = True) -> list[StepAudit]:
-        update = update_of(self.optimizer)
-        assert update is not None
-        rule = Rule(update, Clip("norm", 0.5) if clip else None, lambda n: LR * linear_schedule(n, 2 * STEPS, 2))
-        return self.run(rule)
-
-    def run(self, rule: Rule) -> list[StepAudit]:
+    def train(self, clip: Clip = CLIP) -> list[StepAudit]:
+        rule = Rule(None, clip, lambda n: LR * linear_schedule(n, 2 * STEPS, 2))
         parameters = dict(self.module.named_parameters())
         auditor = StepAuditor(rule, parameters, self.optimizer)
         for number in range(STEPS):
-            batch = torch.randn(3, 7, generator=torch.Generator().manual_seed(number)).to(self.module.weight.dtype)
-            self.optimizer.param_groups[0]["lr"] = self.rate(number)
+            batch = torch.randn(3, 7, generator=torch.Generator().manual_seed(number))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(number)
             self.optimizer.zero_grad()
             self.module(batch).square().sum().backward()
             auditor.entered()
-            if rule.clip is not None:
-                nn.utils.clip_grad_norm_(parameters.values(), self.limit)
+            nn.utils.clip_grad_norm_(parameters.values(), self.limit)
             self.step(number)
             auditor.left()
         auditor.close()
         return auditor.audits
 
 
+def rows_of(audits: list[StepAudit]) -> list[Row]:
+    table = tables()["float32"]
+    clip, schedule, step = (
+        Subject(c, "toy", "port", Against.REFERENCE) for c in ("clip", "schedule", "optimizer_step")
+    )
+    return [
+        *clip_rows(clip, audits, table["clip"]),
+        *schedule_rows(schedule, audits, table["lr"]),
+        *update_rows(step, audits, table["update"], table["state"], table["rows"]),
+    ]
+
+
 def failed(audits: list[StepAudit]) -> set[str]:
     """The checks with a failed row."""
-    table = tables()["float32"]
-    rows = [
-        *clip_rows(Subject("clip", "toy", "port"), audits, table["clip"]),
-        *schedule_rows(Subject("schedule", "toy", "port"), audits, table["lr"]),
-        *update_rows(Subject("optimizer_step", "toy", "port"), audits, table["update"], table["state"], table["rows"]),
-    ]
-    assert len(rows) >= 3
-    return {row.check for row in rows if not row.passed}
+    rows = rows_of(audits)
+    assert {row.check for row in rows} == {"clip", "schedule", "optimizer_step"}
+    return {row.check for row in rows if row.status is Status.FAILED}
 
 
-def wrapped(toy: Toy, around: Callable[[int, Callable[[], None]], None]) -> None:
-    """Let ``around(number, step)`` stand for every optimizer step."""
-    step = toy.optimizer.step
-    toy.step = lambda number: around(number, step)
-
-
-def slower(toy: Toy) -> None:
-    def around(number: int, step: Callable[[], None]) -> None:
-        group = toy.optimizer.param_groups[0]
-        rate = group["lr"]
-        group["lr"] = rate * (0.97 if number else 1.0)
-        step()
-        group["lr"] = rate
-
-    wrapped(toy, around)
-
-
-def grouped(**changes: Any) -> Fault:
-    """Another hyperparameter than the rule's."""
+def changed(when: Callable[[int], bool] = lambda number: True, **changes: Any) -> Callable[[Toy], None]:
+    """Another hyperparameter than the rule's, during the step alone; a function is of the one before."""
 
     def plant(toy: Toy) -> None:
-        def around(number: int, step: Callable[[], None]) -> None:
-            group = toy.optimizer.param_groups[0]
+        group, step = toy.optimizer.param_groups[0], toy.step
+
+        def around(number: int) -> None:
             before = {name: group[name] for name in changes}
-            group.update(changes)
-            step()
+            if when(number):
+                group.update({name: new(before[name]) if callable(new) else new for name, new in changes.items()})
+            step(number)
             group.update(before)
 
-        wrapped(toy, around)
+        toy.step = around
 
     return plant
 
 
 def noisy(toy: Toy) -> None:
-    def around(number: int, step: Callable[[], None]) -> None:
+    def step(number: int) -> None:
         for parameter in toy.module.parameters():
             assert parameter.grad is not None
             parameter.grad.mul_(1 + 1e-3 * torch.randn_like(parameter.grad))
-        step()
+        toy.optimizer.step()
 
-    wrapped(toy, around)
+    toy.step = step
 
 
 def skipping(toy: Toy) -> None:
-    wrapped(toy, lambda number, step: None if number == 9 else step())
+    step = toy.step
+    toy.step = lambda number: None if number == 9 else step(number)
 
 
 def looser(toy: Toy) -> None:
@@ -136,11 +112,31 @@ def lower_after_eight(toy: Toy) -> None:
     toy.rate = lambda n: rate(n) * (0.9 if n >= 8 else 1.0)
 
 
-FAULTS: dict[str, tuple[Fault, set[str]]] = {
-    "rate 3 % low from step 2": (slower, {"optimizer_step"}),
-    "decay off": (grouped(weight_decay=0.0), {"optimizer_step"}),
-    "beta2 0.951": (grouped(betas=(0.9, 0.951)), {"optimizer_step"}),
-    "eps 1e-6": (grouped(eps=1e-6), {"optimizer_step"}),
+def frozen(toy: Toy) -> None:
+    toy.module.bias.requires_grad_(False)
+
+
+def moving(toy: Toy) -> None:
+    """A parameter without a gradient must stay."""
+    frozen(toy)
+    step = toy.step
+
+    def around(number: int) -> None:
+        step(number)
+        with torch.no_grad():
+            toy.module.bias.add_(1e-4)
+
+    toy.step = around
+
+
+FAULTS: dict[str, tuple[Callable[[Toy], None], set[str]]] = {
+    "none": (lambda toy: None, set()),
+    "a parameter frozen": (frozen, set()),
+    "a frozen parameter moved": (moving, {"optimizer_step"}),
+    "rate 3 % low from step 2": (changed(bool, lr=lambda rate: rate * 0.97), {"optimizer_step"}),
+    "decay off": (changed(weight_decay=0.0), {"optimizer_step"}),
+    "beta2 0.951": (changed(betas=(0.9, 0.951)), {"optimizer_step"}),
+    "eps 1e-6": (changed(eps=1e-6), {"optimizer_step"}),
     "clip 2 % off": (looser, {"clip"}),
     "schedule one step late": (late, {"schedule"}),
     "rate 10 % low after step 8": (lower_after_eight, {"schedule"}),
@@ -149,55 +145,57 @@ FAULTS: dict[str, tuple[Fault, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("make", [AdamW, Adam])
-def test_a_right_step_is_within_rounding(make: Any) -> None:
-    audits = Toy(torch.float32, make, betas=(0.9, 0.95), weight_decay=0.01, fused=True).train()
-    assert failed(audits) == set()
-    assert len(audits) == STEPS
-    assert any(audit.norm_after < audit.norm_before for audit in audits)
-
-
-@pytest.mark.parametrize(
-    ("momentum", "nesterov", "dampening"), [(0.0, False, 0.0), (0.9, True, 0.0), (0.9, False, 0.3)]
-)
-def test_gradient_descent_is_within_rounding(momentum: float, nesterov: bool, dampening: float) -> None:
-    options = {"momentum": momentum, "nesterov": nesterov, "dampening": dampening, "weight_decay": 0.1}
-    assert failed(Toy(torch.float32, torch.optim.SGD, **options).train()) == set()
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_is_named_by_its_check(fault: str) -> None:
-    plant, named = FAULTS[fault]
-    toy = Toy(torch.float32, betas=(0.9, 0.95), weight_decay=0.01)
-    plant(toy)
+@pytest.mark.parametrize(("plant", "named"), FAULTS.values(), ids=FAULTS)
+def test_every_fault_is_named_by_its_check(plant: Callable[[Toy], None], named: set[str]) -> None:
+    plant(toy := Toy(betas=(0.9, 0.95), weight_decay=0.01))
     assert failed(toy.train()) == named
 
 
-def test_what_clips_by_value_is_told_from_what_clips_by_norm() -> None:
-    toy = Toy(torch.float32)
-    update = update_of(toy.optimizer)
-    assert update is not None
-    assert failed(toy.run(Rule(update, Clip("value", 0.01), toy.rate))) == {"clip"}
+def grouped(parameters: Any, lr: float) -> optim.Optimizer:
+    """The bias decays, and the weight does not."""
+    weight, bias = parameters
+    return optim.AdamW([{"params": [weight], "weight_decay": 0.0}, {"params": [bias], "weight_decay": 0.5}], lr=lr)
 
 
-def test_an_optimizer_without_a_formula_has_none() -> None:
-    assert update_of(torch.optim.RMSprop(nn.Linear(2, 2).parameters())) is None
-    assert update_of(AdamW(nn.Linear(2, 2).parameters(), amsgrad=True)) is None
+OPTIMIZERS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (optim.AdamW, {"betas": (0.9, 0.95), "fused": True}),
+    (optim.AdamW, {"amsgrad": True}),
+    (optim.Adam, {"weight_decay": 0.01}),
+    (grouped, {}),
+    (optim.SGD, {"weight_decay": 0.1}),
+    (optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    (optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
+    *((make, {}) for make in (optim.Adagrad, optim.Adamax, optim.NAdam)),
+    *((make, {}) for make in (optim.RAdam, optim.RMSprop, optim.Rprop)),
+]
 
 
-def test_a_parameter_without_gradient_must_stay() -> None:
-    toy = Toy(torch.float32)
-    toy.module.bias.requires_grad_(False)
-    step = toy.step
-
-    def moving(number: int) -> None:
-        step(number)
-        with torch.no_grad():
-            toy.module.bias.add_(1e-4)
-
-    assert failed(toy.train()) == set()
-    toy.step = moving
+@pytest.mark.parametrize(("make", "options"), OPTIMIZERS)
+def test_any_of_torch_s_optimizers_is_within_rounding_and_its_settings_are_seen(make: Any, options: Any) -> None:
+    audits = Toy(make, **options).train()
+    assert failed(audits) == set()
+    assert len(audits) == STEPS
+    own = make is grouped or ("amsgrad" not in options and make in (optim.Adam, optim.AdamW))
+    assert rows_of(audits)[-1].against is (Against.REFERENCE if own else Against.LIBRARY)
+    assert any(audit.norm_after < audit.norm_before for audit in audits)
+    key, off = ("etas", (0.5, 1.3)) if make is optim.Rprop else ("lr", lambda rate: rate * 0.97)
+    changed(bool, **{key: off})(toy := Toy(make, **options))
     assert failed(toy.train()) == {"optimizer_step"}
+
+
+class Own(optim.AdamW):
+    """Nobody knows what it does."""
+
+
+def test_an_optimizer_without_a_formula_says_so() -> None:
+    for toy in (Toy(Own), Toy(maximize=True), Toy(optim.ASGD)):
+        frozen(toy)
+        row = rows_of(toy.train())[-1]
+        assert (row.status, "no formula of this optimizer" in row.detail) == (Status.NOT_APPLICABLE, True)
+
+
+def test_what_clips_by_value_is_told_from_what_clips_by_norm() -> None:
+    assert failed(Toy().train(Clip("value", 0.01))) == {"clip"}
 
 
 def test_nothing_watched_is_a_failure() -> None:
