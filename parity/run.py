@@ -35,7 +35,7 @@ from parity.tolerances import Tolerances, table_for
 from parity.trace import Trace
 from parity.verdict import Curve, Report, Row, Skip, Status, explained
 
-SHIPPED = {"eagle3": "parity.prototypes.eagle3.pair:PAIR", "hass": "parity.prototypes.hass.pair:PAIR"}
+SHIPPED = {"eagle3": "parity.prototypes.pair:EAGLE3", "hass": "parity.prototypes.pair:HASS"}
 """Pairs that come with the package, by the name a command line may use."""
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))

@@ -14,16 +14,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from parity.prototypes.reference.parts import (
-    head_dim,
-    linear,
-    mlp,
-    no_tap,
-    rms_norm,
-    rope_frequencies,
-    rotary_angles,
-    rotate,
-)
+from parity.prototypes.reference.layer import linear, mlp, rms_norm, rope_frequencies, rotary_angles, rotate
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -49,12 +40,18 @@ def config(**changes: Any) -> dict[str, Any]:
     return {**BASE, **changes}
 
 
-@pytest.mark.parametrize("dim", [None, 10, 32, 64])
+@pytest.mark.parametrize("dim", [None, 10, 64])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=["default", "linear", "linear-old-key", "llama3"])
-def test_frequencies_are_llama_s(scaling: dict[str, Any] | None, dim: int | None) -> None:
+def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dim: int | None) -> None:
     values = config(rope_scaling=scaling, **({"head_dim": dim} if dim else {}))
     theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
     assert torch.equal(rope_frequencies(values, torch.float32), theirs.inv_freq)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 3, 7, dim or 12).to(dtype)
+        expected, _ = apply_rotary_pos_emb(x, x, *theirs(x, torch.arange(7)[None]))
+        found = rotate(x, *rotary_angles(values, 7, dtype))
+        assert found.dtype == dtype
+        assert torch.equal(found, expected)
 
 
 def test_llama3_bends_the_frequencies_in_three_ranges() -> None:
@@ -68,30 +65,6 @@ def test_llama3_bends_the_frequencies_in_three_ranges() -> None:
 def test_an_unknown_scaling_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
         rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scaling", [None, LLAMA3])
-def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dtype: torch.dtype) -> None:
-    values = config(rope_scaling=scaling, head_dim=10)
-    x = torch.randn(2, 3, 7, 10).to(dtype)
-    positions = torch.arange(7)[None]
-    cos, sin = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))(x, positions)
-    expected, _ = apply_rotary_pos_emb(x, x, cos, sin)
-    found = rotate(x, *rotary_angles(values, 7, dtype))
-    assert found.dtype == dtype
-    assert torch.equal(found, expected)
-
-
-def test_rotation_keeps_lengths_and_turns_by_the_distance() -> None:
-    cos, sin = rotary_angles(config(head_dim=8), 9, torch.float64)
-    query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(-1, -1, -1, 9, -1)
-    turned_query, turned_key = rotate(query, cos, sin), rotate(key, cos, sin)
-    torch.testing.assert_close(turned_query.norm(dim=-1), query.norm(dim=-1))
-    scores = turned_query[0, 0] @ turned_key[0, 0].T
-    for distance in range(-8, 9):
-        diagonal = scores.diagonal(distance)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -112,18 +85,12 @@ def test_norm_in_double_precision_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_mlp_is_llama_s(bias: bool) -> None:
-    theirs = LlamaMLP(LlamaConfig.from_dict(config(mlp_bias=bias)))
-    weights = {f"layers.0.mlp.{name}": value for name, value in theirs.state_dict().items()}
-    x = torch.randn(2, 5, 48)
-    torch.testing.assert_close(mlp(x, weights, "layers.0.mlp", 0, no_tap), theirs(x), rtol=1e-6, atol=1e-6)
-
-
-def test_taps_see_every_module_of_the_mlp() -> None:
-    theirs, seen = LlamaMLP(LlamaConfig.from_dict(config())), {}
+def test_mlp_is_llama_s_and_seen_module_by_module(bias: bool) -> None:
+    theirs, seen = LlamaMLP(LlamaConfig.from_dict(config(mlp_bias=bias))), {}
     weights = {f"m.{name}": value for name, value in theirs.state_dict().items()}
-    x = torch.randn(1, 2, 48)
+    x = torch.randn(2, 5, 48)
     out = mlp(x, weights, "m", 3, lambda name, step, into, out: seen.update({name: (step, into, out)}))
+    torch.testing.assert_close(out, theirs(x), rtol=1e-6, atol=1e-6)
     assert list(seen) == ["m.gate_proj", "m.up_proj", "m.down_proj", "m"]
     assert seen["m"] == (3, x, out)
 
@@ -132,9 +99,3 @@ def test_linear_adds_a_bias_where_there_is_one() -> None:
     weights = {"a.weight": torch.ones(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "b.weight": torch.ones(2, 3)}
     assert linear(torch.ones(3), weights, "a").tolist() == [4.0, 5.0]
     assert linear(torch.ones(3), weights, "b").tolist() == [3.0, 3.0]
-
-
-def test_head_dim_is_given_or_implied() -> None:
-    assert head_dim(config()) == 12
-    assert head_dim(config(head_dim=7)) == 7
-    assert head_dim(config(head_dim=None)) == 12
