@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from parity.compare import Subject, compare, compare_groups, compare_series, com
 from parity.environment import deterministic, quietly
 from parity.errors import InputError
 from parity.evidence import Evidence
-from parity.files import read_tensors
+from parity.files import read_lines, read_tensors
 from parity.prototypes.case import Case
 from parity.prototypes.port import ALGORITHMS, start_port
 from parity.prototypes.recorded import PROTOTYPE_SEED
@@ -58,7 +57,6 @@ def check_round_trip(evidence: Evidence) -> list[Row]:
     if given:
         rows += compare_groups(subject, "given", given, _only(stored, given), exact)
     rows.append(_exactly_trained(evidence, subject, stored))
-    rows += _left_at_start(evidence, subject, stored)
     if all(row.passed for row in rows):
         rows += _reopened(evidence, subject, folder)
     return rows
@@ -84,18 +82,6 @@ def _exactly_trained(evidence: Evidence, subject: Subject, stored: dict[str, Ten
     missing, extra = trained - set(stored), set(stored) - trained - owned
     detail = f"missing {sorted(missing)}, beyond them {sorted(extra)}" if missing or extra else ""
     return subject.row("keys", "trained tensors", float(len(missing) + len(extra)), 0.0, not detail, detail)
-
-
-def _left_at_start(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> list[Row]:
-    """Every tensor that moved in training differs from its value at the start of the run in the file too."""
-    start, trained, rows = evidence.found.group("init."), evidence.live.draft.state_dict(), []
-    for name in (name for name in start if name in trained and name in stored):
-        if torch.equal(start[name], trained[name]):
-            continue
-        same = torch.equal(stored[name].to(start[name].dtype), start[name])
-        detail = "still at its initial value" if same else ""
-        rows.append(subject.row("moved", name, float(same), 0.0, not same, detail))
-    return rows
 
 
 def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
@@ -143,15 +129,6 @@ def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
     return read_tensors(target / "model.safetensors")
 
 
-@dataclass
-class End:
-    """Where a run ended: its tensors (weights, Adam's state, generators), its schedule and its log."""
-
-    tensors: tuple[dict[str, Tensor], ...]
-    schedule: dict[str, Any]
-    log: list[dict[str, Any]]
-
-
 def check_resume(evidence: Evidence) -> list[Row]:
     """Stopped and resumed against never stopped: equal in everything, with the case's settings, shuffle and noise."""
     case, subject, exact = evidence.case, evidence.subject("resume"), evidence.tolerance("resume")
@@ -159,21 +136,20 @@ def check_resume(evidence: Evidence) -> list[Row]:
         straight = Path(folder) / "straight"
         expected = _run(case, straight, 0, save_steps=STOP)
         found = _run(case, Path(folder) / "resumed", 1, ckpt_path=straight / f"step_{STOP}")
-    rows = [
-        compare_value(subject, "schedule", name, value, found.schedule[name])
-        for name, value in expected.schedule.items()
-    ]
-    for mine, theirs in zip(expected.tensors, found.tensors):
-        rows += compare_groups(subject, "resume", mine, theirs, exact)
-    rows.append(compare_value(subject, "log", "lines", len(expected.log), len(found.log)))
-    for name in sorted(expected.log[0]) if expected.log else ():
-        lines = ([float(line.get(name, torch.nan)) for line in side.log] for side in (expected, found))
-        rows.append(compare_series(subject, "resume", name, *lines, exact))
+        logs = [list(read_lines(Path(folder) / name / "metrics.jsonl")) for name in ("straight", "resumed")]
+    schedules = expected.pop("schedule"), found.pop("schedule")
+    rows = [compare_value(subject, "schedule", name, schedules[0][name], schedules[1][name]) for name in schedules[0]]
+    for kind in expected:
+        rows += compare_groups(subject, "resume", expected[kind], found[kind], exact)
+    rows.append(compare_value(subject, "log", "lines", *map(len, logs)))
+    for name in sorted(logs[0][0]) if logs[0] else ():
+        mine, theirs = ([float(line.get(name, torch.nan)) for line in log] for log in logs)
+        rows.append(compare_series(subject, "resume", name, mine, theirs, exact))
     return rows
 
 
-def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> End:
-    """The port, with draws of its own, for one pass and a little more.
+def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> dict[str, dict[str, Any]]:
+    """Where the port ends, with draws of its own, after one pass and a little more: weights, Adam's state, the rest.
 
     ``disturbance`` moves the seed of the process: what a resumed run draws must not depend on it.
     """
@@ -183,11 +159,12 @@ def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> End:
     with deterministic(seed + disturbance), quietly():
         loop = start_port(case, cpdir, live=True, noise=True, shuffle=True, max_steps=length, **changes)
         loop.run()
-        draft, state = loop.objective.draft, loop.schedule.state_dict()
-        weights = {name: value.detach().clone() for name, value in draft.named_parameters()}
-        drawn = loop.generators().items()
-        generators = {f"generator {name}": value for name, value in drawn if value.dtype != torch.float64}
-        tensors = weights, adam_state(draft, loop.optimizer), generators
+        draft, state, drawn = loop.objective.draft, loop.schedule.state_dict(), loop.generators()
+        end = {
+            "weights": {name: value.detach().clone() for name, value in draft.named_parameters()},
+            "adam": adam_state(draft, loop.optimizer),
+            "generators": {f"generator {name}": one for name, one in drawn.items() if one.dtype != torch.float64},
+            "schedule": {name: state[name] for name in ("last_epoch", "_step_count", "_last_lr")},
+        }
     loop.accelerator.end_training()
-    log = [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
-    return End(tensors, {name: state[name] for name in ("last_epoch", "_step_count", "_last_lr")}, log)
+    return end

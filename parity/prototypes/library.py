@@ -60,11 +60,11 @@ def _compare(
     rows.append(compare_named(subject, "chain_loss", name, *losses, evidence.tolerance("chain_loss")))
     expected_loss.backward()
     outcome.backward_loss.backward()
-    gradients = (
+    expected_grads, grads = (
         {f"{name}: {each}": value.grad for each, value in draft.named_parameters() if value.grad is not None}
         for draft in (theirs, ours)
     )
-    return rows + compare_groups(subject, "grad", *gradients, evidence.tolerance("grad"))
+    return rows + compare_groups(subject, "grad", expected_grads, grads, evidence.tolerance("grad"))
 
 
 def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:

@@ -39,10 +39,11 @@ from ports.training.settings import TrainingSettings
 FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
 """Initial weights that a recording may leave out, since the draft takes them from the verifier."""
 
-OWN_NAMES = {"accumulation": "gradient_accumulation_steps", "ttt_steps": "forward_num_total"}
-"""Fields of a configuration that the port's settings have under another name."""
-
-SAME_NAMES = ("lr", "bs", "epoch", "noise", "shuffle", "max_len")
+SETTINGS = {name: name for name in ("lr", "bs", "epoch", "noise", "shuffle")} | {
+    "accumulation": "gradient_accumulation_steps",
+    "ttt_steps": "forward_num_total",
+}
+"""A case's hyperparameters, and what the port's settings call them."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,8 @@ def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
         "configpath": str(case.configpath),
         "tmpdir": case.tmpdir,
         "cpdir": cpdir,
-        "lr": case.lr,
-        "bs": case.bs,
-        "gradient_accumulation_steps": case.accumulation,
-        "epoch": case.epoch,
-        "forward_num_total": case.ttt_steps,
+        **{own: getattr(case, name) for name, own in SETTINGS.items()},
         "topk": case.topk,
-        "noise": case.noise,
-        "shuffle": case.shuffle,
         "num_workers": 0,
         "mixed_precision": "no" if case.dtype == "fp32" else "bf16",
         "progress": False,
@@ -178,9 +173,9 @@ class Tracer(Observer):
         """Write down what the run was told to do."""
         dataset: Any = plan.loader.dataset
         total, warmup = plan.settings.schedule(plan.num_files)
-        names = {name: name for name in SAME_NAMES} | OWN_NAMES
         self.trace.configuration = {
-            **{name: getattr(plan.settings, own) for name, own in names.items()},
+            **{name: getattr(plan.settings, own) for name, own in SETTINGS.items()},
+            "max_len": plan.settings.max_len,
             "ttt_alignment": Alignment(plan.settings.ttt_alignment).value,
             "samples": [file.name for file in dataset.files],
             "total_steps": total,

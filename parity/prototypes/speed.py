@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run, prepare
 from parity.prototypes.synthetic import write_case
 from parity.tolerances import tables
-from parity.verdict import Against, Report, Row, Speed
+from parity.verdict import Against, Report, Row
 
 LENGTHS = (160, 192, 176, 144, 192, 128, 160, 176)
 SPEC = VerifierSpec(
@@ -36,34 +35,10 @@ SPEC = VerifierSpec(
 )
 STEPS, ROUNDS = 3, 7
 LIVE_STEPS, LIVE_ROUNDS, WARMUP = 4, 3, 2
+ALLOWED = tables()["float32"]["throughput"]
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Times of the port, the yardstick and whoever stands for the prototype: ``reference``, or ``original`` live."""
-
-    prototype: str
-    times: Mapping[str, core.Times]
-
-    def rows(self, case: Case, baseline: core.Baseline | None = None) -> list[Row]:
-        """Both gates; the live original has no yardstick beside it."""
-        against = Against.PROTOTYPE if self.prototype == "original" else Against.REFERENCE
-        subject, allowed = Subject("throughput", case.name, "port", against), tables()["float32"]["throughput"]
-        port, gauge = self.times["port"], self.times.get(core.YARDSTICK)
-        rows = core.prototype_rows(subject, self.times[self.prototype], port, self.prototype, allowed)
-        own = replace(subject, against=Against.ITSELF)
-        return rows if gauge is None else [*rows, core.baseline_row(own, port, gauge, baseline, allowed)]
-
-    @property
-    def figure(self) -> float:
-        """What a baseline stores."""
-        return self.times["port"].best("CPU") / self.times[core.YARDSTICK].best("CPU")
-
-    def speed(self, case: Case) -> Speed:
-        """What the report draws."""
-        tokens = sum(LENGTHS[: case.bs * STEPS]) // STEPS if case.name.endswith("_throughput") else 0
-        sides = self.times[self.prototype], self.times["port"]
-        return core.speed_of(case.name, *sides, (self.prototype, "port"), tokens)
+Timed = Mapping[str, core.Times]
+"""By side: ``reference`` or ``original``, ``port``, and the yardstick where there is one."""
 
 
 @contextlib.contextmanager
@@ -79,24 +54,45 @@ def throughput(algorithm: str, options: Any) -> Report:
 
     ``options`` are a run's: its baseline is compared with, and the port's figure saved beside those that are there.
     """
-    report, save = Report(), options.save_baseline
-    stored = core.read_baseline(options.baseline) if options.baseline else None
     with speed_case(algorithm) as case:
-        measured = measure(case)
-        for one in [measured, *([measure_live(case, options.original)] if options.original else [])]:
-            report.rows += one.rows(case, stored)
-            report.speeds.append(one.speed(case))
-        if save is not None:
-            before = core.read_baseline(save).figures if save.exists() else {}
-            core.save_baseline(save, {**before, case.name: measured.figure})
+        report, times = Report(), measure(case)
+        judge(report, case, times, "reference")
+        stored = core.read_baseline(options.baseline) if options.baseline else None
+        report.rows.append(judge_baseline(case, times, stored))
+        if options.original is not None:
+            judge(report, case, measure_live(case, options.original), "original")
+        if options.save_baseline is not None:
+            file = options.save_baseline
+            before = core.read_baseline(file).figures if file.exists() else {}
+            core.save_baseline(file, {**before, case.name: figure(times)})
     return report
 
 
-def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Measured:
+def judge(report: Report, case: Case, times: Timed, prototype: str) -> None:
+    """Gate one, beside whoever stands for the prototype: ``reference``, or ``original`` live; and what is drawn."""
+    against = Against.PROTOTYPE if prototype == "original" else Against.REFERENCE
+    subject, sides = Subject("throughput", case.name, "port", against), (times[prototype], times["port"])
+    report.rows += core.prototype_rows(subject, *sides, prototype, ALLOWED)
+    tokens = sum(LENGTHS[: case.bs * STEPS]) // STEPS if case.name.endswith("_throughput") else 0
+    report.speeds.append(core.speed_of(case.name, *sides, (prototype, "port"), tokens))
+
+
+def judge_baseline(case: Case, times: Timed, stored: core.Baseline | None) -> Row:
+    """Gate two, beside what was stored before."""
+    subject = Subject("throughput", case.name, "port", Against.ITSELF)
+    return core.baseline_row(subject, times["port"], times[core.YARDSTICK], stored, ALLOWED)
+
+
+def figure(times: Timed) -> float:
+    """What a baseline stores."""
+    return times["port"].best("CPU") / times[core.YARDSTICK].best("CPU")
+
+
+def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timed:
     """The reference, which does what the prototype does, the port and the yardstick; one thread, alternating."""
     with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
         sides = {"reference": reference_steps(case), "port": port_steps(case, Path(folder))}
-        return Measured("reference", core.alternate({**sides, core.YARDSTICK: core.yardstick}, steps, rounds))
+        return core.alternate({**sides, core.YARDSTICK: core.yardstick}, steps, rounds)
 
 
 def reference_steps(case: Case) -> core.Steps:
@@ -109,7 +105,7 @@ def port_steps(case: Case, folder: Path) -> core.Steps:
     return lambda: start_port(case, Path(tempfile.mkdtemp(dir=folder))).optimizer_steps()
 
 
-def measure_live(case: Case, prototype: Path, rounds: int = LIVE_ROUNDS, steps: int = LIVE_STEPS) -> Measured:
+def measure_live(case: Case, prototype: Path, rounds: int = LIVE_ROUNDS, steps: int = LIVE_STEPS) -> Timed:
     """The live original against the port: whole runs in turn, their first steps dropped as warm-up."""
     taken: dict[str, list[core.Times]] = {"original": [], "port": []}
     for _ in range(rounds):
@@ -118,7 +114,7 @@ def measure_live(case: Case, prototype: Path, rounds: int = LIVE_ROUNDS, steps: 
         with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
             own = core.alternate({"port": port_steps(case, Path(folder))}, steps, 1)["port"]
             taken["port"].append(_late({clock: rows[0] for clock, rows in own.seconds.items()}, own.flops // steps))
-    return Measured("original", {name: _together(runs) for name, runs in taken.items()})
+    return {name: _together(runs) for name, runs in taken.items()}
 
 
 def _original_steps(case: Case, prototype: Path, output: Path, steps: int) -> core.Times:
@@ -127,7 +123,7 @@ def _original_steps(case: Case, prototype: Path, output: Path, steps: int) -> co
     return _late({"wall": meta["step_seconds"], "CPU": meta["step_cpu_seconds"]}, int(meta["first_step_flops"]))
 
 
-def _late(seconds: Mapping[str, list[float]], flops: int) -> core.Times:
+def _late(seconds: Mapping[str, Sequence[float]], flops: int) -> core.Times:
     """One run without its warm-up; ``flops`` are those of a step."""
     late = {clock: [list(values[WARMUP:])] for clock, values in seconds.items()}
     return core.Times(late, flops * len(late["CPU"][0]))

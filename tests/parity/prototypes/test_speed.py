@@ -10,9 +10,19 @@ import pytest
 
 import ports.training.loop
 from parity.prototypes.case import Case
-from parity.prototypes.speed import Measured, measure, measure_live, port_steps, reference_steps, speed_case
+from parity.prototypes.speed import (
+    Timed,
+    figure,
+    judge,
+    judge_baseline,
+    measure,
+    measure_live,
+    port_steps,
+    reference_steps,
+    speed_case,
+)
 from parity.speed import Baseline
-from parity.verdict import Against, Status
+from parity.verdict import Against, Report, Status
 from tests.parity.prototypes.test_synthetic import Shape, make
 
 Wait = Callable[[float], None]
@@ -25,24 +35,26 @@ def burn(seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def honest() -> Iterator[tuple[Case, Measured]]:
+def honest() -> Iterator[tuple[Case, Timed]]:
     with speed_case() as case:
         yield case, measure(case, steps=2, rounds=3)
 
 
-def failing(case: Case, measured: Measured, figure: float) -> list[str]:
+def failing(case: Case, times: Timed, stored: float) -> tuple[list[str], Report]:
     """What is too slow, with this figure as the baseline."""
-    rows = measured.rows(case, Baseline(Path("b.json"), {case.name: figure}))
-    assert [row.against for row in rows] == [Against.REFERENCE, Against.REFERENCE, Against.ITSELF]
-    return [row.tensor for row in rows if row.status is Status.FAILED]
+    report = Report()
+    judge(report, case, times, "reference")
+    report.rows.append(judge_baseline(case, times, Baseline(Path("b.json"), {case.name: stored})))
+    assert [row.against for row in report.rows] == [Against.REFERENCE, Against.REFERENCE, Against.ITSELF]
+    return [row.tensor for row in report.rows if row.status is Status.FAILED], report
 
 
-def test_the_port_as_it_is_passes(honest: tuple[Case, Measured]) -> None:
-    case, measured = honest
-    assert failing(case, measured, measured.figure) == []
-    speed = measured.speed(case)
-    assert speed.tokens == (160 + 192 + 176 + 144 + 192 + 128) // 3
-    assert speed.prototype_flops > speed.port_flops > 0
+def test_the_port_as_it_is_passes(honest: tuple[Case, Timed]) -> None:
+    case, times = honest
+    failed, report = failing(case, times, figure(times))
+    assert failed == []
+    assert report.speeds[0].tokens == (160 + 192 + 176 + 144 + 192 + 128) // 3
+    assert report.speeds[0].prototype_flops > report.speeds[0].port_flops > 0
 
 
 @pytest.mark.parametrize(
@@ -50,11 +62,11 @@ def test_the_port_as_it_is_passes(honest: tuple[Case, Measured]) -> None:
     [(time.sleep, 1.0, "wall time"), (burn, 1.0, "CPU time per step"), (burn, 0.25, "CPU time over the yardstick")],
 )
 def test_a_slow_port_is_caught(
-    wait: Wait, share: float, named: str, honest: tuple[Case, Measured], monkeypatch: pytest.MonkeyPatch
+    wait: Wait, share: float, named: str, honest: tuple[Case, Timed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By that share of the reference's seconds, or of its own for the second gate."""
-    (case, measured), old = honest, ports.training.loop.Loop.optimizer_steps
-    seconds = share * measured.times["port" if share < 1 else "reference"].best("CPU") / 2
+    (case, times), old = honest, ports.training.loop.Loop.optimizer_steps
+    seconds = share * times["port" if share < 1 else "reference"].best("CPU") / 2
 
     def slow(self: ports.training.loop.Loop) -> Iterator[int]:
         for step in old(self):
@@ -62,7 +74,7 @@ def test_a_slow_port_is_caught(
             yield step
 
     monkeypatch.setattr(ports.training.loop.Loop, "optimizer_steps", slow)
-    found = failing(case, measure(case, steps=2, rounds=3), measured.figure)
+    found, _ = failing(case, measure(case, steps=2, rounds=3), figure(times))
     assert any(one.startswith(named) for one in found)
 
 
