@@ -55,7 +55,7 @@ def test_every_deviation_names_an_existing_test() -> None:
 
 def test_the_page_is_the_ledger() -> None:
     page = Path(__file__).parents[3] / "docs" / "deviations.md"
-    assert page.read_text() == as_markdown(), "run python -m parity.prototypes.deviations"
+    assert page.read_text() == as_markdown(), "run python -m docs.tables"
 
 
 def test_own_position_kv(case: Case) -> None:

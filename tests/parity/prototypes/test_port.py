@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.prototypes.port import run_port, settings_for, start_port, trace_port
+from parity.prototypes.port import start_port, trace_port
 from tests.parity.prototypes.test_synthetic import Shape, make
 
 
@@ -47,25 +47,6 @@ def test_a_live_run_does_not_read_the_recorded_draws(noisy: Case) -> None:
     assert trace_port(noisy, live=True).curve
     with pytest.raises(InputError, match="noise_uniforms"):
         trace_port(noisy)
-
-
-@pytest.mark.parametrize("name", ["eagle3_fp32_k3_noise", "eagle3_bf16ds_k3", "hass_bf16_k3", "eagle3_fp32_k3_ga2"])
-def test_settings_mean_what_was_recorded(name: str, cases: dict[str, Case], tmp_path: Path) -> None:
-    case = cases[name]
-    settings = settings_for(case, tmp_path)
-    assert (settings.lr, settings.bs, settings.epoch, settings.topk) == (case.lr, case.bs, case.epoch, case.topk)
-    assert (settings.gradient_accumulation_steps, settings.forward_num_total) == (case.accumulation, case.ttt_steps)
-    assert (settings.noise, settings.shuffle) == (case.noise, case.shuffle)
-    assert settings.mixed_precision == ("no" if case.dtype == "fp32" else "bf16")
-    assert settings_for(case, tmp_path, lr=0.5).lr == 0.5
-
-
-def test_a_run_leaves_its_checkpoints(noisy: Case, tmp_path: Path) -> None:
-    run = run_port(noisy, tmp_path / "out")
-    assert [folder.name for folder in run.checkpoints.iterdir() if folder.is_dir()] == ["model0"]
-    stored = load_file(run.checkpoints / "model0" / "model.safetensors")
-    assert torch.equal(stored["fc.weight"], run.draft.fc.weight)
-    assert torch.equal(stored["fc.weight"], run.trace.tensors["final.fc.weight"])
 
 
 def test_the_trace_keeps_the_first_step_and_every_point(case: Case) -> None:

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from parity.prototypes.reference.layer import linear, mlp, rms_norm, rope_frequencies, rotary_angles, rotate
+from parity.prototypes.reference.layer import mlp, rms_norm, rope_frequencies, rotary_angles, rotate
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -54,14 +54,6 @@ def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dim: int | None) ->
         assert torch.equal(found, expected)
 
 
-def test_llama3_bends_the_frequencies_in_three_ranges() -> None:
-    plain = rope_frequencies(config(head_dim=64), torch.float64)
-    share = rope_frequencies(config(head_dim=64, rope_scaling=LLAMA3), torch.float64) / plain
-    assert share[0] == 1
-    assert share[-1] == pytest.approx(1 / 8)
-    assert ((share > 0.13) & (share < 0.99)).any()
-
-
 def test_an_unknown_scaling_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
         rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)
@@ -93,9 +85,3 @@ def test_mlp_is_llama_s_and_seen_module_by_module(bias: bool) -> None:
     torch.testing.assert_close(out, theirs(x), rtol=1e-6, atol=1e-6)
     assert list(seen) == ["m.gate_proj", "m.up_proj", "m.down_proj", "m"]
     assert seen["m"] == (3, x, out)
-
-
-def test_linear_adds_a_bias_where_there_is_one() -> None:
-    weights = {"a.weight": torch.ones(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "b.weight": torch.ones(2, 3)}
-    assert linear(torch.ones(3), weights, "a").tolist() == [4.0, 5.0]
-    assert linear(torch.ones(3), weights, "b").tolist() == [3.0, 3.0]
