@@ -25,7 +25,7 @@ from parity.prototypes.original import record_original, verify
 from parity.prototypes.reference.loop import float64_oracle
 from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
 from parity.prototypes.speed import throughput
-from parity.prototypes.spread import final_losses, judge_spread
+from parity.prototypes.spread import check_equivalence
 from parity.trace import Trace
 from parity.verdict import Against, Row
 
@@ -53,11 +53,6 @@ def configuration(evidence: Evidence) -> list[Row]:
     found: dict[str, Tensor] = {name: getattr(evidence.live.draft, name) for name in expected}
     subject, exact = evidence.subject("configuration"), evidence.tolerance("vocabulary")
     return rows + compare_groups(subject, "vocabulary", expected, found, exact)
-
-
-def equivalence(evidence: Evidence) -> list[Row]:
-    """Final losses over seeds, against the reference in the case's precision."""
-    return [judge_spread(evidence.case, *final_losses(evidence.case))]
 
 
 def port_only(evidence: Evidence) -> str | None:
@@ -95,7 +90,7 @@ CHECKS = (
     Check("configuration", configuration),
     Check("round_trip", check_round_trip, (), port_only, Against.ITSELF),
     Check("resume", check_resume, ("round_trip",), port_only, Against.ITSELF),
-    Check("equivalence", equivalence, (), port_in_half, Against.REFERENCE),
+    Check("equivalence", check_equivalence, (), port_in_half, Against.REFERENCE),
 )
 OWN_CHECKS = {
     "eagle3": (

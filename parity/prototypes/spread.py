@@ -12,6 +12,7 @@ import torch
 from scipy.stats import t as student
 
 from parity.compare import Subject
+from parity.evidence import Evidence
 from parity.prototypes.case import Case
 from parity.prototypes.port import trace_port
 from parity.prototypes.reference.loop import trace_reference
@@ -24,6 +25,11 @@ CONFIDENCE = 0.95
 
 Losses = Sequence[float]
 """Mean loss of the last pass, under each seed."""
+
+
+def check_equivalence(evidence: Evidence) -> list[Row]:
+    """Of the port with the reference in the case's precision."""
+    return [judge_spread(evidence.case, *final_losses(evidence.case))]
 
 
 def final_losses(case: Case, seeds: Sequence[int] = SEEDS) -> tuple[Losses, Losses]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import zipfile
 from pathlib import Path
@@ -47,10 +46,8 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_every_deviation_names_an_existing_test() -> None:
-    text = Path(__file__).read_text()
-    named = {deviation.test.partition("::")[2] for deviation in LEDGER}
-    assert named == set(re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)) & named
-    assert len(named) == len(LEDGER) == len({deviation.id for deviation in LEDGER})
+    assert {deviation.test.partition("::")[2] for deviation in LEDGER} <= globals().keys()
+    assert len(LEDGER) == len({deviation.id for deviation in LEDGER})
 
 
 def test_the_page_is_the_ledger() -> None:
