@@ -12,10 +12,9 @@ from torch import nn
 
 from benchmarks.shapes import Shape
 from parity.prototypes.case import Case
-from parity.prototypes.checks.chain import speculators_inputs
+from parity.prototypes.library import speculators_inputs
 from parity.prototypes.port import start_port
-from parity.prototypes.reference.loop import Run
-from parity.prototypes.reference.setup import prepare
+from parity.prototypes.reference.loop import Run, prepare
 from ports.eagle3.model import thaw_head
 from ports.eagle3.train import GRAD_CLIP
 from ports.training.observer import Observer, StepRecord

@@ -29,8 +29,8 @@ from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.architectures.training import PROMPT, build_answers
 from parity.fixtures.folder import write_json
 from parity.fixtures.trainer import train_draft
-from parity.prototypes.checks.chain import speculators_forward
-from parity.prototypes.reference.hass import forward as reference_forward
+from parity.prototypes.library import speculators_forward
+from parity.prototypes.reference.drafts import hass as reference_forward
 from ports.commands import run_app
 from ports.eagle3.objective import Eagle3Objective
 from ports.errors import InputError

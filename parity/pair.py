@@ -25,7 +25,7 @@ from parity.tolerances import GENERIC, Tolerances
 from parity.trace import Trace
 from parity.verdict import Deviation, Report, Row
 
-SHIPPED = {"eagle3": "parity.prototypes.eagle3.pair:PAIR", "hass": "parity.prototypes.hass.pair:PAIR"}
+SHIPPED = {"eagle3": "parity.prototypes.pair:EAGLE3", "hass": "parity.prototypes.pair:HASS"}
 """Pairs that come with the package, by the name a command line may use."""
 
 Cases = Sequence[Any] | Callable[[Path | None], Sequence[Any]]

@@ -7,159 +7,142 @@ from __future__ import annotations
 
 from parity.verdict import Deviation
 
+SHOWN_IN = "tests/parity/prototypes/test_deviations.py"
+
+
+def deviation(id: str, where: str, effect: str, choice: str) -> Deviation:
+    """An entry, shown by the test that is named after it."""
+    return Deviation(id, where, effect, choice, f"{SHOWN_IN}::test_{id.replace('-', '_')}")
+
+
 LEDGER: tuple[Deviation, ...] = (
-    Deviation(
+    deviation(
         "own-position-kv",
         "TTT attention, steps 2 and later",
         "keys and values of earlier draft steps are read at the query's own position; every position's logits differ "
         "from what a served chain computes, and newer verifier features leak in",
         "ttt_alignment=prototype reproduces it; ttt_alignment=chain equals Speculators' forward",
-        "tests/parity/prototypes/test_deviations.py::test_own_position_kv",
     ),
-    Deviation(
+    deviation(
         "leading-rows",
         "loss, rows p < step",
         "rows that never advanced are trained too; small, since the mask is seldom on there",
         "prototype alignment keeps them, chain alignment drops them and divides by what is left",
-        "tests/parity/prototypes/test_deviations.py::test_leading_rows",
     ),
-    Deviation(
+    deviation(
         "unshifted-mask",
         "loss mask",
         "the mask is l[p] although ids and targets are shifted to p + 1; one position per answer",
         "prototype alignment keeps it, chain alignment shifts the mask",
-        "tests/parity/prototypes/test_deviations.py::test_unshifted_mask",
     ),
-    Deviation(
+    deviation(
         "accumulation-wipe",
         "loop without DeepSpeed",
         "gradients are zeroed at the top of every micro-batch: an update is 1/a of the last micro-batch alone",
         "accumulated gradients equal the big batch's; only the reference reproduces the wipe",
-        "tests/parity/prototypes/test_deviations.py::test_accumulation_wipe",
     ),
-    Deviation(
+    deviation(
         "ddp-bf16-crash",
         "Eagle3 in bfloat16 without DeepSpeed",
         "float32 activations meet a bfloat16 head and the script stops",
         "autocast with float32 weights trains",
-        "tests/parity/prototypes/test_deviations.py::test_ddp_bf16_crash",
     ),
-    Deviation(
+    deviation(
         "embed-decay",
         "Eagle3 under DeepSpeed",
         "the embedding is in the optimizer without ever getting a gradient; its float32 master shrinks by weight decay",
         "frozen parameters are not given to the optimizer",
-        "tests/parity/prototypes/test_deviations.py::test_embed_decay",
     ),
-    Deviation(
+    deviation(
         "rank-normalisation",
         "loss on several processes",
         "every process divides by its own rows in the loss and gradients are averaged: rows of a process that has few "
         "of them weigh more",
         "loss_normalisation=rank reproduces it; loss_normalisation=global equals one process with the whole batch",
-        "tests/parity/prototypes/test_deviations.py::test_rank_normalisation",
     ),
-    Deviation(
+    deviation(
         "epoch-plus-one",
         "loop",
         "--epoch n makes n + 1 passes and the schedule is made to match",
         "kept, documented in --help",
-        "tests/parity/prototypes/test_deviations.py::test_epoch_plus_one",
     ),
-    Deviation(
+    deviation(
         "short-noise",
         "noise",
         "uniform noise is scaled by 512 / T: a sample of 20 tokens gets +-2.56",
         "kept; --no-noise switches it off",
-        "tests/parity/prototypes/test_deviations.py::test_short_noise",
     ),
-    Deviation(
+    deviation(
         "walk-order",
         "data",
         "samples come in the file system's order and every file counts as one",
         "*.ckpt and *.safetensors files in natural order",
-        "tests/parity/prototypes/test_deviations.py::test_walk_order",
     ),
-    Deviation(
+    deviation(
         "pickle-as-safetensors",
         "saving",
         "a torch pickle is written under a .safetensors name; no reader of safetensors opens it",
         "a Speculators directory with a real safetensors file",
-        "tests/parity/prototypes/test_deviations.py::test_pickle_as_safetensors",
     ),
-    Deviation(
+    deviation(
         "no-resume",
         "Eagle3",
         "--ckpt_path looks for files the script never writes, and no optimizer state is saved",
         "--ckpt_path DIR or auto goes on from a directory the port wrote, to the bit",
-        "tests/parity/prototypes/test_deviations.py::test_no_resume",
     ),
-    Deviation(
+    deviation(
         "one-layer",
         "model",
         "the Eagle3 prototype stops with two layers; HASS's gives every layer the history of layer 0",
         "refused in prototype alignment, supported in chain alignment",
-        "tests/parity/prototypes/test_deviations.py::test_one_layer",
     ),
-    Deviation(
+    deviation(
         "train-only",
         "model",
         "the prototype's forward fails in eval mode",
         "both modes work and give the same numbers",
-        "tests/parity/prototypes/test_deviations.py::test_train_only",
     ),
-    Deviation(
+    deviation(
         "unlogged-metrics",
         "loop",
         "a metrics dict is built at every batch and sent nowhere",
         "logged under its names at every micro-batch",
-        "tests/parity/prototypes/test_deviations.py::test_unlogged_metrics",
     ),
-    Deviation(
+    deviation(
         "hard-coded-offsets",
         "data generation, Llama",
         "the loss mask is cut at sums of token counts and constants that fit automatic BOS and one header: without "
         "automatic BOS every later answer is masked wrongly; a dialogue that the user ends keeps three more positions",
         "--loss_mask exact takes the answers' own tokens; --loss_mask prototype reproduces the offsets",
-        "tests/parity/prototypes/test_deviations.py::test_hard_coded_offsets",
     ),
-    Deviation(
+    deviation(
         "first-match-mask",
         "data generation, Qwen and Mistral",
         "an answer is marked where its tokens occur first: a repeated answer is in the loss once, and the script stops "
         "where an answer tokenizes differently by itself",
         "--loss_mask exact marks every answer where it stands; --loss_mask prototype reproduces the search",
-        "tests/parity/prototypes/test_deviations.py::test_first_match_mask",
     ),
-    Deviation(
+    deviation(
         "leading-space",
         "data generation, ShareGPT",
         "a space is put before every answer; Llama's template trims it, Qwen's and Mistral's keep it, so that the "
         "draft learns from answers that the verifier would not begin like that",
         "kept; --no-leading_space leaves it out",
-        "tests/parity/prototypes/test_deviations.py::test_leading_space",
     ),
-    Deviation(
+    deviation(
         "inclusive-range",
         "data generation",
         "--samples n takes n + 1 rows, and stops where the data set has fewer",
         "kept; a shorter data set is taken as it is",
-        "tests/parity/prototypes/test_deviations.py::test_inclusive_range",
     ),
-    Deviation(
+    deviation(
         "unstable-zipf",
         "vocabulary map",
         "tokens of equal count come in the order of an unstable sort, so that the map depends on the numpy build; "
         "files are counted in os.walk order",
         "Speculators' builder, ties by id, files in natural order; a recorded map is data: --t2d and --d2t take it",
-        "tests/parity/prototypes/test_deviations.py::test_unstable_zipf",
     ),
 )
-
-
-def find(id: str) -> Deviation:
-    """The ledger's entry of that id."""
-    return next(deviation for deviation in LEDGER if deviation.id == id)
 
 
 def as_markdown() -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from parity.prototypes.algorithms import ALGORITHMS
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.original import record_original, request_for
-from parity.prototypes.port import run_port
+from parity.prototypes.port import ALGORITHMS, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.prototypes.reference.loop import trace_reference
 from parity.side import Run

@@ -1,5 +1,5 @@
 """Every check of every case of hass: the reference and the port, against the recordings or the live original."""
 
-from parity.prototypes.hass.pair import PAIR
+from parity.prototypes.pair import HASS
 
-test_hass = PAIR
+test_hass = HASS

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from parity.prototypes.explain.study import Cause
-from parity.prototypes.reference.eagle3 import Eagle3Layer
-from parity.prototypes.reference.layer import Entry
-from parity.prototypes.reference.parts import Tap, linear, no_tap, rms_norm
-from parity.prototypes.reference.setup import Setup
-from parity.prototypes.reference.steps import log_softmax
+from parity.prototypes.reference.drafts import Eagle3Layer, log_softmax
+from parity.prototypes.reference.layer import Entry, Tap, linear, no_tap, rms_norm
+from parity.prototypes.reference.loop import Setup
 
 LOSS_CAUSES = (
     Cause("cross-entropy", "the loss of a row is the cross-entropy; the verifier's entropy is not taken off"),

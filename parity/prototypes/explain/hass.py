@@ -13,11 +13,9 @@ from torch import Tensor
 
 from parity.prototypes.explain.study import Cause
 from parity.prototypes.reference.attention import ttt_scores, ttt_values
-from parity.prototypes.reference.hass import HassLayer
-from parity.prototypes.reference.layer import Entry
-from parity.prototypes.reference.parts import Tap, linear, no_tap, rms_norm
-from parity.prototypes.reference.setup import Setup
-from parity.prototypes.reference.steps import log_softmax, masked_mean
+from parity.prototypes.reference.drafts import HassLayer, log_softmax, masked_mean
+from parity.prototypes.reference.layer import Entry, Tap, linear, no_tap, rms_norm
+from parity.prototypes.reference.loop import Setup
 
 CAUSES = (
     Cause("embed-norm", "no norm on the token's embedding"),

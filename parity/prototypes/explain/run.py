@@ -26,7 +26,7 @@ from parity.prototypes.others import OTHERS, run_other
 from parity.prototypes.others.batch import first_files, first_samples, padded
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.reference.data import load_sample, make_batch
-from parity.prototypes.reference.setup import prepare
+from parity.prototypes.reference.loop import prepare
 
 
 def run_studies(

@@ -23,7 +23,7 @@ from parity.prototypes.case import Case
 from parity.prototypes.explain.eagle import LOSS_CAUSES, Batch, named, step_losses, weighted
 from parity.prototypes.explain.study import Cause
 from parity.prototypes.port import load_initial, settings_for
-from parity.prototypes.reference.setup import prepare
+from parity.prototypes.reference.loop import prepare
 from ports.eagle3 import train
 
 CAUSES = (

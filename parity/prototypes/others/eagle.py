@@ -23,7 +23,7 @@ from parity.prototypes.others.batch import first_samples, padded
 from parity.prototypes.others.checkout import Other
 from parity.prototypes.others.keep import Keep
 from parity.prototypes.others.names import give_weights, gradients
-from parity.prototypes.reference.setup import Setup, prepare
+from parity.prototypes.reference.loop import Setup, prepare
 
 CONFIG = Path("config.json")
 """The script reads the draft config by this name from the working directory."""

@@ -21,7 +21,7 @@ from parity.prototypes.others.batch import first_files
 from parity.prototypes.others.checkout import Other
 from parity.prototypes.others.keep import Keep
 from parity.prototypes.others.names import give_weights, gradients
-from parity.prototypes.reference.setup import prepare
+from parity.prototypes.reference.loop import prepare
 
 CONFIG = Path("draft.json")
 TERMS = {"vloss": "smooth_l1", "ploss": "cross_entropy", "topk_loss": "topk", "total_loss": "loss"}

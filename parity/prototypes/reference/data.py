@@ -1,17 +1,37 @@
-"""From sample files to batches, in the prototypes' order of operations."""
+"""From sample files to batches, in the prototypes' order of operations and in the order a run loaded them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from parity.errors import InputError
-from parity.files import read_sample
+from parity.files import read_sample, read_tensors
+from parity.prototypes.case import Case
+from parity.prototypes.recorded import samples_per_pass
 
 MAX_LEN = 8192
+
+
+def batches_of_pass(case: Case, epoch: int) -> Iterator[dict[str, Tensor]]:
+    """The whole batches of one pass, in the recorded order and with the recorded noise.
+
+    Raises:
+        InputError: a sample that is missing or damaged, or too few draws of noise.
+    """
+    stored = read_tensors(case.uniforms) if case.uniforms else {}
+    draws, per_pass = [stored[name] for name in sorted(stored)], samples_per_pass(case)
+    for start in range(epoch * per_pass, (epoch + 1) * per_pass, case.bs):
+        visits = range(start, start + case.bs)
+        if case.uniforms and visits.stop > len(draws):
+            raise InputError(case.uniforms, "noise", f"{len(draws)} draws", "one for every sample visited")
+        files = [case.tmpdir / case.meta.samples_files[case.order[visit]] for visit in visits]
+        uniforms = draws[visits.start : visits.stop] if case.uniforms else [None] * case.bs
+        yield make_batch([load_sample(file, draw) for file, draw in zip(files, uniforms)])
 
 
 def load_sample(file: Path, uniforms: Tensor | None) -> dict[str, Tensor]:
@@ -40,10 +60,6 @@ def load_sample(file: Path, uniforms: Tensor | None) -> dict[str, Tensor]:
 
 def make_batch(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Pad on the right with zeros; floating tensors become float32."""
-    length = max(len(sample["input_ids"]) for sample in samples)
-    return {name: torch.stack([_padded(sample[name], length) for sample in samples]) for name in samples[0]}
-
-
-def _padded(values: Tensor, length: int) -> Tensor:
-    values = values.float() if values.is_floating_point() else values
-    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    floats = {name: [one.float() if one.is_floating_point() else one for one in each] for name, each in columns.items()}
+    return {name: pad_sequence(each, batch_first=True) for name, each in floats.items()}

@@ -1,31 +1,97 @@
-"""The decoder layer over the TTT steps; an algorithm says what enters it.
+"""A Llama layer over the TTT steps, with its norm, rotary embedding and MLP; an algorithm says what enters it.
 
-Shapes: B batch, T positions, h hidden size.
+Shapes: B batch, T positions, h hidden size, N heads, e head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parity.prototypes.reference.attention import ttt_attention
-from parity.prototypes.reference.parts import (
-    Tap,
-    Weights,
-    head_dim,
-    heads,
-    linear,
-    mlp,
-    no_tap,
-    rms_norm,
-    rotary_angles,
-    rotate,
-)
 
 NAME = "layers.0"
+
+Weights = Mapping[str, Tensor]
+"""Parameters by Speculators' names."""
+
+Tap = Callable[[str, int, Tensor, Tensor], None]
+"""``tap(module, step, input, output)`` sees what flows through a module at a TTT step."""
+
+
+def no_tap(module: str, step: int, into: Tensor, out: Tensor) -> None:
+    """Look at nothing."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``w * (x / sqrt(mean(x^2) + eps))`` over the last axis, the bracket in float32 or wider (Zhang 2019)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)
+
+
+def linear(x: Tensor, weights: Weights, name: str, step: int = 0, tap: Tap = no_tap) -> Tensor:
+    """``x W^T + b`` with the bias only where the model has one."""
+    out, bias = x @ weights[f"{name}.weight"].T, weights.get(f"{name}.bias")
+    out = out if bias is None else out + bias
+    tap(name, step, x, out)
+    return out
+
+
+def mlp(x: Tensor, weights: Weights, name: str, step: int = 0, tap: Tap = no_tap) -> Tensor:
+    """The gated SiLU MLP."""
+    gate, up = (linear(x, weights, f"{name}.{each}_proj", step, tap) for each in ("gate", "up"))
+    out = linear(torch.nn.functional.silu(gate) * up, weights, f"{name}.down_proj", step, tap)
+    tap(name, step, x, out)
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the half-split pairs of x [B, N, T, e] by the angles of its positions (Su et al. 2021)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-right, left], dim=-1) * sin
+
+
+def rotary_angles(config: Mapping[str, Any], length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, e] for positions 0..T-1, computed in float32 or wider and cast to ``dtype``."""
+    wide = torch.promote_types(dtype, torch.float32)
+    angles = torch.arange(length, dtype=wide)[:, None] * rope_frequencies(config, wide)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rope_frequencies(config: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """[e / 2] inverse frequencies of a draft config: default, linear or llama3 scaling."""
+    dim = head_dim(config)
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64).to(dtype) / dim
+    frequencies = 1.0 / (config.get("rope_theta", 10000.0) ** exponents)
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / scaling["factor"]
+    if kind == "llama3":
+        return _llama3(frequencies, scaling)
+    raise ValueError(f"rope_scaling.rope_type: found {kind}, expected default, linear or llama3")
+
+
+def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
+    """Long waves are stretched by ``factor``, short ones kept, those between blended (Llama 3.1)."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    waves = scaling["original_max_position_embeddings"] / (2 * math.pi / frequencies)
+    kept = ((waves - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """The head dimension a draft config names or implies."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 @dataclass
@@ -39,24 +105,32 @@ class Entry:
     residual: Tensor
 
 
+@dataclass
 class Layer:
-    """Remembers every hidden state it was given."""
+    """Remembers every hidden state it was given.
 
-    def __init__(
-        self,
-        weights: Weights,
-        config: Mapping[str, Any],
-        embeds: Tensor,
-        mask: Tensor,
-        own_position: bool,
-        tap: Tap,
-        project_once: bool,
-    ) -> None:
-        self.weights, self.config, self.mask, self.own_position, self.tap = weights, config, mask, own_position, tap
-        self.raw_embeds, self.project_once = embeds, project_once
-        self.cos, self.sin = rotary_angles(config, embeds.shape[1], embeds.dtype)
-        self.history: list[Tensor] = []
-        self.kept: list[tuple[Tensor, Tensor]] = []
+    Args:
+        weights, config: of the draft; the weights' dtype is that of the computation.
+        raw_embeds: [B, T, h], of the tokens, not normed.
+        mask: [B, T], 1 on real positions.
+        own_position: read earlier steps' keys at the query's position (the prototypes) or in the chain.
+        tap: sees the modules' inputs and outputs.
+        project_once: keep keys and values instead of projecting the history again. The numbers are the same, but all
+            steps of an algorithm that detaches its states then share one graph.
+    """
+
+    weights: Weights
+    config: Mapping[str, Any]
+    raw_embeds: Tensor
+    mask: Tensor
+    own_position: bool = True
+    tap: Tap = no_tap
+    project_once: bool = False
+    history: list[Tensor] = field(default_factory=list, init=False)
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.angles = rotary_angles(self.config, self.raw_embeds.shape[1], self.raw_embeds.dtype)
 
     def enter(self, hidden: Tensor, step: int, tap: Tap) -> Entry:
         """From the step's hidden state [B, T, h] to what the layer works with."""
@@ -69,11 +143,10 @@ class Layer:
     def __call__(self, hidden: Tensor) -> Tensor:
         step = len(self.history)
         entry = self.enter(hidden, step, self.tap)
-        query = rotate(self._heads(entry.attends, "q_proj", step, self.tap), self.cos, self.sin)
+        query = rotate(self._heads(entry.attends, "q_proj", step, self.tap), *self.angles)
         keys, values = zip(*self._keys_and_values(entry.attends, step))
         attended = self.attend(query, keys, values).transpose(1, 2).flatten(2)
-        projected = linear(attended, self.weights, f"{NAME}.self_attn.o_proj")
-        self.tap(f"{NAME}.self_attn.o_proj", step, attended, projected)
+        projected = linear(attended, self.weights, f"{NAME}.self_attn.o_proj", step, self.tap)
         self.tap(f"{NAME}.self_attn", step, entry.attends, projected)
         middle = entry.residual + projected
         quiet = self._norm(middle, f"{NAME}.post_attention_layernorm", step, self.tap)
@@ -89,19 +162,18 @@ class Layer:
 
     def _keys_and_values(self, attends: Tensor, step: int) -> list[tuple[Tensor, Tensor]]:
         """Of every step so far. The history enters and is projected again, with gradient, unless it is kept."""
+        own = self._key_and_value(attends, step, self.tap)
         if self.project_once:
-            self.kept.append(self._key_and_value(attends, step, self.tap))
+            self.kept.append(own)
             return self.kept
-        past = [
-            self._key_and_value(self.enter(old, i, no_tap).attends, i, no_tap) for i, old in enumerate(self.history)
-        ]
-        return [*past, self._key_and_value(attends, step, self.tap)]
+        past = (self.enter(old, i, no_tap).attends for i, old in enumerate(self.history))
+        return [*(self._key_and_value(each, step, no_tap) for each in past), own]
 
     def _key_and_value(self, attends: Tensor, step: int, tap: Tap) -> tuple[Tensor, Tensor]:
-        key, value = self._heads(attends, "k_proj", step, tap), self._heads(attends, "v_proj", step, tap)
-        return rotate(key, self.cos, self.sin), value
+        key, value = (self._heads(attends, name, step, tap) for name in ("k_proj", "v_proj"))
+        return rotate(key, *self.angles), value
 
     def _heads(self, attends: Tensor, name: str, step: int, tap: Tap) -> Tensor:
-        out = linear(attends, self.weights, f"{NAME}.self_attn.{name}")
-        tap(f"{NAME}.self_attn.{name}", step, attends, out)
-        return heads(out, head_dim(self.config))
+        """[B, T, .] -> [B, N, T, e]."""
+        out = linear(attends, self.weights, f"{NAME}.self_attn.{name}", step, tap)
+        return out.view(*out.shape[:2], -1, head_dim(self.config)).transpose(1, 2)

@@ -3,34 +3,105 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from parity.environment import describe, deterministic
 from parity.errors import InputError
-from parity.files import read_tensors
-from parity.prototypes.case import Case
-from parity.prototypes.recorded import configuration, path_norms, samples_per_pass
-from parity.prototypes.reference.data import load_sample, make_batch
-from parity.prototypes.reference.setup import Setup, prepare
-from parity.prototypes.reference.steps import Unrolled
-from parity.prototypes.ties import near_ties
-from parity.step import AdamW, State, linear_schedule
-from parity.trace import Point, Trace
+from parity.files import read_object, read_tensors
+from parity.prototypes.case import TO_NATIVE, Case
+from parity.prototypes.recorded import configuration, path_norms
+from parity.prototypes.reference.data import batches_of_pass
+from parity.prototypes.reference.drafts import Unrolled, eagle3, hass
+from parity.step import AdamW, Clip, State, global_norm, linear_schedule
+from parity.trace import TIE, Point, Trace
 
 UPDATE = AdamW(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+CLIP = {"eagle3": Clip("norm", 1.0), "hass": Clip("value", 0.5)}
+PLACES = 3
+"""First choices of the draft that hits are counted among: 1, 2, 3."""
+
+
+@dataclass
+class Setup:
+    """What the reference computes with, in ``dtype``; ``masters`` are float32 or wider.
+
+    With ``autocast`` the weights stay as they are.
+    """
+
+    case: Case
+    dtype: torch.dtype
+    config: dict[str, Any]
+    masters: dict[str, Tensor]
+    head: Tensor
+    t2d: Tensor
+    frozen: dict[str, Tensor]
+    autocast: bool = False
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters as leaves in the computing dtype, ready for a backward."""
+        leaves = {name: value.detach().to(self.dtype).requires_grad_() for name, value in self.masters.items()}
+        return {**leaves, **self.frozen}
+
+    def forward(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor], **options: Any) -> Unrolled:
+        """The algorithm's forward; ``options`` are ``own_position``, ``tap`` and ``project_once``."""
+        wide, case = torch.promote_types(self.dtype, torch.float32), self.case
+        batch = {name: value.to(wide) if value.is_floating_point() else value for name, value in batch.items()}
+        with self.precision():
+            if case.algorithm == "hass":
+                return hass(weights, self.config, batch, self.head, case.ttt_steps, case.topk, **options)
+            return eagle3(weights, self.config, batch, self.head, self.t2d, case.ttt_steps, **options)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """bfloat16 autocast where the case was launched with it."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
+
+
+def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
+    """Read weights, config and vocabulary map of a case.
+
+    ``dtype`` is that of the computation. For a case under autocast bfloat16 means: float32 weights, autocast on.
+
+    Raises:
+        InputError: a file that cannot be read, or without the verifier's head or embedding.
+    """
+    native, stored = TO_NATIVE[case.algorithm], read_tensors(case.initial)
+    autocast = case.dtype == "bf16" and dtype == torch.bfloat16
+    dtype = torch.float32 if autocast else dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
+    for name in ("verifier.lm_head.weight", "verifier.embed_tokens.weight"):
+        if name not in stored:
+            raise InputError(case.initial, name, "missing", "a tensor")
+    embedding = weights.pop("embed_tokens.weight", stored["verifier.embed_tokens.weight"])
+    if case.dtype == "bf16ds":
+        weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    return Setup(
+        case=case,
+        dtype=dtype,
+        config=read_object(case.configpath),
+        masters={name: value.to(wide) for name, value in weights.items()},
+        head=stored["verifier.lm_head.weight"].to(wide),
+        t2d=stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool),
+        frozen={"embed_tokens.weight": embedding.to(dtype)},
+        autocast=autocast,
+    )
 
 
 def trace_reference(case: Case, dtype: torch.dtype = torch.float32, optimizer_steps: int | None = None) -> Trace:
     """The reference's trace of a case; ``optimizer_steps`` ends it early."""
     with deterministic():
-        setup = prepare(case, dtype)
-        run = Run(setup)
+        run = Run(prepare(case, dtype))
         for _ in run.optimizer_steps(optimizer_steps):
             pass
-        return run.finish()
+        keep(run.trace, "final", run.parameters)
+        run.trace.environment = describe()
+    return run.trace
 
 
 def float64_oracle(case: Case) -> Callable[[], Trace]:
@@ -45,21 +116,24 @@ class Run:
     def __init__(self, setup: Setup, observed: bool = True) -> None:
         self.setup, self.case, self.observed = setup, setup.case, observed
         self.states: dict[str, State] = {name: {} for name in setup.masters}
-        self.steps = 0
+        self.steps = self.micro_batch = 0
         self.trace = Trace("reference", self.case.name, self.case.dtype, configuration=configuration(self.case))
         self.trace.trained, self.trace.frozen = tuple(setup.masters), tuple(setup.frozen)
-        self.micro_batch = 0
-        self._keep("init", setup.masters)
-        self._print(f"training on {len(self.case.meta.samples_files)} examples total")
+        keep(self.trace, "init", setup.masters)
+        self.trace.prints.append(f"training on {len(self.case.meta.samples_files)} examples total")
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """As they are now, frozen ones too."""
+        return {**self.setup.masters, **self.setup.frozen}
 
     def optimizer_steps(self, limit: int | None = None) -> Iterator[int]:
         """Run, yielding the number of optimizer steps done after each."""
-        visits = Visits(self.case)
         for epoch in range(self.case.epoch + 1):
             start = len(self.trace.curve)
-            batches = list(visits.batches_of_pass(epoch))
-            for index, batch in enumerate(batches):
-                stepped = (index + 1) % self.case.accumulation == 0 or index == len(batches) - 1
+            batches = list(batches_of_pass(self.case, epoch))
+            for number, batch in enumerate(batches, 1):
+                stepped = number % self.case.accumulation == 0 or number == len(batches)
                 self._micro_batch(epoch, batch, stepped)
                 if stepped:
                     yield self.steps
@@ -67,34 +141,26 @@ class Run:
                         return
             self._print_pass(epoch, self.trace.curve[start:])
 
-    def finish(self) -> Trace:
-        """The trace, with the final parameters."""
-        self._keep("final", {**self.setup.masters, **self.setup.frozen})
-        self.trace.environment = describe()
-        return self.trace
-
     def _micro_batch(self, epoch: int, batch: dict[str, Tensor], stepped: bool) -> None:
         """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
-        weights = self.setup.weights()
+        weights, masters = self.setup.weights(), self.setup.masters
         out = self.setup.forward(weights, batch)
-        first_step = self.observed and self.steps == 0
+        name, first_step = f"mb{self.micro_batch}", self.observed and self.steps == 0
         if first_step:
-            paths = path_norms([step.loss for step in out.steps], [step.hidden_in for step in out.steps])
-            self._keep(f"mb{self.micro_batch}.path", paths)
+            keep(self.trace, f"{name}.batch", batch)
+            keep_steps(self.trace, name, out.target_p, out.loss, out.steps, [step.loss for step in out.steps])
         for loss in out.backward:
             (loss / self.case.accumulation).backward()
-        gradients = _gradients(weights, self.setup.masters)
-        if first_step:
-            self._keep_first_step(batch, out, gradients)
-        clipped, norm = self.setup.clip(gradients)
-        lr_used = self._lr()
+        grads = {each: weights[each].grad for each in masters}
+        gradients = {each: grad.to(masters[each].dtype) for each, grad in grads.items() if grad is not None}
+        norm, lr_used = global_norm(gradients.values()), self._lr()
         if stepped:
-            self._update(clipped, lr_used)
+            self._update(CLIP[self.case.algorithm](gradients), lr_used)
         self.trace.curve.append(self._point(epoch, batch, out, norm, lr_used, stepped))
         if first_step:
-            self.trace.tensors[f"mb{self.micro_batch}.grad_norm"] = torch.tensor([norm])
-            if stepped:
-                self._keep("after", {**self.setup.masters, **self.setup.frozen})
+            keep(self.trace, f"{name}.grad", gradients)
+            keep(self.trace, name, {"grad_norm": torch.tensor([norm])})
+            keep(self.trace, "after", self.parameters if stepped else {})
         self.micro_batch += 1
 
     @torch.no_grad()
@@ -109,20 +175,12 @@ class Run:
         total, warmup = self.case.meta.total_steps, self.case.meta.warm_steps
         return self.case.lr * linear_schedule(self.steps, total, warmup)
 
-    def _keep_first_step(self, batch: dict[str, Tensor], out: Unrolled, gradients: dict[str, Tensor]) -> None:
-        name = f"mb{self.micro_batch}"
-        self._keep(f"{name}.batch", batch)
-        self._keep(name, {"target_p": out.target_p, "loss": out.loss.reshape(1)})
-        self._keep(f"{name}.step0", {"hidden_in": out.steps[0].hidden_in})
-        for number, step in enumerate(out.steps):
-            quantities = {"hidden": step.hidden, "logits": step.logits, "loss": step.loss.reshape(1)}
-            self._keep(f"{name}.step{number}", quantities)
-        self._keep(f"{name}.grad", gradients)
-
     def _point(
         self, epoch: int, batch: dict[str, Tensor], out: Unrolled, norm: float, lr_used: float, stepped: bool
     ) -> Point:
-        correct, top = hits(out.steps[-1].logits.detach(), out.target_p, batch["loss_mask"].bool())
+        rows = batch["loss_mask"].bool()
+        scored = out.steps[-1].logits.detach(), out.target_p, rows
+        correct, top = hits(*scored)
         return Point(
             epoch=epoch,
             loss=out.loss.item(),
@@ -133,59 +191,55 @@ class Run:
             correct=correct,
             rows=int(batch["loss_mask"].sum()),
             top=top,
-            ties=near_ties(out.steps[-1].logits.detach(), out.target_p, batch["loss_mask"].bool()),
+            ties=near_ties(*scored),
             stepped=stepped,
-            logged=out.logged if bool(batch["loss_mask"].any()) else {},
+            logged=out.logged if bool(rows.any()) else {},
         )
 
     def _print_pass(self, epoch: int, points: Sequence[Point]) -> None:
         loss = sum(point.loss for point in points) / len(points)
         correct, rows = sum(point.correct for point in points), sum(point.rows for point in points)
-        self._print(f"Epoch [{epoch + 1}/{self.case.epoch}], Loss: {loss:.4f}")
-        self._print(f"Train Accuracy: {100 * correct / rows:.2f}%")
-
-    def _print(self, line: str) -> None:
-        self.trace.prints.append(line)
-
-    def _keep(self, prefix: str, values: dict[str, Tensor]) -> None:
-        self.trace.tensors.update({f"{prefix}.{name}": value.detach().clone() for name, value in values.items()})
-
-
-class Visits:
-    """The samples in the order the recorded run loaded them, with its noise."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.files = [case.tmpdir / name for name in case.meta.samples_files]
-        stored = read_tensors(case.uniforms) if case.uniforms else {}
-        self.uniforms = [stored[name] for name in sorted(stored)]
-
-    def batches_of_pass(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """The whole batches of one pass."""
-        per_pass = samples_per_pass(self.case)
-        for start in range(epoch * per_pass, (epoch + 1) * per_pass, self.case.bs):
-            visits = range(start, start + self.case.bs)
-            yield make_batch([self._sample(visit) for visit in visits])
-
-    def _sample(self, visit: int) -> dict[str, Tensor]:
-        return load_sample(self.files[self.case.order[visit]], self._uniforms(visit))
-
-    def _uniforms(self, visit: int) -> Tensor | None:
-        if self.case.uniforms is None:
-            return None
-        if visit >= len(self.uniforms):
-            raise InputError(self.case.uniforms, "noise", f"{len(self.uniforms)} draws", "one for every sample visited")
-        return self.uniforms[visit]
+        self.trace.prints.append(f"Epoch [{epoch + 1}/{self.case.epoch}], Loss: {loss:.4f}")
+        self.trace.prints.append(f"Train Accuracy: {100 * correct / rows:.2f}%")
 
 
 def hits(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, tuple[int, ...]]:
     """Rows whose most likely target is the draft's first choice; and among its first 1, 2, 3."""
     logits, wanted = logits[rows], target_p[rows].argmax(-1)
-    choices = logits.topk(min(3, logits.shape[-1]), dim=-1).indices == wanted[:, None]
+    choices = logits.topk(min(PLACES, logits.shape[-1]), dim=-1).indices == wanted[:, None]
     return int((logits.argmax(-1) == wanted).sum()), tuple(choices.sum(0).cumsum(0).tolist())
 
 
-def _gradients(weights: dict[str, Tensor], masters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In the masters' dtype; every trained parameter has one."""
-    grads = {name: weights[name].grad for name in masters}
-    return {name: grad.to(masters[name].dtype) for name, grad in grads.items() if grad is not None}
+@torch.no_grad()
+def near_ties(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, ...]:
+    """For places 1, 2, 3 the rows in the loss whose target's logit lies within ``TIE`` of that place's other candidate.
+
+    Args:
+        logits, target_p: [B, T, D], the draft's at the last step and the verifier's distribution.
+        rows: bool [B, T], the positions in the loss.
+    """
+    chosen, wanted = logits[rows].double(), target_p[rows].argmax(-1, keepdim=True)
+    own = chosen.gather(1, wanted)
+    others = chosen.scatter(1, wanted, -torch.inf).topk(min(PLACES, chosen.shape[-1]), dim=-1).values
+    return tuple(((own - others).abs() <= TIE).sum(0).tolist())
+
+
+def keep(trace: Trace, prefix: str, values: Mapping[str, Tensor]) -> None:
+    """Put copies into a trace."""
+    trace.tensors.update({f"{prefix}.{name}": value.detach().clone() for name, value in values.items()})
+
+
+def keep_steps(
+    trace: Trace, name: str, target_p: Tensor, loss: Tensor, steps: Sequence[Any], losses: Sequence[Tensor]
+) -> None:
+    """Put what a micro-batch's forward gave into a trace, and how its losses depend on its states.
+
+    Args:
+        name: ``mb{j}``.
+        steps: each with ``hidden_in``, ``hidden`` and ``logits``; the graph that leads to ``losses`` is still there.
+    """
+    keep(trace, name, {"target_p": target_p, "loss": loss.reshape(1), "step0.hidden_in": steps[0].hidden_in})
+    for number, (step, own) in enumerate(zip(steps, losses)):
+        quantities = {"hidden": step.hidden, "logits": step.logits, "loss": own.reshape(1)}
+        keep(trace, f"{name}.step{number}", quantities)
+    keep(trace, f"{name}.path", path_norms(losses, [step.hidden_in for step in steps]))

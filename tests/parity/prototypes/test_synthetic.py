@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.reference.loop import trace_reference
-from parity.prototypes.synthetic import initial_weights, plain_order, sample_order, write_case
+from parity.prototypes.synthetic import initial_weights, reseeded, sample_order, write_case
 from parity.run import CaseRun, find_pair
 from parity.side import TraceSide
 from parity.verdict import Row
@@ -81,116 +80,85 @@ def make(shape: Shape, folder: Path, **changes: Any) -> Case:
     return write_case(folder, fixture, **{**shape.run, **changes})
 
 
-def against_the_reference(case: Case, dtype: torch.dtype = torch.float32) -> list[Row]:
-    """The port on the case, with the reference in the recording's place.
+def against_the_reference(case: Case) -> list[Row]:
+    """The port on the case, with the reference, in the case's precision, in the recording's place.
 
-    Gradients are the float64 reference's: over a few tokens terms cancel, and the reference's own float32 ones are up
-    to 1.7e-6 of the largest entry off, where the port's are 0.5e-6.
+    Float32 gradients are the float64 reference's: over a few tokens terms cancel, and the reference's own float32 ones
+    are up to 1.7e-6 of the largest entry off, where the port's are 0.5e-6.
     """
-    expected = trace_reference(case, dtype)
-    if dtype is torch.float32:
+    expected = trace_reference(case, torch.float32 if case.dtype == "fp32" else torch.bfloat16)
+    if case.dtype == "fp32":
         exact = trace_reference(case, torch.float64).tensors
         expected.tensors.update({name: exact[name].float() for name in expected.tensors if ".grad." in name})
     pair = find_pair(case.algorithm)
     pair = replace(pair, original=TraceSide(replace(expected, trained=(), frozen=())))
+    checks = [check for check in pair.every_check if check.name != "equivalence"]
     with ExitStack() as stack:
-        return run_checks(CaseRun(pair, case, stack).evidence(pair.port), pair.every_check)
+        return run_checks(CaseRun(pair, case, stack).evidence(pair.port), checks)
 
 
-def complaints(rows: list[Row]) -> str:
-    return "\n".join(
-        f"{row.check} {row.tensor}: {row.measured} {row.detail}" for row in rows if row.compared and not row.passed
-    )
+DIRECT = {"batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve", "hits", "paths"}
+HALF = {"eagle3": "bf16ds", "hass": "bf16"}
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "half"])
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 @pytest.mark.parametrize("shape", SHAPES, ids=[shape.name.replace(" ", "-") for shape in SHAPES])
-def test_port_and_reference_agree_on_sizes_nobody_recorded(shape: Shape, algorithm: str, tmp_path: Path) -> None:
-    case = make(shape, tmp_path, algorithm=algorithm)
-    rows = against_the_reference(case)
-    assert not complaints(rows)
-    named = {row.check for row in rows}
-    assert named >= {"batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve", "hits", "paths"}
+def test_port_and_reference_agree_on_sizes_nobody_recorded(
+    shape: Shape, algorithm: str, half: bool, tmp_path: Path
+) -> None:
+    """In half precision by their error against float64, and without runs over seeds."""
+    case = make(shape, tmp_path, algorithm=algorithm, dtype=HALF[algorithm] if half else "fp32")
+    rows = [row for row in against_the_reference(case) if row.compared]
+    assert [(row.check, row.tensor, row.measured, row.detail) for row in rows if not row.passed] == []
+    assert {row.check for row in rows} >= ({"batches", "precision", "paths", "curve"} if half else DIRECT)
 
 
 def test_a_wrong_size_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference with a scale of its own: the comparison above notices."""
     case = make(SHAPES[2], tmp_path)
-    monkeypatch.setattr("parity.prototypes.reference.parts._llama3", lambda frequencies, scaling: frequencies)
+    monkeypatch.setattr("parity.prototypes.reference.layer._llama3", lambda frequencies, scaling: frequencies)
     assert {row.check for row in against_the_reference(case) if row.status == "failed"} == {"forward"}
 
 
-def test_an_uneven_split_into_batches_drops_the_rest(tmp_path: Path) -> None:
-    case = make(Shape("seven in threes"), tmp_path, bs=3, k=1)
-    assert case.order == (0, 1, 2, 3, 4, 5) * 2
-    assert len(trace_reference(case).curve) == 4
-
-
 def test_a_written_case_is_read_back(tmp_path: Path) -> None:
-    case = make(Shape("any"), tmp_path, k=4, bs=3, lr=0.25, epoch=2, accumulation=2, noise=True, shuffle=True, seed=6)
-    again = read_case(case.directory)
-    assert again == case
-    assert (case.ttt_steps, case.bs, case.lr, case.epoch, case.accumulation, case.seed) == (4, 3, 0.25, 2, 2, 6)
+    case = make(Shape("any"), tmp_path, k=4, bs=2, lr=0.25, epoch=99, accumulation=2, noise=True, shuffle=True, seed=6)
+    assert read_case(case.directory) == case
+    assert (case.ttt_steps, case.bs, case.lr, case.epoch, case.accumulation, case.seed) == (4, 2, 0.25, 99, 2, 6)
     assert case.fixture == case.directory / "fixture"
-    assert case.uniforms is not None
-    assert len(load_file(case.uniforms)) == len(case.order) == 18
-
-
-def test_noise_draws_have_the_shape_of_their_sample(tmp_path: Path) -> None:
-    case = make(Shape("any"), tmp_path, noise=True, shuffle=True, bs=2)
-    assert case.uniforms is not None
-    draws = [value for _, value in sorted(load_file(case.uniforms).items())]
-    lengths = [Shape("any").lengths[index] for index in case.order]
-    assert [tuple(draw.shape) for draw in draws] == [(1, length, 72) for length in lengths]
-    assert all(draw.min() >= 0 and draw.max() < 1 for draw in draws)
-    assert torch.cat([draw.flatten() for draw in draws]).mean() == pytest.approx(0.5, abs=0.02)
-
-
-def test_orders() -> None:
-    assert plain_order(7, 3, 2) == [0, 1, 2, 3, 4, 5] * 2
-    shuffled = sample_order(7, 3, 3, seed=1)
-    passes = [shuffled[start : start + 6] for start in (0, 6, 12)]
-    assert all(len(set(one)) == 6 and set(one) <= set(range(7)) for one in passes)
-    assert len({tuple(one) for one in passes}) == 3
-    assert shuffled == sample_order(7, 3, 3, seed=1)
-    assert shuffled != sample_order(7, 3, 3, seed=2)
-
-
-def test_weights_depend_on_the_seed_and_fit_the_verifier(tmp_path: Path) -> None:
-    case = make(Shape("any"), tmp_path)
-    weights = load_file(case.initial)
-    assert all(torch.equal(value, weights[name]) for name, value in initial_weights(case.fixture, "eagle3", 0).items())
-    other = initial_weights(case.fixture, "eagle3", 1)
-    assert other.keys() == weights.keys()
-    assert not torch.equal(other["init.fc.weight"], weights["init.fc.weight"])
-    kept = np.load(case.fixture / "t2d.npy")
-    assert torch.equal(weights["init.lm_head.weight"], weights["verifier.lm_head.weight"][torch.from_numpy(kept)])
-
-
-def test_given_weights_are_taken(tmp_path: Path) -> None:
-    first = make(Shape("any"), tmp_path)
-    second = write_case(tmp_path, first.fixture, "second", seed=9, initial=first.initial)
-    assert all(torch.equal(value, load_file(first.initial)[name]) for name, value in load_file(second.initial).items())
-
-
-def test_a_folder_of_that_name_is_not_overwritten(tmp_path: Path) -> None:
-    case = make(Shape("any"), tmp_path)
+    assert (case.meta.total_steps, case.meta.warm_steps) == (7 * 100 // 4, 1)
     with pytest.raises(FileExistsError):
         write_case(tmp_path, case.fixture)
 
 
-def test_the_schedule_is_the_prototypes(tmp_path: Path) -> None:
-    case = make(Shape("any"), tmp_path, bs=2, accumulation=2, epoch=99, k=1)
-    meta = json.loads((case.directory / "meta.json").read_text())
-    assert (meta["total_steps"], meta["warm_steps"]) == (7 * 100 // 4, 1)
+def test_noise_draws_have_the_shape_of_their_sample(tmp_path: Path) -> None:
+    case = make(Shape("any"), tmp_path, noise=True, shuffle=True, bs=2)
+    (tmp_path / "again").mkdir()
+    again = reseeded(case, tmp_path / "again", seed=4)
+    assert (again.order, again.initial) != (case.order, case.directory)
+    for one in (case, again):
+        assert one.uniforms is not None
+        draws = [value for _, value in sorted(load_file(one.uniforms).items())]
+        assert [tuple(draw.shape) for draw in draws] == [(1, Shape("any").lengths[at], 72) for at in one.order]
+        assert all(draw.min() >= 0 and draw.max() < 1 for draw in draws)
+        assert torch.cat([draw.flatten() for draw in draws]).mean() == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:5], ids=[shape.name.replace(" ", "-") for shape in SHAPES[:5]])
-@pytest.mark.parametrize(("algorithm", "dtype"), [("eagle3", "bf16ds"), ("hass", "bf16")])
-def test_runs_in_half_precision_are_judged_by_their_error(
-    algorithm: str, dtype: str, shape: Shape, tmp_path: Path
-) -> None:
-    case = make(shape, tmp_path, algorithm=algorithm, dtype=dtype)
-    rows = against_the_reference(case, torch.bfloat16)
-    assert {row.check for row in rows} >= {"precision", "paths", "curve"}
-    assert not complaints(rows)
+def test_orders() -> None:
+    assert sample_order(7, 3, 2, None) == [0, 1, 2, 3, 4, 5] * 2
+    shuffled = sample_order(7, 3, 3, seed=1)
+    passes = [shuffled[start : start + 6] for start in (0, 6, 12)]
+    assert all(len(set(one)) == 6 and set(one) <= set(range(7)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+    assert shuffled == sample_order(7, 3, 3, seed=1) != sample_order(7, 3, 3, seed=2)
+
+
+def test_weights_depend_on_the_seed_and_fit_the_verifier(tmp_path: Path) -> None:
+    case = make(Shape("any"), tmp_path)
+    weights, other = load_file(case.initial), initial_weights(case.fixture, "eagle3", 1)
+    assert other.keys() == weights.keys()
+    assert not torch.equal(other["init.fc.weight"], weights["init.fc.weight"])
+    kept = torch.from_numpy(np.load(case.fixture / "t2d.npy"))
+    assert torch.equal(weights["init.lm_head.weight"], weights["verifier.lm_head.weight"][kept])
+    second = write_case(tmp_path, case.fixture, "second", seed=9, initial=case.initial)
+    assert second.initial.read_bytes() == case.initial.read_bytes()

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 from speculators.models.eagle3 import Eagle3DraftModel
 
-from parity.prototypes.checks.chain import speculators_forward
-from parity.prototypes.reference.hass import forward as reference_forward
+from parity.prototypes.library import speculators_forward
+from parity.prototypes.reference.drafts import hass as reference_forward
 from ports.eagle3 import first_layer
 from ports.eagle3.objective import Eagle3Objective
 from ports.hass.objective import HassObjective

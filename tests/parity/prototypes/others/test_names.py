@@ -12,7 +12,7 @@ from parity.errors import InputError
 from parity.prototypes.case import TO_NATIVE
 from parity.prototypes.others import OTHERS
 from parity.prototypes.others.names import LACKING, give_weights, gradients, to_native, to_other
-from parity.prototypes.reference.setup import prepare
+from parity.prototypes.reference.loop import prepare
 
 FILE = Path("initial.safetensors")
 

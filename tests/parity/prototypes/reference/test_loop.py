@@ -11,41 +11,32 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.prototypes.reference.loop import Run, Visits, float64_oracle, hits, trace_reference
-from parity.prototypes.reference.setup import prepare
+from parity.prototypes.reference.loop import float64_oracle, hits, near_ties, prepare, trace_reference
+from parity.trace import TIE
 
 
-def test_a_run_can_end_early(case: Case) -> None:
-    trace = trace_reference(case, optimizer_steps=2)
-    assert len(trace.curve) == 2
-    assert trace.run == "reference"
-    assert not torch.equal(trace.tensors["after.fc.weight"], trace.tensors["final.fc.weight"])
-
-
-def test_only_the_last_micro_batch_of_a_window_counts(cases: dict[str, Case]) -> None:
+def test_a_run_can_end_early_and_only_the_last_micro_batch_of_a_window_counts(cases: dict[str, Case]) -> None:
     """The prototypes' own loop loses the gradients of the others."""
-    trace = trace_reference(cases["eagle3_fp32_k3_ga2"], optimizer_steps=2)
+    case = cases["eagle3_fp32_k3_ga2"]
+    trace = trace_reference(case, optimizer_steps=2)
+    assert trace.run == "reference"
     assert [point.stepped for point in trace.curve] == [False, True, False, True]
     assert trace.micro_batches() == [0, 1]
+    assert not torch.equal(trace.tensors["after.fc.weight"], trace.tensors["final.fc.weight"])
     assert not torch.equal(trace.tensors["mb0.grad.fc.weight"], trace.tensors["mb1.grad.fc.weight"])
-    alone = replace(cases["eagle3_fp32_k3_ga2"], order=(2, 3))
-    first = Run(prepare(replace(alone, bs=2, epoch=0)))
-    first._micro_batch(0, next(Visits(alone).batches_of_pass(0)), stepped=True)
-    torch.testing.assert_close(first.trace.tensors["mb0.grad.fc.weight"], trace.tensors["mb1.grad.fc.weight"])
+    alone = trace_reference(replace(case, order=(2, 3, 2, 3) * 20), optimizer_steps=1)
+    torch.testing.assert_close(alone.tensors["mb0.grad.fc.weight"], trace.tensors["mb1.grad.fc.weight"])
 
 
-def test_the_oracle_runs_once_and_in_double_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def fake(*args: object, **options: object) -> tuple[object, ...]:
-        calls.append((args, options))
-        return args
-
-    monkeypatch.setattr("parity.prototypes.reference.loop.trace_reference", fake)
-    oracle = float64_oracle(case)
-    assert not calls
-    assert oracle() is oracle()
-    assert calls == [((case, torch.float64), {"optimizer_steps": 1})]
+@pytest.mark.parametrize("name", ["eagle3_fp32_k3", "hass_fp32_k3"])
+def test_the_oracle_runs_once_and_moves_numbers_by_rounding_only(name: str, cases: dict[str, Case]) -> None:
+    single, oracle = trace_reference(cases[name], optimizer_steps=1), float64_oracle(cases[name])
+    double = oracle()
+    assert oracle() is double
+    gap = (single.tensors["mb0.step2.logits"].double() - double.tensors["mb0.step2.logits"]).abs().max()
+    assert 0 < gap < 1e-5
+    assert double.tensors["after.fc.weight"].dtype == torch.float64
+    assert len(double.curve) == 1
 
 
 def test_hits_are_counted_among_the_first_choices() -> None:
@@ -54,26 +45,17 @@ def test_hits_are_counted_among_the_first_choices() -> None:
     everywhere, most = torch.ones(5, dtype=torch.bool), torch.tensor([True, True, True, True, False])
     assert hits(logits, target, everywhere) == (2, (2, 3, 4))
     assert hits(logits, target, most) == (1, (1, 2, 3))
-
-
-def test_hits_with_fewer_tokens_than_places() -> None:
     assert hits(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([True])) == (0, (0, 1))
 
 
-def test_too_few_noise_draws_are_named(cases: dict[str, Case], tmp_path: Path) -> None:
-    case = cases["eagle3_fp32_k3_noise"]
-    assert case.uniforms is not None
-    stored = load_file(case.uniforms)
-    save_file({name: stored[name] for name in sorted(stored)[:3]}, tmp_path / "noise_uniforms.safetensors")
-    visits = Visits(replace(case, directory=tmp_path)).batches_of_pass(0)
-    next(visits)
-    with pytest.raises(InputError, match="noise: found 3 draws, expected one for every sample visited"):
-        next(visits)
-
-
-def test_a_missing_sample_is_named(case: Case, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data_0\.ckpt: file"):
-        next(Visits(replace(case, tmpdir=tmp_path)).batches_of_pass(0))
+@pytest.mark.parametrize(
+    ("others", "ties"),
+    [((0.5, 0, 0), (0, 0, 0)), ((1, 0, 0), (1, 0, 0)), ((9, 1, 0), (0, 1, 0)), ((1, 1, 1), (1, 1, 1))],
+)
+def test_near_ties_are_counted_where_rounding_decides(others: tuple[float, ...], ties: tuple[int, ...]) -> None:
+    """The target's logit is 1 and half a ``TIE``. The second row is not in the loss."""
+    logits = torch.tensor([[1 + TIE / 2, *others]] * 2)
+    assert near_ties(logits, torch.eye(4)[[0, 0]], torch.tensor([True, False])) == ties
 
 
 @pytest.mark.parametrize("name", ["verifier.lm_head.weight", "verifier.embed_tokens.weight"])
@@ -91,18 +73,13 @@ def test_a_draft_config_that_is_no_object_is_named(case: Case, tmp_path: Path) -
         prepare(replace(case, configpath=tmp_path / "draft.json"))
 
 
-def test_weights_under_deepspeed_are_rounded_before_the_masters(cases: dict[str, Case]) -> None:
-    setup = prepare(cases["eagle3_bf16ds_k3"], torch.bfloat16)
-    for value in setup.masters.values():
+def test_half_precision_is_what_the_prototypes_were_launched_with(cases: dict[str, Case]) -> None:
+    """Under DeepSpeed weights are rounded before the masters; HASS keeps its weights and runs in autocast."""
+    rounded, kept = (prepare(cases[name], torch.bfloat16) for name in ("eagle3_bf16ds_k3", "hass_bf16_k3"))
+    for value in rounded.masters.values():
         assert value.dtype == torch.float32
         assert torch.equal(value, value.bfloat16().float())
-    assert setup.weights()["fc.weight"].dtype == torch.bfloat16
-    assert not setup.autocast
-
-
-def test_hass_in_bfloat16_keeps_its_weights_and_runs_in_autocast(cases: dict[str, Case]) -> None:
-    setup = prepare(cases["hass_bf16_k3"], torch.bfloat16)
-    assert setup.autocast
-    assert setup.weights()["fc.weight"].dtype == torch.float32
-    with setup.precision():
+    assert (rounded.weights()["fc.weight"].dtype, rounded.autocast) == (torch.bfloat16, False)
+    assert (kept.weights()["fc.weight"].dtype, kept.autocast) == (torch.float32, True)
+    with kept.precision():
         assert torch.is_autocast_enabled("cpu")

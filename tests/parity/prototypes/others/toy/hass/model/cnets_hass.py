@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from parity.prototypes.explain.hass import CAUSES, OtherLayer
-from parity.prototypes.reference.parts import no_tap
+from parity.prototypes.reference.layer import no_tap
 
 
 class Rotary(nn.Module):

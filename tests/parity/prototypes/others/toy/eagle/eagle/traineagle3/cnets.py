@@ -5,7 +5,7 @@ from modeling_llama_kv import LlamaForCausalLM
 from torch import nn
 
 from parity.prototypes.explain.eagle import EagleLayer
-from parity.prototypes.reference.parts import no_tap, rms_norm
+from parity.prototypes.reference.layer import no_tap, rms_norm
 
 LAYER = "layers.0."
 

@@ -1,25 +1,30 @@
-"""The ``chain`` alignment against Speculators' own forward: the numbers a served draft is trained with."""
+"""Ports against Speculators itself: its own Eagle3 forward, and its extension points for a model it does not know."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
+from speculators import SpeculatorModel
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
+from speculators.utils.loading import load_model_layers
 from torch import Tensor, nn
 
-from parity.compare import Subject, compare, compare_groups, compare_named
-from parity.environment import deterministic
+from parity.compare import Subject, compare, compare_groups, compare_named, compare_value
+from parity.environment import deterministic, quietly
 from parity.evidence import Evidence
-from parity.files import read_tensors
-from parity.prototypes.case import TO_NATIVE
+from parity.prototypes.port import ALGORITHMS, FROM_VERIFIER, settings_for
 from parity.verdict import Against, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import attention_name
-from ports.training.data.batches import Batch, RecordDataset, collate
+from ports.training.data.batches import Batch, collate
+
+ASKED = 4
+"""TTT steps that Speculators' training arguments ask for."""
 
 
 def check_chain(evidence: Evidence) -> list[Row]:
@@ -32,7 +37,11 @@ def check_chain(evidence: Evidence) -> list[Row]:
     subject, batch, rows = evidence.subject("chain", Against.LIBRARY), _sample(evidence), []
     for layers, name in enumerate(("one layer", "two layers"), 1):
         theirs = _speculators_draft(evidence, layers)
-        rows += _compare(evidence, subject, name, theirs, _aligned(theirs), batch)
+        config = copy.deepcopy(theirs.config)
+        config.transformer_layer_config._attn_implementation = attention_name(Alignment.CHAIN)
+        ours = Eagle3DraftModel(config)
+        ours.load_state_dict(theirs.state_dict(), strict=False)
+        rows += _compare(evidence, subject, name, theirs, ours, batch)
     return rows
 
 
@@ -88,33 +97,33 @@ def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
     config.transformer_layer_config.num_hidden_layers = layers
     with deterministic():
         draft = Eagle3DraftModel(config)
-    draft.load_state_dict({**evidence.live.draft.state_dict(), **_initial(evidence)}, strict=False)
+    draft.load_state_dict({**evidence.live.draft.state_dict(), **evidence.expected.group("init.")}, strict=False)
     draft.verifier_norm = nn.Identity()
     return draft.eval()
 
 
-def _aligned(theirs: Eagle3DraftModel) -> Eagle3DraftModel:
-    config = copy.deepcopy(theirs.config)
-    config.transformer_layer_config._attn_implementation = attention_name(Alignment.CHAIN)
-    ours = Eagle3DraftModel(config)
-    ours.load_state_dict(theirs.state_dict(), strict=False)
-    return ours
-
-
-def _initial(evidence: Evidence) -> dict[str, Tensor]:
-    native = TO_NATIVE[evidence.case.algorithm]
-    stored = read_tensors(evidence.case.initial)
-    return {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
-
-
 def _sample(evidence: Evidence) -> Batch:
-    layer = evidence.live.draft.config.transformer_layer_config
-    dataset = RecordDataset(
-        files=[evidence.case.tmpdir / name for name in evidence.case.meta.samples_files],
-        widths={"hidden_state": 3 * layer.hidden_size, "target": layer.hidden_size},
-        vocab_size=layer.vocab_size,
-        alignment=Alignment.CHAIN,
-        noise=False,
-    )
+    settings = settings_for(evidence.case, Path("nowhere"), noise=False, ttt_alignment=Alignment.CHAIN)
+    dataset = ALGORITHMS["eagle3"].train.build_dataset(settings, evidence.live.draft.config)
     batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
     return next(batch for batch in batches if batch["input_ids"].shape[1] > evidence.case.ttt_steps)
+
+
+def check_initial(evidence: Evidence) -> list[Row]:
+    """A draft made from Speculators' training arguments is registered, as asked for, and on its verifier's tables."""
+    subject, name = evidence.subject("initial", Against.LIBRARY), evidence.case.algorithm
+    own, path = type(evidence.live.draft), str(evidence.case.verifier.resolve())
+    layer = copy.deepcopy(evidence.live.draft.config.transformer_layer_config)
+    with deterministic(), quietly():
+        made: Any = own.from_training_args(layer, verifier_name_or_path=path, ttt_steps=ASKED, lr=1.0)
+        tables = load_model_layers(list(FROM_VERIFIER), path)
+    keywords, attached = own.get_trainer_kwargs(ttt_steps=ASKED, lr=1.0), made.config.speculators_config
+    said = [attached.algorithm, attached.verifier.name_or_path, attached.proposal_methods[0].speculative_tokens]
+    found = {each: made.get_parameter(each).detach() for each in FROM_VERIFIER}
+    tables = {each: tables.get(each, tables["embed_tokens.weight"]).to(found[each].dtype) for each in found}  # tied
+    return [
+        compare_value(subject, "extension", "registered", own.__name__, SpeculatorModel.registry[name].__name__),
+        compare_value(subject, "extension", "keywords", [ASKED] * 2, [each.get("ttt_steps") for each in keywords]),
+        compare_value(subject, "extension", "config", [name, path, ASKED], said),
+        *compare_groups(subject, "weights", tables, found, evidence.tolerance("weights")),
+    ]

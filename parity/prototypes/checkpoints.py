@@ -1,0 +1,170 @@
+"""What a port saves: opened by Speculators it is the draft that was trained, and a run goes on from it to the bit."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from speculators import SpeculatorModel
+from speculators.convert.eagle.eagle3_converter import Eagle3Converter
+from torch import Tensor
+
+import ports.eagle3.model
+from parity.checks import compare_states
+from parity.compare import Subject, compare, compare_groups, compare_series, compare_value
+from parity.environment import deterministic, quietly
+from parity.errors import InputError
+from parity.evidence import Evidence
+from parity.files import read_lines, read_tensors
+from parity.prototypes.case import Case
+from parity.prototypes.port import ALGORITHMS, start_port
+from parity.prototypes.recorded import PROTOTYPE_SEED
+from parity.verdict import Row
+from ports.training.checkpoint.adam import adam_state
+
+GIVEN = {"embed_tokens.weight": "verifier.embed_tokens.weight", "t2d": "t2d", "d2t": "d2t"}
+"""What a draft with a vocabulary of its own saves beyond what it trains, and the initial tensors it comes from."""
+
+STOP = 3
+"""Optimizer steps before the stop: in the middle of a pass, where there are more."""
+
+BEYOND = 2
+"""Steps of the second pass, so that the resumed run also draws an order of its own."""
+
+
+def last_checkpoint(evidence: Evidence) -> Path:
+    """The newest draft directory of the run."""
+    prefix = ALGORITHMS[evidence.case.algorithm].checkpoint
+    found = evidence.live.checkpoints.glob(f"{prefix}*/config.json")
+    saved = sorted(found, key=lambda file: int(file.parent.name.removeprefix(prefix)))
+    if not saved:
+        raise InputError(evidence.live.checkpoints, "checkpoints", "none", "a Speculators directory after every pass")
+    return saved[-1].parent
+
+
+def check_round_trip(evidence: Evidence) -> list[Row]:
+    """The file against the trained draft, key by key; the reopened draft against it, logit by logit."""
+    subject, folder, draft = evidence.subject("round_trip"), last_checkpoint(evidence), evidence.live.draft
+    stored, exact = read_tensors(folder / "model.safetensors"), evidence.tolerance("round_trip")
+    ignored = set(draft._keys_to_ignore_on_save or [])
+    trained = {name: value for name, value in draft.state_dict().items() if name not in ignored}
+    rows = compare_groups(subject, "round_trip", trained, stored, exact)
+    given = _given(evidence)
+    if given:
+        rows += compare_groups(subject, "given", given, _only(stored, given), exact)
+    rows.append(_exactly_trained(evidence, subject, stored))
+    if all(row.passed for row in rows):
+        rows += _reopened(evidence, subject, folder)
+    return rows
+
+
+def _given(evidence: Evidence) -> dict[str, Tensor]:
+    """Without a map where the draft speaks every token of the verifier, for which Speculators keeps none."""
+    if not ALGORITHMS[evidence.case.algorithm].owns_vocabulary:
+        return {}
+    initial, maps = read_tensors(evidence.case.initial), ("t2d", "d2t")
+    wanted = [name for name in GIVEN if evidence.live.draft.d2t is not None or name not in maps]
+    return {name: initial[GIVEN[name]].to(evidence.live.draft.state_dict()[name].dtype) for name in wanted}
+
+
+def _only(tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if name in names}
+
+
+def _exactly_trained(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> Row:
+    """Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else."""
+    owned = set(GIVEN) if ALGORITHMS[evidence.case.algorithm].owns_vocabulary else set()
+    trained = evidence.trained_by_original()
+    missing, extra = trained - set(stored), set(stored) - trained - owned
+    detail = f"missing {sorted(missing)}, beyond them {sorted(extra)}" if missing or extra else ""
+    return subject.row("keys", "trained tensors", float(len(missing) + len(extra)), 0.0, not detail, detail)
+
+
+def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
+    draft, reopened = evidence.live.draft, SpeculatorModel.from_pretrained(folder)
+    row = compare_value(subject, "class", "model", type(draft).__name__, type(reopened).__name__)
+    attention = draft.config.transformer_layer_config._attn_implementation
+    reopened.config.transformer_layer_config._attn_implementation = attention
+    expected, found = (_last_logits(model, evidence) for model in (draft, reopened))
+    return [row, compare(subject, "round_trip", "logits", expected, found, evidence.tolerance("round_trip"))]
+
+
+@torch.no_grad()
+def _last_logits(draft: Any, evidence: Evidence) -> Tensor:
+    """Of the first batch, at the last TTT step."""
+    batch, case = evidence.found.group("mb0.batch."), evidence.case
+    inputs = batch["hidden_states"], batch["input_ids"], batch["attention_mask"], case.ttt_steps
+    steps = ports.eagle3.model.unroll(draft, *inputs) if case.algorithm == "eagle3" else draft(*inputs)
+    logits: Tensor = steps[-1].logits
+    return logits
+
+
+def check_converted(evidence: Evidence) -> list[Row]:
+    """The prototype's own final weights through Speculators' converter: the native checkpoint, tensor by tensor."""
+    subject = evidence.subject("converted")
+    native = read_tensors(last_checkpoint(evidence) / "model.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        converted = _convert(evidence, Path(folder))
+    exact = {name for name in converted if not converted[name].is_floating_point()} | {"embed_tokens.weight"}
+    pairs = {f"final.{name}": (converted.get(name), native.get(name)) for name in sorted({*converted, *native} - exact)}
+    given = _only(converted, exact), _only(native, exact)
+    rows = compare_groups(subject, "converted", *given, evidence.tolerance("converted"))
+    return rows + compare_states(evidence, "converted", "final", pairs)
+
+
+def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
+    """Write what the prototype's final state holds in the converter's input layout, convert it, read it back."""
+    maps = () if evidence.live.draft.d2t is None else ("t2d", "d2t")
+    vocabulary = _only(read_tensors(evidence.case.initial), maps)
+    source, target = folder / "source", folder / "target"
+    source.mkdir()
+    save_file({**evidence.expected.group("final."), **vocabulary}, source / "model.safetensors")
+    config = json.loads(evidence.case.configpath.read_text()) | {"torch_dtype": "float32"}
+    (source / "config.json").write_text(json.dumps(config))
+    Eagle3Converter().convert(source, target, str(evidence.case.verifier), validate=False, norm_before_residual=True)
+    return read_tensors(target / "model.safetensors")
+
+
+def check_resume(evidence: Evidence) -> list[Row]:
+    """Stopped and resumed against never stopped: equal in everything, with the case's settings, shuffle and noise."""
+    case, subject, exact = evidence.case, evidence.subject("resume"), evidence.tolerance("resume")
+    with tempfile.TemporaryDirectory() as folder:
+        straight = Path(folder) / "straight"
+        expected = _run(case, straight, 0, save_steps=STOP)
+        found = _run(case, Path(folder) / "resumed", 1, ckpt_path=straight / f"step_{STOP}")
+        logs = [list(read_lines(Path(folder) / name / "metrics.jsonl")) for name in ("straight", "resumed")]
+    schedules = expected.pop("schedule"), found.pop("schedule")
+    rows = [compare_value(subject, "schedule", name, schedules[0][name], schedules[1][name]) for name in schedules[0]]
+    for kind in expected:
+        rows += compare_groups(subject, "resume", expected[kind], found[kind], exact)
+    rows.append(compare_value(subject, "log", "lines", *map(len, logs)))
+    for name in sorted(logs[0][0]) if logs[0] else ():
+        mine, theirs = ([float(line.get(name, torch.nan)) for line in log] for log in logs)
+        rows.append(compare_series(subject, "resume", name, mine, theirs, exact))
+    return rows
+
+
+def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> dict[str, dict[str, Any]]:
+    """Where the port ends, with draws of its own, after one pass and a little more: weights, Adam's state, the rest.
+
+    ``disturbance`` moves the seed of the process: what a resumed run draws must not depend on it.
+    """
+    steps = len(case.meta.samples_files) // case.bs // case.accumulation
+    length = max(STOP + 1, min(steps + BEYOND, steps * (case.epoch + 1)))
+    seed = PROTOTYPE_SEED if case.seed is None else case.seed
+    with deterministic(seed + disturbance), quietly():
+        loop = start_port(case, cpdir, live=True, noise=True, shuffle=True, max_steps=length, **changes)
+        loop.run()
+        draft, state, drawn = loop.objective.draft, loop.schedule.state_dict(), loop.generators()
+        end = {
+            "weights": {name: value.detach().clone() for name, value in draft.named_parameters()},
+            "adam": adam_state(draft, loop.optimizer),
+            "generators": {f"generator {name}": one for name, one in drawn.items() if one.dtype != torch.float64},
+            "schedule": {name: state[name] for name in ("last_epoch", "_step_count", "_last_lr")},
+        }
+    loop.accelerator.end_training()
+    return end

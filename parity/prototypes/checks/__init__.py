@@ -1,1 +1,0 @@
-"""Checks of a prototype's pair that another pair has no use for."""

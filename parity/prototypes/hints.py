@@ -1,0 +1,143 @@
+"""What a failed row looks like: a known deviation's signature, and the first module where port and reference part.
+
+The modules go by the draft's names, their calls are the TTT steps; the search is the kit's, on the first batch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.calls import WHOLE, Call, call_of, keep_call, watch
+from parity.environment import deterministic
+from parity.evidence import Evidence
+from parity.locate import Finding, first_backward, first_forward, within
+from parity.prototypes.case import Case
+from parity.prototypes.port import start_port
+from parity.prototypes.reference.data import batches_of_pass
+from parity.prototypes.reference.loop import prepare
+from parity.trace import Trace
+from parity.verdict import Row
+
+AGREE = 1e-4
+"""Relative to the largest entry: far above rounding, far below what a fault does."""
+
+LOCALISED = ("forward", "loss", "paths", "gradients")
+
+Passages = tuple[list[Call], dict[str, Tensor]]
+"""The modules' calls in the order in which they ended, one a TTT step, and the parameters' gradients."""
+
+
+def hint(row: Row, evidence: Evidence) -> str:
+    """The deviation that a failed row looks like, and where the port parts from the reference; empty: nothing known."""
+    signature, words = SIGNATURES.get(row.check, (lambda evidence: False, ""))
+    said = [words] if signature(evidence) else []
+    if evidence.live is not None and row.check in LOCALISED:
+        finding = localise(evidence.case)
+        said.append(sentence(finding) if finding else "module by module both sides agree on the first batch")
+    return "; ".join(said)
+
+
+def _mask_is_shifted(evidence: Evidence) -> bool:
+    """Equal, moved by one position, away from the rows' ends, where the last entry is switched off."""
+    expected, found = (trace.tensors.get("mb0.batch.loss_mask") for trace in evidence.traces)
+    if expected is None or found is None or expected.shape != found.shape or torch.equal(expected, found):
+        return False
+    return any(bool(((torch.roll(expected, by, 1) != found).sum(1) <= 1).all()) for by in (1, -1))
+
+
+def _chain_keys(evidence: Evidence) -> bool:
+    """Do the found logits of the last step equal the reference's with the keys of the chain?"""
+    case, batch, where = evidence.case, evidence.expected.group("mb0.batch."), evidence.real(0)
+    found = evidence.found.tensors.get(f"mb0.step{case.ttt_steps - 1}.logits")
+    if found is None or case.ttt_steps < 3 or not batch or where.shape != found.shape[:2]:
+        return False
+    setup = prepare(case)
+    with torch.no_grad():
+        logits = setup.forward(setup.weights(), batch, own_position=False).steps[-1].logits
+    return logits.shape == found.shape and bool((logits[where] - found[where]).abs().max() < 1e-3)
+
+
+def _last_micro_batch_only(evidence: Evidence) -> bool:
+    """Is the accumulated gradient the prototype's own, which keeps only the last micro-batch?"""
+    if evidence.case.accumulation == 1:
+        return False
+    expected, found = (trace.group(f"mb{evidence.micro_batches()[-1]}.grad.") for trace in evidence.traces)
+    return bool(expected) and all(
+        name in found and torch.allclose(value, found[name], rtol=1e-3, atol=1e-6) for name, value in expected.items()
+    )
+
+
+SIGNATURES: dict[str, tuple[Callable[[Evidence], bool], str]] = {
+    "batches": (_mask_is_shifted, "unshifted-mask: the loss mask is the prototype's moved by one position"),
+    "forward": (_chain_keys, "own-position-kv: these are the logits of the chain alignment"),
+    "gradients": (_last_micro_batch_only, "accumulation-wipe: this is the gradient of the last micro-batch alone"),
+}
+"""By check what a known deviation does to its numbers, and its id in words."""
+
+
+def localise(case: Case) -> Finding | None:
+    """Run both sides on the case's first batch and find where they part, forward before backward."""
+    with deterministic():
+        batch = _longest_row(case)
+        (expected, grads), (found, own) = reference_passages(case, batch), port_passages(case, batch)
+    agree = within(AGREE)
+    forward = first_forward(expected, found, agree, every_module=True)
+    return forward or first_backward(expected, found, (grads, own), agree)
+
+
+def sentence(finding: Finding) -> str:
+    """For reports about a draft, whose calls are TTT steps."""
+    place = f"inputs of {finding.module} agree at TTT step {finding.call}, its outputs do not"
+    return f"{finding.direction}: {place}; {finding.detail}"
+
+
+def trace_calls(case: Case, trace: Trace) -> None:
+    """Put the port's calls on the longest row of the first batch into its trace."""
+    with deterministic():
+        calls, _ = port_passages(case, _longest_row(case))
+    trace.calls = tuple(call.key for call in calls)
+    for call in calls:
+        keep_call(trace, call)
+
+
+def _longest_row(case: Case) -> dict[str, Tensor]:
+    """The row of the first batch without padding: at padded positions the two sides may hold what they like."""
+    batch = next(batches_of_pass(case, 0))
+    row = int(batch["attention_mask"].sum(1).argmax())
+    return {name: value[row : row + 1] for name, value in batch.items()}
+
+
+def reference_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
+    """The reference's; keys and values are projected once, so that gradients meet in the same places as the port's."""
+    calls: list[Call] = []
+    setup = prepare(case)
+    weights = setup.weights()
+    out = setup.forward(weights, batch, tap=lambda *seen: calls.append(call_of(*seen)), project_once=True)
+    torch.stack(list(out.backward)).sum().backward()
+    return calls, _gradients({name: weights[name] for name in setup.masters})
+
+
+def port_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
+    """The port's, watched; only the eager loss calls norm and head as modules.
+
+    Inputs are shared as the reference shares them, so that their gradients are those of all who read them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        objective: Any = start_port(case, Path(folder), loss_implementation="eager").objective
+        named = {"features" if name == "hidden_states" else name: value for name, value in batch.items()}
+        objective.train()
+        with watch(objective.draft, own_inputs=False) as calls:
+            loss = objective(named).backward_loss
+        loss.backward()
+    inner = [call for call in calls if call.module != WHOLE]
+    return inner, _gradients(dict(objective.draft.named_parameters()))
+
+
+def _gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.grad for name, value in parameters.items() if value.grad is not None}

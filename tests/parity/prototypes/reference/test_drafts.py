@@ -1,0 +1,80 @@
+"""The two reference models: their objectives by hand, and the same numbers whichever way they are computed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parity.prototypes.case import Case
+from parity.prototypes.reference.data import batches_of_pass
+from parity.prototypes.reference.drafts import Unrolled, kl_loss, masked_mean
+from parity.prototypes.reference.loop import Setup, prepare
+
+
+def unrolled(setup: Setup, **options: Any) -> tuple[Unrolled, dict[str, Tensor]]:
+    """A forward on the first batch and the gradients of all its losses."""
+    weights = setup.weights()
+    out = setup.forward(weights, next(batches_of_pass(setup.case, 0)), **options)
+    torch.stack(list(out.backward)).sum().backward()
+    return out, {name: weights[name].grad for name in setup.masters}
+
+
+@pytest.fixture(params=["eagle3_fp32_k5", "hass_fp32_k4"])
+def setup(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Setup:
+    return prepare(cases[request.param], torch.float64)
+
+
+def test_projecting_once_gives_the_same_forward_and_gradients(setup: Setup) -> None:
+    (again, gradients), (once, same) = unrolled(setup), unrolled(setup, project_once=True)
+    for one, other in zip(again.steps, once.steps, strict=True):
+        torch.testing.assert_close((one.logits, one.hidden), (other.logits, other.hidden), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients, same, rtol=1e-9, atol=1e-12)
+
+
+def test_every_step_follows_from_the_one_before_in_double_precision(setup: Setup) -> None:
+    out, gradients = unrolled(setup)
+    for before, after in itertools.pairwise(out.steps):
+        assert torch.equal(after.hidden_in[:, 0], before.hidden_in[:, 0])
+        assert torch.equal(after.hidden_in[:, 1:], before.hidden[:, :-1])
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+    tensors = [out.target_p, *gradients.values(), *(step.logits for step in out.steps)]
+    assert {tensor.dtype for tensor in tensors} == {torch.float64}
+    chain = unrolled(setup, own_position=False)[0]
+    gaps = [float((a.logits - b.logits).detach().abs().max()) for a, b in zip(out.steps, chain.steps, strict=True)]
+    assert max(gaps[:2]) < 1e-12
+    assert min(gaps[2:]) > 1e-2
+
+
+def test_eagle3_sums_its_losses_and_runs_one_backward(cases: dict[str, Case]) -> None:
+    out, _ = unrolled(prepare(cases["eagle3_fp32_k5"]))
+    assert len(out.backward) == 1
+    assert out.backward[0] is out.loss
+    assert out.loss.item() == pytest.approx(sum(step.loss.item() for step in out.steps), rel=1e-6)
+
+
+def test_hass_runs_a_backward_a_step_and_reports_the_mean(cases: dict[str, Case]) -> None:
+    setup = prepare(cases["hass_fp32_k4"])
+    out, _ = unrolled(setup)
+    assert list(out.backward) == [step.loss for step in out.steps]
+    assert out.loss.item() == pytest.approx(sum(step.loss.item() for step in out.steps) / 4, rel=1e-6)
+    assert not any(step.hidden_in.requires_grad for step in out.steps)
+    mask = next(batches_of_pass(setup.case, 0))["loss_mask"]
+    terms = -(out.target_p.double() * out.steps[-1].logits.detach().double().log_softmax(-1))
+    everything = float(masked_mean(terms.sum(-1), mask))
+    assert out.logged["train/ploss"] == pytest.approx(everything, rel=1e-5)
+    assert 0 < out.logged["train/topkloss"] < everything
+
+
+def test_the_divergence_is_the_formula() -> None:
+    target = torch.tensor([[[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]])
+    logits, mask = torch.randn(1, 3, 3), torch.tensor([[1, 0, 1]])
+    q = logits.softmax(-1)[0].tolist()
+    rows = [0.5 * math.log(0.5 / q[0][0]) + 0.5 * math.log(0.5 / q[0][1]), -math.log(q[2][0])]
+    assert kl_loss(logits, target, mask).item() == pytest.approx(sum(rows) / (2 + 1e-5), rel=1e-6)
+    assert kl_loss(logits, target, torch.zeros(1, 3)).item() == 0
+    assert kl_loss(logits, logits.softmax(-1), mask).abs().item() < 1e-7

@@ -1,0 +1,87 @@
+"""Norm, rotary embedding and MLP against transformers' Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from parity.prototypes.reference.layer import mlp, rms_norm, rope_frequencies, rotary_angles, rotate
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+BASE: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 20,
+    "max_position_embeddings": 256,
+    "rope_theta": 5000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+SCALINGS = [None, {"rope_type": "linear", "factor": 4.0}, {"type": "linear", "factor": 2.5}, LLAMA3]
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {**BASE, **changes}
+
+
+@pytest.mark.parametrize("dim", [None, 10, 64])
+@pytest.mark.parametrize("scaling", SCALINGS, ids=["default", "linear", "linear-old-key", "llama3"])
+def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dim: int | None) -> None:
+    values = config(rope_scaling=scaling, **({"head_dim": dim} if dim else {}))
+    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
+    assert torch.equal(rope_frequencies(values, torch.float32), theirs.inv_freq)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 3, 7, dim or 12).to(dtype)
+        expected, _ = apply_rotary_pos_emb(x, x, *theirs(x, torch.arange(7)[None]))
+        found = rotate(x, *rotary_angles(values, 7, dtype))
+        assert found.dtype == dtype
+        assert torch.equal(found, expected)
+
+
+def test_an_unknown_scaling_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
+        rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("eps", [1e-5, 1e-2])
+def test_norm_is_llama_s(eps: float, dtype: torch.dtype) -> None:
+    theirs = LlamaRMSNorm(48, eps=eps).to(dtype)
+    theirs.weight.data = torch.rand(48).to(dtype) + 0.5
+    x = torch.randn(2, 5, 48).to(dtype) * 3
+    found = rms_norm(x, theirs.weight, eps)
+    assert found.dtype == dtype
+    assert torch.equal(found, theirs(x))
+
+
+def test_norm_in_double_precision_is_the_formula() -> None:
+    x, weight = torch.randn(3, 48, dtype=torch.float64), torch.rand(48, dtype=torch.float64)
+    expected = weight * x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
+    torch.testing.assert_close(rms_norm(x, weight, 0.1), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_mlp_is_llama_s_and_seen_module_by_module(bias: bool) -> None:
+    theirs, seen = LlamaMLP(LlamaConfig.from_dict(config(mlp_bias=bias))), {}
+    weights = {f"m.{name}": value for name, value in theirs.state_dict().items()}
+    x = torch.randn(2, 5, 48)
+    out = mlp(x, weights, "m", 3, lambda name, step, into, out: seen.update({name: (step, into, out)}))
+    torch.testing.assert_close(out, theirs(x), rtol=1e-6, atol=1e-6)
+    assert list(seen) == ["m.gate_proj", "m.up_proj", "m.down_proj", "m"]
+    assert seen["m"] == (3, x, out)
