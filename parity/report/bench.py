@@ -154,9 +154,8 @@ def _panel(drawn: Sequence[Timing], title: str, over: str, label: str, fit: Call
     points = {side: sorted({x(t): y(t) for t in drawn if t.side == side}.items()) for side in STYLES}
     lines = {side: np.asarray(found, dtype=float).T for side, found in points.items() if found}
     series = [Series(line[0].tolist(), line[1].tolist(), STYLES[side]) for side, line in lines.items()]
-    marks = sorted({x(timing) for timing in drawn}) if log else []
     remarks = [f"{side}: {said}" for side, line in lines.items() if (said := fit(*line))]
-    drawing = draw(title, over, Axes(label, series, log=log, marks=marks))
+    drawing = draw(title, over, Axes(label, series, log=log, doubling=log))
     return Panel(title, drawing, [(side, STYLES[side]) for side in lines], remarks)
 
 

@@ -44,12 +44,13 @@ def _table(run: str, rows: list[Row]) -> Table:
 
 def _cells(rows: list[Row]) -> list[Text]:
     top, status = worst(rows), status_of(rows)
-    passed, those = len(ended(rows, Status.PASSED)), count(len(ended(rows, status)))
+    passed, those = count(len(ended(rows, Status.PASSED))), count(len(ended(rows, status)))
     verdict = {Status.FAILED: f"FAIL ({those})", Status.BLOCKED: f"blocked ({those})", Status.PASSED: "pass"}[status]
-    cells = [count(len({row.case for row in rows})), f"{count(passed)} of {count(len(rows))}", short(top and top.ratio)]
+    cases, ratio = count(len({row.case for row in rows})), short(top.ratio if top else None)
     name = f"{top.case} {top.tensor}".strip() if top and top.ratio != 0 else ""
     where = Text(name, no_wrap=True, overflow="ellipsis")  # the column gives way: the others are never cut
-    return [*map(Text, cells), where, Text(verdict, style=STYLES[status])]
+    cells = map(Text, (cases, f"{passed} of {count(len(rows))}", ratio))
+    return [*cells, where, Text(verdict, style=STYLES[status])]
 
 
 def _sections(report: Report) -> Iterator[tuple[str, list[Padding]]]:
