@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from parity.errors import InputError
-from parity.report import summary, write_json
+from parity.report import print_report, render_html, summary, write_json
 from parity.report.summary import count, listing, scaled, severity, short, words, write_whole
 from parity.verdict import Report, Row, Status
 from tests.parity.report.conftest import absent
@@ -54,17 +56,31 @@ def test_values_in_words() -> None:
     ]
 
 
-def test_json_has_the_verdict_before_the_rows_and_none_passes_that_compares_nothing(
-    demo: Report, tmp_path: Path
-) -> None:
+def test_last_line_json_and_page_have_the_counts_of_the_rows(demo: Report, tmp_path: Path) -> None:
     write_json(demo, tmp_path / "report.json")
-    document = json.loads((tmp_path / "report.json").read_text())
+    document, page = json.loads((tmp_path / "report.json").read_text()), render_html(demo)
     assert list(document)[:5] == ["format_version", "passed", "verdict", "counts", "rows"]
-    assert document["counts"]["reference"] == {"not applicable": 0, "prototype": {"passed": 24, "total": 24}}
+    print_report(demo, Console(file=(terminal := io.StringIO())))
+    assert terminal.getvalue().splitlines()[-1] == document["verdict"]
+    for run, counts in document["counts"].items():
+        rows = [row for row in document["rows"] if row["run"] == run]
+        assert counts.pop("not applicable") == sum(row["passed"] is None for row in rows)
+        assert sum(found["total"] for found in counts.values()) == sum(row["passed"] is not None for row in rows)
+        line = page.partition(f'data-label="run">{run}</td>')[2].partition("</tr>")[0]
+        for against, found in counts.items():
+            passed = [row["passed"] for row in rows if row["against"] == against and row["passed"] is not None]
+            assert found == {"passed": sum(passed), "total": len(passed)}
+            assert f"{against} {sum(passed)} of {len(passed)}" in document["verdict"]
+            assert f'data-label="{against}">{sum(passed)} of {len(passed)}</td>' in line
+
+
+def test_json_rows_carry_every_field_and_none_passes_that_compares_nothing(demo: Report, tmp_path: Path) -> None:
+    write_json(demo, tmp_path / "report.json")
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     names = "check case run quantity tensor measured allowed status detail hint against passed"
-    assert {tuple(row) for row in document["rows"]} == {tuple(names.split())}
+    assert {tuple(row) for row in rows} == {tuple(names.split())}
     ended = {"passed": True, "failed": False, "blocked": False, "not applicable": None}
-    assert {row["status"]: row["passed"] for row in document["rows"]} == ended
+    assert {row["status"]: row["passed"] for row in rows} == ended
 
 
 def test_json_is_strict_with_floats_in_full(tmp_path: Path) -> None:
