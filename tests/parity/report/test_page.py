@@ -68,14 +68,11 @@ def test_the_page_is_well_formed_loads_nothing_and_every_link_leads_somewhere(ht
     assert page.tags.count("script") == 1
 
 
-def test_the_verdict_stands_at_the_top_and_its_counts_below(html: str) -> None:
-    top, _, rest = visible(html).partition("Passed of compared")
-    report = build_report()
-    assert report.verdict_line() in top
+def test_the_verdict_stands_at_the_top(html: str) -> None:
+    top = visible(html).partition("Passed of compared")[0]
+    assert build_report().verdict_line() in top
     assert "Start with check forward of eagle3_fp32_k3 (port)" in top
     assert "The worst error is NaN times what is allowed: t2 in check curve of hass_bf16_k3 (port)" in top
-    for passed, total in report.counts().compared.values():
-        assert f"{passed} of {total}" in rest
 
 
 def test_every_failed_row_is_shown_with_detail_and_hint(html: str) -> None:
