@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from benchmarks.shapes import Shape
+
+from benchmarks import worker
+from benchmarks.shapes import Shape, build_case
 from benchmarks.useful import useful_flops
+from parity.prototypes.original import record_original, request_for
 
-PROJECT = Path(__file__).parents[1]
+WARMUP = 1
 
 
 @dataclass
 class Measured:
-    """One side on one shape: seconds per optimizer step, peak memory, FLOPs that were counted, the first loss.
+    """One side on one shape: the first loss, FLOPs that were counted, seconds per optimizer step, peak memory.
 
-    ``gemm`` is what the same process reached in a square matrix product, FLOPs per second.
+    ``gemm`` is what the same process reached in a square matrix product, FLOPs per second; 0 where nobody asked.
     """
 
     shape: Shape
@@ -34,8 +40,7 @@ class Measured:
 
     def as_json(self) -> dict[str, Any]:
         """What a benchmark's JSON says beside the times."""
-        best = min(self.seconds)
-        useful = useful_flops(self.shape)
+        best, useful = min(self.seconds), useful_flops(self.shape)
         return {
             **vars(self.shape),
             "side": self.side,
@@ -49,61 +54,29 @@ class Measured:
         }
 
 
-class Racer:
-    """A worker process, one step per call; its standard error goes to ``log``."""
-
-    def __init__(self, side: str, shape: Shape, rounds: int, fixtures: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.worker", side, shape.as_json(), str(rounds), str(fixtures)]
-        self.log = fixtures / f"{shape}-{side.replace(' ', '_')}.log"
-        threads = {name: str(shape.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        hidden = {} if shape.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=PROJECT,
-                env={**os.environ, **threads, **hidden},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        first = self._answer()
-        self.measured = Measured(shape, side, first["loss"], int(first["flops"]), first["gemm"])
-
-    def step(self) -> None:
-        """Make one step and note its time."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        self.measured.seconds.append(answer["seconds"])
-        self.measured.peak_bytes = int(answer["peak_bytes"])
-
-    def close(self) -> None:
-        """End the process and what it holds."""
-        self.process.kill()
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            raise RuntimeError(f"{self.log} ends with:\n{self.log.read_text()[-2000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
 def race(shape: Shape, sides: Sequence[str], rounds: int, fixtures: Path) -> dict[str, Measured]:
-    """Start every side, one after the other, then let them step in turn."""
-    racers: list[Racer] = []
-    try:
-        for side in sides:
-            racers.append(Racer(side, shape, rounds, fixtures))
+    """Start every side in a process of its own, one after the other, then let them step in turn."""
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(shape.threads))
+    environment |= {} if shape.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    found: dict[str, Measured] = {}
+    with ExitStack() as stack, mock.patch.dict(os.environ, environment):
+        processes = {side: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for side in sides}
+        for side, process in processes.items():
+            found[side] = Measured(shape, side, **process.submit(worker.start, side, shape, rounds, fixtures).result())
         for number in range(rounds):
-            for racer in racers if number % 2 == 0 else racers[::-1]:
-                racer.step()
-        return {racer.measured.side: racer.measured for racer in racers}
-    finally:
-        for racer in racers:
-            racer.close()
+            for side in list(sides)[:: 1 if number % 2 == 0 else -1]:
+                answer = processes[side].submit(worker.step).result()
+                found[side].seconds.append(answer["seconds"])
+                found[side].peak_bytes = int(answer["peak_bytes"])
+    return found
+
+
+def run_original(shape: Shape, prototype: Path, rounds: int, fixtures: Path) -> Measured:
+    """``rounds`` steps of the live original after a warm-up, in one run, since its script does not stop in between."""
+    with tempfile.TemporaryDirectory() as folder:
+        case = build_case(shape, fixtures, Path(folder), rounds + WARMUP)
+        steps = {"max_optimizer_steps": rounds + WARMUP, "threads": shape.threads}
+        request = request_for(case, prototype, Path(folder) / "recording", record=False, count_flops=True, **steps)
+        meta = json.loads((record_original(request, timeout=None) / "meta.json").read_text())
+    seconds = meta["step_cpu_seconds" if shape.threads == 1 else "step_seconds"][WARMUP:]
+    return Measured(shape, "original", float("nan"), meta["first_step_flops"], 0.0, seconds, meta["peak_bytes"])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from parity.fixtures.samples import build_random_fixture
@@ -49,8 +48,28 @@ class Shape:
         """Tokens in the loss; a sample's last position never is, see :mod:`ports.training.data.samples`."""
         return self.length - int(PROMPT_SHARE * self.length) - 1
 
-    def as_json(self) -> str:
-        return json.dumps(asdict(self))
+
+ALGORITHMS = ("eagle3", "hass")
+QUICK = [Shape(algorithm, length) for algorithm in ALGORITHMS for length in (256, 1024, 2048)]
+FULL = [
+    *(Shape(algorithm, length) for algorithm in ALGORITHMS for length in (256, 512, 1024, 2048, 4096, 8192, 16384)),
+    *(Shape(algorithm, 1024, k) for algorithm in ALGORITHMS for k in (1, 2, 4, 5, 6, 7)),
+    *(Shape(algorithm, length, dtype="bf16") for algorithm in ALGORITHMS for length in (1024, 2048)),
+    *(Shape(algorithm, length, threads=2) for algorithm in ALGORITHMS for length in (1024, 2048)),
+    *(Shape(algorithm, length, device="cuda", dtype="bf16") for algorithm in ALGORITHMS for length in (2048, 8192)),
+]
+DENSE = ("original", "reference", "port eager", "speculators")
+"""They hold several [heads, T, T] tensors a step."""
+LONGEST_DENSE = 4096
+
+
+def sides_of(shape: Shape, original: bool) -> list[str]:
+    """The sides that can take a shape; ``original``: is there a checkout of the prototypes."""
+    sides = ["original", "reference"] if (shape.dtype, shape.device) == ("fp32", "cpu") else []
+    sides += ["speculators", "port chain"] if shape.algorithm == "eagle3" else []
+    sides += ["port eager", "port"]
+    dense = shape.length <= LONGEST_DENSE
+    return [side for side in sides if (dense or side not in DENSE) and (original or side != "original")]
 
 
 def build_case(shape: Shape, fixtures: Path, folder: Path, steps: int) -> Case:
@@ -60,8 +79,6 @@ def build_case(shape: Shape, fixtures: Path, folder: Path, steps: int) -> Case:
     """
     fixture = fixtures / f"t{shape.length}_n{steps}"
     if not fixture.exists():
-        lengths = (shape.length,) * steps
-        build_random_fixture(
-            fixture, spec=SPEC, lengths=lengths, draft_vocab_size=DRAFT_VOCABULARY, prompt_share=PROMPT_SHARE
-        )
+        sizes = {"lengths": (shape.length,) * steps, "draft_vocab_size": DRAFT_VOCABULARY}
+        build_random_fixture(fixture, spec=SPEC, prompt_share=PROMPT_SHARE, **sizes)
     return write_case(folder, fixture, str(shape), algorithm=shape.algorithm, k=shape.ttt_steps, bs=1, epoch=0)

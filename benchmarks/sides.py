@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +32,13 @@ def reference(case: Case, shape: Shape, cpdir: Path) -> Steps:
         yield run.trace.curve[-1].loss
 
 
-def port(
-    case: Case, shape: Shape, cpdir: Path, prepare: Callable[[Any], object] | None = None, **changes: Any
-) -> Steps:
-    """The port as it comes; ``prepare`` gets the draft before the first step, ``changes`` are settings."""
+def port(case: Case, shape: Shape, cpdir: Path, **changes: Any) -> Steps:
+    """The port as it comes; ``changes`` are settings."""
     losses = _Losses()
-    changes |= {"mixed_precision": _precision(shape), "max_len": shape.length}
-    loop = start_port(case, cpdir, observer=losses, **changes)
-    if prepare is not None:
-        prepare(loop.objective.draft)
+    precision = "bf16" if shape.dtype == "bf16" else "no"
+    loop = start_port(case, cpdir, observer=losses, mixed_precision=precision, max_len=shape.length, **changes)
     for _ in loop.optimizer_steps():
         yield losses.last
-
-
-def port_eager(case: Case, shape: Shape, cpdir: Path) -> Steps:
-    """Dense attention, all logits."""
-    return port(case, shape, cpdir, attn_implementation="eager", loss_implementation="eager")
-
-
-def port_compiled(case: Case, shape: Shape, cpdir: Path) -> Steps:
-    """The MLPs through torch.compile, which the port does not do by itself: here is what it would give."""
-    return port(case, shape, cpdir, prepare=lambda draft: [layer.mlp.compile(dynamic=True) for layer in draft.layers])
-
-
-def port_chain(case: Case, shape: Shape, cpdir: Path) -> Steps:
-    """In the alignment that Speculators trains in, so that the two losses compare."""
-    return port(case, shape, cpdir, ttt_alignment="chain")
 
 
 def speculators(case: Case, shape: Shape, cpdir: Path) -> Steps:
@@ -93,15 +75,10 @@ class _Losses(Observer):
         self.last = record.loss
 
 
-def _precision(shape: Shape) -> str:
-    return "bf16" if shape.dtype == "bf16" else "no"
-
-
 SIDES: dict[str, Callable[[Case, Shape, Path], Steps]] = {
     "reference": reference,
     "speculators": speculators,
-    "port eager": port_eager,
-    "port chain": port_chain,
-    "port compiled": port_compiled,
+    "port eager": partial(port, attn_implementation="eager", loss_implementation="eager"),  # all scores, all logits
+    "port chain": partial(port, ttt_alignment="chain"),  # as Speculators trains, so that the two losses compare
     "port": port,
 }

@@ -19,6 +19,8 @@ from collections.abc import Callable
 
 from benchmarks.shapes import DRAFT_VOCABULARY, SPEC, Shape
 
+HEADS, KEYS_AND_VALUES = SPEC.num_attention_heads * SPEC.head_dim, 2 * SPEC.num_key_value_heads * SPEC.head_dim
+"""Widths of the queries, and of keys and values together."""
 FORWARD_AND_BACKWARD = 3
 """Forward, gradient of the input, gradient of the weight."""
 
@@ -31,10 +33,12 @@ def useful_flops(shape: Shape) -> int:
 def _eagle3(shape: Shape) -> int:
     h, tokens, rows = SPEC.hidden_size, shape.length, shape.rows
     once = 2 * tokens * 3 * h * h  # fc: the features want no gradient
-    once += FORWARD_AND_BACKWARD * tokens * h * _projections()  # the embedding's half of query, key and value
+    once += (
+        FORWARD_AND_BACKWARD * tokens * h * (HEADS + KEYS_AND_VALUES)
+    )  # the embedding's half of query, key and value
     once += rows * h * DRAFT_VOCABULARY  # target
     head = FORWARD_AND_BACKWARD * rows * h * DRAFT_VOCABULARY
-    every = shape.ttt_steps * (head + FORWARD_AND_BACKWARD * tokens * h * _keys_and_values())
+    every = shape.ttt_steps * (head + FORWARD_AND_BACKWARD * tokens * h * KEYS_AND_VALUES)
     earlier = (shape.ttt_steps - 1) * _row_wise(shape, tokens, tokens)
     return once + every + earlier + _row_wise(shape, rows, rows)
 
@@ -44,14 +48,14 @@ def _hass(shape: Shape) -> int:
     once = FORWARD_AND_BACKWARD * tokens * h * h  # the embedding's half of fc
     once += rows * h * SPEC.vocab_size  # target
     head = 2 * rows * h * SPEC.vocab_size  # frozen: no gradient of the weight
-    every = shape.ttt_steps * (head + FORWARD_AND_BACKWARD * tokens * h * (h + _keys_and_values()))
+    every = shape.ttt_steps * (head + FORWARD_AND_BACKWARD * tokens * h * (h + KEYS_AND_VALUES))
     earlier = (shape.ttt_steps - 1) * _row_wise(shape, tokens, rows)
     return once + every + earlier + _row_wise(shape, rows, rows)
 
 
 def _row_wise(shape: Shape, forward: int, backward: int) -> int:
     """Queries, attention, output projection and MLP of one step, on the last so many rows forward and backward."""
-    h, width = SPEC.hidden_size, _heads()
+    h, width = SPEC.hidden_size, HEADS
     products = h * width + width * h + 3 * h * SPEC.intermediate_size
     pairs = _pairs(shape.length, forward) + 2 * _pairs(shape.length, backward)
     return products * (forward + 2 * backward) + 2 * width * pairs
@@ -61,23 +65,6 @@ def _pairs(tokens: int, rows: int) -> int:
     """Of a row and a column it sees: all of a row's columns up to its own. Scores and weighted values each take one
     multiply-add per pair and channel; backward there are four such products, the scores made again not among them."""
     return (tokens * (tokens + 1) - (tokens - rows) * (tokens - rows + 1)) // 2
-
-
-def _projections() -> int:
-    """Width of query, key and value together."""
-    return _heads() + _keys_and_values()
-
-
-def _keys_and_values() -> int:
-    return 2 * SPEC.num_key_value_heads * _head_dim()
-
-
-def _heads() -> int:
-    return SPEC.num_attention_heads * _head_dim()
-
-
-def _head_dim() -> int:
-    return SPEC.head_dim or SPEC.hidden_size // SPEC.num_attention_heads
 
 
 _OF: dict[str, Callable[[Shape], int]] = {"eagle3": _eagle3, "hass": _hass}

@@ -1,13 +1,10 @@
-"""One side in a process of its own, so that peak memory is its own: ``python -m benchmarks.worker SIDE SHAPE STEPS``.
+"""One side in a process of its own, so that peak memory is its own.
 
-Says one JSON line after the first step, which warms up and counts, then one for every line it reads. Where no GPU is
-timed, seconds are the process' CPU time over its threads: another process on the core does not count.
+Where no GPU is timed, seconds are the process' CPU time over its threads: another process on the core does not count.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,26 +15,42 @@ from torch.utils import deterministic as determinism
 
 import ports  # noqa: F401  (its guard runs before anything imports transformers)
 from benchmarks.shapes import Shape, build_case
-from benchmarks.sides import SIDES, Steps
+from benchmarks.sides import SIDES
 from parity.environment import deterministic, quietly
 from parity.speed import flop_counter, peak_bytes
 
 PEAK_SIZE = 2048
+_RUNNING: list[Iterator[dict[str, float]]] = []
+
+
+def start(side: str, shape: Shape, steps: int, fixtures: Path) -> dict[str, float]:
+    """Make this process run a side: the first step's loss, which warms up, FLOPs and memory."""
+    _RUNNING[:] = [measure(side, shape, steps, fixtures)]
+    return step()
+
+
+def step() -> dict[str, float]:
+    """Seconds and memory of the next step."""
+    return next(_RUNNING[0])
 
 
 def measure(side: str, shape: Shape, steps: int, fixtures: Path) -> Iterator[dict[str, float]]:
-    """The first step's loss, FLOPs and memory; then seconds and memory of every further step."""
-    with tempfile.TemporaryDirectory() as folder, deterministic(threads=shape.threads), quietly():
+    """What :func:`start` and :func:`step` answer."""
+    folder = Path(tempfile.mkdtemp(dir=fixtures))
+    with deterministic(threads=shape.threads), quietly():
         determinism.fill_uninitialized_memory = False  # finds bugs, costs time on every side
-        case = build_case(shape, fixtures, Path(folder), steps + 1)
-        running = SIDES[side](case, shape, Path(folder) / "checkpoints")
+        case = build_case(shape, fixtures, folder, steps + 1)
+        running = SIDES[side](case, shape, folder / "checkpoints")
         gemm = gemm_flops_per_second(shape)
         with flop_counter() as counter:
             loss = next(running)
-        yield {"loss": loss, "flops": counter.get_total_flops(), "peak_bytes": _peak(shape), "gemm": gemm}
+        yield {"loss": loss, "flops": counter.get_total_flops(), "gemm": gemm}
         for _ in range(steps):
-            seconds = _timed(running, shape)
-            yield {"seconds": seconds, "peak_bytes": _peak(shape)}
+            seconds = _clocked(lambda: next(running), shape)
+            yield {
+                "seconds": seconds,
+                "peak_bytes": peak_bytes() if shape.device == "cpu" else torch.cuda.max_memory_allocated(),
+            }
 
 
 def gemm_flops_per_second(shape: Shape, repetitions: int = 6) -> float:
@@ -48,40 +61,12 @@ def gemm_flops_per_second(shape: Shape, repetitions: int = 6) -> float:
     return float(2 * PEAK_SIZE**3 / best)
 
 
-def _timed(running: Steps, shape: Shape) -> float:
-    return _clocked(lambda: next(running), shape)
-
-
 def _clocked(work: Callable[[], object], shape: Shape) -> float:
     """Seconds: CPU time of one thread, the wall's where several work or a GPU does."""
+    wait = torch.cuda.synchronize if shape.device == "cuda" else lambda: None
     clock = time.thread_time if shape.threads == 1 and shape.device == "cpu" else time.perf_counter
-    _wait(shape)
+    wait()
     start = clock()
     work()
-    _wait(shape)
+    wait()
     return clock() - start
-
-
-def _wait(shape: Shape) -> None:
-    if shape.device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak(shape: Shape) -> int:
-    """The most bytes held so far: of the process, or of the GPU."""
-    if shape.device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return peak_bytes()
-
-
-def main() -> None:
-    """Answer on the real standard output; nothing else of this process gets there."""
-    side, shape, steps, fixtures = sys.argv[1:]
-    answer, sys.stdout = sys.stdout, sys.stderr
-    for line in measure(side, Shape(**json.loads(shape)), int(steps), Path(fixtures)):
-        print(json.dumps(line), file=answer, flush=True)
-        sys.stdin.readline()
-
-
-if __name__ == "__main__":
-    main()

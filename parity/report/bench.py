@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from parity.errors import InputError
+from parity.files import misfit, read_object
 from parity.report.figures import Axes, Series, draw
-from parity.report.page import Block, Panel, Panels, Table, environment, render, templates
-from parity.report.summary import scaled, short, unique, write_whole
+from parity.report.page import Panel, Table, environment, render, templates
+from parity.report.summary import grouped, short, unique, write_whole
 
 STYLES = {"original": "base", "reference": "run0", "speculators": "run1", "port eager": "run2", "port": "run3"}
 """The sides that are drawn; the table has all of them."""
@@ -25,12 +27,17 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Timing(BaseModel):
-    """One side on one shape: seconds of its fastest optimizer step, bytes at its peak, FLOPs of a step.
+    """One side on one shape: seconds of its fastest optimizer step, bytes at its peak.
 
-    ``flops`` were counted, ``useful_flops`` are what the step needs; ``fraction_of_gemm_peak`` is useful FLOPs over
-    time over what a square product reached, None where that was not measured.
+    ``fraction_of_gemm_peak`` is useful FLOPs over time over what a square product reached, None where that was not
+    measured.
     """
 
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=lambda name: AliasPath("extra_info", name))
+    )
+
+    seconds: Positive = Field(validation_alias=AliasPath("stats", "min"))
     algorithm: str
     length: Annotated[int, Field(gt=0)]
     ttt_steps: int
@@ -40,10 +47,7 @@ class Timing(BaseModel):
     side: str
     tokens_per_second: float
     peak_bytes: int
-    flops: int
-    useful_flops: int
     fraction_of_gemm_peak: Optional[float]  # noqa: UP045  (read by pydantic on 3.10)
-    seconds: float = 0.0
 
     @property
     def shape(self) -> tuple[str, int, int, str, int, str]:
@@ -57,147 +61,101 @@ class Timing(BaseModel):
         return ", ".join([self.algorithm, self.dtype, threads, *([self.device] if self.device != "cpu" else [])])
 
 
-class _Stats(BaseModel):
-    min: Positive
-
-
-class _Entry(BaseModel):
-    stats: _Stats
-    extra_info: Timing
-
-
-class _Machine(BaseModel):
-    parity: dict[str, Any] = {}
-
-
 class _File(BaseModel):
-    benchmarks: Annotated[list[_Entry], Field(min_length=1)]
-    machine_info: _Machine
+    benchmarks: Annotated[list[Timing], Field(min_length=1)]
+    machine: dict[str, Any] = Field(default={}, validation_alias=AliasPath("machine_info", "parity"))
 
 
-Bench = tuple[list[Timing], dict[str, Any]]
-"""Timings by shape, and the machine they come from."""
+COLUMNS: dict[str, Callable[[Timing], Any]] = {
+    "T": attrgetter("length"),
+    "k": attrgetter("ttt_steps"),
+    "side": attrgetter("side"),
+    "s per step": attrgetter("seconds"),
+    "tokens/s": attrgetter("tokens_per_second"),
+    "peak GB": lambda timing: timing.peak_bytes / 1e9,
+    "share of peak": attrgetter("fraction_of_gemm_peak"),
+}
+"""What a table's column and an axis show."""
 
 
-def read_bench(paths: Sequence[Path]) -> Bench:
-    """The files of pytest-benchmark as one.
+def read_bench(paths: Sequence[Path]) -> tuple[list[Timing], dict[str, Any]]:
+    """The files of pytest-benchmark as one: timings by shape, and the machine they come from.
 
     Raises:
         InputError: not such a file, an entry that is no training step, or files of different machines.
     """
     files = [_read(path) for path in paths]
-    machine = files[0].machine_info.parity
+    machine = files[0].machine
     for path, file in zip(paths, files, strict=True):
-        other = file.machine_info.parity
-        if differ := sorted(name for name in {*other, *machine} if other.get(name) != machine.get(name)):
+        if differ := sorted({name for name, _ in file.machine.items() ^ machine.items()}):
             raise InputError(path, "machine_info", f"another {', '.join(differ)}", f"that of {paths[0]}")
-    entries = [entry for file in files for entry in file.benchmarks]
-    timings = [entry.extra_info.model_copy(update={"seconds": entry.stats.min}) for entry in entries]
-    return sorted(timings, key=lambda timing: timing.shape), machine
+    return sorted((timing for file in files for timing in file.benchmarks), key=attrgetter("shape")), machine
 
 
 def _read(path: Path) -> _File:
-    expected = "a training step's JSON of pytest benchmarks --benchmark-json"
     try:
-        return _File.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(path, "file", error.strerror, expected) from error
+        return _File.model_validate(read_object(path, "a training step's JSON of pytest benchmarks --benchmark-json"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "file"
-        raise InputError(path, place, first["msg"], expected) from error
+        raise misfit(path, error) from error
 
 
 def write_scaling(bench: Sequence[Path], output: Path, title: str = "Training step") -> None:
     """Draw the timings of pytest-benchmark files into one HTML page; InputError for what cannot be read or written."""
     timings, machine = read_bench(bench)
-    columns = ("shape", "side", "seconds", "tokens per second", "peak GB", "share of peak", "FLOPs", "useful")
-    lines = [[_name(t), *_figures(t), scaled(t.flops), scaled(t.useful_flops), *_times(t, timings)] for t in timings]
-    kinds = ["name", "", *["number"] * (len(columns) - 2 + len(AGAINST))]
-    table = Table(
-        tuple(zip([*columns, *(f"times {side}" for side in AGAINST)], kinds, strict=True)), lines, "comparisons"
-    )
-    panels = panels_of(timings)
-    blocks: dict[str, list[Block]] = {
-        "plots": [Panels(panels)] if panels else [],
-        "shapes": [table],
-        "environment": environment(machine),
-    }
-    write_whole(output, render(title, blocks))
+    values = {"tables": tables(timings), "drawn": panels_of(timings), "environment": environment(machine)}
+    write_whole(output, render("bench.html.j2", title=title, **values))
 
 
 def write_performance(bench: Sequence[Path], output: Path) -> None:
     """The same timings as tables in Markdown."""
     timings, machine = read_bench(bench)
-    names = ("T", "k", "side", "s per step", "tokens/s", "peak GB", "share of peak", *(f"times {s}" for s in AGAINST))
-    tables = {}
-    for where in unique(timing.where for timing in timings):
-        mine = [timing for timing in timings if timing.where == where]
-        lines = [[t.length, t.ttt_steps, *_figures(t), *_times(t, timings)] for t in mine]
-        tables[where] = Table(tuple((name, "") for name in names), lines).markdown()
-    template = templates(autoescape=False).get_template("bench.md.j2")
-    text = template.render(
-        machine=", ".join(f"{name} {machine[name]}" for name in MACHINE if machine.get(name)),
-        tables=tables,
-        grown=[(panel.title, said) for panel in panels_of(timings) for said in panel.remarks],
-    )
-    write_whole(output, text + "\n")
+    known = ", ".join(f"{name} {machine[name]}" for name in MACHINE if machine.get(name))
+    template = templates().get_template("bench.md.j2")
+    write_whole(output, template.render(machine=known, tables=tables(timings), drawn=panels_of(timings)) + "\n")
 
 
-def _name(timing: Timing) -> str:
-    return f"{timing.algorithm} T{timing.length} k{timing.ttt_steps} {timing.where.partition(', ')[2]}"
+def tables(timings: Sequence[Timing]) -> dict[str, Table]:
+    """By algorithm and machine a line for each shape and side, and how many times faster it is than others on it."""
+    columns = [
+        (name, "" if name == "side" else "number") for name in (*COLUMNS, *(f"times {side}" for side in AGAINST))
+    ]
+    seconds = {(timing.shape, timing.side): timing.seconds for timing in timings}
 
+    def line(timing: Timing) -> list[Any]:
+        others = (None if side == timing.side else seconds.get((timing.shape, side)) for side in AGAINST)
+        faster = ("" if other is None else other / timing.seconds for other in others)
+        return [*(show(timing) for show in COLUMNS.values()), *faster]
 
-def _figures(timing: Timing) -> list[str]:
-    numbers = (timing.seconds, timing.tokens_per_second, timing.peak_bytes / 1e9, timing.fraction_of_gemm_peak)
-    return [timing.side, *map(short, numbers)]
-
-
-def _times(timing: Timing, timings: Sequence[Timing]) -> list[str]:
-    """How many times faster than each other side on the same shape."""
-    others = {
-        other.side: other.seconds for other in timings if other.shape == timing.shape and other.side != timing.side
-    }
-    return [short(others[side] / timing.seconds) if side in others else "" for side in AGAINST]
+    return {where: Table(columns, [*map(line, mine)]) for where, mine in grouped(timings, attrgetter("where")).items()}
 
 
 def panels_of(timings: Sequence[Timing]) -> list[Panel]:
     """Time and memory over T at three TTT steps, wherever two lengths were timed alike; then time over k."""
     panels = []
     three = [timing for timing in timings if timing.ttt_steps == 3]
-    for where in unique(timing.where for timing in three):
-        drawn = [timing for timing in three if timing.where == where]
+    for where, drawn in grouped(three, attrgetter("where")).items():
         if len({timing.length for timing in drawn}) > 1:
-            panels.append(_panel(drawn, f"Time of {where}", "tokens T", "seconds per step", _exponents))
-            panels.append(_panel(drawn, f"Memory of {where}", "tokens T", "peak GB", _exponents))
-    for algorithm in unique(timing.algorithm for timing in timings):
-        own = [t for t in timings if (t.algorithm, t.dtype, t.threads, t.device) == (algorithm, "fp32", 1, "cpu")]
-        steps = {n: len({t.ttt_steps for t in own if t.length == n}) for n in sorted({t.length for t in own})}
-        if max(steps.values(), default=0) > 2:
-            length = max(steps, key=lambda n: (steps[n], n))
-            title, drawn = f"Time of {algorithm} over TTT steps, T {length}", [t for t in own if t.length == length]
-            panels.append(_panel(drawn, title, "TTT steps k", "seconds per step", _growth))
+            panels.append(_panel(drawn, f"Time of {where}", "T", "s per step", _exponents))
+            panels.append(_panel(drawn, f"Memory of {where}", "T", "peak GB", _exponents))
+    plain = [t for t in timings if (t.dtype, t.threads, t.device) == ("fp32", 1, "cpu")]
+    for algorithm in unique(timing.algorithm for timing in plain):
+        lengths = grouped((t for t in plain if t.algorithm == algorithm), attrgetter("length"))
+        steps = {length: len({t.ttt_steps for t in found}) for length, found in lengths.items()}
+        length = max(steps, key=lambda n: (steps[n], n))
+        if steps[length] > 2:
+            title = f"Time of {algorithm} over TTT steps, T {length}"
+            panels.append(_panel(lengths[length], title, "k", "s per step", _growth))
     return panels
-
-
-VALUES: dict[str, Callable[[Timing], float]] = {
-    "tokens T": lambda timing: timing.length,
-    "TTT steps k": lambda timing: timing.ttt_steps,
-    "seconds per step": lambda timing: timing.seconds,
-    "peak GB": lambda timing: timing.peak_bytes / 1e9,
-}
-"""What an axis shows."""
 
 
 def _panel(drawn: Sequence[Timing], title: str, over: str, label: str, fit: Callable[..., str]) -> Panel:
     """A line for each side that was timed, and what the fit says of it; logarithmic axes for lengths."""
-    x, y, log = VALUES[over], VALUES[label], over == "tokens T"
+    x, y, log = COLUMNS[over], COLUMNS[label], over == "T"
     points = {side: sorted({x(t): y(t) for t in drawn if t.side == side}.items()) for side in STYLES}
     lines = {side: np.asarray(found, dtype=float).T for side, found in points.items() if found}
     series = [Series(line[0].tolist(), line[1].tolist(), STYLES[side]) for side, line in lines.items()]
-    marks = sorted({x(timing) for timing in drawn}) if log else []
     remarks = [f"{side}: {said}" for side, line in lines.items() if (said := fit(*line))]
-    drawing = draw(title, over, Axes(label, series, log=log, marks=marks))
+    drawing = draw(title, over, Axes(label, series, log=log, doubling=log))
     return Panel(title, drawing, [(side, STYLES[side]) for side in lines], remarks)
 
 

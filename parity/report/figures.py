@@ -15,8 +15,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-WIDTH, LEFT, RIGHT, TOP, FOOT = 4.0, 0.56, 0.1, 0.22, 0.38
-"""Of a chart and the margins of its axes, in inches, 72 points each."""
+WIDTH, FOOT = 4.0, 0.2
+"""Of a chart, and what is below its axes, in inches, 72 points each."""
 LARGEST = 1e100
 """What lies beyond is drawn there: no axis reaches further."""
 
@@ -27,18 +27,25 @@ STYLES: dict[str, dict[str, Any]] = {
     "run2": {"color": "#000013", "linewidth": 1.2, "linestyle": (0, (1.5, 2))},
     "run3": {"color": "#000014", "linewidth": 1.2, "linestyle": (0, (6, 2, 1.5, 2))},
 }
-UNWANTED = (
+INK, RULE = "#000015", "#000016"
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 8.5,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), RULE),
+}
+NAMELESS = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+INSTEAD = (
     (r' id="[^"]*"', ""),
     (r"font-family: [^;]*; ", ""),
     (r"font: ([\d.]+px)[^;]*", r"font-size: \1"),
     (r' transform="rotate\(-0 [^"]*"', ""),
     (r"(\.\d)\d+", r"\1"),
+    *((f": {style['color']}", f": var(--{name})") for name, style in STYLES.items()),
+    *((f": {colour}", f": var(--{name})") for colour, name in ((INK, "soft"), (RULE, "rule"))),
 )
-"""What the page has no use for: names that it would hold twice, fonts other than its own, a thousandth of a point."""
-
-NAMELESS = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-INK, RULE = "#000015", "#000016"
-VARIABLES = {**{style["color"]: name for name, style in STYLES.items()}, INK: "soft", RULE: "rule"}
+"""Within tags, what the page has no use for: names that it would hold twice, fonts and colours other than its own, a
+thousandth of a point."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axes:
-    """One coordinate system with its lines; ``log`` axes keep a place for 0, ``marks`` are ticks of a log x axis."""
+    """One coordinate system with its lines; ``log`` axes keep a place for 0, on ``doubling`` ones x grows by powers."""
 
     label: str
     series: Sequence[Series]
     log: bool = False
-    marks: Sequence[float] = ()
-    height: float = 1.6
+    doubling: bool = False
+    height: float = 1.85
 
 
 def draw(title: str, x_label: str, *axes: Axes) -> Markup:
@@ -69,27 +76,13 @@ def draw(title: str, x_label: str, *axes: Axes) -> Markup:
     import matplotlib as mpl  # here, since only pages need it and it takes a while
     from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "font.size": 8.5,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.edgecolor": RULE,
-        "grid.color": RULE,
-    }
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, FOOT + sum(TOP + each.height for each in axes)))
-        foot, on = FOOT, None
-        for each in reversed(axes):
-            wide, high = figure.get_size_inches()
-            place = (LEFT / wide, foot / high, 1 - (LEFT + RIGHT) / wide, each.height / high)
-            on = figure.add_axes(place, sharex=on)
+    heights = [each.height for each in axes]
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(WIDTH, FOOT + sum(heights)), layout="constrained")
+        places = figure.subplots(len(axes), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for each, on in zip(axes, places, strict=True):
             _draw_axes(each, on)
-            on.tick_params(labelbottom=foot == FOOT)
-            foot += each.height + TOP
-        figure.text(1 - RIGHT / WIDTH, 0.03, x_label, ha="right")
+        places[-1].set_xlabel(x_label, loc="right")
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata=NAMELESS)
     return _inline(text.getvalue(), title)
@@ -110,15 +103,17 @@ def _draw_axes(axes: Axes, on: Any) -> None:
         (_log_axis if axes.log else _linear_axis)(on, values)
     for series, y in zip(axes.series, drawn, strict=True):
         _draw_line(on, np.asarray(series.x, dtype=float), y, STYLES[series.style])
-    _count_axis(on, axes.marks)
+    on.xaxis.get_major_locator().set_params(integer=True)
+    if axes.doubling:
+        on.set_xscale("log", base=2)
+        on.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _drawable(values: Sequence[float], log: bool) -> NDArray[np.float64]:
     """NaN where a value has no place, and nothing beyond what an axis can show."""
     y = np.asarray(values, dtype=float)
-    hidden = ~np.isfinite(y) | (log & (y < 0))
-    clipped = np.clip(y, -LARGEST, LARGEST)
-    return np.where(hidden, np.nan, np.where(log & (y > 0), np.maximum(clipped, 1 / LARGEST), clipped))
+    y = np.where(~np.isfinite(y) | (log & (y < 0)), np.nan, np.clip(y, -LARGEST, LARGEST))
+    return np.where(log & (y > 0), np.maximum(y, 1 / LARGEST), y)
 
 
 def _draw_line(on: Any, x: NDArray[np.float64], y: NDArray[np.float64], style: dict[str, Any]) -> None:
@@ -140,44 +135,30 @@ def _linear_axis(on: Any, values: NDArray[np.float64]) -> None:
 
 def _log_axis(on: Any, values: NDArray[np.float64]) -> None:
     """Whole decades; where there are zeros, an extra one at the foot stands for them."""
-    logs = np.log10(values[values > 0]) if (values > 0).any() else np.zeros(1)
+    logs = np.log10(values[values > 0]) if values.any() else np.zeros(1)
     low, high = int(np.floor(logs.min())), int(np.ceil(logs.max()))
     high = max(high, low + 1)
-    zero = bool((values == 0).any())
-    if zero:
-        on.set_yscale("symlog", linthresh=10.0**low)
-    else:
-        on.set_yscale("log")
-    marks = [*([0.0] if zero else []), *(10.0**power for power in range(low, high + 1, -(-(high - low + 1) // 5)))]
-    on.set_ylim(0.0 if zero else 10.0**low, 10.0**high)
+    marks = [10.0**power for power in range(low, high + 1, -(-(high - low + 1) // 5))]
+    on.set_yscale("symlog", linthresh=10.0**low)  # from there on as "log"
+    if not values.all():
+        marks = [0.0, *marks]
+    on.set_ylim(marks[0], 10.0**high)
     on.set_yticks(marks, [f"{mark:g}" for mark in marks])
     on.set_yticks([], minor=True)
 
 
-def _count_axis(on: Any, marks: Sequence[float]) -> None:
-    """Whole numbers, or a logarithmic axis with a tick at each of ``marks``."""
-    if not marks:
-        on.xaxis.get_major_locator().set_params(integer=True)
-        return
-    on.set_xscale("log")
-    on.set_xticks(marks, [f"{mark:,.0f}" for mark in marks])
-    on.set_xticks([], minor=True)
-
-
 def _inline(text: str, title: str) -> Markup:
-    """The drawing alone: no prologue, no names that a page holds twice, no fonts of its own, the page's colours."""
+    """The drawing alone, without prologue and definitions, in the page's colours."""
     box = re.search(r'viewBox="[^"]*"', text)
-    body = text[text.index("</defs>") + len("</defs>") :]
-    body = re.sub(r"<[^>]*>", lambda tag: _plain_tag(tag[0]), re.sub(r"\s+", " ", body))
+    body = re.sub(r"<[^>]*>", _plain_tag, re.sub(r"\s+", " ", text.partition("</defs>")[2]))
     head = Markup('<svg class="chart" {} role="img" aria-label="{}"><title>{}</title>').format(
         Markup(box[0] if box else ""), title, title
     )
     return head + Markup(body)
 
 
-def _plain_tag(tag: str) -> str:
-    for found, instead in UNWANTED:
-        tag = re.sub(found, instead, tag)
-    for colour, name in VARIABLES.items():
-        tag = tag.replace(f": {colour}", f": var(--{name})")
-    return tag
+def _plain_tag(tag: re.Match[str]) -> str:
+    text = tag[0]
+    for found, instead in INSTEAD:
+        text = re.sub(found, instead, text)
+    return text

@@ -13,9 +13,8 @@ from rich.table import Table as Lines
 
 from parity.prototypes.explain.study import Finding, Study, kind_of
 from parity.prototypes.others import OTHERS
-from parity.report.json_file import dumps
 from parity.report.page import Table, templates
-from parity.report.summary import short, write_whole
+from parity.report.summary import dumps, short, write_whole
 
 ONE_SIDE = "only one has it"
 KINDS = ("features", "hidden", "logits", "loss", "gradients")

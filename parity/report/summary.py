@@ -1,65 +1,36 @@
-"""What rows amount to: groups, the worst of them, what blocked what, and how numbers are written for people."""
+"""What rows amount to: groups, the worst of them, what blocked what; how values are written; files that are whole."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict
+from enum import Enum
+from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from parity.errors import InputError
 from parity.verdict import Report, Row, Status
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 
 MISSING = "–"
-WORST_LAST = (Status.NOT_APPLICABLE, Status.BLOCKED, Status.PASSED, Status.FAILED)
+WORST_LAST = (Status.NOT_APPLICABLE, Status.PASSED, Status.BLOCKED, Status.FAILED)
+"""Of a group, whose worst row decides."""
+FORMAT_VERSION = 2
 
 
-def severity(row: Row) -> tuple[int, bool, float]:
-    """Sort key, the worst last: by status, then NaN, then by ratio. Blocked rows say nothing about their subject."""
-    ratio = row.ratio
-    is_nan = ratio is not None and math.isnan(ratio)
-    return WORST_LAST.index(row.status), is_nan, -1.0 if ratio is None or is_nan else ratio
-
-
-@dataclass(frozen=True)
-class Group:
-    """Some rows that are judged together."""
-
-    rows: tuple[Row, ...]
-
-    def of(self, status: Status) -> int:
-        """How many rows ended with this status."""
-        return sum(row.status is status for row in self.rows)
-
-    @property
-    def status(self) -> Status:
-        """Failed if any row failed, else blocked if any was blocked, else passed if any was compared."""
-        order = (Status.FAILED, Status.BLOCKED, Status.PASSED)
-        return next((status for status in order if self.of(status)), Status.NOT_APPLICABLE)
-
-    @property
-    def worst(self) -> Row | None:
-        """The row nearest to or furthest beyond its tolerance; blocked rows do not count."""
-        judged = [row for row in self.rows if row.status in (Status.PASSED, Status.FAILED)]
-        return max(judged, key=severity, default=None)
-
-    @property
-    def cases(self) -> list[str]:
-        """The cases of these rows, in order."""
-        return unique(row.case for row in self.rows)
-
-
-def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, Group]:
-    """The rows by key, in the order in which the keys first appear."""
-    found: dict[Key, list[Row]] = {}
-    for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return {name: Group(tuple(members)) for name, members in found.items()}
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by key, in the order in which the keys first appear."""
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def unique(names: Iterable[Key]) -> list[Key]:
@@ -67,31 +38,47 @@ def unique(names: Iterable[Key]) -> list[Key]:
     return list(dict.fromkeys(names))
 
 
-def ended(report: Report, status: Status) -> list[Row]:
-    """The rows that ended with this status, in the order of the report."""
-    return [row for row in report.rows if row.status is status]
+def ended(rows: Iterable[Row], *statuses: Status) -> list[Row]:
+    """Those of the rows that ended with one of these."""
+    return [row for row in rows if row.status in statuses]
+
+
+def status_of(rows: Iterable[Row]) -> Status:
+    """Failed if any row failed, else blocked if any was blocked, else passed if any was compared."""
+    return max((row.status for row in rows), key=WORST_LAST.index)
+
+
+def severity(row: Row) -> tuple[bool, bool, bool, float]:
+    """Sort key, the worst last: by status, then NaN, then by ratio. Blocked rows say nothing about their subject."""
+    nan = row.ratio is not None and math.isnan(row.ratio)
+    return row.status is Status.FAILED, row.passed, nan, -1.0 if row.ratio is None or nan else row.ratio
+
+
+def worst(rows: Iterable[Row]) -> Row | None:
+    """The row nearest to or furthest beyond its tolerance; blocked rows do not count."""
+    return max(ended(rows, Status.PASSED, Status.FAILED), key=severity, default=None)
 
 
 def blocked(report: Report) -> list[str]:
     """A line for each check that was not judged: how many rows, where, and the first failed check of the same run."""
     first: dict[tuple[str, str], str] = {}
-    for row in ended(report, Status.FAILED):
+    for row in ended(report.rows, Status.FAILED):
         first.setdefault((row.case, row.run), row.check)
     return [
-        f"{check}: {count(len(group.rows))} in {listing(group.cases)}, blocked by "
-        + listing(unique(first.get((row.case, row.run), "an earlier check") for row in group.rows))
-        for check, group in grouped(ended(report, Status.BLOCKED), lambda row: row.check).items()
+        f"{check}: {count(len(rows))} in {listing(row.case for row in rows)}, blocked by "
+        + listing(first.get((row.case, row.run), "an earlier check") for row in rows)
+        for check, rows in grouped(ended(report.rows, Status.BLOCKED), attrgetter("check")).items()
     ]
 
 
 def not_applicable(report: Report) -> list[tuple[str, str, str, str]]:
     """Reason, checks, runs and cases of what had no subject, by reason."""
-    groups = grouped(ended(report, Status.NOT_APPLICABLE), lambda row: row.detail)
-    names = ("check", "run", "case")
-    return [
-        (reason, *(listing(unique(getattr(row, name) for row in group.rows), 8) for name in names))  # type: ignore[misc]
-        for reason, group in groups.items()
-    ]
+    groups = grouped(ended(report.rows, Status.NOT_APPLICABLE), attrgetter("detail"))
+    found = []
+    for reason, rows in groups.items():
+        checks, runs, cases = zip(*((row.check, row.run, row.case) for row in rows))
+        found.append((reason, listing(checks, 8), listing(runs, 8), listing(cases, 8)))
+    return found
 
 
 def short(value: float | None, digits: int = 3) -> str:
@@ -103,10 +90,22 @@ def short(value: float | None, digits: int = 3) -> str:
     return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
+def words(value: Any) -> Any:
+    """Any value as people read it; text stays what it is."""
+    if value is None or isinstance(value, float):
+        return short(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        value = [f"{key} {words(item)}" for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(words(item)) for item in value)
+    return value.value if isinstance(value, Enum) else value
+
+
 def count(number: int, noun: str = "", plural: str = "") -> str:
     """``1,234 rows``: thousands separated, the noun in its number."""
-    words = [f"{number:,}", noun if number == 1 else plural or f"{noun}s"]
-    return " ".join(words) if noun else words[0]
+    return f"{number:,} {noun if number == 1 or not noun else plural or f'{noun}s'}".strip()
 
 
 def scaled(value: float) -> str:
@@ -116,11 +115,39 @@ def scaled(value: float) -> str:
     return f"{short(value / size)} {prefix}".strip()
 
 
-def listing(names: list[str], limit: int = 4) -> str:
-    """``a, b and c``; what lies beyond ``limit`` is only counted."""
-    if len(names) > limit:
-        names = [*names[: limit - 1], f"{len(names) - limit + 1} more"]
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+def listing(names: Iterable[str], limit: int = 4) -> str:
+    """``a, b and c``, each name once; what lies beyond ``limit`` is only counted."""
+    each = unique(names)
+    if len(each) > limit:
+        each = [*each[: limit - 1], f"{len(each) - limit + 1} more"]
+    return " and ".join(filter(None, [", ".join(each[:-1]), *each[-1:]]))
+
+
+def write_json(report: Report, path: str | Path) -> None:
+    """Write the report to ``path`` for machines, whole or not at all: the verdict, its counts, every row and curve.
+
+    Floats are in full precision; NaN and infinities, which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and
+    ``"-Infinity"``, which both Python's ``float`` and JavaScript's ``Number`` understand.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
+    head = {"format_version": FORMAT_VERSION, "passed": report.passed, "verdict": report.verdict_line()}
+    rows = [row.as_json() for row in report.rows]
+    write_whole(path, dumps({**head, "counts": report.counts().as_json(), **asdict(report), "rows": rows}))
+
+
+def dumps(document: Any) -> str:
+    """Strict JSON of plain values and whatever else has a text."""
+    return json.dumps(_finite(document), indent=1, allow_nan=False, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else json.dumps(float(value))
+    if isinstance(value, dict):
+        return {str(words(key)): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_whole(path: str | Path, text: str) -> None:

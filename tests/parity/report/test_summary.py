@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from parity.errors import InputError
-from parity.report.summary import Group, blocked, count, listing, not_applicable, scaled, severity, short, write_whole
+from parity.report import print_report, render_html, summary, write_json
+from parity.report.summary import count, listing, scaled, severity, short, words, write_whole
 from parity.verdict import Report, Row, Status
 from tests.parity.report.conftest import absent
 
@@ -17,37 +21,26 @@ def row(measured: float | None, status: Status = Status.PASSED) -> Row:
 
 
 def test_the_worst_comes_last_and_neither_blocked_nor_absent_rows_are_the_worst() -> None:
-    statuses = (Status.BLOCKED, Status.PASSED, Status.FAILED)
     ordered = [absent("a", "b", "c", "d"), row(9.0, Status.BLOCKED), row(0.1), row(0.9), row(5.0, Status.FAILED)]
     ordered.append(row(math.nan, Status.FAILED))
     assert sorted(ordered[3:] + ordered[:3], key=severity) == ordered
-    groups = [Group(tuple(ordered[:n])) for n in (1, 2, 4, 6)]
-    assert [group.worst for group in groups] == [None, None, row(0.9), ordered[-1]]
-    assert [group.status for group in groups] == [Status.NOT_APPLICABLE, *statuses[:1], Status.BLOCKED, Status.FAILED]
-
-
-def test_blocked_checks_name_the_first_failed_check_of_their_case_and_run(demo: Report) -> None:
-    assert blocked(demo) == [
-        "gradients: 3 in eagle3_fp32_k3, blocked by forward",
-        "curve: 3 in eagle3_fp32_k3, blocked by forward",
-    ]
+    groups = [ordered[:n] for n in (1, 2, 4, 6)]
+    assert [summary.worst(group) for group in groups] == [None, None, row(0.9), ordered[-1]]
+    statuses = [Status.NOT_APPLICABLE, Status.BLOCKED, Status.BLOCKED, Status.FAILED]
+    assert [summary.status_of(group) for group in groups] == statuses
 
 
 def test_one_reason_for_many_checks_is_told_once(demo: Report) -> None:
     demo.rows.append(absent("converted", "another", "reference", "float32: compared directly"))
     demo.rows.append(replace(demo.rows[-1], detail="another reason"))
-    assert not_applicable(demo) == [
-        (
-            "float32: compared directly",
-            "precision and converted",
-            "port and reference",
-            "eagle3_fp32_k3, hass_bf16_k3 and another",
-        ),
+    cases = "eagle3_fp32_k3, hass_bf16_k3 and another"
+    assert summary.not_applicable(demo) == [
+        ("float32: compared directly", "precision and converted", "port and reference", cases),
         ("another reason", "converted", "reference", "another"),
     ]
 
 
-def test_numbers_in_words() -> None:
+def test_values_in_words() -> None:
     values = (None, math.nan, -math.inf, 0.0, 1234.5, 1.5e-7, 2e9)
     assert [short(value) for value in values] == ["–", "NaN", "-inf", "0", "1,234", "1.5e-07", "2e+09"]
     assert [scaled(value) for value in (31.4e12, 12.0, math.nan)] == ["31.4 T", "12", "NaN"]
@@ -57,7 +50,48 @@ def test_numbers_in_words() -> None:
         "2 are",
         "3",
     ]
-    assert [listing(list(names)) for names in ("a", "abc", "abcdef")] == ["a", "a, b and c", "a, b, c and 3 more"]
+    assert [listing(names) for names in ("a", "abca", "abcdef")] == ["a", "a, b and c", "a, b, c and 3 more"]
+    assert [words(value) for value in (True, [1.0, None], {"x": 0.25}, Status.FAILED, 7, "a")] == [
+        *("yes", "1, –", "x 0.25", "failed", 7, "a")
+    ]
+
+
+def test_last_line_json_and_page_have_the_counts_of_the_rows(demo: Report, tmp_path: Path) -> None:
+    write_json(demo, tmp_path / "report.json")
+    document, page = json.loads((tmp_path / "report.json").read_text()), render_html(demo)
+    assert list(document)[:5] == ["format_version", "passed", "verdict", "counts", "rows"]
+    print_report(demo, Console(file=(terminal := io.StringIO())))
+    assert terminal.getvalue().splitlines()[-1] == document["verdict"]
+    for run, counts in document["counts"].items():
+        rows = [row for row in document["rows"] if row["run"] == run]
+        assert counts.pop("not applicable") == sum(row["passed"] is None for row in rows)
+        assert sum(found["total"] for found in counts.values()) == sum(row["passed"] is not None for row in rows)
+        line = page.partition(f'data-label="run">{run}</td>')[2].partition("</tr>")[0]
+        for against, found in counts.items():
+            passed = [row["passed"] for row in rows if row["against"] == against and row["passed"] is not None]
+            assert found == {"passed": sum(passed), "total": len(passed)}
+            assert f"{against} {sum(passed)} of {len(passed)}" in document["verdict"]
+            assert f'data-label="{against}">{sum(passed)} of {len(passed)}</td>' in line
+
+
+def test_json_rows_carry_every_field_and_none_passes_that_compares_nothing(demo: Report, tmp_path: Path) -> None:
+    write_json(demo, tmp_path / "report.json")
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    names = "check case run quantity tensor measured allowed status detail hint against passed"
+    assert {tuple(row) for row in rows} == {tuple(names.split())}
+    ended = {"passed": True, "failed": False, "blocked": False, "not applicable": None}
+    assert {row["status"]: row["passed"] for row in rows} == ended
+
+
+def test_json_is_strict_with_floats_in_full(tmp_path: Path) -> None:
+    values = (0.1 + 0.2, math.nan, math.inf, -math.inf)
+    report = Report(rows=[Row("c", "k\udcff", "r", "q", "t", v, 1e-300, Status.FAILED) for v in values])
+    report.environment = {"where": Path("a"), "x": {1: math.nan}, "flags": (True, None)}
+    write_json(report, tmp_path / "report.json")
+    document = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert [row["measured"] for row in document["rows"]] == [0.30000000000000004, "NaN", "Infinity", "-Infinity"]
+    assert document["rows"][0]["allowed"] == 1e-300
+    assert document["environment"] == {"where": "a", "x": {"1": "NaN"}, "flags": [True, None]}
 
 
 def test_a_failed_write_leaves_the_old_file_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,25 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from parity import scaffold
 from parity.cli import main
 from parity.errors import InputError
-from parity.scaffold import layout, new_port
+from parity.scaffold import new_port
 from tests.tidy import untidy
-
-FILES = {
-    "__init__.py",
-    "cases.py",
-    "compare.py",
-    "config.py",
-    "model.py",
-    "names.py",
-    "objective.py",
-    "original.py",
-    "tests/__init__.py",
-    "tests/conftest.py",
-    "tests/test_parity.py",
-    "train.py",
-}
 
 
 def tree(folder: Path) -> set[str]:
@@ -34,8 +20,10 @@ def tree(folder: Path) -> set[str]:
 def test_a_port_is_a_package_of_few_short_files(tmp_path: Path) -> None:
     folder = new_port("tree_draft", tmp_path / "new" / "place")
     assert folder == tmp_path / "new" / "place" / "tree_draft"
-    assert tree(folder) == FILES
-    for file in FILES:
+    names = ("__init__", "cases", "compare", "config", "model", "names", "objective", "original", "train")
+    modules = {f"{name}.py" for name in names}
+    assert tree(folder) == modules | {f"tests/{name}.py" for name in ("__init__", "conftest", "test_parity")}
+    for file in tree(folder):
         text = (folder / file).read_text()
         assert len(text.splitlines()) < 120
         assert "{" + "{" not in text
@@ -43,40 +31,25 @@ def test_a_port_is_a_package_of_few_short_files(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["tree_draft"]
 
 
-@pytest.mark.parametrize("name", ["ab", "sprout", "x" * 16])
-def test_what_is_written_is_tidy_whatever_the_name(name: str, tmp_path: Path) -> None:
-    new_port(name, tmp_path)
-    assert untidy(tmp_path, name) == ""
-
-
-def test_untidy_code_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ab", "x" * 16])
+def test_what_is_written_is_tidy_whatever_the_name_and_untidy_code_is_seen(name: str, tmp_path: Path) -> None:
     """The planted faults: an import that nobody uses, then a line that wants formatting."""
-    model = new_port("sprout", tmp_path) / "model.py"
+    model = new_port(name, tmp_path) / "model.py"
+    assert untidy(tmp_path, name) == ""
     text = model.read_text()
     model.write_text(text.replace("import torch\n", "import os\n\nimport torch\n"))
-    assert "F401" in untidy(tmp_path, "sprout")
+    assert "F401" in untidy(tmp_path, name)
     model.write_text(text + "x=1\n")
-    assert "+x = 1" in untidy(tmp_path, "sprout")
+    assert "+x = 1" in untidy(tmp_path, name)
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("", ""),
-        ("x", "x"),
-        ("two words", "two words"),
-        ("../up", "../up"),
-        ("Sprout", "Sprout"),
-        ("9lives", "9lives"),
-        ("x" * 17, "x" * 17),
-        ("class", "a keyword"),
-        ("match", "a keyword"),
-        ("torch", "an installed package"),
-        ("json", "an installed package"),
-        ("ports", "an installed package"),
-        ("hass", "an algorithm"),
-        ("eagle3", "an algorithm"),
-        ("mtp", "an algorithm"),
+        *((name, name) for name in ("", "x", "two words", "../up", "Sprout", "9lives", "up\n", "x" * 17)),
+        *((name, "a keyword") for name in ("class", "match")),
+        *((name, "an installed package") for name in ("torch", "json", "ports")),
+        *((name, "an algorithm") for name in ("hass", "eagle3", "mtp")),
     ],
 )
 def test_names_that_cannot_be_or_would_hide_something_are_refused(name: str, found: str, tmp_path: Path) -> None:
@@ -87,25 +60,20 @@ def test_names_that_cannot_be_or_would_hide_something_are_refused(name: str, fou
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["file", "empty", "full"])
-def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
-    target = tmp_path / "sprout"
-    if kind == "file":
-        target.write_text("mine")
-    else:
-        target.mkdir()
-    if kind == "full":
-        (target / "model.py").write_text("mine")
-    before = tree(tmp_path)
+@pytest.mark.parametrize("files", [{"sprout"}, {"sprout/model.py"}, set()])
+def test_nothing_is_overwritten(files: set[str], tmp_path: Path) -> None:
+    (tmp_path / "sprout").mkdir() if files != {"sprout"} else None
+    for file in files:
+        (tmp_path / file).write_text("mine")
     with pytest.raises(InputError, match="nothing is overwritten"):
         new_port("sprout", tmp_path)
-    assert tree(tmp_path) == before
+    assert tree(tmp_path) == files
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: the disk is full at the last file."""
-    files = layout.render("sprout")
-    monkeypatch.setattr(layout, "render", lambda name: {**files, "x" * 300: ""})
+    files = scaffold.render("sprout")
+    monkeypatch.setattr(scaffold, "render", lambda name: {**files, "x" * 300: ""})
     with pytest.raises(InputError, match="--output"):
         new_port("sprout", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -113,10 +81,9 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_templates_are_package_data() -> None:
     """Each of them is matched by what setuptools is told to ship."""
-    shipped = "scaffold/port/**/*.j2"
-    package = Path(layout.__file__).parents[1]
+    shipped, package = "scaffold/port/**/*.j2", Path(scaffold.__file__).parents[1]
     assert f'"{shipped}"' in (package.parent / "pyproject.toml").read_text()
-    assert set(package.glob(shipped)) == set(layout.TEMPLATES.rglob("*")) - {layout.TEMPLATES / "tests"}
+    assert set(package.glob(shipped)) == set(scaffold.TEMPLATES.rglob("*")) - {scaffold.TEMPLATES / "tests"}
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,0 @@
-"""The parity suite: ``pytest --pyargs parity.suite [--recordings DIR] [--original DIR]``, the pairs as test items."""

@@ -1,0 +1,121 @@
+"""A laid-out port trains before anybody has touched it; its suite is green on one that is its own original, and red by
+name when a fault is planted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from speculators import SpeculatorModel
+
+import ports.training.runs
+from parity.scaffold import new_port
+from parity.verdict import Report
+from ports.errors import InputError
+
+NAME = "sapling_port"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """The package's modules by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(new_port(NAME, tmp_path_factory.mktemp(NAME)).parent)
+        names = ("cases", "compare", "model", "original", "train")
+        yield SimpleNamespace(**{name: import_module(f"{NAME}.{name}") for name in names})
+
+
+@pytest.fixture
+def suite(port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Its tests, with the port in the prototype's place."""
+    tests, original = import_module(f"{NAME}.tests.test_parity"), replace(port.compare.PORT, name="prototype")
+    monkeypatch.setattr(port.compare, "PAIR", replace(port.compare.PAIR, original=original))
+    for module in (port.compare, tests):
+        monkeypatch.setattr(module, "ORIGINAL", original)
+    return tests
+
+
+def test_it_trains_saves_and_opens(port: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError):
+        port.original.ORIGINAL.build()
+    port.train.execute(port.cases.settings(cpdir=tmp_path))
+    draft = SpeculatorModel.from_pretrained(tmp_path / "pass_1")
+    saved = load_file(tmp_path / "pass_1" / "model.safetensors")
+    assert type(draft).__name__ == "SaplingPortModel"
+    assert saved.keys() == {"fc.weight", "fc.bias", "norm.weight"}
+    assert all(torch.equal(value, draft.get_parameter(name)) for name, value in saved.items())
+    before = port.train.build(port.cases.settings(configpath=str(tmp_path / "pass_1")))
+    assert before.config.transformer_layer_config.hidden_size == port.cases.VERIFIER.hidden_size
+    assert not torch.equal(before.fc.weight, draft.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "found"),
+    [
+        ('{"hidden_size": 64}', {}, "hidden_size: found 64"),
+        ('{"model_type": "qwen3"}', {}, "model_type: found"),
+        ("", {"activation_checkpointing": True}, "--activation_checkpointing"),
+    ],
+)
+def test_bad_input_is_refused(
+    config: str, changes: dict[str, Any], found: str, port: SimpleNamespace, tmp_path: Path
+) -> None:
+    (tmp_path / "draft.json").write_text(config)
+    settings = port.cases.settings(**changes, **({"configpath": str(tmp_path / "draft.json")} if config else {}))
+    with pytest.raises(InputError, match=found):
+        port.train.build_objective(settings, port.train.build(settings))
+
+
+def test_the_suite_is_green_on_its_own_original(suite: ModuleType, port: SimpleNamespace, tmp_path: Path) -> None:
+    suite.test_the_original_runs()
+    report, steps = suite.compare(), suite.test_step.pytestmark[0].args[1]
+    assert {*steps, "original", "command"} == {*suite.ADVICE}
+    for check in steps:
+        suite.test_step(check, report)
+    suite.test_the_command_trains_like_the_original(tmp_path / "a")
+    suite.test_the_command_resumes_exactly_and_speculators_opens_its_checkpoint(tmp_path / "b")
+    with pytest.raises(AssertionError):
+        suite.test_step("forward", replace(report, report=Report()))
+
+
+def test_a_step_says_what_to_do_and_those_after_it_wait(
+    suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubled = replace(port.compare.PORT, loss=lambda draft, batch: 2 * port.compare.loss(draft, batch))
+    monkeypatch.setattr(port.compare, "PAIR", replace(port.compare.PAIR, port=doubled))
+    report = suite.compare()
+    suite.test_step("forward", report)
+    with pytest.raises(pytest.fail.Exception, match="next step, loss:\nThe outputs are the original's"):
+        suite.test_step("loss", report)
+    with pytest.raises(AssertionError, match="an earlier step comes first"):
+        suite.test_step("gradients", report)
+
+
+def test_a_command_that_trains_something_else(
+    suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build = port.train.build_objective
+    longer = {"forward_num_total": 4}
+    monkeypatch.setattr(port.train, "build_objective", lambda s, draft: build(s.model_copy(update=longer), draft))
+    with pytest.raises(pytest.fail.Exception, match="next step, command:\nThe parts are right"):
+        suite.test_the_command_trains_like_the_original(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["resumed from the weights alone", "a tensor is not saved"])
+def test_a_command_that_loses_something(
+    fault: str, suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = port.model.SaplingPortModel
+    if fault == "a tensor is not saved":
+        monkeypatch.setattr(model, "_keys_to_ignore_on_save", [*model._keys_to_ignore_on_save, "fc.bias"])
+    else:
+        monkeypatch.setattr(ports.training.runs, "resume", lambda loop, checkpoint, keeper: None)
+    with pytest.raises(AssertionError, match=r"fc\.bias"):
+        suite.test_the_command_resumes_exactly_and_speculators_opens_its_checkpoint(tmp_path)
