@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
     from parity.step import Clip
+    from parity.study import Cause
     from parity.suggest import Suggestion, suggest_names
     from parity.tolerances import Kind, Tolerance
     from parity.trace import Trace
@@ -36,6 +37,7 @@ PLACES = {
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
     "step": ("Clip",),
+    "study": ("Cause",),
     "suggest": ("Suggestion", "suggest_names"),
     "tolerances": ("Kind", "Tolerance"),
     "trace": ("Trace",),
@@ -45,6 +47,7 @@ HOME = {name: place for place, names in PLACES.items() for name in names}
 __all__ = [
     "CHECKS",
     "Case",
+    "Cause",
     "Clip",
     "CommandSide",
     "Copied",

@@ -6,8 +6,8 @@ import importlib
 import importlib.util
 import io
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +31,7 @@ from parity.persist import META, read_trace
 from parity.report import print_report, write_html, write_json
 from parity.select import matches
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
+from parity.study import effect_rows, study, switched
 from parity.tolerances import Tolerances, table_for
 from parity.trace import Trace
 from parity.verdict import Curve, Report, Row, Skip, Status, explained
@@ -167,6 +168,12 @@ class CaseRun:
         found: Evidence = self.held[side.name]
         return found
 
+    @contextmanager
+    def apart(self, side: AnySide) -> Iterator[Evidence]:
+        """A further side against the same original, for as long as it is looked at."""
+        with ExitStack() as stack:
+            yield replace(self, stack=stack, held={"": self.original()})._evidence(side)
+
     def original(self) -> Run:
         """The original's run."""
         if "" not in self.held:
@@ -215,8 +222,8 @@ def _named_apart(expected: Trace, found: Trace) -> Trace:
 
 
 def sides_of(pair: Pair) -> list[AnySide]:
-    """All that are held against the original, the port last."""
-    return [*pair.sides, pair.port]
+    """All that are held against the original, the port last, with every cause switched."""
+    return [*pair.sides, switched(pair.port, pair.causes)]
 
 
 def leaves_out(side: AnySide, case: Any) -> str | None:
@@ -250,6 +257,7 @@ def run_pair(pair: Pair, options: Options = Options(), progress: Progress = sile
     for case in cases:
         progress(case.name)
         runner.judge(case)
+    runner.judge_causes(strict=pair.strict and not options.keyword)
     for name, job in pair.jobs.items():
         if matches(options.keyword, name):
             progress(name)
@@ -295,6 +303,18 @@ class Runner:
             self._curves(ran.trace, name, original=True)
             for side in sides_of(self.pair):
                 self._side(held, side, name)
+            port, causes = self.pair.port, self.pair.causes
+            if causes and not leaves_out(port, case):
+                checks = checks_of(self.pair, port, self.chosen)
+                self.report.ledgers.append(study(name, port, causes, held.apart, checks))
+
+    def judge_causes(self, strict: bool) -> None:
+        """A cause that explains nothing in any case is a failed row, or a note."""
+        if self.report.ledgers:
+            subject = Subject("causes", self.pair.name, self.pair.port.name or "port")
+            rows = effect_rows(subject, self.pair.causes, self.report.ledgers)
+            self.report.rows += rows if strict else []
+            self.report.notes += [] if strict else [row.detail for row in rows if not row.passed]
 
     def _side(self, held: CaseRun, side: AnySide, name: str) -> None:
         subject, reason = Subject("run", name, side.name or "port"), leaves_out(side, held.case)
@@ -348,7 +368,7 @@ class Runner:
 
 def add(whole: Report, part: Report) -> None:
     """Put what one report found at the end of another."""
-    for name in ("rows", "skips", "curves", "gradient_flow", "speeds"):
+    for name in ("rows", "skips", "curves", "gradient_flow", "speeds", "ledgers"):
         getattr(whole, name).extend(getattr(part, name))
     for name in ("notes", "deviations"):
         getattr(whole, name).extend(one for one in getattr(part, name) if one not in getattr(whole, name))

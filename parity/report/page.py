@@ -19,6 +19,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from parity.report.figures import Axes, Series, draw
+from parity.report.ledger import CAUSES, LINES, cause_lines, difference_lines, told
 from parity.report.summary import (
     MISSING,
     Group,
@@ -33,7 +34,7 @@ from parity.report.summary import (
     unique,
     write_whole,
 )
-from parity.verdict import Against, Curve, GradientFlow, Report, Row, Speed, Status
+from parity.verdict import Against, Curve, GradientFlow, Ledger, Report, Row, Speed, Status
 
 FIRST_FAILURES, FIRST_ROWS = 8, 15
 """How many failures and comparisons of a case are shown before the rest is folded."""
@@ -121,6 +122,7 @@ def render_html(report: Report, title: str = "Parity report") -> str:
         "counts": counts(report),
         "table": matrix(report),
         "failures": failures(report),
+        "causes": causes(report.ledgers),
         "curves": curves(report),
         "errors": errors(report),
         "flow": flows(report),
@@ -268,6 +270,22 @@ def failures(report: Report) -> list[Block]:
             found.append(Fold(case, f"{count(len(rest), 'more failure')}", rest))
     if lines := blocked(report):
         found += [Heading("Not judged", "blocked"), Table((("blocked checks", ""),), [[line] for line in lines])]
+    return found
+
+
+def causes(ledgers: Sequence[Ledger]) -> list[Block]:
+    """Per case its causes, and folded every quantity that differs."""
+    found: list[Block] = []
+    for ledger in ledgers:
+        heads = tuple((name, "name" if name in (CAUSES[0], LINES[0]) else "") for name in (*CAUSES, *LINES))
+        lines = Table(
+            heads[len(CAUSES) :],
+            difference_lines(ledger),
+            marks=["failed" if line.left else "" for line in ledger.lines if line.differs],
+        )
+        left = sum(line.left for line in ledger.lines)
+        fold = Fold(ledger.case, told(ledger), [lines], opened=bool(left), chip=f"{left} left" if left else "")
+        found += [Heading(ledger.case, f"causes-{len(found)}"), Table(heads[: len(CAUSES)], cause_lines(ledger)), fold]
     return found
 
 

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from parity.report.ledger import print_ledgers
 from parity.report.summary import Group, blocked, count, ended, grouped, not_applicable, short, unique
 from parity.verdict import Report, Row, Status
 
@@ -28,6 +29,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     _section(console, f"Not applicable ({count(len(absent))})", reasons)
     skips = [f"{skip.check} · {skip.case}: {skip.reason}; to run it: {skip.remedy}" for skip in report.skips]
     _section(console, f"Skipped ({count(len(skips))})", skips)
+    print_ledgers(report.ledgers, console)
     names = unique(deviation.id for deviation in report.deviations)
     _section(console, "Known deviations in force", [", ".join(names)] if names else [])
     _section(console, "Notes", report.notes)
