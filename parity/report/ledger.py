@@ -1,4 +1,4 @@
-"""What causes explain, as tables: one of the causes, one of every quantity that differs."""
+"""What causes explain, as tables: of the causes, of kinds of quantities, and of every quantity that differs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,43 @@ from parity.report.summary import count, short
 from parity.verdict import Difference, Ledger
 
 CAUSES = ("cause", "what the original does", "without it")
+KINDS = ("quantity", "compared", "differ", "as it is", "explained", "left")
 LINES = ("quantity", "as it is", "explained", "allowed", "because of")
-ONE_SIDE = "one side only"
+ONE_SIDE = "only one has it"
 
 
 def told(ledger: Ledger) -> str:
-    """``16 quantities differ as they are, 0 left unexplained``."""
+    """``16 of 24 quantities differ as they are, 0 left unexplained``."""
     differ, left = sum(line.apart for line in ledger.lines), sum(line.left for line in ledger.lines)
-    verb = "differs as it is" if differ == 1 else "differ as they are"
-    return f"{count(differ, 'quantity', 'quantities')} of {count(len(ledger.lines))} {verb}, {left} left unexplained"
+    return (
+        f"{differ} of {count(len(ledger.lines), 'quantity', 'quantities')} differ as they are, {left} left unexplained"
+    )
 
 
 def cause_lines(ledger: Ledger) -> list[list[str]]:
     """A line for each cause: by quantity the largest difference without it."""
-    effects = {name: ledger.effects(name) for name in ledger.causes}
-    sizes = {
-        name: ", ".join(f"{quantity} {size(value)}" for quantity, value in found.items())
-        for name, found in effects.items()
-    }
+    effects = {name: ledger.effects(name).items() for name in ledger.causes}
+    sizes = {name: ", ".join(f"{what} {size(value)}" for what, value in found) for name, found in effects.items()}
     return [[name, text, sizes[name] or "nothing changes"] for name, text in ledger.causes.items()]
+
+
+def kind_lines(ledger: Ledger) -> list[list[str]]:
+    """A line for each kind of quantity: how many there are, and the worst of them."""
+    found: dict[str, list[Difference]] = {}
+    for line in ledger.lines:
+        found.setdefault(line.quantity, []).append(line)
+    return [
+        [
+            name,
+            *map(str, (len(lines), sum(line.apart for line in lines))),
+            *(
+                size(max(filter(None, sizes), default=0.0))
+                for sizes in zip(*((x.as_it_is, x.explained) for x in lines))
+            ),
+            str(sum(line.left for line in lines)),
+        ]
+        for name, lines in found.items()
+    ]
 
 
 def difference_lines(ledger: Ledger) -> list[list[str]]:
@@ -42,7 +60,7 @@ def difference_lines(ledger: Ledger) -> list[list[str]]:
 def _line(line: Difference) -> list[str]:
     sizes = size(line.as_it_is), size(line.explained) + (" LEFT" if line.left else ""), short(line.allowed, 2)
     because = ", ".join(line.because) or ("nothing" if line.left else "several at once")
-    return [f"{line.check} {line.tensor or line.quantity}", *sizes, because]
+    return [line.tensor or line.quantity, *sizes, because]
 
 
 def size(value: float | None) -> str:
@@ -51,13 +69,13 @@ def size(value: float | None) -> str:
 
 
 def print_ledgers(ledgers: list[Ledger], console: Console) -> None:
-    """Both tables of every case."""
+    """Causes and kinds of quantities of every case; what is left is among the failures."""
     for ledger in ledgers:
         console.print(Text(f"\nCauses · {ledger.case}: {told(ledger)}", style="bold"))
-        for names, lines in ((CAUSES, cause_lines(ledger)), (LINES, difference_lines(ledger))):
+        for names, lines in ((CAUSES, cause_lines(ledger)), (KINDS, kind_lines(ledger))):
             table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold")
             for name in names:
-                table.add_column(name, justify="right" if name in LINES[1:4] else "left")
+                table.add_column(name, justify="right" if name in KINDS[1:] else "left")
             for line in lines:
                 table.add_row(*map(Text, line))
             console.print(table)

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from parity.report.figures import Axes, Series, draw
-from parity.report.ledger import CAUSES, LINES, cause_lines, difference_lines, told
+from parity.report.ledger import CAUSES, KINDS, LINES, cause_lines, difference_lines, kind_lines, told
 from parity.report.summary import (
     MISSING,
     Group,
@@ -274,19 +274,20 @@ def failures(report: Report) -> list[Block]:
 
 
 def causes(ledgers: Sequence[Ledger]) -> list[Block]:
-    """Per case its causes, and folded every quantity that differs."""
+    """Per case its causes and kinds of quantities, and folded every quantity that differs."""
     found: list[Block] = []
     for ledger in ledgers:
-        heads = tuple((name, "name" if name in (CAUSES[0], LINES[0]) else "") for name in (*CAUSES, *LINES))
-        lines = Table(
-            heads[len(CAUSES) :],
-            difference_lines(ledger),
-            marks=["failed" if line.left else "" for line in ledger.lines if line.differs],
-        )
-        left = sum(line.left for line in ledger.lines)
+        shown = [line for line in ledger.lines if line.differs]
+        left = sum(line.left for line in shown)
+        lines = Table(_named(LINES), difference_lines(ledger), marks=["failed" if x.left else "" for x in shown])
         fold = Fold(ledger.case, told(ledger), [lines], opened=bool(left), chip=f"{left} left" if left else "")
-        found += [Heading(ledger.case, f"causes-{len(found)}"), Table(heads[: len(CAUSES)], cause_lines(ledger)), fold]
+        tables = Table(_named(CAUSES), cause_lines(ledger)), Table(_named(KINDS), kind_lines(ledger))
+        found += [Heading(ledger.case, f"causes-{len(found)}"), *tables, fold]
     return found
+
+
+def _named(columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, "" if index else "name") for index, name in enumerate(columns))
 
 
 def curves(report: Report) -> list[Block]:

@@ -83,8 +83,10 @@ def test_files_are_written(command: Run, verdicts: list[Any], tmp_path: Path) ->
         (["run", "--recordings", "/no/where"], "error: /no/where: recordings: found no such folder"),
         (["run", "--json", "/no/where/rows.json"], "error: /no/where/rows.json: --json: found no folder /no/where"),
         (["run", "--report", "/no/where/x.html"], "error: /no/where/x.html: --report: found no folder /no/where"),
-        (["others", "--json", "/no/where/x.json"], "error: /no/where/x.json: --json: found no folder /no/where"),
-        (["others", "--markdown", "/no/where/x.md"], "error: /no/where/x.md: --markdown: found no folder /no/where"),
+        (
+            ["others", "--eagle", "x"],
+            "command line: others: found a command that went, expected parity run examples/pairs/",
+        ),
         (["record", "--prototype", "/no", "--output", "/proc/no"], "error: /proc/no: --output: found "),
         (["run", "-k", "a b"], "error: command line: -k: found 'a b', expected words joined by and, or, not"),
         (["run", "-k", "__import__('os')"], "error: command line: -k: found"),
