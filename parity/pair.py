@@ -34,7 +34,7 @@ class Pair:
         views: coordinates that the two share, where their own differ.
         draws: what is drawn in one side and replayed in the other.
         causes: what the original does another way; the port is judged with all of them switched, and a ledger says what
-            each explains. ``strict``: one that explains nothing in a run of all cases fails; otherwise it is a note.
+            each explains. One that explains nothing is a note; ``strict``: it fails, in a run of all cases and checks.
         deviations: known ones, for the report.
         tolerances: rows in the places of the default table's; ``tables`` names a table of ``tolerances.yaml`` by dtype.
         checks: of its own, instead of those of the same name or beside them.

@@ -257,7 +257,7 @@ def run_pair(pair: Pair, options: Options = Options(), progress: Progress = sile
     for case in cases:
         progress(case.name)
         runner.judge(case)
-    runner.judge_causes(strict=pair.strict and not options.keyword)
+    runner.judge_causes(strict=pair.strict and not options.keyword and options.checks is None)
     for name, job in pair.jobs.items():
         if matches(options.keyword, name):
             progress(name)
@@ -301,7 +301,8 @@ class Runner:
             if ran is None:
                 return
             self._curves(ran.trace, name, original=True)
-            for side in sides_of(self.pair):
+            sides = self._guarded(Subject("causes", name, self.pair.port.name or "port"), lambda: sides_of(self.pair))
+            for side in sides or ():
                 self._side(held, side, name)
             port, causes = self.pair.port, self.pair.causes
             if causes and not leaves_out(port, case):

@@ -93,9 +93,17 @@ def test_a_cause_may_be_in_the_optimizer() -> None:
     assert {line.check for line in ledger.lines if "slow" in line.because} >= {"configuration", "optimizer_step"}
 
 
-@pytest.mark.parametrize(("strict", "keyword", "fails"), [(False, "", False), (True, "", True), (True, "one", False)])
-def test_a_cause_that_explains_nothing(strict: bool, keyword: str, fails: bool) -> None:
-    report = run_pair(replace(PAIR, causes=(*PAIR.causes, MOON), strict=strict), Options(keyword=keyword)).report
+@pytest.mark.parametrize(
+    ("strict", "options", "fails"),
+    [
+        (False, Options(), False),
+        (True, Options(), True),
+        (True, Options(keyword="one"), False),
+        (True, Options(checks=("loss",)), False),
+    ],
+)
+def test_a_cause_that_explains_nothing(strict: bool, options: Options, fails: bool) -> None:
+    report = run_pair(replace(PAIR, causes=(*PAIR.causes, MOON), strict=strict), options).report
     failed = [(row.check, row.tensor) for row in report.rows if not row.passed and row.compared]
     assert failed == ([("causes", "moon")] if fails else [])
     assert ("moon explains nothing here" in report.notes) is not fails
@@ -112,6 +120,14 @@ def test_a_side_that_raises_without_a_cause() -> None:
     (raised,) = [line for line in ledger.lines if line.check == "run"]
     assert set(raised.because) == {"double"}
     assert not raised.left
+
+
+def test_a_switch_that_raises_is_a_failed_row() -> None:
+    odd = Cause("odd", "no such field", lambda side: replace(side, moon="full"))
+    report = run_pair(replace(PAIR, causes=(odd,))).report
+    (row,) = [row for row in report.rows if not row.passed]
+    assert (row.check, row.quantity) == ("causes", "raised")
+    assert "moon" in row.detail
 
 
 def test_a_flag_is_added() -> None:
