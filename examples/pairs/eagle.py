@@ -20,7 +20,7 @@ import json
 import runpy
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -34,7 +34,6 @@ from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from parity import Cause, FolderSide, Pair
 from parity.environment import quietly
 from parity.prototypes.original.standins import TorchProxy
 from parity.prototypes.port import load_initial, settings_for
@@ -43,7 +42,6 @@ from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.layer import Entry
 from parity.prototypes.reference.parts import Tap
 from parity.prototypes.reference.steps import log_softmax
-from parity.study import flag
 from ports.eagle3 import train
 from ports.training.data.feature_layers import chosen_layers
 
@@ -76,7 +74,7 @@ TEXTS = {
     "last-row": "the mask of the last position is not switched off",
     **LOSS_TEXTS,
 }
-SPECULATORS_TEXTS = {
+OF_SPECULATORS = {
     "residual": "the residual stream starts at the hidden state itself; Speculators' `norm_before_residual` off",
     "rope": TEXTS["rope"],
     "mask": "the loss mask is l[p], the last position included, not l[p + 1]",
@@ -104,10 +102,8 @@ def batch_of(case: scripts.FirstBatch) -> scripts.Tensors:
 
     ``loss_mask`` has the last position of every sample off.
     """
-    batch, raw = (
-        make_batch([load_sample(file, None) for file in case.files]),
-        scripts.padded(case.samples(), "loss_mask"),
-    )
+    batch = make_batch([load_sample(file, None) for file in case.files])
+    raw = scripts.padded(case.samples(), "loss_mask")
     batch |= {"raw_mask": raw, "loss_mask": raw * left(batch["attention_mask"])}
     return {**batch, "target_logits": batch["target"] @ case.setup().head.T}
 
@@ -279,62 +275,42 @@ def listen(model: Any, case: scripts.FirstBatch, samples: Sequence[scripts.Tenso
     with torch.no_grad():
         heard.tensor("features", torch.cat(model.target_model(ids, attention_mask=real).hidden_states, dim=-1))
     states, target = (scripts.padded(samples, name) for name in ("hidden_state", "target"))
-    model.target_model = Answers(SimpleNamespace(hidden_states=states.chunk(3, -1), logits=target @ setup.head.T))
+    answer = SimpleNamespace(hidden_states=states.chunk(3, dim=-1), logits=target @ setup.head.T)
+    del model.target_model
+    model.target_model = lambda **_: answer
     heard.arranged("the case's features and targets in place of what its verifier computes")
     heard.settings |= {"length": model.length, "rope_base": model.midlayer.self_attn.rotary_emb.base}
     model.length = case.source.ttt_steps
     heard.arranged(f"length = {model.length}, the case's TTT steps")
-    model.midlayer.register_forward_hook(numbered("hidden", lambda out: out[0][0], heard))
-    model.lm_head.register_forward_hook(numbered("logits", lambda out: out, heard))
-
-
-class Answers(nn.Module):
-    """A verifier that always says the same."""
-
-    def __init__(self, answer: SimpleNamespace) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, **_: Tensor) -> SimpleNamespace:
-        return self.answer
-
-
-def numbered(what: str, of: Callable[[Any], Tensor], heard: scripts.Heard) -> Callable[..., None]:
-    """A hook that keeps the output of every call as a step's."""
-    steps = iter(range(1000))
-    return lambda _module, _inputs, output: heard.tensor(f"step{next(steps)}.{what}", of(output))
+    model.midlayer.register_forward_hook(lambda _module, _inputs, out: heard.next_step("hidden", out[0][0]))
+    model.lm_head.register_forward_hook(lambda _module, _inputs, out: heard.next_step("logits", out))
 
 
 def stand_in_for_deepspeed(heard: scripts.Heard) -> None:
     """One process, float32; what the script's globals hold at the backward is kept."""
 
-    class Engine:
-        def __init__(self, model: nn.Module) -> None:
-            self.model = model
+    def backward(loss: Tensor) -> None:
+        script = sys._getframe(1).f_globals
+        for value in script["plosses"]:
+            heard.next_step("loss", value)
+        heard.tensor("loss", loss)
+        heard.tensor("batch.attention_mask", script["data"]["attention_mask"])
+        heard.settings |= {name: copy.deepcopy(script[name]) for name in ("ploss_weight", "ds_config", "train_config")}
+        loss.backward()
 
-        def __call__(self, **inputs: Tensor) -> Any:
-            return self.model(**inputs)
+    def step() -> None:
+        raise scripts.StepDoneError(sys._getframe(1).f_globals)
 
-        def backward(self, loss: Tensor) -> None:
-            self.script = sys._getframe(1).f_globals
-            for step, value in enumerate(self.script["plosses"]):
-                heard.tensor(f"step{step}.loss", value)
-            heard.tensor("loss", loss)
-            heard.tensor("batch.attention_mask", self.script["data"]["attention_mask"])
-            kept = {"ploss_weight", "ds_config", "train_config"}
-            heard.settings |= {name: copy.deepcopy(self.script[name]) for name in sorted(kept)}
-            loss.backward()
-
-        def step(self) -> None:
-            raise scripts.StepDoneError(self.script)
+    def initialize(model: Any, **_: Any) -> tuple[Any, None, None, None]:
+        model.backward, model.step = backward, step
+        return model, None, None, None
 
     def add_config_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser.add_argument("--deepspeed_config")
         return parser
 
     module: Any = ModuleType("deepspeed")
-    module.add_config_arguments = add_config_arguments
-    module.initialize = lambda model, **_: (Engine(model), None, None, None)
+    module.add_config_arguments, module.initialize = add_config_arguments, initialize
     module.comm = SimpleNamespace(
         get_rank=lambda: 0, get_local_rank=lambda: torch.device("cpu"), get_world_size=lambda: 1
     )
@@ -352,27 +328,11 @@ def lost(model: Any, script: dict[str, Any]) -> list[str]:
     return sorted(before - {name for name, value in model.named_parameters() if value.grad is not None})
 
 
-def pair(name: str, port: scripts.Formulas, cases: Sequence[scripts.FirstBatch], texts: dict[str, str]) -> Pair:
-    """EAGLE's script against formulas."""
-    return Pair(
-        name=name,
-        original=FolderSide(scripts.RECORDED / "eagle", SCRIPT.name),
-        port=port,
-        cases=cases,
-        names={"midlayer": "layers.0"},
-        views=[scripts.view(f"mb0.step{s}.{what}", shift=s) for s in range(3) for what in ("hidden", "logits")]
-        + [scripts.view("mb0.features")],
-        causes=[Cause(name, text, flag(name)) for name, text in texts.items()],
-        strict=True,
-        tables={"float32": "explained"},
-        not_applicable={"curve": "one step is taken", "configuration": "docs/originals.md lists the script's settings"},
-        live=lambda root: SCRIPT.side(__file__, root),
-        remedy=SCRIPT.remedy,
-    )
-
-
-EAGLE = pair("eagle", scripts.Formulas(formulas), CASES, TEXTS)
-SPECULATORS = pair("eagle-speculators", scripts.Formulas(speculators, "speculators"), ONE, SPECULATORS_TEXTS)
+STATES = [scripts.view(f"mb0.step{s}.{what}", shift=s) for s in range(3) for what in ("hidden", "logits")]
+VIEWS, NAMES = [*STATES, scripts.view("mb0.features")], {"midlayer": "layers.0"}
+LIBRARY = scripts.Formulas(speculators, "speculators")
+EAGLE = scripts.pair("eagle", scripts.Formulas(formulas), CASES, TEXTS, __file__, SCRIPT, VIEWS, NAMES)
+SPECULATORS = scripts.pair("eagle-speculators", LIBRARY, ONE, OF_SPECULATORS, __file__, SCRIPT, VIEWS, NAMES)
 
 if __name__ == "__main__":
     scripts.answer(run, SCRIPT, (*CASES, *ONE))

@@ -23,14 +23,12 @@ import torch
 import training_script as scripts
 from torch import Tensor
 
-from parity import Cause, FolderSide, Pair
 from parity.prototypes.reference import hass as reference
 from parity.prototypes.reference.attention import ttt_scores, ttt_values
 from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.layer import Entry
 from parity.prototypes.reference.parts import Tap, linear
 from parity.prototypes.reference.steps import log_softmax, masked_mean
-from parity.study import flag
 
 SCRIPT = scripts.Script(
     name="HASS",
@@ -166,16 +164,13 @@ def listening(heard: scripts.Heard) -> Any:
     """An Accelerator in full precision; what the script's globals hold at each step's backward is kept."""
 
     class Listening(accelerate.Accelerator):
-        step = 0
-
         def __init__(self, **named: Any) -> None:
             super().__init__(**{**named, "mixed_precision": "no"})
 
         def backward(self, loss: Tensor, **named: Any) -> None:
             script = sys._getframe(1).f_globals
             for name, what in {"predict": "hidden", "out_head": "logits", "total_loss": "loss"}.items():
-                heard.tensor(f"step{self.step}.{what}", script[name])
-            self.step += 1
+                heard.next_step(what, script[name])
             heard.tensor("loss", script["loss"] / script["args"].forward_num_total)
             heard.tensor("batch.attention_mask", script["attention_mask"])
             heard.settings["train_config"] = {**script["train_config"], "datapath": "the case's"}
@@ -188,19 +183,8 @@ def listening(heard: scripts.Heard) -> Any:
     return Listening
 
 
-HASS = Pair(
-    name="hass",
-    original=FolderSide(scripts.RECORDED / "hass", SCRIPT.name),
-    port=scripts.Formulas(formulas),
-    cases=CASES,
-    views=[scripts.view("mb0.step*.hidden"), scripts.view("mb0.step*.logits")],
-    causes=[Cause(name, text, flag(name)) for name, text in TEXTS.items()],
-    strict=True,
-    tables={"float32": "explained"},
-    not_applicable={"curve": "one step is taken", "configuration": "docs/originals.md lists the script's settings"},
-    live=lambda root: SCRIPT.side(__file__, root),
-    remedy=SCRIPT.remedy,
-)
+VIEWS = [scripts.view("mb0.step*.hidden"), scripts.view("mb0.step*.logits")]
+HASS = scripts.pair("hass", scripts.Formulas(formulas), CASES, TEXTS, __file__, SCRIPT, VIEWS)
 
 if __name__ == "__main__":
     scripts.answer(run, SCRIPT, CASES)

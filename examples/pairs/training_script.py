@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity import CommandSide, Side, Trace, View, write_trace
+from parity import Cause, CommandSide, FolderSide, Pair, Side, Trace, View, write_trace
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_sample
@@ -32,9 +32,7 @@ from parity.fixtures import RECORDINGS
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.reference.setup import Setup, prepare
 from parity.side import Run
-
-RECORDED = Path(__file__).parent / "recorded"
-"""What the scripts computed, by pair and case; written by ``parity record``."""
+from parity.study import flag
 
 Tensors = dict[str, Tensor]
 EMPTY = hashlib.sha256(b"").hexdigest()
@@ -151,6 +149,33 @@ def view(name: str, shift: int = 0) -> View:
     return View(name, original=lambda value, trace: value.roll(shift, 1), rows=rows)
 
 
+def pair(
+    name: str,
+    port: Formulas,
+    cases: Sequence[FirstBatch],
+    texts: Mapping[str, str],
+    file: str,
+    script: Script,
+    views: Sequence[View],
+    names: Mapping[str, str | None] | None = None,
+) -> Pair:
+    """A script against formulas; ``texts`` are the causes by id, ``file`` is the pair's, which runs the script."""
+    return Pair(
+        name=name,
+        original=FolderSide(Path(file).parent / "recorded" / script.name.lower(), script.name),
+        port=port,
+        cases=cases,
+        names=names,
+        views=views,
+        causes=[Cause(one, text, flag(one)) for one, text in texts.items()],
+        strict=True,
+        tables={"float32": "explained"},
+        not_applicable={"curve": "one step is taken", "configuration": "docs/originals.md lists the script's settings"},
+        live=lambda root: script.side(file, root),
+        remedy=script.remedy,
+    )
+
+
 class StepDoneError(Exception):
     """The first optimizer step was reached: everything that is wanted has been computed."""
 
@@ -165,6 +190,12 @@ class Heard:
     def tensor(self, name: str, value: Tensor) -> None:
         """A copy; scalars become [1]."""
         self.tensors[f"mb0.{name}"] = value.detach().reshape(value.shape or (1,)).clone()
+
+    def next_step(self, what: str, value: Tensor) -> None:
+        """Of the step after those that were heard."""
+        self.tensor(
+            f"step{sum(name.startswith('mb0.step') and name.endswith(what) for name in self.tensors)}.{what}", value
+        )
 
     def arranged(self, line: str) -> None:
         """Something was arranged."""
