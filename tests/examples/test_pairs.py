@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from parity import FolderSide, Options, Pair, read_trace, run_pair
+from parity import Options, Pair, read_trace, run_pair
 from parity.errors import InputError
 from parity.prototypes.recorded import configuration, load_recorded
 from parity.report.ledger import size
 from parity.run import find_pair
-from parity.side import Run
+from parity.side import TraceSide
 from parity.verdict import Difference, Ledger, Report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +119,9 @@ def test_the_page_has_the_settings_of_the_scripts_and_the_prototypes() -> None:
     eagle, hass = (
         read_trace(PAIRS / "recorded" / place).configuration for place in ("eagle/eagle3_fp32_k3", "hass/hass_fp32_k3")
     )
-    prototypes = [configuration(pair_of(name).cases[0].source) for name in ("eagle.py:EAGLE", "hass.py:HASS")]  # type: ignore[index]
+    prototypes = [
+        configuration(pair_of(name).find_cases(None)[0].source) for name in ("eagle.py:EAGLE", "hass.py:HASS")
+    ]
     engine, config = eagle["ds_config"], hass["train_config"]
     optimizer, plan = engine["optimizer"]["params"], engine["scheduler"]["params"]
     betas = ", ".join(f"{one:g}" for one in prototypes[0]["betas"])
@@ -152,42 +151,19 @@ def test_the_page_has_the_settings_of_the_scripts_and_the_prototypes() -> None:
     assert all(pair_of(name).remedy.split()[-1] in PAGE for name in NAMES)
 
 
-def test_without_causes_the_formulas_are_the_prototype_s() -> None:
-    for name in ("eagle.py:EAGLE", "hass.py:HASS"):
-        case: Any = pair_of(name).cases[0]  # type: ignore[index]
-        with pair_of(name).port.trace(case) as ran:
-            found = ran.trace.tensors
-        recorded = load_recorded(case.source).tensors
-        shared = [one for one in found if one in recorded and not one.endswith((".hidden", ".logits"))]
-        assert len(shared) > 12
-        for one in shared:
-            torch.testing.assert_close(
-                found[one].double().reshape(-1), recorded[one].double().reshape(-1), rtol=1e-5, atol=1e-6
-            )
-
-
-def test_speculators_own_loss_is_the_formula_s() -> None:
-    pair = pair_of("eagle.py:SPECULATORS")
-    with pair.port.trace(pair.cases[0]) as ran:  # type: ignore[index]
+@pytest.mark.parametrize("name", NAMES)
+def test_without_causes_the_formulas_are_the_prototype_s_and_speculators_the_sum_of_its_steps(name: str) -> None:
+    case = pair_of(name).find_cases(None)[0]
+    with pair_of(name).port.trace(case) as ran:
         found = ran.trace.tensors
-    steps = torch.stack([found[f"mb0.step{s}.loss"] for s in range(3)])
-    torch.testing.assert_close(steps.sum(0), found["mb0.loss"].reshape(1))
-
-
-@dataclass(frozen=True)
-class Tampered:
-    """The recorded script with one tensor changed."""
-
-    recorded: FolderSide
-    tensor: str
-    change: Callable[[torch.Tensor], torch.Tensor]
-    name: str = "tampered"
-
-    @contextmanager
-    def trace(self, case: Any) -> Any:
-        with self.recorded.trace(case) as ran:
-            tensors = {**ran.trace.tensors, self.tensor: self.change(ran.trace.tensors[self.tensor])}
-            yield Run(replace(ran.trace, tensors=tensors))
+    wanted = load_recorded(case.source).tensors
+    if "SPECULATORS" in name:
+        wanted = {"mb0.loss": torch.stack([found[f"mb0.step{s}.loss"] for s in range(3)]).sum(0)}
+    shared = [one for one in found if one in wanted and not one.endswith((".hidden", ".logits"))]
+    assert len(shared) > 12 or "SPECULATORS" in name
+    for one in shared:
+        mine, theirs = (values[one].double().reshape(-1) for values in (found, wanted))
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
 def one_entry(values: torch.Tensor) -> torch.Tensor:
@@ -209,8 +185,11 @@ def one_entry(values: torch.Tensor) -> torch.Tensor:
 )
 def test_a_fault_in_the_original_is_left_and_named(name: str, tensor: str) -> None:
     pair = pair_of(name)
-    pair = replace(pair, original=Tampered(pair.original, tensor, one_entry), cases=pair.cases[:1], causes=pair.causes)  # type: ignore[arg-type, index]
-    report = run_pair(pair, Options(keyword=pair.cases[0].name)).report  # type: ignore[index]
+    case = pair.find_cases(None)[0]
+    with pair.original.trace(case) as ran:  # type: ignore[union-attr]
+        tensors = {**ran.trace.tensors, tensor: one_entry(ran.trace.tensors[tensor])}
+    tampered = replace(pair, original=TraceSide(replace(ran.trace, tensors=tensors)), cases=[case])
+    report = run_pair(tampered, Options(keyword=case.name)).report
     expected = {tensor.replace("midlayer", "layers.0")}
     assert {row.tensor for row in report.rows if row.compared and not row.passed} == expected
     assert {line.tensor for line in report.ledgers[0].lines if line.left} == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from parity import Case, Cause, Options, Pair, Side, run_pair
-from parity.study import flag, switched, within
+from parity.study import within
 
 RULES: Any = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
 """What the port computes with, as a library's module would hold it."""
@@ -128,15 +128,6 @@ def test_a_switch_that_raises_is_a_failed_row() -> None:
     (row,) = [row for row in report.rows if not row.passed]
     assert (row.check, row.quantity) == ("causes", "raised")
     assert "moon" in row.detail
-
-
-def test_a_flag_is_added() -> None:
-    @dataclass(frozen=True)
-    class Own:
-        causes: frozenset[str] = frozenset()
-
-    side = switched(Own(), [Cause("a", "", flag("a")), Cause("b", "", flag("b"))])
-    assert side.causes == {"a", "b"}
 
 
 def test_terminal_page_and_json_have_the_ledger(tmp_path: Path) -> None:
