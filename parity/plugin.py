@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -65,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {meaning}")
     wanted = [_place(name) for name in config.getoption("--pair")]
     config.stash[WANTED] = wanted
+    sys.path += [str(file.parent) for file, _ in wanted]  # imports go from the file's folder, as in parity run
     if wanted:
         given = config.args if config.args_source is config.ArgsSource.ARGS else []
         config.args = [*given, *dict.fromkeys(str(file) for file, _ in wanted if str(file) not in given)]
