@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-
 from benchmarks import worker
 from benchmarks.shapes import Shape, build_case
 from benchmarks.useful import useful_flops

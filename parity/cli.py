@@ -1,4 +1,4 @@
-"""``parity run``, ``others``, ``record``, ``trace``, ``compare``, ``plot``, ``new`` and ``doctor``."""
+"""``parity run``, ``record``, ``trace``, ``compare``, ``plot``, ``new`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Collection
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
@@ -26,7 +25,6 @@ from parity.tolerances import read_tolerances
 from parity.trace import GROUPS, write_trace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.command()(import_module("parity.prototypes.others.command").others)
 
 File = Optional[Path]  # noqa: UP045
 Word = Optional[str]  # noqa: UP045
@@ -150,6 +148,15 @@ def doctor(original: Original = None) -> None:
     console.print(table)
     for line in [*optional_parts(), *(f"original: {line}" for line in state)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def others() -> None:
+    """Went: EAGLE's and HASS' training scripts are pairs like any other."""
+    pairs = "eagle.py:EAGLE, eagle.py:SPECULATORS or hass.py:HASS"
+    raise InputError(
+        "command line", "others", "a command that went", f"parity run examples/pairs/{pairs} --original DIR"
+    )
 
 
 def _pairs(name: str | None) -> list[Pair]:

@@ -21,6 +21,7 @@ from parity.errors import InputError
 from parity.evidence import Check, Evidence
 from parity.names import NameMap
 from parity.side import AnySide, Case, FolderSide
+from parity.study import Cause
 from parity.tolerances import GENERIC, Tolerances
 from parity.trace import Trace
 from parity.verdict import Deviation, Report, Row
@@ -42,7 +43,9 @@ class Pair:
         cases: what both are given; or a function from the folder of ``--recordings`` (None: the pair's own) to it.
         names: the original's names to the port's, as :class:`NameMap` or a mapping of prefixes.
         views: coordinates that the two share, where their own differ.
-        draws, causes: what is drawn in one side and replayed in the other; named reasons for a difference.
+        draws: what is drawn in one side and replayed in the other.
+        causes: what the original does another way; the port is judged with all of them switched, and a ledger says what
+            each explains. One that explains nothing is a note; ``strict``: it fails, in a run of all cases and checks.
         deviations: known ones, for the report.
         tolerances: rows in the places of the default table's; ``tables`` names a table of ``tolerances.yaml`` by dtype.
         checks: of its own, instead of those of the same name or beside them.
@@ -67,7 +70,8 @@ class Pair:
     names: NameMap | Mapping[str, str | None] | None = None
     draws: Sequence[Any] = ()
     views: Sequence[View] = ()
-    causes: Sequence[Any] = ()
+    causes: Sequence[Cause] = ()
+    strict: bool = False
     deviations: Sequence[Deviation] = ()
     tolerances: Tolerances = field(default_factory=dict)
     tables: Mapping[str, str] = field(default_factory=lambda: GENERIC)

@@ -7,6 +7,7 @@ the package installed.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -56,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WANTED] = wanted = [_place(name) for name in config.getoption("--pair")]
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    sys.path += [str(file.parent) for file, _ in wanted]  # imports go from the file's folder, as in parity run
     if wanted:
         given = config.args if config.args_source is config.ArgsSource.ARGS else []
         config.args = [*given, *dict.fromkeys(str(file) for file, _ in wanted if str(file) not in given)]

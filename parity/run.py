@@ -8,8 +8,8 @@ how the rows ended and where it first goes wrong. The pytest plugin asks the sam
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from parity.pair import Options as Options
 from parity.pair import find_pair as find_pair
 from parity.report import print_report, write_html, write_json
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
+from parity.study import effect_rows, study, switched
 from parity.tolerances import Tolerances, table_for
 from parity.trace import META, Trace, read_trace
 from parity.verdict import Curve, Report, Row, Skip, Status, explained
@@ -100,6 +101,12 @@ class CaseRun:
     stack: ExitStack
     held: dict[str, Any] = field(default_factory=dict)
 
+    @contextmanager
+    def apart(self, side: AnySide) -> Iterator[Evidence]:
+        """A further side against the same original, for as long as it is looked at."""
+        with ExitStack() as stack:
+            yield replace(self, stack=stack, held={"original()": self.original()})._evidence(side)
+
     def original(self) -> Run:
         """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
         return self._once("original()", self._original)
@@ -152,8 +159,8 @@ class CaseRun:
 
 
 def sides_of(pair: Pair) -> list[AnySide]:
-    """All that are held against the original, the port last."""
-    return [*pair.sides, pair.port]
+    """All that are held against the original, the port last, with every cause switched."""
+    return [*pair.sides, switched(pair.port, pair.causes)]
 
 
 def leaves_out(side: AnySide | None, case: Any) -> str | None:
@@ -174,6 +181,7 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = sil
             runner.verify(options.original)
         for case in cases:
             runner.judge(case)
+        runner.judge_causes(strict=pair.strict and not options.keyword and options.checks is None)
         for name, job in pair.jobs.items():
             if matches(options.keyword, name):
                 progress(name)
@@ -273,12 +281,24 @@ class Runner:
         if run is None:
             return
         self.report.curves += curves(run.trace, self.report.baseline)
-        for side in sides_of(self.pair):
+        port, causes = self.pair.port, self.pair.causes
+        sides = self._guarded(Subject("causes", name, port.name or "port"), partial(sides_of, self.pair))
+        for side in sides or ():
             subject, reason = Subject("run", name, side.name or "port"), leaves_out(side, case) or ""
             if reason:
                 self.report.rows.append(subject.inapplicable(reason))
             elif evidence := self._guarded(subject, partial(held.evidence, side)):
                 self._side(evidence, self.checks(side))
+        if causes and not leaves_out(port, case):
+            self.report.ledgers.append(study(name, port, causes, held.apart, self.checks(port)))
+
+    def judge_causes(self, strict: bool) -> None:
+        """A cause that explains nothing in any case is a failed row, or a note."""
+        if self.report.ledgers:
+            subject = Subject("causes", self.pair.name, self.pair.port.name or "port")
+            rows = effect_rows(subject, self.pair.causes, self.report.ledgers)
+            self.report.rows += rows if strict else []
+            self.report.notes += [] if strict else [row.detail for row in rows if not row.passed]
 
     def _guarded(self, subject: Subject, ask: Callable[[], Any]) -> Any:
         try:

@@ -231,6 +231,49 @@ class Deviation:
     test: str
 
 
+@dataclass(frozen=True)
+class Difference:
+    """One quantity of two sides: how far apart as they are, and with every cause switched; ``left``: that is too far.
+
+    ``because`` has the causes without which it is too far, each with what is then measured. Infinity: one side alone
+    has it, or it has no number. None: nothing to measure.
+    """
+
+    check: str
+    quantity: str
+    tensor: str
+    allowed: float | None
+    as_it_is: float | None
+    explained: float | None
+    apart: bool
+    left: bool
+    because: dict[str, float | None]
+
+    @property
+    def differs(self) -> bool:
+        """Is it too far as it is, left, or only equal since causes cancel out?"""
+        return self.apart or self.left or bool(self.because)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What causes, texts by id, explain of the difference between a run and its original in one case."""
+
+    case: str
+    run: str
+    causes: dict[str, str]
+    lines: tuple[Difference, ...]
+
+    def effects(self, cause: str) -> dict[str, float]:
+        """By quantity, the largest difference that leaving this cause out makes."""
+        found: dict[str, float] = {}
+        for line in self.lines:
+            size = line.because.get(cause)
+            if size is not None:
+                found[line.quantity] = max(size, found.get(line.quantity, 0.0))
+        return found
+
+
 @dataclass
 class Report:
     """Everything one ``parity run`` has to say.
@@ -243,6 +286,7 @@ class Report:
     curves: list[Curve] = field(default_factory=list)
     gradient_flow: list[GradientFlow] = field(default_factory=list)
     speeds: list[Speed] = field(default_factory=list)
+    ledgers: list[Ledger] = field(default_factory=list)
     deviations: list[Deviation] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from parity.report import summary
 from parity.report.figures import Axes, Series, draw
+from parity.report.ledger import CAUSES, KINDS, LINES, cause_lines, difference_lines, kind_lines, told
 from parity.report.summary import count, ended, grouped, scaled, severity, short, unique, words, write_whole
-from parity.verdict import Curve, GradientFlow, Report, Row, Status
+from parity.verdict import Curve, GradientFlow, Ledger, Report, Row, Status
 
 UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm", "lr": "learning rate", "accuracy": "accuracy"}
 X_LABEL = "micro-batch, counted from 0"
@@ -75,6 +76,7 @@ def render_html(report: Report, title: str = "Parity report") -> str:
         skipped={(skip.case, skip.check) for skip in report.skips},
         failures=grouped(ended(report.rows, Status.FAILED), attrgetter("case")),
         blocked=summary.blocked(report),
+        ledgers=[_ledger_tables(one) for one in report.ledgers],
         curves=curves(report),
         errors={case: sorted(rows, key=severity, reverse=True) for case, rows in compared.items()},
         flows={case: flows(found, report.baseline) for case, found in _by_case(report.gradient_flow).items()},
@@ -121,6 +123,20 @@ def matrix(report: Report) -> tuple[list[str], dict[tuple[str, str], dict[str, l
     fullest_first = sorted(lines.values(), key=lambda rows: -len({row.check for row in rows}))
     checks = unique([*(row.check for rows in fullest_first for row in rows), *(s.check for s in report.skips)])
     return checks, {line: grouped(rows, attrgetter("check")) for line, rows in lines.items()}
+
+
+def _ledger_tables(ledger: Ledger) -> dict[str, Any]:
+    """The causes of a case, kinds of quantities, and every quantity that differs, as tables of plain cells."""
+    shown = [line for line in ledger.lines if line.differs]
+    left = sum(line.left for line in shown)
+    tables = {"causes": (CAUSES, cause_lines(ledger)), "kinds": (KINDS, kind_lines(ledger)), "lines": (LINES, [])}
+    found = {name: Table(_named(columns), lines) for name, (columns, lines) in tables.items()}
+    lines = [[*cells, "failed" if line.left else ""] for cells, line in zip(difference_lines(ledger), shown)]
+    return {"case": ledger.case, "told": told(ledger), "left": left, "rows": lines, **found}
+
+
+def _named(columns: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, "" if index else "name") for index, name in enumerate(columns)]
 
 
 def curves(report: Report) -> dict[str, list[Panel]]:

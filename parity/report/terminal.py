@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from parity.report.ledger import print_ledgers
 from parity.report.summary import blocked, count, ended, grouped, not_applicable, short, status_of, unique, worst
 from parity.verdict import Report, Row, Status
 
@@ -25,6 +26,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for heading, lines in _sections(report):
         if lines:
             console.print(Text(f"\n{heading}", style="bold"), *lines, sep="\n")
+    print_ledgers(report.ledgers, console)
     console.print()
     console.print(Text(report.verdict_line(), style="bold green" if report.passed else "bold red"), soft_wrap=True)
 

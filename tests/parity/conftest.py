@@ -20,7 +20,6 @@ from parity.prototypes.port import run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.run import CaseRun, find_pair
 from parity.side import Run
-from tests.parity.toys import copy_toys, seal
 
 
 @pytest.fixture(scope="session")
@@ -90,15 +89,6 @@ def sound(cases: dict[str, Case]) -> Iterator[Callable[[str], Evidence]]:
     """The same without any fault, run once a session."""
     with ExitStack() as stack:
         yield cache(lambda name: _evidence_of(cases[name], stack))
-
-
-@pytest.fixture
-def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Roots of the toy originals by name, which the hash table takes for the real ones."""
-    roots = copy_toys(tmp_path / "toys")
-    for name, root in roots.items():
-        seal(root, name, monkeypatch)
-    return roots
 
 
 @pytest.fixture

@@ -40,11 +40,9 @@ def test_there_is_no_circle() -> None:
 
 
 CORE = [file for file in FILES if not {"prototypes", "suite"} & set(file.relative_to(ROOT).with_suffix("").parts)]
-STUDIES = pytest.mark.xfail(strict=True, reason="until the pages of parity others lie in parity/prototypes")
-ROOMS = [pytest.param(file, marks=STUDIES) if file.stem in ("originals", "settings") else file for file in CORE]
 
 
-@pytest.mark.parametrize("file", ROOMS, ids=name_of)
+@pytest.mark.parametrize("file", CORE, ids=name_of)
 def test_the_core_knows_no_port_and_no_prototype(file: Path) -> None:
     assert not {name for name in imported(file) if name.partition(".")[0] == "ports"}
     assert not {name for name in imported(file) if name.startswith("parity.prototypes")}

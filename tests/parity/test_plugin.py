@@ -46,6 +46,22 @@ REMEDIES = {
 MARKED = "import pytest\n" + "".join(f"@pytest.mark.{name}\ndef test_{name}(): pass\n" for name in REMEDIES)
 
 
+BESIDE = """
+import torch, helper_of_a_pair
+from parity import Case, Pair, Side
+SIDE = Side(helper_of_a_pair.build)
+ONE = Pair("one", SIDE, SIDE, [Case("one", [torch.ones(1, 2)], steps=1)])
+"""
+
+
+def test_a_pair_imports_from_its_own_folder(pytester: pytest.Pytester) -> None:
+    folder = pytester.mkdir("pairs")
+    (folder / "helper_of_a_pair.py").write_text("import torch\ndef build(): return torch.nn.Linear(2, 1)\n")
+    (folder / "mine.py").write_text(BESIDE)
+    result = pytester.runpytest_inprocess(*LEAN, "--import-mode=importlib", "--pair", "pairs/mine.py:ONE")
+    assert result.ret == 0, result.stdout.str()[-2000:]
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["nothing there", "all there"])
 def test_what_cannot_run_is_skipped_with_the_remedy(
     there: bool, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch

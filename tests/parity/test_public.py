@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
 import parity
 from parity.cli import app
+from parity.run import find_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,17 +20,20 @@ COMMANDS = {
     "trace": {"--recordings", "-k", "--leave-out"},
     "compare": {"--names", "--tolerances", "--checks", "--report", "--json"},
     "plot": {"--output", "--markdown"},
-    "others": {"--eagle", "--hass", "--recordings", "--json", "--markdown"},
     "new": {"--output"},
     "doctor": {"--prototype", "--original"},
 }
 NAMES = (
-    *("CHECKS", "Case", "CommandSide", "Finding", "FolderSide", "Joined", "Kind", "KitReport", "NameMap", "Options"),
-    *("Pair", "ParityError", "Side", "Suggestion", "Tolerance", "Trace", "View", "compare_sides", "compare_traces"),
-    *("read_trace", "run_pair", "single_step", "suggest_names", "trace_side", "transposed", "write_trace"),
+    *("CHECKS", "Case", "Cause", "CommandSide", "Finding", "FolderSide", "Joined", "Kind", "KitReport", "NameMap"),
+    *("Options", "Pair", "ParityError", "Side", "Suggestion", "Tolerance", "Trace", "View", "compare_sides"),
+    *("compare_traces", "read_trace", "run_pair", "single_step", "suggest_names", "trace_side", "transposed"),
+    *("write_trace",),
 )
 SUCCESSORS = {"Command": "CommandSide"}
 """Names that went, and what took their place."""
+
+OTHERS = {"eagle.py:EAGLE", "eagle.py:SPECULATORS", "hass.py:HASS"}
+"""Pairs that took the place of ``parity others``, whose refusal names them."""
 
 PLUGIN = ("--pair", "--original", "--prototype", "--eagle", "--hass", "--recordings")
 FIXTURES = ("prototype_dir", "eagle_dir", "hass_dir", "recordings_dir", "compared")
@@ -56,6 +61,13 @@ def test_what_went_has_a_successor(gone: str, successor: str) -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     assert f"`{gone}`" in text
     assert f"`{successor}`" in text
+
+
+def test_a_command_that_went_names_its_successors(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("others", "--eagle", "DIR", "--hass", "DIR") == 2
+    said = capsys.readouterr().err
+    assert {name for name in OTHERS if name in said} == OTHERS
+    assert all(isinstance(find_pair(str(ROOT / "examples" / "pairs" / name)), parity.Pair) for name in OTHERS)
 
 
 def test_the_plugin_has_its_options_and_fixtures(pytestconfig: pytest.Config) -> None:

@@ -1,0 +1,139 @@
+"""Causes: what the original does another way, one thing each, and how much of the difference every one explains.
+
+A pair with causes is run with all of them switched, which must agree with the original, and besides as it is and
+without each cause in turn: what then differs is what that cause explains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import reduce, wraps
+from typing import Any
+
+from parity.checks import ON_REQUEST, run_check
+from parity.compare import Subject
+from parity.errors import InputError
+from parity.evidence import Check, Evidence, raised
+from parity.verdict import Against, Difference, Ledger, Row
+
+Switch = Callable[[Any], Any]
+"""From a side to one that does a thing as the original does it."""
+
+Ask = Callable[[Any], AbstractContextManager[Evidence]]
+"""From a side to its evidence against the original."""
+
+Rows = Mapping[tuple[str, str, str], Row]
+"""By check, quantity and tensor."""
+
+CALLED = ("build", "loss", "optimizer", "schedule", "step")
+"""What a side of callables runs."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that the original does another way.
+
+    Args:
+        id: in reports.
+        text: what the original does.
+        switch: from the pair's port to a side that does it, too: :func:`within`, :func:`flag`, or a function of your
+            own, as in ``lambda side: replace(side, loss=mean_over_rows)``. Switches follow each other.
+    """
+
+    id: str
+    text: str
+    switch: Switch
+
+
+def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
+    """For a side of callables: they run in a context, ``within(lambda: patch.object(losses, "divisor", rows))``."""
+
+    def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*arguments: Any, **named: Any) -> Any:
+            with enter():
+                return function(*arguments, **named)
+
+        return run
+
+    def switch(side: Any) -> Any:
+        called = {name: getattr(side, name) for name in CALLED if getattr(side, name) is not None}
+        return replace(side, **{name: inside(function) for name, function in called.items()})
+
+    return switch
+
+
+def flag(name: str) -> Switch:
+    """For a side of your own: ``name`` is added to its field ``causes``, a frozenset."""
+    return lambda side: replace(side, causes=side.causes | {name})
+
+
+def switched(side: Any, causes: Iterable[Cause]) -> Any:
+    """The side with these causes switched, in their order."""
+    return reduce(lambda found, cause: cause.switch(found), causes, side)
+
+
+def study(case: str, port: Any, causes: Sequence[Cause], ask: Ask, checks: Iterable[Check]) -> Ledger:
+    """Hold the port against the original as it is, with every cause switched, and without each.
+
+    What the checks hold against the original counts; what they hold the port against by itself does not.
+
+    Raises:
+        InputError: as the sides have it. What else a side raises is a difference of its own.
+    """
+    checks = [check for check in checks if check.name not in ON_REQUEST and check.against is not Against.ITSELF]
+
+    def rows(chosen: Iterable[Cause]) -> Rows:
+        found = _rows(Subject("run", case, port.name), lambda: ask(switched(port, chosen)), checks)
+        failed_last = sorted(found, key=lambda row: not row.passed)
+        return {(row.check, row.quantity, row.tensor): row for row in failed_last}
+
+    plain, full = rows([]), rows(causes)
+    without = {cause.id: rows([other for other in causes if other is not cause]) for cause in causes}
+    keys = dict.fromkeys(key for one in (full, plain, *without.values()) for key in one)
+    lines = tuple(_difference(key, plain, full, without) for key in keys)
+    return Ledger(case, port.name, {cause.id: cause.text for cause in causes}, lines)
+
+
+def _rows(subject: Subject, ask: Callable[[], AbstractContextManager[Evidence]], checks: Iterable[Check]) -> list[Row]:
+    try:
+        with ask() as evidence:
+            found = [row for check in checks for row in run_check(evidence, check)]
+    except InputError:
+        raise
+    except Exception as error:  # whatever the code of a side raises
+        return [raised(subject, error)]
+    return [row for row in found if row.compared and row.against is Against.PROTOTYPE]
+
+
+def _difference(key: tuple[str, str, str], plain: Rows, full: Rows, without: Mapping[str, Rows]) -> Difference:
+    row = full.get(key)
+    sizes = {name: _size(rows[key]) for name, rows in without.items() if key in rows and not rows[key].passed}
+    left = row is not None and not row.passed
+    return Difference(
+        *key,
+        allowed=row.allowed if row else None,
+        as_it_is=_size(plain.get(key)),
+        explained=_size(row),
+        apart=key in plain and not plain[key].passed,
+        left=left,
+        because={name: size for name, size in sizes.items() if not left or size != _size(row)},
+    )
+
+
+def _size(row: Row | None) -> float | None:
+    """What was measured; infinite where one side alone has it or nothing is measured, and it failed."""
+    measured = None if row is None or row.allowed is None else row.measured
+    return math.inf if measured is None and row is not None and not row.passed else measured
+
+
+def effect_rows(subject: Subject, causes: Iterable[Cause], ledgers: Iterable[Ledger]) -> list[Row]:
+    """A row for each cause: does leaving it out change anything, in any of the cases?"""
+    found = [name for ledger in ledgers for line in ledger.lines for name in line.because]
+    details = {cause.id: "" if cause.id in found else f"{cause.id} explains nothing here" for cause in causes}
+    return [
+        subject.row("effect", name, 1.0 if detail else 0.0, 0.0, not detail, detail) for name, detail in details.items()
+    ]
