@@ -50,10 +50,10 @@ def check_name(name: str) -> None:
         found, expected = name, f"2 to {LONGEST} lower-case letters, digits and underscores, a letter first: tree_draft"
     elif keyword.iskeyword(name) or keyword.issoftkeyword(name):
         found, expected = f"{name}, a keyword of Python", "another name"
-    elif find_spec(name):
-        found, expected = f"{name}, which is an installed package", "a name that hides nothing"
     elif name in SHIPPED or _speculators_has(name):
         found, expected = f"{name}, an algorithm that Speculators or this project has", "a name of its own"
+    elif find_spec(name):
+        found, expected = f"{name}, which is an installed package", "a name that hides nothing"
     else:
         return
     raise InputError("command line", "NAME", found, expected)
