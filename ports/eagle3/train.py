@@ -14,7 +14,6 @@ from torch.utils.data import Sampler
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
-from ports.eagle3.settings import Eagle3Settings
 from ports.training.checkpoint.choose import choose
 from ports.training.data.batches import RecordDataset
 from ports.training.data.noise import Draw
@@ -23,6 +22,7 @@ from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.settings import Eagle3Settings
 from ports.training.shards import whole
 from ports.training.verifier import check_weights_present, reading_weights
 from ports.training.vocabulary import VocabularyMap, load_vocabulary_map

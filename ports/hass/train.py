@@ -15,7 +15,6 @@ from ports.hass.config import HassSpeculatorConfig
 from ports.hass.draft_config import load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
-from ports.hass.settings import HassSettings
 from ports.training.attention.choice import attention_name
 from ports.training.checkpoint.choose import choose
 from ports.training.data.batches import RecordDataset
@@ -25,6 +24,7 @@ from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.settings import HassSettings
 from ports.training.shards import own_part, whole
 from ports.training.verifier import check_weights_present, reading_weights
 

@@ -24,8 +24,8 @@ import sys
 import torch
 
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
-from ports.training.command_line import parse
+from ports.training.settings import Eagle3Settings
+from ports.training.settings import parse
 from ports.training.observer import Observer
 
 seen = {"losses": []}
