@@ -25,8 +25,7 @@ from ports.training.saving import load_weights
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import whole
 from ports.training.verifier import check_weights_present, reading_weights
-from ports.training.vocabulary import VocabularyMap, load_vocabulary_map
-from ports.training.vocabulary_file import VOCABULARY_KEY, check_digest
+from ports.training.vocabulary import VOCABULARY_KEY, VocabularyMap, check_digest, load_vocabulary_map
 
 GRAD_CLIP = 1.0
 

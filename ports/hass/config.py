@@ -6,7 +6,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from speculators import SpeculatorModelConfig
 from transformers import LlamaConfig, PretrainedConfig
 
-from ports.training.layer_config import DRAFT_LAYERS
+from ports.training.draft_config import DRAFT_LAYERS
 
 
 @SpeculatorModelConfig.register("hass")

@@ -6,6 +6,7 @@ from ports.hass.config import HassSpeculatorConfig
 from ports.hass.model import HassDraftModel
 from ports.training.alignment import Alignment
 from ports.training.draft_config import (
+    DRAFT_LAYERS,
     attach_verifier,
     check_builds,
     check_sizes,
@@ -15,7 +16,6 @@ from ports.training.draft_config import (
     prototype_layer,
     read_config_dict,
 )
-from ports.training.layer_config import DRAFT_LAYERS
 from ports.training.verifier import verifier_config
 
 

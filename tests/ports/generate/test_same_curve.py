@@ -19,7 +19,7 @@ from ports.training.data.records import list_records, read_record
 from ports.training.observer import Observer
 from ports.training.runs import finish
 from ports.training.settings import Eagle3Settings, HassSettings
-from ports.training.verifier_fingerprint import verifier_fingerprint
+from ports.training.verifier import verifier_fingerprint
 
 VERIFIER = FIXTURE / "verifier"
 ALGORITHMS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}

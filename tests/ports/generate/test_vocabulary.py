@@ -15,8 +15,7 @@ from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
 from ports.generate.vocabulary import Counts, build_map, count_tokens
 from ports.training.data.records import list_records, read_record
-from ports.training.vocabulary import load_vocabulary_map
-from ports.training.vocabulary_file import read_vocabulary_file
+from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from ports.training.layer_config import layer_config
+from ports.training.draft_config import layer_config
 
 GOOD = {
     "hidden_size": 32,

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from parity.fixtures.tokenizer import build_tokenizer
-from ports.training.verifier_fingerprint import SAMPLE, tokenizer_fingerprint, verifier_fingerprint
+from ports.training.verifier import SAMPLE, tokenizer_fingerprint, verifier_fingerprint
 
 
 @pytest.fixture

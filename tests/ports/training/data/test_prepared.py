@@ -17,7 +17,7 @@ from ports.hass import train as hass
 from ports.training.data.features import load_verifier
 from ports.training.data.record_info import RecordInfo
 from ports.training.settings import Eagle3Settings, HassSettings
-from ports.training.verifier_fingerprint import verifier_fingerprint
+from ports.training.verifier import verifier_fingerprint
 
 TRAIN = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 LAYERS = (2, 4, 5)
