@@ -56,13 +56,12 @@ def load_draft_config(
     check_trainable(configpath, config.transformer_layer_config, alignment)
     check_builds(configpath, Eagle3DraftModel, config)
     config.speculators_config = attach_verifier("eagle3", basepath, ttt_steps)
-    if config.eagle_aux_hidden_state_layer_ids is None:
-        taken = recorded_layers or aux_layer_ids(basepath, verifier.num_hidden_layers)
-        config.eagle_aux_hidden_state_layer_ids = list(taken)
-    layers = config.eagle_aux_hidden_state_layer_ids
-    if not all(0 <= layer <= verifier.num_hidden_layers for layer in layers):
-        expected = f"layers of the verifier, which has {verifier.num_hidden_layers}"
+    depth = verifier.num_hidden_layers
+    layers = list(config.eagle_aux_hidden_state_layer_ids or recorded_layers or aux_layer_ids(basepath, depth))
+    if not all(0 <= layer <= depth for layer in layers):
+        expected = f"layers of the verifier, which has {depth}"
         raise InputError(configpath, "eagle_aux_hidden_state_layer_ids", layers, expected)
+    config.eagle_aux_hidden_state_layer_ids = layers
     return config
 
 

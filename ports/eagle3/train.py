@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
@@ -74,7 +73,7 @@ def start(
     settings: Eagle3Settings,
     draft: Eagle3DraftModel,
     dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
+    sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling."""
@@ -92,7 +91,7 @@ def run(
     settings: Eagle3Settings,
     draft: Eagle3DraftModel,
     dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
+    sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
 ) -> nn.Module:
     """:func:`start`, run to the end; returns the objective that holds the trained draft."""

@@ -8,11 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
-from torch.utils.data import Sampler
 
 from ports.errors import InputError
-from ports.hass.config import HassSpeculatorConfig
-from ports.hass.draft_config import load_draft_config
+from ports.hass.config import HassSpeculatorConfig, load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.training.attention.choice import attention_name
@@ -66,7 +64,7 @@ def start(
     settings: HassSettings,
     draft: HassDraftModel,
     dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
+    sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling.
@@ -92,7 +90,7 @@ def run(
     settings: HassSettings,
     draft: HassDraftModel,
     dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
+    sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
 ) -> nn.Module:
     """:func:`start`, run to the end; returns the objective that holds the trained draft."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ports._torchaudio import skip_torchaudio
+from ports._starting import skip_torchaudio
 
 ROOT = Path(__file__).parents[2]
 USE = "import transformers.audio_utils"

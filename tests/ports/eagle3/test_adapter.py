@@ -8,10 +8,9 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from parity.fixtures import RECORDINGS
-from ports.eagle3 import first_layer
+from ports.eagle3 import first_layer, to_native
 from ports.eagle3.adapter import EConfig, Model
 from ports.eagle3.model import unroll
-from ports.eagle3.names import to_native
 from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.train import build
 from ports.training.alignment import Alignment

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ports.hass import HassSpeculatorConfig
-from ports.hass.draft_config import load_draft_config
+from ports.hass.config import load_draft_config
 from ports.training.alignment import Alignment
 from ports.training.saving import save_draft
 
