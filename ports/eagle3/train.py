@@ -87,17 +87,6 @@ def start(
     return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer)
 
 
-def run(
-    settings: Eagle3Settings,
-    draft: Eagle3DraftModel,
-    dataset: RecordDataset,
-    sampler: Iterable[int] | None = None,
-    observer: Observer | None = None,
-) -> nn.Module:
-    """:func:`start`, run to the end; returns the objective that holds the trained draft."""
-    return finish(start(settings, draft, dataset, sampler, observer))
-
-
 def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
     """Scale all gradients so that their global norm is at most 1."""
     norm: Tensor | None = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
@@ -107,7 +96,7 @@ def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
 def execute(settings: Eagle3Settings) -> None:
     """Build and train what ``settings`` describe."""
     draft = build(settings)
-    run(settings, draft, build_dataset(settings, draft.config))
+    finish(start(settings, draft, build_dataset(settings, draft.config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

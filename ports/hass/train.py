@@ -86,17 +86,6 @@ def start(
     return loop
 
 
-def run(
-    settings: HassSettings,
-    draft: HassDraftModel,
-    dataset: RecordDataset,
-    sampler: Iterable[int] | None = None,
-    observer: Observer | None = None,
-) -> nn.Module:
-    """:func:`start`, run to the end; returns the objective that holds the trained draft."""
-    return finish(start(settings, draft, dataset, sampler, observer))
-
-
 def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
     """Clamp every gradient element to [-0.5, 0.5]; returns the global norm from before."""
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
@@ -112,7 +101,7 @@ def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
 def execute(settings: HassSettings) -> None:
     """Build and train as ``settings`` say."""
     draft = build(settings)
-    run(settings, draft, build_dataset(settings, draft.config))
+    finish(start(settings, draft, build_dataset(settings, draft.config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from torch import nn
 
 from ports.errors import InputError
 from ports.hass import train as hass
-from ports.hass.names import to_native, to_prototype
 from ports.training.observer import Observer
 
 LOGGED = {"step", "train/lr", "train/ploss", "train/topkloss", "train/loss", "train/acc"} | {
@@ -40,7 +39,7 @@ def test_training_moves_what_trains_and_leaves_the_verifier_alone(settings):
     chosen = settings(forward_num_total=3)
     draft = hass.build(chosen)
     before = {name: value.detach().clone() for name, value in draft.named_parameters()}
-    hass.run(chosen, draft, hass.build_dataset(chosen, draft.config))
+    hass.finish(hass.start(chosen, draft, hass.build_dataset(chosen, draft.config)))
     moved = {name for name, value in draft.named_parameters() if not torch.equal(value, before[name])}
     assert moved == set(before) - {"embed_tokens.weight", "lm_head.weight"}
 
@@ -61,7 +60,7 @@ class Stop(Observer):
 def test_gradients_are_clipped_element_by_element(settings, lively_draft):
     chosen, seen = settings(max_steps=1), Stop()
     draft = lively_draft()
-    hass.run(chosen, draft, hass.build_dataset(chosen, draft.config), observer=seen)
+    hass.finish(hass.start(chosen, draft, hass.build_dataset(chosen, draft.config), observer=seen))
     assert max(value.abs().max() for value in seen.raw.values()) > 0.5
     for name, value in seen.raw.items():
         assert torch.equal(seen.clipped[name], value.clamp(-0.5, 0.5)), name
@@ -126,7 +125,3 @@ def test_eagle3_records_are_refused(flags, fixture, capsys):
     assert re.search(r"hidden_state: found torch.float32 \((\d+), 96\), expected floating point \(\1, 32\)", error), (
         error
     )
-
-
-def test_names_are_the_prototypes():
-    assert to_native("layers.0.mlp.up_proj.weight") == to_prototype("layers.0.mlp.up_proj.weight")
