@@ -83,7 +83,7 @@ class Model(PrototypeModel[Eagle3DraftModel]):
         """
         embeds = embed(self.draft, input_ids)
         if hidden_states.shape[-1] != embeds.shape[-1]:
-            hidden_states = self.fc(hidden_states)
+            hidden_states = self.draft.fc(hidden_states)
         embeds = embeds.to(hidden_states.dtype)
         rotary = self.draft.rotary_emb(embeds, torch.arange(input_ids.shape[1], device=input_ids.device)[None])
         out: Tensor = self.draft.layers[0](
@@ -96,10 +96,10 @@ class Model(PrototypeModel[Eagle3DraftModel]):
 
     def _project_again(self, history: Sequence[Tensor], embeds: Tensor, rotary: tuple[Tensor, Tensor]) -> Cache:
         """A cache with the history's keys and values under the current weights, with gradient."""
-        cache, normed = ttt_cache(), self.input_layernorm(embeds)
-        attention = self.draft.layers[0].self_attn
+        first, cache = self.draft.layers[0], ttt_cache()
+        attention, normed = first.self_attn, first.input_layernorm(embeds)
         for hidden in history:
-            states = torch.cat([normed, self.hidden_norm(hidden)], dim=-1)
+            states = torch.cat([normed, first.hidden_norm(hidden)], dim=-1)
             keys, values = (_split_heads(part(states), attention) for part in (attention.k_proj, attention.v_proj))
             _, keys = apply_rotary_pos_emb(keys, keys, *rotary)
             cache.update(keys, values, layer_idx=0)
