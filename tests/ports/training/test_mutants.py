@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ports.eagle3 import train as eagle3
 from ports.eagle3.config import load_draft_config
 from ports.errors import InputError
-from ports.hass import draft_config as hass_config
+from ports.hass import config as hass_config
 from ports.training.checkpoint.choose import choose
 from ports.training.checkpoint.manifest import seal
 from ports.training.data.records import read_record
