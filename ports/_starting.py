@@ -1,7 +1,13 @@
-"""Ctrl-C while a command loads its libraries, for seconds and before any of its own code runs, is a line too."""
+"""What happens at the first import of this package, before any library is loaded.
+
+Ctrl-C while a command loads its libraries, for seconds and before any of its own code runs, is a line too. And a broken
+torchaudio does not break ``import transformers``: Speculators requires it and nothing here uses it; beside a torch of
+another build (CPU, other CUDA) its import raises ``OSError``, and transformers imports it wherever it is found.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -27,3 +33,16 @@ def quiet_interrupt() -> None:
             before(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def skip_torchaudio() -> None:
+    """Let transformers conclude, once, that torchaudio is absent; one that is loaded already is left alone."""
+    if "torchaudio" in sys.modules or "transformers.audio_utils" in sys.modules:
+        return
+    sys.modules["torchaudio"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("transformers.audio_utils")
+    except ModuleNotFoundError:
+        pass
+    finally:
+        del sys.modules["torchaudio"]

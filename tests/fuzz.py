@@ -28,16 +28,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
 from ports.estimate.recipe import EstimateSettings
 from ports.generate.__main__ import ShowSettings
 from ports.generate.settings import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings
 from ports.hass import train as hass
-from ports.hass.settings import HassSettings
 from ports.training.checkpoint.manifest import seal
-from ports.training.command_line import parse
 from ports.training.data.records import list_records
+from ports.training.settings import Eagle3Settings, HassSettings, parse
 from ports.training.vocabulary import load_vocabulary_map
 from tests.mutants import VALUES, mutate, mutate_json, mutate_words
 from tests.place import DRAFT_VOCAB_SIZE, SPEC, Place, Ran, run

@@ -21,13 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from parity.errors import InputError
 from parity.files import misfit, read_object
-from ports.eagle3.names import to_native as eagle3_to_native
-from ports.hass.names import to_native as hass_to_native
+from ports.eagle3 import to_native
 
 Algorithm = Literal["eagle3", "hass"]
 Dtype = Literal["fp32", "bf16", "bf16ds"]
 
-TO_NATIVE: dict[str, Callable[[str], str]] = {"eagle3": eagle3_to_native, "hass": hass_to_native}
+TO_NATIVE: dict[str, Callable[[str], str]] = {"eagle3": to_native, "hass": str}
 """The prototypes' parameter names to Speculators' names for the same tensors, by algorithm."""
 
 

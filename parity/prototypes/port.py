@@ -25,14 +25,12 @@ from parity.prototypes.recorded import LOGGED, ReplayDraw, ReplaySampler, config
 from parity.prototypes.reference.loop import CLIP, keep, keep_steps, near_ties
 from parity.step import AdamW, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace
-from ports.eagle3.settings import Eagle3Settings
-from ports.hass.settings import HassSettings
 from ports.training.alignment import Alignment
 from ports.training.data.batches import Batch
 from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish
-from ports.training.settings import TrainingSettings
+from ports.training.settings import Eagle3Settings, HassSettings, TrainingSettings
 
 FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
 """Initial weights that a recording may leave out, since the draft takes them from the verifier."""

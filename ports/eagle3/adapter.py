@@ -36,31 +36,32 @@ class Model(PrototypeModel[Eagle3DraftModel]):
     working directory, as the prototype does.
     """
 
-    def __init__(self, config: EConfig, load_emb: bool = True, path: str | None = None, ttt_steps: int = 3) -> None:
-        """Build the draft of ``config`` for the verifier at ``path``.
+    @staticmethod
+    def build(configpath: str, basepath: str, ttt_steps: int) -> Eagle3DraftModel:
+        """Raises InputError for another layer than the prototype's, too."""
+        config = load_draft_config(configpath, basepath, ttt_steps)
+        layer = config.transformer_layer_config
+        if layer.model_type != "llama":
+            raise InputError(configpath, "model_type", layer.model_type, "llama, the prototype's")
+        sizes = layer.vocab_size, config.draft_vocab_size
+        vocabulary = load_vocabulary_map(Path("t2d.npy"), Path("d2t.npy"), *sizes)
+        check_weights_present(basepath)
+        return build_draft(config, vocabulary, Alignment.PROTOTYPE)
 
-        Args:
-            config: the draft's config.
-            load_emb: must be true: a draft without its verifier's embedding could not be served.
-            path: verifier directory or hub id.
-            ttt_steps: how many tokens a checkpoint from :meth:`save_native` proposes.
-
-        Raises:
-            InputError: see :func:`ports.eagle3.config.load_draft_config`.
-        """
-        if path is None or not load_emb:
-            raise InputError(config.configpath, "path, load_emb", (path, load_emb), "a verifier and its embedding")
-        draft = _build(config.configpath, path, ttt_steps)
-        super().__init__(draft, path)
+    @staticmethod
+    def named_parts(draft: Eagle3DraftModel) -> dict[str, nn.Module]:
+        """The norms that Speculators keeps in the layer and at the end stand beside it."""
         first = draft.layers[0]
-        self.embed_tokens, self.lm_head = draft.embed_tokens, draft.lm_head
-        self.hidden_norm, self.input_layernorm = first.hidden_norm, first.input_layernorm
-        self.lm_head_layernorm = draft.norm
-        own = ("self_attn", "mlp", "post_attention_layernorm")
-        self.layers = nn.ModuleList([nn.ModuleDict({name: getattr(first, name) for name in own})])
-        self.fc = draft.fc
-        for entry in (self.fc, self.lm_head):
+        for entry in (draft.fc, draft.lm_head):
             entry.register_forward_pre_hook(_cast_to_weight)
+        layer = {name: getattr(first, name) for name in ("self_attn", "mlp", "post_attention_layernorm")}
+        return {
+            **{name: getattr(draft, name) for name in ("embed_tokens", "lm_head")},
+            **{name: getattr(first, name) for name in ("hidden_norm", "input_layernorm")},
+            "lm_head_layernorm": draft.norm,
+            "layers": nn.ModuleList([nn.ModuleDict(layer)]),
+            "fc": draft.fc,
+        }
 
     def forward(
         self,
@@ -82,7 +83,7 @@ class Model(PrototypeModel[Eagle3DraftModel]):
         """
         embeds = embed(self.draft, input_ids)
         if hidden_states.shape[-1] != embeds.shape[-1]:
-            hidden_states = self.fc(hidden_states)
+            hidden_states = self.draft.fc(hidden_states)
         embeds = embeds.to(hidden_states.dtype)
         rotary = self.draft.rotary_emb(embeds, torch.arange(input_ids.shape[1], device=input_ids.device)[None])
         out: Tensor = self.draft.layers[0](
@@ -95,25 +96,14 @@ class Model(PrototypeModel[Eagle3DraftModel]):
 
     def _project_again(self, history: Sequence[Tensor], embeds: Tensor, rotary: tuple[Tensor, Tensor]) -> Cache:
         """A cache with the history's keys and values under the current weights, with gradient."""
-        cache, normed = ttt_cache(), self.input_layernorm(embeds)
-        attention = self.draft.layers[0].self_attn
+        first, cache = self.draft.layers[0], ttt_cache()
+        attention, normed = first.self_attn, first.input_layernorm(embeds)
         for hidden in history:
-            states = torch.cat([normed, self.hidden_norm(hidden)], dim=-1)
+            states = torch.cat([normed, first.hidden_norm(hidden)], dim=-1)
             keys, values = (_split_heads(part(states), attention) for part in (attention.k_proj, attention.v_proj))
             _, keys = apply_rotary_pos_emb(keys, keys, *rotary)
             cache.update(keys, values, layer_idx=0)
         return cache
-
-
-def _build(configpath: str, path: str, ttt_steps: int) -> Eagle3DraftModel:
-    config = load_draft_config(configpath, path, ttt_steps)
-    layer = config.transformer_layer_config
-    if layer.model_type != "llama":
-        raise InputError(configpath, "model_type", layer.model_type, "llama, the prototype's")
-    sizes = layer.vocab_size, config.draft_vocab_size
-    vocabulary = load_vocabulary_map(Path("t2d.npy"), Path("d2t.npy"), *sizes)
-    check_weights_present(path)
-    return build_draft(config, vocabulary, Alignment.PROTOTYPE)
 
 
 def _split_heads(states: Tensor, attention: nn.Module) -> Tensor:

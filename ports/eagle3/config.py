@@ -11,6 +11,7 @@ from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.data.feature_layers import NUM_FEATURES, aux_layer_ids
 from ports.training.draft_config import (
+    DRAFT_LAYERS,
     attach_verifier,
     check_builds,
     check_sizes,
@@ -20,7 +21,6 @@ from ports.training.draft_config import (
     prototype_layer,
     read_config_dict,
 )
-from ports.training.layer_config import DRAFT_LAYERS
 from ports.training.verifier import verifier_config
 
 OTHER_NORMS = ("norm_before_fc", "fc_norm", "norm_output")
@@ -56,13 +56,12 @@ def load_draft_config(
     check_trainable(configpath, config.transformer_layer_config, alignment)
     check_builds(configpath, Eagle3DraftModel, config)
     config.speculators_config = attach_verifier("eagle3", basepath, ttt_steps)
-    if config.eagle_aux_hidden_state_layer_ids is None:
-        taken = recorded_layers or aux_layer_ids(basepath, verifier.num_hidden_layers)
-        config.eagle_aux_hidden_state_layer_ids = list(taken)
-    layers = config.eagle_aux_hidden_state_layer_ids
-    if not all(0 <= layer <= verifier.num_hidden_layers for layer in layers):
-        expected = f"layers of the verifier, which has {verifier.num_hidden_layers}"
+    depth = verifier.num_hidden_layers
+    layers = list(config.eagle_aux_hidden_state_layer_ids or recorded_layers or aux_layer_ids(basepath, depth))
+    if not all(0 <= layer <= depth for layer in layers):
+        expected = f"layers of the verifier, which has {depth}"
         raise InputError(configpath, "eagle_aux_hidden_state_layer_ids", layers, expected)
+    config.eagle_aux_hidden_state_layer_ids = layers
     return config
 
 

@@ -20,7 +20,7 @@ from transformers.models.llama import modeling_llama
 
 from ports.training.attention.shared_half import SharedHalf, can_split
 from ports.training.attention.trained_rows import TrainedRows, feed, through_rows
-from ports.training.layer_config import DRAFT_LAYERS
+from ports.training.draft_config import DRAFT_LAYERS
 
 FirstLayer = Callable[..., Tensor]
 """``layer(hidden, attention_mask=, past_key_values=, position_embeddings=, rows=)``, [B, T, h] to [B, T, h]."""

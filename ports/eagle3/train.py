@@ -9,12 +9,10 @@ import torch
 from accelerate import Accelerator
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
-from ports.eagle3.settings import Eagle3Settings
 from ports.training.checkpoint.choose import choose
 from ports.training.data.batches import RecordDataset
 from ports.training.data.noise import Draw
@@ -23,10 +21,10 @@ from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.settings import Eagle3Settings
 from ports.training.shards import whole
 from ports.training.verifier import check_weights_present, reading_weights
-from ports.training.vocabulary import VocabularyMap, load_vocabulary_map
-from ports.training.vocabulary_file import VOCABULARY_KEY, check_digest
+from ports.training.vocabulary import VOCABULARY_KEY, VocabularyMap, check_digest, load_vocabulary_map
 
 GRAD_CLIP = 1.0
 
@@ -75,7 +73,7 @@ def start(
     settings: Eagle3Settings,
     draft: Eagle3DraftModel,
     dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
+    sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling."""
@@ -89,17 +87,6 @@ def start(
     return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer)
 
 
-def run(
-    settings: Eagle3Settings,
-    draft: Eagle3DraftModel,
-    dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
-    observer: Observer | None = None,
-) -> nn.Module:
-    """:func:`start`, run to the end; returns the objective that holds the trained draft."""
-    return finish(start(settings, draft, dataset, sampler, observer))
-
-
 def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
     """Scale all gradients so that their global norm is at most 1."""
     norm: Tensor | None = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
@@ -109,7 +96,7 @@ def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
 def execute(settings: Eagle3Settings) -> None:
     """Build and train what ``settings`` describe."""
     draft = build(settings)
-    run(settings, draft, build_dataset(settings, draft.config))
+    finish(start(settings, draft, build_dataset(settings, draft.config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

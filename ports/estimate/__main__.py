@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ports.commands import exit_code
 from ports.estimate.recipe import EstimateSettings, estimate
-from ports.training.command_line import parse
+from ports.training.settings import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from ports.estimate.training import TrainingMemory, training_memory
 from ports.files import gigabytes
 from ports.generate.prepare import geometry_of
 from ports.generate.records import ITEM_BYTES
-from ports.hass.draft_config import load_draft_config as hass_config
+from ports.hass.config import load_draft_config as hass_config
 from ports.training.verifier import verifier_config
 
 

@@ -15,7 +15,7 @@ from ports.generate.run import generate, prepare, summary
 from ports.generate.settings import GenerationSettings
 from ports.generate.show import show
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.training.command_line import parse
+from ports.training.settings import parse
 
 
 class ShowSettings(GenerationSettings):

@@ -19,8 +19,7 @@ from ports.numerics import numerics
 from ports.training.data.feature_layers import chosen_layers
 from ports.training.data.features import PROTOTYPE_DTYPE
 from ports.training.data.record_info import RecordInfo
-from ports.training.verifier import verifier_config
-from ports.training.verifier_fingerprint import tokenizer_fingerprint, verifier_fingerprint
+from ports.training.verifier import tokenizer_fingerprint, verifier_config, verifier_fingerprint
 
 
 @dataclass(frozen=True)

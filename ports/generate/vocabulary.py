@@ -22,8 +22,7 @@ from ports.training.data.record_info import RecordInfo
 from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.draft_config import read_config_dict
 from ports.training.verifier import verifier_config
-from ports.training.vocabulary import VocabularyMap
-from ports.training.vocabulary_file import FILE, VocabularyFile
+from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
 
 
 class Counts(str, Enum):

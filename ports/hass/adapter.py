@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ports.errors import InputError
-from ports.hass.draft_config import load_draft_config
+from ports.hass.config import load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.training.adapter import EConfig, PrototypeModel
 from ports.training.attention.dense import ttt_cache
@@ -25,27 +24,18 @@ __all__ = ["EConfig", "Model"]
 class Model(PrototypeModel[HassDraftModel]):
     """The draft behind the prototype's interface; all but the verifier's embedding trains."""
 
-    def __init__(self, config: EConfig, load_emb: bool = True, path: str | None = None, ttt_steps: int = 3) -> None:
-        """Build the draft of ``config`` for the verifier at ``path``.
-
-        Args:
-            config: the draft's config.
-            load_emb: must be true: a draft without its verifier's embedding could not be served.
-            path: verifier directory or hub id.
-            ttt_steps: how many tokens a checkpoint from :meth:`save_native` proposes.
-
-        Raises:
-            InputError: see :func:`ports.hass.draft_config.load_draft_config`.
-        """
-        if path is None or not load_emb:
-            raise InputError(config.configpath, "path, load_emb", (path, load_emb), "a verifier and its embedding")
-        check_weights_present(path)
-        draft = HassDraftModel(load_draft_config(config.configpath, path, ttt_steps))
+    @staticmethod
+    def build(configpath: str, basepath: str, ttt_steps: int) -> HassDraftModel:
+        """In the prototype's alignment."""
+        draft = HassDraftModel(load_draft_config(configpath, basepath, ttt_steps))
+        check_weights_present(basepath)
         draft.load_verifier_weights()
-        super().__init__(draft, path)
-        self.embed_tokens, self.embed_layernorm = draft.embed_tokens, draft.embed_layernorm
-        self.hidden_layernorm, self.lm_head_layernorm = draft.hidden_layernorm, draft.lm_head_layernorm
-        self.fc, self.layers, self.rotary_emb = draft.fc, draft.layers, draft.rotary_emb
+        return draft
+
+    @staticmethod
+    def named_parts(draft: HassDraftModel) -> dict[str, nn.Module]:
+        """All but the verifier's head, under their own names."""
+        return {name: module for name, module in draft.named_children() if name != "lm_head"}
 
     def forward(
         self,

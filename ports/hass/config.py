@@ -1,12 +1,21 @@
-"""The Speculators config of a HASS draft."""
+"""The Speculators config of a HASS draft, and how it is made from whatever names one."""
 
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
-from speculators import SpeculatorModelConfig
+from speculators import SpeculatorModel, SpeculatorModelConfig
 from transformers import LlamaConfig, PretrainedConfig
 
-from ports.training.layer_config import DRAFT_LAYERS
+from ports.training.alignment import Alignment
+from ports.training.draft_config import (
+    DRAFT_LAYERS,
+    attach_verifier,
+    check_builds,
+    check_sizes,
+    check_trainable,
+    load_layer,
+)
+from ports.training.verifier import verifier_config
 
 
 @SpeculatorModelConfig.register("hass")
@@ -61,3 +70,30 @@ class HassSpeculatorConfig(SpeculatorModelConfig):
 
 
 SpeculatorModelConfig.reload_schema()
+
+
+def load_draft_config(
+    configpath: str, basepath: str, ttt_steps: int, alignment: Alignment = Alignment.PROTOTYPE
+) -> HassSpeculatorConfig:
+    """The draft's config, attached to the verifier at ``basepath``.
+
+    Args:
+        configpath: the prototype's draft JSON, a Speculators config or checkpoint directory, or a hub id.
+        basepath: verifier directory or hub id.
+        ttt_steps: how many tokens the draft proposes when it is served.
+        alignment: how the draft will be trained; takes the place of the one that a Speculators config names.
+
+    Raises:
+        InputError: unreadable file, unknown key or value, another kind of speculator or of layer, sizes unlike the
+            verifier's, or several layers in prototype alignment.
+    """
+    layer = load_layer(configpath, "hass")
+    check_sizes(configpath, layer, verifier_config(basepath))
+    check_trainable(configpath, layer, alignment)
+    config = HassSpeculatorConfig(
+        transformer_layer_config=layer,
+        ttt_alignment=alignment.value,
+        speculators_config=attach_verifier("hass", basepath, ttt_steps),
+    )
+    check_builds(configpath, SpeculatorModel.registered_model_class_from_config(config), config)
+    return config

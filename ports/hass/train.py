@@ -8,14 +8,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
-from torch.utils.data import Sampler
 
 from ports.errors import InputError
-from ports.hass.config import HassSpeculatorConfig
-from ports.hass.draft_config import load_draft_config
+from ports.hass.config import HassSpeculatorConfig, load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
-from ports.hass.settings import HassSettings
 from ports.training.attention.choice import attention_name
 from ports.training.checkpoint.choose import choose
 from ports.training.data.batches import RecordDataset
@@ -25,6 +22,7 @@ from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.runs import finish, run_command, start_training
 from ports.training.saving import load_weights
+from ports.training.settings import HassSettings
 from ports.training.shards import own_part, whole
 from ports.training.verifier import check_weights_present, reading_weights
 
@@ -66,7 +64,7 @@ def start(
     settings: HassSettings,
     draft: HassDraftModel,
     dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
+    sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling.
@@ -88,17 +86,6 @@ def start(
     return loop
 
 
-def run(
-    settings: HassSettings,
-    draft: HassDraftModel,
-    dataset: RecordDataset,
-    sampler: Sampler[int] | Iterable[int] | None = None,
-    observer: Observer | None = None,
-) -> nn.Module:
-    """:func:`start`, run to the end; returns the objective that holds the trained draft."""
-    return finish(start(settings, draft, dataset, sampler, observer))
-
-
 def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
     """Clamp every gradient element to [-0.5, 0.5]; returns the global norm from before."""
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
@@ -114,7 +101,7 @@ def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
 def execute(settings: HassSettings) -> None:
     """Build and train as ``settings`` say."""
     draft = build(settings)
-    run(settings, draft, build_dataset(settings, draft.config))
+    finish(start(settings, draft, build_dataset(settings, draft.config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from speculators import SpeculatorModel
 from torch import nn
 
+from ports.errors import InputError
 from ports.training.draft_config import read_config_dict
 from ports.training.saving import save_draft
 from ports.training.verifier import tokenizer_files
@@ -30,14 +32,39 @@ class EConfig:
 
 
 class PrototypeModel(nn.Module, Generic[D]):
-    """A native draft under a prototype's parameter names: subclasses register the draft's own submodules.
+    """A native draft under a prototype's parameter names: subclasses build it and name its submodules.
 
     The draft itself is held unregistered, so that no parameter has two names.
     """
 
-    def __init__(self, draft: D, verifier: str) -> None:
+    def __init__(self, config: EConfig, load_emb: bool = True, path: str | None = None, ttt_steps: int = 3) -> None:
+        """Build the draft of ``config`` for the verifier at ``path``.
+
+        Args:
+            config: the draft's config.
+            load_emb: must be true: a draft without its verifier's embedding could not be served.
+            path: verifier directory or hub id.
+            ttt_steps: how many tokens a checkpoint from :meth:`save_native` proposes.
+
+        Raises:
+            InputError: see ``load_draft_config`` of the port's ``config`` module.
+        """
         super().__init__()
-        self._outside: dict[str, Any] = {"draft": draft, "verifier": verifier}
+        if path is None or not load_emb:
+            raise InputError(config.configpath, "path, load_emb", (path, load_emb), "a verifier and its embedding")
+        self._outside: dict[str, Any] = {"draft": self.build(config.configpath, path, ttt_steps), "verifier": path}
+        for name, module in self.named_parts(self.draft).items():
+            self.add_module(name, module)
+
+    @staticmethod
+    @abstractmethod
+    def build(configpath: str, basepath: str, ttt_steps: int) -> Any:
+        """The native draft, its verifier attached."""
+
+    @staticmethod
+    @abstractmethod
+    def named_parts(draft: Any) -> dict[str, nn.Module]:
+        """The draft's modules by the prototype's names."""
 
     @property
     def draft(self) -> D:

@@ -1,9 +1,9 @@
-"""What every port needs to read a draft's config, check it and attach it to its verifier."""
+"""What every port needs to read a draft's config, check every value of it and attach it to its verifier."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,30 @@ import torch
 from speculators import SpeculatorModel
 from speculators.config import SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
 from speculators.proposals.greedy import GreedyTokenProposalConfig
-from transformers import PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ports.errors import InputError, reason
 from ports.files import read_json
 from ports.training.alignment import Alignment
-from ports.training.layer_config import DRAFT_LAYERS, LAYER_CONFIGS, OTHER_LAYERS, layer_config
+
+LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+"""By ``model_type``: the layers that drafts are made of."""
+
+DRAFT_LAYERS = {"eagle3": ("llama", "qwen3"), "hass": ("llama",)}
+"""Which of them by algorithm: Speculators' Eagle3 has a first layer for each of its two, HASS is defined for one."""
+
+OTHER_LAYERS = ("llama",)
+"""Those of an algorithm that is not one of the shipped ports."""
 
 LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "dtype", "pretraining_tp"})
 FORMAT_KEYS = frozenset(
     {"architectures", "transformers_version", "_name_or_path", "auto_map", "model_type", "id2label", "label2id"}
+)
+SIZES = (
+    *("hidden_size", "intermediate_size", "vocab_size", "draft_vocab_size", "max_position_embeddings"),
+    *("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "head_dim"),
 )
 
 
@@ -89,6 +103,41 @@ def prototype_layer(
         expected = " and ".join([f"keys of a {kind} config", *sorted(own)])
         raise InputError(configpath, unknown[0], "an unknown key", expected)
     return layer_config(configpath, {key: value for key, value in source.items() if key not in FORMAT_KEYS | own}, kind)
+
+
+def layer_config(file: str, values: Mapping[str, Any], kind: str = "llama") -> PretrainedConfig:
+    """The config of a ``kind`` of layer that ``values`` describe; ``file`` is named in errors.
+
+    Raises:
+        InputError: a size that is no positive integer, an activation or rotary embedding that transformers does not
+            know, or anything else that transformers refuses.
+    """
+    for field, found, expected in _wrong_values(values):
+        raise InputError(file, field, repr(found), expected)
+    try:
+        return LAYER_CONFIGS[kind].from_dict(dict(values))
+    except Exception as error:  # what transformers raises here differs from release to release
+        raise InputError(file, "config", reason(error), f"values of a {kind} config") from error
+
+
+def _wrong_values(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Field, found and expected of what transformers would read and fail on later, in some release."""
+    for name in SIZES:
+        value = values.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            yield name, value, "a positive integer"
+    if (values.get("head_dim") or 0) % 2:
+        yield "head_dim", values["head_dim"], "an even number, for rotary embeddings"
+    padding, vocab_size = values.get("pad_token_id"), values.get("vocab_size") or 32000
+    if padding is not None and (type(padding) is not int or not 0 <= padding < vocab_size):
+        yield "pad_token_id", padding, f"null or an id in [0, {vocab_size})"
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
+    chosen = {"hidden_act": values.get("hidden_act", "silu"), "rope_scaling": rope_type}
+    known = {"hidden_act": list(ACT2FN), "rope_scaling": ["default", *ROPE_INIT_FUNCTIONS]}
+    for name, value in chosen.items():
+        if not isinstance(value, str) or value not in known[name]:
+            yield name, value, f"one of {', '.join(known[name])}"
 
 
 def check_layer(configpath: str | Path, field: str, kind: Any, kinds: Sequence[str]) -> None:

@@ -21,7 +21,6 @@ from ports.training.checkpoint.keeper import CheckpointKeeper
 from ports.training.checkpoint.lock import DirectoryLock
 from ports.training.checkpoint.resume import log_to_keep, resume
 from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
-from ports.training.command_line import parse
 from ports.training.data.batches import RecordDataset, build_loader
 from ports.training.data.grouping import LengthGroupedSampler, record_sizes
 from ports.training.data.record_info import GENERATION
@@ -30,7 +29,7 @@ from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.loss.ttt_objective import TTTObjective
 from ports.training.observer import Observer
-from ports.training.settings import TrainingSettings
+from ports.training.settings import TrainingSettings, parse
 from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)

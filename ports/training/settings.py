@@ -1,19 +1,29 @@
-"""The command line that every port shares: the prototypes' arguments by their names, and what users expect besides."""
+"""Every flag of the trainers: the prototypes' arguments by their names, and what users expect besides.
+
+:func:`parse` reads a command line of any of the project's settings, and speaks plainly about mistakes.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import yaml
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ports.errors import InputError
+from ports.files import check_regular
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import AttentionImplementation
 from ports.training.loss.scoring import LossImplementation
 
 Precision = Literal["no", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
+S = TypeVar("S", bound=BaseSettings)
 
 
 class TrainingSettings(BaseSettings):
@@ -32,7 +42,7 @@ class TrainingSettings(BaseSettings):
     tmpdir: Path = Field(description="directory of the training records (*.safetensors, *.ckpt), read in natural order")
     cpdir: Path = Field(description="where checkpoints and metrics go")
 
-    lr: float = Field(3e-5, gt=0, description="peak learning rate")
+    lr: float = Field(3e-5, gt=0, allow_inf_nan=False, description="peak learning rate")
     bs: int = Field(4, ge=1, description="samples per micro-batch and process")
     packing: bool = Field(
         False, description="lay the samples of a batch end to end in one row instead of padding them; same gradients"
@@ -112,13 +122,9 @@ class TrainingSettings(BaseSettings):
     progress: bool = Field(True, description="show a progress bar")
 
     @model_validator(mode="after")
-    def _has_weights(self) -> TrainingSettings:
+    def _go_together(self) -> TrainingSettings:
         if self.weights_only and (self.ckpt_path is None or str(self.ckpt_path) == "auto"):
             raise ValueError("weights_only needs the directory of a checkpoint as ckpt_path")
-        return self
-
-    @model_validator(mode="after")
-    def _groups_what_is_shuffled(self) -> TrainingSettings:
         if self.group_by_length and not self.shuffle:
             raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         return self
@@ -131,30 +137,99 @@ class TrainingSettings(BaseSettings):
             raise ValueError("a directory outside --tmpdir, where checkpoints would be read as records")
         return value
 
-    @field_validator("lr")
-    @classmethod
-    def _finite(cls, value: float) -> float:
-        if value != value or value == float("inf"):
-            raise ValueError(f"found {value}, expected a finite number")
-        return value
-
     def as_json(self) -> dict[str, Any]:
         """All values as JSON types, for logs."""
         return self.model_dump(mode="json")
 
     def samples_per_step(self, processes: int = 1) -> int:
         """Samples from which the schedule reckons its length: the prototypes count those of one process."""
-        together = processes if self.loss_normalisation == "global" else 1
-        return self.bs * self.gradient_accumulation_steps * together
+        return self.bs * self.gradient_accumulation_steps * self._together(processes)
 
     def schedule(self, num_files: int, processes: int = 1) -> tuple[int, int]:
         """(total, warm-up) steps of the schedule, of which every process takes one at an optimizer step."""
-        together = processes if self.loss_normalisation == "global" else 1
         total, warmup = linear_schedule_steps(num_files, self.epoch, self.samples_per_step(processes))
-        return total * together, warmup * together
+        return total * self._together(processes), warmup * self._together(processes)
+
+    def _together(self, processes: int) -> int:
+        return processes if self.loss_normalisation == "global" else 1
+
+
+class Eagle3Settings(TrainingSettings):
+    """Train an Eagle3 draft for a verifier; the result is a Speculators checkpoint."""
+
+    t2d: Path = Field(Path("t2d.npy"), description="bool [V]: which verifier tokens the draft can say")
+    d2t: Path = Field(Path("d2t.npy"), description="int64 [D]: verifier id of each draft id, minus the draft id")
+
+
+class HassSettings(TrainingSettings):
+    """Train a HASS draft for a verifier; the result is a Speculators checkpoint, opened after ``import ports.hass``."""
 
 
 def linear_schedule_steps(num_files: int, epoch: int, samples_per_step: int) -> tuple[int, int]:
     """(total, warm-up) steps of the prototypes' linear schedule; a hundredth of the run warms up."""
     total = int(num_files * (epoch + 1) / samples_per_step)
     return total, total // 100
+
+
+def parse(settings_class: type[S], argv: Sequence[str]) -> S:
+    """Settings from flags, environment, YAML file and defaults, in that order; ``--a-flag`` is ``--a_flag``.
+
+    Raises:
+        InputError: a wrong value or unknown key, with where it came from.
+        SystemExit: argparse's, on an unknown flag or ``--help``.
+    """
+    file, words = _take_config_flag(argv)
+    content = {} if file is None else _read_yaml(file, sorted(settings_class.model_fields))
+
+    class Layered(settings_class):  # type: ignore[misc,valid-type]
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return sources["env_settings"], sources["init_settings"]  # pydantic puts the flags before them
+
+    Layered.__name__, Layered.__doc__ = settings_class.__name__, settings_class.__doc__
+    flags = [_with_underscores(settings_class, word) for word in words]
+    try:
+        return Layered(_cli_parse_args=flags, _cli_prog_name=Path(sys.argv[0]).name, **content)
+    except ValidationError as error:
+        raise _explain(error, file) from error
+
+
+def _take_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file that ``--config`` names, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    try:
+        known, words = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError("command line", "--config", "no file name", "a YAML file") from error
+    return known.config, words
+
+
+def _read_yaml(file: Path, known: list[str]) -> dict[str, Any]:
+    check_regular(file, "--config")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(file, "--config", str(error).split("\n")[0], "a readable YAML file") from error
+    if not isinstance(content, dict):
+        raise InputError(file, "--config", type(content).__name__, "a mapping of settings")
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for name in sorted(set(values) - set(known)):
+        raise InputError(file, name, "an unknown key", f"one of {', '.join(known)}")
+    return values
+
+
+def _with_underscores(settings_class: type[BaseSettings], word: str) -> str:
+    flag, equals, value = word.partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    return f"--{name}{equals}{value}" if flag.startswith("--") and name in settings_class.model_fields else word
+
+
+def _explain(error: ValidationError, file: Path | None) -> InputError:
+    first = error.errors()[0]
+    where = f"command line, environment or {file}" if file else "command line or environment"
+    field = ".".join(str(part) for part in first["loc"]) or "settings"
+    found = "nothing" if first["type"] == "missing" else repr(first.get("input"))
+    return InputError(where, field, found, first["msg"])

@@ -1,12 +1,14 @@
-"""The verifier that a draft belongs to: where it lies, what it declares, its full head, its tokenizer."""
+"""The verifier that a draft belongs to: its config, its weights, its tokenizer, and how to know it again."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from ports.errors import InputError, reason
-from ports.files import read_json
+from ports.files import check_regular, read_json
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -27,6 +29,15 @@ TOKENIZER_FILES = (
     "vocab.*",
     "merges.txt",
 )
+
+SAMPLE = 256
+"""Bytes that a fingerprint reads at the start, in the middle and at the end of every tensor."""
+
+LARGEST_HEADER = 100 << 20
+LONGEST_NAME = 200
+"""Longer names are no file's on any file system."""
+
+PROBE = "Hello, world!\n\n  x = 3.14; é漢🙂 <|eot_id|>"
 
 
 def verifier_config(name_or_path: str) -> Any:
@@ -40,9 +51,7 @@ def verifier_config(name_or_path: str) -> Any:
     if directory.exists():
         if not (directory / "config.json").is_file():
             raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
-        read_json(
-            directory / "config.json", "basepath", "a model directory or hub id"
-        )  # transformers hides what is wrong with it
+        read_json(directory / "config.json", "basepath", "a model directory or hub id")  # transformers hides why not
     try:
         config = AutoConfig.from_pretrained(name_or_path)
         VerifierConfig.from_config(config)  # a draft's config will name it
@@ -64,42 +73,19 @@ def check_weights_present(name_or_path: str) -> None:
     directory = Path(name_or_path)
     if not directory.is_dir():
         return
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        if (directory / "model.safetensors").is_file():
-            _check_head(directory, directory / "model.safetensors", _names(directory / "model.safetensors"))
-            return
-        raise InputError(directory, index.name, "missing", "an index (or a single model.safetensors)")
-    weight_map = _weight_map(index)
-    _check_head(directory, index, weight_map)
-    for shard in sorted(set(weight_map.values())):
-        if not (directory / shard).is_file():
-            raise InputError(index, "weight_map", f"{shard}, which does not exist", "shards that lie beside the index")
-
-
-def _check_head(directory: Path, file: Path, names: Iterable[str]) -> None:
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-        flags = [part["tie_word_embeddings"] for part in (config, config.get("text_config")) if _says_tied(part)]
-    except (OSError, ValueError, AttributeError, RecursionError):  # said better by verifier_config
-        return
-    if flags and not any(flags) and not any(str(name).endswith("lm_head.weight") for name in names):
+    file, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if file.is_file():
+        names = list(_weight_map(file))
+    elif single.is_file():
+        file, names = single, _names(single)
+    else:
+        raise InputError(directory, file.name, "missing", "an index (or a single model.safetensors)")
+    if not any(name.endswith("lm_head.weight") for name in names) and _is_untied(directory):
         raise InputError(file, "lm_head.weight", "missing", "the head of a verifier whose embeddings are not tied")
 
 
-def _says_tied(part: Any) -> bool:
-    return isinstance(part, dict) and "tie_word_embeddings" in part
-
-
-def _names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, "pt") as tensors:
-            return list(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise InputError(file, "weights", str(error), "a safetensors file") from error
-
-
 def _weight_map(index: Path) -> dict[str, str]:
+    """Every tensor's shard, which lies beside the index."""
     expected = "a non-empty object that maps tensors to shards"
     content = read_json(index, "weight_map", expected)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
@@ -108,11 +94,27 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or len(shard) > LONGEST_NAME:
             raise InputError(index, f"weight_map {name}", repr(shard)[:80], "the name of a file beside the index")
+    for shard in sorted(set(weight_map.values())):
+        if not (index.parent / shard).is_file():
+            raise InputError(index, "weight_map", f"{shard}, which does not exist", "shards that lie beside the index")
     return weight_map
 
 
-LONGEST_NAME = 200
-"""Longer names are no file's on any file system."""
+def _names(file: Path) -> list[str]:
+    check_regular(file, "weights")
+    try:
+        with safe_open(file, "pt") as tensors:
+            return list(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(file, "weights", str(error), "a safetensors file") from error
+
+
+def _is_untied(directory: Path) -> bool:
+    """Does the config say so, and nothing else?"""
+    config = read_json(directory / "config.json", "basepath", "a model directory or hub id")
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    flags = [part["tie_word_embeddings"] for part in parts if isinstance(part, dict) and "tie_word_embeddings" in part]
+    return bool(flags) and not any(flags)
 
 
 @contextmanager
@@ -150,7 +152,71 @@ def open_tokenizer(name_or_path: str) -> Any:
 
 def tokenizer_files(name_or_path: str) -> list[Path]:
     """The verifier's tokenizer files, as they lie; empty when it has none."""
-    directory = Path(name_or_path)
-    if not directory.is_dir():
-        directory = Path(snapshot_download(name_or_path, allow_patterns=list(TOKENIZER_FILES)))
+    directory = _directory(name_or_path, TOKENIZER_FILES)
     return sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern) if file.is_file()})
+
+
+def _directory(name_or_path: str, patterns: Sequence[str]) -> Path:
+    """Where the files lie; those of a hub id are fetched."""
+    path = Path(name_or_path)
+    return path if path.is_dir() else Path(snapshot_download(name_or_path, allow_patterns=list(patterns)))
+
+
+def verifier_fingerprint(name_or_path: str) -> str:
+    """16 hex digits from every tensor's name, dtype, shape and a sample of its bytes; shards do not matter.
+
+    Raises:
+        InputError: no readable safetensors there.
+    """
+    try:
+        directory = _directory(name_or_path, ["*.safetensors", "*.json"])
+    except Exception as error:  # the hub's own, requests' and the file system's
+        raise InputError(name_or_path, "weights", reason(error), "a model directory or hub id") from error
+    files = sorted(directory.glob("*.safetensors"))
+    for file in files:
+        check_regular(file, "weights")
+    try:
+        tensors = dict(entry for file in files for entry in _tensors(file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise InputError(directory, "weights", str(error)[:200], "whole safetensors") from error
+    if not tensors:
+        raise InputError(directory, "weights", "no *.safetensors", "a verifier's weights")
+    digest = hashlib.sha256()
+    for name, content in sorted(tensors.items()):
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()[:16]
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, bytes]]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > LARGEST_HEADER:
+            raise ValueError(f"{file.name} has a header of {length} bytes")
+        header: dict[str, Any] = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, stop = entry["data_offsets"]
+                kind = f"{entry['dtype']}\0{entry['shape']}\0".encode()
+                yield name, kind + _sample(stream, 8 + length + start, 8 + length + stop)
+
+
+def _sample(stream: BinaryIO, start: int, stop: int) -> bytes:
+    places = [(at, SAMPLE) for at in (start, (start + stop) // 2, stop - SAMPLE)]
+    if stop - start <= 3 * SAMPLE:
+        places = [(start, stop - start)]
+    pieces = []
+    for at, size in places:
+        stream.seek(at)
+        pieces.append(stream.read(size))
+    return b"".join(pieces)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """16 hex digits from vocabulary, special tokens, chat template and how a fixed text is split."""
+    content = {
+        "vocabulary": tokenizer.get_vocab(),
+        "special": {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+        "probe": tokenizer(PROBE)["input_ids"],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,20 +1,28 @@
 """The draft vocabulary: which verifier tokens the draft can say, and how ids translate.
 
 ``t2d`` bool [V] marks the kept verifier ids; ``d2t`` int64 [D] holds, for draft id j, (j-th kept verifier id) - j.
+``vocabulary.json`` beside the two says what they were made from, and their digest, which data, config and checkpoint
+share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from ports.errors import InputError
 from ports.files import check_regular
 from ports.training.digests import tensors_digest
+
+FILE = "vocabulary.json"
+VOCABULARY_KEY = "draft_vocab_digest"
+"""Where a draft's config names its map."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,10 @@ def check_map(
 
 
 def _check_same_ids(file: Path, kept: np.ndarray, named: np.ndarray) -> None:
-    if len(np.unique(named)) != len(named):
-        values, counts = np.unique(named, return_counts=True)
+    values, counts = np.unique(named, return_counts=True)
+    if len(values) != len(named):
         raise InputError(file, "d2t", f"verifier id {values[counts.argmax()]} named more than once", "an injective map")
-    wrong = np.flatnonzero(kept != named)
-    if wrong.size:
-        j = int(wrong[0])
+    for j in np.flatnonzero(kept != named):
         raise InputError(file, "d2t", f"draft id {j} -> {named[j]}", f"{kept[j]}, the {j}-th id kept by t2d")
 
 
@@ -79,3 +85,48 @@ def _read(file: Path, field: str) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise InputError(file, field, "several arrays in one file", expected)
     return array
+
+
+class VocabularyFile(BaseModel):
+    """``vocabulary.json``. Of the ``tokens`` that were counted, the draft can say ``covered``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    digest: str
+    counts: str
+    vocab_size: int
+    draft_vocab_size: int
+    records: int
+    tokens: int
+    covered: int
+    tokenizer: str | None
+
+
+def read_vocabulary_file(file: Path) -> VocabularyFile:
+    """The content of ``file``.
+
+    Raises:
+        InputError: unreadable, or something else.
+    """
+    try:
+        return VocabularyFile.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        expected = "what speculator-generate vocabulary wrote"
+        raise InputError(file, "vocabulary", str(error).split("\n")[0], expected) from error
+
+
+def check_digest(digest: str, t2d: Path, directories: Iterable[Path], config: tuple[str, str | None]) -> None:
+    """Refuse (InputError) a map that is not the one of the data or of the draft's config.
+
+    Args:
+        digest: the map's, as loaded.
+        t2d: where it was loaded from.
+        directories: any of them may hold a ``vocabulary.json``.
+        config: the draft config's name and the digest it names, if it does.
+    """
+    files = [file for file in dict.fromkeys(folder / FILE for folder in directories) if file.is_file()]
+    known = [(str(file), read_vocabulary_file(file).digest) for file in files]
+    for source, expected in [*known, config]:
+        if expected is not None and expected != digest:
+            raise InputError(t2d, "vocabulary", f"a map with hash {digest}", f"{expected}, the one of {source}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docs.tables import TABLES, differences, flags, pages, updated
-from ports.eagle3.settings import Eagle3Settings
+from ports.training.settings import Eagle3Settings
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)

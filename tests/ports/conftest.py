@@ -14,11 +14,10 @@ import torch
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
 from ports.errors import InputError
 from ports.hass import train as hass
-from ports.hass.settings import HassSettings
 from ports.training.data.batches import collate
+from ports.training.settings import Eagle3Settings, HassSettings
 
 ROPE = {
     "rope_type": "llama3",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import io
 import os
 import signal
@@ -16,7 +15,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from ports import _starting, commands
+from ports import commands
 from ports.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -79,12 +78,6 @@ def test_work_goes_on_without_a_reader(monkeypatch):
         assert print("a line", flush=True) is None
     with pytest.raises(BrokenPipeError):
         print("a line")
-
-
-def test_every_script_of_the_project_is_known():
-    scripts = importlib.metadata.distribution("speculator-parity").entry_points.select(group="console_scripts")
-    assert {script.name for script in scripts} == _starting.SCRIPTS
-    assert not _starting.is_command("/usr/bin/pytest")
 
 
 @pytest.fixture

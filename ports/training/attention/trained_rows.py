@@ -17,7 +17,7 @@ import torch
 from speculators.models.base_components import model_classes
 from torch import Tensor, nn
 
-from ports.training.layer_config import LAYER_CONFIGS
+from ports.training.draft_config import LAYER_CONFIGS
 
 RowWise = Callable[[Tensor], Tensor]
 """From [1, N, h] to [1, N, h], every row by itself."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from ports.errors import InputError
 from ports.training.data.record_info import RecordInfo, check_features
 from ports.training.data.records import recorded_info
-from ports.training.verifier_fingerprint import verifier_fingerprint
+from ports.training.verifier import verifier_fingerprint
 
 
 def check_origin(

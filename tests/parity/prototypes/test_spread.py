@@ -10,7 +10,7 @@ import pytest
 import ports.hass.train
 from parity.prototypes.case import Case
 from parity.prototypes.spread import Losses, final_losses, judge_spread
-from ports.hass.settings import HassSettings
+from ports.training.settings import HassSettings
 from tests.parity.faults import takes
 from tests.parity.prototypes.test_synthetic import Shape, make
 

@@ -15,10 +15,9 @@ import torch
 from parity.fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
 from parity.fixtures.conversations import SHAREGPT
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
 from ports.generate.__main__ import main as generate
 from ports.hass import train as hass
-from ports.hass.settings import HassSettings
+from ports.training.settings import Eagle3Settings, HassSettings
 
 DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
 TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}

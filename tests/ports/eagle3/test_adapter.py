@@ -8,10 +8,9 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from parity.fixtures import RECORDINGS
-from ports.eagle3 import first_layer
+from ports.eagle3 import first_layer, to_native
 from ports.eagle3.adapter import EConfig, Model
 from ports.eagle3.model import unroll
-from ports.eagle3.names import to_native
 from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.train import build
 from ports.training.alignment import Alignment
@@ -173,20 +172,17 @@ def test_it_starts_as_the_port_does(adapter, settings):
         assert torch.equal(model.draft.state_dict()[name], value), name
 
 
-def test_a_missing_vocabulary_map_is_refused(adapter, fixture, refuses):
+def test_what_could_not_be_served_is_refused(refuses, adapter, fixture):
+    config, expected = EConfig.from_pretrained(fixture / "draft_eagle3.json"), "a verifier and its embedding"
+    with refuses("draft_eagle3.json", "path, load_emb", "(None, True)", expected):
+        Model(config)
+    with refuses("draft_eagle3.json", "path, load_emb", "False", expected):
+        Model(config, load_emb=False, path=str(fixture / "verifier"))
+    with refuses("no.json", "configpath", "no such file", "a draft config"):
+        EConfig.from_pretrained("no.json")
     (fixture / "d2t.npy").unlink()
     with refuses("d2t.npy", "d2t", "No such file", "a .npy array without pickled objects"):
         adapter()
-
-
-def test_a_missing_config_and_a_draft_without_verifier_are_refused(refuses, adapter, fixture):
-    with refuses("no.json", "configpath", "no such file", "a draft config"):
-        EConfig.from_pretrained("no.json")
-    config = EConfig.from_pretrained(fixture / "draft_eagle3.json")
-    with refuses("draft_eagle3.json", "path, load_emb", "(None, True)", "a verifier and its embedding"):
-        Model(config)
-    with refuses("draft_eagle3.json", "path, load_emb", "False", "a verifier and its embedding"):
-        Model(config, load_emb=False, path=str(fixture / "verifier"))
 
 
 def test_a_draft_of_another_architecture_is_refused(lively, adapter, fixture, refuses):

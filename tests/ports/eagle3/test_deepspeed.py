@@ -24,8 +24,7 @@ import sys
 import torch
 
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
-from ports.training.command_line import parse
+from ports.training.settings import Eagle3Settings, parse
 from ports.training.observer import Observer
 
 seen = {"losses": []}
@@ -55,7 +54,7 @@ class Watch(Observer):
 settings = parse(Eagle3Settings, sys.argv[2:])
 draft = eagle3.build(settings)
 start = {name: value.detach().clone() for name, value in draft.named_parameters()}
-eagle3.run(settings, draft, eagle3.build_dataset(settings, draft.config), observer=Watch())
+eagle3.finish(eagle3.start(settings, draft, eagle3.build_dataset(settings, draft.config), observer=Watch()))
 kept = {name: value.bfloat16() for name, value in start.items()}
 seen["moved"] = sorted(name for name, value in draft.named_parameters() if not torch.equal(value, kept[name]))
 open(sys.argv[1], "w").write(json.dumps(seen))

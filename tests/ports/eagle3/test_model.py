@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from parity.fixtures import FIXTURE, RECORDINGS
+from ports.eagle3 import to_native
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft, embed, unroll
-from ports.eagle3.names import to_native
 from ports.eagle3.train import build
 from ports.training.alignment import Alignment
 from ports.training.saving import save_draft

@@ -5,7 +5,7 @@ import torch
 
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.estimate.training import PROBES, build_objective, kept_bytes, training_memory
-from ports.hass.draft_config import load_draft_config as hass_config
+from ports.hass.config import load_draft_config as hass_config
 from ports.training.alignment import Alignment
 from ports.training.attention.dense import attention_name
 

@@ -19,8 +19,8 @@ from ports.generate.run import prepare
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import _own_devices, work
 from ports.training.checkpoint.atomic import MARK
-from ports.training.command_line import parse
 from ports.training.data.records import list_records, read_record, recorded_info
+from ports.training.settings import parse
 from tests.ports.forked import hold
 from tests.ports.generate.conftest import SPEC, contents
 from tests.ports.training.processes import await_end_of, children

@@ -8,19 +8,18 @@ from accelerate.utils import set_seed
 
 from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
 from ports.generate.encode import Encoded
 from ports.generate.manifest import Manifest
 from ports.generate.prepare import Row, geometry
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import Task, work
 from ports.hass import train as hass
-from ports.hass.settings import HassSettings
 from ports.training.data.record_info import GENERATION
 from ports.training.data.records import list_records, read_record
 from ports.training.observer import Observer
 from ports.training.runs import finish
-from ports.training.verifier_fingerprint import verifier_fingerprint
+from ports.training.settings import Eagle3Settings, HassSettings
+from ports.training.verifier import verifier_fingerprint
 
 VERIFIER = FIXTURE / "verifier"
 ALGORITHMS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}

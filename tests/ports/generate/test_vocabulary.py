@@ -15,8 +15,7 @@ from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
 from ports.generate.vocabulary import Counts, build_map, count_tokens
 from ports.training.data.records import list_records, read_record
-from ports.training.vocabulary import load_vocabulary_map
-from ports.training.vocabulary_file import read_vocabulary_file
+from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def test_the_hash_is_in_data_config_and_checkpoint(mapped, tmp_path, fixture) ->
     chosen = mapped(max_steps=1)
     digest = read_vocabulary_file(fixture / "data_eagle3" / "vocabulary.json").digest
     draft = eagle3.build(chosen)
-    eagle3.run(chosen, draft, eagle3.build_dataset(chosen, draft.config))
+    eagle3.finish(eagle3.start(chosen, draft, eagle3.build_dataset(chosen, draft.config)))
     checkpoint = chosen.cpdir / "model0"
     assert json.loads((checkpoint / "config.json").read_text())["draft_vocab_digest"] == digest
     state = json.loads((checkpoint / "training_state" / "state.json").read_text())

@@ -64,20 +64,3 @@ def test_moving_it_moves_what_the_forward_uses(model, batch_of):
     model.to(torch.bfloat16)
     assert model.draft.fc.weight.dtype == torch.bfloat16
     assert model(batch["features"].to(torch.bfloat16), batch["input_ids"]).dtype == torch.bfloat16
-
-
-def test_a_missing_config_is_refused(tmp_path, refuses):
-    with refuses(tmp_path / "none.json", "configpath", "no such file", "a draft config"):
-        EConfig.from_pretrained(str(tmp_path / "none.json"))
-
-
-def test_two_layers_are_refused(two_layers, fixture, refuses):
-    config = EConfig.from_pretrained(str(two_layers))
-    with refuses(two_layers, "num_hidden_layers", "2", "--ttt_alignment chain"):
-        Model(config, path=str(fixture / "verifier"))
-
-
-def test_a_model_without_a_verifier_is_refused(fixture, refuses):
-    file = fixture / "draft_hass.json"
-    with refuses(file, "path, load_emb", "None", "a verifier and its embedding"):
-        Model(EConfig.from_pretrained(str(file)))

@@ -13,12 +13,11 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
 from ports.hass import train as hass
-from ports.hass.settings import HassSettings
 from ports.training.checkpoint.stop import StoppedError
 from ports.training.observer import Observer
 from ports.training.runs import finish
+from ports.training.settings import Eagle3Settings, HassSettings
 from tests.ports.conftest import data_of, settings_of
 
 

@@ -19,8 +19,8 @@ from accelerate.utils import DistributedType, set_seed
 from safetensors.torch import save_file
 
 from ports.errors import InputError
-from ports.training.command_line import parse
 from ports.training.observer import Observer
+from ports.training.settings import parse
 from ports.training.shards import whole
 from tests.ports.training.conftest import ALGORITHMS
 

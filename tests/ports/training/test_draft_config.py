@@ -1,25 +1,85 @@
-"""Layers that TTT attention would train wrongly, in configs that no reader of numbers has looked at before."""
+"""From whatever names a draft to its config, for both algorithms, and every value that is refused on the way."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
+from ports.eagle3.config import load_draft_config as load_eagle3
+from ports.hass.config import load_draft_config as load_hass
 from ports.training.alignment import Alignment
-from ports.training.draft_config import check_sizes, check_trainable
+from ports.training.draft_config import check_sizes, check_trainable, layer_config
+from ports.training.saving import save_draft
+from tests.ports.conftest import TRAIN, enliven, settings_of
 
-LAYER = {"num_hidden_layers": 1, "attention_dropout": 0.0, "num_attention_heads": 4, "num_key_value_heads": 2}
+LOAD = {"eagle3": load_eagle3, "hass": load_hass}
+GOOD = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "vocab_size": 61,
+    "rope_theta": 5e5,
+    "rope_scaling": None,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
-def test_a_layer_that_trains():
-    check_trainable("config.json", SimpleNamespace(**LAYER), Alignment.PROTOTYPE)
+@pytest.mark.parametrize(
+    ("scaling", "kind", "factor"),
+    [
+        (None, "default", None),
+        ({"type": "linear", "factor": 2.0}, "linear", 2.0),
+        ({"rope_type": "linear", "factor": 2.0}, "linear", 2.0),
+        (LLAMA3, "llama3", 8.0),
+    ],
+)
+def test_values_arrive(scaling, kind, factor):
+    config = layer_config("a.json", {**GOOD, "head_dim": 12, "rope_scaling": scaling, "rms_norm_eps": 1e-4})
+    rope = config.rope_parameters
+    assert (config.hidden_size, config.head_dim, config.rms_norm_eps) == (32, 12, 1e-4)
+    assert (rope["rope_type"], rope.get("factor"), rope["rope_theta"]) == (kind, factor, 5e5)
+
+
+BAD_LAYER = [
+    ("hidden_size", "32", "'32'", "a positive integer"),
+    ("hidden_size", 32.0, "32.0", "a positive integer"),
+    ("intermediate_size", -1, "-1", "a positive integer"),
+    ("num_attention_heads", 0, "0", "a positive integer"),
+    ("num_hidden_layers", True, "True", "a positive integer"),
+    ("head_dim", 7, "7", "an even number, for rotary embeddings"),
+    ("hidden_act", "nope", "'nope'", "silu"),
+    ("hidden_act", ["silu"], "['silu']", "silu"),
+    ("rope_scaling", "x", "'x'", "llama3"),
+    ("rope_scaling", {"rope_type": "nope"}, "'nope'", "llama3"),
+    ("pad_token_id", 61, "61", "null or an id in [0, 61)"),
+    ("pad_token_id", -1, "-1", "null or an id in [0, 61)"),
+    ("rms_norm_eps", "small", "rms_norm_eps", "values of a llama config"),
+    ("attention_bias", "yes", "attention_bias", "values of a llama config"),
+    ("num_attention_heads", 5, "not a multiple of the number of attention heads (5)", "values of a llama config"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "found", "expected"), BAD_LAYER)
+def test_a_value_of_a_layer_out_of_its_range_is_refused(refuses, name, value, found, expected):
+    with refuses("a.json", "config" if expected.startswith("values") else name, found, expected):
+        layer_config("a.json", {**GOOD, name: value})
 
 
 @pytest.mark.parametrize("heads", [0, -1, 3])
 def test_heads_that_cannot_be_shared(refuses, heads):
-    layer = SimpleNamespace(**{**LAYER, "num_key_value_heads": heads})
+    """In a Speculators config, whose numbers no reader has looked at before."""
+    values = {"num_hidden_layers": 1, "attention_dropout": 0.0, "num_attention_heads": 4, "num_key_value_heads": heads}
     found = f"4 heads, {heads} key/value heads"
     with refuses("config.json", "num_key_value_heads", found, "a divisor of num_attention_heads"):
-        check_trainable("config.json", layer, Alignment.PROTOTYPE)
+        check_trainable("config.json", SimpleNamespace(**values), Alignment.PROTOTYPE)
 
 
 @pytest.mark.parametrize(("own", "warned"), [(511, True), (512, False), (1024, False)])
@@ -29,3 +89,142 @@ def test_fewer_positions_than_the_verifier_has_are_said(recwarn, own, warned):
     check_sizes("config.json", layer, verifier)
     said = "max_position_embeddings: found 511, the verifier has 512"
     assert [said in str(warning.message) for warning in recwarn] == [True] * warned
+
+
+@pytest.fixture
+def load(fixture):
+    """The fixture's draft config with some keys changed (None: taken out), loaded."""
+
+    def go(algorithm, alignment=Alignment.PROTOTYPE, steps=3, **changes):
+        file = fixture / f"draft_{algorithm}.json"
+        values = {**json.loads(file.read_text()), **changes}
+        file.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+        return LOAD[algorithm](str(file), str(fixture / "verifier"), steps, alignment)
+
+    return go
+
+
+@pytest.fixture
+def checkpoint(fixture, tmp_path):
+    """A directory that a draft was saved in."""
+
+    def save(algorithm):
+        settings = settings_of(fixture, algorithm, cpdir=tmp_path / "checkpoints")
+        return save_draft(enliven(TRAIN[algorithm][0].build(settings)), tmp_path / "draft")
+
+    return save
+
+
+@pytest.mark.parametrize("algorithm", LOAD)
+def test_the_prototypes_json_is_read_and_attached_to_the_verifier(load, fixture, algorithm):
+    config = load(algorithm, steps=5)
+    layer, served = config.transformer_layer_config, config.speculators_config
+    assert (layer.num_hidden_layers, layer.head_dim, layer.vocab_size) == (1, 12, 61)
+    assert (layer.rope_parameters["rope_type"], layer.rope_parameters["factor"]) == ("llama3", 4.0)
+    assert (served.algorithm, served.default_proposal_method) == (algorithm, "greedy")
+    assert served.proposal_methods[0].speculative_tokens == 5
+    assert served.verifier.name_or_path == str(fixture / "verifier")
+
+
+@pytest.mark.parametrize("algorithm", LOAD)
+def test_a_checkpoint_directory_and_its_config_file(load, checkpoint, fixture, algorithm):
+    folder = checkpoint(algorithm)
+    for path in (folder, folder / "config.json"):
+        config = LOAD[algorithm](str(path), str(fixture / "verifier"), 4)
+        assert config.speculators_config.proposal_methods[0].speculative_tokens == 4
+        assert config.transformer_layer_config.to_dict() == load(algorithm).transformer_layer_config.to_dict()
+
+
+@pytest.mark.parametrize("algorithm", LOAD)
+def test_two_layers_are_fine_in_the_chain(load, algorithm):
+    assert load(algorithm, Alignment.CHAIN, num_hidden_layers=2).transformer_layer_config.num_hidden_layers == 2
+
+
+BOTH, EAGLE3, HASS = ("eagle3", "hass"), ("eagle3",), ("hass",)
+BAD = [
+    (BOTH, "hidden_size", 64, "64", "32, the verifier's"),
+    (BOTH, "vocab_size", 62, "62", "61, the verifier's"),
+    (BOTH, "attention_dropout", 0.1, "0.1", "0.0: TTT attention has no dropout"),
+    (BOTH, "hidden_act", "sliu", "'sliu'", "one of"),
+    (BOTH, "num_hidden_layers", 2, "2", "1: the prototype's alignment is defined for one layer; --ttt_alignment chain"),
+    (BOTH, "num_hidden_layers", 0, "0", "a positive integer"),
+    (BOTH, "num_key_value_heads", 3, "4 heads, 3 key/value heads", "a divisor of num_attention_heads"),
+    (EAGLE3, "speculators_model_type", "mtp", "mtp", "eagle3"),
+    (HASS, "speculators_model_type", "eagle3", "eagle3", "hass"),
+    (EAGLE3, "draft_vocab_size", None, "nothing", "the number of tokens the draft can say"),
+    (EAGLE3, "draft_vocab_size", "23", "23", "the number of tokens the draft can say"),
+    (EAGLE3, "draft_vocab_size", 0, "0", "1..61"),
+    (EAGLE3, "draft_vocab_size", 62, "62", "1..61"),
+    (EAGLE3, "hiden_size", 32, "an unknown key", "keys of a llama config and draft_vocab_size"),
+    (EAGLE3, "model_type", "gpt_oss", "gpt_oss", "llama or qwen3: Speculators holds no such draft of other layers"),
+    (HASS, "draft_vocab_size", 23, "an unknown key", "keys of a llama config"),
+    (HASS, "model_type", "mistral", "mistral", "llama"),
+]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "value", "found", "expected"), [(one, *rest) for many, *rest in BAD for one in many]
+)
+def test_a_bad_value_is_refused(load, fixture, refuses, algorithm, name, value, found, expected):
+    with refuses(fixture / f"draft_{algorithm}.json", name, found, expected):
+        load(algorithm, **{name: value})
+
+
+LAYER = "transformer_layer_config.model_type"
+NO_LAYER = "Speculators holds no such draft of other layers"
+BAD_NATIVE = [
+    (BOTH, {"layer": {"model_type": "gpt_oss"}}, LAYER, "gpt_oss", NO_LAYER),
+    (BOTH, {"layer": {"model_type": "llama4_text"}}, LAYER, "llama4_text", NO_LAYER),
+    (BOTH, {"layer": {"hidden_size": 64}}, "hidden_size", "64", "32, the verifier's"),
+    (BOTH, {"layer": {"num_hidden_layers": []}}, "config", "", "a Speculators "),
+    (HASS, {"layer": {"model_type": "qwen3"}}, LAYER, "qwen3", f"llama: {NO_LAYER}"),
+    (EAGLE3, {"norm_before_residual": False}, "norms", "'norm_before_residual': False", "norm_before_residual alone"),
+    (EAGLE3, {"norm_before_fc": True}, "norms", "'norm_before_fc': True", "norm_before_residual alone"),
+    (EAGLE3, {"fc_norm": True}, "norms", "'fc_norm': True", "norm_before_residual alone"),
+    (EAGLE3, {"norm_output": True}, "norms", "'norm_output': True", "norm_before_residual alone"),
+    (EAGLE3, {"draft_vocab_size": "many"}, "config", "draft_vocab_size", "a Speculators eagle3 config"),
+    (EAGLE3, {"layer": {"num_hidden_layers": 2}}, "num_hidden_layers", "2", "--ttt_alignment chain takes more"),
+    *(
+        (EAGLE3, {"eagle_aux_hidden_state_layer_ids": ids}, "eagle_aux_hidden_state_layer_ids", str(ids), expected)
+        for ids, expected in (([1, 2], "3 layers"), ([1, 2, 99], "has 8"))
+    ),
+    (
+        EAGLE3,
+        {"layer": {"model_type": "qwen3", "layer_types": ["sliding_attention"], "sliding_window": 4}},
+        *("layer_types", "sliding_attention", "full_attention: TTT attention has no window"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "field", "found", "expected"), [(one, *rest) for many, *rest in BAD_NATIVE for one in many]
+)
+def test_a_speculators_config_that_trains_otherwise_is_refused(
+    checkpoint, fixture, refuses, algorithm, changes, field, found, expected
+):
+    file = checkpoint(algorithm) / "config.json"
+    values = json.loads(file.read_text())
+    values["transformer_layer_config"] |= changes.get("layer", {}) | {"use_sliding_window": True}
+    file.write_text(json.dumps({**values, **{name: value for name, value in changes.items() if name != "layer"}}))
+    with refuses(file, field, found, expected):
+        LOAD[algorithm](str(file), str(fixture / "verifier"), 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("{", "a readable JSON object"), ("[]", "a non-empty JSON object"), ("{}", "a non-empty JSON object")],
+)
+def test_a_file_that_holds_no_object_is_refused(fixture, refuses, content, expected):
+    file = fixture / "draft_eagle3.json"
+    file.write_text(content)
+    with refuses(file, "configpath", "", expected):
+        load_eagle3(str(file), str(fixture / "verifier"), 3)
+
+
+def test_a_missing_config_or_verifier_is_refused(fixture, refuses, tmp_path):
+    with refuses(tmp_path / "config.json", "configpath", "No such file", "a readable JSON object"):
+        load_eagle3(str(tmp_path), str(fixture / "verifier"), 3)
+    with refuses("nobody/nothing", "configpath", "no such file, directory or hub id", "a draft config"):
+        load_eagle3("nobody/nothing", str(fixture / "verifier"), 3)
+    with refuses(tmp_path, "basepath", "no config.json", "a Hugging Face model directory"):
+        load_eagle3(str(fixture / "draft_eagle3.json"), str(tmp_path), 3)

@@ -67,7 +67,7 @@ def train(settings, lively_draft, reset_accelerator):
         reset_accelerator()
         chosen, watch = settings(**changes), watch or Watch()
         draft = lively_draft(**changes)
-        eagle3.run(chosen, draft, eagle3.build_dataset(chosen, draft.config), sampler, watch)
+        eagle3.finish(eagle3.start(chosen, draft, eagle3.build_dataset(chosen, draft.config), sampler, watch))
         watch.draft, watch.settings = draft, chosen
         return watch
 

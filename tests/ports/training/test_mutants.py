@@ -11,14 +11,13 @@ from safetensors.torch import load_file
 
 from ports.eagle3 import train as eagle3
 from ports.eagle3.config import load_draft_config
-from ports.eagle3.settings import Eagle3Settings
 from ports.errors import InputError
-from ports.hass import draft_config as hass_config
+from ports.hass import config as hass_config
 from ports.training.checkpoint.choose import choose
 from ports.training.checkpoint.manifest import seal
-from ports.training.command_line import parse
 from ports.training.data.records import read_record
 from ports.training.saving import load_weights
+from ports.training.settings import Eagle3Settings, parse
 from ports.training.verifier import check_weights_present, verifier_config
 from ports.training.vocabulary import load_vocabulary_map
 from tests.mutants import COUNT, Tally, mutate_words, try_all

@@ -35,47 +35,36 @@ def test_the_whole_vocabulary_is_allowed(files):
     assert bool(vocabulary.t2d.all())
 
 
-BAD_T2D = [
-    (np.ones(9, bool), "shape (9,)", "(10,), the verifier's vocabulary"),
-    (np.ones(10, bool), "10 kept ids", "draft_vocab_size = 4"),
-    (np.ones((2, 5), bool), "bool (2, 5)", "a one-dimensional bool or integer array"),
-    (np.ones(10), "float64 (10,)", "a one-dimensional bool or integer array"),
-]
-BAD_D2T = [
-    (np.zeros(5, np.int64), "shape (5,)", "(4,), the draft vocabulary"),
-    (np.array([1, 0, 3, 5]), "verifier id 1 named more than once", "an injective map"),
-    (np.array([1, 1, 3, 6]), "draft id 3 -> 9", "8, the 3-th id kept by t2d"),
-    (np.array([2, 0, 3, 5]), "draft id 0 -> 2", "1, the 0-th id kept by t2d"),
-    (np.array([1.0, 1.0, 3.0, 5.0]), "float64 (4,)", "a one-dimensional bool or integer array"),
-    (np.array([1, 1, 3, 2**64 - 3], np.uint64), "draft id 3 ->", "8, the 3-th id kept by t2d"),
-    (np.array([1, 1, 3, 2**63 - 1]), "draft id 3 ->", "8, the 3-th id kept by t2d"),
+BAD = [
+    ("t2d", np.ones(9, bool), "shape (9,)", "(10,), the verifier's vocabulary"),
+    ("t2d", np.ones(10, bool), "10 kept ids", "draft_vocab_size = 4"),
+    ("t2d", np.ones((2, 5), bool), "bool (2, 5)", "a one-dimensional bool or integer array"),
+    ("t2d", np.ones(10), "float64 (10,)", "a one-dimensional bool or integer array"),
+    ("t2d", None, "No such file", "a .npy array"),
+    ("t2d", b"", "", "a .npy array"),
+    ("d2t", np.array([{"a": 1}], dtype=object), "Object arrays cannot be loaded", "without pickled objects"),
+    ("d2t", np.zeros(5, np.int64), "shape (5,)", "(4,), the draft vocabulary"),
+    ("d2t", np.array([1, 0, 3, 5]), "verifier id 1 named more than once", "an injective map"),
+    ("d2t", np.array([1, 1, 3, 6]), "draft id 3 -> 9", "8, the 3-th id kept by t2d"),
+    ("d2t", np.array([2, 0, 3, 5]), "draft id 0 -> 2", "1, the 0-th id kept by t2d"),
+    ("d2t", np.array([1.0, 1.0, 3.0, 5.0]), "float64 (4,)", "a one-dimensional bool or integer array"),
+    ("d2t", np.array([1, 1, 3, 2**64 - 3], np.uint64), "draft id 3 ->", "8, the 3-th id kept by t2d"),
+    ("d2t", np.array([1, 1, 3, 2**63 - 1]), "draft id 3 ->", "8, the 3-th id kept by t2d"),
 ]
 
 
-@pytest.mark.parametrize(("array", "found", "expected"), BAD_T2D)
-def test_a_bad_t2d_is_refused(files, refuses, array, found, expected):
-    t2d, d2t = files(t2d=array)
-    with refuses(t2d, "t2d", found, expected):
+@pytest.mark.parametrize(("name", "content", "found", "expected"), BAD)
+def test_a_bad_file_is_refused(files, refuses, tmp_path, name, content, found, expected):
+    t2d, d2t = files(**({name: content} if isinstance(content, np.ndarray) else {}))
+    if content is None:
+        (tmp_path / f"{name}.npy").unlink()
+    elif isinstance(content, bytes):
+        (tmp_path / f"{name}.npy").write_bytes(content)
+    with refuses(tmp_path / f"{name}.npy", name, found, expected):
         load_vocabulary_map(t2d, d2t, 10, 4)
 
 
-@pytest.mark.parametrize(("array", "found", "expected"), BAD_D2T)
-def test_a_bad_d2t_is_refused(files, refuses, array, found, expected):
-    t2d, d2t = files(d2t=array)
-    with refuses(d2t, "d2t", found, expected):
-        load_vocabulary_map(t2d, d2t, 10, 4)
-
-
-def test_missing_pickled_and_garbled_files_are_refused(files, refuses, tmp_path):
-    t2d, d2t = files()
-    with refuses(tmp_path / "no.npy", "t2d", "No such file", "a .npy array"):
-        load_vocabulary_map(tmp_path / "no.npy", d2t, 10, 4)
+def test_several_arrays_are_refused(files, refuses, tmp_path):
     np.savez(tmp_path / "both.npz", t2d=np.ones(10, bool))
     with refuses(tmp_path / "both.npz", "t2d", "several arrays", "a .npy array"):
-        load_vocabulary_map(tmp_path / "both.npz", d2t, 10, 4)
-    np.save(d2t, np.array([{"a": 1}], dtype=object))
-    with refuses(d2t, "d2t", "Object arrays cannot be loaded", "without pickled objects"):
-        load_vocabulary_map(t2d, d2t, 10, 4)
-    t2d.write_bytes(b"")
-    with refuses(t2d, "t2d", "", "a .npy array"):
-        load_vocabulary_map(t2d, d2t, 10, 4)
+        load_vocabulary_map(tmp_path / "both.npz", files()[1], 10, 4)

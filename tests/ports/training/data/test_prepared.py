@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from speculators.train.data import ArrowDataset
 
 from ports.eagle3 import train as eagle3
-from ports.eagle3.settings import Eagle3Settings
 from ports.generate.records import write_record
 from ports.hass import train as hass
-from ports.hass.settings import HassSettings
 from ports.training.data.features import load_verifier
 from ports.training.data.record_info import RecordInfo
-from ports.training.verifier_fingerprint import verifier_fingerprint
+from ports.training.settings import Eagle3Settings, HassSettings
+from ports.training.verifier import verifier_fingerprint
 
 TRAIN = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 LAYERS = (2, 4, 5)

@@ -14,7 +14,7 @@ from ports.generate.records import write_record
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.training.data.record_info import RecordInfo, parse_info
 from ports.training.data.records import list_records
-from ports.training.verifier_fingerprint import verifier_fingerprint
+from ports.training.verifier import verifier_fingerprint
 
 
 @pytest.fixture

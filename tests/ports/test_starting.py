@@ -1,5 +1,6 @@
-"""The guard is tried in a fresh interpreter, beside a torchaudio whose import fails as one of another build does."""
+"""What the first import does, beside a torchaudio whose own import fails as one of another build does."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -7,35 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from ports._torchaudio import skip_torchaudio
+from ports._starting import SCRIPTS, is_command, skip_torchaudio
 
 ROOT = Path(__file__).parents[2]
 USE = "import transformers.audio_utils"
+AFTER = "import sys, importlib.util as u; assert 'torchaudio' not in sys.modules; assert u.find_spec('torchaudio')"
 
 
-@pytest.fixture
-def broken_torchaudio(tmp_path):
+@pytest.mark.parametrize(("code", "said"), [(f"import ports; {USE}; {AFTER}", ""), (USE, "undefined symbol")])
+def test_transformers_imports_beside_a_broken_torchaudio_after_ports(tmp_path, code, said):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('undefined symbol')\n")
     (tmp_path / "torchaudio-9.9.0.dist-info").mkdir()
     (tmp_path / "torchaudio-9.9.0.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 9.9.0\n")
-    return tmp_path
-
-
-def run(code, folder):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-
-
-def test_transformers_imports_beside_a_broken_torchaudio_after_ports(broken_torchaudio):
-    after = "import sys, importlib.util as u; assert 'torchaudio' not in sys.modules; assert u.find_spec('torchaudio')"
-    result = run(f"import ports; {USE}; {after}", broken_torchaudio)
-    assert result.returncode == 0, result.stderr
-
-
-def test_without_the_guard_it_does_not(broken_torchaudio):
-    result = run(USE, broken_torchaudio)
-    assert "undefined symbol" in result.stderr
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert said in result.stderr
+    assert (result.returncode == 0) is (said == ""), result.stderr
 
 
 def test_a_loaded_torchaudio_is_left_alone(monkeypatch):
@@ -53,3 +42,9 @@ def test_it_works_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     skip_torchaudio()
     assert "torchaudio" not in sys.modules
+
+
+def test_every_script_of_the_project_is_known():
+    scripts = importlib.metadata.distribution("speculator-parity").entry_points.select(group="console_scripts")
+    assert {script.name for script in scripts} == SCRIPTS
+    assert not is_command("/usr/bin/pytest")
