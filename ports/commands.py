@@ -40,23 +40,32 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
             return int(run() or 0)
         finally:
             _flush(sys.stdout)
-    except refused as error:
+    except Exception as error:
+        if _interrupted(error):  # pydantic, say, makes an error of its own of a Ctrl-C in it
+            return _end(INTERRUPTED, "interrupted")
+        if isinstance(error, OSError):
+            return _from_outside(error)
+        if not isinstance(error, refused):
+            raise
         return _end(BAD_INPUT, f"error: {error}".replace("\n", "\\n"))  # names of files may have any character
-    except (KeyboardInterrupt, OSError, SystemExit) as error:
+    except (KeyboardInterrupt, SystemExit) as error:
         return _from_outside(error)
 
 
 def _from_outside(error: BaseException) -> int:
     """What the terminal or the system did; typer and rich make exit codes of their own of some of it."""
-    causes = list(_causes(error))
-    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+    if _interrupted(error):
         return _end(INTERRUPTED, "interrupted")
-    if any(isinstance(cause, BrokenPipeError) for cause in causes):
+    if any(isinstance(cause, BrokenPipeError) for cause in _causes(error)):
         to_nowhere(sys.stdout)
         return _end(UNREAD, "nobody reads the output")
     if isinstance(error, SystemExit):
         raise error
     return _end(BAD_INPUT, f"error: the system: found {error}, expected files and streams that can be read and written")
+
+
+def _interrupted(error: BaseException) -> bool:
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -35,6 +35,16 @@ def raises(error):
     return run
 
 
+def while_interrupted(error):
+    def run():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise error from interrupt
+
+    return run
+
+
 def app_of(run):
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
@@ -50,6 +60,8 @@ ENDS = [
     (raises(KeyError("x")), 2, "error: 'x'"),
     (raises(InputError("two\nlines", "a field", 1, 2)), 2, "error: two\\nlines: a field: found 1, expected 2"),
     (raises(KeyboardInterrupt()), 130, "interrupted"),
+    (while_interrupted(ValueError("a library's")), 130, "interrupted"),
+    (while_interrupted(InputError("a file", "a field", 1, 2)), 130, "interrupted"),
     (raises(NO_ROOM), 2, "error: the system: found [Errno 28] No space left on device: 'metrics.jsonl', expected "),
     (lambda: print("unread", file=Unread()), 141, "nobody reads the output"),
     (lambda: Console(file=Unread()).print("unread"), 141, "nobody reads the output"),
