@@ -35,7 +35,7 @@ from ports.generate.settings import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings
 from ports.hass import train as hass
 from ports.hass.settings import HassSettings
-from ports.training.checkpoint.manifest import seal
+from ports.training.checkpoint import seal
 from ports.training.command_line import parse
 from ports.training.data.records import list_records
 from ports.training.vocabulary import load_vocabulary_map

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ports.errors import InputError
 from ports.files import check_regular
-from ports.training.digests import tensors_digest
+from ports.training.shards import tensors_digest
 
 
 @dataclass(frozen=True)

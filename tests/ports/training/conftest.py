@@ -16,9 +16,9 @@ from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
 from ports.hass import train as hass
 from ports.hass.settings import HassSettings
-from ports.training.checkpoint.stop import StoppedError
 from ports.training.observer import Observer
 from ports.training.runs import finish
+from ports.training.stop import StoppedError
 from tests.ports.conftest import data_of, settings_of
 
 

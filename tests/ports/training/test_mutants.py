@@ -14,10 +14,10 @@ from ports.eagle3.config import load_draft_config
 from ports.eagle3.settings import Eagle3Settings
 from ports.errors import InputError
 from ports.hass import draft_config as hass_config
-from ports.training.checkpoint.choose import choose
-from ports.training.checkpoint.manifest import seal
+from ports.training.checkpoint import seal
 from ports.training.command_line import parse
 from ports.training.data.records import read_record
+from ports.training.resume import choose
 from ports.training.saving import load_weights
 from ports.training.verifier import check_weights_present, verifier_config
 from ports.training.vocabulary import load_vocabulary_map

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import ports.training.checkpoint.keeper as keeper
+import ports.training.keeper as keeper
 from ports.errors import InputError
-from ports.training.checkpoint import atomic
-from ports.training.checkpoint.choose import newest_whole
-from ports.training.checkpoint.manifest import verify
+from ports.training import checkpoint
+from ports.training.checkpoint import verify
+from ports.training.resume import newest_whole
 
 PHASES = {
     "the log": (os, "fsync", 1),
@@ -87,7 +87,7 @@ def test_a_crash(saved_twice, start_run, tmp_path, monkeypatch, phase):
         saved_twice.plan.keeper.save(saved_twice, "step_2")
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert phase == "the log" or any(path.name.startswith(f"{atomic.MARK}step_2") for path in cpdir.iterdir())
+    assert phase == "the log" or any(path.name.startswith(f"{checkpoint.MARK}step_2") for path in cpdir.iterdir())
     found = newest_whole(cpdir)
     assert found.state.steps == 2
     verify(found.directory)
@@ -169,10 +169,10 @@ def test_keep_last_and_the_best_pass(run_to_the_end, tmp_path):
 
 def test_a_file_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
     file = tmp_path / "data_0.safetensors"
-    atomic.write_file(file, b"old")
-    monkeypatch.setattr(atomic.os, "rename", _full)
+    checkpoint.write_file(file, b"old")
+    monkeypatch.setattr(checkpoint.os, "rename", _full)
     with pytest.raises(InputError, match=r"the data_0\.safetensors from before is untouched"):
-        atomic.write_file(file, b"new")
+        checkpoint.write_file(file, b"new")
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     assert file.read_bytes() == b"old"
 

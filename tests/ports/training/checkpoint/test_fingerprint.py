@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from ports.training.checkpoint.fingerprint import fingerprint, records_digest
-from ports.training.digests import tensors_digest
+from ports.training.keeper import fingerprint, records_digest
+from ports.training.shards import tensors_digest
 
 
 def digest(content: bytes) -> str:

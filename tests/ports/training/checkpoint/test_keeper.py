@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate import DistributedType
 
-from ports.training.checkpoint.keeper import sharding
+from ports.training.keeper import sharding
 
 
 def test_a_run_that_is_asked_to_stop_saves_where_it_stands_unless_it_just_did(start_run, tmp_path):

@@ -13,10 +13,8 @@ from collections import Counter
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ports.training.checkpoint.atomic import MARK, public_name
-from ports.training.checkpoint.choose import newest_whole
-from ports.training.checkpoint.manifest import FILE as MANIFEST
-from ports.training.checkpoint.manifest import seal
+from ports.training.checkpoint import MANIFEST, MARK, public_name, seal
+from ports.training.resume import newest_whole
 from tests.ports.training.checkpoint.victims import Server
 from tests.ports.training.conftest import ALGORITHMS, Left, Saved
 

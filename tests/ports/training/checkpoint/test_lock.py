@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from ports.errors import InputError
-from ports.training.checkpoint.lock import DirectoryLock
+from ports.training.checkpoint import DirectoryLock
 from tests.ports.forked import hold
 
 

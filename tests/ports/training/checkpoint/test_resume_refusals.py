@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training.checkpoint.manifest import seal
+from ports.training.checkpoint import seal
 
 
 @pytest.fixture

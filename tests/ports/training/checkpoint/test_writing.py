@@ -6,16 +6,19 @@ import shutil
 import pytest
 
 from ports.errors import InputError
-from ports.training.checkpoint.atomic import (
+from ports.training.checkpoint import (
+    LARGEST,
     MARK,
-    present,
+    STATE,
+    WEIGHTS,
     public_name,
+    read_state,
     remove_directory,
+    saved_in,
     sweep,
     write_directory,
     write_file,
 )
-from ports.training.checkpoint.manifest import read_json
 from ports.training.tracking import JsonLinesTracker
 
 
@@ -51,11 +54,19 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
 
 def test_what_can_be_gone_on_from(tmp_path):
     """Whole directories, and those moved aside that nothing took the place of."""
-    for name in ("whole", f"{MARK}whole.old", f"{MARK}aside.old", f"{MARK}half.partial", f"{MARK}gone.removed"):
+    names = (
+        "whole",
+        f"{MARK}whole.old",
+        f"{MARK}aside.old",
+        f"{MARK}half.partial",
+        f"{MARK}gone.removed",
+        ".users.old",
+    )
+    for name in names:
         (tmp_path / name).mkdir()
-    for name in ("file", ".hidden", ".users.old"):
-        (tmp_path / name).touch()
-    found = sorted((path.name, public_name(path)) for path in present(tmp_path))
+        (tmp_path / name / WEIGHTS).touch()
+    (tmp_path / "file").touch()
+    found = [(path.name, public_name(path)) for path in saved_in(tmp_path)]
     assert found == [(f"{MARK}aside.old", "aside"), ("whole", "whole")]
 
 
@@ -74,12 +85,9 @@ def test_a_line_of_metrics_that_finds_no_room_is_refused(tmp_path):
         tracker.log({"train/loss": 1.0}, 0)
 
 
-@pytest.mark.parametrize(("more", "found"), [(0, {"a": 1}), (1, None)])
+@pytest.mark.parametrize(("more", "found"), [(0, "serial: found {'a': 1}"), (1, f"state: found {LARGEST + 1} bytes")])
 def test_json_is_read_up_to_64_mib(tmp_path, more, found):
-    file, size = tmp_path / "state.json", (64 << 20) + more
-    file.write_bytes(b'{"a": 1}'.ljust(size))
-    if found:
-        assert read_json(file, "state") == found
-    else:
-        with pytest.raises(InputError, match=f"found {size} bytes"):
-            read_json(file, "state")
+    (tmp_path / STATE).parent.mkdir()
+    (tmp_path / STATE).write_bytes(b'{"a": 1}'.ljust(LARGEST + more))
+    with pytest.raises(InputError, match=found):
+        read_state(tmp_path)

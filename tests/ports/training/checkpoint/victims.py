@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ports.training.checkpoint.keeper as keeper
+import ports.training.keeper as keeper
 from ports.commands import INTERRUPTED
-from ports.training.checkpoint.stop import EXIT_CODE, StopRequest
+from ports.training.stop import EXIT_CODE, StopRequest
 from tests.ports.training.conftest import ALGORITHMS
 from tests.ports.training.processes import members
 
