@@ -14,7 +14,7 @@ import pytest
 from ports.training.stop import EXIT_CODE, SIGNALS, StopRequest
 from tests.ports.training.processes import family, members
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 def launch(flags, **changes):
