@@ -238,11 +238,9 @@ def log_to_keep(name: str, checkpoint: Checkpoint | None, anyway: bool) -> bytes
 
 
 def _beginning(source: Path, log: Digest) -> bytes | None:
+    """As much of ``source`` as ``log`` tells of; None if that is something else."""
     try:
-        if source.stat().st_size < log.bytes:
-            return None
-        with source.open("rb") as stream:
-            content = stream.read(log.bytes)
+        content = source.read_bytes()[: log.bytes] if source.is_file() else b""
     except OSError:
         return None
     return content if hashlib.sha256(content).hexdigest() == log.sha256 else None
