@@ -13,7 +13,6 @@ A checkpoint is a plain Speculators directory with a subfolder ``training_state/
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -324,6 +323,8 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path, field: str = "cpdir") -> None:
+        import fcntl  # not on Windows, where drafts are read too
+
         self.file = directory / LOCK
         check_output(directory, field)
         directory.mkdir(parents=True, exist_ok=True)

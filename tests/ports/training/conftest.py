@@ -159,13 +159,3 @@ def run_until(start_run):
         return stopped.value.checkpoint
 
     return go
-
-
-@pytest.fixture
-def draws_after():
-    """What the generators give next; a run must have left them where the other one did."""
-
-    def draw() -> list[float]:
-        return torch.rand(3).tolist()
-
-    return draw
