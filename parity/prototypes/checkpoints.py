@@ -24,7 +24,7 @@ from parity.prototypes.case import Case
 from parity.prototypes.port import ALGORITHMS, start_port
 from parity.prototypes.recorded import PROTOTYPE_SEED
 from parity.verdict import Row
-from ports.training.checkpoint.adam import adam_state
+from ports.training.saving import adam_state
 
 GIVEN = {"embed_tokens.weight": "verifier.embed_tokens.weight", "t2d": "t2d", "d2t": "d2t"}
 """What a draft with a vocabulary of its own saves beyond what it trains, and the initial tensors it comes from."""

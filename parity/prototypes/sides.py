@@ -17,7 +17,7 @@ from parity.prototypes.port import ALGORITHMS, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.prototypes.reference.loop import trace_reference
 from parity.side import Run
-from ports.training.checkpoint.stop import StoppedError
+from ports.training.stop import StoppedError
 
 HALF = "half precision: the float64 reference is the oracle"
 

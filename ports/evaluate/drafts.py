@@ -17,8 +17,9 @@ from ports.errors import InputError
 from ports.evaluate.drafter import Drafter, Eagle3Drafter, HassDrafter
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
+from ports.training.checkpoint import WEIGHTS
 from ports.training.draft_config import check_builds, native_config, read_config_dict
-from ports.training.saving import WEIGHTS, put_weights, read_weights
+from ports.training.saving import put_weights, read_weights
 from ports.training.verifier import check_weights_present, reading_weights, verifier_config
 from ports.training.vocabulary import VocabularyMap, check_map
 

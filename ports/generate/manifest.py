@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ports.errors import InputError
 from ports.generate.encode import Encoded
-from ports.training.checkpoint.atomic import write_file
+from ports.training.checkpoint import write_file
 from ports.training.data.record_info import GENERATION
 from ports.training.data.records import SUFFIXES
 

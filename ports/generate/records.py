@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ports.errors import InputError
-from ports.training.checkpoint.atomic import write_file
+from ports.training.checkpoint import write_file
 from ports.training.data.record_info import SUFFIX, RecordInfo, parse_info
 
 HEADER_BYTES = 640

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ports.errors import InputError
 from ports.files import check_output
-from ports.training.checkpoint.atomic import write_file
+from ports.training.checkpoint import write_file
 from ports.training.data.record_info import RecordInfo
 from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.draft_config import read_config_dict

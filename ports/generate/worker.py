@@ -20,8 +20,7 @@ from ports.generate.prepare import Geometry, Row, info_of
 from ports.generate.records import is_whole, record_file, write_record
 from ports.generate.settings import GenerationSettings
 from ports.numerics import fix_numerics
-from ports.training.checkpoint.atomic import sweep
-from ports.training.checkpoint.lock import DirectoryLock
+from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data.features import FeatureReader, load_verifier
 from ports.training.data.workers import end_with_parent
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ports.hass import HassDraftModel
 from ports.serving.fold import fold
 from ports.serving.plugin import served_config
-from ports.training.checkpoint.atomic import write_directory
+from ports.training.checkpoint import write_directory
 
 
 def folded_weights(draft: HassDraftModel) -> dict[str, Tensor]:

@@ -18,17 +18,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ports.errors import InputError
-from ports.training.checkpoint import generators
-from ports.training.checkpoint.generators import Generators
-from ports.training.checkpoint.stop import StoppedError, StopRequest
+from ports.training import generators
 from ports.training.data.batches import Batch
 from ports.training.data.pass_clock import PassClock, PassTimes
 from ports.training.effect import Weights, without_gradient
+from ports.training.generators import Generators
 from ports.training.loss.normalisation import build_normalisation
 from ports.training.metrics import PassTotals, log_entry
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
+from ports.training.stop import StoppedError, StopRequest
 
 SHOWN = 8
 """Sample files that an error names."""
@@ -55,7 +55,7 @@ class Plan:
 
 
 class Keeper(Protocol):
-    """Saves a loop's state; see :class:`ports.training.checkpoint.keeper.CheckpointKeeper`."""
+    """Saves a loop's state; see :class:`ports.training.keeper.CheckpointKeeper`."""
 
     def after_step(self, loop: Loop) -> None: ...
 

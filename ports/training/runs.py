@@ -15,21 +15,19 @@ from torch.utils.data import Sampler
 from ports.commands import exit_code, unread
 from ports.files import check_output
 from ports.numerics import fix_numerics
-from ports.training.checkpoint.atomic import sweep
-from ports.training.checkpoint.choose import Checkpoint, choose, remove_run
-from ports.training.checkpoint.keeper import CheckpointKeeper
-from ports.training.checkpoint.lock import DirectoryLock
-from ports.training.checkpoint.resume import log_to_keep, resume
-from ports.training.checkpoint.stop import EXIT_CODE, StoppedError
+from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data.batches import RecordDataset, build_loader
 from ports.training.data.grouping import LengthGroupedSampler, record_sizes
 from ports.training.data.record_info import GENERATION
 from ports.training.effect import refuse_idle
+from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.loss.ttt_objective import TTTObjective
 from ports.training.observer import Observer
+from ports.training.resume import Checkpoint, choose, log_to_keep, remove_run, resume
 from ports.training.settings import TrainingSettings, parse
+from ports.training.stop import EXIT_CODE, StoppedError
 from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)

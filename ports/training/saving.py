@@ -1,4 +1,4 @@
-"""Write a draft as a Speculators checkpoint directory, whole or not at all."""
+"""A draft and Adam's state to the files of a checkpoint and back, every tensor whole, wherever its shards lie."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ports.errors import InputError
 from ports.files import check_regular
-from ports.training.checkpoint.atomic import write_directory
+from ports.training.checkpoint import WEIGHTS, write_directory
 from ports.training.data.records import FLOATS, WHOLE
 from ports.training.shards import sharded_like, whole
 
-WEIGHTS = "model.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+NEVER_NEGATIVE = ("exp_avg_sq.", "step.")
 
 
 def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Path] = ()) -> Path:
     """Save ``draft`` at ``directory``: config.json, model.safetensors in the parameters' dtype, ``extra_files`` beside.
 
     Raises:
-        InputError: it could not be written; see :func:`ports.training.checkpoint.atomic.write_directory`.
+        InputError: it could not be written; see :func:`ports.training.checkpoint.write_directory`.
     """
     return write_directory(directory, lambda folder: write_draft(draft, folder, extra_files))
 
@@ -64,15 +65,21 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         InputError: no such file, not safetensors (a pickle under that name is never executed), or no numbers that a
             draft is made of.
     """
-    check_regular(file, "ckpt_path")
-    try:
-        weights: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(file, "ckpt_path", str(error), "a Speculators checkpoint's model.safetensors") from error
+    weights = read_tensors(file, "ckpt_path", "a Speculators checkpoint's model.safetensors")
     for name, value in weights.items():
         if value.dtype not in (*FLOATS, *WHOLE):
             raise InputError(file, name, value.dtype, "floats of 16 bits and more, or integers of a vocabulary map")
     return weights
+
+
+def read_tensors(file: Path, field: str = "tensors", expected: str = "a safetensors file") -> dict[str, Tensor]:
+    """Everything in a safetensors file; InputError where it is none."""
+    check_regular(file, field)
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(file, field, str(error), expected) from error
+    return tensors
 
 
 def put_weights(draft: SpeculatorModel, file: Path, weights: dict[str, Tensor]) -> None:
@@ -90,3 +97,108 @@ def put_weights(draft: SpeculatorModel, file: Path, weights: dict[str, Tensor]) 
         if name in ("t2d", "d2t") and not torch.equal(value, own[name]):
             raise InputError(file, name, "another vocabulary map", "the one of the t2d and d2t files")
     draft.load_state_dict({name: sharded_like(own[name], value) for name, value in weights.items()}, strict=False)
+
+
+def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """``<moment>.<parameter>`` and ``step.<parameter>`` of what was stepped, in the dtypes Adam has them.
+
+    Every process must ask.
+    """
+    return {
+        f"{kind}.{name}": whole(value.detach())
+        for name, parameter in _trained(module).items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, optimizer: Any) -> None:
+    """Give ``optimizer`` the moments of ``stored``, exactly; a parameter that never had a gradient has none.
+
+    Raises:
+        InputError: a moment is missing or left over, or has another shape or dtype than its parameter's would.
+    """
+    kinds = (*MOMENTS, "step")
+    trained = {
+        name: parameter
+        for name, parameter in _trained(module).items()
+        if any(f"{kind}.{name}" in stored for kind in kinds)
+    }
+    _check(file, stored, MOMENTS, trained)
+    optimizer.state.clear()
+    for name, parameter in trained.items():
+        moments = {kind: sharded_like(parameter, stored[f"{kind}.{name}"]).clone() for kind in MOMENTS}
+        optimizer.state[parameter] = {**moments, "step": stored[f"step.{name}"].clone().to(parameter.device)}
+
+
+def zero_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """:func:`adam_state` under DeepSpeed's ZeRO 1 and 2, and ``weight.<parameter>`` [float32].
+
+    There the weights are rounded from float32 ones, which belong to the state. Of both a process holds a piece of one
+    flat tensor; DeepSpeed puts a parameter's together, and a checkpoint of its own, a pickle for every process, is not
+    needed. Every process must ask.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    (step,) = {float(state["step"]) for state in optimizer.optimizer.optimizer.state.values()}
+    stored = {}
+    for name, parameter in _trained(module).items():
+        stored[f"weight.{name}"] = safe_get_full_fp32_param(parameter)
+        stored |= {f"{moment}.{name}": safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+        stored[f"step.{name}"] = torch.tensor(step)
+    return stored
+
+
+def load_zero_state(file: Path, stored: dict[str, Tensor], module: nn.Module, optimizer: Any) -> None:
+    """Give every process its pieces, exactly.
+
+    Raises:
+        InputError: a tensor is missing or left over, or has another shape or dtype.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    trained = _trained(module)
+    _check(file, stored, ("weight", *MOMENTS), trained, torch.float32)
+    _make_room(optimizer.optimizer, stored[f"step.{next(iter(trained))}"])
+    for name, parameter in trained.items():
+        safe_set_full_fp32_param(parameter, stored[f"weight.{name}"].to(parameter.device))
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, stored[f"{moment}.{name}"].to(parameter.device), moment)
+
+
+def _make_room(zero: Any, step: Tensor) -> None:
+    """Adam's state of the flat tensors, which is otherwise made at the first step, and the parameters' places in it."""
+    for group in zero.optimizer.param_groups:
+        for flat in group["params"]:
+            moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+            zero.optimizer.state[flat] = {"step": step.clone(), **moments}
+    zero._lazy_init_hp_params_optimizer_state()
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _check(
+    file: Path,
+    stored: dict[str, Tensor],
+    kinds: Sequence[str],
+    trained: dict[str, nn.Parameter],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Refuse (InputError) other tensors than ``kinds`` and steps of what is ``trained``, or values Adam never has.
+
+    ``dtype`` is the parameter's own if None.
+    """
+    expected = {f"{kind}.{name}": (dtype or p.dtype, p.shape) for name, p in trained.items() for kind in kinds}
+    expected |= {f"step.{name}": (torch.float32, torch.Size()) for name in trained}
+    if set(stored) != set(expected):
+        missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
+        raise InputError(file, "tensors", f"missing {missing[:3]}, unexpected {extra[:3]}", "one set per parameter")
+    for name, value in stored.items():
+        if (value.dtype, value.shape) != expected[name]:
+            wanted, shape = expected[name]
+            raise InputError(file, name, f"{value.dtype} {tuple(value.shape)}", f"{wanted} {tuple(shape)}")
+        if not bool(value.isfinite().all()):
+            raise InputError(file, name, "NaN or Inf", "finite values")
+        if name.startswith(NEVER_NEGATIVE) and bool((value < 0).any()):
+            raise InputError(file, name, f"{float(value.min())}", "no negative values")

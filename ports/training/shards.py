@@ -1,10 +1,13 @@
 """Tensors that lie in shards on several processes, as FSDP2 holds parameters, their gradients and Adam's moments.
 
-Where nothing is sharded every function gives back what it was given.
+Where nothing is sharded every tensor is given back as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
+
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -25,3 +28,13 @@ def sharded_like(other: Tensor, value: Tensor) -> Tensor:
     if not isinstance(other, DTensor):
         return value
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """Of names, dtypes, shapes and bytes; every process must ask."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        plain = whole(value.detach()).cpu().contiguous().view(-1)
+        digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, on_main_process
 
 from ports.errors import InputError
-from ports.training.checkpoint.atomic import write_file
+from ports.training.checkpoint import write_file
 
 SETTINGS = "settings.json"
 

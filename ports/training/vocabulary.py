@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ports.errors import InputError
 from ports.files import check_regular
-from ports.training.digests import tensors_digest
+from ports.training.shards import tensors_digest
 
 FILE = "vocabulary.json"
 VOCABULARY_KEY = "draft_vocab_digest"

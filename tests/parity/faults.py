@@ -19,14 +19,14 @@ import ports.eagle3.objective
 import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
-import ports.training.checkpoint.generators
-import ports.training.checkpoint.keeper
-import ports.training.checkpoint.resume
 import ports.training.data.samples
 import ports.training.frozen_ends
+import ports.training.generators
+import ports.training.keeper
 import ports.training.loop
 import ports.training.loss.ttt_objective
 import ports.training.optimizer
+import ports.training.resume
 from ports.hass.model import HassDraftModel
 from ports.training.attention.dense import ttt_cache
 from ports.training.loss.steps import Step, next_hidden
@@ -35,7 +35,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 O_PROJ = "layers.0.self_attn.o_proj.weight"
 LOOP = ports.training.loop.Loop
-KEEPER, RESUME = ports.training.checkpoint.keeper, ports.training.checkpoint.resume
+KEEPER, RESUME = ports.training.keeper, ports.training.resume
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ FAULTS = (
     fault(
         "resume: generators not restored",
         both(
-            puts(ports.training.checkpoint.generators, "restore", lambda *args: None),
+            puts(ports.training.generators, "restore", lambda *args: None),
             puts(LOOP, "_check_replay", lambda *args: None),
         ),
         "resume",

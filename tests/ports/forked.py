@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ports.training.checkpoint.lock import DirectoryLock
+from ports.training.checkpoint import DirectoryLock
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # what is forked may have one thread
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")

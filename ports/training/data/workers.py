@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection
 from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 
-from ports.training.checkpoint.stop import SIGNALS
+from ports.training.stop import SIGNALS
 
 SECONDS = 0.5
 """A process ends at most that long after the one that started it."""

@@ -18,7 +18,7 @@ from ports.generate.manifest import write_or_check
 from ports.generate.run import prepare
 from ports.generate.settings import GenerationSettings
 from ports.generate.worker import _own_devices, work
-from ports.training.checkpoint.atomic import MARK
+from ports.training.checkpoint import MARK
 from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.settings import parse
 from tests.ports.forked import hold

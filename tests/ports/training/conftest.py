@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from ports.eagle3 import train as eagle3
 from ports.hass import train as hass
-from ports.training.checkpoint.stop import StoppedError
 from ports.training.observer import Observer
 from ports.training.runs import finish
 from ports.training.settings import Eagle3Settings, HassSettings
+from ports.training.stop import StoppedError
 from tests.ports.conftest import data_of, settings_of
 
 
@@ -158,13 +158,3 @@ def run_until(start_run):
         return stopped.value.checkpoint
 
     return go
-
-
-@pytest.fixture
-def draws_after():
-    """What the generators give next; a run must have left them where the other one did."""
-
-    def draw() -> list[float]:
-        return torch.rand(3).tolist()
-
-    return draw

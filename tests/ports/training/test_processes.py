@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from ports.errors import InputError
-from ports.training.checkpoint.state import read_state
+from ports.training.checkpoint import read_state
 from tests.ports.training.conftest import ALGORITHMS, Left
 from tests.ports.training.processes import (
     await_end_of,

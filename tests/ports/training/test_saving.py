@@ -8,8 +8,9 @@ from speculators import SpeculatorModel
 
 from ports.eagle3 import train as eagle3
 from ports.eagle3.model import unroll
+from ports.training.alignment import Alignment
 from ports.training.attention.choice import attention_name
-from ports.training.checkpoint.atomic import MARK
+from ports.training.checkpoint import MARK
 from ports.training.saving import load_weights, save_draft
 
 
@@ -27,14 +28,8 @@ def test_speculators_reads_back_the_same_model(lively_draft, batch_of, tmp_path,
     own = {name: value for name, value in draft.state_dict().items() if not name.startswith("verifier_")}
     assert all(torch.equal(back.state_dict()[name], value) for name, value in own.items())
     assert type(back) is type(draft)
-    back.config.transformer_layer_config._attn_implementation = attention_name(draft_alignment(alignment))
+    back.config.transformer_layer_config._attn_implementation = attention_name(Alignment(alignment))
     assert torch.equal(logits(back, batch), logits(draft, batch))
-
-
-def draft_alignment(name):
-    from ports.training.alignment import Alignment
-
-    return Alignment(name)
 
 
 def test_the_config_names_no_attention_of_ours(lively_draft, tmp_path):

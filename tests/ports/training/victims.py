@@ -3,7 +3,7 @@
 A fork of a process whose thread pools have run inherits their locks but not their threads, and may sleep on one for
 good. This one has a single thread, and a fork of it costs milliseconds where an import costs seconds.
 
-``python -m tests.ports.training.checkpoint.victims`` reads one order a line, as JSON, and answers with how it ended.
+``python -m tests.ports.training.victims`` reads one order a line, as JSON, and answers with how it ended.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ports.training.checkpoint.keeper as keeper
+import ports.training.keeper as keeper
 from ports.commands import INTERRUPTED
-from ports.training.checkpoint.stop import EXIT_CODE, StopRequest
+from ports.training.stop import EXIT_CODE, StopRequest
 from tests.ports.training.conftest import ALGORITHMS
 from tests.ports.training.processes import members
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 PATIENCE, LIMIT = 60.0, 300.0
 """Seconds asleep after which a victim hangs, and seconds after which one that is busy does."""
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ports.training.checkpoint.stop import EXIT_CODE, SIGNALS, StopRequest
+from ports.training.stop import EXIT_CODE, SIGNALS, StopRequest
 from tests.ports.training.processes import family, members
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 def launch(flags, **changes):
@@ -72,7 +72,7 @@ AGAIN = {
 @pytest.mark.parametrize("again", AGAIN)
 def test_a_signal_sets_the_flag_and_another_one_acts_as_before(monkeypatch, again):
     numbers, forwarded, expected = AGAIN[again]
-    monkeypatch.setattr("ports.training.checkpoint.stop.FORWARDED", forwarded)
+    monkeypatch.setattr("ports.training.stop.FORWARDED", forwarded)
     stop, seen = StopRequest(), []
     before = {number: signal.signal(number, lambda *_: seen.append("before")) for number in SIGNALS}
     try:

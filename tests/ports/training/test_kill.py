@@ -1,6 +1,6 @@
 """Kills and signals at random moments of a run, to it or to its group, each time resumed with ``--ckpt_path auto``.
 
-A few by default; ``KILLS=200 pytest tests/ports/training/checkpoint/test_kill.py -s`` for the long form.
+A few by default; ``KILLS=200 pytest tests/ports/training/test_kill.py -s`` for the long form.
 """
 
 import os
@@ -13,12 +13,10 @@ from collections import Counter
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ports.training.checkpoint.atomic import MARK, public_name
-from ports.training.checkpoint.choose import newest_whole
-from ports.training.checkpoint.manifest import FILE as MANIFEST
-from ports.training.checkpoint.manifest import seal
-from tests.ports.training.checkpoint.victims import Server
+from ports.training.checkpoint import MANIFEST, MARK, public_name, seal
+from ports.training.resume import newest_whole
 from tests.ports.training.conftest import ALGORITHMS, Left, Saved
+from tests.ports.training.victims import Server
 
 KILLS = int(os.environ.get("KILLS", "6"))
 LATEST = 0.6

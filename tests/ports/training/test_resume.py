@@ -1,7 +1,9 @@
-"""Another run's checkpoint is refused with the difference, or resumed when that was asked for and means something."""
+"""Where a run goes on from; another run's checkpoint is refused with the difference, or resumed on request."""
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,23 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training.checkpoint.manifest import seal
+from ports.training.checkpoint import MANIFEST, STATE, seal
+from ports.training.resume import newest_whole
+
+
+@pytest.fixture(scope="module")
+def stopped_once():
+    """The checkpoint of the run below, once it is made."""
+    return []
 
 
 @pytest.fixture
-def stopped(run_until, tmp_path):
-    return run_until("eagle3", tmp_path / "cp", 7)
+def stopped(stopped_once, run_until, tmp_path_factory, tmp_path):
+    """``step_8`` of a run that was stopped in its second pass, beside its ``model0``: a copy that a test may break."""
+    if not stopped_once:
+        stopped_once.append(run_until("eagle3", tmp_path_factory.mktemp("stopped") / "cp", 7))
+    shutil.copytree(stopped_once[0].parent, tmp_path / "cp")
+    return tmp_path / "cp" / stopped_once[0].name
 
 
 CHANGES = [
@@ -37,15 +50,11 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("changes", "text"), CHANGES, ids=[text for _, text in CHANGES])
-def test_other_settings(stopped, start_run, tmp_path, changes, text):
+def test_other_settings_are_refused_or_taken_on_request(stopped, start_run, tmp_path, capsys, changes, text):
     with pytest.raises(InputError, match=r"state.json: fingerprint") as refused:
         start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, **changes)
     assert text in str(refused.value)
     assert "--resume_anyway" in str(refused.value)
-
-
-@pytest.mark.parametrize(("changes", "text"), CHANGES, ids=[text for _, text in CHANGES])
-def test_other_settings_on_request(stopped, start_run, tmp_path, capsys, changes, text):
     loop = start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, resume_anyway=True, **changes)
     assert f"resuming although {text}" in capsys.readouterr().out
     saved = load_file(stopped / "model.safetensors")
@@ -60,19 +69,9 @@ def test_another_rate_takes_effect_at_once(stopped, start_run, tmp_path):
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 4 / 12)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("data_num", 9),
-        ("max_steps", 9),
-        ("save_steps", 9),
-        ("keep_last", 9),
-        ("prefetch_factor", 9),
-        ("activation_checkpointing", True),
-    ],
-)
-def test_settings_that_no_number_depends_on(stopped, start_run, tmp_path, name, value):
-    start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, **{name: value})
+def test_settings_that_no_number_depends_on(stopped, start_run, tmp_path):
+    numbers = dict.fromkeys(("data_num", "max_steps", "save_steps", "keep_last", "prefetch_factor"), 9)
+    start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, activation_checkpointing=True, **numbers)
 
 
 def change_record(fixture):
@@ -125,29 +124,30 @@ def test_another_log(stopped, start_run, tmp_path):
     start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, resume_anyway=True)
 
 
-def edit(file: Path, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
+def state(change):
+    """Edits state.json."""
 
+    def edit(folder):
+        content = json.loads((folder / STATE).read_text())
+        change(content)
+        (folder / STATE).write_text(json.dumps(content))
 
-def test_a_newer_format_is_refused_by_its_number(stopped, start_run, tmp_path):
-    for name in ("manifest.json", "state.json"):
-        before = (stopped / "training_state" / name).read_bytes()
-        edit(stopped / "training_state" / name, lambda content: content.update(format_version=2))
-        for path in (stopped, Path("auto")):
-            with pytest.raises(InputError, match=r"2, expected at most 1: written by a newer release|manifest"):
-                start_run("eagle3", tmp_path / "cp", ckpt_path=path)
-        (stopped / "training_state" / name).write_bytes(before)
+    return edit
 
 
 def tensors(name, change):
-    def edit_tensors(folder):
+    """Edits a file of tensors."""
+
+    def edit(folder):
         stored = load_file(folder / "training_state" / name)
         change(stored)
         save_file(stored, folder / "training_state" / name)
 
-    return edit_tensors
+    return edit
+
+
+def adam(change):
+    return tensors("optimizer.safetensors", change)
 
 
 def halve(stored):
@@ -171,12 +171,24 @@ def spoil(kind, number):
 
 
 FORGED = {
-    "NaN in Adam's state": (tensors("optimizer.safetensors", spoil("exp_avg.", math.nan)), "found NaN or Inf"),
-    "squares below 0": (tensors("optimizer.safetensors", spoil("exp_avg_sq.", -1.0)), "found -1.0"),
-    "a step before the first": (tensors("optimizer.safetensors", spoil("step.", -3.0)), "found -3.0"),
-    "Adam in bfloat16": (tensors("optimizer.safetensors", halve), "found torch.bfloat16 .* expected torch.float32"),
-    "no step counts": (tensors("optimizer.safetensors", lose_steps), "missing .'step.draft"),
+    "NaN in Adam's state": (adam(spoil("exp_avg.", math.nan)), "found NaN or Inf"),
+    "squares below 0": (adam(spoil("exp_avg_sq.", -1.0)), "found -1.0"),
+    "a step before the first": (adam(spoil("step.", -3.0)), "found -3.0"),
+    "Adam in bfloat16": (adam(halve), "found torch.bfloat16 .* expected torch.float32"),
+    "no step counts": (adam(lose_steps), "missing .'step.draft"),
     "no generators": (tensors("generators.safetensors", dict.clear), "generators.safetensors: generators: found"),
+    "other draws": (tensors("generators.safetensors", other_generator), "another state after replaying 2 batches"),
+    "a place behind the end": (
+        state(lambda content: content["processes"][0].update(batches=7)),
+        "expected one number of at most 6, the batches of a pass",
+    ),
+    "a count below 0": (state(lambda content: content.update(steps=-1)), "state.json: steps: found -1"),
+    "a count that is text": (state(lambda content: content.update(best=["0", 1.0])), "state.json: best.0: found '0'"),
+    "a field of no release": (state(lambda content: content.update(more=1)), "state.json: more: found 1"),
+    "a newer format": (
+        state(lambda content: content.update(format_version=2, more=1)),
+        "2, expected at most 1: written by a newer release",
+    ),
 }
 
 
@@ -185,26 +197,60 @@ def test_a_training_state_that_does_not_fit(stopped, start_run, tmp_path, name):
     """Whole by its manifest, and still not what a run saves."""
     change, message = FORGED[name]
     change(stopped)
-    (stopped / "training_state" / "manifest.json").unlink()
+    (stopped / MANIFEST).unlink()
     seal(stopped)
     with pytest.raises(InputError, match=message):
         start_run("eagle3", tmp_path / "cp", ckpt_path=stopped).run()
 
 
-def test_a_place_behind_the_end_of_the_pass(stopped, start_run, tmp_path):
-    edit(stopped / "training_state" / "state.json", lambda content: content["processes"][0].update(batches=7))
-    (stopped / "training_state" / "manifest.json").unlink()
-    seal(stopped)
-    with pytest.raises(InputError, match="expected one number of at most 6, the batches of a pass"):
-        start_run("eagle3", tmp_path / "cp", ckpt_path=stopped)
+@pytest.mark.parametrize("name", [MANIFEST, STATE])
+def test_a_newer_format_is_not_passed_over(stopped, name):
+    (stopped / name).write_text(json.dumps({**json.loads((stopped / name).read_text()), "format_version": 2}))
+    with pytest.raises(InputError, match="2, expected at most 1: written by a newer release"):
+        newest_whole(stopped.parent)
 
 
-def test_other_draws_than_the_saved_ones_are_noticed(stopped, start_run, tmp_path):
-    tensors("generators.safetensors", other_generator)(stopped)
-    (stopped / "training_state" / "manifest.json").unlink()
-    seal(stopped)
-    with pytest.raises(InputError, match="another state after replaying 2 batches"):
-        start_run("eagle3", tmp_path / "cp", ckpt_path=stopped).run()
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit in the weights": lambda folder: flip(folder / "model.safetensors"),
+    "a flipped bit in Adam's state": lambda folder: flip(folder / "training_state" / "optimizer.safetensors"),
+    "a flipped bit in the state": lambda folder: flip(folder / STATE),
+    "a torn file": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "a file missing": lambda folder: (folder / "config.json").unlink(),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "an empty manifest": lambda folder: os.truncate(folder / MANIFEST, 0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_by_auto(stopped, start_run, tmp_path, damage):
+    cpdir, said = tmp_path / "cp", []
+    DAMAGES[damage](stopped)
+    with pytest.raises(InputError, match="step_8"):
+        start_run("eagle3", cpdir, ckpt_path=stopped)
+    assert newest_whole(cpdir, said.append).directory == cpdir / "model0"
+    assert said[0].startswith("passing over step_8, which is damaged: ")
+    assert said[-1] == f"resuming from {cpdir / 'model0'}"
+    DAMAGES[damage](cpdir / "model0")
+    with pytest.raises(InputError, match="only damaged checkpoints"):
+        newest_whole(cpdir)
+
+
+def test_auto_without_any_checkpoint_is_a_fresh_start(start_run, tmp_path, capsys):
+    assert start_run("eagle3", tmp_path / "cp", ckpt_path=Path("auto")).steps == 0
+    assert f"no checkpoint in {tmp_path / 'cp'} yet: a fresh start" in capsys.readouterr().out
+
+
+def test_auto_takes_the_checkpoint_saved_last_not_the_one_of_most_steps(stopped, start_run, tmp_path):
+    """A run that went back to an older one by name is not sent to where it had been."""
+    loop = start_run("eagle3", tmp_path / "cp", ckpt_path=tmp_path / "cp" / "model0")
+    loop.plan.keeper.save(loop, "model0")
+    assert newest_whole(tmp_path / "cp").directory.name == "model0"
 
 
 def test_weights_only_starts_a_new_run(stopped, start_run, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ports.errors import InputError
-from ports.training.checkpoint import generators
+from ports.training import generators
 
 
 @pytest.fixture

@@ -1,0 +1,343 @@
+"""Checkpoints on the disk: what one holds, how it appears whole or not at all, and one run a directory.
+
+A checkpoint is a plain Speculators directory with a subfolder ``training_state/``::
+
+    model3/ or step_1200/       config.json, model.safetensors, the verifier's tokenizer files
+      training_state/
+        state.json              position, totals, schedule, fingerprint of the run: :class:`State`
+        optimizer.safetensors   Adam's moments and step counts by parameter name
+        generators.safetensors  random generators of every process, now and at the pass' start
+        manifest.json           size and sha256 of every file: :class:`Manifest`
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import socket
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+
+from ports.errors import InputError
+from ports.files import check_output, read_json
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+FOLDER = "training_state"
+STATE, MANIFEST = f"{FOLDER}/state.json", f"{FOLDER}/manifest.json"
+OPTIMIZER, GENERATORS = f"{FOLDER}/optimizer.safetensors", f"{FOLDER}/generators.safetensors"
+
+LARGEST = 64 << 20
+"""Bytes of JSON that are read at most: a manifest or a state is a few kilobytes."""
+
+MARK = ".speculator-port."
+"""What the hidden names of this writer begin with: everything else in a directory is its user's."""
+
+PARTIAL, OLD = ".partial", ".old"
+LOCK = ".lock"
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""Larger numbers count nothing, and some of what reads them overflows."""
+
+
+class Strict(BaseModel):
+    """No other fields, no converted types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Totals(Strict):
+    """Sums over the pass so far on one process."""
+
+    loss: float
+    batches: Count
+    correct: Count
+    rows: Count
+    skipped: Count
+    empty: Count = 0
+
+
+class Schedule(Strict):
+    """The scheduler's counters, and the rates that the next step will use."""
+
+    last_epoch: Count
+    step_count: Count
+    rates: list[float]
+
+
+class Digest(Strict):
+    """Size and sha256: of a file, or of how far ``metrics.jsonl`` reached."""
+
+    bytes: Count
+    sha256: str
+
+
+class State(Strict):
+    """Where a run stands at the end of an optimizer step.
+
+    ``serial`` counts the checkpoints of a directory, ``best`` is the number and mean loss of the best pass.
+    """
+
+    format_version: int = FORMAT_VERSION
+    serial: Count
+    epoch: Count
+    micro_batch: Count
+    steps: Count
+    processes: list[Totals] = Field(min_length=1)
+    schedule: Schedule
+    log: Digest
+    best: Annotated[tuple[int, float], Field(strict=False)] | None = None
+    fingerprint: dict[str, Any]
+    versions: dict[str, str] = Field(default_factory=dict)
+    numerics: dict[str, str | int | bool] = Field(default_factory=dict)
+
+
+class Manifest(Strict):
+    """Every file of a checkpoint, so that a torn or bit-flipped one is recognised."""
+
+    format_version: int = Field(FORMAT_VERSION, ge=1)
+    files: dict[str, Digest]
+
+
+S = TypeVar("S", bound=Strict)
+
+
+class NewerFormatError(InputError):
+    """A checkpoint that a newer release wrote: whole, but not for us."""
+
+
+def write_state(directory: Path, state: State) -> None:
+    """Floats are written so that they read back to the bit."""
+    (directory / STATE).write_text(state.model_dump_json(indent=1) + "\n")
+
+
+def read_state(directory: Path) -> State:
+    """The state that lies in a checkpoint.
+
+    Raises:
+        InputError: unreadable, oversized, of a newer format (:class:`NewerFormatError`), or a field that does not fit.
+    """
+    return _read(directory / STATE, State)
+
+
+def _read(file: Path, schema: type[S]) -> S:
+    field = schema.__name__.lower()
+    if os.path.isfile(file) and (size := file.stat().st_size) > LARGEST:
+        raise InputError(file, field, f"{size} bytes", f"at most {LARGEST}")
+    content = read_json(file, field, "a readable JSON object")
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise NewerFormatError(file, "format_version", version, f"at most {FORMAT_VERSION}: written by a newer release")
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or field
+        raise InputError(file, field, repr(first.get("input"))[:80], first["msg"]) from error
+
+
+def seal(directory: Path) -> None:
+    """Write the manifest of everything that lies in ``directory``."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    manifest = Manifest(files={str(path.relative_to(directory)): _digest(path) for path in files})
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+
+
+def verify(directory: Path) -> None:
+    """Every file that the manifest names is there, byte for byte.
+
+    Files beside them are not looked at: users put notes into checkpoints.
+
+    Raises:
+        InputError: no manifest, one that cannot be read, one of a newer format, or a file that differs from it.
+    """
+    files = _read(directory / MANIFEST, Manifest).files
+    if STATE not in files:
+        raise InputError(directory / MANIFEST, "files", f"no {STATE}", "a manifest that names the state")
+    for name, entry in files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise InputError(directory / MANIFEST, "files", name, "paths inside the checkpoint")
+        if not path.is_file():
+            raise InputError(path, "manifest", "missing", f"{entry.bytes} bytes")
+        if path.stat().st_size != entry.bytes:
+            raise InputError(path, "manifest", f"{path.stat().st_size} bytes", f"{entry.bytes} bytes")
+        found = _digest(path)
+        if found != entry:
+            raise InputError(path, "manifest", f"sha256 {found.sha256[:16]}", f"sha256 {entry.sha256[:16]}")
+
+
+def _digest(path: Path) -> Digest:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return Digest(bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def saved_in(cpdir: Path) -> list[Path]:
+    """Every directory with a training state or a draft's weights in ``cpdir``, in name order.
+
+    Those that :func:`sweep` would bring back are among them, where they lie now.
+    """
+    if not cpdir.is_dir():
+        return []
+    found = [path for path in cpdir.iterdir() if not path.name.startswith(".")]
+    found += [left for left, directory in _moved_aside(cpdir) if not directory.exists()]
+    return sorted(path for path in found if (path / FOLDER).is_dir() or (path / WEIGHTS).is_file())
+
+
+def states_in(cpdir: Path, unreadable: Callable[[Path, InputError], object]) -> dict[Path, State]:
+    """The checkpoints in ``cpdir`` with their states, the last saved first; others are told to ``unreadable``."""
+    states = {}
+    for directory in saved_in(cpdir):
+        try:
+            if (directory / FOLDER).is_dir():
+                states[directory] = read_state(directory)
+        except InputError as error:
+            unreadable(directory, error)
+    return dict(sorted(states.items(), key=lambda item: item[1].serial, reverse=True))
+
+
+def write_directory(directory: Path, fill: Callable[[Path], None]) -> Path:
+    """Let ``fill`` write into a hidden folder beside ``directory``, sync it, and put it in that place.
+
+    An older directory of that name is moved aside only then, and put back if the renaming fails.
+
+    Raises:
+        InputError: the disk is full, broken or not writable; what was there before is still there.
+    """
+    partial = _hidden(directory, PARTIAL)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        fill(partial)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        _replace(partial, directory)
+    except (OSError, SafetensorError) as error:
+        expected = f"room and permission to write; {_kept(directory)}"
+        raise InputError(directory, "checkpoint", f"{error} while saving", expected) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path``: written beside it, synced, renamed.
+
+    Raises:
+        InputError: it could not be written; what was there before is still there.
+    """
+    partial = _hidden(path, PARTIAL)
+    try:
+        partial.write_bytes(content)
+        _sync(partial)
+        os.rename(partial, path)
+        _sync(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(path, "file", str(error), f"room and permission to write; {_kept(path)}") from error
+
+
+def remove_directory(directory: Path) -> None:
+    """Delete a directory that must never be seen half deleted."""
+    removed = _hidden(directory, PARTIAL)
+    shutil.rmtree(removed, ignore_errors=True)
+    os.rename(directory, removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def sweep(parent: Path) -> list[Path]:
+    """Clear away what killed writers left in ``parent``; a directory that was moved aside comes back if it is needed.
+
+    Returns the directories that came back.
+    """
+    returned = []
+    for left, directory in _moved_aside(parent):
+        if not directory.exists():
+            os.rename(left, directory)
+            returned.append(directory)
+    for left in parent.glob(f"{MARK}*"):
+        left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+    return returned
+
+
+def public_name(directory: Path) -> str:
+    """The name that a directory has, or had before it was moved aside."""
+    name = directory.name
+    return name.removeprefix(MARK).removesuffix(OLD) if name.startswith(MARK) else name
+
+
+def _moved_aside(parent: Path) -> Iterator[tuple[Path, Path]]:
+    for left in sorted(parent.glob(f"{MARK}*{OLD}")):
+        yield left, parent / public_name(left)
+
+
+def _hidden(directory: Path, suffix: str) -> Path:
+    return directory.with_name(f"{MARK}{directory.name}{suffix}")
+
+
+def _kept(directory: Path) -> str:
+    return f"the {directory.name} from before is untouched" if directory.exists() else "nothing of it was kept"
+
+
+def _replace(new: Path, directory: Path) -> None:
+    old = _hidden(directory, OLD)
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(directory, old)
+    try:
+        os.rename(new, directory)
+    except OSError:
+        if old.exists():
+            os.rename(old, directory)
+        raise
+    _sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class DirectoryLock:
+    """Holds ``directory`` for this process until :attr:`release` is called, or the process ends, however it ends.
+
+    A record lock: a killed holder leaves the file behind but not the lock, and loader processes do not inherit it. The
+    file stays: removing it would let two runs hold two files of one name.
+
+    Raises:
+        InputError: it cannot be made or written to, or another process holds it; names that and its machine.
+    """
+
+    def __init__(self, directory: Path, field: str = "cpdir") -> None:
+        import fcntl  # not on Windows, where drafts are read too
+
+        self.file = directory / LOCK
+        check_output(directory, field)
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        self.release = weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "an unknown process"
+            self.release()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise InputError(self.file, field, str(error), "a file system with locks") from error
+            expected = "a directory that no other run writes to"
+            raise InputError(self.file, field, f"in use by {holder}", expected) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -1,0 +1,237 @@
+"""When a run is saved, what is written, and which older checkpoints go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ports.numerics import numerics
+from ports.training.checkpoint import (
+    FOLDER,
+    GENERATORS,
+    OPTIMIZER,
+    Digest,
+    Schedule,
+    State,
+    Totals,
+    remove_directory,
+    seal,
+    states_in,
+    write_directory,
+    write_state,
+)
+from ports.training.data.record_info import SUFFIX
+from ports.training.loop import Loop
+from ports.training.saving import adam_state, gather_weights, write_draft, zero_state
+from ports.training.settings import TrainingSettings
+from ports.training.shards import tensors_digest
+from ports.training.tracking import JsonLinesTracker
+
+NEUTRAL = frozenset(
+    {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
+    | {"overwrite", "resume_anyway", "weights_only", "topk_w", "mixed_precision", "prefetch_factor", "report_data_wait"}
+    | {"activation_checkpointing"}
+)
+"""Settings that no number depends on, or whose resolved value is taken instead."""
+
+PATHS = frozenset({"basepath", "configpath", "tmpdir", "t2d", "d2t"})
+"""Files may move: what they hold is compared."""
+
+TAIL = 4096
+"""A ``*.ckpt`` is a zip archive, whose last bytes list the checksums of everything in it; a ``*.safetensors`` begins
+with its header, ids and mask, and is digested from both ends."""
+
+Fingerprint = dict[str, Any]
+"""What a run depends on, by name: a resumed run must have the same."""
+
+
+class CheckpointKeeper:
+    """Saves ``cpdir/<prefix><pass>`` after every pass; ``cpdir/step_<n>`` every ``--save_steps`` and on a signal.
+
+    ``best`` is the number and mean loss of the best pass.
+    """
+
+    def __init__(self, settings: TrainingSettings, prefix: str, extra_files: Sequence[Path] = ()) -> None:
+        self.settings, self.prefix, self.extra_files = settings, prefix, extra_files
+        self.best: tuple[int, float] | None = None
+        self._serial: int | None = None
+        self._fingerprint: Fingerprint | None = None
+        self._last: tuple[int, Path] | None = None
+
+    def after_step(self, loop: Loop) -> None:
+        """Every n-th optimizer step."""
+        if self.settings.save_steps and loop.steps % self.settings.save_steps == 0:
+            self.save(loop, f"step_{loop.steps}")
+
+    def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None:
+        """Every pass, also one that ``--max_steps`` cut short: its mean ``loss`` is None."""
+        if loss is not None and (self.best is None or loss < self.best[1]):
+            self.best = (epoch, loss)
+        self.save(loop, f"{self.prefix}{epoch}")
+
+    def on_stop(self, loop: Loop) -> Path:
+        """Where the run stands now; saved already if this step was."""
+        if self._last is not None and self._last[0] == loop.steps:
+            return self._last[1]
+        return self.save(loop, f"step_{loop.steps}")
+
+    def save(self, loop: Loop, name: str) -> Path:
+        """Write one checkpoint: every process gathers, the main one writes.
+
+        Raises:
+            InputError: it could not be written; older ones are whole.
+        """
+        directory, main = self.settings.cpdir / name, loop.accelerator.is_main_process
+        kind, weights = loop.accelerator.distributed_type, None
+        processes = gather_object([_of_this_process(loop)])
+        if kind is DistributedType.FSDP:
+            self.fingerprint(loop)
+            weights = gather_weights(loop.objective.draft, main)
+        adam = (zero_state if kind is DistributedType.DEEPSPEED else adam_state)(loop.objective, loop.optimizer)
+
+        def fill(folder: Path) -> None:
+            state = self._state(loop, [Totals(**totals) for totals, _ in processes])
+            ranks = enumerate(drawn for _, drawn in processes)
+            write_draft(loop.objective.draft, folder, self.extra_files, weights)
+            (folder / FOLDER).mkdir()
+            save_file({name: value.cpu() for name, value in adam.items()}, folder / OPTIMIZER)
+            save_file(
+                {f"{rank}.{key}": value for rank, drawn in ranks for key, value in drawn.items()}, folder / GENERATORS
+            )
+            write_state(folder, state)
+            seal(folder)
+
+        if main:
+            write_directory(directory, fill)
+            self._thin_out()
+        loop.accelerator.wait_for_everyone()
+        self._last = loop.steps, directory
+        return directory
+
+    def _state(self, loop: Loop, processes: list[Totals]) -> State:
+        if self._serial is None:
+            self._serial = max((state.serial for state in self._kept().values()), default=-1)
+        self._serial += 1
+        return State(
+            serial=self._serial,
+            epoch=loop.epoch,
+            micro_batch=loop.micro_batch,
+            steps=loop.steps,
+            processes=processes,
+            schedule=_schedule(loop),
+            log=_log(loop),
+            best=self.best,
+            fingerprint=self.fingerprint(loop),
+            versions={"torch": str(torch.__version__)},
+            numerics=numerics(),
+        )
+
+    def fingerprint(self, loop: Loop) -> Fingerprint:
+        """Made once a run, when it is first needed."""
+        if self._fingerprint is None:
+            world = {
+                "precision": loop.accelerator.mixed_precision,
+                "processes": loop.accelerator.num_processes,
+                "sharding": sharding(loop.accelerator),
+            }
+            files = getattr(loop.plan.loader.dataset, "files", ())
+            self._fingerprint = fingerprint(self.settings, loop.objective.draft, files, world)
+        return self._fingerprint
+
+    def _kept(self) -> dict[Path, State]:
+        """Damaged ones are not counted: ``--ckpt_path auto`` says so."""
+        return states_in(self.settings.cpdir, lambda directory, error: None)
+
+    def _thin_out(self) -> None:
+        if self.settings.keep_last is None:
+            return
+        best = None if self.best is None else self.settings.cpdir / f"{self.prefix}{self.best[0]}"
+        for directory in list(self._kept())[self.settings.keep_last :]:
+            if directory != best:
+                remove_directory(directory)
+
+
+def sharding(accelerator: Accelerator) -> str:
+    """What spreads the states over the processes."""
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        clipping = accelerator.deepspeed_plugin.deepspeed_config.get("gradient_clipping")
+        return f"ZeRO {accelerator.deepspeed_plugin.zero_stage}, gradients clipped to {clipping}"
+    return "FSDP2" if accelerator.distributed_type is DistributedType.FSDP else "none"
+
+
+def _of_this_process(loop: Loop) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Totals, and the generators now and at the start of the pass."""
+    times = {"now": loop.generators(), "start": loop.pass_start}
+    return vars(loop.totals).copy(), {f"{t}.{name}": one for t, state in times.items() for name, one in state.items()}
+
+
+def _schedule(loop: Loop) -> Schedule:
+    state = loop.schedule.state_dict()
+    rates = [float(group["lr"]) for group in loop.optimizer.param_groups]
+    return Schedule(last_epoch=state["last_epoch"], step_count=state["_step_count"], rates=rates)
+
+
+def _log(loop: Loop) -> Digest:
+    for tracker in loop.accelerator.trackers:
+        if isinstance(tracker, JsonLinesTracker):
+            size, sha256 = tracker.written()
+            return Digest(bytes=size, sha256=sha256)
+    return Digest(bytes=0, sha256="")
+
+
+def fingerprint(settings: TrainingSettings, draft: Any, files: Iterable[Path], world: dict[str, Any]) -> Fingerprint:
+    """Settings by name, and digests of the records, the draft's config, the verifier's weights and the vocabulary map.
+
+    Args:
+        settings: the run's.
+        draft: built, with its verifier's weights in it.
+        files: the records in order.
+        world: precision, processes and what shards the states.
+    """
+    plain = {name: value for name, value in settings.as_json().items() if name not in NEUTRAL | PATHS}
+    layer = draft.config.transformer_layer_config.to_dict()
+    shape = {name: value for name, value in layer.items() if name not in ("transformers_version", "_name_or_path")}
+    vocabulary = {name: value for name, value in draft.named_buffers() if name in ("t2d", "d2t")}
+    frozen = {name: value for name, value in draft.named_parameters() if not value.requires_grad}
+    return {
+        **plain,
+        **world,
+        "algorithm": draft.config.speculators_model_type,
+        "draft": hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "verifier": tensors_digest(frozen),
+        "vocabulary": tensors_digest(vocabulary),
+        "records": records_digest(settings.tmpdir, files),
+    }
+
+
+def records_digest(directory: Path, files: Iterable[Path]) -> str:
+    """Names in order, sizes and ends: cheap for 68,000 files, and different for every other content."""
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(directory) if file.is_relative_to(directory) else file.name
+        size, ends = _ends_of(file)
+        digest.update(f"{name}\0{size}\0".encode() + ends)
+    return digest.hexdigest()[:16]
+
+
+def _ends_of(file: Path) -> tuple[int, bytes]:
+    """Size and last bytes; a record that cannot be read, which ``--on_bad_record skip`` allows, has neither."""
+    try:
+        size = file.stat().st_size
+        if not file.is_file():  # a FIFO would be waited for
+            return size, b""
+        with file.open("rb") as stream:
+            head = stream.read(TAIL) if file.suffix == SUFFIX else b""
+            stream.seek(max(0, size - TAIL))
+            return size, head + stream.read(TAIL)
+    except OSError:
+        return -1, b""

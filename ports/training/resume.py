@@ -1,0 +1,246 @@
+"""Which checkpoint a run starts from, and how a loop is put where it was saved, to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import DistributedType
+
+from ports.errors import InputError
+from ports.training import generators
+from ports.training.checkpoint import (
+    FOLDER,
+    GENERATORS,
+    OPTIMIZER,
+    STATE,
+    Digest,
+    NewerFormatError,
+    State,
+    public_name,
+    read_state,
+    remove_directory,
+    saved_in,
+    states_in,
+    verify,
+)
+from ports.training.keeper import CheckpointKeeper, Fingerprint
+from ports.training.launch import LOG
+from ports.training.loop import Loop, Replay
+from ports.training.metrics import PassTotals
+from ports.training.saving import load_adam_state, load_weights, load_zero_state, read_tensors
+from ports.training.settings import TrainingSettings
+from ports.training.tracking import SETTINGS
+
+AUTO = Path("auto")
+SHOWN = 5
+"""Names of what lies in a used directory that are said; the others are counted."""
+
+FIXED = frozenset({"algorithm", "draft", "verifier", "vocabulary"})
+"""A run with another one of these is another run: not even ``--resume_anyway`` goes on."""
+
+ORDER = frozenset(
+    {"records", "bs", "num_workers", "shuffle", "group_by_length", "noise", "processes", "max_len", "on_bad_record"}
+)
+"""Where these differ the saved position in the pass means nothing: the pass starts anew."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory to start from; without a ``state`` only its weights are taken."""
+
+    directory: Path
+    state: State | None
+
+
+def choose(settings: TrainingSettings, say: Say = lambda line: None) -> Checkpoint | None:
+    """The checkpoint that ``--ckpt_path`` means, verified; None for a fresh start.
+
+    Raises:
+        InputError: what was named is damaged or of a newer format; ``auto`` found checkpoints, none of them whole; or
+            ``cpdir`` holds a run that this one would write over without having been asked to.
+    """
+    cpdir, path = settings.cpdir.resolve(), settings.ckpt_path
+    if settings.overwrite and path is not None and (path == AUTO or path.resolve().is_relative_to(cpdir)):
+        expected = "no --ckpt_path, or one outside --cpdir: the run that is there goes"
+        raise InputError("command line", "overwrite", f"--ckpt_path {path}", expected)
+    chosen = newest_whole(settings.cpdir, say) if path == AUTO else _named(settings)
+    goes_on = chosen is not None and chosen.state is not None and chosen.directory.resolve().parent == cpdir
+    if not settings.overwrite and not goes_on:
+        _refuse_used(settings.cpdir, path == AUTO)
+    return chosen
+
+
+def _named(settings: TrainingSettings) -> Checkpoint | None:
+    path = settings.ckpt_path
+    if path is None:
+        return None
+    if settings.weights_only or not (path / FOLDER).is_dir():
+        return Checkpoint(path, None)
+    verify(path)
+    return Checkpoint(path, read_state(path))
+
+
+def _refuse_used(cpdir: Path, auto: bool) -> None:
+    """``auto`` found no state here; it may start over a log, which is of a run that never came to a save."""
+    drafts = sorted(map(public_name, saved_in(cpdir)))
+    if auto and drafts:
+        expected = "a checkpoint to go on from; --overwrite starts afresh over them"
+        raise InputError(cpdir, "ckpt_path", f"no training state in {_listed(drafts)}", expected)
+    logged = [name for name in (LOG, SETTINGS) if (cpdir / name).exists()]
+    if not auto and drafts + logged:
+        expected = "--ckpt_path auto to go on with it, --overwrite to start afresh over it, or another --cpdir"
+        raise InputError(cpdir, "cpdir", f"a run: {_listed(drafts + logged)}", expected)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= SHOWN else f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"
+
+
+def newest_whole(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | None:
+    """The checkpoint in ``cpdir`` that was saved last and is whole; damaged ones are named and passed over.
+
+    Raises:
+        InputError: one was written by a newer release, or there are some and every one is damaged.
+    """
+    damaged: list[InputError] = []
+
+    def pass_over(directory: Path, error: InputError) -> None:
+        if isinstance(error, NewerFormatError):
+            raise error
+        damaged.append(error)
+        say(f"passing over {public_name(directory)}, which is damaged: {error}")
+
+    for directory, state in states_in(cpdir, pass_over).items():
+        try:
+            verify(directory)
+        except InputError as error:
+            pass_over(directory, error)
+            continue
+        say(f"resuming from {directory}")
+        return Checkpoint(directory, state)
+    if damaged:
+        raise InputError(cpdir, "ckpt_path", f"only damaged checkpoints; the first: {damaged[0]}", "a whole one")
+    say(f"no checkpoint in {cpdir} yet: a fresh start")
+    return None
+
+
+def remove_run(cpdir: Path, prefix: str) -> None:
+    """Delete what a run saved, ``<prefix><pass>`` and ``step_<n>``; directories of other names are their user's."""
+    name = re.compile(rf"({re.escape(prefix)}|step_)\d+")
+    for directory in saved_in(cpdir):
+        if name.fullmatch(directory.name):
+            remove_directory(directory)
+
+
+def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None:
+    """Load everything of ``checkpoint`` into ``loop``.
+
+    Raises:
+        InputError: another run's checkpoint (see :func:`check_same`), or contents that do not fit.
+    """
+    directory, state = checkpoint.directory, checkpoint.state
+    if state is None:
+        return
+    anyway = keeper.settings.resume_anyway
+    changed = check_same(directory / STATE, state.fingerprint, keeper.fingerprint(loop), anyway)
+    load_weights(loop.objective.draft, directory)
+    zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
+    load = load_zero_state if zero else load_adam_state
+    load(directory / OPTIMIZER, read_tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
+    _restore_schedule(loop, directory / STATE, state, "lr" in changed)
+    keeper.best = state.best
+    loop.steps, loop.micro_batch, loop.epoch = state.steps, state.micro_batch, state.epoch
+    loop.loader.iteration = state.epoch
+    if not ORDER & set(changed):
+        _restore_position(loop, directory, state)
+    for name, text in changed.items():
+        loop.accelerator.print(f"resuming although {name} was {text}")
+
+
+def check_same(file: Path, stored: Fingerprint, own: Fingerprint, anyway: bool) -> dict[str, str]:
+    """Refuse another run, with every difference; returns those that ``anyway`` lets pass, as ``stored, now own``.
+
+    Raises:
+        InputError: something differs and ``anyway`` is off, or something in :data:`FIXED` does.
+    """
+    found = {
+        name: f"{stored.get(name, 'nothing')}, now {own.get(name, 'nothing')}"
+        for name in sorted({*stored, *own})
+        if stored.get(name) != own.get(name)
+    }
+    fixed = {name: text for name, text in found.items() if name in FIXED}
+    if fixed or (found and not anyway):
+        listed = "; ".join(f"{name} was {text}" for name, text in (fixed or found).items())
+        way_out = "--weights_only starts a new run from its weights"
+        if not fixed:
+            way_out = f"--resume_anyway goes on with the new values, {way_out}"
+        raise InputError(file, "fingerprint", listed, f"the run that was saved; {way_out}")
+    return found
+
+
+def _restore_schedule(loop: Loop, file: Path, state: State, new_rate: bool) -> None:
+    """The saved counters and rates, or the rates that the loop's own schedule has there."""
+    groups, saved = loop.optimizer.param_groups, state.schedule
+    if len(saved.rates) != len(groups):
+        raise InputError(file, "schedule.rates", f"{len(saved.rates)} rates", f"{len(groups)}")
+    own: dict[str, Any] = loop.schedule.state_dict()
+    counters = {"last_epoch": saved.last_epoch, "_step_count": saved.step_count, "_last_lr": saved.rates}
+    loop.schedule.load_state_dict({**own, **counters})
+    schedule, rates = getattr(loop.schedule, "scheduler", loop.schedule), saved.rates
+    if new_rate:
+        rates = [base * factor(saved.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
+    for group, rate in zip(groups, rates):
+        group["lr"] = rate
+
+
+def _restore_position(loop: Loop, directory: Path, state: State) -> None:
+    """Totals and generators of this process; the loop replays the pass up to there."""
+    rank, file = loop.accelerator.process_index, directory / GENERATORS
+    if rank >= len(state.processes):
+        raise InputError(directory / STATE, "processes", len(state.processes), f"at least {rank + 1}")
+    seen = {totals.batches for totals in state.processes}
+    if len(seen) > 1 or max(seen) > len(loop.loader):
+        expected = f"one number of at most {len(loop.loader)}, the batches of a pass"
+        raise InputError(directory / STATE, "processes.batches", sorted(seen), expected)
+    loop.totals = PassTotals(**state.processes[rank].model_dump())
+    loop.learned = any(totals.rows for totals in state.processes)
+    stored = read_tensors(file)
+    now, start = (
+        {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+        for prefix in (f"{rank}.now.", f"{rank}.start.")
+    )
+    for drawn in (now, start):
+        generators.check(file, drawn, generators.sampler_generator(loop.loader))
+    loop.replay = Replay(start, now, file)
+
+
+def log_to_keep(name: str, checkpoint: Checkpoint | None, anyway: bool) -> bytes:
+    """What the checkpoint's run had logged until then, in the file ``name`` beside the checkpoint.
+
+    Raises:
+        InputError: the log there is not the one that the checkpoint's run wrote.
+    """
+    if checkpoint is None or checkpoint.state is None or checkpoint.state.log.bytes == 0:
+        return b""
+    log, source = checkpoint.state.log, checkpoint.directory.parent / name
+    content = _beginning(source, log)
+    if content is None and not anyway:
+        expected = f"the {log.bytes} bytes that the run logged; --resume_anyway starts a new log"
+        raise InputError(source, "log", "missing or another log", expected)
+    return content or b""
+
+
+def _beginning(source: Path, log: Digest) -> bytes | None:
+    """As much of ``source`` as ``log`` tells of; None if that is something else."""
+    try:
+        content = source.read_bytes()[: log.bytes] if source.is_file() else b""
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == log.sha256 else None

@@ -1,0 +1,242 @@
+"""Directories and files appear whole, stay whole, and go out of sight, on a disk that does not do all it is asked.
+
+Every phase of a save fails once: what was there stays whole, the error says what happened, no rubbish stays.
+"""
+
+import errno
+import itertools
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from ports.eagle3 import train as eagle3
+from ports.errors import InputError
+from ports.training import keeper
+from ports.training.checkpoint import (
+    LARGEST,
+    MARK,
+    STATE,
+    WEIGHTS,
+    DirectoryLock,
+    public_name,
+    read_state,
+    remove_directory,
+    saved_in,
+    sweep,
+    verify,
+    write_directory,
+    write_file,
+)
+from ports.training.resume import newest_whole
+from ports.training.tracking import JsonLinesTracker
+from tests.ports.forked import hold
+
+PHASES = {
+    "the log": (os, "fsync", 1),
+    "the draft": (keeper, "write_draft", 1),
+    "the optimizer": (keeper, "save_file", 1),
+    "the generators": (keeper, "save_file", 2),
+    "the state": (keeper, "write_state", 1),
+    "the manifest": (keeper, "seal", 1),
+    "the first sync": (os, "fsync", 2),
+    "a later sync": (os, "fsync", 6),
+    "moving the old one aside": (os, "rename", 1),
+    "moving the new one in": (os, "rename", 2),
+}
+CODES = [errno.ENOSPC, errno.EIO, errno.EACCES]
+
+
+def contents(folder: Path):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fail(monkeypatch, phase: str, act) -> None:
+    """The n-th call of a phase does its work, or half of it, and then ``act`` happens."""
+    owner, name, call = PHASES[phase]
+    real, calls = getattr(owner, name), []
+
+    def faulty(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == call:
+            if owner is keeper:
+                real(*arguments, **named)
+            act()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, faulty)
+
+
+@pytest.fixture
+def saved_twice(start_run, tmp_path):
+    """A loop in the middle of a run that has ``step_1`` and ``step_2``, about to save ``step_2`` again."""
+    loop = start_run("hass", tmp_path / "cp", save_steps=1)
+    for step in loop.optimizer_steps():
+        if step == 2:
+            return loop
+    return None
+
+
+@pytest.mark.parametrize(("phase", "code"), zip(PHASES, itertools.cycle(CODES)))
+def test_an_error(saved_twice, tmp_path, monkeypatch, phase, code):
+    cpdir = tmp_path / "cp"
+    before = contents(cpdir)
+
+    def act():
+        raise OSError(code, os.strerror(code), "a file")
+
+    fail(monkeypatch, phase, act)
+    with pytest.raises(InputError) as failed:
+        saved_twice.plan.keeper.save(saved_twice, "step_2")
+    monkeypatch.undo()
+    assert str(failed.value).startswith(f"{cpdir / 'step_2'}: checkpoint: found [Errno {code}]")
+    assert "the step_2 from before is untouched" in str(failed.value)
+    assert contents(cpdir) == before
+    assert newest_whole(cpdir).directory == cpdir / "step_2"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_crash(saved_twice, start_run, tmp_path, monkeypatch, phase):
+    """The process dies there; the next one finds a whole checkpoint and clears the rest away."""
+    cpdir = tmp_path / "cp"
+    child = os.fork()
+    if child == 0:
+        fail(monkeypatch, phase, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        saved_twice.plan.keeper.save(saved_twice, "step_2")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert phase == "the log" or any(path.name.startswith(f"{MARK}step_2") for path in cpdir.iterdir())
+    found = newest_whole(cpdir)
+    assert found.state.steps == 2
+    verify(found.directory)
+    saved_twice.accelerator.directory_lock.release()
+    loop = start_run("hass", cpdir, ckpt_path=Path("auto"), save_steps=1)
+    assert loop.steps == 2
+    hidden = {path.name for path in cpdir.iterdir() if path.name.startswith(".")}
+    assert hidden == {".lock"}
+    assert {path.name for path in cpdir.iterdir() if path.is_dir()} == {"step_1", "step_2"}
+
+
+def test_a_directory_that_cannot_be_written(flags, tmp_path, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "model.safetensors")
+
+    monkeypatch.setattr(keeper, "write_draft", refuse)
+    assert eagle3.main(flags()) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "model0: checkpoint: found [Errno 13] Permission denied: 'model.safetensors' while saving" in said
+    assert "nothing of it was kept" in said
+
+
+def holding(text):
+    def fill(folder):
+        folder.mkdir()
+        (folder / "file").write_text(text)
+
+    return fill
+
+
+def test_a_disk_that_deletes_nothing_stops_no_run(tmp_path, monkeypatch):
+    def keep(path, ignore_errors=False, **_):
+        if not ignore_errors:
+            raise OSError(5, "Input/output error", str(path))
+
+    target = write_directory(tmp_path / "one", holding("first"))
+    monkeypatch.setattr(shutil, "rmtree", keep)
+    assert (write_directory(target, holding("second")) / "file").read_text() == "second"
+    remove_directory(target)
+    assert not target.exists()
+    sweep(tmp_path)
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Files, their folder, then the folder above."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    one, file = write_directory(tmp_path / "one", holding("text")), tmp_path / "file"
+    write_file(file, b"text")
+    assert synced == [path.stat().st_ino for path in (one / "file", one, tmp_path, file, tmp_path)]
+
+
+def test_what_can_be_gone_on_from(tmp_path):
+    """Whole directories, and those moved aside that nothing took the place of."""
+    names = (
+        "whole",
+        f"{MARK}whole.old",
+        f"{MARK}aside.old",
+        f"{MARK}half.partial",
+        f"{MARK}gone.removed",
+        ".users.old",
+    )
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / WEIGHTS).touch()
+    (tmp_path / "file").touch()
+    found = [(path.name, public_name(path)) for path in saved_in(tmp_path)]
+    assert found == [(f"{MARK}aside.old", "aside"), ("whole", "whole")]
+
+
+@pytest.mark.parametrize("place", ["taken", "nowhere/file"])
+def test_a_file_that_has_no_place_is_refused(tmp_path, place):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match=r": file: found .* expected room and permission to write"):
+        write_file(tmp_path / place, b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_line_of_metrics_that_finds_no_room_is_refused(tmp_path):
+    tracker = JsonLinesTracker(tmp_path / "metrics.jsonl")
+    tracker._stream = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    with pytest.raises(InputError, match=r"metrics.jsonl: metrics: found .*, expected room and permission to write"):
+        tracker.log({"train/loss": 1.0}, 0)
+
+
+@pytest.mark.parametrize(("more", "found"), [(0, "serial: found {'a': 1}"), (1, f"state: found {LARGEST + 1} bytes")])
+def test_json_is_read_up_to_64_mib(tmp_path, more, found):
+    (tmp_path / STATE).parent.mkdir()
+    (tmp_path / STATE).write_bytes(b'{"a": 1}'.ljust(LARGEST + more))
+    with pytest.raises(InputError, match=found):
+        read_state(tmp_path)
+
+
+def test_a_file_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "data_0.safetensors"
+    write_file(file, b"old")
+    monkeypatch.setattr(os, "rename", _full)
+    with pytest.raises(InputError, match=r"the data_0\.safetensors from before is untouched"):
+        write_file(file, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_bytes() == b"old"
+
+
+def _full(*paths):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock and has a child, as a run with loader processes has."""
+    with hold(tmp_path, tmp_path / "holder") as process:
+        yield process
+
+
+def test_the_second_run_is_told_who_holds_the_directory(holder, tmp_path):
+    text = f"in use by process {holder.pid} on {socket.gethostname()}"
+    with pytest.raises(InputError, match=text):
+        DirectoryLock(tmp_path)
+
+
+def test_a_killed_holder_holds_nothing(holder, tmp_path):
+    holder.kill()
+    lock = DirectoryLock(tmp_path)
+    assert lock.file.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_run_is_refused_before_it_touches_anything(holder, flags, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text("the other run's\n")
+    assert eagle3.main(flags(cpdir=tmp_path, ckpt_path="auto")) == 2
+    assert "in use by process" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == "the other run's\n"
