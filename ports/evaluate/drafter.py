@@ -32,7 +32,8 @@ class Drafter(ABC):
     def __init__(self, model: Any) -> None:
         self.model, self.config = model.eval(), model.config.transformer_layer_config
         self.config._attn_implementation = "sdpa"
-        self.kinds = getattr(self.config, "layer_types", None) or [GLOBAL] * len(model.layers)
+        windows = getattr(model, "sliding_window_indices", [])
+        self.kinds = ["sliding_attention" if place in windows else GLOBAL for place in range(len(model.layers))]
 
     @abstractmethod
     def features(self, states: Sequence[Tensor]) -> Tensor:
@@ -86,10 +87,11 @@ class Eagle3Drafter(Drafter):
 
     def enter(self, features: Tensor) -> Tensor:
         model, features = self.model, features.to(self.model.fc.weight.dtype)
-        if getattr(model, "input_norm", None) is not None:
+        if model.input_norm is not None:
             features = model.input_norm(features)
-        if norms := getattr(model, "fc_norm", None):
-            features = torch.cat([norm(part) for norm, part in zip(norms, features.chunk(len(norms), dim=-1))], dim=-1)
+        if model.fc_norm is not None:
+            parts = zip(model.fc_norm, features.chunk(len(model.fc_norm), dim=-1))
+            features = torch.cat([norm(part) for norm, part in parts], dim=-1)
         hidden: Tensor = model.fc(features)
         return hidden
 
@@ -97,15 +99,12 @@ class Eagle3Drafter(Drafter):
         return torch.cat([self.model.embed_tokens(ids).to(hidden.dtype), hidden], dim=-1)
 
     def leave(self, out: Tensor) -> Tensor:
-        return self.model.norm(out) if self._norms_output else out
+        return self.model.norm(out) if self.model.config.norm_output else out
 
     def choose(self, hidden: Tensor) -> Tensor:
-        best: Tensor = self.model.lm_head(hidden if self._norms_output else self.model.norm(hidden)).argmax(-1)
+        normed = hidden if self.model.config.norm_output else self.model.norm(hidden)
+        best: Tensor = self.model.lm_head(normed).argmax(-1)
         return best if self.model.d2t is None else best + self.model.d2t[best]
-
-    @property
-    def _norms_output(self) -> bool:
-        return getattr(self.model.config, "norm_output", False)
 
 
 class HassDrafter(Drafter):

@@ -82,9 +82,9 @@ class Memory:
         """
         slots = torch.arange(self.slots, device=self.owned.device)
         seen = self.owned[:, None] & (slots <= slots[-width:, None])
-        if kind != GLOBAL:
-            size, near = LOCAL[kind]
-            seen = seen & near(self.positions[:, -width:, None], self.positions[:, None], getattr(config, size))
+        name, near = LOCAL.get(kind, ("", None))
+        if near and (size := getattr(config, name, None)):
+            seen = seen & near(self.positions[:, -width:, None], self.positions[:, None], size)
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[
             :, None
         ]

@@ -137,6 +137,7 @@ def stock_draft(fixture, folder, layer: dict | None = None, **switches):
         **{"norm_before_residual": False, **switches, **maps},
         draft_vocab_size=DRAFT_VOCAB_SIZE,
         ttt_steps=3,
+        target_layer_ids=[2, 4, 5],
         verifier_name_or_path=verifier,
         draft_attn_impl="sdpa",
     )
