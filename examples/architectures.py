@@ -34,8 +34,8 @@ from parity.prototypes.reference.drafts import hass as reference_forward
 from ports.commands import run_app
 from ports.eagle3.objective import Eagle3Objective
 from ports.errors import InputError
-from ports.evaluate.drafts import open_draft
-from ports.evaluate.measure import Request, measure
+from ports.evaluate.drafter import open_draft
+from ports.evaluate.measure import measure
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
 from ports.training.attention.choice import attention_name
@@ -82,8 +82,8 @@ def row_of(data: Path, folder: Path, algorithm: str, layer: str, passes: int) ->
     """Train, open, compare, measure."""
     name = f"{algorithm}_{layer}"
     draft = train_draft(data, folder / name, algorithm, f"draft_{name}.json", passes, TTT_STEPS, quiet=True)
-    asked = {"draft": draft, "prompts": data / "prompts.json", "tokens": LENGTH, "ignore_eos": True}
-    found = [measure(Request(**asked, untrained=untrained)) for untrained in (True, False)]
+    asked = {"draft": draft, "prompts": [data / "prompts.json"], "tokens": LENGTH, "ignore_eos": True}
+    found = [measure(**asked, untrained=untrained) for untrained in (True, False)]
     return {
         "draft": f"{algorithm}, {layer} layer",
         "opens": opens_to_the_bit(draft),

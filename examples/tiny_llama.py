@@ -31,7 +31,7 @@ from parity.fixtures.verifier import VerifierSpec
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.decode import Limits, decode
-from ports.evaluate.measure import Request, measure
+from ports.evaluate.measure import measure
 from ports.evaluate.prompts import read_prompts
 from ports.training.verifier import open_tokenizer
 
@@ -107,8 +107,8 @@ def answer_samples(directory: Path, prompts: Path) -> list[Sample]:
 
 def measure_both(draft: Path, data: Path, tokens: int) -> dict[str, Any]:
     """The draft and its untrained self on the held-out prompts."""
-    asked = {"draft": draft, "prompts": data / "held_out.jsonl", "tokens": tokens, "ignore_eos": True}
-    trained, untrained = measure(Request(**asked)), measure(Request(**asked, untrained=True))
+    asked = {"draft": draft, "prompts": [data / "held_out.jsonl"], "tokens": tokens, "ignore_eos": True}
+    trained, untrained = measure(**asked), measure(**asked, untrained=True)
     ratio = trained["acceptance_length"] / untrained["acceptance_length"]
     return {"ratio": ratio, "trained": trained, "untrained": untrained}
 

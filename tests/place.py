@@ -22,8 +22,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-import ports.evaluate.cli
-import ports.serving.cli
+import ports.evaluate.__main__
+import ports.serving.__main__
 from parity.fixtures.draft import eagle3_config, hass_config
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec, build_verifier
@@ -134,8 +134,8 @@ MAINS: dict[str, Callable[[list[str]], object]] = {
     **dict.fromkeys(("hass", "online"), hass.main),
     **dict.fromkeys(("generate", "show", "vocabulary"), generate.main),
     "estimate": estimate.main,
-    "evaluate": lambda words: ports.evaluate.cli.main(),
-    "serving": lambda words: ports.serving.cli.main(),
+    "evaluate": lambda words: ports.evaluate.__main__.main(),
+    "serving": lambda words: ports.serving.__main__.main(),
 }
 
 

@@ -65,7 +65,14 @@ def test_the_harness_without_its_extra_says_what_to_install(words: list[str]) ->
 
 
 def test_the_ports_and_the_fixtures_run_without_the_extra() -> None:
-    ours = ("eagle3.train", "hass.train", "generate.__main__", "evaluate.cli", "serving.cli", "estimate.__main__")
+    ours = (
+        "eagle3.train",
+        "hass.train",
+        "generate.__main__",
+        "evaluate.__main__",
+        "serving.__main__",
+        "estimate.__main__",
+    )
     modules = [f"ports.{name}" for name in ours] + ["parity.fixtures.samples", "parity.fixtures.language"]
     done = without_the_extra(f"import {', '.join(modules)}")
     assert done.returncode == 0, done.stderr

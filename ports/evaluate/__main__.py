@@ -1,6 +1,56 @@
-"""``python -m ports.evaluate``."""
+"""``python -m ports.evaluate``: acceptance of a draft's proposals by its verifier."""
 
-from ports.evaluate.cli import main
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ports.commands import run_app
+from ports.evaluate.measure import measure
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@wraps(measure)
+def run(**choices: Any) -> None:
+    result = measure(**choices)
+    print_result(result, Console())
+    raise typer.Exit(0 if result["lossless"] else 1)
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """A row for every file of prompts, the acceptance length, and every answer that drafting changed."""
+    kind = f"{result['algorithm']} draft{', untrained' if result['untrained'] else ''}"
+    table = Table(title=f"{kind}: {result['drafts']:,} proposals for {result['tokens']:,} tokens")
+    table.add_column("prompts", overflow="fold")
+    places = range(1, result["speculative_tokens"] + 1)
+    for name in ("tokens", "proposals", "length", *(f"rate {place}" for place in places)):
+        table.add_column(name, justify="right")
+    for row in result["files"]:
+        rates = [f"{rate:.3f}" for rate in row["rate_per_position"]]
+        counts = f"{row['tokens']:,}", f"{row['drafts']:,}"
+        table.add_row(row["file"], *counts, f"{row['acceptance_length']:.3f}", *rates)
+    console.print(table)
+    if result["left_out"]:
+        console.print(f"{result['left_out']} prompts left out: too long for the verifier")
+    console.print(f"acceptance length {result['acceptance_length']:.3f} over {result['prompts']} prompts")
+    for row in result["files"]:
+        for found in row["differences"]:
+            console.print(
+                f"{row['file']}: prompt {found['prompt']}, token {found['place']}: {found['plain']} without the draft, "
+                f"{found['drafted']} with it; --dtype float32 tells a near tie from a mistake"
+            )
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)
+
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,4 @@
-"""Greedy decoding of several prompts at once, plain or with proposals of a draft.
-
-Shapes: B rows, Q tokens, k size of a proposal, F width of the features.
-"""
+"""Greedy decoding of several prompts at once, plain or with proposals of a draft."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ports.evaluate.drafter import Drafter
-from ports.evaluate.memory import Memory
-from ports.evaluate.reader import Reader
+from ports.evaluate.verifier import Memory, Reader
 
 
 @dataclass(frozen=True)
@@ -41,36 +37,27 @@ class Answer:
 
 def decode(verifier: Any, prompts: Sequence[Sequence[int]], limits: Limits) -> list[Answer]:
     """The verifier's likeliest tokens, one after the other."""
-    reader = Reader(verifier)
-    reader.start(prompts)
-    answers = [Answer([token]) for token in reader.last.tolist()]
-    while rows := _unfinished(answers, limits):
-        block, _ = reader.check(reader.last.new_empty(len(answers), 0))
-        for row in rows:
-            answers[row].tokens.append(int(block.ids[row, 0]))
-    return _cut(answers, limits)
+    return _decode(Reader(verifier), None, prompts, limits, 0)
 
 
 def decode_speculatively(
     verifier: Any, drafter: Drafter, prompts: Sequence[Sequence[int]], limits: Limits, size: int
 ) -> list[Answer]:
     """The same tokens, in fewer passes of the verifier where proposals of ``size`` tokens are accepted."""
-    reader = Reader(verifier, drafter.features)
+    return _decode(Reader(verifier, drafter.features), drafter, prompts, limits, size)
+
+
+def _decode(
+    reader: Reader, drafter: Drafter | None, prompts: Sequence[Sequence[int]], limits: Limits, size: int
+) -> list[Answer]:
+    """Without a drafter every proposal is empty, and the verifier's own token is all that a pass gives."""
     block = reader.start(prompts)
-    memory = Memory(len(prompts), block.ids.device)
+    memory, nothing = Memory(len(prompts), block.ids.device), block.ids[:, :0]
     answers = [Answer([token]) for token in reader.last.tolist()]
-    while rows := _unfinished(answers, limits):
-        block, accepted = reader.check(drafter.propose(memory, block, size))
-        for row in rows:
-            count = int(accepted[row])
-            answers[row].accepted.append(count)
-            answers[row].tokens += block.ids[row, : count + 1].tolist()
-    return _cut(answers, limits)
-
-
-def _unfinished(answers: Sequence[Answer], limits: Limits) -> list[int]:
-    return [row for row, answer in enumerate(answers) if not limits.reached(answer.tokens)]
-
-
-def _cut(answers: list[Answer], limits: Limits) -> list[Answer]:
+    while not all(limits.reached(answer.tokens) for answer in answers):
+        block, accepted = reader.check(drafter.propose(memory, block, size) if drafter else nothing)
+        for answer, count, tokens in zip(answers, accepted.tolist(), block.ids.tolist()):
+            if not limits.reached(answer.tokens):
+                answer.tokens += tokens[: count + 1]
+                answer.accepted += [count] if drafter else []
     return [Answer(limits.cut(answer.tokens), answer.accepted) for answer in answers]

@@ -1,4 +1,4 @@
-"""Drafts that propose tokens one by one: what is particular to each algorithm, and the chain they share.
+"""Drafts that propose tokens one by one: opened from a checkpoint, and run on a chain of their own outputs.
 
 Shapes: B rows, Q tokens, h hidden size, F width of the features, k size of a proposal.
 """
@@ -6,36 +6,35 @@ Shapes: B rows, Q tokens, h hidden size, F width of the features, k size of a pr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from speculators import SpeculatorModel
+from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor
 
-from ports.evaluate.memory import Memory
-
-
-@dataclass
-class Block:
-    """Tokens that became part of the texts, each with the verifier's features of the token before it.
-
-    ``ids`` and ``positions`` [B, Q] int64 (positions are those of the features), ``features`` [B, Q, F]; ``fresh``
-    [B, Q] is true on the tokens that are really there, the first ones of every row and at least one.
-    """
-
-    ids: Tensor
-    features: Tensor
-    positions: Tensor
-    fresh: Tensor
+from ports.eagle3.model import build_draft
+from ports.errors import InputError
+from ports.evaluate.verifier import GLOBAL, Block, Memory
+from ports.hass import HassDraftModel
+from ports.training.alignment import Alignment
+from ports.training.checkpoint import WEIGHTS
+from ports.training.draft_config import check_builds, native_config, read_config_dict
+from ports.training.saving import put_weights, read_weights
+from ports.training.verifier import check_weights_present, reading_weights, verifier_config
+from ports.training.vocabulary import VocabularyMap, check_map
 
 
 class Drafter(ABC):
     """A draft model that reads (token, hidden state) pairs."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model.eval()
-        self.model.config.transformer_layer_config._attn_implementation = "sdpa"
+        self.model, self.config = model.eval(), model.config.transformer_layer_config
+        self.config._attn_implementation = "sdpa"
+        windows = getattr(model, "sliding_window_indices", [])
+        self.kinds = ["sliding_attention" if place in windows else GLOBAL for place in range(len(model.layers))]
 
     @abstractmethod
     def features(self, states: Sequence[Tensor]) -> Tensor:
@@ -49,9 +48,13 @@ class Drafter(ABC):
     def fuse(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """What the first layer reads, [B, Q, h or 2h]."""
 
+    def leave(self, out: Tensor) -> Tensor:
+        """The hidden states [B, Q, h] that the chain goes on with, from the last layer's outputs."""
+        return out
+
     @abstractmethod
-    def choose(self, out: Tensor) -> Tensor:
-        """The likeliest verifier ids [B] after outputs [B, h]."""
+    def choose(self, hidden: Tensor) -> Tensor:
+        """The likeliest verifier ids [B] after hidden states [B, h]."""
 
     @torch.no_grad()
     def propose(self, memory: Memory, block: Block, size: int) -> Tensor:
@@ -67,30 +70,41 @@ class Drafter(ABC):
         return torch.stack(tokens, dim=1)
 
     def _run(self, memory: Memory, ids: Tensor, hidden: Tensor, positions: Tensor, fresh: Tensor) -> Tensor:
-        """The layers' outputs [B, Q, h]."""
+        """The next hidden states [B, Q, h]."""
         memory.announce(fresh, positions)
-        mask, out = memory.visible(ids.shape[1]), self.fuse(ids, hidden)
+        out = self.fuse(ids, hidden)
         rotary = self.model.rotary_emb(out, positions)
-        for layer in self.model.layers:
-            out = layer(out, attention_mask=mask, past_key_values=memory.cache, position_embeddings=rotary)
-        return out
+        masks = {kind: memory.mask(ids.shape[1], kind, self.config, out.dtype) for kind in set(self.kinds)}
+        for layer, kind in zip(self.model.layers, self.kinds):
+            out = layer(out, attention_mask=masks[kind], past_key_values=memory.cache, position_embeddings=rotary)
+        return self.leave(out)
 
 
 class Eagle3Drafter(Drafter):
-    """Speculators' Eagle3 draft: features of several layers, a vocabulary of its own."""
+    """Speculators' Eagle3 draft, EAGLE-3.1's norms included: features of several layers, a vocabulary of its own."""
 
     def features(self, states: Sequence[Tensor]) -> Tensor:
         return torch.cat([states[layer] for layer in self.model.config.eagle_aux_hidden_state_layer_ids], dim=-1)
 
     def enter(self, features: Tensor) -> Tensor:
-        hidden: Tensor = self.model.fc(features.to(self.model.fc.weight.dtype))
+        model, features = self.model, features.to(self.model.fc.weight.dtype)
+        if model.input_norm is not None:
+            features = model.input_norm(features)
+        if model.fc_norm is not None:
+            parts = zip(model.fc_norm, features.chunk(len(model.fc_norm), dim=-1))
+            features = torch.cat([norm(part) for norm, part in parts], dim=-1)
+        hidden: Tensor = model.fc(features)
         return hidden
 
     def fuse(self, ids: Tensor, hidden: Tensor) -> Tensor:
         return torch.cat([self.model.embed_tokens(ids).to(hidden.dtype), hidden], dim=-1)
 
-    def choose(self, out: Tensor) -> Tensor:
-        best: Tensor = self.model.lm_head(self.model.norm(out)).argmax(-1)
+    def leave(self, out: Tensor) -> Tensor:
+        return self.model.norm(out) if self.model.config.norm_output else out
+
+    def choose(self, hidden: Tensor) -> Tensor:
+        normed = hidden if self.model.config.norm_output else self.model.norm(hidden)
+        best: Tensor = self.model.lm_head(normed).argmax(-1)
         return best if self.model.d2t is None else best + self.model.d2t[best]
 
 
@@ -108,6 +122,107 @@ class HassDrafter(Drafter):
         fused: Tensor = self.model.fc(torch.cat([embeds, self.model.hidden_layernorm(hidden)], dim=-1))
         return fused
 
-    def choose(self, out: Tensor) -> Tensor:
-        best: Tensor = self.model.lm_head(self.model.lm_head_layernorm(out)).argmax(-1)
+    def choose(self, hidden: Tensor) -> Tensor:
+        best: Tensor = self.model.lm_head(self.model.lm_head_layernorm(hidden)).argmax(-1)
         return best
+
+
+KINDS: dict[str, tuple[type[Drafter], type[SpeculatorModel]]] = {
+    "eagle3": (Eagle3Drafter, Eagle3DraftModel),
+    "hass": (HassDrafter, HassDraftModel),
+}
+"""By ``speculators_model_type``."""
+
+
+def drafter_of(model: SpeculatorModel) -> Drafter:
+    """The drafter of an Eagle3 or HASS model."""
+    return KINDS[model.config.speculators_model_type][0](model)
+
+
+def open_draft(directory: Path, verifier: str | None = None) -> SpeculatorModel:
+    """The model in a checkpoint directory, every one of its tensors read from there or from the verifier.
+
+    Args:
+        directory: of a Speculators checkpoint.
+        verifier: directory or hub id; default: the one that the checkpoint names.
+
+    Raises:
+        InputError: no checkpoint of a kind that is known here, tensors missing, or no verifier at that place.
+    """
+    config, file = _read_config(directory, verifier), directory / WEIGHTS
+    weights = read_weights(file)
+    model = _fresh(config, _vocabulary(file, weights, config))
+    put_weights(model, file, weights)
+    return model.eval()
+
+
+def untrained(model: SpeculatorModel, seed: int = 0) -> SpeculatorModel:
+    """A draft of the same config, vocabulary map and verifier with the weights that training starts from."""
+    torch.manual_seed(seed)
+    known: dict[str, Any] = {name: getattr(model, name, None) for name in ("t2d", "d2t")}
+    return _fresh(model.config.__class__.from_dict(model.config.to_dict()), VocabularyMap(**known)).eval()
+
+
+def _fresh(config: Any, vocabulary: VocabularyMap) -> SpeculatorModel:
+    """As training starts; HASS has no map."""
+    with reading_weights(config.speculators_config.verifier.name_or_path):
+        if config.speculators_model_type == "eagle3":
+            return build_draft(config, vocabulary, Alignment.PROTOTYPE)
+        fresh = HassDraftModel(config)
+        fresh.load_verifier_weights()
+        return fresh
+
+
+def _vocabulary(file: Path, weights: Mapping[str, Tensor], config: Any) -> VocabularyMap:
+    """The checkpoint's map: an id that the verifier does not have would be met in the middle of an answer."""
+    vocab_size = config.transformer_layer_config.vocab_size
+    no_map: Any = None
+    if getattr(config, "draft_vocab_size", vocab_size) == vocab_size:
+        return VocabularyMap(no_map, no_map)
+    for name, dtype in (("t2d", torch.bool), ("d2t", torch.int64)):
+        found = weights[name].dtype if name in weights else "missing"
+        if found is not dtype:
+            raise InputError(file, name, found, dtype)
+    arrays = weights["t2d"].numpy(), weights["d2t"].numpy()
+    return check_map((file, file), arrays, vocab_size, config.draft_vocab_size)
+
+
+def _read_config(directory: Path, verifier: str | None) -> Any:
+    """The draft's config, attached to a verifier that is there and fits."""
+    file = directory / "config.json"
+    if not file.is_file():
+        raise InputError(directory, "DRAFT", "no config.json", "a Speculators checkpoint directory")
+    source = read_config_dict(str(directory))
+    kind = source.get("speculators_model_type")
+    if kind not in KINDS:
+        raise InputError(file, "speculators_model_type", kind, " or ".join(KINDS))
+    config = native_config(str(directory), source, kind)
+    check_builds(file, KINDS[kind][1], config)
+    if config.speculators_config is None:
+        raise InputError(file, "speculators_config", "nothing", "the verifier's name")
+    named = config.speculators_config.verifier
+    named.name_or_path = verifier or named.name_or_path
+    _check_verifier(file, config, named.name_or_path)
+    return config
+
+
+def _check_verifier(file: Path, config: Any, name: str | None) -> None:
+    """A verifier is named, is still there if it is named by a place, and has the draft's sizes and features."""
+    if name is None or (Path(name).is_absolute() and not Path(name).exists()):
+        raise InputError(file, "verifier", name or "nothing", "one that is there: --verifier")
+    found, layer = verifier_config(name), config.transformer_layer_config
+    check_weights_present(name)
+    for size in ("hidden_size", "vocab_size"):
+        if getattr(found, size) != getattr(layer, size):
+            raise InputError(name, size, getattr(found, size), f"{getattr(layer, size)}, the draft's")
+    if config.speculators_model_type == "eagle3":
+        _set_feature_layers(file, config, found.num_hidden_layers)
+
+
+def _set_feature_layers(file: Path, config: Any, num_layers: int) -> None:
+    """Those that the checkpoint names; by default Speculators' own."""
+    layers = config.eagle_aux_hidden_state_layer_ids or [2, num_layers // 2, num_layers - 3]
+    if not all(0 <= layer <= num_layers for layer in layers):
+        expected = f"layers of the verifier, which has {num_layers}"
+        raise InputError(file, "eagle_aux_hidden_state_layer_ids", layers, expected)
+    config.eagle_aux_hidden_state_layer_ids = layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ports.generate.manifest import read_manifest
 from ports.training.data.record_info import GENERATION
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages or conversations"
+FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations or turns"
 
 Message = dict[str, str]
 
@@ -43,8 +44,9 @@ def read_prompts(
 
     ``.txt`` holds a text a line, ``.jsonl`` a JSON value a line, ``.json`` an array of such values. A value is an array
     of token ids, a text, ``{"prompt_token_ids": [...]}``, ``{"prompt": "..."}``, or a conversation: ``messages`` with
-    role and content, or ShareGPT's ``conversations`` with from and value. Of a conversation everything up to the
-    last turn of a user is the prompt, in the tokenizer's chat template and what the family puts around it.
+    role and content, ShareGPT's ``conversations`` with from and value, or EAGLE's ``turns`` of a user, of which the
+    first is taken. Of a conversation everything up to the last turn of a user is the prompt, in the tokenizer's chat
+    template and what the family puts around it.
 
     Args:
         file: what to read.
@@ -55,14 +57,15 @@ def read_prompts(
     Raises:
         InputError: an unreadable file, no prompt in it, or one of another form.
     """
-    reader = _Reader(file, tokenizer, vocab_size, family or ChatFamily())
-    prompts = [reader.ids(field, value) for field, value in _values(file)]
+    family = family or ChatFamily()
+    prompts = [_Entry(file, field, tokenizer, vocab_size, family).ids(value) for field, value in _values(file)]
     if not prompts:
         raise InputError(file, "prompts", "nothing", "at least one prompt")
     return prompts
 
 
 def _values(file: Path) -> list[tuple[str, Any]]:
+    """Fields and values."""
     expected = "a readable .txt, .jsonl or .json file"
     if file.suffix == ".json":
         content = read_json(file, "--prompts", expected)
@@ -78,61 +81,78 @@ def _values(file: Path) -> list[tuple[str, Any]]:
         raise InputError(file, "--prompts", reason(error), expected) from error
 
 
-class _Reader:
-    def __init__(self, file: Path, tokenizer: Callable[[], Any], vocab_size: int, family: ChatFamily) -> None:
-        self.file, self.tokenizer, self.vocab_size, self.family = file, tokenizer, vocab_size, family
+@dataclass(frozen=True)
+class _Entry:
+    """Where a value stands, and what makes ids of it."""
 
-    def ids(self, field: str, value: Any) -> list[int]:
-        """Token ids of one entry."""
-        if isinstance(value, Mapping):
-            return self._of_object(field, value)
+    file: Path
+    field: str
+    tokenizer: Callable[[], Any]
+    vocab_size: int
+    family: ChatFamily
+
+    def ids(self, value: Any) -> list[int]:
+        """Token ids of a value, every one of them the verifier's."""
+        ids = self._given(value)
+        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
+            raise self._refused(repr(ids)[:80], FORMS)
+        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise self._refused(f"ids in [{min(ids)}, {max(ids)}]", f"[0, {self.vocab_size})")
+        return ids
+
+    def _given(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self._tokenized(field, value)
-        return self._checked(field, value)
-
-    def _tokenized(self, field: str, text: str, **options: Any) -> list[int]:
-        if not is_text(text):
-            raise InputError(self.file, field, f"a lone surrogate in {ascii(text)[:60]}", "text")
-        return self._checked(field, self.tokenizer()(text, **options)["input_ids"])
-
-    def _of_object(self, field: str, value: Mapping[str, Any]) -> list[int]:
+            return self._tokenized(value)
+        if not isinstance(value, Mapping):
+            return value
         if "prompt_token_ids" in value:
-            return self._checked(field, value["prompt_token_ids"])
+            return value["prompt_token_ids"]
         if isinstance(value.get("prompt"), str):
-            return self.ids(field, value["prompt"])
-        if "messages" in value or "conversations" in value:
-            return self._of_conversation(field, value)
-        raise InputError(self.file, field, f"an object with {', '.join(map(str, value)) or 'nothing'}", FORMS)
+            return self._tokenized(value["prompt"])
+        return self._rendered(self._conversation(value))
 
-    def _of_conversation(self, field: str, value: Mapping[str, Any]) -> list[int]:
-        turns = prompt_of(_messages(self.file, field, value))
+    def _tokenized(self, text: str, **options: Any) -> Any:
+        if not is_text(text):
+            raise self._refused(f"a lone surrogate in {ascii(text)[:60]}", "text")
+        return self.tokenizer()(text, **options)["input_ids"]
+
+    def _conversation(self, value: Mapping[str, Any]) -> list[Message]:
+        if "messages" in value:
+            return self._messages("messages", value["messages"], "role", "content")
+        if "conversations" in value:
+            return self._messages("conversations", value["conversations"], "from", "value")
+        if "turns" in value:
+            return self._first_turn(value["turns"])
+        raise self._refused(f"an object with {', '.join(map(str, value)) or 'nothing'}", FORMS)
+
+    def _first_turn(self, turns: Any) -> list[Message]:
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
+            raise self._refused(repr(turns)[:80], "a user's turns, the first of them a text", "turns")
+        return [{"role": "user", "content": turns[0]}]
+
+    def _rendered(self, messages: Sequence[Message]) -> Any:
+        turns = prompt_of(messages)
         if not turns:
-            raise InputError(self.file, field, "no turn of a user", "a conversation")
+            raise self._refused("no turn of a user", "a conversation")
         try:
             text = self.family.render(self.tokenizer(), self.family.opened(turns), add_generation_prompt=True)
         except Exception as error:  # templates raise errors of their own, and a tokenizer may have none
-            raise InputError(self.file, field, reason(error), "a conversation that the chat template takes") from error
-        return self._tokenized(field, text, add_special_tokens=False)
+            raise self._refused(reason(error), "a conversation that the chat template takes") from error
+        return self._tokenized(text, add_special_tokens=False)
 
-    def _checked(self, field: str, ids: Any) -> list[int]:
-        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
-            raise InputError(self.file, field, repr(ids)[:80], FORMS)
-        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise InputError(self.file, field, f"ids in [{min(ids)}, {max(ids)}]", f"[0, {self.vocab_size})")
-        return ids
+    def _messages(self, name: str, turns: Any, role: str, content: str) -> list[Message]:
+        expected = f"turns with {role} and {content}"
+        try:
+            messages = [{"role": ROLES[turn[role]], "content": turn[content]} for turn in turns]
+        except (KeyError, TypeError) as error:
+            raise self._refused(f"{type(error).__name__} {error}", expected, name) from error
+        for message in messages:
+            if not isinstance(message["content"], str):
+                raise self._refused(f"{content} {message['content']!r:.40}", f"{expected}, a text", name)
+        return messages
 
-
-def _messages(file: Path, field: str, value: Mapping[str, Any]) -> list[Message]:
-    name, role, content = ("messages", "role", "content") if "messages" in value else ("conversations", "from", "value")
-    expected = f"turns with {role} and {content}"
-    try:
-        messages = [{"role": ROLES[turn[role]], "content": turn[content]} for turn in value[name]]
-    except (KeyError, TypeError) as error:
-        raise InputError(file, f"{field} {name}", f"{type(error).__name__} {error}", expected) from error
-    for message in messages:
-        if not isinstance(message["content"], str):
-            raise InputError(file, f"{field} {name}", f"{content} {message['content']!r:.40}", f"{expected}, a text")
-    return messages
+    def _refused(self, found: str, expected: str, name: str = "") -> InputError:
+        return InputError(self.file, f"{self.field} {name}".rstrip(), found, expected)
 
 
 def prompt_of(messages: Sequence[Message]) -> list[Message]:

@@ -21,11 +21,10 @@ from parity.fixtures.features import load_verifier
 from parity.fixtures.samples import as_hass, build_training_fixture, sample_of
 from parity.fixtures.verifier import VerifierSpec
 from parity.fixtures.vocabulary import most_frequent
-from ports.evaluate.counters import Counters
 from ports.evaluate.decode import Limits
-from ports.evaluate.drafts import drafter_of, open_draft
-from ports.evaluate.evaluation import evaluate
-from ports.evaluate.verifiers import open_verifier
+from ports.evaluate.drafter import drafter_of, open_draft
+from ports.evaluate.measure import Counters, evaluate
+from ports.evaluate.verifier import open_verifier
 from tests.ports.evaluate.plain import continue_greedily
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ports.evaluate.decode import Limits
-from ports.evaluate.drafts import drafter_of, open_draft, untrained
-from ports.evaluate.evaluation import Evaluation, evaluate
-from ports.evaluate.verifiers import open_verifier
+from ports.evaluate.drafter import drafter_of, open_draft, untrained
+from ports.evaluate.measure import Evaluation, evaluate
+from ports.evaluate.verifier import open_verifier
 from tests.ports.evaluate.plain import simulate
 from tests.serving.conftest import TTT_STEPS, Trained
 
@@ -34,7 +34,7 @@ def test_it_is_what_a_simulation_without_caches_counts(found, trained):
 
 def test_no_token_changes(found, trained):
     assert found.differences == []
-    assert found.tokens == [answer[:LENGTH] for answer in trained.answers[:NUM_PROMPTS]]
+    assert [answer.tokens for answer in found.drafted] == [answer[:LENGTH] for answer in trained.answers[:NUM_PROMPTS]]
 
 
 def test_training_is_seen(found, trained):

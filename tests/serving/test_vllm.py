@@ -8,9 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ports.evaluate.drafter import Eagle3Drafter
-from ports.evaluate.drafts import open_draft, untrained
-from ports.serving.layout import write_folded
+from ports.evaluate.drafter import Eagle3Drafter, open_draft, untrained
+from ports.serving.__main__ import write_folded
 from ports.training.saving import save_draft
 from tests.serving.conftest import LENGTH, NUM_PROMPTS, TTT_STEPS, counted, drafted, evaluated
 

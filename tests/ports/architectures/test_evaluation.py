@@ -8,11 +8,10 @@ import json
 import pytest
 import torch
 
-from ports.evaluate import sight as sight_module
 from ports.evaluate.decode import Limits, decode, decode_speculatively
-from ports.evaluate.drafts import drafter_of, open_draft
-from ports.evaluate.evaluation import evaluate
-from ports.evaluate.verifiers import longest_prompt, open_verifier
+from ports.evaluate.drafter import drafter_of, open_draft
+from ports.evaluate.measure import evaluate
+from ports.evaluate.verifier import Memory, longest_prompt, open_verifier
 from ports.training.data.records import list_records, read_record
 from ports.training.saving import save_draft
 from tests.ports.architectures.conftest import DRAFTS, STEPS
@@ -46,7 +45,9 @@ def test_counts_are_those_of_a_simulation_and_no_token_changes(draft, lively, ju
     prompts = prompts_of(draft.tiny)
     found = evaluate(judge, drafter_of(lively), prompts, Limits(LENGTH), STEPS, batch_size=3)
     assert found.differences == []
-    assert found.tokens == [continue_greedily(judge, prompt, LENGTH) for prompt in prompts]
+    assert [answer.tokens for answer in found.drafted] == [
+        continue_greedily(judge, prompt, LENGTH) for prompt in prompts
+    ]
     assert found.counters == simulate(copy.deepcopy(lively), judge, prompts, LENGTH, STEPS)
 
 
@@ -68,13 +69,13 @@ def test_accepted_and_rejected_tokens_change_no_token_either(draft, lively, judg
 @pytest.mark.parametrize("draft", LOCAL, indirect=True, ids="-".join)
 def test_windows_counted_in_slots_would_change_tokens(draft, lively, judge, monkeypatch):
     """The planted fault: holes count as positions, as transformers' own masks have it."""
-    near = sight_module._near
+    mask = Memory.mask
 
-    def by_slots(config, kind, memory, width):
+    def by_slots(memory, *words):
         memory.positions = torch.arange(memory.slots).expand_as(memory.positions)
-        return near(config, kind, memory, width)
+        return mask(memory, *words)
 
-    monkeypatch.setattr(sight_module, "_near", by_slots)
+    monkeypatch.setattr(Memory, "mask", by_slots)
     found, plain = right_proposals(draft, lively, judge)
     assert [answer.tokens for answer in found] != plain
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from parity.fixtures.features import hidden_states
-from ports.evaluate.drafter import Drafter
-from ports.evaluate.drafts import drafter_of, open_draft
-from ports.evaluate.verifiers import open_verifier
+from ports.evaluate.drafter import Drafter, drafter_of, open_draft
+from ports.evaluate.verifier import open_verifier
 from ports.training.saving import save_draft
 from tests.ports.conftest import TRAIN, enliven, settings_of
 
@@ -46,12 +45,14 @@ def build(request, fixture, tmp_path):
 
 
 @pytest.fixture
-def pair(build, fixture, tmp_path) -> Pair:
-    directory = save_draft(enliven(build()), tmp_path / "draft")
-    verifier = fixture / "verifier"
-    return Pair(
-        directory, verifier, open_draft(directory), open_verifier(str(verifier), "float32", torch.device("cpu"))
-    )
+def cpu() -> torch.device:
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def pair(build, fixture, tmp_path, cpu) -> Pair:
+    directory, verifier = save_draft(enliven(build()), tmp_path / "draft"), fixture / "verifier"
+    return Pair(directory, verifier, open_draft(directory), open_verifier(str(verifier), "float32", cpu))
 
 
 @pytest.fixture

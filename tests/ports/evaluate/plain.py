@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parity.fixtures.features import hidden_states
-from ports.evaluate.counters import Counters
+from ports.evaluate.measure import Counters
 from ports.training.alignment import Alignment
 from ports.training.attention.dense import attention_name, ttt_cache
 

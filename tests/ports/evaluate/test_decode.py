@@ -10,32 +10,20 @@ import torch
 
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
-from ports.evaluate.evaluation import evaluate
-from ports.evaluate.reader import Reader
+from ports.evaluate.measure import evaluate
+from ports.evaluate.verifier import Reader
 from tests.ports.evaluate.plain import continue_greedily, propose, simulate
 
 LENGTH, SIZE = 17, 3
 
 
-class Scripted(Drafter):
-    """Proposes what ``script`` says after the texts so far; keeps what the draft behind it would have said."""
+class Scripted:
+    """Proposes what ``right`` says after the texts so far; keeps what the drafter behind it would have said."""
 
     def __init__(self, drafter: Drafter, texts: list[list[int]], right: list[list[int]]) -> None:
-        self.drafter, self.texts, self.right = drafter, texts, right
+        self.drafter, self.features, self.texts, self.right = drafter, drafter.features, texts, right
         self.grown = [list(text) for text in texts]
         self.said: list[tuple[list[int], list[int]]] = []
-
-    def features(self, states):
-        return self.drafter.features(states)
-
-    def enter(self, features):
-        return self.drafter.enter(features)
-
-    def fuse(self, ids, hidden):
-        return self.drafter.fuse(ids, hidden)
-
-    def choose(self, out):
-        return self.drafter.choose(out)
 
     def propose(self, memory, block, size):
         said = self.drafter.propose(memory, block, size)
@@ -99,7 +87,7 @@ def test_proposals_after_any_acceptance_are_those_of_drafting_without_a_cache(pa
 
 def test_features_of_a_rejected_token_would_show(pair, scripted, prompts, monkeypatch):
     """The planted fault: the draft keeps what it cached of its own proposals."""
-    monkeypatch.setattr("ports.evaluate.memory.Memory.crop", lambda self, slots: None)
+    monkeypatch.setattr("ports.evaluate.verifier.Memory.crop", lambda self, slots: None)
     decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
     plain = copy.deepcopy(pair.draft)
     wrong = [said != propose(plain, pair.states(text[:-1]), text, SIZE) for text, said in scripted.said]
@@ -108,7 +96,7 @@ def test_features_of_a_rejected_token_would_show(pair, scripted, prompts, monkey
 
 def test_a_hole_that_is_read_would_change_tokens(pair, scripted, prompts, monkeypatch):
     """The planted fault: the verifier keeps what it cached of rejected proposals."""
-    monkeypatch.setattr("ports.evaluate.memory.Memory.keep", lambda self, fresh: None)
+    monkeypatch.setattr("ports.evaluate.verifier.Memory.keep", lambda self, fresh: None)
     found = decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
     assert [answer.tokens for answer in found] != answers_of(pair, prompts)
 
@@ -117,7 +105,7 @@ def test_counts_are_those_of_a_simulation(pair, prompts):
     found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE, batch_size=4)
     assert found.counters == simulate(copy.deepcopy(pair.draft), pair.judge, prompts, LENGTH, SIZE)
     assert found.differences == []
-    assert found.tokens == answers_of(pair, prompts)
+    assert [answer.tokens for answer in found.drafted] == answers_of(pair, prompts)
 
 
 @pytest.mark.parametrize("size", [1, 5])
@@ -153,4 +141,4 @@ def test_a_draft_that_changes_tokens_is_reported(pair, prompts, monkeypatch):
     found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE)
     assert found.differences
     first = found.differences[0]
-    assert answers_of(pair, prompts)[first.prompt][first.place] == first.plain != first.drafted
+    assert answers_of(pair, prompts)[first["prompt"]][first["place"]] == first["plain"] != first["drafted"]

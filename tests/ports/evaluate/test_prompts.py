@@ -58,6 +58,12 @@ def test_a_conversation_is_read_up_to_the_last_turn_of_a_user(read, tokenizer):
     assert "No." not in text
 
 
+def test_of_eagle_s_questions_the_first_turn_is_asked(read):
+    question = {"question_id": 81, "category": "writing", "turns": ["One?", "Two?"], "reference": []}
+    asked = {"messages": [{"role": "user", "content": "One?"}]}
+    assert read("question.jsonl", json.dumps(question)) == read("p.jsonl", json.dumps(asked))
+
+
 @pytest.mark.parametrize(("file", "count"), [(SHAREGPT, 22), (ULTRACHAT, 20)])
 def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
     prompts = read_prompts(file, lambda: tokenizer, VOCAB_SIZE)
@@ -108,6 +114,10 @@ def test_which_turns_a_prompt_has(roles, kept):
         ("p.json", '[{"messages": [{"role": "robot", "content": ""}]}]', "entry 0 messages", "KeyError 'robot'"),
         ("p.json", '[{"conversations": 5}]', "entry 0 conversations", "TypeError"),
         ("p.json", '[{"messages": [{"role": "assistant", "content": "Hi"}]}]', "entry 0", "no turn of a user"),
+        ("p.jsonl", '{"turns": []}', "line 1 turns", "[]"),
+        ("p.jsonl", '{"turns": "Why?"}', "line 1 turns", "'Why?'"),
+        ("p.jsonl", '{"turns": [["Why?"]]}', "line 1 turns", "[['Why?']]"),
+        ("p.jsonl", '{"turns": ["\\udfff"]}', "line 1", "a lone surrogate"),
     ],
 )
 def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, found):

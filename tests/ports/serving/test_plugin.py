@@ -25,7 +25,7 @@ def test_the_entry_point_is_the_plugin():
 
 def test_it_imports_without_vllm(tmp_path):
     code = "import sys; assert 'ports.serving.plugin' not in sys.modules; sys.modules['vllm'] = None"
-    done = Forked(tmp_path, "builtins", "exec", f"{code}; import ports.serving.plugin, ports.serving.cli")
+    done = Forked(tmp_path, "builtins", "exec", f"{code}; import ports.serving.plugin, ports.serving.__main__")
     assert done.ended() == ""
     assert done.returncode == 0
 

@@ -1,4 +1,4 @@
-"""The command: what it prints and writes, and its exit codes."""
+"""What is counted, what the command prints and writes of it, and its exit codes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,38 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-import ports.evaluate.cli
-from ports.evaluate.decode import Limits
-from ports.evaluate.drafts import drafter_of, untrained
-from ports.evaluate.evaluation import Difference, Evaluation, evaluate
-from ports.evaluate.verifiers import end_tokens, longest_prompt
+import ports.evaluate.__main__
+from ports.evaluate.decode import Answer, Limits
+from ports.evaluate.drafter import drafter_of, untrained
+from ports.evaluate.measure import Counters, Evaluation, evaluate
+from ports.evaluate.verifier import end_tokens
+
+
+def test_a_position_counts_proposals_accepted_at_least_that_far():
+    found = Counters.of([0, 3, 1, 1, 0, 2], size=3)
+    assert found == Counters(drafts=6, accepted_per_position=(4, 2, 1))
+    assert found.acceptance_length == 1 + 7 / 6
+    assert found.rate_per_position == [4 / 6, 2 / 6, 1 / 6]
+
+
+def test_without_proposals_a_pass_gives_one_token():
+    found = Counters.of([], size=2)
+    assert found == Counters(0, (0, 0))
+    assert (found.acceptance_length, found.rate_per_position) == (1.0, [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("plain", "drafted", "found"),
+    [
+        ([5, 6], [5, 6], None),
+        ([5, 6], [5, 7], (1, 6, 7)),
+        ([5, 6], [5], (1, 6, -1)),
+        ([5], [5, 6, 7], (1, -1, 6)),
+    ],
+)
+def test_the_first_token_that_differs_is_reported(plain, drafted, found):
+    told = Evaluation(1, [Answer([1]), Answer(drafted)], [Answer([1]), Answer(plain)]).differences
+    assert [tuple(each.values()) for each in told] == ([(1, *found)] if found else [])
 
 
 @pytest.fixture
@@ -26,7 +53,7 @@ def command(pair, prompts, tmp_path, monkeypatch, capsys):
         line = ["evaluate", pair.directory, "--prompts", file, "--json", answer, *words]
         monkeypatch.setattr(sys, "argv", [str(word) for word in line])
         with pytest.raises(SystemExit) as stop:
-            ports.evaluate.cli.main()
+            ports.evaluate.__main__.main()
         result = json.loads(answer.read_text()) if answer.exists() else {}
         return stop.value.code or 0, result, capsys.readouterr()
 
@@ -64,13 +91,16 @@ def test_untrained_is_measured_in_its_place(command, pair, prompts):
 def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch):
     def different(*words):
         found = evaluate(*words)
-        return Evaluation(found.counters, found.tokens, [Difference(2, 5, 7, 8)])
+        found.plain[2].tokens[4] = 60
+        return found
 
     monkeypatch.setattr("ports.evaluate.measure.evaluate", different)
     code, result, said = command("--tokens", 5)
     assert (code, result["lossless"]) == (1, False)
-    assert result["differences"] == [{"prompt": 2, "place": 5, "plain": 7, "drafted": 8}]
-    assert "prompt 2, token 5: 7 without the draft, 8 with it" in said.out.replace("\n", " ")
+    (found,) = result["differences"]
+    assert (found["prompt"], found["place"], found["plain"]) == (2, 4, 60)
+    words = f"prompt 2, token 4: 60 without the draft, {found['drafted']} with it"
+    assert words in said.out.replace("\n", " ")
 
 
 def test_bfloat16_runs_both_models(command):
@@ -116,9 +146,14 @@ def test_weights_that_are_no_numbers_are_exit_code_2(command, pair):
     assert "model.safetensors: " in said.err
 
 
-def test_a_sliding_window_leaves_room_for_holes(pair):
-    config = pair.verifier / "config.json"
-    values = json.loads(config.read_text())
-    assert longest_prompt(str(pair.verifier), 10, 3) == 512 - 10 - 3
-    config.write_text(json.dumps({**values, "model_type": "mistral", "sliding_window": 100}))
-    assert longest_prompt(str(pair.verifier), 10, 3) == 100 - 10 * 4
+def test_every_file_has_its_row(command, tmp_path, prompts):
+    second = tmp_path / "second.jsonl"
+    second.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts[:2]))
+    _, alone, _ = command("--tokens", 7)
+    _, result, said = command("--tokens", 7, "--prompts", second)
+    rows = result["files"]
+    assert [(row["file"], row["prompts"]) for row in rows] == [(str(tmp_path / "prompts.jsonl"), 6), (str(second), 2)]
+    assert rows[0]["accepted_per_position"] == alone["accepted_per_position"]
+    for name in ("prompts", "tokens", "drafts", "proposed", "accepted"):
+        assert result[name] == rows[0][name] + rows[1][name]
+    assert f"{rows[1]['acceptance_length']:.3f}" in said.out

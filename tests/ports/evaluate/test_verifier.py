@@ -1,14 +1,17 @@
-"""Masks from positions, against every pair of slots looked at by itself."""
+"""Masks from positions, against every pair of slots looked at by itself, and how far a verifier reads."""
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ports.evaluate.memory import Memory
-from ports.evaluate.sight import check_types, sight
+from ports.evaluate.decode import Limits, decode, decode_speculatively
+from ports.evaluate.verifier import Memory, layer_types, longest_prompt, open_verifier
+from tests.ports.evaluate.plain import continue_greedily
+from tests.ports.evaluate.test_decode import Scripted
 
 WINDOW, CHUNK, WIDTH = 3, 4, 2
 CONFIG = SimpleNamespace(
@@ -48,9 +51,13 @@ def seen(memory: Memory, kind: str) -> torch.Tensor:
     return mask
 
 
+def masks_of(memory: Memory, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return {kind: memory.mask(WIDTH, kind, CONFIG, dtype) for kind in layer_types(CONFIG)}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_type_of_layer_has_its_mask(memory, dtype):
-    masks = sight(CONFIG, memory, WIDTH, dtype)
+    masks = masks_of(memory, dtype)
     assert masks.keys() == {"full_attention", "sliding_attention", "chunked_attention"}
     for kind, mask in masks.items():
         expected = seen(memory, kind)
@@ -66,15 +73,23 @@ def test_the_oracle_sees_slots_taken_for_positions(memory):
     """The planted fault."""
     expected = {kind: seen(memory, kind) for kind in CONFIG.layer_types}
     memory.positions = torch.arange(memory.slots).expand_as(memory.positions)
-    masks = sight(CONFIG, memory, WIDTH, torch.float32)
+    masks = masks_of(memory)
     assert not torch.equal(masks["sliding_attention"] == 0, expected["sliding_attention"])
     assert not torch.equal(masks["chunked_attention"] == 0, expected["chunked_attention"])
 
 
-@pytest.mark.parametrize("types", [None, ["full_attention"] * 2])
-def test_where_every_layer_sees_all_the_owned_slots_are_enough(memory, types):
-    mask = sight(SimpleNamespace(layer_types=types), memory, WIDTH, torch.float32)
-    assert torch.equal(mask, memory.owned.long())
+@pytest.mark.parametrize(
+    ("config", "types"),
+    [
+        ({}, ["full_attention"]),
+        ({"layer_types": ["full_attention"] * 2, "sliding_window": 3}, ["full_attention"]),
+        ({"layer_types": None, "sliding_window": 3}, ["sliding_attention"]),
+        ({"sliding_window": 3, "use_sliding_window": False}, ["full_attention"]),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, ["full_attention", "sliding_attention"]),
+    ],
+)
+def test_the_types_of_layers_that_a_config_has(config, types):
+    assert layer_types(SimpleNamespace(**config)) == types
 
 
 def test_what_is_taken_back_takes_its_positions_along(memory):
@@ -85,7 +100,23 @@ def test_what_is_taken_back_takes_its_positions_along(memory):
     assert memory.owned.shape == memory.positions.shape == (2, 7)
 
 
-def test_layers_that_keep_something_else_are_refused(refuses):
-    check_types("verifier", CONFIG)
-    with refuses("verifier", "layer_types", "linear_attention", "full_attention, sliding_attention, chunked_attention"):
-        check_types("verifier", SimpleNamespace(layer_types=["linear_attention", "full_attention"]))
+@pytest.fixture
+def windowed(pair, fixture, cpu):
+    """The verifier's weights in a Mistral, whose config gives a window to all layers without naming their types."""
+    config = json.loads((fixture / "verifier" / "config.json").read_text())
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
+    (fixture / "verifier" / "config.json").write_text(json.dumps(config))
+    return open_verifier(str(fixture / "verifier"), "float32", cpu)
+
+
+def test_one_window_for_all_layers_changes_no_token(windowed, fixture, pair, prompts):
+    """Against passes without a cache, for which transformers makes the masks; prompts exceed the window."""
+    wanted = [continue_greedily(windowed, prompt, 40) for prompt in prompts]
+    assert wanted != [continue_greedily(pair.judge, prompt, 40) for prompt in prompts]
+    drafter = Scripted(pair.drafter, prompts, [prompt + more for prompt, more in zip(prompts, wanted)])
+    for found in (
+        decode(windowed, prompts, Limits(20)),
+        decode_speculatively(windowed, drafter, prompts, Limits(20), 3),
+    ):
+        assert [answer.tokens for answer in found] == [tokens[:20] for tokens in wanted]
+    assert longest_prompt(str(fixture / "verifier"), 10, 3) == 512 - 10 - 3

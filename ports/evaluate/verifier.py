@@ -1,0 +1,197 @@
+"""The verifier's side of speculative decoding: it reads prompts, and checks proposals.
+
+Shapes: B rows, Q tokens of a pass, K slots of the cache with them, h hidden size, F width of the features, k size of a
+proposal.
+
+A proposal d_1..d_k is checked in one pass over [t, d_1..d_k], where t is the last token of the text; the verifier's own
+choices after each of them are c_0..c_k. With a the number of leading places where d_{i+1} = c_i, the text grows by
+c_0..c_a: every token is a choice of the verifier, whatever the draft proposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import DynamicCache
+
+from ports.errors import InputError
+from ports.training.verifier import reading_weights, verifier_config
+
+Features = Callable[[Sequence[Tensor]], Tensor]
+"""From the verifier's n+1 hidden states [B, Q, h] to features [B, Q, F]."""
+
+GLOBAL = "full_attention"
+LOCAL: dict[str, tuple[str, Callable[[Tensor, Tensor, int], Tensor]]] = {
+    "sliding_attention": ("sliding_window", lambda query, key, size: query - key < size),
+    "chunked_attention": ("attention_chunk_size", lambda query, key, size: query // size == key // size),
+}
+"""By a layer's type: the key of the config that holds the size, and which positions are near enough to be seen."""
+
+
+def layer_types(config: Any) -> list[str]:
+    """The types of attention in a text model; older configs have one window for all layers and name no types."""
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return sorted(set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else GLOBAL]))
+
+
+class Memory:
+    """A key/value cache for rows of different lengths.
+
+    Every pass writes Q slots for all rows at once; a row owns only those whose token is part of its text. The others
+    stay as holes that nobody looks at. Rotary positions are put into the keys before they are stored, so holes shift
+    nothing; masks are made from positions, where transformers would take slots for them.
+
+    ``cache`` is for transformers' layers; ``owned`` [B, K] is true on the slots that a row reads, ``positions`` [B, K].
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.cache = DynamicCache()
+        self.owned = torch.zeros(rows, 0, dtype=torch.bool, device=device)
+        self.positions = torch.zeros(rows, 0, dtype=torch.int64, device=device)
+
+    @property
+    def slots(self) -> int:
+        """How many slots were written, K."""
+        return self.owned.shape[1]
+
+    def announce(self, fresh: Tensor, positions: Tensor) -> None:
+        """The next pass writes slots: ``fresh`` [B, Q] where a row owns them, at ``positions`` [B, Q] of its text."""
+        self.owned = torch.cat([self.owned, fresh], dim=1)
+        self.positions = torch.cat([self.positions, positions], dim=1)
+
+    def keep(self, fresh: Tensor) -> None:
+        """Of the last Q slots a row owns only ``fresh`` [B, Q]; the others become holes."""
+        self.owned = torch.cat([self.owned[:, : self.slots - fresh.shape[1]], fresh], dim=1)
+
+    def crop(self, slots: int) -> None:
+        """Take back what was written after the first ``slots``."""
+        if slots < self.slots:
+            self.cache.crop(slots - self.slots)
+        self.owned, self.positions = self.owned[:, :slots], self.positions[:, :slots]
+
+    def mask(self, width: int, kind: str, config: Any, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores [B, 1, Q, K] of the last Q = ``width`` slots in layers of type ``kind``.
+
+        0 on owned slots up to the query's own that are near enough, else the smallest number of ``dtype``.
+        """
+        slots = torch.arange(self.slots, device=self.owned.device)
+        seen = self.owned[:, None] & (slots <= slots[-width:, None])
+        name, near = LOCAL.get(kind, ("", None))
+        if near and (size := getattr(config, name, None)):
+            seen = seen & near(self.positions[:, -width:, None], self.positions[:, None], size)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[
+            :, None
+        ]
+
+
+@dataclass
+class Block:
+    """Tokens that became part of the texts, each with the verifier's features of the token before it.
+
+    ``ids`` and ``positions`` [B, Q] int64 (positions are those of the features), ``features`` [B, Q, F]; ``fresh``
+    [B, Q] is true on the tokens that are really there, the first ones of every row and at least one.
+    """
+
+    ids: Tensor
+    features: Tensor
+    positions: Tensor
+    fresh: Tensor
+
+
+class Reader:
+    """Texts that a verifier reads side by side; ``last`` [B] are their last tokens, which it has not read yet."""
+
+    last: Tensor
+    position: Tensor
+    memory: Memory
+
+    def __init__(self, verifier: Any, features: Features | None = None) -> None:
+        self.verifier, self.features = verifier, features
+        self.config = verifier.config.get_text_config()
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Block:
+        """Read the prompts, each of at least one token, and choose a token after each of them."""
+        device = self.verifier.device
+        ids = pad_sequence([torch.tensor(prompt, device=device) for prompt in prompts], batch_first=True)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        places, rows = torch.arange(ids.shape[1], device=device).expand_as(ids), torch.arange(len(ids), device=device)
+        self.memory, fresh = Memory(len(prompts), device), places < lengths[:, None]
+        choices, features = self._read(ids, places, fresh)
+        self.last, self.position = choices[rows, lengths - 1], lengths
+        following = ids.roll(-1, dims=1)
+        following[rows, lengths - 1] = self.last
+        return Block(following, features, places, fresh)
+
+    def check(self, proposal: Tensor) -> tuple[Block, Tensor]:
+        """What becomes part of the texts, and how many tokens [B] of a proposal [B, k] were accepted."""
+        ids = torch.cat([self.last[:, None], proposal], dim=1)
+        offsets = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        positions = self.position[:, None] + offsets
+        choices, features = self._read(ids, positions, torch.ones_like(ids, dtype=torch.bool))
+        accepted = (proposal == choices[:, :-1]).cumprod(1).sum(1)
+        fresh = offsets <= accepted[:, None]
+        self.memory.keep(fresh)
+        self.last, self.position = choices.gather(1, accepted[:, None])[:, 0], self.position + accepted + 1
+        return Block(choices, features, positions, fresh), accepted
+
+    @torch.no_grad()
+    def _read(self, ids: Tensor, positions: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest token after each of ``ids``, and the features of each; nothing [B, Q, 0] for plain decoding."""
+        self.memory.announce(fresh, positions)
+        kinds, dtype = layer_types(self.config), self.verifier.dtype
+        masks = {kind: self.memory.mask(ids.shape[1], kind, self.config, dtype) for kind in kinds}
+        read = self.verifier(
+            input_ids=ids,
+            attention_mask=masks if len(kinds) > 1 else masks[kinds[0]],
+            position_ids=positions,
+            past_key_values=self.memory.cache,
+            use_cache=True,
+            output_hidden_states=self.features is not None,
+        )
+        nothing = ids.new_empty(*ids.shape, 0, dtype=torch.float32)
+        return read.logits.argmax(-1), self.features(read.hidden_states) if self.features else nothing
+
+
+def open_verifier(name_or_path: str, dtype: str, device: torch.device) -> Any:
+    """The model in eval mode; ``dtype`` is a name of torch's or auto.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with reading_weights(name_or_path):
+        model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    return model.eval().to(device)
+
+
+def end_tokens(verifier: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the verifier's generation config."""
+    found = verifier.generation_config.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or [])
+
+
+def longest_prompt(name_or_path: str, length: int, size: int) -> int:
+    """How long a prompt may be when ``length`` tokens follow and proposals of ``size`` reach past them.
+
+    Llama 4's attention that gets sharper with the length counts holes as positions, in the worst case one for each
+    token of a proposal after every token, and is only read as far as that changes nothing.
+
+    Raises:
+        InputError: no room for any prompt, or layers whose state of rejected tokens could not be taken back.
+    """
+    config = verifier_config(name_or_path)
+    unknown = [kind for kind in layer_types(config) if kind not in (GLOBAL, *LOCAL)]
+    if unknown:
+        expected = f"{', '.join([GLOBAL, *LOCAL])}: what other layers keep of rejected tokens cannot be taken back"
+        raise InputError(name_or_path, "layer_types", unknown[0], expected)
+    room = config.max_position_embeddings - length - size
+    if getattr(config, "attn_temperature_tuning", False):
+        room = min(room, config.floor_scale - 1 - length * (size + 1))
+    if room < 1:
+        raise InputError(name_or_path, "--tokens", length, f"less: the verifier has no room for {1 - room} of them")
+    return int(room)

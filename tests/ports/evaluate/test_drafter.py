@@ -1,0 +1,195 @@
+"""A checkpoint is opened whole or refused, its untrained twin is what training starts from, and stock drafts compute
+what Speculators' own forward does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from speculators.models.eagle3 import Eagle3DraftModel
+from transformers import AutoConfig, LlamaConfig, Qwen3Config
+
+from ports.eagle3 import train as eagle3
+from ports.evaluate.drafter import drafter_of, open_draft, untrained
+from ports.evaluate.verifier import Memory, Reader, open_verifier
+from ports.training.saving import save_draft
+from tests.ports.conftest import DRAFT_VOCAB_SIZE, enliven
+
+
+def change_config(directory, **values):
+    """Keys are dropped by an ellipsis."""
+    file = directory / "config.json"
+    changed = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({name: value for name, value in changed.items() if value is not ...}))
+
+
+def test_every_trained_tensor_is_the_checkpoints(pair):
+    saved = load_file(pair.directory / "model.safetensors")
+    own = pair.draft.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in saved.items())
+    assert all(value.isfinite().all() for value in own.values())
+    assert not pair.draft.training
+
+
+@pytest.mark.parametrize("spelled", ["verifier", "./verifier", "data_hass/../verifier", "link"])
+def test_where_training_ran_does_not_matter(spelled, build, fixture, tmp_path, monkeypatch):
+    (fixture / "link").symlink_to("verifier")
+    monkeypatch.chdir(fixture)
+    directory = save_draft(build(basepath=spelled), tmp_path / "draft")
+    monkeypatch.chdir(tmp_path)
+    assert open_draft(directory).config.speculators_config.verifier.name_or_path == str(fixture / "verifier")
+
+
+def test_the_verifier_may_have_moved(pair, tmp_path, refuses):
+    moved = shutil.move(pair.verifier, tmp_path / "moved")
+    with refuses(pair.directory / "config.json", "verifier", str(pair.verifier), "one that is there: --verifier"):
+        open_draft(pair.directory)
+    again = open_draft(pair.directory, str(moved))
+    assert torch.equal(again.embed_tokens.weight, pair.draft.embed_tokens.weight)
+    assert again.config.speculators_config.verifier.name_or_path == str(moved)
+
+
+def test_untrained_is_the_start_of_training(pair, settings):
+    fresh, again, other = untrained(pair.draft, 3), untrained(pair.draft, 3), untrained(pair.draft, 4)
+    names = [name for name, value in pair.draft.named_parameters() if value.requires_grad and value.dim() == 2]
+    for name in set(names) - {"lm_head.weight", "embed_tokens.weight"}:
+        assert torch.equal(fresh.get_parameter(name), again.get_parameter(name))
+        assert not torch.equal(fresh.get_parameter(name), other.get_parameter(name))
+        assert not torch.equal(fresh.get_parameter(name), pair.draft.get_parameter(name))
+    if pair.draft.config.speculators_model_type == "eagle3":
+        torch.manual_seed(3)
+        started = eagle3.build(settings(forward_num_total=3))
+        assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in started.state_dict().items())
+
+
+def test_a_checkpoint_with_a_tensor_missing_is_refused(pair, refuses):
+    file = pair.directory / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if name != "fc.weight"}, file, {"format": "pt"})
+    with refuses(file, "tensors", "fc.weight", "exactly the draft's tensors"):
+        open_draft(pair.directory)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(pair, refuses, value):
+    file = pair.directory / "model.safetensors"
+    weights = load_file(file)
+    weights["fc.weight"][1, 2] = value
+    save_file(weights, file, {"format": "pt"})
+    with refuses(file, "fc.weight", "NaN or Inf", "finite values"):
+        open_draft(pair.directory)
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"\0" * 64, lambda content: content[:-8]], ids=["zeros", "cut"])
+def test_damaged_weights_are_the_drafts(pair, refuses, damage):
+    file = pair.directory / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with refuses(file, "ckpt_path", "", "safetensors"):
+        open_draft(pair.directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "found", "expected"),
+    [
+        ({"speculators_model_type": "dflash"}, "speculators_model_type", "dflash", "eagle3 or hass"),
+        ({"speculators_model_type": None}, "speculators_model_type", "None", "eagle3 or hass"),
+        ({"speculators_config": ...}, "speculators_config", "nothing", "the verifier's name"),
+        *(
+            ({"transformer_layer_config": {"model_type": kind}}, "transformer_layer_config.model_type", kind, "no such")
+            for kind in ("gpt_oss", "llama4_text")
+        ),
+    ],
+)
+def test_other_drafts_are_refused(pair, refuses, changes, field, found, expected):
+    change_config(pair.directory, **changes)
+    with refuses(pair.directory, field, found, expected):
+        open_draft(pair.directory)
+
+
+def test_a_directory_without_a_config_is_refused(tmp_path, refuses):
+    with refuses(tmp_path, "DRAFT", "no config.json", "checkpoint"):
+        open_draft(tmp_path)
+
+
+def test_a_verifier_of_another_size_is_refused(pair, refuses):
+    change_config(pair.verifier, hidden_size=64)
+    with refuses(pair.verifier, "hidden_size", "64", "32"):
+        open_draft(pair.directory)
+
+
+STOCK = [{}, *({name: True} for name in ("norm_before_fc", "fc_norm", "norm_output")), {"norm_before_residual": True}]
+WINDOW = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4, "use_sliding_window": True}
+
+
+def stock_draft(fixture, folder, layer: dict | None = None, **switches):
+    """A draft by Speculators' own classes, saved; gives the directory and the model in its own dense attention."""
+    verifier = str(fixture / "verifier")
+    config = AutoConfig.from_pretrained(verifier).to_dict()
+    config |= {"num_hidden_layers": 1, "attn_implementation": "sdpa", **(layer or {})}
+    kind = Qwen3Config if layer else LlamaConfig
+    maps = {name: torch.from_numpy(np.load(fixture / f"{name}.npy")) for name in ("t2d", "d2t")}
+    draft = Eagle3DraftModel.from_training_args(
+        kind(**{name: value for name, value in config.items() if name not in ("model_type", "architectures")}),
+        **{"norm_before_residual": False, **switches, **maps},
+        draft_vocab_size=DRAFT_VOCAB_SIZE,
+        ttt_steps=3,
+        target_layer_ids=[2, 4, 5],
+        verifier_name_or_path=verifier,
+        draft_attn_impl="sdpa",
+    )
+    enliven(draft.requires_grad_(True))
+    draft.save_pretrained(folder)
+    return folder, draft.eval()
+
+
+def logits_of(draft, compute) -> list[torch.Tensor]:
+    """Everything that the draft's head says meanwhile."""
+    said: list[torch.Tensor] = []
+    hook = draft.lm_head.register_forward_hook(lambda module, inputs, out: said.append(out.detach()))
+    compute()
+    hook.remove()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("switches", "layer", "steps"),
+    [*((each, None, 3) for each in STOCK), ({"norm_output": True}, {"num_hidden_layers": 2, **WINDOW}, 1)],
+)
+def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, prompts, cpu, switches, layer, steps):
+    """A proposal after a text, and Speculators' forward on the text with that proposal, which it reads as given.
+
+    Its training lets a window grow with the steps, unlike a server: with one, only the first step is the same.
+    """
+    directory, theirs = stock_draft(fixture, tmp_path / "stock", layer, **switches)
+    reader = Reader(open_verifier(str(fixture / "verifier"), "float32", cpu), None)
+    drafter = drafter_of(open_draft(directory))
+    reader.features = drafter.features
+    block = reader.start([prompts[2]])
+    proposal: list[torch.Tensor] = []
+    found = logits_of(drafter.model, lambda: proposal.append(drafter.propose(Memory(1, cpu), block, 3)))
+    ids, end = torch.cat([block.ids, proposal[0]], dim=1), block.ids.shape[1] - 1
+    features = torch.nn.functional.pad(block.features, (0, 0, 0, 3))
+    documents = torch.zeros_like(ids)
+    wanted = logits_of(theirs, lambda: theirs(hidden_states=features, input_ids=ids, document_ids=documents))
+    assert len(found) == len(wanted) == 3
+    for ours, logits in zip(found[:steps], wanted):
+        torch.testing.assert_close(ours[0], logits[0, end], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [[1, 2, 9], [-1, 2, 3]])
+def test_features_of_a_layer_that_the_verifier_has_not_are_refused(fixture, tmp_path, refuses, layers):
+    directory, _ = stock_draft(fixture, tmp_path / "stock")
+    change_config(directory, eagle_aux_hidden_state_layer_ids=layers)
+    with refuses(directory / "config.json", "eagle_aux_hidden_state_layer_ids", str(layers), "which has 8"):
+        open_draft(directory)
+
+
+def test_a_stock_draft_that_names_no_layers_reads_speculators_own(fixture, tmp_path):
+    directory, _ = stock_draft(fixture, tmp_path / "stock")
+    change_config(directory, eagle_aux_hidden_state_layer_ids=None)
+    expected = Eagle3DraftModel.from_pretrained(directory).config.eagle_aux_hidden_state_layer_ids
+    assert open_draft(directory).config.eagle_aux_hidden_state_layer_ids == expected
