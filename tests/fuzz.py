@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
-from ports.estimate.recipe import EstimateSettings
+from ports.estimate import EstimateSettings
 from ports.generate.__main__ import ShowSettings
 from ports.generate.settings import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings

@@ -16,7 +16,7 @@ from ports.evaluate.drafts import drafter_of, open_draft, untrained
 from ports.evaluate.evaluation import Evaluation, evaluate
 from ports.evaluate.prompts import family_of, read_prompts
 from ports.evaluate.verifiers import end_tokens, longest_prompt, open_verifier
-from ports.generate.families import ChatFamily
+from ports.generate.chat import ChatFamily
 from ports.numerics import fix_numerics, numerics
 from ports.training.data.features import checked_device
 from ports.training.verifier import open_tokenizer

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ports.generate.buckets import length_buckets
+from ports.generate.run import length_buckets
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 

@@ -14,10 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from parity.fixtures.dialogues import TEMPLATES, UNKNOWN
 from parity.fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
 from ports.errors import InputError
-from ports.generate.answers import CLOSE, OPEN
+from ports.generate.chat import CLOSE, OPEN, ChatFamily, Encoder, LossMask
 from ports.generate.conversations import ConversationError
-from ports.generate.encode import Encoder, LossMask
-from ports.generate.families import ChatFamily
 
 BLOCKS = """\
 {{- bos_token -}}

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from ports.generate.families import FirstMatch, Offsets, load_family
+from ports.generate.chat import FirstMatch, Offsets, load_family
 
 
 def test_the_shipped_families() -> None:

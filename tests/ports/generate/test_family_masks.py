@@ -13,9 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.tokenizer import byte_level_bpe
+from ports.generate.chat import ChatFamily, Encoder, load_family
 from ports.generate.conversations import ConversationError, Message
-from ports.generate.encode import Encoder
-from ports.generate.families import ChatFamily, load_family
 
 TEXT = st.text(alphabet="ab .,\n\té漢🙂x1", max_size=10)
 ANSWER = st.one_of(st.sampled_from(["Yes.", " Yes.", "", " ", "\n", "\n\nYes.\n", "Yes.\n\n"]), TEXT)

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
-from ports.generate.manifest import write_or_check
-from ports.generate.run import prepare
+from ports.generate.records import write_or_check
+from ports.generate.run import _own_devices, prepare, work
 from ports.generate.settings import GenerationSettings
-from ports.generate.worker import _own_devices, work
 from ports.training.checkpoint.atomic import MARK
 from ports.training.command_line import parse
 from ports.training.data.records import list_records, read_record, recorded_info
@@ -62,7 +61,7 @@ def test_records_are_made_in_full_float32_and_say_so(generate) -> None:
 
 def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) -> None:
     """Records for training with --online."""
-    monkeypatch.setattr("ports.generate.worker.load_verifier", None)
+    monkeypatch.setattr("ports.generate.run.load_verifier", None)
     files = list_records(generate(algorithm="ids"))
     record = read_record(files[0], {}, SPEC.vocab_size)
     assert len(files) == 8
@@ -118,8 +117,8 @@ def test_what_is_missing_or_torn_is_made_again(generate, missing) -> None:
 
 def test_an_interruption_at_any_record_leaves_no_trace(generate, flags, monkeypatch, tmp_path) -> None:
     whole = contents(generate(outdir=tmp_path / "whole"))
-    count, write = len(whole) - 1, record_files.write_file
-    for stop in range(count):
+    write = record_files.write_file
+    for stop in range(len(whole)):
         written = []
 
         def failing(file, content, stop=stop, written=written):
@@ -131,7 +130,7 @@ def test_an_interruption_at_any_record_leaves_no_trace(generate, flags, monkeypa
         monkeypatch.setattr(record_files, "write_file", failing)
         assert main(flags(outdir=tmp_path / f"stop{stop}")) == 130
         monkeypatch.setattr(record_files, "write_file", write)
-        assert len(contents(tmp_path / f"stop{stop}")) == stop + 1
+        assert len(contents(tmp_path / f"stop{stop}")) == stop
         assert contents(generate(outdir=tmp_path / f"stop{stop}")) == whole
 
 
@@ -155,10 +154,11 @@ def test_killed_at_random_moments_the_bytes_are_the_same(generate, spawn, tmp_pa
 def in_this_process(argv) -> Path:
     """What several processes write, one after the other."""
     prepared = prepare(parse(GenerationSettings, argv))
-    write_or_check(prepared.settings.outdir, prepared.manifest)
-    for task in prepared.tasks():
+    outdir = prepared.tasks[0].settings.outdir
+    write_or_check(outdir, prepared.manifest)
+    for task in prepared.tasks:
         work(task)
-    return prepared.settings.outdir
+    return outdir
 
 
 def ended_with(process) -> int:

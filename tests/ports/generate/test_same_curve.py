@@ -9,11 +9,9 @@ from accelerate.utils import set_seed
 from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
 from ports.eagle3.settings import Eagle3Settings
-from ports.generate.encode import Encoded
-from ports.generate.manifest import Manifest
-from ports.generate.prepare import Row, geometry
+from ports.generate.records import Manifest, Row, geometry_of
+from ports.generate.run import Task, work
 from ports.generate.settings import GenerationSettings
-from ports.generate.worker import Task, work
 from ports.hass import train as hass
 from ports.hass.settings import HassSettings
 from ports.training.data.record_info import GENERATION
@@ -56,9 +54,9 @@ def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
         batch_tokens=200,
         progress=False,
     )
-    shape = geometry(settings)
+    shape = geometry_of(algorithm, str(VERIFIER), aux_layers, "float32")
     rows = [
-        Row(number, Encoded(sample["input_ids"].tolist(), sample["loss_mask"].tolist()))
+        Row(number, sample["input_ids"].tolist(), sample["loss_mask"].tolist())
         for number, sample in enumerate(samples_of(algorithm))
     ]
     manifest = Manifest.model_construct(
