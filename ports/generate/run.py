@@ -54,7 +54,6 @@ class Task:
     """What one process needs to know. ``index`` numbers it and its folder."""
 
     settings: GenerationSettings
-    shape: Geometry
     manifest: Manifest
     index: int
     rows: Sequence[Row]
@@ -126,7 +125,7 @@ def prepare(settings: GenerationSettings) -> Prepared:
         rows=digest(rows),
     )
     plain = GenerationSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
-    tasks = [Task(plain, shape, manifest, index, part) for index, part in enumerate(parts) if part]
+    tasks = [Task(plain, manifest, index, part) for index, part in enumerate(parts) if part]
     return Prepared(manifest, shape, tasks, skipped)
 
 
@@ -275,11 +274,12 @@ def _is_done(task: Task, index: int) -> bool:
 
 
 def _reader(task: Task) -> Read:
-    if not task.shape.hidden_size:
+    settings, manifest = task.settings, task.manifest
+    if manifest.algorithm == "ids":
         return lambda dialogues: [{} for _ in dialogues]
-    spread = task.settings.gpus_per_model > 1 and torch.accelerator.is_available()
-    model = load_verifier(task.settings.model_path, task.shape.dtype, task.settings.device, spread)
-    return FeatureReader(model, task.shape.layers)
+    spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
+    model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)
+    return FeatureReader(model, manifest.feature_layers or None)
 
 
 def _write(task: Task, buckets: Sequence[Sequence[int]], read: Read) -> None:

@@ -135,7 +135,7 @@ def test_twice_the_same_bytes_and_nothing_is_written_again(generate, tmp_path) -
     assert times == {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
 
 
-def test_what_is_missing_or_torn_is_made_again(generate) -> None:
+def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
     folder = generate()
     before = contents(folder)
     for missing in ([0], [3, 4], [7], range(8)):
@@ -143,6 +143,7 @@ def test_what_is_missing_or_torn_is_made_again(generate) -> None:
             file = record_files.record_file(folder / "0", index)
             file.write_bytes(file.read_bytes()[:-1]) if index % 2 else file.unlink()
         (folder / "0" / f"{MARK}data_1.safetensors.partial").write_bytes(b"left by a killed writer")
+        record_files.record_file(folder / "0", 2).write_bytes(before["0/data_5.safetensors"])
         assert contents(generate()) == before
 
 

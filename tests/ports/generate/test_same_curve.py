@@ -46,28 +46,21 @@ def samples_of(algorithm: str) -> list[dict[str, torch.Tensor]]:
 def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
     """The recorded ids and masks through our generator, in batches of several."""
     settings = GenerationSettings(
-        model_path=str(VERIFIER),
-        outdir=folder,
-        algorithm=algorithm,
-        dtype="float32",
-        aux_layers=aux_layers,
-        batch_tokens=200,
-        progress=False,
+        model_path=str(VERIFIER), outdir=folder, algorithm=algorithm, batch_tokens=200, progress=False
     )
     shape = geometry_of(algorithm, str(VERIFIER), aux_layers, "float32")
-    rows = [
-        Row(number, sample["input_ids"].tolist(), sample["loss_mask"].tolist())
-        for number, sample in enumerate(samples_of(algorithm))
-    ]
+    samples = enumerate(samples_of(algorithm))
+    rows = [Row(number, sample["input_ids"].tolist(), sample["loss_mask"].tolist()) for number, sample in samples]
     manifest = Manifest.model_construct(
         algorithm=algorithm,
         verifier=verifier_fingerprint(str(VERIFIER)),
         tokenizer="none",
         feature_layers=shape.layers or [],
+        dtype=shape.dtype,
         loss_mask="exact",
         chat_template="plain",
     )
-    work(Task(settings, shape, manifest, 0, rows))
+    work(Task(settings, manifest, 0, rows))
 
 
 def curve_of(algorithm: str, data, cpdir, reset_accelerator) -> list[tuple[float, ...]]:
