@@ -12,9 +12,8 @@ from pydantic.fields import FieldInfo
 
 from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
 from parity.prototypes.deviations import as_markdown
+from ports.generate.chat import Encoded, Encoder, LossMask, load_family
 from ports.generate.conversations import load_conversations
-from ports.generate.encode import Encoded, Encoder, LossMask
-from ports.generate.families import load_family
 from ports.training.settings import Eagle3Settings, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
-from ports.estimate.recipe import EstimateSettings
+from ports.estimate import EstimateSettings
 from ports.generate.__main__ import ShowSettings
 from ports.generate.settings import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings

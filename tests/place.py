@@ -27,8 +27,8 @@ import ports.serving.__main__
 from parity.fixtures.draft import eagle3_config, hass_config
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec, build_verifier
+from ports import estimate
 from ports.eagle3 import train as eagle3
-from ports.estimate import __main__ as estimate
 from ports.generate import __main__ as generate
 from ports.hass import train as hass
 

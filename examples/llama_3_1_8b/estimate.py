@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ports.estimate.recipe import Estimate, EstimateSettings, estimate
+from ports.estimate import Estimate, EstimateSettings, estimate
 from ports.files import gigabytes
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def settings_of(algorithm: str, gpus: int) -> EstimateSettings:
 
 def row(algorithm: str, gpus: int, found: Estimate) -> str:
     """One line of the table."""
-    generation, training = found.verifier + found.states, found.training.total
+    generation, training = found.verifier + found.states, found.training_total
     sizes = (found.records, generation, training, training + found.verifier)
     return f"| {algorithm}, {gpus} GPU{'s' * (gpus > 1)} | {' | '.join(map(gigabytes, sizes))} |"
 

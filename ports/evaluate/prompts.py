@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from ports.errors import InputError, reason
 from ports.files import check_regular, is_text, read_json
-from ports.generate.families import ChatFamily, load_family
-from ports.generate.manifest import read_manifest
+from ports.generate.chat import ChatFamily, load_family
+from ports.generate.records import read_manifest
 from ports.training.data.record_info import GENERATION
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}

@@ -18,12 +18,8 @@ Kind = Literal["sharegpt", "ultrachat"]
 Message = dict[str, str]
 """``role`` (system, user or assistant) and ``content``."""
 
-HUB_ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
-SHUFFLE_SEED = 42
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 COLUMNS = {"sharegpt": ("conversations", "from", "value"), "ultrachat": ("messages", "role", "content")}
-NOT_GIVEN = "0"
-"""The prototypes' default of ``--data_path``, which UltraChat leaves at that."""
 
 
 class ConversationError(ValueError):
@@ -32,25 +28,18 @@ class ConversationError(ValueError):
 
 @dataclass(frozen=True)
 class Conversations:
-    """The rows of a data set as ``source`` has them, ShareGPT shuffled; :meth:`messages` reads one.
-
-    ``order`` says where in ``source`` a row lies, from 0; default: where it is.
-    """
+    """Dialogues of ``source``: number i is row ``order[i]`` of ``rows``, from 0, as the file counts them."""
 
     rows: Dataset
     kind: Kind
     source: str
-    order: Sequence[int] | None = None
+    order: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    def row(self, index: int) -> int:
-        """The number of row ``index`` in ``source``."""
-        return index if self.order is None else self.order[index]
+        return len(self.order)
 
     def messages(self, index: int) -> list[Message]:
-        """The turns of row ``index``.
+        """The turns of dialogue ``index``.
 
         A ShareGPT dialogue loses a first turn that is the assistant's.
 
@@ -58,7 +47,7 @@ class Conversations:
             ConversationError: no turns, an unknown role, or a turn without text.
         """
         column, role, content = COLUMNS[self.kind]
-        turns = self.rows[index][column]
+        turns = self.rows[self.order[index]][column]
         if not isinstance(turns, Sequence) or not turns:
             raise ConversationError(f"{column}: found {turns!r:.40}, expected a list of turns")
         read = [_message(turn, role, content) for turn in turns]
@@ -88,26 +77,19 @@ def load_conversations(kind: Kind, data_path: str, split: str) -> Conversations:
     Raises:
         InputError: nothing readable there, or rows without the column of turns.
     """
-    name = HUB_ULTRACHAT if kind == "ultrachat" and data_path == NOT_GIVEN else data_path
+    name = "HuggingFaceH4/ultrachat_200k" if (kind, data_path) == ("ultrachat", "0") else data_path
     rows = _load(name, f"train_{split}" if kind == "ultrachat" else "train")
     column = COLUMNS[kind][0]
     if column not in rows.column_names:
         raise InputError(name, column, f"columns {', '.join(rows.column_names)}", f"{kind} rows with {column}")
-    _check_whole(name, column, rows)
-    if len(rows) == 0:
-        raise InputError(name, column, "no rows", "at least one dialogue")
-    if kind == "ultrachat":
-        return Conversations(rows, kind, name)
-    order = Dataset.from_dict({"row": range(len(rows))}).shuffle(seed=SHUFFLE_SEED)["row"]
-    return Conversations(rows.shuffle(seed=SHUFFLE_SEED), kind, name, list(order))
-
-
-def _check_whole(name: str, column: str, rows: Dataset) -> None:
-    """A null in the place of a first turn makes pyarrow count on, so that dialogues hold the turns of others."""
-    try:
+    try:  # a null in the place of a first turn makes pyarrow count on, so that dialogues hold the turns of others
         rows.data.validate(full=True)
     except ArrowInvalid as error:
         raise InputError(name, column, reason(error), "dialogues whose first turn is no null") from error
+    if len(rows) == 0:
+        raise InputError(name, column, "no rows", "at least one dialogue")
+    order = Dataset.from_dict({"row": range(len(rows))})
+    return Conversations(rows, kind, name, list((order.shuffle(seed=42) if kind == "sharegpt" else order)["row"]))
 
 
 def _load(name: str, split: str) -> Dataset:

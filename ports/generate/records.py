@@ -1,23 +1,154 @@
-"""Write records: deterministic bytes, whole or not at all."""
+"""Records on disk: deterministic bytes, whole or not at all, and what a directory of them was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ports.errors import InputError
 from ports.training.checkpoint import write_file
-from ports.training.data.record_info import SUFFIX, RecordInfo, parse_info
+from ports.training.data.feature_layers import chosen_layers
+from ports.training.data.features import PROTOTYPE_DTYPE
+from ports.training.data.record_info import GENERATION, SUFFIX, RecordInfo, parse_info
+from ports.training.data.records import SUFFIXES
+from ports.training.verifier import verifier_config
 
 HEADER_BYTES = 640
 """What a record's header takes, about."""
 
 
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+@dataclass(frozen=True)
+class Row:
+    """A dialogue that will be a record: its number in the data set's order, ``ids`` [T] and ``loss_mask`` [T]."""
+
+    number: int
+    ids: list[int]
+    loss_mask: list[int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is read from the verifier, before it is loaded; ``hidden_size`` 0 stands for records without features.
+
+    ``layers`` are entries of ``hidden_states``, none for HASS; ``positions`` are those that its config names, if it
+    does.
+    """
+
+    hidden_size: int
+    layers: list[int] | None
+    dtype: str
+    positions: int | None = None
+
+    @property
+    def item_bytes(self) -> int:
+        """Of a number in ``dtype``."""
+        return int(getattr(torch, self.dtype).itemsize)
+
+    def bytes_of(self, length: int) -> int:
+        """Size of a record of that many tokens: ids and mask in int64, features, and with layers a target."""
+        states = 1 if self.layers is None else len(self.layers) + 1
+        return HEADER_BYTES + length * (16 + states * self.hidden_size * self.item_bytes)
+
+    def __str__(self) -> str:
+        if not self.hidden_size:
+            return "no features"
+        return f"features of entries {self.layers or 'last'} in {self.dtype}"
+
+
+def geometry_of(algorithm: str, model_path: str, aux_layers: str = "prototype", dtype: str = "default") -> Geometry:
+    """From the verifier's config.
+
+    Raises:
+        InputError: no readable config, or layers that the verifier does not have.
+    """
+    config = verifier_config(model_path)
+    layers = chosen_layers(aux_layers, model_path, config.num_hidden_layers) if algorithm == "eagle3" else None
+    dtype = PROTOTYPE_DTYPE.get(algorithm, "auto") if dtype == "default" else dtype
+    size = 0 if algorithm == "ids" else config.hidden_size
+    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return Geometry(size, layers, own if dtype == "auto" else dtype, getattr(config, "max_position_embeddings", None))
+
+
+class Manifest(BaseModel):
+    """``outdir/generation.json``: a run that goes on must be the same.
+
+    ``rows`` digests the ids and masks of all dialogues in order; ``chat`` is the family that was put around them
+    (:class:`~ports.generate.chat.ChatFamily`), which the draft's own directory keeps.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    algorithm: str
+    verifier: str
+    tokenizer: str
+    feature_layers: list[int]
+    dtype: str
+    device: str
+    matmul_precision: str = "highest"
+    chat_template: str
+    chat: dict[str, Any] = Field(default_factory=dict)
+    loss_mask: str
+    batch_tokens: int
+    processes: list[int]
+    tokens: int
+    supervised: int
+    rows: str
+
+    def info(self, row: Row) -> RecordInfo:
+        """What the record of ``row`` says about itself."""
+        common = ("algorithm", "verifier", "tokenizer", "feature_layers", "loss_mask", "chat_template")
+        return RecordInfo(row=row.number, **{name: getattr(self, name) for name in common})
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """16 hex digits of ids and masks."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(json.dumps([row.ids, row.loss_mask]).encode())
+    return content.hexdigest()[:16]
+
+
+def write_or_check(outdir: Path, manifest: Manifest) -> None:
+    """Start ``outdir``, or go on in it.
+
+    Raises:
+        InputError: another run's records are in there, or some that no manifest tells about.
+    """
+    file = outdir / GENERATION
+    if not file.exists():
+        if outdir.is_dir() and any(each.suffix in SUFFIXES for each in outdir.rglob("*")):
+            raise InputError(outdir, "outdir", f"records without {GENERATION}", "an empty or missing directory")
+        outdir.mkdir(parents=True, exist_ok=True)
+        write_file(file, (manifest.model_dump_json(indent=1) + "\n").encode())
+        return
+    stored = read_manifest(file).model_dump()
+    for name, value in manifest.model_dump(exclude={"chat"}).items():  # ``rows`` tells, and older files have none
+        if stored[name] != value:
+            expected = f"{value}, as this command says; other records go to another --outdir"
+            raise InputError(file, name, stored[name], expected)
+
+
+def read_manifest(file: Path) -> Manifest:
+    """The manifest at ``file``.
+
+    Raises:
+        InputError: unreadable, or not a manifest.
+    """
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(file, "manifest", str(error).split("\n")[0], "what speculator-generate wrote") from error
 
 
 def record_file(folder: Path, index: int) -> Path:
@@ -46,8 +177,3 @@ def is_whole(file: Path, info: RecordInfo) -> bool:
             return parse_info(file, record.metadata()) == info
     except (OSError, SafetensorError, InputError):
         return False
-
-
-def record_bytes(length: int, features: int, target: int, item: int) -> int:
-    """Size of a record of ``length`` tokens: ids and mask in int64, floats of ``item`` bytes."""
-    return HEADER_BYTES + length * (16 + (features + target) * item)

@@ -1,54 +1,90 @@
-"""A generation run: say what it will take, then let one or several processes work."""
+"""A generation run: dialogues to ids, what it will take, then one or several processes that write records."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
+from ports.commands import exit_code
 from ports.errors import InputError
 from ports.files import check_output, gigabytes
-from ports.generate.manifest import Manifest, write_or_check
-from ports.generate.prepare import (
+from ports.generate.chat import Encoder, load_family
+from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
+from ports.generate.records import (
     Geometry,
-    Work,
-    describe,
-    encode_rows,
-    geometry,
-    say,
+    Manifest,
+    Row,
+    digest,
+    geometry_of,
+    is_whole,
+    record_file,
+    write_or_check,
+    write_record,
 )
 from ports.generate.settings import GenerationSettings
-from ports.generate.worker import Task, run_process, work
-from ports.numerics import fix_numerics
-from ports.training.data.features import checked_device
-from ports.training.verifier import open_tokenizer, verifier_config
+from ports.numerics import fix_numerics, numerics
+from ports.training.checkpoint import DirectoryLock, sweep
+from ports.training.data.features import FeatureReader, checked_device, load_verifier
+from ports.training.data.workers import end_with_parent
+from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_config, verifier_fingerprint
 
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+Read = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
+"""Features of dialogues."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process needs to know. ``index`` numbers it and its folder."""
+
+    settings: GenerationSettings
+    manifest: Manifest
+    index: int
+    rows: Sequence[Row]
+
+    @property
+    def folder(self) -> Path:
+        """Where its records go."""
+        return self.settings.outdir / str(self.index)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that has not begun."""
+    """A run that has not begun: ``tasks`` of the processes that have rows; ``skipped`` says why rows were left out."""
 
-    settings: GenerationSettings
-    work: Work
-    shape: Geometry
     manifest: Manifest
+    shape: Geometry
+    tasks: list[Task]
+    skipped: list[str]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every dialogue."""
+        return [len(row.ids) for task in self.tasks for row in task.rows]
 
     @property
     def disk(self) -> int:
         """Bytes of all records."""
-        return sum(self.shape.bytes_of(len(row.ids)) for row in self.work.rows)
+        return sum(map(self.shape.bytes_of, self.lengths))
 
-    def tasks(self) -> list[Task]:
-        """One a process that has rows."""
-        plain = GenerationSettings.model_construct(**self.settings.model_dump())  # a class that pickle finds again
-        parts = enumerate(self.work.parts)
-        return [Task(plain, self.shape, self.manifest, index, part) for index, part in parts if part]
+
+def say(line: str) -> None:
+    """To stderr, where the progress bars are."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def prepare(settings: GenerationSettings) -> Prepared:
@@ -57,20 +93,38 @@ def prepare(settings: GenerationSettings) -> Prepared:
     Raises:
         InputError: whatever is wrong with dialogues, tokenizer or verifier, or the records would lie among dialogues.
     """
-    _refuse_records_among_dialogues(settings)
-    device, shape, tokenizer = _device(settings), geometry(settings), open_tokenizer(settings.model_path)
-    rows = encode_rows(settings, tokenizer)
-    largest, vocab_size = max(max(row.ids) for row in rows.rows), verifier_config(settings.model_path).vocab_size
-    if largest >= vocab_size:
-        raise InputError(settings.model_path, "tokenizer", f"id {largest}", f"ids below {vocab_size}, the vocabulary")
-    return Prepared(settings, rows, shape, describe(settings, rows, shape, tokenizer, device))
-
-
-def _refuse_records_among_dialogues(settings: GenerationSettings) -> None:
     data = Path(settings.data_path)
     if data.is_dir() and settings.outdir.resolve().is_relative_to(data.resolve()):
         expected = "a directory outside --data_path, all of which is read as dialogues"
         raise InputError(settings.outdir, "outdir", f"inside {data}", expected)
+    device = _device(settings)
+    shape = geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
+    tokenizer = open_tokenizer(settings.model_path)
+    parts, skipped = encode_rows(settings, tokenizer)
+    rows = [row for part in parts for row in part]
+    largest, vocab_size = max(max(row.ids) for row in rows), verifier_config(settings.model_path).vocab_size
+    if largest >= vocab_size:
+        raise InputError(settings.model_path, "tokenizer", f"id {largest}", f"ids below {vocab_size}, the vocabulary")
+    manifest = Manifest(
+        algorithm=settings.algorithm,
+        verifier=verifier_fingerprint(settings.model_path),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        feature_layers=shape.layers or [],
+        dtype=shape.dtype,
+        device=device,
+        matmul_precision=str(numerics()["matmul_precision"]),
+        chat_template=settings.chat_template.rpartition(":")[2],
+        chat=load_family(settings.chat_template).model_dump(mode="json", exclude_defaults=True),
+        loss_mask=settings.loss_mask.value,
+        batch_tokens=settings.batch_tokens,
+        processes=[len(part) for part in parts],
+        tokens=sum(len(row.ids) for row in rows),
+        supervised=sum(sum(row.loss_mask) for row in rows),
+        rows=digest(rows),
+    )
+    plain = GenerationSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
+    tasks = [Task(plain, manifest, index, part) for index, part in enumerate(parts) if part]
+    return Prepared(manifest, shape, tasks, skipped)
 
 
 def _device(settings: GenerationSettings) -> str:
@@ -81,34 +135,53 @@ def _device(settings: GenerationSettings) -> str:
     return "cpu" if accelerator is None else str(accelerator.type)
 
 
+def encode_rows(settings: GenerationSettings, tokenizer: Any) -> tuple[list[list[Row]], list[str]]:
+    """All dialogues, split over the processes, and why some are left out.
+
+    Raises:
+        InputError: one that cannot be used, unless ``--on_bad_conversation skip`` says otherwise; or none is left. One
+            without an answer is left out in any case.
+    """
+    conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
+    encoder, last = settings.encoder(tokenizer), min(settings.samples, len(conversations) - 1)
+    numbers = tqdm(range(last + 1), desc="tokenizing", disable=not settings.progress)
+    found = [_encode(conversations, encoder, number, settings.on_bad_conversation) for number in numbers]
+    skipped = [row for row in found if isinstance(row, str)]
+    if len(skipped) == len(found):
+        none = f"none of {len(skipped)} that can be used, the first: {skipped[0]}"
+        raise InputError(conversations.source, "rows", none, "at least one dialogue")
+    ranges = split_range(last, settings.processes)
+    return [[row for row in found[part.start : part.stop] if isinstance(row, Row)] for part in ranges], skipped
+
+
+def _encode(conversations: Conversations, encoder: Encoder, number: int, on_bad: str) -> Row | str:
+    """A dialogue, or why it is left out."""
+    place = f"row {conversations.order[number]}"
+    try:
+        encoded = encoder(conversations.messages(number))
+    except ConversationError as error:
+        if on_bad == "fail":
+            expected = "a dialogue that can be used; --on_bad_conversation skip leaves it out"
+            raise InputError(conversations.source, place, error, expected) from error
+        return f"{place}: {error}"
+    if not any(encoded.loss_mask):  # a record that would teach nothing
+        return f"{place}: no token of an answer"
+    return Row(number, encoded.ids, encoded.loss_mask)
+
+
 def summary(prepared: Prepared) -> list[str]:
     """What the run will take, in lines."""
-    manifest, shape = prepared.manifest, prepared.shape
-    rows = sum(manifest.processes)
+    manifest, shape, skipped, lengths = prepared.manifest, prepared.shape, prepared.skipped, prepared.lengths
     share = manifest.supervised / manifest.tokens
-    skipped = prepared.work.skipped
-    return [
-        *(f"skipped {reason}" for reason in skipped[:SHOWN]),
-        f"{rows:,} dialogues, {manifest.tokens:,} tokens, {share:.0%} of them in the loss, {len(skipped)} skipped",
-        *_longer(prepared.work, shape.positions),
-        f"{_features(shape)}, {shape.bytes_of(1000) // 1000:,} bytes a token",
-        f"{gigabytes(prepared.disk)} of records",
-    ]
-
-
-def _longer(work: Work, positions: int | None) -> list[str]:
-    """Features of tokens that the verifier was not made for are of little worth, and no library says so."""
-    longer = [len(row.ids) for row in work.rows if positions is not None and len(row.ids) > positions]
-    if not longer:
-        return []
-    found = f"{len(longer):,} of them longer than the verifier's {positions:,} positions, up to {max(longer):,} tokens"
-    return [f"{found}; --max_length {positions} cuts them"]
-
-
-def _features(shape: Geometry) -> str:
-    if shape.without_features:
-        return "no features"
-    return f"features of entries {shape.layers or 'last'} in {shape.dtype}"
+    longer = [length for length in lengths if shape.positions is not None and length > shape.positions]
+    lines = [f"skipped {reason}" for reason in skipped[:SHOWN]]
+    counts = f"{len(lengths):,} dialogues, {manifest.tokens:,} tokens, {share:.0%} of them in the loss"
+    lines.append(f"{counts}, {len(skipped)} skipped")
+    if longer:  # features of tokens that the verifier was not made for are of little worth, and no library says so
+        found = f"{len(longer):,} of them longer than the verifier's {shape.positions:,} positions"
+        lines.append(f"{found}, up to {max(longer):,} tokens; --max_length {shape.positions} cuts them")
+    lines.append(f"{shape}, {shape.bytes_of(1000) // 1000:,} bytes a token")
+    return [*lines, f"{gigabytes(prepared.disk)} of records"]
 
 
 def generate(settings: GenerationSettings) -> None:
@@ -124,16 +197,16 @@ def generate(settings: GenerationSettings) -> None:
         say(line)
     check_output(settings.outdir, "outdir", prepared.disk)
     write_or_check(settings.outdir, prepared.manifest)
-    started = time.monotonic()
-    tasks = prepared.tasks()
-    tokens = work(tasks[0]) if len(tasks) == 1 else _in_processes(tasks)
-    seconds = time.monotonic() - started
-    say(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tok/s; records in {settings.outdir}")
+    if len(prepared.tasks) == 1:
+        work(prepared.tasks[0])
+    else:
+        _in_processes(prepared.tasks)
+    say(f"records in {settings.outdir}")
 
 
-def _in_processes(tasks: list[Task]) -> int:
+def _in_processes(tasks: Sequence[Task]) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=run_process, args=(task,)) for task in tasks]
+    processes = [context.Process(target=_run_process, args=(task,)) for task in tasks]
     for process in processes:
         process.start()
     for process in processes:
@@ -142,4 +215,81 @@ def _in_processes(tasks: list[Task]) -> int:
     if failed:
         expected = "processes that end well; the same command goes on where they stopped"
         raise InputError(tasks[0].settings.outdir, "processes", f"{failed} failed", expected)
-    return sum(len(row.encoded.ids) for task in tasks for row in task.rows)
+
+
+def _run_process(task: Task) -> None:
+    """:func:`work` in a process of its own: only its devices are visible."""
+    end_with_parent()
+    if task.settings.device is None:
+        os.environ[VISIBLE] = ",".join(_own_devices(task.index, task.settings.gpus_per_model))
+    fix_numerics()
+    sys.exit(exit_code(lambda: work(task)))
+
+
+def _own_devices(index: int, count: int) -> list[str]:
+    """The ``index``-th group of ``count`` devices, out of those that this command may see."""
+    first, given = index * count, os.environ.get(VISIBLE)
+    if given is None:
+        return [str(device) for device in range(first, first + count)]
+    return given.split(",")[first : first + count]
+
+
+def work(task: Task) -> None:
+    """Send what is not there yet through the verifier, bucket by bucket, and write it.
+
+    Raises:
+        InputError: the folder is in use, the verifier cannot be loaded, or a record cannot be written.
+    """
+    lock = DirectoryLock(task.folder, "outdir")
+    try:
+        sweep(task.folder)
+        buckets = length_buckets([len(row.ids) for row in task.rows], task.settings.batch_tokens)
+        buckets = [bucket for bucket in buckets if not all(_is_done(task, index) for index in bucket)]
+        if buckets:
+            _write(task, buckets, _reader(task))
+    finally:
+        lock.release()
+
+
+def length_buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, the longest first, each at most ``batch_tokens`` with its padding.
+
+    A batch has at least one dialogue. The batches depend on nothing else, so that a run that was interrupted makes
+    the same ones: sums in a matrix product may depend on what else is in it.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _is_done(task: Task, index: int) -> bool:
+    return is_whole(record_file(task.folder, index), task.manifest.info(task.rows[index]))
+
+
+def _reader(task: Task) -> Read:
+    settings, manifest = task.settings, task.manifest
+    if manifest.algorithm == "ids":
+        return lambda dialogues: [{} for _ in dialogues]
+    spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
+    model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)
+    return FeatureReader(model, manifest.feature_layers or None)
+
+
+def _write(task: Task, buckets: Sequence[Sequence[int]], read: Read) -> None:
+    started, name = time.monotonic(), f"process {task.index}"
+    total = sum(len(task.rows[index].ids) for bucket in buckets for index in bucket)
+    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, disable=not task.settings.progress) as bar:
+        for bucket in buckets:
+            ids = [torch.tensor(task.rows[index].ids) for index in bucket]
+            for index, row_ids, features in zip(bucket, ids, read(ids), strict=True):
+                row = task.rows[index]
+                tensors = {"input_ids": row_ids, **features, "loss_mask": torch.tensor(row.loss_mask)}
+                write_record(record_file(task.folder, index), tensors, task.manifest.info(row))
+                bar.update(len(row_ids))
+    seconds = time.monotonic() - started
+    say(f"{name}: {total:,} tokens in {seconds:.1f} s, {total / seconds:,.0f} tok/s")

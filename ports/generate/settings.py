@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ports.generate.encode import LossMask
-
-Dtype = Literal["default", "auto", "float16", "bfloat16", "float32"]
+from ports.generate.chat import Encoder, LossMask, load_family
 
 
 class GenerationSettings(BaseSettings):
@@ -49,7 +47,9 @@ class GenerationSettings(BaseSettings):
     aux_layers: str = Field(
         "prototype", description="eagle3: prototype, speculators, or entries of hidden_states: a,b,c"
     )
-    dtype: Dtype = Field("default", description="verifier: auto for eagle3 and float16 for hass, as in the prototypes")
+    dtype: Literal["default", "auto", "float16", "bfloat16", "float32"] = Field(
+        "default", description="verifier: auto for eagle3 and float16 for hass, as in the prototypes"
+    )
     max_length: int = Field(8192, ge=1, description="dialogues are cut to this many tokens")
     batch_tokens: int = Field(16384, ge=1, description="tokens of one forward, padding included; more use more memory")
     device: str | None = Field(None, description="where one process runs; default: its accelerators, else the CPU")
@@ -63,13 +63,9 @@ class GenerationSettings(BaseSettings):
         return value.lower() if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _whole_processes(self) -> GenerationSettings:
+    def _consistent(self) -> GenerationSettings:
         if self.total_gpus % self.gpus_per_model:
             raise ValueError(f"gpus_per_model {self.gpus_per_model} does not divide total_gpus {self.total_gpus}")
-        return self
-
-    @model_validator(mode="after")
-    def _as_the_prototype(self) -> GenerationSettings:
         if self.prototype is not None:
             given = sorted({"chat_template", "loss_mask", "leading_space"} & self.model_fields_set)
             if given:
@@ -81,3 +77,8 @@ class GenerationSettings(BaseSettings):
     def processes(self) -> int:
         """How many processes share the rows."""
         return self.total_gpus // self.gpus_per_model
+
+    def encoder(self, tokenizer: Any) -> Encoder:
+        """How a dialogue becomes tokens."""
+        space = self.leading_space and self.dataset == "sharegpt"
+        return Encoder(tokenizer, load_family(self.chat_template), self.loss_mask, space, self.max_length)

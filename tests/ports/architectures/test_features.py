@@ -12,7 +12,7 @@ from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.architectures.gpt_oss import WINDOW
 from parity.fixtures.architectures.llama4 import CHUNK
 from ports.evaluate.verifier import open_verifier
-from ports.generate.prepare import geometry_of
+from ports.generate.records import geometry_of
 from ports.training.data.features import FeatureReader, load_verifier
 from ports.training.data.records import list_records, read_record
 from ports.training.verifier import verifier_config

@@ -11,7 +11,7 @@ from parity.fixtures.chat import ANSWER_HEADER
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from parity.fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
 from ports.evaluate.prompts import family_of, prompt_of, read_prompts
-from ports.generate.families import load_family
+from ports.generate.chat import load_family
 
 
 @pytest.fixture(scope="module")

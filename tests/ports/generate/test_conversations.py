@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,12 +23,14 @@ def share(tmp_path):
 
 def test_sharegpt_is_shuffled_with_seed_42_and_ultrachat_is_not() -> None:
     ids = [row["id"] for row in json.loads(SHAREGPT.read_text())]
-    shuffled = load_conversations("sharegpt", str(SHAREGPT), "sft").rows["id"]
-    assert sorted(shuffled) == sorted(ids)
+    share = load_conversations("sharegpt", str(SHAREGPT), "sft")
+    shuffled = Dataset.from_list([{"id": name} for name in ids]).shuffle(seed=42)["id"]
     assert list(shuffled) != ids
-    assert list(shuffled) == list(load_conversations("sharegpt", str(SHAREGPT), "sft").rows["id"])
-    lines = [json.loads(line)["prompt_id"] for line in ULTRACHAT.read_text().splitlines()]
-    assert list(load_conversations("ultrachat", str(ULTRACHAT), "sft").rows["prompt_id"]) == lines
+    assert [ids[row] for row in share.order] == list(shuffled)
+    assert (
+        share.messages(0)[0]["content"] == json.loads(SHAREGPT.read_text())[share.order[0]]["conversations"][0]["value"]
+    )
+    assert list(load_conversations("ultrachat", str(ULTRACHAT), "sft").order) == list(range(20))
 
 
 def test_a_first_turn_of_the_assistant_is_dropped_and_only_that(share) -> None:
@@ -57,7 +60,7 @@ BAD = [
 @pytest.mark.parametrize(("turns", "expected"), BAD)
 def test_a_bad_dialogue_says_why(share, turns, expected) -> None:
     rows = share({"from": "human", "value": "x"})
-    rows = type(rows)([{"conversations": turns}], rows.kind, rows.source)
+    rows = type(rows)([{"conversations": turns}], rows.kind, rows.source, [0])
     with pytest.raises(ConversationError, match=expected):
         rows.messages(0)
 
@@ -89,14 +92,6 @@ def test_a_bad_file_is_refused(tmp_path, refuses, text, kind, field, expected) -
 def test_an_absent_file_is_refused(refuses) -> None:
     with refuses("no/such.json", "data_path", "", "a JSON or parquet file, a directory of them, or a hub id"):
         load_conversations("sharegpt", "no/such.json", "sft")
-
-
-def test_rows_are_counted_as_the_file_does(tmp_path) -> None:
-    ids = [row["id"] for row in json.loads(SHAREGPT.read_text())]
-    share = load_conversations("sharegpt", str(SHAREGPT), "sft")
-    assert [ids[share.row(index)] for index in range(len(share))] == list(share.rows["id"])
-    ultra = load_conversations("ultrachat", str(ULTRACHAT), "sft")
-    assert [ultra.row(index) for index in range(len(ultra))] == list(range(20))
 
 
 @given(st.integers(0, 500), st.integers(1, 16))

@@ -8,8 +8,7 @@ import pytest
 
 from docs.tables import encode_recorded, encoder_of
 from parity.fixtures.dialogues import recordings, word_tokenizer
-from ports.generate.encode import LossMask
-from ports.generate.prepare import build_encoder
+from ports.generate.chat import LossMask
 from ports.generate.settings import GenerationSettings
 
 RECORDED = {recording.name: recording for recording in recordings()}
@@ -44,7 +43,7 @@ def test_one_flag_gives_all_that_a_script_gives(name: str, tmp_path: Path) -> No
     settings = GenerationSettings(
         model_path="v", outdir=tmp_path, dataset=recording.dataset, prototype=recording.family
     )
-    encoder, told = build_encoder(settings, word_tokenizer(recording.family)), encoder_of(recording, LossMask.PROTOTYPE)
+    encoder, told = settings.encoder(word_tokenizer(recording.family)), encoder_of(recording, LossMask.PROTOTYPE)
     turns = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": "It is."}]
     if recording.family == "mistral":  # the script's system message is the tokenizer's own, which the words have not
         encoder.family = told.family
@@ -52,7 +51,7 @@ def test_one_flag_gives_all_that_a_script_gives(name: str, tmp_path: Path) -> No
 
 
 def test_nothing_is_put_around_a_dialogue_by_default(tmp_path: Path) -> None:
-    encoder = build_encoder(GenerationSettings(model_path="v", outdir=tmp_path), word_tokenizer("llama"))
+    encoder = GenerationSettings(model_path="v", outdir=tmp_path).encoder(word_tokenizer("llama"))
     assert encoder.loss_mask is LossMask.EXACT
     assert not encoder.leading_space
     assert encoder.family.system is None

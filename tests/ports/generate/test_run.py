@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
-from ports.generate.manifest import write_or_check
-from ports.generate.run import prepare
+from ports.generate.records import write_or_check
+from ports.generate.run import _own_devices, length_buckets, prepare, work
 from ports.generate.settings import GenerationSettings
-from ports.generate.worker import _own_devices, work
 from ports.training.checkpoint import MARK
 from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.settings import parse
@@ -26,6 +29,16 @@ from tests.ports.generate.conftest import SPEC, contents
 from tests.ports.training.processes import await_end_of, children
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000))
+def test_buckets_hold_every_dialogue_once_in_order_of_length_and_fit(lengths, batch_tokens) -> None:
+    buckets = length_buckets(lengths, batch_tokens)
+    order = [index for bucket in buckets for index in bucket]
+    assert order == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for bucket, following in zip(buckets, [*buckets[1:], None]):
+        assert len(bucket) == 1 or len(bucket) * lengths[bucket[0]] <= batch_tokens
+        assert following is None or (len(bucket) + 1) * lengths[bucket[0]] > batch_tokens
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +51,27 @@ def states(model, ids):
     return [state[0] for state in model(ids[None], output_hidden_states=True).hidden_states]
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm) -> None:
-    """Entries 3, n // 2 + 1 and n - 2, and the last; the dialogue alone gives the same as in a batch."""
-    folder = generate(algorithm=algorithm, dtype="float32")
+CHOICES = [
+    ("eagle3", {"dtype": "float32"}, (3, 4, 5)),
+    ("eagle3", {"aux_layers": "speculators"}, (2, 3, 4)),
+    ("eagle3", {"aux_layers": "1,2,6"}, (1, 2, 6)),
+    ("hass", {"dtype": "float32"}, ()),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "changes", "layers"), CHOICES)
+def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm, changes, layers) -> None:
+    """By default entries 3, n // 2 + 1 and n - 2; the dialogue alone gives the same as in a batch."""
+    folder = generate(algorithm=algorithm, **changes)
     files = list_records(folder)
     assert [file.relative_to(folder).as_posix() for file in files] == [f"0/data_{i}.safetensors" for i in range(8)]
+    assert recorded_info(files).feature_layers == layers
     for file in files:
         record = read_record(file, WIDTHS[algorithm], SPEC.vocab_size)
-        expected = states(model, record["input_ids"])
-        fused = torch.cat([expected[3], expected[4], expected[5]], dim=-1)
-        torch.testing.assert_close(record["hidden_state"], fused if algorithm == "eagle3" else expected[-1])
-        assert algorithm == "hass" or bool((record["target"] - expected[-1]).abs().max() < 1e-5)
+        entries = states(model, record["input_ids"])
+        fused = torch.cat([entries[layer] for layer in layers or [-1]], dim=-1)
+        torch.testing.assert_close(record["hidden_state"], fused)
+        assert algorithm == "hass" or bool((record["target"] - entries[-1]).abs().max() < 1e-5)
         assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
 
 
@@ -62,21 +84,12 @@ def test_records_are_made_in_full_float32_and_say_so(generate) -> None:
 
 def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) -> None:
     """Records for training with --online."""
-    monkeypatch.setattr("ports.generate.worker.load_verifier", None)
+    monkeypatch.setattr("ports.generate.run.load_verifier", None)
     files = list_records(generate(algorithm="ids"))
     record = read_record(files[0], {}, SPEC.vocab_size)
     assert len(files) == 8
     assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
     assert files[0].stat().st_size < 1000 + 16 * len(record["input_ids"])
-
-
-@pytest.mark.parametrize(("choice", "layers"), [("speculators", (2, 3, 4)), ("1,2,6", (1, 2, 6))])
-def test_other_layers_can_be_chosen(generate, model, choice, layers) -> None:
-    files = list_records(generate(aux_layers=choice, samples=0))
-    assert recorded_info(files).feature_layers == layers
-    record = read_record(files[0], WIDTHS["eagle3"], SPEC.vocab_size)
-    expected = states(model, record["input_ids"])
-    torch.testing.assert_close(record["hidden_state"], torch.cat([expected[layer] for layer in layers], dim=-1))
 
 
 @pytest.mark.parametrize(("algorithm", "dtype"), [("eagle3", torch.float32), ("hass", torch.float16)])
@@ -85,15 +98,33 @@ def test_the_default_precision_is_the_prototypes(generate, algorithm, dtype) -> 
     assert read_record(file, WIDTHS[algorithm], SPEC.vocab_size)["hidden_state"].dtype is dtype
 
 
-def test_rows_are_split_over_processes_as_the_prototypes_do(generate, tmp_path) -> None:
+def in_this_process(argv) -> Path:
+    """What several processes write, one after the other."""
+    prepared = prepare(parse(GenerationSettings, argv))
+    outdir = prepared.tasks[0].settings.outdir
+    write_or_check(outdir, prepared.manifest)
+    for task in prepared.tasks:
+        work(pickle.loads(pickle.dumps(task)))
+    return outdir
+
+
+def test_rows_are_split_over_processes_as_the_prototypes_do(generate, flags, tmp_path) -> None:
     """Three processes on rows 0..7: three, three and two; together they hold what one process writes."""
-    one, three = generate(), generate(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, device="cpu")
+    one = generate()
+    three = in_this_process(flags(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, device="cpu"))
     names = [file.relative_to(three).as_posix() for file in list_records(three)]
     assert names == [f"{p}/data_{i}.safetensors" for p, size in enumerate((3, 3, 2)) for i in range(size)]
     for mine, theirs in zip(list_records(one), list_records(three), strict=True):
         a, b = (read_record(file, WIDTHS["eagle3"], SPEC.vocab_size) for file in (mine, theirs))
         assert torch.equal(a["input_ids"], b["input_ids"])
         torch.testing.assert_close(a["hidden_state"], b["hidden_state"])
+
+
+def test_a_process_sees_the_devices_of_its_group(monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [_own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
+    assert _own_devices(1, 2) == ["GPU-ab", "7"]
 
 
 def test_twice_the_same_bytes_and_nothing_is_written_again(generate, tmp_path) -> None:
@@ -104,71 +135,56 @@ def test_twice_the_same_bytes_and_nothing_is_written_again(generate, tmp_path) -
     assert times == {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("missing", [[0], [3, 4], [7], list(range(8))])
-def test_what_is_missing_or_torn_is_made_again(generate, missing) -> None:
+def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
     folder = generate()
     before = contents(folder)
-    for index in missing:
-        file = record_files.record_file(folder / "0", index)
-        file.write_bytes(file.read_bytes()[:-1]) if index % 2 else file.unlink()
-    (folder / "0" / f"{MARK}data_1.safetensors.partial").write_bytes(b"left by a killed writer")
-    generate()
-    assert contents(folder) == before
+    for missing in ([0], [3, 4], [7], range(8)):
+        for index in missing:
+            file = record_files.record_file(folder / "0", index)
+            file.write_bytes(file.read_bytes()[:-1]) if index % 2 else file.unlink()
+        (folder / "0" / f"{MARK}data_1.safetensors.partial").write_bytes(b"left by a killed writer")
+        record_files.record_file(folder / "0", 2).write_bytes(before["0/data_5.safetensors"])
+        assert contents(generate()) == before
 
 
-def test_an_interruption_at_any_record_leaves_no_trace(generate, flags, monkeypatch, tmp_path) -> None:
-    whole = contents(generate(outdir=tmp_path / "whole"))
-    count, write = len(whole) - 1, record_files.write_file
-    for stop in range(count):
-        written = []
+def test_an_interruption_at_any_file_leaves_no_trace(generate, flags, monkeypatch, tmp_path) -> None:
+    whole, write = contents(generate(outdir=tmp_path / "whole")), record_files.write_file
+    for stop in range(len(whole)):
+        folder = tmp_path / f"stop{stop}"
 
-        def failing(file, content, stop=stop, written=written):
-            written.append(file)
-            if len(written) > stop:
+        def failing(file, content, folder=folder, stop=stop):
+            if len(contents(folder)) == stop:
                 raise KeyboardInterrupt
             write(file, content)
 
         monkeypatch.setattr(record_files, "write_file", failing)
-        assert main(flags(outdir=tmp_path / f"stop{stop}")) == 130
+        assert main(flags(outdir=folder)) == 130
         monkeypatch.setattr(record_files, "write_file", write)
-        assert len(contents(tmp_path / f"stop{stop}")) == stop + 1
-        assert contents(generate(outdir=tmp_path / f"stop{stop}")) == whole
+        assert len(contents(folder)) == stop
+        assert contents(generate(outdir=folder)) == whole
+
+
+MANY = {"samples": 19, "batch_tokens": 60}
 
 
 def test_killed_at_random_moments_the_bytes_are_the_same(generate, spawn, tmp_path) -> None:
     """SIGKILL, again and again, then the same command to the end."""
-    settings = {"samples": 19, "batch_tokens": 60}
-    whole = contents(generate(outdir=tmp_path / "whole", **settings))
-    folder, random_delay, counts = tmp_path / "killed", random.Random(5), []
-    for _ in range(4):
-        process = spawn(outdir=folder, **settings)
-        while process.returncode is None and len(list(folder.rglob("data_*"))) <= (counts or [0])[-1]:
+    whole = contents(generate(outdir=tmp_path / "whole", **MANY))
+    folder, random_delay, counts = tmp_path / "killed", random.Random(5), [0]
+    for _ in range(3):
+        process = spawn(outdir=folder, **MANY)
+        while process.returncode is None and len(list(folder.rglob("data_*"))) <= counts[-1]:
             time.sleep(0.002)
         time.sleep(random_delay.random() * 0.02)
         process.kill()
         counts.append(len(list(folder.rglob("data_*"))))
-    assert 0 < counts[0] < 20, counts
-    generate(outdir=folder, **settings)
-    assert contents(folder) == whole
-
-
-def in_this_process(argv) -> Path:
-    """What several processes write, one after the other."""
-    prepared = prepare(parse(GenerationSettings, argv))
-    write_or_check(prepared.settings.outdir, prepared.manifest)
-    for task in prepared.tasks():
-        work(task)
-    return prepared.settings.outdir
-
-
-def ended_with(process) -> int:
-    process.ended()
-    return process.returncode
+    assert 0 < counts[1] < 20, counts
+    assert contents(generate(outdir=folder, **MANY)) == whole
 
 
 def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path) -> None:
     """The processes of a killed command end by themselves; until then their folders are in use."""
-    settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
+    settings = {**MANY, "total_gpus": 2, "device": "cpu"}
     whole, folder = contents(in_this_process(flags(outdir=tmp_path / "whole", **settings))), tmp_path / "killed"
     process = spawn(outdir=folder, **settings)
     while process.returncode is None and not list(folder.rglob("data_*")):
@@ -177,17 +193,22 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
     process.kill()
     await_end_of(workers, 20)
     deadline = time.monotonic() + 60
-    while ended_with(spawn(outdir=folder, **settings)) and time.monotonic() < deadline:
+    while (again := spawn(outdir=folder, **settings)).ended() and again.returncode and time.monotonic() < deadline:
         time.sleep(0.2)
     assert 0 < written < 20
     assert contents(folder) == whole
 
 
-def test_a_process_sees_the_devices_of_its_group(monkeypatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [_own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
-    assert _own_devices(1, 2) == ["GPU-ab", "7"]
+def test_a_second_run_in_the_same_directory_is_refused(spawn, generate, tmp_path) -> None:
+    """Another process holds the folder for as long as it lives."""
+    folder = generate()
+    record_files.record_file(folder / "0", 0).unlink()
+    with hold(folder / "0", tmp_path / "holder"):
+        second = spawn()
+        assert "outdir: found in use by process" in second.ended()
+        assert second.returncode == 2
+    generate()
+    assert len(list_records(folder)) == 8
 
 
 CHANGES = [
@@ -200,11 +221,11 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "field"), CHANGES)
-def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, capsys, change, field) -> None:
+def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, capsys) -> None:
     before = contents(generate())
-    assert main(flags(**change)) == 2
-    assert f"generation.json: {field}: found" in capsys.readouterr().err
+    for change, field in CHANGES:
+        assert main(flags(**change)) == 2
+        assert f"generation.json: {field}: found" in capsys.readouterr().err
     assert contents(generate()) == before
 
 
@@ -215,37 +236,21 @@ def test_the_estimate_is_what_lands_on_the_disk(flags, generate, capsys) -> None
     assert abs(float(said.split(" GB")[0]) * 1e9 - size) < 0.02 * size
 
 
-def test_too_little_room_is_said_before_anything_is_written(flags, monkeypatch, capsys, tmp_path) -> None:
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("ports.files.shutil.disk_usage", lambda path: usage)
-    assert main(flags()) == 2
-    assert "outdir: found 1e-06 GB free" in capsys.readouterr().err
-    assert not (tmp_path / "records").exists()
-
-
-def test_features_that_a_precision_cannot_hold_are_refused(flags, verifier, capsys) -> None:
+def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spawn, verifier) -> None:
     """Half precision overflows above 65504; nothing unreadable is written."""
-    from safetensors.torch import load_file, save_file
-
     shard = sorted(verifier.glob("*.safetensors"))[-1]
     tensors = load_file(shard)
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1e6
     save_file(tensors, shard, {"format": "pt"})
-    assert main(flags(algorithm="hass")) == 2
-    assert "hidden_state: found NaN or Inf" in capsys.readouterr().err
+    process = spawn(algorithm="hass", total_gpus=2, device="cpu")
+    said = process.ended()
+    assert said.count("hidden_state: found NaN or Inf") == 2
+    assert "processes: found [0, 1] failed" in said
+    assert process.returncode == 2
 
 
-def test_a_bad_dialogue_ends_the_run_or_is_left_out(flags, tmp_path, capsys) -> None:
-    file = tmp_path / "share.json"
-    turns = '{"conversations": [{"from": "%s", "value": "x"}, {"from": "gpt", "value": "y"}]}'
-    file.write_text(f"[{turns % 'human'}, {turns % 'tool'}, {turns % 'human'}]")
-    assert main(flags(data_path=file)) == 2
-    assert ": row 1: found" in capsys.readouterr().err, "as the file counts them, from 0"
-    assert main(flags(data_path=file, on_bad_conversation="skip")) == 0
-    assert "skipped row 1: " in capsys.readouterr().err
-    assert len(list_records(tmp_path / "records")) == 2
-
-
+ANSWERED = '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "yes"}]}'
+BAD_ROLE = ANSWERED.replace("human", "tool")
 NO_ANSWER = [
     '{"conversations": [{"from": "human", "value": "who is there"}]}',
     '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": ""}]}',
@@ -254,20 +259,35 @@ NO_ANSWER = [
 """Asked and not answered, answered with nothing, and answered after the cut."""
 
 
-def test_dialogues_without_an_answer_are_left_out_and_counted(flags, tmp_path, capsys) -> None:
-    file, answered = (
-        tmp_path / "share.json",
-        '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "yes"}]}',
-    )
-    file.write_text(f"[{answered}, {', '.join(NO_ANSWER)}, {answered}]")
-    assert main(flags(data_path=file, max_length=100)) == 0
+@pytest.fixture
+def share(tmp_path):
+    """Writes a ShareGPT file."""
+    file = tmp_path / "share.json"
+
+    def write(*rows: str) -> Path:
+        file.write_text(f"[{', '.join(rows)}]")
+        return file
+
+    return write
+
+
+def test_a_bad_dialogue_ends_the_run_or_is_left_out(flags, share, tmp_path, capsys) -> None:
+    file = share(ANSWERED, BAD_ROLE, ANSWERED)
+    assert main(flags(data_path=file)) == 2
+    assert ": row 1: found" in capsys.readouterr().err, "as the file counts them, from 0"
+    assert main(flags(data_path=file, on_bad_conversation="skip")) == 0
+    assert "skipped row 1: " in capsys.readouterr().err
+    assert len(list_records(tmp_path / "records")) == 2
+
+
+def test_dialogues_without_an_answer_are_left_out_and_counted(flags, share, tmp_path, capsys) -> None:
+    assert main(flags(data_path=share(ANSWERED, *NO_ANSWER, ANSWERED), max_length=100)) == 0
     said = capsys.readouterr().err
     assert said.count("no token of an answer") == 3
     assert "2 dialogues, " in said
     assert "3 skipped" in said
     assert len(list_records(tmp_path / "records")) == 2
-    file.write_text(f"[{', '.join(NO_ANSWER)}]")
-    assert main(flags(data_path=file, max_length=100, outdir=tmp_path / "none")) == 2
+    assert main(flags(data_path=share(*NO_ANSWER), max_length=100, outdir=tmp_path / "none")) == 2
     assert "that can be used, the first: row " in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
@@ -280,24 +300,6 @@ def test_dialogues_beyond_the_verifiers_positions_are_said_and_counted(flags, ve
     assert "of them longer than the verifier's 100 positions, up to " in said
     assert main(["estimate", *flags(max_length=100)]) == 0
     assert "positions" not in capsys.readouterr().err
-
-
-def test_a_process_that_fails_is_reported(flags, verifier, capfd) -> None:
-    (verifier / "model-00002-of-00002.safetensors").write_bytes(b"")
-    assert main(flags(total_gpus=2)) == 2
-    assert "weights: found" in capfd.readouterr().err
-
-
-def test_a_second_run_in_the_same_directory_is_refused(flags, spawn, generate, tmp_path) -> None:
-    """Another process holds the folder for as long as it lives."""
-    folder = generate()
-    record_files.record_file(folder / "0", 0).unlink()
-    with hold(folder / "0", tmp_path / "holder"):
-        second = spawn()
-        assert "outdir: found in use by process" in second.ended()
-        assert second.returncode == 2
-    generate()
-    assert len(list_records(folder)) == 8
 
 
 BAD = [

@@ -8,11 +8,9 @@ from accelerate.utils import set_seed
 
 from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
-from ports.generate.encode import Encoded
-from ports.generate.manifest import Manifest
-from ports.generate.prepare import Row, geometry
+from ports.generate.records import Manifest, Row, geometry_of
+from ports.generate.run import Task, work
 from ports.generate.settings import GenerationSettings
-from ports.generate.worker import Task, work
 from ports.hass import train as hass
 from ports.training.data.record_info import GENERATION
 from ports.training.data.records import list_records, read_record
@@ -47,28 +45,21 @@ def samples_of(algorithm: str) -> list[dict[str, torch.Tensor]]:
 def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
     """The recorded ids and masks through our generator, in batches of several."""
     settings = GenerationSettings(
-        model_path=str(VERIFIER),
-        outdir=folder,
-        algorithm=algorithm,
-        dtype="float32",
-        aux_layers=aux_layers,
-        batch_tokens=200,
-        progress=False,
+        model_path=str(VERIFIER), outdir=folder, algorithm=algorithm, batch_tokens=200, progress=False
     )
-    shape = geometry(settings)
-    rows = [
-        Row(number, Encoded(sample["input_ids"].tolist(), sample["loss_mask"].tolist()))
-        for number, sample in enumerate(samples_of(algorithm))
-    ]
+    shape = geometry_of(algorithm, str(VERIFIER), aux_layers, "float32")
+    samples = enumerate(samples_of(algorithm))
+    rows = [Row(number, sample["input_ids"].tolist(), sample["loss_mask"].tolist()) for number, sample in samples]
     manifest = Manifest.model_construct(
         algorithm=algorithm,
         verifier=verifier_fingerprint(str(VERIFIER)),
         tokenizer="none",
         feature_layers=shape.layers or [],
+        dtype=shape.dtype,
         loss_mask="exact",
         chat_template="plain",
     )
-    work(Task(settings, shape, manifest, 0, rows))
+    work(Task(settings, manifest, 0, rows))
 
 
 def curve_of(algorithm: str, data, cpdir, reset_accelerator) -> list[tuple[float, ...]]:

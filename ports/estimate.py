@@ -1,0 +1,195 @@
+"""What a recipe will take, before anything is downloaded: ``speculator-estimate ...`` or ``python -m ports.estimate``.
+
+Bytes on disk and of weights and optimizer are counted, activations measured: the draft is built without its weights
+and run at two short lengths on the CPU. What autograd keeps for the backward grows linearly with the number of tokens,
+since no tensor of the fast paths is quadratic in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from ports.commands import exit_code
+from ports.eagle3.config import load_draft_config as eagle3_config
+from ports.eagle3.model import thaw_head
+from ports.eagle3.objective import Eagle3Objective
+from ports.errors import InputError
+from ports.files import gigabytes
+from ports.generate.records import geometry_of
+from ports.hass.config import HassSpeculatorConfig
+from ports.hass.config import load_draft_config as hass_config
+from ports.hass.model import HassDraftModel
+from ports.hass.objective import HassObjective
+from ports.training.alignment import Alignment
+from ports.training.attention.choice import attention_name
+from ports.training.settings import parse
+from ports.training.verifier import verifier_config
+
+PROBES = (16, 48)
+"""Tokens of the two measured batches."""
+
+FLOAT = 4
+"""Bytes of a float32: weights, gradients, Adam's two moments and the verifier's probabilities."""
+
+COPIES = 4
+"""Of a trained parameter: itself, its gradient and two moments."""
+
+
+class EstimateSettings(BaseSettings):
+    """What a recipe will take; only config.json is needed of the verifier."""
+
+    model_config = SettingsConfigDict(extra="forbid", cli_avoid_json=True, protected_namespaces=())
+
+    algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
+    model_path: str = Field(description="verifier: directory with config.json, or hub id")
+    configpath: str = Field(description="draft: prototype JSON or Speculators config")
+    gpus: int = Field(1, ge=1, description="training processes")
+    bs: int = Field(1, ge=1, description="samples per micro-batch and process")
+    max_len: int = Field(8192, ge=1, description="tokens of the longest sample")
+    forward_num_total: int = Field(3, ge=1, description="TTT steps")
+    supervised: float = Field(0.6, gt=0, le=1, description="share of the tokens in the loss")
+    samples: int = Field(68000, ge=0, description="dialogues, less one")
+    tokens: int = Field(1000, ge=1, description="of a dialogue in the mean; speculator-generate estimate counts them")
+    batch_tokens: int = Field(16384, ge=1, description="tokens of one forward in generation")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes.
+
+    ``records`` on disk; a generating process's ``verifier`` and ``states``; ``training``, a device's by what holds
+    them: without the kernels' workspace and the allocator's gaps.
+    """
+
+    records: int
+    verifier: int
+    states: int
+    training: dict[str, int]
+
+    @property
+    def training_total(self) -> int:
+        """Of a training device."""
+        return sum(self.training.values())
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.training.items() if size)
+        return [
+            f"records: {gigabytes(self.records)} on disk",
+            f"generation, per process: verifier {gigabytes(self.verifier)}, hidden states {gigabytes(self.states)}",
+            f"training, per device: {gigabytes(self.training_total)} ({listed})",
+            f"training --online, per device: {gigabytes(self.training_total + self.verifier)}",
+        ]
+
+
+def estimate(settings: EstimateSettings) -> Estimate:
+    """Compute it all; measuring activations of an 8B verifier's draft takes half a minute.
+
+    Raises:
+        InputError: configs that cannot be read or do not fit.
+    """
+    verifier = verifier_config(settings.model_path)
+    shape = geometry_of(settings.algorithm, settings.model_path)
+    load = eagle3_config if settings.algorithm == "eagle3" else hass_config
+    config = load(settings.configpath, settings.model_path, settings.forward_num_total)
+    state_size = (verifier.num_hidden_layers + 1) * verifier.hidden_size
+    return Estimate(
+        records=(settings.samples + 1) * shape.bytes_of(settings.tokens),
+        verifier=shape.item_bytes * _parameters(settings.model_path),
+        states=shape.item_bytes * state_size * settings.batch_tokens,
+        training=training_memory(
+            config, settings.forward_num_total, settings.bs * settings.max_len, settings.supervised, settings.gpus
+        ),
+    )
+
+
+def _parameters(name_or_path: str) -> int:
+    """Of the verifier without its head."""
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(AutoConfig.from_pretrained(name_or_path))
+    except Exception as error:  # transformers' own
+        raise InputError(name_or_path, "model_path", str(error)[:200], "a config of transformers") from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def training_memory(
+    config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_steps: int, tokens: int, supervised: float, gpus: int
+) -> dict[str, int]:
+    """Bytes of a micro-batch of ``tokens``, of which the share ``supervised`` is in the loss, in bf16 autocast.
+
+    ``activations`` is what autograd keeps, ``target`` the verifier's probabilities. On several devices
+    DistributedDataParallel holds the gradients once more, in its buckets.
+    """
+    objective = build_objective(config, ttt_steps)
+    sizes = {True: 0, False: 0}
+    for parameter in objective.draft.parameters():
+        sizes[parameter.requires_grad] += FLOAT * parameter.numel()
+    short, long = (kept_bytes(objective, length, round(length * supervised)) for length in PROBES)
+    slope = (long - short) / (PROBES[1] - PROBES[0])
+    return {
+        "weights, gradients, Adam": COPIES * sizes[True],
+        "frozen": sizes[False],
+        "DDP buckets": sizes[True] if gpus > 1 else 0,
+        "activations": round(short + slope * (tokens - PROBES[0])),
+        "target": FLOAT * round(tokens * supervised) * len(objective.output()[1]),
+    }
+
+
+def build_objective(config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_steps: int) -> Any:
+    """The objective of an untrained draft on the CPU, its memory not touched."""
+    config.transformer_layer_config._attn_implementation = attention_name(Alignment.PROTOTYPE)
+    hass = isinstance(config, HassSpeculatorConfig)
+    with torch.device("meta"):
+        draft: Any = HassDraftModel(config) if hass else thaw_head(Eagle3DraftModel(config))
+    draft.to_empty(device="cpu")
+    return HassObjective(draft, ttt_steps, topk=1) if hass else Eagle3Objective(draft, ttt_steps)
+
+
+def kept_bytes(objective: Any, tokens: int, rows: int) -> int:
+    """What autograd keeps from the forward of one row of ``tokens``, ``rows`` of them in the loss.
+
+    Parameters are left out.
+    """
+    own = {value.untyped_storage().data_ptr() for value in (*objective.parameters(), *objective.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    size = objective.draft.config.transformer_layer_config.hidden_size
+    ones = torch.ones(1, tokens, dtype=torch.int64)
+    batch = {
+        "input_ids": torch.zeros_like(ones),
+        "attention_mask": ones,
+        "loss_mask": (torch.arange(tokens)[None] < rows).long(),
+        "features": torch.randn(1, tokens, size * (1 if isinstance(objective, HassObjective) else 3)),
+        "target": torch.randn(1, tokens, size),
+    }
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), torch.autocast("cpu", torch.bfloat16):
+        outcome = objective(batch)  # held until all is counted, so that no address is given twice
+    del outcome
+    return sum(kept.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    words = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: print("\n".join(estimate(parse(EstimateSettings, words)).lines())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""From a dialogue to token ids and a loss mask: what a chat family puts around it, and which tokens are answers.
+
+An exact mask finds answers with the chat template itself: it is rendered a second time with marks around every answer,
+and what lies between the marks is the answer. The marks must leave the rest of the text as it was; otherwise there is
+no mask. The prototypes' masks are computed as theirs, right or not; see ``hard-coded-offsets`` and
+``first-match-mask`` in the ledger. T is the number of tokens of a dialogue; a mask is T numbers, 0 or 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import Enum
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ports.errors import InputError
+from ports.files import check_regular, is_text
+from ports.generate.conversations import ConversationError, Message
+
+TABLE = Path(__file__).parent / "families.yaml"
+GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
+
+OPEN, CLOSE = "\ue0f0", "\ue0f1"
+"""Two characters of Unicode's private use area."""
+
+MARK = re.compile(f"[{OPEN}{CLOSE}]")
+REWRITTEN = "the chat template changes with the text of an answer, expected one that inserts it"
+
+Span = tuple[int, int]
+"""Characters [start, stop) of a text."""
+
+Render = Callable[[Sequence[Message]], str]
+Tokens = Callable[[str], list[int]]
+"""Text to ids."""
+
+
+class Offsets(BaseModel):
+    """The prototypes' rule for Llama: token counts of the text between two hard-coded headers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: Literal["offsets"]
+    user: str
+    answer: str
+
+
+class FirstMatch(BaseModel):
+    """The prototypes' rule for Qwen and Mistral: where an answer's tokens occur first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: Literal["first_match"]
+    after: str
+    before: str
+
+
+class ChatFamily(BaseModel):
+    """One entry of the table; see ``families.yaml``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    system: str | None = None
+    template: str | None = None
+    template_options: dict[str, Any] = Field(default_factory=dict)
+    today: date | None = None
+    prototype_mask: Annotated[Offsets | FirstMatch, Field(discriminator="rule")] | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is given; a template that asks for the date gets ``today``, on every day the same."""
+        return self.template_options | ({} if self.today is None else {"strftime_now": self.today.strftime})
+
+    def opened(self, messages: Sequence[Message]) -> list[Message]:
+        """The dialogue after the family's system message, unless it has one of its own."""
+        own = bool(messages) and messages[0]["role"] == "system"
+        return [*([] if own or self.system is None else [{"role": "system", "content": self.system}]), *messages]
+
+    def checked_template(self, tokenizer: Any) -> str:
+        """The tokenizer's own chat template, else the family's.
+
+        Raises:
+            InputError: neither has one.
+        """
+        if getattr(tokenizer, "chat_template", None):
+            return str(tokenizer.get_chat_template())
+        if self.template is None:
+            expected = "a tokenizer with a chat template, or --chat_template with a family that has one, as chatml"
+            raise InputError(_name(tokenizer), "chat_template", "nothing", expected)
+        return self.template
+
+    def render(self, tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+        """The text of a dialogue; raises InputError as :meth:`checked_template`, and whatever the template does."""
+        own = {"tokenize": False, "chat_template": self.checked_template(tokenizer)}
+        return str(tokenizer.apply_chat_template(list(messages), **self.variables, **options, **own))
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "tokenizer")
+
+
+def load_family(name: str) -> ChatFamily:
+    """The family of that name in the table, or in ``FILE.yaml:NAME``.
+
+    Raises:
+        InputError: unreadable table, unknown name, or an entry with a wrong key or value.
+    """
+    file, _, entry = name.rpartition(":")
+    table = Path(file) if file else TABLE
+    entries = _read(table)
+    if entry not in entries:
+        raise InputError(table, "chat_template", entry, f"one of {', '.join(entries)}, or FILE.yaml:NAME")
+    try:
+        return ChatFamily.model_validate(entries[entry])
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join([entry, *map(str, first["loc"])])
+        raise InputError(table, field, repr(first.get("input"))[:80], first["msg"]) from error
+
+
+def _read(table: Path) -> dict[str, Any]:
+    check_regular(table, "chat_template")
+    try:
+        content = yaml.safe_load(table.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(table, "chat_template", str(error).split("\n")[0], "a readable YAML file") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(table, "chat_template", type(content).__name__, "a mapping of families by name")
+    return content
+
+
+class LossMask(str, Enum):
+    """``EXACT``: the answers' tokens. ``PROTOTYPE``: what the prototypes' masks are for the family."""
+
+    EXACT = "exact"
+    PROTOTYPE = "prototype"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A dialogue: ``ids`` [T] and ``loss_mask`` [T] of 0 and 1, and the text they come from."""
+
+    ids: list[int]
+    loss_mask: list[int]
+    text: str = ""
+
+
+@dataclass
+class Encoder:
+    """Renders a dialogue with the tokenizer's chat template, else the family's, and masks its answers.
+
+    ``leading_space`` puts a space before every answer; more than ``max_length`` tokens are cut off.
+
+    Raises:
+        InputError: no chat template, a tokenizer that has no offsets, or a family without a prototype mask
+            where that is asked for.
+    """
+
+    tokenizer: Any
+    family: ChatFamily
+    loss_mask: LossMask = LossMask.EXACT
+    leading_space: bool = False
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        self.family.checked_template(self.tokenizer)
+        if self.loss_mask is LossMask.EXACT and not getattr(self.tokenizer, "is_fast", False):
+            expected = "a fast tokenizer, for --loss_mask exact"
+            raise InputError(_name(self.tokenizer), "is_fast", "a tokenizer without offsets", expected)
+        if self.loss_mask is LossMask.PROTOTYPE and self.family.prototype_mask is None:
+            raise InputError("command line", "--loss_mask", "prototype", "a family with a prototype_mask")
+
+    def __call__(self, messages: Sequence[Message]) -> Encoded:
+        """Encode one dialogue.
+
+        Raises:
+            ConversationError: the template refuses the dialogue, or there is no telling where its answers are.
+        """
+        space = {"assistant": " "} if self.leading_space else {}
+        spaced = [{**turn, "content": space.get(turn["role"], "") + turn["content"]} for turn in messages]
+        turns = self.family.opened(spaced)
+        text = self.render(turns)
+        ids, mask = self._exact(text, turns) if self.loss_mask is LossMask.EXACT else self._prototype(text)
+        if not ids:
+            raise ConversationError("found no tokens, expected at least one")
+        return Encoded(ids[: self.max_length], mask[: self.max_length], text)
+
+    def render(self, turns: Sequence[Message]) -> str:
+        """The text of a dialogue; a template's complaint is a ConversationError, and so is what is no text."""
+        try:
+            text = self.family.render(self.tokenizer, turns)
+        except Exception as error:  # jinja's, whatever a template raises
+            raise ConversationError(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from error
+        if not is_text(text):
+            raise ConversationError(f"found a lone surrogate in {ascii(text)[:60]}, expected text")
+        return text
+
+    def _exact(self, text: str, turns: Sequence[Message]) -> tuple[list[int], list[int]]:
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        template = self.family.checked_template(self.tokenizer)
+        blocks = GENERATION_BLOCK.search(template) is not None
+        spans = self._generation_blocks(template, turns) if blocks else answer_spans(turns, self.render)
+        return list(tokens["input_ids"]), mask_of(spans, tokens["offset_mapping"], len(text))
+
+    def _generation_blocks(self, template: str, turns: Sequence[Message]) -> list[Span]:
+        """Where the template says that the assistant speaks, with ``{% generation %}``.
+
+        ``return_assistant_tokens_mask`` would go on from here with ``char_to_token``, which knows no token for white
+        space that a tokenizer trims from its offsets: such a mask runs to the end of the text, or stops short.
+        """
+        _, blocks = render_jinja_template(
+            conversations=[list(turns)],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+            **self.family.variables,
+        )
+        return [(start, stop) for start, stop in blocks[0]]
+
+    def _prototype(self, text: str) -> tuple[list[int], list[int]]:
+        def plain(piece: str) -> list[int]:
+            return list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+
+        ids, rule = plain(text), self.family.prototype_mask
+        if isinstance(rule, FirstMatch):
+            return ids, first_match_mask(text, ids, rule, plain)
+        assert rule is not None  # refused at the start
+        return ids, offsets_mask(text, len(ids), rule, lambda piece: list(self.tokenizer(piece)["input_ids"]))
+
+
+def answer_spans(messages: Sequence[Message], render: Render) -> list[Span]:
+    """Where the answers stand in ``render(messages)``; an empty answer has no span.
+
+    A template may trim answers, be it one of them only: white space at either end of an answer belongs to it where the
+    template keeps it.
+
+    Raises:
+        ConversationError: the text holds a mark, or the template does not give every answer as it is.
+    """
+    text = render(messages)
+    if MARK.search(text):
+        raise ConversationError("found a character that marks answers, expected a text without U+E0F0 and U+E0F1")
+    marked = render([_mark(message) for message in messages])
+    if MARK.sub("", marked) != text:
+        marked = render([_as_inserted(messages, place, render, text) for place in range(len(messages))])
+    if MARK.sub("", marked) != text:
+        raise ConversationError(REWRITTEN)
+    marks = list(MARK.finditer(marked))
+    if [mark.group() for mark in marks] != [OPEN, CLOSE] * (len(marks) // 2):
+        raise ConversationError("the chat template repeats or splits an answer, expected each of them once")
+    places = [mark.start() - number for number, mark in enumerate(marks)]  # in the text without them
+    return list(zip(places[::2], places[1::2]))
+
+
+def _as_inserted(messages: Sequence[Message], place: int, render: Render, text: str) -> Message:
+    """The message there with marks around as much of it as the template leaves alone."""
+    content = messages[place]["content"]
+    for start, from_end in product(_edges(content), _edges(content[::-1])):
+        marked = _mark(messages[place], start, from_end)
+        if MARK.sub("", render([*messages[:place], marked, *messages[place + 1 :]])) == text:
+            return marked
+    raise ConversationError(REWRITTEN)
+
+
+def _edges(content: str) -> list[int]:
+    """How much white space a template may trim in front: nothing, or up to where another character begins."""
+    space = content[: len(content) - len(content.lstrip())]
+    return [0, *(place for place in range(1, len(space) + 1) if space[place - 1] != space[place : place + 1])]
+
+
+def _mark(message: Message, start: int = 0, from_end: int = 0) -> Message:
+    content = message["content"]
+    if message["role"] != "assistant" or not content.strip():
+        return message
+    stop = len(content) - from_end
+    return {**message, "content": content[:start] + OPEN + content[start:stop] + CLOSE + content[stop:]}
+
+
+def mask_of(spans: Sequence[Span], offsets: Sequence[Span], length: int) -> list[int]:
+    """1 on every token that holds a character of an answer.
+
+    Args:
+        spans: the answers.
+        offsets: each token's characters, as the tokenizer says. What no token claims (white space, with tokenizers
+            that trim offsets) belongs to the next one.
+        length: of the text.
+    """
+    answering, mask, reached = np.zeros(length, dtype=bool), [], 0
+    for start, stop in spans:
+        answering[start:stop] = True
+    for start, stop in offsets:
+        begin, end = min(start, reached), max(stop, reached)
+        reached = end
+        mask.append(int(answering[begin : max(end, begin + 1)].any()))
+    return mask
+
+
+def offsets_mask(text: str, length: int, rule: Offsets, with_bos: Tokens) -> list[int]:
+    """Ones, less the stretches between answers, whose places are sums of token counts plus constants.
+
+    Args:
+        text: the rendered dialogue.
+        length: T.
+        rule: the family's headers.
+        with_bos: tokenizes with the tokenizer's automatic special tokens, which the constants allow for.
+
+    Raises:
+        ConversationError: no user turn, where the prototype stops with an IndexError.
+    """
+    opening, *turns = text.split(rule.user)
+    if not turns:
+        raise ConversationError(f"found no {rule.user!r}, expected a turn of the user")
+    turns[0] = opening + rule.user + turns[0]
+    mask, reached = np.ones(length, dtype=int), 1
+    mask[:1] = 0
+    for number, turn in enumerate(turns):
+        prompt, *answers = turn.split(rule.answer)
+        if turn == "" or len(answers) != 1:
+            break
+        prompt_length = len(with_bos(prompt + rule.answer)) - 1
+        if number == 0:
+            mask[reached : reached + prompt_length - 2] = 0
+        else:
+            mask[reached - 3 : reached + prompt_length + 1] = 0
+        reached += len(with_bos(turn)) + (3 if number else 0)
+    mask[reached:] = 0
+    return list(map(int, mask))
+
+
+def first_match_mask(text: str, ids: Sequence[int], rule: FirstMatch, plain: Tokens) -> list[int]:
+    """Ones where the tokens of each answer occur first in ``ids``.
+
+    Raises:
+        ConversationError: an answer tokenizes differently by itself, where the prototype stops with an IndexError.
+    """
+    ids, mask = list(ids), [0] * len(ids)
+    between = re.compile(f"{re.escape(rule.after)}(.*?){re.escape(rule.before)}", re.DOTALL)
+    for answer in between.findall(text):
+        wanted = plain(answer)
+        size = len(wanted)
+        first = next((at for at in range(len(ids) - size + 1) if ids[at : at + size] == wanted), None)
+        if first is None:
+            raise ConversationError(f"found no occurrence of the {size} tokens of an answer, expected one")
+        mask[first : first + size] = [1] * size
+    return mask

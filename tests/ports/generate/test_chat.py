@@ -1,0 +1,308 @@
+"""Masks on random dialogues, against dialogues written out piece by piece and tokens read as bytes, with no offsets."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from parity.fixtures.architectures import ARCHITECTURES
+from parity.fixtures.dialogues import TEMPLATES, UNKNOWN
+from parity.fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
+from ports.generate.chat import CLOSE, OPEN, ChatFamily, Encoder, LossMask, load_family
+from ports.generate.conversations import ConversationError, Message
+
+BLOCKS = """\
+{{- bos_token -}}
+{%- for m in messages -%}
+    {{- '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\\n\\n' -}}
+    {%- if m.role == 'assistant' -%}{%- generation -%}{{- m.content | trim -}}{%- endgeneration -%}
+    {%- else -%}{{- m.content | trim -}}{%- endif -%}
+    {{- '<|eot_id|>' -}}
+{%- endfor -%}
+"""
+TEXT = st.text(alphabet="ab .,\n\té漢🙂x1", max_size=12)
+ANSWER = st.one_of(st.sampled_from(["Yes.", " Yes.", "", " ", "\n", "\n\nYes.\n", "Yes.\n\n"]), TEXT)
+SHORT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Yes."}]
+
+Piece = tuple[str, bool]
+"""A text, and whether it is an answer's."""
+
+
+@st.composite
+def dialogues(draw) -> list[Message]:
+    """System or not, answers that repeat or are empty, an open ending or not, even two answers in a row."""
+    system = [{"role": "system", "content": text} for text in draw(st.lists(TEXT, max_size=1))]
+    roles = draw(st.lists(st.sampled_from(["user", "assistant"]), min_size=1, max_size=6))
+    return [*system, *({"role": role, "content": draw(ANSWER if role == "assistant" else TEXT)} for role in roles)]
+
+
+def chatml(turns: list[Message], thought: bool = False) -> Iterator[Piece]:
+    """The text as it is; with ``thought``, an answer that ends the dialogue comes after an empty thought."""
+    for place, turn in enumerate(turns):
+        answer = turn["role"] == "assistant"
+        yield f"<|im_start|>{turn['role']}\n", False
+        yield "<think>\n\n</think>\n\n" if thought and answer and place == len(turns) - 1 else "", False
+        yield turn["content"], answer
+        yield "<|im_end|>\n", False
+
+
+def qwen3(turns: list[Message]) -> Iterator[Piece]:
+    """ChatML; a last answer after a question comes after an empty thought and loses its line breaks in front."""
+    thought = turns[-1]["role"] == "assistant" and any(turn["role"] == "user" for turn in turns)
+    last = {**turns[-1], "content": turns[-1]["content"].lstrip("\n") if thought else turns[-1]["content"]}
+    return chatml([*turns[:-1], last], thought)
+
+
+def blocks(turns: list[Message], opening: str = BEGIN_OF_TEXT) -> Iterator[Piece]:
+    """Llama 3: a header, the text without white space around it, <|eot_id|>."""
+    yield opening, False
+    for turn in turns:
+        yield f"<|start_header_id|>{turn['role']}<|end_header_id|>\n\n", False
+        yield turn["content"].strip(), turn["role"] == "assistant"
+        yield "<|eot_id|>", False
+
+
+def llama(turns: list[Message]) -> Iterator[Piece]:
+    """Llama 3.1: a system message with dates, whether the dialogue has one or not."""
+    system = "".join(turn["content"] for turn in turns if turn["role"] == "system").strip()
+    dated = f"Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n{system}"
+    opening = f"{BEGIN_OF_TEXT}<|start_header_id|>system<|end_header_id|>\n\n{dated}<|eot_id|>"
+    return blocks([turn for turn in turns if turn["role"] != "system"], opening)
+
+
+def gpt_oss(turns: list[Message]) -> Iterator[Piece]:
+    """harmony. What the user calls system is the developer's; the dialogue ends with <|return|>."""
+    yield "<|start|>system<|message|>You are ChatGPT.\nCurrent date: 2025-08-05\n\nReasoning: medium<|end|>", False
+    for place, turn in enumerate(turns):
+        if turn["role"] == "system":
+            yield f"<|start|>developer<|message|># Instructions\n\n{turn['content']}\n\n<|end|>", False
+            continue
+        answer = turn["role"] == "assistant"
+        yield "<|start|>assistant<|channel|>final<|message|>" if answer else "<|start|>user<|message|>", False
+        yield turn["content"], answer
+        yield "<|return|>" if answer and place == len(turns) - 1 else "<|end|>", False
+
+
+def llama4(turns: list[Message]) -> Iterator[Piece]:
+    """A header, the text as it is but for a system message's, <|eot|>."""
+    yield "<|begin_of_text|>", False
+    for turn in turns:
+        yield f"<|header_start|>{turn['role']}<|header_end|>\n\n", False
+        yield turn["content"].strip() if turn["role"] == "system" else turn["content"], turn["role"] == "assistant"
+        yield "<|eot|>", False
+
+
+WRITERS = {
+    "llama": llama,
+    "blocks": blocks,
+    "qwen": functools.partial(chatml, thought=True),
+    "chatml": chatml,
+    "qwen3": qwen3,
+    "gpt_oss": gpt_oss,
+    "llama4": llama4,
+}
+PLACES = [(begin, trim) for begin in (False, True) for trim in (False, True)]
+"""Does the tokenizer put its first token by itself, and trim white space from its offsets?"""
+
+CASES = [
+    *((name, *place) for name in ("llama", "blocks", "qwen") for place in PLACES),
+    *((name, True, False) for name in ("chatml", "qwen3", "gpt_oss", "llama4")),
+]
+
+
+def fast_tokenizer(template: str | None, model: Tokenizer | None = None) -> PreTrainedTokenizerFast:
+    fast = PreTrainedTokenizerFast(tokenizer_object=model or byte_level_bpe(), bos_token=BEGIN_OF_TEXT)
+    fast.chat_template = template
+    return fast
+
+
+@functools.cache
+def encoder(name: str, begin: bool = True, trim: bool = False) -> Encoder:
+    if name in ARCHITECTURES:
+        chat = ARCHITECTURES[name].chat
+        special = {"bos_token": chat.begin} if chat.begin else {}
+        fast = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe(chat), **special)
+        fast.chat_template = chat.template
+        return Encoder(fast, load_family(ARCHITECTURES[name].family))
+    model, pair = byte_level_bpe(), [(BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID)]
+    first = processors.TemplateProcessing(single=f"{BEGIN_OF_TEXT} $A" if begin else "$A", special_tokens=pair)
+    model.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim), first])
+    template = {**TEMPLATES, "blocks": BLOCKS}.get(name)
+    return Encoder(fast_tokenizer(template, model), ChatFamily() if template else load_family(name))
+
+
+def bytes_of(fast: PreTrainedTokenizerFast, ids: list[int]) -> list[bytes]:
+    """Every token as the bytes it stands for: a printable byte is itself, the others follow 255 in order."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    alphabet = {**{chr(byte): byte for byte in own}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
+    special = set(fast.get_added_vocab())
+    tokens = fast.convert_ids_to_tokens(ids)
+    return [token.encode() if token in special else bytes(alphabet[sign] for sign in token) for token in tokens]
+
+
+def expected(pieces: list[Piece], tokens: list[bytes]) -> list[int]:
+    """1 on every token that holds a byte of an answer; one of white space alone is none."""
+    flags = b"".join(bytes([answer and bool(text.strip())]) * len(text.encode()) for text, answer in pieces)
+    assert len(flags) == len(b"".join(tokens))
+    mask, reached = [], 0
+    for token in tokens:
+        mask.append(int(any(flags[reached : reached + len(token)])))
+        reached += len(token)
+    return mask
+
+
+@pytest.mark.parametrize(("name", "begin", "trim"), CASES)
+@hypothesis_settings(max_examples=80, deadline=None)
+@given(turns=dialogues())
+def test_exactly_the_answers_are_in_the_loss(name: str, begin: bool, trim: bool, turns) -> None:
+    made, pieces = encoder(name, begin, trim), list(WRITERS[name](turns))
+    encoded = made(turns)
+    assert encoded.text == "".join(text for text, _ in pieces)
+    assert encoded.ids == made.tokenizer(encoded.text, add_special_tokens=False)["input_ids"]
+    tokens = bytes_of(made.tokenizer, encoded.ids)
+    assert b"".join(tokens).decode() == encoded.text
+    assert encoded.loss_mask == expected(pieces, tokens)
+
+
+@functools.cache
+def spaced_tokenizer(prepend: str, begin: bool) -> PreTrainedTokenizerFast:
+    """As SentencePiece's: spaces are characters of their own, one more is put first, and text is normalised."""
+    symbols = sorted({*"ab .,x1Yesé漢🙂\n\t▁", *"".join(TEMPLATES.values()), *"systemuserassistantthink<>/"})
+    merges = [("▁", "a"), ("Y", "e"), ("Ye", "s"), (".", ",")]
+    pieces = [*SPECIAL_TOKENS, UNKNOWN, *symbols, *(left + right for left, right in merges)]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    model = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN))
+    model.normalizer = normalizers.NFC()
+    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    if begin:
+        pair = [(BEGIN_OF_TEXT, vocabulary[BEGIN_OF_TEXT])]
+        model.post_processor = processors.TemplateProcessing(single=f"{BEGIN_OF_TEXT} $A", special_tokens=pair)
+    return fast_tokenizer(TEMPLATES["llama"], model)
+
+
+def spaced_text(fast: PreTrainedTokenizerFast, ids: list[int], text: str) -> list[bytes]:
+    """Every token as it stands in ``text``, which the space that was put first does not."""
+    pieces, at = [], 0
+    for token in fast.convert_ids_to_tokens(ids):
+        piece = token.replace("▁", " ")
+        piece = piece if text.startswith(piece, at) else piece[1:]
+        assert text.startswith(piece, at)
+        pieces.append(piece.encode())
+        at += len(piece)
+    return pieces
+
+
+@pytest.mark.parametrize("prepend", ["never", "first", "always"])
+@pytest.mark.parametrize("begin", [False, True], ids=["no BOS", "automatic BOS"])
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(turns=dialogues())
+def test_a_tokenizer_that_puts_spaces_first_gives_the_same_answers(prepend: str, begin: bool, turns) -> None:
+    fast = spaced_tokenizer(prepend, begin)
+    encoded = Encoder(fast, ChatFamily())(turns)
+    assert encoded.loss_mask == expected(list(llama(turns)), spaced_text(fast, encoded.ids, encoded.text))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_answer_that_repeats_is_in_the_loss_each_time_and_the_oracle_sees_a_shifted_mask(name: str) -> None:
+    made, turns = encoder(name), [{"role": "system", "content": "Yes."}, *SHORT, *SHORT]
+    encoded = made(turns)
+    answer = made.tokenizer("Yes.", add_special_tokens=False)["input_ids"]
+    assert [token for token, on in zip(encoded.ids, encoded.loss_mask) if on] == answer * 2
+    assert expected(list(WRITERS[name](turns)), bytes_of(made.tokenizer, encoded.ids)) != [0, *encoded.loss_mask[:-1]]
+
+
+def test_only_the_answer_that_the_template_trims_loses_its_line_breaks() -> None:
+    """Qwen 3 trims the last answer and no other."""
+    encoded = encoder("qwen3")([{"role": turn["role"], "content": "\nYes."} for turn in SHORT * 2])
+    tokens = encoder("qwen3").tokenizer.convert_ids_to_tokens(encoded.ids)
+    assert [token for token, on in zip(tokens, encoded.loss_mask) if on] == ["ĊĊ", "Y", "es", ".", "Y", "es", "."]
+
+
+def test_a_template_that_repeats_an_answer_has_it_marked_twice() -> None:
+    fast = fast_tokenizer("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}")
+    encoded = Encoder(fast, ChatFamily())(SHORT[1:])
+    assert (encoded.text, all(encoded.loss_mask)) == ("Yes.Yes.", True)
+
+
+REFUSED = [
+    ("{% for m in messages %}{{ m.content | length }}{{ m.content }}{% endfor %}", "Yes.", "changes with the text"),
+    (ARCHITECTURES["qwen3"].chat.template, "<think>\nWell.\n</think>\n\nYes.", "repeats or splits an answer"),
+    ("{{ raise_exception('roles must alternate') }}", "Yes.", "refuses it: roles must alternate"),
+    (TEMPLATES["llama"], OPEN, "U\\+E0F0"),
+    (TEMPLATES["llama"], CLOSE, "U\\+E0F0"),
+    (TEMPLATES["llama"], "\ud83d", "a lone surrogate"),
+    ("{# #}", "Yes.", "no tokens"),
+]
+
+
+@pytest.mark.parametrize(("template", "answer", "said"), REFUSED)
+def test_a_dialogue_without_a_certain_mask_is_refused(template, answer, said) -> None:
+    with pytest.raises(ConversationError, match=said):
+        Encoder(fast_tokenizer(template), ChatFamily())([SHORT[0], {"role": "assistant", "content": answer}])
+
+
+SLOW = SimpleNamespace(name_or_path="slow", chat_template="x", get_chat_template=lambda: "x")
+UNFIT = [
+    (fast_tokenizer(None), LossMask.EXACT, "", "chat_template", "nothing", "a tokenizer with a chat template"),
+    (SLOW, LossMask.EXACT, "slow", "is_fast", "a tokenizer without offsets", "a fast tokenizer"),
+    (SLOW, LossMask.PROTOTYPE, "command line", "--loss_mask", "prototype", "a family with a prototype_mask"),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "mask", "file", "field", "found", "wanted"), UNFIT)
+def test_a_tokenizer_or_family_that_cannot_mask_is_refused(
+    refuses, tokenizer, mask, file, field, found, wanted
+) -> None:
+    with refuses(file, field, found, wanted):
+        Encoder(tokenizer, ChatFamily(), mask)
+
+
+def test_a_dialogue_is_cut_to_the_length_asked_for() -> None:
+    whole, cut = (Encoder(encoder("llama").tokenizer, ChatFamily(), max_length=size)(SHORT) for size in (None, 7))
+    assert (cut.ids, cut.loss_mask) == (whole.ids[:7], whole.loss_mask[:7])
+
+
+def test_harmony_without_a_fixed_date_differs_from_day_to_day() -> None:
+    fixed = encoder("gpt_oss")
+    assert "Current date: 2025-08-05" in fixed(SHORT).text
+    assert "Current date: 2025-08-05" not in Encoder(fixed.tokenizer, ChatFamily())(SHORT).text
+
+
+def test_a_new_family_is_a_few_lines(tmp_path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("gemma:\n  system: Be brief.\n")
+    family = load_family(f"{file}:gemma")
+    assert [turn["content"] for turn in family.opened(SHORT)] == ["Be brief.", "a", "Yes."]
+    assert family.opened([{"role": "system", "content": "own"}]) == [{"role": "system", "content": "own"}]
+
+
+FIRST_MATCH = "a: {prototype_mask: {rule: first_match, after: x}}\n"
+BAD = [
+    ("- a\n", "x", "chat_template", "list", "a mapping"),
+    ("a: {system: [", "a", "chat_template", "", "a readable YAML file"),
+    (None, "a", "chat_template", "No such file", "a readable YAML file"),
+    ("a: {}\n", "b", "chat_template", "b", "one of a, or FILE.yaml:NAME"),
+    ("a: {sytem: x}\n", "a", "a.sytem", "'x'", "not permitted"),
+    ("a: {today: soon}\n", "a", "a.today", "soon", "date"),
+    ("a: {prototype_mask: {rule: guess}}\n", "a", "a.prototype_mask", "guess", "'offsets', 'first_match'"),
+    (FIRST_MATCH, "a", "a.prototype_mask.first_match.before", "", "required"),
+]
+
+
+@pytest.mark.parametrize(("text", "name", "field", "found", "wanted"), BAD)
+def test_a_bad_table_is_refused(tmp_path, refuses, text, name, field, found, wanted) -> None:
+    file = tmp_path / "bad.yaml"
+    if text is not None:
+        file.write_text(text)
+    with refuses(file, field, found, wanted):
+        load_family(f"{file}:{name}")

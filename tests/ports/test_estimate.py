@@ -1,0 +1,99 @@
+"""What a recipe takes: the command, the counts behind it, and the page of the shipped recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from ports.hass.draft_config import load_draft_config as hass_config
+from safetensors.torch import load_file
+
+from ports.eagle3.config import load_draft_config as eagle3_config
+from ports.estimate import PROBES, EstimateSettings, build_objective, estimate, kept_bytes, main, training_memory
+from ports.files import gigabytes
+from ports.training.alignment import Alignment
+from ports.training.attention.dense import attention_name
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "llama_3_1_8b"
+LOAD = {"eagle3": eagle3_config, "hass": hass_config}
+TRAINED = "weights, gradients, Adam"
+
+
+@pytest.fixture
+def arguments(fixture):
+    return {"model_path": str(fixture / "verifier"), "configpath": str(fixture / "draft_eagle3.json")}
+
+
+@pytest.fixture
+def config(fixture):
+    return lambda algorithm: LOAD[algorithm](str(fixture / f"draft_{algorithm}.json"), str(fixture / "verifier"), 3)
+
+
+def test_the_verifier_is_counted_without_its_head(fixture, arguments) -> None:
+    tensors = {}
+    for file in (fixture / "verifier").glob("*.safetensors"):
+        tensors |= load_file(file)
+    size = sum(value.numel() * value.element_size() for name, value in tensors.items() if name != "lm_head.weight")
+    assert estimate(EstimateSettings(**arguments)).verifier == size
+
+
+def test_the_command_prints_every_part(arguments, capsys) -> None:
+    words = [word for name, value in arguments.items() for word in (f"--{name}", value)]
+    assert main([*words, "--gpus", "2"]) == 0
+    said = capsys.readouterr().out
+    for part in ("on disk", "hidden states", "Adam", "frozen", "DDP buckets", "activations", "target", "--online"):
+        assert part in said
+
+
+def test_a_verifier_without_a_config_is_refused(arguments, tmp_path, capsys) -> None:
+    assert main(["--model_path", str(tmp_path), "--configpath", arguments["configpath"]]) == 2
+    assert "no config.json" in capsys.readouterr().err
+
+
+def test_the_page_of_the_recipe_is_what_is_computed_now(monkeypatch) -> None:
+    """All columns but the measured activations, which take a minute: those may be anything positive."""
+    spec = importlib.util.spec_from_file_location("example", EXAMPLE / "estimate.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr("ports.estimate.training_memory", lambda *arguments: {})
+    page = (EXAMPLE / "README.md").read_text()
+    for algorithm, gpus in example.RECIPES:
+        found = estimate(example.settings_of(algorithm, gpus))
+        cells = f"| {gigabytes(found.records)} | {gigabytes(found.verifier + found.states)} | "
+        line = next(line for line in page.splitlines() if line.startswith(f"| {algorithm}, {gpus} GPU"))
+        assert cells in line, "run python examples/llama_3_1_8b/estimate.py"
+        training, online = (float(cell.split(" GB")[0]) for cell in line.split("|")[4:6])
+        assert training > 0
+        assert online - training == pytest.approx(found.verifier / 1e9, abs=0.11)
+
+
+@pytest.mark.parametrize("algorithm", LOAD)
+def test_activations_at_any_length_are_what_two_short_ones_foretell(config, algorithm) -> None:
+    foretold = training_memory(config(algorithm), 3, 1000, 0.5, 1)["activations"]
+    assert max(PROBES) < 1000
+    assert foretold == pytest.approx(kept_bytes(build_objective(config(algorithm), 3), 1000, 500), rel=0.02)
+
+
+def test_dense_attention_is_not_foretold(config) -> None:
+    """The comparison above would notice a tensor that grows with the square of the length."""
+    objective = build_objective(config("eagle3"), 3)
+    objective.draft.config.transformer_layer_config._attn_implementation = attention_name(Alignment.PROTOTYPE)
+    short, middle, long = (kept_bytes(objective, tokens, 8) for tokens in (64, 128, 256))
+    assert (long - middle) > 2.2 * (middle - short)
+
+
+@pytest.mark.parametrize(("algorithm", "vocabulary"), [("eagle3", 23), ("hass", 61)])
+def test_weights_are_counted_as_an_optimizer_holds_them(config, algorithm, vocabulary) -> None:
+    one, two = (training_memory(config(algorithm), 3, 100, 0.5, gpus) for gpus in (1, 2))
+    trained = [p for p in build_objective(config(algorithm), 3).parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW(trained)
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+    size = 4 * sum(map(torch.numel, trained))
+    assert one[TRAINED] == 2 * size + sum(4 * value.numel() for value in moments)
+    assert sum(two.values()) - sum(one.values()) == size
+    assert one["target"] == 4 * 50 * vocabulary
