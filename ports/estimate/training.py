@@ -20,7 +20,7 @@ from ports.hass.config import HassSpeculatorConfig
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 
 PROBES = (16, 48)
 """Tokens of the two measured batches."""

@@ -16,7 +16,7 @@ from ports.errors import InputError
 from ports.hass.draft_config import load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.training.adapter import EConfig, PrototypeModel
-from ports.training.attention.dense import ttt_cache
+from ports.training.attention import ttt_cache
 from ports.training.verifier import check_weights_present
 
 __all__ = ["EConfig", "Model"]

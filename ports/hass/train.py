@@ -16,7 +16,7 @@ from ports.hass.draft_config import load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.hass.settings import HassSettings
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 from ports.training.checkpoint.choose import choose
 from ports.training.data.batches import RecordDataset
 from ports.training.data.noise import Draw

@@ -28,7 +28,7 @@ from ports.training.data.record_info import GENERATION
 from ports.training.effect import refuse_idle
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
-from ports.training.loss.ttt_objective import TTTObjective
+from ports.training.objective import TTTObjective
 from ports.training.observer import Observer
 from ports.training.settings import TrainingSettings
 from ports.training.verifier import tokenizer_files, verifier_config

@@ -9,8 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import AttentionImplementation
-from ports.training.loss.scoring import LossImplementation
+from ports.training.attention import AttentionImplementation
+from ports.training.loss import LossImplementation
 
 Precision = Literal["no", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]

@@ -25,11 +25,11 @@ import ports.training.checkpoint.resume
 import ports.training.data.samples
 import ports.training.frozen_ends
 import ports.training.loop
-import ports.training.loss.ttt_objective
+import ports.training.objective
 import ports.training.optimizer
 from ports.hass.model import HassDraftModel
-from ports.training.attention.dense import ttt_cache
-from ports.training.loss.steps import Step, next_hidden
+from ports.training.attention import ttt_cache
+from ports.training.objective import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -242,7 +242,7 @@ def hass(name: str, plant: Plant, *checks: str) -> Fault:
 
 
 UNROLL = (ports.eagle3.objective, "unroll")
-OBJECTIVE = ports.training.loss.ttt_objective
+OBJECTIVE = ports.training.objective
 
 FAULTS = (
     fault(
@@ -305,7 +305,7 @@ FAULTS = (
     hass("clip by norm", puts(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm), "clip"),
     fault("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "schedule"),
     fault("metrics nobody logs", puts(ports.eagle3.objective.Eagle3Objective, "topk", 1), "curve"),
-    fault("hits overcounted", alters(OBJECTIVE, "score", _one_more_hit), "hits"),
+    fault("hits overcounted", alters(OBJECTIVE, "fused_scores", _one_more_hit), "hits"),
     fault("d2t off by one in the file", change_file(lambda t: t["d2t"].add_(1)), "round_trip"),
     fault("a key missing", change_file(lambda t: t.pop("norm.weight")), "round_trip"),
     fault("a key too many", change_file(lambda t: t.update(spare=torch.zeros(1))), "round_trip"),

@@ -9,8 +9,7 @@ from ports.hass import train as hass
 from ports.hass.adapter import EConfig, Model
 from ports.hass.objective import HassObjective
 from ports.training.data.batches import collate
-from ports.training.loss.objective import Target, cross_entropy_sums
-from ports.training.loss.steps import next_hidden
+from ports.training.objective import next_hidden
 
 STEPS = 4
 
@@ -108,13 +107,6 @@ def test_logged_cross_entropies_are_the_loops(lively_draft, batch_of):
     assert outcome.extra.keys() == {"train/ploss", "train/topkloss"}
     assert outcome.extra["train/ploss"] == pytest.approx(full / count, rel=1e-5)
     assert outcome.extra["train/topkloss"] == pytest.approx(best / count, rel=1e-5)
-
-
-def test_over_the_whole_vocabulary_both_are_equal():
-    logits = torch.randn(2, 3, 7)
-    target = Target(logits, torch.softmax(torch.randn(2, 3, 7), -1))
-    whole, likeliest = cross_entropy_sums(logits, target, torch.tensor([[1, 0, 1], [0, 0, 1]]), topk=7).tolist()
-    assert likeliest == pytest.approx(whole, rel=1e-6)
 
 
 def test_no_row_in_the_loss_gives_zeros(lively_draft, batch_of):
