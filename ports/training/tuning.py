@@ -35,7 +35,7 @@ RowWise = Callable[[Tensor], Tensor]
 
 
 def run_layers(
-    layers: Sequence[Layer],
+    layers: Sequence[Layer] | nn.ModuleList,
     hidden: Tensor,
     cache: Cache,
     recompute: bool = False,
@@ -56,8 +56,8 @@ def run_layers(
     for layer in layers:
         run = _on_rows(layer, rows) if layer is layers[-1] else layer
         if recompute:
-            switches = {"use_reentrant": False, "preserve_rng_state": False}
-            hidden = checkpoint(run, hidden, past_key_values=_OnceWritten(cache), **switches, **context)
+            again = partial(run, past_key_values=_OnceWritten(cache), **context)
+            hidden = checkpoint(again, hidden, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden = run(hidden, past_key_values=cache, **context)
     return hidden
@@ -78,9 +78,16 @@ class OpenLayer:
         out = self.attend(hidden, **context)
         return self.feed(out) if rows is None else rows.apply(self.feed, out)
 
-    def attend(self, hidden: Tensor, **context: Any) -> Tensor:
+    def attend(
+        self, hidden: Tensor, attention_mask: Tensor, past_key_values: Cache, position_embeddings: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """``hidden`` plus the attention of its norm, [B, T, h]."""
-        attended, _ = self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden), **context)
+        attended, _ = self.layer.self_attn(
+            hidden_states=self.layer.input_layernorm(hidden),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_embeddings=position_embeddings,
+        )
         return hidden + attended
 
     def feed(self, states: Tensor) -> Tensor:
