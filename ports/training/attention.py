@@ -26,6 +26,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from ports.training.alignment import Alignment
 from ports.training.flash import attend_documents
+from ports.training.flash_kernels import repeat_heads
 
 
 class AttentionImplementation(str, Enum):
@@ -129,8 +130,7 @@ def ttt_attention(
     Returns:
         [B, H, T, e] in the dtype of ``values``. Masked keys have weight exactly 0.
     """
-    groups = query.shape[1] // keys[0].shape[1]
-    keys, values = (tuple(_repeat_heads(step, groups) for step in steps) for steps in (keys, values))
+    keys, values = (tuple(repeat_heads(step, query.shape[1]) for step in steps) for steps in (keys, values))
     weights = _weights(query, keys, mask, scale, alignment)
     length, step = query.shape[2], len(keys) - 1
     out = torch.matmul(weights[..., :length], values[0])
@@ -150,10 +150,6 @@ def _weights(query: Tensor, keys: tuple[Tensor, ...], mask: Tensor, scale: float
         scores.append(dots.masked_fill(~_step_column(mask, step - i), hidden))
     precise = torch.promote_types(query.dtype, torch.float32)
     return torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=precise).to(query.dtype)
-
-
-def _repeat_heads(states: Tensor, groups: int) -> Tensor:
-    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
 
 
 def _causal_columns(mask: Tensor, step: int) -> Tensor:

@@ -84,7 +84,7 @@ class CudaEfficient:
     """The kernel's log-sum-exp is padded to a multiple of this."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
-        key, value = (_expand(states, query.shape[1]) for states in (key, value))
+        key, value = (repeat_heads(states, query.shape[1]) for states in (key, value))
         inputs = (_in_eights(states) for states in (query, key, value))
         out, lse, *extra = ATEN._scaled_dot_product_efficient_attention(*inputs, None, True, 0.0, True, scale=scale)
         return Causal(out[..., : query.shape[-1]], lse[..., : query.shape[2]], tuple(extra))
@@ -92,7 +92,7 @@ class CudaEfficient:
     def backward(
         self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
     ) -> Gradients:
-        wide = (_expand(states, query.shape[1]) for states in (key, value))
+        wide = (repeat_heads(states, query.shape[1]) for states in (key, value))
         grad, *inputs, out = (_in_eights(states) for states in (grad, query, *wide, whole.out))
         lse = F.pad(whole.lse, (0, -query.shape[2] % self.ROWS), value=float("inf"))
         wanted = [True, True, True, False]
@@ -108,7 +108,8 @@ def grouped(states: Tensor, groups: int) -> Tensor:
     return states.unflatten(1, (groups, -1))
 
 
-def _expand(states: Tensor, heads: int) -> Tensor:
+def repeat_heads(states: Tensor, heads: int) -> Tensor:
+    """[B, K, ...] as [B, H, ...], H = ``heads``."""
     groups = heads // states.shape[1]
     return states if groups == 1 else states.repeat_interleave(groups, dim=1)
 

@@ -174,7 +174,8 @@ class TargetRows:
     """The verifier's distribution t on the rows in the loss, without gradient.
 
     ``probabilities`` [N, D], ``wanted`` [N] int64 is the likeliest token, ``negentropy`` [N] is sum t log t. Everything
-    but the product with the head is float32 (float64 where ``dtype`` is).
+    but the product with the head is float32 (float64 where ``dtype`` is). ``buffer`` and ``spare`` [C, D] are room for
+    the logits of one chunk and what is made of them, one for all steps: fresh pages cost more than a softmax.
 
     Args:
         hidden: [N, h], the verifier's last hidden state after its final norm, shifted.
@@ -187,22 +188,12 @@ class TargetRows:
         self.wanted = torch.empty(count, dtype=torch.int64, device=hidden.device)
         self.negentropy = torch.empty(count, dtype=precise, device=hidden.device)
         self.probabilities = self.negentropy.new_empty(count, len(head))
+        chunk = next(_chunks(count, len(head)), slice(0, 0)).stop
+        self.buffer, self.spare = (self.negentropy.new_empty(chunk, len(head)) for _ in range(2))
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             hidden, head = hidden.to(dtype), head.to(dtype)
             for rows in _chunks(count, len(head)):
                 self._measure(rows, _product(hidden[rows], head, self.buffer))
-
-    @cached_property
-    def buffer(self) -> Tensor:
-        """Room for the logits of one chunk, [C, D], and one for all steps: fresh pages cost more than a softmax."""
-        count, vocabulary = self.probabilities.shape
-        rows = next(_chunks(count, vocabulary), slice(0, 0))
-        return self.negentropy.new_empty(rows.stop, vocabulary)
-
-    @cached_property
-    def spare(self) -> Tensor:
-        """As much room again, for what is made of the logits."""
-        return torch.empty_like(self.buffer)
 
     def _measure(self, rows: slice, logits: Tensor) -> None:
         probabilities = torch.softmax(logits, dim=-1, out=self.probabilities[rows])

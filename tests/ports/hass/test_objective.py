@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ports.hass import train as hass
 from ports.hass.adapter import EConfig, Model
 from ports.hass.objective import HassObjective
-from ports.training.data.batches import collate
+from ports.training.alignment import Alignment
 from ports.training.objective import next_hidden
 
 STEPS = 4
@@ -85,13 +84,9 @@ def test_micro_batches_of_a_window_add_up_to_the_big_batch(lively_draft, batch_o
     agree(gradients(draft), expected)
 
 
-def test_chain_alignment_drops_the_leading_rows(lively_draft, settings):
-    draft = lively_draft(ttt_alignment="chain")
-    dataset = hass.build_dataset(settings(ttt_alignment="chain"), draft.config)
-    batch = collate([dataset[0]])
-    batch["loss_mask"] = torch.ones_like(batch["loss_mask"])
-    length = batch["loss_mask"].shape[1]
-    assert HassObjective(draft, 3).rows(batch).tolist() == [length, length - 1, length - 2]
+def test_the_draft_says_which_alignment(lively_draft):
+    for alignment in Alignment:
+        assert HassObjective(lively_draft(ttt_alignment=alignment.value), 1).alignment is alignment
 
 
 def test_logged_cross_entropies_are_the_loops(lively_draft, batch_of):
