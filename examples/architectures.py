@@ -38,7 +38,7 @@ from ports.evaluate.drafter import open_draft
 from ports.evaluate.measure import measure
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 from ports.training.data.batches import RecordDataset, collate
 
 TTT_STEPS, PROMPTS, LENGTH = 3, 4, 48

@@ -31,7 +31,7 @@ from ports.hass.config import load_draft_config as hass_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 from ports.training.settings import parse
 from ports.training.verifier import verifier_config
 

@@ -20,7 +20,7 @@ from parity.prototypes.port import ALGORITHMS, FROM_VERIFIER, settings_for
 from parity.verdict import Against, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 from ports.training.data.batches import Batch, collate
 
 ASKED = 4

@@ -22,7 +22,7 @@ from ports.eagle3.model import build_draft, embed
 from ports.errors import InputError
 from ports.training.adapter import EConfig, PrototypeModel
 from ports.training.alignment import Alignment
-from ports.training.attention.dense import ttt_cache
+from ports.training.attention import ttt_cache
 from ports.training.verifier import check_weights_present
 from ports.training.vocabulary import load_vocabulary_map
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
 from ports.training.data.batches import Batch, rows_mask
-from ports.training.loss.scoring import LossImplementation, Verifier
-from ports.training.loss.steps import Step
-from ports.training.loss.ttt_objective import TTTObjective
+from ports.training.loss import LossImplementation, Verifier
+from ports.training.objective import Step, TTTObjective
 
 
 class Eagle3Objective(TTTObjective):

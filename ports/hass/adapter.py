@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ports.hass.config import load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.training.adapter import EConfig, PrototypeModel
-from ports.training.attention.dense import ttt_cache
+from ports.training.attention import ttt_cache
 from ports.training.verifier import check_weights_present
 
 __all__ = ["EConfig", "Model"]

@@ -16,14 +16,10 @@ from transformers.cache_utils import Cache
 
 from ports.hass.config import HassSpeculatorConfig
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
-from ports.training.attention.dense import ttt_cache
-from ports.training.attention.documents import documents_of
-from ports.training.attention.recompute import run_layer
-from ports.training.attention.shared_half import SharedHalf, can_split
-from ports.training.attention.trained_rows import TrainedRows, on_trained_rows
+from ports.training.attention import attention_name, documents_of, ttt_cache
 from ports.training.frozen_ends import FrozenEnds
-from ports.training.loss.steps import Step, in_this_precision, next_hidden
+from ports.training.objective import Step, in_this_precision, next_hidden
+from ports.training.tuning import SharedHalf, TrainedRows, can_split, run_layers
 
 Fusion = Callable[[Tensor], Tensor]
 """From a normed hidden state [B, T, h] to what enters the layers [B, T, h]."""
@@ -75,16 +71,15 @@ class HassDraftModel(FrozenEnds):
         Args:
             hidden_states: [B, T, h], the verifier's last hidden state after its final norm.
             input_ids: [B, T] int64, shifted: the token that follows each hidden state.
-            attention_mask: [B, T], 1 on real positions; or one packed row of
-                :mod:`ports.training.attention.documents`.
+            attention_mask: [B, T], 1 on real positions; or one packed row of :mod:`ports.training.attention`.
                 Default: no padding.
             ttt_steps: k.
-            recompute: keep no activations of the layers, see :mod:`ports.training.attention.recompute`.
+            recompute: keep no activations of the layers.
             loss_mask: [B, T], not 0 on the rows in the loss: only there has a step's output a gradient, see
-                :mod:`ports.training.attention.trained_rows`. Default: everywhere.
+                :mod:`ports.training.tuning`. Default: everywhere.
 
         Returns:
-            One :class:`~ports.training.loss.steps.Step` for each of the k steps, logits [B, T, V].
+            One :class:`~ports.training.objective.Step` for each of the k steps, logits [B, T, V].
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         fuse, cache = self.fusion(self.embed(input_ids)), ttt_cache()
@@ -136,7 +131,5 @@ class HassDraftModel(FrozenEnds):
         out = fuse(self.hidden_layernorm(hidden))
         rotary = self.rotary_emb(out, documents_of(attention_mask).positions)
         context = {"attention_mask": attention_mask, "position_embeddings": rotary}
-        for layer in self.layers[:-1]:
-            out = run_layer(layer, out, cache, recompute, **context)
-        out = run_layer(on_trained_rows(self.layers[-1], rows), out, cache, recompute, **context)
+        out = run_layers(self.layers, out, cache, recompute, rows, **context)
         return out.to(hidden.dtype)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ports.hass.model import HassDraftModel
 from ports.training.data.batches import Batch, rows_mask
-from ports.training.loss.scoring import LossImplementation, Verifier
-from ports.training.loss.steps import Step
-from ports.training.loss.ttt_objective import TTTObjective
+from ports.training.loss import LossImplementation, Verifier
+from ports.training.objective import Step, TTTObjective
 
 
 class HassObjective(TTTObjective):

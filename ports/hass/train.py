@@ -13,7 +13,7 @@ from ports.errors import InputError
 from ports.hass.config import HassSpeculatorConfig, load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 from ports.training.data.batches import RecordDataset
 from ports.training.data.noise import Draw
 from ports.training.data.sources import Needs, build_source

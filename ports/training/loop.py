@@ -23,8 +23,8 @@ from ports.training.data.batches import Batch
 from ports.training.data.pass_clock import PassClock, PassTimes
 from ports.training.effect import Weights, without_gradient
 from ports.training.generators import Generators
-from ports.training.loss.normalisation import build_normalisation
 from ports.training.metrics import PassTotals, log_entry
+from ports.training.objective import build_normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings

@@ -23,7 +23,7 @@ from ports.training.effect import refuse_idle
 from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
-from ports.training.loss.ttt_objective import TTTObjective
+from ports.training.objective import TTTObjective
 from ports.training.observer import Observer
 from ports.training.resume import Checkpoint, choose, log_to_keep, remove_run, resume
 from ports.training.settings import TrainingSettings, parse

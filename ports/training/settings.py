@@ -18,8 +18,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ports.errors import InputError
 from ports.files import check_regular
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import AttentionImplementation
-from ports.training.loss.scoring import LossImplementation
+from ports.training.attention import AttentionImplementation
+from ports.training.loss import LossImplementation
 
 Precision = Literal["no", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]

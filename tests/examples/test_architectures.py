@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "architectures.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ import ports.training.frozen_ends
 import ports.training.generators
 import ports.training.keeper
 import ports.training.loop
-import ports.training.loss.ttt_objective
+import ports.training.objective
 import ports.training.optimizer
 import ports.training.resume
 from ports.hass.model import HassDraftModel
-from ports.training.attention.dense import ttt_cache
-from ports.training.loss.steps import Step, next_hidden
+from ports.training.attention import ttt_cache
+from ports.training.objective import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -193,13 +194,17 @@ def norm_after_fc(self: Any, fuse: Any, hidden: Tensor, mask: Tensor, cache: Any
 
 def later_layers_cut_off(patch: pytest.MonkeyPatch) -> None:
     """Gradients stop at a second layer, which no recorded draft has."""
-    old = ports.eagle3.model.on_trained_rows
+    old = ports.eagle3.model.run_layers
 
-    def on_rows(layer: Any, rows: Any) -> Any:
-        bound = old(layer, rows)
-        return lambda hidden, **context: bound(hidden.detach(), **context)
+    def cut(layers: Any, *args: Any, **named: Any) -> Any:
+        first, *later = layers
+        return old([first, *(partial(detached, layer) for layer in later)], *args, **named)
 
-    patch.setattr(ports.eagle3.model, "on_trained_rows", on_rows)
+    def detached(layer: Any, hidden: Tensor, **context: Any) -> Tensor:
+        out: Tensor = layer(hidden.detach(), **context)
+        return out
+
+    patch.setattr(ports.eagle3.model, "run_layers", cut)
 
 
 def unnormed_twice(hidden: Tensor, *rest: Any) -> tuple[Any, ...]:
@@ -257,7 +262,7 @@ def hass(name: str, plant: Plant, *checks: str) -> Fault:
 
 
 UNROLL = (ports.eagle3.objective, "unroll")
-OBJECTIVE = ports.training.loss.ttt_objective
+OBJECTIVE = ports.training.objective
 
 FAULTS = (
     fault(
@@ -320,7 +325,7 @@ FAULTS = (
     hass("clip by norm", puts(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm), "clip"),
     fault("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "schedule"),
     fault("metrics nobody logs", puts(ports.eagle3.objective.Eagle3Objective, "topk", 1), "curve"),
-    fault("hits overcounted", alters(OBJECTIVE, "score", _one_more_hit), "hits"),
+    fault("hits overcounted", alters(OBJECTIVE, "fused_scores", _one_more_hit), "hits"),
     fault("d2t off by one in the file", change_file(lambda t: t["d2t"].add_(1)), "round_trip"),
     fault("a key missing", change_file(lambda t: t.pop("norm.weight")), "round_trip"),
     fault("a key too many", change_file(lambda t: t.update(spare=torch.zeros(1))), "round_trip"),

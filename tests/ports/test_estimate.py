@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ports.hass.draft_config import load_draft_config as hass_config
 from safetensors.torch import load_file
 
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.estimate import PROBES, EstimateSettings, build_objective, estimate, kept_bytes, main, training_memory
 from ports.files import gigabytes
+from ports.hass.config import load_draft_config as hass_config
 from ports.training.alignment import Alignment
-from ports.training.attention.dense import attention_name
+from ports.training.attention import AttentionImplementation, attention_name
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama_3_1_8b"
 LOAD = {"eagle3": eagle3_config, "hass": hass_config}
@@ -79,7 +79,9 @@ def test_activations_at_any_length_are_what_two_short_ones_foretell(config, algo
 def test_dense_attention_is_not_foretold(config) -> None:
     """The comparison above would notice a tensor that grows with the square of the length."""
     objective = build_objective(config("eagle3"), 3)
-    objective.draft.config.transformer_layer_config._attn_implementation = attention_name(Alignment.PROTOTYPE)
+    objective.draft.config.transformer_layer_config._attn_implementation = attention_name(
+        Alignment.PROTOTYPE, AttentionImplementation.EAGER
+    )
     short, middle, long = (kept_bytes(objective, tokens, 8) for tokens in (64, 128, 256))
     assert (long - middle) > 2.2 * (middle - short)
 

@@ -33,7 +33,7 @@ from ports.training.alignment import Alignment
 from ports.training.data.noise import add_uniform_noise
 from ports.training.data.records import list_records, read_record
 from ports.training.data.samples import make_sample
-from ports.training.loss.objective import step_rows
+from ports.training.objective import step_rows
 from ports.training.optimizer import build_optimizer
 
 

@@ -12,11 +12,11 @@ from speculators.models.eagle3 import Eagle3DraftModel
 
 from parity.prototypes.library import speculators_forward
 from parity.prototypes.reference.drafts import hass as reference_forward
-from ports.eagle3 import first_layer
+from ports.eagle3.model import SharedFirstLayer
 from ports.eagle3.objective import Eagle3Objective
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import AttentionImplementation, attention_name
+from ports.training.attention import AttentionImplementation, attention_name
 from ports.training.data.batches import collate
 from tests.ports.architectures.conftest import STEPS, Draft
 from tests.ports.conftest import enliven
@@ -106,9 +106,9 @@ def test_so_is_that_of_two_layers_of_qwen_3(tiny_of, tmp_path):
 def test_a_missing_norm_of_the_heads_would_show(tiny_of, tmp_path, monkeypatch, part):
     """The planted fault: queries or keys without Qwen 3's norm."""
     qwen3 = Draft(tiny_of("qwen3"), "eagle3", "qwen3", tmp_path)
-    normed = first_layer.SharedFirstLayer._normed
+    normed = SharedFirstLayer._normed
     forget = lambda self, name, states: states if name == part else normed(self, name, states)  # noqa: E731
-    monkeypatch.setattr(first_layer.SharedFirstLayer, "_normed", forget)
+    monkeypatch.setattr(SharedFirstLayer, "_normed", forget)
     with pytest.raises(AssertionError, match="not close"):
         test_the_chain_is_speculators_own(qwen3, 0)
 

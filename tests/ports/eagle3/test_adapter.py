@@ -8,14 +8,14 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from parity.fixtures import RECORDINGS
-from ports.eagle3 import first_layer, to_native
+from ports.eagle3 import model as eagle3_model
+from ports.eagle3 import to_native
 from ports.eagle3.adapter import EConfig, Model
 from ports.eagle3.model import unroll
 from ports.eagle3.objective import Eagle3Objective
 from ports.eagle3.train import build
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
-from tests.ports.training.loss.plain_target import verifier_target
+from ports.training.attention import attention_name
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def lively(adapter, lively_draft):
 
 def step_by_step(model, batch, steps):
     """Hidden states, logits and losses of the TTT steps, each in its own call with the history so far."""
-    target = verifier_target(batch["target"], model.draft.verifier_lm_head.weight).probabilities
+    target = torch.softmax(batch["target"] @ model.draft.verifier_lm_head.weight.detach().T, dim=-1)
     hidden, history, seen = model.fc(batch["features"]), [], []
     mask = batch["loss_mask"][..., None]
     for _ in range(steps):
@@ -58,7 +58,7 @@ def error(found, wanted):
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_logits_losses_and_every_gradient_are_the_ports(lively, batch_of, steps, monkeypatch):
     """The port projects whole, as the adapter does, so that only rounding of equal sums is left between them."""
-    monkeypatch.setattr(first_layer, "can_share", lambda layer: False)
+    monkeypatch.setattr(eagle3_model, "can_share", lambda layer: False)
     model, draft = lively
     batch = batch_of(0, 1)
     real = batch["attention_mask"].bool()

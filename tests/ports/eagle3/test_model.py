@@ -1,19 +1,24 @@
-import itertools
+"""The unrolled draft against what was recorded, how it starts, and its first layer, projected in halves."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from parity.fixtures import FIXTURE, RECORDINGS
-from ports.eagle3 import to_native
+from ports.eagle3 import model, to_native
 from ports.eagle3.config import load_draft_config
-from ports.eagle3.model import build_draft, embed, unroll
+from ports.eagle3.model import build_draft, can_share, embed, unroll
 from ports.eagle3.train import build
 from ports.training.alignment import Alignment
 from ports.training.saving import save_draft
 from ports.training.vocabulary import load_vocabulary_map
+
+both_alignments = pytest.mark.parametrize("alignment", ["prototype", "chain"])
 
 
 def run(draft, batch, steps=3):
@@ -64,8 +69,6 @@ def test_the_draft_starts_as_the_verifier_says(fixture, lively_draft, settings):
 
 
 def test_a_verifier_in_bfloat16_becomes_float32(settings, fixture):
-    from safetensors.torch import save_file
-
     for file in (fixture / "verifier").glob("*.safetensors"):
         save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, {"format": "pt"})
     assert {value.dtype for value in build(settings()).parameters()} == {torch.float32}
@@ -76,61 +79,6 @@ def test_the_embedding_stays_frozen_even_if_the_config_asks_otherwise(settings, 
     file = tmp_path / "model0" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "embed_requires_grad": True}))
     assert not build(settings(configpath=str(file))).embed_tokens.weight.requires_grad
-
-
-@pytest.mark.parametrize("alignment", ["prototype", "chain"])
-def test_a_sample_does_not_depend_on_the_batch_it_is_padded_into(lively_draft, batch_of, alignment):
-    draft = lively_draft(ttt_alignment=alignment)
-    together = run(draft, batch_of(0, 1, 2))
-    for row, (index, length) in enumerate([(0, 9), (1, 5), (2, 12)]):
-        alone = run(draft, batch_of(index))
-        for one, many in zip(alone, together, strict=True):
-            torch.testing.assert_close(one.logits[0], many.logits[row, :length], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("alignment", ["prototype", "chain"])
-def test_padding_holds_no_nan_and_no_influence(lively_draft, batch_of, alignment):
-    draft, batch = lively_draft(ttt_alignment=alignment), batch_of(1, 2)
-    real = batch["attention_mask"].bool()
-    steps = run(draft, batch)
-    noisy = {**batch, "features": torch.where(real[..., None], batch["features"], torch.tensor(1e4))}
-    noisy["input_ids"] = torch.where(real, batch["input_ids"], torch.tensor(7))
-    for step, other in zip(steps, run(draft, noisy), strict=True):
-        assert bool(step.logits.isfinite().all())
-        assert bool(other.logits.isfinite().all())
-        assert torch.equal(step.logits[real], other.logits[real])
-
-
-@pytest.mark.parametrize("alignment", ["prototype", "chain"])
-def test_the_future_does_not_reach_back(lively_draft, batch_of, alignment):
-    draft, batch = lively_draft(ttt_alignment=alignment), batch_of(2)
-    other = {name: value.clone() for name, value in batch.items()}
-    other["features"][:, 6:] += 1
-    other["input_ids"][:, 6:] = 5
-    for step, changed in zip(run(draft, batch), run(draft, other), strict=True):
-        assert torch.equal(step.logits[:, :6], changed.logits[:, :6])
-        assert not torch.equal(step.logits[:, 6:], changed.logits[:, 6:])
-
-
-def test_hidden_states_move_one_to_the_right_and_the_first_stays(lively_draft, batch_of):
-    steps = run(lively_draft(), batch_of(0, 1), 4)
-    for before, after in itertools.pairwise(steps):
-        assert torch.equal(after.hidden_in[:, 1:], before.hidden[:, :-1])
-        assert torch.equal(after.hidden_in[:, 0], steps[0].hidden_in[:, 0])
-
-
-def test_more_steps_do_not_change_the_first_ones(lively_draft, batch_of):
-    draft, batch = lively_draft(), batch_of(0, 1)
-    for step, same in zip(run(draft, batch, 2), run(draft, batch, 5), strict=False):
-        assert torch.equal(step.logits, same.logits)
-
-
-def test_the_alignments_differ_from_step_2_on_and_not_before(lively_draft, batch_of):
-    batch, drafts = batch_of(0), (lively_draft(ttt_alignment=name) for name in ("prototype", "chain"))
-    own, chain = (run(draft, batch, 4) for draft in drafts)
-    gaps = [float((a.logits - b.logits).abs().max()) for a, b in zip(own, chain, strict=True)]
-    assert gaps[:2] == [0, 0]
-    assert min(gaps[2:]) > 0.1
 
 
 def test_nothing_is_detached_between_the_steps(lively_draft, batch_of):
@@ -153,3 +101,56 @@ def test_fresh_matrices_come_from_torchs_own_distribution(settings):
         limit = weight.shape[1] ** -0.5
         assert weight.abs().max() <= limit
         assert weight.std() == pytest.approx(limit / 3**0.5, rel=0.1)
+
+
+def with_and_without_sharing(draft, batch, monkeypatch):
+    """Logits, gradients by name and FLOPs of the forward, with the shared half and through the layer as it is."""
+    for shares in (True, False):
+        if not shares:
+            monkeypatch.setattr(model, "can_share", lambda layer: False)
+        draft.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            steps = run(draft, batch)
+        logits = torch.stack([step.logits for step in steps])
+        logits.square().mean().backward()
+        grads = {name: value.grad for name, value in draft.named_parameters() if value.grad is not None}
+        yield logits.detach(), grads, counter.get_total_flops()
+
+
+@both_alignments
+@pytest.mark.parametrize("norm_before_residual", [True, False])
+@pytest.mark.parametrize("biases", [True, False])
+def test_the_shared_first_layer_is_the_layer(
+    lively_draft, batch_of, monkeypatch, alignment, norm_before_residual, biases
+):
+    draft, batch = lively_draft(ttt_alignment=alignment), batch_of(0, 1, 2)
+    layer = draft.layers[0]
+    layer.norm_before_residual = norm_before_residual
+    for number, name in enumerate(("q_proj", "k_proj", "v_proj")):
+        projection = getattr(layer.self_attn, name)
+        bias = torch.linspace(-1, 1 + number, projection.out_features)
+        projection.bias = nn.Parameter(bias) if biases else None
+    assert can_share(draft.double().layers[0])
+    real = batch["attention_mask"].bool().expand(3, -1, -1)
+    shared, plain = with_and_without_sharing(draft, batch, monkeypatch)
+    torch.testing.assert_close(shared[0][real], plain[0][real], rtol=1e-11, atol=1e-11)
+    assert shared[1].keys() == plain[1].keys()
+    for name, grad in plain[1].items():
+        torch.testing.assert_close(shared[1][name], grad, rtol=1e-9, atol=1e-9 * float(grad.abs().max()))
+        assert grad.abs().max() > 0, name
+    tokens, width, heads = batch["input_ids"].numel(), 32, (4 + 2 + 2) * 12
+    assert plain[2] - shared[2] == 2 * (2 * tokens * width * heads)
+
+
+def test_a_layer_that_somebody_watches_or_changed_runs_as_it_is(lively_draft):
+    class Adapted(nn.Linear):
+        pass
+
+    layer = lively_draft().layers[0]
+    assert can_share(layer)
+    handle = layer.mlp.register_forward_hook(lambda *_: None)
+    assert not can_share(layer)
+    handle.remove()
+    layer.self_attn.k_proj = Adapted(64, 24, bias=False)
+    assert not can_share(layer)
+    assert not can_share(nn.Linear(2, 2))

@@ -14,7 +14,7 @@ from torch import Tensor
 from parity.fixtures.features import hidden_states
 from ports.evaluate.measure import Counters
 from ports.training.alignment import Alignment
-from ports.training.attention.dense import attention_name, ttt_cache
+from ports.training.attention import AttentionImplementation, attention_name, ttt_cache
 
 
 def count_accepted(
@@ -37,7 +37,9 @@ def count_accepted(
 @torch.no_grad()
 def propose(draft: Any, states: Sequence[Tensor], text: Sequence[int], size: int) -> list[int]:
     """The ``size`` tokens that the draft expects after ``text`` [T + 1], whose last token has no ``states`` [T, h]."""
-    draft.config.transformer_layer_config._attn_implementation = attention_name(Alignment.CHAIN)
+    draft.config.transformer_layer_config._attn_implementation = attention_name(
+        Alignment.CHAIN, AttentionImplementation.EAGER
+    )
     run, head, hidden = (_eagle3 if draft.config.speculators_model_type == "eagle3" else _hass)(draft, states)
     tokens = list(text[1:])
     for _ in range(size):

@@ -106,26 +106,6 @@ def test_chain_alignment_with_two_layers_is_what_a_served_draft_computes(lively_
             torch.testing.assert_close(steps[number].hidden[:, start + number], out, atol=CLOSE, rtol=CLOSE)
 
 
-@torch.no_grad()
-def test_prototype_alignment_departs_from_the_chain_at_step_two(lively_draft, batch_of):
-    batch = batch_of(0)
-    arguments = batch["features"], batch["input_ids"], batch["attention_mask"], 3
-    own, chain = lively_draft()(*arguments), lively_draft(ttt_alignment="chain")(*arguments)
-    gaps = [(a.logits - b.logits).abs().max().item() for a, b in zip(own, chain)]
-    assert gaps[:2] == [0.0, 0.0]
-    assert gaps[2] > 0.01
-
-
-@torch.no_grad()
-def test_padding_does_not_reach_real_rows(lively_draft, batch_of):
-    draft, pair, alone = lively_draft(), batch_of(0, 2), batch_of(0)
-    assert pair["input_ids"].shape[1] > alone["input_ids"].shape[1]
-    length = alone["input_ids"].shape[1]
-    together = draft(pair["features"], pair["input_ids"], pair["attention_mask"], 3)
-    for padded, single in zip(together, draft(alone["features"], alone["input_ids"], ttt_steps=3)):
-        torch.testing.assert_close(padded.logits[:1, :length], single.logits, atol=CLOSE, rtol=CLOSE)
-
-
 def test_a_step_is_detached_from_the_steps_before(lively_draft, batch_of):
     draft, batch = lively_draft(), batch_of(0)
     features = batch["features"].requires_grad_(True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ports.hass import train as hass
 from ports.hass.adapter import EConfig, Model
 from ports.hass.objective import HassObjective
-from ports.training.data.batches import collate
-from ports.training.loss.objective import Target, cross_entropy_sums
-from ports.training.loss.steps import next_hidden
+from ports.training.alignment import Alignment
+from ports.training.objective import next_hidden
 
 STEPS = 4
 
@@ -86,13 +84,9 @@ def test_micro_batches_of_a_window_add_up_to_the_big_batch(lively_draft, batch_o
     agree(gradients(draft), expected)
 
 
-def test_chain_alignment_drops_the_leading_rows(lively_draft, settings):
-    draft = lively_draft(ttt_alignment="chain")
-    dataset = hass.build_dataset(settings(ttt_alignment="chain"), draft.config)
-    batch = collate([dataset[0]])
-    batch["loss_mask"] = torch.ones_like(batch["loss_mask"])
-    length = batch["loss_mask"].shape[1]
-    assert HassObjective(draft, 3).rows(batch).tolist() == [length, length - 1, length - 2]
+def test_the_draft_says_which_alignment(lively_draft):
+    for alignment in Alignment:
+        assert HassObjective(lively_draft(ttt_alignment=alignment.value), 1).alignment is alignment
 
 
 def test_logged_cross_entropies_are_the_loops(lively_draft, batch_of):
@@ -108,13 +102,6 @@ def test_logged_cross_entropies_are_the_loops(lively_draft, batch_of):
     assert outcome.extra.keys() == {"train/ploss", "train/topkloss"}
     assert outcome.extra["train/ploss"] == pytest.approx(full / count, rel=1e-5)
     assert outcome.extra["train/topkloss"] == pytest.approx(best / count, rel=1e-5)
-
-
-def test_over_the_whole_vocabulary_both_are_equal():
-    logits = torch.randn(2, 3, 7)
-    target = Target(logits, torch.softmax(torch.randn(2, 3, 7), -1))
-    whole, likeliest = cross_entropy_sums(logits, target, torch.tensor([[1, 0, 1], [0, 0, 1]]), topk=7).tolist()
-    assert likeliest == pytest.approx(whole, rel=1e-6)
 
 
 def test_no_row_in_the_loss_gives_zeros(lively_draft, batch_of):

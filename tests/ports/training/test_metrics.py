@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from parity.fixtures import RECORDINGS
-from ports.training.loss.objective import Hits
+from ports.training.loss import Hits
 from ports.training.metrics import PassTotals, log_entry
 
 

@@ -9,7 +9,7 @@ from speculators import SpeculatorModel
 from ports.eagle3 import train as eagle3
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
-from ports.training.attention.choice import attention_name
+from ports.training.attention import attention_name
 from ports.training.checkpoint import MARK
 from ports.training.saving import load_weights, save_draft
 

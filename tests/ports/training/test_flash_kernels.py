@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ports.training.attention import flash_blocked
-from ports.training.attention.flash_kernels import Blocked, Causal, CudaEfficient, CudaFlash, kernel_for
+from ports.training import flash_kernels
+from ports.training.flash_kernels import Blocked, Causal, CudaEfficient, CudaFlash, kernel_for
 
 SHAPES = [(1, 4, 4, 1, 16), (2, 4, 1, 3, 20), (2, 4, 2, 7, 64), (1, 8, 2, 130, 20), (3, 2, 2, 33, 8)]
 """B, H, K, L, e."""
@@ -50,8 +50,8 @@ def check(kernel, shape, dtype, device, tolerance):
 @pytest.mark.parametrize("rows", [1, 5, 64, 256])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_blocked_in_any_cut(shape, rows, tile, monkeypatch):
-    monkeypatch.setattr(flash_blocked, "ROWS", rows)
-    monkeypatch.setattr(flash_blocked, "TILE", tile)
+    monkeypatch.setattr(flash_kernels, "ROWS", rows)
+    monkeypatch.setattr(flash_kernels, "TILE", tile)
     check(Blocked(), shape, torch.float64, "cpu", 1e-13)
 
 

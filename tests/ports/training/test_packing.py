@@ -7,19 +7,13 @@ import torch
 
 import ports.eagle3.model
 import ports.hass.model
-import ports.training.attention.dense
-import ports.training.attention.flash
-import ports.training.loss.ttt_objective
-from ports.training.alignment import Alignment
-from ports.training.attention.dense import ttt_attention
-from ports.training.attention.documents import Documents
-from ports.training.attention.flash import fast_ttt_attention
+import ports.training.attention
+import ports.training.objective
+from ports.training.attention import Documents, fast_ttt_attention, ttt_attention
 from ports.training.data.batches import CollateVisits, Skipped, collate, pack
 from tests.ports.conftest import enliven
-from tests.ports.training.attention.test_flash import Largest, draw, errors, run
+from tests.ports.training.test_attention import BOTH, FORMS, draw, errors, numbered, run
 
-BOTH = list(Alignment)
-FORMS = {"eager": ttt_attention, "fast": fast_ttt_attention}
 LENGTHS = ((5, 1, 9, 2), (7,), (1, 1, 1), (130, 33))
 SAMPLES = (0, 4, 2, 1)
 """9, 3, 12 and 5 tokens: the second is shorter than five steps."""
@@ -29,10 +23,6 @@ FLOAT64 = 1e-13
 
 FLOAT32 = 3e-6
 """The same in float32: sums in another order. Measured at most 8e-7."""
-
-
-def numbered(lengths):
-    return torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))[None]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -64,20 +54,6 @@ def test_the_kernels_of_a_device(device, alignment, dtype, bound):
     found = run(fast_ttt_attention, there, grad.to(device), alignment, numbered(lengths).to(device))
     largest = max(value.abs().max() for value in wanted)
     assert max(errors([value.cpu() for value in found], wanted, floor=largest)) <= bound
-
-
-@pytest.mark.parametrize("alignment", BOTH)
-def test_no_tensor_of_the_fast_form_grows_with_the_square_of_the_row(alignment):
-    largest = {}
-    for count in (8, 32):
-        lengths = (128,) * count
-        inputs = [states.float().requires_grad_() for states in draw((1, 2, 1, sum(lengths), 8), 3)]
-        with Largest() as seen:
-            states = tuple(inputs[1:4]), tuple(inputs[4:])
-            fast_ttt_attention(inputs[0], *states, numbered(lengths), 0.3, alignment).sum().backward()
-        largest[count] = seen.entries
-    assert largest[32] <= 4.1 * largest[8]
-    assert largest[32] < (128 * 32) ** 2 // 8
 
 
 def test_samples_lie_end_to_end(objective_of):
@@ -175,7 +151,7 @@ def observe_exactly(objective, batch):
     batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
     steps, head = objective.unroll(batch), objective.verifier(batch["target"]).head.double()
     target = torch.softmax(batch["target"] @ head.T, -1)
-    masks = objective._masks(batch)
+    masks = objective.masks(batch)
     losses = [
         ((target * (target.log() - torch.log_softmax(step.logits, -1))).sum(-1) * mask).sum() / mask.sum()
         for step, mask in zip(steps, masks, strict=True)
@@ -198,12 +174,8 @@ def one_document(mask):
     return Documents((), torch.arange(mask.shape[1])[None], None, right_padded=True)
 
 
-def leak_fast(patch):
-    patch.setattr(ports.training.attention.flash, "documents_of", one_document)
-
-
-def leak_eager(patch):
-    patch.setattr(ports.training.attention.dense, "documents_of", one_document)
+def leak_attention(patch):
+    patch.setattr(ports.training.attention, "documents_of", one_document)
 
 
 def leak_next_hidden(patch):
@@ -216,12 +188,12 @@ def forgetting_first(old, hidden, out, first=None):
 
 
 def leak_step_rows(patch):
-    patch.setattr(ports.training.loss.ttt_objective, "documents_of", one_document)
+    patch.setattr(ports.training.objective, "documents_of", one_document)
 
 
 FAULTS = {
-    "attention across documents, fast": (leak_fast, "fast", "prototype", "hidden.step0"),
-    "attention across documents, eager": (leak_eager, "eager", "prototype", "hidden.step0"),
+    "attention across documents, fast": (leak_attention, "fast", "prototype", "hidden.step0"),
+    "attention across documents, eager": (leak_attention, "eager", "prototype", "hidden.step0"),
     "outputs moved across documents": (leak_next_hidden, "fast", "prototype", "hidden.step1"),
     "the chain's rows counted from the row's start": (leak_step_rows, "fast", "chain", "loss.step1"),
 }

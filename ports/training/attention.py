@@ -5,20 +5,41 @@ Shapes: B batch, H query heads, K key/value heads, T positions, e head dim; s is
 At step s a query at position p sees the step-0 keys of columns j <= p - s and, for i = 1..s, one key of step i that
 stands in column p - (s - i). Which position that key is read at is the :class:`~ports.training.alignment.Alignment`.
 All scores share one softmax, computed in float32 (float64 inputs stay float64).
+
+A mask [B, T] says where the documents of a batch lie: one a row, padded (1 is a real position, 0 padding), or packed
+end to end in a single row, which has the number of the document at every position, from 1 on in order. (Speculators'
+``document_ids`` count from 0 and have -1 on padding.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
 
 from ports.training.alignment import Alignment
-from ports.training.attention.documents import documents_of
+from ports.training.flash import attend_documents
+from ports.training.flash_kernels import repeat_heads
+
+
+class AttentionImplementation(str, Enum):
+    """``EAGER``: dense scores, written for reading. ``FAST``: O(T) memory. ``AUTO`` takes the fast one."""
+
+    AUTO = "auto"
+    EAGER = "eager"
+    FAST = "fast"
+
+
+def attention_name(alignment: Alignment, implementation: AttentionImplementation = AttentionImplementation.AUTO) -> str:
+    """What transformers knows this attention by; with "flash" in the name it would look for the flash-attn package."""
+    return f"ttt_{alignment.value}" + ("" if implementation is AttentionImplementation.EAGER else "_fast")
 
 
 class StepLayer(DynamicLayer):
@@ -41,9 +62,52 @@ def ttt_cache() -> Cache:
     return Cache(layer_class_to_replicate=StepLayer)
 
 
-def attention_name(alignment: Alignment) -> str:
-    """The name under which transformers knows the TTT attention of this alignment."""
-    return f"ttt_{alignment.value}"
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a mask.
+
+    ``lengths`` are those of a packed row, in tokens; none where every row is one document. ``positions`` [1, T] int64
+    count from 0 in every document. ``first`` [1, T] bool marks where they are 0, None where that is column 0 alone.
+    ``right_padded``: every row is one document, and all padding comes after it. Attention that never looks ahead needs
+    no mask then.
+    """
+
+    lengths: tuple[int, ...]
+    positions: Tensor
+    first: Tensor | None
+    right_padded: bool
+
+
+_known = WeakIdKeyDictionary()
+"""By mask tensor: its version and its documents, which must not hold the mask itself."""
+
+
+def documents_of(mask: Tensor) -> Documents:
+    """Read a mask [B, T]; waits for its device once per mask tensor, and not once per step and layer.
+
+    Raises:
+        ValueError: several documents in a row of a batch of several rows, or out of order.
+    """
+    version = 0 if mask.is_inference() else mask._version
+    if _known.get(mask, (None,))[0] != version:
+        _known[mask] = (version, _read_documents(mask))
+    documents: Documents = _known[mask][1]
+    return documents
+
+
+def _read_documents(mask: Tensor) -> Documents:
+    columns, real = torch.arange(mask.shape[1], device=mask.device)[None], mask.bool()
+    ones_first = (real[:, :-1] | ~real[:, 1:]).all()
+    packed, right_padded = torch.stack([(mask > 1).any(), ones_first]).tolist()
+    if not packed:
+        return Documents((), columns, None, right_padded)
+    numbers, counts = torch.unique_consecutive(mask, return_counts=True)
+    if mask.shape[0] > 1 or numbers.tolist() != list(range(1, len(numbers) + 1)):
+        found = f"{tuple(mask.shape)} with numbers {numbers.tolist()[:5]}"
+        raise ValueError(f"document_ids: found {found}, expected one row [1, T] numbered 1, 2, 3, ..")
+    lengths = tuple(counts.tolist())
+    positions = torch.cat([columns[0, :length] for length in lengths])[None]
+    return Documents(lengths, positions, positions == 0, right_padded=False)
 
 
 def ttt_attention(
@@ -59,16 +123,14 @@ def ttt_attention(
     Args:
         query: [B, H, T, e] of step s = ``len(keys) - 1``.
         keys, values: [B, K, T, e] for each step 0..s.
-        mask: key padding [B, T], 1 on real positions, indexed by column; in a packed row the number of the document,
-            see :mod:`ports.training.attention.documents`. A row sees no other document.
+        mask: [B, T], key padding indexed by column, or the documents of a packed row, which do not see each other.
         scale: factor on the scores, e^(-1/2).
         alignment: where the keys of steps 1..s are read.
 
     Returns:
         [B, H, T, e] in the dtype of ``values``. Masked keys have weight exactly 0.
     """
-    groups = query.shape[1] // keys[0].shape[1]
-    keys, values = (tuple(_repeat_heads(step, groups) for step in steps) for steps in (keys, values))
+    keys, values = (tuple(repeat_heads(step, query.shape[1]) for step in steps) for steps in (keys, values))
     weights = _weights(query, keys, mask, scale, alignment)
     length, step = query.shape[2], len(keys) - 1
     out = torch.matmul(weights[..., :length], values[0])
@@ -88,10 +150,6 @@ def _weights(query: Tensor, keys: tuple[Tensor, ...], mask: Tensor, scale: float
         scores.append(dots.masked_fill(~_step_column(mask, step - i), hidden))
     precise = torch.promote_types(query.dtype, torch.float32)
     return torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=precise).to(query.dtype)
-
-
-def _repeat_heads(states: Tensor, groups: int) -> Tensor:
-    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
 
 
 def _causal_columns(mask: Tensor, step: int) -> Tensor:
@@ -116,16 +174,42 @@ def _shift_right(states: Tensor, distance: int, dim: int) -> Tensor:
     """``states[p - distance]`` at p along ``dim``; the first rows repeat the first entry (they are masked)."""
     if distance == 0:
         return states
-    length = states.shape[dim]
-    index = torch.arange(length, device=states.device).sub(distance).clamp(min=0)
+    index = torch.arange(states.shape[dim], device=states.device).sub(distance).clamp(min=0)
     return states.index_select(dim, index)
+
+
+def fast_ttt_attention(
+    query: Tensor,
+    keys: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    mask: Tensor | None,
+    scale: float,
+    alignment: Alignment,
+) -> Tensor:
+    """:func:`ttt_attention` without a [T, T] tensor, see :mod:`ports.training.flash`.
+
+    With padding on the right no real row sees a padded column, so nothing needs masking (nor with ``mask`` None). A
+    packed row is cut into its documents. Any other mask goes to the dense form.
+
+    Returns:
+        [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
+        nothing.
+    """
+    if mask is None or documents_of(mask).right_padded:
+        return attend_documents(query, keys, values, scale, alignment)
+    lengths = documents_of(mask).lengths
+    if not lengths:
+        return ttt_attention(query, keys, values, mask, scale, alignment)
+    steps, documents = len(keys), zip(*(states.split(lengths, dim=2) for states in (query, *keys, *values)))
+    outs = [attend_documents(row, kv[:steps], kv[steps:], scale, alignment) for row, *kv in documents]
+    return torch.cat(outs, dim=2)
 
 
 Attend = Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Any, float, Alignment], Tensor]
 """A form of the TTT attention, with the arguments of :func:`ttt_attention`."""
 
 
-def register(name: str, attend: Attend, alignment: Alignment) -> None:
+def _register(name: str, attend: Attend, alignment: Alignment) -> None:
     """Make ``attend`` known to transformers under ``name``; it refuses dropout."""
 
     def forward(
@@ -147,4 +231,5 @@ def register(name: str, attend: Attend, alignment: Alignment) -> None:
 
 
 for _alignment in Alignment:
-    register(attention_name(_alignment), ttt_attention, _alignment)
+    _register(attention_name(_alignment, AttentionImplementation.EAGER), ttt_attention, _alignment)
+    _register(attention_name(_alignment), fast_ttt_attention, _alignment)

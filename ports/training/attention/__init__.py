@@ -1,1 +1,0 @@
-"""TTT attention: dense for reading, in O(T) memory for speed."""

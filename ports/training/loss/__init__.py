@@ -1,1 +1,0 @@
-"""From the steps of an unroll to the numbers that are reported and descended."""

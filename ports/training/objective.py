@@ -1,0 +1,235 @@
+"""A draft with its loss as one module: what the objectives of all algorithms share.
+
+Shapes: B batch, T positions, h hidden size, D the vocabulary the draft speaks, k TTT steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ports.training.alignment import Alignment
+from ports.training.attention import documents_of
+from ports.training.data.batches import Batch, rows_mask
+from ports.training.loss import (
+    Hits,
+    LossImplementation,
+    Scores,
+    Verifier,
+    eager_scores,
+    fused_scores,
+    mean_over,
+    undo_mean,
+)
+
+Head = Callable[[Tensor], Tensor]
+"""From a step's hidden states [B, T, h] to its logits [B, T, D]."""
+
+
+@dataclass
+class Step:
+    """One TTT step: ``hidden_in`` and ``hidden`` [B, T, h] before and after the layers.
+
+    The fused loss never makes all logits, so they are computed when somebody asks, in the precision of the forward.
+    """
+
+    hidden_in: Tensor
+    hidden: Tensor
+    head: Head
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[B, T, D]."""
+        return self.head(self.hidden)
+
+
+def in_this_precision(head: Head, device: str) -> Head:
+    """``head`` under the autocast that is in force now, whenever it is called."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def call(hidden: Tensor) -> Tensor:
+        with torch.autocast(device, dtype, enabled=enabled):
+            return head(hidden)
+
+    return call
+
+
+def next_hidden(hidden: Tensor, out: Tensor, first: Tensor | None = None) -> Tensor:
+    """The next step's input [B, T, h]: the output moved one position to the right, the first position unchanged.
+
+    ``first`` [1, T] bool marks the first position of every document of a packed row. Default: there is one a row.
+    """
+    moved = torch.cat([hidden[:, :1], out[:, :-1]], dim=1)
+    return moved if first is None else torch.where(first[..., None], hidden, moved)
+
+
+def step_rows(loss_mask: Tensor, step: int, alignment: Alignment, positions: Tensor | None = None) -> Tensor:
+    """The loss mask [B, T] of TTT step ``step``: unchanged (prototype), or without the rows p < step (chain).
+
+    ``positions`` [1, T] are p, which a packed row counts from 0 in every document. Default: the columns.
+    """
+    if alignment is Alignment.PROTOTYPE or step == 0:
+        return loss_mask
+    if positions is None:
+        positions = torch.arange(loss_mask.shape[1], device=loss_mask.device)[None]
+    return loss_mask * (positions >= step)
+
+
+@dataclass
+class Outcome:
+    """One micro-batch: the loss to run backward on, what is reported, and the tensors it came from.
+
+    ``step_losses`` [k] are still attached to the graph, ``loss`` is not. ``target`` has ``logits`` and
+    ``probabilities`` [B, T, D] of the verifier. ``extra`` are metrics that only some objectives log.
+    """
+
+    backward_loss: Tensor
+    loss: Tensor
+    step_losses: Tensor
+    hits: Hits
+    target: Any
+    steps: list[Step]
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+torch.export.register_dataclass(Outcome)
+"""FSDP2 prepares the backward of the tensors that a forward returns, and torch 2.9 finds none in other dataclasses."""
+
+
+class TTTObjective(nn.Module):
+    """One module, so that DDP and DeepSpeed see a single forward.
+
+    An algorithm says how its draft unrolls, what the target is, what turns hidden states into logits, and which number
+    stands for the steps' losses. With ``recompute`` no activations of the draft's layers are kept.
+    """
+
+    topk = 0
+    """How many of the verifier's likeliest tokens the logged cross-entropy covers; 0 logs none."""
+
+    def __init__(
+        self,
+        draft: Any,
+        ttt_steps: int,
+        alignment: Alignment,
+        implementation: LossImplementation,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.draft = draft
+        self.ttt_steps = ttt_steps
+        self.alignment = alignment
+        self.implementation = implementation
+
+    def unroll(self, batch: Batch) -> list[Step]:
+        """The draft's k steps on a micro-batch."""
+        raise NotImplementedError
+
+    def verifier(self, hidden: Tensor) -> Verifier:
+        """The target distribution from the verifier's last hidden state [B, T, h]."""
+        raise NotImplementedError
+
+    def output(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The draft's norm and the weight [D, h] of its head."""
+        raise NotImplementedError
+
+    def total(self, losses: Tensor) -> Tensor:
+        """The one loss to run backward on, from those of the k steps: a sum with fixed weights."""
+        return losses.sum()
+
+    def reported(self, losses: Tensor) -> Tensor:
+        """The one loss that stands for those of the k steps."""
+        raise NotImplementedError
+
+    def after_cast(self) -> None:
+        """Restore what a cast of the module must not touch; called once everything is prepared."""
+
+    def masks(self, batch: Batch) -> list[Tensor]:
+        """[B, T] for each step, 1 on its rows in the loss."""
+        positions = documents_of(rows_mask(batch)).positions
+        return [step_rows(batch["loss_mask"], step, self.alignment, positions) for step in range(self.ttt_steps)]
+
+    def rows(self, batch: Batch) -> Tensor:
+        """Rows in the loss at every TTT step, [k] int64."""
+        return torch.stack([mask.sum() for mask in self.masks(batch)])
+
+    def score(self, steps: list[Step], batch: Batch, verifier: Verifier) -> Scores:
+        """Sums over the rows in the loss, in the implementation that was chosen."""
+        masks = self.masks(batch)
+        if self.implementation is LossImplementation.EAGER:
+            return eager_scores([step.logits for step in steps], masks, verifier, self.topk)
+        return fused_scores([step.hidden for step in steps], masks, verifier, *self.output(), self.topk)
+
+    def forward(self, batch: Batch, window_rows: Tensor | None = None) -> Outcome:
+        """Unroll and score one micro-batch.
+
+        Args:
+            batch: see :data:`ports.training.data.batches.Batch`.
+            window_rows: [k], rows in the loss of the whole accumulation window at every step. The loss to run backward
+                on is divided by them, so that the accumulated gradient is the big batch's. Default: this batch's own.
+        """
+        verifier, rows, steps = self.verifier(batch["target"]), self.rows(batch), self.unroll(batch)
+        scores = self.score(steps, batch, verifier)
+        losses = mean_over(scores.kl, rows)
+        backward = self.total(losses if window_rows is None else mean_over(scores.kl, window_rows))
+        names = ("train/ploss", "train/topkloss") if self.topk else ()
+        extra = dict(zip(names, mean_over(scores.entropies, rows[-1]).tolist() if names else ()))
+        return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps, extra)
+
+
+class RankNormalisation:
+    """Every process divides by its own rows, and gradients are averaged: a process with few rows weighs them more."""
+
+    def rows(self, window_rows: Tensor) -> Tensor:
+        """Rows that a window's loss is divided by."""
+        return window_rows
+
+    def loss(self, backward_loss: Tensor) -> Tensor:
+        """The loss to run backward on, given that gradients are averaged over the processes afterwards."""
+        return backward_loss
+
+    def report(self, outcome: Outcome, objective: Any, batch: Batch) -> Outcome:
+        """What is logged: this process's numbers."""
+        return outcome
+
+
+class GlobalNormalisation(RankNormalisation):
+    """All processes divide by the rows of all: the gradient, and what is logged, is that of one big batch."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+
+    def rows(self, window_rows: Tensor) -> Tensor:
+        return self._sum(window_rows)
+
+    def loss(self, backward_loss: Tensor) -> Tensor:
+        return backward_loss * self.accelerator.num_processes
+
+    @torch.no_grad()
+    def report(self, outcome: Outcome, objective: Any, batch: Batch) -> Outcome:
+        rows, losses = objective.rows(batch), outcome.step_losses.detach()
+        everywhere = self._sum(rows)
+        losses = mean_over(self._sum(undo_mean(losses, rows)), everywhere)
+        extra = {name: self._mean(value, rows[-1], everywhere[-1]) for name, value in outcome.extra.items()}
+        hits = Hits(*(self._sum(count) for count in (outcome.hits.correct, outcome.hits.top, outcome.hits.rows)))
+        return replace(outcome, loss=objective.reported(losses), step_losses=losses, hits=hits, extra=extra)
+
+    def _mean(self, value: float, rows: Tensor, everywhere: Tensor) -> float:
+        total = undo_mean(torch.tensor(value, device=rows.device), rows)
+        return float(mean_over(self._sum(total), everywhere))
+
+    def _sum(self, value: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(value.clone(), "sum")
+        return total
+
+
+def build_normalisation(kind: str, accelerator: Accelerator) -> RankNormalisation:
+    """What the loss of several processes is divided by: ``rank`` or ``global``; one process has nothing to choose."""
+    together = kind == "global" and accelerator.num_processes > 1
+    return GlobalNormalisation(accelerator) if together else RankNormalisation()

@@ -1,0 +1,108 @@
+"""The fast TTT attention against the dense one, output and every gradient, and what the dense one cannot do."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from ports.training.alignment import Alignment
+from ports.training.attention import fast_ttt_attention, ttt_attention
+from tests.ports.training.test_attention import BOTH, attend, draw, errors, numbered, right_padding, run
+
+SHAPES = [
+    (2, 4, 4, 1, 16),
+    (1, 4, 1, 2, 20),
+    (2, 4, 2, 3, 16),
+    (3, 4, 2, 7, 20),
+    (1, 2, 2, 33, 64),
+    (1, 8, 2, 130, 64),
+    (2, 4, 1, 130, 20),
+]
+"""B, query heads, key/value heads, T, head dim."""
+
+
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize("step", [0, 1, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float64_is_the_dense_form(shape, step, alignment):
+    inputs, mask = draw(shape, step + 1), right_padding(shape[0], shape[3])
+    grad = torch.randn_like(inputs[0])
+    found = run(fast_ttt_attention, inputs, grad, alignment, mask)
+    wanted = run(ttt_attention, inputs, grad, alignment, mask)
+    assert max(errors(found, wanted, floor=1e-3)) <= 1e-12
+    assert all(bool(value.isfinite().all()) for value in found)
+
+
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize("step", [0, 2, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_and_bfloat16_err_like_the_dense_form(shape, step, alignment):
+    inputs, mask = draw(shape, step + 1, torch.bfloat16), right_padding(shape[0], shape[3])
+    grad = torch.randn_like(inputs[0])
+    exact = run(ttt_attention, inputs, grad, alignment, mask, torch.float64)
+    largest = max(value.abs().max() for value in exact)
+    for dtype, bound in ((torch.float32, 5e-7), (torch.bfloat16, 1e-6)):
+        found, dense = (
+            errors(run(function, inputs, grad, alignment, mask, dtype), exact, floor=largest)
+            for function in (fast_ttt_attention, ttt_attention)
+        )
+        assert max(found) <= max(bound, 1.05 * max(dense)), (dtype, found, dense)
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 1, 1, 1], [1, 0, 1, 1, 1]])
+@pytest.mark.parametrize("alignment", BOTH)
+def test_any_other_padding_goes_to_the_dense_form(alignment, rows):
+    query, *states = draw((1, 2, 1, 5, 4), 3)
+    arguments = (query, tuple(states[:3]), tuple(states[3:]), torch.tensor([rows]), 0.5, alignment)
+    assert torch.equal(fast_ttt_attention(*arguments), ttt_attention(*arguments))
+
+
+def test_autocast_decides_the_dtype():
+    query, *states = draw((1, 4, 2, 9, 8), 3, torch.float32)
+    states[3:] = [value.bfloat16() for value in states[3:]]
+    inputs = [value.requires_grad_() for value in (query, *states)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fast_ttt_attention(inputs[0], tuple(inputs[1:4]), tuple(inputs[4:]), None, 0.3, Alignment.CHAIN)
+        out.float().sum().backward()
+        dense = ttt_attention(query, tuple(states[:3]), tuple(states[3:]), torch.ones(1, 9), 0.3, Alignment.CHAIN)
+    assert out.dtype is torch.bfloat16
+    torch.testing.assert_close(out.float(), dense.float(), rtol=0.02, atol=0.02)
+    assert all(value.grad.dtype is value.dtype for value in inputs)
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that any operator returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [value for value in tree_flatten(result)[0] if isinstance(value, torch.Tensor)]
+        self.entries = max([self.entries, *(value.numel() for value in tensors)])
+        return result
+
+
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize(
+    "mask_of", [lambda length: torch.ones(1, length), lambda length: numbered([128] * (length // 128))]
+)
+def test_no_tensor_grows_with_the_square_of_t(alignment, mask_of):
+    largest = {}
+    for length in (1024, 4096):
+        inputs = [states.float().requires_grad_() for states in draw((1, 2, 1, length, 8), 3)]
+        with Largest() as seen:
+            attend(fast_ttt_attention, inputs, alignment, mask_of(length)).sum().backward()
+        largest[length] = seen.entries
+    assert largest[4096] <= 4.1 * largest[1024]
+    assert largest[4096] < 4096**2 // 8
+
+
+def test_a_second_derivative_is_refused():
+    inputs = [states.requires_grad_() for states in draw((1, 2, 1, 4, 2), 1)]
+    out = fast_ttt_attention(inputs[0], (inputs[1],), (inputs[2],), None, 0.5, Alignment.CHAIN)
+    direction = torch.randn_like(out).requires_grad_()
+    (gradient,) = torch.autograd.grad(out, inputs[0], direction, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

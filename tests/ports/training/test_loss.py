@@ -1,0 +1,245 @@
+"""Both ways of computing the loss beside the sums as they are defined, in float64; what the fused one keeps."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from ports.training import loss
+from ports.training.alignment import Alignment
+from ports.training.loss import (
+    BLOCK,
+    TargetRows,
+    Verifier,
+    argmax,
+    count_hits,
+    eager_scores,
+    fused_kl,
+    fused_scores,
+    kl_sum,
+    mean_over,
+    topk,
+)
+from ports.training.objective import step_rows
+
+WIDTH = 6
+MASKS = {"all rows": [[1, 1], [1, 1]], "some": [[0, 1, 1], [1, 0, 1]], "none": [[0, 0]]}
+
+SIZES = [(1, 8, 3), (5, 4, 1), (7, 16, 100), (64, 20, 257), (300, 64, 1100)]
+"""Rows N, hidden size h, vocabulary D."""
+
+
+def draw(size, closeness=0.3, dtype=torch.float32):
+    """Verifier's hidden rows and head, the draft's, and which rows are in the loss."""
+    rows, width, vocabulary = size
+    verifier, hidden = torch.randn(rows, width), torch.randn(rows, width)
+    theirs = 2 * torch.randn(vocabulary, width) / width**0.5
+    ours = theirs + closeness * torch.randn(vocabulary, width) / width**0.5
+    hidden = verifier + closeness * hidden
+    weights = (torch.rand(rows) < 0.7).long()
+    weights[0] = 1
+    return verifier, theirs, hidden.to(dtype).requires_grad_(), ours.to(dtype).requires_grad_(), weights
+
+
+def plain(verifier, theirs, hidden, ours, weights):
+    target, logits = Verifier(verifier[None], theirs), hidden[None] @ ours.t()
+    sums = kl_sum(logits, target.probabilities, weights[None])
+    return sums, count_hits(logits, target.logits.argmax(-1), weights[None])
+
+
+def exact(verifier, theirs, hidden, ours, weights):
+    """The same in float64, from the definition."""
+    t = torch.softmax(verifier.double() @ theirs.double().t(), dim=-1)
+    log_q = torch.log_softmax(hidden @ ours.t(), dim=-1)
+    return ((torch.xlogy(t, t) - t * log_q).sum(-1) * weights).sum()
+
+
+def gradients(total, hidden, ours, weights):
+    return torch.autograd.grad(mean_over(total, weights.sum()), (hidden, ours))
+
+
+@pytest.fixture(params=[(1, 1), (5, 1), (256, 1 << 22)], ids=["one row", "five rows", "as shipped"])
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(loss, "ROWS", request.param[0])
+    monkeypatch.setattr(loss, "CHUNK", request.param[1])
+
+
+def by_definition(states, masks, head, wanted, verifier, count):
+    """KL of every step, then of the last one its hits in the first 1, 1, 2, 3, its rows and both cross-entropies."""
+    log_t = (wanted.double() @ verifier.double().T).log_softmax(-1)
+    log_q = [(state.double() @ head.double().T).log_softmax(-1) for state in states]
+    kl = [(log_t.exp() * (log_t - each)).sum(-1)[mask > 0].sum() for each, mask in zip(log_q, masks)]
+    inside = masks[-1] > 0
+    found = log_q[-1].topk(min(3, len(head)), dim=-1).indices == log_t.argmax(-1, keepdim=True)
+    hits = (found & inside[..., None]).sum((0, 1)).cumsum(0)
+    terms = (-log_t.exp() * log_q[-1])[inside]
+    likeliest = terms.gather(-1, log_t[inside].topk(count, dim=-1).indices)
+    return torch.stack([*kl, hits[0], *hits, inside.sum(), terms.sum(), likeliest.sum()])
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("vocabulary", [9, 2])
+@pytest.mark.parametrize(("name", "alignment", "fused"), list(product(MASKS, Alignment, [False, True])), ids=str)
+def test_the_sums_are_those_defined(name, alignment, fused, vocabulary):
+    mask, count = torch.tensor(MASKS[name]), min(4, vocabulary)
+    states, wanted = torch.randn(3, *mask.shape, WIDTH), torch.randn(*mask.shape, WIDTH)
+    head, verifier = torch.randn(2, vocabulary, WIDTH)
+    masks, target = [step_rows(mask, step, alignment) for step in range(3)], Verifier(wanted, verifier)
+    if fused:
+        scores = fused_scores(states, masks, target, nn.Identity(), head, count)
+    else:
+        scores = eager_scores(states @ head.T, masks, target, count)
+    found = [*scores.kl, scores.hits.correct, *scores.hits.top, scores.hits.rows, *scores.entropies]
+    expected = by_definition(states, masks, head, wanted, verifier, count)
+    torch.testing.assert_close(torch.stack([each.double() for each in found]), expected, rtol=2e-6, atol=1e-6)
+    true = (wanted.double() @ verifier.double().T).softmax(-1)
+    torch.testing.assert_close(target.probabilities.double(), true, rtol=2e-6, atol=1e-6)
+
+
+def test_a_probability_of_0_counts_nothing():
+    logits = torch.tensor([[[50.0, 0.0, 0.0]]], requires_grad=True)
+    total = kl_sum(logits, torch.tensor([[[0.0, 0.5, 0.5]]]), torch.ones(1, 1))
+    total.backward()
+    torch.testing.assert_close(total.item(), 50 - torch.tensor(2.0).log().item(), rtol=1e-5, atol=0)
+    assert bool(logits.grad.isfinite().all())
+
+
+def test_bfloat16_logits_are_scored_in_float32():
+    logits, target, rows = torch.randn(2, 5, 7).bfloat16(), torch.randn(2, 5, 7).softmax(-1), torch.ones(2, 5)
+    assert torch.equal(kl_sum(logits, target, rows), kl_sum(logits.float(), target, rows))
+
+
+def test_the_mean_is_finite_without_rows():
+    assert mean_over(torch.tensor(0.0), torch.tensor(0)).item() == 0
+    assert mean_over(torch.tensor(6.0), torch.tensor(3)).item() == pytest.approx(6 / (3 + 1e-5), rel=1e-6)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("closeness", [0.003, 0.3])
+@pytest.mark.parametrize("size", SIZES)
+def test_it_is_the_plain_loss_with_its_gradients_and_hits(size, closeness):
+    verifier, theirs, hidden, ours, weights = draw(size, closeness)
+    fused = fused_kl(hidden, ours, TargetRows(verifier, theirs), weights, hits=True)
+    total, hits = plain(verifier, theirs, hidden, ours, weights)
+    precise = [value.detach().double().requires_grad_() for value in (hidden, ours)]
+    true_loss = exact(verifier, theirs, *precise, weights)
+    assert (fused.kl - true_loss).abs() <= 1e-6 * (true_loss + weights.sum())
+    found = gradients(fused.kl, hidden, ours, weights)
+    wanted = gradients(total, hidden, ours, weights)
+    true = gradients(true_loss, *precise, weights)
+    for value, other, best in zip(found, wanted, true, strict=True):
+        scale = best.abs().max().clamp(min=1e-6 / weights.sum())
+        # close to the target q - t is all rounding: then two maxima of rounding errors are compared
+        assert (value - best).abs().max() <= max(5e-7 * scale, 2 * (other - best).abs().max())
+    for name in ("correct", "top", "rows"):
+        assert torch.equal(getattr(fused.hits, name), getattr(hits, name)), name
+
+
+def test_float64_gradcheck():
+    verifier, theirs, hidden, ours, weights = draw((6, 3, 5), 0.5, torch.float64)
+    target = TargetRows(verifier, theirs, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *inputs: fused_kl(*inputs, target, weights).kl, (hidden, ours))
+
+
+@pytest.mark.usefixtures("chunk")
+def test_weights_that_leave_rows_out_are_as_rows_left_out():
+    verifier, theirs, hidden, ours, weights = draw((40, 8, 30))
+    rows = weights.nonzero().squeeze(1)
+    some = fused_kl(hidden[rows], ours, TargetRows(verifier[rows], theirs), weights[rows], True, 3)
+    every = fused_kl(hidden, ours, TargetRows(verifier, theirs), weights, True, 3)
+    for name in ("kl", "entropies"):
+        torch.testing.assert_close(getattr(every, name), getattr(some, name), rtol=1e-6, atol=0)
+    assert torch.equal(every.hits.top, some.hits.top)
+    outside = torch.autograd.grad(every.kl, hidden)[0][weights == 0]
+    assert not outside.any()
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bfloat16_is_the_plain_loss_in_bfloat16(autocast):
+    verifier, theirs, hidden, ours, weights = draw((64, 32, 257), dtype=torch.float32 if autocast else torch.bfloat16)
+    target = TargetRows(verifier, theirs)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        fused = fused_kl(hidden, ours, target, weights, hits=True)
+        logits = torch.nn.functional.linear(hidden, ours)[None]
+    assert logits.dtype is torch.bfloat16
+    assert fused.kl.dtype is torch.float32
+    total = kl_sum(logits, Verifier(verifier[None], theirs).probabilities, weights[None])
+    torch.testing.assert_close(fused.kl, total, rtol=1e-6, atol=0)
+    for value, wanted in zip(gradients(fused.kl, hidden, ours, weights), gradients(total, hidden, ours, weights)):
+        assert value.dtype is wanted.dtype
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0.01 * wanted.abs().max().item())
+        slope = (value.double() * wanted).sum() / wanted.double().square().sum()
+        assert abs(slope - 1) <= 3e-4  # rounding is random; a common factor would not be
+
+
+def test_a_target_of_another_dtype():
+    verifier, theirs, hidden, ours, weights = draw((20, 8, 30))
+    target = torch.softmax(torch.nn.functional.linear(verifier.bfloat16(), theirs.bfloat16()).float()[None], dim=-1)
+    wanted = kl_sum((hidden @ ours.t())[None], target, weights[None])
+    rows = TargetRows(verifier, theirs, dtype=torch.bfloat16)
+    torch.testing.assert_close(fused_kl(hidden, ours, rows, weights).kl, wanted, rtol=1e-6, atol=0)
+    assert rows.negentropy.dtype is torch.float32
+
+
+def test_only_what_trains_gets_a_gradient():
+    verifier, theirs, hidden, ours, weights = draw((20, 8, 30))
+    target = TargetRows(verifier, theirs)
+    fused_kl(hidden, ours.detach(), target, weights).kl.backward()
+    assert hidden.grad is not None
+    with torch.no_grad():
+        assert not fused_kl(hidden, ours, target, weights).kl.requires_grad
+    fused_kl(hidden.detach(), ours, target, weights).kl.backward()
+    assert ours.grad is not None
+
+
+def test_no_step_keeps_logits():
+    verifier, theirs, hidden, ours, weights = draw((64, 4, 100))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda value: kept.append(value.numel()) or value, lambda value: value
+    ):
+        fused_kl(hidden, ours, TargetRows(verifier, theirs), weights, True, 5)
+    assert max(kept) == ours.numel()
+
+
+def test_no_row_in_the_loss():
+    verifier, theirs, hidden, ours, weights = draw((4, 8, 30))
+    for rows in (slice(0, 0), slice(0, 4)):
+        target = TargetRows(verifier[rows], theirs)
+        fused = fused_kl(hidden[rows], ours, target, torch.zeros_like(weights[rows]), True, 5)
+        assert fused.kl.item() == 0
+        assert not any(value.any() for value in gradients(fused.kl, hidden, ours, weights * 0))
+        assert fused.hits.rows == 0
+
+
+@pytest.mark.parametrize("columns", [7, BLOCK, 8 * BLOCK, 8 * BLOCK + 1, 64 * BLOCK])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_the_largest_entries_are_torchs_own(columns, count):
+    values = torch.rand(5, columns, dtype=torch.float64)
+    wanted = torch.topk(values, count, dim=-1)
+    found, where = topk(values, count)
+    assert torch.equal(found, wanted.values)
+    assert torch.equal(where, wanted.indices)
+    assert torch.equal(argmax(values), values.argmax(-1))
+
+
+def test_several_of_the_largest_in_one_block_and_the_first_of_equal_ones():
+    values = torch.rand(5, 16 * BLOCK)
+    values[:, 5 * BLOCK + 3 : 5 * BLOCK + 6] = torch.tensor([2.0, 4.0, 3.0])
+    found, where = topk(values, 3)
+    assert found.tolist() == [[4, 3, 2]] * 5
+    assert where.tolist() == [[5 * BLOCK + 4, 5 * BLOCK + 5, 5 * BLOCK + 3]] * 5
+    values[:, [3 * BLOCK + 9, 3 * BLOCK + 8, 7 * BLOCK]] = 5.0
+    assert argmax(values).tolist() == [3 * BLOCK + 8] * 5
+    assert topk(values, 3)[0].tolist() == [[5.0] * 3] * 5
+
+
+def test_wide_rows_are_searched_in_blocks_and_narrow_ones_are_not(monkeypatch):
+    seen = []
+    whole = torch.topk
+    monkeypatch.setattr(torch, "topk", lambda *args, **kwargs: seen.append(args[0].shape) or whole(*args, **kwargs))
+    topk(torch.rand(5, 64 * BLOCK), 3)
+    assert seen == []
+    topk(torch.rand(5, BLOCK), 3)
+    assert seen == [(5, BLOCK)]

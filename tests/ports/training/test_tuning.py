@@ -1,0 +1,280 @@
+"""What changes no number: rows in no loss run forward alone, layers run again in the backward, halves are shared."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointError
+from torch.utils.flop_counter import FlopCounterMode
+
+import ports.eagle3.model
+import ports.hass.model
+from ports.training import tuning
+from ports.training.alignment import Alignment
+from ports.training.attention import StepLayer
+from ports.training.data.batches import collate, pack
+from ports.training.tuning import SharedHalf, TrainedRows, can_split
+from tests.ports.conftest import enliven
+
+both_algorithms = pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+MODELS = (ports.eagle3.model, ports.hass.model)
+
+
+@pytest.fixture
+def prepared(start_run, fixture, tmp_path):
+    """An objective with lively weights, and a batch of four samples."""
+
+    def make(algorithm, lay=collate, layers=1, **changes):
+        file = fixture / f"draft_{algorithm}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": layers}))
+        loop = start_run(algorithm, tmp_path / "run", noise=False, **changes)
+        enliven(loop.objective.draft)
+        assert len(loop.objective.draft.layers) == layers
+        return loop.objective.train(), lay([loop.plan.loader.dataset.sample(index) for index in range(4)])
+
+    return make
+
+
+def learn(objective, batch):
+    """Outcome, and gradients by name."""
+    outcome = objective(batch)
+    outcome.backward_loss.backward()
+    found = {name: value.grad for name, value in objective.draft.named_parameters() if value.grad is not None}
+    objective.zero_grad(set_to_none=True)
+    return outcome, found
+
+
+@pytest.mark.parametrize("lay", [collate, pack])
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("form", ["eager", "fast"])
+@pytest.mark.parametrize("alignment", [each.value for each in Alignment])
+@both_algorithms
+def test_running_again_gives_the_same_bits(prepared, algorithm, alignment, form, steps, lay):
+    changes = {"ttt_alignment": alignment, "attn_implementation": form, "forward_num_total": steps}
+    assert_same_bits(*prepared(algorithm, lay, **changes))
+
+
+@both_algorithms
+def test_and_in_bfloat16_and_with_several_layers(prepared, algorithm):
+    objective, batch = prepared(algorithm, layers=3, ttt_alignment="chain", forward_num_total=3)
+    assert_same_bits(objective, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_bits(objective, batch)
+
+
+def assert_same_bits(objective, batch):
+    kept_outcome, kept = learn(objective, batch)
+    objective.recompute = True
+    outcome, again = learn(objective, batch)
+    objective.recompute = False
+    assert torch.equal(outcome.step_losses, kept_outcome.step_losses)
+    assert kept.keys() == again.keys()
+    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+
+
+class Caches:
+    """Every cache layer that was made, and how often a layer of the draft ran."""
+
+    def __init__(self, patch, draft):
+        self.made, self.runs = [], 0
+        plain = StepLayer.__init__
+        patch.setattr(StepLayer, "__init__", lambda layer: (plain(layer), self.made.append(layer))[0])
+        last = draft.layers[0].self_attn.o_proj
+        patch.setattr(last, "forward", partial(self._count, last.forward))  # a hook would have the layer run otherwise
+
+    def _count(self, forward, states):
+        self.runs += 1
+        return forward(states)
+
+
+@both_algorithms
+def test_layers_run_twice_and_the_cache_is_written_once(prepared, algorithm, monkeypatch):
+    objective, batch = prepared(algorithm, forward_num_total=3)
+    objective.recompute, caches = True, Caches(monkeypatch, objective.draft)
+    learn(objective, batch)
+    assert caches.runs == 2 * 3
+    assert [(len(layer.step_keys), len(layer.step_values)) for layer in caches.made] == [(3, 3)]
+
+
+@both_algorithms
+def test_a_cache_written_twice_is_noticed(prepared, algorithm, monkeypatch):
+    """The planted fault: the second run finds the keys of all steps, its own among them."""
+    objective, batch = prepared(algorithm, forward_num_total=3)
+    objective.recompute, caches = True, Caches(monkeypatch, objective.draft)
+    monkeypatch.setattr(tuning, "_OnceWritten", lambda cache: cache)
+    with pytest.raises(CheckpointError, match=r"different metadata|number of tensors"):
+        learn(objective, batch)
+    assert len(caches.made[0].step_keys) > 3
+
+
+def cost(objective, batch, patch):
+    """FLOPs of a forward and backward, and bytes kept between them: what autograd saved, and keys and values."""
+    own, kept = {value.untyped_storage().data_ptr() for value in objective.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with patch.context() as patched, FlopCounterMode(display=False) as counter:
+        caches = Caches(patched, objective.draft)
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            outcome = objective(batch)
+        for layer in caches.made:
+            for states in (*layer.step_keys, *layer.step_values):
+                note(states)
+        outcome.backward_loss.backward()
+    objective.zero_grad(set_to_none=True)
+    return counter.get_total_flops(), sum(kept.values())
+
+
+@both_algorithms
+def test_what_each_of_them_saves(prepared, algorithm, monkeypatch):
+    objective, batch = prepared(algorithm, forward_num_total=5)
+    batch = {name: value.repeat(8, *[1] * (value.dim() - 1)) for name, value in batch.items()}
+    _, kept = cost(objective, batch, monkeypatch)
+    objective.recompute = True
+    assert 0 < cost(objective, batch, monkeypatch)[1] < 0.5 * kept
+    objective, batch = prepared(algorithm, forward_num_total=2)
+    fewer = cost(objective, batch, monkeypatch)
+    switch_off_rows(monkeypatch)
+    flops, kept = cost(objective, batch, monkeypatch)
+    assert fewer[0] < 0.98 * flops
+    assert fewer[1] < 0.95 * kept
+
+
+@both_algorithms
+def test_a_run_is_the_same_and_may_change_over_in_the_middle(run_to_the_end, run_until, tmp_path, algorithm):
+    expected = run_to_the_end(algorithm, tmp_path / "kept")
+    checkpoint = run_until(algorithm, tmp_path / "stopped", 4)
+    found = run_to_the_end(algorithm, tmp_path / "stopped", ckpt_path=checkpoint, activation_checkpointing=True)
+    assert expected.differs_from(found) == []
+    assert found.lines[1:] == expected.lines[1:]
+
+
+def switch_off_rows(monkeypatch):
+    for module in MODELS:
+        monkeypatch.setattr(module, "TrainedRows", lambda mask: None)
+
+
+@pytest.mark.parametrize("lay", [collate, pack])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@both_algorithms
+def test_outputs_and_gradients_stay_what_they_are(prepared, monkeypatch, algorithm, layers, recompute, lay):
+    alignment = "prototype" if layers == 1 else "chain"
+    objective, batch = prepared(algorithm, lay, layers, ttt_alignment=alignment, activation_checkpointing=recompute)
+    outcome, found = learn(objective, batch)
+    switch_off_rows(monkeypatch)
+    expected_outcome, expected = learn(objective, batch)
+    torch.testing.assert_close(outcome.step_losses, expected_outcome.step_losses, rtol=1e-6, atol=0)
+    for step, expected_step in zip(outcome.steps, expected_outcome.steps, strict=True):
+        torch.testing.assert_close(step.hidden, expected_step.hidden, rtol=1e-5, atol=1e-5)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-6 * float(value.abs().max()), msg=name)
+
+
+@both_algorithms
+def test_a_mask_that_misses_rows_in_the_loss_is_seen(prepared, monkeypatch, algorithm):
+    """The comparison above can fail."""
+    objective, batch = prepared(algorithm)
+    _, expected = learn(objective, batch)
+    half = partial(torch.mul, torch.arange(batch["loss_mask"].shape[1]) % 2)
+    for module in MODELS:
+        monkeypatch.setattr(module, "TrainedRows", lambda mask: TrainedRows(half(mask)))
+    _, found = learn(objective, batch)
+    name = "layers.0.mlp.down_proj.weight"
+    assert (found[name] - expected[name]).abs().max() > 0.01 * expected[name].abs().max()
+
+
+@both_algorithms
+def test_a_batch_without_rows_in_the_loss_leaves_every_gradient_at_zero(prepared, algorithm):
+    """A process that has none must not make DDP wait for gradients that never come."""
+    objective, batch = prepared(algorithm)
+    _, some = learn(objective, batch)
+    _, none = learn(objective, {**batch, "loss_mask": torch.zeros_like(batch["loss_mask"])})
+    assert none.keys() == some.keys()
+    assert all(not value.any() for value in none.values())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_row_wise_function_has_its_gradient_on_marked_rows_alone(share):
+    mask, states = torch.rand(2, 9) < share, torch.randn(2, 9, 5, requires_grad=True)
+    module = nn.Linear(5, 5)
+    out = TrainedRows(mask).apply(module, states)
+    torch.testing.assert_close(out, module(states), rtol=0, atol=1e-6)
+    out.sum().backward()
+    torch.testing.assert_close(states.grad, mask[..., None] * module.weight.sum(0))
+    torch.testing.assert_close(module.bias.grad, torch.full((5,), float(mask.sum())))
+
+
+def test_the_first_use_of_weights_is_one_with_gradient():
+    """Autocast casts a weight once; up to torch 2.10 without gradient for good if that first use has none."""
+    seen = []
+    rows = TrainedRows(torch.tensor([[0.0, 1.0]]))
+    rows.apply(lambda states: seen.append(torch.is_grad_enabled()) or states, torch.ones(1, 2, 3, requires_grad=True))
+    assert seen == [True, False]
+
+
+def test_a_layer_that_is_watched_or_of_another_make_is_called_as_it_is(prepared, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        tuning.OpenLayer, "__init__", lambda self, layer: opened.append(layer) or setattr(self, "layer", layer)
+    )
+    objective, batch = prepared("hass", forward_num_total=1)
+    learn(objective, batch)
+    assert opened == [objective.draft.layers[-1]]
+    objective.draft.layers[-1].mlp.register_forward_hook(lambda *_: None)
+    learn(objective, batch)
+    other = nn.TransformerEncoderLayer(8, 2)
+    assert tuning._on_rows(other, TrainedRows(torch.ones(1, 3))) is other
+    assert len(opened) == 1
+
+
+def inputs():
+    shapes = [(2, 5, 4), (2, 5, 4), (2, 5, 4), (7, 8), (7,)]
+    return [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_products_and_gradients_are_those_of_the_whole(with_bias):
+    first, *seconds, weight, bias = inputs()
+    bias = bias if with_bias else None
+    share = SharedHalf(first, weight, bias)
+    shared = [share(second) for second in seconds]
+    whole = [F.linear(torch.cat([first, second], dim=-1), weight, bias) for second in seconds]
+    wanted = [value for value in (first, *seconds, weight, bias) if value is not None]
+    torch.testing.assert_close(shared, whole, rtol=1e-13, atol=1e-13)
+    grads = [torch.autograd.grad(sum(p.square().sum() for p in side), wanted) for side in (shared, whole)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    assert all(grad.abs().max() > 1 for grad in grads[0])
+
+
+def test_only_plain_products_in_full_precision_are_split():
+    class Adapted(nn.Linear):
+        pass
+
+    layer = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 3), Adapted(2, 2), nn.Identity()])
+    assert can_split(layer, layer[:2])
+    assert can_split(layer.double(), layer[:2])
+    assert not can_split(layer, layer[1:3])
+    assert not can_split(layer, layer[3:])
+    assert not can_split(layer.bfloat16(), layer[:2])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_split(layer.float(), layer[:2])
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_deep_inside_is_seen_while_it_is_there(register):
+    projection = nn.Linear(2, 2)
+    module = nn.Sequential(projection, nn.Sequential(nn.Identity()))
+    handle = getattr(module[1][0], register)(lambda *_: None)
+    assert not can_split(module, [projection])
+    handle.remove()
+    assert can_split(module, [projection])
