@@ -71,7 +71,7 @@ def test_the_ports_and_the_fixtures_run_without_the_extra() -> None:
         "generate.__main__",
         "evaluate.__main__",
         "serving.__main__",
-        "estimate.__main__",
+        "estimate",
     )
     modules = [f"ports.{name}" for name in ours] + ["parity.fixtures.samples", "parity.fixtures.language"]
     done = without_the_extra(f"import {', '.join(modules)}")

@@ -127,7 +127,7 @@ LEDGER: tuple[Deviation, ...] = (
         "data generation, ShareGPT",
         "a space is put before every answer; Llama's template trims it, Qwen's and Mistral's keep it, so that the "
         "draft learns from answers that the verifier would not begin like that",
-        "kept; --no-leading_space leaves it out",
+        "kept with --prototype FAMILY or --leading_space, else left out",
     ),
     deviation(
         "inclusive-range",

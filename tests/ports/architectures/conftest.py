@@ -17,6 +17,7 @@ from parity.fixtures.conversations import SHAREGPT
 from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main as generate
 from ports.hass import train as hass
+from ports.training.runs import finish
 from ports.training.settings import Eagle3Settings, HassSettings
 
 DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
@@ -132,7 +133,7 @@ class Draft:
     def train(self, **changes: Any) -> tuple[Any, Path]:
         """The draft after its training, and its last checkpoint."""
         settings, model = self.settings(**changes), self.build(**changes)
-        self.trainer.run(settings, model, self.dataset(model, **changes))
+        finish(self.trainer.start(settings, model, self.dataset(model, **changes)))
         prefix = "model" if self.algorithm == "eagle3" else "state_"
         return model, settings.cpdir / f"{prefix}{settings.epoch}"
 
