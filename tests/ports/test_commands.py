@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -130,12 +131,16 @@ def test_an_answer_that_nobody_reads(start, fixture):
 
 
 def test_an_interrupt_while_the_libraries_load(start, flags):
+    """Pressed again where it is lost: python drops what is raised in a destructor, and libraries have some."""
     process = start("ports.eagle3.train", *flags(epoch=2000), stdout=subprocess.DEVNULL)
     loaded = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "libtorch" not in loaded.read_text():
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            said = process.communicate(timeout=20)[1]
+            break
     assert process.returncode in (130, -signal.SIGINT), said
     assert said.strip().split("\n")[-1] == "interrupted"
     assert "Traceback" not in said
