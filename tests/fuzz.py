@@ -68,7 +68,7 @@ def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
     length = len(value) if value.dim() else 1
     plain = [
         value[:1], value[:0], value[:-1], value.flatten(), value[None], value.reshape(-1)[:1].squeeze(), value * 0,
-        value * 0 + 1, -value, value.to(torch.int32), value.bool(), value.half(), value.bfloat16(), value.double(),
+        value * 0 + 1, value * -1, value.to(torch.int32), value.bool(), value.half(), value.bfloat16(), value.double(),
         value.float() * 1e38, value.float() / 0, value.float() + float("nan"), value + 10**6, value.roll(1, 0),
         value.to(torch.float8_e4m3fn), value.to(torch.complex64), torch.full((length,), 0.5), torch.ones(length, 1),
         torch.ones(length), torch.zeros(length, dtype=torch.int64), torch.rand(length, 2 * SPEC.hidden_size),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
 from ports.files import check_regular
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation
@@ -194,6 +195,12 @@ def parse(settings_class: type[S], argv: Sequence[str]) -> S:
         return Layered(_cli_parse_args=flags, _cli_prog_name=Path(sys.argv[0]).name, **content)
     except ValidationError as error:
         raise _explain(error, file) from error
+    except SettingsError as error:  # a list that begins like JSON and is none
+        field = next(
+            (name for name in settings_class.model_fields if name in re.findall(r"\w+", str(error))), "settings"
+        )
+        found, expected = reason(error.__cause__ or error), "words, as in --log_with tensorboard"
+        raise InputError("command line or environment", field, found, expected) from error
 
 
 def _take_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:

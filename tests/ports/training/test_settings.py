@@ -130,6 +130,15 @@ def test_argparse_speaks_of_every_flag(capsys, words, code):
         assert " ".join(field.description.split()) in said, name
 
 
+@pytest.mark.parametrize("given", ["inf", "[", "{"])
+def test_what_begins_like_json_and_is_none_is_refused(monkeypatch, refuses, given):
+    with refuses("command line or environment", "log_with", "", ""):
+        chosen(f"--log_with={given}")
+    monkeypatch.setenv("SPECULATOR_PORT_LOG_WITH", given)
+    with refuses("command line or environment", "log_with", "", ""):
+        chosen()
+
+
 FILES = [
     ("learning_rate: 1", "learning_rate", "an unknown key", "one of activation_checkpointing, attn_implementation"),
     ("", "--config", "NoneType", "a mapping of settings"),
