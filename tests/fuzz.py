@@ -359,7 +359,7 @@ def check(place: Place, given: Input, ran: Ran) -> None:
     assert not (place.root / "executed").exists(), "ran what was in a file"
     if ran.code == 2:
         last = ran.err.strip().split("\n")[-1]
-        assert "error: " in last or "usage" in ran.err.lower(), "no reason"
+        assert "error: " in last or "usage" in ran.err.lower() or "─ Error ─" in ran.err, "no reason"
     if ran.code == 0:
         for effect in _effects(place, given, ran):
             assert effect, "success without effect"

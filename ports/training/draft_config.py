@@ -183,8 +183,10 @@ def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:
 
 
 def check_builds(configpath: str | Path, model: type[SpeculatorModel], config: SpeculatorModelConfig) -> None:
-    """Refuse (InputError) values that transformers reads and its layers cannot be made of; takes no memory."""
+    """Refuse (InputError) values that are read and that no draft can be made of or saved with; takes no memory."""
     try:
+        config.to_dict()
+        config.transformer_layer_config.to_dict()
         with torch.device("meta"):
             model(config)
     except Exception as error:  # whatever the values run into
