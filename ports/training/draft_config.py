@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -185,7 +187,8 @@ def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:
 def check_builds(configpath: str | Path, model: type[SpeculatorModel], config: SpeculatorModelConfig) -> None:
     """Refuse (InputError) values that are read and that no draft can be made of or saved with; takes no memory."""
     try:
-        config.to_dict()
+        with tempfile.TemporaryDirectory() as folder:
+            copy.deepcopy(config).save_pretrained(folder)
         config.transformer_layer_config.to_dict()
         with torch.device("meta"):
             model(config)

@@ -178,6 +178,7 @@ BAD_NATIVE = [
     (BOTH, {"layer": {"hidden_size": 64}}, "hidden_size", "64", "32, the verifier's"),
     (BOTH, {"layer": {"num_hidden_layers": []}}, "config", "", "a Speculators "),
     (BOTH, {"layer": {"dtype": []}}, "config", "list index out of range", ""),
+    (EAGLE3, {"auto_map": 7}, "config", "item assignment", "a draft that can be built"),
     (HASS, {"layer": {"model_type": "qwen3"}}, LAYER, "qwen3", f"llama: {NO_LAYER}"),
     (EAGLE3, {"norm_before_residual": False}, "norms", "'norm_before_residual': False", "norm_before_residual alone"),
     (EAGLE3, {"norm_before_fc": True}, "norms", "'norm_before_fc': True", "norm_before_residual alone"),
