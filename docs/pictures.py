@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from parity.pair import Options, find_pair
 from parity.report import write_html
-from parity.run import Options, find_pair, run_all
+from parity.run import run_all
 from tests.parity.faults import FAULTS
 
 DOCS = Path(__file__).parent

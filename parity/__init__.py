@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from parity.locate import Finding
     from parity.names import Copied, Joined, NameMap, Suggestion, suggest_names, transposed
     from parity.observe import Draw, tap
-    from parity.pair import Pair
-    from parity.run import KitReport, Options, ParityError, compare_sides, compare_traces, run_pair
+    from parity.pair import Options, Pair
+    from parity.run import KitReport, ParityError, compare_sides, compare_traces, run_pair
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
     from parity.step import Clip
@@ -29,8 +29,8 @@ PLACES = {
     "locate": ("Finding",),
     "names": ("Copied", "Joined", "NameMap", "Suggestion", "suggest_names", "transposed"),
     "observe": ("Draw", "tap"),
-    "pair": ("Pair",),
-    "run": ("KitReport", "Options", "ParityError", "compare_sides", "compare_traces", "run_pair"),
+    "pair": ("Options", "Pair"),
+    "run": ("KitReport", "ParityError", "compare_sides", "compare_traces", "run_pair"),
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
     "step": ("Clip",),

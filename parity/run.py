@@ -28,10 +28,7 @@ from parity.locate import LOSS, Finding, first_backward, first_forward, within
 from parity.names import NameMap, align, as_map
 from parity.observe import drawing
 from parity.operators import Live, with_operator
-from parity.pair import EVERYTHING, Pair, matches
-from parity.pair import SHIPPED as SHIPPED
-from parity.pair import Options as Options
-from parity.pair import find_pair as find_pair
+from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.report import print_report, write_html, write_json
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
 from parity.study import effect_rows, study, switched

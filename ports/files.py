@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ports.errors import InputError, reason
 
 PROBE = bytes(1 << 16)
@@ -40,6 +42,22 @@ def read_json(file: Path, field: str, expected: str) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(file, field, reason(error), expected) from error
+
+
+def read_yaml(file: Path, field: str, expected: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: no regular file, not YAML, no mapping, or one with a key that is no text.
+    """
+    check_regular(file, field)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(file, field, str(error).split("\n")[0], "a readable YAML file") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(file, field, type(content).__name__, expected)
+    return content
 
 
 def is_text(words: str) -> bool:

@@ -43,9 +43,6 @@ class Flags(BaseModel):
     ttt_steps: int = Field(3, ge=1, alias="forward_num_total")
 
 
-DEFAULTS = {field.alias or name: field.default for name, field in Flags.model_fields.items()}
-
-
 class Meta(BaseModel):
     """The fields of ``meta.json`` that the harness relies on; others are kept for the report."""
 

@@ -115,7 +115,7 @@ def prototype_pair(name: str) -> Pair:
         sides=(Reference(),),
         live=partial(live_pair, name),
         remedy=CHECKOUT,
-        verify=lambda root: [f"{one.file}: found {one.found}, expected {one.expected}" for one in verify(root, name)],
+        verify=lambda root: verify(root, name),
         oracle=float64_oracle,
         hint=hint,
         jobs={f"{name}_throughput": partial(throughput, name)},

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from parity.errors import InputError
 from parity.fixtures.folder import new_folder
-from parity.run import SHIPPED
+from parity.pair import SHIPPED
 
 TEMPLATES = Path(__file__).parent / "port"
 SUFFIX = ".j2"

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ports.errors import InputError
-from ports.files import check_regular, is_text
+from ports.files import is_text, read_yaml
 from ports.generate.conversations import ConversationError, Message
 
 TABLE = Path(__file__).parent / "families.yaml"
@@ -115,7 +114,7 @@ def load_family(name: str) -> ChatFamily:
     """
     file, _, entry = name.rpartition(":")
     table = Path(file) if file else TABLE
-    entries = _read(table)
+    entries = read_yaml(table, "chat_template", "a mapping of families by name")
     if entry not in entries:
         raise InputError(table, "chat_template", entry, f"one of {', '.join(entries)}, or FILE.yaml:NAME")
     try:
@@ -124,17 +123,6 @@ def load_family(name: str) -> ChatFamily:
         first = error.errors()[0]
         field = ".".join([entry, *map(str, first["loc"])])
         raise InputError(table, field, repr(first.get("input"))[:80], first["msg"]) from error
-
-
-def _read(table: Path) -> dict[str, Any]:
-    check_regular(table, "chat_template")
-    try:
-        content = yaml.safe_load(table.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(table, "chat_template", str(error).split("\n")[0], "a readable YAML file") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(table, "chat_template", type(content).__name__, "a mapping of families by name")
-    return content
 
 
 class LossMask(str, Enum):

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from ports.errors import InputError, reason
-from ports.files import check_regular
+from ports.files import read_yaml
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation
 from ports.training.loss import LossImplementation
@@ -180,7 +179,7 @@ def parse(settings_class: type[S], argv: Sequence[str]) -> S:
         SystemExit: argparse's, on an unknown flag or ``--help``.
     """
     file, words = _take_config_flag(argv)
-    content = {} if file is None else _read_yaml(file, sorted(settings_class.model_fields))
+    content = {} if file is None else _read_config(file, sorted(settings_class.model_fields))
 
     class Layered(settings_class):  # type: ignore[misc,valid-type]
         @classmethod
@@ -214,15 +213,9 @@ def _take_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return known.config, words
 
 
-def _read_yaml(file: Path, known: list[str]) -> dict[str, Any]:
-    check_regular(file, "--config")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(file, "--config", str(error).split("\n")[0], "a readable YAML file") from error
-    if not isinstance(content, dict):
-        raise InputError(file, "--config", type(content).__name__, "a mapping of settings")
-    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
+    content = read_yaml(file, "--config", "a mapping of settings")
+    values = {key.replace("-", "_"): value for key, value in content.items()}
     for name in sorted(set(values) - set(known)):
         raise InputError(file, name, "an unknown key", f"one of {', '.join(known)}")
     return values

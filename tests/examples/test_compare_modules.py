@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from parity import Options, run_pair
-from parity.run import find_pair
+from parity.pair import find_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "examples" / "compare_modules.py"

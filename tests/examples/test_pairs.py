@@ -14,9 +14,9 @@ import torch
 
 from parity import Options, Pair, read_trace, run_pair
 from parity.errors import InputError
+from parity.pair import find_pair
 from parity.prototypes.recorded import configuration, load_recorded
 from parity.report.ledger import size
-from parity.run import find_pair
 from parity.side import TraceSide
 from parity.verdict import Difference, Ledger, Report
 

@@ -15,10 +15,11 @@ import pytest
 import parity.cli
 from parity import fixtures
 from parity.evidence import Evidence
+from parity.pair import find_pair
 from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.port import run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
-from parity.run import CaseRun, find_pair
+from parity.run import CaseRun
 from parity.side import Run
 
 

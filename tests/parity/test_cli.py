@@ -15,8 +15,8 @@ import pytest
 
 import parity.cli
 import parity.environment
-from parity.pair import Pair
-from parity.run import SHIPPED, KitReport, Options, find_pair
+from parity.pair import SHIPPED, Options, Pair, find_pair
+from parity.run import KitReport
 from parity.verdict import Report, Row, Skip, Status
 from tests.parity.folders import META, make_fixture, write_checkout, write_meta
 

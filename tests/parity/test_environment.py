@@ -13,7 +13,8 @@ import torch
 import benchmarks.conftest
 from parity.checks import MODES
 from parity.environment import PACKAGES, describe, deterministic
-from parity.run import Runner, find_pair, silent
+from parity.pair import find_pair
+from parity.run import Runner, silent
 
 
 @pytest.fixture(params=[False, True], ids=["strict", "warning"])

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 import parity
 from parity.cli import app
-from parity.run import find_pair
+from parity.pair import find_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,46 +58,24 @@ PROTOTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Mismatch:
-    """A file of the checkout that is not the one of :data:`COMMIT`; both hashes are SHA-256."""
+def verify(root: Path, algorithm: str) -> list[str]:
+    """A line for every file of a run that is not as in :data:`COMMIT`, with both SHA-256.
 
-    file: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: SHA-256 found {self.found}, expected {self.expected}"
-
-
-def verify(root: Path, algorithm: str) -> list[Mismatch]:
-    """Compare every file a run loads with the commit the recordings were made from; an empty list means they match.
-
-    A missing folder or file is an :class:`InputError`.
+    Raises:
+        InputError: a folder or file that is missing.
     """
     prototype = PROTOTYPES[algorithm]
     if not (root / prototype.folder).is_dir():
         raise InputError(root, prototype.folder, "no such folder", CHECKOUT)
-    return differing(root, prototype.folder, prototype.hashes, CHECKOUT)
+    found = {name: _sha256(root / prototype.folder / name) for name in prototype.hashes}
+    return [
+        f"{prototype.folder}/{name}: found {found[name]}, expected {wanted}"
+        for name, wanted in prototype.hashes.items()
+        if found[name] != wanted
+    ]
 
 
-def differing(root: Path, folder: str, hashes: Mapping[str, str], checkout: str) -> list[Mismatch]:
-    """The files below ``root/folder`` whose SHA-256 is another; a missing one is an :class:`InputError`.
-
-    ``checkout`` says what was expected at ``root``.
-    """
-    found = {name: _sha256(root / folder / name, checkout) for name in hashes}
-    return [Mismatch(f"{folder}/{name}", found[name], hashes[name]) for name in hashes if found[name] != hashes[name]]
-
-
-def refuse(root: Path, mismatches: Sequence[Mismatch], checkout: str) -> None:
-    """Raise an :class:`InputError` that lists them, if there are any."""
-    if mismatches:
-        lines = "".join(f"\n  {mismatch}" for mismatch in mismatches)
-        raise InputError(root, "files", f"{len(mismatches)} that differ", f"{checkout}:{lines}")
-
-
-def _sha256(path: Path, checkout: str) -> str:
+def _sha256(path: Path) -> str:
     if not path.is_file():
-        raise InputError(path, "file", "missing", checkout)
+        raise InputError(path, "file", "missing", CHECKOUT)
     return hashlib.sha256(path.read_bytes()).hexdigest()

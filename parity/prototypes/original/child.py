@@ -9,14 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.prototypes.original.checkout import CHECKOUT, refuse, verify
+from parity.prototypes.original.checkout import CHECKOUT, verify
 from parity.prototypes.recorded import PROTOTYPE_SEED
 
 LAST_LINES = 15
@@ -59,15 +58,13 @@ def request_for(case: Case, prototype: Path, output: Path, **options: Any) -> Re
     return Request(replace(case, **paths), prototype.absolute(), output.absolute(), **options)
 
 
-def run_child(
-    module: str, words: list[str], cwd: Path, environment: dict[str, str], what: str, timeout: float | None
-) -> None:
-    """Run ``python -m module words`` in ``cwd``; ``what`` names it in errors, ``timeout`` is in seconds.
+def run_child(words: list[str], cwd: Path, environment: dict[str, str], what: str, timeout: float | None) -> None:
+    """Run ``python -m words`` in ``cwd``; ``what`` names it in errors, ``timeout`` is in seconds.
 
     Raises:
         OriginalRunError: it failed or ran out of time.
     """
-    call = [sys.executable, "-m", module, *words]
+    call = [sys.executable, "-m", *words]
     try:
         done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
@@ -80,16 +77,6 @@ def _explained(what: str, became: str, errors: bytes | None) -> str:
     lines = (errors or b"").decode(errors="replace").strip().splitlines()[-LAST_LINES:]
     tail = "\n".join(f"  {line}" for line in lines) or "  (nothing on stderr)"
     return f"{what}, {became}:\n{tail}"
-
-
-def answer(run: Callable[[], object]) -> int:
-    """In the child: run, and return the exit code; bad input is said on stderr."""
-    try:
-        run()
-    except InputError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 WORKER = "parity.prototypes.original.worker"
@@ -106,7 +93,9 @@ def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
         OriginalRunError: the process failed or ran out of time.
     """
     case = request.case
-    refuse(request.prototype, verify(request.prototype, case.algorithm), CHECKOUT)
+    if wrong := verify(request.prototype, case.algorithm):
+        lines = "".join(f"\n  {line}" for line in wrong)
+        raise InputError(request.prototype, "files", f"{len(wrong)} that differ", f"{CHECKOUT}:{lines}")
     maps = ("t2d.npy", "d2t.npy") if case.algorithm == "eagle3" else ()
     for path in (case.verifier, *(case.fixture / name for name in maps)):
         if not path.exists():
@@ -120,7 +109,7 @@ def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
         sealed.write_bytes(pickle.dumps(request))
         environment = plain_environment(request.threads) | (deepspeed_environment() if case.dtype == "bf16ds" else {})
         what = f"the {case.algorithm} prototype, case {case.name}"
-        run_child(WORKER, [str(sealed)], sealed.parent, environment, what, timeout)
+        run_child([WORKER, str(sealed)], sealed.parent, environment, what, timeout)
     return request.folder
 
 

@@ -30,7 +30,7 @@ from parity.files import read_tensors, write_folder
 from parity.prototypes.case import Case, Flags
 from parity.prototypes.original import standins
 from parity.prototypes.original.checkout import COMMIT, PROTOTYPES
-from parity.prototypes.original.child import Request, answer
+from parity.prototypes.original.child import Request
 from parity.prototypes.original.recorder import LoopWatch, Recorder, StepLimitError
 from parity.prototypes.recorded import VERSIONS
 from parity.speed import peak_bytes
@@ -222,8 +222,13 @@ def overwrite(model: torch.nn.Module, case: Case) -> None:
 
 
 def main() -> int:
-    """Run the request that the command line names in the current directory."""
-    return answer(lambda: Run(pickle.loads(Path(sys.argv[1]).read_bytes())).go())
+    """Run the request that the command line names in the current directory; bad input is said on stderr."""
+    try:
+        Run(pickle.loads(Path(sys.argv[1]).read_bytes())).go()
+    except InputError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

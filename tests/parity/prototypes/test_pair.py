@@ -14,11 +14,11 @@ import parity.prototypes.sides
 from parity.checks import run_checks
 from parity.errors import InputError
 from parity.evidence import Evidence
-from parity.pair import Pair
+from parity.pair import Options, Pair, find_pair
 from parity.prototypes.case import Case
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
-from parity.run import Options, find_pair, run_pair, sides_of
+from parity.run import run_pair, sides_of
 from parity.tolerances import table_for
 from parity.verdict import Against, Report, Row, Status
 from tests.parity.folders import write_checkout

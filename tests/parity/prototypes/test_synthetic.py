@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from parity.checks import run_checks
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
+from parity.pair import find_pair
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.synthetic import initial_weights, reseeded, sample_order, write_case
-from parity.run import CaseRun, find_pair
+from parity.run import CaseRun
 from parity.side import TraceSide
 from parity.verdict import Row
 

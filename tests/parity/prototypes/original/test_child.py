@@ -79,7 +79,7 @@ def test_a_request_has_absolute_paths(case: Case, monkeypatch: pytest.MonkeyPatc
 )
 def test_a_failure_shows_the_end_of_stderr(timeout: float, message: str, tmp_path: Path) -> None:
     with pytest.raises(OriginalRunError, match=f"the toy, {message}"):
-        run_child("no_such_module", [], tmp_path, plain_environment(1), "the toy", timeout)
+        run_child(["no_such_module"], tmp_path, plain_environment(1), "the toy", timeout)
 
 
 def test_the_child_gets_fixed_threads_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:
