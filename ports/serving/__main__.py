@@ -66,10 +66,16 @@ def fold(embedding: Tensor, norm: Tensor, eps: float, fc: Tensor) -> tuple[Tenso
 
 
 def folded_weights(draft: HassDraftModel) -> dict[str, Tensor]:
-    """The checkpoint's tensors without the token's norm, with ``embed_tokens`` [V, h] and the folded ``fc``."""
+    """The checkpoint's tensors without the token's norm, with ``embed_tokens`` [V, h] and the folded ``fc``.
+
+    Raises:
+        InputError: weights whose product does not fit their dtype.
+    """
     weights = {name: value.detach() for name, value in draft.state_dict().items()}
     norm, eps = weights.pop("embed_layernorm.weight"), draft.config.transformer_layer_config.rms_norm_eps
     table, fc = fold(weights["embed_tokens.weight"], norm, eps, weights["fc.weight"])
+    if not bool(table.isfinite().all()):
+        raise InputError("draft", "embed_tokens.weight", f"NaN or Inf in {fc.dtype} once folded", "finite values")
     del weights["lm_head.weight"]  # the verifier's
     return {**weights, "embed_tokens.weight": table, "fc.weight": fc}
 

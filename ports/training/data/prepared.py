@@ -91,7 +91,9 @@ def prepared_files(directory: Path) -> list[Path]:
     from datasets import load_from_disk
 
     try:
-        count = len(load_from_disk(str(directory)))
+        rows = load_from_disk(str(directory))
+        rows.data.validate(full=True)  # reading past an offset that is wrong ends the process, not the call
+        count = len(rows)
     except Exception as error:  # datasets' and arrow's own
         reason = " ".join(str(error).split())[:200]
         raise InputError(directory, "tmpdir", reason, "an arrow data set that Speculators prepared") from error

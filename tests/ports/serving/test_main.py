@@ -94,6 +94,14 @@ def test_the_command_writes_config_and_tensors(command, hass_draft, tmp_path):
     assert torch.equal(weights["fc.weight"][:, 32:], hass_draft.fc.weight[:, 32:])
 
 
+def test_a_product_that_does_not_fit_its_dtype_is_refused(command, hass_draft, tmp_path):
+    with torch.no_grad():
+        hass_draft.embed_layernorm.weight.fill_(3e38)
+    code, said = command(save_draft(hass_draft, tmp_path / "draft"), tmp_path / "folded")
+    assert (code, (tmp_path / "folded").exists()) == (2, False)
+    assert "embed_tokens.weight: found NaN or Inf in torch.float32 once folded" in said
+
+
 def test_an_eagle3_draft_is_refused(command, settings, tmp_path):
     draft = save_draft(eagle3.build(settings()), tmp_path / "draft")
     code, said = command(draft, tmp_path / "folded")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
@@ -206,6 +208,22 @@ def test_columns_of_something_else_are_refused(both, dataset, refuses, tmp_path,
 
 def test_a_damaged_data_set_is_refused(both, dataset, refuses) -> None:
     (both / "state.json").write_text(json.dumps({"_data_files": [{"filename": "gone.arrow"}]}))
+    with refuses(both, "tmpdir", "", "an arrow data set that Speculators prepared"):
+        dataset("eagle3", both)
+
+
+def test_offsets_that_lead_out_of_the_file_are_refused(both, dataset, refuses) -> None:
+    """Arrow ends the process where somebody reads there."""
+    (file,) = both.glob("*.arrow")
+    with pa.memory_map(str(file)) as source:
+        table = pa.ipc.open_stream(source).read_all().combine_chunks()
+    ids = table["input_ids"].chunk(0)
+    offsets = np.array(ids.offsets)
+    offsets[1] += 10**6
+    wrong = pa.Array.from_buffers(ids.type, len(ids), [None, pa.py_buffer(offsets)], children=[ids.values])
+    table = table.set_column(table.column_names.index("input_ids"), table.schema.field("input_ids"), wrong)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
     with refuses(both, "tmpdir", "", "an arrow data set that Speculators prepared"):
         dataset("eagle3", both)
 
