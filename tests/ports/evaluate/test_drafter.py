@@ -97,6 +97,7 @@ def test_damaged_weights_are_the_drafts(pair, refuses, damage):
     [
         ({"speculators_model_type": "dflash"}, "speculators_model_type", "dflash", "eagle3 or hass"),
         ({"speculators_model_type": None}, "speculators_model_type", "None", "eagle3 or hass"),
+        ({"speculators_model_type": ["hass"]}, "speculators_model_type", "['hass']", "eagle3 or hass"),
         ({"speculators_config": ...}, "speculators_config", "nothing", "the verifier's name"),
         *(
             ({"transformer_layer_config": {"model_type": kind}}, "transformer_layer_config.model_type", kind, "no such")
