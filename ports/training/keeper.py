@@ -16,9 +16,11 @@ from torch import Tensor
 
 from ports.numerics import numerics
 from ports.training.checkpoint import (
+    BEST,
     FOLDER,
     GENERATORS,
     OPTIMIZER,
+    Best,
     Digest,
     Schedule,
     State,
@@ -27,6 +29,7 @@ from ports.training.checkpoint import (
     seal,
     states_in,
     write_directory,
+    write_file,
     write_state,
 )
 from ports.training.data.record_info import SUFFIX
@@ -39,11 +42,11 @@ from ports.training.tracking import JsonLinesTracker
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
     | {"overwrite", "resume_anyway", "weights_only", "topk_w", "mixed_precision", "prefetch_factor", "report_data_wait"}
-    | {"activation_checkpointing"}
+    | {"activation_checkpointing", "val_steps", "val_prompts", "val_tokens"}
 )
 """Settings that no number depends on, or whose resolved value is taken instead."""
 
-PATHS = frozenset({"basepath", "configpath", "tmpdir", "t2d", "d2t"})
+PATHS = frozenset({"basepath", "configpath", "tmpdir", "t2d", "d2t", "val_dir"})
 """Files may move: what they hold is compared."""
 
 TAIL = 4096
@@ -57,12 +60,14 @@ Fingerprint = dict[str, Any]
 class CheckpointKeeper:
     """Saves ``cpdir/<prefix><pass>`` after every pass; ``cpdir/step_<n>`` every ``--save_steps`` and on a signal.
 
-    ``best`` is the number and mean loss of the best pass.
+    ``best`` is the number and mean loss of the best pass, ``best_accepted`` the checkpoint that expects most to be
+    accepted on held-out records; :data:`BEST` names it.
     """
 
     def __init__(self, settings: TrainingSettings, prefix: str, extra_files: Sequence[Path] = ()) -> None:
         self.settings, self.prefix, self.extra_files = settings, prefix, extra_files
         self.best: tuple[int, float] | None = None
+        self.best_accepted: Best | None = None
         self._serial: int | None = None
         self._fingerprint: Fingerprint | None = None
         self._last: tuple[int, Path] | None = None
@@ -91,11 +96,12 @@ class CheckpointKeeper:
             InputError: it could not be written; older ones are whole.
         """
         directory, main = self.settings.cpdir / name, loop.accelerator.is_main_process
-        kind, weights = loop.accelerator.distributed_type, None
+        kind = loop.accelerator.distributed_type
+        self._compare(loop, name)
         processes = gather_object([_of_this_process(loop)])
         if kind is DistributedType.FSDP:
             self.fingerprint(loop)
-            weights = gather_weights(loop.objective.draft, main)
+        weights = self._weights(loop)
         adam = (zero_state if kind is DistributedType.DEEPSPEED else adam_state)(loop.objective, loop.optimizer)
 
         def fill(folder: Path) -> None:
@@ -112,10 +118,39 @@ class CheckpointKeeper:
 
         if main:
             write_directory(directory, fill)
+            self.write_best()
             self._thin_out()
         loop.accelerator.wait_for_everyone()
         self._last = loop.steps, directory
         return directory
+
+    def write_draft(self, loop: Loop, folder: Path) -> None:
+        """The draft as it is now, and what lies beside it in a checkpoint."""
+        weights = self._weights(loop)
+        if loop.accelerator.is_main_process:
+            write_draft(loop.objective.draft, folder, self.extra_files, weights)
+
+    def _weights(self, loop: Loop) -> dict[str, Tensor] | None:
+        """Whole on the main process, where the draft's own are in shards."""
+        if loop.accelerator.distributed_type is not DistributedType.FSDP:
+            return None
+        return gather_weights(loop.objective.draft, loop.accelerator.is_main_process)
+
+    def _compare(self, loop: Loop, name: str) -> None:
+        """Is what is being saved, if it was validated as it is, the best so far?"""
+        seen = loop.plan.validation and loop.plan.validation.last
+        if seen is None or seen.steps != loop.steps:
+            return
+        if self.best_accepted is None or seen.expected > self.best_accepted.expected_acceptance:
+            self.best_accepted = Best(
+                checkpoint=name, expected_acceptance=seen.expected, epoch=seen.epoch, step=seen.steps
+            )
+
+    def write_best(self) -> None:
+        """Say in ``cpdir`` which checkpoint is the best, if there are held-out records to know it by."""
+        if self.best_accepted is not None:
+            content = json.dumps(self.best_accepted.model_dump(by_alias=True), indent=1) + "\n"
+            write_file(self.settings.cpdir / BEST, content.encode())
 
     def _state(self, loop: Loop, processes: list[Totals]) -> State:
         if self._serial is None:
@@ -130,6 +165,7 @@ class CheckpointKeeper:
             schedule=_schedule(loop),
             log=_log(loop),
             best=self.best,
+            best_accepted=self.best_accepted,
             fingerprint=self.fingerprint(loop),
             versions={"torch": str(torch.__version__)},
             numerics=numerics(),
@@ -143,7 +179,10 @@ class CheckpointKeeper:
                 "processes": loop.accelerator.num_processes,
                 "sharding": sharding(loop.accelerator),
             }
-            files = getattr(loop.plan.loader.dataset, "files", ())
+            files, validation = getattr(loop.plan.loader.dataset, "files", ()), loop.plan.validation
+            if validation is not None and validation.share is not None:
+                held = self.settings.val_dir or self.settings.tmpdir
+                world["validation"] = records_digest(held, validation.share.files)
             self._fingerprint = fingerprint(self.settings, loop.objective.draft, files, world)
         return self._fingerprint
 
@@ -154,9 +193,10 @@ class CheckpointKeeper:
     def _thin_out(self) -> None:
         if self.settings.keep_last is None:
             return
-        best = None if self.best is None else self.settings.cpdir / f"{self.prefix}{self.best[0]}"
+        name = None if self.best is None else f"{self.prefix}{self.best[0]}"
+        best = name if self.best_accepted is None else self.best_accepted.checkpoint
         for directory in list(self._kept())[self.settings.keep_last :]:
-            if directory != best:
+            if directory.name != best:
                 remove_directory(directory)
 
 
