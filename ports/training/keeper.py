@@ -75,12 +75,14 @@ class CheckpointKeeper:
     def after_step(self, loop: Loop) -> None:
         """Every n-th optimizer step."""
         if self.settings.save_steps and loop.steps % self.settings.save_steps == 0:
+            self._compete(loop, f"step_{loop.steps}")
             self.save(loop, f"step_{loop.steps}")
 
     def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None:
         """Every pass, also one that ``--max_steps`` cut short: its mean ``loss`` is None."""
         if loss is not None and (self.best is None or loss < self.best[1]):
             self.best = (epoch, loss)
+        self._compete(loop, f"{self.prefix}{epoch}")
         self.save(loop, f"{self.prefix}{epoch}")
 
     def on_stop(self, loop: Loop) -> Path:
@@ -97,7 +99,6 @@ class CheckpointKeeper:
         """
         directory, main = self.settings.cpdir / name, loop.accelerator.is_main_process
         kind = loop.accelerator.distributed_type
-        self._compare(loop, name)
         processes = gather_object([_of_this_process(loop)])
         if kind is DistributedType.FSDP:
             self.fingerprint(loop)
@@ -136,9 +137,12 @@ class CheckpointKeeper:
             return None
         return gather_weights(loop.objective.draft, loop.accelerator.is_main_process)
 
-    def _compare(self, loop: Loop, name: str) -> None:
-        """Is what is being saved, if it was validated as it is, the best so far?"""
-        seen = loop.plan.validation and loop.plan.validation.last
+    def _compete(self, loop: Loop, name: str) -> None:
+        """Is what will be saved, if it was validated as it is, the best so far?
+
+        A run that is stopped saves where it would not have: that is no competitor, or it would end otherwise.
+        """
+        seen = None if loop.plan.validation is None else loop.plan.validation.last
         if seen is None or seen.steps != loop.steps:
             return
         if self.best_accepted is None or seen.expected > self.best_accepted.expected_acceptance:
