@@ -19,6 +19,7 @@ from ports.training.checkpoint import (
     BEST,
     FOLDER,
     GENERATORS,
+    MARK,
     OPTIMIZER,
     Best,
     Digest,
@@ -125,11 +126,13 @@ class CheckpointKeeper:
         self._last = loop.steps, directory
         return directory
 
-    def write_draft(self, loop: Loop, folder: Path) -> None:
-        """The draft as it is now, and what lies beside it in a checkpoint."""
-        weights = self._weights(loop)
+    def write_draft(self, loop: Loop) -> Path:
+        """The draft as it is now with what lies beside it in a checkpoint, in a folder that the caller removes."""
+        weights, directory = self._weights(loop), self.settings.cpdir / f"{MARK}draft"
         if loop.accelerator.is_main_process:
-            write_draft(loop.objective.draft, folder, self.extra_files, weights)
+            draft = loop.objective.draft
+            write_directory(directory, lambda folder: write_draft(draft, folder, self.extra_files, weights))
+        return directory
 
     def _weights(self, loop: Loop) -> dict[str, Tensor] | None:
         """Whole on the main process, where the draft's own are in shards."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +110,11 @@ class Validation:
 
     def _decode(self, loop: Loop, measure: Measure) -> float:
         """By the main process, on the draft as it would be saved; no generator is moved."""
-        before = loop.generators()
-        length = 0.0
-        with tempfile.TemporaryDirectory() as folder:
-            loop.plan.keeper.write_draft(loop, Path(folder))
-            if loop.accelerator.is_main_process:
-                length = measure(Path(folder))
+        before, length = loop.generators(), 0.0
+        folder = loop.plan.keeper.write_draft(loop)
+        if loop.accelerator.is_main_process:
+            length = measure(folder)
+            shutil.rmtree(folder)
         generators.restore(before, generators.sampler_generator(loop.loader))
         loop.accelerator.wait_for_everyone()
         return length
