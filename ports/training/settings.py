@@ -143,6 +143,8 @@ class TrainingSettings(BaseSettings):
             raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         if self.val_fraction is not None and self.val_dir is not None:
             raise ValueError("val_fraction and val_dir both name what is validated on: one of them")
+        if self.val_dir is not None and self.cpdir.resolve().is_relative_to(self.val_dir.resolve()):
+            raise ValueError("cpdir lies in val_dir, where checkpoints would be read as records")
         if self.val_steps is not None and self.val_fraction is None and self.val_dir is None:
             raise ValueError("val_steps needs something to validate on: val_fraction or val_dir")
         return self

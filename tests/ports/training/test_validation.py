@@ -164,6 +164,7 @@ REFUSED = [
     ({"val_dir": "verifier"}, "a record that speculator-generate wrote"),
     ({"val_dir": "silent"}, "records: found no row in the loss in 6 held-out records"),
     ({"val_dir": "broken"}, "hidden_state: found NaN or Inf"),
+    ({"val_dir": "verifier", "cpdir": "verifier/cp"}, "cpdir lies in val_dir"),
     ({"val_steps": 1}, "val_steps needs something to validate on"),
     ({"val_fraction": 0.5, "val_dir": "silent"}, "val_fraction and val_dir both name"),
     ({"val_fraction": 1.0}, "val_fraction: found '1.0'"),
