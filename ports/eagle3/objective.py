@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor
+from torch.nn import functional as F
 
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
 from ports.training.data.batches import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
+from ports.training.verifier import full_head
 
 
 class Eagle3Objective(TTTObjective):
@@ -32,6 +35,7 @@ class Eagle3Objective(TTTObjective):
     ) -> None:
         super().__init__(draft, ttt_steps, alignment, implementation, recompute)
         self._outside = {"head": draft.verifier_lm_head.weight.detach()}
+        self._name = draft.config.speculators_config.verifier.name_or_path
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :func:`ports.eagle3.model.unroll`."""
@@ -40,9 +44,24 @@ class Eagle3Objective(TTTObjective):
 
     def verifier(self, hidden: Tensor) -> Verifier:
         """The target over the draft vocabulary, in float32."""
-        if self._outside["head"].device != hidden.device:
-            self._outside["head"] = self._outside["head"].to(hidden.device)
-        return Verifier(hidden, self._outside["head"])
+        return Verifier(hidden, self._beside("head", hidden))
+
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """Of the whole vocabulary: a token outside the draft's is a rejection, whatever the draft says."""
+        if self.draft.t2d is None:
+            return super().likeliest(hidden)
+        if "whole head" not in self._outside:
+            self._outside["whole head"] = full_head(self._name)
+        with torch.autocast(hidden.device.type, enabled=False):
+            tokens = F.linear(hidden.float(), self._beside("whole head", hidden)).argmax(-1)
+        said = self.draft.t2d.to(hidden.device).bool()
+        return torch.where(said[tokens], said.cumsum(0)[tokens] - 1, -1)
+
+    def _beside(self, name: str, hidden: Tensor) -> Tensor:
+        """A head of the verifier, moved once to where the hidden states are."""
+        if self._outside[name].device != hidden.device:
+            self._outside[name] = self._outside[name].to(hidden.device)
+        return self._outside[name]
 
     def output(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The draft's final norm and its own, trained head."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
+from ports.evaluate.during_training import acceptance_of
 from ports.training.data.batches import RecordDataset
 from ports.training.data.noise import Draw
 from ports.training.data.sources import Needs, build_source, recorded_layers
@@ -77,6 +78,7 @@ def start(
     observer: Observer | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling."""
+    measure = acceptance_of(settings)
     objective = Eagle3Objective(
         draft,
         settings.forward_num_total,
@@ -84,7 +86,7 @@ def start(
         settings.loss_implementation,
         settings.activation_checkpointing,
     )
-    return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer)
+    return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer, measure)
 
 
 def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:

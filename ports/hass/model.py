@@ -6,7 +6,7 @@ Shapes: B batch, T positions, h hidden size, V the verifier's vocabulary, k TTT 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from speculators import SpeculatorModel
@@ -54,7 +54,44 @@ class HassDraftModel(FrozenEnds):
         """Where keys and values of earlier TTT steps are read."""
         return Alignment(self.config.ttt_alignment)
 
+    @property
+    def target_layer_ids(self) -> list[int]:
+        """Verifier layers whose outputs Speculators' trainer must bring besides the last one's: none."""
+        return []
+
     def forward(
+        self,
+        hidden_states: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        ttt_steps: int = 1,
+        recompute: bool = False,
+        loss_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        verifier_last_hidden_states: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """:meth:`unroll`; with ``verifier_last_hidden_states`` the forward that Speculators' own trainer calls.
+
+        Args:
+            hidden_states, attention_mask, recompute: see :meth:`unroll`; not read by that trainer's forward.
+            input_ids, loss_mask: of that trainer, as they were said: [1, T], not shifted.
+            ttt_steps: k.
+            document_ids: [1, T], from 0 on, -1 on padding.
+            verifier_last_hidden_states: [1, T, h], before the verifier's final norm.
+            kwargs: what else that trainer's batches hold.
+
+        Returns:
+            The k steps; for that trainer them, the loss to run backward on and metrics.
+        """
+        if verifier_last_hidden_states is None or document_ids is None:
+            return self.unroll(hidden_states, input_ids, attention_mask, ttt_steps, recompute, loss_mask)
+        from ports.hass.upstream import packed_batch, train_forward  # they are above the model
+
+        batch = packed_batch(self, verifier_last_hidden_states, input_ids, document_ids, loss_mask)
+        return train_forward(self, batch, ttt_steps)
+
+    def unroll(
         self,
         hidden_states: Tensor,
         input_ids: Tensor,
@@ -120,9 +157,9 @@ class HassDraftModel(FrozenEnds):
         Args:
             fuse: see :meth:`fusion`.
             hidden: [B, T, h].
-            attention_mask: as in :meth:`forward`.
+            attention_mask: as in :meth:`unroll`.
             cache: keys and values of earlier steps; this step's are added.
-            recompute: as in :meth:`forward`.
+            recompute: as in :meth:`unroll`.
             rows: those whose output has a gradient; default: all.
 
         Returns:

@@ -30,9 +30,9 @@ class HassObjective(TTTObjective):
         self.topk = topk
 
     def unroll(self, batch: Batch) -> list[Step]:
-        """See :meth:`ports.hass.model.HassDraftModel.forward`."""
+        """See :meth:`ports.hass.model.HassDraftModel.unroll`."""
         inputs = batch["features"], batch["input_ids"], rows_mask(batch)
-        steps: list[Step] = self.draft(*inputs, self.ttt_steps, self.recompute, batch["loss_mask"])
+        steps: list[Step] = self.draft.unroll(*inputs, self.ttt_steps, self.recompute, batch["loss_mask"])
         return steps
 
     def verifier(self, hidden: Tensor) -> Verifier:

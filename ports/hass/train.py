@@ -10,6 +10,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from ports.errors import InputError
+from ports.evaluate.during_training import acceptance_of
 from ports.hass.config import HassSpeculatorConfig, load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
@@ -72,6 +73,7 @@ def start(
     Raises:
         InputError: launched with DeepSpeed, which clips by itself and not by value.
     """
+    measure = acceptance_of(settings)
     objective = HassObjective(
         draft,
         settings.forward_num_total,
@@ -79,7 +81,7 @@ def start(
         settings.loss_implementation,
         settings.activation_checkpointing,
     )
-    loop = start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer)
+    loop = start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer, measure)
     if loop.accelerator.distributed_type is DistributedType.DEEPSPEED:
         found = loop.accelerator.distributed_type.value
         raise InputError("accelerate launch", "distributed_type", found, "one process, --multi_gpu or --use_fsdp")

@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 FOLDER = "training_state"
 STATE, MANIFEST = f"{FOLDER}/state.json", f"{FOLDER}/manifest.json"
+BEST = "best.json"
 OPTIMIZER, GENERATORS = f"{FOLDER}/optimizer.safetensors", f"{FOLDER}/generators.safetensors"
 
 LARGEST = 64 << 20
@@ -79,6 +80,17 @@ class Digest(Strict):
     sha256: str
 
 
+class Best(Strict):
+    """The checkpoint of a directory that expects most to be accepted on held-out records, and where it was saved."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    checkpoint: str
+    expected_acceptance: float
+    epoch: Count = Field(alias="pass")
+    step: Count
+
+
 class State(Strict):
     """Where a run stands at the end of an optimizer step.
 
@@ -94,6 +106,7 @@ class State(Strict):
     schedule: Schedule
     log: Digest
     best: Annotated[tuple[int, float], Field(strict=False)] | None = None
+    best_accepted: Best | None = None
     fingerprint: dict[str, Any]
     versions: dict[str, str] = Field(default_factory=dict)
     numerics: dict[str, str | int | bool] = Field(default_factory=dict)

@@ -70,13 +70,19 @@ class FrozenEnds(SpeculatorModel):
     def from_training_args(cls, verifier_config: PretrainedConfig, **kwargs: Any) -> Any:
         """A fresh draft with its verifier attached, from Speculators' training arguments.
 
-        Speculators' own trainer calls a forward of another signature: train with the port's own command.
-
         Args:
             verifier_config: the config of the decoder layers.
             kwargs: ``verifier_name_or_path`` and ``ttt_steps`` are needed, fields of the draft's config are read,
                 others are not.
+
+        Raises:
+            InputError: a vocabulary map or layers with a sliding window, of which these drafts have none.
         """
+        if kwargs.get("t2d") is not None:
+            raise InputError("speculators train", "--draft-vocab-size", "a vocabulary map", "none: the head is whole")
+        if "sliding_attention" in (getattr(verifier_config, "layer_types", None) or []):
+            expected = "every layer, as in 0: this draft attends to all positions"
+            raise InputError("speculators train", "--full-attention-indices", "layers with a window", expected)
         config_class = cls.config_class
         kind = config_class.model_fields["speculators_model_type"].default
         own = {name: value for name, value in kwargs.items() if name in config_class.model_fields}
@@ -87,5 +93,12 @@ class FrozenEnds(SpeculatorModel):
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Keywords of ``forward`` in training and in validation."""
+        """Keywords of ``forward`` in training and in validation, from Speculators' training arguments.
+
+        Raises:
+            InputError: another loss than the KL divergence of equal steps.
+        """
+        for name, own in {"loss_fn": "kl_div", "ttt_step_loss_decay": 1.0}.items():
+            if kwargs.get(name, own) != own:
+                raise InputError("speculators train", f"--{name.replace('_', '-')}", kwargs[name], str(own))
         return {"ttt_steps": kwargs["ttt_steps"]}, {"ttt_steps": kwargs["ttt_steps"]}

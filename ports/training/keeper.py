@@ -16,9 +16,12 @@ from torch import Tensor
 
 from ports.numerics import numerics
 from ports.training.checkpoint import (
+    BEST,
     FOLDER,
     GENERATORS,
+    MARK,
     OPTIMIZER,
+    Best,
     Digest,
     Schedule,
     State,
@@ -27,6 +30,7 @@ from ports.training.checkpoint import (
     seal,
     states_in,
     write_directory,
+    write_file,
     write_state,
 )
 from ports.training.data.record_info import SUFFIX
@@ -39,11 +43,11 @@ from ports.training.tracking import JsonLinesTracker
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
     | {"overwrite", "resume_anyway", "weights_only", "topk_w", "mixed_precision", "prefetch_factor", "report_data_wait"}
-    | {"activation_checkpointing"}
+    | {"activation_checkpointing", "val_steps", "val_prompts", "val_tokens"}
 )
 """Settings that no number depends on, or whose resolved value is taken instead."""
 
-PATHS = frozenset({"basepath", "configpath", "tmpdir", "t2d", "d2t"})
+PATHS = frozenset({"basepath", "configpath", "tmpdir", "t2d", "d2t", "val_dir"})
 """Files may move: what they hold is compared."""
 
 TAIL = 4096
@@ -57,12 +61,14 @@ Fingerprint = dict[str, Any]
 class CheckpointKeeper:
     """Saves ``cpdir/<prefix><pass>`` after every pass; ``cpdir/step_<n>`` every ``--save_steps`` and on a signal.
 
-    ``best`` is the number and mean loss of the best pass.
+    ``best`` is the number and mean loss of the best pass, ``best_accepted`` the checkpoint that expects most to be
+    accepted on held-out records; :data:`BEST` names it.
     """
 
     def __init__(self, settings: TrainingSettings, prefix: str, extra_files: Sequence[Path] = ()) -> None:
         self.settings, self.prefix, self.extra_files = settings, prefix, extra_files
         self.best: tuple[int, float] | None = None
+        self.best_accepted: Best | None = None
         self._serial: int | None = None
         self._fingerprint: Fingerprint | None = None
         self._last: tuple[int, Path] | None = None
@@ -70,12 +76,14 @@ class CheckpointKeeper:
     def after_step(self, loop: Loop) -> None:
         """Every n-th optimizer step."""
         if self.settings.save_steps and loop.steps % self.settings.save_steps == 0:
+            self._compete(loop, f"step_{loop.steps}")
             self.save(loop, f"step_{loop.steps}")
 
     def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None:
         """Every pass, also one that ``--max_steps`` cut short: its mean ``loss`` is None."""
         if loss is not None and (self.best is None or loss < self.best[1]):
             self.best = (epoch, loss)
+        self._compete(loop, f"{self.prefix}{epoch}")
         self.save(loop, f"{self.prefix}{epoch}")
 
     def on_stop(self, loop: Loop) -> Path:
@@ -91,11 +99,11 @@ class CheckpointKeeper:
             InputError: it could not be written; older ones are whole.
         """
         directory, main = self.settings.cpdir / name, loop.accelerator.is_main_process
-        kind, weights = loop.accelerator.distributed_type, None
+        kind = loop.accelerator.distributed_type
         processes = gather_object([_of_this_process(loop)])
         if kind is DistributedType.FSDP:
             self.fingerprint(loop)
-            weights = gather_weights(loop.objective.draft, main)
+        weights = self._weights(loop)
         adam = (zero_state if kind is DistributedType.DEEPSPEED else adam_state)(loop.objective, loop.optimizer)
 
         def fill(folder: Path) -> None:
@@ -112,10 +120,44 @@ class CheckpointKeeper:
 
         if main:
             write_directory(directory, fill)
+            self.write_best()
             self._thin_out()
         loop.accelerator.wait_for_everyone()
         self._last = loop.steps, directory
         return directory
+
+    def write_draft(self, loop: Loop) -> Path:
+        """The draft as it is now with what lies beside it in a checkpoint, in a folder that the caller removes."""
+        weights, directory = self._weights(loop), self.settings.cpdir / f"{MARK}draft"
+        if loop.accelerator.is_main_process:
+            draft = loop.objective.draft
+            write_directory(directory, lambda folder: write_draft(draft, folder, self.extra_files, weights))
+        return directory
+
+    def _weights(self, loop: Loop) -> dict[str, Tensor] | None:
+        """Whole on the main process, where the draft's own are in shards."""
+        if loop.accelerator.distributed_type is not DistributedType.FSDP:
+            return None
+        return gather_weights(loop.objective.draft, loop.accelerator.is_main_process)
+
+    def _compete(self, loop: Loop, name: str) -> None:
+        """Is what will be saved, if it was validated as it is, the best so far?
+
+        A run that is stopped saves where it would not have: that is no competitor, or it would end otherwise.
+        """
+        seen = None if loop.plan.validation is None else loop.plan.validation.last
+        if seen is None or seen.steps != loop.steps:
+            return
+        if self.best_accepted is None or seen.expected > self.best_accepted.expected_acceptance:
+            self.best_accepted = Best(
+                checkpoint=name, expected_acceptance=seen.expected, epoch=seen.epoch, step=seen.steps
+            )
+
+    def write_best(self) -> None:
+        """Say in ``cpdir`` which checkpoint is the best, if there are held-out records to know it by."""
+        if self.best_accepted is not None:
+            content = json.dumps(self.best_accepted.model_dump(by_alias=True), indent=1) + "\n"
+            write_file(self.settings.cpdir / BEST, content.encode())
 
     def _state(self, loop: Loop, processes: list[Totals]) -> State:
         if self._serial is None:
@@ -130,6 +172,7 @@ class CheckpointKeeper:
             schedule=_schedule(loop),
             log=_log(loop),
             best=self.best,
+            best_accepted=self.best_accepted,
             fingerprint=self.fingerprint(loop),
             versions={"torch": str(torch.__version__)},
             numerics=numerics(),
@@ -143,7 +186,10 @@ class CheckpointKeeper:
                 "processes": loop.accelerator.num_processes,
                 "sharding": sharding(loop.accelerator),
             }
-            files = getattr(loop.plan.loader.dataset, "files", ())
+            files, validation = getattr(loop.plan.loader.dataset, "files", ()), loop.plan.validation
+            if validation is not None and validation.share is not None:
+                held = self.settings.val_dir or self.settings.tmpdir
+                world["validation"] = records_digest(held, validation.share.files)
             self._fingerprint = fingerprint(self.settings, loop.objective.draft, files, world)
         return self._fingerprint
 
@@ -154,9 +200,10 @@ class CheckpointKeeper:
     def _thin_out(self) -> None:
         if self.settings.keep_last is None:
             return
-        best = None if self.best is None else self.settings.cpdir / f"{self.prefix}{self.best[0]}"
+        name = None if self.best is None else f"{self.prefix}{self.best[0]}"
+        best = name if self.best_accepted is None else self.best_accepted.checkpoint
         for directory in list(self._kept())[self.settings.keep_last :]:
-            if directory != best:
+            if directory.name != best:
                 remove_directory(directory)
 
 

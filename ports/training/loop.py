@@ -29,6 +29,7 @@ from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
 from ports.training.stop import StoppedError, StopRequest
+from ports.training.validation import Validation
 
 SHOWN = 8
 """Sample files that an error names."""
@@ -43,7 +44,7 @@ class Plan:
 
     ``objective(batch, window_rows)`` returns an outcome with ``backward_loss``, ``loss``, ``step_losses`` and ``hits``;
     ``objective.rows(batch)`` counts the rows in the loss; ``objective.after_cast()`` runs once everything is prepared.
-    ``keeper`` saves.
+    ``keeper`` saves, ``validation`` looks at the draft on other records.
     """
 
     settings: TrainingSettings
@@ -52,6 +53,7 @@ class Plan:
     num_files: int
     clip: Clip
     keeper: Keeper
+    validation: Validation | None = None
 
 
 class Keeper(Protocol):
@@ -62,6 +64,8 @@ class Keeper(Protocol):
     def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None: ...
 
     def on_stop(self, loop: Loop) -> Path: ...
+
+    def write_draft(self, loop: Loop) -> Path: ...
 
 
 @dataclass
@@ -109,7 +113,7 @@ class Loop:
         self.totals, self.pass_start, self.clock = PassTotals(), generators.capture(), PassClock()
         self.learned = self.moved = False
         self.replay: Replay | None = None
-        self.stop = StopRequest()
+        self.stop, self.bar, self.shown = StopRequest(), tqdm(disable=True), dict[str, str]()
         self.normalisation = build_normalisation(plan.settings.loss_normalisation, accelerator)
         _refuse_foreign_accumulation(accelerator)
 
@@ -132,7 +136,7 @@ class Loop:
                 move; a pass without a row in the loss.
         """
         self.accelerator.print(f"processes: {self.accelerator.num_processes}, on {self.accelerator.device.type}")
-        self._say(f"training on {self.plan.num_files} examples total")
+        self.say(f"training on {self.plan.num_files} examples total")
         self.observer.started(self.objective, self.optimizer)
         while self.epoch <= self.plan.settings.epoch and not self._enough():
             yield from self._run_pass()
@@ -143,6 +147,8 @@ class Loop:
         epoch, ended = self.epoch, True
         for window in self._windows():
             self._optimizer_step(window)
+            if self.plan.validation is not None:
+                self.plan.validation.after_step(self)
             if self.learned or self.epoch > 0:
                 self.plan.keeper.after_step(self)
             yield self.steps
@@ -155,6 +161,8 @@ class Loop:
         self._refuse_no_effect(totals, ended)
         if ended:
             self._next_pass()
+        if self.plan.validation is not None:
+            self.plan.validation.after_pass(self, epoch)
         self.plan.keeper.after_pass(self, epoch, totals.mean if ended else None)
 
     def _next_pass(self) -> None:
@@ -164,7 +172,7 @@ class Loop:
     def _print_totals(self) -> PassTotals:
         totals = PassTotals.together(gather_object([self.totals]))
         for line in totals.lines(self.epoch, self.plan.settings.epoch):
-            self._say(line)
+            self.say(line)
         if totals.empty:  # the prototypes train on them, and do not say so
             self.accelerator.print(f"Without a row in the loss: {totals.empty} records")
         return totals
@@ -183,7 +191,7 @@ class Loop:
             return
         every = gather_object([own])
         times = max(every, key=lambda each: each.waited)
-        self._say(times.line())
+        self.say(times.line())
         self.accelerator.log(times.logged(), step=self.micro_batch)
 
     def _windows(self) -> Iterator[list[Batch]]:
@@ -200,7 +208,9 @@ class Loop:
         self.pass_start = self.generators()
         self.clock = PassClock()
         show = self.plan.settings.progress and self.accelerator.is_local_main_process
-        batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
+        self.bar = tqdm(self.loader, dynamic_ncols=True, disable=not show)
+        self.show(self.shown)
+        batches = iter(self.bar)
         for _ in islice(batches, self.totals.batches):
             pass
         if replay is not None:
@@ -363,7 +373,13 @@ class Loop:
         counts = torch.tensor(count, device=self.accelerator.device)
         return int(self.accelerator.reduce(counts, "sum"))
 
-    def _say(self, line: str) -> None:
+    def show(self, found: dict[str, str]) -> None:
+        """In the progress bars, from now on."""
+        self.shown = found
+        self.bar.set_postfix(found)
+
+    def say(self, line: str) -> None:
+        """Print it, once, and tell the observer."""
         self.accelerator.print(line)
         self.observer.printed(line)
 

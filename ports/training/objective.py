@@ -5,7 +5,8 @@ Shapes: B batch, T positions, h hidden size, D the vocabulary the draft speaks, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ports.training.acceptance import score_chains
 from ports.training.alignment import Alignment
-from ports.training.attention import documents_of
+from ports.training.attention import AttentionImplementation, attention_name, documents_of
 from ports.training.data.batches import Batch, rows_mask
 from ports.training.loss import (
     Hits,
@@ -139,6 +141,13 @@ class TTTObjective(nn.Module):
         """The draft's norm and the weight [D, h] of its head."""
         raise NotImplementedError
 
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """The verifier's likeliest token [N] after rows [N, h] of its last hidden state, as an id of the draft.
+
+        -1 stands for one that the draft cannot say.
+        """
+        return self.verifier(hidden).logits.argmax(-1)
+
     def total(self, losses: Tensor) -> Tensor:
         """The one loss to run backward on, from those of the k steps: a sum with fixed weights."""
         return losses.sum()
@@ -166,14 +175,38 @@ class TTTObjective(nn.Module):
             return eager_scores([step.logits for step in steps], masks, verifier, self.topk)
         return fused_scores([step.hidden for step in steps], masks, verifier, *self.output(), self.topk)
 
-    def forward(self, batch: Batch, window_rows: Tensor | None = None) -> Outcome:
+    @torch.no_grad()
+    def chains(self, batch: Batch) -> Tensor:
+        """What :func:`ports.training.acceptance.score_chains` counts on a batch made for chain alignment."""
+        with self._served():
+            hidden = [step.hidden for step in self.unroll(batch)]
+            return score_chains(
+                hidden, self.masks(batch), batch["target"], self.verifier, self.likeliest, self.output()
+            )
+
+    @contextmanager
+    def _served(self) -> Iterator[None]:
+        """Chain alignment, in which drafts are served, whatever they are trained in."""
+        layer = self.draft.config.transformer_layer_config
+        before = self.alignment, layer._attn_implementation
+        fast = AttentionImplementation.FAST if before[1].endswith("_fast") else AttentionImplementation.EAGER
+        self.alignment, layer._attn_implementation = Alignment.CHAIN, attention_name(Alignment.CHAIN, fast)
+        try:
+            yield
+        finally:
+            self.alignment, layer._attn_implementation = before
+
+    def forward(self, batch: Batch, window_rows: Tensor | None = None, chains: bool = False) -> Any:
         """Unroll and score one micro-batch.
 
         Args:
             batch: see :data:`ports.training.data.batches.Batch`.
             window_rows: [k], rows in the loss of the whole accumulation window at every step. The loss to run backward
                 on is divided by them, so that the accumulated gradient is the big batch's. Default: this batch's own.
+            chains: give what :meth:`chains` does instead of an :class:`Outcome`; frameworks prepare a forward alone.
         """
+        if chains:
+            return self.chains(batch)
         verifier, rows, steps = self.verifier(batch["target"]), self.rows(batch), self.unroll(batch)
         scores = self.score(steps, batch, verifier)
         losses = mean_over(scores.kl, rows)

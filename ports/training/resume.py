@@ -14,6 +14,7 @@ from accelerate import DistributedType
 from ports.errors import InputError
 from ports.training import generators
 from ports.training.checkpoint import (
+    BEST,
     FOLDER,
     GENERATORS,
     OPTIMIZER,
@@ -134,6 +135,7 @@ def newest_whole(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | None
 def remove_run(cpdir: Path, prefix: str) -> None:
     """Delete what a run saved, ``<prefix><pass>`` and ``step_<n>``; directories of other names are their user's."""
     name = re.compile(rf"({re.escape(prefix)}|step_)\d+")
+    (cpdir / BEST).unlink(missing_ok=True)
     for directory in saved_in(cpdir):
         if name.fullmatch(directory.name):
             remove_directory(directory)
@@ -156,6 +158,10 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     load(directory / OPTIMIZER, read_tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
     _restore_schedule(loop, directory / STATE, state, "lr" in changed)
     keeper.best = state.best
+    if state.best_accepted is not None and (keeper.settings.cpdir / state.best_accepted.checkpoint).is_dir():
+        keeper.best_accepted = state.best_accepted
+        if loop.accelerator.is_main_process:  # it may have been killed before it could
+            keeper.write_best()
     loop.steps, loop.micro_batch, loop.epoch = state.steps, state.micro_batch, state.epoch
     loop.loader.iteration = state.epoch
     if not ORDER & set(changed):

@@ -18,6 +18,7 @@ from ports.numerics import fix_numerics
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data.batches import RecordDataset, build_loader
 from ports.training.data.grouping import LengthGroupedSampler, record_sizes
+from ports.training.data.held_out import hold_out
 from ports.training.data.record_info import GENERATION
 from ports.training.effect import refuse_idle
 from ports.training.keeper import CheckpointKeeper
@@ -28,6 +29,7 @@ from ports.training.observer import Observer
 from ports.training.resume import Checkpoint, choose, log_to_keep, remove_run, resume
 from ports.training.settings import TrainingSettings, parse
 from ports.training.stop import EXIT_CODE, StoppedError
+from ports.training.validation import Measure, Validation
 from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)
@@ -41,26 +43,29 @@ def start_training(
     checkpoint: str,
     sampler: Sampler[int] | Iterable[int] | None = None,
     observer: Observer | None = None,
+    measure: Measure | None = None,
 ) -> Loop:
     """A run of ``objective`` on ``dataset``, ready to go, that saves ``objective.draft`` after every pass.
 
     Args:
         settings: the run's settings.
         objective: see :class:`ports.training.loop.Plan`.
-        dataset: the samples of one pass.
+        dataset: the samples of one pass, and those that are held out of it.
         clip: how gradients are clipped.
         checkpoint: checkpoints are named ``cpdir/<checkpoint><pass>``, from 0.
         sampler: takes the place of shuffling and of grouping.
         observer: looks on.
+        measure: decodes ``--val_prompts`` after each pass.
 
     Raises:
         InputError: a run that would train nothing, before anything is written; a tracker or launch that is refused; a
             checkpoint that does not fit.
     """
+    trained, held = hold_out(dataset, settings, objective.draft)
     if sampler is None and settings.group_by_length:
-        sampler = LengthGroupedSampler(record_sizes(dataset.files), settings.bs, settings.seed)
+        sampler = LengthGroupedSampler(record_sizes(trained.files), settings.bs, settings.seed)
     loader = build_loader(
-        dataset,
+        trained,
         settings.bs,
         settings.shuffle,
         0 if settings.online else settings.num_workers,  # the verifier lives in this process
@@ -71,7 +76,8 @@ def start_training(
     check_output(settings.cpdir, "cpdir", checkpoint_bytes(objective.draft))
     keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
-    plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
+    validation = None if held is None and measure is None else Validation(settings, held, measure)
+    plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
     start = Start(settings)
 
     def prepare(accelerator: Accelerator) -> bytes:
@@ -79,6 +85,8 @@ def start_training(
         return start.prepare(accelerator)
 
     loop = Loop(plan, build_accelerator(settings, prepare), observer or Observer())
+    if validation is not None:
+        validation.check(loop)
     if start.checkpoint is not None:
         resume(loop, start.checkpoint, keeper)
     if settings.overwrite and loop.accelerator.is_main_process:

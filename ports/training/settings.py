@@ -71,8 +71,22 @@ class TrainingSettings(BaseSettings):
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; the schedule stays")
     save_steps: int | None = Field(None, ge=1, description="also save step_<n> after every n-th optimizer step")
     keep_last: int | None = Field(
-        None, ge=1, description="keep this many checkpoints, and the best pass by its mean loss; default: all of them"
+        None,
+        ge=1,
+        description="keep this many checkpoints, and the best: by expected acceptance, or by mean loss if nothing is "
+        "validated on; default: all of them",
     )
+    val_fraction: float | None = Field(
+        None, gt=0, lt=1, description="hold this share of the records out of training, by seed and name, to validate on"
+    )
+    val_dir: Path | None = Field(None, description="directory of other records to validate on")
+    val_steps: int | None = Field(
+        None, ge=1, description="validate after every n-th optimizer step too, and not after each pass alone"
+    )
+    val_prompts: Path | None = Field(
+        None, description="after each pass, decode these prompts with the draft and log how much is accepted"
+    )
+    val_tokens: int = Field(64, ge=1, description="tokens of an answer to such a prompt, at most")
     overwrite: bool = Field(False, description="start afresh in a cpdir that holds a run, whose checkpoints and log go")
     resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
     weights_only: bool = Field(False, description="take nothing but the weights of --ckpt_path")
@@ -127,6 +141,12 @@ class TrainingSettings(BaseSettings):
             raise ValueError("weights_only needs the directory of a checkpoint as ckpt_path")
         if self.group_by_length and not self.shuffle:
             raise ValueError("group_by_length draws an order of its own: it needs shuffle")
+        if self.val_fraction is not None and self.val_dir is not None:
+            raise ValueError("val_fraction and val_dir both name what is validated on: one of them")
+        if self.val_dir is not None and self.cpdir.resolve().is_relative_to(self.val_dir.resolve()):
+            raise ValueError("cpdir lies in val_dir, where checkpoints would be read as records")
+        if self.val_steps is not None and self.val_fraction is None and self.val_dir is None:
+            raise ValueError("val_steps needs something to validate on: val_fraction or val_dir")
         return self
 
     @field_validator("cpdir")

@@ -147,7 +147,7 @@ def rows_mask(batch: Batch) -> Tensor:
 
 
 def build_loader(
-    dataset: RecordDataset,
+    dataset: Any,
     batch_size: int,
     shuffle: bool = True,
     num_workers: int = 0,

@@ -28,18 +28,18 @@ WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.in
 CALLED = re.compile(r"GLOBAL (\S+)")
 
 
-def list_records(directory: Path) -> list[Path]:
+def list_records(directory: Path, field: str = "tmpdir") -> list[Path]:
     """All records below ``directory`` in natural order (``data_2`` before ``data_10``), whatever the disk's.
 
     Raises:
         InputError: the directory is missing, holds no record, or one whose name is not UTF-8.
     """
     if not directory.is_dir():
-        raise InputError(directory, "tmpdir", "no such directory", "a directory of records")
+        raise InputError(directory, field, "no such directory", "a directory of records")
     found = (path for path in directory.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
     files = sorted(found, key=lambda path: natural_key(path.relative_to(directory)))
     if not files:
-        raise InputError(directory, "tmpdir", f"no {' or '.join(f'*{end}' for end in SUFFIXES)}", "at least one record")
+        raise InputError(directory, field, f"no {' or '.join(f'*{end}' for end in SUFFIXES)}", "at least one record")
     for file in files:
         _check_name(directory, file)
     return files

@@ -1,6 +1,7 @@
 """Stopped anywhere and resumed, a run ends where the one that was never stopped ended: to the bit."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,25 @@ def test_resumed_elsewhere_the_log_is_whole(never_stopped, run_until, run_to_the
     checkpoint = run_until("eagle3", tmp_path / "a", 7)
     found = run_to_the_end("eagle3", tmp_path / "b", ckpt_path=checkpoint)
     assert never_stopped("eagle3").differs_from(found) == []
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@settings(ANY_TIME, max_examples=1)
+@given(stop=st.integers(0, 7))
+@example(stop=3)  # the last step of a pass, validated before it was stopped
+@example(stop=6)
+def test_what_is_held_out_is_looked_at_as_if_nothing_had_been(
+    never_stopped, run_until, run_to_the_end, tmp_path_factory, algorithm, stop
+):
+    options, cpdir = {"val_fraction": 0.33, "val_steps": 2, "keep_last": 2}, tmp_path_factory.mktemp("stopped")
+    expected = never_stopped(algorithm, **options)
+    run_until(algorithm, cpdir, stop, **options)
+    found = run_to_the_end(algorithm, cpdir, ckpt_path=Path("auto"), **options)
+    assert expected.differs_from(found) == []
+    assert found.metrics.count(b"val_expected_acceptance") == 6
+    best = json.loads((cpdir / "best.json").read_text())
+    assert best == {{"epoch": "pass"}.get(name, name): value for name, value in found.state["best_accepted"].items()}
+    assert (cpdir / best["checkpoint"]).is_dir()
 
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])

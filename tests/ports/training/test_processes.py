@@ -72,13 +72,22 @@ def gap(found, wanted):
     return max(float((found[name] - wanted[name]).abs().max() / wanted[name].abs().max()) for name in wanted)
 
 
+def validated(cpdir):
+    return [line for line in curve(cpdir) if "val_loss" in line]
+
+
 def unequal_masks(folder):
-    """Rows in the loss as unequal as they get between two processes, and a record that is left over."""
+    """Rows in the loss as unequal as they get between two processes, and a record that is left over; five held out."""
     for index, rows in enumerate((9, 2, 11, 3, 2, 9, 4)):
         file = folder / f"data_{index}.ckpt"
         record = torch.load(folder / f"data_{index % 6}.ckpt", weights_only=True)
         record["loss_mask"] = (torch.arange(len(record["input_ids"])) < rows).long()
         torch.save(record, file)
+    shutil.copytree(folder, held(folder), ignore=lambda *_: ["data_1.ckpt", "data_6.ckpt"])
+
+
+def held(folder):
+    return folder.with_name(f"held_{folder.name}")
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
@@ -86,10 +95,10 @@ def test_two_processes(words, run_ranks, start_run, fixture, tmp_path, parallel)
     """One job for all runs, so that the imports are paid for once; what is told of each stands below."""
     for algorithm in ALGORITHMS_OF[parallel]:
         unequal_masks(fixture / f"data_{algorithm}")
-    pairs, options = pairs_of(words, tmp_path, parallel), options_of(words, tmp_path, parallel)
+    pairs, options = pairs_of(words, fixture, tmp_path, parallel), options_of(words, tmp_path, parallel)
     straight, resumed, found = resumes_of(words, tmp_path, parallel)
     run_ranks(parallel, pairs + options + straight + resumed)
-    they_are_one_with_the_whole_batch(start_run, tmp_path, parallel)
+    they_are_one_with_the_whole_batch(start_run, fixture, tmp_path, parallel)
     options_learn_the_same(tmp_path, parallel)
     for expected, again, last in found:
         assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
@@ -97,20 +106,21 @@ def test_two_processes(words, run_ranks, start_run, fixture, tmp_path, parallel)
     goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_no" / "step_4", parallel)
 
 
-def pairs_of(words, folder, parallel):
-    common = {"loss_normalisation": "global", "save_steps": 1}
+def pairs_of(words, fixture, folder, parallel):
+    common, quiet = {"loss_normalisation": "global", "save_steps": 1, "val_steps": 2}, ("--no-shuffle", "--no-noise")
     lines = {
-        algorithm: words(algorithm, folder / f"{algorithm}_pair", "--no-shuffle", "--no-noise", **common)
-        for algorithm in ALGORITHMS_OF[parallel]
+        name: words(name, folder / f"{name}_pair", *quiet, val_dir=held(fixture / f"data_{name}"), **common)
+        for name in ALGORITHMS_OF[parallel]
     }
     gradients = parallel != "zero2"
     return [{"algorithm": algorithm, "words": line, "gradients": gradients} for algorithm, line in lines.items()]
 
 
-def they_are_one_with_the_whole_batch(start_run, tmp_path, parallel):
-    """Unequal rows on the two: gradients of the first step, the curve and the final weights, each to 1e-6."""
+def they_are_one_with_the_whole_batch(start_run, fixture, tmp_path, parallel):
+    """Unequal rows on the two: gradients of the first step, curves and the final weights, each to 1e-6."""
     for algorithm in ALGORITHMS_OF[parallel]:
         quiet = {"shuffle": False, "noise": False, "epoch": 0, "save_steps": 1}
+        quiet |= {"val_steps": 2, "val_dir": held(fixture / f"data_{algorithm}")}
         for name, size in {"big": {"bs": 2}, "accumulated": {"gradient_accumulation_steps": 2}}.items():
             cpdir = tmp_path / f"{algorithm}_{name}"
             start_run(algorithm, cpdir, Gradients(gradients_file(cpdir, 0)), **quiet, **size).run()
@@ -131,8 +141,12 @@ def same_as_one_process(folder, algorithm, gradients_of):
     cpdirs = {name: folder / f"{algorithm}_{name}" for name in ("pair", "big", "accumulated")}
     grads = {name: gradients_of(cpdir) for name, cpdir in cpdirs.items()}
     measured = {name: gap(grads["pair"], grads[name]) for name in ("big", "accumulated")}
-    lines, wanted = curve(cpdirs["pair"]), curve(cpdirs["big"])
+    lines, wanted = ([line for line in curve(cpdirs[name]) if "train/loss" in line] for name in ("pair", "big"))
     assert len(lines) == len(wanted) == 3
+    looks, looked = validated(cpdirs["pair"]), validated(cpdirs["big"])
+    assert [look["steps"] for look in looks] == [2, 3]
+    for name in ("val_loss", "val_accuracies"):  # a process without a last batch, and padded rows
+        assert [look[name] for look in looks] == [pytest.approx(look[name], rel=1e-6) for look in looked]
     losses = [abs(mine["train/loss"] / theirs["train/loss"] - 1) for mine, theirs in zip(lines, wanted)]
     print(f"{algorithm}: gradients differ by {measured} of the tensor's largest, losses by {max(losses)}")
     assert max(measured.values()) < 1e-6, measured

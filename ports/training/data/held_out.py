@@ -1,0 +1,125 @@
+"""Records that a run is validated on: a share of its own, or a directory beside them; never trained on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ports.errors import InputError
+from ports.training.alignment import Alignment
+from ports.training.data.batches import CollateVisits, RecordDataset
+from ports.training.data.prepared import PreparedDataset, is_prepared
+from ports.training.data.provenance import check_origin
+from ports.training.data.records import list_records
+from ports.training.data.workers import loader_context, start_worker
+from ports.training.settings import TrainingSettings
+
+
+@dataclass
+class Share(Dataset[Any]):
+    """Some records of a source."""
+
+    source: RecordDataset
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[self.indices[index]]
+
+    @property
+    def files(self) -> list[Path]:
+        """Where they lie."""
+        return [self.source.files[index] for index in self.indices]
+
+    def collate_fn(self, packing: bool = False) -> CollateVisits:
+        """The source's."""
+        return self.source.collate_fn(packing)
+
+
+def hold_out(
+    source: RecordDataset, settings: TrainingSettings, draft: Any
+) -> tuple[RecordDataset | Share, Share | None]:
+    """What is trained on, and what is not; all and nothing without ``--val_fraction`` and ``--val_dir``.
+
+    Raises:
+        InputError: a share that is nothing or everything, or a directory of records that are trained on or do not
+            belong to this verifier and draft.
+    """
+    count = len(source)
+    if settings.val_dir is not None:
+        source = copy.copy(source)
+        source.files = [*source.files, *_other_records(source, settings, settings.val_dir, draft)]
+        return Share(source, range(count)), Share(source, range(count, len(source)))
+    if settings.val_fraction is None:
+        return source, None
+    held = drawn([_name(file, settings.tmpdir) for file in source.files], settings.val_fraction, settings.seed)
+    if not 0 < len(held) < count:
+        found = f"{settings.val_fraction} of {count} records, which is {len(held)}"
+        raise InputError(settings.tmpdir, "--val_fraction", found, "a share that leaves some on either side")
+    return Share(source, [index for index in range(count) if index not in held]), Share(source, sorted(held))
+
+
+def drawn(names: Sequence[str], fraction: float, seed: int) -> set[int]:
+    """The places of ``fraction`` of the records, to the nearest: of those whose names' digests come first."""
+    digests = [hashlib.sha256(f"{seed}\0{name}".encode()).digest() for name in names]
+    return set(sorted(range(len(names)), key=digests.__getitem__)[: round(fraction * len(names))])
+
+
+def _name(file: Path, directory: Path) -> str:
+    return file.relative_to(directory).as_posix() if file.is_relative_to(directory) else file.name
+
+
+def _other_records(source: RecordDataset, settings: TrainingSettings, directory: Path, draft: Any) -> list[Path]:
+    if isinstance(source, PreparedDataset) or is_prepared(directory):
+        expected = "records beside records; of an arrow data set --val_fraction takes a share"
+        raise InputError(directory, "--val_dir", "an arrow data set here or in --tmpdir", expected)
+    files = list_records(directory, "--val_dir")
+    trained = {file.resolve() for file in source.files}
+    if any(file.resolve() in trained for file in files):
+        raise InputError(directory, "--val_dir", "records of --tmpdir", "records that are not trained on")
+    if not settings.online:
+        layers = getattr(draft.config, "eagle_aux_hidden_state_layer_ids", None)
+        check_origin(files, draft.config.speculators_model_type, settings.basepath, layers)
+    return files
+
+
+def read_batches(share: Share, batches: list[list[int]], packing: bool, workers: int) -> Iterator[dict[str, Any]]:
+    """Batches of a share as drafts are served: clean, in chain alignment; no random state is drawn from.
+
+    Args:
+        share: the records.
+        batches: places in the share; one without any is a row outside the loss.
+        packing: lay the samples of a batch end to end.
+        workers: processes that read.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        share,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=share.collate_fn(packing),
+        multiprocessing_context=loader_context() if workers else None,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),
+    )
+    with _served(share.source):
+        yield from loader
+
+
+@contextmanager
+def _served(source: RecordDataset) -> Iterator[None]:
+    before = source.noise, source.alignment
+    source.noise, source.alignment = False, Alignment.CHAIN
+    try:
+        yield
+    finally:
+        source.noise, source.alignment = before

@@ -1,0 +1,137 @@
+"""A draft on held-out records while it is trained: its loss, and the acceptance that its chains can expect."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from ports.errors import InputError
+from ports.training import generators
+from ports.training.acceptance import Acceptance, accuracies_of
+from ports.training.data.batches import Batch
+from ports.training.data.held_out import Share, read_batches
+from ports.training.loss import mean_over
+from ports.training.settings import TrainingSettings
+from ports.training.tracking import JsonLinesTracker
+
+if TYPE_CHECKING:
+    from ports.training.loop import Loop
+
+Measure = Callable[[Path], float]
+"""The acceptance length of the draft in a directory, by decoding."""
+
+
+@dataclass
+class Validation:
+    """When a loop is validated, and on what: every ``--val_steps`` optimizer steps and after each pass.
+
+    ``share`` are the records, if there are any; ``measure`` decodes prompts after each pass, if there are any. ``last``
+    is what was found last.
+    """
+
+    settings: TrainingSettings
+    share: Share | None
+    measure: Measure | None
+    last: Acceptance | None = None
+
+    def check(self, loop: Loop) -> None:
+        """Read all that is held out, once before anything is trained.
+
+        Raises:
+            InputError: a record that cannot be used, or none with a row in the loss.
+        """
+        if self.share is None:
+            return
+        rows = torch.zeros((), dtype=torch.int64, device=loop.accelerator.device)
+        for batch in self._batches(loop):
+            rows += batch["loss_mask"].sum()
+        if int(loop.accelerator.reduce(rows, "sum")) == 0:
+            found = f"no row in the loss in {len(self.share)} held-out records"
+            raise InputError(
+                self.settings.val_dir or self.settings.tmpdir, "records", found, "answers within --max_len"
+            )
+        loop.accelerator.print(f"validating on {len(self.share)} records")
+
+    def after_step(self, loop: Loop) -> None:
+        """Every n-th optimizer step."""
+        every = self.settings.val_steps
+        if self.share is not None and every is not None and loop.steps % every == 0:
+            self._log(loop, loop.epoch, self._look(loop, loop.epoch))
+
+    def after_pass(self, loop: Loop, epoch: int) -> None:
+        """Every pass, also one that ``--max_steps`` cut short; before it is saved."""
+        found = {} if self.share is None else self._look(loop, epoch)
+        if self.measure is not None:
+            found["chain_acceptance"] = self._decode(loop, self.measure)
+        if found:
+            self._log(loop, epoch, found)
+
+    def _look(self, loop: Loop, epoch: int) -> dict[str, Any]:
+        if self.last is None or self.last.steps != loop.steps:
+            self.last = self._score(loop, epoch)
+        return {
+            "val_loss": self.last.loss,
+            "val_accuracies": self.last.accuracies,
+            "val_expected_acceptance": self.last.expected,
+        }
+
+    def _score(self, loop: Loop, epoch: int) -> Acceptance:
+        """The mean over all rows of all processes: the same on each."""
+        total = torch.zeros(4, self.settings.forward_num_total, dtype=torch.float64, device=loop.accelerator.device)
+        loop.module.eval()
+        with torch.no_grad():
+            for batch in self._batches(loop):
+                total += loop.module(batch, None, True)
+        loop.module.train()
+        counts: Tensor = loop.accelerator.reduce(total, "sum").cpu()
+        losses = mean_over(counts[0], counts[1])
+        return Acceptance(loop.steps, epoch, float(loop.objective.reported(losses)), accuracies_of(counts[2:]))
+
+    def _batches(self, loop: Loop) -> Iterator[Batch]:
+        """This process's; every process has as many, as a sharded draft needs."""
+        assert self.share is not None
+        size, count, processes = self.settings.bs, len(self.share), loop.accelerator.num_processes
+        places = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+        places += [[] for _ in range(-len(places) % processes)]
+        own = places[loop.accelerator.process_index :: processes]
+        workers = 0 if self.settings.online else self.settings.num_workers
+        for batch in read_batches(self.share, own, self.settings.packing, workers):
+            for reason in batch.pop("skipped"):
+                print(f"skipped {reason}", flush=True)
+            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            yield send_to_device(tensors, loop.accelerator.device)
+
+    def _decode(self, loop: Loop, measure: Measure) -> float:
+        """By the main process, on the draft as it would be saved; no generator is moved."""
+        before, length = loop.generators(), 0.0
+        folder = loop.plan.keeper.write_draft(loop)
+        if loop.accelerator.is_main_process:
+            length = measure(folder)
+            shutil.rmtree(folder)
+        generators.restore(before, generators.sampler_generator(loop.loader))
+        loop.accelerator.wait_for_everyone()
+        return length
+
+    def _log(self, loop: Loop, epoch: int, found: dict[str, Any]) -> None:
+        line = {**found, "steps": loop.steps, "pass": epoch}
+        for tracker in loop.accelerator.trackers:
+            tracker.log(line if isinstance(tracker, JsonLinesTracker) else _flat(line), step=loop.micro_batch)
+        shown = {name: value for name, value in found.items() if isinstance(value, float)}
+        loop.show({name: f"{value:.4g}" for name, value in shown.items()})
+        rates = " ".join(f"{rate:.3f}" for rate in found.get("val_accuracies", []))
+        said = [f"{name} {value:.4f}" for name, value in shown.items()] + ([f"accuracies {rates}"] if rates else [])
+        loop.say(f"Validation after optimizer step {loop.steps}: {', '.join(said)}")
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    """Without lists, which TensorBoard passes over: ``val_accuracies/1`` and so on."""
+    lists = {name: value for name, value in line.items() if isinstance(value, list)}
+    single = {f"{name}/{place}": each for name, value in lists.items() for place, each in enumerate(value, 1)}
+    return {name: value for name, value in line.items() if name not in lists} | single

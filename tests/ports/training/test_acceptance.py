@@ -1,0 +1,110 @@
+"""Expected acceptance: its arithmetic, its counts, and what chains drafted one after the other say of the same text."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity.fixtures.features import hidden_states
+from ports.evaluate.verifier import open_verifier
+from ports.training.acceptance import Acceptance, accuracies_of, count_chains
+from ports.training.alignment import Alignment
+from ports.training.data.batches import collate, pack
+from ports.training.data.samples import make_sample
+from tests.ports.conftest import TRAIN, enliven, settings_of
+from tests.ports.evaluate.plain import agreeing, continue_greedily, propose
+
+STEPS = 3
+LAYERS = {"eagle3": [3, 5, 6], "hass": [-1]}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [([0.0, 0.9], 1.0), ([0.5], 1.5), ([0.5, 0.5, 0.5], 1.875), ([1.0, 1.0, 1.0], 4.0), ([0.8, 0.5, 0.25], 2.3)],
+)
+def test_the_sum_of_products(accuracies, expected):
+    assert Acceptance(0, 0, 0.0, accuracies).expected == pytest.approx(expected)
+
+
+def test_places_that_no_chain_reaches_count_nothing():
+    assert accuracies_of(torch.tensor([[4, 2, 0], [2, 0, 0]])) == [0.5, 0.0, 0.0]
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_counts_are_those_of_a_loop_over_chains(length, steps, random):
+    right = [[random.random() < 0.7 for _ in range(length)] for _ in range(steps)]
+    inside = [random.random() < 0.8 for _ in range(length)]
+    reached, accepted = [0] * steps, [0] * steps
+    for start in range(length):
+        for step in range(steps):
+            row = start + step
+            if row >= length or not all(inside[start : row + 1]):
+                break
+            reached[step] += 1
+            if not right[step][row]:
+                break
+            accepted[step] += 1
+    found = count_chains(torch.tensor(right)[:, None], torch.tensor([inside]))
+    assert found.tolist() == [reached, accepted]
+
+
+@pytest.fixture
+def judge(fixture):
+    return open_verifier(str(fixture / "verifier"), "float32", torch.device("cpu"))
+
+
+@pytest.fixture(params=["eagle3", "hass"])
+def port(request):
+    return request.param
+
+
+@pytest.fixture
+def answered(fixture, port, judge):
+    """Two dialogues that the verifier answers itself, in the place of the records: where its answers start, and ids."""
+    texts, folder = [], fixture / f"data_{port}"
+    for file in folder.iterdir():
+        file.unlink()
+    for number, prompt in enumerate(([7, 8, 9, 30], [11, 4])):
+        text = prompt + continue_greedily(judge, prompt, 24 + number)
+        states, mask = hidden_states(judge, text), (torch.arange(len(text)) >= len(prompt)).long()
+        features = torch.cat([states[layer] for layer in LAYERS[port]], dim=-1)
+        record = {"input_ids": torch.tensor(text), "loss_mask": mask, "hidden_state": features, "target": states[-1]}
+        for place in range(8):
+            torch.save(record, folder / f"data_{place}_{number}.ckpt")
+        texts.append((len(prompt), record))
+    return texts
+
+
+def drafted(draft, judge, answered):
+    """Chain after chain from every place of every answer: [2, k] reached and accepted, without any cache."""
+    reached, accepted = [0] * STEPS, [0] * STEPS
+    for start, record in answered:
+        text = record["input_ids"].tolist()
+        states, right = hidden_states(judge, text), [*text, *continue_greedily(judge, text, 1)]
+        for done in range(start + 1, len(right)):
+            proposal = propose(draft, [state[: done - 1] for state in states], text[:done], STEPS)
+            room = min(STEPS, len(right) - done)
+            agreed = agreeing(proposal[:room], right[done : done + room])
+            for step in range(room):
+                reached[step] += agreed >= step
+                accepted[step] += agreed > step
+    return [reached, accepted]
+
+
+@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+def test_what_is_counted_is_what_chains_from_every_place_have_accepted(
+    fixture, port, judge, answered, tmp_path, alignment
+):
+    """Whichever alignment the draft is trained in, on packed rows as on padded ones."""
+    values = {"cpdir": tmp_path / "cp", "forward_num_total": STEPS, "ttt_alignment": alignment, "noise": False}
+    settings, train = settings_of(fixture, port, **values, bs=2, epoch=7, lr=5e-3), TRAIN[port][0]
+    draft = enliven(train.build(settings))
+    loop = train.start(settings, draft, train.build_dataset(settings, draft.config))
+    loop.run()
+    samples = [make_sample(record, 8192, Alignment.CHAIN) for _, record in answered]
+    padded, packed = (loop.objective(lay(samples), None, True) for lay in (collate, pack))
+    assert draft.config.transformer_layer_config._attn_implementation == f"ttt_{alignment}_fast", "put back"
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert padded[2:].tolist() == drafted(draft, judge, answered)
+    reached, accepted = padded[2:].tolist()
+    assert all(0 < right < tried for right, tried in zip(accepted, reached)), "or this compares nothing"

@@ -1,0 +1,187 @@
+"""What a run says of records that it is not trained on, and that looking at them changes nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ports.eagle3 import train as eagle3
+from ports.evaluate.measure import measure
+from ports.training.acceptance import Acceptance
+from ports.training.alignment import Alignment
+from ports.training.data.batches import collate
+from ports.training.data.held_out import drawn
+from ports.training.data.samples import make_sample
+from ports.training.runs import finish
+from ports.training.validation import Validation
+from tests.ports.training.conftest import ALGORITHMS, Saved
+
+NAMES = [f"folder/data_{number}.ckpt" for number in range(40)]
+
+
+def lines_of(cpdir, word="val_loss"):
+    lines = [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if word in line]
+
+
+@pytest.fixture
+def other(fixture):
+    """Three records beside those of an algorithm."""
+
+    def make(algorithm):
+        folder = fixture / f"other_{algorithm}"
+        shutil.copytree(fixture / f"data_{algorithm}", folder)
+        for number in (1, 3, 4):
+            (folder / f"data_{number}.ckpt").unlink()
+        return folder
+
+    return make
+
+
+def test_a_share_is_drawn_by_seed_and_name():
+    held = {NAMES[place] for place in drawn(NAMES, 0.2, 0)}
+    assert len(held) == 8
+    assert {name for place, name in enumerate(NAMES[::-1]) if place in drawn(NAMES[::-1], 0.2, 0)} == held
+    assert {NAMES[place] for place in drawn(NAMES, 0.2, 1)} != held
+    assert held < {NAMES[place] for place in drawn(NAMES, 0.5, 0)}, "a larger share holds the smaller"
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_held_out_records_are_not_trained_on(start_run, tmp_path, algorithm):
+    trained, looked = set(), set()
+    loop = start_run(algorithm, tmp_path / "cp", val_fraction=0.34, val_steps=1)
+
+    def note(module, inputs):
+        (trained if module.training else looked).update(map(tuple, inputs[0]["input_ids"].tolist()))
+
+    loop.objective.register_forward_pre_hook(note)
+    finish(loop)
+    assert (len(trained), len(looked), trained & looked) == (4, 2, set())
+    assert loop.plan.num_files == 4
+    assert len(lines_of(tmp_path / "cp", "train/loss")) <= 8
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "packing": True, "bs": 2}], ids=str)
+def test_looking_changes_nothing_else(start_run, other, tmp_path, algorithm, options):
+    """Losses, weights and random generators to the bit."""
+    finish(start_run(algorithm, tmp_path / "plain", **options))
+    finish(start_run(algorithm, tmp_path / "looked", val_dir=other(algorithm), val_steps=1, **options))
+    plain, looked = tmp_path / "plain", tmp_path / "looked"
+    assert lines_of(plain) == [] != lines_of(looked)
+    assert lines_of(plain, "train/loss") == lines_of(looked, "train/loss")
+    assert not (plain / "best.json").exists()
+    last = f"{ALGORITHMS[algorithm].prefix}1"
+    assert Saved(plain / last).differs_from(Saved(looked / last)) == ["state"], (
+        "its log, its best and what it looked at"
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ttt_alignment": "chain"},
+        {"ttt_alignment": "prototype", "bs": 2, "gradient_accumulation_steps": 2},
+        {"packing": True, "bs": 3, "num_workers": 2},
+        {"mixed_precision": "bf16"},
+        {"online": True, "verifier_dtype": "float32"},
+    ],
+    ids=str,
+)
+def test_the_numbers_are_those_of_the_clean_records(start_run, other, tmp_path, algorithm, options):
+    """Without noise, in chain alignment, over all rows: a record at a time by hand."""
+    loop = start_run(algorithm, tmp_path / "cp", val_dir=other(algorithm), max_steps=2, **options)
+    finish(loop)
+    (line,) = lines_of(tmp_path / "cp")
+    loop.objective.eval()
+    total = torch.zeros(4, 2, dtype=torch.float64)
+    share = loop.plan.validation.share
+    for file in share.files:
+        record = torch.load(file, weights_only=True)
+        record |= share.source.reader([record["input_ids"]])[0] if "online" in options else {}
+        sample = make_sample(record, 8192, Alignment.CHAIN)
+        total += loop.objective(collate([sample]), None, True)
+    losses = total[0] / (total[1] + 1e-5)
+    wanted = float(losses.sum() if algorithm == "eagle3" else losses.mean())
+    close = 2e-2 if options.get("mixed_precision") else 1e-3 if options.get("online") else 1e-5
+    assert line["val_loss"] == pytest.approx(wanted, rel=close)
+    first, second = (accepted / reached if reached else 0.0 for reached, accepted in total[2:].T.tolist())
+    assert line["val_accuracies"] == pytest.approx([first, second])
+    assert line["val_expected_acceptance"] == pytest.approx(1 + first + first * second)
+    assert (line["steps"], line["pass"]) == (2, 0)
+
+
+def test_the_best_checkpoint_is_named_and_kept(start_run, tmp_path, monkeypatch):
+    """Of equal ones the first."""
+    expected = {3: 0.1, 6: 0.4, 9: 0.4, 12: 0.2}
+    monkeypatch.setattr(
+        Validation, "_score", lambda self, loop, epoch: Acceptance(loop.steps, epoch, 5.0, [expected[loop.steps]])
+    )
+    cpdir = tmp_path / "cp"
+    finish(start_run("eagle3", cpdir, val_fraction=0.5, epoch=3, keep_last=1))
+    assert json.loads((cpdir / "best.json").read_text()) == {
+        "checkpoint": "model1",
+        "expected_acceptance": 1.4,
+        "pass": 1,
+        "step": 6,
+    }
+    assert {path.name for path in cpdir.iterdir() if path.is_dir()} == {"model1", "model3"}
+    finish(start_run("eagle3", cpdir, overwrite=True))
+    assert not (cpdir / "best.json").exists()
+
+
+def test_prompts_are_decoded_after_each_pass(start_run, fixture, tmp_path):
+    """By the evaluator, on what is saved then; and the run goes on as if they had not been."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("[7, 8, 9]\n[4, 11, 30, 2]\n")
+    finish(start_run("eagle3", tmp_path / "plain"))
+    finish(start_run("eagle3", tmp_path / "cp", val_prompts=prompts, val_tokens=8))
+    found = lines_of(tmp_path / "cp", "chain_acceptance")
+    assert [(line["steps"], line["pass"]) for line in found] == [(6, 0), (12, 1)]
+    for number, line in enumerate(found):
+        wanted = measure(tmp_path / "cp" / f"model{number}", [prompts], verifier=str(fixture / "verifier"), tokens=8)
+        assert line["chain_acceptance"] == wanted["acceptance_length"]
+    assert lines_of(tmp_path / "plain", "train/loss") == lines_of(tmp_path / "cp", "train/loss")
+
+
+def spoil(folder, **values):
+    for file in folder.iterdir():
+        record = torch.load(file, weights_only=True)
+        torch.save({**record, **{name: make(record[name]) for name, make in values.items()}}, file)
+
+
+REFUSED = [
+    ({"val_fraction": 0.05}, "--val_fraction: found 0.05 of 6 records, which is 0"),
+    ({"val_fraction": 0.95}, "--val_fraction: found 0.95 of 6 records, which is 6"),
+    ({"val_fraction": 0.7, "bs": 3}, "records: found 2, expected at least bs = 3"),
+    ({"val_dir": "data_eagle3"}, "--val_dir: found records of --tmpdir"),
+    ({"val_dir": "."}, "--val_dir: found records of --tmpdir"),
+    ({"val_dir": "nowhere"}, "--val_dir: found no such directory"),
+    ({"val_dir": "verifier"}, "a record that speculator-generate wrote"),
+    ({"val_dir": "silent"}, "records: found no row in the loss in 6 held-out records"),
+    ({"val_dir": "broken"}, "hidden_state: found NaN or Inf"),
+    ({"val_dir": "verifier", "cpdir": "verifier/cp"}, "cpdir lies in val_dir"),
+    ({"val_steps": 1}, "val_steps needs something to validate on"),
+    ({"val_fraction": 0.5, "val_dir": "silent"}, "val_fraction and val_dir both name"),
+    ({"val_fraction": 1.0}, "val_fraction: found '1.0'"),
+    ({"val_prompts": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ({"val_prompts": "empty.jsonl"}, "prompts: found nothing"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED, ids=str)
+def test_what_cannot_be_validated_on_is_refused_before_training(fixture, tmp_path, flags, capfd, options, said):
+    for name, values in {"silent": {"loss_mask": torch.zeros_like}, "broken": {"hidden_state": torch.log}}.items():
+        shutil.copytree(fixture / "data_eagle3", fixture / name)
+        spoil(fixture / name, **values)
+    (fixture / "empty.jsonl").touch()
+    options = {name: fixture / value if isinstance(value, str) else value for name, value in options.items()}
+    assert eagle3.main(flags(**options)) == 2
+    error = capfd.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "checkpoints").glob("m*"))
