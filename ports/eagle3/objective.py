@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
-from ports.training.data.batches import Batch, rows_mask
+from ports.training.data import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
 

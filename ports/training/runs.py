@@ -5,32 +5,94 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Sampler
 
 from ports.commands import exit_code, unread
+from ports.errors import InputError
 from ports.files import check_output
 from ports.numerics import fix_numerics
 from ports.training.checkpoint import DirectoryLock, sweep
-from ports.training.data.batches import RecordDataset, build_loader
-from ports.training.data.grouping import LengthGroupedSampler, record_sizes
-from ports.training.data.record_info import GENERATION
+from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
 from ports.training.effect import refuse_idle
 from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.objective import TTTObjective
 from ports.training.observer import Observer
+from ports.training.online import PROTOTYPE_DTYPE, OnlineDataset, chosen_layers
+from ports.training.prepared import PreparedDataset, is_prepared, prepared_files
+from ports.training.records import GENERATION, check_origin, list_records, recorded_info
 from ports.training.resume import Checkpoint, choose, log_to_keep, remove_run, resume
 from ports.training.settings import TrainingSettings, parse
 from ports.training.stop import EXIT_CODE, StoppedError
 from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm reads: ``layers`` are the draft config's; HASS has none."""
+
+    algorithm: str
+    hidden_size: int
+    vocab_size: int
+    layers: Sequence[int] | None = None
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Of a record's floating fields."""
+        if self.layers is None:
+            return {"hidden_state": self.hidden_size}
+        return {"hidden_state": len(self.layers) * self.hidden_size, "target": self.hidden_size}
+
+
+def recorded_layers(settings: TrainingSettings) -> Sequence[int] | None:
+    """Where the data have their features from, if they say so; Speculators' prepared data follow its own rule."""
+    if settings.online or not settings.tmpdir.is_dir():
+        return None
+    if is_prepared(settings.tmpdir):
+        return chosen_layers("speculators", settings.basepath, verifier_config(settings.basepath).num_hidden_layers)
+    info = recorded_info(list_records(settings.tmpdir))
+    return None if info is None else info.feature_layers or None
+
+
+def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.rand_like) -> RecordDataset:
+    """The samples of one pass: records, Speculators' prepared data, or the verifier itself.
+
+    Raises:
+        InputError: no data below ``--tmpdir``, or data of another verifier or of other layers.
+    """
+    common: dict[str, Any] = {
+        "widths": needs.widths,
+        "vocab_size": needs.vocab_size,
+        "max_len": settings.max_len,
+        "alignment": settings.ttt_alignment,
+        "noise": settings.noise,
+        "draw": draw,
+        "noise_seed": settings.seed if settings.noise_stream == "keyed" else None,
+        "skip_bad": settings.on_bad_record == "skip",
+    }
+    directory, basepath, layers = settings.tmpdir, settings.basepath, needs.layers
+    if is_prepared(directory):
+        if settings.online:
+            expected = "a directory of records; --online reads their ids alone"
+            raise InputError(directory, "--online", "an arrow data set", expected)
+        return PreparedDataset(prepared_files(directory), **common, directory=directory, basepath=basepath)
+    files = list_records(directory)
+    if not settings.online:
+        return RecordDataset(files, **common, like=check_origin(files, needs.algorithm, basepath, layers))
+    own = PROTOTYPE_DTYPE[needs.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype
+    like = recorded_info(files)
+    return OnlineDataset(files, **common, like=like, basepath=basepath, layers=layers, dtype=own)
 
 
 def start_training(
@@ -113,10 +175,23 @@ class Start:
             for directory in sweep(self.settings.cpdir):
                 accelerator.print(f"brought back {directory}, whose replacement was never finished")
         accelerator.wait_for_everyone()
-        self.checkpoint = choose(self.settings, accelerator.print)
+        self.checkpoint = self._chosen(accelerator)
         if not accelerator.is_main_process:
             return b""
         return log_to_keep(LOG, self.checkpoint, self.settings.resume_anyway)
+
+    def _chosen(self, accelerator: Accelerator) -> Checkpoint | None:
+        """What the main process chose, or its error, for all of them: files are hashed once."""
+        found: list[Checkpoint | InputError | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                found = [choose(self.settings, accelerator.print)]
+            except InputError as error:
+                found = [error]
+        (chosen,) = broadcast_object_list(found)
+        if isinstance(chosen, InputError):
+            raise chosen
+        return chosen
 
 
 def checkpoint_bytes(draft: nn.Module) -> int:

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ports.errors import InputError
-from ports.training.data.batches import RecordDataset
-from ports.training.data.records import FLOATS, WHOLE, Record, check_record, plain_tensor
+from ports.training.data import RecordDataset
+from ports.training.records import FLOATS, WHOLE, Record, check_record, plain_tensor
 from ports.training.verifier import reading_weights, verifier_config
 
 MARKS = ("dataset_info.json", "state.json")
@@ -45,11 +45,13 @@ class PreparedDataset(RecordDataset):
         ids = plain_tensor(file, raw, "input_ids")
         record = {"input_ids": ids.long() if ids.dtype in WHOLE else ids, "loss_mask": raw.get("loss_mask")}
         last = self._normed(file, plain_tensor(file, raw, "verifier_last_hidden_states"))
-        if "target" in self.widths:
-            fields = {"hidden_state": raw["hidden_states"], "target": last}
-        else:
-            fields = {"hidden_state": last}
+        eagle = "target" in self.widths
+        fields = {"hidden_state": raw["hidden_states"], "target": last} if eagle else {"hidden_state": last}
         return check_record(file, {**record, **fields}, self.widths, self.vocab_size)
+
+    def clean_features(self, index: int) -> Tensor:
+        """Read whole: only Speculators' reader and the norm know their dtype."""
+        return self.record(index)["hidden_state"][: self.max_len]
 
     def _raw(self, file: Path, index: int) -> dict[str, Tensor]:
         if not file.is_file():
@@ -71,7 +73,12 @@ class PreparedDataset(RecordDataset):
 
     @cached_property
     def _norm(self) -> LlamaRMSNorm:
-        return final_norm(self.basepath)
+        """The verifier's final norm in the precision of its weights; InputError for weights without it."""
+        with reading_weights(self.basepath):
+            weight = load_model_layers(["model.norm.weight"], self.basepath)["model.norm.weight"]
+        norm = LlamaRMSNorm(weight.shape[0], eps=verifier_config(self.basepath).rms_norm_eps).to(weight.dtype)
+        norm.weight.data.copy_(weight)
+        return norm
 
     def _normed(self, file: Path, last: Tensor) -> Tensor:
         weight = self._norm.weight
@@ -100,16 +107,3 @@ def prepared_files(directory: Path) -> list[Path]:
     if count == 0:
         raise InputError(directory, "tmpdir", "no rows", "at least one")
     return [directory / "hidden_states" / f"hs_{index}.safetensors" for index in range(count)]
-
-
-def final_norm(basepath: str) -> LlamaRMSNorm:
-    """The verifier's final norm in the precision of its weights.
-
-    Raises:
-        InputError: weights without it.
-    """
-    with reading_weights(basepath):
-        weight = load_model_layers(["model.norm.weight"], basepath)["model.norm.weight"]
-    norm = LlamaRMSNorm(weight.shape[0], eps=verifier_config(basepath).rms_norm_eps).to(weight.dtype)
-    norm.weight.data.copy_(weight)
-    return norm
