@@ -134,15 +134,17 @@ def start_training(
     keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
     plan = Plan(settings, objective, loader, len(dataset), clip, keeper)
-    start = Start(settings)
+    resumed: Checkpoint | None = None
 
-    def prepare(accelerator: Accelerator) -> bytes:
+    def log_to_begin_with(accelerator: Accelerator) -> bytes:
+        nonlocal resumed
         refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
-        return start.prepare(accelerator)
+        resumed = take_directory(settings, accelerator)
+        return log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
 
-    loop = Loop(plan, build_accelerator(settings, prepare), observer or Observer())
-    if start.checkpoint is not None:
-        resume(loop, start.checkpoint, keeper)
+    loop = Loop(plan, build_accelerator(settings, log_to_begin_with), observer or Observer())
+    if resumed is not None:
+        resume(loop, resumed, keeper)
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
     return loop
@@ -161,37 +163,24 @@ def files_beside(settings: TrainingSettings) -> list[Path]:
     return [*tokenizer_files(settings.basepath), *([made_from] if made_from.is_file() else [])]
 
 
-class Start:
-    """Takes hold of the checkpoint directory, clears away what a killed run left, and chooses where to go on from."""
+def take_directory(settings: TrainingSettings, accelerator: Accelerator) -> Checkpoint | None:
+    """Lock the checkpoint directory while the accelerator lives, clear away what a killed run left, and choose.
 
-    def __init__(self, settings: TrainingSettings) -> None:
-        self.settings = settings
-        self.checkpoint: Checkpoint | None = None
-
-    def prepare(self, accelerator: Accelerator) -> bytes:
-        """Returns what the metrics file begins with; the accelerator keeps the lock for as long as it lives."""
+    What the main process chose, or its error, is every process's: files are hashed once.
+    """
+    found: list[Checkpoint | InputError | None] = [None]
+    try:
         if accelerator.is_main_process:
-            accelerator.directory_lock = DirectoryLock(self.settings.cpdir)
-            for directory in sweep(self.settings.cpdir):
+            accelerator.directory_lock = DirectoryLock(settings.cpdir)
+            for directory in sweep(settings.cpdir):
                 accelerator.print(f"brought back {directory}, whose replacement was never finished")
-        accelerator.wait_for_everyone()
-        self.checkpoint = self._chosen(accelerator)
-        if not accelerator.is_main_process:
-            return b""
-        return log_to_keep(LOG, self.checkpoint, self.settings.resume_anyway)
-
-    def _chosen(self, accelerator: Accelerator) -> Checkpoint | None:
-        """What the main process chose, or its error, for all of them: files are hashed once."""
-        found: list[Checkpoint | InputError | None] = [None]
-        if accelerator.is_main_process:
-            try:
-                found = [choose(self.settings, accelerator.print)]
-            except InputError as error:
-                found = [error]
-        (chosen,) = broadcast_object_list(found)
-        if isinstance(chosen, InputError):
-            raise chosen
-        return chosen
+            found = [choose(settings, accelerator.print)]
+    except InputError as error:
+        found = [error]
+    (chosen,) = broadcast_object_list(found)
+    if isinstance(chosen, InputError):
+        raise chosen
+    return chosen
 
 
 def checkpoint_bytes(draft: nn.Module) -> int:
