@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from parity.fixtures import FIXTURE
+from ports.training.data import build_loader
 from ports.training.online import FeatureReader, load_verifier
 from ports.training.records import list_records
 from ports.training.runs import finish
@@ -83,7 +84,7 @@ def test_an_online_run_resumes_to_the_bit_without_the_verifier_for_what_is_seen(
     assert len(dialogues) == 1
 
 
-def test_features_stay_where_the_verifier_computed_them(start_run, tmp_path) -> None:
+def test_features_stay_where_the_verifier_computed_them(start_run, tmp_path, monkeypatch) -> None:
     loop = start_run("hass", tmp_path, online=True, noise=False, shuffle=False, verifier_dtype="float32")
     dataset, given = loop.plan.loader.dataset, []
     reader = dataset.reader
@@ -91,6 +92,8 @@ def test_features_stay_where_the_verifier_computed_them(start_run, tmp_path) -> 
     dataset.reader.model = reader.model
     batch = next(iter(loop.plan.loader))
     assert batch["features"].data_ptr() == given[0]["hidden_state"].data_ptr()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not build_loader(dataset, 1).pin_memory, "the host's memory alone can be pinned"
 
 
 def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, tmp_path) -> None:
