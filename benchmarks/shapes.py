@@ -45,7 +45,7 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Tokens in the loss; a sample's last position never is, see :mod:`ports.training.data.samples`."""
+        """Tokens in the loss; a sample's last position never is, see :mod:`ports.training.data`."""
         return self.length - int(PROMPT_SHARE * self.length) - 1
 
 

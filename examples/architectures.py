@@ -39,7 +39,7 @@ from ports.evaluate.measure import measure
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
-from ports.training.data.batches import RecordDataset, collate
+from ports.training.data import RecordDataset, collate
 
 TTT_STEPS, PROMPTS, LENGTH = 3, 4, 48
 CLOSE, GOAL = 1e-5, 1.3

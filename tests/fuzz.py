@@ -34,7 +34,7 @@ from ports.generate.settings import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings
 from ports.hass import train as hass
 from ports.training.checkpoint import seal
-from ports.training.data.records import list_records
+from ports.training.records import list_records
 from ports.training.settings import Eagle3Settings, HassSettings, parse
 from ports.training.vocabulary import load_vocabulary_map
 from tests.mutants import VALUES, mutate, mutate_json, mutate_words

@@ -42,7 +42,7 @@ from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.drafts import log_softmax
 from parity.prototypes.reference.layer import Entry, Tap
 from ports.eagle3 import train
-from ports.training.data.feature_layers import chosen_layers
+from ports.training.online import chosen_layers
 
 SCRIPT = scripts.Script(
     name="EAGLE",

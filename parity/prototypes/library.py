@@ -21,7 +21,7 @@ from parity.verdict import Against, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
-from ports.training.data.batches import Batch, collate
+from ports.training.data import Batch, collate
 
 ASKED = 4
 """TTT steps that Speculators' training arguments ask for."""

@@ -26,7 +26,7 @@ from parity.prototypes.reference.loop import CLIP, keep, keep_steps, near_ties
 from parity.step import AdamW, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
-from ports.training.data.batches import Batch
+from ports.training.data import Batch
 from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from parity.fixtures.draws import uniform
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.port import ALGORITHMS
-from ports.training.data.records import natural_key
+from ports.training.records import natural_key
 from ports.training.settings import linear_schedule_steps
 
 NOISE = "noise_uniforms.safetensors"

@@ -9,7 +9,6 @@ from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
-from ports.training.data.feature_layers import NUM_FEATURES, aux_layer_ids
 from ports.training.draft_config import (
     DRAFT_LAYERS,
     attach_verifier,
@@ -21,6 +20,7 @@ from ports.training.draft_config import (
     prototype_layer,
     read_config_dict,
 )
+from ports.training.online import NUM_FEATURES, aux_layer_ids
 from ports.training.verifier import verifier_config
 
 OTHER_NORMS = ("norm_before_fc", "fc_norm", "norm_output")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
-from ports.training.data.batches import Batch, rows_mask
+from ports.training.data import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
 from ports.training.verifier import full_head

@@ -14,13 +14,11 @@ from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
 from ports.evaluate.during_training import acceptance_of
-from ports.training.data.batches import RecordDataset
-from ports.training.data.noise import Draw
-from ports.training.data.sources import Needs, build_source, recorded_layers
+from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.resume import choose
-from ports.training.runs import finish, run_command, start_training
+from ports.training.runs import Needs, build_source, finish, recorded_layers, run_command, start_training
 from ports.training.saving import load_weights
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import whole

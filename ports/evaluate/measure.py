@@ -23,7 +23,7 @@ from ports.evaluate.prompts import family_of, read_prompts
 from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
 from ports.files import check_output_file
 from ports.numerics import fix_numerics, numerics
-from ports.training.data.features import checked_device
+from ports.training.online import checked_device
 from ports.training.verifier import open_tokenizer
 
 

@@ -14,7 +14,7 @@ from ports.errors import InputError, reason
 from ports.files import check_regular, is_text, read_json
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.records import read_manifest
-from ports.training.data.record_info import GENERATION
+from ports.training.records import GENERATION
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations or turns"

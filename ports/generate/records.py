@@ -17,10 +17,8 @@ from torch import Tensor
 
 from ports.errors import InputError
 from ports.training.checkpoint import write_file
-from ports.training.data.feature_layers import chosen_layers
-from ports.training.data.features import PROTOTYPE_DTYPE
-from ports.training.data.record_info import GENERATION, SUFFIX, RecordInfo, parse_info
-from ports.training.data.records import SUFFIXES
+from ports.training.online import PROTOTYPE_DTYPE, chosen_layers
+from ports.training.records import GENERATION, SUFFIX, SUFFIXES, RecordInfo, parse_info
 from ports.training.verifier import verifier_config
 
 HEADER_BYTES = 640

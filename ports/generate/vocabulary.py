@@ -18,9 +18,8 @@ from tqdm import tqdm
 from ports.errors import InputError
 from ports.files import check_output
 from ports.training.checkpoint import write_file
-from ports.training.data.record_info import RecordInfo
-from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.draft_config import read_config_dict
+from ports.training.records import RecordInfo, list_records, read_record, recorded_info
 from ports.training.verifier import verifier_config
 from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
 

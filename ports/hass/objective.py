@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ports.hass.model import HassDraftModel
-from ports.training.data.batches import Batch, rows_mask
+from ports.training.data import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
 

@@ -15,13 +15,11 @@ from ports.hass.config import HassSpeculatorConfig, load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.training.attention import attention_name
-from ports.training.data.batches import RecordDataset
-from ports.training.data.noise import Draw
-from ports.training.data.sources import Needs, build_source
+from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.resume import choose
-from ports.training.runs import finish, run_command, start_training
+from ports.training.runs import Needs, build_source, finish, run_command, start_training
 from ports.training.saving import load_weights
 from ports.training.settings import HassSettings
 from ports.training.shards import own_part, whole

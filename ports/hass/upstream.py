@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ports.hass.objective import HassObjective
-from ports.training.data.batches import Batch, pack
-from ports.training.data.prepared import final_norm
-from ports.training.data.samples import make_sample
+from ports.training.data import Batch, in_float32, make_sample, pack
 from ports.training.objective import Step
+from ports.training.prepared import final_norm
 
 TOP_K = 10
 """As in ``HassSettings``: it is logged and not trained."""
@@ -43,7 +42,9 @@ def packed_batch(
     split = {name: value[: sum(lengths)].split(lengths) for name, value in fields.items()}
     documents = [{name: parts[place] for name, parts in split.items()} for place in range(len(lengths))]
     samples = [make_sample(document, len(input_ids[0]), draft.alignment) for document in documents]
-    return {name: value.to(states.device) for name, value in pack(samples).items()} if samples else None
+    if not samples:
+        return None
+    return in_float32({name: value.to(states.device) for name, value in pack(samples).items()})
 
 
 def train_forward(draft: Any, batch: Batch | None, ttt_steps: int) -> tuple[list[Step], Tensor, dict[str, Tensor]]:

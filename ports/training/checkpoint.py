@@ -95,6 +95,7 @@ class State(Strict):
     """Where a run stands at the end of an optimizer step.
 
     ``serial`` counts the checkpoints of a directory, ``best`` is the number and mean loss of the best pass.
+    ``records_seen`` digests names, sizes and times of the records, so that unchanged ones are not opened again.
     """
 
     format_version: int = FORMAT_VERSION
@@ -108,6 +109,7 @@ class State(Strict):
     best: Annotated[tuple[int, float], Field(strict=False)] | None = None
     best_accepted: Best | None = None
     fingerprint: dict[str, Any]
+    records_seen: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     numerics: dict[str, str | int | bool] = Field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -33,8 +34,8 @@ from ports.training.checkpoint import (
     write_file,
     write_state,
 )
-from ports.training.data.record_info import SUFFIX
 from ports.training.loop import Loop
+from ports.training.records import SUFFIX
 from ports.training.saving import adam_state, gather_weights, write_draft, zero_state
 from ports.training.settings import TrainingSettings
 from ports.training.shards import tensors_digest
@@ -71,6 +72,7 @@ class CheckpointKeeper:
         self.best_accepted: Best | None = None
         self._serial: int | None = None
         self._fingerprint: Fingerprint | None = None
+        self._records_seen = ""
         self._last: tuple[int, Path] | None = None
 
     def after_step(self, loop: Loop) -> None:
@@ -174,22 +176,27 @@ class CheckpointKeeper:
             best=self.best,
             best_accepted=self.best_accepted,
             fingerprint=self.fingerprint(loop),
+            records_seen=self._records_seen,
             versions={"torch": str(torch.__version__)},
             numerics=numerics(),
         )
 
-    def fingerprint(self, loop: Loop) -> Fingerprint:
-        """Made once a run, when it is first needed."""
+    def fingerprint(self, loop: Loop, saved: State | None = None) -> Fingerprint:
+        """Made once a run, when it is first needed; records that are as ``saved`` saw them are not opened."""
         if self._fingerprint is None:
             world = {
                 "precision": loop.accelerator.mixed_precision,
                 "processes": loop.accelerator.num_processes,
                 "sharding": sharding(loop.accelerator),
             }
-            files, validation = getattr(loop.plan.loader.dataset, "files", ()), loop.plan.validation
+            files = getattr(loop.plan.loader.dataset, "files", ())
+            validation = loop.plan.validation
             if validation is not None and validation.share is not None:
                 held = self.settings.val_dir or self.settings.tmpdir
                 world["validation"] = records_digest(held, validation.share.files)
+            self._records_seen = records_seen(self.settings.tmpdir, files)
+            if saved is not None and saved.records_seen == self._records_seen:
+                world["records"] = saved.fingerprint.get("records")
             self._fingerprint = fingerprint(self.settings, loop.objective.draft, files, world)
         return self._fingerprint
 
@@ -242,7 +249,7 @@ def fingerprint(settings: TrainingSettings, draft: Any, files: Iterable[Path], w
         settings: the run's.
         draft: built, with its verifier's weights in it.
         files: the records in order.
-        world: precision, processes and what shards the states.
+        world: precision, processes and what shards the states; the digest of the records, if it is known.
     """
     plain = {name: value for name, value in settings.as_json().items() if name not in NEUTRAL | PATHS}
     layer = draft.config.transformer_layer_config.to_dict()
@@ -256,7 +263,7 @@ def fingerprint(settings: TrainingSettings, draft: Any, files: Iterable[Path], w
         "draft": hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16],
         "verifier": tensors_digest(frozen),
         "vocabulary": tensors_digest(vocabulary),
-        "records": records_digest(settings.tmpdir, files),
+        "records": world.get("records") or records_digest(settings.tmpdir, files),
     }
 
 
@@ -264,10 +271,24 @@ def records_digest(directory: Path, files: Iterable[Path]) -> str:
     """Names in order, sizes and ends: cheap for 68,000 files, and different for every other content."""
     digest = hashlib.sha256()
     for file in files:
-        name = file.relative_to(directory) if file.is_relative_to(directory) else file.name
         size, ends = _ends_of(file)
-        digest.update(f"{name}\0{size}\0".encode() + ends)
+        digest.update(f"{_name_in(directory, file)}\0{size}\0".encode() + ends)
     return digest.hexdigest()[:16]
+
+
+def records_seen(directory: Path, files: Iterable[Path]) -> str:
+    """Names in order, sizes and times of change; where these are the same nothing was written since."""
+    digest = hashlib.sha256()
+    for file in files:
+        with contextlib.suppress(OSError):
+            about = file.stat()
+            times = (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+            digest.update(f"{_name_in(directory, file)}\0{times}\0".encode())
+    return digest.hexdigest()
+
+
+def _name_in(directory: Path, file: Path) -> Path | str:
+    return file.relative_to(directory) if file.is_relative_to(directory) else file.name
 
 
 def _ends_of(file: Path) -> tuple[int, bytes]:

@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 from ports.errors import InputError
 from ports.training import generators
-from ports.training.data.batches import Batch
-from ports.training.data.pass_clock import PassClock, PassTimes
+from ports.training.data import Batch, in_float32
 from ports.training.effect import Weights, without_gradient
 from ports.training.generators import Generators
-from ports.training.metrics import PassTotals, log_entry
+from ports.training.metrics import PassClock, PassTimes, PassTotals, log_entry
 from ports.training.objective import build_normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
@@ -208,6 +207,8 @@ class Loop:
         self.pass_start = self.generators()
         self.clock = PassClock()
         show = self.plan.settings.progress and self.accelerator.is_local_main_process
+        dataset: Any = self.plan.loader.dataset
+        dataset.start_pass(self.epoch, self.totals.batches, self.plan.settings.bs, self.totals.skipped > 0)
         self.bar = tqdm(self.loader, dynamic_ncols=True, disable=not show)
         self.show(self.shown)
         batches = iter(self.bar)
@@ -241,7 +242,7 @@ class Loop:
         before = Weights(self.objective) if not self.moved and self._lr() > 0 else None
         window = self._window(batches)
         for position, batch in enumerate(batches):
-            last = position == len(batches) - 1
+            last, batch = position == len(batches) - 1, in_float32(batch)
             self.observer.batch(self.micro_batch, batch)
             with self._anomalies(window.files[position]):
                 outcome = self._forward_backward(batch, window, last)

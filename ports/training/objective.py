@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ports.training.acceptance import score_chains
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name, documents_of
-from ports.training.data.batches import Batch, rows_mask
+from ports.training.data import Batch, rows_mask
 from ports.training.loss import (
     Hits,
     LossImplementation,
@@ -200,7 +200,7 @@ class TTTObjective(nn.Module):
         """Unroll and score one micro-batch.
 
         Args:
-            batch: see :data:`ports.training.data.batches.Batch`.
+            batch: see :data:`ports.training.data.Batch`.
             window_rows: [k], rows in the loss of the whole accumulation window at every step. The loss to run backward
                 on is divided by them, so that the accumulated gradient is the big batch's. Default: this batch's own.
             chains: give what :meth:`chains` does instead of an :class:`Outcome`; frameworks prepare a forward alone.

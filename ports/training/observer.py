@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ports.training.data.batches import Batch
-from ports.training.data.pass_clock import PassTimes
+from ports.training.data import Batch
+from ports.training.metrics import PassTimes
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,13 @@ FIXED = frozenset({"algorithm", "draft", "verifier", "vocabulary"})
 """A run with another one of these is another run: not even ``--resume_anyway`` goes on."""
 
 ORDER = frozenset(
-    {"records", "bs", "num_workers", "shuffle", "group_by_length", "noise", "processes", "max_len", "on_bad_record"}
+    {"records", "bs", "num_workers", "shuffle", "group_by_length", "noise", "noise_stream", "processes", "max_len"}
+    | {"on_bad_record"}
 )
 """Where these differ the saved position in the pass means nothing: the pass starts anew."""
+
+BEFORE = {"noise_stream": "drawn"}
+"""What runs did that were saved before there was a choice."""
 
 Say = Callable[[str], None]
 
@@ -151,7 +155,7 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     if state is None:
         return
     anyway = keeper.settings.resume_anyway
-    changed = check_same(directory / STATE, state.fingerprint, keeper.fingerprint(loop), anyway)
+    changed = check_same(directory / STATE, state.fingerprint, keeper.fingerprint(loop, state), anyway)
     load_weights(loop.objective.draft, directory)
     zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
     load = load_zero_state if zero else load_adam_state
@@ -176,6 +180,7 @@ def check_same(file: Path, stored: Fingerprint, own: Fingerprint, anyway: bool) 
     Raises:
         InputError: something differs and ``anyway`` is off, or something in :data:`FIXED` does.
     """
+    stored = {**{name: value for name, value in BEFORE.items() if name in own}, **stored}
     found = {
         name: f"{stored.get(name, 'nothing')}, now {own.get(name, 'nothing')}"
         for name in sorted({*stored, *own})

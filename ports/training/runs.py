@@ -5,27 +5,32 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Sampler
 
 from ports.commands import exit_code, unread
+from ports.errors import InputError
 from ports.files import check_output
 from ports.numerics import fix_numerics
 from ports.training.checkpoint import DirectoryLock, sweep
-from ports.training.data.batches import RecordDataset, build_loader
-from ports.training.data.grouping import LengthGroupedSampler, record_sizes
-from ports.training.data.held_out import hold_out
-from ports.training.data.record_info import GENERATION
+from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
 from ports.training.effect import refuse_idle
+from ports.training.held_out import hold_out
 from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.objective import TTTObjective
 from ports.training.observer import Observer
+from ports.training.online import PROTOTYPE_DTYPE, OnlineDataset, chosen_layers
+from ports.training.prepared import PreparedDataset, is_prepared, prepared_files
+from ports.training.records import GENERATION, check_origin, list_records, recorded_info
 from ports.training.resume import Checkpoint, choose, log_to_keep, remove_run, resume
 from ports.training.settings import TrainingSettings, parse
 from ports.training.stop import EXIT_CODE, StoppedError
@@ -33,6 +38,63 @@ from ports.training.validation import Measure, Validation
 from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm reads: ``layers`` are the draft config's; HASS has none."""
+
+    algorithm: str
+    hidden_size: int
+    vocab_size: int
+    layers: Sequence[int] | None = None
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Of a record's floating fields."""
+        if self.layers is None:
+            return {"hidden_state": self.hidden_size}
+        return {"hidden_state": len(self.layers) * self.hidden_size, "target": self.hidden_size}
+
+
+def recorded_layers(settings: TrainingSettings) -> Sequence[int] | None:
+    """Where the data have their features from, if they say so; Speculators' prepared data follow its own rule."""
+    if settings.online or not settings.tmpdir.is_dir():
+        return None
+    if is_prepared(settings.tmpdir):
+        return chosen_layers("speculators", settings.basepath, verifier_config(settings.basepath).num_hidden_layers)
+    info = recorded_info(list_records(settings.tmpdir))
+    return None if info is None else info.feature_layers or None
+
+
+def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.rand_like) -> RecordDataset:
+    """The samples of one pass: records, Speculators' prepared data, or the verifier itself.
+
+    Raises:
+        InputError: no data below ``--tmpdir``, or data of another verifier or of other layers.
+    """
+    common: dict[str, Any] = {
+        "widths": needs.widths,
+        "vocab_size": needs.vocab_size,
+        "max_len": settings.max_len,
+        "alignment": settings.ttt_alignment,
+        "noise": settings.noise,
+        "draw": draw,
+        "noise_seed": settings.seed if settings.noise_stream == "keyed" else None,
+        "skip_bad": settings.on_bad_record == "skip",
+    }
+    directory, basepath, layers = settings.tmpdir, settings.basepath, needs.layers
+    if is_prepared(directory):
+        if settings.online:
+            expected = "a directory of records; --online reads their ids alone"
+            raise InputError(directory, "--online", "an arrow data set", expected)
+        return PreparedDataset(prepared_files(directory), **common, directory=directory, basepath=basepath)
+    files = list_records(directory)
+    if not settings.online:
+        return RecordDataset(files, **common, like=check_origin(files, needs.algorithm, basepath, layers))
+    own = PROTOTYPE_DTYPE[needs.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype
+    like = recorded_info(files)
+    return OnlineDataset(files, **common, like=like, basepath=basepath, layers=layers, dtype=own)
 
 
 def start_training(
@@ -78,17 +140,19 @@ def start_training(
     warn_of_longer(settings)
     validation = None if held is None and measure is None else Validation(settings, held, measure)
     plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
-    start = Start(settings)
+    resumed: Checkpoint | None = None
 
-    def prepare(accelerator: Accelerator) -> bytes:
+    def log_to_begin_with(accelerator: Accelerator) -> bytes:
+        nonlocal resumed
         refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
-        return start.prepare(accelerator)
+        resumed = take_directory(settings, accelerator)
+        return log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
 
-    loop = Loop(plan, build_accelerator(settings, prepare), observer or Observer())
+    loop = Loop(plan, build_accelerator(settings, log_to_begin_with), observer or Observer())
     if validation is not None:
         validation.check(loop)
-    if start.checkpoint is not None:
-        resume(loop, start.checkpoint, keeper)
+    if resumed is not None:
+        resume(loop, resumed, keeper)
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
     return loop
@@ -107,24 +171,24 @@ def files_beside(settings: TrainingSettings) -> list[Path]:
     return [*tokenizer_files(settings.basepath), *([made_from] if made_from.is_file() else [])]
 
 
-class Start:
-    """Takes hold of the checkpoint directory, clears away what a killed run left, and chooses where to go on from."""
+def take_directory(settings: TrainingSettings, accelerator: Accelerator) -> Checkpoint | None:
+    """Lock the checkpoint directory while the accelerator lives, clear away what a killed run left, and choose.
 
-    def __init__(self, settings: TrainingSettings) -> None:
-        self.settings = settings
-        self.checkpoint: Checkpoint | None = None
-
-    def prepare(self, accelerator: Accelerator) -> bytes:
-        """Returns what the metrics file begins with; the accelerator keeps the lock for as long as it lives."""
+    What the main process chose, or its error, is every process's: files are hashed once.
+    """
+    found: list[Checkpoint | InputError | None] = [None]
+    try:
         if accelerator.is_main_process:
-            accelerator.directory_lock = DirectoryLock(self.settings.cpdir)
-            for directory in sweep(self.settings.cpdir):
+            accelerator.directory_lock = DirectoryLock(settings.cpdir)
+            for directory in sweep(settings.cpdir):
                 accelerator.print(f"brought back {directory}, whose replacement was never finished")
-        accelerator.wait_for_everyone()
-        self.checkpoint = choose(self.settings, accelerator.print)
-        if not accelerator.is_main_process:
-            return b""
-        return log_to_keep(LOG, self.checkpoint, self.settings.resume_anyway)
+            found = [choose(settings, accelerator.print)]
+    except InputError as error:
+        found = [error]
+    (chosen,) = broadcast_object_list(found)
+    if isinstance(chosen, InputError):
+        raise chosen
+    return chosen
 
 
 def checkpoint_bytes(draft: nn.Module) -> int:

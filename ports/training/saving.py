@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ports.errors import InputError
 from ports.files import check_regular
 from ports.training.checkpoint import WEIGHTS, write_directory
-from ports.training.data.records import FLOATS, WHOLE
+from ports.training.records import FLOATS, WHOLE
 from ports.training.shards import sharded_like, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

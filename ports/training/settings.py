@@ -64,6 +64,11 @@ class TrainingSettings(BaseSettings):
 
     max_len: int = Field(8192, ge=2, description="samples are cut to this many tokens")
     noise: bool = Field(True, description="add the prototypes' uniform noise to the features")
+    noise_stream: Literal["drawn", "keyed"] = Field(
+        "drawn",
+        description="drawn: noise from the running generators, as the prototypes draw it; keyed: from seed, pass and "
+        "number of the sample alone, which no loader process changes and a resumed run need not draw again",
+    )
     shuffle: bool = Field(True, description="shuffle the samples of every pass")
     group_by_length: bool = Field(
         False, description="shuffle so that the samples of a batch are of about one length: less padding, another order"

@@ -15,8 +15,8 @@ from torch import Tensor
 from ports.errors import InputError
 from ports.training import generators
 from ports.training.acceptance import Acceptance, accuracies_of
-from ports.training.data.batches import Batch
-from ports.training.data.held_out import Share, read_batches
+from ports.training.data import Batch, in_float32
+from ports.training.held_out import Share, read_batches
 from ports.training.loss import mean_over
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
@@ -106,7 +106,7 @@ class Validation:
             for reason in batch.pop("skipped"):
                 print(f"skipped {reason}", flush=True)
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            yield send_to_device(tensors, loop.accelerator.device)
+            yield in_float32(send_to_device(tensors, loop.accelerator.device))
 
     def _decode(self, loop: Loop, measure: Measure) -> float:
         """By the main process, on the draft as it would be saved; no generator is moved."""

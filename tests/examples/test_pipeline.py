@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ports.evaluate.prompts import read_prompts
-from ports.training.data.records import list_records
+from ports.training.records import list_records
 from ports.training.verifier import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ import ports.eagle3.objective
 import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
-import ports.training.data.samples
+import ports.training.data
 import ports.training.frozen_ends
 import ports.training.generators
 import ports.training.keeper
@@ -287,7 +287,7 @@ FAULTS = (
     ),
     fault(
         "mask shifted by one",
-        takes(ports.training.data.samples, "_last_off", lambda mask: (torch.roll(mask, -1),)),
+        takes(ports.training.data, "_last_off", lambda mask: (torch.roll(mask, -1),)),
         "batches",
     ),
     fault("post-norm target normed twice", takes(ports.eagle3.objective, "Verifier", unnormed_twice), "targets"),

@@ -16,7 +16,7 @@ from parity.fixtures.verifier import VerifierSpec
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.hass import train as hass
-from ports.training.data.batches import collate
+from ports.training.data import collate
 from ports.training.settings import Eagle3Settings, HassSettings
 
 ROPE = {

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from ports.training.data.records import natural_key
+from ports.training.records import natural_key
 
 
 class LossKwargs(TypedDict, total=False):

@@ -30,11 +30,10 @@ from ports.generate.chat import Encoded, Encoder, LossMask, load_family
 from ports.generate.conversations import ConversationError, split_range
 from ports.generate.vocabulary import Counts, build_map, count_tokens
 from ports.training.alignment import Alignment
-from ports.training.data.noise import add_uniform_noise
-from ports.training.data.records import list_records, read_record
-from ports.training.data.samples import make_sample
+from ports.training.data import add_uniform_noise, make_sample
 from ports.training.objective import step_rows
 from ports.training.optimizer import build_optimizer
+from ports.training.records import list_records, read_record
 
 
 @pytest.fixture

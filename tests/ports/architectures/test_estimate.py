@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ports.estimate import EstimateSettings, estimate
-from ports.training.data.features import load_verifier
+from ports.training.online import load_verifier
 
 
 def test_the_verifiers_size_is_that_of_its_weights(draft):

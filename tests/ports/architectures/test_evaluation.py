@@ -12,7 +12,7 @@ from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import drafter_of, open_draft
 from ports.evaluate.measure import evaluate
 from ports.evaluate.verifier import Memory, longest_prompt, open_verifier
-from ports.training.data.records import list_records, read_record
+from ports.training.records import list_records, read_record
 from ports.training.saving import save_draft
 from tests.ports.architectures.conftest import DRAFTS, STEPS
 from tests.ports.conftest import enliven

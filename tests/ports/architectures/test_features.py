@@ -13,8 +13,8 @@ from parity.fixtures.architectures.gpt_oss import WINDOW
 from parity.fixtures.architectures.llama4 import CHUNK
 from ports.evaluate.verifier import open_verifier
 from ports.generate.records import geometry_of
-from ports.training.data.features import FeatureReader, load_verifier
-from ports.training.data.records import list_records, read_record
+from ports.training.online import FeatureReader, load_verifier
+from ports.training.records import list_records, read_record
 from ports.training.verifier import verifier_config
 
 LAYERS = [3, 4, 5]

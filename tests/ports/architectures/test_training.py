@@ -17,7 +17,7 @@ from ports.eagle3.objective import Eagle3Objective
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name
-from ports.training.data.batches import collate
+from ports.training.data import collate
 from tests.ports.architectures.conftest import STEPS, Draft
 from tests.ports.conftest import enliven
 

@@ -7,7 +7,7 @@ import pytest
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
 
 from ports.eagle3.config import load_draft_config
-from ports.training.data.feature_layers import aux_layer_ids
+from ports.training.online import aux_layer_ids
 from ports.training.saving import save_draft
 
 

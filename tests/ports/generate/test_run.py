@@ -22,7 +22,7 @@ from ports.generate.records import write_or_check
 from ports.generate.run import _own_devices, length_buckets, prepare, work
 from ports.generate.settings import GenerationSettings
 from ports.training.checkpoint import MARK
-from ports.training.data.records import list_records, read_record, recorded_info
+from ports.training.records import list_records, read_record, recorded_info
 from ports.training.settings import parse
 from tests.ports.forked import hold
 from tests.ports.generate.conftest import SPEC, contents

@@ -12,9 +12,8 @@ from ports.generate.records import Manifest, Row, geometry_of
 from ports.generate.run import Task, work
 from ports.generate.settings import GenerationSettings
 from ports.hass import train as hass
-from ports.training.data.record_info import GENERATION
-from ports.training.data.records import list_records, read_record
 from ports.training.observer import Observer
+from ports.training.records import GENERATION, list_records, read_record
 from ports.training.runs import finish
 from ports.training.settings import Eagle3Settings, HassSettings
 from ports.training.verifier import verifier_fingerprint

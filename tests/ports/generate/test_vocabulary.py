@@ -14,7 +14,7 @@ from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
 from ports.generate.vocabulary import Counts, build_map, count_tokens
-from ports.training.data.records import list_records, read_record
+from ports.training.records import list_records, read_record
 from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
 

@@ -48,7 +48,7 @@ class Saved:
             )
         }
         state = json.loads((folder / "training_state/state.json").read_text())
-        self.state = {name: value for name, value in state.items() if name != "serial"}
+        self.state = {name: value for name, value in state.items() if name not in ("serial", "records_seen")}
 
     def differs_from(self, other: Saved) -> list[str]:
         found = [] if self.state == other.state else ["state"]

@@ -9,8 +9,7 @@ from parity.fixtures.features import hidden_states
 from ports.evaluate.verifier import open_verifier
 from ports.training.acceptance import Acceptance, accuracies_of, count_chains
 from ports.training.alignment import Alignment
-from ports.training.data.batches import collate, pack
-from ports.training.data.samples import make_sample
+from ports.training.data import collate, make_sample, pack
 from tests.ports.conftest import TRAIN, enliven, settings_of
 from tests.ports.evaluate.plain import agreeing, continue_greedily, propose
 

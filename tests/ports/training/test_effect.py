@@ -7,7 +7,7 @@ from ports.errors import InputError
 from ports.training.effect import Weights
 from ports.training.observer import Observer
 from tests.ports.training.conftest import ALGORITHMS
-from tests.ports.training.data.test_hostile_records import cut, mask_out, rewrite, spoil
+from tests.ports.training.test_bad_records import cut, mask_out, rewrite, spoil
 
 
 def each(change):

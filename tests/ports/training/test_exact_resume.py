@@ -68,8 +68,10 @@ def test_with_two_loader_processes(
 
 
 def test_loader_processes_draw_the_noise(never_stopped):
-    """So that another number of them is another run, and the test above means something."""
+    """So that another number of them is another run, and the test above means something. Keyed noise is nobody's."""
     assert "metrics" in never_stopped("eagle3").differs_from(never_stopped("eagle3", num_workers=2))
+    alone, two = (never_stopped("eagle3", num_workers=number, noise_stream="keyed") for number in (0, 2))
+    assert [name for name in alone.differs_from(two) if name != "state"] == []
 
 
 def test_stopped_again_and_again(never_stopped, run_until, run_to_the_end, tmp_path):

@@ -45,9 +45,9 @@ def server(tmp_path_factory):
 def straight(server, words, tmp_path):
     """A run that nobody kills, with every checkpoint it ever saved, and the seconds it took."""
 
-    def make(algorithm):
+    def make(algorithm, **options):
         begun = time.monotonic()
-        end = server.run(algorithm, words(algorithm, tmp_path / "straight", "--packing", **OPTIONS))
+        end = server.run(algorithm, words(algorithm, tmp_path / "straight", "--packing", **OPTIONS, **options))
         assert end.what == "done", end.said
         return tmp_path / "straight", time.monotonic() - begun
 
@@ -67,14 +67,15 @@ def wrong(cpdir, saved, straight):
     return wrongs
 
 
+@pytest.mark.parametrize("noise_stream", ["drawn", "keyed"])
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_nothing_saved_is_ever_lost(server, straight, words, tmp_path, algorithm):
-    expected, seconds = straight(algorithm)
+def test_nothing_saved_is_ever_lost(server, straight, words, tmp_path, algorithm, noise_stream):
+    expected, seconds = straight(algorithm, noise_stream=noise_stream)
     last = f"{ALGORITHMS[algorithm].prefix}{OPTIONS['epoch']}"
     draw, ends, runs, resumed = random.Random(0), Counter(), 0, 0
     while ends.total() < KILLS:
         cpdir, saved, struck = tmp_path / f"run{runs}", -1, 0
-        options = {**OPTIONS, "save_steps": 3, "keep_last": 4, "ckpt_path": "auto"}
+        options = {**OPTIONS, "save_steps": 3, "keep_last": 4, "ckpt_path": "auto", "noise_stream": noise_stream}
         command = words(algorithm, cpdir, "--packing", **options)
         while True:
             moment = draw.uniform(0, LATEST * seconds * LATER**struck)

@@ -10,7 +10,7 @@ import torch
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training.data.batches import collate
+from ports.training.data import collate
 from ports.training.observer import Observer
 
 

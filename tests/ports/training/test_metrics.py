@@ -1,11 +1,18 @@
+"""The entry of a micro-batch, the sums of a pass, and how long it waits for data: printed and logged when asked."""
+
 import json
+import time
 
 import pytest
 import torch
 
 from parity.fixtures import RECORDINGS
 from ports.training.loss import Hits
-from ports.training.metrics import PassTotals, log_entry
+from ports.training.metrics import PassClock, PassTotals, log_entry
+from ports.training.observer import Observer
+from ports.training.runs import finish
+
+PAUSE = 0.05
 
 
 def hits(correct, top, rows):
@@ -42,3 +49,128 @@ def test_the_lines_are_those_printed(case):
 
 def test_an_empty_pass_has_lines_too():
     assert PassTotals().lines(0, 4) == ["Epoch [1/4], Loss: nan", "Train Accuracy: 0.00%"]
+
+
+class Watch(Observer):
+    """Keeps the times and the lines; may be slow itself."""
+
+    def __init__(self, pause=0.0):
+        self.pause, self.times, self.lines = pause, {}, []
+
+    def gradients(self, micro_batch, objective):
+        time.sleep(self.pause)
+
+    def timed(self, epoch, times):
+        self.times[epoch] = times
+
+    def printed(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def run(start_run, tmp_path):
+    """One pass of six samples, with a loader that takes ``pause`` seconds a sample; the observer and the log."""
+
+    def go(name="run", pause=0.0, watch=None, **changes):
+        watch = watch or Watch()
+        loop = start_run("eagle3", tmp_path / name, watch, epoch=0, **changes)
+        draw = loop.plan.loader.dataset.draw
+        loop.plan.loader.dataset.draw = lambda features: (time.sleep(pause), draw(features))[1]
+        finish(loop)
+        log = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return watch, log
+
+    return go
+
+
+def test_waiting_is_counted_and_work_is_not():
+    now = iter([0.0, 1.0, 1.5, 10.0, 12.0, 20.0, 20.25, 21.0])
+    clock = PassClock(lambda: next(now))
+    assert list(clock.watch(iter("ab"))) == ["a", "b"]
+    times = clock.read()
+    assert (times.waited, times.seconds) == (0.5 + 2.0 + 0.25, 21.0)
+
+
+def test_what_the_loader_raises_comes_through():
+    def broken():
+        yield 1
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(PassClock().watch(broken()))
+
+
+def test_padding_is_the_share_of_places_without_a_token():
+    clock = PassClock()
+    assert clock.read().padding == 0
+    clock.count(torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
+    clock.count(torch.tensor([[1, 0]]))
+    assert clock.read().padding == pytest.approx(3 / 10)
+
+
+def test_a_slow_loader_is_reported(run):
+    watch, _ = run(pause=PAUSE)
+    assert watch.times[0].waited >= 6 * PAUSE
+    assert watch.times[0].seconds >= watch.times[0].waited
+
+
+def test_slow_training_is_no_waiting(run):
+    busy, _ = run("busy", watch=Watch(PAUSE))
+    waiting, _ = run("waiting", pause=PAUSE)
+    assert busy.times[0].seconds - busy.times[0].waited >= 6 * PAUSE
+    assert busy.times[0].waited < waiting.times[0].waited
+
+
+class Ahead(Observer):
+    """Works on the first sample until ``enough`` records have been read, or for ``patience`` seconds."""
+
+    def __init__(self, folder, enough, patience):
+        self.folder, self.enough, self.patience, self.read = folder, enough, patience, None
+
+    def gradients(self, micro_batch, objective):
+        if micro_batch == 0:
+            until = time.monotonic() + self.patience
+            while (read := len(list(self.folder.iterdir()))) < self.enough and time.monotonic() < until:
+                time.sleep(0.01)
+            self.read = read
+
+
+@pytest.mark.parametrize(("num_workers", "patience"), [(0, 0.3), (2, 120.0)])
+def test_loader_processes_read_during_the_work(start_run, tmp_path, num_workers, patience):
+    """Without any, the next record is read before the work begins, as accelerate does, and no other during it."""
+    folder = tmp_path / "read"
+    folder.mkdir()
+    watch = Ahead(folder, 3, patience)
+    loop = start_run("eagle3", tmp_path / "run", watch, epoch=0, bs=1, num_workers=num_workers, prefetch_factor=1)
+    draw = loop.plan.loader.dataset.draw
+    loop.plan.loader.dataset.draw = lambda features: ((folder / str(time.monotonic_ns())).touch(), draw(features))[1]
+    finish(loop)
+    assert watch.read == 2 if num_workers == 0 else watch.read >= 3
+
+
+def test_it_is_printed_and_logged_only_when_asked(run):
+    quiet, plain = run("quiet")
+    loud, told = run("loud", pause=PAUSE, report_data_wait=True)
+    assert loud.lines[:-1] == quiet.lines
+    line = loud.lines[-1]
+    assert line == loud.times[0].line()
+    assert line.startswith("Data wait: 0.")
+    assert line.endswith("%), padding 0.0%")
+    assert told[:-1] == plain
+    assert told[-1] == {"step": 6, **loud.times[0].logged()}
+    assert told[-1]["pass/data_wait"] >= 6 * PAUSE
+
+
+def test_padding_of_a_run(run):
+    watch, _ = run(bs=2, shuffle=False)
+    assert watch.times[0].padding == pytest.approx(1 - 46 / (2 * (9 + 12 + 10)))
+    watch, _ = run("packed", bs=2, shuffle=False, packing=True)
+    assert watch.times[0].padding == 0
+
+
+def test_reading_ahead_changes_nothing_that_is_drawn(run_to_the_end, tmp_path):
+    one, many = (
+        run_to_the_end("eagle3", tmp_path / str(ahead), num_workers=2, prefetch_factor=ahead) for ahead in (1, 5)
+    )
+    assert one.differs_from(many) == []
+    assert one.lines == many.lines

@@ -14,7 +14,7 @@ from ports.eagle3.config import load_draft_config
 from ports.errors import InputError
 from ports.hass import config as hass_config
 from ports.training.checkpoint import seal
-from ports.training.data.records import read_record
+from ports.training.records import read_record
 from ports.training.resume import choose
 from ports.training.saving import load_weights
 from ports.training.settings import Eagle3Settings, parse

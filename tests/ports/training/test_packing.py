@@ -10,7 +10,7 @@ import ports.hass.model
 import ports.training.attention
 import ports.training.objective
 from ports.training.attention import Documents, fast_ttt_attention, ttt_attention
-from ports.training.data.batches import CollateVisits, Skipped, collate, pack
+from ports.training.data import CollateVisits, Skipped, collate, pack
 from tests.ports.conftest import enliven
 from tests.ports.training.test_attention import BOTH, FORMS, draw, errors, numbered, run
 

@@ -5,16 +5,20 @@ import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import ports.training.resume
+import ports.training.runs
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.training.checkpoint import MANIFEST, STATE, seal
 from ports.training.resume import newest_whole
+from ports.training.runs import take_directory
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,7 @@ CHANGES = [
     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1, now 2"),
     ({"epoch": 2}, "epoch was 1, now 2"),
     ({"noise": False}, "noise was True, now False"),
+    ({"noise_stream": "keyed"}, "noise_stream was drawn, now keyed"),
     ({"shuffle": False}, "shuffle was True, now False"),
     ({"group_by_length": True}, "group_by_length was False, now True"),
     ({"seed": 1}, "seed was 0, now 1"),
@@ -62,6 +67,35 @@ def test_other_settings_are_refused_or_taken_on_request(stopped, start_run, tmp_
     assert loop.steps == 8
     loop.run()
     assert loop.epoch == loop.plan.settings.epoch + 1
+
+
+def test_a_checkpoint_of_an_older_release_is_gone_on_from(stopped, run_to_the_end, tmp_path):
+    expected = run_to_the_end("eagle3", tmp_path / "new", ckpt_path=stopped)
+    state = json.loads((stopped / STATE).read_text())
+    del state["records_seen"], state["fingerprint"]["noise_stream"]
+    (stopped / STATE).write_text(json.dumps(state))
+    (stopped / MANIFEST).unlink()
+    seal(stopped)
+    assert expected.differs_from(run_to_the_end("eagle3", tmp_path / "old", ckpt_path=stopped)) == []
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_main_process_alone_hashes_a_checkpoint(stopped, settings, tmp_path, monkeypatch, main):
+    """The others are told what it found, or why it refuses."""
+    told, hashed, verify = [newest_whole(tmp_path / "cp")], [], ports.training.resume.verify
+    monkeypatch.setattr(ports.training.resume, "verify", lambda path: hashed.append(path) or verify(path))
+    monkeypatch.setattr(ports.training.runs, "broadcast_object_list", lambda own: own if main else told)
+    chosen, accelerator = (
+        settings(cpdir=tmp_path / "cp", ckpt_path="auto"),
+        SimpleNamespace(is_main_process=main, print=print),
+    )
+    assert take_directory(chosen, accelerator) == told[0]
+    assert hashed == ([stopped] if main else [])
+    told[:] = [InputError("there", "cpdir", "a run", "none")]
+    for folder in (tmp_path / "cp").iterdir():
+        folder.is_dir() and (folder / MANIFEST).unlink()
+    with pytest.raises(InputError, match="only damaged checkpoints" if main else "there: cpdir: found a run"):
+        take_directory(chosen, accelerator)
 
 
 def test_another_rate_takes_effect_at_once(stopped, start_run, tmp_path):

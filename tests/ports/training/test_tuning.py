@@ -16,7 +16,7 @@ import ports.hass.model
 from ports.training import tuning
 from ports.training.alignment import Alignment
 from ports.training.attention import StepLayer
-from ports.training.data.batches import collate, pack
+from ports.training.data import collate, pack
 from ports.training.tuning import SharedHalf, TrainedRows, can_split
 from tests.ports.conftest import enliven
 

@@ -20,7 +20,7 @@ from ports.errors import InputError
 from ports.hass import HassDraftModel
 from ports.hass import train as hass
 from ports.hass.objective import HassObjective
-from ports.training.data.batches import pack
+from ports.training.data import pack
 from ports.training.settings import HassSettings
 from tests.place import build
 

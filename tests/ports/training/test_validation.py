@@ -12,9 +12,8 @@ from ports.eagle3 import train as eagle3
 from ports.evaluate.measure import measure
 from ports.training.acceptance import Acceptance
 from ports.training.alignment import Alignment
-from ports.training.data.batches import collate
-from ports.training.data.held_out import drawn
-from ports.training.data.samples import make_sample
+from ports.training.data import collate, make_sample
+from ports.training.held_out import drawn
 from ports.training.runs import finish
 from ports.training.validation import Validation
 from tests.ports.training.conftest import ALGORITHMS, Saved

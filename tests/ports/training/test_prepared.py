@@ -16,8 +16,8 @@ from speculators.train.data import ArrowDataset
 from ports.eagle3 import train as eagle3
 from ports.generate.records import write_record
 from ports.hass import train as hass
-from ports.training.data.features import load_verifier
-from ports.training.data.record_info import RecordInfo
+from ports.training.online import load_verifier
+from ports.training.records import RecordInfo
 from ports.training.settings import Eagle3Settings, HassSettings
 from ports.training.verifier import verifier_fingerprint
 

@@ -12,7 +12,7 @@ from tests.ports.training.processes import ROOT, await_end_of, children, is_runn
 
 TRAINER = """
 import sys, time
-from ports.training.data.batches import RecordDataset, build_loader
+from ports.training.data import RecordDataset, build_loader
 
 class Endless(RecordDataset):
     def __getitem__(self, index):

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ports.errors import InputError
-from ports.training.data.batches import RecordDataset
-from ports.training.data.records import FLOATS, WHOLE, Record, check_record, plain_tensor
+from ports.training.data import RecordDataset
+from ports.training.records import FLOATS, WHOLE, Record, check_record, plain_tensor
 from ports.training.verifier import reading_weights, verifier_config
 
 MARKS = ("dataset_info.json", "state.json")
@@ -45,11 +45,13 @@ class PreparedDataset(RecordDataset):
         ids = plain_tensor(file, raw, "input_ids")
         record = {"input_ids": ids.long() if ids.dtype in WHOLE else ids, "loss_mask": raw.get("loss_mask")}
         last = self._normed(file, plain_tensor(file, raw, "verifier_last_hidden_states"))
-        if "target" in self.widths:
-            fields = {"hidden_state": raw["hidden_states"], "target": last}
-        else:
-            fields = {"hidden_state": last}
+        eagle = "target" in self.widths
+        fields = {"hidden_state": raw["hidden_states"], "target": last} if eagle else {"hidden_state": last}
         return check_record(file, {**record, **fields}, self.widths, self.vocab_size)
+
+    def clean_features(self, index: int) -> Tensor:
+        """Read whole: only Speculators' reader and the norm know their dtype."""
+        return self.record(index)["hidden_state"][: self.max_len]
 
     def _raw(self, file: Path, index: int) -> dict[str, Tensor]:
         if not file.is_file():

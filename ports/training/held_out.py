@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ports.errors import InputError
-from ports.training.alignment import Alignment
-from ports.training.data.batches import CollateVisits, RecordDataset
-from ports.training.data.prepared import PreparedDataset, is_prepared
-from ports.training.data.provenance import check_origin
-from ports.training.data.records import list_records
-from ports.training.data.workers import loader_context, start_worker
+from ports.training.data import CollateVisits, RecordDataset
+from ports.training.prepared import PreparedDataset, is_prepared
+from ports.training.records import check_origin, list_records
 from ports.training.settings import TrainingSettings
+from ports.training.workers import loader_context, start_worker
 
 
 @dataclass
@@ -41,9 +38,18 @@ class Share(Dataset[Any]):
         """Where they lie."""
         return [self.source.files[index] for index in self.indices]
 
+    @property
+    def on_host(self) -> bool:
+        """The source's."""
+        return self.source.on_host
+
     def collate_fn(self, packing: bool = False) -> CollateVisits:
         """The source's."""
         return self.source.collate_fn(packing)
+
+    def start_pass(self, epoch: int, seen: int = 0, batch_size: int = 1, bad: bool = False) -> None:
+        """The source's; samples have their numbers there."""
+        self.source.start_pass(epoch, seen, batch_size, bad)
 
 
 def hold_out(
@@ -111,15 +117,5 @@ def read_batches(share: Share, batches: list[list[int]], packing: bool, workers:
         worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
-    with _served(share.source):
+    with share.source.as_served():
         yield from loader
-
-
-@contextmanager
-def _served(source: RecordDataset) -> Iterator[None]:
-    before = source.noise, source.alignment
-    source.noise, source.alignment = False, Alignment.CHAIN
-    try:
-        yield
-    finally:
-        source.noise, source.alignment = before

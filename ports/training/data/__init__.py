@@ -1,1 +1,0 @@
-"""Where samples come from, and how they become batches."""

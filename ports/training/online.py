@@ -1,0 +1,231 @@
+"""The verifier's hidden states: which layers a draft takes, read on dialogues, and training without stored ones.
+
+Shapes: T tokens of one dialogue, h hidden size, F width of the features (3h for Eagle3, h for HASS). Layers are entries
+of ``hidden_states``, 0 is the embedding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel
+from transformers.utils import logging
+
+from ports.errors import InputError, reason
+from ports.training.data import CollateVisits, RecordDataset, Sample, Skipped
+from ports.training.records import Record, check_record, read_record
+
+PROTOTYPE_DTYPE = {"eagle3": "auto", "hass": "float16"}
+"""The prototypes' precision of the verifier."""
+
+NUM_FEATURES = 3
+"""Verifier layers that an Eagle3 draft's features come from."""
+
+
+def aux_layer_ids(basepath: str, num_layers: int) -> list[int]:
+    """After how many verifier layers the features are taken: 3, n // 2 + 1 and n - 2, as in the prototype's data.
+
+    Speculators and vLLM count the same way (0 is the embedding), but their own rule is one layer less at each place.
+    Speculators refuses repeated ids, and the rule repeats them for verifiers of 4 to 6 layers; three neighbouring
+    distinct layers are taken then and a warning says so.
+
+    Raises:
+        InputError: the verifier at ``basepath`` has fewer than three layers, so that the rule names none of them.
+    """
+    if num_layers < NUM_FEATURES:
+        raise InputError(basepath, "num_hidden_layers", num_layers, f"at least {NUM_FEATURES}, to take features from")
+    ids, distinct = [3, num_layers // 2 + 1, num_layers - 2], list[int]()
+    for wanted in ids:
+        free = [layer for layer in range(num_layers + 1) if layer not in distinct]
+        distinct.append(min(free, key=lambda layer: abs(layer - wanted)))
+    if distinct != ids:
+        warnings.warn(
+            f"a verifier of {num_layers} layers gives feature layers {ids}, which Speculators cannot record; "
+            f"{distinct} are named instead; a draft on records of the prototypes could not be served with them",
+            stacklevel=2,
+        )
+    return distinct
+
+
+def chosen_layers(choice: str, verifier: str, num_layers: int) -> list[int]:
+    """The three entries that ``choice`` names: ``prototype``, ``speculators`` (2, n // 2 and n - 3), or ``a,b,c``.
+
+    Raises:
+        InputError: anything else, an entry that the verifier does not have, or one named twice by the user.
+    """
+    if choice == "prototype":
+        return aux_layer_ids(verifier, num_layers)
+    listed = [int(word) if word.strip().isdecimal() else -1 for word in choice.split(",")]
+    layers = [2, num_layers // 2, num_layers - 3] if choice == "speculators" else listed
+    if len(set(layers)) != NUM_FEATURES or not all(0 <= layer < num_layers for layer in layers):
+        expected = f"prototype, speculators, or {NUM_FEATURES} different entries below {num_layers}, as in 2,16,29"
+        raise InputError("command line", "--aux_layers", f"{choice} ({layers})", expected)
+    return layers
+
+
+def load_verifier(name_or_path: str, dtype: str, device: str | None = None, spread: bool = False) -> Any:
+    """The verifier without its head, in eval mode.
+
+    Args:
+        name_or_path: directory or hub id.
+        dtype: ``auto`` or a name of torch's.
+        device: where it goes; default: the accelerator if there is one.
+        spread: over all visible devices.
+
+    Raises:
+        InputError: transformers cannot load it.
+    """
+    where = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    try:
+        with _quiet():
+            if spread:
+                return AutoModel.from_pretrained(name_or_path, dtype=dtype, device_map="auto").eval()
+            return AutoModel.from_pretrained(name_or_path, dtype=dtype).to(where).eval()
+    except Exception as error:  # transformers', safetensors' and torch's own
+        raise InputError(name_or_path, "model_path", reason(error), "a model that transformers loads") from error
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: torch has none here, or one that computes nothing.
+    """
+    expected = "a device that torch has here"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError("command line", "--device", f"{name} ({str(error).splitlines()[0]})", expected) from error
+    if device.type == "meta":
+        raise InputError("command line", "--device", name, expected)
+    return device
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report that the head, which is not wanted, was not loaded."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+class FeatureReader:
+    """Gives ``hidden_state`` [T, F] and, with ``layers``, ``target`` [T, h] of dialogues, in the verifier's dtype.
+
+    Args:
+        model: the verifier.
+        layers: entries of ``hidden_states`` to put side by side (Eagle3); none for HASS, whose features are the last
+            entry, after the final norm.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[int] | None) -> None:
+        self.model, self.layers = model, layers
+
+    @torch.no_grad()
+    def __call__(self, dialogues: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """One dict a dialogue; ``dialogues`` are ids [T] int64."""
+        lengths = [len(ids) for ids in dialogues]
+        states = self._states(dialogues, lengths)
+        fields = {"hidden_state": states[-1]}
+        if self.layers is not None:
+            fused = torch.cat([states[layer].to(states[-1].device) for layer in self.layers], dim=-1)
+            fields = {"hidden_state": fused, "target": states[-1]}
+        return [{name: value[row, :length] for name, value in fields.items()} for row, length in enumerate(lengths)]
+
+    def _states(self, dialogues: Sequence[Tensor], lengths: list[int]) -> tuple[Tensor, ...]:
+        """All n + 1 entries [B, T, h]. Padding is on the right, where no real token looks."""
+        padded = pad_sequence(list(dialogues), batch_first=True).to(self.model.device)
+        real = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
+        mask = None if bool(real.all()) else real.to(self.model.device)
+        output = self.model(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        states: tuple[Tensor, ...] = output.hidden_states
+        return states
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A dialogue that has no features yet: number ``index`` of its data set."""
+
+    index: int
+    record: Record
+
+
+@dataclass
+class OnlineDataset(RecordDataset):
+    """Records of which only ids and masks are read.
+
+    Features are those of ``layers`` (Eagle3) or of the last (HASS), in ``dtype``, from the verifier at ``basepath``,
+    and stay on its device. It is loaded when it is first needed: by then accelerate has chosen this process's device.
+    """
+
+    on_host: ClassVar[bool] = False
+
+    basepath: str = ""
+    layers: Sequence[int] | None = None
+    dtype: str = "auto"
+
+    def load(self, index: int) -> Tokens:
+        """Its tokens, as they will be cut; :class:`OnlineCollate` makes them a sample."""
+        record = read_record(self.files[index], {}, self.vocab_size, self.like)
+        return Tokens(index, {name: value[: self.max_len] for name, value in record.items()})
+
+    def clean_features(self, index: int) -> Tensor:
+        """Of the shape and dtype that the verifier would give."""
+        length = len(self.load(index).record["input_ids"])
+        return torch.empty(length, self.widths["hidden_state"], dtype=self.reader.model.dtype)
+
+    @cached_property
+    def reader(self) -> FeatureReader:
+        """The verifier."""
+        return FeatureReader(load_verifier(self.basepath, self.dtype), self.layers)
+
+    def collate_fn(self, packing: bool = False) -> CollateVisits:
+        """Runs the verifier once a batch."""
+        return OnlineCollate(self.widths, packing, dataset=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineCollate(CollateVisits):
+    """Complete the dialogues of a batch, add noise in their order, and pad or pack."""
+
+    dataset: OnlineDataset
+
+    def __call__(self, visits: Sequence[Any]) -> dict[str, Any]:
+        dialogues = [visit.record["input_ids"] for visit in visits if isinstance(visit, Tokens)]
+        if dialogues:
+            self._warn_of_longer(max(map(len, dialogues)))
+        features = iter(self.dataset.reader(dialogues) if dialogues else [])
+        complete = [visit if isinstance(visit, Skipped) else self._complete(visit, next(features)) for visit in visits]
+        return super().__call__(complete)
+
+    def _warn_of_longer(self, length: int) -> None:
+        """Once a run, as warnings of one text are."""
+        config = self.dataset.reader.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and length > positions:
+            said = (
+                f"some dialogues are longer than the verifier's {positions} positions; --max_len {positions} cuts them"
+            )
+            warnings.warn(said, stacklevel=2)
+
+    def _complete(self, tokens: Tokens, features: dict[str, Tensor]) -> Sample | Skipped:
+        dataset, index = self.dataset, tokens.index
+        record = {**tokens.record, **features}
+
+        def make() -> Sample:
+            checked = check_record(dataset.files[index], record, dataset.widths, dataset.vocab_size)
+            return dataset.sample_of(index, checked)
+
+        sample: Sample | Skipped = dataset.visit(make)
+        return sample

@@ -1,0 +1,428 @@
+"""Samples, noise, batches, orders of a pass, and what a resumed run reads of the batches that it has seen."""
+
+import itertools
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity.fixtures.samples import build_random_fixture
+from ports.eagle3 import train as eagle3
+from ports.errors import InputError
+from ports.training import data, keeper
+from ports.training.alignment import Alignment
+from ports.training.data import (
+    LengthGroupedSampler,
+    RecordDataset,
+    Sample,
+    Skipped,
+    add_uniform_noise,
+    build_loader,
+    collate,
+    make_sample,
+    pack,
+    pad,
+    record_sizes,
+)
+from ports.training.observer import Observer
+from ports.training.runs import finish
+from tests.ports.conftest import DRAFT_VOCAB_SIZE, SPEC
+from tests.ports.training.test_records import as_safetensors
+
+BOTH = list(Alignment)
+SIZES = random.Random(0).choices(range(10, 8000), k=1003)
+BATCH = 4
+
+
+def record(length=5, **changes):
+    return {
+        "input_ids": torch.arange(10, 10 + length),
+        "loss_mask": torch.ones(length),
+        "hidden_state": torch.randn(length, 6),
+        "target": torch.randn(length, 2),
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("alignment", BOTH)
+def test_ids_and_target_move_left_and_features_stay(alignment):
+    source = record()
+    sample = make_sample(source, 8192, alignment)
+    assert sample.input_ids.tolist() == [11, 12, 13, 14, 0]
+    assert torch.equal(sample.target[:-1], source["target"][1:])
+    assert not sample.target[-1].any()
+    assert torch.equal(sample.features, source["hidden_state"])
+    del source["target"]
+    assert torch.equal(make_sample(source, 8192, alignment).target[:-1], source["hidden_state"][1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
+@pytest.mark.parametrize(("alignment", "expected"), zip(BOTH, ([1, 0, 0, 1, 0], [0, 0, 1, 1, 0]), strict=True))
+def test_the_mask_stays_in_the_prototype_and_moves_in_the_chain(alignment, expected, dtype):
+    source = record(loss_mask=torch.tensor([1, 0, 0, 1, 1]).to(dtype))
+    mask = make_sample(source, 8192, alignment).loss_mask
+    assert (mask.dtype, mask.tolist()) == (torch.int64, expected)
+    assert source["loss_mask"].tolist() == [1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_cut_sample_ends_like_a_short_one(alignment, length):
+    long = record(9)
+    cut = make_sample(long, length, alignment)
+    short = make_sample({name: value[:length] for name, value in long.items()}, 8192, alignment)
+    for name in ("input_ids", "features", "target", "loss_mask"):
+        assert torch.equal(getattr(cut, name), getattr(short, name))
+    assert cut.input_ids.tolist() == [11, 12, 13, 0][-length:]
+
+
+@given(length=st.integers(1, 40), width=st.integers(1, 4), level=st.floats(0, 1, exclude_max=True, width=32))
+def test_the_formula_of_the_noise(length, width, level):
+    features = torch.ones(length, width)
+    noisy = add_uniform_noise(features, lambda like: torch.full_like(like, level))
+    expected = 1 + (level - 0.5) * 0.2 * 512 / length
+    torch.testing.assert_close(noisy, torch.full((length, width), expected), rtol=1e-6, atol=1e-5)
+    assert bool((features == 1).all()), "the input is left alone"
+
+
+def test_the_draw_sees_a_leading_batch_axis_and_the_dtype():
+    seen = []
+
+    def draw(like):
+        seen.append((tuple(like.shape), like.dtype))
+        return torch.zeros_like(like)
+
+    assert add_uniform_noise(torch.zeros(5, 3, dtype=torch.bfloat16), draw).dtype is torch.bfloat16
+    assert seen == [((1, 5, 3), torch.bfloat16)]
+
+
+def test_the_noise_is_what_the_generator_gives_next():
+    features = torch.randn(6, 2)
+    torch.manual_seed(5)
+    first, second = add_uniform_noise(features), add_uniform_noise(features)
+    torch.manual_seed(5)
+    uniforms = torch.rand(2, 1, 6, 2)
+    assert torch.equal(first, features + (uniforms[0, 0] - 0.5) * 0.2 * 512 / 6)
+    assert torch.equal(second, features + (uniforms[1, 0] - 0.5) * 0.2 * 512 / 6)
+
+
+def sample(length, dtype=torch.float32, value=1.0):
+    return Sample(
+        input_ids=torch.full((length,), 7),
+        features=torch.full((length, 6), value, dtype=dtype),
+        target=torch.full((length, 2), value, dtype=dtype),
+        loss_mask=torch.ones(length, dtype=torch.int64),
+    )
+
+
+def test_samples_are_padded_right_with_zeros():
+    batch = collate([sample(2), sample(4)])
+    assert batch["attention_mask"].tolist() == batch["loss_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["input_ids"].tolist() == [[7, 7, 0, 0], [7, 7, 7, 7]]
+    assert batch["features"].sum(-1).tolist() == [[6, 6, 0, 0], [6, 6, 6, 6]]
+    assert batch["target"].sum(-1).tolist() == [[2, 2, 0, 0], [2, 2, 2, 2]]
+
+
+HALVES = [
+    ((torch.bfloat16,), torch.bfloat16),
+    ((torch.bfloat16, torch.bfloat16), torch.bfloat16),
+    ((torch.bfloat16, torch.float16), torch.float32),
+    ((torch.float16, torch.float64), torch.float64),
+]
+
+
+@pytest.mark.parametrize("join", [pad, pack])
+@pytest.mark.parametrize(("dtypes", "together"), HALVES)
+def test_a_batch_holds_what_its_records_do_until_float32_is_needed(join, dtypes, together):
+    batch = join([sample(2, dtype, 0.1) for dtype in dtypes])
+    assert batch["features"].dtype is batch["target"].dtype is together
+    ready = data.in_float32(batch)
+    assert ready["features"].dtype is ready["target"].dtype is torch.float32
+    found = ready["features"].flatten()[::12].tolist()
+    assert found == [float(torch.tensor(0.1, dtype=dtype).float()) for dtype in dtypes]
+
+
+def test_a_lone_sample_is_not_copied_and_computed_with_only_where_memory_is_aligned():
+    shifted = torch.zeros(4 * 6 + 1)[1:].view(4, 6)
+    one = sample(4)
+    one.features = shifted
+    batch = pad([one])
+    assert batch["features"].data_ptr() == shifted.data_ptr()
+    assert shifted.data_ptr() % 64
+    assert data.in_float32(batch)["features"].data_ptr() % 64 == 0
+
+
+@pytest.fixture
+def dataset(settings):
+    def build(**changes):
+        chosen = settings(**changes)
+        return eagle3.build_dataset(chosen, eagle3.build(chosen).config)
+
+    return build
+
+
+def test_noise_is_on_the_features_only_and_fresh_at_every_visit(dataset):
+    clean, noisy = dataset()[0], dataset(noise=True)
+    first, second = noisy[0], noisy[0]
+    assert not torch.equal(first.features, second.features)
+    assert not torch.equal(first.features, clean.features)
+    for name in ("target", "input_ids", "loss_mask"):
+        assert torch.equal(getattr(first, name), getattr(clean, name))
+
+
+def test_natural_order_shuffling_a_sampler_and_dropped_rests(dataset):
+    records = dataset()
+
+    def lengths(size=1, **options):
+        return [int(batch["attention_mask"].sum()) for batch in build_loader(records, size, **options)]
+
+    assert lengths(shuffle=False) == [9, 5, 12, 7, 3, 10]
+    assert lengths(4, shuffle=False) == [9 + 5 + 12 + 7]
+    assert lengths(sampler=[4, 0, 4]) == [3, 9, 3]
+    orders = {tuple(lengths()) for _ in range(5)}
+    assert len(orders) > 1
+    assert all(sorted(order) == [3, 5, 7, 9, 10, 12] for order in orders)
+
+
+def test_samples_are_cut_to_max_len(dataset):
+    assert [len(sample.input_ids) for sample in dataset(max_len=4)] == [4, 4, 4, 4, 3, 4]
+
+
+def order(seed=0, epoch=0, sizes=SIZES, batch=BATCH):
+    sampler = LengthGroupedSampler(sizes, batch, seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def padding(indices, sizes=SIZES, batch=BATCH):
+    """Share of the places of whole batches that hold no token."""
+    batches = [[sizes[i] for i in indices[at : at + batch]] for at in range(0, len(indices) - batch + 1, batch)]
+    return 1 - sum(map(sum, batches)) / sum(batch * max(lengths) for lengths in batches)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, len(SIZES)])
+def test_a_grouped_order_has_every_sample_once(count):
+    assert sorted(order(sizes=SIZES[:count])) == list(range(count))
+    assert len(LengthGroupedSampler(SIZES[:count], BATCH, 0)) == count
+
+
+def test_seed_and_pass_decide_and_nothing_else():
+    random.seed(5)
+    assert order(1, 2) == order(1, 2)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_less_is_padded_than_in_a_random_order_and_lengths_do_not_rise_over_the_pass():
+    shuffled = random.Random(1).sample(range(len(SIZES)), len(SIZES))
+    assert padding(shuffled) > 0.3
+    assert padding(order()) < 0.1 * padding(shuffled)
+    first = [SIZES[index] for index in order()[::BATCH]]
+    rises = sum(after > before for before, after in itertools.pairwise(first))
+    assert 0.4 < rises / len(first) < 0.6, "of the neighbouring batches; sorted pools would rise throughout"
+
+
+def test_what_fills_no_batch_is_drawn_and_not_the_shortest():
+    sizes = list(range(1, 10))
+    assert len({order(0, epoch, sizes)[-1] for epoch in range(30)}) == 9, "9 samples, 2 batches of 4"
+
+
+def test_records_on_disk_are_grouped_by_what_they_weigh(tmp_path, dataset):
+    lengths = tuple(random.Random(2).sample(range(3, 200), 40))
+    folder = build_random_fixture(tmp_path / "many", spec=SPEC, lengths=lengths, draft_vocab_size=DRAFT_VOCAB_SIZE)
+    records = dataset(tmpdir=folder / "data_eagle3")
+    sizes = record_sizes(records.files)
+    assert padding(order(sizes=sizes), lengths) < 0.3 * padding(range(40), lengths)
+    (tmp_path / "there").write_bytes(b"four")
+    assert record_sizes([tmp_path / "there", tmp_path / "gone"]) == [4, 0]
+
+
+def test_grouping_needs_shuffling(flags, capsys):
+    assert eagle3.main([*flags(group_by_length=None), "--no-shuffle"]) == 2
+    assert "group_by_length draws an order of its own: it needs shuffle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("algorithm", "workers"), [("eagle3", 0), ("hass", 2)])
+def test_stopped_in_either_pass_and_resumed_a_grouped_run_is_the_same(
+    run_until, run_to_the_end, tmp_path, algorithm, workers
+):
+    options = {"group_by_length": True, "bs": 2, "epoch": 2, "num_workers": workers}
+    expected = run_to_the_end(algorithm, tmp_path / "straight", **options)
+    for stop in (1, 4):  # in the first pass, in the second
+        cpdir = tmp_path / f"stopped{stop}"
+        run_until(algorithm, cpdir, stop, **options)
+        found = run_to_the_end(algorithm, cpdir, ckpt_path=Path("auto"), **options)
+        assert expected.differs_from(found) == []
+
+
+def test_a_resume_that_forgot_the_pass_would_fail_that_test(run_until, run_to_the_end, tmp_path, monkeypatch):
+    """The planted fault: every pass draws the order of the first."""
+    options = {"group_by_length": True, "bs": 1, "epoch": 1, "noise": False}
+    expected = run_to_the_end("eagle3", tmp_path / "straight", **options)
+    run_until("eagle3", tmp_path / "stopped", 8, **options)
+    monkeypatch.setattr(LengthGroupedSampler, "set_epoch", lambda self, epoch: None)
+    found = run_to_the_end("eagle3", tmp_path / "stopped", ckpt_path=Path("auto"), **options)
+    assert "metrics" in expected.differs_from(found)
+
+
+class SeenDtypes(Observer):
+    def __init__(self):
+        self.seen = set()
+
+    def batch(self, micro_batch, batch):
+        self.seen |= {batch[name].dtype for name in ("features", "target")}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_half_records_train_as_the_same_numbers_in_float32(start_run, run_to_the_end, fixture, tmp_path, workers):
+    options = {"noise": False, "epoch": 0, "bs": 1, "num_workers": workers}
+    for file in (fixture / "data_eagle3").iterdir():
+        read = torch.load(file)
+        torch.save(
+            {name: value.half().float() if value.is_floating_point() else value for name, value in read.items()}, file
+        )
+    expected = run_to_the_end("eagle3", tmp_path / "float", **options)
+    as_safetensors(fixture, dtype=torch.float16)
+    watch = SeenDtypes()
+    loop = start_run("eagle3", tmp_path / "seen", watch, **options)
+    assert {batch["features"].dtype for batch in loop.plan.loader} == {torch.float16}
+    finish(loop)
+    assert watch.seen == {torch.float32}
+    found = run_to_the_end("eagle3", tmp_path / "half", **options)
+    assert [name for name in found.differs_from(expected) if name != "state"] == []
+
+
+def test_keyed_noise_depends_on_seed_pass_and_sample_alone(dataset):
+    def noisy(sample=0, epoch=0, seed=0):
+        records = dataset(noise=True, noise_stream="keyed", seed=seed)
+        records.start_pass(epoch)
+        return records[sample].features
+
+    before = torch.get_rng_state()
+    first = noisy()
+    torch.manual_seed(7)
+    assert torch.equal(first, noisy())
+    assert not torch.equal(first, dataset()[0].features)
+    assert not any(torch.equal(first, other) for other in (noisy(epoch=1), noisy(seed=1)))
+    noise = [noisy(sample)[:3] - dataset()[sample].features[:3] for sample in (1, 2)]
+    assert not torch.equal(noise[0] * 5, noise[1] * 12), "of samples of 5 and 12 tokens"
+    torch.manual_seed(0)
+    assert torch.equal(before, torch.get_rng_state()), "seeded with 0 before every test"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_noise_is_drawn_on_the_host_and_added_where_the_features_lie(dataset, device):
+    records, seen = dataset(noise=True), []
+    records.draw = lambda like: seen.append(like.device.type) or torch.rand_like(like)
+    found = records.sample_of(0, record(hidden_state=torch.randn(5, 6, device=device)))
+    assert (seen, found.features.device.type) == (["cpu"], device)
+
+
+class Reads:
+    """The records that were read whole, had their header read, or were opened by the keeper, in any process."""
+
+    def __init__(self, log, monkeypatch):
+        self.log = log
+        for module, name in ((data, "read_record"), (data, "record_header"), (keeper, "_ends_of")):
+            monkeypatch.setattr(module, name, self.logged(getattr(module, name)))
+
+    def logged(self, function):
+        def call(path, *words):
+            with self.log.open("a") as stream:
+                stream.write(f"{function.__name__} {path.name}\n")
+            return function(path, *words)
+
+        return call
+
+    def take(self):
+        """How many records each function was given since the last call."""
+        lines = set(self.log.read_text().splitlines()) if self.log.exists() else set()
+        self.log.unlink(missing_ok=True)
+        return Counter(line.split()[0] for line in lines)
+
+
+@pytest.fixture
+def reads(tmp_path, monkeypatch):
+    return Reads(tmp_path / "reads", monkeypatch)
+
+
+KEYED = {"noise_stream": "keyed"}
+SEEN = [
+    ("eagle3", {}, 1, 5),
+    ("hass", {"bs": 2}, 2, 4),
+    ("eagle3", {"num_workers": 2}, 1, 5),
+    ("hass", {"noise": False, "packing": True, "bs": 2}, 2, 0),
+    ("hass", {**KEYED, "bs": 2, "group_by_length": True}, 2, 0),
+    ("eagle3", {**KEYED, "num_workers": 2}, 1, 0),
+    ("eagle3", {"on_bad_record": "skip"}, 1, 5),
+]
+"""Of six records: those read whole, and those whose header is."""
+
+
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+@pytest.mark.parametrize(("algorithm", "options", "whole", "headers"), SEEN)
+def test_of_the_batches_that_a_resume_has_seen_only_headers_are_read(
+    run_to_the_end, run_until, reads, fixture, tmp_path, algorithm, options, whole, headers, form
+):
+    if form == "safetensors":
+        as_safetensors(fixture, algorithm)
+    options = {"epoch": 0, **options}
+    expected = run_to_the_end(algorithm, tmp_path / "a", **options)
+    run_until(algorithm, tmp_path / "b", 6 // options.get("bs", 1) - 2, **options)
+    reads.take()
+    found = run_to_the_end(algorithm, tmp_path / "b", ckpt_path=Path("auto"), **options)
+    assert reads.take() == Counter(read_record=whole, record_header=headers)
+    assert expected.differs_from(found) == []
+
+
+@pytest.mark.parametrize("stream", ["drawn", "keyed"])
+def test_bad_records_that_were_seen_are_read_again_where_they_matter(
+    run_to_the_end, run_until, reads, fixture, tmp_path, stream
+):
+    """They draw nothing."""
+    (fixture / "data_eagle3" / "data_2.ckpt").write_bytes(b"")
+    options = {"epoch": 0, "on_bad_record": "skip", "noise_stream": stream, "shuffle": False}
+    expected = run_to_the_end("eagle3", tmp_path / "a", **options)
+    run_until("eagle3", tmp_path / "b", 4, **options)
+    reads.take()
+    found = run_to_the_end("eagle3", tmp_path / "b", ckpt_path=Path("auto"), **options)
+    assert reads.take() == Counter(read_record=6 if stream == "drawn" else 1)
+    assert expected.differs_from(found) == []
+
+
+@pytest.mark.parametrize(("stream", "headers"), [("drawn", 36), ("keyed", 0)])
+def test_at_nine_tenths_of_a_pass_a_resume_reads_the_last_tenth(
+    run_to_the_end, run_until, reads, tmp_path, stream, headers
+):
+    folder = build_random_fixture(
+        tmp_path / "many", spec=SPEC, lengths=(9, 5, 12, 7) * 10, draft_vocab_size=DRAFT_VOCAB_SIZE
+    )
+    options = {"epoch": 0, "noise_stream": stream, "tmpdir": folder / "data_hass"}
+    expected = run_to_the_end("hass", tmp_path / "a", **options)
+    run_until("hass", tmp_path / "b", 35, **options)
+    reads.take()
+    found = run_to_the_end("hass", tmp_path / "b", ckpt_path=Path("auto"), **options)
+    assert reads.take() == Counter(read_record=4, record_header=headers)
+    assert expected.differs_from(found) == []
+
+
+def test_records_that_were_written_anew_are_opened_and_compared(run_until, start_run, reads, fixture, tmp_path):
+    run_until("hass", tmp_path / "a", 3)
+    file = fixture / "data_hass" / "data_0.ckpt"
+    file.write_bytes(file.read_bytes())
+    reads.take()
+    start_run("hass", tmp_path / "a", ckpt_path=Path("auto"))
+    assert reads.take() == Counter(_ends_of=6)
+    (fixture / "data_hass" / "data_1.ckpt").write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match="records was"):
+        start_run("hass", tmp_path / "a", ckpt_path=Path("auto"))
+
+
+def test_a_resume_that_did_not_draw_the_noise_again_is_refused(run_until, start_run, tmp_path, monkeypatch):
+    run_until("eagle3", tmp_path / "a", 2)
+    monkeypatch.setattr(RecordDataset, "_pass_over", lambda self, index: Skipped("planted"))
+    with pytest.raises(InputError, match="torch: found another state after replaying 3 batches"):
+        start_run("eagle3", tmp_path / "a", ckpt_path=Path("auto")).run()

@@ -1,0 +1,406 @@
+"""Records of both forms: read as they were written, refused where they are bad, and met in a run."""
+
+import contextlib
+import json
+import math
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ports.eagle3 import train as eagle3
+from ports.errors import InputError
+from ports.generate.records import write_record
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
+from ports.training.records import (
+    KEY,
+    RecordInfo,
+    check_record,
+    list_records,
+    natural_key,
+    parse_info,
+    read_record,
+    recorded_info,
+)
+from ports.training.verifier import verifier_fingerprint
+
+WIDTHS = {"hidden_state": 6, "target": 2}
+INFO = RecordInfo(
+    algorithm="eagle3",
+    verifier="0123456789abcdef",
+    tokenizer="fedcba9876543210",
+    feature_layers=(3, 4, 5),
+    loss_mask="exact",
+    chat_template="plain",
+    row=0,
+)
+
+
+def good(length=4):
+    return {
+        "input_ids": torch.arange(length),
+        "loss_mask": torch.tensor([0, 1] * (length // 2)),
+        "hidden_state": torch.randn(length, 6),
+        "target": torch.randn(length, 2),
+    }
+
+
+@pytest.fixture(params=["ckpt", "safetensors"])
+def write(tmp_path, request):
+    """Writes a good record with changes, in either form."""
+
+    def to_file(info=INFO, metadata=None, **changes) -> Path:
+        record = {name: value for name, value in {**good(), **changes}.items() if value is not None}
+        file = tmp_path / f"data_0.{request.param}"
+        if request.param == "ckpt":
+            torch.save(record, file)
+        else:
+            save_file(record, file, info.as_metadata() if metadata is None else metadata)
+        return file
+
+    return to_file
+
+
+pickled = pytest.mark.parametrize("write", ["ckpt"], indirect=True)
+mapped = pytest.mark.parametrize("write", ["safetensors"], indirect=True)
+
+
+def test_a_good_record_comes_back_as_it_was(write):
+    record = good()
+    read = read_record(write(**record), WIDTHS, 10)
+    assert set(read) == set(record)
+    assert all(torch.equal(read[name], record[name]) for name in record)
+
+
+def test_a_generated_record_comes_back_too(tmp_path):
+    record, file = good(), tmp_path / "data_0.safetensors"
+    write_record(file, record, INFO)
+    read = read_record(file, WIDTHS, 10)
+    assert all(torch.equal(read[name], record[name]) for name in record)
+    assert recorded_info([file]) == INFO
+
+
+def test_only_the_fields_asked_for_are_needed(write):
+    assert set(read_record(write(target=None), {"hidden_state": 6}, 10)) == {"input_ids", "loss_mask", "hidden_state"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_keep_their_dtype(write, dtype):
+    assert read_record(write(target=torch.ones(4, 2, dtype=dtype)), WIDTHS, 10)["target"].dtype is dtype
+
+
+@given(
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    length=st.integers(1, 70),
+    place=st.integers(0),
+    value=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+def test_a_number_that_is_none_is_found_wherever_it_lies(dtype, length, place, value):
+    record = {
+        "input_ids": torch.arange(length),
+        "loss_mask": torch.ones(length),
+        "hidden_state": torch.randn(length, 3),
+    }
+    hidden = record["hidden_state"] = record["hidden_state"].to(dtype)
+    checked = check_record(Path("a"), record, {"hidden_state": 3}, 100)
+    assert torch.equal(checked["hidden_state"], hidden)
+    hidden.view(-1)[place % hidden.numel()] = value
+    with pytest.raises(InputError, match="hidden_state: found NaN or Inf"):
+        check_record(Path("a"), record, {"hidden_state": 3}, 100)
+
+
+NAN, INF = torch.full((4, 2), float("nan")), torch.full((4, 2), float("-inf"))
+BAD = [
+    ({"input_ids": None}, "input_ids", "missing", "a tensor (fields present: loss_mask, hidden_state, target)"),
+    ({"input_ids": torch.arange(4).float()}, "input_ids", "float32", "int64 [T]"),
+    ({"input_ids": torch.zeros(1, 4, dtype=torch.int64)}, "input_ids", "(1, 4)", "int64 [T]"),
+    ({"input_ids": torch.zeros(0, dtype=torch.int64)}, "input_ids", "(0,)", "T >= 1"),
+    ({"input_ids": torch.tensor([0, 1, 2, 10])}, "input_ids", "ids in [0, 10]", "[0, 10)"),
+    ({"input_ids": torch.tensor([0, -1, 2, 9])}, "input_ids", "ids in [-1, 9]", "[0, 10)"),
+    ({"loss_mask": None}, "loss_mask", "missing", "a tensor"),
+    ({"loss_mask": torch.ones(3)}, "loss_mask", "shape (3,)", "shape (4,) like input_ids"),
+    ({"loss_mask": torch.tensor([0, 1, 2, 0])}, "loss_mask", "values other than 0 and 1", "0 or 1"),
+    ({"hidden_state": torch.randn(4, 5)}, "hidden_state", "(4, 5)", "floating point (4, 6)"),
+    ({"hidden_state": torch.randn(3, 6)}, "hidden_state", "(3, 6)", "(4, 6)"),
+    ({"hidden_state": torch.ones(4, 6, dtype=torch.int64)}, "hidden_state", "int64", "floating point"),
+    ({"target": None}, "target", "missing", "a tensor"),
+    ({"target": NAN}, "target", "NaN or Inf", "finite values"),
+    ({"target": INF}, "target", "NaN or Inf", "finite values"),
+    ({"loss_mask": torch.ones(4, dtype=torch.complex64)}, "loss_mask", "torch.complex64", "bool, integers, or floats"),
+    ({"loss_mask": torch.ones(4).to(torch.float8_e4m3fn)}, "loss_mask", "float8_e4m3fn", "bool, integers, or floats"),
+    ({"hidden_state": torch.ones(4, 6).to(torch.float8_e5m2)}, "hidden_state", "torch.float8_e5m2", "16 bits and more"),
+]
+NOT_IN_SAFETENSORS = [
+    ({"input_ids": [0, 1, 2, 3]}, "input_ids", "list", "a tensor"),
+    ({"input_ids": "0123"}, "input_ids", "str", "a tensor"),
+    ({"input_ids": torch.arange(4).to_sparse()}, "input_ids", "torch.sparse_coo", "plain tensor"),
+    ({"input_ids": torch.arange(4, device="meta")}, "input_ids", "meta", "plain tensor"),
+    ({"loss_mask": torch.ones(4).to_sparse()}, "loss_mask", "torch.sparse_coo", "plain tensor"),
+    ({"hidden_state": torch.ones(4, 6).to_sparse_csr()}, "hidden_state", "torch.sparse_csr", "plain tensor"),
+    ({"hidden_state": torch.empty(4, 6, device="meta")}, "hidden_state", "meta", "plain tensor"),
+    ({"target": torch.nested.nested_tensor([torch.ones(2)] * 4)}, "target", "nested", "plain tensor"),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "found", "expected"), BAD)
+def test_a_bad_field_is_refused(write, refuses, change, field, found, expected):
+    path = write(**change)
+    if path.suffix == ".safetensors":  # names its fields in an order of its own
+        expected = expected.split("fields present")[0]
+    with refuses(path, field, found, expected):
+        read_record(path, WIDTHS, 10)
+
+
+@pickled
+@pytest.mark.parametrize(("change", "field", "found", "expected"), NOT_IN_SAFETENSORS)
+def test_what_only_a_pickle_can_hold_is_refused(write, refuses, change, field, found, expected):
+    path = write(**change)
+    with refuses(path, field, found, expected):
+        read_record(path, WIDTHS, 10)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), "text", 7])
+def test_a_file_that_holds_no_dict_is_refused(tmp_path, refuses, content):
+    torch.save(content, tmp_path / "a.ckpt")
+    with refuses(tmp_path / "a.ckpt", "file", type(content).__name__, "a dict of tensors"):
+        read_record(tmp_path / "a.ckpt", WIDTHS, 10)
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("save", "found"),
+    [
+        (torch.save, "a pickle that calls posix.mknod"),
+        (lambda value, path: path.write_bytes(pickle.dumps({"a": value["target"]}, 2)), "a pickle that calls posix."),
+        (lambda value, path: path.write_bytes(pickle.dumps(value)), "a pickle of more than tensors"),
+    ],
+)
+def test_a_record_cannot_run_code(tmp_path, refuses, save, found):
+    path, trace = tmp_path / "a.ckpt", tmp_path / "executed"
+    save({**good(), "target": Touch(str(trace))}, path)
+    with refuses(path, "file", found, "a torch file of plain tensors") as refusal:
+        read_record(path, WIDTHS, 10)
+    assert not trace.exists()
+    assert "weights_only" not in str(refusal.error), "torch's advice is to load it unsafely"
+
+
+@pickled
+def test_a_record_that_wants_gradients_gives_none(write):
+    read = read_record(write(target=torch.nn.Parameter(torch.ones(4, 2))), WIDTHS, 10)
+    assert not read["target"].requires_grad
+
+
+def test_a_pickle_under_the_other_name_is_never_run(tmp_path, refuses):
+    torch.save(good(), tmp_path / "data_0.safetensors")
+    with refuses(tmp_path / "data_0.safetensors", "file", "", "a whole safetensors file"):
+        read_record(tmp_path / "data_0.safetensors", WIDTHS, 10)
+
+
+def test_a_missing_file_is_refused(tmp_path, refuses):
+    with refuses(tmp_path / "no.ckpt", "file", "No such file", "a torch file"):
+        read_record(tmp_path / "no.ckpt", WIDTHS, 10)
+
+
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=80) | st.binary(max_size=40).map(lambda tail: b"\x80\x02" + tail))
+def test_no_bytes_at_all_raise_anything_but_an_input_error(tmp_path, content):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        read_record(path, WIDTHS, 10)
+
+
+@hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_mutant_gives_a_record_or_an_input_error(write, data):
+    path = write()
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[place] ^= data.draw(st.integers(1, 255))
+    else:
+        del content[place:]
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert set(read_record(path, WIDTHS, 10)) == set(good())
+
+
+METADATA = [
+    ({}, KEY, "metadata []", "a record that speculator-generate wrote"),
+    ({"format": "pt"}, KEY, "['format']", "a record that speculator-generate wrote"),
+    ({KEY: "{"}, KEY, "", "Invalid JSON"),
+    ({KEY: "{}"}, f"{KEY}.algorithm", "", "Field required"),
+    ({KEY: json.dumps(INFO.model_dump() | {"row": "x"})}, f"{KEY}.row", "'x'", "valid integer"),
+    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 2})}, "schema_version", "2", "written by a newer release"),
+    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 0})}, "schema_version", "0", "1..1"),
+]
+
+
+@mapped
+@pytest.mark.parametrize(("metadata", "field", "found", "expected"), METADATA)
+def test_bad_metadata_is_refused(write, refuses, metadata, field, found, expected):
+    file = write(metadata=metadata)
+    with refuses(file, field, found, expected):
+        read_record(file, WIDTHS, 10)
+
+
+KINDS = [
+    ({"verifier": "ffffffffffffffff"}, "verifier", "ffffffffffffffff", "0123456789abcdef"),
+    ({"feature_layers": (2, 3, 4)}, "feature_layers", "[2, 3, 4]", "[3, 4, 5]"),
+]
+
+
+@mapped
+@pytest.mark.parametrize(("change", "field", "found", "expected"), KINDS)
+def test_a_record_of_another_kind_is_refused(write, refuses, change, field, found, expected):
+    file = write(info=INFO.model_copy(update=change))
+    read_record(file, WIDTHS, 10)
+    with refuses(file, field, found, expected):
+        read_record(file, WIDTHS, 10, INFO)
+
+
+def test_files_come_in_natural_order_from_all_folders(tmp_path):
+    names = [
+        "data_10.safetensors",
+        "data_2.ckpt",
+        ".data_1.safetensors.partial",
+        ".data_2.safetensors",
+        "10/data_1.ckpt",
+        "9/data_3.ckpt",
+        "9/data_20.ckpt",
+        "notes.txt",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in list_records(tmp_path)]
+    assert found == ["9/data_3.ckpt", "9/data_20.ckpt", "10/data_1.ckpt", "data_2.ckpt", "data_10.safetensors"]
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True))
+def test_numbers_in_names_count_as_numbers(numbers):
+    paths = [Path(f"data_{number}.ckpt") for number in numbers]
+    assert sorted(paths, key=natural_key) == [Path(f"data_{number}.ckpt") for number in sorted(numbers)]
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1)))
+def test_every_file_name_can_be_sorted(names):
+    paths = [Path(name) for name in names]
+    keys = [natural_key(path) for path in sorted(paths, key=natural_key)]
+    assert keys == sorted(keys)
+
+
+def test_a_missing_or_empty_directory_is_refused(tmp_path, refuses):
+    with refuses(tmp_path / "no", "tmpdir", "no such directory", "a directory of records"):
+        list_records(tmp_path / "no")
+    with refuses(tmp_path, "tmpdir", "no *.ckpt or *.safetensors", "at least one record"):
+        list_records(tmp_path)
+
+
+def as_safetensors(fixture, algorithm="eagle3", kind=None, dtype=None, **changes):
+    """The fixture's pickles as safetensors of the given kind, floats in ``dtype``; returns their directory."""
+    folder, common = (
+        fixture / f"data_{algorithm}",
+        {"tokenizer": "none", "loss_mask": "exact", "chat_template": "plain"},
+    )
+    layers = (3, 5, 6) if algorithm == "eagle3" else ()
+    common |= {"verifier": verifier_fingerprint(str(fixture / "verifier")), "feature_layers": layers}
+    for row, file in enumerate(list_records(folder)):
+        record = torch.load(file, weights_only=True)
+        floats = {name: value.to(dtype) for name, value in record.items() if dtype and value.is_floating_point()}
+        info = RecordInfo(**{"algorithm": kind or algorithm, "row": row, **common, **changes})
+        write_record(file.with_suffix(".safetensors"), record | floats, info)
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_records_of_either_form_train_alike(run_to_the_end, fixture, tmp_path, algorithm):
+    pickles = run_to_the_end(algorithm, tmp_path / "a")
+    as_safetensors(fixture, algorithm)
+    safetensors = run_to_the_end(algorithm, tmp_path / "b")
+    assert [name for name in safetensors.differs_from(pickles) if name != "state"] == []
+
+
+def test_a_config_that_names_no_layers_takes_those_of_the_records(fixture, settings):
+    as_safetensors(fixture, feature_layers=(1, 4, 6))
+    assert eagle3.build(settings()).config.eagle_aux_hidden_state_layer_ids == [1, 4, 6]
+
+
+def test_a_config_that_names_other_layers_is_refused(fixture, settings, refuses):
+    folder = as_safetensors(fixture)
+    native = fixture / "native"
+    eagle3.build(settings()).config.save_pretrained(native)
+    content = json.loads((native / "config.json").read_text()) | {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
+    (native / "config.json").write_text(json.dumps(content))
+    changed = settings(configpath=str(native))
+    draft = eagle3.build(changed)
+    with refuses(folder, "feature_layers", "[3, 5, 6]", "[2, 4, 5], the draft config's"):
+        eagle3.build_dataset(changed, draft.config)
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_another_verifier_is_refused(start_run, fixture, tmp_path, refuses, algorithm):
+    folder = as_safetensors(fixture, algorithm)
+    shard = sorted((fixture / "verifier").glob("*.safetensors"))[-1]
+    tensors = load_file(shard)
+    tensors["model.norm.weight"] += 1e-3
+    save_file(tensors, shard, {"format": "pt"})
+    with refuses(folder, "verifier", "fingerprint", "the verifier's at --basepath"):
+        start_run(algorithm, tmp_path / "cp")
+
+
+def test_records_of_the_other_algorithm_are_refused(start_run, fixture, tmp_path, refuses):
+    folder = as_safetensors(fixture, "hass", kind="eagle3")
+    with refuses(folder, "algorithm", "records for eagle3", "for hass"):
+        start_run("hass", tmp_path / "cp")
+
+
+OTHERS = [
+    ("algorithm", "hass"),
+    ("verifier", "ffffffffffffffff"),
+    ("tokenizer", "another"),
+    ("loss_mask", "prototype"),
+    ("feature_layers", (2, 4, 5)),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OTHERS)
+def test_one_record_of_another_kind_among_many_is_met(start_run, fixture, tmp_path, refuses, field, value):
+    folder = add_another(as_safetensors(fixture), **{field: value})
+    loop = start_run("eagle3", tmp_path / "cp")
+    with refuses(folder / "data_99.safetensors", field, str(list(value)) if field == "feature_layers" else value, ""):
+        loop.run()
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokenizer", "another"), ("loss_mask", "prototype")])
+def test_online_and_vocabulary_too_want_one_kind_of_ids_and_masks(fixture, settings, refuses, field, value):
+    folder = add_another(as_safetensors(fixture), **{field: value})
+    online = settings(online=True)
+    dataset = eagle3.build_dataset(online, eagle3.build(online).config)
+    with refuses(folder / "data_99.safetensors", field, value, ""):
+        dataset[len(dataset) - 1]
+    with refuses(folder / "data_99.safetensors", field, value, ""):
+        write_vocabulary(VocabularySettings(tmpdir=folder, basepath=online.basepath, draft_vocab_size=8))
+
+
+def add_another(folder, **changes):
+    """One more record, which says something else about itself than the others."""
+    first = list_records(folder)[0]
+    info = parse_info(first, safe_open(first, "pt").metadata())
+    write_record(folder / "data_99.safetensors", load_file(first), info.model_copy(update=changes))
+    return folder
