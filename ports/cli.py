@@ -16,7 +16,10 @@ from ports.errors import InputError, reason
 COMMANDS = {
     "draft": ("ports.generate.draft", "from a chat model to a draft to serve: all of the following, in order"),
     "answers": ("ports.generate.answers", "the verifier answers prompts itself"),
-    "records": ("ports.generate.__main__", "from dialogues to what a draft is trained on; also: records show, estimate"),
+    "records": (
+        "ports.generate.__main__",
+        "from dialogues to what a draft is trained on; also: records show, estimate",
+    ),
     "vocabulary": ("ports.generate.__main__", "which tokens an Eagle3 draft can say"),
     "train eagle3": ("ports.eagle3.train", "train an Eagle3 draft on records"),
     "train hass": ("ports.hass.train", "train a HASS draft on records"),
@@ -48,7 +51,9 @@ def usage() -> str:
 
 def _refuse(words: Sequence[str]) -> None:
     of_one = [name for name in COMMANDS if name.split()[0] == words[0]]
-    raise InputError("command line", "command", " ".join(words[:2] if of_one else words[:1]), " | ".join(of_one or COMMANDS))
+    raise InputError(
+        "command line", "command", " ".join(words[:2] if of_one else words[:1]), " | ".join(of_one or COMMANDS)
+    )
 
 
 def dispatch(name: str, words: Sequence[str]) -> int:
@@ -65,5 +70,3 @@ def dispatch(name: str, words: Sequence[str]) -> int:
 
 def _absent(name: str, found: str) -> None:
     raise InputError(f"speculator {name}", "import", found, "what it needs, installed")
-
-

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from tqdm import tqdm
 
-from ports.commands import exit_code
+from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_regular, is_text, read_json
 from ports.generate.chat import ChatFamily, load_family
@@ -72,7 +72,7 @@ class AnswersSettings(BaseSettings):
 
 
 class AnswersManifest(BaseModel):
-    """Beside the answers: how they were made. ``prompts`` digests the dialogues; a run that goes on must be the same."""
+    """Beside the answers, how they were made: a run that goes on must be the same. ``prompts`` digests the dialogues."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -251,7 +251,7 @@ def go_on(file: Path, manifest: AnswersManifest) -> int:
         if file.exists():
             raise InputError(file, "out", f"no {told.name} beside it", "a file of answers, or none yet")
         write_file(told, (manifest.model_dump_json(indent=1) + "\n").encode())
-    check_same(told, manifest)
+    check_same(told, manifest.model_dump(mode="json"))
     if not file.exists():
         return 0
     check_regular(file, "out")
@@ -262,18 +262,19 @@ def go_on(file: Path, manifest: AnswersManifest) -> int:
     return done
 
 
-def check_same(file: Path, manifest: BaseModel) -> None:
-    """Refuse (InputError) a manifest at ``file`` that is not ``manifest``."""
+def check_same(file: Path, made: Mapping[str, Any]) -> None:
+    """Refuse (InputError) a file that says it was not ``made`` like this."""
     content = read_json(file, "manifest", "what this command wrote")
-    for name, value in manifest.model_dump(mode="json").items():
+    for name, value in made.items():
         found = content.get(name, "nothing") if isinstance(content, dict) else type(content).__name__
         if found != value:
-            raise InputError(file, name, found, f"{value}, as this command says; others go to another --out")
+            raise InputError(file, name, found, f"{value}, as this command says; another one takes another --out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see :func:`ports.commands.exit_code`."""
     words = sys.argv[1:] if argv is None else argv
+    hush_libraries()
     return exit_code(lambda: answer(parse(AnswersSettings, words)))
 
 

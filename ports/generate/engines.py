@@ -133,7 +133,9 @@ class TransformersEngine:
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(prompts[0].seed)
             given = self._verifier.generate(
-                torch.tensor(rows, device=place), attention_mask=torch.tensor(real, device=place), generation_config=config
+                torch.tensor(rows, device=place),
+                attention_mask=torch.tensor(real, device=place),
+                generation_config=config,
             )
         return [reply_of(ids, stop, self.tokenizer) for ids in given[:, width:].tolist()]
 

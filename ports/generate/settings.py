@@ -29,7 +29,7 @@ class GenerationSettings(BaseSettings):
     )
     dataset: Literal["sharegpt", "ultrachat", "any"] = Field(
         "ultrachat",
-        description="how the rows are laid out; any: messages, conversations, turns, question and answer, prompt or text",
+        description="how rows are laid out; any: messages, conversations, turns, question and answer, prompt or text",
     )
     split: str = Field("sft", description="ultrachat on the hub: train_<split>")
     chat_template: str = Field(
