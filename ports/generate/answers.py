@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +71,7 @@ class AnswersSettings(BaseSettings):
 
 
 class AnswersManifest(BaseModel):
-    """Beside the answers, how they were made: a run that goes on must be the same. ``prompts`` digests the dialogues."""
+    """How answers were made, beside them: a run that goes on must be the same. ``prompts`` digests the dialogues."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -157,19 +156,21 @@ class Talk:
 
 @dataclass
 class Asking:
-    """How dialogues become prompts, and answers parts of dialogues."""
+    """How dialogues become prompts of at most ``room`` tokens, and answers parts of dialogues.
+
+    Raises:
+        InputError: answers longer than what the verifier was made for.
+    """
 
     settings: AnswersSettings
     tokenizer: Any
     family: ChatFamily
 
-    @cached_property
-    def room(self) -> int:
-        """Tokens of a prompt at most."""
+    def __post_init__(self) -> None:
         positions = getattr(verifier_config(self.settings.model), "max_position_embeddings", None) or sys.maxsize
         if positions <= self.settings.max_new_tokens:
             raise InputError("command line", "--max_new_tokens", self.settings.max_new_tokens, f"below {positions}")
-        return int(positions) - self.settings.max_new_tokens
+        self.room = int(positions) - self.settings.max_new_tokens
 
     def ids(self, row: int, said: Dialogue) -> list[int]:
         """Up to where the verifier speaks.

@@ -70,9 +70,14 @@ def spawn(flags, tmp_path):
 
 
 def forking_main(argv: list[str]) -> int:
+    return forking_main_of(main, argv)
+
+
+def forking_main_of(entry, argv: list[str]) -> int:
+    """An entry point whose processes are forked, which spares them the imports."""
     forks = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method: forks
-    return main(argv)
+    return entry(argv)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
