@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from tqdm import tqdm
 
@@ -70,24 +70,6 @@ class AnswersSettings(BaseSettings):
     progress: bool = Field(True, description="show a progress bar")
 
 
-class AnswersManifest(BaseModel):
-    """How answers were made, beside them: a run that goes on must be the same. ``prompts`` digests the dialogues."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    format_version: int = 1
-    verifier: str
-    tokenizer: str
-    chat: dict[str, Any]
-    engine: str
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-    prompts: str
-    dialogues: int
-
-
 def answer(settings: AnswersSettings) -> None:
     """Answer what is not answered yet.
 
@@ -97,15 +79,14 @@ def answer(settings: AnswersSettings) -> None:
     check_output(settings.out.parent, "out")
     if settings.out.parent.is_dir():
         check_output_file(settings.out, "out")
-    tokenizer, family = open_tokenizer(settings.model), load_family(settings.chat_template)
+    asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
     dialogues = read_dialogues(settings.data, settings.samples)
-    asking = Asking(settings, tokenizer, family)
     asking.ids(0, rounds_of(dialogues[0])[0])  # a tokenizer without a chat template is met before anything is loaded
-    engine = choose_engine(settings.model, tokenizer, settings.engine, settings.server, settings.batch_size)
-    manifest = _manifest(settings, tokenizer, family, engine.name, dialogues)
+    engine = choose_engine(settings.model, asking.tokenizer, settings.engine, settings.server, settings.batch_size)
+    made = _how_made(asking, engine.name, dialogues)
     lock = DirectoryLock(settings.out.parent, "out")
     try:
-        done = go_on(settings.out, manifest)
+        done = go_on(settings.out, made)
         if done < len(dialogues):
             _write(asking, engine, dialogues, done)
     finally:
@@ -227,21 +208,26 @@ def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: 
     print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tok/s by {engine.name}", file=sys.stderr)
 
 
-def _manifest(
-    settings: AnswersSettings, tokenizer: Any, family: ChatFamily, engine: str, dialogues: Sequence[Dialogue]
-) -> AnswersManifest:
-    return AnswersManifest(
-        verifier=verifier_fingerprint(settings.model),
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        chat=family.model_dump(mode="json", exclude_defaults=True),
-        engine=engine,
-        prompts=hashlib.sha256(json.dumps([rounds_of(each) for each in dialogues]).encode()).hexdigest()[:16],
-        dialogues=len(dialogues),
+def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+    """What the manifest beside the answers says; ``prompts`` digests the dialogues."""
+    settings = asking.settings
+    return {
+        "verifier": verifier_fingerprint(settings.model),
+        "tokenizer": tokenizer_fingerprint(asking.tokenizer),
+        "chat": asking.family.model_dump(mode="json", exclude_defaults=True),
+        "engine": engine,
+        "prompts": digest([rounds_of(each) for each in dialogues]),
+        "dialogues": len(dialogues),
         **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
-    )
+    }
 
 
-def go_on(file: Path, manifest: AnswersManifest) -> int:
+def digest(content: Any) -> str:
+    """16 hex digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def go_on(file: Path, made: Mapping[str, Any]) -> int:
     """How many dialogues are answered in ``file``: whole windows of them, or all; what is beyond is cut off.
 
     Raises:
@@ -251,14 +237,14 @@ def go_on(file: Path, manifest: AnswersManifest) -> int:
     if not told.exists():
         if file.exists():
             raise InputError(file, "out", f"no {told.name} beside it", "a file of answers, or none yet")
-        write_file(told, (manifest.model_dump_json(indent=1) + "\n").encode())
-    check_same(told, manifest.model_dump(mode="json"))
+        write_file(told, (json.dumps(made, indent=1) + "\n").encode())
+    check_same(told, made)
     if not file.exists():
         return 0
     check_regular(file, "out")
     lines = file.read_bytes().splitlines(keepends=True)
     whole = len(lines) - (bool(lines) and not lines[-1].endswith(b"\n"))
-    done = whole if whole >= manifest.dialogues else whole - whole % WINDOW
+    done = whole if whole >= made["dialogues"] else whole - whole % WINDOW
     os.truncate(file, sum(map(len, lines[:done])))
     return done
 

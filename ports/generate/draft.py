@@ -8,7 +8,6 @@ compute are commands of their own, each in a process that gives its memory back.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -33,7 +32,7 @@ from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.estimate import verifier_parameters
 from ports.files import check_output, gigabytes, read_json
-from ports.generate.answers import AnswersSettings, Asking, check_same, read_dialogues, rounds_of
+from ports.generate.answers import AnswersSettings, Asking, check_same, digest, read_dialogues, rounds_of
 from ports.generate.chat import load_family
 from ports.generate.records import geometry_of
 from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabulary
@@ -138,7 +137,7 @@ class Run:
         elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress", "passes"}
         return {
             "verifier": verifier_fingerprint(self.settings.model),
-            "data": hashlib.sha256(json.dumps(self.dialogues).encode()).hexdigest()[:16],
+            "data": digest(self.dialogues),
             "draft": self.config,
             "passes": self.passes,
             **self.settings.model_dump(mode="json", exclude=elsewhere),
@@ -166,7 +165,8 @@ class Run:
             "records": 2 * body * tokens,
             "training": 6 * draft * tokens * settings.forward_num_total * self.passes,
         }
-        disk = shape.bytes_of(tokens) + 12 * draft * (self.passes + 1)
+        kept = 4 * head + 12 * draft  # a checkpoint: the verifier's embedding, the draft, and two moments of it
+        disk = shape.bytes_of(tokens) + kept * (self.passes + 1)
         check_output(self.out, "out", disk)
         speed = product_speed()
         minutes = {name: count / speed / EFFICIENCY[name] / 60 for name, count in operations.items() if count}

@@ -1,4 +1,4 @@
-"""The verifier's own answers: what they are, that an interruption leaves no trace in them, and which engine gave them."""
+"""The verifier's own answers: what they are, that a kill leaves no trace in them, and which engine gave them."""
 
 from __future__ import annotations
 
