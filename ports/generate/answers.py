@@ -28,10 +28,10 @@ from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_regular, is_text, read_json
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Conversations, Message, load_conversations
-from ports.generate.engines import Engine, Prompt, Sampling, choose_engine
+from ports.generate.engines import Engine, Prompt, Sampling, choose_engine, longest_dialogue
 from ports.training.checkpoint import DirectoryLock, write_file
 from ports.training.settings import parse
-from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_config, verifier_fingerprint
+from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_fingerprint
 
 WINDOW = 128
 """Dialogues that an engine gets at a time: more keep it busier, and more of them are answered again after a kill."""
@@ -148,10 +148,10 @@ class Asking:
     family: ChatFamily
 
     def __post_init__(self) -> None:
-        positions = getattr(verifier_config(self.settings.model), "max_position_embeddings", None) or sys.maxsize
-        if positions <= self.settings.max_new_tokens:
-            raise InputError("command line", "--max_new_tokens", self.settings.max_new_tokens, f"below {positions}")
-        self.room = int(positions) - self.settings.max_new_tokens
+        longest, length = longest_dialogue(self.settings.model), self.settings.max_new_tokens
+        if longest <= length:
+            raise InputError("command line", "--max_new_tokens", length, f"below {longest}")
+        self.room = longest - length
 
     def ids(self, row: int, said: Dialogue) -> list[int]:
         """Up to where the verifier speaks.

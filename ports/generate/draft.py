@@ -170,11 +170,11 @@ class Run:
         check_output(self.out, "out", disk)
         speed = product_speed()
         minutes = {name: count / speed / EFFICIENCY[name] / 60 for name, count in operations.items() if count}
-        listed = ", ".join(f"{name} {time:,.0f}" for name, time in minutes.items())
+        listed = ", ".join(f"{name} {math.ceil(each):,}" for name, each in minutes.items())
         return [
             f"{self.seen:,} dialogues to train on in {self.passes} passes, {self.held_out} held out; "
             f"{'at most' if own else 'about'} {tokens:,} tokens",
-            f"about {sum(minutes.values()):,.0f} minutes ({listed}) and {gigabytes(disk)} of disk",
+            f"about {math.ceil(sum(minutes.values())):,} minutes ({listed}) and {gigabytes(disk)} of disk",
         ]
 
     def _draft_parameters(self) -> int:
@@ -265,10 +265,11 @@ class Run:
     def _publish(self) -> None:
         """The best checkpoint without the state of its training."""
         chosen = best_checkpoint(self.out / "checkpoints", self.passes)
-        write_directory(
-            self.out / "draft",
-            lambda folder: shutil.copytree(chosen, folder, ignore=lambda _, names: {FOLDER} & set(names)),
-        )
+
+        def fill(folder: Path) -> None:
+            shutil.copytree(chosen, folder, ignore=shutil.ignore_patterns(FOLDER))
+
+        write_directory(self.out / "draft", fill)
 
     def _evaluate(self) -> None:
         words = [str(self.out / "draft"), "--prompts", str(self.out / "data/held_out.jsonl")]

@@ -27,6 +27,9 @@ from ports.training.verifier import verifier_config
 TOGETHER = 64
 """Requests that a server or vLLM holds at a time."""
 
+LONGEST = 8192
+"""Tokens of a dialogue at most, as in records."""
+
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # ends with this process, and draws by its seeds
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
@@ -77,6 +80,11 @@ class Engine(Protocol):
             InputError: the verifier cannot be loaded or asked.
         """
         ...
+
+
+def longest_dialogue(model: str) -> int:
+    """Tokens that fit the verifier, of which a prompt and its answer are."""
+    return min(getattr(verifier_config(model), "max_position_embeddings", None) or LONGEST, LONGEST)
 
 
 def choose_engine(model: str, tokenizer: Any, named: str, server: str | None, batch_size: int) -> Engine:
@@ -176,6 +184,7 @@ class VllmEngine:
                 model=self.model,
                 dtype=own,
                 max_num_seqs=TOGETHER,
+                max_model_len=longest_dialogue(self.model),
                 enable_prefix_caching=False,  # what was asked before must not matter
                 enforce_eager=not torch.cuda.is_available(),
                 disable_log_stats=True,

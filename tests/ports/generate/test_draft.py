@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -85,25 +87,27 @@ def test_a_hass_draft_of_the_answers_that_are_given(spawn, tmp_path) -> None:
     assert SpeculatorModel.from_pretrained(out / "draft").config.speculators_model_type == "hass"
 
 
-SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft.json", "checkpoints/model0", "draft"]
+TRAINED = "checkpoints/model0"
+SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft.json", TRAINED, "draft"]
 """What appears when a phase is in the middle of its work, or when the next one begins."""
 
 
-def test_killed_in_every_phase_the_result_is_the_same(spawn, tmp_path) -> None:
-    whole, killed = spawn(out=tmp_path / "whole"), tmp_path / "killed"
+def test_stopped_in_every_phase_the_result_is_the_same(spawn, tmp_path) -> None:
+    """By SIGKILL, and while it trains by SIGTERM, which the trainer hears: it saves, and its code is the command's."""
+    whole, stopped = spawn(out=tmp_path / "whole", passes=4), tmp_path / "stopped"
     assert "acceptance length" in whole.ended()
-    kills = 0
+    codes = {}
     for sign in SIGNS:
-        process = spawn(out=killed)
-        while process.returncode is None and not (killed / sign).exists():
+        process = spawn(out=stopped, passes=4)
+        while process.returncode is None and not (stopped / sign).exists():
             time.sleep(0.002)
-        kills += process.returncode is None
-        process.kill()
-        time.sleep(0.6)  # its phase ends with it, by then
-    assert kills >= 4
-    last = spawn(out=killed)
-    assert "acceptance length" in last.ended()
-    assert results(killed) == results(tmp_path / "whole")
+        os.kill(process.pid, signal.SIGTERM if sign == TRAINED else signal.SIGKILL)
+        process.ended()
+        codes[sign] = process.returncode
+        time.sleep(0.6)  # the phase of a killed command ends by itself
+    assert codes == {**dict.fromkeys(SIGNS, -signal.SIGKILL), TRAINED: 75}
+    assert "acceptance length" in spawn(out=stopped, passes=4).ended()
+    assert results(stopped) == results(tmp_path / "whole")
 
 
 REFUSED = [
