@@ -58,7 +58,7 @@ VALIDATED = 0.05
 """Share of the records that the best checkpoint is chosen by, where there are enough of them."""
 
 EFFICIENCY = {"answers": 0.4, "records": 1.0, "training": 1.0}
-"""Operations in a second, as a share of those in a large matrix product; measured for a 135M verifier on one core."""
+"""Operations in a second, as a share of those in a large matrix product, about: answers wait for memory."""
 
 TURN = 8
 """Tokens that a chat template puts around a turn, about."""
