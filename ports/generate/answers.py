@@ -84,7 +84,7 @@ def answer(settings: AnswersSettings) -> None:
     asking.ids(0, rounds_of(dialogues[0])[0])  # a tokenizer without a chat template is met before anything is loaded
     engine = choose_engine(settings.model, asking.tokenizer, settings.engine, settings.server, settings.batch_size)
     made = _how_made(asking, engine.name, dialogues)
-    lock = DirectoryLock(settings.out.parent, "out")
+    lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
     try:
         done = go_on(settings.out, made)
         if done < len(dialogues):

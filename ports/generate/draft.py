@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from ports import cli
 from ports.commands import exit_code, hush_libraries
@@ -72,6 +73,8 @@ SHARED = ("model", "max_new_tokens", "temperature", "top_p", "seed", "engine", "
 
 class DraftSettings(AnswersSettings):
     """Train a draft for a chat model on its own answers, measure it, and leave a directory to serve."""
+
+    model_config = SettingsConfigDict(env_prefix="SPECULATOR_DRAFT_")
 
     out: Path = Field(description="directory of the run: records, checkpoints, draft/, evaluation.json")
     algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")

@@ -82,5 +82,5 @@ def forking_main_of(entry, argv: list[str]) -> int:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder``, locks left out."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
