@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-SCRIPTS = {"parity", "eagle3-train", "hass-train", "speculator-estimate", "speculator-generate"}
+SCRIPTS = {"parity", "speculator", "eagle3-train", "hass-train", "speculator-estimate", "speculator-generate"}
 
 
 def is_command(program: str) -> bool:

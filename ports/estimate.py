@@ -105,7 +105,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
     state_size = (verifier.num_hidden_layers + 1) * verifier.hidden_size
     return Estimate(
         records=(settings.samples + 1) * shape.bytes_of(settings.tokens),
-        verifier=shape.item_bytes * _parameters(settings.model_path),
+        verifier=shape.item_bytes * verifier_parameters(settings.model_path),
         states=shape.item_bytes * state_size * settings.batch_tokens,
         training=training_memory(
             config, settings.forward_num_total, settings.bs * settings.max_len, settings.supervised, settings.gpus
@@ -113,7 +113,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
     )
 
 
-def _parameters(name_or_path: str) -> int:
+def verifier_parameters(name_or_path: str) -> int:
     """Of the verifier without its head."""
     try:
         with torch.device("meta"):

@@ -1,8 +1,8 @@
-"""Dialogues of ShareGPT and UltraChat, from a file or the hub, in the prototypes' order."""
+"""Dialogues from a file or the hub: ShareGPT's and UltraChat's in the prototypes' order, others in the file's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +14,14 @@ from pyarrow import ArrowInvalid
 from ports.errors import InputError, reason
 from ports.files import check_regular
 
-Kind = Literal["sharegpt", "ultrachat"]
+Kind = Literal["sharegpt", "ultrachat", "any"]
 Message = dict[str, str]
 """``role`` (system, user or assistant) and ``content``."""
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
-COLUMNS = {"sharegpt": ("conversations", "from", "value"), "ultrachat": ("messages", "role", "content")}
+COLUMNS = {"sharegpt": "conversations", "ultrachat": "messages"}
+SPLITS = {"sharegpt": "train", "ultrachat": "train_{split}", "any": "train"}
+TEXT = ".txt"
 
 
 class ConversationError(ValueError):
@@ -39,22 +41,52 @@ class Conversations:
         return len(self.order)
 
     def messages(self, index: int) -> list[Message]:
-        """The turns of dialogue ``index``.
-
-        A ShareGPT dialogue loses a first turn that is the assistant's.
+        """The turns of dialogue ``index``; see :func:`dialogue_of`.
 
         Raises:
             ConversationError: no turns, an unknown role, or a turn without text.
         """
-        column, role, content = COLUMNS[self.kind]
-        turns = self.rows[self.order[index]][column]
-        if not isinstance(turns, Sequence) or not turns:
-            raise ConversationError(f"{column}: found {turns!r:.40}, expected a list of turns")
-        read = [_message(turn, role, content) for turn in turns]
-        kept = read[1:] if self.kind == "sharegpt" and read[0]["role"] == "assistant" else read
-        if not kept:
-            raise ConversationError("found one turn, the assistant's, expected a turn of the user")
-        return kept
+        row = self.rows[self.order[index]]
+        return dialogue_of(row if self.kind == "any" else {COLUMNS[self.kind]: row[COLUMNS[self.kind]]})
+
+
+def dialogue_of(row: Mapping[str, Any]) -> list[Message]:
+    """The turns of a row, by the first of :data:`FORMS` that it has a value for.
+
+    A ShareGPT dialogue loses a first turn that is the assistant's.
+
+    Raises:
+        ConversationError: none of them, no turns, an unknown role, or a turn without text.
+    """
+    form = next((name for name in FORMS if row.get(name) is not None), None)
+    if form is None:
+        raise ConversationError(f"found {', '.join(row)}, expected one of {', '.join(FORMS)}")
+    return FORMS[form](row)
+
+
+def _turns(row: Mapping[str, Any], column: str, role: str, content: str) -> list[Message]:
+    return [_message(turn, role, content) for turn in _listed(row, column)]
+
+
+def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
+    read = _turns(row, "conversations", "from", "value")
+    kept = read[1:] if read[0]["role"] == "assistant" else read
+    if not kept:
+        raise ConversationError("found one turn, the assistant's, expected a turn of the user")
+    return kept
+
+
+def _listed(row: Mapping[str, Any], column: str) -> Sequence[Any]:
+    turns = row[column]
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+        raise ConversationError(f"{column}: found {turns!r:.40}, expected a list of turns")
+    return turns
+
+
+def _asked(row: Mapping[str, Any], column: str, answer: str = "") -> list[Message]:
+    """A user's text, and the answer to it if the row has one."""
+    pairs = [("user", column), *([("assistant", answer)] if row.get(answer) is not None else [])]
+    return [_message({"role": role, name: row[name]}, "role", name) for role, name in pairs]
 
 
 def _message(turn: Any, role: str, content: str) -> Message:
@@ -66,28 +98,42 @@ def _message(turn: Any, role: str, content: str) -> Message:
     return {"role": ROLES[turn[role]], "content": turn[content]}
 
 
-def load_conversations(kind: Kind, data_path: str, split: str) -> Conversations:
-    """ShareGPT from a JSON file or hub id, shuffled with seed 42; UltraChat as it lies, from a file or the hub.
+FORMS: dict[str, Callable[[Mapping[str, Any]], list[Message]]] = {
+    "messages": lambda row: _turns(row, "messages", "role", "content"),
+    "conversations": _sharegpt,
+    "turns": lambda row: [_message({"role": "user", "turn": turn}, "role", "turn") for turn in _listed(row, "turns")],
+    "question": lambda row: _asked(row, "question", "answer"),
+    "prompt": lambda row: _asked(row, "prompt"),
+    "text": lambda row: _asked(row, "text"),
+}
+"""By the column that says it: OpenAI's and UltraChat's, ShareGPT's, EAGLE's, GSM8K's, prompts, and a line of a .txt."""
+
+
+def load_conversations(kind: Kind, data_path: str, split: str = "sft") -> Conversations:
+    """ShareGPT from a JSON file or hub id, shuffled with seed 42; UltraChat and others as they lie.
 
     Args:
-        kind: how a row is laid out.
-        data_path: a file, a directory of files, or a hub id; for UltraChat ``"0"`` is the hub's ultrachat_200k.
+        kind: how a row is laid out; ``any``: as one of :data:`FORMS`.
+        data_path: a file, a directory of files, or a hub id (``ID:CONFIG`` where a data set has several configs); for
+            UltraChat ``"0"`` is the hub's ultrachat_200k.
         split: UltraChat's ``train_<split>`` on the hub.
 
     Raises:
-        InputError: nothing readable there, or rows without the column of turns.
+        InputError: nothing readable there, or rows without a column of turns.
     """
     name = "HuggingFaceH4/ultrachat_200k" if (kind, data_path) == ("ultrachat", "0") else data_path
-    rows = _load(name, f"train_{split}" if kind == "ultrachat" else "train")
-    column = COLUMNS[kind][0]
-    if column not in rows.column_names:
-        raise InputError(name, column, f"columns {', '.join(rows.column_names)}", f"{kind} rows with {column}")
+    rows = _load(name, SPLITS[kind].format(split=split))
+    wanted = list(FORMS) if kind == "any" else [COLUMNS[kind]]
+    if not set(wanted) & set(rows.column_names):
+        raise InputError(
+            name, wanted[0], f"columns {', '.join(rows.column_names)}", f"{kind} rows with {' or '.join(wanted)}"
+        )
     try:  # a null in the place of a first turn makes pyarrow count on, so that dialogues hold the turns of others
         rows.data.validate(full=True)
     except ArrowInvalid as error:
-        raise InputError(name, column, reason(error), "dialogues whose first turn is no null") from error
+        raise InputError(name, wanted[0], reason(error), "dialogues whose first turn is no null") from error
     if len(rows) == 0:
-        raise InputError(name, column, "no rows", "at least one dialogue")
+        raise InputError(name, wanted[0], "no rows", "at least one dialogue")
     order = Dataset.from_dict({"row": range(len(rows))})
     return Conversations(rows, kind, name, list((order.shuffle(seed=42) if kind == "sharegpt" else order)["row"]))
 
@@ -100,11 +146,15 @@ def _load(name: str, split: str) -> Dataset:
         if path.is_dir():
             return load_dataset(str(path), split="train")
         if path.is_file():
+            if path.suffix == TEXT:
+                lines = path.read_text(encoding="utf-8").split("\n")
+                return Dataset.from_dict({"text": [line for line in lines if line.strip()]})
             form = "parquet" if path.suffix == ".parquet" else "json"
             return load_dataset(form, data_files=str(path), split="train")
-        return load_dataset(name, split=split)
+        hub, _, config = name.partition(":")
+        return load_dataset(hub, config or None, split=split)
     except Exception as error:  # datasets', pyarrow's, fsspec's and the hub's own
-        expected = "a JSON or parquet file, a directory of them, or a hub id"
+        expected = "a JSON, parquet or text file, a directory of them, or a hub id"
         raise InputError(name, "data_path", reason(error.__cause__ or error), expected) from error
 
 

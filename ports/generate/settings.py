@@ -27,7 +27,10 @@ class GenerationSettings(BaseSettings):
     data_path: str = Field(
         "0", description="file, directory or hub id; left out, ultrachat is the hub's ultrachat_200k"
     )
-    dataset: Literal["sharegpt", "ultrachat"] = Field("ultrachat", description="how the rows are laid out")
+    dataset: Literal["sharegpt", "ultrachat", "any"] = Field(
+        "ultrachat",
+        description="how rows are laid out; any: messages, conversations, turns, question and answer, prompt or text",
+    )
     split: str = Field("sft", description="ultrachat on the hub: train_<split>")
     chat_template: str = Field(
         "auto", description="auto: the tokenizer's own; or a family: chatml, llama, qwen, ..., or FILE.yaml:NAME"

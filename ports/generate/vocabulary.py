@@ -23,6 +23,10 @@ from ports.training.records import RecordInfo, list_records, read_record, record
 from ports.training.verifier import verifier_config
 from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
 
+SIZES = (8192, 16384, 32768)
+SHARE = 0.995
+"""Of the tokens in the records, that a draft's vocabulary holds if nobody says its size."""
+
 
 class Counts(str, Enum):
     """``ALL``: every token, prompts too, as in the prototype. ``ANSWERS``: those in the loss, as in Speculators."""
@@ -39,7 +43,9 @@ class VocabularySettings(BaseSettings):
     tmpdir: Path = Field(description="directory of records")
     basepath: str = Field(description="verifier: its vocabulary's size is read")
     configpath: str | None = Field(None, description="draft config: its draft_vocab_size is taken")
-    draft_vocab_size: int | None = Field(None, ge=1, description="tokens to keep, without a draft config")
+    draft_vocab_size: int | None = Field(
+        None, ge=1, description="tokens to keep; without it and a draft config: 8192, 16384 or 32768, by their share"
+    )
     counts: Counts = Field(Counts.ALL, description="all: as the prototype; answers: tokens in the loss, as Speculators")
     samples: int | None = Field(None, ge=1, description="count the first records only; default: all of them")
     output: Path | None = Field(None, description="directory for the three files; default: --tmpdir")
@@ -68,15 +74,16 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
     """Count, choose and write.
 
     Raises:
-        InputError: no size or two of them, one that the verifier does not have, or unreadable records.
+        InputError: two sizes, one that the verifier does not have, or unreadable records.
     """
     folder = settings.output or settings.tmpdir
     check_output(folder, "output")
     vocab_size = verifier_config(settings.basepath).vocab_size
-    size = _draft_vocab_size(settings, vocab_size)
+    named = _draft_vocab_size(settings, vocab_size)
     files = list_records(settings.tmpdir)[: settings.samples]
     info = recorded_info(files)
     counts = count_tokens(files, vocab_size, settings.counts, info)
+    size = named or covering_size(counts, vocab_size)
     chosen = build_map(counts, size, vocab_size)
     content = VocabularyFile(
         digest=chosen.digest,
@@ -92,9 +99,19 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
     return content
 
 
-def _draft_vocab_size(settings: VocabularySettings, vocab_size: int) -> int:
+def covering_size(counts: Counter[int], vocab_size: int) -> int:
+    """The first of :data:`SIZES` whose most frequent tokens are :data:`SHARE` of all; a small vocabulary whole."""
+    frequent = [count for _, count in counts.most_common()]
+    enough = (size for size in SIZES if sum(frequent[:size]) >= SHARE * counts.total())
+    return min(next(enough, SIZES[-1]), vocab_size)
+
+
+def _draft_vocab_size(settings: VocabularySettings, vocab_size: int) -> int | None:
+    """The one that is named, if one is."""
     given = settings.draft_vocab_size
-    if (given is None) == (settings.configpath is None):
+    if settings.configpath is None and given is None:
+        return None
+    if given is not None and settings.configpath is not None:
         raise InputError("command line", "--draft_vocab_size", given, "a number, or a --configpath, one of them")
     source = {"draft_vocab_size": given} if settings.configpath is None else read_config_dict(settings.configpath)
     size = source.get("draft_vocab_size")

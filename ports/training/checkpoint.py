@@ -328,7 +328,7 @@ def _sync(path: Path) -> None:
 
 
 class DirectoryLock:
-    """Holds ``directory`` for this process until :attr:`release` is called, or the process ends, however it ends.
+    """Holds ``directory``, or what ``name`` stands for in it, until :attr:`release` is called or this process ends.
 
     A record lock: a killed holder leaves the file behind but not the lock, and loader processes do not inherit it. The
     file stays: removing it would let two runs hold two files of one name.
@@ -337,10 +337,10 @@ class DirectoryLock:
         InputError: it cannot be made or written to, or another process holds it; names that and its machine.
     """
 
-    def __init__(self, directory: Path, field: str = "cpdir") -> None:
+    def __init__(self, directory: Path, field: str = "cpdir", name: str = LOCK) -> None:
         import fcntl  # not on Windows, where drafts are read too
 
-        self.file = directory / LOCK
+        self.file = directory / name
         check_output(directory, field)
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ports.training.checkpoint import DirectoryLock
+from ports.training.checkpoint import LOCK, DirectoryLock
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # what is forked may have one thread
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
@@ -58,17 +58,17 @@ def _call(file: str, module: str, function: str, words: tuple[object, ...]) -> N
 
 
 @contextmanager
-def hold(directory: Path, folder: Path) -> Iterator[Forked]:
+def hold(directory: Path, folder: Path, name: str = LOCK) -> Iterator[Forked]:
     """A process that holds the lock on ``directory``, and has a child that does not."""
-    holder = Forked(folder, __name__, "_hold", directory)
+    holder = Forked(folder, __name__, "_hold", directory, name)
     while holder.returncode is None and "held" not in holder.said:
         time.sleep(0.01)
     yield holder
     holder.kill()
 
 
-def _hold(directory: Path) -> None:
-    lock = DirectoryLock(directory)
+def _hold(directory: Path, name: str) -> None:
+    lock = DirectoryLock(directory, name=name)
     if os.fork() == 0:
         os.setsid()
     else:

@@ -70,12 +70,17 @@ def spawn(flags, tmp_path):
 
 
 def forking_main(argv: list[str]) -> int:
+    return forking_main_of(main, argv)
+
+
+def forking_main_of(entry, argv: list[str]) -> int:
+    """An entry point whose processes are forked, which spares them the imports."""
     forks = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method: forks
-    return main(argv)
+    return entry(argv)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder``, locks left out."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

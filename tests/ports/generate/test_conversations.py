@@ -73,8 +73,8 @@ def test_a_directory_of_files_is_read(tmp_path) -> None:
 
 TURN = '{"from": "human", "value": "Hi"}'
 FILES = [
-    ("{", "sharegpt", "data_path", "a JSON or parquet file"),
-    ('[{"conversations": [}]', "sharegpt", "data_path", "a JSON or parquet file"),
+    ("{", "sharegpt", "data_path", "a JSON, parquet or text file"),
+    ('[{"conversations": [}]', "sharegpt", "data_path", "a JSON, parquet or text file"),
     (f'[{{"conversations": [null, {TURN}]}}, {{"conversations": [{TURN}]}}]', "sharegpt", "conversations", "no null"),
     ('[{"a": 1}]', "sharegpt", "conversations", "sharegpt rows with conversations"),
     ('[{"a": 1}]', "ultrachat", "messages", "ultrachat rows with messages"),
@@ -90,7 +90,7 @@ def test_a_bad_file_is_refused(tmp_path, refuses, text, kind, field, expected) -
 
 
 def test_an_absent_file_is_refused(refuses) -> None:
-    with refuses("no/such.json", "data_path", "", "a JSON or parquet file, a directory of them, or a hub id"):
+    with refuses("no/such.json", "data_path", "", "a JSON, parquet or text file, a directory of them, or a hub id"):
         load_conversations("sharegpt", "no/such.json", "sft")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from speculators import SpeculatorModel
 from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
-from ports.generate.vocabulary import Counts, build_map, count_tokens
+from ports.generate.vocabulary import Counts, build_map, count_tokens, covering_size
 from ports.training.records import list_records, read_record
 from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
@@ -42,6 +43,15 @@ def test_ties_go_by_id() -> None:
     assert build_map({9: 3}, 3, 10).t2d.nonzero().flatten().tolist() == [0, 1, 9]
 
 
+@pytest.mark.parametrize(("tokens", "size"), [(100, 61), (9000, 8192), (9000, 16384), (40000, 32768)])
+def test_a_size_that_nobody_names_covers_what_is_said(tokens, size) -> None:
+    """Of 9,000 tokens that are equally frequent 8,192 are too small a share; a small vocabulary is whole."""
+    counts = Counter(dict.fromkeys(range(tokens), 1))
+    if size == 8192:
+        counts |= Counter({0: 10**6})
+    assert covering_size(counts, 61 if tokens == 100 else 10**5) == size
+
+
 @pytest.mark.parametrize("counts", list(Counts))
 def test_all_tokens_or_those_in_the_loss_are_counted(fixture, counts) -> None:
     files = list_records(fixture / "data_eagle3")
@@ -66,7 +76,6 @@ def test_the_files_are_what_training_reads(choose, tmp_path, fixture) -> None:
 
 
 BAD = [
-    ((), "--draft_vocab_size: found None"),
     (("--draft_vocab_size", "62"), "draft_vocab_size: found 62, expected 1..61"),
     (("--draft_vocab_size", "5", "--configpath", "x"), "--draft_vocab_size: found 5"),
     (("--configpath", "hass"), "draft_vocab_size: found None"),

@@ -1,0 +1,269 @@
+"""``speculator answers``: the verifier answers prompts itself, so that its draft learns what it will have to foresee.
+
+The result has one line a dialogue, in the order of the prompts: ``{"messages": [...], "finish_reason": "stop"}``, or
+``"length"`` where an answer was cut; ``speculator records`` reads it as it lies. Prompts go to the engine a window at a
+time, and a window's lines are written together: what is left to do after a kill is whole windows, so that the same
+command meets the same neighbours and ends with the same answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from tqdm import tqdm
+
+from ports.commands import exit_code, hush_libraries
+from ports.errors import InputError, reason
+from ports.files import check_output, check_output_file, check_regular, is_text, read_json
+from ports.generate.chat import ChatFamily, load_family
+from ports.generate.conversations import ConversationError, Conversations, Message, load_conversations
+from ports.generate.engines import Engine, Prompt, Sampling, choose_engine, longest_dialogue
+from ports.training.checkpoint import DirectoryLock, write_file
+from ports.training.settings import parse
+from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_fingerprint
+
+WINDOW = 128
+"""Dialogues that an engine gets at a time: more keep it busier, and more of them are answered again after a kill."""
+
+PRIME = 1_000_003
+"""Seeds of neighbouring dialogues are that far apart."""
+
+Dialogue = list[Message]
+
+
+class AnswersSettings(BaseSettings):
+    """The verifier answers the turns of the users; answers that the data hold are left out."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        env_prefix="SPECULATOR_ANSWERS_",
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        protected_namespaces=(),
+    )
+
+    model: str = Field(description="verifier: Hugging Face directory or hub id")
+    data: str = Field(description="prompts: .jsonl, .json, .parquet or .txt file, a directory of them, or a hub id")
+    out: Path = Field(description="the .jsonl file to write, or to go on with")
+    samples: int | None = Field(None, ge=1, description="dialogues to answer, the first ones; default: all")
+    max_new_tokens: int = Field(160, ge=1, description="tokens of an answer at most")
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0: the likeliest token, always")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens of this probability together")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the draws, where temperature is above 0")
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM where it is installed, else transformers"
+    )
+    server: str | None = Field(None, description="ask this OpenAI-compatible server instead, as http://localhost:8000")
+    batch_size: int = Field(32, ge=1, description="prompts at a time, with transformers")
+    chat_template: str = Field("auto", description="as in speculator records")
+    progress: bool = Field(True, description="show a progress bar")
+
+
+def answer(settings: AnswersSettings) -> None:
+    """Answer what is not answered yet.
+
+    Raises:
+        InputError: prompts, verifier or engine that cannot be used; a file that was made in another way, or is in use.
+    """
+    check_output(settings.out.parent, "out")
+    if settings.out.parent.is_dir():
+        check_output_file(settings.out, "out")
+    asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
+    dialogues = read_dialogues(settings.data, settings.samples)
+    asking.ids(0, rounds_of(dialogues[0])[0])  # a tokenizer without a chat template is met before anything is loaded
+    engine = choose_engine(settings.model, asking.tokenizer, settings.engine, settings.server, settings.batch_size)
+    made = _how_made(asking, engine.name, dialogues)
+    lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
+    try:
+        done = go_on(settings.out, made)
+        if done < len(dialogues):
+            _write(asking, engine, dialogues, done)
+    finally:
+        lock.release()
+    print(f"{len(dialogues):,} answered dialogues in {settings.out}", file=sys.stderr)
+
+
+def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
+    """The first ``samples`` dialogues of whatever :func:`ports.generate.conversations.load_conversations` reads.
+
+    Raises:
+        InputError: one that cannot be read, or that no user speaks in.
+    """
+    conversations = load_conversations("any", data)
+    return [_dialogue(conversations, data, row) for row in range(min(len(conversations), samples or sys.maxsize))]
+
+
+def _dialogue(conversations: Conversations, data: str, row: int) -> Dialogue:
+    try:
+        turns = conversations.messages(row)
+    except ConversationError as error:
+        raise InputError(data, f"row {row}", error, "a dialogue or a prompt") from error
+    if not all(is_text(turn["content"]) for turn in turns) or not rounds_of(turns):
+        raise InputError(data, f"row {row}", ascii(turns)[:80], "text, and a turn of a user")
+    return turns
+
+
+def rounds_of(dialogue: Dialogue) -> list[Dialogue]:
+    """What is said before each answer: every turn of a user gets one, and those that are there are left out."""
+    said = [turn for turn in dialogue if turn["role"] != "assistant"]
+    ends = [place for place, turn in enumerate(said, 1) if turn["role"] == "user"]
+    return [said[start:stop] for start, stop in pairwise([0, *ends])]
+
+
+@dataclass
+class Talk:
+    """A dialogue on its way: ``said`` so far, the ``rounds`` to come, and whether any answer was ``cut``."""
+
+    row: int
+    rounds: list[Dialogue]
+    said: Dialogue = field(default_factory=list)
+    cut: bool = False
+
+    def line(self) -> str:
+        """As it is written."""
+        return json.dumps({"messages": self.said, "finish_reason": "length" if self.cut else "stop"}) + "\n"
+
+
+@dataclass
+class Asking:
+    """How dialogues become prompts of at most ``room`` tokens, and answers parts of dialogues.
+
+    Raises:
+        InputError: answers longer than what the verifier was made for.
+    """
+
+    settings: AnswersSettings
+    tokenizer: Any
+    family: ChatFamily
+
+    def __post_init__(self) -> None:
+        longest, length = longest_dialogue(self.settings.model), self.settings.max_new_tokens
+        if longest <= length:
+            raise InputError("command line", "--max_new_tokens", length, f"below {longest}")
+        self.room = longest - length
+
+    def ids(self, row: int, said: Dialogue) -> list[int]:
+        """Up to where the verifier speaks.
+
+        Raises:
+            InputError: no chat template, or one that refuses the dialogue.
+        """
+        self.family.checked_template(self.tokenizer)
+        try:
+            text = self.family.render(self.tokenizer, self.family.opened(said), add_generation_prompt=True)
+        except Exception as error:  # templates raise errors of their own
+            expected = "a dialogue that the chat template takes"
+            raise InputError(self.settings.data, f"row {row}", reason(error), expected) from error
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def finish(self, engine: Engine, talks: Sequence[Talk], bar: tqdm[Any]) -> int:
+        """Answer every round of ``talks``, side by side; returns the number of tokens.
+
+        A dialogue without room for its next answer ends there, as one that was cut.
+        """
+        chosen, tokens = self.settings, 0
+        sampling = Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_p)
+        while asked := [talk for talk in talks if talk.rounds]:
+            prompts = {}
+            for talk in asked:
+                talk.said += talk.rounds.pop(0)
+                ids = self.ids(talk.row, talk.said)
+                if len(ids) > self.room:
+                    talk.cut, talk.rounds = True, []
+                else:
+                    prompts[talk.row] = Prompt(ids, (chosen.seed + PRIME * talk.row + len(talk.said)) % 2**31)
+            asked = [talk for talk in asked if talk.row in prompts]
+            for number, reply in engine.answer(list(prompts.values()), sampling) if asked else ():
+                asked[number].said.append({"role": "assistant", "content": reply.text})
+                asked[number].cut |= reply.cut
+                tokens += reply.tokens
+                bar.update(not asked[number].rounds)
+        return tokens
+
+
+def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: int) -> None:
+    """Everything from dialogue ``done`` on."""
+    settings, started, tokens = asking.settings, time.monotonic(), 0
+    bar = tqdm(total=len(dialogues), initial=done, desc="answering", unit="dialogue", disable=not settings.progress)
+    with bar, settings.out.open("a", encoding="utf-8") as stream:
+        for first in range(done, len(dialogues), WINDOW):
+            window = range(first, min(first + WINDOW, len(dialogues)))
+            talks = [Talk(row, rounds_of(dialogues[row])) for row in window]
+            tokens += asking.finish(engine, talks, bar)
+            stream.write("".join(talk.line() for talk in talks))
+            stream.flush()
+            os.fsync(stream.fileno())
+    seconds = time.monotonic() - started
+    print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tok/s by {engine.name}", file=sys.stderr)
+
+
+def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+    """What the manifest beside the answers says; ``prompts`` digests the dialogues."""
+    settings = asking.settings
+    return {
+        "verifier": verifier_fingerprint(settings.model),
+        "tokenizer": tokenizer_fingerprint(asking.tokenizer),
+        "chat": asking.family.model_dump(mode="json", exclude_defaults=True),
+        "engine": engine,
+        "prompts": digest([rounds_of(each) for each in dialogues]),
+        "dialogues": len(dialogues),
+        **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
+    }
+
+
+def digest(content: Any) -> str:
+    """16 hex digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def go_on(file: Path, made: Mapping[str, Any]) -> int:
+    """How many dialogues are answered in ``file``: whole windows of them, or all; what is beyond is cut off.
+
+    Raises:
+        InputError: it was made in another way, or is no file of answers.
+    """
+    told = file.with_name(f"{file.name}.manifest")
+    if not told.exists():
+        if file.exists():
+            raise InputError(file, "out", f"no {told.name} beside it", "a file of answers, or none yet")
+        write_file(told, (json.dumps(made, indent=1) + "\n").encode())
+    check_same(told, made)
+    if not file.exists():
+        return 0
+    check_regular(file, "out")
+    lines = file.read_bytes().splitlines(keepends=True)
+    whole = len(lines) - (bool(lines) and not lines[-1].endswith(b"\n"))
+    done = whole if whole >= made["dialogues"] else whole - whole % WINDOW
+    os.truncate(file, sum(map(len, lines[:done])))
+    return done
+
+
+def check_same(file: Path, made: Mapping[str, Any]) -> None:
+    """Refuse (InputError) a file that says it was not ``made`` like this."""
+    content = read_json(file, "manifest", "what this command wrote")
+    for name, value in made.items():
+        found = content.get(name, "nothing") if isinstance(content, dict) else type(content).__name__
+        if found != value:
+            raise InputError(file, name, found, f"{value}, as this command says; another one takes another --out")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    words = sys.argv[1:] if argv is None else argv
+    hush_libraries()
+    return exit_code(lambda: answer(parse(AnswersSettings, words)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,446 @@
+"""``speculator draft``: from a chat model and prompts to a draft that can be served, phase by phase.
+
+``OUT/`` holds ``data/`` (what is trained on, and what is held out), ``answers/``, ``records/`` with the vocabulary,
+``draft.json``, ``checkpoints/``, ``draft/``, which is what a server opens, and ``evaluation.json``. ``run.json`` says
+what all of it is made from, and which phases are done: the same command goes on with the first that is not. Phases that
+compute are commands of their own, each in a process that gives its memory back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from ports import cli
+from ports.commands import exit_code, hush_libraries
+from ports.eagle3.config import load_draft_config as load_eagle3
+from ports.errors import InputError
+from ports.estimate import verifier_parameters
+from ports.files import check_output, gigabytes, read_json
+from ports.generate.answers import AnswersSettings, Asking, check_same, digest, read_dialogues, rounds_of
+from ports.generate.chat import load_family
+from ports.generate.records import geometry_of
+from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabulary
+from ports.hass.config import load_draft_config as load_hass
+from ports.training.alignment import Alignment
+from ports.training.checkpoint import FOLDER, DirectoryLock, sweep, write_directory, write_file
+from ports.training.draft_config import read_config_dict
+from ports.training.settings import Eagle3Settings, parse
+from ports.training.verifier import open_tokenizer, verifier_config, verifier_fingerprint
+from ports.training.workers import end_with_parent
+
+STEPS = 2000
+"""Optimizer steps that a small data set is trained for, as far as :data:`PASSES` lets it."""
+
+PASSES = (2, 8)
+"""At least and at most."""
+
+RUN = "run.json"
+EVALUATED = 128
+"""Tokens of an answer to a held-out prompt at most."""
+
+VALIDATED = 0.05
+"""Share of the records that the best checkpoint is chosen by, where there are enough of them."""
+
+EFFICIENCY = {"answers": 0.4, "records": 1.0, "training": 1.0}
+"""Operations in a second, as a share of those in a large matrix product, about: answers wait for memory."""
+
+TURN = 8
+"""Tokens that a chat template puts around a turn, about."""
+
+BATCH_TOKENS = 4096
+"""Tokens of a forward of the verifier, whose hidden states are all held."""
+
+SHARED = ("model", "max_new_tokens", "temperature", "top_p", "seed", "engine", "server", "batch_size", "chat_template")
+"""Settings that ``speculator answers`` is given."""
+
+
+class DraftSettings(AnswersSettings):
+    """Train a draft for a chat model on its own answers, measure it, and leave a directory to serve."""
+
+    model_config = SettingsConfigDict(env_prefix="SPECULATOR_DRAFT_")
+
+    out: Path = Field(description="directory of the run: records, checkpoints, draft/, evaluation.json")
+    algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
+    answers: Literal["own", "given"] = Field("own", description="own: the verifier answers; given: those in the data")
+    held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")
+    configpath: str | None = Field(None, description="draft config; default: one layer in the verifier's sizes")
+    draft_vocab_size: int | None = Field(
+        None, ge=1, description="tokens that an Eagle3 draft can say; default: as speculator vocabulary chooses"
+    )
+    passes: int | None = Field(None, ge=1, description="over the records; default: 2 to 8, about 2,000 steps")
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
+    bs: int = Field(1, ge=1, description="samples of an optimizer step")
+    forward_num_total: int = Field(3, ge=1, description="TTT steps, and tokens that a server proposes")
+
+
+class Run:
+    """What a command makes in its ``out``."""
+
+    def __init__(self, settings: DraftSettings) -> None:
+        self.settings, self.out = settings, settings.out
+        self.dialogues = read_dialogues(settings.data, settings.samples)
+        self.held_out = min(settings.held_out, len(self.dialogues) // 5)
+        if self.held_out == 0:
+            raise InputError(settings.data, "rows", len(self.dialogues), "at least 5: some of them are held out")
+        self.verifier = verifier_config(settings.model)
+
+    @property
+    def seen(self) -> int:
+        """Dialogues that the draft is trained on."""
+        return len(self.dialogues) - self.held_out
+
+    @property
+    def passes(self) -> int:
+        """Over the records."""
+        least, most = PASSES
+        return self.settings.passes or max(least, min(most, math.ceil(STEPS * self.settings.bs / self.seen)))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The draft's config; without ``draft_vocab_size`` where the records will tell it.
+
+        Raises:
+            InputError: unreadable, a size that is said twice, or no draft of this verifier.
+        """
+        named, given = self.settings.configpath, self.settings.draft_vocab_size
+        config = derived_config(self.verifier) if named is None else read_config_dict(named)
+        if given is not None and (self.settings.algorithm == "hass" or "draft_vocab_size" in config):
+            raise InputError("command line", "--draft_vocab_size", given, "Eagle3, and a config that does not say it")
+        return config if given is None else {**config, "draft_vocab_size": given}
+
+    def check_config(self) -> None:
+        """Refuse (InputError) a config that no draft of this verifier can have, before anything is computed."""
+        eagle3 = self.settings.algorithm == "eagle3"
+        guessed = {"draft_vocab_size": min(SIZES[0], self.verifier.vocab_size)} if eagle3 else {}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "draft.json"
+            file.write_text(json.dumps({**guessed, **self.config}))
+            load = load_eagle3 if eagle3 else load_hass
+            load(str(file), self.settings.model, self.settings.forward_num_total, Alignment.CHAIN)
+
+    def inputs(self) -> dict[str, Any]:
+        """What everything depends on, by name."""
+        elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress", "passes"}
+        return {
+            "verifier": verifier_fingerprint(self.settings.model),
+            "data": digest(self.dialogues),
+            "draft": self.config,
+            "passes": self.passes,
+            **self.settings.model_dump(mode="json", exclude=elsewhere),
+        }
+
+    def forecast(self) -> list[str]:
+        """Time and disk that the phases take, about: from counts, and the speed of a matrix product here.
+
+        Raises:
+            InputError: no chat template, or too little room on the disk.
+        """
+        settings, own = self.settings, self.settings.answers == "own"
+        asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
+        asking.ids(0, rounds_of(self.dialogues[0])[0])
+        talks = [[turn for said in rounds_of(row) for turn in said] if own else row for row in self.dialogues]
+        said = [turn["content"] for talk in talks for turn in talk]
+        rounds = sum(len(rounds_of(row)) for row in self.dialogues) if own else 0
+        prompts = sum(min(len(asking.tokenizer(text)["input_ids"]) + TURN, asking.room) for text in said)
+        tokens = prompts + rounds * settings.max_new_tokens
+        shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
+        body, draft = verifier_parameters(settings.model), self._draft_parameters()
+        head = self.verifier.hidden_size * self.verifier.vocab_size
+        operations = {
+            "answers": 2 * (body + head) * rounds * settings.max_new_tokens,
+            "records": 2 * body * tokens,
+            "training": 6 * draft * tokens * settings.forward_num_total * self.passes,
+        }
+        kept = 4 * head + 12 * draft  # a checkpoint: the verifier's embedding, the draft, and two moments of it
+        disk = shape.bytes_of(tokens) + kept * (self.passes + 1)
+        check_output(self.out, "out", disk)
+        speed = product_speed()
+        minutes = {name: count / speed / EFFICIENCY[name] / 60 for name, count in operations.items() if count}
+        listed = ", ".join(f"{name} {math.ceil(each):,}" for name, each in minutes.items())
+        return [
+            f"{self.seen:,} dialogues to train on in {self.passes} passes, {self.held_out} held out; "
+            f"{'at most' if own else 'about'} {tokens:,} tokens",
+            f"about {math.ceil(sum(minutes.values())):,} minutes ({listed}) and {gigabytes(disk)} of disk",
+        ]
+
+    def _draft_parameters(self) -> int:
+        """Of one layer with what projects into it and out of it, about."""
+        size, config = self.verifier.hidden_size, self.config
+        words = config.get("draft_vocab_size", min(SIZES[0], self.verifier.vocab_size))
+        wide = config.get("intermediate_size") or self.verifier.intermediate_size
+        return int(size * (3 * size + 6 * size + 3 * wide + (words if self.settings.algorithm == "eagle3" else 0)))
+
+    def phases(self) -> dict[str, tuple[Path, Callable[[], None]]]:
+        """By name: what is there when it is done, and how it is done."""
+        settings, out = self.settings, self.out
+        own = {"answers": (out / "answers", self._answer)} if settings.answers == "own" else {}
+        return {
+            "data": (out / "data", self._divide),
+            **own,
+            "records": (out / "records", self._record),
+            "config": (out / "draft.json", self._configure),
+            "training": (out / "checkpoints", self._train),
+            "draft": (out / "draft", self._publish),
+            "evaluation": (out / "evaluation.json", self._evaluate),
+        }
+
+    def _divide(self) -> None:
+        first_round = [rounds_of(dialogue)[0] for dialogue in self.dialogues[self.seen :]]
+        parts = {"train": self.dialogues[: self.seen], "held_out": first_round}
+
+        def fill(folder: Path) -> None:
+            folder.mkdir()
+            for name, rows in parts.items():
+                lines = [json.dumps({"messages": turns}) + "\n" for turns in rows]
+                (folder / f"{name}.jsonl").write_text("".join(lines))
+
+        write_directory(self.out / "data", fill)
+
+    def _answer(self) -> None:
+        values = {name: getattr(self.settings, name) for name in SHARED}
+        files = {"data": self.out / "data/train.jsonl", "out": self.out / "answers/answers.jsonl"}
+        self._command("answers", **values, **files)
+
+    def _record(self) -> None:
+        settings = self.settings
+        texts = "answers/answers.jsonl" if settings.answers == "own" else "data/train.jsonl"
+        self._command(
+            "records",
+            model_path=settings.model,
+            data_path=self.out / texts,
+            dataset="any",
+            outdir=self.out / "records",
+            algorithm=settings.algorithm,
+            chat_template=settings.chat_template,
+            dtype="auto",
+            batch_tokens=BATCH_TOKENS,
+            on_bad_conversation="skip",
+        )
+
+    def _configure(self) -> None:
+        """The vocabulary is written before the config, which names its size."""
+        config, records = self.config, self.out / "records"
+        if self.settings.algorithm == "eagle3":
+            named = config.get("draft_vocab_size")
+            chosen = write_vocabulary(
+                VocabularySettings(tmpdir=records, basepath=self.settings.model, draft_vocab_size=named)
+            )
+            say(f"{chosen.draft_vocab_size:,} tokens cover {chosen.covered / max(chosen.tokens, 1):.2%} of the records")
+            config = {**config, "draft_vocab_size": chosen.draft_vocab_size}
+        write_file(self.out / "draft.json", (json.dumps(config, indent=1) + "\n").encode())
+
+    def _train(self) -> None:
+        settings, records = self.settings, self.out / "records"
+        maps = {name: records / f"{name}.npy" for name in ("t2d", "d2t")} if settings.algorithm == "eagle3" else {}
+        validated = "val_fraction" in Eagle3Settings.model_fields and self.seen * VALIDATED >= 2
+        self._command(
+            f"train {settings.algorithm}",
+            basepath=settings.model,
+            configpath=self.out / "draft.json",
+            tmpdir=records,
+            cpdir=self.out / "checkpoints",
+            ckpt_path="auto",
+            epoch=self.passes - 1,
+            ttt_alignment=Alignment.CHAIN.value,
+            num_workers=0,
+            **{name: getattr(settings, name) for name in ("lr", "bs", "forward_num_total", "seed")},
+            **maps,
+            **({"val_fraction": VALIDATED} if validated else {}),
+        )
+
+    def _publish(self) -> None:
+        """The best checkpoint without the state of its training."""
+        chosen = best_checkpoint(self.out / "checkpoints", self.passes)
+
+        def fill(folder: Path) -> None:
+            shutil.copytree(chosen, folder, ignore=shutil.ignore_patterns(FOLDER))
+
+        write_directory(self.out / "draft", fill)
+
+    def _evaluate(self) -> None:
+        words = [str(self.out / "draft"), "--prompts", str(self.out / "data/held_out.jsonl")]
+        words += ["--tokens", str(min(EVALUATED, self.settings.max_new_tokens))]
+        in_process("evaluate", [*words, "--json", str(self.out / "evaluation.json")], (0, 1))
+
+    def _command(self, name: str, **flags: object) -> None:
+        """Run one; a flag whose value is None is left out."""
+        words = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
+        in_process(name, [*words, "--progress" if self.settings.progress else "--no-progress"])
+
+
+class PhaseError(Exception):
+    """A phase ended with ``code``, and has said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def derived_config(verifier: Any) -> dict[str, Any]:
+    """One Llama layer in the verifier's sizes and rotary embedding, as the prototypes' draft JSON has it."""
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    names = (*sizes, "max_position_embeddings", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling")
+    found = {name: getattr(verifier, name, None) for name in names}
+    if found["rope_parameters"]:  # by kind of layer, where a verifier has several
+        found["rope_parameters"] = found["rope_parameters"].get("full_attention", found["rope_parameters"])
+        found["rope_theta"] = found["rope_scaling"] = None
+    said = {name: value for name, value in found.items() if value is not None}
+    return {"model_type": "llama", **said, "num_hidden_layers": 1, "hidden_act": "silu", "tie_word_embeddings": False}
+
+
+def product_speed(size: int = 768) -> float:
+    """Floating point operations a second in a float32 matrix product here; the best of a few."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    matrix, seconds = torch.ones(size, size, device=device), []
+    for _ in range(5):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def best_checkpoint(cpdir: Path, passes: int) -> Path:
+    """The one that ``best.json`` names, else that of the last pass.
+
+    Raises:
+        InputError: there is none.
+    """
+    told, numbered = cpdir / "best.json", sorted(cpdir.glob(f"*[a-z_]{passes - 1}"))
+    name = read_json(told, "best", "what training wrote")["checkpoint"] if told.is_file() else None
+    found = [cpdir / name] if name else [each for each in numbered if not each.name.startswith("step_")]
+    if not found or not (found[0] / "config.json").is_file():
+        raise InputError(cpdir, "checkpoint", name or "none of the last pass", "what training saved")
+    return found[0]
+
+
+def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> None:
+    """A command in a process of its own, which gets the signals that ask this one to stop.
+
+    Raises:
+        PhaseError: it ended with another exit code than those that are ``good``.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_phase, args=(name, list(words)))
+    process.start()
+    with _forwarding(process.pid):
+        process.join()
+    code = process.exitcode or 0
+    if code < 0:
+        say(f"speculator {name}: ended by signal {-code}; the same command goes on")
+    if code not in good:
+        raise PhaseError(code if code > 0 else 128 - code)
+
+
+def _phase(name: str, words: list[str]) -> None:
+    """In its own session: a terminal's Ctrl-C reaches it once, through the process that waits for it."""
+    os.setsid()
+    end_with_parent()
+    hush_libraries()
+    sys.exit(cli.dispatch(name, words))
+
+
+@contextmanager
+def _forwarding(pid: int | None) -> Iterator[None]:
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    for name in before:
+        signal.signal(name, lambda number, frame: os.kill(pid or 0, number))
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def say(line: str) -> None:
+    """To stderr, where the progress bars are."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def make(settings: DraftSettings) -> int:
+    """Everything that is not done yet; 1 if drafting changed a token, else 0, or what a phase ended with.
+
+    Raises:
+        InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
+    """
+    check_output(settings.out, "out")
+    run = Run(settings)
+    run.check_config()
+    lines = run.forecast()
+    inputs, phases = run.inputs(), run.phases()
+    lock = DirectoryLock(settings.out, "out")
+    try:
+        sweep(settings.out)
+        done = _done(settings.out, inputs, phases)
+        for line in [] if len(done) == len(phases) else lines:
+            say(line)
+        for number, (name, (result, act)) in enumerate(phases.items(), 1):
+            if name not in done:
+                say(f"{number} of {len(phases)}, {name}: {result}")
+                act()
+                done = [*done, name]
+                _write(settings.out, inputs, done)
+    except PhaseError as error:
+        return error.code
+    finally:
+        lock.release()
+    return report(settings.out)
+
+
+def _done(out: Path, inputs: dict[str, Any], phases: dict[str, tuple[Path, Callable[[], None]]]) -> list[str]:
+    """The phases up to the first that is not done, or whose result is gone.
+
+    Raises:
+        InputError: another run in ``out``.
+    """
+    file = out / RUN
+    if not file.exists():
+        found = [str(result.name) for result, _ in phases.values() if result.exists()]
+        if found:
+            raise InputError(
+                out, "out", f"{', '.join(found)} without {RUN}", "a directory of this command, or a new one"
+            )
+        _write(out, inputs, [])
+    check_same(file, inputs)
+    marked = read_json(file, "done", "what this command wrote").get("done", [])
+    there = [name in marked and result.exists() for name, (result, _) in phases.items()]
+    return list(phases)[: [*there, False].index(False)]
+
+
+def _write(out: Path, inputs: dict[str, Any], done: Sequence[str]) -> None:
+    write_file(out / RUN, (json.dumps({**inputs, "done": list(done)}, indent=1) + "\n").encode())
+
+
+def report(out: Path) -> int:
+    """Say what came of it."""
+    file = out / "evaluation.json"
+    found = read_json(file, "evaluation", "what speculator evaluate wrote")
+    counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
+    say(f"{counted}; serve {out / 'draft'}")
+    return 0 if found["lossless"] else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    words = sys.argv[1:] if argv is None else argv
+    hush_libraries()
+    return exit_code(lambda: make(parse(DraftSettings, words)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""What makes a verifier speak: vLLM in this process, a server, or transformers. All of them read ids and give texts.
+
+An engine's models are loaded at its first prompt: a run that has nothing left to do loads none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from urllib.request import Request, urlopen
+
+import torch
+import transformers
+from transformers import GenerationConfig
+
+from ports.errors import InputError, reason
+from ports.evaluate.verifier import end_tokens, open_verifier
+from ports.training.verifier import verifier_config
+
+TOGETHER = 64
+"""Requests that a server or vLLM holds at a time."""
+
+LONGEST = 8192
+"""Tokens of a dialogue at most, as in records."""
+
+VLLM_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # ends with this process, and draws by its seeds
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Where the user has set nothing else."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; greedily at ``temperature`` 0. An answer has at most ``max_new_tokens``."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids up to where the verifier speaks, and the seed of its answer's draws."""
+
+    ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer without what ends it; ``cut``: nothing ended it but its length. ``tokens`` counts both."""
+
+    text: str
+    cut: bool
+    tokens: int
+
+
+class Engine(Protocol):
+    """``name`` says what answers: another one's answers are others."""
+
+    @property
+    def name(self) -> str:
+        """With its version."""
+        ...
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        """The number of a prompt and its answer, as they come.
+
+        Raises:
+            InputError: the verifier cannot be loaded or asked.
+        """
+        ...
+
+
+def longest_dialogue(model: str) -> int:
+    """Tokens that fit the verifier, of which a prompt and its answer are."""
+    return min(getattr(verifier_config(model), "max_position_embeddings", None) or LONGEST, LONGEST)
+
+
+def choose_engine(model: str, tokenizer: Any, named: str, server: str | None, batch_size: int) -> Engine:
+    """The engine ``named`` vllm, transformers or auto, or the server.
+
+    Raises:
+        InputError: vLLM is asked for and not installed, or no server answers.
+    """
+    if server is not None:
+        return ServerEngine(model, server)
+    if named == "transformers" or (named == "auto" and find_spec("vllm") is None):
+        return TransformersEngine(model, tokenizer, batch_size)
+    if find_spec("vllm") is None:
+        raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
+    return VllmEngine(model, tokenizer)
+
+
+class TransformersEngine:
+    """Batches of prompts of about equal length, padded on the left."""
+
+    def __init__(self, model: str, tokenizer: Any, batch_size: int) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+
+    @property
+    def name(self) -> str:
+        """Another size of the batches gives other sums, and in the end other answers."""
+        return f"transformers {transformers.__version__}, {self.batch_size} at a time"
+
+    @cached_property
+    def _verifier(self) -> Any:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return open_verifier(self.model, "auto", accelerator or torch.device("cpu"))
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        """See :class:`Engine`."""
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            yield from zip(chosen, self._batch([prompts[number] for number in chosen], sampling))
+
+    def _batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
+        width, stop = max(len(prompt.ids) for prompt in prompts), end_tokens(self._verifier)
+        padding = min(stop, default=0)
+        rows = [[padding] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
+        real = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
+        sampled = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(stop) or None,
+            pad_token_id=padding,
+            **(sampled if sampling.temperature else {}),
+        )
+        place = self._verifier.device
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(prompts[0].seed)
+            given = self._verifier.generate(
+                torch.tensor(rows, device=place),
+                attention_mask=torch.tensor(real, device=place),
+                generation_config=config,
+            )
+        return [reply_of(ids, stop, self.tokenizer) for ids in given[:, width:].tolist()]
+
+
+def reply_of(ids: Sequence[int], stop: frozenset[int], tokenizer: Any) -> Reply:
+    """The answer up to the first of ``stop``, which ends it."""
+    end = next((place for place, token in enumerate(ids) if token in stop), None)
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+    return Reply(text, end is None, len(ids) if end is None else end + 1)
+
+
+class VllmEngine:
+    """vLLM in this process."""
+
+    def __init__(self, model: str, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        for name, value in VLLM_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if Path(model).is_dir():
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    @cached_property
+    def name(self) -> str:
+        """vLLM's version."""
+        try:
+            import vllm
+        except Exception as error:  # an installation that does not fit this machine
+            self._refuse(error)
+        return f"vllm {vllm.__version__}"
+
+    @cached_property
+    def _engine(self) -> Any:
+        from vllm import LLM
+
+        own = str(getattr(verifier_config(self.model), "dtype", None) or "auto").removeprefix("torch.")
+        try:
+            return LLM(
+                model=self.model,
+                dtype=own,
+                max_num_seqs=TOGETHER,
+                max_model_len=longest_dialogue(self.model),
+                enable_prefix_caching=False,  # what was asked before must not matter
+                enforce_eager=not torch.cuda.is_available(),
+                disable_log_stats=True,
+            )
+        except Exception as error:  # vLLM's own
+            self._refuse(error)
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        """See :class:`Engine`."""
+        engine = self._engine
+        from vllm import SamplingParams
+
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
+        params = [SamplingParams(seed=prompt.seed, detokenize=False, **drawn) for prompt in prompts]
+        given = engine.generate([{"prompt_token_ids": prompt.ids} for prompt in prompts], params, use_tqdm=False)
+        for number, output in enumerate(given):
+            first = output.outputs[0]
+            ids = list(first.token_ids)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            yield number, Reply(text, first.finish_reason == "length", len(ids))
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        expected = "a verifier and a machine for vLLM, or --engine transformers"
+        raise InputError(self.model, "vllm", reason(error), expected) from error
+
+
+class ServerEngine:
+    """An OpenAI-compatible server that serves the verifier, by its ``/v1/completions``."""
+
+    def __init__(self, model: str, server: str) -> None:
+        self.server = server.rstrip("/").removesuffix("/v1")
+        listed = self._ask("models", None)
+        served = [entry["id"] for entry in listed.get("data", [])]
+        if not served:
+            raise InputError(server, "--server", listed, "a server with a model")
+        self.served = model if model in served else served[0]
+
+    @property
+    def name(self) -> str:
+        """The model as the server calls it."""
+        return f"server of {self.served}"
+
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        """See :class:`Engine`."""
+        with ThreadPoolExecutor(TOGETHER) as threads:
+            yield from enumerate(threads.map(lambda prompt: self._complete(prompt, sampling), prompts))
+
+    def _complete(self, prompt: Prompt, sampling: Sampling) -> Reply:
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
+        given = self._ask("completions", {"model": self.served, "prompt": prompt.ids, "seed": prompt.seed, **drawn})
+        try:
+            first, used = given["choices"][0], given["usage"]["completion_tokens"]
+            return Reply(str(first["text"]), first["finish_reason"] == "length", int(used))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(self.server, "--server", str(given)[:80], "choices with text, and usage") from error
+
+    def _ask(self, what: str, content: dict[str, Any] | None) -> dict[str, Any]:
+        data = None if content is None else json.dumps(content).encode()
+        try:
+            request = Request(f"{self.server}/v1/{what}", data, {"Content-Type": "application/json"})
+            with urlopen(request, timeout=600) as stream:
+                return dict(json.load(stream))
+        except (OSError, ValueError, TypeError) as error:
+            expected = "an OpenAI-compatible server that serves the verifier"
+            raise InputError(self.server, f"--server /v1/{what}", reason(error), expected) from error

@@ -1,0 +1,296 @@
+"""The verifier's own answers: what they are, that a kill leaves no trace in them, and which engine gave them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from ports.evaluate.decode import Limits, decode
+from ports.evaluate.verifier import end_tokens
+from ports.generate import answers as module
+from ports.generate import engines
+from ports.generate.__main__ import main as records
+from ports.generate.answers import main, rounds_of
+from ports.training.records import list_records
+from ports.training.verifier import open_tokenizer
+from tests.ports.forked import hold
+
+ROWS = [
+    {"question": "What is one and one?", "answer": "Two."},
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}]},
+    {"turns": ["Name a river.", "Another one, in the north."]},
+    {
+        "conversations": [
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Yes"},
+            {"from": "human", "value": "So"},
+        ]
+    },
+    {"prompt": "Bye"},
+]
+LENGTH = 9
+
+
+@pytest.fixture
+def ask(verifier, tmp_path):
+    """Runs the command on ``rows``; gives its exit code."""
+
+    def go(rows=ROWS, form="jsonl", **changes) -> int:
+        data = tmp_path / f"data.{form}"
+        if rows is not None:
+            data.write_text("".join(f"{row if form == 'txt' else json.dumps(row)}\n" for row in rows))
+        values = {"model": verifier, "data": data, "out": tmp_path / "answers" / "a.jsonl", "max_new_tokens": LENGTH}
+        values |= {"engine": "transformers", "no-progress": None, **changes}
+        return main([f"--{name}" if value is None else f"--{name}={value}" for name, value in values.items()])
+
+    return go
+
+
+@pytest.fixture
+def answered(tmp_path):
+    return lambda: [json.loads(line) for line in (tmp_path / "answers" / "a.jsonl").read_text().splitlines()]
+
+
+def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answered, verifier) -> None:
+    assert ask() == 0
+    tokenizer, model = open_tokenizer(str(verifier)), AutoModelForCausalLM.from_pretrained(verifier)
+    limits, found = Limits(LENGTH, end_tokens(model)), answered()
+    assert [sum(turn["role"] == "assistant" for turn in line["messages"]) for line in found] == [1, 1, 2, 2, 1]
+    assert [line["messages"][0]["content"] for line in found] == [
+        "What is one and one?", "Be brief.", "Name a river.", "Hi", "Bye"
+    ]  # fmt: skip
+    for line in found:
+        cut = False
+        for place, turn in enumerate(line["messages"]):
+            if turn["role"] == "assistant":
+                said = line["messages"][:place]
+                text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+                tokens = decode(model, [tokenizer(text, add_special_tokens=False)["input_ids"]], limits)[0].tokens
+                ended = tokens[-1] in limits.stop
+                assert turn["content"] == tokenizer.decode(tokens[: len(tokens) - ended], skip_special_tokens=True)
+                cut |= not ended
+        assert line["finish_reason"] == ("length" if cut else "stop")
+
+
+def test_an_end_token_ends_an_answer(ask, answered, verifier) -> None:
+    """Every token that the verifier says first is made one that ends it."""
+    assert ask(max_new_tokens=1) == 0
+    assert {line["finish_reason"] for line in answered()} == {"length"}
+    ids = torch.arange(512).tolist()
+    (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    (answered_file := verifier.parent / "answers" / "a.jsonl").unlink()
+    answered_file.with_name("a.jsonl.manifest").unlink()
+    assert ask() == 0
+    assert {line["finish_reason"] for line in answered()} == {"stop"}
+    assert {turn["content"] for line in answered() for turn in line["messages"] if turn["role"] == "assistant"} == {""}
+
+
+def test_a_text_file_has_a_prompt_a_line_and_samples_are_the_first_ones(ask, answered) -> None:
+    assert ask(["one", "", "two", "three"], form="txt", samples=2) == 0
+    assert [line["messages"][0]["content"] for line in answered()] == ["one", "two"]
+
+
+def test_a_dialogue_without_room_ends_as_one_that_was_cut(ask, answered, verifier) -> None:
+    config = verifier / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 60'))
+    assert ask([{"turns": ["Hi", "so " * 40, "never asked"]}]) == 0
+    assert [turn["role"] for turn in answered()[0]["messages"]] == ["user", "assistant", "user"]
+    assert answered()[0]["finish_reason"] == "length"
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.floats(0, 1), temperature=st.sampled_from([0.0, 1.5]))
+def test_after_a_kill_at_any_byte_the_same_command_gives_the_same(ask, tmp_path, monkeypatch, cut, temperature) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    file = tmp_path / "answers" / "a.jsonl"
+    for left in (file, file.with_name("a.jsonl.manifest")):
+        left.unlink(missing_ok=True)
+    assert ask(temperature=temperature, batch_size=2) == 0
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(cut * len(whole))])
+    assert ask(temperature=temperature, batch_size=2) == 0
+    assert file.read_bytes() == whole
+
+
+def test_what_is_whole_is_left_alone_and_no_verifier_is_loaded(ask, monkeypatch) -> None:
+    assert ask() == 0
+    monkeypatch.setattr(engines, "open_verifier", None)
+    assert ask() == 0
+
+
+def test_records_are_made_of_answers_as_they_lie(ask, verifier, tmp_path) -> None:
+    assert ask() == 0
+    file, folder = tmp_path / "answers" / "a.jsonl", tmp_path / "records"
+    assert records(["--model_path", str(verifier), "--data_path", str(file), "--outdir", str(folder)]) == 0
+    assert len(list_records(folder)) == len(ROWS)
+
+
+CHANGED = [
+    ({"temperature": 0.5}, "temperature: found 0.0, expected 0.5"),
+    ({"seed": 1}, "seed: found 0, expected 1"),
+    ({"max_new_tokens": 3}, "max_new_tokens: found 9"),
+    ({"batch_size": 7}, "engine: found transformers"),
+    ({"samples": 2}, "prompts: found "),
+    ({"chat_template": "llama"}, "chat: found "),
+]
+
+
+def test_answers_made_in_another_way_are_not_gone_on_with(ask, tmp_path, capsys) -> None:
+    assert ask() == 0
+    before = (tmp_path / "answers" / "a.jsonl").read_bytes()
+    for change, said in CHANGED:
+        assert ask(**change) == 2
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "answers" / "a.jsonl").read_bytes() == before
+
+
+def without_template(verifier):
+    (verifier / "chat_template.jinja").unlink(missing_ok=True)
+    file = verifier / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": None}))
+
+
+REFUSED = [
+    ({"data": "/nowhere.jsonl", "rows": None}, None, "data_path: found "),
+    ({"rows": []}, None, "data_path: found "),
+    ({"rows": [""], "form": "txt"}, None, "messages: found no rows"),
+    ({"rows": [{"a": 1}]}, None, "expected any rows with messages or conversations or turns or question"),
+    ({"rows": [{"turns": []}]}, None, "row 0: found turns: found [], expected a list of turns"),
+    ({"rows": [{"messages": [{"role": "assistant", "content": "Yes"}]}]}, None, "expected text, and a turn of a user"),
+    ({"model": "/nowhere"}, None, "/nowhere: tokenizer: found "),
+    ({"max_new_tokens": 512}, None, "--max_new_tokens: found 512, expected below 512"),
+    ({"max_new_tokens": 0}, None, "max_new_tokens: found '0'"),
+    ({"top_p": 0}, None, "top_p: found '0'"),
+    ({"chat_template": "alpaca"}, None, "chat_template: found alpaca"),
+    ({}, without_template, "expected a tokenizer with a chat template"),
+    ({}, lambda verifier: (verifier / "config.json").write_text("{,"), "tokenizer: found "),
+    ({"out": "/proc/nowhere/a.jsonl"}, None, ": out: found "),
+    ({"out": "{root}"}, None, ": out: found a directory"),
+    ({"server": "http://127.0.0.1:9"}, None, "--server /v1/models: found "),
+    ({"engine": "vllm"}, None, "--engine: found vllm, which is not installed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "spoil", "said"), REFUSED)
+def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeypatch, changes, spoil, said) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    if spoil:
+        spoil(verifier)
+    changes = {name: str(tmp_path) if value == "{root}" else value for name, value in changes.items()}
+    assert ask(**changes) == 2
+    line = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "answers").exists()
+
+
+def test_two_commands_do_not_write_one_file(ask, tmp_path, capsys) -> None:
+    with hold(tmp_path / "answers", tmp_path / "holder", ".a.jsonl.lock"):
+        assert ask() == 2
+        assert "out: found in use by process" in capsys.readouterr().err
+        assert ask(out=tmp_path / "answers" / "b.jsonl") == 0
+
+
+def test_a_file_that_nobody_tells_about_is_left_alone(ask, tmp_path, capsys) -> None:
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "a.jsonl").write_text("mine\n")
+    assert ask() == 2
+    assert "found no a.jsonl.manifest beside it" in capsys.readouterr().err
+    assert (tmp_path / "answers" / "a.jsonl").read_text() == "mine\n"
+
+
+ROLES = st.lists(st.sampled_from(["system", "user", "assistant"]))
+
+
+@given(ROLES)
+def test_rounds_hold_what_is_said_before_each_answer(roles) -> None:
+    dialogue = [{"role": role, "content": str(place)} for place, role in enumerate(roles)]
+    rounds = rounds_of(dialogue)
+    assert all([turn["role"] for turn in each].count("user") == 1 and each[-1]["role"] == "user" for each in rounds)
+    said = [turn for turn in dialogue if turn["role"] != "assistant"]
+    assert [turn for each in rounds for turn in each] == said[: sum(map(len, rounds))]
+    assert "user" not in [turn["role"] for turn in said[sum(map(len, rounds)) :]]
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Serves a model ``tiny`` that says how long the prompt was; anything else is refused."""
+
+    def do_GET(self):
+        self.reply({"data": [{"id": "tiny"}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        text = {"text": f"{len(asked['prompt'])} tokens", "finish_reason": "stop"}
+        self.reply({"choices": [text], "usage": {"completion_tokens": 3}} if self.server.works else {"choices": []})
+
+    def reply(self, content):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def server():
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    serving.asked, serving.works = [], True
+    thread = threading.Thread(target=serving.serve_forever, daemon=True)
+    thread.start()
+    yield serving
+    serving.shutdown()
+    serving.server_close()
+
+
+def test_a_server_is_asked_for_completions_of_ids(ask, answered, server, tmp_path, capsys) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/v1/"
+    assert ask(server=url, temperature=0.5, top_p=0.9) == 0
+    assert [line["finish_reason"] for line in answered()] == ["stop"] * len(ROWS)
+    assert all(turn["content"].endswith(" tokens") for line in answered() for turn in line["messages"][-1:])
+    assert len({asked["seed"] for asked in server.asked}) == len(server.asked) == 7
+    assert {(a["model"], a["temperature"], a["top_p"], a["max_tokens"]) for a in server.asked} == {
+        ("tiny", 0.5, 0.9, LENGTH)
+    }
+    server.works = False
+    assert ask(server=url, out=tmp_path / "other" / "a.jsonl") == 2
+    assert "expected choices with text, and usage" in capsys.readouterr().err
+
+
+def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, verifier, monkeypatch) -> None:
+    """A stand-in for vLLM, which says the prompt's last token twice."""
+    vllm, made = ModuleType("vllm"), []
+
+    class LLM:
+        def __init__(self, **options):
+            made.append(options)
+
+        def generate(self, prompts, params, use_tqdm):
+            tails = [prompt["prompt_token_ids"][-1:] * 2 for prompt in prompts]
+            ends = ["length" if one.seed % 2 else "stop" for one in params]
+            replies = [SimpleNamespace(token_ids=ids, finish_reason=end) for ids, end in zip(tails, ends)]
+            return [SimpleNamespace(outputs=[reply]) for reply in replies]
+
+    vllm.LLM, vllm.SamplingParams, vllm.__version__ = LLM, lambda **drawn: SimpleNamespace(**drawn), "0"
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    for name in {*engines.VLLM_ENVIRONMENT, "HF_HUB_OFFLINE"} - {"VLLM_CPU_KVCACHE_SPACE"}:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert ask(engine="auto") == 0
+    assert len(made) == 1
+    assert (made[0]["model"], made[0]["dtype"]) == (str(verifier), "float32")
+    assert engines.os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1", "the user's own"
+    assert engines.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert {line["finish_reason"] for line in answered()} == {"length", "stop"}

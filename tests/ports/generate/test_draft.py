@@ -1,0 +1,213 @@
+"""From a chat model to a draft by one command: what is left, and that a kill in any phase leaves no trace in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from speculators import SpeculatorModel
+
+import ports.hass  # noqa: F401, registers its model
+from ports.generate import draft as module
+from ports.generate.draft import best_checkpoint, derived_config, main
+from ports.training.records import GENERATION
+from ports.training.verifier import verifier_config
+from tests.ports.forked import Forked, hold
+from tests.ports.generate.conftest import contents, forking_main_of
+from tests.ports.generate.test_answers import without_template
+
+QUESTIONS = [{"question": f"What is {number} and {number}?", "answer": f"It is {2 * number}."} for number in range(12)]
+
+
+@pytest.fixture
+def words(verifier, tmp_path):
+    """A command line on GSM8K's form, some of its flags changed; False leaves one out."""
+
+    def make(rows=QUESTIONS, **changes) -> list[str]:
+        data = tmp_path / "train.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        values = {"model": verifier, "data": data, "out": tmp_path / "out", "max_new_tokens": 6, "passes": 2}
+        values |= {"engine": "transformers", "no-progress": None, **changes}
+        return [
+            f"--{name}" if value is None else f"--{name}={value}"
+            for name, value in values.items()
+            if value is not False
+        ]
+
+    return make
+
+
+@pytest.fixture
+def spawn(words, tmp_path):
+    return lambda **changes: Forked(tmp_path / "spawned", __name__, "forking", words(**changes))
+
+
+def forking(argv: list[str]) -> int:
+    return forking_main_of(main, argv)
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """What must be the same, whenever it was made."""
+    kept = {name: content for name, content in contents(out).items() if not name.startswith("checkpoints/")}
+    found = json.loads(kept.pop("evaluation.json"))
+    del found["seconds"], found["draft"], found["files"]
+    return {**kept, "evaluation": json.dumps(found).encode()}
+
+
+def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, tmp_path, verifier) -> None:
+    process, out = spawn(), tmp_path / "out"
+    said = process.ended()
+    assert process.returncode == 0, said
+    assert "10 dialogues to train on in 2 passes, 2 held out; at most " in said
+    assert "minutes (answers" in said
+    for line in (out / "answers" / "answers.jsonl").read_text().splitlines():
+        assert json.loads(line)["messages"][1]["content"] != "", "its own words"
+    draft = SpeculatorModel.from_pretrained(out / "draft")
+    assert draft.config.draft_vocab_size == 512
+    assert draft.config.speculators_config.verifier.name_or_path == str(verifier)
+    assert {"tokenizer.json", GENERATION} <= {path.name for path in (out / "draft").iterdir()}
+    assert not (out / "draft" / "training_state").exists()
+    assert json.loads((out / "evaluation.json").read_text())["prompts"] == 2
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    again = spawn()
+    assert "acceptance length" in again.ended()
+    assert again.returncode == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_hass_draft_of_the_answers_that_are_given(spawn, tmp_path) -> None:
+    process, out = spawn(algorithm="hass", answers="given"), tmp_path / "out"
+    assert "tokens in the loss" not in process.ended()
+    assert process.returncode == 0, process.said
+    assert not (out / "answers").exists()
+    assert SpeculatorModel.from_pretrained(out / "draft").config.speculators_model_type == "hass"
+
+
+TRAINED = "checkpoints/model0"
+SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft.json", TRAINED, "draft"]
+"""What appears when a phase is in the middle of its work, or when the next one begins."""
+
+
+def test_stopped_in_every_phase_the_result_is_the_same(spawn, tmp_path) -> None:
+    """By SIGKILL, and while it trains by SIGTERM, which the trainer hears: it saves, and its code is the command's."""
+    whole, stopped = spawn(out=tmp_path / "whole", passes=4), tmp_path / "stopped"
+    assert "acceptance length" in whole.ended()
+    codes = {}
+    for sign in SIGNS:
+        process = spawn(out=stopped, passes=4)
+        while process.returncode is None and not (stopped / sign).exists():
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGTERM if sign == TRAINED else signal.SIGKILL)
+        process.ended()
+        codes[sign] = process.returncode
+        time.sleep(0.6)  # the phase of a killed command ends by itself
+    assert codes == {**dict.fromkeys(SIGNS, -signal.SIGKILL), TRAINED: 75}
+    assert "acceptance length" in spawn(out=stopped, passes=4).ended()
+    assert results(stopped) == results(tmp_path / "whole")
+
+
+REFUSED = [
+    ({"model": "/nowhere"}, None, "/nowhere: basepath: found "),
+    ({"data": "/nowhere.jsonl"}, None, "data_path: found "),
+    ({"rows": QUESTIONS[:4]}, None, "rows: found 4, expected at least 5"),
+    ({}, without_template, "expected a tokenizer with a chat template"),
+    ({"out": "/proc/nowhere"}, None, ": out: found "),
+    ({"algorithm": "medusa"}, None, "algorithm: found 'medusa'"),
+    ({"configpath": "/nowhere.json"}, None, "configpath: found no such file"),
+    ({"draft_vocab_size": 513}, None, "draft_vocab_size: found 513, expected 1..512"),
+    ({"algorithm": "hass", "draft_vocab_size": 5}, None, "--draft_vocab_size: found 5, expected Eagle3"),
+    ({"max_new_tokens": 600}, None, "--max_new_tokens: found 600"),
+    ({"lr": 0}, None, "lr: found '0'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "spoil", "said"), REFUSED)
+def test_bad_input_is_refused_before_anything_is_written(
+    words, verifier, tmp_path, capsys, changes, spoil, said
+) -> None:
+    if spoil:
+        spoil(verifier)
+    assert main(words(**changes)) == 2
+    line = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def other_verifier(verifier):
+    weights = sorted(verifier.glob("*.safetensors"))[0]
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+OTHERS = [
+    ({"passes": 3}, None, "passes: found 2, expected 3"),
+    ({"algorithm": "hass"}, None, "algorithm: found eagle3, expected hass"),
+    ({"rows": QUESTIONS[1:]}, None, "data: found "),
+    ({"draft_vocab_size": 7}, None, "draft: found {"),
+    ({}, other_verifier, "verifier: found "),
+]
+
+
+def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, tmp_path, capsys, monkeypatch) -> None:
+    """Stopped after its first phase, and begun again otherwise."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "in_process", stop)
+    assert main(words()) == 130
+    before = contents(tmp_path / "out")
+    capsys.readouterr()
+    for changes, spoil, said in OTHERS:
+        if spoil:
+            spoil(verifier)
+        assert main(words(**changes)) == 2
+        assert f"run.json: {said}" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out" / "run.json").unlink()
+    assert main(words()) == 2
+    assert "out: found data without run.json" in capsys.readouterr().err
+
+
+def test_two_commands_do_not_share_a_directory(words, tmp_path, capsys) -> None:
+    with hold(tmp_path / "out", tmp_path / "holder"):
+        assert main(words()) == 2
+    assert "out: found in use by process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [1, 2, 75, 130, -9])
+def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monkeypatch, code) -> None:
+    def ended(name, arguments, good=(0,)):
+        raise module.PhaseError(code if code > 0 else 128 - code)
+
+    monkeypatch.setattr(module, "in_process", ended)
+    assert main(words()) == (code if code > 0 else 137)
+
+
+def test_a_config_is_derived_from_the_verifiers(verifier) -> None:
+    config = verifier_config(str(verifier))
+    derived = derived_config(config)
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size"):
+        assert derived[name] == getattr(config, name)
+    assert derived["num_hidden_layers"] == 1
+    assert derived["rope_parameters"] == config.rope_parameters
+    config.rope_parameters = {"full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 9.0}}
+    assert derived_config(config)["rope_parameters"] == {"rope_theta": 7.0}
+
+
+def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_path, refuses) -> None:
+    for name in ("model0", "model1", "step_1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    assert best_checkpoint(tmp_path, 2).name == "model1"
+    (tmp_path / "best.json").write_text(json.dumps({"checkpoint": "model0", "expected_acceptance": 2.0}))
+    assert best_checkpoint(tmp_path, 2).name == "model0"
+    (tmp_path / "best.json").write_text(json.dumps({"checkpoint": "model7"}))
+    with refuses(tmp_path, "checkpoint", "model7", "what training saved"):
+        best_checkpoint(tmp_path, 2)
