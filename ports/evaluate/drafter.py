@@ -1,6 +1,6 @@
 """Drafts that propose tokens one by one: opened from a checkpoint, and run on a chain of their own outputs.
 
-Shapes: B rows, Q tokens, h hidden size, F width of the features, k size of a proposal, V the verifier's vocabulary and D
+Shapes: B rows, Q tokens, h hidden size, F width of the features, k size of a proposal, V the verifier's vocabulary, D
 the draft's.
 """
 
@@ -128,7 +128,7 @@ class Eagle3Drafter(Drafter):
 
 
 class HassDrafter(Drafter):
-    """The HASS draft: the verifier's last hidden state, the verifier's vocabulary and head, or the ``kept`` rows of it."""
+    """The HASS draft: the verifier's last hidden state, the verifier's vocabulary and head, or ``kept`` rows of it."""
 
     def __init__(self, model: Any, kept: Tensor | None = None) -> None:
         super().__init__(model, kept)

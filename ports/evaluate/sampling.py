@@ -1,4 +1,4 @@
-"""How tokens are chosen from logits: the likeliest, or drawn, with the acceptance that keeps the verifier's distribution.
+"""How tokens are chosen from logits: the likeliest, or drawn so that the verifier's distribution is kept.
 
 Shapes: B rows, k size of a proposal, V the verifier's vocabulary.
 
@@ -94,7 +94,7 @@ def acceptance(p: Tensor, q: Tensor) -> Tensor:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """Weights [B, V] of the token instead of a rejected one; ``p`` where rounding left nothing, or nothing was drawn."""
+    """Weights [B, V] of the token instead of a rejected one; ``p`` where rounding left nothing."""
     rest = (p - q).clamp(min=0)
     return torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
 

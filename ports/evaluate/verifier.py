@@ -3,8 +3,8 @@
 Shapes: B rows, Q tokens of a pass, K slots of the cache with them, h hidden size, F width of the features, k size of a
 proposal.
 
-A proposal d_1..d_k is checked in one pass over [t, d_1..d_k], where t is the last token of the text, with the verifier's
-logits after each of them. Its first a tokens are accepted, and the text grows by them and one token more: greedily, by the
+A proposal d_1..d_k is checked in one pass over [t, d_1..d_k], where t is the last token of the text; it gives
+logits after each of them. The first a tokens are accepted, and the text grows by them and one more: greedily, by the
 verifier's own choices c_0..c_a, where a is the number of leading places with d_{i+1} = c_i. Drawn tokens:
 :mod:`ports.evaluate.sampling`.
 """
