@@ -18,7 +18,7 @@ from speculators import SpeculatorModel
 
 from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
-from ports.evaluate.drafter import Drafter, drafter_of, open_draft
+from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
 from ports.evaluate.plot import check_plot, draw
 from ports.evaluate.prompts import Prompt, family_of, read_questions
@@ -159,6 +159,10 @@ def measure(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="the same draft as its training would start")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws and untrained weights")] = 0,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="folder of a vocabulary map: a HASS draft proposes these tokens, as ports.serving writes it"),
+    ] = None,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
     dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
     chat_template: Annotated[
@@ -181,6 +185,7 @@ def measure(
     fix_numerics()
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choice, model = choice_of(temperature, seed, place), open_draft(draft, verifier)
+    chosen = None if vocabulary is None else read_vocabulary(vocabulary, model)
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
@@ -189,7 +194,7 @@ def measure(
     _check_lengths(prompts, entries, longest)
     judge = open_verifier(name, Dtype(dtype).value, place)
     limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
-    drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place))
+    drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place), chosen)
     start = time.perf_counter()
     asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, batch_size, choice))
     result = {
@@ -197,6 +202,7 @@ def measure(
         "verifier": name,
         "algorithm": model.config.speculators_model_type,
         "untrained": untrained,
+        "draft_vocab_size": len(drafter.kept) if drafter.kept is not None else vocab_size,
         "temperature": temperature,
         "seed": seed,
         "chat": family.model_dump(mode="json", exclude_defaults=True),

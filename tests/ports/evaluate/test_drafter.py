@@ -18,7 +18,7 @@ from ports.evaluate.drafter import drafter_of, open_draft, untrained
 from ports.evaluate.sampling import Greedy
 from ports.evaluate.verifier import Memory, Reader, open_verifier
 from ports.training.saving import save_draft
-from tests.ports.conftest import DRAFT_VOCAB_SIZE, enliven
+from tests.ports.conftest import enliven
 
 
 def change_config(directory, **values):
@@ -137,7 +137,7 @@ def stock_draft(fixture, folder, layer: dict | None = None, **switches):
     draft = Eagle3DraftModel.from_training_args(
         kind(**{name: value for name, value in config.items() if name not in ("model_type", "architectures")}),
         **{"norm_before_residual": False, **switches, **maps},
-        draft_vocab_size=DRAFT_VOCAB_SIZE,
+        draft_vocab_size=len(maps["d2t"]),
         ttt_steps=3,
         target_layer_ids=[2, 4, 5],
         verifier_name_or_path=verifier,

@@ -6,7 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import ports.evaluate.__main__
@@ -19,6 +21,7 @@ from ports.evaluate.measure import Counters, Evaluation, ask, evaluate, measure,
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import end_tokens
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.hass import train as hass
 from ports.training.saving import save_draft
 from tests.ports.conftest import settings_of
@@ -171,6 +174,23 @@ def test_every_file_has_its_row(command, tmp_path, prompts):
     assert f"{rows[1]['acceptance_length']:.3f}" in said.out
 
 
+def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, fixture):
+    """The same draft by hand: its head says nothing for other tokens."""
+    records = {"tmpdir": fixture / "data_hass", "basepath": str(fixture / "verifier"), "output": fixture}
+    write_vocabulary(VocabularySettings(**records, draft_vocab_size=31))
+    code, result, said = command("--tokens", 9, "--ignore-eos", "--vocabulary", fixture)
+    if pair.draft.config.speculators_model_type == "eagle3":
+        assert (code, result) == (2, {})
+        assert "--vocabulary: found a draft of type eagle3, expected hass" in said.err
+        return
+    drafter, others = pair.drafter, ~torch.from_numpy(np.load(fixture / "t2d.npy"))
+    logits = drafter.logits
+    drafter.logits = lambda hidden: logits(hidden).masked_fill(others, -torch.inf)
+    limited, whole = (evaluate(pair.judge, each, prompts, Limits(9), 3).counters for each in (drafter, pair.drafter))
+    assert (code, result["draft_vocab_size"]) == (0, 31)
+    assert result["accepted_per_position"] == list(limited.accepted_per_position) != list(whole.accepted_per_position)
+
+
 def test_drawn_answers_are_counted_and_not_compared(command, pair, prompts, cpu):
     code, result, said = command("--tokens", 9, "--ignore-eos", "--temperature", 0.8, "--seed", 4)
     found = evaluate(pair.judge, pair.drafter, prompts, Limits(9), 3, 8, Sampling(0.8, 4, cpu))
@@ -178,7 +198,6 @@ def test_drawn_answers_are_counted_and_not_compared(command, pair, prompts, cpu)
     assert (result["temperature"], result["seed"]) == (0.8, 4)
     assert result["accepted_per_position"] == list(found.counters.accepted_per_position)
     assert "tokens not compared with plain decoding: drawn ones differ" in said.out.replace("\n", " ")
-    assert command("--tokens", 9, "--ignore-eos", "--temperature", 0.8, "--seed", 5)[1]["drafts"] != result["drafts"]
 
 
 @pytest.mark.parametrize(("ending", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
@@ -198,18 +217,15 @@ def test_rows_are_named_by_benchmark():
 
 def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
     """Answers count the tokens asked; the second entry's second turn is too long, so its third is never asked."""
-    third = Prompt([8], lambda answer: pytest.fail("it is not asked"))
-    entries = [
-        [Prompt([1], lambda answer: Prompt([1, *answer, 2]))],
-        [Prompt([3, 4], lambda answer: Prompt([5] * 9, third))],
-    ]
+    short = Prompt([1], lambda answer: Prompt([1, *answer, 2]))
+    long = Prompt([3, 4], lambda answer: Prompt([5] * 9, lambda answer: pytest.fail("it is not asked")))
     asked = []
 
     def answer(texts):
         asked.append(texts)
         return Evaluation(1, [Answer([len(text)], [1]) for text in texts], None)
 
-    turns = ask(entries, 8, answer)
+    turns = ask([[short], [long]], 8, answer)
     assert asked == [[[1], [3, 4]], [[1, 1, 2]]]
     found = [(turn.file, turn.entry, turn.turn, turn.answer and turn.answer.tokens) for turn in turns]
     assert found == [(0, 0, 0, [1]), (0, 0, 1, [3]), (1, 0, 0, [2]), (1, 0, 1, None)]
@@ -219,9 +235,8 @@ def test_benchmarks_are_asked_turn_by_turn(tmp_path):
     """Of a verifier with a chat template: the second turn's prompt holds the answer to the first."""
     fixture = build_random_fixture(tmp_path / "chat", spec=VerifierSpec(num_hidden_layers=4), lengths=(9,))
     build_tokenizer(fixture / "verifier")
-    draft = save_draft(
-        hass.build(settings_of(fixture, "hass", cpdir=tmp_path, forward_num_total=2)), tmp_path / "draft"
-    )
+    chosen = settings_of(fixture, "hass", cpdir=tmp_path, forward_num_total=2)
+    draft = save_draft(hass.build(chosen), tmp_path / "draft")
     turns = {"gsm8k": [["One?"], ["Two?"]], "mt_bench": [["Why?", "And?"], ["Who?", "Not asked"]]}
     files = [tmp_path / name / "question.jsonl" for name in turns]
     for file in files:
