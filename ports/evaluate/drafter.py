@@ -266,6 +266,8 @@ def _check_verifier(file: Path, config: Any, name: str | None) -> None:
         if getattr(found, size) != getattr(layer, size):
             raise InputError(name, size, getattr(found, size), f"{getattr(layer, size)}, the draft's")
     if config.speculators_model_type == "eagle3":
+        if config.target_hidden_size not in (None, layer.hidden_size):
+            raise InputError(file, "target_hidden_size", config.target_hidden_size, f"{layer.hidden_size}, hidden_size")
         _set_feature_layers(file, config, found.num_hidden_layers)
 
 

@@ -192,6 +192,13 @@ def test_features_of_a_layer_that_the_verifier_has_not_are_refused(fixture, tmp_
         open_draft(directory)
 
 
+def test_features_of_another_size_than_the_drafts_are_refused(fixture, tmp_path, refuses):
+    directory, _ = stock_draft(fixture, tmp_path / "stock")
+    change_config(directory, target_hidden_size=64)
+    with refuses(directory / "config.json", "target_hidden_size", "64", "32, hidden_size"):
+        open_draft(directory)
+
+
 def test_a_stock_draft_that_names_no_layers_reads_speculators_own(fixture, tmp_path):
     directory, _ = stock_draft(fixture, tmp_path / "stock")
     change_config(directory, eagle_aux_hidden_state_layer_ids=None)
