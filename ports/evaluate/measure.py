@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -251,7 +252,7 @@ def ask(
         if not fitting:
             break
         found = evaluate_all([turn.prompt.ids for turn in fitting])
-        plain = found.plain or [None] * len(fitting)
+        plain = found.plain or repeat(None)
         done = [replace(turn, answer=ours, plain=own) for turn, ours, own in zip(fitting, found.drafted, plain)]
         asked += done
         waiting = [

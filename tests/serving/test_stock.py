@@ -15,7 +15,7 @@ from tests.serving.conftest import LENGTH, NUM_PROMPTS, PROMPT, TTT_STEPS, Train
 
 pytestmark = pytest.mark.vllm
 
-STEPS, LEARNING_RATE = 120, 3e-3
+STEPS, LEARNING_RATE = 80, 3e-3
 EMBEDDING = {"embed_requires_grad": True}
 """A checkpoint with an embedding of its own."""
 
@@ -43,6 +43,7 @@ def trained_stock(texts: tuple[Path, list[list[int]]], folder: Path, switches: d
     fixture, ids = texts
     torch.manual_seed(0)
     directory, draft = stock_draft(fixture, folder / "stock", **switches)
+    draft.load_verifier_weights()
     batch = batch_of(fixture / "verifier", ids[:NUM_PROMPTS], draft.config.eagle_aux_hidden_state_layer_ids)
     batch["loss_mask"] = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     weights = [value for name, value in draft.named_parameters() if "verifier_" not in name and "embed" not in name]
