@@ -23,7 +23,7 @@ from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabul
 from ports.evaluate.drafter import untrained as fresh_draft
 from ports.evaluate.plot import check_plot, draw
 from ports.evaluate.prompts import Prompt, family_of, read_questions
-from ports.evaluate.sampling import Choice, Greedy, choice_of
+from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
 from ports.files import check_output_file
 from ports.numerics import fix_numerics, numerics
@@ -115,7 +115,7 @@ def evaluate(
     Two runs draw other tokens, with a draft or without: there is nothing that one could be held against.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    greedy = choice is None or isinstance(choice, Greedy)
+    greedy = not isinstance(choice, Sampling)
     drafted: dict[int, Answer] = {}
     plain: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):

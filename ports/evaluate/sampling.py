@@ -10,7 +10,6 @@ What comes out has distribution p: min(p, q) by the first way, and p - min(p, q)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,33 +28,23 @@ class Proposal:
     probabilities: Tensor | None = None
 
 
-class Choice(Protocol):
-    """How draft and verifier choose."""
+class Choice:
+    """How draft and verifier choose: the likeliest token."""
 
     def pick(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """A place [B] in each row of logits [B, D], and what it was drawn from, [B, D], if it was drawn."""
+        return logits.argmax(-1), None
 
     def judge(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
         """Of a proposal and the verifier's logits [B, k+1, V] before and after its tokens, what the text grows by.
 
         Gives tokens [B, k+1] and how many [B] of the proposal are accepted: the first that many and one are the text's.
         """
-
-
-class Greedy:
-    """The likeliest token."""
-
-    def pick(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See :class:`Choice`."""
-        return logits.argmax(-1), None
-
-    def judge(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
-        """See :class:`Choice`; a token is accepted where it is the verifier's own."""
         choices = logits.argmax(-1)
         return choices, (proposal.tokens == choices[:, :-1]).cumprod(1).sum(1)
 
 
-class Sampling:
+class Sampling(Choice):
     """Draws at a ``temperature``, repeatable by ``seed`` for the same rows in the same order."""
 
     def __init__(self, temperature: float, seed: int, device: torch.device) -> None:
@@ -106,7 +95,7 @@ def choice_of(temperature: float, seed: int, device: torch.device) -> Choice:
         InputError: a temperature that is not to be divided by.
     """
     if temperature == 0:
-        return Greedy()
+        return Choice()
     if not COLDEST <= temperature <= HOTTEST:
         raise InputError("command line", "--temperature", temperature, f"0, or {COLDEST} to {HOTTEST:g}")
     return Sampling(temperature, seed, device)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from ports.errors import InputError
-from ports.evaluate.sampling import Choice, Greedy, Proposal
+from ports.evaluate.sampling import Choice, Proposal
 from ports.training.verifier import reading_weights, verifier_config
 
 Features = Callable[[Sequence[Tensor]], Tensor]
@@ -114,7 +114,7 @@ class Reader:
     memory: Memory
 
     def __init__(self, verifier: Any, features: Features | None = None, choice: Choice | None = None) -> None:
-        self.verifier, self.features, self.choice = verifier, features, choice or Greedy()
+        self.verifier, self.features, self.choice = verifier, features, choice or Choice()
         self.config = verifier.config.get_text_config()
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Block:

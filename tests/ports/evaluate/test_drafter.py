@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen3Config
 
 from ports.eagle3 import train as eagle3
 from ports.evaluate.drafter import drafter_of, open_draft, untrained
-from ports.evaluate.sampling import Greedy
+from ports.evaluate.sampling import Choice
 from ports.evaluate.verifier import Memory, Reader, open_verifier
 from ports.training.saving import save_draft
 from tests.ports.conftest import enliven
@@ -173,7 +173,7 @@ def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, pro
     block = reader.start([prompts[2]])
     proposal: list[torch.Tensor] = []
     found = logits_of(
-        drafter.model, lambda: proposal.append(drafter.propose(Memory(1, cpu), block, 3, Greedy()).tokens)
+        drafter.model, lambda: proposal.append(drafter.propose(Memory(1, cpu), block, 3, Choice()).tokens)
     )
     ids, end = torch.cat([block.ids, proposal[0]], dim=1), block.ids.shape[1] - 1
     features = torch.nn.functional.pad(block.features, (0, 0, 0, 3))
