@@ -1,1 +1,1 @@
-"""How many of a draft's tokens its verifier accepts, by greedy speculative decoding in plain torch."""
+"""How many of a draft's tokens its verifier accepts, by speculative decoding in plain torch."""

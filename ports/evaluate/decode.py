@@ -1,4 +1,4 @@
-"""Greedy decoding of several prompts at once, plain or with proposals of a draft."""
+"""Decoding of several prompts at once, plain or with proposals of a draft."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ports.evaluate.drafter import Drafter
+from ports.evaluate.sampling import Choice, Proposal
 from ports.evaluate.verifier import Memory, Reader
 
 
@@ -35,16 +36,24 @@ class Answer:
     accepted: list[int] = field(default_factory=list)
 
 
-def decode(verifier: Any, prompts: Sequence[Sequence[int]], limits: Limits) -> list[Answer]:
-    """The verifier's likeliest tokens, one after the other."""
-    return _decode(Reader(verifier), None, prompts, limits, 0)
+def decode(
+    verifier: Any, prompts: Sequence[Sequence[int]], limits: Limits, choice: Choice | None = None
+) -> list[Answer]:
+    """The verifier's likeliest tokens, or those of ``choice``, one after the other."""
+    return _decode(Reader(verifier, None, choice), None, prompts, limits, 0)
 
 
 def decode_speculatively(
-    verifier: Any, drafter: Drafter, prompts: Sequence[Sequence[int]], limits: Limits, size: int
+    verifier: Any,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    size: int,
+    choice: Choice | None = None,
 ) -> list[Answer]:
-    """The same tokens, in fewer passes of the verifier where proposals of ``size`` tokens are accepted."""
-    return _decode(Reader(verifier, drafter.features), drafter, prompts, limits, size)
+    """The same tokens, in fewer passes of the verifier where proposals of ``size`` are accepted; drawn ones have the
+    same distribution."""
+    return _decode(Reader(verifier, drafter.features, choice), drafter, prompts, limits, size)
 
 
 def _decode(
@@ -52,10 +61,11 @@ def _decode(
 ) -> list[Answer]:
     """Without a drafter every proposal is empty, and the verifier's own token is all that a pass gives."""
     block = reader.start(prompts)
-    memory, nothing = Memory(len(prompts), block.ids.device), block.ids[:, :0]
+    memory, nothing = Memory(len(prompts), block.ids.device), Proposal(block.ids[:, :0])
     answers = [Answer([token]) for token in reader.last.tolist()]
     while not all(limits.reached(answer.tokens) for answer in answers):
-        block, accepted = reader.check(drafter.propose(memory, block, size) if drafter else nothing)
+        proposal = drafter.propose(memory, block, size, reader.choice) if drafter else nothing
+        block, accepted = reader.check(proposal)
         for answer, count, tokens in zip(answers, accepted.tolist(), block.ids.tolist()):
             if not limits.reached(answer.tokens):
                 answer.tokens += tokens[: count + 1]

@@ -1,6 +1,7 @@
 """Drafts that propose tokens one by one: opened from a checkpoint, and run on a chain of their own outputs.
 
-Shapes: B rows, Q tokens, h hidden size, F width of the features, k size of a proposal.
+Shapes: B rows, Q tokens, h hidden size, F width of the features, k size of a proposal, V the verifier's vocabulary, D
+the draft's.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from speculators import SpeculatorModel
 from speculators.models.eagle3 import Eagle3DraftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ports.eagle3.model import build_draft
 from ports.errors import InputError
+from ports.evaluate.sampling import Choice, Proposal
 from ports.evaluate.verifier import GLOBAL, Block, Memory
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
@@ -24,13 +26,24 @@ from ports.training.checkpoint import WEIGHTS
 from ports.training.draft_config import check_builds, native_config, read_config_dict
 from ports.training.saving import put_weights, read_weights
 from ports.training.verifier import check_weights_present, reading_weights, verifier_config
-from ports.training.vocabulary import VocabularyMap, check_map
+from ports.training.vocabulary import (
+    FILE,
+    VocabularyMap,
+    check_digest,
+    check_map,
+    load_vocabulary_map,
+    read_vocabulary_file,
+)
 
 
 class Drafter(ABC):
-    """A draft model that reads (token, hidden state) pairs."""
+    """A draft model that reads (token, hidden state) pairs.
 
-    def __init__(self, model: Any) -> None:
+    ``kept`` [D] int64 are the verifier's ids of the tokens that it can say; None: all of them, in their order.
+    """
+
+    def __init__(self, model: Any, kept: Tensor | None = None) -> None:
+        self.kept = kept
         self.model, self.config = model.eval(), model.config.transformer_layer_config
         self.config._attn_implementation = "sdpa"
         windows = getattr(model, "sliding_window_indices", [])
@@ -53,21 +66,31 @@ class Drafter(ABC):
         return out
 
     @abstractmethod
-    def choose(self, hidden: Tensor) -> Tensor:
-        """The likeliest verifier ids [B] after hidden states [B, h]."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the next token, [B, D], after hidden states [B, h]."""
 
     @torch.no_grad()
-    def propose(self, memory: Memory, block: Block, size: int) -> Tensor:
-        """The ``size`` tokens [B, k] that the draft expects after the block; only the block stays in memory."""
+    def propose(self, memory: Memory, block: Block, size: int, choice: Choice) -> Proposal:
+        """The ``size`` tokens that the draft chooses after the block; only the block stays in memory."""
         rows, last = torch.arange(len(block.ids), device=block.ids.device), block.fresh.sum(1) - 1
         hidden = self._run(memory, block.ids, self.enter(block.features), block.positions, block.fresh)[rows, last]
-        position, kept, tokens = block.positions[rows, last], memory.slots, [self.choose(hidden)]
+        position, written, picked = block.positions[rows, last], memory.slots, [self._pick(hidden, choice)]
         for step in range(1, size):
-            token, where = tokens[-1][:, None], position[:, None] + step
+            token, where = picked[-1][0][:, None], position[:, None] + step
             hidden = self._run(memory, token, hidden[:, None], where, torch.ones_like(token, dtype=torch.bool))[:, 0]
-            tokens.append(self.choose(hidden))
-        memory.crop(kept)
-        return torch.stack(tokens, dim=1)
+            picked.append(self._pick(hidden, choice))
+        memory.crop(written)
+        tokens, weights = zip(*picked)
+        return Proposal(torch.stack(tokens, 1), None if weights[0] is None else torch.stack(weights, 1))
+
+    def _pick(self, hidden: Tensor, choice: Choice) -> tuple[Tensor, Tensor | None]:
+        """Verifier ids [B] after hidden states [B, h], and what they were drawn from, [B, V]: 0 on tokens not kept."""
+        tokens, weights = choice.pick(self.logits(hidden))
+        if self.kept is None:
+            return tokens, weights
+        if weights is not None:
+            weights = weights.new_zeros(len(tokens), self.config.vocab_size).index_copy(1, self.kept, weights)
+        return self.kept[tokens], weights
 
     def _run(self, memory: Memory, ids: Tensor, hidden: Tensor, positions: Tensor, fresh: Tensor) -> Tensor:
         """The next hidden states [B, Q, h]."""
@@ -82,6 +105,9 @@ class Drafter(ABC):
 
 class Eagle3Drafter(Drafter):
     """Speculators' Eagle3 draft, EAGLE-3.1's norms included: features of several layers, a vocabulary of its own."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, None if model.t2d is None else model.t2d.nonzero()[:, 0])
 
     def features(self, states: Sequence[Tensor]) -> Tensor:
         return torch.cat([states[layer] for layer in self.model.config.eagle_aux_hidden_state_layer_ids], dim=-1)
@@ -102,14 +128,18 @@ class Eagle3Drafter(Drafter):
     def leave(self, out: Tensor) -> Tensor:
         return self.model.norm(out) if self.model.config.norm_output else out
 
-    def choose(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         normed = hidden if self.model.config.norm_output else self.model.norm(hidden)
-        best: Tensor = self.model.lm_head(normed).argmax(-1)
-        return best if self.model.d2t is None else best + self.model.d2t[best]
+        said: Tensor = self.model.lm_head(normed)
+        return said
 
 
 class HassDrafter(Drafter):
-    """The HASS draft: the verifier's last hidden state, the verifier's vocabulary and head."""
+    """The HASS draft: the verifier's last hidden state, the verifier's vocabulary and head, or ``kept`` rows of it."""
+
+    def __init__(self, model: Any, kept: Tensor | None = None) -> None:
+        super().__init__(model, kept)
+        self.head = model.lm_head.weight if kept is None else model.lm_head.weight[kept]
 
     def features(self, states: Sequence[Tensor]) -> Tensor:
         return states[-1]
@@ -122,9 +152,8 @@ class HassDrafter(Drafter):
         fused: Tensor = self.model.fc(torch.cat([embeds, self.model.hidden_layernorm(hidden)], dim=-1))
         return fused
 
-    def choose(self, hidden: Tensor) -> Tensor:
-        best: Tensor = self.model.lm_head(self.model.lm_head_layernorm(hidden)).argmax(-1)
-        return best
+    def logits(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(self.model.lm_head_layernorm(hidden), self.head)
 
 
 KINDS: dict[str, tuple[type[Drafter], type[SpeculatorModel]]] = {
@@ -134,9 +163,30 @@ KINDS: dict[str, tuple[type[Drafter], type[SpeculatorModel]]] = {
 """By ``speculators_model_type``."""
 
 
-def drafter_of(model: SpeculatorModel) -> Drafter:
-    """The drafter of an Eagle3 or HASS model."""
+def drafter_of(model: SpeculatorModel, vocabulary: VocabularyMap | None = None) -> Drafter:
+    """The drafter of an Eagle3 or HASS model; a ``vocabulary`` of :func:`read_vocabulary` limits the latter."""
+    if vocabulary is not None:
+        return HassDrafter(model, vocabulary.t2d.nonzero()[:, 0].to(model.device))
     return KINDS[model.config.speculators_model_type][0](model)
+
+
+def read_vocabulary(folder: Path, model: SpeculatorModel) -> VocabularyMap:
+    """What ``speculator-generate vocabulary`` wrote into ``folder``: the tokens that a HASS draft proposes from.
+
+    The prototype has no such thing: its draft proposes from the verifier's whole vocabulary.
+
+    Raises:
+        InputError: not the files of one map with fewer tokens than the verifier, or a draft with a map of its own.
+    """
+    if not isinstance(model, HassDraftModel):
+        raise InputError(folder, "--vocabulary", f"a draft of type {model.config.speculators_model_type}", "hass")
+    t2d, size = folder / "t2d.npy", read_vocabulary_file(folder / FILE).draft_vocab_size
+    vocab_size = model.config.transformer_layer_config.vocab_size
+    if size >= vocab_size:
+        raise InputError(folder / FILE, "draft_vocab_size", size, f"fewer than the verifier's {vocab_size}")
+    found = load_vocabulary_map(t2d, folder / "d2t.npy", vocab_size, size)
+    check_digest(found.digest, t2d, [folder], (str(folder), None))
+    return found
 
 
 def open_draft(directory: Path, verifier: str | None = None) -> SpeculatorModel:
@@ -216,6 +266,8 @@ def _check_verifier(file: Path, config: Any, name: str | None) -> None:
         if getattr(found, size) != getattr(layer, size):
             raise InputError(name, size, getattr(found, size), f"{getattr(layer, size)}, the draft's")
     if config.speculators_model_type == "eagle3":
+        if config.target_hidden_size not in (None, layer.hidden_size):
+            raise InputError(file, "target_hidden_size", config.target_hidden_size, f"{layer.hidden_size}, hidden_size")
         _set_feature_layers(file, config, found.num_hidden_layers)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json as json_format
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +19,11 @@ from speculators import SpeculatorModel
 
 from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
-from ports.evaluate.drafter import Drafter, drafter_of, open_draft
+from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
-from ports.evaluate.prompts import family_of, read_prompts
+from ports.evaluate.plot import check_plot, draw
+from ports.evaluate.prompts import Prompt, family_of, read_questions
+from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
 from ports.files import check_output_file
 from ports.numerics import fix_numerics, numerics
@@ -57,11 +61,11 @@ class Counters:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers to all prompts, with proposals of ``size`` tokens and without any."""
+    """The answers to all prompts, with proposals of ``size`` tokens, and greedy ones without any too."""
 
     size: int
     drafted: list[Answer]
-    plain: list[Answer]
+    plain: list[Answer] | None
 
     @property
     def counters(self) -> Counters:
@@ -72,16 +76,12 @@ class Evaluation:
     def differences(self) -> list[dict[str, int]]:
         """Where drafting changed an answer: prompt, first place in its answer, and both tokens (-1: none there)."""
         found = []
-        for prompt, answers in enumerate(zip(self.plain, self.drafted)):
+        for prompt, answers in enumerate(zip(self.plain or (), self.drafted)):
             plain, drafted = ([*answer.tokens, -1] for answer in answers)
             if plain != drafted:
                 place = next(place for place, pair in enumerate(zip(plain, drafted)) if pair[0] != pair[1])
                 found.append({"prompt": prompt, "place": place, "plain": plain[place], "drafted": drafted[place]})
         return found
-
-    def part(self, chosen: slice) -> Evaluation:
-        """Of some prompts."""
-        return Evaluation(self.size, self.drafted[chosen], self.plain[chosen])
 
     def summary(self) -> dict[str, Any]:
         """Everything that is counted, in JSON types."""
@@ -96,24 +96,37 @@ class Evaluation:
             "accepted_per_position": list(counters.accepted_per_position),
             "rate_per_position": counters.rate_per_position,
             "acceptance_length": counters.acceptance_length,
-            "lossless": not differences,
+            "lossless": None if self.plain is None else not differences,
             "differences": differences,
         }
 
 
 def evaluate(
-    verifier: Any, drafter: Drafter, prompts: Sequence[Sequence[int]], limits: Limits, size: int, batch_size: int = 8
+    verifier: Any,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    size: int,
+    batch_size: int = 8,
+    choice: Choice | None = None,
 ) -> Evaluation:
-    """Greedy decoding with and without proposals, ``batch_size`` prompts of about equal length at a time."""
+    """Decoding with proposals and, where it is greedy, without; ``batch_size`` prompts of about equal length at a time.
+
+    Two runs draw other tokens, with a draft or without: there is nothing that one could be held against.
+    """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    greedy = not isinstance(choice, Sampling)
     drafted: dict[int, Answer] = {}
     plain: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         texts = [prompts[index] for index in chosen]
-        plain.update(zip(chosen, decode(verifier, texts, limits)))
-        drafted.update(zip(chosen, decode_speculatively(verifier, drafter, texts, limits, size)))
-    return Evaluation(size, *([found[index] for index in range(len(prompts))] for found in (drafted, plain)))
+        plain.update(zip(chosen, decode(verifier, texts, limits) if greedy else ()))
+        drafted.update(zip(chosen, decode_speculatively(verifier, drafter, texts, limits, size, choice)))
+    places = range(len(prompts))
+    return Evaluation(
+        size, [drafted[place] for place in places], [plain[place] for place in places] if greedy else None
+    )
 
 
 class Dtype(str, Enum):
@@ -130,85 +143,150 @@ def measure(
     prompts: Annotated[
         list[Path],
         typer.Option(
-            help="held-out prompts or conversations: .txt, .jsonl or .json; several times: a row each. "
-            "Of EAGLE's question.jsonl the first of an entry's turns is asked, the others are not"
+            help="held-out prompts, conversations or benchmarks: .txt, .jsonl or .json; several times: a row each. "
+            "Of EAGLE's question.jsonl every turn of an entry is asked after the answer to the one before it"
         ),
     ],
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="entries of each file; default: all")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     speculative_tokens: Annotated[
         int | None, typer.Option(min=1, help="tokens in a proposal; default: as many as the checkpoint names")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="prompts at a time")] = 8,
+    temperature: Annotated[
+        float, typer.Option(help="draft and verifier draw their tokens; 0: both take the likeliest")
+    ] = 0.0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="the same draft as its training would start")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the untrained weights")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws and untrained weights")] = 0,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="folder of a vocabulary map: a HASS draft proposes these tokens, as ports.serving writes it"),
+    ] = None,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
     dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
     chat_template: Annotated[
         str, typer.Option(help="chat family of conversations; default: as in the records that the draft was trained on")
     ] = "",
+    plot: Annotated[
+        Path | None, typer.Option(help="draw the acceptance by position here: .svg or .png; needs matplotlib")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
 ) -> dict[str, Any]:
-    """Decode greedily with a draft's proposals and count what the verifier accepts, as vLLM counts.
+    """Decode with a draft's proposals and count what the verifier accepts, as vLLM counts.
 
-    Every answer is decoded without the draft too. Exit code 0: the tokens are the same, 1: they differ, 2: bad input.
+    Every greedy answer is decoded without the draft too. Exit code 0: the tokens are the same, 1: they differ, 2: bad
+    input.
     """
     if json is not None:
         check_output_file(json, "--json")
+    if plot is not None:
+        check_plot(plot)
     fix_numerics()
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = open_draft(draft, verifier)
+    choice, model = choice_of(temperature, seed, place), open_draft(draft, verifier)
+    chosen = None if vocabulary is None else read_vocabulary(vocabulary, model)
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
     vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
-    files = [_cut(file, read_prompts(file, tokenizer, vocab_size, family), longest) for file in prompts]
+    entries = [read_questions(file, tokenizer, vocab_size, family, limit) for file in prompts]
+    _check_lengths(prompts, entries, longest)
     judge = open_verifier(name, Dtype(dtype).value, place)
     limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
-    drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place))
+    drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place), chosen)
     start = time.perf_counter()
-    found = evaluate(judge, drafter, [prompt for file in files for prompt in file.prompts], limits, size, batch_size)
+    asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, batch_size, choice))
     result = {
         "draft": str(draft),
         "verifier": name,
         "algorithm": model.config.speculators_model_type,
         "untrained": untrained,
-        "left_out": sum(file.left_out for file in files),
+        "draft_vocab_size": len(drafter.kept) if drafter.kept is not None else vocab_size,
+        "temperature": temperature,
+        "seed": seed,
         "chat": family.model_dump(mode="json", exclude_defaults=True),
-        **found.summary(),
-        "files": _rows(files, found),
+        **summary(asked, size),
+        "files": [
+            {"file": str(file), "name": name, **summary([turn for turn in asked if turn.file == place], size)}
+            for place, (file, name) in enumerate(zip(prompts, names(prompts)))
+        ],
         "numerics": numerics(),
         "seconds": round(time.perf_counter() - start, 3),
     }
+    if plot is not None:
+        draw(result, plot)
     if json is not None:
         json.write_text(json_format.dumps(result, indent=1) + "\n")
     return result
 
 
 @dataclass(frozen=True)
-class _File:
-    """The prompts that are short enough, and how many are not."""
+class Turn:
+    """A prompt by its file, its entry there and its turn in it; without ``answer`` where it was too long to ask."""
 
-    name: Path
-    prompts: list[list[int]]
-    left_out: int
-
-
-def _cut(name: Path, prompts: list[list[int]], longest: int) -> _File:
-    short = [prompt for prompt in prompts if len(prompt) <= longest]
-    if not short:
-        raise InputError(name, "prompts", f"{min(map(len, prompts))} tokens and more", f"at most {longest} tokens")
-    return _File(name, short, len(prompts) - len(short))
+    file: int
+    entry: int
+    turn: int
+    prompt: Prompt
+    answer: Answer | None = None
+    plain: Answer | None = None
 
 
-def _rows(files: Sequence[_File], found: Evaluation) -> list[dict[str, Any]]:
-    """What is counted of each file; its differences count its own prompts."""
-    rows, start = [], 0
-    for file in files:
-        part = found.part(slice(start, start := start + len(file.prompts)))
-        rows.append({"file": str(file.name), "left_out": file.left_out, **part.summary()})
-    return rows
+def ask(
+    files: Sequence[Sequence[Prompt]], longest: int, evaluate_all: Callable[[list[list[int]]], Evaluation]
+) -> list[Turn]:
+    """Everything that the entries of ``files`` ask, in their order: first turns first, later ones after their answers.
+
+    Args:
+        files: the first prompts of each.
+        longest: how many tokens a prompt may have.
+        evaluate_all: answers prompts.
+    """
+    waiting = [Turn(file, entry, 0, prompt) for file, each in enumerate(files) for entry, prompt in enumerate(each)]
+    asked: list[Turn] = []
+    while waiting:
+        fitting = [turn for turn in waiting if len(turn.prompt.ids) <= longest]
+        asked += [turn for turn in waiting if len(turn.prompt.ids) > longest]
+        if not fitting:
+            break
+        found = evaluate_all([turn.prompt.ids for turn in fitting])
+        plain = found.plain or repeat(None)
+        done = [replace(turn, answer=ours, plain=own) for turn, ours, own in zip(fitting, found.drafted, plain)]
+        asked += done
+        waiting = [
+            replace(turn, turn=turn.turn + 1, prompt=turn.prompt.ask_on(turn.answer.tokens), answer=None, plain=None)
+            for turn in done
+            if turn.prompt.ask_on and turn.answer
+        ]
+    return sorted(asked, key=lambda turn: (turn.file, turn.entry, turn.turn))
+
+
+def summary(turns: Sequence[Turn], size: int) -> dict[str, Any]:
+    """What is counted of these turns; a difference names its entry as its prompt, and its turn."""
+    done = [turn for turn in turns if turn.answer]
+    plain = [turn.plain for turn in done if turn.plain]
+    found = Evaluation(size, [turn.answer for turn in done if turn.answer], plain or None).summary()
+    for each in found["differences"]:
+        turn = done[each["prompt"]]
+        each.update(prompt=turn.entry, turn=turn.turn)
+    return {**found, "left_out": len(turns) - len(done)}
+
+
+def names(files: Sequence[Path]) -> list[str]:
+    """What rows are called: EAGLE's benchmarks by their folders, others by their files; paths where two are alike."""
+    short = [file.absolute().parent.name if file.name == "question.jsonl" else file.name for file in files]
+    counts = Counter(short)
+    return [name if counts[name] == 1 else str(file) for name, file in zip(short, files)]
+
+
+def _check_lengths(files: Sequence[Path], entries: Sequence[Sequence[Prompt]], longest: int) -> None:
+    """Refuse (InputError) a file of which nothing can be asked."""
+    for file, prompts in zip(files, entries):
+        shortest = min(len(prompt.ids) for prompt in prompts)
+        if shortest > longest:
+            raise InputError(file, "prompts", f"{shortest} tokens and more", f"at most {longest} tokens")
 
 
 def _cast(model: SpeculatorModel, dtype: torch.dtype) -> SpeculatorModel:

@@ -1,4 +1,4 @@
-"""Prompts from a file: token ids, texts, or conversations up to the last turn of a user."""
+"""Prompts from a file: token ids, texts, conversations up to the last turn of a user, and questions of benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from ports.generate.records import read_manifest
 from ports.training.records import GENERATION
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations or turns"
+FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations, turns or question"
+
+OTHERS = {"prompt_token_ids", "prompt", "messages", "conversations"}
+"""Keys that are read before ``turns``."""
 
 Message = dict[str, str]
 
@@ -37,28 +40,49 @@ def family_of(draft: Path, named: str = "") -> ChatFamily:
         raise InputError(file, "chat", reason(error), "a chat family") from error
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Token ``ids``, and what makes the next prompt from their answer's ids where a user asks on."""
+
+    ids: list[int]
+    ask_on: Callable[[list[int]], Prompt] | None = None
+
+
 def read_prompts(
     file: Path, tokenizer: Callable[[], Any], vocab_size: int, family: ChatFamily | None = None
 ) -> list[list[int]]:
+    """The ids of :func:`read_questions`."""
+    return [prompt.ids for prompt in read_questions(file, tokenizer, vocab_size, family)]
+
+
+def read_questions(
+    file: Path,
+    tokenizer: Callable[[], Any],
+    vocab_size: int,
+    family: ChatFamily | None = None,
+    limit: int | None = None,
+) -> list[Prompt]:
     """Every prompt of a file as token ids.
 
     ``.txt`` holds a text a line, ``.jsonl`` a JSON value a line, ``.json`` an array of such values. A value is an array
     of token ids, a text, ``{"prompt_token_ids": [...]}``, ``{"prompt": "..."}``, or a conversation: ``messages`` with
-    role and content, ShareGPT's ``conversations`` with from and value, or EAGLE's ``turns`` of a user, of which the
-    first is taken. Of a conversation everything up to the last turn of a user is the prompt, in the tokenizer's chat
-    template and what the family puts around it.
+    role and content, ShareGPT's ``conversations`` with from and value, GSM8K's ``question``, or EAGLE's ``turns`` of a
+    user, each of which is asked once the one before it is answered. Of a conversation everything up to the last turn of
+    a user is the prompt, in the tokenizer's chat template and what the family puts around it.
 
     Args:
         file: what to read.
         tokenizer: gives the verifier's, called when something other than ids is met.
         vocab_size: ids must lie in ``[0, vocab_size)``.
         family: default: the tokenizer's chat template alone.
+        limit: take the first entries only.
 
     Raises:
         InputError: an unreadable file, no prompt in it, or one of another form.
     """
     family = family or ChatFamily()
-    prompts = [_Entry(file, field, tokenizer, vocab_size, family).ids(value) for field, value in _values(file)]
+    values = _values(file)[:limit]
+    prompts = [_Entry(file, field, tokenizer, vocab_size, family).prompt(value) for field, value in values]
     if not prompts:
         raise InputError(file, "prompts", "nothing", "at least one prompt")
     return prompts
@@ -91,9 +115,24 @@ class _Entry:
     vocab_size: int
     family: ChatFamily
 
-    def ids(self, value: Any) -> list[int]:
-        """Token ids of a value, every one of them the verifier's."""
-        ids = self._given(value)
+    def prompt(self, value: Any) -> Prompt:
+        """The first prompt that a value holds."""
+        if isinstance(value, Mapping) and "turns" in value and not OTHERS & value.keys():
+            return self._asked([], self._turns(value["turns"]))
+        return Prompt(self._checked(self._given(value)))
+
+    def _asked(self, before: list[Message], turns: Sequence[str]) -> Prompt:
+        """The first of a user's ``turns`` after what was said before."""
+        said = [*before, {"role": "user", "content": turns[0]}]
+
+        def ask_on(answer: list[int]) -> Prompt:
+            text = self.tokenizer().decode(answer, skip_special_tokens=True)
+            return self._asked([*said, {"role": "assistant", "content": text}], turns[1:])
+
+        return Prompt(self._checked(self._rendered(said)), ask_on if turns[1:] else None)
+
+    def _checked(self, ids: Any) -> list[int]:
+        """Token ids, every one of them the verifier's."""
         if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
             raise self._refused(repr(ids)[:80], FORMS)
         if not 0 <= min(ids) <= max(ids) < self.vocab_size:
@@ -121,14 +160,18 @@ class _Entry:
             return self._messages("messages", value["messages"], "role", "content")
         if "conversations" in value:
             return self._messages("conversations", value["conversations"], "from", "value")
-        if "turns" in value:
-            return self._first_turn(value["turns"])
+        if isinstance(value.get("question"), str):
+            return [{"role": "user", "content": value["question"]}]
         raise self._refused(f"an object with {', '.join(map(str, value)) or 'nothing'}", FORMS)
 
-    def _first_turn(self, turns: Any) -> list[Message]:
-        if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
-            raise self._refused(repr(turns)[:80], "a user's turns, the first of them a text", "turns")
-        return [{"role": "user", "content": turns[0]}]
+    def _turns(self, turns: Any) -> list[str]:
+        if (
+            not isinstance(turns, list)
+            or not turns
+            or not all(isinstance(turn, str) and is_text(turn) for turn in turns)
+        ):
+            raise self._refused(ascii(turns)[:80], "a user's turns, texts", "turns")
+        return turns
 
     def _rendered(self, messages: Sequence[Message]) -> Any:
         turns = prompt_of(messages)

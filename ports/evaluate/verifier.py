@@ -3,9 +3,10 @@
 Shapes: B rows, Q tokens of a pass, K slots of the cache with them, h hidden size, F width of the features, k size of a
 proposal.
 
-A proposal d_1..d_k is checked in one pass over [t, d_1..d_k], where t is the last token of the text; the verifier's own
-choices after each of them are c_0..c_k. With a the number of leading places where d_{i+1} = c_i, the text grows by
-c_0..c_a: every token is a choice of the verifier, whatever the draft proposes.
+A proposal d_1..d_k is checked in one pass over [t, d_1..d_k], where t is the last token of the text; it gives
+logits after each of them. The first a tokens are accepted, and the text grows by them and one more: greedily, by the
+verifier's own choices c_0..c_a, where a is the number of leading places with d_{i+1} = c_i. Drawn tokens:
+:mod:`ports.evaluate.sampling`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from ports.errors import InputError
+from ports.evaluate.sampling import Choice, Proposal
 from ports.training.verifier import reading_weights, verifier_config
 
 Features = Callable[[Sequence[Tensor]], Tensor]
@@ -111,8 +113,8 @@ class Reader:
     position: Tensor
     memory: Memory
 
-    def __init__(self, verifier: Any, features: Features | None = None) -> None:
-        self.verifier, self.features = verifier, features
+    def __init__(self, verifier: Any, features: Features | None = None, choice: Choice | None = None) -> None:
+        self.verifier, self.features, self.choice = verifier, features, choice or Choice()
         self.config = verifier.config.get_text_config()
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Block:
@@ -122,27 +124,28 @@ class Reader:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         places, rows = torch.arange(ids.shape[1], device=device).expand_as(ids), torch.arange(len(ids), device=device)
         self.memory, fresh = Memory(len(prompts), device), places < lengths[:, None]
-        choices, features = self._read(ids, places, fresh)
-        self.last, self.position = choices[rows, lengths - 1], lengths
+        ends, of_row = lengths.sub(1).unique(return_inverse=True)
+        logits, features = self._read(ids, places, fresh, ends)
+        self.last, self.position = self.choice.pick(logits[rows, of_row])[0], lengths
         following = ids.roll(-1, dims=1)
         following[rows, lengths - 1] = self.last
         return Block(following, features, places, fresh)
 
-    def check(self, proposal: Tensor) -> tuple[Block, Tensor]:
-        """What becomes part of the texts, and how many tokens [B] of a proposal [B, k] were accepted."""
-        ids = torch.cat([self.last[:, None], proposal], dim=1)
+    def check(self, proposal: Proposal) -> tuple[Block, Tensor]:
+        """What becomes part of the texts, and how many tokens [B] of a proposal were accepted."""
+        ids = torch.cat([self.last[:, None], proposal.tokens], dim=1)
         offsets = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         positions = self.position[:, None] + offsets
-        choices, features = self._read(ids, positions, torch.ones_like(ids, dtype=torch.bool))
-        accepted = (proposal == choices[:, :-1]).cumprod(1).sum(1)
+        logits, features = self._read(ids, positions, torch.ones_like(ids, dtype=torch.bool), offsets[0])
+        choices, accepted = self.choice.judge(logits, proposal)
         fresh = offsets <= accepted[:, None]
         self.memory.keep(fresh)
         self.last, self.position = choices.gather(1, accepted[:, None])[:, 0], self.position + accepted + 1
         return Block(choices, features, positions, fresh), accepted
 
     @torch.no_grad()
-    def _read(self, ids: Tensor, positions: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest token after each of ``ids``, and the features of each; nothing [B, Q, 0] for plain decoding."""
+    def _read(self, ids: Tensor, positions: Tensor, fresh: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits after the columns ``asked`` of ``ids``, and features of all; nothing [B, Q, 0] for plain decoding."""
         self.memory.announce(fresh, positions)
         kinds, dtype = layer_types(self.config), self.verifier.dtype
         masks = {kind: self.memory.mask(ids.shape[1], kind, self.config, dtype) for kind in kinds}
@@ -152,10 +155,12 @@ class Reader:
             position_ids=positions,
             past_key_values=self.memory.cache,
             use_cache=True,
+            logits_to_keep=asked,
             output_hidden_states=self.features is not None,
         )
         nothing = ids.new_empty(*ids.shape, 0, dtype=torch.float32)
-        return read.logits.argmax(-1), self.features(read.hidden_states) if self.features else nothing
+        logits = read.logits if read.logits.shape[1] == len(asked) else read.logits[:, asked]  # models that give all
+        return logits, self.features(read.hidden_states) if self.features else nothing
 
 
 def open_verifier(name_or_path: str, dtype: str, device: torch.device) -> Any:

@@ -22,7 +22,7 @@ from parity.fixtures.samples import as_hass, build_training_fixture, sample_of
 from parity.fixtures.verifier import VerifierSpec
 from parity.fixtures.vocabulary import most_frequent
 from ports.evaluate.decode import Limits
-from ports.evaluate.drafter import drafter_of, open_draft
+from ports.evaluate.drafter import Drafter, drafter_of, open_draft
 from ports.evaluate.measure import Counters, evaluate
 from ports.evaluate.verifier import open_verifier
 from tests.ports.evaluate.plain import continue_greedily
@@ -167,7 +167,7 @@ def counted(served: dict[str, Any]) -> Counters:
     return Counters(served["drafts"], tuple(served["accepted_per_position"]))
 
 
-def evaluated(trained: Trained, draft: Path, drafter=drafter_of) -> Counters:
+def evaluated(trained: Trained, draft: Path, drafter: Callable[[Any], Drafter] = drafter_of) -> Counters:
     """What our own evaluation counts."""
     verifier = open_verifier(str(trained.verifier), "float32", torch.device("cpu"))
     prompts, limits = trained.prompts[:NUM_PROMPTS], Limits(LENGTH)

@@ -11,6 +11,7 @@ import torch
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.measure import evaluate
+from ports.evaluate.sampling import Proposal
 from ports.evaluate.verifier import Reader
 from tests.ports.evaluate.plain import continue_greedily, propose, simulate
 
@@ -25,15 +26,15 @@ class Scripted:
         self.grown = [list(text) for text in texts]
         self.said: list[tuple[list[int], list[int]]] = []
 
-    def propose(self, memory, block, size):
-        said = self.drafter.propose(memory, block, size)
+    def propose(self, memory, block, size, choice):
+        said = self.drafter.propose(memory, block, size, choice).tokens
         proposals = []
         for row, text in enumerate(self.grown):
             new = block.ids[row, block.fresh[row]].tolist()
             text += new if len(text) > len(self.texts[row]) else new[-1:]
             self.said.append((list(text), said[row].tolist()))
             proposals.append(self._next(row, len(text), size))
-        return torch.tensor(proposals)
+        return Proposal(torch.tensor(proposals))
 
     def _next(self, row: int, done: int, size: int) -> list[int]:
         """The verifier's next tokens, wrong from a random place on."""
@@ -134,8 +135,9 @@ def test_a_draft_that_changes_tokens_is_reported(pair, prompts, monkeypatch):
 
     def credulous(self, proposal):
         block, accepted = check(self, proposal)
-        block.ids[:, : proposal.shape[1]] = proposal
-        return block, torch.full_like(accepted, proposal.shape[1])
+        size = proposal.tokens.shape[1]
+        block.ids[:, :size] = proposal.tokens
+        return block, torch.full_like(accepted, size)
 
     monkeypatch.setattr(Reader, "check", credulous)
     found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE)

@@ -15,9 +15,10 @@ from transformers import AutoConfig, LlamaConfig, Qwen3Config
 
 from ports.eagle3 import train as eagle3
 from ports.evaluate.drafter import drafter_of, open_draft, untrained
+from ports.evaluate.sampling import Choice
 from ports.evaluate.verifier import Memory, Reader, open_verifier
 from ports.training.saving import save_draft
-from tests.ports.conftest import DRAFT_VOCAB_SIZE, enliven
+from tests.ports.conftest import enliven
 
 
 def change_config(directory, **values):
@@ -136,7 +137,7 @@ def stock_draft(fixture, folder, layer: dict | None = None, **switches):
     draft = Eagle3DraftModel.from_training_args(
         kind(**{name: value for name, value in config.items() if name not in ("model_type", "architectures")}),
         **{"norm_before_residual": False, **switches, **maps},
-        draft_vocab_size=DRAFT_VOCAB_SIZE,
+        draft_vocab_size=len(maps["d2t"]),
         ttt_steps=3,
         target_layer_ids=[2, 4, 5],
         verifier_name_or_path=verifier,
@@ -171,7 +172,9 @@ def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, pro
     reader.features = drafter.features
     block = reader.start([prompts[2]])
     proposal: list[torch.Tensor] = []
-    found = logits_of(drafter.model, lambda: proposal.append(drafter.propose(Memory(1, cpu), block, 3)))
+    found = logits_of(
+        drafter.model, lambda: proposal.append(drafter.propose(Memory(1, cpu), block, 3, Choice()).tokens)
+    )
     ids, end = torch.cat([block.ids, proposal[0]], dim=1), block.ids.shape[1] - 1
     features = torch.nn.functional.pad(block.features, (0, 0, 0, 3))
     documents = torch.zeros_like(ids)
@@ -186,6 +189,13 @@ def test_features_of_a_layer_that_the_verifier_has_not_are_refused(fixture, tmp_
     directory, _ = stock_draft(fixture, tmp_path / "stock")
     change_config(directory, eagle_aux_hidden_state_layer_ids=layers)
     with refuses(directory / "config.json", "eagle_aux_hidden_state_layer_ids", str(layers), "which has 8"):
+        open_draft(directory)
+
+
+def test_features_of_another_size_than_the_drafts_are_refused(fixture, tmp_path, refuses):
+    directory, _ = stock_draft(fixture, tmp_path / "stock")
+    change_config(directory, target_hidden_size=64)
+    with refuses(directory / "config.json", "target_hidden_size", "64", "32, hidden_size"):
         open_draft(directory)
 
 

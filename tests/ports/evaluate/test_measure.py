@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import ports.evaluate.__main__
+from parity.fixtures.samples import build_random_fixture
+from parity.fixtures.tokenizer import build_tokenizer
+from parity.fixtures.verifier import VerifierSpec
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
-from ports.evaluate.measure import Counters, Evaluation, evaluate
+from ports.evaluate.measure import Counters, Evaluation, ask, evaluate, measure, names
+from ports.evaluate.prompts import Prompt
+from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import end_tokens
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
+from ports.hass import train as hass
+from ports.training.saving import save_draft
+from tests.ports.conftest import settings_of
 
 
 def test_a_position_counts_proposals_accepted_at_least_that_far():
@@ -99,7 +111,7 @@ def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch)
     assert (code, result["lossless"]) == (1, False)
     (found,) = result["differences"]
     assert (found["prompt"], found["place"], found["plain"]) == (2, 4, 60)
-    words = f"prompt 2, token 4: 60 without the draft, {found['drafted']} with it"
+    words = f"prompt 2, turn 0, token 4: 60 without the draft, {found['drafted']} with it"
     assert words in said.out.replace("\n", " ")
 
 
@@ -126,6 +138,9 @@ def test_long_prompts_are_left_out_and_counted(command, pair):
         (("--verifier", "nowhere/at-all"), "basepath"),
         (("--device", "abacus"), "--device"),
         (("--tokens", 5000), "--tokens"),
+        (("--temperature", "nan"), "--temperature"),
+        (("--plot", "picture.pdf"), "--plot"),
+        (("--plot", "nowhere/picture.svg"), "--plot"),
     ],
 )
 def test_bad_input_is_exit_code_2(command, words, field):
@@ -157,3 +172,79 @@ def test_every_file_has_its_row(command, tmp_path, prompts):
     for name in ("prompts", "tokens", "drafts", "proposed", "accepted"):
         assert result[name] == rows[0][name] + rows[1][name]
     assert f"{rows[1]['acceptance_length']:.3f}" in said.out
+
+
+def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, fixture):
+    """The same draft by hand: its head says nothing for other tokens."""
+    records = {"tmpdir": fixture / "data_hass", "basepath": str(fixture / "verifier"), "output": fixture}
+    write_vocabulary(VocabularySettings(**records, draft_vocab_size=31))
+    code, result, said = command("--tokens", 9, "--ignore-eos", "--vocabulary", fixture)
+    if pair.draft.config.speculators_model_type == "eagle3":
+        assert (code, result) == (2, {})
+        assert "--vocabulary: found a draft of type eagle3, expected hass" in said.err
+        return
+    drafter, others = pair.drafter, ~torch.from_numpy(np.load(fixture / "t2d.npy"))
+    logits = drafter.logits
+    drafter.logits = lambda hidden: logits(hidden).masked_fill(others, -torch.inf)
+    limited, whole = (evaluate(pair.judge, each, prompts, Limits(9), 3).counters for each in (drafter, pair.drafter))
+    assert (code, result["draft_vocab_size"]) == (0, 31)
+    assert result["accepted_per_position"] == list(limited.accepted_per_position) != list(whole.accepted_per_position)
+
+
+def test_drawn_answers_are_counted_and_not_compared(command, pair, prompts, cpu):
+    code, result, said = command("--tokens", 9, "--ignore-eos", "--temperature", 0.8, "--seed", 4)
+    found = evaluate(pair.judge, pair.drafter, prompts, Limits(9), 3, 8, Sampling(0.8, 4, cpu))
+    assert (code, result["lossless"], result["differences"]) == (0, None, [])
+    assert (result["temperature"], result["seed"]) == (0.8, 4)
+    assert result["accepted_per_position"] == list(found.counters.accepted_per_position)
+    assert "tokens not compared with plain decoding: drawn ones differ" in said.out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("ending", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
+def test_a_plot_is_drawn_the_same_each_time(command, tmp_path, ending, start):
+    pictures = [tmp_path / f"{number}{ending}" for number in range(2)]
+    for picture in pictures:
+        assert command("--tokens", 5, "--plot", picture)[0] == 0
+    first, second = (picture.read_bytes() for picture in pictures)
+    assert first == second
+    assert first.startswith(start)
+
+
+def test_rows_are_named_by_benchmark():
+    files = [Path("a/gsm8k/question.jsonl"), Path("mine.txt"), Path("b/mt_bench/question.jsonl"), Path("old/mine.txt")]
+    assert names(files) == ["gsm8k", "mine.txt", "mt_bench", "old/mine.txt"]
+
+
+def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
+    """Answers count the tokens asked; the second entry's second turn is too long, so its third is never asked."""
+    short = Prompt([1], lambda answer: Prompt([1, *answer, 2]))
+    long = Prompt([3, 4], lambda answer: Prompt([5] * 9, lambda answer: pytest.fail("it is not asked")))
+    asked = []
+
+    def answer(texts):
+        asked.append(texts)
+        return Evaluation(1, [Answer([len(text)], [1]) for text in texts], None)
+
+    turns = ask([[short], [long]], 8, answer)
+    assert asked == [[[1], [3, 4]], [[1, 1, 2]]]
+    found = [(turn.file, turn.entry, turn.turn, turn.answer and turn.answer.tokens) for turn in turns]
+    assert found == [(0, 0, 0, [1]), (0, 0, 1, [3]), (1, 0, 0, [2]), (1, 0, 1, None)]
+
+
+def test_benchmarks_are_asked_turn_by_turn(tmp_path):
+    """Of a verifier with a chat template: the second turn's prompt holds the answer to the first."""
+    fixture = build_random_fixture(tmp_path / "chat", spec=VerifierSpec(num_hidden_layers=4), lengths=(9,))
+    build_tokenizer(fixture / "verifier")
+    chosen = settings_of(fixture, "hass", cpdir=tmp_path, forward_num_total=2)
+    draft = save_draft(hass.build(chosen), tmp_path / "draft")
+    turns = {"gsm8k": [["One?"], ["Two?"]], "mt_bench": [["Why?", "And?"], ["Who?", "Not asked"]]}
+    files = [tmp_path / name / "question.jsonl" for name in turns]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("".join(f"{json.dumps({'turns': each})}\n" for each in turns[file.parent.name]))
+    found = measure(draft, files, tokens=6, ignore_eos=True)
+    rows = [(row["name"], row["prompts"], row["tokens"]) for row in found["files"]]
+    assert rows == [("gsm8k", 2, 12), ("mt_bench", 4, 24)]
+    assert (found["prompts"], found["lossless"], found["left_out"]) == (6, True, 0)
+    few = measure(draft, files, tokens=6, ignore_eos=True, limit=1)
+    assert [row["prompts"] for row in few["files"]] == [1, 2]

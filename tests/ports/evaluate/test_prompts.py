@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from parity.fixtures.chat import ANSWER_HEADER
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from parity.fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
-from ports.evaluate.prompts import family_of, prompt_of, read_prompts
+from ports.evaluate.prompts import family_of, prompt_of, read_prompts, read_questions
 from ports.generate.chat import load_family
 
 
@@ -58,10 +58,28 @@ def test_a_conversation_is_read_up_to_the_last_turn_of_a_user(read, tokenizer):
     assert "No." not in text
 
 
-def test_of_eagle_s_questions_the_first_turn_is_asked(read):
-    question = {"question_id": 81, "category": "writing", "turns": ["One?", "Two?"], "reference": []}
-    asked = {"messages": [{"role": "user", "content": "One?"}]}
-    assert read("question.jsonl", json.dumps(question)) == read("p.jsonl", json.dumps(asked))
+def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before(read, tokenizer, tmp_path):
+    question = {"question_id": 81, "category": "writing", "turns": ["One?", "Two?", "Three?"], "reference": []}
+    said = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Yes."}]
+    said += [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": ""}]
+    said += [{"role": "user", "content": "Three?"}]
+    (first,) = read("question.jsonl", json.dumps(question))
+    (prompt,) = read_questions(tmp_path / "question.jsonl", lambda: tokenizer, VOCAB_SIZE)
+    asked = [prompt, prompt.ask_on([*tokenizer("Yes.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])]
+    asked.append(asked[-1].ask_on([]))
+    wanted = [read("p.jsonl", json.dumps({"messages": said[:end]}))[0] for end in (1, 3, 5)]
+    assert [each.ids for each in asked] == wanted
+    assert first == wanted[0]
+    assert asked[-1].ask_on is None
+
+
+def test_gsm8k_is_read_in_its_own_form(read, tmp_path, tokenizer):
+    lines = [{"question": f"{number} and 1?", "answer": f"#### {number + 1}"} for number in range(3)]
+    asked = [{"messages": [{"role": "user", "content": line["question"]}]} for line in lines]
+    found = read("test.jsonl", "\n".join(map(json.dumps, lines)))
+    assert found == read("p.json", json.dumps(asked))
+    few = read_questions(tmp_path / "test.jsonl", lambda: tokenizer, VOCAB_SIZE, limit=2)
+    assert [each.ids for each in few] == found[:2]
 
 
 @pytest.mark.parametrize(("file", "count"), [(SHAREGPT, 22), (ULTRACHAT, 20)])
@@ -117,7 +135,9 @@ def test_which_turns_a_prompt_has(roles, kept):
         ("p.jsonl", '{"turns": []}', "line 1 turns", "[]"),
         ("p.jsonl", '{"turns": "Why?"}', "line 1 turns", "'Why?'"),
         ("p.jsonl", '{"turns": [["Why?"]]}', "line 1 turns", "[['Why?']]"),
-        ("p.jsonl", '{"turns": ["\\udfff"]}', "line 1", "a lone surrogate"),
+        ("p.jsonl", '{"turns": ["Why?", 7]}', "line 1 turns", "['Why?', 7]"),
+        ("p.jsonl", '{"turns": ["Why?", "\\udfff"]}', "line 1 turns", "'\\udfff'"),
+        ("p.jsonl", '{"question": 7}', "line 1", "an object with question"),
     ],
 )
 def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, found):

@@ -1,0 +1,165 @@
+"""Drawn answers have the verifier's distribution whatever the draft proposes, held by a test that sees what would
+change it.
+
+Verifier and draft know the last token alone: V tokens follow each other by a table [V, V] of logits, so that the
+distribution of every token of an answer is known exactly.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from ports.evaluate.decode import Limits, decode, decode_speculatively
+from ports.evaluate.drafter import Drafter
+from ports.evaluate.sampling import Sampling, choice_of
+from ports.evaluate.verifier import Memory, Reader
+
+DRAWS, LENGTH, SIZE, TEMPERATURE, SEED = 20_000, 5, 3, 0.7, 7
+VOCAB_SIZE, KEPT, START = 6, (0, 2, 3, 5), 1
+ENOUGH = 0.01
+"""A p-value below it says that draws are not of the distribution; those of an answer's tokens are multiplied by their
+number (Bonferroni)."""
+
+generator = torch.Generator().manual_seed(3)
+TABLE = torch.randn(VOCAB_SIZE, VOCAB_SIZE, generator=generator)
+GUESS = TABLE[:, list(KEPT)] + 0.7 * torch.randn(VOCAB_SIZE, len(KEPT), generator=generator)
+
+
+class Verifier:
+    """Logits by the table; its hidden states are the ids."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+    config = PretrainedConfig(vocab_size=VOCAB_SIZE)
+
+    def __call__(self, input_ids: Tensor, **others) -> SimpleNamespace:
+        return SimpleNamespace(logits=TABLE[input_ids], hidden_states=[input_ids[..., None].float()])
+
+
+class Guesser(Drafter):
+    """A draft without layers, with a vocabulary of its own."""
+
+    def __init__(self, kept: tuple[int, ...] = KEPT) -> None:
+        config = SimpleNamespace(transformer_layer_config=PretrainedConfig(vocab_size=VOCAB_SIZE))
+        model = SimpleNamespace(config=config, layers=[], rotary_emb=lambda out, positions: None)
+        model.eval = lambda: model
+        super().__init__(model, torch.tensor(kept))
+
+    def features(self, states):
+        return states[-1]
+
+    def enter(self, features):
+        return features
+
+    def fuse(self, ids, hidden):
+        return ids[..., None].float()
+
+    def logits(self, hidden):
+        return GUESS[hidden[:, 0].long()]
+
+
+def expected() -> list[Tensor]:
+    """The distribution [V] of every token of an answer."""
+    table, found = torch.softmax(TABLE.double() / TEMPERATURE, -1), []
+    for _ in range(LENGTH):
+        found.append(found[-1] @ table if found else table[START])
+    return found
+
+
+def biased(probabilities: Tensor) -> Tensor:
+    """One probability larger by 0.01, another smaller."""
+    least, most = probabilities.argmin(), probabilities.argmax()
+    shift = torch.zeros_like(probabilities).index_fill(0, least, 0.01).index_fill(0, most, -0.01)
+    return probabilities + shift
+
+
+def p_values(answers: list[list[int]], wanted: list[Tensor]) -> list[float]:
+    """Of a chi-squared test of every token of the answers, corrected for their number."""
+    counts = [tokens.bincount(minlength=VOCAB_SIZE).numpy() for tokens in torch.tensor(answers).T]
+    return [LENGTH * float(chisquare(found, DRAWS * each.numpy()).pvalue) for found, each in zip(counts, wanted)]
+
+
+def drawn(drafter: Drafter | None = None, seed: int = SEED) -> list[list[int]]:
+    choice, limits, prompts = Sampling(TEMPERATURE, seed, torch.device("cpu")), Limits(LENGTH), [[4, START]] * DRAWS
+    if drafter is None:
+        return [answer.tokens for answer in decode(Verifier(), prompts, limits, choice)]
+    answers = decode_speculatively(Verifier(), drafter, prompts, limits, SIZE, choice)
+    return [answer.tokens for answer in answers]
+
+
+@pytest.mark.parametrize("drafter", [None, Guesser()], ids=["plain", "drafted"])
+def test_answers_are_distributed_as_the_verifiers(drafter):
+    answers = drawn(drafter)
+    assert min(p_values(answers, expected())) > ENOUGH
+    assert max(p_values(answers, [biased(each) for each in expected()])) < ENOUGH
+
+
+FAULTS = {
+    "the residual left out": ("residual", lambda p, q: p),
+    "the draft's share left in": ("residual", lambda p, q: q.clamp(min=1e-9)),
+    "acceptance without the quotient": ("acceptance", lambda p, q: p),
+    "a quotient upside down": ("acceptance", lambda p, q: q / p),
+    "everything accepted": ("acceptance", lambda p, q: torch.ones_like(p)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_rule_is_seen(monkeypatch, fault):
+    name, wrong = FAULTS[fault]
+    monkeypatch.setattr(f"ports.evaluate.sampling.{name}", wrong)
+    assert min(p_values(drawn(Guesser()), expected())) < ENOUGH
+
+
+def test_a_draft_vocabulary_read_wrongly_is_seen(monkeypatch):
+    """The draft's weights at other tokens than those that it says."""
+    pick = Drafter._pick
+
+    def shifted(self, hidden, choice):
+        tokens, weights = pick(self, hidden, choice)
+        return tokens, weights.roll(1, dims=1) + 1e-9
+
+    monkeypatch.setattr(Drafter, "_pick", shifted)
+    assert min(p_values(drawn(Guesser()), expected())) < ENOUGH
+
+
+def test_a_seed_repeats_its_draws_and_another_gives_others():
+    assert drawn(Guesser()) == drawn(Guesser()) != drawn(Guesser(), seed=6)
+
+
+def test_a_draft_draws_what_it_says_and_nothing_else(pair, prompts, cpu):
+    """Of either algorithm: its tokens' weights are those of its head at the temperature, and 0 on the others."""
+    reader = Reader(pair.judge, pair.drafter.features)
+    block, size = reader.start(prompts), 2
+    drafter, said = pair.drafter, []
+    logits = drafter.logits
+    drafter.logits = lambda hidden: said.append(logits(hidden)) or said[-1]
+    found = drafter.propose(Memory(len(prompts), cpu), block, size, Sampling(TEMPERATURE, SEED, cpu))
+    kept = torch.arange(61) if pair.draft.config.speculators_model_type == "hass" else pair.draft.t2d.nonzero()[:, 0]
+    wanted = torch.zeros(len(prompts), size, 61)
+    wanted[:, :, kept] = torch.softmax(torch.stack(said, 1) / TEMPERATURE, -1)
+    torch.testing.assert_close(found.probabilities, wanted, rtol=1e-6, atol=1e-9)
+    assert found.probabilities.gather(2, found.tokens[..., None]).min() > 0
+
+
+def test_proposals_are_accepted_in_part_and_whole():
+    choice, prompts = Sampling(TEMPERATURE, SEED, torch.device("cpu")), [[START]] * 50
+    answers = decode_speculatively(Verifier(), Guesser(), prompts, Limits(LENGTH), SIZE, choice)
+    assert {count for answer in answers for count in answer.accepted} == set(range(SIZE + 1))
+
+
+def test_greedy_is_the_limit(cpu):
+    prompts = [[token] for token in range(VOCAB_SIZE)]
+    greedy = [answer.tokens for answer in decode(Verifier(), prompts, Limits(LENGTH), choice_of(0, 0, cpu))]
+    cold = decode_speculatively(Verifier(), Guesser(), prompts, Limits(LENGTH), SIZE, choice_of(0.01, 0, cpu))
+    assert [answer.tokens for answer in cold] == greedy
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-3, 101.0, float("nan"), float("inf")])
+def test_a_temperature_that_logits_are_not_divided_by_is_refused(temperature, refuses, cpu):
+    with refuses("command line", "--temperature", str(temperature), "0, or 0.01 to 100"):
+        choice_of(temperature, 0, cpu)
