@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.processes import family, members
+
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # what is forked may have one thread: a fork inherits locks,
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # and not the threads that would open them
 FORKS = multiprocessing.get_context("forkserver")
@@ -91,9 +93,10 @@ class Forked:
         self.process.join()
 
     def kill_all(self) -> None:
-        """It, and what it left behind in its session."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """It, all below it, and what it left behind in its session."""
+        for pid in {*family(self.pid), *members(self.pid)}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.join()
 
     def ended(self, seconds: float = 240) -> str:

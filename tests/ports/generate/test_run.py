@@ -25,7 +25,7 @@ from ports.training.checkpoint import MARK
 from ports.training.data.records import list_records, read_record, recorded_info
 from ports.training.settings import parse
 from tests.ports.generate.conftest import SPEC, contents
-from tests.ports.training.processes import await_end_of, children
+from tests.processes import await_end_of, children
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
 
