@@ -127,15 +127,16 @@ def write_clients(folder: Path, address: str) -> None:
 def serve(folder: str, address: str) -> None:
     """Answer every client with a fork, and for ever."""
     sys.executable = os.environ["PYTHON_EXEC"] = f"{folder}/python"  # launchers start others with these
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(address)
         door.listen()
         print("ready", flush=True)
         while True:
             line, _ = door.accept()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 door.close()
                 answer(line)
                 os._exit(0)

@@ -33,6 +33,7 @@ STOPS = ([signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGTERM])
 
 ENDS = {0: "done", EXIT_CODE: "stopped"}
 
+
 @dataclass(frozen=True)
 class End:
     """How a victim ended: ``killed``, ``stopped``, ``done``, or that it hung, failed or left processes behind.
