@@ -1,8 +1,9 @@
-"""Which processes there are, by the files of Linux."""
+"""Which processes there are, by the files of Linux, and what else their tests need."""
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -54,3 +55,9 @@ def wait_for(file: Path, seconds: float = 240) -> None:
     while not (file.exists() and file.stat().st_size):
         assert time.monotonic() < end, f"{file} never came"
         time.sleep(0.01)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from ports.errors import InputError
 from ports.training.checkpoint import read_state
 from tests.ports.training.conftest import ALGORITHMS, Left
 from tests.ports.training.ranks import Gradients, gradients_file, refused_file
-from tests.processes import await_end_of, children, family, wait_for
+from tests.processes import await_end_of, children, family, free_port, wait_for
 
 ZERO_2 = {
     "ACCELERATE_USE_DEEPSPEED": "true",
@@ -53,12 +52,6 @@ def torchrun(fork, programs):
 
 def two_processes():
     return ["--nproc_per_node", "2", "--master_port", free_port()]
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def finish(*jobs) -> list[str]:

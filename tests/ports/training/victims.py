@@ -17,8 +17,8 @@ from typing import Any
 import ports.training.keeper as keeper
 from ports.commands import INTERRUPTED
 from ports.training.stop import EXIT_CODE, StopRequest
-from tests.ports.training.conftest import ALGORITHMS
 from tests.forked import Forked
+from tests.ports.training.conftest import ALGORITHMS
 from tests.processes import members
 
 PATIENCE, LIMIT = 60.0, 300.0
