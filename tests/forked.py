@@ -193,7 +193,7 @@ def run(words: list[str]) -> Any:
         module, _, name = PROGRAMS[program].partition(":")
         return getattr(import_module(module), name)()
     rest = rest[rest[0] == "-u" :]
-    sys.path[0] = os.getcwd()
+    sys.path[:1] = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = rest[rest[0] == "-m" :]
     start: Any = runpy.run_module if rest[0] == "-m" else runpy.run_path
     start(sys.argv[0], run_name="__main__", **({"alter_sys": True} if rest[0] == "-m" else {}))
