@@ -18,13 +18,17 @@ import socket
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.processes import family, members
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # what is forked may have one thread: a fork inherits locks,
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # and not the threads that would open them
+with mock.patch.dict(os.environ, PYTHONWARNINGS="ignore:resource_tracker"):  # what tests kill leaves semaphores behind
+    resource_tracker.ensure_running()
 FORKS = multiprocessing.get_context("forkserver")
 PROGRAMS = {
     "python": "",
