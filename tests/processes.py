@@ -31,7 +31,7 @@ def family(pid: int) -> list[int]:
 
 def members(session: int) -> list[int]:
     """The processes of a session that have not ended, those too whose parent has."""
-    every = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    every = (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
     return [pid for pid in every if session_of(pid) == session and is_running(pid)]
 
 
