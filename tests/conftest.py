@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 from loguru import logger
+
+from tests.forked import Forked, serve, write_clients
 
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
@@ -36,3 +41,37 @@ def known_state():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+    """``fork(target, *arguments)`` in a process of its own, which ends with the test at the latest."""
+    running: list[Forked] = []
+
+    def start(*words: object, **environment: str) -> Forked:
+        running.append(Forked(tmp_path / "forked", *words, **environment))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill_all()
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A folder with ``python``, ``pytest``, ``parity`` and ``accelerate`` that need not import everything anew.
+
+    With ``COLD=1`` in the environment it is the one of the installed programs.
+    """
+    if os.environ.get("COLD"):
+        yield Path(sys.executable).parent
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "bin"
+        write_clients(folder, f"{name}/door")
+        server = Forked(Path(name), serve, str(folder), f"{name}/door")
+        while "ready" not in server.said:
+            assert server.returncode is None, server.said
+            time.sleep(0.01)
+        yield folder
+        server.kill_all()

@@ -29,7 +29,7 @@ from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError
 from ports.evaluate.drafter import open_draft
 from ports.evaluate.measure import Counters, Dtype, measure
-from ports.evaluate.prompts import family_of, read_prompts
+from ports.evaluate.prompts import family_of, read_questions
 from ports.files import check_output_file
 from ports.training.verifier import open_tokenizer, verifier_config
 
@@ -104,6 +104,10 @@ def run(
     draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft, as it lies")],
     prompts: Annotated[list[Path], typer.Option(help="as those of python -m ports.evaluate; may be given again")],
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
+    served: Annotated[
+        Path | None,
+        typer.Option(help="what vLLM is given in the draft's place: HASS as python -m ports.serving folds it"),
+    ] = None,
     k: Annotated[
         list[int] | None, typer.Option(min=1, help="speculative tokens; again for more. Default: 1 2 3 4")
     ] = None,
@@ -111,7 +115,9 @@ def run(
         list[int] | None, typer.Option(min=1, help="requests in flight; again for more. Default: 1 4 16")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
-    limit: Annotated[int | None, typer.Option(min=1, help="take this many prompts; default: all")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="entries of each file, of which the first turn is asked; default: all")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="turns of every engine; the fastest counts")] = 2,
     dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
@@ -135,7 +141,8 @@ def run(
     model = open_draft(draft, verifier)
     name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
     vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
-    asked = [ids for file in prompts for ids in read_prompts(file, tokenizer, vocab_size, family_of(draft, ""))][:limit]
+    entries = [read_questions(file, tokenizer, vocab_size, family_of(draft), limit) for file in prompts]
+    asked = [prompt.ids for each in entries for prompt in each]
     engine = {
         "model": name,
         "dtype": Dtype(dtype).value,
@@ -148,7 +155,7 @@ def run(
     }
     request = {"prompts": asked, "length": tokens, "batch_sizes": batches, "ignore_eos": ignore_eos}
     request["parts"] = not torch.accelerator.is_available()
-    speculative = {"method": METHODS[kind], "model": str(draft.resolve())}
+    speculative = {"method": METHODS[kind], "model": str((served or draft).resolve())}
     turns: list[Turn] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for size in progress.track([0, *sizes] * rounds, description="engines"):

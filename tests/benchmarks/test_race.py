@@ -2,8 +2,15 @@ import pytest
 
 from benchmarks.race import race
 from benchmarks.shapes import FULL, QUICK, Shape, sides_of
+from tests.forked import FORKS
 
 SHAPE = Shape("hass", 48, 2)
+
+
+@pytest.fixture(autouse=True)
+def forks(monkeypatch):
+    """Sides that need not import everything anew."""
+    monkeypatch.setattr("benchmarks.race.get_context", lambda method: FORKS)
 
 
 def test_sides_step_in_turn_and_say_what_they_took(tmp_path):

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ def example() -> Any:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(programs, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     output = tmp_path_factory.mktemp("example") / "run"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(output), "--architecture", "llama4"]
+    command = [programs / "python", SCRIPT, output, "--architecture", "llama4"]
     return output, subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
 
 

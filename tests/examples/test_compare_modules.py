@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from parity import Options, run_pair
@@ -16,9 +15,9 @@ FILE = ROOT / "examples" / "compare_modules.py"
 COMPARISON = {"NAMES", "batches", "ORIGINAL", "PORT", "PAIR"}
 
 
-def test_the_example_passes_and_writes_its_report(tmp_path: Path) -> None:
+def test_the_example_passes_and_writes_its_report(programs: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(FILE), str(tmp_path / "report.html"), str(tmp_path / "report_alone.html")],
+        [programs / "python", FILE, str(tmp_path / "report.html"), str(tmp_path / "report_alone.html")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

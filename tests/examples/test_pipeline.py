@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,18 @@ from ports.training.verifier import open_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tiny_llama(output: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "examples" / "tiny_llama.py"), str(output), *map(str, words)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1800)
+@pytest.fixture(scope="module")
+def tiny_llama(programs) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(output: Path, *words: object) -> subprocess.CompletedProcess[str]:
+        command = [programs / "python", ROOT / "examples" / "tiny_llama.py", output, *map(str, words)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1800)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(tiny_llama, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     output = tmp_path_factory.mktemp("tiny") / "run"
     return output, tiny_llama(output, "--passes", 8, "--tokens", 32)
 
@@ -62,7 +66,7 @@ def starts_with(text: tuple[int, ...], prompts: set[tuple[int, ...]]) -> bool:
     return any(text[: len(prompt)] == prompt for prompt in prompts)
 
 
-def test_drafts_that_learned_nothing_are_exit_code_1(done, tmp_path):
+def test_drafts_that_learned_nothing_are_exit_code_1(done, tiny_llama, tmp_path):
     """The planted fault: one pass, most of which warms up."""
     output, _ = done
     again = tmp_path / "again"
@@ -73,7 +77,7 @@ def test_drafts_that_learned_nothing_are_exit_code_1(done, tmp_path):
     assert json.loads((again / "result.json").read_text())[0]["ratio"] < 1.5
 
 
-def test_data_of_another_recipe_are_refused(done):
+def test_data_of_another_recipe_are_refused(done, tiny_llama):
     output, _ = done
     process = tiny_llama(output, "--held-out", 9)
     assert process.returncode == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,12 @@ DRAFTS = {"eagle3": eagle3_config(SPEC, 64), "hass": hass_config(SPEC)}
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path, programs):
     """Runs run.sh with toy sizes in the current directory's place."""
     model = build_tokenizer(build_verifier(SPEC, tmp_path / "verifier"))
-    python = Path(sys.executable).parent
     environment = {
         **os.environ,
-        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "MODEL": str(model),
         "GENERATE": "--samples 7 --no-progress",

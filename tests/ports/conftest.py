@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from parity.fixtures.verifier import VerifierSpec
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.hass import train as hass
+from ports.training.checkpoint import LOCK, DirectoryLock
 from ports.training.data import collate
 from ports.training.settings import Eagle3Settings, HassSettings
 
@@ -169,3 +171,25 @@ def reset_accelerator():
     reset()
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def hold(fork):
+    """``hold(directory, name)``: a process that holds the lock on it, and has a child that does not."""
+
+    def start(directory: Path, name: str = LOCK):
+        holder = fork(_hold, directory, name)
+        while holder.returncode is None and "held" not in holder.said:
+            time.sleep(0.01)
+        return holder
+
+    return start
+
+
+def _hold(directory: Path, name: str) -> None:
+    lock = DirectoryLock(directory, name=name)
+    if os.fork() == 0:
+        os.setsid()
+    else:
+        print("held", lock.file, flush=True)
+    time.sleep(20)

@@ -16,7 +16,8 @@ import pytest
 import typer
 from rich.console import Console
 
-from ports import commands
+from ports import commands, estimate
+from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -93,54 +94,43 @@ def test_work_goes_on_without_a_reader(monkeypatch):
         print("a line")
 
 
-@pytest.fixture
-def start():
-    """A command as a process of its own."""
-    running = []
-
-    def go(*words, **pipes):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", *map(str, words)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **pipes))
-        return running[-1]
-
-    yield go
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-def test_a_run_whose_output_nobody_reads_is_not_lost(start, flags, tmp_path):
+def with_closed_output(main, words):
     reader, writer = os.pipe()
-    process = start("ports.eagle3.train", *flags(), stdout=writer)
     os.close(reader)
-    os.close(writer)
-    said = process.communicate(timeout=120)[1]
+    os.dup2(writer, 1)
+    return main(words)
+
+
+def test_a_run_whose_output_nobody_reads_is_not_lost(fork, flags, tmp_path):
+    process = fork(with_closed_output, eagle3.main, flags())
+    said = process.ended()
     assert (process.returncode, "Traceback" in said, "Exception" in said) == (0, False, False), said
     assert (tmp_path / "checkpoints" / "model0" / "model.safetensors").is_file()
 
 
-def test_an_answer_that_nobody_reads(start, fixture):
-    reader, writer = os.pipe()
-    words = ["--model_path", fixture / "verifier", "--configpath", fixture / "draft_eagle3.json"]
-    process = start("ports.estimate", *words, stdout=writer)
-    os.close(reader)
-    os.close(writer)
-    said = process.communicate(timeout=120)[1]
+def test_an_answer_that_nobody_reads(fork, fixture):
+    words = ["--model_path", str(fixture / "verifier"), "--configpath", str(fixture / "draft_eagle3.json")]
+    process = fork(with_closed_output, estimate.main, words)
+    said = process.ended()
     assert (process.returncode, said.strip()) == (141, "nobody reads the output"), said
 
 
-def test_an_interrupt_while_the_libraries_load(start, flags):
+def test_an_interrupt_while_the_libraries_load(flags):
     """Pressed again where it is lost: python drops what is raised in a destructor, and libraries have some."""
-    process = start("ports.eagle3.train", *flags(epoch=2000), stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "ports.eagle3.train", *flags(epoch=2000)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
     loaded = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "libtorch" not in loaded.read_text():
         time.sleep(0.01)
+    said = ""
     for _ in range(5):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             said = process.communicate(timeout=20)[1]
             break
+    process.kill()
     assert process.returncode in (130, -signal.SIGINT), said
     assert said.strip().split("\n")[-1] == "interrupted"
     assert "Traceback" not in said

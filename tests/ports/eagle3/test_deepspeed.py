@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ports.training.processes import free_port
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[3]
 

@@ -12,7 +12,6 @@ from parity.fixtures.conversations import SHAREGPT
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec, build_verifier
 from ports.generate.__main__ import main
-from tests.ports.forked import Forked
 
 SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48, seed=3)
 
@@ -64,9 +63,9 @@ def generate(flags):
 
 
 @pytest.fixture
-def spawn(flags, tmp_path):
+def spawn(flags, fork):
     """Starts the command as a process of its own, and its processes too."""
-    return lambda **changes: Forked(tmp_path / "spawned", __name__, "forking_main", flags(**changes))
+    return lambda **changes: fork(forking_main, flags(**changes))
 
 
 def forking_main(argv: list[str]) -> int:

@@ -22,7 +22,6 @@ from ports.generate.__main__ import main as records
 from ports.generate.answers import main, rounds_of
 from ports.training.records import list_records
 from ports.training.verifier import open_tokenizer
-from tests.ports.forked import hold
 
 ROWS = [
     {"question": "What is one and one?", "answer": "Two."},
@@ -193,11 +192,11 @@ def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeyp
     assert not (tmp_path / "answers").exists()
 
 
-def test_two_commands_do_not_write_one_file(ask, tmp_path, capsys) -> None:
-    with hold(tmp_path / "answers", tmp_path / "holder", ".a.jsonl.lock"):
-        assert ask() == 2
-        assert "out: found in use by process" in capsys.readouterr().err
-        assert ask(out=tmp_path / "answers" / "b.jsonl") == 0
+def test_two_commands_do_not_write_one_file(ask, hold, tmp_path, capsys) -> None:
+    hold(tmp_path / "answers", ".a.jsonl.lock")
+    assert ask() == 2
+    assert "out: found in use by process" in capsys.readouterr().err
+    assert ask(out=tmp_path / "answers" / "b.jsonl") == 0
 
 
 def test_a_file_that_nobody_tells_about_is_left_alone(ask, tmp_path, capsys) -> None:

@@ -16,7 +16,6 @@ from ports.generate import draft as module
 from ports.generate.draft import best_checkpoint, derived_config, main
 from ports.training.records import GENERATION
 from ports.training.verifier import verifier_config
-from tests.ports.forked import Forked, hold
 from tests.ports.generate.conftest import contents, forking_main_of
 from tests.ports.generate.test_answers import without_template
 
@@ -42,8 +41,8 @@ def words(verifier, tmp_path):
 
 
 @pytest.fixture
-def spawn(words, tmp_path):
-    return lambda **changes: Forked(tmp_path / "spawned", __name__, "forking", words(**changes))
+def spawn(words, fork):
+    return lambda **changes: fork(forking, words(**changes))
 
 
 def forking(argv: list[str]) -> int:
@@ -175,9 +174,9 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, tmp_path, c
     assert "out: found data without run.json" in capsys.readouterr().err
 
 
-def test_two_commands_do_not_share_a_directory(words, tmp_path, capsys) -> None:
-    with hold(tmp_path / "out", tmp_path / "holder"):
-        assert main(words()) == 2
+def test_two_commands_do_not_share_a_directory(words, hold, tmp_path, capsys) -> None:
+    hold(tmp_path / "out")
+    assert main(words()) == 2
     assert "out: found in use by process" in capsys.readouterr().err
 
 

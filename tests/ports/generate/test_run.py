@@ -24,9 +24,8 @@ from ports.generate.settings import GenerationSettings
 from ports.training.checkpoint import MARK
 from ports.training.records import list_records, read_record, recorded_info
 from ports.training.settings import parse
-from tests.ports.forked import hold
 from tests.ports.generate.conftest import SPEC, contents
-from tests.ports.training.processes import await_end_of, children
+from tests.processes import await_end_of, children
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
 
@@ -199,14 +198,14 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
     assert contents(folder) == whole
 
 
-def test_a_second_run_in_the_same_directory_is_refused(spawn, generate, tmp_path) -> None:
+def test_a_second_run_in_the_same_directory_is_refused(spawn, generate, hold) -> None:
     """Another process holds the folder for as long as it lives."""
     folder = generate()
     record_files.record_file(folder / "0", 0).unlink()
-    with hold(folder / "0", tmp_path / "holder"):
-        second = spawn()
-        assert "outdir: found in use by process" in second.ended()
-        assert second.returncode == 2
+    holder, second = hold(folder / "0"), spawn()
+    assert "outdir: found in use by process" in second.ended()
+    assert second.returncode == 2
+    holder.kill()
     generate()
     assert len(list_records(folder)) == 8
 

@@ -13,7 +13,6 @@ from transformers import LlamaConfig
 
 from ports.serving.plugin import ARCHITECTURE, MODEL, describe, register
 from ports.training.saving import save_draft
-from tests.ports.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,9 +22,9 @@ def test_the_entry_point_is_the_plugin():
     assert found.load() is register
 
 
-def test_it_imports_without_vllm(tmp_path):
+def test_it_imports_without_vllm(fork):
     code = "import sys; assert 'ports.serving.plugin' not in sys.modules; sys.modules['vllm'] = None"
-    done = Forked(tmp_path, "builtins", "exec", f"{code}; import ports.serving.plugin, ports.serving.__main__")
+    done = fork(exec, f"{code}; import ports.serving.plugin, ports.serving.__main__")
     assert done.ended() == ""
     assert done.returncode == 0
 

@@ -33,7 +33,6 @@ from ports.training.checkpoint import (
 )
 from ports.training.resume import newest_whole
 from ports.training.tracking import JsonLinesTracker
-from tests.ports.forked import hold
 
 PHASES = {
     "the log": (os, "fsync", 1),
@@ -217,10 +216,9 @@ def _full(*paths):
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(hold, tmp_path):
     """Another process that holds the lock and has a child, as a run with loader processes has."""
-    with hold(tmp_path, tmp_path / "holder") as process:
-        yield process
+    return hold(tmp_path)
 
 
 def test_the_second_run_is_told_who_holds_the_directory(holder, tmp_path):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ports.training.checkpoint import MANIFEST, MARK, public_name, seal
 from ports.training.resume import newest_whole
 from tests.ports.training.conftest import ALGORITHMS, Left, Saved
-from tests.ports.training.victims import Server
+from tests.ports.training.victims import Order, run
 
 KILLS = int(os.environ.get("KILLS", "6"))
 LATEST = 0.6
@@ -34,20 +34,20 @@ OPTIONS = {"save_steps": 1, "epoch": 3, "bs": 2, "gradient_accumulation_steps": 
 BLOWS = ["KILL", "TERM", "INT", "TERM TERM", "TERM INT", "INT INT"]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("victims") / "server")
-    yield server
-    server.close()
+@pytest.fixture
+def strike(fork, tmp_path):
+    """Runs a victim; see :class:`Order`."""
+    return lambda *words, **changes: run(fork, tmp_path, Order(*words, **changes))
 
 
 @pytest.fixture
-def straight(server, words, tmp_path):
+def straight(fork, strike, words, tmp_path):
     """A run that nobody kills, with every checkpoint it ever saved, and the seconds it took."""
 
     def make(algorithm, **options):
+        fork(int).ended()  # whatever has to be imported is
         begun = time.monotonic()
-        end = server.run(algorithm, words(algorithm, tmp_path / "straight", "--packing", **OPTIONS, **options))
+        end = strike(algorithm, words(algorithm, tmp_path / "straight", "--packing", **OPTIONS, **options))
         assert end.what == "done", end.said
         return tmp_path / "straight", time.monotonic() - begun
 
@@ -69,7 +69,7 @@ def wrong(cpdir, saved, straight):
 
 @pytest.mark.parametrize("noise_stream", ["drawn", "keyed"])
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_nothing_saved_is_ever_lost(server, straight, words, tmp_path, algorithm, noise_stream):
+def test_nothing_saved_is_ever_lost(strike, straight, words, tmp_path, algorithm, noise_stream):
     expected, seconds = straight(algorithm, noise_stream=noise_stream)
     last = f"{ALGORITHMS[algorithm].prefix}{OPTIONS['epoch']}"
     draw, ends, runs, resumed = random.Random(0), Counter(), 0, 0
@@ -81,7 +81,7 @@ def test_nothing_saved_is_ever_lost(server, straight, words, tmp_path, algorithm
             moment = draw.uniform(0, LATEST * seconds * LATER**struck)
             blow, group = draw.choice(BLOWS), draw.random() < 0.5
             numbers = [signal.Signals[f"SIG{name}"] for name in blow.split()]
-            end = server.run(algorithm, command, moment, blow=numbers, group=group)
+            end = strike(algorithm, command, seconds=moment, blow=numbers, group=group)
             if end.what == "done":
                 break
             assert end.what in ("killed", "stopped"), f"{blow}, group: {group}: {end.what}\n{end.said}"
@@ -123,8 +123,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_victim_that_hangs_or_leaves_something_is_noticed(server, words, tmp_path, fault):
+def test_a_victim_that_hangs_or_leaves_something_is_noticed(strike, words, tmp_path, fault):
     limits, what, said = FAULTS[fault]
-    end = server.run("hass", words("hass", tmp_path / "cp", max_steps=1, **OPTIONS), fault=fault, **limits)
+    end = strike("hass", words("hass", tmp_path / "cp", max_steps=1, **OPTIONS), fault=fault, **limits)
     assert (end.what, end.saved) == (what, 1)
     assert all(line in end.said for line in said)

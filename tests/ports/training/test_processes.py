@@ -6,30 +6,19 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from ports.errors import InputError
 from ports.training.checkpoint import read_state
 from tests.ports.training.conftest import ALGORITHMS, Left
-from tests.ports.training.processes import (
-    await_end_of,
-    children,
-    ended,
-    family,
-    finish,
-    free_port,
-    is_running,
-    start,
-    torchrun,
-    two_processes,
-)
 from tests.ports.training.ranks import Gradients, gradients_file, refused_file
+from tests.processes import await_end_of, children, family, free_port, wait_for
 
 ZERO_2 = {
     "ACCELERATE_USE_DEEPSPEED": "true",
@@ -37,6 +26,7 @@ ZERO_2 = {
     "ACCELERATE_GRADIENT_CLIPPING": "1.0",
     "DS_ACCELERATOR": "cpu",
 }
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[3])}
 LAUNCHED = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "zero2": ZERO_2}
 """What ``accelerate launch`` sets for each."""
 
@@ -50,15 +40,35 @@ PARALLEL = ["ddp", "fsdp2", pytest.param("zero2", marks=needs_deepspeed)]
 
 
 @pytest.fixture
-def run_ranks(tmp_path):
+def torchrun(fork, programs):
+    """``torchrun(options, module, words)``: a job on the CPU, whose processes are forks too."""
+
+    def start(options, module, words, **variables):
+        line = [*options, "-m", module, *map(str, words)]
+        return fork(torch.distributed.run.main, line, PYTHON_EXEC=str(programs / "python"), **ON_CPU, **variables)
+
+    return start
+
+
+def two_processes():
+    return ["--nproc_per_node", "2", "--master_port", free_port()]
+
+
+def finish(*jobs) -> list[str]:
+    """What they said, once all have ended well."""
+    said = [job.ended() for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * len(jobs), "\n".join(said)[-3000:]
+    return said
+
+
+@pytest.fixture
+def run_ranks(torchrun, tmp_path):
     """``run_ranks(parallel, runs)``: the runs, one after the other, in two processes; see :mod:`ranks`."""
 
     def go(parallel, runs):
         file = tmp_path / "runs.json"
         file.write_text(json.dumps(runs))
-        return finish(start("-m", "tests.ports.training.ranks", file, launcher=two_processes(), **LAUNCHED[parallel]))[
-            0
-        ]
+        return finish(torchrun(two_processes(), "tests.ports.training.ranks", [file], **LAUNCHED[parallel]))[0]
 
     return go
 
@@ -280,24 +290,23 @@ def goes_on_in_one(start_run, folder, checkpoint, parallel):
     next(loop.optimizer_steps())
 
 
-def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path):
+def test_a_killed_rank_ends_the_job_which_resumes_exactly(torchrun, words, tmp_path):
     """Two "nodes" on loopback run to the end; two processes on one lose a rank, resume, and end at the same bits."""
     algorithm, module, common = "hass", "ports.hass.train", {"epoch": 3, "save_steps": 1}
     rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "job")
-    node = torchrun("--nnodes", "2", "--nproc_per_node", "1", *rendezvous)
+    node = ["--nnodes", "2", "--nproc_per_node", "1", *rendezvous]
     straight = words(algorithm, tmp_path / "straight", **common)
-    finish(*(start("-m", module, *straight, launcher=node) for _ in range(2)))
+    finish(*(torchrun(node, module, straight) for _ in range(2)))
 
     cpdir = tmp_path / "killed"
-    job = start("-m", module, *words(algorithm, cpdir, **common), launcher=two_processes())
-    wait_for(cpdir / "step_4" / "training_state")  # of the second pass
+    job = torchrun(two_processes(), module, words(algorithm, cpdir, **common))
+    wait_for(cpdir / "step_4" / "training_state" / "manifest.json")  # of the second pass
     os.kill(children(job.pid)[1], signal.SIGKILL)
-    _, stderr = ended(job, 120)
+    said = job.ended()
     assert job.returncode != 0
-    assert "SIGKILL" in stderr or "Signal 9" in stderr
+    assert "SIGKILL" in said or "Signal 9" in said
 
-    again = start("-m", module, *words(algorithm, cpdir, ckpt_path="auto", **common), launcher=two_processes())
-    (said,) = finish(again)
+    (said,) = finish(torchrun(two_processes(), module, words(algorithm, cpdir, ckpt_path="auto", **common)))
     assert f"resuming from {cpdir}" in said
     assert said.count("Epoch [4/3]") == said.count("training on 6 examples total") == 1
     expected, found = (
@@ -306,40 +315,16 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(words, tmp_path):
     assert expected.differs_from(found) == []
 
 
-def test_a_job_whose_every_process_is_told_to_stop_saves(words, tmp_path):
-    """Ranks hear it from the scheduler and from the launcher; loader processes do not heed it."""
+def test_a_job_whose_every_process_is_told_to_stop_saves(torchrun, words, tmp_path):
+    """Ranks hear it from the scheduler and from the launcher."""
     line = words("eagle3", tmp_path / "cp", epoch=2000, num_workers=1, save_steps=5, keep_last=2)
-    job = start("-m", "ports.eagle3.train", *line, launcher=two_processes())
-    wait_for(tmp_path / "cp" / "step_5")
+    job = torchrun(two_processes(), "ports.eagle3.train", line)
+    wait_for(tmp_path / "cp" / "step_5" / "training_state" / "manifest.json")
     told = family(job.pid)
-    for pid in reversed(told):  # loader processes first, the launcher last
+    for pid in reversed(told):  # the launcher last
         os.kill(pid, signal.SIGTERM)
-    _, stderr = ended(job, 120)
+    stderr = job.ended()
     saved = re.findall(r"stopped after optimizer step \d+, saved (\S+);", stderr)
     assert saved == saved[:1] * 2, stderr
     assert (Path(saved[0]) / "training_state" / "manifest.json").is_file()
     await_end_of(told, 20)
-
-
-def wait_for(file, seconds=120):
-    end = time.monotonic() + seconds
-    while not file.exists():
-        assert time.monotonic() < end, f"{file} never came"
-        time.sleep(0.01)
-
-
-def test_what_is_not_done_in_time_leaves_no_process(tmp_path):
-    """A launcher that hangs with a worker in a session of its own, as torchrun's are."""
-    script = tmp_path / "hangs.py"
-    script.write_text(
-        "import subprocess, sys, time\n"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
-        "print('started', file=sys.stderr, flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    job = start(script)
-    while len(members := family(job.pid)) < 2:
-        time.sleep(0.01)
-    with pytest.raises(AssertionError, match=r"not done in 1 s: (.|\n)*started"):
-        finish(job, seconds=1)
-    assert not [pid for pid in members if is_running(pid)]

@@ -4,32 +4,12 @@ import contextlib
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
+from ports.eagle3.train import main
 from ports.training.stop import EXIT_CODE, SIGNALS, StopRequest
-from tests.ports.training.processes import family, members
-
-ROOT = Path(__file__).parents[3]
-
-
-def launch(flags, **changes):
-    """Two loader processes, in a process group and session of its own."""
-    command = [sys.executable, "-m", "ports.eagle3.train", *flags(num_workers=2, **changes)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-
-
-def wait_for(file, size=1, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not (file.exists() and file.stat().st_size >= size):
-        time.sleep(0.02)
-    assert file.exists()
+from tests.processes import family, members, wait_for
 
 
 def send(number, *pids):
@@ -46,11 +26,12 @@ TOLD = {
 
 
 @pytest.mark.parametrize("told", TOLD)
-def test_a_stop_saves_and_exits_with_75(flags, tmp_path, told):
-    process = launch(flags, epoch=2000)
+def test_a_stop_saves_and_exits_with_75(fork, flags, tmp_path, told):
+    """With two loader processes, in a process group of its own."""
+    process = fork(main, flags(num_workers=2, epoch=2000))
     wait_for(tmp_path / "checkpoints" / "metrics.jsonl")
     TOLD[told](process.pid)
-    said = process.communicate(timeout=120)[1]
+    said = process.ended()
     assert process.returncode == EXIT_CODE == 75, said
     last = said.strip().splitlines()[-1]
     assert last.startswith("stopped after optimizer step ")

@@ -2,56 +2,53 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.ports.training.processes import ROOT, await_end_of, children, is_running, members
-
-TRAINER = """
-import sys, time
 from ports.training.data import RecordDataset, build_loader
+from tests.processes import await_end_of, children, is_running
+
 
 class Endless(RecordDataset):
     def __getitem__(self, index):
         print("reading", flush=True)
         time.sleep(600)
 
-batches = iter(build_loader(Endless(files=range(4), widths={}, vocab_size=9), 1, num_workers=2, prefetch_factor=1))
-sys.stdin.readline()
-raise RuntimeError("the trainer ends with its loader processes at work")
-"""
+
+def train() -> None:
+    """Raises when told to by SIGHUP."""
+
+    def fail(*_):
+        raise RuntimeError("the trainer ends with its loader processes at work")
+
+    signal.signal(signal.SIGHUP, fail)
+    next(iter(build_loader(Endless(files=range(4), widths={}, vocab_size=9), 1, num_workers=2, prefetch_factor=1)))
 
 
 @pytest.fixture
-def trainer():
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", TRAINER], env=environment, start_new_session=True, **pipes)
-    lines = [process.stdout.readline() for _ in range(2)]
-    assert lines == ["reading\n"] * 2, (lines, process.poll(), process.stderr.read() if "" in lines else "")
-    yield process
-    for pid in members(process.pid):
-        os.kill(pid, signal.SIGKILL)
+def trainer(fork):
+    trainer = fork(train)
+    while trainer.said != "reading\n" * 2:
+        assert trainer.returncode is None, trainer.said
+        time.sleep(0.01)
+    return trainer
 
 
 ENDS = {
     "killed": (lambda trainer: trainer.kill(), -signal.SIGKILL),
-    "raises": (lambda trainer: trainer.stdin.write("go on\n"), 1),
+    "raises": (lambda trainer: os.kill(trainer.pid, signal.SIGHUP), 1),
 }
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_no_loader_process_outlives_its_trainer(trainer, end):
-    """Its output ends too, which ``| tee`` waits for."""
     workers, (act, code) = children(trainer.pid), ENDS[end]
     act(trainer)
-    said = trainer.communicate(timeout=20)[1]
+    said = trainer.ended(20)
     await_end_of(workers, 20)
     assert trainer.returncode == code
-    assert said.count("Error") == (1 if end == "raises" else 0), said
+    assert said.count("Error: ") == (1 if end == "raises" else 0), said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,36 +1,26 @@
-"""A process that has imported everything and computed nothing, and forks a training run for every order it is given.
-
-A fork of a process whose thread pools have run inherits their locks but not their threads, and may sleep on one for
-good. This one has a single thread, and a fork of it costs milliseconds where an import costs seconds.
-
-``python -m tests.ports.training.victims`` reads one order a line, as JSON, and answers with how it ended.
-"""
+"""Training runs in forks, that are dealt a blow at a given moment, and how they end."""
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import math
 import os
-import selectors
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ports.training.keeper as keeper
 from ports.commands import INTERRUPTED
 from ports.training.stop import EXIT_CODE, StopRequest
+from tests.forked import Forked
 from tests.ports.training.conftest import ALGORITHMS
-from tests.ports.training.processes import members
+from tests.processes import members
 
-ROOT = Path(__file__).parents[3]
 PATIENCE, LIMIT = 60.0, 300.0
 """Seconds asleep after which a victim hangs, and seconds after which one that is busy does."""
 
@@ -42,8 +32,6 @@ STOPS = ([signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGTERM])
 """What a run answers with a checkpoint as soon as it listens; the last is one that a launcher forwards."""
 
 ENDS = {0: "done", EXIT_CODE: "stopped"}
-
-NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 @dataclass(frozen=True)
@@ -58,77 +46,43 @@ class End:
     said: str
 
 
-class Server:
-    """The process that forks, and the pipe to it."""
+@dataclass(frozen=True)
+class Order:
+    """A run as the command line ``words`` says; after ``seconds`` comes the ``blow``, ``kill -9`` by default.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        environment = {**os.environ, **NO_THREADS, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-        command, self.folder = [sys.executable, "-m", __name__], folder
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True
-        )
-        assert self._answer(300) == "ready"
+    ``fault`` is one to plant, and ``group`` whether its process group gets the blow, loader processes and all.
+    """
 
-    def run(self, algorithm: str, words: list[str], seconds: float | None = None, **changes: Any) -> End:
-        """Train as the command line ``words`` says; after ``seconds`` comes the ``blow``, ``kill -9`` by default.
-
-        ``changes`` are other values of ``patience`` and ``limit``, a ``fault`` to plant, and the ``blow``: signals, and
-        whether the process ``group`` gets them, loader processes and all.
-        """
-        told, said = self.folder / "told", self.folder / "said"
-        for file in (told, said):
-            file.write_bytes(b"")
-        order = {"algorithm": algorithm, "words": words, "seconds": seconds, "told": str(told), "said": str(said)}
-        order |= {"patience": PATIENCE, "limit": LIMIT, "fault": "", "blow": KILL, "group": False, **changes}
-        assert self.process.stdin is not None
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        what = self._answer(order["limit"] + order["patience"] + 30)
-        saved = [int(line) for line in told.read_text().split() if line.isdecimal()]
-        return End(what, saved[-1] if saved else -1, said.read_text())
-
-    def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-
-    def _answer(self, seconds: float) -> str:
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(seconds):
-                self.close()
-                raise TimeoutError(f"no answer from the fork server in {seconds} s")
-        return self.process.stdout.readline().strip()
+    algorithm: str
+    words: list[str]
+    seconds: float = math.inf
+    blow: list[signal.Signals] = field(default_factory=lambda: KILL)
+    group: bool = False
+    fault: str = ""
+    patience: float = PATIENCE
+    limit: float = LIMIT
 
 
-def serve() -> None:
-    threads = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
-    others = [name for name in threads if name != "jemalloc_bg_thd"]  # allocates nothing, locks nothing across forks
-    if len(others) != 1:
-        sys.exit(f"the fork server must have one thread, has {threads}")
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _train(order)
-        print(Watch(pid, order).end(), flush=True)
+def run(fork: Callable[..., Forked], folder: Path, order: Order) -> End:
+    told = folder / "told"
+    told.write_bytes(b"")
+    victim = fork(_train, order, str(told), ACCELERATE_USE_CPU="true")
+    what = Watch(victim, order, told).end()
+    saved = [int(line) for line in told.read_text().split() if line.isdecimal()]
+    return End(what, saved[-1] if saved else -1, victim.said)
 
 
-def _train(order: dict[str, Any]) -> None:
-    """The real command, in this fork and a session of its own; it never comes back from here."""
-    os.setsid()
-    for descriptor in (1, 2):
-        os.dup2(os.open(order["said"], os.O_WRONLY | os.O_APPEND), descriptor)
+def _train(order: Order, told_file: str) -> int:
+    """The real command, in this fork, telling what it saves and whether it listens."""
     faulthandler.enable()
-    faulthandler.dump_traceback_later(order["limit"], exit=True)
-    told = os.open(order["told"], os.O_WRONLY | os.O_APPEND)
+    faulthandler.dump_traceback_later(order.limit, exit=True)
+    told = os.open(told_file, os.O_WRONLY | os.O_APPEND)
     real = keeper.CheckpointKeeper.save
 
     def save(self: Any, loop: Any, name: str) -> Path:
         directory = real(self, loop, name)
         os.write(told, f"{loop.steps}\n".encode())
-        FAULTS[order["fault"]]()
+        FAULTS[order.fault]()
         return directory
 
     keeper.CheckpointKeeper.save = save  # type: ignore[method-assign]
@@ -142,11 +96,7 @@ def _train(order: dict[str, Any]) -> None:
             os.write(told, b"deaf\n")
 
     StopRequest.on_signals = on_signals  # type: ignore[method-assign]
-    try:
-        os._exit(ALGORITHMS[order["algorithm"]].train.main(order["words"]))
-    finally:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        os._exit(1)
+    return ALGORITHMS[order.algorithm].train.main(order.words)
 
 
 def _sleep_on_a_lock() -> None:
@@ -169,38 +119,35 @@ FAULTS = {
 
 
 class Watch:
-    """Waits for a fork, and deals it the blow when its time has come, unless it sleeps: then see whether it wakes."""
+    """Waits for a victim, and deals it the blow when its time has come, unless it sleeps: then see whether it wakes."""
 
-    def __init__(self, pid: int, order: dict[str, Any]) -> None:
-        self.pid, self.order, self.listened = pid, order, False
+    def __init__(self, victim: Forked, order: Order, told: Path) -> None:
+        self.victim, self.pid, self.order, self.told, self.listened = victim, victim.pid, order, told, False
 
     def end(self) -> str:
-        seconds, used, since, struck = self.order["seconds"], "", time.monotonic(), False
-        strike_at = math.inf if seconds is None else time.monotonic() + seconds
-        while (status := self._status()) is None:
-            before, used, now = used, _used(self.pid), time.monotonic()
-            if used != before or _state(self.pid) != "S":
-                since = now
-            if now - since > self.order["patience"]:
-                os.kill(self.pid, signal.SIGABRT)  # faulthandler answers with its stacks
-                os.waitpid(self.pid, 0)
-                return "hung"
-            has_begun = os.getpgid(self.pid) == self.pid
-            if not struck and has_begun and since == now and now > strike_at:
-                struck = True
-                self._strike()
+        used, since, struck = "", time.monotonic(), False
+        strike_at = time.monotonic() + self.order.seconds
+        while (status := self.victim.returncode) is None:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                before, used, now = used, _used(self.pid), time.monotonic()
+                if used != before or _state(self.pid) != "S":
+                    since = now
+                if now - since > self.order.patience:
+                    os.kill(self.pid, signal.SIGABRT)  # faulthandler answers with its stacks
+                    self.victim.ended()
+                    return "hung"
+                has_begun = os.getpgid(self.pid) == self.pid
+                if not struck and has_begun and since == now and now > strike_at:
+                    struck = True
+                    self._strike()
             time.sleep(0.001)
         return self._left() or self._judged(status, struck)
 
-    def _status(self) -> int | None:
-        ended, status = os.waitpid(self.pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if ended else None
-
     def _strike(self) -> None:
-        told = Path(self.order["told"]).read_text().split()
+        told = self.told.read_text().split()
         self.listened = "listens" in told and "deaf" not in told
-        for number in self.order["blow"]:
-            (os.killpg if self.order["group"] else os.kill)(self.pid, number)
+        for number in self.order.blow:
+            (os.killpg if self.order.group else os.kill)(self.pid, number)
             time.sleep(0.005)  # two of the same, one pending, would be one
 
     def _left(self) -> str:
@@ -216,9 +163,8 @@ class Watch:
     def _judged(self, status: int, struck: bool) -> str:
         if status in ENDS:
             return ENDS[status]
-        told, said = (Path(self.order[name]).read_text() for name in ("told", "said"))
-        must_save = self.listened and "deaf" not in told and self.order["blow"] in STOPS
-        died = -status in self.order["blow"] or (status == INTERRUPTED and "interrupted" in said)
+        must_save = self.listened and "deaf" not in self.told.read_text() and self.order.blow in STOPS
+        died = -status in self.order.blow or (status == INTERRUPTED and "interrupted" in self.victim.said)
         return "killed" if struck and died and not must_save else f"failed with {status}"
 
 
@@ -229,7 +175,3 @@ def _used(pid: int) -> str:
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-
-
-if __name__ == "__main__":
-    serve()

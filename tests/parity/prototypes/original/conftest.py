@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,9 @@ H = 64
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout that holds the toy, which the hash table takes for the real prototype."""
+def toy(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout that holds the toy, which the hash table takes for the real prototype; forks run it."""
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
     root = tmp_path / "checkout"
     shutil.copytree(TOY, root, ignore=shutil.ignore_patterns("__pycache__"))
     real = checkout.PROTOTYPES["eagle3"]
