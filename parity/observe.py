@@ -196,12 +196,18 @@ def _drawn(
         if site and not _called_from(site, sys._getframe(1)):
             return own
         key, out = seen.key(draw.name), own
-        if replayed is not None:
-            out = _filled(own, [draw.given(value) for name, value in replayed.items() if below(name, key)], key)
+        if replayed:
+            out = _filled(own, [value for name, value in replayed.items() if below(name, key)], key)
         seen.draws.update({place: tensor.detach().clone() for place, tensor in tensors_of(out, key).items()})
         return own.copy_(out) if args and own is args[0] else out
 
     return wrapper
+
+
+def given(draws: Iterable[Draw], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the original drew, by ``Observation.draws``' keys, in the port's layout."""
+    layouts = {draw.name: draw.given for draw in draws}
+    return {name: layouts[word](value) for name, value in drawn.items() if (word := name.partition("#")[0]) in layouts}
 
 
 def _called_from(site: str, frame: Any) -> bool:

@@ -305,7 +305,7 @@ class Training:
             self.auditor.left()
         if self.schedule is not None:
             self.schedule.step()
-        self.optimizer.zero_grad()
+        self.module.zero_grad()
         self.points.append(Point(0, loss.item(), (), norm, used, rate_of(self.optimizer)))
 
 
@@ -336,7 +336,7 @@ def trace_case(side: Side, case: Case) -> Trace:
     with deterministic(case.seed):
         module = side.build()
         training = Training(side, module)
-        setup = setup_of(module, training.optimizer, training.schedule)
+        setup = setup_of(module, training.optimizer)
         give(module, case.weights)
         trained = {name: value.requires_grad for name, value in module.named_parameters()}
         trace = Trace(
