@@ -22,7 +22,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import Call, below, keep, keep_call, open_ended, own_view, tensors_of, watch, with_tensors
+from parity.calls import Call, below, keep, keep_call, open_ended, own_view, snapshot, tensors_of, watch, with_tensors
 from parity.errors import InputError
 from parity.trace import Trace
 
@@ -31,6 +31,7 @@ Taps = Mapping[str, Sequence[str] | Mapping[str, str]]
 """``package.module.function`` to ``returned`` or arguments, as they are or each with the name that its tap gets."""
 
 RETURNED = "returned"
+SAMPLES = "sample."
 SIGNIFICANT = 4.5
 """Standard errors: two equal samplers with a thousand candidates exceed it once in 150 comparisons."""
 
@@ -43,6 +44,7 @@ class Observation:
     taps: dict[str, Tensor] = field(default_factory=dict)
     tap_grads: dict[str, Tensor] = field(default_factory=dict)
     draws: dict[str, Tensor] = field(default_factory=dict)
+    samplers: dict[Draw, Callable[[], Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def tap(self, name: str, value: Any) -> Any:
@@ -86,6 +88,7 @@ class Draw:
             own, as ``torch:randperm``, with ``@package.module`` or ``@package.module:function`` where it is called.
         given: the original's tensor as the port draws it, where they differ in layout.
         values: the entries drawn, of the first tensor: by default its numbers, or where a mask is true.
+        seeds: how many the samplers are compared over, each called as in the run's first draw; 0: they are not.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Draw:
     port: str
     given: Callable[[Tensor], Tensor] = lambda drawn: drawn
     values: Callable[[Tensor], Tensor] | None = None
+    seeds: int = 200
 
 
 @contextlib.contextmanager
@@ -192,9 +196,11 @@ def _drawn(
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        called = None if draw in seen.samplers else functools.partial(function, *snapshot(args), **snapshot(kwargs))
         own = function(*args, **kwargs)
         if site and not _called_from(site, sys._getframe(1)):
             return own
+        seen.samplers.setdefault(draw, called)
         key, out = seen.key(draw.name), own
         if replayed:
             out = _filled(own, [value for name, value in replayed.items() if below(name, key)], key)
@@ -229,22 +235,31 @@ def _filled(own: Any, recorded: Sequence[Tensor], key: str) -> Any:
     return with_tensors(own, fill)
 
 
-def sampled(draw: Draw, target: str, run: Callable[[], Any], seeds: Iterable[int] = range(200)) -> list[Tensor]:
-    """The entries that one side draws, under one seed after the other.
-
-    Args:
-        draw: how entries are read.
-        target: ``draw.original`` or ``draw.port``.
-        run: whatever calls it: a forward, or the function alone.
-        seeds: set before each.
-    """
-    with drawing({draw: target}) as seen, torch.no_grad():
+def sampled(draw: Draw, sample: Callable[[], Any], seeds: Iterable[int]) -> list[Tensor]:
+    """The entries that ``sample`` draws, under one seed after the other; what it draws else is of no account."""
+    found = []
+    with torch.no_grad(), torch.random.fork_rng():
         for seed in seeds:
             set_seed(seed)
-            run()
-    keys = [f"{draw.name}#{number}" for number in range(seen.counts[draw.name])]
-    firsts = (next((drawn for name, drawn in seen.draws.items() if below(name, key)), torch.zeros(0)) for key in keys)
-    return [(draw.values or _entries)(first).flatten().cpu() for first in firsts]
+            first = next(iter(tensors_of(sample()).values()), torch.zeros(0))
+            found.append((draw.values or _entries)(first).flatten().cpu())
+    return found
+
+
+def keep_samples(trace: Trace, seen: Observation) -> None:
+    """Call again what drew, as it was first called, and put its entries into a trace, of all seeds in a row."""
+    for draw, sample in seen.samplers.items():
+        if draw.seeds:
+            found = sampled(draw, sample, range(draw.seeds))
+            trace.tensors[f"{SAMPLES}{draw.name}.entries"] = torch.cat(found)
+            trace.tensors[f"{SAMPLES}{draw.name}.sizes"] = torch.tensor([len(one) for one in found])
+
+
+def samples_of(trace: Trace) -> dict[str, list[Tensor]]:
+    """By the name of a draw, what came under every seed."""
+    held = trace.group(SAMPLES)
+    names = [name.removesuffix(".sizes") for name in held if name.endswith(".sizes")]
+    return {name: list(held[f"{name}.entries"].split(held[f"{name}.sizes"].tolist())) for name in names}
 
 
 def _entries(drawn: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Pair:
         deviations: known ones, for the report.
         tolerances: rows in the places of the default table's; ``tables`` names a table of ``tolerances.yaml`` by dtype.
         checks: of its own, instead of those of the same name or beside them.
+        asked: names of checks that run on request alone and that the pair asks for.
         not_applicable: by check, why it does not apply: a reason, or a function of the evidence to one or None.
         sides: further sides that are held against the original.
         live: from the root of a checkout to the original's side, or to the pair as it is to be run then.
@@ -76,6 +77,7 @@ class Pair:
     tolerances: Tolerances = field(default_factory=dict)
     tables: Mapping[str, str] = field(default_factory=lambda: GENERIC)
     checks: Sequence[Check] = ()
+    asked: Sequence[str] = ()
     not_applicable: Mapping[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
     sides: Sequence[AnySide] = ()
     live: Callable[[Path], Any] | None = None
@@ -103,7 +105,7 @@ class Pair:
         for name in checks or ():
             if name not in known:
                 raise InputError("comparison", "checks", name, f"of {', '.join(known)}")
-        return tuple(name for name in known if (name not in ON_REQUEST if checks is None else name in checks))
+        return tuple(name for name in known if (name not in ON_REQUEST or name in self.asked if checks is None else name in checks))
 
     def find_cases(self, recordings: Path | None) -> list[Any]:
         """The cases, by the folder of ``--recordings`` where they are found by one."""

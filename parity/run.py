@@ -19,7 +19,7 @@ from rich.console import Console
 
 from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, one_sided_notes, run_check
-from parity.compare import Subject
+from parity.compare import Subject, viewed
 from parity.environment import described, deterministic
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, place_of, raised
@@ -140,6 +140,7 @@ class CaseRun:
         expected, found = align(run.trace, ran.trace, names)
         expected.tensors.update({f"mb0.draw.{name}": value for name, value in drawn.items()})
         left_out = (*expected.left_out, *found.left_out)
+        expected, found = viewed(expected, found, pair.views)
         expected = replace(expected, run="original") if expected.run == found.run else expected
         return Evidence(
             case=case,
@@ -149,7 +150,6 @@ class CaseRun:
             live=ran.live,
             original=run.live,
             names=names,
-            views=tuple(pair.views),
             oracle=pair.oracle and self._once("oracle()", partial(pair.oracle, case)),
             not_applicable=dict(pair.not_applicable),
         )
