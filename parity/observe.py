@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import pkgutil
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
+import numpy as np
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from parity.calls import Call, below, keep, keep_call, open_ended, own_view, snapshot, tensors_of, watch, with_tensors
@@ -65,6 +66,9 @@ class Observation:
         for group, tensors in (("tap", self.taps), ("tap_grad", self.tap_grads)):
             trace.tensors.update({f"mb0.{group}.{key}": tensor for key, tensor in tensors.items()})
 
+
+_PLACES: dict[tuple[int, int], tuple[object, list[tuple[Any, str]]]] = {}
+"""What :func:`_places` found of a function, by its id and the number of modules then; the function is held on to."""
 
 _RUNNING: ContextVar[Observation | None] = ContextVar("observation", default=None)
 
@@ -175,9 +179,12 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
         raise InputError("tap or draw", "function", target, "package.module.function, which can be imported") from error
     kind = type(held) if isinstance(held, (staticmethod, classmethod)) else None
     new = kind(wrap(held.__func__)) if kind else wrap(held)
+    key = id(new), len(sys.modules)
     with contextlib.ExitStack() as stack:
         for place, name in _places(owner, attribute, held):
             stack.enter_context(mock.patch.object(place, name, new))
+        stack.callback(_PLACES.pop, key, None)
+        _PLACES[key] = new, _places(owner, attribute, held)
         yield
 
 
@@ -185,8 +192,12 @@ def _places(owner: Any, attribute: str, held: object) -> list[tuple[Any, str]]:
     """Where a function is to be found: where it was defined, or in every module that has it by some name."""
     if not inspect.ismodule(owner):
         return [(owner, attribute)]
-    modules = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
-    return [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
+    key = id(held), len(sys.modules)
+    if key not in _PLACES:
+        modules = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
+        found = [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
+        _PLACES[key] = held, found
+    return _PLACES[key][1]
 
 
 def _drawn(
@@ -240,7 +251,8 @@ def sampled(draw: Draw, sample: Callable[[], Any], seeds: Iterable[int]) -> list
     found = []
     with torch.no_grad(), torch.random.fork_rng():
         for seed in seeds:
-            set_seed(seed)
+            for seeded in (random.seed, np.random.seed, torch.manual_seed):
+                seeded(seed)
             first = next(iter(tensors_of(sample()).values()), torch.zeros(0))
             found.append((draw.values or _entries)(first).flatten().cpu())
     return found

@@ -216,6 +216,7 @@ MEANS = {
     "speculators.losses.utils:loss_function": lambda _, x, y, *rest, loss_fn, **__: decayed_mean(loss_fn(x, y), *rest),
     f"{MODELS}.dspark.metrics:_masked_decayed_mean": lambda _, *given: decayed_mean(*given[:3]),
 }
+BEYOND = "DeepSpec's candidates, drawn anew, lead a block of Speculators' out of the sequence"
 DRAW = Draw(
     "anchors",
     "deepspec.modeling.dspark.common:sample_anchor_positions",
@@ -246,7 +247,7 @@ DSPARK = Pair(
     "dspark",
     FolderSide(Path(__file__).parent / "recorded" / "dspark", "DeepSpec"),
     PORT,
-    # 7: no anchor beyond 32, from where a block of Speculators' would lead out of the sequence
+    # 7: no anchor beyond 32, from where a block of Speculators' leads out of the sequence
     [Case("spans", batches((9, 18), (20, 33)), steps=STEPS), Case("full", batches((0, T)), seed=7, steps=2)],
     NameMap(
         {"(whole)": None},
@@ -264,6 +265,7 @@ DSPARK = Pair(
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, None, "DeepSpec multiplies its cosine up")},
     asked=["initialisation"],
+    not_applicable={"resume": lambda evidence: BEYOND if evidence.found.case == "full" else None},
     live=original,
     remedy="git clone https://github.com/deepseek-ai/DeepSpec DIR",
 )
