@@ -72,7 +72,8 @@ def record(
     check_output(output, "--output", folder=True)
     for one, case in _chosen(_pairs(pair), recordings, keyword):
         if one.record is None:
-            _keep(one.at(original, None).original, one, case, output)
+            there = one.at(original, None)
+            _keep(there.original, one, there.for_original(case), output)
         elif original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
         else:

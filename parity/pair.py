@@ -20,7 +20,7 @@ from parity.compare import View
 from parity.errors import InputError
 from parity.evidence import Check, Evidence
 from parity.names import NameMap
-from parity.side import AnySide, Case, FolderSide
+from parity.side import AnySide, Case, FolderSide, Side
 from parity.study import Cause
 from parity.tolerances import GENERIC, Tolerances
 from parity.trace import Trace
@@ -110,6 +110,11 @@ class Pair:
     def find_cases(self, recordings: Path | None) -> list[Any]:
         """The cases, by the folder of ``--recordings`` where they are found by one."""
         return list(self.cases(recordings) if callable(self.cases) else self.cases)
+
+    def for_original(self, case: Any) -> Any:
+        """The case as the original's callables are given it: with what it draws by a name."""
+        draws = {draw: draw.original for draw in self.draws}
+        return replace(case, draws=draws) if draws and isinstance(self.original, Side) else case
 
     def at(self, original: Path | None, recordings: Path | None) -> Pair:
         """The pair with the original from a checkout, or from traces in a folder where its cases are its own.

@@ -123,11 +123,9 @@ class CaseRun:
         return self.held[name]
 
     def _original(self) -> Run:
-        side, case = self.pair.original, self.case
+        side = self.pair.original
         assert side is not None
-        if isinstance(side, Side) and self.pair.draws:
-            case = replace(case, draws={draw: draw.original for draw in self.pair.draws})
-        return self.stack.enter_context(side.trace(case))
+        return self.stack.enter_context(side.trace(self.pair.for_original(self.case)))
 
     def _evidence(self, side: AnySide) -> Evidence:
         run, names, pair = self.original(), as_map(self.pair.names), self.pair
