@@ -62,7 +62,10 @@ def viewed(expected: Trace, found: Trace, views: Sequence[View]) -> tuple[Trace,
     shared = [name for name in expected.tensors if name in found.tensors]
     fitting = {name: [view for view in views if fnmatchcase(name, view.names)][-1:] for name in shared}
     pairs = {name: _in_view(name, view, expected, found) for name, one in fitting.items() for view in one}
-    sides = [{**trace.tensors, **{name: pair[n] for name, pair in pairs.items()}} for n, trace in enumerate((expected, found))]
+    sides = [
+        {**trace.tensors, **{name: pair[n] for name, pair in pairs.items()}}
+        for n, trace in enumerate((expected, found))
+    ]
     return replace(expected, tensors=sides[0]), replace(found, tensors=sides[1])
 
 
