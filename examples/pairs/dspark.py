@@ -27,23 +27,38 @@ from speculators.proposals.greedy import GreedyTokenProposalConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_mask
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen3Config, get_linear_schedule_with_warmup
 
-from parity import Case, Cause, Clip, Copied, Draw, FolderSide, Kind, NameMap, Pair, Side, Tolerance, View
-from parity import changed, instead, tap
+from parity import (
+    Case,
+    Cause,
+    Clip,
+    Copied,
+    Draw,
+    FolderSide,
+    Kind,
+    NameMap,
+    Pair,
+    Side,
+    Tolerance,
+    View,
+    changed,
+    instead,
+    tap,
+)
+from parity.errors import InputError
 
-MODELS = "speculators.models"
+REMEDY = "git clone https://github.com/deepseek-ai/DeepSpec DIR && git -C DIR checkout afdfa7c9"
+BEYOND = "DeepSpec's candidates, drawn anew, lead a block of Speculators' out of the sequence"
+CORE, METRICS = "speculators.models.dflash.core", "speculators.models.dspark.metrics"
 T, B, N, STEPS, WARMUP, RATE, GAMMA = 37, 4, 6, 8, 2, 6e-4, 4.0
 SIZES = {"vocab_size": 53, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "sdpa"}
-OWN = {
-    "target_layer_ids": [0, 1],
-    "num_anchors": N,
-    "enable_confidence_head": True,
-    "confidence_head_with_markov": True,
-}
 SHARED = {"block_size": B, "mask_token_id": 52, "markov_rank": 8, "markov_head_type": "vanilla"}
+OWN = {"target_layer_ids": [0, 1], "num_anchors": N, "enable_confidence_head": True}
+TERMS = "ce", "l1", "confidence"
 
 
 def batches(*spans: tuple[int, int]) -> list[dict[str, Tensor]]:
@@ -74,12 +89,15 @@ def clipped(module: nn.Module, optimizer: Any) -> None:
 
 def original(root: Path) -> Side:
     """DeepSpec's model, loss and optimizer, in one process and with a dense mask."""
+    if not (root / "deepspec").is_dir():
+        raise InputError(root, "--original", "no folder `deepspec`", f"a checkout: {REMEDY}")
     sys.path.insert(0, str(root))
     words = "modeling.dspark.qwen3", "modeling.dspark.loss", "utils.optim"
     models, losses, optim = (importlib.import_module(f"deepspec.{word}") for word in words)
 
     def build() -> Any:
-        model = with_verifier(models.Qwen3DSparkModel(Qwen3Config(**SIZES, **HEADS, **SHARED, **OWN)))
+        config = Qwen3Config(**SIZES, **HEADS, **SHARED, **OWN, confidence_head_with_markov=True)
+        model = with_verifier(models.Qwen3DSparkModel(config))
         model.set_embedding_head_trainable(False)
         return model
 
@@ -88,7 +106,7 @@ def original(root: Path) -> Side:
         out.draft_logits, out.confidence_pred = tap("logits", out.draft_logits), tap("confidence", out.confidence_pred)
         tap("labels", out.target_ids), tap("mask", out.eval_mask.long())
         terms, _ = losses._collect_local_terms(outputs=out, loss_decay_gamma=GAMMA, l1_loss_alpha=0.9)
-        for name in ("ce", "l1", "confidence"):
+        for name in TERMS:
             tap(f"loss.{name}", (terms[f"{name}_loss_num"] / terms[f"{name}_loss_den"]).detach())
         weights = {"ce_loss_alpha": 0.1, "l1_loss_alpha": 0.9, "confidence_head_alpha": 1.0}
         return losses.compute_dspark_loss(outputs=out, loss_decay_gamma=GAMMA, **weights)
@@ -104,15 +122,12 @@ def original(root: Path) -> Side:
 
 
 def build() -> Any:
-    verifier, proposal = (
-        VerifierConfig(name_or_path=None, architectures=[]),
-        GreedyTokenProposalConfig(speculative_tokens=B),
-    )
     layer = {"transformer_layer_config": Qwen3Config(**SIZES, **HEADS), "aux_hidden_state_layer_ids": [0, 1]}
-    served = SpeculatorsConfig(
-        algorithm="dspark", default_proposal_method="greedy", verifier=verifier, proposal_methods=[proposal]
-    )
-    config = DSparkSpeculatorConfig(draft_vocab_size=53, speculators_config=served, **layer, **SHARED)
+    verifier = VerifierConfig(name_or_path=None, architectures=[])
+    proposals = [GreedyTokenProposalConfig(speculative_tokens=B)]
+    served = {"proposal_methods": proposals, "default_proposal_method": "greedy", "verifier": verifier}
+    layer["speculators_config"] = SpeculatorsConfig(algorithm="dspark", **served)
+    config = DSparkSpeculatorConfig(draft_vocab_size=53, **layer, **SHARED)
     return with_verifier(DSparkDraftModel(config))
 
 
@@ -120,7 +135,7 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     terms, documents = {"ce": (ce, 0.1), "l1": (l1, 0.9)}, torch.zeros_like(batch["ids"])
     given = batch["x"], batch["ids"], batch["mask"], batch["last"], documents
     _, found, said = model(*given, loss_config=terms, tv_loss_fn=eager.tv_loss, gamma=GAMMA, max_anchors=N)
-    for name in ("ce", "l1", "confidence"):
+    for name in TERMS:
         tap(f"loss.{name}", said[f"{name}_loss_sum"])
     return found
 
@@ -137,17 +152,11 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
 PORT = Side(
     build,
     loss,
-    lambda parameters: torch.optim.AdamW(parameters, RATE),
+    lambda parameters: AdamW(parameters, RATE),
     lambda optimizer: get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS),
     clipped,
     load=lambda folder: with_verifier(DSparkDraftModel.from_pretrained(folder)).train(),
-    taps={
-        f"{MODELS}.dspark.metrics.compute_metrics": {
-            "logits": "logits",
-            "confidence_logits": "confidence",
-            "loss_mask": "mask",
-        }
-    },
+    taps={f"{METRICS}.compute_metrics": {"logits": "logits", "confidence_logits": "confidence", "loss_mask": "mask"}},
     clip=Clip("norm", 1.0),
     name="Speculators",
 )
@@ -161,7 +170,7 @@ def backbone(change: Callable[..., Tensor]) -> Any:
         following = (F.pad(one, (0, B))[:, places + 1] for one in (ids, mask))
         return *states, targets, change(own, targets, *following), places
 
-    return instead({f"{MODELS}.dflash.core:DFlashDraftModel._backbone_forward": run})
+    return instead({f"{CORE}:DFlashDraftModel._backbone_forward": run})
 
 
 def label(own: Tensor, targets: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -169,15 +178,7 @@ def label(own: Tensor, targets: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return own
 
 
-def prefix(own: Tensor, *_: Tensor) -> Tensor:
-    return own.view(N, B).cumprod(-1).view(1, -1)
-
-
-def following(own: Tensor, targets: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    return mask * own[:, ::B].repeat_interleave(B, 1)
-
-
-def decayed_mean(values: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
+def mean(values: Tensor, mask: Tensor, slots: Tensor, *_: Any) -> Tensor:
     weights = mask * torch.exp(-slots / GAMMA)
     return (values * weights).sum() / (weights.sum() + 1e-6)
 
@@ -188,10 +189,9 @@ def rate(step: int) -> float:
     return (step + 1) / WARMUP if step < WARMUP else turns[0] / turns[1]
 
 
-def drawn_heads(model: Any) -> None:
-    for part in (model.markov_head.markov_w1, model.markov_head.markov_w2, model.confidence_head.proj):
-        nn.init.normal_(part.weight, std=0.02)
-    nn.init.zeros_(model.confidence_head.proj.bias)
+def heads(model: Any) -> None:
+    for value in (*model.markov_head.parameters(), *model.confidence_head.parameters()):
+        nn.init.normal_(value, std=0.02 * (value.dim() > 1))
 
 
 def frozen(model: Any) -> None:
@@ -203,45 +203,43 @@ def sdpa(model: Any) -> None:
     model.config.transformer_layer_config._attn_implementation, model._create_mask_fn = "sdpa", create_mask
 
 
-def slowly(side: Side) -> Side:
-    return replace(side, schedule=lambda optimizer: LambdaLR(optimizer, rate))
+def candidates(real: Any, mask: Tensor, *sizes: int) -> Any:
+    return real(F.pad(mask[:, :-1] * mask[:, 1:], (0, B)), *sizes)
 
 
-def undecayed(side: Side) -> Side:
-    return replace(side, optimizer=lambda parameters: torch.optim.AdamW(parameters, RATE, weight_decay=0.0))
-
-
-TWICE = {f"{__name__}:l1": lambda real, *given: 2 * real(*given)}
 MEANS = {
-    "speculators.losses.utils:loss_function": lambda _, x, y, *rest, loss_fn, **__: decayed_mean(loss_fn(x, y), *rest),
-    f"{MODELS}.dspark.metrics:_masked_decayed_mean": lambda _, *given: decayed_mean(*given[:3]),
+    "speculators.losses.utils:loss_function": lambda _, x, y, *rest, loss_fn, **__: mean(loss_fn(x, y), *rest),
+    f"{METRICS}:_masked_decayed_mean": lambda _, *given: mean(*given),
 }
-BEYOND = "DeepSpec's candidates, drawn anew, lead a block of Speculators' out of the sequence"
-DRAW = Draw(
-    "anchors",
-    "deepspec.modeling.dspark.common:sample_anchor_positions",
-    f"{MODELS}.dflash.utils:select_anchors",
-    given=lambda drawn: drawn[0],
-)
-CANDIDATES = {
-    f"{MODELS}.dflash.core:select_anchors": lambda real, mask, *sizes: real(
-        F.pad(mask[:, :-1] * mask[:, 1:], (0, B)), *sizes
-    )
-}
+TWICE = {f"{__name__}:l1": lambda real, *given: 2 * real(*given)}
+PREFIX = backbone(lambda own, *_: own.view(N, B).cumprod(-1).view(1, -1))
+NEXT_MASK = backbone(lambda own, _, __, mask: mask * own[:, ::B].repeat_interleave(B, 1))
 CAUSES = [
     Cause("labels", "cross-entropy with the data's token, not the verifier's likeliest", backbone(label)),
     Cause("l1-not-tv", "sum |p - q|, twice the total variation", instead(TWICE)),
     Cause("decayed-mean", "divided by the sum of decayed weights, not by the count of rows", instead(MEANS)),
-    Cause("prefix", "a block counts up to its first token that is not in the loss", backbone(prefix)),
-    Cause("next-mask", "slot k is in the loss if token p + k + 1 is, not p + k", backbone(following)),
+    Cause("prefix", "a block counts up to its first token that is not in the loss", PREFIX),
+    Cause("next-mask", "slot k is in the loss if token p + k + 1 is, not p + k", NEXT_MASK),
     Cause(
-        "candidates", "an anchor's next token is in the loss and in the sequence, not its block", instead(CANDIDATES)
+        "candidates", "an anchor's next token counts, not its block", instead({f"{CORE}:select_anchors": candidates})
     ),
-    Cause("schedule", "warms up from lr / 2, once past the peak, then a cosine; not from 0, linear", slowly),
-    Cause("decay", "no weight decay; AdamW's own is 0.01", undecayed),
-    Cause("heads", "Markov and confidence heads are drawn with 0.02 like all else", changed(build=drawn_heads)),
+    Cause("schedule", "from lr / 2, once past the peak", lambda x: replace(x, schedule=lambda y: LambdaLR(y, rate))),
+    Cause("decay", "no weight decay", lambda x: replace(x, optimizer=lambda y: AdamW(y, RATE, weight_decay=0.0))),
+    Cause("heads", "Markov and confidence heads are drawn with 0.02 like all else", changed(build=heads)),
     Cause("frozen", "what is frozen stays so when opened again", changed(load=frozen)),
     Cause("attention", "opens with the attention that it was trained with", changed(load=sdpa)),
+]
+NAMES = NameMap(
+    {"(whole)": None},
+    only_port=["verifier_norm"],
+    copied=[Copied("lm_head", ("lm_head", "verifier_lm_head"))],
+    calls={"lm_head#0": "verifier_lm_head", "lm_head#1": "lm_head", "markov_head.markov_w1#1": None},
+    arguments={"target_hidden_states": "target_hidden"},
+)
+DRAWN = "deepspec.modeling.dspark.common:sample_anchor_positions", "speculators.models.dflash.utils:select_anchors"
+VIEWS = [
+    View("mb0.tap*.*", original=lambda value, _: value.flatten(1, 2) if value.dim() > 2 else value),
+    View("mb0.call.*_head*", *[lambda value, _: value.reshape(-1, value.shape[-1])] * 2),
 ]
 DSPARK = Pair(
     "dspark",
@@ -249,23 +247,14 @@ DSPARK = Pair(
     PORT,
     # 7: no anchor beyond 32, from where a block of Speculators' leads out of the sequence
     [Case("spans", batches((9, 18), (20, 33)), steps=STEPS), Case("full", batches((0, T)), seed=7, steps=2)],
-    NameMap(
-        {"(whole)": None},
-        only_port=["verifier_norm"],
-        copied=[Copied("lm_head", ("lm_head", "verifier_lm_head"))],
-        calls={"lm_head#0": "verifier_lm_head", "lm_head#1": "lm_head", "markov_head.markov_w1#1": None},
-        arguments={"target_hidden_states": "target_hidden"},
-    ),
-    draws=[DRAW],
-    views=[
-        View("mb0.tap*.*", original=lambda value, _: value.flatten(1, 2) if value.dim() > 2 else value),
-        View("mb0.call.*_head*", *[lambda value, _: value.reshape(-1, value.shape[-1])] * 2),
-    ],
+    NAMES,
+    draws=[Draw("anchors", *DRAWN, given=lambda drawn: drawn[0])],
+    views=VIEWS,
     causes=CAUSES,
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, None, "DeepSpec multiplies its cosine up")},
     asked=["initialisation"],
     not_applicable={"resume": lambda evidence: BEYOND if evidence.found.case == "full" else None},
     live=original,
-    remedy="git clone https://github.com/deepseek-ai/DeepSpec DIR",
+    remedy=REMEDY,
 )
