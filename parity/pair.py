@@ -169,21 +169,22 @@ def find_pair(name: str) -> Pair:
     place, _, attribute = SHIPPED.get(name, name).rpartition(":")
     if not place:
         raise InputError("command line", "PAIR", name, f"{', '.join(SHIPPED)} or FILE.py:NAME")
-    found = getattr(_module(place), attribute, None)
+    found = getattr(module_of(place), attribute, None)
     if not isinstance(found, Pair):
         kind = "nothing of that name" if found is None else type(found).__name__
         raise InputError(place, attribute, kind, "a parity.Pair")
     return found
 
 
-def _module(place: str) -> Any:
+def module_of(place: str, field: str = "PAIR") -> Any:
+    """A file or an importable module, imported; ``field`` says who names it. Raises InputError where there is none."""
     file = Path(place).resolve()
     if file.suffix != ".py":
         if importlib.util.find_spec(place.partition(".")[0]) is None:
-            raise InputError("command line", "PAIR", place, "a file or a module that can be imported")
+            raise InputError("command line", field, place, "a file or a module that can be imported")
         return importlib.import_module(place)
     if not file.is_file():
-        raise InputError(place, "PAIR", "no such file", "FILE.py:NAME")
+        raise InputError(place, field, "no such file", "FILE.py:NAME")
     root = file.parent
     while (root / "__init__.py").exists():
         root = root.parent
