@@ -48,7 +48,7 @@ class View:
         rows: a trace and a name to a bool mask [rows that count] of the tensor's first axes; None: all count. Where
             both sides have the same one, it marks entries in place; else each side's rows are taken out by its own.
 
-    What modules are given and give out, and its gradients, are ``mb0.call.MODULE#n.out`` and so on, by the port's names.
+    Tensors of calls are named ``mb0.call.MODULE#n.out``, ``into``, ``out_grad`` or ``into_grad``, by the port's names.
     """
 
     names: str
@@ -73,13 +73,19 @@ def _in_view(name: str, view: View, expected: Trace, found: Trace) -> tuple[Tens
     """Rows that count nowhere are zeros where both sides have the same ones, and left out where not."""
     mine, theirs = view.original(expected.tensors[name], expected), view.port(found.tensors[name], found)
     counted = [view.rows(trace, name) for trace in (expected, found)]
-    if counted[0] is not None and counted[1] is not None and torch.equal(*counted) and bool(counted[0].any()):
-        if mine.shape[: counted[0].dim()] == theirs.shape[: counted[0].dim()] == counted[0].shape:
-            mine, theirs = mine.clone(), theirs.clone()
-            mine[~counted[0]] = theirs[~counted[0]] = 0
-            return mine, theirs
+    rows, other = counted
+    if rows is not None and other is not None and torch.equal(rows, other) and bool(rows.any()):
+        shapes = {value.shape[: rows.dim()] for value in (mine, theirs)}
+        if shapes == {rows.shape}:
+            return _only(mine, rows), _only(theirs, rows)
     mine, theirs = (value if rows is None else value[rows] for value, rows in zip((mine, theirs), counted))
     return mine, theirs
+
+
+def _only(tensor: Tensor, rows: Tensor) -> Tensor:
+    kept = torch.zeros_like(tensor)
+    kept[rows] = tensor[rows]
+    return kept
 
 
 def compare(

@@ -16,7 +16,6 @@ from torch import nn
 from parity.environment import quietly
 from parity.errors import InputError
 from parity.names import suggest_names
-from parity.observe import RETURNED
 from parity.pair import module_of
 
 LOSSES = ("loss", "metric", "objective")
@@ -120,11 +119,11 @@ def describe(name: str, port: str, original: str, output: Path) -> dict[str, Any
 
 
 def _taps(*sides: Existing) -> tuple[list[dict[str, dict[str, str]]], list[str]]:
-    """What both sides' loss functions give and are given by the same name, or where they are."""
+    """What both sides' loss functions are given by the same name, or where they are."""
     made = [side.losses for side in sides]
     if len(made[0]) != 1 or len(made[1]) != 1:
         places = [f"{side.role}: {', '.join(found) or 'outside of forward'}" for side, found in zip(sides, made)]
         return [{}, {}], [f"No taps: losses are made in several places or outside. {'; '.join(places)}"]
     (mine, given), (theirs, taken) = (*made[0].items(), *made[1].items())
-    shared = {RETURNED: "loss", **{name: name for name in given if name in taken}}
+    shared = {name: name for name in given if name in taken}
     return [{mine: shared}, {theirs: shared}], []

@@ -28,9 +28,7 @@ def adamw(parameters: Any, **changes: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, **{"lr": 3e-4, "weight_decay": 0.0, **changes})
 
 
-def setup(
-    change: Callable[[Net], object] = lambda net: None, make: Any = adamw, seed: int = 0
-) -> Setup:
+def setup(change: Callable[[Net], object] = lambda net: None, make: Any = adamw, seed: int = 0) -> Setup:
     torch.manual_seed(seed)
     net = Net()
     change(net)
