@@ -76,7 +76,8 @@ def _tensor_row(evidence: Evidence, check: str, name: str) -> Row:
     word = place_of_tensor(name)[1] or name.rpartition(".")[2]
     quantity = word if word in evidence.table else "out"
     subject, tolerance = evidence.subject(check), evidence.tolerance(quantity)
-    return compare_named(subject, quantity, name, *(trace.tensors.get(name) for trace in evidence.traces), tolerance)
+    expected, found = (trace.tensors.get(name) for trace in evidence.traces)
+    return compare_named(subject, quantity, name, expected, found, tolerance)
 
 
 def check_environment(evidence: Evidence) -> list[Row]:

@@ -87,7 +87,9 @@ class NameMap:
         self.joined = {entry.port: entry for entry in joined}
         self.only_port = tuple(only_port)
         self.copied = tuple(copied)
-        self.calls = {_split(key): target and _split(target) for key, target in (calls or {}).items()}
+        self.calls = {
+            _split(key): _split(target) if target is not None else None for key, target in (calls or {}).items()
+        }
         self.arguments = dict(arguments or {})
         targets = [target for target in self.prefixes.values() if target is not None]
         twice = sorted({target for target in targets if targets.count(target) > 1})

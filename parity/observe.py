@@ -207,11 +207,12 @@ def _drawn(
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        called = None if draw in seen.samplers else functools.partial(function, *snapshot(args), **snapshot(kwargs))
+        first = None if draw in seen.samplers else functools.partial(function, *snapshot(args), **snapshot(kwargs))
         own = function(*args, **kwargs)
         if site and not _called_from(site, sys._getframe(1)):
             return own
-        seen.samplers.setdefault(draw, called)
+        if first is not None:
+            seen.samplers[draw] = first
         key, out = seen.key(draw.name), own
         if replayed:
             out = _filled(own, [value for name, value in replayed.items() if below(name, key)], key)

@@ -74,7 +74,7 @@ def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
 def instead(functions: Mapping[str, Callable[..., Any]]) -> Switch:
     """For a side of callables: while they run, others stand in functions' places, wherever these were imported.
 
-    Each is given the one that it stands for, and its arguments: ``{"package.module:half": lambda real, x: 2 * real(x)}``.
+    Each is given the one that it stands for, and its arguments: ``{"ours.losses:half": lambda real, x: 2 * real(x)}``.
     """
 
     def standing_in(new: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
