@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ports", "parity", "parity/fixtures")
 SECTIONS = {
     "Use": ("draft.md", "training.md", "data.md", "resume.md", "serving.md", "architectures.md", "performance.md"),
-    "Parity": ("parity.md", "report.md", "deviations.md", "originals.md", "porting.md", "kit.md"),
+    "Parity": ("parity.md", "report.md", "deviations.md", "originals.md", "porting.md", "existing.md", "kit.md"),
 }
 SOURCES = "source"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")

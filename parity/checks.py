@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from parity.calls import WHOLE, Call, below, calls_of
-from parity.compare import compare, compare_groups, compare_named, compare_series, compare_traced, compare_value
+from parity.compare import compare, compare_groups, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, paired_inputs
+from parity.observe import compare_samplers, samples_of
 from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
 from parity.setup import initial_rows, setting_rows
@@ -75,7 +76,8 @@ def _tensor_row(evidence: Evidence, check: str, name: str) -> Row:
     word = place_of_tensor(name)[1] or name.rpartition(".")[2]
     quantity = word if word in evidence.table else "out"
     subject, tolerance = evidence.subject(check), evidence.tolerance(quantity)
-    return compare_traced(subject, quantity, name, evidence.traces, tolerance, evidence.views)
+    expected, found = (trace.tensors.get(name) for trace in evidence.traces)
+    return compare_named(subject, quantity, name, expected, found, tolerance)
 
 
 def check_environment(evidence: Evidence) -> list[Row]:
@@ -158,6 +160,13 @@ def _determined(evidence: Evidence, name: str, like: Tensor) -> Tensor | None:
         return None
     clear = grad.abs() > evidence.tolerance("grad").bound * grad.abs().max()
     return clear if 0 < int((~clear).sum()) <= MOST_UNDETERMINED * clear.numel() else None
+
+
+def check_samplers(evidence: Evidence) -> list[Row]:
+    """What both draw at random, over many seeds: how many entries, which ever come, how often."""
+    subject, sides = evidence.subject("samplers"), [samples_of(trace) for trace in evidence.traces]
+    names = sorted({*sides[0], *sides[1]})
+    return [subject.row(*one) for name in names for one in compare_samplers(name, *(s.get(name, []) for s in sides))]
 
 
 def check_forward(evidence: Evidence) -> list[Row]:
@@ -361,6 +370,7 @@ SETUP: Need = (
     lambda e: all("requires_grad" in trace.configuration for trace in e.traces),
     "a trace says nothing of how its run was set up",
 )
+SAMPLES: Need = (lambda e: any(map(samples_of, e.traces)), "neither side draws anything that has a name")
 OUTPUTS: Need = (lambda e: all(t.calls for t in e.traces) or _names(e, "forward"), "no output is in both traces")
 PATHS: Need = (
     lambda e: (e.oracle or e.expected.group("mb0.path.")) and e.found.group("mb0.path."),
@@ -381,6 +391,7 @@ CHECKS: tuple[Check, ...] = (
     Check("weights", check_weights, (), needs(*_kept("init"))),
     _of_tensors("batches", ("weights",), "both sides are given the same batches"),
     _of_tensors("draws", ("batches",), "neither side draws anything that has a name"),
+    Check("samplers", check_samplers, (), needs(SAMPLES)),
     _of_tensors("targets", ("batches", "draws"), "there are no targets by name", DIRECT),
     Check("forward", check_forward, ("weights", "batches", "draws"), needs(DIRECT, OUTPUTS)),
     _of_tensors("loss", ("targets", "forward"), "no loss is in a trace", DIRECT),

@@ -19,7 +19,7 @@ from parity.files import check_output
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.report import print_report, write_html, write_json, write_performance, write_scaling
 from parity.run import TRACED, KitReport, compare_folders, read_names, run_all
-from parity.scaffold import new_port
+from parity.scaffold import new_pair, new_port
 from parity.side import SideError
 from parity.tolerances import read_tolerances
 from parity.trace import GROUPS, write_trace
@@ -72,7 +72,8 @@ def record(
     check_output(output, "--output", folder=True)
     for one, case in _chosen(_pairs(pair), recordings, keyword):
         if one.record is None:
-            _keep(one.at(original, None).original, one, case, output)
+            there = one.at(original, None)
+            _keep(there.original, one, there.for_original(case), output)
         elif original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
         else:
@@ -129,9 +130,19 @@ def plot(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="of the algorithm and its package, in lower case")],
-    output: Annotated[Path, typer.Option(help="folder that the package is written into")] = Path(),
+    output: Annotated[Path, typer.Option(help="folder that the package or pair is written into")] = Path(),
+    port: Annotated[str, typer.Option(help="a port that exists, package.module:CLASS or FILE.py:CLASS")] = "",
+    original: Annotated[str, typer.Option(help="its original's class, likewise")] = "",
 ) -> None:
-    """Lay out a port: config, model, objective, command, case, and a failing first test that says what to do."""
+    """Lay out a port and a failing first test that says what to do; or, for a port that exists, a pair."""
+    if port or original:
+        if not (port and original):
+            raise InputError(
+                "command line", "--port" if original else "--original", "nothing", "both of a pair's classes"
+            )
+        file = new_pair(name, port, original, output)
+        typer.echo(f"{file}: fill in BATCHES, then parity run {file}:PAIR; docs/existing.md walks the whole way")
+        return
     folder = new_port(name, output)
     typer.echo(f"{folder}: run pytest -x {folder}, which says what to do; docs/porting.md walks the whole way")
 

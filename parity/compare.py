@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -47,6 +47,8 @@ class View:
         original, port: that side's tensor, and its trace, to the shared coordinates; default: as it is.
         rows: a trace and a name to a bool mask [rows that count] of the tensor's first axes; None: all count. Where
             both sides have the same one, it marks entries in place; else each side's rows are taken out by its own.
+
+    Tensors of calls are named ``mb0.call.MODULE#n.out``, ``into``, ``out_grad`` or ``into_grad``, by the port's names.
     """
 
     names: str
@@ -55,25 +57,35 @@ class View:
     rows: Callable[[Trace, str], Tensor | None] = lambda trace, name: None
 
 
-def compare_traced(
-    subject: Subject,
-    quantity: str,
-    name: str,
-    traces: tuple[Trace, Trace],
-    tolerance: Tolerance,
-    views: Iterable[View] = (),
-) -> Row:
-    """One tensor of two traces, in the coordinates of the view that fits its name."""
-    expected, found = (trace.tensors.get(name) for trace in traces)
-    view = next((one for one in reversed(tuple(views)) if fnmatchcase(name, one.names)), None)
-    if view is None or expected is None or found is None:
-        return compare_named(subject, quantity, name, expected, found, tolerance)
-    expected, found = view.original(expected, traces[0]), view.port(found, traces[1])
-    mine, theirs = (view.rows(trace, name) for trace in traces)
-    if mine is not None and theirs is not None and torch.equal(mine, theirs):
-        return compare_named(subject, quantity, name, expected, found, tolerance, where=mine)
-    expected, found = (value if mask is None else value[mask] for value, mask in ((expected, mine), (found, theirs)))
-    return compare_named(subject, quantity, name, expected, found, tolerance)
+def viewed(expected: Trace, found: Trace, views: Sequence[View]) -> tuple[Trace, Trace]:
+    """Both traces in shared coordinates: inputs, outputs and gradients of calls as well as what has a name."""
+    shared = [name for name in expected.tensors if name in found.tensors]
+    fitting = {name: [view for view in views if fnmatchcase(name, view.names)][-1:] for name in shared}
+    pairs = {name: _in_view(name, view, expected, found) for name, one in fitting.items() for view in one}
+    sides = [
+        {**trace.tensors, **{name: pair[n] for name, pair in pairs.items()}}
+        for n, trace in enumerate((expected, found))
+    ]
+    return replace(expected, tensors=sides[0]), replace(found, tensors=sides[1])
+
+
+def _in_view(name: str, view: View, expected: Trace, found: Trace) -> tuple[Tensor, Tensor]:
+    """Rows that count nowhere are zeros where both sides have the same ones, and left out where not."""
+    mine, theirs = view.original(expected.tensors[name], expected), view.port(found.tensors[name], found)
+    counted = [view.rows(trace, name) for trace in (expected, found)]
+    rows, other = counted
+    if rows is not None and other is not None and torch.equal(rows, other) and bool(rows.any()):
+        shapes = {value.shape[: rows.dim()] for value in (mine, theirs)}
+        if shapes == {rows.shape}:
+            return _only(mine, rows), _only(theirs, rows)
+    mine, theirs = (value if rows is None else value[rows] for value, rows in zip((mine, theirs), counted))
+    return mine, theirs
+
+
+def _only(tensor: Tensor, rows: Tensor) -> Tensor:
+    kept = torch.zeros_like(tensor)
+    kept[rows] = tensor[rows]
+    return kept
 
 
 def compare(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.compare import Subject, View
+from parity.compare import Subject
 from parity.names import NameMap
 from parity.tolerances import Tolerance
 from parity.trace import Trace
@@ -34,7 +34,6 @@ class Evidence:
     live: Any = None
     original: Any = None
     names: NameMap = field(default_factory=NameMap)
-    views: tuple[View, ...] = ()
     oracle: Callable[[], Trace] | None = None
     not_applicable: dict[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)

@@ -141,12 +141,15 @@ def first_forward(
 ) -> Finding | None:
     """In the order in which modules finish, so that an inner module is named before the one around it.
 
+    A state that differs and makes no difference to the outputs, read for its dtype alone, is nothing to name.
     With ``every_module`` one that the other side never calls is a finding. A call that the other side lacks is one
     only if nothing went wrong before it.
     """
     other = {call.key: call for call in found}
     both = [(call, other[call.key]) for call in expected if call.key in other]
     inputs = {call: pair for call, match in both if (pair := _differing(call, match, agree))}
+    unread = [call for call, match in both if call in inputs and not _outputs(call, match, agree)]
+    inputs = {call: pair for call, pair in inputs.items() if call not in unread or not pair[1].is_floating_point()}
     called = {call.module for call in found}
     wrong: list[tuple[Call, str]] = []
     for call in (call for call in expected if every_module or call.module in called):

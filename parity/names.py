@@ -67,7 +67,7 @@ class NameMap:
         only_port: prefixes that the original lacks.
         copied: parameters and modules that the port has more than once.
         calls: single calls, ``{"block#0": "first#0", "block#1": "second#0"}`` where one module is called twice against
-            two modules, or the other way round; what is called inside goes along.
+            two modules, or the other way round; what is called inside goes along. None: the port makes no such call.
         arguments: ``{"hidden_states": "x", "attention.mask": "bias"}``, of all modules or of one of the original's.
 
     Raises:
@@ -80,14 +80,16 @@ class NameMap:
         joined: Iterable[Joined] = (),
         only_port: Iterable[str] = (),
         copied: Iterable[Copied] = (),
-        calls: Mapping[str, str] | None = None,
+        calls: Mapping[str, str | None] | None = None,
         arguments: Mapping[str, str] | None = None,
     ) -> None:
         self.prefixes = dict(prefixes or {})
         self.joined = {entry.port: entry for entry in joined}
         self.only_port = tuple(only_port)
         self.copied = tuple(copied)
-        self.calls = {_split(key): _split(target) for key, target in (calls or {}).items()}
+        self.calls = {
+            _split(key): _split(target) if target is not None else None for key, target in (calls or {}).items()
+        }
         self.arguments = dict(arguments or {})
         targets = [target for target in self.prefixes.values() if target is not None]
         twice = sorted({target for target in targets if targets.count(target) > 1})
@@ -200,9 +202,10 @@ class NameMap:
             module, number = _split(key)
             target = self.to_port(module)
             if (module, number) in self.calls:
-                name, at = self.calls[module, number]
-                found[key] = f"{name}#{at}"
-                inside += [(at, name + _split(one)[0][len(module) :], one) for one in waiting if below(one, module)]
+                if (call := self.calls[module, number]) is not None:
+                    name, at = call
+                    found[key] = f"{name}#{at}"
+                    inside += [(at, name + _split(one)[0][len(module) :], one) for one in waiting if below(one, module)]
                 waiting = [one for one in waiting if not below(one, module)]
             elif any(module != mapped and below(module, mapped) for mapped, _ in self.calls):
                 waiting.append(key)

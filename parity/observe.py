@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import pkgutil
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,11 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
+import numpy as np
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import Call, below, keep, keep_call, open_ended, own_view, tensors_of, watch, with_tensors
+from parity.calls import Call, below, keep, keep_call, open_ended, own_view, snapshot, tensors_of, watch, with_tensors
 from parity.errors import InputError
 from parity.trace import Trace
 
@@ -31,6 +32,7 @@ Taps = Mapping[str, Sequence[str] | Mapping[str, str]]
 """``package.module.function`` to ``returned`` or arguments, as they are or each with the name that its tap gets."""
 
 RETURNED = "returned"
+SAMPLES = "sample."
 SIGNIFICANT = 4.5
 """Standard errors: two equal samplers with a thousand candidates exceed it once in 150 comparisons."""
 
@@ -43,6 +45,7 @@ class Observation:
     taps: dict[str, Tensor] = field(default_factory=dict)
     tap_grads: dict[str, Tensor] = field(default_factory=dict)
     draws: dict[str, Tensor] = field(default_factory=dict)
+    samplers: dict[Draw, Callable[[], Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def tap(self, name: str, value: Any) -> Any:
@@ -63,6 +66,9 @@ class Observation:
         for group, tensors in (("tap", self.taps), ("tap_grad", self.tap_grads)):
             trace.tensors.update({f"mb0.{group}.{key}": tensor for key, tensor in tensors.items()})
 
+
+_PLACES: dict[tuple[int, int], tuple[object, list[tuple[Any, str]]]] = {}
+"""What :func:`_places` found of a function, by its id and the number of modules then; the function is held on to."""
 
 _RUNNING: ContextVar[Observation | None] = ContextVar("observation", default=None)
 
@@ -86,6 +92,7 @@ class Draw:
             own, as ``torch:randperm``, with ``@package.module`` or ``@package.module:function`` where it is called.
         given: the original's tensor as the port draws it, where they differ in layout.
         values: the entries drawn, of the first tensor: by default its numbers, or where a mask is true.
+        seeds: how many the samplers are compared over, each called as in the run's first draw; 0: they are not.
     """
 
     name: str
@@ -93,6 +100,7 @@ class Draw:
     port: str
     given: Callable[[Tensor], Tensor] = lambda drawn: drawn
     values: Callable[[Tensor], Tensor] | None = None
+    seeds: int = 200
 
 
 @contextlib.contextmanager
@@ -171,9 +179,12 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
         raise InputError("tap or draw", "function", target, "package.module.function, which can be imported") from error
     kind = type(held) if isinstance(held, (staticmethod, classmethod)) else None
     new = kind(wrap(held.__func__)) if kind else wrap(held)
+    key = id(new), len(sys.modules)
     with contextlib.ExitStack() as stack:
         for place, name in _places(owner, attribute, held):
             stack.enter_context(mock.patch.object(place, name, new))
+        stack.callback(_PLACES.pop, key, None)
+        _PLACES[key] = new, _places(owner, attribute, held)
         yield
 
 
@@ -181,8 +192,12 @@ def _places(owner: Any, attribute: str, held: object) -> list[tuple[Any, str]]:
     """Where a function is to be found: where it was defined, or in every module that has it by some name."""
     if not inspect.ismodule(owner):
         return [(owner, attribute)]
-    modules = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
-    return [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
+    key = id(held), len(sys.modules)
+    if key not in _PLACES:
+        modules = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
+        found = [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
+        _PLACES[key] = held, found
+    return _PLACES[key][1]
 
 
 def _drawn(
@@ -192,16 +207,25 @@ def _drawn(
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        first = None if draw in seen.samplers else functools.partial(function, *snapshot(args), **snapshot(kwargs))
         own = function(*args, **kwargs)
         if site and not _called_from(site, sys._getframe(1)):
             return own
+        if first is not None:
+            seen.samplers[draw] = first
         key, out = seen.key(draw.name), own
-        if replayed is not None:
-            out = _filled(own, [draw.given(value) for name, value in replayed.items() if below(name, key)], key)
+        if replayed:
+            out = _filled(own, [value for name, value in replayed.items() if below(name, key)], key)
         seen.draws.update({place: tensor.detach().clone() for place, tensor in tensors_of(out, key).items()})
         return own.copy_(out) if args and own is args[0] else out
 
     return wrapper
+
+
+def given(draws: Iterable[Draw], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the original drew, by ``Observation.draws``' keys, in the port's layout."""
+    layouts = {draw.name: draw.given for draw in draws}
+    return {name: layouts[word](value) for name, value in drawn.items() if (word := name.partition("#")[0]) in layouts}
 
 
 def _called_from(site: str, frame: Any) -> bool:
@@ -223,22 +247,32 @@ def _filled(own: Any, recorded: Sequence[Tensor], key: str) -> Any:
     return with_tensors(own, fill)
 
 
-def sampled(draw: Draw, target: str, run: Callable[[], Any], seeds: Iterable[int] = range(200)) -> list[Tensor]:
-    """The entries that one side draws, under one seed after the other.
-
-    Args:
-        draw: how entries are read.
-        target: ``draw.original`` or ``draw.port``.
-        run: whatever calls it: a forward, or the function alone.
-        seeds: set before each.
-    """
-    with drawing({draw: target}) as seen, torch.no_grad():
+def sampled(draw: Draw, sample: Callable[[], Any], seeds: Iterable[int]) -> list[Tensor]:
+    """The entries that ``sample`` draws, under one seed after the other; what it draws else is of no account."""
+    found = []
+    with torch.no_grad(), torch.random.fork_rng():
         for seed in seeds:
-            set_seed(seed)
-            run()
-    keys = [f"{draw.name}#{number}" for number in range(seen.counts[draw.name])]
-    firsts = (next((drawn for name, drawn in seen.draws.items() if below(name, key)), torch.zeros(0)) for key in keys)
-    return [(draw.values or _entries)(first).flatten().cpu() for first in firsts]
+            for seeded in (random.seed, np.random.seed, torch.manual_seed):
+                seeded(seed)
+            first = next(iter(tensors_of(sample()).values()), torch.zeros(0))
+            found.append((draw.values or _entries)(first).flatten().cpu())
+    return found
+
+
+def keep_samples(trace: Trace, seen: Observation) -> None:
+    """Call again what drew, as it was first called, and put its entries into a trace, of all seeds in a row."""
+    for draw, sample in seen.samplers.items():
+        if draw.seeds:
+            found = sampled(draw, sample, range(draw.seeds))
+            trace.tensors[f"{SAMPLES}{draw.name}.entries"] = torch.cat(found)
+            trace.tensors[f"{SAMPLES}{draw.name}.sizes"] = torch.tensor([len(one) for one in found])
+
+
+def samples_of(trace: Trace) -> dict[str, list[Tensor]]:
+    """By the name of a draw, what came under every seed."""
+    held = trace.group(SAMPLES)
+    names = [name.removesuffix(".sizes") for name in held if name.endswith(".sizes")]
+    return {name: list(held[f"{name}.entries"].split(held[f"{name}.sizes"].tolist())) for name in names}
 
 
 def _entries(drawn: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from parity.compare import View
 from parity.errors import InputError
 from parity.evidence import Check, Evidence
 from parity.names import NameMap
-from parity.side import AnySide, Case, FolderSide
+from parity.side import AnySide, Case, FolderSide, Side
 from parity.study import Cause
 from parity.tolerances import GENERIC, Tolerances
 from parity.trace import Trace
@@ -49,6 +49,7 @@ class Pair:
         deviations: known ones, for the report.
         tolerances: rows in the places of the default table's; ``tables`` names a table of ``tolerances.yaml`` by dtype.
         checks: of its own, instead of those of the same name or beside them.
+        asked: names of checks that run on request alone and that the pair asks for.
         not_applicable: by check, why it does not apply: a reason, or a function of the evidence to one or None.
         sides: further sides that are held against the original.
         live: from the root of a checkout to the original's side, or to the pair as it is to be run then.
@@ -76,6 +77,7 @@ class Pair:
     tolerances: Tolerances = field(default_factory=dict)
     tables: Mapping[str, str] = field(default_factory=lambda: GENERIC)
     checks: Sequence[Check] = ()
+    asked: Sequence[str] = ()
     not_applicable: Mapping[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
     sides: Sequence[AnySide] = ()
     live: Callable[[Path], Any] | None = None
@@ -103,11 +105,20 @@ class Pair:
         for name in checks or ():
             if name not in known:
                 raise InputError("comparison", "checks", name, f"of {', '.join(known)}")
-        return tuple(name for name in known if (name not in ON_REQUEST if checks is None else name in checks))
+        return tuple(
+            name
+            for name in known
+            if (name not in ON_REQUEST or name in self.asked if checks is None else name in checks)
+        )
 
     def find_cases(self, recordings: Path | None) -> list[Any]:
         """The cases, by the folder of ``--recordings`` where they are found by one."""
         return list(self.cases(recordings) if callable(self.cases) else self.cases)
+
+    def for_original(self, case: Any) -> Any:
+        """The case as the original's callables are given it: with what it draws by a name."""
+        draws = {draw: draw.original for draw in self.draws}
+        return replace(case, draws=draws) if draws and isinstance(self.original, Side) else case
 
     def at(self, original: Path | None, recordings: Path | None) -> Pair:
         """The pair with the original from a checkout, or from traces in a folder where its cases are its own.
@@ -158,21 +169,22 @@ def find_pair(name: str) -> Pair:
     place, _, attribute = SHIPPED.get(name, name).rpartition(":")
     if not place:
         raise InputError("command line", "PAIR", name, f"{', '.join(SHIPPED)} or FILE.py:NAME")
-    found = getattr(_module(place), attribute, None)
+    found = getattr(module_of(place), attribute, None)
     if not isinstance(found, Pair):
         kind = "nothing of that name" if found is None else type(found).__name__
         raise InputError(place, attribute, kind, "a parity.Pair")
     return found
 
 
-def _module(place: str) -> Any:
+def module_of(place: str, field: str = "PAIR") -> Any:
+    """A file or an importable module, imported; ``field`` says who names it. Raises InputError where there is none."""
     file = Path(place).resolve()
     if file.suffix != ".py":
         if importlib.util.find_spec(place.partition(".")[0]) is None:
-            raise InputError("command line", "PAIR", place, "a file or a module that can be imported")
+            raise InputError("command line", field, place, "a file or a module that can be imported")
         return importlib.import_module(place)
     if not file.is_file():
-        raise InputError(place, "PAIR", "no such file", "FILE.py:NAME")
+        raise InputError(place, field, "no such file", "FILE.py:NAME")
     root = file.parent
     while (root / "__init__.py").exists():
         root = root.parent

@@ -23,6 +23,7 @@ CHECKOUTS = {
     "prototype": ("the prototypes", "vllm-project/speculators", "227b8a1b"),
     "eagle": ("EAGLE", "SafeAILab/EAGLE", "cb7e0841"),
     "hass": ("HASS", "HArmonizedSS/HASS", "38922e43"),
+    "deepspec": ("DeepSpec", "deepseek-ai/DeepSpec", "afdfa7c9"),
 }
 """Options that name a checkout, and markers of tests that need it: what it is of, its repository and commit."""
 
@@ -41,7 +42,7 @@ WANTED = pytest.StashKey[list[tuple[Path, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--pair FILE.py:NAME``, ``--original DIR`` (``--prototype``), ``--eagle``, ``--hass`` and ``--recordings``."""
+    """``--pair FILE.py:NAME``, ``--original DIR`` (``--prototype``), ``--eagle`` and so on, and ``--recordings``."""
     group = parser.getgroup("parity", "parity of ports and prototypes")
     group.addoption("--pair", action="append", default=[], help="FILE.py:NAME of a parity.Pair, eagle3 or hass: run it")
     for name, (title, *_) in CHECKOUTS.items():
@@ -191,7 +192,7 @@ def _checkout(name: str) -> Any:
     return pytest.fixture(scope="session", name=f"{name}_dir")(checkout)
 
 
-prototype_dir, eagle_dir, hass_dir = map(_checkout, CHECKOUTS)
+prototype_dir, eagle_dir, hass_dir, deepspec_dir = map(_checkout, CHECKOUTS)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from parity.calls import state_of
 from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
 from parity.evidence import Evidence, raised
+from parity.names import NameMap
+from parity.setup import setting_rows, setup_of
 from parity.side import Alive, Training, start
 from parity.speed import Steps, alternate, prototype_rows, speed_of
 from parity.verdict import Row
@@ -22,7 +24,7 @@ TIMED_STEPS, ROUNDS = 5, 7
 
 
 def round_trip_rows(evidence: Evidence) -> list[Row]:
-    """One step, save, open: the same state to the bit, and the same loss."""
+    """One step, save, open: the same state to the bit, the same loss, parameters trained and attention."""
     alive: Alive = evidence.live
     subject, exact = evidence.subject("round_trip"), evidence.tolerance("round_trip")
     with deterministic(alive.case.seed):
@@ -32,6 +34,7 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
         rows = compare_groups(subject, "round_trip", state_of(module), state_of(reopened), exact)
+        rows += setting_rows(subject, setup_of(module), setup_of(reopened), NameMap())
         losses = [[_loss(alive, each)] for each in (module, reopened)]
     return [*rows, compare_series(subject, "round_trip", "loss", losses[0], losses[1], exact)]
 

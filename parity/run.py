@@ -19,14 +19,14 @@ from rich.console import Console
 
 from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, one_sided_notes, run_check
-from parity.compare import Subject
+from parity.compare import Subject, viewed
 from parity.environment import described, deterministic
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, place_of, raised
 from parity.files import read_object
 from parity.locate import LOSS, Finding, first_backward, first_forward, within
 from parity.names import NameMap, align, as_map
-from parity.observe import drawing
+from parity.observe import drawing, given
 from parity.operators import Live, with_operator
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.report import print_report, write_html, write_json
@@ -123,23 +123,22 @@ class CaseRun:
         return self.held[name]
 
     def _original(self) -> Run:
-        side, case = self.pair.original, self.case
+        side = self.pair.original
         assert side is not None
-        if isinstance(side, Side) and self.pair.draws:
-            case = replace(case, draws={draw: draw.original for draw in self.pair.draws})
-        return self.stack.enter_context(side.trace(case))
+        return self.stack.enter_context(side.trace(self.pair.for_original(self.case)))
 
     def _evidence(self, side: AnySide) -> Evidence:
         run, names, pair = self.original(), as_map(self.pair.names), self.pair
-        case = run.case or self.case
+        case, drawn = run.case or self.case, given(pair.draws, run.trace.group("mb0.draw."))
         if isinstance(side, Side):
             if pair.copy_weights and not case.weights:
                 case = replace(case, weights=names.parameters(run.trace.group("init.")))
-            draws = {draw: draw.port for draw in pair.draws}
-            case = replace(case, draws=draws, replayed=run.trace.group("mb0.draw.") if draws else {})
+            case = replace(case, draws={draw: draw.port for draw in pair.draws}, replayed=drawn)
         ran = self.stack.enter_context(side.trace(case))
         expected, found = align(run.trace, ran.trace, names)
+        expected.tensors.update({f"mb0.draw.{name}": value for name, value in drawn.items()})
         left_out = (*expected.left_out, *found.left_out)
+        expected, found = viewed(expected, found, pair.views)
         expected = replace(expected, run="original") if expected.run == found.run else expected
         return Evidence(
             case=case,
@@ -149,7 +148,6 @@ class CaseRun:
             live=ran.live,
             original=run.live,
             names=names,
-            views=tuple(pair.views),
             oracle=pair.oracle and self._once("oracle()", partial(pair.oracle, case)),
             not_applicable=dict(pair.not_applicable),
         )

@@ -67,15 +67,14 @@ def rate_of(optimizer: Any) -> float:
     return float(groups[0].get("lr", math.nan)) if groups else math.nan
 
 
-def setup_of(module: nn.Module, optimizer: Any = None, schedule: Any = None) -> Setup:
+def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
     """Read a run's setup from its live objects.
 
     Args:
         module: fresh, before the other side's weights are copied into it: ``initial`` says how it draws its own.
         optimizer: None for a side that is only run forward.
-        schedule: a learning rate scheduler.
     """
-    configs = (getattr(part, "config", None) for part in module.modules())
+    configs = (part.config for part in module.modules() if hasattr(part, "config") and not _has_config_inside(part))
     saved, parameters = module.state_dict(), dict(module.named_parameters())
     buffers = {name: value for name, value in module.named_buffers() if name in saved}
     setup: Setup = {
@@ -85,11 +84,15 @@ def setup_of(module: nn.Module, optimizer: Any = None, schedule: Any = None) -> 
         "initial": {name: moments(value) for name, value in parameters.items() if value.is_floating_point()},
     }
     if optimizer is not None:
-        setup["optimizer"] = type(optimizer).__name__
+        inner = [*_optimizers(optimizer, set())] or [optimizer]
+        setup["optimizer"] = ", ".join(type(one).__name__ for one in inner)
         setup["groups"] = [_settings(group) for group in groups_of(optimizer)]
-    if schedule is not None:
-        setup["schedule"] = type(schedule).__name__
     return setup
+
+
+def _has_config_inside(module: nn.Module) -> bool:
+    """A model's own configuration says nothing of an attention that has one by itself."""
+    return any(hasattr(part, "config") for part in module.modules() if part is not module)
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:

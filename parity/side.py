@@ -23,7 +23,7 @@ from parity.calls import first_of, state_of, tensors_of
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
-from parity.observe import Draw, Taps, drawing, observe
+from parity.observe import Draw, Taps, drawing, keep_samples, observe
 from parity.setup import optimizer_for, rate_of, setup_of
 from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import META, Point, StepAudit, Trace, read_trace
@@ -305,7 +305,7 @@ class Training:
             self.auditor.left()
         if self.schedule is not None:
             self.schedule.step()
-        self.optimizer.zero_grad()
+        self.module.zero_grad()
         self.points.append(Point(0, loss.item(), (), norm, used, rate_of(self.optimizer)))
 
 
@@ -336,7 +336,7 @@ def trace_case(side: Side, case: Case) -> Trace:
     with deterministic(case.seed):
         module = side.build()
         training = Training(side, module)
-        setup = setup_of(module, training.optimizer, training.schedule)
+        setup = setup_of(module, training.optimizer)
         give(module, case.weights)
         trained = {name: value.requires_grad for name, value in module.named_parameters()}
         trace = Trace(
@@ -355,6 +355,7 @@ def trace_case(side: Side, case: Case) -> Trace:
             _first_step(trace, training, case.batches[0])
             training.run(case.batches, case.steps)
         _keep(trace, "mb0.draw", drawn.draws)
+        keep_samples(trace, drawn)
         _keep(trace, "final", state_of(module))
         trace.environment = describe(case.seed)
     return trace

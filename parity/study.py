@@ -7,17 +7,18 @@ without each cause in turn: what then differs is what that cause explains.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce, wraps
+from functools import partial, reduce, wraps
 from typing import Any
 
-from parity.checks import ON_REQUEST, run_check
+from parity.checks import run_check
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, raised
-from parity.verdict import Against, Difference, Ledger, Row
+from parity.observe import replaced
+from parity.verdict import Difference, Ledger, Row
 
 Switch = Callable[[Any], Any]
 """From a side to one that does a thing as the original does it."""
@@ -28,7 +29,10 @@ Ask = Callable[[Any], AbstractContextManager[Evidence]]
 Rows = Mapping[tuple[str, str, str], Row]
 """By check, quantity and tensor."""
 
-CALLED = ("build", "loss", "optimizer", "schedule", "step")
+LEFT_OUT = ("environment", "resume", "throughput")
+"""Checks whose rows no cause can explain, or that follow from others'."""
+
+CALLED = ("build", "loss", "optimizer", "schedule", "step", "load")
 """What a side of callables runs."""
 
 
@@ -39,8 +43,9 @@ class Cause:
     Args:
         id: in reports.
         text: what the original does.
-        switch: from the pair's port to a side that does it, too: :func:`within`, :func:`flag`, or a function of your
-            own, as in ``lambda side: replace(side, loss=mean_over_rows)``. Switches follow each other.
+        switch: from the pair's port to a side that does it, too: :func:`instead`, :func:`changed`, :func:`within`,
+            :func:`flag`, or a function of your own, ``lambda side: replace(side, loss=mean_over_rows)``. Switches
+            follow each other.
     """
 
     id: str
@@ -66,6 +71,36 @@ def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
     return switch
 
 
+def instead(functions: Mapping[str, Callable[..., Any]]) -> Switch:
+    """For a side of callables: while they run, others stand in functions' places, wherever these were imported.
+
+    Each is given the one that it stands for, and its arguments: ``{"ours.losses:half": lambda real, x: 2 * real(x)}``.
+    """
+
+    def standing_in(new: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
+        return wraps(real)(lambda *arguments, **named: new(real, *arguments, **named))
+
+    @contextmanager
+    def enter() -> Iterator[None]:
+        with ExitStack() as stack:
+            for target, new in functions.items():
+                stack.enter_context(replaced(target, partial(standing_in, new)))
+            yield
+
+    return within(enter)
+
+
+def changed(**changes: Callable[[Any], object]) -> Switch:
+    """For a side of callables: what its ``build`` or ``load`` gives is changed in place, ``changed(load=freeze)``."""
+
+    def and_then(function: Callable[..., Any], change: Callable[[Any], object], *arguments: Any) -> Any:
+        found = function(*arguments)
+        change(found)
+        return found
+
+    return lambda side: replace(side, **{n: partial(and_then, getattr(side, n), one) for n, one in changes.items()})
+
+
 def flag(name: str) -> Switch:
     """For a side of your own: ``name`` is added to its field ``causes``, a frozenset."""
     return lambda side: replace(side, causes=side.causes | {name})
@@ -79,12 +114,12 @@ def switched(side: Any, causes: Iterable[Cause]) -> Any:
 def study(case: str, port: Any, causes: Sequence[Cause], ask: Ask, checks: Iterable[Check]) -> Ledger:
     """Hold the port against the original as it is, with every cause switched, and without each.
 
-    What the checks hold against the original counts; what they hold the port against by itself does not.
+    What a check holds the port against by itself, reopened for example, counts as well; how fast it is does not.
 
     Raises:
         InputError: as the sides have it. What else a side raises is a difference of its own.
     """
-    checks = [check for check in checks if check.name not in ON_REQUEST and check.against is not Against.ITSELF]
+    checks = [check for check in checks if check.name not in LEFT_OUT]
 
     def rows(chosen: Iterable[Cause]) -> Rows:
         found = _rows(Subject("run", case, port.name), lambda: ask(switched(port, chosen)), checks)
@@ -106,7 +141,7 @@ def _rows(subject: Subject, ask: Callable[[], AbstractContextManager[Evidence]],
         raise
     except Exception as error:  # whatever the code of a side raises
         return [raised(subject, error)]
-    return [row for row in found if row.compared and row.against is Against.PROTOTYPE]
+    return [row for row in found if row.compared]
 
 
 def _difference(key: tuple[str, str, str], plain: Rows, full: Rows, without: Mapping[str, Rows]) -> Difference:
@@ -121,6 +156,7 @@ def _difference(key: tuple[str, str, str], plain: Rows, full: Rows, without: Map
         apart=key in plain and not plain[key].passed,
         left=left,
         because={name: size for name, size in sizes.items() if not left or size != _size(row)},
+        detail=plain[key].detail if key in plain else "",
     )
 
 

@@ -236,7 +236,7 @@ class Difference:
     """One quantity of two sides: how far apart as they are, and with every cause switched; ``left``: that is too far.
 
     ``because`` has the causes without which it is too far, each with what is then measured. Infinity: one side alone
-    has it, or it has no number. None: nothing to measure.
+    has it, or it has no number. None: nothing to measure. ``detail``: both values, as they are.
     """
 
     check: str
@@ -248,6 +248,7 @@ class Difference:
     apart: bool
     left: bool
     because: dict[str, float | None]
+    detail: str = ""
 
     @property
     def differs(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,9 @@ from parity.verdict import Difference, Ledger
 CAUSES = ("cause", "what the original does", "without it")
 KINDS = ("quantity", "compared", "differ", "as it is", "explained", "left")
 LINES = ("quantity", "as it is", "explained", "allowed", "because of")
+SHARED = {"forward": "output", "gradients": "gradient", "curve": "number"}
+"""Checks, and what of theirs is counted."""
+
 ONE_SIDE = "only one has it"
 
 
@@ -68,14 +72,57 @@ def size(value: float | None) -> str:
     return ONE_SIDE if value is not None and math.isinf(value) else short(value, digits=2)
 
 
+def values(line: Difference) -> str:
+    """The original's and the port's as they are, ``0.0003 / 0.0``, and what they are of."""
+    found = re.fullmatch(r"found (.*), expected (.*)", line.detail)
+    words = [line.quantity] * line.quantity.startswith("initial")
+    return " ".join([*words, line.tensor, f"{found[2]} / {found[1]}" if found else line.detail])
+
+
+def summary(ledger: Ledger) -> list[tuple[str, str]]:
+    """What a run comes to, by lines of a heading (empty: as above) and a text."""
+    of = {
+        check: [line for line in ledger.lines if line.check == check] for check in (line.check for line in ledger.lines)
+    }
+    shared = [_shared(of[check], word) for check, word in SHARED.items() if check in of]
+    apart = {check: [line for line in lines if line.apart] for check, lines in of.items()}
+    draws = [f"{line.tensor}: {line.detail}" for line in of.get("samplers", ()) if line.quantity == "candidates"]
+    setup = [line for check in ("configuration", "initialisation") for line in apart.get(check, ())]
+    trained = [line for line in apart.get("round_trip", ()) if line.tensor.startswith("requires_grad.")]
+    reopened = [values(line) for line in apart.get("round_trip", ()) if line not in trained]
+    reopened += [f"{count(len(trained), 'parameter')} trained or frozen otherwise"] * bool(trained)
+    left = [values(line) for line in ledger.lines if line.left]
+    texts = {
+        "shared": ["; ".join(shared)] * bool(shared),
+        "draws": [f"{text}; the original's are replayed" for text in draws],
+        "causes": [_cause(ledger, name) for name in ledger.causes],
+        "setup": [", ".join(map(values, setup))] * bool(setup),
+        "reopened": [", ".join(reopened)] * bool(reopened),
+        "left": [f"{len(left)} unexplained", *left],
+    }
+    return [("" if n else word, text) for word, lines in texts.items() for n, text in enumerate(lines)]
+
+
+def _cause(ledger: Ledger, name: str) -> str:
+    effects = ledger.effects(name)
+    kinds = [kind for kind, most in effects.items() if math.isfinite(most)] or [*effects, ""]
+    kind = "loss" if "loss" in kinds else kinds[0]
+    effect = f"{kind} {size(effects[kind])} without it" if kind else "explains nothing here"
+    return f"{name}, {effect}: {ledger.causes[name]}"
+
+
+def _shared(lines: Sequence[Difference], word: str) -> str:
+    explained = [line.explained for line in lines if not line.left and line.explained is not None]
+    equal, worst = explained.count(0.0), max(explained, default=0.0)
+    texts = [f"{count(equal, word)} bit-equal"] * bool(equal)
+    return ", ".join([*texts, *[f"{count(len(explained) - equal, word)} <= {size(worst)}"] * bool(worst)])
+
+
 def print_ledgers(ledgers: list[Ledger], console: Console) -> None:
-    """Causes and kinds of quantities of every case; what is left is among the failures."""
+    """What every case comes to; all quantities and all that a cause explains are in the page and in JSON."""
     for ledger in ledgers:
         console.print(Text(f"\nCauses · {ledger.case}: {told(ledger)}", style="bold"))
-        for names, lines in ((CAUSES, cause_lines(ledger)), (KINDS, kind_lines(ledger))):
-            table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold")
-            for name in names:
-                table.add_column(name, justify="right" if name in KINDS[1:] else "left")
-            for line in lines:
-                table.add_row(*map(Text, line))
-            console.print(table)
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for line in summary(ledger):
+            table.add_row(*map(Text, line))
+        console.print(table)

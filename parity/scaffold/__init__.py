@@ -13,8 +13,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from parity.errors import InputError
 from parity.fixtures.folder import new_folder
 from parity.pair import SHIPPED
+from parity.scaffold.existing import describe
 
-TEMPLATES = Path(__file__).parent / "port"
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    trim_blocks=True,
+    autoescape=False,
+)
 SUFFIX = ".j2"
 LONGEST = 16
 """So that no line of the generated files grows past 120 characters."""
@@ -37,6 +44,25 @@ def new_port(name: str, output: Path = Path()) -> Path:
             for file, text in render(name).items():
                 (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(target, "--output", str(error), "a folder that can be written to") from error
+    return target
+
+
+def new_pair(name: str, port: str, original: str, output: Path = Path()) -> Path:
+    """Write ``NAME.py`` into ``output``, a pair of two classes that exist, and return it.
+
+    Raises:
+        InputError: a class that is none, or a name as in :func:`new_port`.
+    """
+    check_name(name)
+    target = output / f"{name}.py"
+    if target.exists():
+        raise InputError(target, "NAME", "a file of that name", "a new name: nothing is overwritten")
+    text = TEMPLATES.get_template("pair/pair.py.j2").render(**describe(name, port, original, output))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(target, "--output", str(error), "a folder that can be written to") from error
     return target
@@ -68,8 +94,7 @@ def _speculators_has(name: str) -> bool:
 
 def render(name: str) -> dict[str, str]:
     """The files of the package by their path in it."""
-    loader = FileSystemLoader(TEMPLATES)
-    templates = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     title = "".join(word.capitalize() for word in name.split("_"))
-    files = templates.list_templates(extensions=["j2"])
-    return {file.removesuffix(SUFFIX): templates.get_template(file).render(name=name, title=title) for file in files}
+    files = [file for file in TEMPLATES.list_templates(extensions=["j2"]) if file.startswith("port/")]
+    texts = {file: TEMPLATES.get_template(file).render(name=name, title=title) for file in files}
+    return {file.removeprefix("port/").removesuffix(SUFFIX): text for file, text in texts.items()}

@@ -18,8 +18,8 @@ from parity.compare import (
     compare_groups,
     compare_named,
     compare_series,
-    compare_traced,
     compare_value,
+    viewed,
 )
 from parity.tolerances import Kind, Tolerance
 from parity.trace import Trace
@@ -190,7 +190,8 @@ REAL = torch.tensor([[True, True], [True, False]])
 )
 def test_a_view_gives_both_sides_the_same_coordinates(view: View, found: Tensor, passed: bool) -> None:
     traces = Trace("original", "", "", {"mb0.x": PADDED}), Trace("port", "", "", {"mb0.x": found})
-    row = compare_traced(SUBJECT, "out", "mb0.x", traces, within(Kind.ABSOLUTE, 0.0), [View("*"), view])
+    expected, found = (trace.tensors["mb0.x"] for trace in viewed(*traces, [View("*"), view]))
+    row = compare(SUBJECT, "out", "mb0.x", expected, found, within(Kind.ABSOLUTE, 0.0))
     assert row.passed == passed
 
 

@@ -27,7 +27,7 @@ LONG = frozenset({"converted", "precision"})
 PAIRS = {name: find_pair(name) for name in ("eagle3", "hass")}
 NAMES = {check.name for pair in PAIRS.values() for check in pair.every_check}
 
-ELSEWHERE = frozenset({"draws", "equivalence", "initialisation", "throughput"})
+ELSEWHERE = frozenset({"draws", "equivalence", "initialisation", "samplers", "throughput"})
 """Named by faults in other tests: of what is drawn, of final losses over seeds, of speed."""
 
 BOTH_SIDES = frozenset({"initial", "chain", "resume", "converted", "round_trip"})

@@ -321,3 +321,8 @@ def test_the_example_s_layer_is_matched_as_far_as_shapes_allow() -> None:
     assert [n for n, port in suggestion.names.prefixes.items() if port != example.NAMES.get(n, port)] == []
     words = "not matched, original: self_attn.k_proj.weight; same shape: attention.wk.weight, attention.wv.weight"
     assert words in str(suggestion)
+
+
+def test_a_call_that_the_port_does_not_make_is_left_out() -> None:
+    names = NameMap({"table": "words"}, calls={"table#1": None})
+    assert names.call_keys(["table#0", "table#1"]) == {"table#0": "words#0"}

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from parity import Side, Trace, compare_sides, single_step
 from parity.calls import snapshot, tensors_of, watch, with_tensors
 from parity.errors import InputError
-from parity.observe import Draw, compare_samplers, drawing, observe, sampled, tap
+from parity.observe import Draw, compare_samplers, drawing, given, observe, sampled, tap
 
 
 @dataclass
@@ -330,7 +330,7 @@ def noise(*shape: int) -> Tensor:
 def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
     with drawing({NOISE: NOISE.original}) as first:
         expected = noise(6)
-    with drawing({NOISE: NOISE.port}, first.draws):
+    with drawing({NOISE: NOISE.port}, given([NOISE], first.draws)):
         assert torch.equal(noise(1, 6)[0], expected)
 
 
@@ -342,7 +342,8 @@ def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
     ],
 )
 def test_a_draw_that_does_not_fit_is_refused(shapes: list[tuple[int, ...]], message: str) -> None:
-    with pytest.raises(InputError, match=message), drawing({NOISE: NOISE.port}, {"noise#0": torch.zeros(6)}):
+    replayed = given([NOISE], {"noise#0": torch.zeros(6)})
+    with pytest.raises(InputError, match=message), drawing({NOISE: NOISE.port}, replayed):
         assert [noise(*shape) for shape in shapes]
 
 
@@ -383,9 +384,9 @@ def test_samplers_are_compared_as_such(
 
 def test_a_side_is_sampled_over_seeds() -> None:
     draw, run = DRAWS[0], lambda: Picker.anchors(5)
-    found, again = (sampled(draw, target, run, range(40)) for target in (draw.original, draw.port))
+    found, again = (sampled(draw, run, range(40)) for _ in range(2))
     assert [len(one) for one in found] == [3] * 40
     assert {int(entry) for one in found for entry in one} == set(range(5))
     assert all(map(torch.equal, found, again))
     masked = Draw("m", draw.original, "", values=lambda drawn: drawn[drawn > 0])
-    assert min(int(one.min()) for one in sampled(masked, draw.original, run)) == 1
+    assert min(int(one.min()) for one in sampled(masked, run, range(40))) == 1

@@ -35,8 +35,8 @@ SUCCESSORS = {"Command": "CommandSide"}
 OTHERS = {"eagle.py:EAGLE", "eagle.py:SPECULATORS", "hass.py:HASS"}
 """Pairs that took the place of ``parity others``, whose refusal names them."""
 
-PLUGIN = ("--pair", "--original", "--prototype", "--eagle", "--hass", "--recordings")
-FIXTURES = ("prototype_dir", "eagle_dir", "hass_dir", "recordings_dir", "compared")
+PLUGIN = ("--pair", "--original", "--prototype", "--eagle", "--hass", "--deepspec", "--recordings")
+FIXTURES = ("prototype_dir", "eagle_dir", "hass_dir", "deepspec_dir", "recordings_dir", "compared")
 
 
 @pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)

@@ -28,14 +28,12 @@ def adamw(parameters: Any, **changes: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, **{"lr": 3e-4, "weight_decay": 0.0, **changes})
 
 
-def setup(
-    change: Callable[[Net], object] = lambda net: None, make: Any = adamw, schedule: Any = None, seed: int = 0
-) -> Setup:
+def setup(change: Callable[[Net], object] = lambda net: None, make: Any = adamw, seed: int = 0) -> Setup:
     torch.manual_seed(seed)
     net = Net()
     change(net)
     optimizer = optimizer_for(make, net)
-    return setup_of(net, optimizer, schedule and schedule(optimizer))
+    return setup_of(net, optimizer)
 
 
 def rows_of(expected: Setup, found: Setup, names: NameMap | None = None) -> list[Row]:
@@ -51,10 +49,6 @@ def in_two(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return adamw([{"params": parameters[:1]}, {"params": parameters[1:], "weight_decay": 0.01}])
 
 
-def constant(optimizer: torch.optim.Optimizer) -> Any:
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
 FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "rate": ({"make": lambda ps: adamw(ps, lr=2.9e-4)}, "groups.0.lr", "found 0.00029, expected 0.0003"),
     "decay": ({"make": lambda ps: adamw(ps, weight_decay=0.01)}, "groups.0.weight_decay", "found 0.01"),
@@ -68,7 +62,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "initial mean": ({"change": lambda net: net.down.weight.data.add_(0.1)}, "down.weight", "/ 0.0"),
     "a constant": ({"change": lambda net: net.norm.weight.data.fill_(1.0001)}, "norm.weight", "1 / 1"),
     "buffers": ({"change": lambda net: net.norm.double()}, "buffers.norm.running_mean", "found 'torch.float64 [30]'"),
-    "schedule": ({"schedule": constant}, "schedule", "found 'ConstantLR', expected 'nothing'"),
 }
 
 
@@ -76,7 +69,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_a_difference_is_a_row_of_its_own(changes: Any, name: str, words: str) -> None:
     wrong = [row for row in rows_of(setup(), setup(**changes, seed=1)) if not row.passed]
     assert any(row.tensor == name and words in row.detail for row in wrong), wrong
-    allowed = {name.partition(".")[0], "groups" if "make" in changes or "schedule" in changes else ""}
+    allowed = {name.partition(".")[0], "groups" if "make" in changes else ""}
     assert {row.tensor.partition(".")[0] for row in wrong} <= allowed
 
 

@@ -135,7 +135,7 @@ def test_terminal_page_and_json_have_the_ledger(tmp_path: Path) -> None:
     said = str(result)
     assert "Causes · one:" in said
     assert "left unexplained" in said
-    assert "nothing changes" in said
+    assert "explains nothing here" in said
     result.write_json(tmp_path / "report.json")
     (ledger,) = json.loads((tmp_path / "report.json").read_text())["ledgers"]
     assert ledger["causes"]["rows"] == "the sum is divided by rows"

@@ -81,9 +81,12 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_templates_are_package_data() -> None:
     """Each of them is matched by what setuptools is told to ship."""
-    shipped, package = "scaffold/port/**/*.j2", Path(scaffold.__file__).parents[1]
+    shipped, package = "scaffold/**/*.j2", Path(scaffold.__file__).parents[1]
     assert f'"{shipped}"' in (package.parent / "pyproject.toml").read_text()
-    assert set(package.glob(shipped)) == set(scaffold.TEMPLATES.rglob("*")) - {scaffold.TEMPLATES / "tests"}
+    assert {file.name for file in package.glob(shipped)} == {
+        Path(name).name for name in scaffold.TEMPLATES.list_templates(["j2"])
+    }
+    assert len(scaffold.TEMPLATES.list_templates(["j2"])) == len([*package.glob(shipped)]) > 10
 
 
 @pytest.mark.parametrize(
@@ -100,3 +103,40 @@ def test_the_command(
     assert left.value.code == code
     assert (tmp_path / "sprout").exists() is (code == 0)
     assert "pytest -x sprout" in said.out if code == 0 else said.err.startswith("error: ")
+
+
+def test_a_pair_of_classes_that_exist_has_their_names_and_is_refused_where_there_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from torch import nn\nclass {}(nn.Module):\n    def __init__(self, size: int = 3, {}):\n"
+    text += "        super().__init__()\n        self.{} = nn.Linear(size, 4)\n"
+    text += (
+        "    def forward(self, x, mask):\n        return some_loss(x, mask)\ndef some_loss(x, mask):\n    return x\n"
+    )
+    (tmp_path / "old_one.py").write_text(text.format("Old", "", "up"))
+    (tmp_path / "new_one.py").write_text(text.format("New", "", "gate_up"))
+    (tmp_path / "needy_one.py").write_text(text.format("Needy", "*, more: int", "up"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main_code("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 0
+    found = (tmp_path / "pair_one.py").read_text()
+    assert "'up': 'gate_up'" in found
+    assert "{'old_one.some_loss': {'x': 'x', 'mask': 'mask'}}" in found
+    assert main_code("run", "pair_one.py:PAIR") == 2
+    assert "batches: found none" in capsys.readouterr().err
+    assert main_code("new", "pair_two", "--port", "needy_one.py:Needy", "--original", "old_one.py:Old") == 0
+    assert "lambda: Port(more=...)" in (tmp_path / "pair_two.py").read_text()
+    for words in (["--port", "new_one.py:Nix"], ["--port", "nowhere:X"], ["--port", "new_one.py:New"], []):
+        original = ["--original", "old_one.py:Old"] if words[1:] != ["new_one.py:New"] else []
+        assert main_code("new", "pair_three", *words, *original) == 2
+    assert main_code("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 2
+    assert not (tmp_path / "pair_three.py").exists()
+
+
+def main_code(*words: str) -> int:
+    """The exit code of a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["parity", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0)

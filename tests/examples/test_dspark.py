@@ -1,0 +1,152 @@
+"""DeepSpec against Speculators: every known difference with its number, none left, and faults blamed where they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import torch
+
+from parity import KitReport, Options, Pair, instead, run_pair
+from parity.errors import InputError
+from parity.pair import find_pair
+from parity.study import Switch, switched
+from parity.trace import Trace
+from parity.verdict import Difference
+
+FILE = Path(__file__).resolve().parents[2] / "examples" / "pairs" / "dspark.py"
+CORE = "speculators.models.dflash.core"
+
+
+def pair_of() -> Pair:
+    return find_pair(f"{FILE}:DSPARK")
+
+
+@cache
+def result() -> KitReport:
+    return run_pair(pair_of())
+
+
+def line_of(case: str, quantity: str, tensor: str) -> Difference:
+    ledger = next(one for one in result().report.ledgers if one.case == case)
+    return next(line for line in ledger.lines if (line.quantity, line.tensor, line.apart) == (quantity, tensor, True))
+
+
+@cache
+def recorded(case: str) -> Trace:
+    with pair_of().original.trace(next(one for one in pair_of().cases if one.name == case)) as ran:  # type: ignore[union-attr]
+        return ran.trace
+
+
+def test_every_difference_is_explained_by_causes_that_are_real() -> None:
+    report = result().report
+    assert report.passed
+    assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
+    assert {row.tensor for row in report.rows if row.check == "causes"} == {cause.id for cause in pair_of().causes}
+    loss = line_of("spans", "loss", "mb0.loss")
+    assert (loss.explained, loss.apart) == (0.0, True)
+
+
+KNOWN = {
+    "candidates": ("spans", "candidates", "anchors", "20 / 22 candidates; only port: 17, 32", "candidates"),
+    "full mask": ("full", "candidates", "anchors", "36 / 33 candidates; only original: 33, 34, 35", "candidates"),
+    "first rate": ("spans", "configuration", "groups.0.lr", "found 0.0, expected 0.0003", "schedule"),
+    "decay": ("spans", "configuration", "groups.0.weight_decay", "found 0.01, expected 0.0", "decay"),
+    "markov_w2": ("spans", "initial std", "markov_head.markov_w2.weight", "0.01926 / 0.2008", "heads"),
+    "attention": ("spans", "configuration", "attention", "['simple_flex_attention'], expected ['sdpa']", "attention"),
+    "labels": ("spans", "out", "mb0.tap.labels#0", "at (0, 0): expected 10.0, found 46.0", "labels"),
+    "mask": ("spans", "out", "mb0.tap.mask#0", "expected 0.0, found 1.0", "next-mask"),
+    "variation": ("spans", "out", "mb0.tap.loss.l1#0", "expected 1.959", "l1-not-tv"),
+    "mean": (
+        "spans",
+        "out",
+        "mb0.tap.loss.confidence#0",
+        "expected 0.6566522717475891, found 0.474140",
+        "decayed-mean",
+    ),
+    **{
+        f"{name} trains": (
+            "spans",
+            "configuration",
+            f"requires_grad.{name}.weight",
+            "found True, expected False",
+            "frozen",
+        )
+        for name in ("embed_tokens", "lm_head", "verifier_lm_head", "verifier_norm")
+    },
+}
+
+
+@pytest.mark.parametrize(("case", "quantity", "tensor", "numbers", "cause"), KNOWN.values(), ids=KNOWN)
+def test_a_known_difference_has_its_number(case: str, quantity: str, tensor: str, numbers: str, cause: str) -> None:
+    line = line_of(case, quantity, tensor)
+    assert numbers in line.detail
+    assert (line.apart, line.left) == (True, False)
+    assert cause in line.because
+
+
+def test_the_other_numbers() -> None:
+    """A prefix that ends, a term that is twice as large, and a rate past its peak."""
+    effects = result().report.ledgers[0].effects
+    assert set(effects("prefix")) == {"curve", "grad_norm", "final"}
+    assert effects("l1-not-tv")["out"] == pytest.approx(0.5, abs=1e-6)
+    rates = [point.lr_used for point in recorded("spans").curve]
+    assert [rate / 6e-4 for rate in rates[:4]] == pytest.approx([0.5, 1.0, 1.0718, 1.0], abs=1e-4)
+
+
+shift = cycle((1, 0))  # the first call of a forward is for positions, the second for what is gathered
+FAULTS: dict[str, tuple[Switch, str, str]] = {
+    "anchor mask": (
+        instead(
+            {
+                f"{CORE}:create_anchor_block_mask_mod": lambda real, **named: real(
+                    **{**named, "anchor_positions": named["anchor_positions"] + 1}
+                )
+            }
+        ),
+        "layers.0",
+        "its input `attention_mask` already differs, at (0, 0, 0, 12): expected False, found True",
+    ),
+    "positions": (
+        instead({f"{CORE}:get_base_indices_for_anchored_blocks": lambda real, *x: real(*x) + next(shift)}),
+        "rotary_emb",
+        "its input `position_ids` already differs, at (0, 37): expected 12, found 13, made outside of any module",
+    ),
+    "one side clips": (
+        lambda side: replace(side, step=lambda _, optimizer: optimizer.step()),
+        "(whole)",
+        "8 of 8 steps are",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "module", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_planted_fault_is_blamed_where_it_is(fault: Switch, module: str, words: str) -> None:
+    pair = pair_of()
+    faulty = replace(pair, port=switched(fault(pair.port), pair.causes), causes=(), cases=pair.cases[:1])  # type: ignore[index]
+    found = run_pair(faulty)
+    assert found.failed == (("clip",) if module == "(whole)" else ("forward",))
+    assert found.first is not None
+    assert found.first.module == module
+    assert words in found.first.detail
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--original: found no folder `deepspec`, expected a checkout: git clone"):
+        run_pair(pair_of(), Options(original=tmp_path))
+
+
+@pytest.mark.deepspec
+def test_a_checkout_computes_what_was_recorded(deepspec_dir: Path) -> None:
+    pair = pair_of().at(deepspec_dir, None)
+    for case in pair.cases:  # type: ignore[union-attr]
+        with pair.original.trace(pair.for_original(case)) as ran:  # type: ignore[union-attr]
+            mine, kept = ran.trace, recorded(case.name)
+        assert json.loads(json.dumps(mine.configuration)).keys() == kept.configuration.keys()
+        assert mine.tensors.keys() == kept.tensors.keys()
+        for name, value in mine.tensors.items():
+            torch.testing.assert_close(value, kept.tensors[name], rtol=1e-4, atol=1e-6)
