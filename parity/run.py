@@ -238,7 +238,7 @@ class Runner:
 
     def checks(self, side: AnySide) -> list[Check]:
         """The checks of a side: all that are chosen, of those that it is held to."""
-        held: Collection[str] = getattr(side, "checks", self.chosen)
+        held: Collection[str] = getattr(side, "checks", None) or self.chosen
         return [check for check in self.pair.every_check if check.name in self.chosen and check.name in held]
 
     def rows(self, evidence: Evidence, check: Check) -> list[Row]:

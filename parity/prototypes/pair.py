@@ -22,7 +22,7 @@ from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, check_initial
 from parity.prototypes.original import record_original, request_for, verify
 from parity.prototypes.reference.loop import float64_oracle
-from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
+from parity.prototypes.sides import RECORDED, REFERENCE, adapter, live_original, port
 from parity.prototypes.speed import throughput
 from parity.prototypes.spread import check_equivalence
 from parity.trace import Trace
@@ -104,15 +104,15 @@ def prototype_pair(name: str) -> Pair:
     """The pair of an algorithm: its recordings against the reference and the port."""
     return Pair(
         name=name,
-        original=Recorded(),
-        port=Port(),
+        original=RECORDED,
+        port=port(),
         cases=lambda recordings: find_cases(recordings or fixtures.RECORDINGS, name),
         views=tuple(View(each, rows=real_positions) for each in BY_POSITION),
         deviations=LEDGER,
         tables=TABLES,
         checks=(*CHECKS, *OWN_CHECKS[name]),
         not_applicable=OF_THE_REFERENCE,
-        sides=(Reference(),),
+        sides=(REFERENCE,),
         live=partial(live_pair, name),
         remedy=CHECKOUT,
         verify=lambda root: verify(root, name),
@@ -127,8 +127,8 @@ def prototype_pair(name: str) -> Pair:
 
 def live_pair(name: str, root: Path) -> Pair:
     """The live original instead of the recordings, and its script on the adapter."""
-    sides = Reference(), Adapter(root)
-    return replace(prototype_pair(name), original=LiveOriginal(root), port=Port(afresh=True), sides=sides)
+    sides = REFERENCE, adapter(root)
+    return replace(prototype_pair(name), original=live_original(root), port=port(afresh=True), sides=sides)
 
 
 EAGLE3, HASS = prototype_pair("eagle3"), prototype_pair("hass")

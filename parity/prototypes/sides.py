@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.original import record_original, request_for
@@ -19,98 +18,82 @@ from parity.prototypes.reference.loop import trace_reference
 from parity.side import Run
 from ports.training.stop import StoppedError
 
-HALF = "half precision: the float64 reference is the oracle"
+OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
+WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What a prototype computed once."""
+class Runs:
+    """A side that is a function of a case and of a folder, which is there for as long as the run is looked at.
 
-    name: str = "recorded"
+    ``leaves_out`` says why it does not run a case. ``checks`` are those that it is held to; None: all.
+    """
+
+    name: str
+    run: Callable[[Case, Path], Run]
+    leaves_out: Callable[[Case], str | None] = lambda case: None
+    checks: tuple[str, ...] | None = None
 
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
-        """From disk."""
-        yield Run(load_recorded(case))
+        """Runs it."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield self.run(case, Path(folder))
 
 
-@dataclass(frozen=True)
-class LiveOriginal:
+def in_fp32(reason: str) -> Callable[[Case], str | None]:
+    """Why a side runs in float32 alone."""
+    return lambda case: None if case.dtype == "fp32" else f"half precision: {reason}"
+
+
+def without_deepspeed(case: Case) -> str | None:
+    """Cases under DeepSpeed need it."""
+    missing = case.dtype == "bf16ds" and find_spec("deepspeed") is None
+    return "DeepSpeed is not installed: pip install -e '.[deepspeed]'" if missing else None
+
+
+def _port(case: Case, folder: Path, afresh: bool) -> Run:
+    """The port's own loop; its checkpoints are kept for the checks."""
+    try:
+        ran = run_port(case, folder, seed=case.seed or PROTOTYPE_SEED, live=afresh)
+    except StoppedError as stopped:  # by a signal, which is meant for the whole process
+        raise KeyboardInterrupt from stopped
+    return Run(ran.trace, ran)
+
+
+def port(afresh: bool = False) -> Runs:
+    """The port; ``afresh`` draws order and noise anew from the case's seed instead of replaying them."""
+    wiped = (lambda case: None) if afresh else (lambda case: WIPE if case.accumulation > 1 else None)
+    return Runs("port", partial(_port, afresh=afresh), wiped)
+
+
+def live_original(root: Path) -> Runs:
     """The unmodified script, now, in a process of its own; the case is then as that run drew it."""
 
-    root: Path
-    name: str = "original"
+    def run(case: Case, folder: Path) -> Run:
+        fresh = read_case(record_original(request_for(case, root, folder)))
+        return Run(load_recorded(fresh, run="original"), case=fresh)
 
-    @contextmanager
-    def trace(self, case: Case) -> Iterator[Run]:
-        """Runs it."""
-        with tempfile.TemporaryDirectory() as folder:
-            fresh = read_case(record_original(request_for(case, self.root, Path(folder))))
-            yield Run(load_recorded(fresh, run="original"), case=fresh)
-
-    def leaves_out(self, case: Case) -> str | None:
-        """Cases under DeepSpeed need it."""
-        missing = case.dtype == "bf16ds" and find_spec("deepspeed") is None
-        return "DeepSpeed is not installed: pip install -e '.[deepspeed]'" if missing else None
+    return Runs("original", run, without_deepspeed)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The formulas written again, in float32."""
-
-    name: str = "reference"
-
-    @contextmanager
-    def trace(self, case: Case) -> Iterator[Run]:
-        """Runs it."""
-        yield Run(trace_reference(case, torch.float32))
-
-    def leaves_out(self, case: Case) -> str | None:
-        """In half precision it is what others are judged by."""
-        return None if case.dtype == "fp32" else HALF
-
-
-@dataclass(frozen=True)
-class Port:
-    """The port's own loop; ``afresh`` draws order and noise anew from the case's seed instead of replaying them."""
-
-    afresh: bool = False
-    name: str = "port"
-
-    @contextmanager
-    def trace(self, case: Case) -> Iterator[Run]:
-        """Runs it, with its checkpoints kept for as long as the checks need them."""
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                ran = run_port(case, Path(folder), seed=case.seed or PROTOTYPE_SEED, live=self.afresh)
-            except StoppedError as stopped:  # by a signal, which is meant for the whole process
-                raise KeyboardInterrupt from stopped
-            yield Run(ran.trace, ran)
-
-    def leaves_out(self, case: Case) -> str | None:
-        """The prototypes' accumulation loses gradients."""
-        if self.afresh or case.accumulation == 1:
-            return None
-        return (
-            "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
-        )
-
-
-@dataclass(frozen=True)
-class Adapter:
+def adapter(root: Path) -> Runs:
     """The unmodified script with its model import redirected to the port's adapter."""
 
-    root: Path
-    name: str = "adapter"
-    checks: tuple[str, ...] = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
+    def run(case: Case, folder: Path) -> Run:
+        request = request_for(case, root, folder, redirect=ALGORITHMS[case.algorithm].adapter)
+        return Run(load_recorded(read_case(record_original(request)), run="adapter"))
 
-    @contextmanager
-    def trace(self, case: Case) -> Iterator[Run]:
-        """Runs it."""
-        with tempfile.TemporaryDirectory() as folder:
-            request = request_for(case, self.root, Path(folder), redirect=ALGORITHMS[case.algorithm].adapter)
-            yield Run(load_recorded(read_case(record_original(request)), run="adapter"))
+    fitting = in_fp32("the adapter is held against the original in float32")
+    return Runs("adapter", run, fitting, OF_THE_ADAPTER)
 
-    def leaves_out(self, case: Case) -> str | None:
-        """In float32 alone."""
-        return None if case.dtype == "fp32" else "half precision: the adapter is held against the original in float32"
+
+RECORDED = Runs("recorded", lambda case, folder: Run(load_recorded(case)))
+"""What a prototype computed once, from disk."""
+
+REFERENCE = Runs(
+    "reference",
+    lambda case, folder: Run(trace_reference(case)),
+    in_fp32("the float64 reference is the oracle"),
+)
+"""The formulas written again, in float32; in half precision it is what others are judged by."""
