@@ -66,7 +66,9 @@ def single_step(
             judge.judge(call, keys[call.key])
         report = judge.report
         report.environment, report.baseline = describe(seed), original.name or "original"
-        report.rows = _outermost_blocked(report.rows)
+        failing = dict.fromkeys(row.run for row in report.rows if row.status is Status.FAILED)
+        causes = {name: next((one for one in failing if inside_of(one, name)), None) for name in failing}
+        report.rows = [row.following(cause) if (cause := causes.get(row.run)) else row for row in report.rows]
         return KitReport(report, judge.first())
 
 
@@ -251,16 +253,3 @@ def fitted(
         raise TypeError(f"its forward requires {', '.join(missing)}, the original's is called with {', '.join(named)}")
     passed = [id(value) for value in given.values()]
     return ((), given), [name for name, value in named.items() if id(value) not in passed and tensors_of(value)]
-
-
-def _outermost_blocked(rows: list[Row]) -> list[Row]:
-    """A module around one that fails is not judged."""
-    failing = dict.fromkeys(row.run for row in rows if row.status is Status.FAILED)
-    told = []
-    for row in rows:
-        inside = next((name for name in failing if inside_of(name, row.run)), None)
-        blocked = not row.passed and inside is not None
-        told.append(
-            replace(row, status=Status.BLOCKED, detail=f"follows from {inside}. {row.detail}") if blocked else row
-        )
-    return told

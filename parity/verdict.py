@@ -84,6 +84,12 @@ class Row:
             return 0.0
         return abs(self.measured) / self.allowed if self.allowed else math.inf
 
+    def following(self, cause: str) -> Row:
+        """The same row, blocked by another failure if it failed itself."""
+        if self.status is not Status.FAILED:
+            return self
+        return replace(self, status=Status.BLOCKED, detail=f"follows from {cause}. {self.detail}")
+
     def as_json(self) -> dict[str, Any]:
         """Every field, and ``passed``: None where nothing was compared."""
         passed = self.passed if self.compared else None
@@ -102,13 +108,7 @@ def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> li
         found = (causes.get(parent, parent) for parent in parents if parent in failed or parent in causes)
         if cause := next(found, None):
             causes[check] = cause
-    return [_blocked(row, causes[row.check]) if row.check in causes else row for row in rows]
-
-
-def _blocked(row: Row, cause: str) -> Row:
-    if row.status is not Status.FAILED:
-        return row
-    return replace(row, status=Status.BLOCKED, detail=f"follows from {cause}. {row.detail}")
+    return [row.following(causes[row.check]) if row.check in causes else row for row in rows]
 
 
 @dataclass(frozen=True)
