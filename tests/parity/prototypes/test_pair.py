@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import parity.prototypes.sides
+import parity.prototypes.pair
 from parity.checks import run_checks
 from parity.errors import InputError
 from parity.evidence import Evidence
 from parity.pair import Options, Pair, find_pair
 from parity.prototypes.case import Case
+from parity.prototypes.pair import REFERENCE, adapter, live_original, port
 from parity.prototypes.recorded import load_recorded
-from parity.prototypes.sides import REFERENCE, adapter, live_original, port
 from parity.run import run_pair, sides_of
 from parity.tolerances import table_for
 from parity.verdict import Against, Report, Row, Status
@@ -58,7 +58,7 @@ def test_what_a_side_leaves_out_has_a_reason(name: str, side: Any, runs: bool, c
 
 
 def test_deepspeed_is_asked_for_where_the_case_needs_it(cases: dict[str, Case], monkeypatch: Any) -> None:
-    monkeypatch.setattr(parity.prototypes.sides, "find_spec", lambda name: None)
+    monkeypatch.setattr(parity.prototypes.pair, "find_spec", lambda name: None)
     said = live_original(Path()).leaves_out(cases["eagle3_bf16ds_k3"])
     assert said == "DeepSpeed is not installed: pip install -e '.[deepspeed]'"
     assert live_original(Path()).leaves_out(cases["hass_bf16_k3"]) is None
@@ -74,7 +74,7 @@ def test_a_checkout_brings_the_live_original_and_the_adapter(tmp_path: Path) -> 
 
 def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_checkout(tmp_path, "eagle3")
-    monkeypatch.setattr(parity.prototypes.sides, "without_deepspeed", lambda case: "not now")
+    monkeypatch.setattr(parity.prototypes.pair, "without_deepspeed", lambda case: "not now")
     report = run_pair(EAGLE3, Options(tmp_path, keyword="fp32_k1"))
     assert {row.tensor for row in report.rows if row.status is Status.FAILED} == set(files)
     assert all("found" in row.detail for row in report.rows if row.check == "environment")
