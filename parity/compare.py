@@ -55,6 +55,11 @@ class View:
     rows: Callable[[Trace, str], Tensor | None] = lambda trace, name: None
 
 
+def view_of(name: str, views: Iterable[View]) -> View | None:
+    """The last one that fits a tensor's name."""
+    return next((one for one in reversed(tuple(views)) if fnmatchcase(name, one.names)), None)
+
+
 def compare_traced(
     subject: Subject,
     quantity: str,
@@ -65,7 +70,7 @@ def compare_traced(
 ) -> Row:
     """One tensor of two traces, in the coordinates of the view that fits its name."""
     expected, found = (trace.tensors.get(name) for trace in traces)
-    view = next((one for one in reversed(tuple(views)) if fnmatchcase(name, one.names)), None)
+    view = view_of(name, views)
     if view is None or expected is None or found is None:
         return compare_named(subject, quantity, name, expected, found, tolerance)
     expected, found = view.original(expected, traces[0]), view.port(found, traces[1])

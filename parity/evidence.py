@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parity.compare import Subject, View
 from parity.names import NameMap
@@ -75,11 +74,6 @@ class Evidence:
         left = set(self.found.frozen) if silent else set()
         return {name for name in tensors if self.names.expected_of(name) and name not in left}
 
-    def real(self, micro_batch: int) -> Tensor:
-        """bool [B, T]: the positions of a micro-batch that are not padding, by its ``attention_mask``."""
-        mask = self.expected.tensors.get(f"mb{micro_batch}.batch.attention_mask")
-        return torch.zeros(0, dtype=torch.bool) if mask is None else mask.bool()
-
 
 @dataclass(frozen=True)
 class Check:
@@ -106,8 +100,12 @@ class Check:
 
 def raised(subject: Subject, error: BaseException) -> Row:
     """The row of an exception: its text, and the last place that is no library's."""
-    text = f"{type(error).__name__}: {str(error)[:300]}"
-    return subject.row("raised", "", None, None, False, f"{text} at {place_of(error)}")
+    return subject.row("raised", "", None, None, False, f"{words_of(error)} at {place_of(error)}")
+
+
+def words_of(error: BaseException) -> str:
+    """Its class and what it says."""
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def place_of(error: BaseException) -> str:

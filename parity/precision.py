@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from parity.compare import view_of
 from parity.evidence import Evidence
 from parity.trace import Trace
 from parity.verdict import Row
@@ -35,7 +36,7 @@ def precision_rows(evidence: Evidence) -> list[Row]:
 def tensor_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
     """Error against the oracle, the port's over the prototype's, for everything the prototype's trace holds.
 
-    Errors are relative root mean squares over the real positions. The losses of the steps count as one vector, since
+    Errors are relative root mean squares over the rows that count. The losses of the steps count as one vector, since
     the error of a single sum can be small by cancellation; the prototype's counts as bfloat16's rounding or more.
     Gradients of norms and biases of a micro-batch do for the same reason: a few dozen entries. All parameters after the
     step count as one too: Adam's first step is lr * sign(g), and only the few entries whose sign flips are off. Path
@@ -80,9 +81,10 @@ def error(evidence: Evidence, quantity: str, exact: Mapping[str, Tensor], found:
     if not found or {name: value.shape for name, value in found.items()} != {n: v.shape for n, v in exact.items()}:
         return None
     sides = [[values[name].double() for name in sorted(exact)] for values in (exact, found)]
-    if quantity in exact and exact[quantity].dim() == 3:
-        where = evidence.real(int(quantity[2 : quantity.index(".")]))
-        if where.shape != exact[quantity].shape[:2]:
+    view = view_of(quantity, evidence.views)
+    where = None if view is None else view.rows(evidence.expected, quantity)
+    if where is not None:
+        if where.shape != exact[quantity].shape[: where.dim()]:
             return None
         sides = [[value[where] for value in side] for side in sides]
     expected, port = (torch.cat([value.flatten() for value in side]) for side in sides)

@@ -362,13 +362,13 @@ def trace_case(side: Side, case: Case) -> Trace:
             curve=training.points,
             audits=training.audit(),
         )
-        _keep(trace, "init", state_of(module))
+        trace.keep("init", state_of(module))
         set_seed(case.seed)
         with drawing(case.draws, case.replayed) as drawn:
             _first_step(trace, training, case.batches[0])
             training.run(case.batches, case.steps)
-        _keep(trace, "mb0.draw", drawn.draws)
-        _keep(trace, "final", state_of(module))
+        trace.keep("mb0.draw", drawn.draws)
+        trace.keep("final", state_of(module))
         trace.environment = describe(case.seed)
     return trace
 
@@ -378,16 +378,12 @@ def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
         loss = training.loss(batch)
     training.backward(loss)
     seen.keep(trace)
-    _keep(trace, "mb0.grad", {name: grad.clone() for name, grad in training.gradients().items()})
-    trace.tensors["mb0.loss"] = loss.detach().reshape(1).clone()
+    trace.keep("mb0.grad", training.gradients())
+    trace.keep("mb0", {"loss": loss.reshape(1)})
     training.step(loss)
     if (norm := trace.curve[0].grad_norm) is not None:
-        trace.tensors["mb0.grad_norm"] = torch.tensor([norm], dtype=torch.float64)
-    _keep(trace, "after", state_of(training.module))
-
-
-def _keep(trace: Trace, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    trace.tensors.update({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
+        trace.keep("mb0", {"grad_norm": torch.tensor([norm], dtype=torch.float64)})
+    trace.keep("after", state_of(training.module))
 
 
 def start(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.Module:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from parity.calls import WHOLE, Call, by_name, first_of, lone, open_ended, snapshot, tensors_of, watch, with_tensors
 from parity.compare import Subject, compare_groups, compare_named
 from parity.environment import describe, deterministic
+from parity.evidence import words_of
 from parity.locate import Finding, compare_calls, inside_of, within
 from parity.names import NameMap, as_map
 from parity.operators import Live, with_operator
@@ -59,7 +60,7 @@ def single_step(
         table = table_for(dtype_of(ported), tolerances)
         judge = _Judge(names, table, case, whole, ported, adapt or {}, backward)
         set_seed(seed)
-        with watch(whole, arguments=True) as calls, _gradients(backward):
+        with watch(whole, arguments=True) as calls, torch.set_grad_enabled(backward):
             original.loss(whole, batch)
         keys = names.call_keys([call.key for call in calls])
         for call in (call for call in calls if call.key in keys):
@@ -91,7 +92,7 @@ class Alone:
     def outputs(self) -> dict[str, Tensor]:
         """What it gives, seeded."""
         set_seed(0)
-        with _gradients(self.backward):
+        with torch.set_grad_enabled(self.backward):
             return tensors_of(lone(self.part(*self.args, **self.kwargs)))
 
     def run(self, name: str, number: int) -> Alone:
@@ -105,7 +106,7 @@ class Alone:
         try:
             grads = torch.autograd.grad(_weighted(outputs), wanted, allow_unused=True)
         except Exception as error:  # FlexAttention on a CPU, a function of the user's own
-            self.refused = _words(error)
+            self.refused = words_of(error)
             return self
         given = zip(self.leaves.items(), grads)
         self.call.into_grad = {place: torch.zeros_like(leaf) if g is None else g for (place, leaf), g in given}
@@ -125,14 +126,6 @@ def _weighted(outputs: Mapping[str, Tensor]) -> Tensor:
     values = [value for value in outputs.values() if value.requires_grad]
     patterns = [torch.arange(one.numel(), dtype=torch.float64).cos().reshape(one.shape).to(one) for one in values]
     return sum(((value * pattern).sum() for value, pattern in zip(values, patterns)), torch.zeros(()))
-
-
-def _gradients(wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if wanted else torch.no_grad()
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 @dataclass
@@ -166,7 +159,7 @@ class _Judge:
         try:
             found = Alone(part, given, self.backward and not expected.refused).run(name, int(number))
         except Exception as error:  # whatever the user's module raises
-            self.report.rows.append(subject.row("refused", key, None, 0.0, False, _words(error)))
+            self.report.rows.append(subject.row("refused", key, None, 0.0, False, words_of(error)))
             return
         if expected.refused:
             self.report.notes.append(f"{key}: outputs alone, the original has no backward here: {expected.refused}")

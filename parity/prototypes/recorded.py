@@ -37,8 +37,7 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
     """
     initial = read_tensors(case.initial)
     stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
-    kept = (name for name in initial if name.startswith("init.") and name != "init.embed_tokens.weight")
-    stored.update({name: _as_trained(case, initial[name]) for name in kept})
+    stored.update({f"init.{name}": value for name, value in start_of(case, initial).items()})
     final = case.directory / "final.safetensors"
     if final.exists():
         last = _with_aliases(case, read_tensors(final), case.meta.final_aliases, initial)
@@ -92,9 +91,15 @@ def configuration(case: Case) -> dict[str, Any]:
     }
 
 
-def _as_trained(case: Case, value: Tensor) -> Tensor:
-    """DeepSpeed rounds the weights to bfloat16 before it makes its float32 masters."""
-    return value.to(torch.bfloat16).float() if case.dtype == "bf16ds" else value
+def start_of(case: Case, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a run trains, as it starts, of what the case's initial file holds, by the prototype's names.
+
+    DeepSpeed rounds the weights to bfloat16 before it makes its float32 masters.
+    """
+    named = {name[5:]: value for name, value in stored.items() if name.startswith("init.")}
+    named.pop("embed_tokens.weight", None)
+    rounded = case.dtype == "bf16ds"
+    return {name: value.to(torch.bfloat16).float() if rounded else value for name, value in named.items()}
 
 
 def _with_aliases(

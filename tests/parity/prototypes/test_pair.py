@@ -16,7 +16,7 @@ from parity.errors import InputError
 from parity.evidence import Evidence
 from parity.pair import Options, Pair, find_pair
 from parity.prototypes.case import Case
-from parity.prototypes.pair import REFERENCE, adapter, live_original, port
+from parity.prototypes.pair import REFERENCE, adapter, live_original, port, real_positions
 from parity.prototypes.recorded import load_recorded
 from parity.run import run_pair, sides_of
 from parity.tolerances import table_for
@@ -107,7 +107,9 @@ PADDED = "mb0.step1.logits"
 
 def moved(held: Evidence, padding: bool) -> None:
     """Logits where there is padding, or where there is none."""
-    where = held.real(0) != padding
+    real = real_positions(held.expected, PADDED)
+    assert real is not None
+    where = real != padding
     assert bool(where.any())
     held.found.tensors[PADDED] = held.expected.tensors[PADDED] + where[..., None]
 
