@@ -21,7 +21,7 @@ from parity.environment import describe, deterministic, quietly
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import LOGGED, ReplayDraw, ReplaySampler, configuration, samples_per_pass, start_of
+from parity.prototypes.recorded import LOGGED, ReplaySampler, configuration, replayed, samples_per_pass, start_of
 from parity.prototypes.reference.loop import CLIP, keep_steps, near_ties
 from parity.step import AdamW, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace
@@ -118,7 +118,7 @@ def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer |
     train = ALGORITHMS[case.algorithm].train
     draft = train.build(settings)
     load_initial(draft, case)
-    draw = ReplayDraw(case.uniforms) if case.uniforms and not live else torch.rand_like
+    draw = replayed(case.uniforms) if case.uniforms and not live else torch.rand_like
     dataset = train.build_dataset(settings, draft.config, draw)
     sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
     loop: Loop = train.start(settings, draft, dataset, sampler, observer)
