@@ -102,7 +102,7 @@ def measure_live(case: Case, prototype: Path) -> Timed:
     runs: dict[str, list[core.Times]] = {"original": [], "port": []}
     for _ in range(LIVE_ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
-            limits: dict[str, Any] = {"max_optimizer_steps": LIVE_STEPS, "record": False, "count_flops": True}
+            limits: dict[str, Any] = {"max_optimizer_steps": LIVE_STEPS, "record": False}
             recording = record_original(request_for(case, prototype, Path(folder), **limits))
             meta = json.loads((recording / "meta.json").read_text())
             seconds = {"wall": [meta["step_seconds"]], "CPU": [meta["step_cpu_seconds"]]}

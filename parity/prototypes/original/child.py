@@ -26,7 +26,8 @@ class Request:
     ``prototype`` is the root of the checkout; the recording goes to ``output``, named like the case. Where the script
     draws noise or order, it is seeded when ``accelerator.prepare`` has returned, unless ``seed`` is None.
     ``redirect`` names a module whose ``Model`` and ``EConfig`` take the place of the prototype's.
-    ``max_optimizer_steps`` ends the run early. Without ``record`` only ``meta.json`` with the timings is written.
+    ``max_optimizer_steps`` ends the run early. Without ``record`` only ``meta.json`` is written, with the timings
+    and the first step's FLOPs.
     """
 
     case: Case
@@ -37,7 +38,6 @@ class Request:
     threads: int = 1
     max_optimizer_steps: int | None = None
     record: bool = True
-    count_flops: bool = False
 
     @property
     def folder(self) -> Path:
