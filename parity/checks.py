@@ -25,7 +25,7 @@ from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
 from parity.setup import initial_rows, setting_rows
 from parity.side import Alive
-from parity.step import clip_rows, schedule_rows, update_rows
+from parity.step import audit_row, update_rows
 from parity.trace import STATES, Trace
 from parity.verdict import Against, GradientFlow, Row, explained
 
@@ -256,8 +256,15 @@ def check_gradient_flow(evidence: Evidence) -> list[Row]:
 
     What is wrong in the same way with the original is no difference.
     """
-    subject = evidence.subject("gradient_flow")
-    rows = [_same_trained(evidence)]
+    subject, expected = evidence.subject("gradient_flow"), evidence.trained_by_original()
+    if not expected:
+        detail = "nothing compared: no parameter of the original is known to move"
+        rows = [subject.row("trained", "", None, 0.0, False, detail)]
+    else:
+        found = evidence.wanted(evidence.found.trained)
+        named = {"frozen here": sorted(expected - found), "trained here only": sorted(found - expected)}
+        detail = "; ".join(f"{said}: {names}" for said, names in named.items() if names)
+        rows = [subject.row("trained", "", float(len(expected ^ found)), 0.0, not detail, detail)]
     own = {flow.parameter: _fault(flow) for flow in gradient_flow(evidence.expected)}
     for flow in gradient_flow(evidence.found):
         fault = _fault(flow)
@@ -294,23 +301,11 @@ def _fault(flow: GradientFlow) -> str:
     return "" if flow.moved else "did not move over the whole run"
 
 
-def _same_trained(evidence: Evidence) -> Row:
-    subject, expected = evidence.subject("gradient_flow"), evidence.trained_by_original()
-    if not expected:
-        detail = "nothing compared: no parameter of the original is known to move"
-        return subject.row("trained", "", None, 0.0, False, detail)
-    found = evidence.wanted(evidence.found.trained)
-    missing, extra = sorted(expected - found), sorted(found - expected)
-    said = (missing and f"frozen here: {missing}", extra and f"trained here only: {extra}")
-    detail = "; ".join(text for text in said if text)
-    return subject.row("trained", "", float(len(missing) + len(extra)), 0.0, not detail, detail)
-
-
 def check_clip(evidence: Evidence) -> list[Row]:
     """By the rule where one is known; else the first step's norms before and after, beside the original's."""
     audits = evidence.found.audits
     if _has_rule(evidence):
-        return clip_rows(evidence.subject("clip", Against.REFERENCE), audits, evidence.tolerance("clip"))
+        return [audit_row(evidence.subject("clip", Against.REFERENCE), audits, "clip", evidence.tolerance("clip"))]
     first, subject, tolerance = evidence.expected.audits[0], evidence.subject("clip"), evidence.tolerance("grad_norm")
     return [
         compare_series(subject, "grad_norm", name, [getattr(first, name)], [getattr(audits[0], name)], tolerance)
@@ -323,9 +318,10 @@ def _has_rule(evidence: Evidence) -> bool:
 
 
 def check_schedule(evidence: Evidence) -> list[Row]:
-    """The rate of every step against the formula."""
-    subject = evidence.subject("schedule", Against.REFERENCE)
-    return schedule_rows(subject, evidence.found.audits, evidence.tolerance("lr"))
+    """The rate of every step whose rate is known against the schedule's formula."""
+    subject, allowed = evidence.subject("schedule", Against.REFERENCE), evidence.tolerance("lr")
+    rates = [(audit.lr_expected, audit.lr_used) for audit in evidence.found.audits if audit.lr_expected is not None]
+    return [compare_series(subject, "rate", "every step", [a for a, _ in rates], [b for _, b in rates], allowed)]
 
 
 Need = tuple[Callable[[Evidence], object], str]

@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -39,11 +39,9 @@ from parity.verdict import Curve, Report, Row, Skip, Status, explained
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
 
-Progress = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
+Progress = Callable[[str], object]
+SILENT: Progress = str
+"""Says nothing."""
 
 
 class ParityError(AssertionError):
@@ -163,7 +161,7 @@ def leaves_out(side: AnySide | None, case: Any) -> str | None:
     return getattr(side, "leaves_out", lambda case: None)(case)
 
 
-def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = silent) -> KitReport:
+def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = SILENT) -> KitReport:
     """The report of a pair, and the first place where it goes wrong.
 
     Raises:
@@ -186,7 +184,7 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = sil
     return KitReport(runner.report, runner.first)
 
 
-def run_all(pairs: Sequence[Pair], options: Options, progress: Progress = silent) -> KitReport:
+def run_all(pairs: Sequence[Pair], options: Options, progress: Progress = SILENT) -> KitReport:
     """Several pairs in one report.
 
     Raises:
@@ -213,7 +211,7 @@ def add(whole: Report, part: Report) -> None:
 class Runner:
     """Judges case after case into one report. The sides of a case are there until the next one is asked for."""
 
-    def __init__(self, pair: Pair, chosen: Collection[str], progress: Progress = silent) -> None:
+    def __init__(self, pair: Pair, chosen: Collection[str], progress: Progress = SILENT) -> None:
         self.pair, self.chosen, self.progress = pair, chosen, progress
         self.report = Report(environment=described(), deviations=list(pair.deviations))
         self.report.baseline = pair.baseline or (pair.original.name if pair.original else "") or "original"
@@ -236,7 +234,7 @@ class Runner:
 
     def checks(self, side: AnySide) -> list[Check]:
         """The checks of a side: all that are chosen, of those that it is held to."""
-        held: Collection[str] = getattr(side, "checks", self.chosen)
+        held: Collection[str] = getattr(side, "checks", None) or self.chosen
         return [check for check in self.pair.every_check if check.name in self.chosen and check.name in held]
 
     def rows(self, evidence: Evidence, check: Check) -> list[Row]:
@@ -442,7 +440,10 @@ def compare_sides(
     Raises:
         InputError: no batch, an unknown check or tolerance, or a dtype without tolerances.
     """
-    original, port = (_with_name(side, name) for side, name in ((original, "original"), (port, "port")))
+    original, port = (
+        side if side.name else replace(cast(Any, side), name=name)
+        for side, name in ((original, "original"), (port, "port"))
+    )
     pair = Pair(
         name=port.name,
         original=original,
@@ -453,10 +454,6 @@ def compare_sides(
         copy_weights=copy_weights,
     )
     return run_pair(pair, Options(checks=None if checks is None else tuple(checks)))
-
-
-def _with_name(side: Any, name: str) -> Any:
-    return side if side.name else replace(side, name=name)
 
 
 def compare_traces(

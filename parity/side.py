@@ -35,6 +35,8 @@ STEPS = 5
 """Optimizer steps of a curve."""
 
 PLACE = "{out}"
+LAST_LINES = 15
+"""Of what a command that failed says."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,7 @@ class CommandSide:
         """Runs the command.
 
         Raises:
-            InputError: no ``{out}`` in its words, no such program, or a folder that is no trace.
-            SideError: it failed or ran out of time.
+            InputError: no ``{out}`` in its words, or a folder that is no trace; else as :func:`run_command`.
         """
         program = self.words[0] if self.words else "command"
         if not any(PLACE in word for word in self.words):
@@ -227,17 +228,29 @@ class CommandSide:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "trace"
             words = [word.replace(PLACE, str(out)).replace("{case}", case.name) for word in self.words]
-            try:
-                subprocess.run(words, capture_output=True, text=True, check=True, timeout=self.timeout)
-            except subprocess.TimeoutExpired as error:
-                raise SideError(f"{program} did not end within {self.timeout} s") from error
-            except subprocess.CalledProcessError as error:
-                said = error.stderr.strip()[-500:]
-                raise SideError(f"{program} ended with exit code {error.returncode}: {said}") from error
-            except OSError as error:
-                raise InputError(program, "command", str(error), "a program") from error
+            run_command(words, program, self.timeout)
             with FolderSide(out, self.name).trace(case) as ran:
                 yield ran
+
+
+def run_command(words: Sequence[str], what: str, timeout: float | None, **options: Any) -> None:
+    """Run a program to its end; ``what`` names it in errors, ``timeout`` is in seconds, ``options`` are subprocess'.
+
+    Raises:
+        InputError: no such program.
+        SideError: it failed or ran out of time; with the last lines of its standard error.
+    """
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=timeout, check=False, **options)
+        became, said = f"ended with exit code {done.returncode}", done.stderr
+        if not done.returncode:
+            return
+    except subprocess.TimeoutExpired as error:
+        became, said = f"did not end within {timeout} s", error.stderr or b""
+    except OSError as error:
+        raise InputError(words[0], "command", str(error), "a program") from error
+    lines = said.decode(errors="replace").strip().splitlines()[-LAST_LINES:]
+    raise SideError(f"{what} {became}: " + ("\n".join(lines) or "nothing on its standard error"))
 
 
 class Training:
@@ -349,14 +362,14 @@ def trace_case(side: Side, case: Case) -> Trace:
             curve=training.points,
             audits=training.audit(),
         )
-        _keep(trace, "init", state_of(module))
+        trace.keep("init", state_of(module))
         set_seed(case.seed)
         with drawing(case.draws, case.replayed) as drawn:
             _first_step(trace, training, case.batches[0])
             training.run(case.batches, case.steps)
-        _keep(trace, "mb0.draw", drawn.draws)
+        trace.keep("mb0.draw", drawn.draws)
         keep_samples(trace, drawn)
-        _keep(trace, "final", state_of(module))
+        trace.keep("final", state_of(module))
         trace.environment = describe(case.seed)
     return trace
 
@@ -366,16 +379,12 @@ def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
         loss = training.loss(batch)
     training.backward(loss)
     seen.keep(trace)
-    _keep(trace, "mb0.grad", {name: grad.clone() for name, grad in training.gradients().items()})
-    trace.tensors["mb0.loss"] = loss.detach().reshape(1).clone()
+    trace.keep("mb0.grad", training.gradients())
+    trace.keep("mb0", {"loss": loss.reshape(1)})
     training.step(loss)
     if (norm := trace.curve[0].grad_norm) is not None:
-        trace.tensors["mb0.grad_norm"] = torch.tensor([norm], dtype=torch.float64)
-    _keep(trace, "after", state_of(training.module))
-
-
-def _keep(trace: Trace, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    trace.tensors.update({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
+        trace.keep("mb0", {"grad_norm": torch.tensor([norm], dtype=torch.float64)})
+    trace.keep("after", state_of(training.module))
 
 
 def start(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.Module:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from parity.calls import WHOLE, Call, by_name, first_of, lone, open_ended, snapshot, tensors_of, watch, with_tensors
 from parity.compare import Subject, compare_groups, compare_named
 from parity.environment import describe, deterministic
+from parity.evidence import words_of
 from parity.locate import Finding, compare_calls, inside_of, within
 from parity.names import NameMap, as_map
 from parity.operators import Live, with_operator
@@ -59,14 +60,16 @@ def single_step(
         table = table_for(dtype_of(ported), tolerances)
         judge = _Judge(names, table, case, whole, ported, adapt or {}, backward)
         set_seed(seed)
-        with watch(whole, arguments=True) as calls, _gradients(backward):
+        with watch(whole, arguments=True) as calls, torch.set_grad_enabled(backward):
             original.loss(whole, batch)
         keys = names.call_keys([call.key for call in calls])
         for call in (call for call in calls if call.key in keys):
             judge.judge(call, keys[call.key])
         report = judge.report
         report.environment, report.baseline = describe(seed), original.name or "original"
-        report.rows = _outermost_blocked(report.rows)
+        failing = dict.fromkeys(row.run for row in report.rows if row.status is Status.FAILED)
+        causes = {name: next((one for one in failing if inside_of(one, name)), None) for name in failing}
+        report.rows = [row.following(cause) if (cause := causes.get(row.run)) else row for row in report.rows]
         return KitReport(report, judge.first())
 
 
@@ -89,7 +92,7 @@ class Alone:
     def outputs(self) -> dict[str, Tensor]:
         """What it gives, seeded."""
         set_seed(0)
-        with _gradients(self.backward):
+        with torch.set_grad_enabled(self.backward):
             return tensors_of(lone(self.part(*self.args, **self.kwargs)))
 
     def run(self, name: str, number: int) -> Alone:
@@ -103,7 +106,7 @@ class Alone:
         try:
             grads = torch.autograd.grad(_weighted(outputs), wanted, allow_unused=True)
         except Exception as error:  # FlexAttention on a CPU, a function of the user's own
-            self.refused = _words(error)
+            self.refused = words_of(error)
             return self
         given = zip(self.leaves.items(), grads)
         self.call.into_grad = {place: torch.zeros_like(leaf) if g is None else g for (place, leaf), g in given}
@@ -123,14 +126,6 @@ def _weighted(outputs: Mapping[str, Tensor]) -> Tensor:
     values = [value for value in outputs.values() if value.requires_grad]
     patterns = [torch.arange(one.numel(), dtype=torch.float64).cos().reshape(one.shape).to(one) for one in values]
     return sum(((value * pattern).sum() for value, pattern in zip(values, patterns)), torch.zeros(()))
-
-
-def _gradients(wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if wanted else torch.no_grad()
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 @dataclass
@@ -164,7 +159,7 @@ class _Judge:
         try:
             found = Alone(part, given, self.backward and not expected.refused).run(name, int(number))
         except Exception as error:  # whatever the user's module raises
-            self.report.rows.append(subject.row("refused", key, None, 0.0, False, _words(error)))
+            self.report.rows.append(subject.row("refused", key, None, 0.0, False, words_of(error)))
             return
         if expected.refused:
             self.report.notes.append(f"{key}: outputs alone, the original has no backward here: {expected.refused}")
@@ -251,16 +246,3 @@ def fitted(
         raise TypeError(f"its forward requires {', '.join(missing)}, the original's is called with {', '.join(named)}")
     passed = [id(value) for value in given.values()]
     return ((), given), [name for name, value in named.items() if id(value) not in passed and tensors_of(value)]
-
-
-def _outermost_blocked(rows: list[Row]) -> list[Row]:
-    """A module around one that fails is not judged."""
-    failing = dict.fromkeys(row.run for row in rows if row.status is Status.FAILED)
-    told = []
-    for row in rows:
-        inside = next((name for name in failing if inside_of(name, row.run)), None)
-        blocked = not row.passed and inside is not None
-        told.append(
-            replace(row, status=Status.BLOCKED, detail=f"follows from {inside}. {row.detail}") if blocked else row
-        )
-    return told

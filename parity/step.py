@@ -163,6 +163,8 @@ class StepAuditor:
         for quantity, one in self._deviations(gradients, done + 1):
             if quantity not in worst or not one.rounding <= worst[quantity].rounding:
                 worst[quantity] = one
+        updates = [before.update for before in self._before.values()]
+        against = "library" if any(isinstance(update, Repeated) for update in updates) else "reference"
         audit = StepAudit(
             step=done + 1,
             lr_expected=None if rate is None else rate(done),
@@ -171,7 +173,7 @@ class StepAuditor:
             norm_after=global_norm(gradients.values()),
             counted=max(counts, default=None),
             deviations=worst,
-            against=_against([before.update for before in self._before.values()]),
+            against="" if None in updates else against,
         )
         self.audits.append(audit)
         self._given = {}
@@ -222,13 +224,6 @@ def update_of(optimizer: Any, group: Mapping[str, Any]) -> Update | None:
     return Repeated(kind, {name: value for name, value in group.items() if name not in ("params", "param_names")})
 
 
-def _against(updates: Sequence[Update | None]) -> str:
-    """Whose formulas they are, see :class:`StepAudit`."""
-    if None in updates:
-        return ""
-    return "library" if any(isinstance(update, Repeated) for update in updates) else "reference"
-
-
 def global_norm(tensors: Iterable[Tensor]) -> float:
     """Of all entries together, in float64; 0 without any."""
     norms = [tensor.double().norm() for tensor in tensors]
@@ -248,19 +243,6 @@ def _deviation(name: str, expected: Tensor, found: Tensor | None, size: Tensor) 
     return Deviation(name, float(units[index]), index, float(expected[index]), float(found[index]))
 
 
-def clip_rows(subject: Subject, audits: Sequence[StepAudit], allowed: Tolerance) -> list[Row]:
-    """Did what the backward gave reach the optimizer clipped as the rule says, in every step?"""
-    return [_row(subject, audits, "clip", allowed)]
-
-
-def schedule_rows(subject: Subject, audits: Sequence[StepAudit], allowed: Tolerance) -> list[Row]:
-    """The rate of every step against the schedule's formula."""
-    rates = [(audit.lr_expected, audit.lr_used) for audit in audits if audit.lr_expected is not None]
-    if not rates:
-        return [subject.row("rate", "", None, allowed.bound, False, "no optimizer step with a known rate was seen")]
-    return [compare_series(subject, "rate", "every step", [a for a, _ in rates], [b for _, b in rates], allowed)]
-
-
 def update_rows(
     subject: Subject, audits: Sequence[StepAudit], weights: Tolerance, states: Tolerance, steps: Tolerance
 ) -> list[Row]:
@@ -269,16 +251,17 @@ def update_rows(
     if "" in known:
         return [subject.inapplicable("no formula of this optimizer is known: its first step alone is compared")]
     subject = replace(subject, against=Against(min(known)))
-    rows = [_row(subject, audits, "weight", weights)]
+    rows = [audit_row(subject, audits, "weight", weights)]
     for name in sorted({name for audit in audits for name in audit.deviations} - {"clip", "weight"}):
-        rows.append(_row(subject, audits, name, states))
+        rows.append(audit_row(subject, audits, name, states))
     if any(audit.counted is not None for audit in audits):
         made, counted = [float(audit.step) for audit in audits], [float(audit.counted or 0) for audit in audits]
         rows.append(compare_series(subject, "steps", "counted", made, counted, steps))
     return rows
 
 
-def _row(subject: Subject, audits: Sequence[StepAudit], quantity: str, allowed: Tolerance) -> Row:
+def audit_row(subject: Subject, audits: Sequence[StepAudit], quantity: str, allowed: Tolerance) -> Row:
+    """The worst of all steps in one quantity, ``clip`` for example: did what the backward gave arrive as it should?"""
     found = [(audit, audit.deviations[quantity]) for audit in audits if quantity in audit.deviations]
     if not found:
         return subject.row(quantity, "", None, allowed.bound, False, "nothing compared: no optimizer step was seen")

@@ -143,6 +143,10 @@ class Trace:
         """The tensors below ``prefix``, without it: ``group("after.")`` is the state after the first step."""
         return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
 
+    def keep(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put copies of tensors below ``prefix``."""
+        self.tensors.update({f"{prefix}.{name}": tensor.detach().clone() for name, tensor in tensors.items()})
+
     def micro_batches(self) -> list[int]:
         """Indices of the micro-batches of the first optimizer step."""
         return sorted({int(match[1]) for match in map(MICRO_BATCH.match, self.tensors) if match})

@@ -7,6 +7,7 @@ nothing imported from the layers above it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -84,6 +85,12 @@ class Row:
             return 0.0
         return abs(self.measured) / self.allowed if self.allowed else math.inf
 
+    def following(self, cause: str) -> Row:
+        """The same row, blocked by another failure if it failed itself."""
+        if self.status is not Status.FAILED:
+            return self
+        return replace(self, status=Status.BLOCKED, detail=f"follows from {cause}. {self.detail}")
+
     def as_json(self) -> dict[str, Any]:
         """Every field, and ``passed``: None where nothing was compared."""
         passed = self.passed if self.compared else None
@@ -102,58 +109,43 @@ def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> li
         found = (causes.get(parent, parent) for parent in parents if parent in failed or parent in causes)
         if cause := next(found, None):
             causes[check] = cause
-    return [_blocked(row, causes[row.check]) if row.check in causes else row for row in rows]
-
-
-def _blocked(row: Row, cause: str) -> Row:
-    if row.status is not Status.FAILED:
-        return row
-    return replace(row, status=Status.BLOCKED, detail=f"follows from {cause}. {row.detail}")
+    return [row.following(causes[row.check]) if row.check in causes else row for row in rows]
 
 
 @dataclass(frozen=True)
 class Counts:
     """The numbers of a verdict: terminal, page and JSON take theirs from here alone.
 
-    ``compared`` has (passed, total) for every run and what it was held against, in the order of ``Against``;
-    ``not_applicable`` the number of checks without a subject for every run that has any. The port comes first.
+    ``compared`` has by run and by what it was held against, in the order of ``Against``, (passed, total);
+    ``not_applicable`` the number of checks without a subject. The port comes first.
     """
 
-    compared: dict[tuple[str, Against], tuple[int, int]]
-    not_applicable: dict[str, int]
+    compared: dict[str, dict[Against, tuple[int, int]]]
+    not_applicable: Counter[str]
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Counts:
         """Counts of these rows."""
-        counts, order = cls({}, {}), list(Against)
+        counts, order = cls({}, Counter()), list(Against)
         for row in sorted(rows, key=lambda row: (row.run != PORT, order.index(row.against))):
+            held = counts.compared.setdefault(row.run, {})
             if row.compared:
-                passed, total = counts.compared.get((row.run, row.against), (0, 0))
-                counts.compared[row.run, row.against] = passed + row.passed, total + 1
-            else:
-                counts.not_applicable[row.run] = counts.not_applicable.get(row.run, 0) + 1
+                passed, total = held.get(row.against, (0, 0))
+                held[row.against] = passed + row.passed, total + 1
+            counts.not_applicable[row.run] += not row.compared
         return counts
 
     @property
     def passed(self) -> bool:
         """True when something was compared and all of it passed."""
-        return bool(self.compared) and all(passed == total for passed, total in self.compared.values())
-
-    @property
-    def runs(self) -> list[str]:
-        """The runs, the port first."""
-        names = dict.fromkeys([*(run for run, _ in self.compared), *self.not_applicable])
-        return sorted(names, key=lambda run: run != PORT)
-
-    def of_run(self, run: str) -> dict[Against, tuple[int, int]]:
-        """(passed, total) of one run, by what it was held against."""
-        return {against: numbers for (name, against), numbers in self.compared.items() if name == run}
+        found = [numbers for held in self.compared.values() for numbers in held.values()]
+        return bool(found) and all(passed == total for passed, total in found)
 
     def told(self, run: str) -> str:
         """``port against prototype 4 of 4; itself 2 of 2; 1 check not applicable``."""
-        words = [f"{against.value} {passed} of {total}" for against, (passed, total) in self.of_run(run).items()]
+        words = [f"{against.value} {passed} of {total}" for against, (passed, total) in self.compared[run].items()]
         begin = f"{run} against " if words else f"{run}: "
-        if number := self.not_applicable.get(run, 0):
+        if number := self.not_applicable[run]:
             words.append(f"{number} check{'' if number == 1 else 's'} not applicable")
         return begin + "; ".join(words)
 
@@ -161,10 +153,10 @@ class Counts:
         """By run: for each thing held against ``passed`` and ``total``, and the number that is not applicable."""
         return {
             run: {
-                "not applicable": self.not_applicable.get(run, 0),
-                **{one.value: {"passed": passed, "total": total} for one, (passed, total) in self.of_run(run).items()},
+                "not applicable": self.not_applicable[run],
+                **{one.value: {"passed": passed, "total": total} for one, (passed, total) in held.items()},
             }
-            for run in self.runs
+            for run, held in self.compared.items()
         }
 
 
@@ -305,5 +297,5 @@ class Report:
     def verdict_line(self) -> str:
         """``PASS: port against prototype 4 of 4; itself 2 of 2; reference against prototype 4 of 4``."""
         counts = self.counts()
-        nothing = [] if counts.compared else ["Nothing was compared, so nothing was shown"]
-        return f"{'PASS' if counts.passed else 'FAIL'}: " + "; ".join([*nothing, *map(counts.told, counts.runs)])
+        nothing = [] if any(counts.compared.values()) else ["Nothing was compared, so nothing was shown"]
+        return f"{'PASS' if counts.passed else 'FAIL'}: " + "; ".join([*nothing, *map(counts.told, counts.compared)])

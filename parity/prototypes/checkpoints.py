@@ -47,41 +47,30 @@ def last_checkpoint(evidence: Evidence) -> Path:
 
 
 def check_round_trip(evidence: Evidence) -> list[Row]:
-    """The file against the trained draft, key by key; the reopened draft against it, logit by logit."""
+    """The file against the trained draft, key by key; the reopened draft against it, logit by logit.
+
+    Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else.
+    """
     subject, folder, draft = evidence.subject("round_trip"), last_checkpoint(evidence), evidence.live.draft
     stored, exact = read_tensors(folder / "model.safetensors"), evidence.tolerance("round_trip")
     ignored = set(draft._keys_to_ignore_on_save or [])
     trained = {name: value for name, value in draft.state_dict().items() if name not in ignored}
     rows = compare_groups(subject, "round_trip", trained, stored, exact)
-    given = _given(evidence)
-    if given:
+    owned: set[str] = set(GIVEN) if ALGORITHMS[evidence.case.algorithm].owns_vocabulary else set()
+    if owned:
+        initial, own = read_tensors(evidence.case.initial), draft.state_dict()
+        names = owned if draft.d2t is not None else owned - {"t2d", "d2t"}  # Speculators keeps no map of all tokens
+        given = {name: initial[GIVEN[name]].to(own[name].dtype) for name in names}
         rows += compare_groups(subject, "given", given, _only(stored, given), exact)
-    rows.append(_exactly_trained(evidence, subject, stored))
-    if all(row.passed for row in rows):
-        rows += _reopened(evidence, subject, folder)
-    return rows
-
-
-def _given(evidence: Evidence) -> dict[str, Tensor]:
-    """Without a map where the draft speaks every token of the verifier, for which Speculators keeps none."""
-    if not ALGORITHMS[evidence.case.algorithm].owns_vocabulary:
-        return {}
-    initial, maps = read_tensors(evidence.case.initial), ("t2d", "d2t")
-    wanted = [name for name in GIVEN if evidence.live.draft.d2t is not None or name not in maps]
-    return {name: initial[GIVEN[name]].to(evidence.live.draft.state_dict()[name].dtype) for name in wanted}
+    known = evidence.trained_by_original()
+    missing, extra = known - set(stored), set(stored) - known - owned
+    detail = f"missing {sorted(missing)}, beyond them {sorted(extra)}" if missing or extra else ""
+    rows.append(subject.row("keys", "trained tensors", float(len(missing) + len(extra)), 0.0, not detail, detail))
+    return rows + (_reopened(evidence, subject, folder) if all(row.passed for row in rows) else [])
 
 
 def _only(tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name in names}
-
-
-def _exactly_trained(evidence: Evidence, subject: Subject, stored: dict[str, Tensor]) -> Row:
-    """Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else."""
-    owned = set(GIVEN) if ALGORITHMS[evidence.case.algorithm].owns_vocabulary else set()
-    trained = evidence.trained_by_original()
-    missing, extra = trained - set(stored), set(stored) - trained - owned
-    detail = f"missing {sorted(missing)}, beyond them {sorted(extra)}" if missing or extra else ""
-    return subject.row("keys", "trained tensors", float(len(missing) + len(extra)), 0.0, not detail, detail)
 
 
 def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:

@@ -34,7 +34,7 @@ class Curve(Observer):
         draft = objective.get_submodule("draft")
         self.trace.dtype = dtype_of(draft)
         self.trace.trained = tuple(name for name, value in draft.named_parameters() if value.requires_grad)
-        self.trace.tensors.update({f"final.{name}": value for name, value in state_of(draft).items()})
+        self.trace.keep("final", state_of(draft))
 
 
 def trace_command(begin: Callable[[Observer], Loop], name: str = "command", seed: int = 0) -> Trace:

@@ -1,4 +1,4 @@
-"""What a failed row looks like: a known deviation's signature, and the first module where port and reference part.
+"""What a failed row comes from: the first module where port and reference part.
 
 The modules go by the draft's names, their calls are the TTT steps; the search is the kit's, on the first batch.
 """
@@ -6,7 +6,7 @@ The modules go by the draft's names, their calls are the TTT steps; the search i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,51 +34,10 @@ Passages = tuple[list[Call], dict[str, Tensor]]
 
 
 def hint(row: Row, evidence: Evidence) -> str:
-    """The deviation that a failed row looks like, and where the port parts from the reference; empty: nothing known."""
-    signature, words = SIGNATURES.get(row.check, (lambda evidence: False, ""))
-    said = [words] if signature(evidence) else []
-    if evidence.live is not None and row.check in LOCALISED:
-        finding = localise(evidence.case)
-        said.append(sentence(finding) if finding else "module by module both sides agree on the first batch")
-    return "; ".join(said)
-
-
-def _mask_is_shifted(evidence: Evidence) -> bool:
-    """Equal, moved by one position, away from the rows' ends, where the last entry is switched off."""
-    expected, found = (trace.tensors.get("mb0.batch.loss_mask") for trace in evidence.traces)
-    if expected is None or found is None or expected.shape != found.shape or torch.equal(expected, found):
-        return False
-    return any(bool(((torch.roll(expected, by, 1) != found).sum(1) <= 1).all()) for by in (1, -1))
-
-
-def _chain_keys(evidence: Evidence) -> bool:
-    """Do the found logits of the last step equal the reference's with the keys of the chain?"""
-    case, batch, where = evidence.case, evidence.expected.group("mb0.batch."), evidence.real(0)
-    found = evidence.found.tensors.get(f"mb0.step{case.ttt_steps - 1}.logits")
-    if found is None or case.ttt_steps < 3 or not batch or where.shape != found.shape[:2]:
-        return False
-    setup = prepare(case)
-    with torch.no_grad():
-        logits = setup.forward(setup.weights(), batch, own_position=False).steps[-1].logits
-    return logits.shape == found.shape and bool((logits[where] - found[where]).abs().max() < 1e-3)
-
-
-def _last_micro_batch_only(evidence: Evidence) -> bool:
-    """Is the accumulated gradient the prototype's own, which keeps only the last micro-batch?"""
-    if evidence.case.accumulation == 1:
-        return False
-    expected, found = (trace.group(f"mb{evidence.micro_batches()[-1]}.grad.") for trace in evidence.traces)
-    return bool(expected) and all(
-        name in found and torch.allclose(value, found[name], rtol=1e-3, atol=1e-6) for name, value in expected.items()
-    )
-
-
-SIGNATURES: dict[str, tuple[Callable[[Evidence], bool], str]] = {
-    "batches": (_mask_is_shifted, "unshifted-mask: the loss mask is the prototype's moved by one position"),
-    "forward": (_chain_keys, "own-position-kv: these are the logits of the chain alignment"),
-    "gradients": (_last_micro_batch_only, "accumulation-wipe: this is the gradient of the last micro-batch alone"),
-}
-"""By check what a known deviation does to its numbers, and its id in words."""
+    """Where the port parts from the reference, for a failed row of the forward or backward; empty: nothing known."""
+    if evidence.live is None or row.check not in LOCALISED:
+        return ""
+    return str(localise(evidence.case) or "module by module both sides agree on the first batch")
 
 
 def localise(case: Case) -> Finding | None:
@@ -89,12 +48,6 @@ def localise(case: Case) -> Finding | None:
     agree = within(AGREE)
     forward = first_forward(expected, found, agree, every_module=True)
     return forward or first_backward(expected, found, (grads, own), agree)
-
-
-def sentence(finding: Finding) -> str:
-    """For reports about a draft, whose calls are TTT steps."""
-    place = f"inputs of {finding.module} agree at TTT step {finding.call}, its outputs do not"
-    return f"{finding.direction}: {place}; {finding.detail}"
 
 
 def trace_calls(case: Case, trace: Trace) -> None:

@@ -34,7 +34,11 @@ def check_chain(evidence: Evidence) -> list[Row]:
     document in a row and drops the last position; its step-s logits at index q are the port's at position p = q + s.
     Drafts of two layers, which the prototype cannot train, are compared too.
     """
-    subject, batch, rows = evidence.subject("chain", Against.LIBRARY), _sample(evidence), []
+    settings = settings_for(evidence.case, Path("nowhere"), noise=False, ttt_alignment=Alignment.CHAIN)
+    dataset = ALGORITHMS["eagle3"].train.build_dataset(settings, evidence.live.draft.config)
+    batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
+    batch = next(batch for batch in batches if batch["input_ids"].shape[1] > evidence.case.ttt_steps)
+    subject, rows = evidence.subject("chain", Against.LIBRARY), []
     for layers, name in enumerate(("one layer", "two layers"), 1):
         theirs = _speculators_draft(evidence, layers)
         config = copy.deepcopy(theirs.config)
@@ -70,11 +74,8 @@ def _compare(
 def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:
     """Logits [1, T - 1, D] of every step and the loss of Speculators' own forward on one sample."""
     logits: list[Tensor] = []
-    hook = draft.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.detach()))
-    try:
+    with draft.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.detach())):
         _, loss, _ = draft(**speculators_inputs(batch, ttt_steps))
-    finally:
-        hook.remove()
     return logits, loss
 
 
@@ -100,13 +101,6 @@ def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
     draft.load_state_dict({**evidence.live.draft.state_dict(), **evidence.expected.group("init.")}, strict=False)
     draft.verifier_norm = nn.Identity()
     return draft.eval()
-
-
-def _sample(evidence: Evidence) -> Batch:
-    settings = settings_for(evidence.case, Path("nowhere"), noise=False, ttt_alignment=Alignment.CHAIN)
-    dataset = ALGORITHMS["eagle3"].train.build_dataset(settings, evidence.live.draft.config)
-    batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
-    return next(batch for batch in batches if batch["input_ids"].shape[1] > evidence.case.ttt_steps)
 
 
 def check_initial(evidence: Evidence) -> list[Row]:

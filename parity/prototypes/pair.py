@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor
 
 from parity import fixtures
-from parity.checks import check_configuration
+from parity.checks import Need, check_configuration, needs
 from parity.compare import View, compare_groups
 from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
-from parity.prototypes.case import find_cases
+from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip
 from parity.prototypes.deviations import LEDGER
 from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, check_initial
 from parity.prototypes.original import record_original, request_for, verify
-from parity.prototypes.reference.loop import float64_oracle
-from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
+from parity.prototypes.port import ALGORITHMS, run_port
+from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
+from parity.prototypes.reference.loop import float64_oracle, trace_reference
 from parity.prototypes.speed import throughput
 from parity.prototypes.spread import check_equivalence
+from parity.side import Run
 from parity.trace import Trace
 from parity.verdict import Against, Row
+from ports.training.stop import StoppedError
 
 CHECKOUT = (
     "git clone https://github.com/vllm-project/speculators && git -C speculators checkout 227b8a1b, "
@@ -54,31 +60,15 @@ def configuration(evidence: Evidence) -> list[Row]:
     return rows + compare_groups(subject, "vocabulary", expected, found, exact)
 
 
-def port_only(evidence: Evidence) -> str | None:
-    """Only a port saves checkpoints and has options."""
-    return None if evidence.live is not None else "only a port saves checkpoints and has options"
-
-
-def port_in_fp32(evidence: Evidence) -> str | None:
-    """Only a port, in the precision that numbers are compared in."""
-    return port_only(evidence) or ("half precision: compared in float32" if evidence.in_half else None)
-
-
-def port_in_half(evidence: Evidence) -> str | None:
-    """Only a port, where numbers cannot be compared directly."""
-    return port_only(evidence) or (None if evidence.in_half else "float32: compared directly")
-
-
-def port_with_final(evidence: Evidence) -> str | None:
-    """Only a port in float32, where the prototype's final weights are known."""
-    known = evidence.expected.group("final.")
-    return port_in_fp32(evidence) if known else "the recording kept no final parameters"
-
-
 def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
     """Why a check would hold the reference against itself."""
     return lambda evidence: said if evidence.found.run == "reference" else None
 
+
+PORT: Need = (lambda e: e.live is not None, "only a port saves checkpoints and has options")
+IN_FP32: Need = (lambda e: not e.in_half, "half precision: compared in float32")
+IN_HALF: Need = (lambda e: e.in_half, "float32: compared directly")
+FINAL: Need = (lambda e: e.expected.group("final."), "the recording kept no final parameters")
 
 OF_THE_REFERENCE = {
     "configuration": not_for_the_reference("the reference is told what the recording says"),
@@ -87,32 +77,113 @@ OF_THE_REFERENCE = {
 }
 CHECKS = (
     Check("configuration", configuration),
-    Check("round_trip", check_round_trip, (), port_only, Against.ITSELF),
-    Check("resume", check_resume, ("round_trip",), port_only, Against.ITSELF),
-    Check("equivalence", check_equivalence, (), port_in_half, Against.REFERENCE),
+    Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
+    Check("resume", check_resume, ("round_trip",), needs(PORT), Against.ITSELF),
+    Check("equivalence", check_equivalence, (), needs(PORT, IN_HALF), Against.REFERENCE),
 )
 OWN_CHECKS = {
     "eagle3": (
-        Check("chain", check_chain, ("loss", "paths", "gradients"), port_in_fp32, Against.LIBRARY),
-        Check("converted", check_converted, ("curve", "round_trip"), port_with_final, Against.LIBRARY),
+        Check("chain", check_chain, ("loss", "paths", "gradients"), needs(PORT, IN_FP32), Against.LIBRARY),
+        Check("converted", check_converted, ("curve", "round_trip"), needs(FINAL, PORT, IN_FP32), Against.LIBRARY),
     ),
-    "hass": (Check("initial", check_initial, (), port_in_fp32, Against.LIBRARY, once=True),),
+    "hass": (Check("initial", check_initial, (), needs(PORT, IN_FP32), Against.LIBRARY, once=True),),
 }
+
+
+OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
+WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A side that is a function of a case and of a folder, which is there for as long as the run is looked at.
+
+    ``leaves_out`` says why it does not run a case. ``checks`` are those that it is held to; None: all.
+    """
+
+    name: str
+    run: Callable[[Case, Path], Run]
+    leaves_out: Callable[[Case], str | None] = lambda case: None
+    checks: tuple[str, ...] | None = None
+
+    @contextmanager
+    def trace(self, case: Case) -> Iterator[Run]:
+        """Runs it."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield self.run(case, Path(folder))
+
+
+def in_fp32(reason: str) -> Callable[[Case], str | None]:
+    """Why a side runs in float32 alone."""
+    return lambda case: None if case.dtype == "fp32" else f"half precision: {reason}"
+
+
+def without_deepspeed(case: Case) -> str | None:
+    """Cases under DeepSpeed need it."""
+    missing = case.dtype == "bf16ds" and find_spec("deepspeed") is None
+    return "DeepSpeed is not installed: pip install -e '.[deepspeed]'" if missing else None
+
+
+def _port(case: Case, folder: Path, afresh: bool) -> Run:
+    """The port's own loop; its checkpoints are kept for the checks."""
+    try:
+        ran = run_port(case, folder, seed=case.seed or PROTOTYPE_SEED, live=afresh)
+    except StoppedError as stopped:  # by a signal, which is meant for the whole process
+        raise KeyboardInterrupt from stopped
+    return Run(ran.trace, ran)
+
+
+def port(afresh: bool = False) -> Runs:
+    """The port; ``afresh`` draws order and noise anew from the case's seed instead of replaying them."""
+    wiped = (lambda case: None) if afresh else (lambda case: WIPE if case.accumulation > 1 else None)
+    return Runs("port", partial(_port, afresh=afresh), wiped)
+
+
+def live_original(root: Path) -> Runs:
+    """The unmodified script, now, in a process of its own; the case is then as that run drew it."""
+
+    def run(case: Case, folder: Path) -> Run:
+        fresh = read_case(record_original(request_for(case, root, folder)))
+        return Run(load_recorded(fresh, run="original"), case=fresh)
+
+    return Runs("original", run, without_deepspeed)
+
+
+def adapter(root: Path) -> Runs:
+    """The unmodified script with its model import redirected to the port's adapter."""
+
+    def run(case: Case, folder: Path) -> Run:
+        request = request_for(case, root, folder, redirect=ALGORITHMS[case.algorithm].adapter)
+        return Run(load_recorded(read_case(record_original(request)), run="adapter"))
+
+    fitting = in_fp32("the adapter is held against the original in float32")
+    return Runs("adapter", run, fitting, OF_THE_ADAPTER)
+
+
+RECORDED = Runs("recorded", lambda case, folder: Run(load_recorded(case)))
+"""What a prototype computed once, from disk."""
+
+REFERENCE = Runs(
+    "reference",
+    lambda case, folder: Run(trace_reference(case)),
+    in_fp32("the float64 reference is the oracle"),
+)
+"""The formulas written again, in float32; in half precision it is what others are judged by."""
 
 
 def prototype_pair(name: str) -> Pair:
     """The pair of an algorithm: its recordings against the reference and the port."""
     return Pair(
         name=name,
-        original=Recorded(),
-        port=Port(),
+        original=RECORDED,
+        port=port(),
         cases=lambda recordings: find_cases(recordings or fixtures.RECORDINGS, name),
         views=tuple(View(each, rows=real_positions) for each in BY_POSITION),
         deviations=LEDGER,
         tables=TABLES,
         checks=(*CHECKS, *OWN_CHECKS[name]),
         not_applicable=OF_THE_REFERENCE,
-        sides=(Reference(),),
+        sides=(REFERENCE,),
         live=partial(live_pair, name),
         remedy=CHECKOUT,
         verify=lambda root: verify(root, name),
@@ -127,8 +198,8 @@ def prototype_pair(name: str) -> Pair:
 
 def live_pair(name: str, root: Path) -> Pair:
     """The live original instead of the recordings, and its script on the adapter."""
-    sides = Reference(), Adapter(root)
-    return replace(prototype_pair(name), original=LiveOriginal(root), port=Port(afresh=True), sides=sides)
+    sides = REFERENCE, adapter(root)
+    return replace(prototype_pair(name), original=live_original(root), port=port(afresh=True), sides=sides)
 
 
 EAGLE3, HASS = prototype_pair("eagle3"), prototype_pair("hass")

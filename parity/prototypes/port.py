@@ -21,8 +21,8 @@ from parity.environment import describe, deterministic, quietly
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import LOGGED, ReplayDraw, ReplaySampler, configuration, samples_per_pass
-from parity.prototypes.reference.loop import CLIP, keep, keep_steps, near_ties
+from parity.prototypes.recorded import LOGGED, ReplaySampler, configuration, replayed, samples_per_pass, start_of
+from parity.prototypes.reference.loop import CLIP, keep_steps, near_ties
 from parity.step import AdamW, Rule, StepAuditor, linear_schedule
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
@@ -118,7 +118,7 @@ def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer |
     train = ALGORITHMS[case.algorithm].train
     draft = train.build(settings)
     load_initial(draft, case)
-    draw = ReplayDraw(case.uniforms) if case.uniforms and not live else torch.rand_like
+    draw = replayed(case.uniforms) if case.uniforms and not live else torch.rand_like
     dataset = train.build_dataset(settings, draft.config, draw)
     sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
     loop: Loop = train.start(settings, draft, dataset, sampler, observer)
@@ -134,11 +134,7 @@ def trace_port(case: Case, **changes: Any) -> Trace:
 def load_initial(draft: SpeculatorModel, case: Case) -> None:
     """Give the draft the weights the recorded run started from."""
     native = TO_NATIVE[case.algorithm]
-    stored = read_tensors(case.initial)
-    weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
-    weights.pop("embed_tokens.weight", None)  # the verifier's, which the draft already has
-    if case.dtype == "bf16ds":  # DeepSpeed rounds the weights before it makes its float32 masters
-        weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    weights = {native(name): value for name, value in start_of(case, read_tensors(case.initial)).items()}
     own = {name: tuple(value.shape) for name, value in draft.state_dict().items()}
     for name, value in weights.items():
         if own.get(name) != tuple(value.shape):
@@ -186,7 +182,7 @@ class Tracer(Observer):
         trained = {name: value for name, value in parameters.items() if value.requires_grad}
         self.trace.trained = tuple(trained)
         self.trace.frozen = tuple(name for name in parameters if name not in trained)
-        keep(self.trace, "init", parameters)
+        self.trace.keep("init", parameters)
         self.auditor = StepAuditor(rule_of(self.case), trained, optimizer)
         self.trace.audits = self.auditor.audits
         if self.reseed:
@@ -196,7 +192,7 @@ class Tracer(Observer):
         self.rows = batch["loss_mask"].bool()
         if self.first_step:
             named = {"hidden_states" if name == "features" else name: value for name, value in batch.items()}
-            keep(self.trace, f"mb{micro_batch}.batch", named)
+            self.trace.keep(f"mb{micro_batch}.batch", named)
 
     def outcome(self, micro_batch: int, outcome: Any) -> None:
         target_p = outcome.target.probabilities
@@ -210,7 +206,7 @@ class Tracer(Observer):
         self.auditor.entered()
         if self.first_step:
             grads = {name: value.grad for name, value in _named(objective).items() if value.grad is not None}
-            keep(self.trace, f"mb{micro_batch}.grad", grads)
+            self.trace.keep(f"mb{micro_batch}.grad", grads)
 
     def stepped(self, record: StepRecord, objective: nn.Module) -> None:
         said = {one.name: getattr(record, one.name) for one in fields(Point) if hasattr(record, one.name)}
@@ -221,8 +217,8 @@ class Tracer(Observer):
         self.auditor.left()
         if self.first_step:
             norm = float("nan") if record.grad_norm is None else record.grad_norm
-            keep(self.trace, f"mb{record.micro_batch}", {"grad_norm": torch.tensor([norm])})
-            keep(self.trace, "after", _named(objective))
+            self.trace.keep(f"mb{record.micro_batch}", {"grad_norm": torch.tensor([norm])})
+            self.trace.keep("after", _named(objective))
             self.first_step = False
 
     def printed(self, line: str) -> None:
@@ -230,7 +226,7 @@ class Tracer(Observer):
 
     def finished(self, objective: nn.Module) -> None:
         self.auditor.close()
-        keep(self.trace, "final", _named(objective))
+        self.trace.keep("final", _named(objective))
 
 
 def rule_of(case: Case) -> Rule:

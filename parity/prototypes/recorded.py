@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
     """
     initial = read_tensors(case.initial)
     stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
-    kept = (name for name in initial if name.startswith("init.") and name != "init.embed_tokens.weight")
-    stored.update({name: _as_trained(case, initial[name]) for name in kept})
+    stored.update({f"init.{name}": value for name, value in start_of(case, initial).items()})
     final = case.directory / "final.safetensors"
     if final.exists():
         last = _with_aliases(case, read_tensors(final), case.meta.final_aliases, initial)
@@ -92,9 +91,15 @@ def configuration(case: Case) -> dict[str, Any]:
     }
 
 
-def _as_trained(case: Case, value: Tensor) -> Tensor:
-    """DeepSpeed rounds the weights to bfloat16 before it makes its float32 masters."""
-    return value.to(torch.bfloat16).float() if case.dtype == "bf16ds" else value
+def start_of(case: Case, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a run trains, as it starts, of what the case's initial file holds, by the prototype's names.
+
+    DeepSpeed rounds the weights to bfloat16 before it makes its float32 masters.
+    """
+    named = {name[5:]: value for name, value in stored.items() if name.startswith("init.")}
+    named.pop("embed_tokens.weight", None)
+    rounded = case.dtype == "bf16ds"
+    return {name: value.to(torch.bfloat16).float() if rounded else value for name, value in named.items()}
 
 
 def _with_aliases(
@@ -152,24 +157,21 @@ class ReplaySampler(Sampler[int]):
         return iter(part)
 
 
-class ReplayDraw:
+def replayed(file: Path) -> Callable[[Tensor], Tensor]:
     """Hands out the recorded uniforms in loading order, in place of ``torch.rand_like``."""
+    stored = read_tensors(file)
+    left = iter(sorted(stored))
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        stored = read_tensors(file)
-        self.uniforms = [stored[name] for name in sorted(stored)]
-        self.position = 0
+    def draw(features: Tensor) -> Tensor:
+        name = next(left, None)
+        if name is None:
+            raise InputError(file, "noise", f"{len(stored)} draws", "one more")
+        if stored[name].shape != features.shape:
+            found, expected = (f"shape {tuple(value.shape)}" for value in (stored[name], features))
+            raise InputError(file, name, found, expected)
+        return stored[name]
 
-    def __call__(self, features: Tensor) -> Tensor:
-        if self.position >= len(self.uniforms):
-            raise InputError(self.file, "noise", f"{len(self.uniforms)} draws", "one more")
-        uniforms = self.uniforms[self.position]
-        self.position += 1
-        if uniforms.shape != features.shape:
-            field = f"draw {self.position - 1}"
-            raise InputError(self.file, field, f"shape {tuple(uniforms.shape)}", f"shape {tuple(features.shape)}")
-        return uniforms
+    return draw
 
 
 def samples_per_pass(case: Case) -> int:
@@ -177,19 +179,15 @@ def samples_per_pass(case: Case) -> int:
     return len(case.meta.samples_files) // case.bs * case.bs
 
 
-def path_norms(losses: Iterable[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
+def path_norms(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
     """|d loss_s / d hidden_i| for every i <= s, named ``s.i``; zero where no path leads.
 
     ``hidden_i`` is the state that enters step i. The graph is kept for the backward that follows.
     """
-    norms = {}
+    norms = {f"{s}.{i}": torch.zeros(1) for s in range(len(losses)) for i in range(s + 1)}
     for s, loss in enumerate(losses):
         entered = {i: state for i, state in enumerate(states[: s + 1]) if state.requires_grad and loss.requires_grad}
-        grads = (
-            torch.autograd.grad(loss, list(entered.values()), retain_graph=True, allow_unused=True) if entered else ()
-        )
-        found = dict(zip(entered, grads))
-        for i in range(s + 1):
-            grad = found.get(i)
-            norms[f"{s}.{i}"] = torch.zeros(1) if grad is None else grad.double().norm().reshape(1)
+        inputs = [*entered.values()]
+        grads = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True) if inputs else ()
+        norms |= {f"{s}.{i}": grad.double().norm().reshape(1) for i, grad in zip(entered, grads)}
     return norms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run, prepare
 from parity.prototypes.synthetic import write_case
 from parity.tolerances import tables
-from parity.verdict import Against, Report, Row
+from parity.verdict import Against, Report
 
 LENGTHS = (160, 192, 176, 144, 192, 128, 160, 176)
 SPEC = VerifierSpec(
@@ -54,80 +54,65 @@ def throughput(algorithm: str, options: Any) -> Report:
     ``options`` are a run's: its baseline is compared with, and the port's figure saved beside those that are there.
     """
     with speed_case(algorithm) as case:
-        report, times = Report(), measure(case)
-        judge(report, case, times, "reference")
         stored = core.read_baseline(options.baseline) if options.baseline else None
-        report.rows.append(judge_baseline(case, times, stored))
+        report = judged(case, times := measure(case), stored)
         if options.original is not None:
-            judge(report, case, measure_live(case, options.original), "original")
+            gate_one(report, case, measure_live(case, options.original), "original", Against.PROTOTYPE)
         if options.save_baseline is not None:
             file = options.save_baseline
             before = core.read_baseline(file).figures if file.exists() else {}
-            core.save_baseline(file, {**before, case.name: figure(times)})
+            core.save_baseline(file, {**before, case.name: core.ratio(times["port"], times[core.YARDSTICK])})
     return report
 
 
-def judge(report: Report, case: Case, times: Timed, prototype: str) -> None:
-    """Gate one, beside whoever stands for the prototype: ``reference``, or ``original`` live; and what is drawn."""
-    against = Against.PROTOTYPE if prototype == "original" else Against.REFERENCE
-    subject, sides = Subject("throughput", case.name, "port", against), (times[prototype], times["port"])
-    report.rows += core.prototype_rows(subject, *sides, prototype, ALLOWED)
-    tokens = sum(LENGTHS[: case.bs * STEPS]) // STEPS if case.name.endswith("_throughput") else 0
+def judged(case: Case, times: Timed, stored: core.Baseline | None) -> Report:
+    """The port beside the reference, and beside what was stored before."""
+    report, subject = Report(), Subject("throughput", case.name, "port", Against.ITSELF)
+    gate_one(report, case, times, "reference", Against.REFERENCE)
+    report.rows.append(core.baseline_row(subject, times["port"], times[core.YARDSTICK], stored, ALLOWED))
+    return report
+
+
+def gate_one(report: Report, case: Case, times: Timed, prototype: str, against: Against) -> None:
+    """The port beside whoever stands for the prototype: rows, and what is drawn."""
+    sides = times[prototype], times["port"]
+    report.rows += core.prototype_rows(Subject("throughput", case.name, "port", against), *sides, prototype, ALLOWED)
+    tokens = sum(LENGTHS[: case.bs * STEPS]) // STEPS
     report.speeds.append(core.speed_of(case.name, *sides, (prototype, "port"), tokens))
 
 
-def judge_baseline(case: Case, times: Timed, stored: core.Baseline | None) -> Row:
-    """Gate two, beside what was stored before."""
-    subject = Subject("throughput", case.name, "port", Against.ITSELF)
-    return core.baseline_row(subject, times["port"], times[core.YARDSTICK], stored, ALLOWED)
-
-
-def figure(times: Timed) -> float:
-    """What a baseline stores."""
-    return times["port"].best("CPU") / times[core.YARDSTICK].best("CPU")
-
-
 def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timed:
-    """The reference, which does what the prototype does, the port and the yardstick; one thread, alternating."""
+    """The reference, which does what the prototype does, the port and the yardstick; one thread, alternating.
+
+    The reference keeps no trace, which the prototype does not compute; the port loads its data in its training loop.
+    """
     with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
-        sides = {"reference": reference_steps(case), "port": port_steps(case, Path(folder))}
-        return core.alternate({**sides, core.YARDSTICK: core.yardstick}, steps, rounds)
-
-
-def reference_steps(case: Case) -> core.Steps:
-    """Without what a trace keeps, which the prototype does not compute."""
-    return lambda: Run(prepare(case), observed=False).optimizer_steps()
+        sides = {"reference": lambda: Run(prepare(case), observed=False).optimizer_steps()}
+        sides |= {"port": port_steps(case, Path(folder)), core.YARDSTICK: core.yardstick}
+        return core.alternate(sides, steps, rounds)
 
 
 def port_steps(case: Case, folder: Path) -> core.Steps:
-    """The training loop with its data loading; every run of it in a place of its own under ``folder``."""
+    """Every run of the port in a place of its own under ``folder``."""
     return lambda: start_port(case, Path(tempfile.mkdtemp(dir=folder))).optimizer_steps()
 
 
-def measure_live(case: Case, prototype: Path, rounds: int = LIVE_ROUNDS, steps: int = LIVE_STEPS) -> Timed:
+def measure_live(case: Case, prototype: Path) -> Timed:
     """The live original against the port: whole runs in turn, their first steps dropped as warm-up."""
-    taken: dict[str, list[core.Times]] = {"original": [], "port": []}
-    for _ in range(rounds):
+    runs: dict[str, list[core.Times]] = {"original": [], "port": []}
+    for _ in range(LIVE_ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
-            taken["original"].append(_original_steps(case, prototype, Path(folder), steps))
-        with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
-            own = core.alternate({"port": port_steps(case, Path(folder))}, steps, 1)["port"]
-            taken["port"].append(_late({clock: rows[0] for clock, rows in own.seconds.items()}, own.flops // steps))
-    return {name: _together(runs) for name, runs in taken.items()}
+            limits: dict[str, Any] = {"max_optimizer_steps": LIVE_STEPS, "record": False}
+            recording = record_original(request_for(case, prototype, Path(folder), **limits))
+            meta = json.loads((recording / "meta.json").read_text())
+            seconds = {"wall": [meta["step_seconds"]], "CPU": [meta["step_cpu_seconds"]]}
+            runs["original"].append(core.Times(seconds, meta["first_step_flops"] * LIVE_STEPS))
+            with deterministic(), quietly():
+                runs["port"].append(core.alternate({"port": port_steps(case, Path(folder))}, LIVE_STEPS, 1)["port"])
+    return {name: _warm(taken) for name, taken in runs.items()}
 
 
-def _original_steps(case: Case, prototype: Path, output: Path, steps: int) -> core.Times:
-    request = request_for(case, prototype, output, max_optimizer_steps=steps, record=False, count_flops=True)
-    meta = json.loads((record_original(request) / "meta.json").read_text())
-    return _late({"wall": meta["step_seconds"], "CPU": meta["step_cpu_seconds"]}, int(meta["first_step_flops"]))
-
-
-def _late(seconds: Mapping[str, Sequence[float]], flops: int) -> core.Times:
-    """One run without its warm-up; ``flops`` are those of a step."""
-    late = {clock: [list(values[WARMUP:])] for clock, values in seconds.items()}
-    return core.Times(late, flops * len(late["CPU"][0]))
-
-
-def _together(runs: list[core.Times]) -> core.Times:
-    seconds = {clock: [run.seconds[clock][0] for run in runs] for clock in runs[0].seconds}
-    return core.Times(seconds, runs[-1].flops)
+def _warm(runs: list[core.Times]) -> core.Times:
+    """Runs as the rounds of one, without their warm-up; the FLOPs are those of the steps that are left."""
+    seconds = {clock: [run.seconds[clock][0][WARMUP:] for run in runs] for clock in core.CLOCKS}
+    return core.Times(seconds, runs[-1].flops // LIVE_STEPS * (LIVE_STEPS - WARMUP))

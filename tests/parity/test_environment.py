@@ -14,7 +14,7 @@ import benchmarks.conftest
 from parity.checks import MODES
 from parity.environment import PACKAGES, describe, deterministic
 from parity.pair import find_pair
-from parity.run import Runner, silent
+from parity.run import Runner
 
 
 @pytest.fixture(params=[False, True], ids=["strict", "warning"])
@@ -44,7 +44,7 @@ def benchmarked() -> dict[str, Any]:
 
 
 def reported() -> dict[str, Any]:
-    return Runner(find_pair("eagle3"), (), silent).report.environment
+    return Runner(find_pair("eagle3"), ()).report.environment
 
 
 def draws() -> tuple[float, float, float]:

@@ -92,5 +92,4 @@ def test_a_fault_is_located(case: Case, few_steps: Evident, monkeypatch: pytest.
     evidence = few_steps(case.name)
     rows = hinted(judged(evidence, {"batches", "forward"}), evidence, None, PAIRS["eagle3"])
     hint = next(row.hint for row in rows if row.status is Status.FAILED)
-    assert "own-position-kv" in hint
-    assert "layers.0.self_attn agree at TTT step 2" in hint
+    assert "forward first goes wrong in layers.0.self_attn, call 2" in hint

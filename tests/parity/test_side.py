@@ -171,7 +171,7 @@ def no_room(module: nn.Module, folder: Path) -> None:
     ("side", "check", "detail"),
     [
         (Side.command(["sh", "-c", "echo no room >&2; exit 3", "{out}"]), "run", "sh ended with exit code 3: no room"),
-        (Side.command(["sh", "-c", "sleep 60", "{out}"], timeout=0.1), "run", "sh did not end within 0.1 s"),
+        (Side.command(["sh", "-c", "sleep 60", "{out}"], timeout=0.1), "run", "within 0.1 s: nothing on its standard"),
         (Side(Net, save=no_room), "round_trip", "RuntimeError: no room at tests/parity/test_side.py:"),
         (Side(Net, loss=lambda module, batch: module(batch)), "run", "must be one number, found shape (2, 3)"),
     ],

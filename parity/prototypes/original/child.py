@@ -1,4 +1,4 @@
-"""Start the process that runs an original, and say clearly why when it fails."""
+"""Start the process that runs an original."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import os
 import pickle
 import socket
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -17,13 +16,7 @@ from parity.errors import InputError
 from parity.prototypes.case import Case
 from parity.prototypes.original.checkout import CHECKOUT, verify
 from parity.prototypes.recorded import PROTOTYPE_SEED
-
-LAST_LINES = 15
-"""Of its standard error, in the message about a run that failed."""
-
-
-class OriginalRunError(RuntimeError):
-    """The child process failed or ran out of time; the message ends with the last lines of its stderr."""
+from parity.side import run_command
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,8 @@ class Request:
     ``prototype`` is the root of the checkout; the recording goes to ``output``, named like the case. Where the script
     draws noise or order, it is seeded when ``accelerator.prepare`` has returned, unless ``seed`` is None.
     ``redirect`` names a module whose ``Model`` and ``EConfig`` take the place of the prototype's.
-    ``max_optimizer_steps`` ends the run early. Without ``record`` only ``meta.json`` with the timings is written.
+    ``max_optimizer_steps`` ends the run early. Without ``record`` only ``meta.json`` is written, with the timings
+    and the first step's FLOPs.
     """
 
     case: Case
@@ -44,7 +38,6 @@ class Request:
     threads: int = 1
     max_optimizer_steps: int | None = None
     record: bool = True
-    count_flops: bool = False
 
     @property
     def folder(self) -> Path:
@@ -58,27 +51,6 @@ def request_for(case: Case, prototype: Path, output: Path, **options: Any) -> Re
     return Request(replace(case, **paths), prototype.absolute(), output.absolute(), **options)
 
 
-def run_child(words: list[str], cwd: Path, environment: dict[str, str], what: str, timeout: float | None) -> None:
-    """Run ``python -m words`` in ``cwd``; ``what`` names it in errors, ``timeout`` is in seconds.
-
-    Raises:
-        OriginalRunError: it failed or ran out of time.
-    """
-    call = [sys.executable, "-m", *words]
-    try:
-        done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise OriginalRunError(_explained(what, f"ran longer than {timeout} s", error.stderr)) from error
-    if done.returncode:
-        raise OriginalRunError(_explained(what, f"ended with exit status {done.returncode}", done.stderr))
-
-
-def _explained(what: str, became: str, errors: bytes | None) -> str:
-    lines = (errors or b"").decode(errors="replace").strip().splitlines()[-LAST_LINES:]
-    tail = "\n".join(f"  {line}" for line in lines) or "  (nothing on stderr)"
-    return f"{what}, {became}:\n{tail}"
-
-
 WORKER = "parity.prototypes.original.worker"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT")
 _MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
@@ -90,7 +62,7 @@ def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
 
     Raises:
         InputError: another checkout, a fixture with missing parts, or an output folder that is already there.
-        OriginalRunError: the process failed or ran out of time.
+        SideError: the process failed or ran out of time; with the last lines of its standard error.
     """
     case = request.case
     if wrong := verify(request.prototype, case.algorithm):
@@ -109,7 +81,7 @@ def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
         sealed.write_bytes(pickle.dumps(request))
         environment = plain_environment(request.threads) | (deepspeed_environment() if case.dtype == "bf16ds" else {})
         what = f"the {case.algorithm} prototype, case {case.name}"
-        run_child([WORKER, str(sealed)], sealed.parent, environment, what, timeout)
+        run_command([sys.executable, "-m", WORKER, str(sealed)], what, timeout, cwd=sealed.parent, env=environment)
     return request.folder
 
 

@@ -28,17 +28,17 @@ class StepLimitError(Exception):
 class LoopWatch:
     """Replaces ``tqdm`` in the script; iterating yields the loader's batches unchanged.
 
-    Takes wall seconds and CPU seconds of all threads of every optimizer step, without loading its batches; where asked
-    for, it counts the matrix-product FLOPs of the first step, forward and backward.
+    Takes wall seconds and CPU seconds of all threads of every optimizer step, without loading its batches; where
+    nothing is recorded, it counts the matrix-product FLOPs of the first step, forward and backward.
     """
 
-    def __init__(self, recorder: Recorder | None = None, limit: int | None = None, count_flops: bool = False) -> None:
+    def __init__(self, recorder: Recorder | None = None, limit: int | None = None) -> None:
         self.recorder, self.limit = recorder, limit
         self.accelerator: Any = None
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.first_step_flops = 0
-        self._counter: Any = flop_counter() if count_flops else None
+        self._counter: Any = None if recorder else flop_counter()
         self._epochs, self._spent = 0, np.zeros(2)
 
     def __call__(self, loader: Iterable[dict[str, Tensor]], **_: Any) -> Iterator[dict[str, Tensor]]:

@@ -49,7 +49,7 @@ class Run:
         self.request, self.case = request, request.case
         self.prototype = PROTOTYPES[self.case.algorithm]
         self.recorder = Recorder(self.case.algorithm) if request.record else None
-        self.loop = LoopWatch(self.recorder, request.max_optimizer_steps, request.count_flops)
+        self.loop = LoopWatch(self.recorder, request.max_optimizer_steps)
         self.seed = request.seed if self.case.noise or self.case.shuffle else None
         self.arguments = arguments_of(self.case)
         self.patches: list[str] = []

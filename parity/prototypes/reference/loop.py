@@ -15,7 +15,7 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
 from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import configuration, path_norms
+from parity.prototypes.recorded import configuration, path_norms, start_of
 from parity.prototypes.reference.data import batches_of_pass
 from parity.prototypes.reference.drafts import Unrolled, eagle3, hass
 from parity.step import AdamW, Clip, State, global_norm, linear_schedule
@@ -74,18 +74,15 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
     autocast = case.dtype == "bf16" and dtype == torch.bfloat16
     dtype = torch.float32 if autocast else dtype
     wide = torch.promote_types(dtype, torch.float32)
-    weights = {native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
     for name in ("verifier.lm_head.weight", "verifier.embed_tokens.weight"):
         if name not in stored:
             raise InputError(case.initial, name, "missing", "a tensor")
-    embedding = weights.pop("embed_tokens.weight", stored["verifier.embed_tokens.weight"])
-    if case.dtype == "bf16ds":
-        weights = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    embedding = stored.get("init.embed_tokens.weight", stored["verifier.embed_tokens.weight"])
     return Setup(
         case=case,
         dtype=dtype,
         config=read_object(case.configpath),
-        masters={name: value.to(wide) for name, value in weights.items()},
+        masters={native(name): value.to(wide) for name, value in start_of(case, stored).items()},
         head=stored["verifier.lm_head.weight"].to(wide),
         t2d=stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool),
         frozen={"embed_tokens.weight": embedding.to(dtype)},
@@ -99,7 +96,7 @@ def trace_reference(case: Case, dtype: torch.dtype = torch.float32, optimizer_st
         run = Run(prepare(case, dtype))
         for _ in run.optimizer_steps(optimizer_steps):
             pass
-        keep(run.trace, "final", run.parameters)
+        run.trace.keep("final", run.parameters)
         run.trace.environment = describe()
     return run.trace
 
@@ -119,7 +116,7 @@ class Run:
         self.steps = self.micro_batch = 0
         self.trace = Trace("reference", self.case.name, self.case.dtype, configuration=configuration(self.case))
         self.trace.trained, self.trace.frozen = tuple(setup.masters), tuple(setup.frozen)
-        keep(self.trace, "init", setup.masters)
+        self.trace.keep("init", setup.masters)
         self.trace.prints.append(f"training on {len(self.case.meta.samples_files)} examples total")
 
     @property
@@ -147,7 +144,7 @@ class Run:
         out = self.setup.forward(weights, batch)
         name, first_step = f"mb{self.micro_batch}", self.observed and self.steps == 0
         if first_step:
-            keep(self.trace, f"{name}.batch", batch)
+            self.trace.keep(f"{name}.batch", batch)
             keep_steps(self.trace, name, out.target_p, out.loss, out.steps, [step.loss for step in out.steps])
         for loss in out.backward:
             (loss / self.case.accumulation).backward()
@@ -158,9 +155,9 @@ class Run:
             self._update(CLIP[self.case.algorithm](gradients), lr_used)
         self.trace.curve.append(self._point(epoch, batch, out, norm, lr_used, stepped))
         if first_step:
-            keep(self.trace, f"{name}.grad", gradients)
-            keep(self.trace, name, {"grad_norm": torch.tensor([norm])})
-            keep(self.trace, "after", self.parameters if stepped else {})
+            self.trace.keep(f"{name}.grad", gradients)
+            self.trace.keep(name, {"grad_norm": torch.tensor([norm])})
+            self.trace.keep("after", self.parameters if stepped else {})
         self.micro_batch += 1
 
     @torch.no_grad()
@@ -224,11 +221,6 @@ def near_ties(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, ...]
     return tuple(((own - others).abs() <= TIE).sum(0).tolist())
 
 
-def keep(trace: Trace, prefix: str, values: Mapping[str, Tensor]) -> None:
-    """Put copies into a trace."""
-    trace.tensors.update({f"{prefix}.{name}": value.detach().clone() for name, value in values.items()})
-
-
 def keep_steps(
     trace: Trace, name: str, target_p: Tensor, loss: Tensor, steps: Sequence[Any], losses: Sequence[Tensor]
 ) -> None:
@@ -238,8 +230,8 @@ def keep_steps(
         name: ``mb{j}``.
         steps: each with ``hidden_in``, ``hidden`` and ``logits``; the graph that leads to ``losses`` is still there.
     """
-    keep(trace, name, {"target_p": target_p, "loss": loss.reshape(1), "step0.hidden_in": steps[0].hidden_in})
+    trace.keep(name, {"target_p": target_p, "loss": loss.reshape(1), "step0.hidden_in": steps[0].hidden_in})
     for number, (step, own) in enumerate(zip(steps, losses)):
         quantities = {"hidden": step.hidden, "logits": step.logits, "loss": own.reshape(1)}
-        keep(trace, f"{name}.step{number}", quantities)
-    keep(trace, f"{name}.path", path_norms(losses, [step.hidden_in for step in steps]))
+        trace.keep(f"{name}.step{number}", quantities)
+    trace.keep(f"{name}.path", path_norms(losses, [step.hidden_in for step in steps]))

@@ -19,11 +19,12 @@ from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
 from parity.prototypes.deviations import LEDGER, as_markdown
-from parity.prototypes.original import OriginalRunError, record_original, request_for
+from parity.prototypes.original import record_original, request_for
 from parity.prototypes.port import run_port, settings_for, start_port, trace_port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.reference.loop import prepare, trace_reference
 from parity.prototypes.synthetic import write_case
+from parity.side import SideError
 from ports.eagle3.train import build
 from ports.errors import InputError
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
@@ -115,7 +116,7 @@ def test_ddp_bf16_crash(tmp_path: Path, small: Path) -> None:
 @pytest.mark.prototype
 @pytest.mark.deepspeed
 def test_ddp_bf16_crash_of_the_original(prototype_dir: Path, case: Case, tmp_path: Path) -> None:
-    with pytest.raises(OriginalRunError, match="dtype"):
+    with pytest.raises(SideError, match="dtype"):
         record_original(request_for(replace(case, dtype="bf16"), prototype_dir, tmp_path))
 
 

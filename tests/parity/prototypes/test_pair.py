@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-import parity.prototypes.sides
+import parity.prototypes.pair
 from parity.checks import run_checks
 from parity.compare import viewed
 from parity.errors import InputError
 from parity.evidence import Evidence
 from parity.pair import Options, Pair, find_pair
 from parity.prototypes.case import Case
+from parity.prototypes.pair import REFERENCE, adapter, live_original, port, real_positions
 from parity.prototypes.recorded import load_recorded
-from parity.prototypes.sides import Adapter, LiveOriginal, Port, Recorded, Reference
 from parity.run import run_pair, sides_of
 from parity.tolerances import table_for
 from parity.verdict import Against, Report, Row, Status
@@ -44,14 +44,14 @@ def test_library_and_reference_are_what_rows_are_held_against() -> None:
 @pytest.mark.parametrize(
     ("name", "side", "runs"),
     [
-        ("eagle3_fp32_k3", Reference(), True),
-        ("eagle3_bf16ds_k3", Reference(), False),
-        ("hass_bf16_k3", Reference(), False),
-        ("eagle3_fp32_k3_ga2", Reference(), True),
-        ("eagle3_fp32_k3_ga2", Port(), False),
-        ("eagle3_bf16ds_k3", Port(), True),
-        ("hass_bf16_k3", Adapter(Path()), False),
-        ("hass_fp32_k3", Adapter(Path()), True),
+        ("eagle3_fp32_k3", REFERENCE, True),
+        ("eagle3_bf16ds_k3", REFERENCE, False),
+        ("hass_bf16_k3", REFERENCE, False),
+        ("eagle3_fp32_k3_ga2", REFERENCE, True),
+        ("eagle3_fp32_k3_ga2", port(), False),
+        ("eagle3_bf16ds_k3", port(), True),
+        ("hass_bf16_k3", adapter(Path()), False),
+        ("hass_fp32_k3", adapter(Path()), True),
     ],
 )
 def test_what_a_side_leaves_out_has_a_reason(name: str, side: Any, runs: bool, cases: dict[str, Case]) -> None:
@@ -59,23 +59,23 @@ def test_what_a_side_leaves_out_has_a_reason(name: str, side: Any, runs: bool, c
 
 
 def test_deepspeed_is_asked_for_where_the_case_needs_it(cases: dict[str, Case], monkeypatch: Any) -> None:
-    monkeypatch.setattr(parity.prototypes.sides, "find_spec", lambda name: None)
-    said = LiveOriginal(Path()).leaves_out(cases["eagle3_bf16ds_k3"])
+    monkeypatch.setattr(parity.prototypes.pair, "find_spec", lambda name: None)
+    said = live_original(Path()).leaves_out(cases["eagle3_bf16ds_k3"])
     assert said == "DeepSpeed is not installed: pip install -e '.[deepspeed]'"
-    assert LiveOriginal(Path()).leaves_out(cases["hass_bf16_k3"]) is None
+    assert live_original(Path()).leaves_out(cases["hass_bf16_k3"]) is None
 
 
 def test_a_checkout_brings_the_live_original_and_the_adapter(tmp_path: Path) -> None:
-    assert [type(side) for side in (EAGLE3.original, *sides_of(EAGLE3))] == [Recorded, Reference, Port]
+    assert [side.name for side in (EAGLE3.original, *sides_of(EAGLE3))] == ["recorded", "reference", "port"]
     live = EAGLE3.at(tmp_path, None)
-    assert [type(side) for side in (live.original, *sides_of(live))] == [LiveOriginal, Reference, Adapter, Port]
-    assert live.port == Port(afresh=True)
+    assert [side.name for side in (live.original, *sides_of(live))] == ["original", "reference", "adapter", "port"]
+    assert live.port.run.keywords == {"afresh": True}
     assert live.every_check == EAGLE3.every_check
 
 
 def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_checkout(tmp_path, "eagle3")
-    monkeypatch.setattr(LiveOriginal, "leaves_out", lambda self, case: "not now")
+    monkeypatch.setattr(parity.prototypes.pair, "without_deepspeed", lambda case: "not now")
     report = run_pair(EAGLE3, Options(tmp_path, keyword="fp32_k1"))
     assert {row.tensor for row in report.rows if row.status is Status.FAILED} == set(files)
     assert all("found" in row.detail for row in report.rows if row.check == "environment")
@@ -108,7 +108,9 @@ PADDED = "mb0.step1.logits"
 
 def moved(held: Evidence, padding: bool) -> None:
     """Logits where there is padding, or where there is none."""
-    where = held.real(0) != padding
+    real = real_positions(held.expected, PADDED)
+    assert real is not None
+    where = real != padding
     assert bool(where.any())
     held.found.tensors[PADDED] = held.expected.tensors[PADDED] + where[..., None]
 

@@ -17,11 +17,11 @@ from parity import fixtures
 from parity.errors import InputError
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.recorded import (
-    ReplayDraw,
     ReplaySampler,
     configuration,
     load_recorded,
     path_norms,
+    replayed,
     samples_per_pass,
 )
 
@@ -155,13 +155,13 @@ def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path: Path) -> N
     file = tmp_path / "noise_uniforms.safetensors"
     half = torch.full((1, 2, 3), 0.5, dtype=torch.float64)  # wider numbers come first in the file
     save_file({"u00001": half, "u00000": torch.zeros(1, 4, 3)}, file)
-    draw = ReplayDraw(file)
+    draw = replayed(file)
     assert torch.equal(draw(torch.ones(1, 4, 3)), torch.zeros(1, 4, 3))
     assert draw(torch.ones(1, 2, 3)).tolist() == [[[0.5] * 3] * 2]
     with pytest.raises(InputError, match="noise: found 2 draws, expected one more"):
         draw(torch.ones(1, 1, 3))
-    with pytest.raises(InputError, match=r"draw 0: found shape \(1, 4, 3\), expected shape \(1, 2, 3\)"):
-        ReplayDraw(file)(torch.ones(1, 2, 3))
+    with pytest.raises(InputError, match=r"u00000: found shape \(1, 4, 3\), expected shape \(1, 2, 3\)"):
+        replayed(file)(torch.ones(1, 2, 3))
 
 
 def test_path_norms_are_the_derivatives_and_the_graph_is_left() -> None:

@@ -10,18 +10,9 @@ import pytest
 
 import ports.training.loop
 from parity.prototypes.case import Case
-from parity.prototypes.speed import (
-    Timed,
-    figure,
-    judge,
-    judge_baseline,
-    measure,
-    measure_live,
-    port_steps,
-    reference_steps,
-    speed_case,
-)
-from parity.speed import Baseline
+from parity.prototypes.reference.loop import Run, prepare
+from parity.prototypes.speed import Timed, judged, measure, measure_live, port_steps, speed_case
+from parity.speed import YARDSTICK, Baseline, ratio
 from parity.verdict import Against, Report, Status
 from tests.parity.prototypes.test_synthetic import Shape, make
 
@@ -42,16 +33,14 @@ def honest() -> Iterator[tuple[Case, Timed]]:
 
 def failing(case: Case, times: Timed, stored: float) -> tuple[list[str], Report]:
     """What is too slow, with this figure as the baseline."""
-    report = Report()
-    judge(report, case, times, "reference")
-    report.rows.append(judge_baseline(case, times, Baseline(Path("b.json"), {case.name: stored})))
+    report = judged(case, times, Baseline(Path("b.json"), {case.name: stored}))
     assert [row.against for row in report.rows] == [Against.REFERENCE, Against.REFERENCE, Against.ITSELF]
     return [row.tensor for row in report.rows if row.status is Status.FAILED], report
 
 
 def test_the_port_as_it_is_passes(honest: tuple[Case, Timed]) -> None:
     case, times = honest
-    failed, report = failing(case, times, figure(times))
+    failed, report = failing(case, times, ratio(times["port"], times[YARDSTICK]))
     assert failed == []
     assert report.speeds[0].tokens == (160 + 192 + 176 + 144 + 192 + 128) // 3
     assert report.speeds[0].prototype_flops > report.speeds[0].port_flops > 0
@@ -74,12 +63,12 @@ def test_a_slow_port_is_caught(
             yield step
 
     monkeypatch.setattr(ports.training.loop.Loop, "optimizer_steps", slow)
-    found, _ = failing(case, measure(case, steps=2, rounds=3), figure(times))
+    found, _ = failing(case, measure(case, steps=2, rounds=3), ratio(times["port"], times[YARDSTICK]))
     assert any(one.startswith(named) for one in found)
 
 
 def test_both_sides_take_the_same_steps_and_a_live_run_wants_a_checkout(tmp_path: Path) -> None:
     small = make(Shape("any"), tmp_path, bs=2, epoch=0)
-    assert [len(list(start())) for start in (reference_steps(small), port_steps(small, tmp_path))] == [3, 3]
+    assert len(list(port_steps(small, tmp_path)())) == len(list(Run(prepare(small)).optimizer_steps())) == 3
     with pytest.raises(ValueError, match="found"):
         measure_live(small, tmp_path / "nowhere")

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.original import OriginalRunError, record_original, request_for
+from parity.prototypes.original import record_original, request_for
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.synthetic import write_case
+from parity.side import SideError
 
 pytestmark = pytest.mark.prototype
 ROUND_OFF = 1e-4
@@ -48,7 +49,7 @@ def test_running_it_again_gives_the_recording(
 
 
 def test_eagle3_in_bf16_without_deepspeed_stops(case: Case, prototype_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(OriginalRunError, match="to have the same dtype"):
+    with pytest.raises(SideError, match="to have the same dtype"):
         record_original(request_for(replace(case, dtype="bf16"), prototype_dir, tmp_path))
 
 

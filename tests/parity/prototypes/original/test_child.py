@@ -13,8 +13,8 @@ import pytest
 from parity.errors import InputError
 from parity.fixtures import FIXTURE
 from parity.prototypes.case import Case
-from parity.prototypes.original import OriginalRunError, Request, checkout, record_original, request_for
-from parity.prototypes.original.child import deepspeed_environment, plain_environment, run_child
+from parity.prototypes.original import Request, checkout, record_original, request_for
+from parity.prototypes.original.child import deepspeed_environment, plain_environment
 
 SCRIPT = "research/eagle3/train/main_train_full_gradient_calc_eagle3.py"
 
@@ -68,18 +68,6 @@ def test_a_request_has_absolute_paths(case: Case, monkeypatch: pytest.MonkeyPatc
     assert request.case == replace(case, directory=Path.cwd() / case.name, initial=Path.cwd() / case.initial.name)
     assert (request.prototype, request.folder) == (Path.cwd() / "checkout", Path.cwd() / "out" / case.name)
     assert request.max_optimizer_steps == 3
-
-
-@pytest.mark.parametrize(
-    ("timeout", "message"),
-    [
-        (60, r"ended with exit status 1:\n.*no_such_module"),
-        (0.001, r"ran longer than 0\.001 s:\n  \(nothing on stderr"),
-    ],
-)
-def test_a_failure_shows_the_end_of_stderr(timeout: float, message: str, tmp_path: Path) -> None:
-    with pytest.raises(OriginalRunError, match=f"the toy, {message}"):
-        run_child(["no_such_module"], tmp_path, plain_environment(1), "the toy", timeout)
 
 
 def test_the_child_gets_fixed_threads_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:

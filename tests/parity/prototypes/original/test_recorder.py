@@ -49,7 +49,7 @@ def test_the_loop_ends_after_enough_steps() -> None:
 
 
 def test_micro_batches_of_a_step_are_added_up_and_flops_counted_in_the_first() -> None:
-    watch = watched(None, None, True)
+    watch = watched()
     weight = torch.ones(3, 4, requires_grad=True)
     for number, _batch in enumerate(watch([{}] * 4)):
         watch.accelerator.sync_gradients = number % 2 == 1

@@ -54,7 +54,7 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
 
 
 def test_only_timings_and_an_early_end(toy: Path, toy_case: ToyCase, tmp_path: Path) -> None:
-    options = {"record": False, "count_flops": True, "max_optimizer_steps": 2}
+    options = {"record": False, "max_optimizer_steps": 2}
     folder = record_original(request_for(toy_case(), toy, tmp_path / "out", **options))
     meta = read_meta(folder)
     assert [path.name for path in folder.iterdir()] == ["meta.json"]
