@@ -239,7 +239,7 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester) -> None
     lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
     result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
     checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"initialisation", "throughput"}
-    unused = {"batches", "draws", "targets", "paths", "hits", "schedule", "precision"}
+    unused = {"batches", "draws", "samplers", "targets", "paths", "hits", "schedule", "precision"}
     result.assert_outcomes(passed=2 * len(checks - unused), skipped=2 * len(unused))
     result.stdout.fnmatch_lines(
         ["PASS: mine against prototype *", "SKIPPED*neither side draws anything that has a name"]
