@@ -155,7 +155,8 @@ class SharedHalf:
 
         [a, b_s] W^T = a W[:, :h]^T + b_s W[:, h:]^T
 
-    The first term, half of the cost, is computed once and its gradient once, from the steps' sum.
+    The first term, half of the cost, is computed once and its gradient once, from the steps' sum. In autocast all is of
+    its dtype, the weight cast once.
 
     Args:
         first: a, [B, T, h].
@@ -164,8 +165,10 @@ class SharedHalf:
     """
 
     def __init__(self, first: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        of_first, self.of_second = weight.chunk(2, dim=1)
-        self.shared = F.linear(first.to(weight.dtype), of_first, bias).flatten(0, 1)
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        of_first, self.of_second = weight.to(dtype).chunk(2, dim=1)
+        self.shared = F.linear(first.to(dtype), of_first, bias).flatten(0, 1)
 
     def __call__(self, second: Tensor) -> Tensor:
         product = torch.addmm(self.shared, second.flatten(0, 1), self.of_second.t())
@@ -175,11 +178,8 @@ class SharedHalf:
 def can_split(module: nn.Module, projections: Sequence[nn.Module]) -> bool:
     """May the products with ``projections``, which lie in ``module``, be taken in halves?
 
-    Not in half precision, where the whole product is rounded once and the sum of two twice; not where they are no plain
-    product with one weight (LoRA's, quantised ones); not while somebody watches the module.
+    Not where weights themselves are in half precision, or where they are no plain product with one weight (LoRA's,
+    quantised ones); not while somebody watches the module.
     """
-    return not is_watched(module) and all(type(each) is nn.Linear and _is_wide(each.weight) for each in projections)
-
-
-def _is_wide(weight: Tensor) -> bool:
-    return weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
+    wide = (torch.float32, torch.float64)
+    return not is_watched(module) and all(type(each) is nn.Linear and each.weight.dtype in wide for each in projections)
