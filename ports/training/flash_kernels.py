@@ -53,7 +53,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)
         if ampere and dtype in (torch.float16, torch.bfloat16):
             return CudaFlash()
-        if dtype is not torch.float64:
+        if dtype in (torch.float16, torch.float32):
             return CudaEfficient()
     return None
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ports.training.tuning import product_dtype
+
 EPSILON = 1e-5
 """Keeps the mean finite where no row is in the loss; both the prototypes and Speculators add it."""
 
@@ -173,10 +175,8 @@ def fused_kl(hidden: Tensor, head: Tensor, verifier: Verifier, weights: Tensor, 
         weights: [k, N], 1 on the rows that a TTT step trains on, 0 on the others (chain: positions before the step).
         topk: as in :func:`fused_scores`.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
     chunks = _Chunks(verifier, weights, topk)
-    kl = _FusedKL.apply(hidden, head, chunks, dtype, torch.is_grad_enabled())
+    kl = _FusedKL.apply(hidden, head, chunks, product_dtype(head), torch.is_grad_enabled())
     return Scores(kl, Hits(chunks.correct, chunks.top, weights[-1].sum()), chunks.entropies)
 
 

@@ -63,6 +63,12 @@ def run_layers(
     return hidden
 
 
+def product_dtype(states: Tensor) -> torch.dtype:
+    """What products with ``states`` are taken in: autocast's dtype where that is on, else their own."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
 def is_watched(module: nn.Module) -> bool:
     """Has a hook inside the module (a sharded module's, a tracer's) to see its modules called?"""
     return any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
@@ -165,8 +171,7 @@ class SharedHalf:
     """
 
     def __init__(self, first: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        dtype = product_dtype(weight)
         of_first, self.of_second = weight.to(dtype).chunk(2, dim=1)
         self.shared = F.linear(first.to(dtype), of_first, bias).flatten(0, 1)
 

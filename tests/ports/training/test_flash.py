@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ports.training import attention
 from ports.training.alignment import Alignment
 from ports.training.attention import fast_ttt_attention, ttt_attention
 from tests.ports.training.test_attention import BOTH, attend, draw, errors, numbered, right_padding, run
@@ -59,6 +60,18 @@ def test_any_other_padding_goes_to_the_dense_form(alignment, rows):
     query, *states = draw((1, 2, 1, 5, 4), 3)
     arguments = (query, tuple(states[:3]), tuple(states[3:]), torch.tensor([rows]), 0.5, alignment)
     assert torch.equal(fast_ttt_attention(*arguments), ttt_attention(*arguments))
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 5), torch.tensor([[1, 1, 2, 2, 2]])])
+def test_a_device_without_a_kernel_takes_the_dense_form(monkeypatch, mask):
+    query, *states = draw((1, 2, 1, 5, 4), 3)
+    arguments = (query, tuple(states[:3]), tuple(states[3:]))
+    fast = fast_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
+    monkeypatch.setattr(attention, "kernel_for", lambda *_: None)
+    dense = fast_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
+    own = torch.ones(1, 5) if mask is None else mask
+    assert torch.equal(dense, ttt_attention(*arguments, own, 0.5, Alignment.CHAIN))
+    torch.testing.assert_close(dense, fast)
 
 
 def test_autocast_decides_the_dtype():
