@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -209,7 +209,8 @@ class _FusedKL(torch.autograd.Function):
         if of_hidden is not None:
             of_hidden = (of_hidden * grad[:, None, None]).to(ctx.dtypes[0])
         if of_head is not None:
-            of_head = sum(each * factor for each, factor in zip(of_head.flip(0), grad.flip(0))).to(ctx.dtypes[1])
+            of_head = reduce(torch.Tensor.add_, map(torch.mul, reversed(of_head.unbind()), reversed(grad.unbind())))
+            of_head = of_head.to(ctx.dtypes[1])
         return of_hidden, of_head, None, None, None
 
 
