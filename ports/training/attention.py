@@ -26,7 +26,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from ports.training.alignment import Alignment
 from ports.training.flash import attend_documents
-from ports.training.flash_kernels import repeat_heads
+from ports.training.flash_kernels import kernel_for, repeat_heads
+from ports.training.tuning import product_dtype
 
 
 class AttentionImplementation(str, Enum):
@@ -189,12 +190,15 @@ def fast_ttt_attention(
     """:func:`ttt_attention` without a [T, T] tensor, see :mod:`ports.training.flash`.
 
     With padding on the right no real row sees a padded column, so nothing needs masking (nor with ``mask`` None). A
-    packed row is cut into its documents. Any other mask goes to the dense form.
+    packed row is cut into its documents. Any other mask goes to the dense form, as does what torch ships no kernel for.
 
     Returns:
         [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
         nothing.
     """
+    if kernel_for(query.device, product_dtype(query)) is None:
+        mask = torch.ones_like(query[:, 0, :, 0], dtype=torch.int64) if mask is None else mask
+        return ttt_attention(query, keys, values, mask, scale, alignment)
     if mask is None or documents_of(mask).right_padded:
         return attend_documents(query, keys, values, scale, alignment)
     lengths = documents_of(mask).lengths

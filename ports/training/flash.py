@@ -24,13 +24,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ports.training.alignment import Alignment
-from ports.training.flash_kernels import Causal, Gradients, grouped, kernel_for
+from ports.training.flash_kernels import Causal, Gradients, Kernel, grouped, kernel_for
+from ports.training.tuning import product_dtype
 
 
 def attend_documents(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float, alignment: Alignment
 ) -> Tensor:
-    """One step of TTT attention of rows that are one document each.
+    """One step of TTT attention of rows that are one document each, where :func:`kernel_for` knows a kernel.
 
     Args:
         query: [B, H, T, e] of step s = ``len(keys) - 1``.
@@ -41,8 +42,7 @@ def attend_documents(
     Returns:
         [B, H, T, e] in the query's dtype, in autocast in that dtype.
     """
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = product_dtype(query)
     states = (each.to(dtype) for each in (*keys, *values))
     out: Tensor = _MergedAttention.apply(query.to(dtype), scale, alignment, *states)
     return out
@@ -111,8 +111,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, step: int, scale: float) 
     if seen == 0:
         nothing = query[:, :, :0].to(_precise(query))
         return Causal(nothing, nothing[..., 0])
-    kernel = kernel_for(query.device, query.dtype)
-    return kernel.forward(query[:, :, step:], key[:, :, :seen], value[:, :, :seen], scale)
+    return _kernel(query).forward(query[:, :, step:], key[:, :, :seen], value[:, :, :seen], scale)
 
 
 def _causal_backward(
@@ -123,13 +122,20 @@ def _causal_backward(
     if seen == 0:
         return torch.zeros_like(query, dtype=whole.lse.dtype), torch.zeros_like(key), torch.zeros_like(value)
     grad, rows, out, lse = (states[:, :, step:] for states in (grad, query, whole.out, whole.lse))
-    causal, kernel = Causal(out, lse, whole.extra), kernel_for(query.device, query.dtype)
-    dq, dk, dv = kernel.backward(grad, rows, key[:, :, :seen], value[:, :, :seen], causal, scale)
+    causal = Causal(out, lse, whole.extra)
+    dq, dk, dv = _kernel(query).backward(grad, rows, key[:, :, :seen], value[:, :, :seen], causal, scale)
     if step == 0:
         return dq, dk, dv
     dquery = torch.zeros_like(query, dtype=whole.lse.dtype)
     dquery[:, :, step:] = dq
     return dquery, F.pad(dk, (0, 0, 0, step)), F.pad(dv, (0, 0, 0, step))
+
+
+def _kernel(query: Tensor) -> Kernel:
+    kernel = kernel_for(query.device, query.dtype)
+    if kernel is None:
+        raise ValueError(f"query: found {query.dtype} on {query.device}, expected one that torch ships a kernel for")
+    return kernel
 
 
 def _precise(states: Tensor) -> torch.dtype:

@@ -4,11 +4,10 @@ Shapes: B batch, T positions, h hidden size, D the vocabulary the draft speaks, 
 the loss, C of them in one chunk.
 
 Two ways give the same numbers. The eager one makes every logit [B, T, D] of every step and is written for reading. The
-fused one makes those of rows in the loss alone, a chunk at a time, and takes the gradient on the way. Logits z of one
-chunk give q = softmax(z), the divergence KL(t || q) = sum t log t - sum t z + logsumexp(z), and its gradient q - t,
-which meets the head at once. What stays for the backward is [N, h] and, where the head trains, [D, h]: no TTT step
-keeps a tensor of N * D entries. The verifier's probabilities are the one such tensor, made once a batch and read by all
-steps.
+fused one makes those of rows in the loss alone, a chunk at a time, and takes the gradient on the way. For one chunk the
+verifier's probabilities t are made once and read by all steps. A step's logits z give q = softmax(z), the divergence
+KL(t || q) = sum t log t - sum t z + logsumexp(z), and its gradient q - t, which meets the head at once. What stays for
+the backward is [k, N, h] and, where the head trains, [k, D, h]: nothing of rows times vocabulary outlives its chunk.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from ports.training.tuning import product_dtype
 
 EPSILON = 1e-5
 """Keeps the mean finite where no row is in the loss; both the prototypes and Speculators add it."""
@@ -34,12 +35,6 @@ CHUNK = 1 << 22
 
 ROWS = 640
 """But never fewer rows than this: the products with the head would be slow."""
-
-COLUMNS = 1024
-"""A CPU takes the product with the head this many columns at a time: MKL is up to a fifth slower on all at once."""
-
-BLOCK = 512
-"""Columns that a CPU searches at a time for the largest entries of a row."""
 
 
 class LossImplementation(str, Enum):
@@ -162,143 +157,127 @@ def fused_scores(
         topk: how many of the verifier's likeliest tokens the second cross-entropy covers; 0 for neither of them.
     """
     rows = masks[0].flatten().nonzero().squeeze(1)
-    target = TargetRows(verifier.hidden.flatten(0, 1)[rows], verifier.head, verifier.dtype)
-    scored, last = [], len(hidden) - 1
-    for step, (states, mask) in enumerate(zip(hidden, masks)):
-        normed, weights = norm(states.flatten(0, 1)[rows]), mask.flatten()[rows]
-        scored.append(fused_kl(normed, head, target, weights, step == last, topk if step == last else 0))
-    return Scores(torch.stack([each.kl for each in scored]), scored[-1].hits, scored[-1].entropies)
+    target = Verifier(verifier.hidden.flatten(0, 1)[rows], verifier.head, verifier.dtype)
+    normed = torch.stack([norm(states.flatten(0, 1)[rows]) for states in hidden])
+    return fused_kl(normed, head, target, torch.stack([mask.flatten()[rows] for mask in masks]), topk)
 
 
-class TargetRows:
-    """The verifier's distribution t on the rows in the loss, without gradient.
-
-    ``probabilities`` [N, D], ``wanted`` [N] int64 is the likeliest token, ``negentropy`` [N] is sum t log t. Everything
-    but the product with the head is float32 (float64 where ``dtype`` is). ``buffer`` and ``spare`` [C, D] are room for
-    the logits of one chunk and what is made of them, one for all steps: fresh pages cost more than a softmax.
-
-    Args:
-        hidden: [N, h], the verifier's last hidden state after its final norm, shifted.
-        head: [D, h], the verifier's output head, or its rows for the draft vocabulary.
-        dtype: of the product with the head.
-    """
-
-    def __init__(self, hidden: Tensor, head: Tensor, dtype: torch.dtype = torch.float32) -> None:
-        count, precise = len(hidden), torch.promote_types(dtype, torch.float32)
-        self.wanted = torch.empty(count, dtype=torch.int64, device=hidden.device)
-        self.negentropy = torch.empty(count, dtype=precise, device=hidden.device)
-        self.probabilities = self.negentropy.new_empty(count, len(head))
-        chunk = next(_chunks(count, len(head)), slice(0, 0)).stop
-        self.buffer, self.spare = (self.negentropy.new_empty(chunk, len(head)) for _ in range(2))
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            hidden, head = hidden.to(dtype), head.to(dtype)
-            for rows in _chunks(count, len(head)):
-                self._measure(rows, _product(hidden[rows], head, self.buffer))
-
-    def _measure(self, rows: slice, logits: Tensor) -> None:
-        probabilities = torch.softmax(logits, dim=-1, out=self.probabilities[rows])
-        self.wanted[rows] = argmax(logits)
-        logsumexp = logits.amax(-1) - probabilities.amax(-1).log()
-        self.negentropy[rows] = logits.mul_(probabilities).sum(-1) - logsumexp
-
-
-def fused_kl(
-    hidden: Tensor, head: Tensor, target: TargetRows, weights: Tensor, hits: bool = False, topk: int = 0
-) -> Scores:
-    """Sum of ``weights`` * KL(t || softmax(hidden head^T)): :func:`kl_sum` with its gradients.
+def fused_kl(hidden: Tensor, head: Tensor, verifier: Verifier, weights: Tensor, topk: int = 0) -> Scores:
+    """Sums of ``weights`` * KL(t || softmax(hidden head^T)) for every step: :func:`kl_sum` with its gradients.
 
     The products with the head run in autocast's dtype where that is on, else in the head's own; the softmax and all
     that follows run in float32.
 
     Args:
-        hidden: [N, h], normed.
+        hidden: [k, N, h], normed.
         head: [D, h], trainable or frozen.
-        target: of the same N rows.
-        weights: [N], 1 on the rows that this TTT step trains on and 0 on the others (chain: positions before the step).
-        hits: count them; costs a pass over the logits, as ``topk`` does. Otherwise they are 0.
-        topk: sum the second cross-entropy over this many of the verifier's likeliest tokens. Otherwise it is 0.
+        verifier: the target, its ``hidden`` [N, h] of the same rows.
+        weights: [k, N], 1 on the rows that a TTT step trains on, 0 on the others (chain: positions before the step).
+        topk: as in :func:`fused_scores`.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-    sums = _Sums(target, weights.to(target.negentropy.dtype), hits, topk)
-    kl = _FusedKL.apply(hidden.to(dtype), head.to(dtype), sums, torch.is_grad_enabled())
-    return Scores(kl, Hits(sums.correct, sums.top, weights.sum()), sums.entropies)
+    chunks = _Chunks(verifier, weights, topk)
+    kl = _FusedKL.apply(hidden, head, chunks, product_dtype(head), torch.is_grad_enabled())
+    return Scores(kl, Hits(chunks.correct, chunks.top, weights[-1].sum()), chunks.entropies)
 
 
 class _FusedKL(torch.autograd.Function):
     """Loss and gradients in the forward; the backward scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, sums: _Sums, train: bool) -> Tensor:
-        of_hidden = torch.empty_like(hidden) if train and ctx.needs_input_grad[0] else None
-        of_head = torch.zeros_like(head, dtype=sums.kl.dtype) if train and ctx.needs_input_grad[1] else None
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, chunks: _Chunks, dtype: torch.dtype, train: bool) -> Tensor:
+        own, trained = head.to(dtype), [train and needed for needed in ctx.needs_input_grad[:2]]
+        of_hidden = torch.empty_like(hidden, dtype=dtype) if trained[0] else None
+        of_head = chunks.kl.new_zeros(len(hidden), *head.shape) if trained[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _chunks(len(hidden), len(head)):
-                logits = _product(hidden[rows], head, sums.target.buffer)
-                sums.add(rows, logits)
-                difference = logits.sub_(sums.target.probabilities[rows]).to(head.dtype)
-                weights = sums.weights[rows, None].to(head.dtype)
-                if of_hidden is not None:
-                    of_hidden[rows] = (difference @ head) * weights
-                if of_head is not None:
-                    _accumulate(of_head, difference.t(), hidden[rows] * weights)
-        ctx.save_for_backward(of_hidden, None if of_head is None else of_head.to(head.dtype))
-        return sums.kl
+            for rows in chunks.targets():
+                for step, states in enumerate(hidden[:, rows].to(dtype)):
+                    difference = chunks.difference(step, rows, chunks.product(states, own)).to(dtype)
+                    weights = chunks.weights[step, rows, None].to(dtype)
+                    if of_hidden is not None:
+                        of_hidden[step, rows] = (difference @ own) * weights
+                    if of_head is not None:
+                        _accumulate(of_head[step], difference.t(), states * weights)
+        ctx.save_for_backward(of_hidden, of_head)
+        ctx.dtypes = hidden.dtype, head.dtype
+        return chunks.kl
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # in grad's float32: the factor 1 / rows rounded to bfloat16 would shift the whole gradient
-        taken = [
-            None if saved is None else (saved.to(grad.dtype) * grad).to(saved.dtype) for saved in ctx.saved_tensors
-        ]
-        return *taken, None, None
+        of_hidden, of_head = ctx.saved_tensors
+        if of_hidden is not None:
+            of_hidden = (of_hidden * grad[:, None, None]).to(ctx.dtypes[0])
+        if of_head is not None:
+            of_head = reduce(torch.Tensor.add_, map(torch.mul, reversed(of_head.unbind()), reversed(grad.unbind())))
+            of_head = of_head.to(ctx.dtypes[1])
+        return of_hidden, of_head, None, None, None
 
 
-class _Sums:
-    """The numbers reported, over the chunks seen so far."""
+class _Chunks:
+    """The rows of a batch, a chunk of C at a time, and the sums reported over those seen so far.
 
-    def __init__(self, target: TargetRows, weights: Tensor, hits: bool, topk: int) -> None:
-        self.target, self.weights, self.hits, self.topk = target, weights, hits, topk
-        self.kl = weights.new_zeros(())
-        self.entropies = weights.new_zeros(2)
-        self.correct = target.wanted.new_zeros(())
-        self.top = target.wanted.new_zeros(min(TOP_K, target.probabilities.shape[1]))
+    ``buffer``, ``spare`` and ``probabilities`` [C, D] are room for the logits of one step, for what is made of them and
+    for the verifier's distribution, the same for all: fresh pages cost more than a softmax. Everything but the products
+    with the heads is float32 (float64 where the verifier's product is).
+    """
 
-    def add(self, rows: slice, logits: Tensor) -> None:
-        """Count one chunk; ``logits`` [C, D] hold their softmax afterwards."""
-        weights, probabilities = self.weights[rows], self.target.probabilities[rows]
-        if self.hits:
-            self._count_hits(logits, self.target.wanted[rows], weights > 0)
-        expected = torch.mul(probabilities, logits, out=self.target.spare[: len(logits)]).sum(-1)
+    def __init__(self, verifier: Verifier, weights: Tensor, topk: int) -> None:
+        self.verifier, self.topk = verifier, topk
+        self.weights = weights.to(torch.promote_types(verifier.dtype, torch.float32))
+        (steps, self.count), self.vocabulary = weights.shape, len(verifier.head)
+        self.kl, self.entropies = self.weights.new_zeros(steps), self.weights.new_zeros(2)
+        self.correct = torch.zeros((), dtype=torch.int64, device=weights.device)
+        self.top = self.correct.new_zeros(min(TOP_K, self.vocabulary))
+        most = max(ROWS, CHUNK // self.vocabulary)
+        self.size = -(-self.count // -(-self.count // most)) if self.count else 1
+        room = min(self.size, self.count), self.vocabulary
+        self.buffer, self.spare, self.probabilities = (self.weights.new_empty(room) for _ in range(3))
+
+    def targets(self) -> Iterator[slice]:
+        """The chunks, of one size but for the last, each with the verifier's distribution made."""
+        dtype = self.verifier.dtype
+        hidden, head = self.verifier.hidden.to(dtype), self.verifier.head.to(dtype)
+        for start in range(0, self.count, self.size):
+            rows = slice(start, min(start + self.size, self.count))
+            logits = self.product(hidden[rows], head)
+            self.target = torch.softmax(logits, dim=-1, out=self.probabilities[: len(logits)])
+            self.wanted = logits.argmax(-1)
+            logsumexp = logits.amax(-1) - self.target.amax(-1).log()
+            self.negentropy = logits.mul_(self.target).sum(-1) - logsumexp
+            yield rows
+
+    def product(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """Logits [C, D] of ``hidden`` [C, h], in the buffer and in its dtype."""
+        logits = self.buffer[: len(hidden)]
+        if head.dtype == logits.dtype:
+            return torch.mm(hidden, head.t(), out=logits)
+        narrow = self.spare.flatten().view(head.dtype)[: logits.numel()].view(logits.shape)
+        return logits.copy_(torch.mm(hidden, head.t(), out=narrow))
+
+    def difference(self, step: int, rows: slice, logits: Tensor) -> Tensor:
+        """Count a step's ``logits`` [C, D], and make them q - t in their place."""
+        weights, last = self.weights[step, rows], step == len(self.kl) - 1
+        if last:
+            self._count_hits(logits, weights > 0)
+        expected = torch.mul(self.target, logits, out=self.spare[: len(logits)]).sum(-1)
         highest = logits.amax(-1)
-        if self.topk:
-            likeliest, columns = topk(probabilities, self.topk)
+        if last and self.topk:
+            likeliest, columns = self.target.topk(self.topk, dim=-1)
             scores = logits.gather(-1, columns)
         torch.softmax(logits, dim=-1, out=logits)
         logsumexp = highest - logits.amax(-1).log()
         entropies = logsumexp - expected
-        self.kl += (weights * (entropies + self.target.negentropy[rows])).sum()
-        self.entropies[0] += (weights * entropies).sum()
-        if self.topk:
+        self.kl[step] += (weights * (entropies + self.negentropy)).sum()
+        if last and self.topk:
+            self.entropies[0] += (weights * entropies).sum()
             self.entropies[1] += (likeliest * (logsumexp[:, None] - scores) * weights[:, None]).sum()
+        return logits.sub_(self.target)
 
-    def _count_hits(self, logits: Tensor, wanted: Tensor, counted: Tensor) -> None:
-        self.correct += ((argmax(logits) == wanted) & counted).sum()
-        first = topk(logits, len(self.top))[1] == wanted[:, None]
+    def _count_hits(self, logits: Tensor, counted: Tensor) -> None:
+        self.correct += ((logits.argmax(-1) == self.wanted) & counted).sum()
+        first = logits.topk(len(self.top), dim=-1).indices == self.wanted[:, None]
         self.top += (first & counted[:, None]).sum(0).cumsum(0)
-
-
-def _product(hidden: Tensor, head: Tensor, buffer: Tensor) -> Tensor:
-    """Logits [C, D] of ``hidden`` [C, h], in the buffer and in its dtype."""
-    logits = buffer[: len(hidden)]
-    if head.dtype != buffer.dtype:
-        return logits.copy_(F.linear(hidden, head))
-    width = COLUMNS if hidden.device.type == "cpu" else len(head)
-    for start in range(0, len(head), width):
-        columns = slice(start, start + width)
-        torch.mm(hidden, head[columns].t(), out=logits[:, columns])
-    return logits
 
 
 def _accumulate(total: Tensor, first: Tensor, second: Tensor) -> None:
@@ -306,41 +285,3 @@ def _accumulate(total: Tensor, first: Tensor, second: Tensor) -> None:
         total.addmm_(first, second)
     else:
         total += first @ second
-
-
-def _chunks(count: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of ``count`` rows, of one size but for the last."""
-    most = max(ROWS, CHUNK // vocabulary)
-    size = -(-count // -(-count // most)) if count else 1
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest entries of every row of ``values`` [C, D], largest first, and their columns: [C, count].
-
-    On a CPU by way of the maxima of blocks, several times as fast as torch.topk: the k largest entries of a row lie in
-    the k blocks with the largest maxima. As in torch.topk, which of several equal entries are taken is left open.
-    """
-    if not _in_blocks(values, count):
-        return torch.topk(values, count, dim=-1)
-    blocks = values.unflatten(-1, (-1, BLOCK))
-    chosen = blocks.amax(-1).topk(count, dim=-1).indices
-    candidates = blocks.gather(1, chosen[..., None].expand(-1, -1, BLOCK)).flatten(1)
-    largest, place = candidates.topk(count, dim=-1)
-    return largest, chosen.gather(1, place // BLOCK) * BLOCK + place % BLOCK
-
-
-def argmax(values: Tensor) -> Tensor:
-    """The column of the largest entry of every row of ``values`` [C, D], the first of several: [C]."""
-    if not _in_blocks(values, 1):
-        return values.argmax(-1)
-    blocks = values.unflatten(-1, (-1, BLOCK))
-    chosen = blocks.amax(-1).argmax(-1)
-    within = blocks[torch.arange(len(values), device=values.device), chosen].argmax(-1)
-    return chosen * BLOCK + within
-
-
-def _in_blocks(values: Tensor, count: int) -> bool:
-    """Is there more than is searched anyway, in whole blocks, on a device that gains from it?"""
-    columns = values.shape[-1]
-    return values.device.type == "cpu" and columns % BLOCK == 0 and columns > 2 * count * BLOCK

@@ -63,6 +63,12 @@ def run_layers(
     return hidden
 
 
+def product_dtype(states: Tensor) -> torch.dtype:
+    """What products with ``states`` are taken in: autocast's dtype where that is on, else their own."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
 def is_watched(module: nn.Module) -> bool:
     """Has a hook inside the module (a sharded module's, a tracer's) to see its modules called?"""
     return any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
@@ -155,7 +161,8 @@ class SharedHalf:
 
         [a, b_s] W^T = a W[:, :h]^T + b_s W[:, h:]^T
 
-    The first term, half of the cost, is computed once and its gradient once, from the steps' sum.
+    The first term, half of the cost, is computed once and its gradient once, from the steps' sum. In autocast all is of
+    its dtype, the weight cast once.
 
     Args:
         first: a, [B, T, h].
@@ -164,8 +171,9 @@ class SharedHalf:
     """
 
     def __init__(self, first: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        of_first, self.of_second = weight.chunk(2, dim=1)
-        self.shared = F.linear(first.to(weight.dtype), of_first, bias).flatten(0, 1)
+        dtype = product_dtype(weight)
+        of_first, self.of_second = weight.to(dtype).chunk(2, dim=1)
+        self.shared = F.linear(first.to(dtype), of_first, bias).flatten(0, 1)
 
     def __call__(self, second: Tensor) -> Tensor:
         product = torch.addmm(self.shared, second.flatten(0, 1), self.of_second.t())
@@ -175,11 +183,8 @@ class SharedHalf:
 def can_split(module: nn.Module, projections: Sequence[nn.Module]) -> bool:
     """May the products with ``projections``, which lie in ``module``, be taken in halves?
 
-    Not in half precision, where the whole product is rounded once and the sum of two twice; not where they are no plain
-    product with one weight (LoRA's, quantised ones); not while somebody watches the module.
+    Not where weights themselves are in half precision, or where they are no plain product with one weight (LoRA's,
+    quantised ones); not while somebody watches the module.
     """
-    return not is_watched(module) and all(type(each) is nn.Linear and _is_wide(each.weight) for each in projections)
-
-
-def _is_wide(weight: Tensor) -> bool:
-    return weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
+    wide = (torch.float32, torch.float64)
+    return not is_watched(module) and all(type(each) is nn.Linear and each.weight.dtype in wide for each in projections)

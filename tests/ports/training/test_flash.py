@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ports.training import attention
 from ports.training.alignment import Alignment
 from ports.training.attention import fast_ttt_attention, ttt_attention
 from tests.ports.training.test_attention import BOTH, attend, draw, errors, numbered, right_padding, run
@@ -29,7 +30,8 @@ def test_float64_is_the_dense_form(shape, step, alignment):
     grad = torch.randn_like(inputs[0])
     found = run(fast_ttt_attention, inputs, grad, alignment, mask)
     wanted = run(ttt_attention, inputs, grad, alignment, mask)
-    assert max(errors(found, wanted, floor=1e-3)) <= 1e-12
+    largest = max(value.abs().max() for value in wanted)  # of one key the scores' gradient is 0, a rounded difference
+    assert max(errors(found, wanted, floor=largest)) <= 1e-14
     assert all(bool(value.isfinite().all()) for value in found)
 
 
@@ -40,13 +42,16 @@ def test_float32_and_bfloat16_err_like_the_dense_form(shape, step, alignment):
     inputs, mask = draw(shape, step + 1, torch.bfloat16), right_padding(shape[0], shape[3])
     grad = torch.randn_like(inputs[0])
     exact = run(ttt_attention, inputs, grad, alignment, mask, torch.float64)
-    largest = max(value.abs().max() for value in exact)
-    for dtype, bound in ((torch.float32, 5e-7), (torch.bfloat16, 1e-6)):
+    scale = max(value.norm() for value in exact)
+    for dtype, least in ((torch.float32, 5e-7), (torch.bfloat16, 1e-6)):
         found, dense = (
-            errors(run(function, inputs, grad, alignment, mask, dtype), exact, floor=largest)
-            for function in (fast_ttt_attention, ttt_attention)
+            [
+                float((a.double() - b).norm() / scale)
+                for a, b in zip(run(form, inputs, grad, alignment, mask, dtype), exact)
+            ]
+            for form in (fast_ttt_attention, ttt_attention)
         )
-        assert max(found) <= max(bound, 1.05 * max(dense)), (dtype, found, dense)
+        assert max(found) <= max(least, 1.25 * max(dense)), (dtype, found, dense)
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 1, 1, 1], [1, 0, 1, 1, 1]])
@@ -55,6 +60,18 @@ def test_any_other_padding_goes_to_the_dense_form(alignment, rows):
     query, *states = draw((1, 2, 1, 5, 4), 3)
     arguments = (query, tuple(states[:3]), tuple(states[3:]), torch.tensor([rows]), 0.5, alignment)
     assert torch.equal(fast_ttt_attention(*arguments), ttt_attention(*arguments))
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 5), torch.tensor([[1, 1, 2, 2, 2]])])
+def test_a_device_without_a_kernel_takes_the_dense_form(monkeypatch, mask):
+    query, *states = draw((1, 2, 1, 5, 4), 3)
+    arguments = (query, tuple(states[:3]), tuple(states[3:]))
+    fast = fast_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
+    monkeypatch.setattr(attention, "kernel_for", lambda *_: None)
+    dense = fast_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
+    own = torch.ones(1, 5) if mask is None else mask
+    assert torch.equal(dense, ttt_attention(*arguments, own, 0.5, Alignment.CHAIN))
+    torch.testing.assert_close(dense, fast)
 
 
 def test_autocast_decides_the_dtype():

@@ -1,5 +1,6 @@
 """Both ways of computing the loss beside the sums as they are defined, in float64; what the fused one keeps."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,19 +10,16 @@ from torch import nn
 from ports.training import loss
 from ports.training.alignment import Alignment
 from ports.training.loss import (
-    BLOCK,
-    TargetRows,
     Verifier,
-    argmax,
     count_hits,
     eager_scores,
     fused_kl,
     fused_scores,
     kl_sum,
     mean_over,
-    topk,
 )
 from ports.training.objective import step_rows
+from tests.ports.training.test_flash import Largest
 
 WIDTH = 6
 MASKS = {"all rows": [[1, 1], [1, 1]], "some": [[0, 1, 1], [1, 0, 1]], "none": [[0, 0]]}
@@ -46,6 +44,12 @@ def plain(verifier, theirs, hidden, ours, weights):
     target, logits = Verifier(verifier[None], theirs), hidden[None] @ ours.t()
     sums = kl_sum(logits, target.probabilities, weights[None])
     return sums, count_hits(logits, target.logits.argmax(-1), weights[None])
+
+
+def fused(verifier, theirs, hidden, ours, weights, topk=0, **changes):
+    """The fused form of one TTT step."""
+    scores = fused_kl(hidden[None], ours, Verifier(verifier, theirs, **changes), weights[None], topk)
+    return replace(scores, kl=scores.kl[0])
 
 
 def exact(verifier, theirs, hidden, ours, weights):
@@ -80,13 +84,13 @@ def by_definition(states, masks, head, wanted, verifier, count):
 
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("vocabulary", [9, 2])
-@pytest.mark.parametrize(("name", "alignment", "fused"), list(product(MASKS, Alignment, [False, True])), ids=str)
-def test_the_sums_are_those_defined(name, alignment, fused, vocabulary):
+@pytest.mark.parametrize(("name", "alignment", "quick"), list(product(MASKS, Alignment, [False, True])), ids=str)
+def test_the_sums_are_those_defined(name, alignment, quick, vocabulary):
     mask, count = torch.tensor(MASKS[name]), min(4, vocabulary)
     states, wanted = torch.randn(3, *mask.shape, WIDTH), torch.randn(*mask.shape, WIDTH)
     head, verifier = torch.randn(2, vocabulary, WIDTH)
     masks, target = [step_rows(mask, step, alignment) for step in range(3)], Verifier(wanted, verifier)
-    if fused:
+    if quick:
         scores = fused_scores(states, masks, target, nn.Identity(), head, count)
     else:
         scores = eager_scores(states @ head.T, masks, target, count)
@@ -120,12 +124,12 @@ def test_the_mean_is_finite_without_rows():
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_the_plain_loss_with_its_gradients_and_hits(size, closeness):
     verifier, theirs, hidden, ours, weights = draw(size, closeness)
-    fused = fused_kl(hidden, ours, TargetRows(verifier, theirs), weights, hits=True)
+    scores = fused(verifier, theirs, hidden, ours, weights)
     total, hits = plain(verifier, theirs, hidden, ours, weights)
     precise = [value.detach().double().requires_grad_() for value in (hidden, ours)]
     true_loss = exact(verifier, theirs, *precise, weights)
-    assert (fused.kl - true_loss).abs() <= 1e-6 * (true_loss + weights.sum())
-    found = gradients(fused.kl, hidden, ours, weights)
+    assert (scores.kl - true_loss).abs() <= 1e-6 * (true_loss + weights.sum())
+    found = gradients(scores.kl, hidden, ours, weights)
     wanted = gradients(total, hidden, ours, weights)
     true = gradients(true_loss, *precise, weights)
     for value, other, best in zip(found, wanted, true, strict=True):
@@ -133,21 +137,22 @@ def test_it_is_the_plain_loss_with_its_gradients_and_hits(size, closeness):
         # close to the target q - t is all rounding: then two maxima of rounding errors are compared
         assert (value - best).abs().max() <= max(5e-7 * scale, 2 * (other - best).abs().max())
     for name in ("correct", "top", "rows"):
-        assert torch.equal(getattr(fused.hits, name), getattr(hits, name)), name
+        assert torch.equal(getattr(scores.hits, name), getattr(hits, name)), name
 
 
 def test_float64_gradcheck():
     verifier, theirs, hidden, ours, weights = draw((6, 3, 5), 0.5, torch.float64)
-    target = TargetRows(verifier, theirs, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda *inputs: fused_kl(*inputs, target, weights).kl, (hidden, ours))
+    target, steps = Verifier(verifier, theirs, torch.float64), torch.stack([weights, torch.ones_like(weights)])
+    hidden = torch.stack([hidden, 2 * hidden]).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *inputs: fused_kl(*inputs, target, steps).kl, (hidden, ours))
 
 
 @pytest.mark.usefixtures("chunk")
 def test_weights_that_leave_rows_out_are_as_rows_left_out():
     verifier, theirs, hidden, ours, weights = draw((40, 8, 30))
     rows = weights.nonzero().squeeze(1)
-    some = fused_kl(hidden[rows], ours, TargetRows(verifier[rows], theirs), weights[rows], True, 3)
-    every = fused_kl(hidden, ours, TargetRows(verifier, theirs), weights, True, 3)
+    some = fused(verifier[rows], theirs, hidden[rows], ours, weights[rows], 3)
+    every = fused(verifier, theirs, hidden, ours, weights, 3)
     for name in ("kl", "entropies"):
         torch.testing.assert_close(getattr(every, name), getattr(some, name), rtol=1e-6, atol=0)
     assert torch.equal(every.hits.top, some.hits.top)
@@ -158,15 +163,14 @@ def test_weights_that_leave_rows_out_are_as_rows_left_out():
 @pytest.mark.parametrize("autocast", [True, False])
 def test_bfloat16_is_the_plain_loss_in_bfloat16(autocast):
     verifier, theirs, hidden, ours, weights = draw((64, 32, 257), dtype=torch.float32 if autocast else torch.bfloat16)
-    target = TargetRows(verifier, theirs)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        fused = fused_kl(hidden, ours, target, weights, hits=True)
+        scores = fused(verifier, theirs, hidden, ours, weights)
         logits = torch.nn.functional.linear(hidden, ours)[None]
     assert logits.dtype is torch.bfloat16
-    assert fused.kl.dtype is torch.float32
+    assert scores.kl.dtype is torch.float32
     total = kl_sum(logits, Verifier(verifier[None], theirs).probabilities, weights[None])
-    torch.testing.assert_close(fused.kl, total, rtol=1e-6, atol=0)
-    for value, wanted in zip(gradients(fused.kl, hidden, ours, weights), gradients(total, hidden, ours, weights)):
+    torch.testing.assert_close(scores.kl, total, rtol=1e-6, atol=0)
+    for value, wanted in zip(gradients(scores.kl, hidden, ours, weights), gradients(total, hidden, ours, weights)):
         assert value.dtype is wanted.dtype
         torch.testing.assert_close(value, wanted, rtol=0, atol=0.01 * wanted.abs().max().item())
         slope = (value.double() * wanted).sum() / wanted.double().square().sum()
@@ -177,69 +181,41 @@ def test_a_target_of_another_dtype():
     verifier, theirs, hidden, ours, weights = draw((20, 8, 30))
     target = torch.softmax(torch.nn.functional.linear(verifier.bfloat16(), theirs.bfloat16()).float()[None], dim=-1)
     wanted = kl_sum((hidden @ ours.t())[None], target, weights[None])
-    rows = TargetRows(verifier, theirs, dtype=torch.bfloat16)
-    torch.testing.assert_close(fused_kl(hidden, ours, rows, weights).kl, wanted, rtol=1e-6, atol=0)
-    assert rows.negentropy.dtype is torch.float32
+    found = fused(verifier, theirs, hidden, ours, weights, dtype=torch.bfloat16).kl
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
 
 
 def test_only_what_trains_gets_a_gradient():
     verifier, theirs, hidden, ours, weights = draw((20, 8, 30))
-    target = TargetRows(verifier, theirs)
-    fused_kl(hidden, ours.detach(), target, weights).kl.backward()
+    fused(verifier, theirs, hidden, ours.detach(), weights).kl.backward()
     assert hidden.grad is not None
     with torch.no_grad():
-        assert not fused_kl(hidden, ours, target, weights).kl.requires_grad
-    fused_kl(hidden.detach(), ours, target, weights).kl.backward()
+        assert not fused(verifier, theirs, hidden, ours, weights).kl.requires_grad
+    fused(verifier, theirs, hidden.detach(), ours, weights).kl.backward()
     assert ours.grad is not None
 
 
-def test_no_step_keeps_logits():
-    verifier, theirs, hidden, ours, weights = draw((64, 4, 100))
+def test_nothing_of_rows_times_vocabulary_outlives_a_chunk(monkeypatch):
+    """Neither saved for the backward nor held on the way: twelve chunks, and no tensor larger than one of them."""
+    monkeypatch.setattr(loss, "ROWS", 16)
+    monkeypatch.setattr(loss, "CHUNK", 1)
+    verifier, theirs, hidden, ours, weights = draw((192, 4, 100))
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda value: kept.append(value.numel()) or value, lambda value: value
+    with (
+        Largest() as seen,
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda value: kept.append(value.numel()) or value, lambda value: value
+        ),
     ):
-        fused_kl(hidden, ours, TargetRows(verifier, theirs), weights, True, 5)
-    assert max(kept) == ours.numel()
+        fused(verifier, theirs, hidden, ours, weights, 5)
+    assert max(kept) == hidden.numel()
+    assert seen.entries == 16 * 100
 
 
 def test_no_row_in_the_loss():
     verifier, theirs, hidden, ours, weights = draw((4, 8, 30))
     for rows in (slice(0, 0), slice(0, 4)):
-        target = TargetRows(verifier[rows], theirs)
-        fused = fused_kl(hidden[rows], ours, target, torch.zeros_like(weights[rows]), True, 5)
-        assert fused.kl.item() == 0
-        assert not any(value.any() for value in gradients(fused.kl, hidden, ours, weights * 0))
-        assert fused.hits.rows == 0
-
-
-@pytest.mark.parametrize("columns", [7, BLOCK, 8 * BLOCK, 8 * BLOCK + 1, 64 * BLOCK])
-@pytest.mark.parametrize("count", [1, 3, 7])
-def test_the_largest_entries_are_torchs_own(columns, count):
-    values = torch.rand(5, columns, dtype=torch.float64)
-    wanted = torch.topk(values, count, dim=-1)
-    found, where = topk(values, count)
-    assert torch.equal(found, wanted.values)
-    assert torch.equal(where, wanted.indices)
-    assert torch.equal(argmax(values), values.argmax(-1))
-
-
-def test_several_of_the_largest_in_one_block_and_the_first_of_equal_ones():
-    values = torch.rand(5, 16 * BLOCK)
-    values[:, 5 * BLOCK + 3 : 5 * BLOCK + 6] = torch.tensor([2.0, 4.0, 3.0])
-    found, where = topk(values, 3)
-    assert found.tolist() == [[4, 3, 2]] * 5
-    assert where.tolist() == [[5 * BLOCK + 4, 5 * BLOCK + 5, 5 * BLOCK + 3]] * 5
-    values[:, [3 * BLOCK + 9, 3 * BLOCK + 8, 7 * BLOCK]] = 5.0
-    assert argmax(values).tolist() == [3 * BLOCK + 8] * 5
-    assert topk(values, 3)[0].tolist() == [[5.0] * 3] * 5
-
-
-def test_wide_rows_are_searched_in_blocks_and_narrow_ones_are_not(monkeypatch):
-    seen = []
-    whole = torch.topk
-    monkeypatch.setattr(torch, "topk", lambda *args, **kwargs: seen.append(args[0].shape) or whole(*args, **kwargs))
-    topk(torch.rand(5, 64 * BLOCK), 3)
-    assert seen == []
-    topk(torch.rand(5, BLOCK), 3)
-    assert seen == [(5, BLOCK)]
+        scores = fused(verifier[rows], theirs, hidden[rows], ours, torch.zeros_like(weights[rows]), 5)
+        assert scores.kl.item() == 0
+        assert not any(value.any() for value in gradients(scores.kl, hidden, ours, weights * 0))
+        assert scores.hits.rows == 0

@@ -256,6 +256,22 @@ def test_products_and_gradients_are_those_of_the_whole(with_bias):
     assert all(grad.abs().max() > 1 for grad in grads[0])
 
 
+def test_halves_in_autocast_err_like_the_whole_product():
+    inputs = [torch.randn(shape).requires_grad_() for shape in [(2, 5, 64), (2, 5, 64), (7, 128), (7,)]]
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    with torch.autocast("cpu", torch.bfloat16):
+        sides = [
+            [SharedHalf(inputs[0], *inputs[2:])(inputs[1]), *inputs],
+            [F.linear(torch.cat(inputs[:2], dim=-1), *inputs[2:]), *inputs],
+        ]
+    sides.append([F.linear(torch.cat(exact[:2], dim=-1), *exact[2:]), *exact])
+    assert [out.dtype for out, *_ in sides] == [torch.bfloat16, torch.bfloat16, torch.float64]
+    found = [[out.double(), *torch.autograd.grad(out.square().sum(), leaves)] for out, *leaves in sides]
+    for shared, plain, true in zip(*found, strict=True):
+        assert shared.shape == true.shape
+        assert (shared - true).norm() <= 1.5 * (plain - true).norm() <= 0.02 * true.norm()
+
+
 def test_only_plain_products_in_full_precision_are_split():
     class Adapted(nn.Linear):
         pass
@@ -267,7 +283,7 @@ def test_only_plain_products_in_full_precision_are_split():
     assert not can_split(layer, layer[3:])
     assert not can_split(layer.bfloat16(), layer[:2])
     with torch.autocast("cpu", torch.bfloat16):
-        assert not can_split(layer.float(), layer[:2])
+        assert can_split(layer.float(), layer[:2])
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
