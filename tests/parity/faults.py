@@ -174,7 +174,7 @@ def thaw_embedding(draft: Any) -> None:
 
 
 def hass_history(self: Any, hidden: Tensor, input_ids: Tensor, mask: Any, ttt_steps: int, *_: Any) -> Any:
-    """``forward`` with the one ``detach`` of the recursion left out."""
+    """``unroll`` with the one ``detach`` of the recursion left out."""
     fuse, cache, steps = self.fusion(self.embed(input_ids)), ttt_cache(), []
     for _ in range(ttt_steps):
         out = self.step(fuse, hidden, mask, cache)
@@ -298,7 +298,7 @@ FAULTS = (
     fault("rows miscounted in the mean", takes(OBJECTIVE, "mean_over", lambda total, rows: (total, rows + 1)), "loss"),
     fault("hidden states too coarse", alters(*UNROLL, coarse_hidden), "precision", case="eagle3_bf16ds_k3"),
     fault("history detached", returns(ports.eagle3.model, "next_hidden", Tensor.detach), "paths"),
-    hass("history not detached", puts(HassDraftModel, "forward", hass_history), "paths"),
+    hass("history not detached", puts(HassDraftModel, "unroll", hass_history), "paths"),
     hass(
         "gradients averaged",
         returns(

@@ -16,6 +16,7 @@ from parity import CHECKS, Clip, Kind, ParityError, Side, Tolerance, Trace, comp
 from parity.checks import one_sided_notes
 from parity.errors import InputError
 from parity.evidence import Evidence
+from parity.observe import SAMPLES
 from parity.side import pattern_loss
 from parity.verdict import Against, Status
 
@@ -177,6 +178,8 @@ def traced() -> Trace:
     trace = trace_side(Side(Net), batches())
     further = ("batch.x", "draw.anchors#0", "target_p", "path.0.0", "tap.labels#0", "step1.logits")
     trace.tensors.update({f"mb0.{name}": torch.ones(2) for name in further})
+    trace.tensors[f"{SAMPLES}anchors.entries"] = torch.arange(400) % 4
+    trace.tensors[f"{SAMPLES}anchors.sizes"] = torch.full((200,), 2)
     trace.curve = [
         replace(point, rows=9, correct=5, top=(5, 7), ties=(0, 1), logged={"kl": 1.0}) for point in trace.curve
     ]
@@ -198,6 +201,7 @@ def point(**changes: Any) -> Callable[[Trace], None]:
 TRACED_FAULTS: dict[str, tuple[str, Callable[[Trace], object]]] = {
     "another batch": ("batches", tensor("mb0.batch.x")),
     "another draw": ("draws", tensor("mb0.draw.anchors#0")),
+    "other candidates": ("samplers", tensor(f"{SAMPLES}anchors.entries")),
     "other targets": ("targets", tensor("mb0.target_p")),
     "another tap": ("forward", tensor("mb0.tap.labels#0")),
     "other logits of a later step": ("forward", tensor("mb0.step1.logits")),
@@ -249,7 +253,7 @@ def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
     report.raise_if_failed()
     assert [*dict.fromkeys(row.check for row in report.rows)] == [*CHECKS, "throughput"]
     unused = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
-    assert set(unused) == {"batches", "draws", "targets", "paths", "hits", "schedule"} | AUDITS
+    assert set(unused) == {"batches", "draws", "samplers", "targets", "paths", "hits", "schedule"} | AUDITS
     assert all(unused.values())
     against = {row.check: row.against for row in report.rows}
     assert {check for check, one in against.items() if one is Against.ITSELF} == {"environment", "round_trip", "resume"}

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from parity.compare import View
 from parity.evidence import Evidence
 from parity.precision import precision_rows
 from parity.tolerances import tables
@@ -40,8 +39,7 @@ def side(run: str, changes: Changes, losses: Any = ()) -> Trace:
 def judged(prototype: Trace, port: Trace, losses: Any = (), gone: str = "") -> dict[str, Row]:
     port.tensors.pop(gone, None)
     oracle = side("reference", {}, losses)
-    view = View(LOGITS, rows=lambda trace, name: trace.tensors["mb0.batch.attention_mask"].bool())
-    evidence = Evidence(None, prototype, port, tables()["prototype_bf16"], views=(view,), oracle=lambda: oracle)
+    evidence = Evidence(None, prototype, port, tables()["prototype_bf16"], oracle=lambda: oracle)
     return {row.tensor: row for row in precision_rows(evidence)}
 
 
