@@ -40,8 +40,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         counts = f"{row['tokens']:,}", f"{row['drafts']:,}"
         table.add_row(row["name"], *counts, f"{row['acceptance_length']:.3f}", *rates)
     console.print(table)
-    if result["left_out"]:
-        console.print(f"{result['left_out']} prompts left out: too long for the verifier")
+    for why, count in result["left_out_reasons"].items():
+        console.print(f"{count} prompts left out: {why}", markup=False)
     if result["lossless"] is None:
         console.print(NOT_COMPARED)
     console.print(f"acceptance length {result['acceptance_length']:.3f} over {result['prompts']} prompts")

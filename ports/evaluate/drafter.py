@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ports.eagle3.model import build_draft
 from ports.errors import InputError
-from ports.evaluate.sampling import Choice, Proposal
+from ports.evaluate.sampling import Choice, Proposal, checked_logits
 from ports.evaluate.verifier import GLOBAL, Block, Memory
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
@@ -85,7 +85,7 @@ class Drafter(ABC):
 
     def _pick(self, hidden: Tensor, choice: Choice) -> tuple[Tensor, Tensor | None]:
         """Verifier ids [B] after hidden states [B, h], and what they were drawn from, [B, V]: 0 on tokens not kept."""
-        tokens, weights = choice.pick(self.logits(hidden))
+        tokens, weights = choice.pick(checked_logits(self.logits(hidden), "draft"))
         if self.kept is None:
             return tokens, weights
         if weights is not None:

@@ -192,7 +192,7 @@ def measure(
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
     vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
     entries = [read_questions(file, tokenizer, vocab_size, family, limit) for file in prompts]
-    _check_lengths(prompts, entries, longest)
+    check_lengths(prompts, entries, longest)
     judge = open_verifier(name, Dtype(dtype).value, place)
     limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
     drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place), chosen)
@@ -216,15 +216,32 @@ def measure(
         "seconds": round(time.perf_counter() - start, 3),
     }
     if plot is not None:
-        draw(result, plot)
+        _draw(result, plot)
     if json is not None:
         json.write_text(json_format.dumps(result, indent=1) + "\n")
     return result
 
 
+def _draw(result: dict[str, Any], file: Path) -> None:
+    """Acceptance by position, a line for each file of prompts."""
+    rows = {f"{row['name']}: {row['acceptance_length']:.2f} tokens a pass": row for row in result["files"]}
+    draw(
+        file,
+        range(1, result["speculative_tokens"] + 1),
+        {label: row["rate_per_position"] for label, row in rows.items()},
+        xlabel="position in the proposal",
+        ylabel="accepted up to it",
+        ylim=(0, 1),
+        title=f"{result['algorithm']} draft, temperature {result['temperature']:g}",
+    )
+
+
+TOO_LONG = "too long for the verifier"
+
+
 @dataclass(frozen=True)
 class Turn:
-    """A prompt by its file, its entry there and its turn in it; without ``answer`` where it was too long to ask."""
+    """A prompt by its file, its entry there and its turn in it; either its ``answer`` or why it was ``left_out``."""
 
     file: int
     entry: int
@@ -232,6 +249,17 @@ class Turn:
     prompt: Prompt
     answer: Answer | None = None
     plain: Answer | None = None
+    left_out: str = ""
+
+    def next(self) -> Turn:
+        """The turn after this answer, left out where no prompt can be made of it."""
+        assert self.prompt.ask_on is not None
+        assert self.answer is not None
+        following = replace(self, turn=self.turn + 1, answer=None, plain=None)
+        try:
+            return replace(following, prompt=self.prompt.ask_on(self.answer.tokens))
+        except InputError as error:
+            return replace(following, left_out=f"{error.found}, expected {error.expected}")
 
 
 def ask(
@@ -247,19 +275,16 @@ def ask(
     waiting = [Turn(file, entry, 0, prompt) for file, each in enumerate(files) for entry, prompt in enumerate(each)]
     asked: list[Turn] = []
     while waiting:
-        fitting = [turn for turn in waiting if len(turn.prompt.ids) <= longest]
-        asked += [turn for turn in waiting if len(turn.prompt.ids) > longest]
+        waiting = [turn if len(turn.prompt.ids) <= longest else replace(turn, left_out=TOO_LONG) for turn in waiting]
+        asked += [turn for turn in waiting if turn.left_out]
+        fitting = [turn for turn in waiting if not turn.left_out]
         if not fitting:
             break
         found = evaluate_all([turn.prompt.ids for turn in fitting])
         plain = found.plain or repeat(None)
         done = [replace(turn, answer=ours, plain=own) for turn, ours, own in zip(fitting, found.drafted, plain)]
         asked += done
-        waiting = [
-            replace(turn, turn=turn.turn + 1, prompt=turn.prompt.ask_on(turn.answer.tokens), answer=None, plain=None)
-            for turn in done
-            if turn.prompt.ask_on and turn.answer
-        ]
+        waiting = [turn.next() for turn in done if turn.prompt.ask_on]
     return sorted(asked, key=lambda turn: (turn.file, turn.entry, turn.turn))
 
 
@@ -271,7 +296,8 @@ def summary(turns: Sequence[Turn], size: int) -> dict[str, Any]:
     for each in found["differences"]:
         turn = done[each["prompt"]]
         each.update(prompt=turn.entry, turn=turn.turn)
-    return {**found, "left_out": len(turns) - len(done)}
+    reasons = Counter(turn.left_out for turn in turns if turn.left_out)
+    return {**found, "left_out": reasons.total(), "left_out_reasons": dict(reasons)}
 
 
 def names(files: Sequence[Path]) -> list[str]:
@@ -281,7 +307,7 @@ def names(files: Sequence[Path]) -> list[str]:
     return [name if counts[name] == 1 else str(file) for name, file in zip(short, files)]
 
 
-def _check_lengths(files: Sequence[Path], entries: Sequence[Sequence[Prompt]], longest: int) -> None:
+def check_lengths(files: Sequence[Path], entries: Sequence[Sequence[Prompt]], longest: int) -> None:
     """Refuse (InputError) a file of which nothing can be asked."""
     for file, prompts in zip(files, entries):
         shortest = min(len(prompt.ids) for prompt in prompts)

@@ -1,7 +1,8 @@
-"""Acceptance by position as a picture, a line for each benchmark."""
+"""Lines as a picture: the evaluator's acceptance by position, the bench's tokens per second."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,17 @@ def check_plot(file: Path) -> None:
     check_output_file(file, "--plot")
 
 
-def draw(result: dict[str, Any], file: Path) -> None:
-    """Draw what :func:`ports.evaluate.measure.measure` found; the same result gives the same bytes."""
+def draw(file: Path, places: Sequence[int], lines: Mapping[str, Sequence[float]], **axes_settings: Any) -> None:
+    """Draw ``lines`` by their labels over ``places``, the same bytes each time; ``axes_settings`` are of matplotlib."""
     import matplotlib as mpl  # here, since it takes a while
     from matplotlib.figure import Figure
 
-    places = range(1, result["speculative_tokens"] + 1)
-    with mpl.rc_context({"svg.hashsalt": "acceptance"}):
+    with mpl.rc_context({"svg.hashsalt": "measured"}):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        for row in result["files"]:
-            label = f"{row['name']}: {row['acceptance_length']:.2f} tokens a pass"
-            axes.plot(places, row["rate_per_position"], marker="o", label=label)
-        axes.set(xlabel="position in the proposal", ylabel="accepted up to it", ylim=(0, 1), xticks=places)
-        axes.set_title(f"{result['algorithm']} draft, temperature {result['temperature']:g}")
+        for label, values in lines.items():
+            axes.plot(places, values, marker="o", label=label)
+        axes.set(xticks=places, **axes_settings)
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

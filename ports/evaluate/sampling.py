@@ -77,6 +77,17 @@ class Sampling(Choice):
         return torch.multinomial(weights, 1, generator=self.generator)[:, 0]
 
 
+def checked_logits(logits: Tensor, whose: str) -> Tensor:
+    """Logits [..., V], as they are.
+
+    Raises:
+        InputError: NaN or Inf is the largest somewhere: whatever was chosen there would mean nothing.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise InputError(whose, "logits", f"NaN or Inf in {logits.dtype}", "numbers; --dtype float32 has the most room")
+    return logits
+
+
 def acceptance(p: Tensor, q: Tensor) -> Tensor:
     """The probability of accepting a token that verifier and draft give ``p`` and ``q`` > 0; capped by its use at 1."""
     return p / q

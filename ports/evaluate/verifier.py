@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from ports.errors import InputError
-from ports.evaluate.sampling import Choice, Proposal
+from ports.evaluate.sampling import Choice, Proposal, checked_logits
 from ports.training.verifier import reading_weights, verifier_config
 
 Features = Callable[[Sequence[Tensor]], Tensor]
@@ -126,7 +126,7 @@ class Reader:
         self.memory, fresh = Memory(len(prompts), device), places < lengths[:, None]
         ends, of_row = lengths.sub(1).unique(return_inverse=True)
         logits, features = self._read(ids, places, fresh, ends)
-        self.last, self.position = self.choice.pick(logits[rows, of_row])[0], lengths
+        self.last, self.position = self.choice.pick(checked_logits(logits[rows, of_row], "verifier"))[0], lengths
         following = ids.roll(-1, dims=1)
         following[rows, lengths - 1] = self.last
         return Block(following, features, places, fresh)
@@ -137,7 +137,7 @@ class Reader:
         offsets = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         positions = self.position[:, None] + offsets
         logits, features = self._read(ids, positions, torch.ones_like(ids, dtype=torch.bool), offsets[0])
-        choices, accepted = self.choice.judge(logits, proposal)
+        choices, accepted = self.choice.judge(checked_logits(logits, "verifier"), proposal)
         fresh = offsets <= accepted[:, None]
         self.memory.keep(fresh)
         self.last, self.position = choices.gather(1, accepted[:, None])[:, 0], self.position + accepted + 1

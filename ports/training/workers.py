@@ -21,15 +21,17 @@ SECONDS = 0.5
 """A process ends at most that long after the one that started it."""
 
 
-def end_with_parent(blocked: Collection[signal.Signals] = ()) -> None:
+def end_with_parent(blocked: Collection[signal.Signals] = (), parent: int | None = None) -> None:
     """End this process as soon as its parent has, whatever it is doing.
 
     Args:
         blocked: signals that wait in every thread of this process; the parent's ends it, others' are dropped.
+        parent: id of the process that started this one; known where multiprocessing did.
     """
-    parent = multiprocessing.parent_process()
+    started = multiprocessing.parent_process()
+    parent = parent if started is None else started.pid
     if parent is not None:
-        threading.Thread(target=_watch, args=(parent.pid, blocked), daemon=True).start()
+        threading.Thread(target=_watch, args=(parent, blocked), daemon=True).start()
 
 
 def _watch(parent: int, blocked: Collection[signal.Signals]) -> None:

@@ -139,7 +139,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
         request, answer = folder / "request.json", folder / "answer.json"
         words = {"engine": {**ENGINE, **engine}, "prompts": prompts[:NUM_PROMPTS], "length": LENGTH, "ignore_eos": True}
         request.write_text(json.dumps(words))
-        command = [sys.executable, "-m", "ports.serving.engine", str(request), str(answer)]
+        command = [sys.executable, "-m", "ports.serving.engine", str(request), str(answer), str(os.getpid())]
         run(command, VLLM_CACHE_ROOT=str(folder / "cache"), **ENVIRONMENT)
         (found,) = json.loads(answer.read_text())
         return {name: value for name, value in found.items() if not name.endswith("seconds")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -12,12 +13,14 @@ from tests.serving.conftest import NUM_PROMPTS
 pytestmark = pytest.mark.vllm
 
 
-def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path):
+def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path, monkeypatch):
     file, prompts = tmp_path / "result.json", tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(ids) + "\n" for ids in trained.prompts[:NUM_PROMPTS]))
     flags = ["--prompts", str(prompts), "--k", "3", "--batch-size", "1", "--rounds", "1", "--tokens", "32"]
+    words = [str(trained.draft), *flags, "--cores", "0", "--dtype", "float32", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
     with pytest.raises(SystemExit) as ended:
-        main([str(trained.draft), *flags, "--cores", "0", "--dtype", "float32", "--json", str(file)])
+        main()
     assert ended.value.code == 0
     result = json.loads(file.read_text())
     plain, drafted = result["rows"]

@@ -15,9 +15,10 @@ import ports.evaluate.__main__
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec
+from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
-from ports.evaluate.measure import Counters, Evaluation, ask, evaluate, measure, names
+from ports.evaluate.measure import Counters, Evaluation, ask, evaluate, measure, names, summary
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import end_tokens
@@ -216,19 +217,30 @@ def test_rows_are_named_by_benchmark():
 
 
 def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
-    """Answers count the tokens asked; the second entry's second turn is too long, so its third is never asked."""
+    """Answers count the tokens asked; the second file's second turns are too long, so that a third is never asked, and
+    refused by the chat template."""
     short = Prompt([1], lambda answer: Prompt([1, *answer, 2]))
     long = Prompt([3, 4], lambda answer: Prompt([5] * 9, lambda answer: pytest.fail("it is not asked")))
+    refused = Prompt([6], lambda answer: refuse(answer))
     asked = []
+
+    def refuse(answer):
+        raise InputError("question.jsonl", "line 3", "roles must alternate", "a conversation")
 
     def answer(texts):
         asked.append(texts)
         return Evaluation(1, [Answer([len(text)], [1]) for text in texts], None)
 
-    turns = ask([[short], [long]], 8, answer)
-    assert asked == [[[1], [3, 4]], [[1, 1, 2]]]
+    turns = ask([[short], [long, refused]], 8, answer)
+    assert asked == [[[1], [3, 4], [6]], [[1, 1, 2]]]
     found = [(turn.file, turn.entry, turn.turn, turn.answer and turn.answer.tokens) for turn in turns]
-    assert found == [(0, 0, 0, [1]), (0, 0, 1, [3]), (1, 0, 0, [2]), (1, 0, 1, None)]
+    assert found == [
+        *[(0, 0, 0, [1]), (0, 0, 1, [3]), (1, 0, 0, [2]), (1, 0, 1, None)],
+        *[(1, 1, 0, [1]), (1, 1, 1, None)],
+    ]
+    told = summary(turns, 1)
+    reasons = {"too long for the verifier": 1, "roles must alternate, expected a conversation": 1}
+    assert (told["prompts"], told["left_out"], told["left_out_reasons"]) == (4, 2, reasons)
 
 
 def test_benchmarks_are_asked_turn_by_turn(tmp_path):

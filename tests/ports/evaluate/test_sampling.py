@@ -159,6 +159,18 @@ def test_greedy_is_the_limit(cpu):
     assert [answer.tokens for answer in cold] == greedy
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize(("table", "whose"), [("TABLE", "verifier"), ("GUESS", "draft")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(monkeypatch, refuses, cpu, table, whose, value, temperature):
+    """As those of float16 where a sum does not fit."""
+    spoiled = globals()[table].clone()
+    spoiled[:, 2] = value
+    monkeypatch.setitem(globals(), table, spoiled)
+    with refuses(whose, "logits", "NaN or Inf in torch.float32", "numbers"):
+        decode_speculatively(Verifier(), Guesser(), [[START]], Limits(LENGTH), SIZE, choice_of(temperature, 0, cpu))
+
+
 @pytest.mark.parametrize("temperature", [-1.0, 1e-3, 101.0, float("nan"), float("inf")])
 def test_a_temperature_that_logits_are_not_divided_by_is_refused(temperature, refuses, cpu):
     with refuses("command line", "--temperature", str(temperature), "0, or 0.01 to 100"):

@@ -1,8 +1,10 @@
-"""The bench around the engines: turns, the fastest of them, the best k, exit codes; engines are played."""
+"""The bench around the engines: turns, the fastest of them, the best k, exit codes; engines are played, or vLLM is."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -11,6 +13,7 @@ import ports.serving.bench
 from ports.errors import InputError
 from ports.serving.bench import main, start_engine
 from ports.training.saving import save_draft
+from tests.processes import await_end_of, wait_for
 
 SECONDS = {0: 4.0, 1: 3.0, 2: 2.0}
 """Of an engine's answers by k; the first turn of each takes twice as long."""
@@ -42,11 +45,15 @@ def engines(monkeypatch):
     return started, last
 
 
-def bench(*words) -> int:
-    try:
-        return main([str(word) for word in words])
-    except SystemExit as ended:
-        return int(ended.code or 0)
+@pytest.fixture
+def bench(monkeypatch):
+    def run(*words) -> int:
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return run
 
 
 @pytest.fixture
@@ -54,15 +61,19 @@ def draft(hass_draft, tmp_path):
     return save_draft(hass_draft, tmp_path / "draft")
 
 
-def measured(draft, prompts, *words):
-    file = prompts.with_name("result.json")
-    sizes = ("--k", 1, "--k", 2, "--batch-size", 1, "--batch-size", 4)
-    code = bench(draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
-    return code, json.loads(file.read_text())
+@pytest.fixture
+def measured(bench, draft, prompts):
+    def run(*words):
+        file = prompts.with_name("result.json")
+        sizes = ("--k", 1, "--k", 2, "--batch-size", 1, "--batch-size", 4)
+        code = bench(draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
+        return code, json.loads(file.read_text())
+
+    return run
 
 
-def test_engines_take_turns_and_the_fastest_turn_counts(engines, draft, prompts):
-    code, result = measured(draft, prompts)
+def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured):
+    code, result = measured()
     assert (code, engines[0]) == (0, [0, 1, 2, 0, 1, 2])
     assert [row["seconds"] for row in result["rows"]] == 2 * [4.0, 3.0, 2.0]
     assert [row["tokens_per_second"] for row in result["rows"][:3]] == [3 / 4, 1.0, 3 / 2]
@@ -72,48 +83,124 @@ def test_engines_take_turns_and_the_fastest_turn_counts(engines, draft, prompts)
     assert {size: row["speculative_tokens"] for size, row in result["best"].items()} == {"1": 2, "4": 2}
 
 
-def test_no_draft_is_the_best_where_none_helps(engines, draft, prompts, monkeypatch):
+def test_no_draft_is_the_best_where_none_helps(engines, measured, monkeypatch):
     monkeypatch.setitem(SECONDS, 0, 1.0)
-    assert measured(draft, prompts)[1]["best"]["1"]["speculative_tokens"] == 0
+    assert measured()[1]["best"]["1"]["speculative_tokens"] == 0
 
 
-def test_answers_that_a_draft_changed_are_counted_and_exit_code_1(engines, draft, prompts):
+def test_answers_that_a_draft_changed_are_counted_and_exit_code_1(engines, measured):
     engines[1][2] = 8
-    code, result = measured(draft, prompts)
+    code, result = measured()
     assert code == 1
     assert [row["other_answers"] for row in result["rows"][:3]] == [0, 0, 1]
 
 
-def test_the_plot_is_drawn(engines, draft, prompts):
+def test_the_plot_is_drawn(engines, measured, prompts):
     pytest.importorskip("matplotlib")
-    measured(draft, prompts, "--plot", prompts.with_name("rates.svg"))
+    measured("--plot", prompts.with_name("rates.svg"))
     assert "<svg" in prompts.with_name("rates.svg").read_text()
+
+
+def test_a_prompt_without_room_is_left_out_and_counted(engines, measured, prompts, capsys):
+    with prompts.open("a") as lines:
+        lines.write(f"{[7] * 500}\n")
+    _, result = measured("--tokens", 20)
+    assert (result["prompts"], result["left_out"]) == (2, 1)
+    assert "1 prompts left out: too long for the verifier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("draft", "logits", "NaN", "numbers"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_an_evaluator_that_fails_takes_nothing_with_it(engines, measured, monkeypatch, error, code):
+    def fail(*_, **options):
+        raise error
+
+    monkeypatch.setattr(ports.serving.bench, "measure", fail)
+    found, result = measured("--evaluator")
+    assert (found, len(result["rows"]), "evaluator" in result) == (code, 6, False)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--tokens", "100000"), "max_position_embeddings: found"),
+        (("--tokens", "100000"), "--tokens: found 100000"),
+        (("--plot", "rates.pdf"), "--plot: found a name with .pdf"),
+        (("--vocabulary", "nowhere"), "vocabulary: found"),
         (("--json", "no/such/folder.json"), "--json: found no folder"),
         (("--prompts", "none.jsonl"), "--prompts: found"),
     ],
 )
-def test_refusals(engines, draft, prompts, words, said, capfd):
+def test_refusals(engines, bench, draft, prompts, words, said, capfd):
     assert bench(draft, "--prompts", prompts, *words) == 2
     assert said in capfd.readouterr().err
     assert not engines[0]
 
 
-def test_without_vllm_the_command_says_what_is_missing(draft, prompts, monkeypatch, capfd):
+def test_without_vllm_the_command_says_what_is_missing(bench, draft, prompts, monkeypatch, capfd):
     monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: None)
     assert bench(draft, "--prompts", prompts) == 2
     assert "vllm: found nothing of that name installed" in capfd.readouterr().err
 
 
-def test_an_engine_that_fails_is_refused_with_its_last_error(monkeypatch, tmp_path):
-    fails = tmp_path / "python"
-    fails.write_text(f"#!{sys.executable}\nraise SystemExit('ValueError: no such model\\nand more')\n")
-    fails.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fails))
-    with pytest.raises(InputError, match="verifier: vLLM: found ValueError: no such model, expected an engine"):
-        start_engine({"engine": {"model": "verifier"}})
+VLLM = """
+import os, signal, time
+from types import SimpleNamespace
+
+SamplingParams = SimpleNamespace
+
+class LLM:
+    def __init__(self, model):
+        exec(model)
+        self.llm_engine, self.asked, self.together = self, [], []
+
+    def add_request(self, name, prompt, params):
+        self.asked.append(name)
+
+    def has_unfinished_requests(self):
+        return bool(self.asked)
+
+    def step(self):
+        self.together.append(len(self.asked))
+        answer, asked, self.asked = [SimpleNamespace(token_ids=list(self.together))], self.asked, []
+        return [SimpleNamespace(request_id=f"{name}-0", finished=True, outputs=answer) for name in asked]
+
+    def get_metrics(self):
+        return []
+"""
+"""Runs ``model`` at its start; an answer is how many requests were in flight so far, step by step."""
+
+
+@pytest.fixture
+def vllm(tmp_path, monkeypatch):
+    (tmp_path / "vllm.py").write_text(VLLM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda model: {"engine": {"model": model}, "prompts": [[1], [2, 3]], "length": 4, "batch_sizes": [1, 2]}
+
+
+def test_an_engine_answers_whatever_it_says_and_is_warm_at_its_largest_batch(vllm):
+    found = start_engine(vllm("os.write(1, bytes([255]))"))
+    assert [run["tokens"] for run in found] == [[[2, 1], [2, 1, 1]], [[2, 1, 1, 2]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("raise ValueError('no such model')", "ValueError: no such model"),
+        ("print('RuntimeError: no memory', flush=True); os._exit(1)", "RuntimeError: no memory"),
+        ("os._exit(0)", "nothing said"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "an end by signal 9; nothing said"),
+    ],
+)
+def test_an_engine_that_fails_is_refused_with_its_last_error(vllm, refuses, model, said):
+    with refuses(model, "vLLM", said, "an engine that serves"):
+        start_engine(vllm(model))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_engine_ends_with_the_bench(vllm, fork, tmp_path, number):
+    told = tmp_path / "told"
+    bench = fork(start_engine, vllm(f"open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(600)"))
+    wait_for(told)
+    os.kill(bench.pid, number)
+    await_end_of([bench.pid, int(told.read_text())], 30)

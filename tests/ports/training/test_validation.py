@@ -169,6 +169,7 @@ REFUSED = [
     ({"val_fraction": 1.0}, "val_fraction: found '1.0'"),
     ({"val_prompts": "nowhere.jsonl"}, "nowhere.jsonl"),
     ({"val_prompts": "empty.jsonl"}, "prompts: found nothing"),
+    ({"val_prompts": "long.jsonl"}, "prompts: found 5000 tokens and more, expected at most"),
 ]
 
 
@@ -178,6 +179,7 @@ def test_what_cannot_be_validated_on_is_refused_before_training(fixture, tmp_pat
         shutil.copytree(fixture / "data_eagle3", fixture / name)
         spoil(fixture / name, **values)
     (fixture / "empty.jsonl").touch()
+    (fixture / "long.jsonl").write_text(f"{[7] * 5000}\n")
     options = {name: fixture / value if isinstance(value, str) else value for name, value in options.items()}
     assert eagle3.main(flags(**options)) == 2
     error = capfd.readouterr().err
