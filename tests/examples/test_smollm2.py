@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.real
 
 
 def smollm2(*words: object) -> subprocess.CompletedProcess[str]:
@@ -29,6 +31,7 @@ def model(tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.real
 def test_own_answers_make_a_draft_that_is_accepted(model, tmp_path):
     """Sixty sums of two numbers in words of GSM8K's form; the held-out ones are decoded with the draft."""
     questions = tmp_path / "questions.jsonl"
@@ -43,3 +46,24 @@ def test_own_answers_make_a_draft_that_is_accepted(model, tmp_path):
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["lossless"]
     assert found["acceptance_length"] > 1.5
+
+
+@pytest.mark.parametrize(
+    ("code", "writes", "ends"), [(0, "{}", None), (1, "{}", None), (1, "", 1), (0, "", 1), (2, "{", 2), (-9, "{", 137)]
+)
+def test_a_result_is_there_whole_or_the_command_ends(monkeypatch, tmp_path, code, writes, ends):
+    """By the exit code of the command that it is of, and what that had written."""
+    example, file = runpy.run_path(str(ROOT / "examples" / "smollm2.py")), tmp_path / "result.json"
+
+    def play(command, check):
+        if writes:
+            Path(command[command.index("--json") + 1]).write_text(writes)
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(subprocess, "run", play)
+    if ends is None:
+        assert example["result_of"](file, "evaluate") == {}
+        return
+    with pytest.raises(typer.Exit) as ended:
+        example["result_of"](file, "evaluate")
+    assert (ended.value.exit_code, file.exists()) == (ends, False)
