@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
@@ -353,6 +354,7 @@ def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> N
         PhaseError: it ended with another exit code than those that are ``good``.
     """
     process = multiprocessing.get_context("spawn").Process(target=_phase, args=(name, list(words)))
+    resource_tracker.ensure_running()  # whose start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process.start()
     assert process.pid is not None  # it was started
