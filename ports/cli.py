@@ -33,13 +33,24 @@ OWN_WORD = {"vocabulary"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit codes are the command's, see :func:`ports.commands.exit_code`."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: run(words))
+
+
+def run(words: Sequence[str]) -> int:
+    """The command that ``words`` begin with.
+
+    Raises:
+        InputError: there is none.
+    """
     if not words or words[0] in ("--help", "-h", "help"):
-        return exit_code(lambda: print(usage()))
+        print(usage())
+        return 0
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if name is None:
-        return exit_code(lambda: _refuse(words))
-    rest = words[len(name.split()) :]
-    return dispatch(name, rest)
+        of_one = [name for name in COMMANDS if name.split()[0] == words[0]]
+        found = " ".join(words[:2] if of_one else words[:1])
+        raise InputError("command line", "command", found, " | ".join(of_one or COMMANDS))
+    return dispatch(name, words[len(name.split()) :])
 
 
 def usage() -> str:
@@ -49,24 +60,16 @@ def usage() -> str:
     return "\n".join(["speculator COMMAND --help: the flags of a command", "", *lines])
 
 
-def _refuse(words: Sequence[str]) -> None:
-    of_one = [name for name in COMMANDS if name.split()[0] == words[0]]
-    raise InputError(
-        "command line", "command", " ".join(words[:2] if of_one else words[:1]), " | ".join(of_one or COMMANDS)
-    )
-
-
 def dispatch(name: str, words: Sequence[str]) -> int:
-    """Run a command by its name; ``sys.argv`` becomes what its own program's would be."""
+    """Run a command by its name; ``sys.argv`` becomes what its own program's would be.
+
+    Raises:
+        InputError: what it needs cannot be imported.
+    """
     try:
-        run = import_module(COMMANDS[name][0]).main
+        entry = import_module(COMMANDS[name][0]).main
     except ImportError as error:
-        found = reason(error)
-        return exit_code(lambda: _absent(name, found))
+        raise InputError(f"speculator {name}", "import", reason(error), "what it needs, installed") from error
     words = [name, *words] if name in OWN_WORD else list(words)
     sys.argv = [f"speculator {name}", *words]
-    return int((run(words) if inspect.signature(run).parameters else run()) or 0)
-
-
-def _absent(name: str, found: str) -> None:
-    raise InputError(f"speculator {name}", "import", found, "what it needs, installed")
+    return int((entry(words) if inspect.signature(entry).parameters else entry()) or 0)

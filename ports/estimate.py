@@ -149,11 +149,16 @@ def training_memory(
 def build_objective(config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_steps: int) -> Any:
     """The objective of an untrained draft on the CPU, its memory not touched."""
     config.transformer_layer_config._attn_implementation = attention_name(Alignment.PROTOTYPE)
+    draft = bare_draft(config).to_empty(device="cpu")
     hass = isinstance(config, HassSpeculatorConfig)
-    with torch.device("meta"):
-        draft: Any = HassDraftModel(config) if hass else thaw_head(Eagle3DraftModel(config))
-    draft.to_empty(device="cpu")
     return HassObjective(draft, ttt_steps, topk=1) if hass else Eagle3Objective(draft, ttt_steps)
+
+
+def bare_draft(config: Eagle3SpeculatorConfig | HassSpeculatorConfig) -> Any:
+    """A draft as it is trained, its weights shapes alone."""
+    with torch.device("meta"):
+        hass = isinstance(config, HassSpeculatorConfig)
+        return HassDraftModel(config) if hass else thaw_head(Eagle3DraftModel(config))
 
 
 def kept_bytes(objective: Any, tokens: int, rows: int) -> int:

@@ -13,16 +13,13 @@ from pydantic import ValidationError
 from ports.errors import InputError, reason
 from ports.files import check_regular, is_text, read_json
 from ports.generate.chat import ChatFamily, load_family
+from ports.generate.conversations import ConversationError, Message, dialogue_of, form_of
 from ports.generate.records import read_manifest
 from ports.training.records import GENERATION
 
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-FORMS = "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations, turns or question"
-
-OTHERS = {"prompt_token_ids", "prompt", "messages", "conversations"}
-"""Keys that are read before ``turns``."""
-
-Message = dict[str, str]
+FORMS = (
+    "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations, turns, question or text"
+)
 
 
 def family_of(draft: Path, named: str = "") -> ChatFamily:
@@ -66,9 +63,9 @@ def read_questions(
 
     ``.txt`` holds a text a line, ``.jsonl`` a JSON value a line, ``.json`` an array of such values. A value is an array
     of token ids, a text, ``{"prompt_token_ids": [...]}``, ``{"prompt": "..."}``, or a conversation: ``messages`` with
-    role and content, ShareGPT's ``conversations`` with from and value, GSM8K's ``question``, or EAGLE's ``turns`` of a
-    user, each of which is asked once the one before it is answered. Of a conversation everything up to the last turn of
-    a user is the prompt, in the tokenizer's chat template and what the family puts around it.
+    role and content, ShareGPT's ``conversations`` with from and value, GSM8K's ``question``, a user's ``text``, or
+    EAGLE's ``turns`` of a user, each of which is asked once the one before it is answered. Of a conversation everything
+    up to the last turn of a user is the prompt, in the tokenizer's chat template and what the family puts around it.
 
     Args:
         file: what to read.
@@ -117,13 +114,25 @@ class _Entry:
 
     def prompt(self, value: Any) -> Prompt:
         """The first prompt that a value holds."""
-        if isinstance(value, Mapping) and "turns" in value and not OTHERS & value.keys():
-            return self._asked([], self._turns(value["turns"]))
-        return Prompt(self._checked(self._given(value)))
+        if isinstance(value, str):
+            return Prompt(self._checked(self._tokenized(value)))
+        if not isinstance(value, Mapping):
+            return Prompt(self._checked(value))
+        if "prompt_token_ids" in value:
+            return Prompt(self._checked(value["prompt_token_ids"]))
+        if isinstance(value.get("prompt"), str):
+            return Prompt(self._checked(self._tokenized(value["prompt"])))
+        try:
+            form, said = form_of(value), dialogue_of(value)
+        except ConversationError as error:
+            raise self._refused(str(error), FORMS) from error
+        for turn in said:
+            self._check_text(turn["content"])
+        return self._asked([], said) if form == "turns" else Prompt(self._checked(self._rendered(said)))
 
-    def _asked(self, before: list[Message], turns: Sequence[str]) -> Prompt:
+    def _asked(self, before: list[Message], turns: Sequence[Message]) -> Prompt:
         """The first of a user's ``turns`` after what was said before."""
-        said = [*before, {"role": "user", "content": turns[0]}]
+        said = [*before, turns[0]]
 
         def ask_on(answer: list[int]) -> Prompt:
             text = self.tokenizer().decode(answer, skip_special_tokens=True)
@@ -139,39 +148,13 @@ class _Entry:
             raise self._refused(f"ids in [{min(ids)}, {max(ids)}]", f"[0, {self.vocab_size})")
         return ids
 
-    def _given(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._tokenized(value)
-        if not isinstance(value, Mapping):
-            return value
-        if "prompt_token_ids" in value:
-            return value["prompt_token_ids"]
-        if isinstance(value.get("prompt"), str):
-            return self._tokenized(value["prompt"])
-        return self._rendered(self._conversation(value))
-
     def _tokenized(self, text: str, **options: Any) -> Any:
-        if not is_text(text):
-            raise self._refused(f"a lone surrogate in {ascii(text)[:60]}", "text")
+        self._check_text(text)
         return self.tokenizer()(text, **options)["input_ids"]
 
-    def _conversation(self, value: Mapping[str, Any]) -> list[Message]:
-        if "messages" in value:
-            return self._messages("messages", value["messages"], "role", "content")
-        if "conversations" in value:
-            return self._messages("conversations", value["conversations"], "from", "value")
-        if isinstance(value.get("question"), str):
-            return [{"role": "user", "content": value["question"]}]
-        raise self._refused(f"an object with {', '.join(map(str, value)) or 'nothing'}", FORMS)
-
-    def _turns(self, turns: Any) -> list[str]:
-        if (
-            not isinstance(turns, list)
-            or not turns
-            or not all(isinstance(turn, str) and is_text(turn) for turn in turns)
-        ):
-            raise self._refused(ascii(turns)[:80], "a user's turns, texts", "turns")
-        return turns
+    def _check_text(self, text: str) -> None:
+        if not is_text(text):
+            raise self._refused(f"a lone surrogate in {ascii(text)[:60]}", "text")
 
     def _rendered(self, messages: Sequence[Message]) -> Any:
         turns = prompt_of(messages)
@@ -183,19 +166,8 @@ class _Entry:
             raise self._refused(reason(error), "a conversation that the chat template takes") from error
         return self._tokenized(text, add_special_tokens=False)
 
-    def _messages(self, name: str, turns: Any, role: str, content: str) -> list[Message]:
-        expected = f"turns with {role} and {content}"
-        try:
-            messages = [{"role": ROLES[turn[role]], "content": turn[content]} for turn in turns]
-        except (KeyError, TypeError) as error:
-            raise self._refused(f"{type(error).__name__} {error}", expected, name) from error
-        for message in messages:
-            if not isinstance(message["content"], str):
-                raise self._refused(f"{content} {message['content']!r:.40}", f"{expected}, a text", name)
-        return messages
-
-    def _refused(self, found: str, expected: str, name: str = "") -> InputError:
-        return InputError(self.file, f"{self.field} {name}".rstrip(), found, expected)
+    def _refused(self, found: str, expected: str) -> InputError:
+        return InputError(self.file, self.field, found, expected)
 
 
 def prompt_of(messages: Sequence[Message]) -> list[Message]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -167,12 +166,12 @@ class Asking:
             raise InputError(self.settings.data, f"row {row}", reason(error), expected) from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def finish(self, engine: Engine, talks: Sequence[Talk], bar: tqdm[Any]) -> int:
-        """Answer every round of ``talks``, side by side; returns the number of tokens.
+    def finish(self, engine: Engine, talks: Sequence[Talk], bar: tqdm[Any]) -> None:
+        """Answer every round of ``talks``, side by side.
 
         A dialogue without room for its next answer ends there, as one that was cut.
         """
-        chosen, tokens = self.settings, 0
+        chosen = self.settings
         sampling = Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_p)
         while asked := [talk for talk in talks if talk.rounds]:
             prompts = {}
@@ -181,31 +180,28 @@ class Asking:
                 ids = self.ids(talk.row, talk.said)
                 if len(ids) > self.room:
                     talk.cut, talk.rounds = True, []
+                    bar.update()
                 else:
                     prompts[talk.row] = Prompt(ids, (chosen.seed + PRIME * talk.row + len(talk.said)) % 2**31)
             asked = [talk for talk in asked if talk.row in prompts]
             for number, reply in engine.answer(list(prompts.values()), sampling) if asked else ():
                 asked[number].said.append({"role": "assistant", "content": reply.text})
                 asked[number].cut |= reply.cut
-                tokens += reply.tokens
                 bar.update(not asked[number].rounds)
-        return tokens
 
 
 def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: int) -> None:
     """Everything from dialogue ``done`` on."""
-    settings, started, tokens = asking.settings, time.monotonic(), 0
+    settings = asking.settings
     bar = tqdm(total=len(dialogues), initial=done, desc="answering", unit="dialogue", disable=not settings.progress)
     with bar, settings.out.open("a", encoding="utf-8") as stream:
         for first in range(done, len(dialogues), WINDOW):
             window = range(first, min(first + WINDOW, len(dialogues)))
             talks = [Talk(row, rounds_of(dialogues[row])) for row in window]
-            tokens += asking.finish(engine, talks, bar)
+            asking.finish(engine, talks, bar)
             stream.write("".join(talk.line() for talk in talks))
             stream.flush()
             os.fsync(stream.fileno())
-    seconds = time.monotonic() - started
-    print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tok/s by {engine.name}", file=sys.stderr)
 
 
 def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dict[str, Any]:

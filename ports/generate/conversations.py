@@ -58,10 +58,15 @@ def dialogue_of(row: Mapping[str, Any]) -> list[Message]:
     Raises:
         ConversationError: none of them, no turns, an unknown role, or a turn without text.
     """
+    return FORMS[form_of(row)](row)
+
+
+def form_of(row: Mapping[str, Any]) -> str:
+    """The first of :data:`FORMS` that a row has a value for; ConversationError if there is none."""
     form = next((name for name in FORMS if row.get(name) is not None), None)
     if form is None:
-        raise ConversationError(f"found {', '.join(row)}, expected one of {', '.join(FORMS)}")
-    return FORMS[form](row)
+        raise ConversationError(f"nothing in {', '.join(map(str, row)) or 'it'}, expected one of {', '.join(FORMS)}")
+    return form
 
 
 def _turns(row: Mapping[str, Any], column: str, role: str, content: str) -> list[Message]:

@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,17 +32,20 @@ from ports import cli
 from ports.commands import exit_code, hush_libraries
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
-from ports.estimate import verifier_parameters
+from ports.estimate import bare_draft, verifier_parameters
 from ports.files import check_output, gigabytes, read_json
 from ports.generate.answers import AnswersSettings, Asking, check_same, digest, read_dialogues, rounds_of
 from ports.generate.chat import load_family
 from ports.generate.records import geometry_of
+from ports.generate.run import bytes_in, say
 from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabulary
 from ports.hass.config import load_draft_config as load_hass
 from ports.training.alignment import Alignment
-from ports.training.checkpoint import FOLDER, DirectoryLock, sweep, write_directory, write_file
+from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory, write_file
 from ports.training.draft_config import read_config_dict
-from ports.training.settings import Eagle3Settings, parse
+from ports.training.records import list_records
+from ports.training.settings import parse
+from ports.training.stop import SIGNALS
 from ports.training.verifier import open_tokenizer, verifier_config, verifier_fingerprint
 from ports.training.workers import end_with_parent
 
@@ -58,17 +62,15 @@ EVALUATED = 128
 VALIDATED = 0.05
 """Share of the records that the best checkpoint is chosen by, where there are enough of them."""
 
-EFFICIENCY = {"answers": 0.4, "records": 1.0, "training": 1.0}
-"""Operations in a second, as a share of those in a large matrix product, about: answers wait for memory."""
+EFFICIENCY = {"answers": 0.6, "records": 1.2, "training": 0.85}
+"""Operations in a second, as a share of those in a large matrix product, about: as a 135M verifier's run on a core had
+them, whose answers were shorter than they might have been."""
 
 TURN = 8
 """Tokens that a chat template puts around a turn, about."""
 
 BATCH_TOKENS = 4096
 """Tokens of a forward of the verifier, whose hidden states are all held."""
-
-SHARED = ("model", "max_new_tokens", "temperature", "top_p", "seed", "engine", "server", "batch_size", "chat_template")
-"""Settings that ``speculator answers`` is given."""
 
 
 class DraftSettings(AnswersSettings):
@@ -125,15 +127,21 @@ class Run:
             raise InputError("command line", "--draft_vocab_size", given, "Eagle3, and a config that does not say it")
         return config if given is None else {**config, "draft_vocab_size": given}
 
-    def check_config(self) -> None:
-        """Refuse (InputError) a config that no draft of this verifier can have, before anything is computed."""
+    @cached_property
+    def trained(self) -> int:
+        """Parameters that are trained, about: the vocabulary may turn out larger.
+
+        Raises:
+            InputError: a config that no draft of this verifier can have.
+        """
         eagle3 = self.settings.algorithm == "eagle3"
         guessed = {"draft_vocab_size": min(SIZES[0], self.verifier.vocab_size)} if eagle3 else {}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "draft.json"
             file.write_text(json.dumps({**guessed, **self.config}))
             load = load_eagle3 if eagle3 else load_hass
-            load(str(file), self.settings.model, self.settings.forward_num_total, Alignment.CHAIN)
+            config = load(str(file), self.settings.model, self.settings.forward_num_total, Alignment.CHAIN)
+        return sum(each.numel() for each in bare_draft(config).parameters() if each.requires_grad)
 
     def inputs(self) -> dict[str, Any]:
         """What everything depends on, by name."""
@@ -150,18 +158,18 @@ class Run:
         """Time and disk that the phases take, about: from counts, and the speed of a matrix product here.
 
         Raises:
-            InputError: no chat template, or too little room on the disk.
+            InputError: see :attr:`trained`; no chat template, or too little room on the disk.
         """
-        settings, own = self.settings, self.settings.answers == "own"
+        settings, own, dialogues = self.settings, self.settings.answers == "own", self.dialogues[: self.seen]
         asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
-        asking.ids(0, rounds_of(self.dialogues[0])[0])
-        talks = [[turn for said in rounds_of(row) for turn in said] if own else row for row in self.dialogues]
+        asking.ids(0, rounds_of(dialogues[0])[0])
+        talks = [[turn for said in rounds_of(row) for turn in said] if own else row for row in dialogues]
         said = [turn["content"] for talk in talks for turn in talk]
-        rounds = sum(len(rounds_of(row)) for row in self.dialogues) if own else 0
+        rounds = sum(len(rounds_of(row)) for row in dialogues) if own else 0
         prompts = sum(min(len(asking.tokenizer(text)["input_ids"]) + TURN, asking.room) for text in said)
         tokens = prompts + rounds * settings.max_new_tokens
         shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
-        body, draft = verifier_parameters(settings.model), self._draft_parameters()
+        body, draft = verifier_parameters(settings.model), self.trained
         head = self.verifier.hidden_size * self.verifier.vocab_size
         operations = {
             "answers": 2 * (body + head) * rounds * settings.max_new_tokens,
@@ -170,7 +178,7 @@ class Run:
         }
         kept = 4 * head + 12 * draft  # a checkpoint: the verifier's embedding, the draft, and two moments of it
         disk = shape.bytes_of(tokens) + kept * (self.passes + 1)
-        check_output(self.out, "out", disk)
+        check_output(self.out, "out", disk - bytes_in(self.out))
         speed = product_speed()
         minutes = {name: count / speed / EFFICIENCY[name] / 60 for name, count in operations.items() if count}
         listed = ", ".join(f"{name} {math.ceil(each):,}" for name, each in minutes.items())
@@ -179,13 +187,6 @@ class Run:
             f"{'at most' if own else 'about'} {tokens:,} tokens",
             f"about {math.ceil(sum(minutes.values())):,} minutes ({listed}) and {gigabytes(disk)} of disk",
         ]
-
-    def _draft_parameters(self) -> int:
-        """Of one layer with what projects into it and out of it, about."""
-        size, config = self.verifier.hidden_size, self.config
-        words = config.get("draft_vocab_size", min(SIZES[0], self.verifier.vocab_size))
-        wide = config.get("intermediate_size") or self.verifier.intermediate_size
-        return int(size * (3 * size + 6 * size + 3 * wide + (words if self.settings.algorithm == "eagle3" else 0)))
 
     def phases(self) -> dict[str, tuple[Path, Callable[[], None]]]:
         """By name: what is there when it is done, and how it is done."""
@@ -214,7 +215,8 @@ class Run:
         write_directory(self.out / "data", fill)
 
     def _answer(self) -> None:
-        values = {name: getattr(self.settings, name) for name in SHARED}
+        shared = AnswersSettings.model_fields.keys() - {"data", "out", "samples", "progress"}
+        values = {name: getattr(self.settings, name) for name in shared}
         files = {"data": self.out / "data/train.jsonl", "out": self.out / "answers/answers.jsonl"}
         self._command("answers", **values, **files)
 
@@ -226,6 +228,7 @@ class Run:
             model_path=settings.model,
             data_path=self.out / texts,
             dataset="any",
+            samples=self.seen - 1,
             outdir=self.out / "records",
             algorithm=settings.algorithm,
             chat_template=settings.chat_template,
@@ -249,7 +252,7 @@ class Run:
     def _train(self) -> None:
         settings, records = self.settings, self.out / "records"
         maps = {name: records / f"{name}.npy" for name in ("t2d", "d2t")} if settings.algorithm == "eagle3" else {}
-        validated = "val_fraction" in Eagle3Settings.model_fields and self.seen * VALIDATED >= 2
+        validated = len(list_records(records)) * VALIDATED >= 2
         self._command(
             f"train {settings.algorithm}",
             basepath=settings.model,
@@ -322,12 +325,26 @@ def best_checkpoint(cpdir: Path, passes: int) -> Path:
     Raises:
         InputError: there is none.
     """
-    told, numbered = cpdir / "best.json", sorted(cpdir.glob(f"*[a-z_]{passes - 1}"))
-    name = read_json(told, "best", "what training wrote")["checkpoint"] if told.is_file() else None
+    numbered = sorted(cpdir.glob(f"*[a-z_]{passes - 1}"))
+    name = told(cpdir / BEST, checkpoint=str)["checkpoint"] if (cpdir / BEST).is_file() else None
     found = [cpdir / name] if name else [each for each in numbered if not each.name.startswith("step_")]
     if not found or not (found[0] / "config.json").is_file():
         raise InputError(cpdir, "checkpoint", name or "none of the last pass", "what training saved")
     return found[0]
+
+
+def told(file: Path, **kinds: type) -> Any:
+    """What a phase left in a JSON ``file``.
+
+    Raises:
+        InputError: unreadable, or a value that is absent or of another kind.
+    """
+    content = read_json(file, file.stem, "what this command wrote")
+    for name, kind in kinds.items():
+        found = content.get(name) if isinstance(content, dict) else content
+        if not isinstance(found, kind):
+            raise InputError(file, name, repr(found)[:80], f"a value of kind {kind.__name__}")
+    return content
 
 
 def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> None:
@@ -337,8 +354,12 @@ def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> N
         PhaseError: it ended with another exit code than those that are ``good``.
     """
     process = multiprocessing.get_context("spawn").Process(target=_phase, args=(name, list(words)))
+    resource_tracker.ensure_running()  # whose start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process.start()
+    assert process.pid is not None  # it was started
     with _forwarding(process.pid):
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         process.join()
     code = process.exitcode or 0
     if code < 0:
@@ -348,28 +369,30 @@ def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> N
 
 
 def _phase(name: str, words: list[str]) -> None:
-    """In its own session: a terminal's Ctrl-C reaches it once, through the process that waits for it."""
+    """In its own session: a terminal's Ctrl-C reaches it once, through the process that waits for it, and is a line."""
     os.setsid()
     end_with_parent()
     hush_libraries()
-    sys.exit(cli.dispatch(name, words))
+
+    def run() -> int:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return cli.dispatch(name, words)
+
+    sys.exit(exit_code(run))
 
 
 @contextmanager
-def _forwarding(pid: int | None) -> Iterator[None]:
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    for name in before:
-        signal.signal(name, lambda number, frame: os.kill(pid or 0, number))
+def _forwarding(pid: int) -> Iterator[None]:
+    def forward(number: int, frame: object) -> None:
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, number)
+
+    before = {name: signal.signal(name, forward) for name in SIGNALS}
     try:
         yield
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-
-
-def say(line: str) -> None:
-    """To stderr, where the progress bars are."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def make(settings: DraftSettings) -> int:
@@ -380,7 +403,6 @@ def make(settings: DraftSettings) -> int:
     """
     check_output(settings.out, "out")
     run = Run(settings)
-    run.check_config()
     lines = run.forecast()
     inputs, phases = run.inputs(), run.phases()
     lock = DirectoryLock(settings.out, "out")
@@ -417,7 +439,7 @@ def _done(out: Path, inputs: dict[str, Any], phases: dict[str, tuple[Path, Calla
             )
         _write(out, inputs, [])
     check_same(file, inputs)
-    marked = read_json(file, "done", "what this command wrote").get("done", [])
+    marked = told(file, done=list)["done"]
     there = [name in marked and result.exists() for name, (result, _) in phases.items()]
     return list(phases)[: [*there, False].index(False)]
 
@@ -428,8 +450,7 @@ def _write(out: Path, inputs: dict[str, Any], done: Sequence[str]) -> None:
 
 def report(out: Path) -> int:
     """Say what came of it."""
-    file = out / "evaluation.json"
-    found = read_json(file, "evaluation", "what speculator evaluate wrote")
+    found = told(out / "evaluation.json", acceptance_length=float, prompts=int, lossless=bool)
     counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
     say(f"{counted}; serve {out / 'draft'}")
     return 0 if found["lossless"] else 1

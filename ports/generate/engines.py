@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.request import Request, urlopen
 
 import torch
@@ -23,6 +24,8 @@ from transformers import GenerationConfig
 from ports.errors import InputError, reason
 from ports.evaluate.verifier import end_tokens, open_verifier
 from ports.training.verifier import verifier_config
+
+T = TypeVar("T")
 
 TOGETHER = 64
 """Requests that a server or vLLM holds at a time."""
@@ -58,11 +61,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer without what ends it; ``cut``: nothing ended it but its length. ``tokens`` counts both."""
+    """An answer without what ends it; ``cut``: nothing ended it but its length."""
 
     text: str
     cut: bool
-    tokens: int
 
 
 class Engine(Protocol):
@@ -116,7 +118,10 @@ class TransformersEngine:
     @cached_property
     def _verifier(self) -> Any:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return open_verifier(self.model, "auto", accelerator or torch.device("cpu"))
+        model = open_verifier(self.model, "auto", accelerator or torch.device("cpu"))
+        # its own says how to sample and what to punish, and would fill in whatever a call leaves open
+        model.generation_config = GenerationConfig(eos_token_id=sorted(end_tokens(model)) or None)
+        return model
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         """See :class:`Engine`."""
@@ -133,7 +138,6 @@ class TransformersEngine:
         sampled = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(stop) or None,
             pad_token_id=padding,
             **(sampled if sampling.temperature else {}),
         )
@@ -152,7 +156,7 @@ def reply_of(ids: Sequence[int], stop: frozenset[int], tokenizer: Any) -> Reply:
     """The answer up to the first of ``stop``, which ends it."""
     end = next((place for place, token in enumerate(ids) if token in stop), None)
     text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-    return Reply(text, end is None, len(ids) if end is None else end + 1)
+    return Reply(text, end is None)
 
 
 class VllmEngine:
@@ -202,9 +206,9 @@ class VllmEngine:
         given = engine.generate([{"prompt_token_ids": prompt.ids} for prompt in prompts], params, use_tqdm=False)
         for number, output in enumerate(given):
             first = output.outputs[0]
-            ids = list(first.token_ids)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            yield number, Reply(text, first.finish_reason == "length", len(ids))
+            cut = first.finish_reason == "length"
+            ids = list(first.token_ids) if cut else list(first.token_ids)[:-1]  # the last one ended it
+            yield number, Reply(self.tokenizer.decode(ids, skip_special_tokens=True), cut)
 
     def _refuse(self, error: Exception) -> NoReturn:
         expected = "a verifier and a machine for vLLM, or --engine transformers"
@@ -216,11 +220,12 @@ class ServerEngine:
 
     def __init__(self, model: str, server: str) -> None:
         self.server = server.rstrip("/").removesuffix("/v1")
-        listed = self._ask("models", None)
-        served = [entry["id"] for entry in listed.get("data", [])]
-        if not served:
-            raise InputError(server, "--server", listed, "a server with a model")
-        self.served = model if model in served else served[0]
+
+        def chosen(given: Any) -> str:
+            served = [str(each["id"]) for each in given["data"]]
+            return model if model in served else served[0]
+
+        self.served = self._ask("models", None, "a server with a model", chosen)
 
     @property
     def name(self) -> str:
@@ -234,19 +239,25 @@ class ServerEngine:
 
     def _complete(self, prompt: Prompt, sampling: Sampling) -> Reply:
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
-        given = self._ask("completions", {"model": self.served, "prompt": prompt.ids, "seed": prompt.seed, **drawn})
-        try:
-            first, used = given["choices"][0], given["usage"]["completion_tokens"]
-            return Reply(str(first["text"]), first["finish_reason"] == "length", int(used))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise InputError(self.server, "--server", str(given)[:80], "choices with text, and usage") from error
+        asked = {"model": self.served, "prompt": prompt.ids, "seed": prompt.seed, **drawn}
 
-    def _ask(self, what: str, content: dict[str, Any] | None) -> dict[str, Any]:
-        data = None if content is None else json.dumps(content).encode()
+        def read(given: Any) -> Reply:
+            first = given["choices"][0]
+            return Reply(str(first["text"]), first["finish_reason"] == "length")
+
+        return self._ask("completions", asked, "choices with text", read)
+
+    def _ask(self, what: str, content: dict[str, Any] | None, expected: str, read: Callable[[Any], T]) -> T:
+        """What ``read`` takes from the reply, which holds what is ``expected``, or so it should."""
+        data, field = None if content is None else json.dumps(content).encode(), f"--server /v1/{what}"
         try:
             request = Request(f"{self.server}/v1/{what}", data, {"Content-Type": "application/json"})
             with urlopen(request, timeout=600) as stream:
-                return dict(json.load(stream))
-        except (OSError, ValueError, TypeError) as error:
-            expected = "an OpenAI-compatible server that serves the verifier"
-            raise InputError(self.server, f"--server /v1/{what}", reason(error), expected) from error
+                given = json.load(stream)
+        except (OSError, HTTPException, ValueError, RecursionError) as error:
+            serving = "an OpenAI-compatible server that serves the verifier"
+            raise InputError(self.server, field, reason(error), serving) from error
+        try:
+            return read(given)
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(self.server, field, str(given)[:80], expected) from error

@@ -195,13 +195,18 @@ def generate(settings: GenerationSettings) -> None:
     prepared = prepare(settings)
     for line in summary(prepared):
         say(line)
-    check_output(settings.outdir, "outdir", prepared.disk)
+    check_output(settings.outdir, "outdir", prepared.disk - bytes_in(settings.outdir))
     write_or_check(settings.outdir, prepared.manifest)
     if len(prepared.tasks) == 1:
         work(prepared.tasks[0])
     else:
         _in_processes(prepared.tasks)
     say(f"records in {settings.outdir}")
+
+
+def bytes_in(folder: Path) -> int:
+    """Of everything below ``folder``, which a run that goes on need not write again."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _in_processes(tasks: Sequence[Task]) -> None:

@@ -60,6 +60,10 @@ def answered(tmp_path):
 
 
 def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answered, verifier) -> None:
+    """Greedily, whatever the verifier's own generation config says of sampling and penalties."""
+    sampled = {"do_sample": True, "temperature": 9.0, "repetition_penalty": 3.0}
+    eos = json.loads((verifier / "config.json").read_text())["eos_token_id"]
+    (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, **sampled}))
     assert ask() == 0
     tokenizer, model = open_tokenizer(str(verifier)), AutoModelForCausalLM.from_pretrained(verifier)
     limits, found = Limits(LENGTH, end_tokens(model)), answered()
@@ -175,6 +179,7 @@ REFUSED = [
     ({"out": "/proc/nowhere/a.jsonl"}, None, ": out: found "),
     ({"out": "{root}"}, None, ": out: found a directory"),
     ({"server": "http://127.0.0.1:9"}, None, "--server /v1/models: found "),
+    ({"server": "http://a b"}, None, "--server /v1/models: found URL can't contain control characters"),
     ({"engine": "vllm"}, None, "--engine: found vllm, which is not installed"),
 ]
 
@@ -224,13 +229,13 @@ class Echo(BaseHTTPRequestHandler):
     """Serves a model ``tiny`` that says how long the prompt was; anything else is refused."""
 
     def do_GET(self):
-        self.reply({"data": [{"id": "tiny"}]})
+        self.reply({"data": [{"id": "tiny"}] if self.server.works else ["tiny"]})
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
         text = {"text": f"{len(asked['prompt'])} tokens", "finish_reason": "stop"}
-        self.reply({"choices": [text], "usage": {"completion_tokens": 3}} if self.server.works else {"choices": []})
+        self.reply({"choices": [text]} if self.server.works != "half" else {"choices": []})
 
     def reply(self, content):
         self.send_response(200)
@@ -261,9 +266,10 @@ def test_a_server_is_asked_for_completions_of_ids(ask, answered, server, tmp_pat
     assert {(a["model"], a["temperature"], a["top_p"], a["max_tokens"]) for a in server.asked} == {
         ("tiny", 0.5, 0.9, LENGTH)
     }
-    server.works = False
-    assert ask(server=url, out=tmp_path / "other" / "a.jsonl") == 2
-    assert "expected choices with text, and usage" in capsys.readouterr().err
+    for works, said in (("half", "expected choices with text"), (False, "expected a server with a model")):
+        server.works = works
+        assert ask(server=url, out=tmp_path / "other" / "a.jsonl") == 2
+        assert said in capsys.readouterr().err
 
 
 def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, verifier, monkeypatch) -> None:
@@ -292,4 +298,6 @@ def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, 
     assert (made[0]["model"], made[0]["dtype"]) == (str(verifier), "float32")
     assert engines.os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1", "the user's own"
     assert engines.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert {line["finish_reason"] for line in answered()} == {"length", "stop"}
+    words = {line["finish_reason"]: line["messages"][-1]["content"] for line in answered()}
+    assert words.keys() == {"length", "stop"}
+    assert words["length"] == 2 * words["stop"], "what ends an answer is none of it"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from speculators import SpeculatorModel
@@ -169,7 +171,12 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, tmp_path, c
         assert main(words(**changes)) == 2
         assert f"run.json: {said}" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
-    (tmp_path / "out" / "run.json").unlink()
+    file = tmp_path / "out" / "run.json"
+    file.write_text(json.dumps({**json.loads(before["run.json"]), "done": 7}))
+    other_verifier(verifier)  # the first one again
+    assert main(words()) == 2
+    assert "run.json: done: found 7, expected a value of kind list" in capsys.readouterr().err
+    file.unlink()
     assert main(words()) == 2
     assert "out: found data without run.json" in capsys.readouterr().err
 
@@ -182,11 +189,25 @@ def test_two_commands_do_not_share_a_directory(words, hold, tmp_path, capsys) ->
 
 @pytest.mark.parametrize("code", [1, 2, 75, 130, -9])
 def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monkeypatch, code) -> None:
+    """The first of them is told to take every dialogue."""
+
     def ended(name, arguments, good=(0,)):
+        assert (name, "--samples=9" in arguments) == ("records", True)
         raise module.PhaseError(code if code > 0 else 128 - code)
 
     monkeypatch.setattr(module, "in_process", ended)
-    assert main(words()) == (code if code > 0 else 137)
+    assert main(words(answers="given")) == (code if code > 0 else 137)
+
+
+def test_what_lies_there_needs_no_room_again(words, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+    monkeypatch.setattr(module, "in_process", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(words()) == 2
+    assert "out: found 0 GB free" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "kept").open("wb") as stream:
+        stream.truncate(1 << 30)
+    assert main(words()) == 130
 
 
 def test_a_config_is_derived_from_the_verifiers(verifier) -> None:
@@ -207,6 +228,10 @@ def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_pa
     assert best_checkpoint(tmp_path, 2).name == "model1"
     (tmp_path / "best.json").write_text(json.dumps({"checkpoint": "model0", "expected_acceptance": 2.0}))
     assert best_checkpoint(tmp_path, 2).name == "model0"
+    for best in ({}, 7, {"checkpoint": 7}):
+        (tmp_path / "best.json").write_text(json.dumps(best))
+        with refuses(tmp_path / "best.json", "checkpoint", "", "a value of kind str"):
+            best_checkpoint(tmp_path, 2)
     (tmp_path / "best.json").write_text(json.dumps({"checkpoint": "model7"}))
     with refuses(tmp_path, "checkpoint", "model7", "what training saved"):
         best_checkpoint(tmp_path, 2)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -233,6 +235,14 @@ def test_the_estimate_is_what_lands_on_the_disk(flags, generate, capsys) -> None
     said = next(line for line in capsys.readouterr().err.splitlines() if line.endswith("records"))
     size = sum(path.stat().st_size for path in generate().rglob("*.safetensors"))
     assert abs(float(said.split(" GB")[0]) * 1e9 - size) < 0.02 * size
+
+
+def test_what_lies_there_needs_no_room_again(flags, generate, capsys, monkeypatch) -> None:
+    folder = generate()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=4000))
+    generate()
+    assert main(flags(outdir=folder.with_name("other"))) == 2
+    assert "outdir: found 4e-06 GB free" in capsys.readouterr().err
 
 
 def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spawn, verifier) -> None:
