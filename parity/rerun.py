@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import state_of
+from parity.calls import state_of, tensors_of
 from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
 from parity.evidence import Evidence, raised
@@ -86,11 +86,9 @@ def _resumed(alive: Alive, stopped: Training) -> Training:
 
 
 def _everything(training: Training) -> dict[str, Tensor]:
-    """Parameters, buffers, and the optimizer's tensors by the number of their parameter."""
-    held = {} if training.optimizer is None else training.optimizer.state_dict()["state"]
-    entries = {f"optimizer.{n}.{name}": value for n, state in held.items() for name, value in state.items()}
-    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-    return {**state_of(training.module), **tensors}
+    """Parameters, buffers, and the optimizer's tensors, wherever its state has them."""
+    state = {} if training.optimizer is None else tensors_of(training.optimizer.state_dict(), "optimizer")
+    return {**state_of(training.module), **state}
 
 
 def _loss(alive: Alive, module: nn.Module) -> float:
