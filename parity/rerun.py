@@ -33,7 +33,8 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
             reopened = _reopened(alive, module)
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
-        rows = compare_groups(subject, "round_trip", state_of(module), state_of(reopened), exact)
+        states = state_of(module), state_of(reopened)
+        rows = compare_groups(subject, "round_trip", *states, exact) if any(states) else []
         rows += setting_rows(subject, setup_of(module), setup_of(reopened), NameMap())
         losses = [[_loss(alive, each)] for each in (module, reopened)]
     return [*rows, compare_series(subject, "round_trip", "loss", losses[0], losses[1], exact)]
@@ -46,12 +47,15 @@ def resume_rows(evidence: Evidence) -> list[Row]:
     end = max(2, alive.case.steps)
     with deterministic(alive.case.seed):
         straight, stopped = _begun(alive, end), _begun(alive, end // 2)
+        if not all(hasattr(part, "state_dict") for part in stopped.parts):
+            return [subject.inapplicable("the optimizer or the schedule has no state_dict to go on from")]
         try:
             resumed = _resumed(alive, stopped)
             resumed.run(alive.case.batches, end)
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
-        rows = compare_groups(subject, "resume", _everything(straight), _everything(resumed), exact)
+        states = _everything(straight), _everything(resumed)
+        rows = compare_groups(subject, "resume", *states, exact) if any(states) else []
     for name in ("loss", "grad_norm", "lr_after") if straight.optimizer is not None else ("loss",):
         mine, theirs = ([getattr(point, name) for point in run.points] for run in (straight, resumed))
         rows.append(compare_series(subject, "resume", name, mine, theirs, exact))
