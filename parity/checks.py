@@ -101,12 +101,16 @@ def check_initialisation(evidence: Evidence) -> list[Row]:
 def check_weights(evidence: Evidence) -> list[Row]:
     """Parameters and saved buffers at the start; one row says so where they are no numbers, the rest follows."""
     for trace in evidence.traces:
-        weights = {name: value for name, value in trace.group("init.").items() if value.is_floating_point()}
-        bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
-        if bad:
-            detail = f"NaN or Inf in {len(bad)} of {len(weights)} before any step, {trace.run}: {', '.join(bad[:5])}"
+        if bad := _not_finite(trace):
+            detail = f"NaN or Inf in {len(bad)} of them before any step, {trace.run}: {', '.join(bad[:5])}"
             return [evidence.subject("weights").row("finite", f"init.{bad[0]}", float(len(bad)), 0.0, False, detail)]
     return states(evidence, "init")
+
+
+def _not_finite(trace: Trace) -> list[str]:
+    """Parameters and saved buffers that are no numbers at the start."""
+    weights = {name: value for name, value in trace.group("init.").items() if value.is_floating_point()}
+    return [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
 
 
 def check_optimizer_step(evidence: Evidence) -> list[Row]:
@@ -376,6 +380,7 @@ FLOW: Need = (
     lambda e: (e.found.trained or e.found.frozen) and e.found.group("mb") and not e.found.left_out,
     "a trace without gradients",
 )
+FINITE: Need = (lambda e: not _not_finite(e.found), "its weights are no numbers before any step")
 HITS: Need = (has_hits, "neither side counts rows or prints")
 ALIVE: Need = (lambda e: isinstance(e.live, Alive), "a trace leaves nothing to run again")
 BOTH_ALIVE: Need = (lambda e: isinstance(e.original, Alive), ALIVE[1])
@@ -394,7 +399,7 @@ CHECKS: tuple[Check, ...] = (
     Check("precision", precision_rows, ("batches",), needs(ORACLE)),
     Check("paths", check_paths, ("loss",), needs(PATHS)),
     _of_tensors("gradients", ("loss", "paths"), "no gradient is in a trace", DIRECT),
-    Check("gradient_flow", check_gradient_flow, (), needs(FLOW)),
+    Check("gradient_flow", check_gradient_flow, (), needs(FLOW, FINITE)),
     Check("clip", check_clip, ("gradients",), needs(AUDITS, CLIP)),
     Check("schedule", check_schedule, (), needs(AUDITS, RATE)),
     Check(
@@ -405,8 +410,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("curve", check_curve, ("optimizer_step",)),
     Check("hits", hits_rows, ("curve",), needs(HITS)),
-    Check("round_trip", round_trip_rows, (), needs(ALIVE), Against.ITSELF),
-    Check("resume", resume_rows, ("round_trip",), needs(ALIVE), Against.ITSELF),
+    Check("round_trip", round_trip_rows, (), needs(ALIVE, FINITE), Against.ITSELF),
+    Check("resume", resume_rows, ("round_trip",), needs(ALIVE, FINITE), Against.ITSELF),
     Check("initialisation", check_initialisation, (), needs(SETUP)),
     Check("throughput", throughput_rows, (), needs(ALIVE, BOTH_ALIVE)),
 )

@@ -58,34 +58,28 @@ class View:
 
 
 def viewed(expected: Trace, found: Trace, views: Sequence[View]) -> tuple[Trace, Trace]:
-    """Both traces in shared coordinates: inputs, outputs and gradients of calls as well as what has a name."""
-    shared = [name for name in expected.tensors if name in found.tensors]
-    fitting = {name: [view for view in views if fnmatchcase(name, view.names)][-1:] for name in shared}
-    pairs = {name: _in_view(name, view, expected, found) for name, one in fitting.items() for view in one}
-    sides = [
-        {**trace.tensors, **{name: pair[n] for name, pair in pairs.items()}}
-        for n, trace in enumerate((expected, found))
-    ]
-    return replace(expected, tensors=sides[0]), replace(found, tensors=sides[1])
+    """Both traces in shared coordinates: inputs, outputs and gradients of calls as well as what has a name.
+
+    Rows that count nowhere are zeros where both sides have the same ones, and left out where not.
+    """
+    sides = [(expected, dict(expected.tensors)), (found, dict(found.tensors))]
+    for name in {*expected.tensors, *found.tensors}:
+        for view in [view for view in views if fnmatchcase(name, view.names)][-1:]:
+            rows = [view.rows(trace, name) for trace, _ in sides]
+            alike = rows[0] is not None and rows[1] is not None and torch.equal(rows[0], rows[1])
+            for (trace, tensors), change, own in zip(sides, (view.original, view.port), rows):
+                if name in tensors:
+                    tensors[name] = _counted(change(tensors[name], trace), own, alike)
+    return replace(expected, tensors=sides[0][1]), replace(found, tensors=sides[1][1])
 
 
-def _in_view(name: str, view: View, expected: Trace, found: Trace) -> tuple[Tensor, Tensor]:
-    """Rows that count nowhere are zeros where both sides have the same ones, and left out where not."""
-    mine, theirs = view.original(expected.tensors[name], expected), view.port(found.tensors[name], found)
-    counted = [view.rows(trace, name) for trace in (expected, found)]
-    rows, other = counted
-    if rows is not None and other is not None and torch.equal(rows, other) and bool(rows.any()):
-        shapes = {value.shape[: rows.dim()] for value in (mine, theirs)}
-        if shapes == {rows.shape}:
-            return _only(mine, rows), _only(theirs, rows)
-    mine, theirs = (value if rows is None else value[rows] for value, rows in zip((mine, theirs), counted))
-    return mine, theirs
-
-
-def _only(tensor: Tensor, rows: Tensor) -> Tensor:
-    kept = torch.zeros_like(tensor)
-    kept[rows] = tensor[rows]
-    return kept
+def _counted(tensor: Tensor, rows: Tensor | None, in_place: bool) -> Tensor:
+    """What counts of a tensor; one that does not begin with the rows' shape stays, to be found as it is."""
+    if rows is None or tensor.shape[: rows.dim()] != rows.shape:
+        return tensor
+    if not (in_place and bool(rows.any())):
+        return tensor[rows]
+    return tensor.masked_fill(~rows.reshape(*rows.shape, *[1] * (tensor.dim() - rows.dim())), 0)
 
 
 def compare(

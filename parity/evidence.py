@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parity.compare import Subject
 from parity.names import NameMap
@@ -23,8 +22,8 @@ class Evidence:
     """Two traces of one case under the port's names, and what the checks beyond them need.
 
     ``original`` and ``live`` are what can be run again of the two sides, or None. ``oracle`` computes the original's
-    first optimizer step in float64 when it is asked for, where a pair has such formulas. ``table`` are the tolerances.
-    ``speeds`` is filled by checks that measure any.
+    first optimizer step in float64, in the shared coordinates, when it is asked for, where a pair has such formulas.
+    ``table`` are the tolerances. ``speeds`` is filled by checks that measure any.
     """
 
     case: Any
@@ -73,11 +72,6 @@ class Evidence:
         silent = not (self.expected.trained or self.expected.frozen)
         left = set(self.found.frozen) if silent else set()
         return {name for name in tensors if self.names.expected_of(name) and name not in left}
-
-    def real(self, micro_batch: int) -> Tensor:
-        """bool [B, T]: the positions of a micro-batch that are not padding, by its ``attention_mask``."""
-        mask = self.expected.tensors.get(f"mb{micro_batch}.batch.attention_mask")
-        return torch.zeros(0, dtype=torch.bool) if mask is None else mask.bool()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def precision_rows(evidence: Evidence) -> list[Row]:
 def tensor_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
     """Error against the oracle, the port's over the prototype's, for everything the prototype's trace holds.
 
-    Errors are relative root mean squares over the real positions. The losses of the steps count as one vector, since
+    Errors are relative root mean squares over what views count. The losses of the steps count as one vector, since
     the error of a single sum can be small by cancellation; the prototype's counts as bfloat16's rounding or more.
     Gradients of norms and biases of a micro-batch do for the same reason: a few dozen entries. All parameters after the
     step count as one too: Adam's first step is lr * sign(g), and only the few entries whose sign flips are off. Path
@@ -45,7 +45,7 @@ def tensor_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
     losses = [f"mb{index}.losses" for index in evidence.expected.micro_batches()]
     rows = []
     for name in sorted({*mine, *losses}):
-        own, port = (error(evidence, name, exact.get(name, {}), side.get(name, {})) for side in (mine, theirs))
+        own, port = (error(exact.get(name, {}), side.get(name, {})) for side in (mine, theirs))
         if own is not None and name in losses:
             own = max(own, evidence.tolerance("loss_error").bound)
         rows.append(_ratio_row(evidence, "error_ratio", name, own, port))
@@ -75,17 +75,11 @@ def distance_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
     return [*rows, _ratio_row(evidence, "drift", "loss, last part", _rms(mine[-1]), drift)]
 
 
-def error(evidence: Evidence, quantity: str, exact: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:
+def error(exact: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:
     """Relative root mean square error of one quantity against the oracle; None where a tensor of it is missing."""
     if not found or {name: value.shape for name, value in found.items()} != {n: v.shape for n, v in exact.items()}:
         return None
-    sides = [[values[name].double() for name in sorted(exact)] for values in (exact, found)]
-    if quantity in exact and exact[quantity].dim() == 3:
-        where = evidence.real(int(quantity[2 : quantity.index(".")]))
-        if where.shape != exact[quantity].shape[:2]:
-            return None
-        sides = [[value[where] for value in side] for side in sides]
-    expected, port = (torch.cat([value.flatten() for value in side]) for side in sides)
+    expected, port = (torch.cat([side[name].double().flatten() for name in sorted(exact)]) for side in (exact, found))
     gap, size = (port - expected).norm(), expected.norm()
     return float(gap / size) if size > 0 else float(gap)
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import state_of
+from parity.calls import state_of, tensors_of
 from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
 from parity.evidence import Evidence, raised
@@ -33,7 +33,8 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
             reopened = _reopened(alive, module)
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
-        rows = compare_groups(subject, "round_trip", state_of(module), state_of(reopened), exact)
+        states = state_of(module), state_of(reopened)
+        rows = compare_groups(subject, "round_trip", *states, exact) if any(states) else []
         rows += setting_rows(subject, setup_of(module), setup_of(reopened), NameMap())
         losses = [[_loss(alive, each)] for each in (module, reopened)]
     return [*rows, compare_series(subject, "round_trip", "loss", losses[0], losses[1], exact)]
@@ -46,12 +47,15 @@ def resume_rows(evidence: Evidence) -> list[Row]:
     end = max(2, alive.case.steps)
     with deterministic(alive.case.seed):
         straight, stopped = _begun(alive, end), _begun(alive, end // 2)
+        if not all(hasattr(part, "state_dict") for part in stopped.parts):
+            return [subject.inapplicable("the optimizer or the schedule has no state_dict to go on from")]
         try:
             resumed = _resumed(alive, stopped)
             resumed.run(alive.case.batches, end)
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
-        rows = compare_groups(subject, "resume", _everything(straight), _everything(resumed), exact)
+        states = _everything(straight), _everything(resumed)
+        rows = compare_groups(subject, "resume", *states, exact) if any(states) else []
     for name in ("loss", "grad_norm", "lr_after") if straight.optimizer is not None else ("loss",):
         mine, theirs = ([getattr(point, name) for point in run.points] for run in (straight, resumed))
         rows.append(compare_series(subject, "resume", name, mine, theirs, exact))
@@ -86,11 +90,9 @@ def _resumed(alive: Alive, stopped: Training) -> Training:
 
 
 def _everything(training: Training) -> dict[str, Tensor]:
-    """Parameters, buffers, and the optimizer's tensors by the number of their parameter."""
-    held = {} if training.optimizer is None else training.optimizer.state_dict()["state"]
-    entries = {f"optimizer.{n}.{name}": value for n, state in held.items() for name, value in state.items()}
-    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-    return {**state_of(training.module), **tensors}
+    """Parameters, buffers, and the optimizer's tensors, wherever its state has them."""
+    state = {} if training.optimizer is None else tensors_of(training.optimizer.state_dict(), "optimizer")
+    return {**state_of(training.module), **state}
 
 
 def _loss(alive: Alive, module: nn.Module) -> float:

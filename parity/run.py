@@ -19,7 +19,7 @@ from rich.console import Console
 
 from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, one_sided_notes, run_check
-from parity.compare import Subject, viewed
+from parity.compare import Subject, View, viewed
 from parity.environment import described, deterministic
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, place_of, raised
@@ -136,6 +136,7 @@ class CaseRun:
         expected, found = align(run.trace, ran.trace, names)
         expected.tensors.update({f"mb0.draw.{name}": value for name, value in drawn.items()})
         left_out = (*expected.left_out, *found.left_out)
+        oracle = pair.oracle and partial(_oracle, self._once("oracle()", partial(pair.oracle, case)), found, pair.views)
         expected, found = viewed(expected, found, pair.views)
         expected = replace(expected, run="original") if expected.run == found.run else expected
         return Evidence(
@@ -146,9 +147,14 @@ class CaseRun:
             live=ran.live,
             original=run.live,
             names=names,
-            oracle=pair.oracle and self._once("oracle()", partial(pair.oracle, case)),
+            oracle=oracle,
             not_applicable=dict(pair.not_applicable),
         )
+
+
+def _oracle(compute: Callable[[], Trace], found: Trace, views: Sequence[View]) -> Trace:
+    """In the coordinates that the original shares with the other side, ``found`` in its own."""
+    return viewed(compute(), found, views)[0]
 
 
 def sides_of(pair: Pair) -> list[AnySide]:

@@ -44,10 +44,11 @@ def optimizer_for(make: Callable[[Any], Any], module: nn.Module) -> Any:
 
 def groups_of(optimizer: Any) -> list[dict[str, Any]]:
     """The parameter groups, also of what wraps a torch optimizer or several of them."""
-    return [group for inner in _optimizers(optimizer, set()) for group in inner.param_groups]
+    return [group for inner in optimizers_in(optimizer, set()) for group in inner.param_groups]
 
 
-def _optimizers(value: Any, seen: set[int]) -> Iterator[Any]:
+def optimizers_in(value: Any, seen: set[int]) -> Iterator[Any]:
+    """What has parameter groups: the optimizer itself, or those that it holds."""
     if id(value) in seen or isinstance(value, (nn.Module, Tensor)):
         return
     seen.add(id(value))
@@ -55,10 +56,11 @@ def _optimizers(value: Any, seen: set[int]) -> Iterator[Any]:
         yield value
     elif isinstance(value, (list, tuple, Mapping)):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _optimizers(item, seen)
+            yield from optimizers_in(item, seen)
     else:
-        held = list(getattr(value, "__dict__", {}).values())
-        yield from _optimizers([one for one in held if isinstance(one, (list, Mapping)) or hasattr(one, "step")], seen)
+        held = getattr(value, "__dict__", {}).values()
+        held = [one for one in held if isinstance(one, (list, Mapping)) or hasattr(one, "step")]
+        yield from optimizers_in(held, seen)
 
 
 def rate_of(optimizer: Any) -> float:
@@ -84,7 +86,7 @@ def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
         "initial": {name: moments(value) for name, value in parameters.items() if value.is_floating_point()},
     }
     if optimizer is not None:
-        inner = [*_optimizers(optimizer, set())] or [optimizer]
+        inner = [*optimizers_in(optimizer, set())] or [optimizer]
         setup["optimizer"] = ", ".join(type(one).__name__ for one in inner)
         setup["groups"] = [_settings(group) for group in groups_of(optimizer)]
     return setup

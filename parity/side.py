@@ -24,7 +24,7 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, keep_samples, observe
-from parity.setup import optimizer_for, rate_of, setup_of
+from parity.setup import optimizer_for, optimizers_in, rate_of, setup_of
 from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import META, Point, StepAudit, Trace, read_trace
 
@@ -99,6 +99,7 @@ def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
     values = first_of(tensors_of(out))
     if values is None:
         raise TypeError(f"{type(module).__name__} gave {type(out).__name__} without a tensor: hand in a loss")
+    values = values.float() if not (values.is_floating_point() or values.is_complex()) else values
     pattern = torch.arange(values.numel(), device=values.device, dtype=torch.float64).cos()
     return (values - pattern.reshape(values.shape).to(values.dtype)).square().mean()
 
@@ -272,11 +273,15 @@ class Training:
         return [part for part in (self.optimizer, self.schedule) if part is not None]
 
     def audit(self) -> list[StepAudit]:
-        """Compute every step from now on again; the list fills as steps are made."""
-        if not getattr(self.optimizer, "param_groups", None):
-            return []
+        """Compute every step from now on again; the list fills as steps are made.
+
+        None are made where several optimizers step, or one steps copies of the parameters.
+        """
         trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
-        self.auditor = StepAuditor(Rule(None, self.side.clip, self.side.rate), trained, self.optimizer)
+        inner, own = [*optimizers_in(self.optimizer, set())], set(map(id, trained.values()))
+        if len(inner) != 1 or own.isdisjoint(id(each) for group in inner[0].param_groups for each in group["params"]):
+            return []
+        self.auditor = StepAuditor(Rule(None, self.side.clip, self.side.rate), trained, inner[0])
         return self.auditor.audits
 
     def run(self, batches: Sequence[Batch], until: int) -> None:

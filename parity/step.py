@@ -133,7 +133,11 @@ class StepAuditor:
         self._given: dict[str, Tensor] = {}
         self._before: dict[str, Before] = {}
         trained = [(name, value) for name, value in self.parameters.items() if value.requires_grad]
+        self._reached: dict[str, Tensor] = {}
         self._hooks = [value.register_post_accumulate_grad_hook(partial(self._caught, name)) for name, value in trained]
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if isinstance(inner, torch.optim.Optimizer):
+            self._hooks.append(inner.register_step_pre_hook(lambda *_: self._reached.update(self._gradients())))
 
     def close(self) -> None:
         """Stop looking on."""
@@ -143,6 +147,9 @@ class StepAuditor:
     def _caught(self, name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self._given[name] = parameter.grad.detach().clone()
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {n: value.grad.detach().clone() for n, value in self.parameters.items() if value.grad is not None}
 
     def entered(self) -> None:
         """The backward is done; nothing has been clipped, nothing has stepped. May be called again before the step."""
@@ -155,9 +162,9 @@ class StepAuditor:
         self._rate = float(self.optimizer.param_groups[0]["lr"])
 
     def left(self) -> StepAudit:
-        """The optimizer has stepped, and the gradients it was given are still there."""
+        """The optimizer has stepped. Of one that is not torch's, the gradients it was given are still there."""
         done, rate = len(self.audits), self.rule.rate
-        gradients = {name: value.grad.detach() for name, value in self.parameters.items() if value.grad is not None}
+        gradients = self._reached or self._gradients()
         counts = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
         worst: dict[str, Deviation] = {}
         for quantity, one in self._deviations(gradients, done + 1):
@@ -176,7 +183,7 @@ class StepAuditor:
             against="" if None in updates else against,
         )
         self.audits.append(audit)
-        self._given = {}
+        self._given, self._reached = {}, {}
         return audit
 
     def _deviations(self, gradients: Mapping[str, Tensor], number: int) -> Iterator[tuple[str, Deviation]]:

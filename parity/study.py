@@ -91,14 +91,21 @@ def instead(functions: Mapping[str, Callable[..., Any]]) -> Switch:
 
 
 def changed(**changes: Callable[[Any], object]) -> Switch:
-    """For a side of callables: what its ``build`` or ``load`` gives is changed in place, ``changed(load=freeze)``."""
+    """For a side of callables: what its ``build`` or ``load`` gives is changed in place, ``changed(load=freeze)``.
+
+    A side without a ``load`` opens as it does by default.
+    """
 
     def and_then(function: Callable[..., Any], change: Callable[[Any], object], *arguments: Any) -> Any:
         found = function(*arguments)
         change(found)
         return found
 
-    return lambda side: replace(side, **{n: partial(and_then, getattr(side, n), one) for n, one in changes.items()})
+    def switch(side: Any) -> Any:
+        own = {name: getattr(side, name) or side.read for name in changes}
+        return replace(side, **{name: partial(and_then, own[name], change) for name, change in changes.items()})
+
+    return switch
 
 
 def flag(name: str) -> Switch:

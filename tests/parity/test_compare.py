@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from parity.calls import calls_of
 from parity.compare import (
     Subject,
     View,
@@ -21,6 +22,7 @@ from parity.compare import (
     compare_value,
     viewed,
 )
+from parity.locate import compare_calls
 from parity.tolerances import Kind, Tolerance
 from parity.trace import Trace
 from parity.verdict import Row, Status
@@ -178,20 +180,23 @@ REAL = torch.tensor([[True, True], [True, False]])
 
 
 @pytest.mark.parametrize(
-    ("view", "found", "passed"),
+    ("view", "place", "found", "passed"),
     [
-        (View("*", rows=lambda trace, name: REAL if trace.run == "original" else None), PACKED, True),
-        (View("*", rows=lambda trace, name: REAL), PADDED + ~REAL, True),
-        (View("*", rows=lambda trace, name: REAL), PADDED + REAL, False),
-        (View("*", port=lambda tensor, trace: tensor / 2), PADDED * 2, True),
-        (View("mb1.*", port=lambda tensor, trace: tensor / 2), PADDED * 2, False),
+        (View("*", rows=lambda trace, name: REAL if trace.run == "original" else None), "out", PACKED, True),
+        (View("*", rows=lambda trace, name: REAL), "out", PADDED + ~REAL, True),
+        (View("*", rows=lambda trace, name: REAL), "out", PADDED + REAL, False),
+        (View("*", rows=lambda trace, name: REAL), "out", PADDED[:, :1], False),
+        (View("*", port=lambda tensor, trace: tensor / 2), "out", PADDED * 2, True),
+        (View("mb0.call.head*.into*", port=lambda tensor, trace: tensor / 2), "out", PADDED * 2, False),
+        (View("mb0.call.head*.out*", *[lambda tensor, trace: tensor.flatten()] * 2), "out.logits", PADDED[None], True),
     ],
-    ids=["packed", "both padded", "both padded, wrong", "scaled", "of another name"],
+    ids=["packed", "padded", "padded, wrong", "of another length", "scaled", "another name", "a lone output"],
 )
-def test_a_view_gives_both_sides_the_same_coordinates(view: View, found: Tensor, passed: bool) -> None:
-    traces = Trace("original", "", "", {"mb0.x": PADDED}), Trace("port", "", "", {"mb0.x": found})
-    expected, found = (trace.tensors["mb0.x"] for trace in viewed(*traces, [View("*"), view]))
-    row = compare(SUBJECT, "out", "mb0.x", expected, found, within(Kind.ABSOLUTE, 0.0))
+def test_a_view_gives_both_sides_the_same_coordinates(view: View, place: str, found: Tensor, passed: bool) -> None:
+    tensors = {"original": {"mb0.call.head#0.out": PADDED}, "port": {f"mb0.call.head#0.{place}": found}}
+    traces = [Trace(run, "", "", held, calls=("head#0",)) for run, held in tensors.items()]
+    (mine,), (theirs,) = map(calls_of, viewed(*traces, [View("*"), view]))
+    (row,) = compare_calls(SUBJECT, mine, theirs, within(Kind.ABSOLUTE, 0.0))
     assert row.passed == passed
 
 

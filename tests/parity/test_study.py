@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity import Case, Cause, Options, Pair, Side, run_pair
-from parity.study import within
+from parity import Case, Cause, Options, Pair, Side, changed, instead, run_pair
+from parity.study import Switch, within
 
 RULES: Any = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
 """What the port computes with, as a library's module would hold it."""
@@ -39,6 +39,31 @@ def loss_of(module: nn.Module, batch: Tensor) -> Tensor:
 def rows_loss(module: nn.Module, batch: Tensor) -> Tensor:
     values = module(batch).square()
     return 2.0 * values.sum() / len(values)
+
+
+def halved(value: Tensor) -> Tensor:
+    return value / 2
+
+
+class Opened(Both):
+    """The second weight is frozen, and trains when it is opened again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        frozen(self)
+
+    def save_pretrained(self, folder: Path) -> None:
+        torch.save(self.state_dict(), folder / "model.pt")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> nn.Module:
+        module = cls().requires_grad_(True)
+        module.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        return module
+
+
+def frozen(module: nn.Module) -> None:
+    module.second.requires_grad_(False)  # type: ignore[union-attr]
 
 
 ROWS = Cause("rows", "the sum is divided by rows", within(lambda: patch.object(RULES, "divisor", len)))
@@ -83,6 +108,24 @@ def test_what_no_cause_explains_fails_and_is_left() -> None:
     assert not report.passed
     assert lines["mb0.loss"].left
     assert lines["mb0.loss"].explained == pytest.approx(0.5)
+
+
+TWICE = instead({"tests.parity.test_study:halved": lambda real, value: 2 * real(value)})
+HALF = Side(Both, lambda module, batch: halved(rows_loss(module, batch)))
+SAVED = Side(Opened, rows_loss)
+SWITCHES: dict[str, tuple[Side, Side, Switch, str]] = {
+    "instead": (Side(Both, rows_loss), HALF, TWICE, "loss"),
+    "changed build": (SAVED, Side(Both, rows_loss), changed(build=frozen), "configuration"),
+    "changed load": (SAVED, SAVED, changed(load=frozen), "round_trip"),
+}
+
+
+@pytest.mark.parametrize(("original", "port", "switch", "failed"), SWITCHES.values(), ids=SWITCHES)
+def test_a_switch_makes_the_difference_and_is_undone(original: Side, port: Side, switch: Switch, failed: str) -> None:
+    pair = replace(PAIR, original=original, port=port, causes=(Cause("one", "another way", switch),))
+    checks = Options(checks=("configuration", "loss", "round_trip"))
+    found = [run_pair(one, checks).failed for one in (replace(pair, causes=()), pair, replace(pair, causes=()))]
+    assert found == [(failed,), (), (failed,)]
 
 
 def test_a_cause_may_be_in_the_optimizer() -> None:
