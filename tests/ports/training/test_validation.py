@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_the_clean_records(start_run, other, tmp_path, 
     share = loop.plan.validation.share
     for file in share.files:
         record = torch.load(file, weights_only=True)
-        record |= share.source.reader([record["input_ids"]])[0] if "online" in options else {}
+        record |= share.dataset.reader([record["input_ids"]])[0] if "online" in options else {}
         sample = make_sample(record, 8192, Alignment.CHAIN)
         total += loop.objective(collate([sample]), None, True)
     losses = total[0] / (total[1] + 1e-5)
