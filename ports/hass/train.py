@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -71,6 +72,9 @@ def start(
     Raises:
         InputError: launched with DeepSpeed, which clips by itself and not by value.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        found = DistributedType.DEEPSPEED.value
+        raise InputError("accelerate launch", "distributed_type", found, "one process, --multi_gpu or --use_fsdp")
     measure = acceptance_of(settings)
     objective = HassObjective(
         draft,
@@ -79,11 +83,7 @@ def start(
         settings.loss_implementation,
         settings.activation_checkpointing,
     )
-    loop = start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer, measure)
-    if loop.accelerator.distributed_type is DistributedType.DEEPSPEED:
-        found = loop.accelerator.distributed_type.value
-        raise InputError("accelerate launch", "distributed_type", found, "one process, --multi_gpu or --use_fsdp")
-    return loop
+    return start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer, measure)
 
 
 def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:

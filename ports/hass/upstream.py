@@ -13,9 +13,6 @@ from ports.training.data import Batch, in_float32, make_sample, pack
 from ports.training.objective import Step
 from ports.training.prepared import final_norm
 
-TOP_K = 10
-"""As in ``HassSettings``: it is logged and not trained."""
-
 
 @lru_cache(maxsize=1)
 def _norm(verifier: str, device: torch.device) -> Any:
@@ -55,7 +52,7 @@ def train_forward(draft: Any, batch: Batch | None, ttt_steps: int) -> tuple[list
     if batch is None:
         nothing = sum(value.sum() for value in draft.parameters() if value.requires_grad) * 0.0
         return [], nothing, {"loss_sum": nothing.detach(), "loss_total": torch.ones_like(nothing)}
-    objective = HassObjective(draft, ttt_steps, min(TOP_K, draft.config.transformer_layer_config.vocab_size))
+    objective = HassObjective(draft, ttt_steps, topk=0)
     outcome = objective(batch)
     losses, one = outcome.step_losses.detach(), torch.ones_like(outcome.loss)
     metrics = {"loss_sum": losses.sum(), "loss_total": one}

@@ -4,52 +4,41 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Subset
 
 from ports.errors import InputError
 from ports.training.data import CollateVisits, RecordDataset
 from ports.training.prepared import PreparedDataset, is_prepared
 from ports.training.records import check_origin, list_records
 from ports.training.settings import TrainingSettings
-from ports.training.workers import loader_context, start_worker
 
 
-@dataclass
-class Share(Dataset[Any]):
-    """Some records of a source."""
+class Share(Subset[Any]):
+    """Some records of a source, in which samples keep their numbers, and which reads them."""
 
-    source: RecordDataset
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.source[self.indices[index]]
+    dataset: RecordDataset
 
     @property
     def files(self) -> list[Path]:
         """Where they lie."""
-        return [self.source.files[index] for index in self.indices]
+        return [self.dataset.files[index] for index in self.indices]
 
     @property
     def on_host(self) -> bool:
         """The source's."""
-        return self.source.on_host
+        return self.dataset.on_host
 
     def collate_fn(self, packing: bool = False) -> CollateVisits:
         """The source's."""
-        return self.source.collate_fn(packing)
+        return self.dataset.collate_fn(packing)
 
     def start_pass(self, epoch: int, seen: int = 0, batch_size: int = 1, bad: bool = False) -> None:
-        """The source's; samples have their numbers there."""
-        self.source.start_pass(epoch, seen, batch_size, bad)
+        """The source's."""
+        self.dataset.start_pass(epoch, seen, batch_size, bad)
 
 
 def hold_out(
@@ -97,25 +86,3 @@ def _other_records(source: RecordDataset, settings: TrainingSettings, directory:
         layers = getattr(draft.config, "eagle_aux_hidden_state_layer_ids", None)
         check_origin(files, draft.config.speculators_model_type, settings.basepath, layers)
     return files
-
-
-def read_batches(share: Share, batches: list[list[int]], packing: bool, workers: int) -> Iterator[dict[str, Any]]:
-    """Batches of a share as drafts are served: clean, in chain alignment; no random state is drawn from.
-
-    Args:
-        share: the records.
-        batches: places in the share; one without any is a row outside the loss.
-        packing: lay the samples of a batch end to end.
-        workers: processes that read.
-    """
-    loader: DataLoader[Any] = DataLoader(
-        share,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=share.collate_fn(packing),
-        multiprocessing_context=loader_context() if workers else None,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),
-    )
-    with share.source.as_served():
-        yield from loader

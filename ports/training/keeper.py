@@ -122,7 +122,8 @@ class CheckpointKeeper:
 
         if main:
             write_directory(directory, fill)
-            self.write_best()
+            if self.best_accepted is not None:
+                self.write_best()
             self._thin_out()
         loop.accelerator.wait_for_everyone()
         self._last = loop.steps, directory
@@ -145,21 +146,26 @@ class CheckpointKeeper:
     def _compete(self, loop: Loop, name: str) -> None:
         """Is what will be saved, if it was validated as it is, the best so far?
 
-        A run that is stopped saves where it would not have: that is no competitor, or it would end otherwise.
+        A run that is stopped saves where it would not have: that is no competitor, or it would end otherwise. What is
+        written over is the best no longer.
         """
         seen = None if loop.plan.validation is None else loop.plan.validation.last
         if seen is None or seen.steps != loop.steps:
             return
-        if self.best_accepted is None or seen.expected > self.best_accepted.expected_acceptance:
+        best = self.best_accepted
+        if best is None or name == best.checkpoint or seen.expected > best.expected_acceptance:
             self.best_accepted = Best(
                 checkpoint=name, expected_acceptance=seen.expected, epoch=seen.epoch, step=seen.steps
             )
 
     def write_best(self) -> None:
-        """Say in ``cpdir`` which checkpoint is the best, if there are held-out records to know it by."""
-        if self.best_accepted is not None:
+        """Say in ``cpdir`` which checkpoint is the best, or nothing if that is not known any more."""
+        file = self.settings.cpdir / BEST
+        if self.best_accepted is None:
+            file.unlink(missing_ok=True)
+        else:
             content = json.dumps(self.best_accepted.model_dump(by_alias=True), indent=1) + "\n"
-            write_file(self.settings.cpdir / BEST, content.encode())
+            write_file(file, content.encode())
 
     def _state(self, loop: Loop, processes: list[Totals]) -> State:
         if self._serial is None:

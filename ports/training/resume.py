@@ -162,14 +162,15 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     load(directory / OPTIMIZER, read_tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
     _restore_schedule(loop, directory / STATE, state, "lr" in changed)
     keeper.best = state.best
-    if state.best_accepted is not None and (keeper.settings.cpdir / state.best_accepted.checkpoint).is_dir():
-        keeper.best_accepted = state.best_accepted
-        if loop.accelerator.is_main_process:  # it may have been killed before it could
-            keeper.write_best()
+    best = state.best_accepted
+    if best is not None and "validation" not in changed and (keeper.settings.cpdir / best.checkpoint).is_dir():
+        keeper.best_accepted = best
     loop.steps, loop.micro_batch, loop.epoch = state.steps, state.micro_batch, state.epoch
     loop.loader.iteration = state.epoch
     if not ORDER & set(changed):
         _restore_position(loop, directory, state)
+    if best is not None and loop.accelerator.is_main_process:  # it may have been killed before it could
+        keeper.write_best()
     for name, text in changed.items():
         loop.accelerator.print(f"resuming although {name} was {text}")
 

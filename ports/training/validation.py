@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ports.errors import InputError
 from ports.training import generators
 from ports.training.acceptance import Acceptance, accuracies_of
 from ports.training.data import Batch, in_float32
-from ports.training.held_out import Share, read_batches
+from ports.training.held_out import Share
 from ports.training.loss import mean_over
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
+from ports.training.workers import loader_context, start_worker
 
 if TYPE_CHECKING:
     from ports.training.loop import Loop
@@ -95,18 +98,31 @@ class Validation:
         return Acceptance(loop.steps, epoch, float(loop.objective.reported(losses)), accuracies_of(counts[2:]))
 
     def _batches(self, loop: Loop) -> Iterator[Batch]:
-        """This process's; every process has as many, as a sharded draft needs."""
-        assert self.share is not None
-        size, count, processes = self.settings.bs, len(self.share), loop.accelerator.num_processes
+        """This process's, as drafts are served: clean, in chain alignment. No random state is drawn from."""
+        share, workers = self.share, 0 if self.settings.online else self.settings.num_workers
+        assert share is not None
+        loader: DataLoader[Any] = DataLoader(
+            share,
+            batch_sampler=self._places(loop.accelerator, len(share)),
+            num_workers=workers,
+            collate_fn=share.collate_fn(self.settings.packing),
+            multiprocessing_context=loader_context() if workers else None,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),
+        )
+        with share.dataset.as_served():
+            for batch in loader:
+                for reason in batch["skipped"]:
+                    print(f"skipped {reason}", flush=True)
+                tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+                yield in_float32(send_to_device(tensors, loop.accelerator.device))
+
+    def _places(self, accelerator: Accelerator, count: int) -> list[list[int]]:
+        """The batches of one process. Every other has as many, as a sharded draft needs: the last may be empty."""
+        size, processes = self.settings.bs, accelerator.num_processes
         places = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
         places += [[] for _ in range(-len(places) % processes)]
-        own = places[loop.accelerator.process_index :: processes]
-        workers = 0 if self.settings.online else self.settings.num_workers
-        for batch in read_batches(self.share, own, self.settings.packing, workers):
-            for reason in batch.pop("skipped"):
-                print(f"skipped {reason}", flush=True)
-            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            yield in_float32(send_to_device(tensors, loop.accelerator.device))
+        return places[accelerator.process_index :: processes]
 
     def _decode(self, loop: Loop, measure: Measure) -> float:
         """By the main process, on the draft as it would be saved; no generator is moved."""

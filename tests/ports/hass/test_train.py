@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import DistributedType
 from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 
-from ports.errors import InputError
 from ports.hass import train as hass
 from ports.training.observer import Observer
 
@@ -67,15 +64,12 @@ def test_gradients_are_clipped_element_by_element(settings, lively_draft):
     assert seen.norm == pytest.approx(total.item(), rel=1e-5)
 
 
-def test_deepspeed_is_refused(settings, monkeypatch):
-    chosen, kind = settings(), DistributedType.DEEPSPEED
-    draft = hass.build(chosen)
-    loop = SimpleNamespace(accelerator=SimpleNamespace(distributed_type=kind))
-    monkeypatch.setattr(hass, "start_training", lambda *arguments: loop)
-    with pytest.raises(
-        InputError, match=f"accelerate launch: distributed_type: found {kind.value}, expected one process"
-    ):
-        hass.start(chosen, draft, hass.build_dataset(chosen, draft.config))
+def test_deepspeed_is_refused_before_a_run_is_written_over(flags, tmp_path, monkeypatch, capsys):
+    assert hass.main(flags(max_steps=1)) == 0
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert hass.main(flags(overwrite=None)) == 2
+    assert "accelerate launch: distributed_type: found DEEPSPEED, expected one process" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "state_0").is_dir()
 
 
 def test_two_layers_train_in_chain_alignment(flags, two_layers, tmp_path):

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 MICRO_BATCHES = 12  # six samples, two passes
+DTYPES = torch.float32, torch.bfloat16, torch.float16
 CASES = list(itertools.product(["eagle3", "hass"], ["no", "bf16"]))
 
 
@@ -93,23 +95,41 @@ def test_resumed_elsewhere_the_log_is_whole(never_stopped, run_until, run_to_the
     assert never_stopped("eagle3").differs_from(found) == []
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-@settings(ANY_TIME, max_examples=1)
-@given(stop=st.integers(0, 7))
-@example(stop=3)  # the last step of a pass, validated before it was stopped
-@example(stop=6)
+KEYED, SKIP = {"noise_stream": "keyed"}, {"on_bad_record": "skip"}
+HELD_OUT = [
+    ("eagle3", 3, {}),  # the last step of a pass, validated before it was stopped
+    ("hass", 6, {}),
+    ("eagle3", 5, {"num_workers": 2}),
+    ("hass", 6, {"num_workers": 2, "group_by_length": True}),
+    ("hass", 2, {**KEYED, "bs": 2, "packing": True, "group_by_length": True}),
+    ("eagle3", 6, {**KEYED, "num_workers": 2, "save_steps": 3}),
+    ("eagle3", 6, SKIP),
+    ("hass", 3, {**SKIP, **KEYED, "bs": 2, "num_workers": 2}),
+    ("eagle3", 6, {"online": True}),
+    ("hass", 1, {**KEYED, **SKIP, "online": True, "bs": 2, "group_by_length": True}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "stop", "options"), HELD_OUT, ids=str)
 def test_what_is_held_out_is_looked_at_as_if_nothing_had_been(
-    never_stopped, run_until, run_to_the_end, tmp_path_factory, algorithm, stop
+    never_stopped, run_until, run_to_the_end, fixture, tmp_path, algorithm, stop, options
 ):
-    options, cpdir = {"val_fraction": 0.33, "val_steps": 2, "keep_last": 2}, tmp_path_factory.mktemp("stopped")
+    """Records 1 and 3 are held out; all are of several dtypes, and with ``skip`` one of either kind is bad."""
+    for number in range(6):
+        file, dtype = fixture / f"data_{algorithm}" / f"data_{number}.ckpt", DTYPES[number % 3]
+        record = torch.load(file, weights_only=True)
+        torch.save({name: each.to(dtype) if each.is_floating_point() else each for name, each in record.items()}, file)
+        if "on_bad_record" in options and number in (1, 4):
+            file.write_bytes(b"")
+    options = {"val_fraction": 0.33, "val_steps": 2, "keep_last": 2, **options}
     expected = never_stopped(algorithm, **options)
-    run_until(algorithm, cpdir, stop, **options)
-    found = run_to_the_end(algorithm, cpdir, ckpt_path=Path("auto"), **options)
+    run_until(algorithm, tmp_path, stop, **options)
+    found = run_to_the_end(algorithm, tmp_path, ckpt_path=Path("auto"), **options)
     assert expected.differs_from(found) == []
-    assert found.metrics.count(b"val_expected_acceptance") == 6
-    best = json.loads((cpdir / "best.json").read_text())
+    assert found.metrics.count(b"val_expected_acceptance") == 4 // options.get("bs", 1) + 2
+    best = json.loads((tmp_path / "best.json").read_text())
     assert best == {{"epoch": "pass"}.get(name, name): value for name, value in found.state["best_accepted"].items()}
-    assert (cpdir / best["checkpoint"]).is_dir()
+    assert (tmp_path / best["checkpoint"]).is_dir()
 
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])

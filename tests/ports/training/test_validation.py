@@ -64,7 +64,15 @@ def test_held_out_records_are_not_trained_on(start_run, tmp_path, algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "packing": True, "bs": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_workers": 2, "packing": True, "bs": 2},
+        {"noise_stream": "keyed", "group_by_length": True, "on_bad_record": "skip"},
+    ],
+    ids=str,
+)
 def test_looking_changes_nothing_else(start_run, other, tmp_path, algorithm, options):
     """Losses, weights and random generators to the bit."""
     finish(start_run(algorithm, tmp_path / "plain", **options))
@@ -101,7 +109,7 @@ def test_the_numbers_are_those_of_the_clean_records(start_run, other, tmp_path, 
     share = loop.plan.validation.share
     for file in share.files:
         record = torch.load(file, weights_only=True)
-        record |= share.source.reader([record["input_ids"]])[0] if "online" in options else {}
+        record |= share.dataset.reader([record["input_ids"]])[0] if "online" in options else {}
         sample = make_sample(record, 8192, Alignment.CHAIN)
         total += loop.objective(collate([sample]), None, True)
     losses = total[0] / (total[1] + 1e-5)
@@ -131,6 +139,29 @@ def test_the_best_checkpoint_is_named_and_kept(start_run, tmp_path, monkeypatch)
     assert {path.name for path in cpdir.iterdir() if path.is_dir()} == {"model1", "model3"}
     finish(start_run("eagle3", cpdir, overwrite=True))
     assert not (cpdir / "best.json").exists()
+
+
+def test_what_was_written_over_is_the_best_no_longer(start_run, tmp_path, monkeypatch):
+    """As by a run that ``--max_steps`` cut short, once it may go on."""
+    expected = {2: 0.9, 3: 0.1}
+    monkeypatch.setattr(
+        Validation, "_score", lambda self, loop, epoch: Acceptance(loop.steps, epoch, 5.0, [expected[loop.steps]])
+    )
+    options = {"val_fraction": 0.5, "epoch": 0}
+    finish(start_run("hass", tmp_path, max_steps=2, **options))
+    finish(start_run("hass", tmp_path, ckpt_path=tmp_path / "state_0", **options))
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best == {"checkpoint": "state_0", "expected_acceptance": 1.1, "pass": 0, "step": 3}
+
+
+@pytest.mark.parametrize("options", [{"val_fraction": 0.34}, {}], ids=["others", "none"])
+def test_the_best_on_other_records_is_forgotten(start_run, other, tmp_path, options):
+    finish(start_run("hass", tmp_path, val_dir=other("hass"), max_steps=2))
+    assert (tmp_path / "best.json").is_file()
+    loop = start_run("hass", tmp_path, ckpt_path=tmp_path / "state_0", resume_anyway=True, **options)
+    assert loop.plan.keeper.best_accepted is None
+    finish(loop)
+    assert (tmp_path / "best.json").is_file() == bool(options)
 
 
 def test_prompts_are_decoded_after_each_pass(start_run, fixture, tmp_path):
