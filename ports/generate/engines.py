@@ -36,7 +36,7 @@ LONGEST = 8192
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # ends with this process, and draws by its seeds
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Where the user has set nothing else."""
