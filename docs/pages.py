@@ -16,7 +16,16 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ports", "parity", "parity/fixtures")
 SECTIONS = {
-    "Use": ("draft.md", "training.md", "data.md", "resume.md", "serving.md", "architectures.md", "performance.md"),
+    "Use": (
+        "draft.md",
+        "training.md",
+        "data.md",
+        "resume.md",
+        "serving.md",
+        "results.md",
+        "architectures.md",
+        "performance.md",
+    ),
     "Parity": ("parity.md", "report.md", "deviations.md", "originals.md", "porting.md", "existing.md", "kit.md"),
 }
 SOURCES = "source"
