@@ -200,7 +200,8 @@ def test_an_engine_that_fails_is_refused_with_its_last_error(vllm, refuses, mode
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_engine_ends_with_the_bench(vllm, fork, tmp_path, number):
     told = tmp_path / "told"
-    bench = fork(start_engine, vllm(f"open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(600)"))
+    model = f"open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    bench = fork(start_engine, vllm(model), PYTHONPATH=str(tmp_path))  # forks have the environment of their server
     wait_for(told)
     os.kill(bench.pid, number)
     await_end_of([bench.pid, int(told.read_text())], 30)
