@@ -107,11 +107,8 @@ class Pair:
         for name in checks or ():
             if name not in known:
                 raise InputError("comparison", "checks", name, f"of {', '.join(known)}")
-        return tuple(
-            name
-            for name in known
-            if (name not in ON_REQUEST or name in self.asked if checks is None else name in checks)
-        )
+        wanted = {*known} - ({*ON_REQUEST} - {*self.asked}) if checks is None else {*checks}
+        return tuple(name for name in known if name in wanted)
 
     def find_cases(self, recordings: Path | None) -> list[Any]:
         """The cases, by the folder of ``--recordings`` where they are found by one."""

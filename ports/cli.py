@@ -5,7 +5,6 @@ Nothing is imported before a command is chosen: its libraries take seconds to lo
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -70,6 +69,5 @@ def dispatch(name: str, words: Sequence[str]) -> int:
         entry = import_module(COMMANDS[name][0]).main
     except ImportError as error:
         raise InputError(f"speculator {name}", "import", reason(error), "what it needs, installed") from error
-    words = [name, *words] if name in OWN_WORD else list(words)
-    sys.argv = [f"speculator {name}", *words]
-    return int((entry(words) if inspect.signature(entry).parameters else entry()) or 0)
+    sys.argv = [f"speculator {name}", *([name] if name in OWN_WORD else []), *words]
+    return int(entry() or 0)

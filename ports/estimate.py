@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
@@ -32,7 +31,7 @@ from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
-from ports.training.settings import parse
+from ports.training.settings import CommandSettings, parse
 from ports.training.verifier import verifier_config
 
 PROBES = (16, 48)
@@ -45,10 +44,8 @@ COPIES = 4
 """Of a trained parameter: itself, its gradient and two moments."""
 
 
-class EstimateSettings(BaseSettings):
+class EstimateSettings(CommandSettings):
     """What a recipe will take; only config.json is needed of the verifier."""
-
-    model_config = SettingsConfigDict(extra="forbid", cli_avoid_json=True, protected_namespaces=())
 
     algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
     model_path: str = Field(description="verifier: directory with config.json, or hub id")

@@ -46,10 +46,10 @@ class Eagle3Objective(TTTObjective):
         """The target over the draft vocabulary, in float32."""
         return Verifier(hidden, self._beside("head", hidden))
 
-    def likeliest(self, hidden: Tensor) -> Tensor:
+    def target_tokens(self, hidden: Tensor) -> Tensor:
         """Of the whole vocabulary: a token outside the draft's is a rejection, whatever the draft says."""
         if self.draft.t2d is None:
-            return super().likeliest(hidden)
+            return super().target_tokens(hidden)
         if "whole head" not in self._outside:
             self._outside["whole head"] = full_head(self._name)
         with torch.autocast(hidden.device.type, enabled=False):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 from tqdm import tqdm
 
 from ports.commands import exit_code, hush_libraries
@@ -29,7 +29,7 @@ from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Conversations, Message, load_conversations
 from ports.generate.engines import Engine, Prompt, Sampling, choose_engine, longest_dialogue
 from ports.training.checkpoint import DirectoryLock, write_file
-from ports.training.settings import parse
+from ports.training.settings import CommandSettings, parse
 from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_fingerprint
 
 WINDOW = 128
@@ -41,16 +41,10 @@ PRIME = 1_000_003
 Dialogue = list[Message]
 
 
-class AnswersSettings(BaseSettings):
+class AnswersSettings(CommandSettings):
     """The verifier answers the turns of the users; answers that the data hold are left out."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        env_prefix="SPECULATOR_ANSWERS_",
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        protected_namespaces=(),
-    )
+    model_config = SettingsConfigDict(env_prefix="SPECULATOR_ANSWERS_")
 
     model: str = Field(description="verifier: Hugging Face directory or hub id")
     data: str = Field(description="prompts: .jsonl, .json, .parquet or .txt file, a directory of them, or a hub id")

@@ -34,6 +34,7 @@ LONGEST = 8192
 """Tokens of a dialogue at most, as in records."""
 
 VLLM_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # ends with this process, and draws by its seeds
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
     "VLLM_LOGGING_LEVEL": "ERROR",

@@ -6,21 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from ports.generate.chat import Encoder, LossMask, load_family
+from ports.training.settings import CommandSettings
 
 
-class GenerationSettings(BaseSettings):
+class GenerationSettings(CommandSettings):
     """Flags, then environment (``SPECULATOR_GENERATE_SAMPLES=10``), then ``--config file.yaml``, then the defaults."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        env_prefix="SPECULATOR_GENERATE_",
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        protected_namespaces=(),
-    )
+    model_config = SettingsConfigDict(env_prefix="SPECULATOR_GENERATE_")
 
     model_path: str = Field(description="verifier: Hugging Face directory or hub id")
     outdir: Path = Field(description="records go to outdir/<process>/data_<i>.safetensors")

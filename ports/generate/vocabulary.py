@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 from speculators.train.vocab_mapping import build_vocab_mappings_from_distribution
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from ports.files import check_output
 from ports.training.checkpoint import write_file
 from ports.training.draft_config import read_config_dict
 from ports.training.records import RecordInfo, list_records, read_record, recorded_info
+from ports.training.settings import CommandSettings
 from ports.training.verifier import verifier_config
 from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
 
@@ -35,10 +36,10 @@ class Counts(str, Enum):
     ANSWERS = "answers"
 
 
-class VocabularySettings(BaseSettings):
+class VocabularySettings(CommandSettings):
     """Write t2d.npy, d2t.npy and vocabulary.json from the tokens of records."""
 
-    model_config = SettingsConfigDict(extra="forbid", env_prefix="SPECULATOR_GENERATE_", cli_avoid_json=True)
+    model_config = SettingsConfigDict(env_prefix="SPECULATOR_GENERATE_")
 
     tmpdir: Path = Field(description="directory of records")
     basepath: str = Field(description="verifier: its vocabulary's size is read")

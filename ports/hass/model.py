@@ -61,35 +61,29 @@ class HassDraftModel(FrozenEnds):
 
     def forward(
         self,
-        hidden_states: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        ttt_steps: int = 1,
-        recompute: bool = False,
-        loss_mask: Tensor | None = None,
+        *args: Any,
         document_ids: Tensor | None = None,
         verifier_last_hidden_states: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """:meth:`unroll`; with ``verifier_last_hidden_states`` the forward that Speculators' own trainer calls.
+        """:meth:`unroll`; with the last two arguments the forward that Speculators' own trainer calls.
 
         Args:
-            hidden_states, attention_mask, recompute: see :meth:`unroll`; not read by that trainer's forward.
-            input_ids, loss_mask: of that trainer, as they were said: [1, T], not shifted.
-            ttt_steps: k.
+            args, kwargs: of :meth:`unroll`. That trainer's ``input_ids`` and ``loss_mask`` [1, T] are as they were
+                said, not shifted; what else its batches hold is not read.
             document_ids: [1, T], from 0 on, -1 on padding.
             verifier_last_hidden_states: [1, T, h], before the verifier's final norm.
-            kwargs: what else that trainer's batches hold.
 
         Returns:
             The k steps; for that trainer them, the loss to run backward on and metrics.
         """
         if verifier_last_hidden_states is None or document_ids is None:
-            return self.unroll(hidden_states, input_ids, attention_mask, ttt_steps, recompute, loss_mask)
+            return self.unroll(*args, **kwargs)
         from ports.hass.upstream import packed_batch, train_forward  # they are above the model
 
-        batch = packed_batch(self, verifier_last_hidden_states, input_ids, document_ids, loss_mask)
-        return train_forward(self, batch, ttt_steps)
+        said, loss_mask = kwargs["input_ids"], kwargs.get("loss_mask")
+        batch = packed_batch(self, verifier_last_hidden_states, said, document_ids, loss_mask)
+        return train_forward(self, batch, kwargs.get("ttt_steps", 1))
 
     def unroll(
         self,

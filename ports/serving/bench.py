@@ -33,18 +33,11 @@ from ports.evaluate.plot import check_plot, draw
 from ports.evaluate.prompts import family_of, read_questions
 from ports.evaluate.verifier import longest_prompt
 from ports.files import check_output_file
+from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.training.verifier import open_tokenizer
 
 METHODS = {"eagle3": "eagle3", "hass": "eagle"}
 """vLLM's name for what runs a draft, by the checkpoint's type."""
-
-ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-"""For an engine, unless the user's environment says otherwise."""
 
 ENGINE = {"enable_prefix_caching": False, "disable_log_stats": False, "seed": 0}
 """What every engine is given: no turn finds anything of another's, and vLLM counts."""
@@ -219,7 +212,7 @@ def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any
         asked, answer, said = (Path(folder, name) for name in ("request.json", "answer.json", "said.txt"))
         asked.write_text(json_format.dumps(request))
         command = [sys.executable, "-m", "ports.serving.engine", str(asked), str(answer), str(os.getpid())]
-        environment = {**ENVIRONMENT, **os.environ, **bound}
+        environment = {**VLLM_ENVIRONMENT, **os.environ, **bound}
         with said.open("wb") as stream:  # a pipe would be waited for as long as any process of the engine's holds it
             done = subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False)
         if done.returncode or not answer.exists():

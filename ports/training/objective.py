@@ -141,7 +141,7 @@ class TTTObjective(nn.Module):
         """The draft's norm and the weight [D, h] of its head."""
         raise NotImplementedError
 
-    def likeliest(self, hidden: Tensor) -> Tensor:
+    def target_tokens(self, hidden: Tensor) -> Tensor:
         """The verifier's likeliest token [N] after rows [N, h] of its last hidden state, as an id of the draft.
 
         -1 stands for one that the draft cannot say.
@@ -181,7 +181,7 @@ class TTTObjective(nn.Module):
         with self._served():
             hidden = [step.hidden for step in self.unroll(batch)]
             return score_chains(
-                hidden, self.masks(batch), batch["target"], self.verifier, self.likeliest, self.output()
+                hidden, self.masks(batch), batch["target"], self.verifier, self.target_tokens, self.output()
             )
 
     @contextmanager

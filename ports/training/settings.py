@@ -26,16 +26,18 @@ Tracker = Literal["tensorboard", "wandb"]
 S = TypeVar("S", bound=BaseSettings)
 
 
-class TrainingSettings(BaseSettings):
-    """Flags, then environment (``SPECULATOR_PORT_LR=1e-4``), then ``--config file.yaml``, then the defaults below."""
+class CommandSettings(BaseSettings):
+    """Flags, then environment (by the class' ``env_prefix``), then ``--config file.yaml``, then the defaults."""
 
     model_config = SettingsConfigDict(
-        extra="forbid",
-        env_prefix="SPECULATOR_PORT_",
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        protected_namespaces=(),
+        extra="forbid", cli_implicit_flags=True, cli_avoid_json=True, protected_namespaces=()
     )
+
+
+class TrainingSettings(CommandSettings):
+    """Flags, then environment (``SPECULATOR_PORT_LR=1e-4``), then ``--config file.yaml``, then the defaults below."""
+
+    model_config = SettingsConfigDict(env_prefix="SPECULATOR_PORT_")
 
     basepath: str = Field(description="verifier: Hugging Face directory (stored as an absolute path) or hub id")
     configpath: str = Field(description="draft: prototype JSON, Speculators config or checkpoint directory, or hub id")

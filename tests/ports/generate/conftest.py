@@ -65,14 +65,10 @@ def generate(flags):
 @pytest.fixture
 def spawn(flags, fork):
     """Starts the command as a process of its own, and its processes too."""
-    return lambda **changes: fork(forking_main, flags(**changes))
+    return lambda **changes: fork(forking, main, flags(**changes))
 
 
-def forking_main(argv: list[str]) -> int:
-    return forking_main_of(main, argv)
-
-
-def forking_main_of(entry, argv: list[str]) -> int:
+def forking(entry, argv: list[str]) -> int:
     """An entry point whose processes are forked, which spares them the imports."""
     forks = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method: forks

@@ -18,7 +18,7 @@ from ports.generate import draft as module
 from ports.generate.draft import best_checkpoint, derived_config, main
 from ports.training.records import GENERATION
 from ports.training.verifier import verifier_config
-from tests.ports.generate.conftest import contents, forking_main_of
+from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template
 
 QUESTIONS = [{"question": f"What is {number} and {number}?", "answer": f"It is {2 * number}."} for number in range(12)]
@@ -44,11 +44,7 @@ def words(verifier, tmp_path):
 
 @pytest.fixture
 def spawn(words, fork):
-    return lambda **changes: fork(forking, words(**changes))
-
-
-def forking(argv: list[str]) -> int:
-    return forking_main_of(main, argv)
+    return lambda **changes: fork(forking, main, words(**changes))
 
 
 def results(out: Path) -> dict[str, bytes]:
