@@ -8,7 +8,7 @@
 
 ``results`` trains an Eagle3 draft on the model's own answers, a HASS draft on the same, an Eagle3 draft on the answers
 in the data and one in prototype alignment, measures all on EAGLE's six benchmarks, and the first two in vLLM where it
-is installed. The same command goes on where it was stopped. ``--dialogues 60 --prompts 2 --tokens 32`` takes minutes.
+is installed. The same command goes on where it was stopped. ``--dialogues 20 --prompts 1 --tokens 16`` takes minutes.
 """
 
 from __future__ import annotations
