@@ -211,7 +211,7 @@ def test_two_processes_stop_together_and_count_together(words, run_ranks, start_
         assert {path.parent.name for path in (tmp_path / name).rglob("model.safetensors")} == left
     assert not (tmp_path / "idle").exists()
     start_run("eagle3", tmp_path / "one", shuffle=False, noise=False, **calm).run()
-    (pair, one) = (read_state(tmp_path / name / "model1").best for name in ("best", "one"))
+    (pair, one) = (read_state(tmp_path / name / "model1").best[1] for name in ("best", "one"))  # the pass is a tie
     assert pair == pytest.approx(one, rel=1e-6)
 
 
