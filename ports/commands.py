@@ -39,7 +39,8 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
         try:
             return int(run() or 0)
         finally:
-            _flush(sys.stdout)
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return _code_of(error, refused)
 
@@ -76,11 +77,6 @@ def _end(code: int, line: str) -> int:
     except OSError:
         to_nowhere(sys.stderr)
     return code
-
-
-def _flush(stream: Any) -> None:
-    if stream is not None and not stream.closed:
-        stream.flush()
 
 
 def to_nowhere(stream: Any) -> None:

@@ -28,8 +28,6 @@ from ports.training.data import (
     pad,
     record_sizes,
 )
-from ports.training.observer import Observer
-from ports.training.runs import finish
 from tests.ports.conftest import DRAFT_VOCAB_SIZE, SPEC
 from tests.ports.training.test_records import as_safetensors
 
@@ -222,32 +220,6 @@ def test_a_resume_that_forgot_the_pass_would_be_seen(run_until, run_to_the_end, 
     monkeypatch.setattr(LengthGroupedSampler, "set_epoch", lambda self, epoch: None)
     found = run_to_the_end("eagle3", tmp_path / "stopped", ckpt_path=Path("auto"), **options)
     assert "metrics" in expected.differs_from(found)
-
-
-class SeenDtypes(Observer):
-    def __init__(self):
-        self.seen = set()
-
-    def batch(self, micro_batch, batch):
-        self.seen |= {batch[name].dtype for name in ("features", "target")}
-
-
-def test_half_records_train_as_the_same_numbers_in_float32(start_run, run_to_the_end, fixture, tmp_path):
-    options = {"noise": False, "epoch": 0, "bs": 1, "num_workers": 1}
-    for file in (fixture / "data_eagle3").iterdir():
-        read = torch.load(file)
-        torch.save(
-            {name: value.half().float() if value.is_floating_point() else value for name, value in read.items()}, file
-        )
-    expected = run_to_the_end("eagle3", tmp_path / "float", **options)
-    as_safetensors(fixture, dtype=torch.float16)
-    watch = SeenDtypes()
-    loop = start_run("eagle3", tmp_path / "seen", watch, **options)
-    assert {batch["features"].dtype for batch in loop.plan.loader} == {torch.float16}
-    finish(loop)
-    assert watch.seen == {torch.float32}
-    found = run_to_the_end("eagle3", tmp_path / "half", **options)
-    assert [name for name in found.differs_from(expected) if name != "state"] == []
 
 
 def test_keyed_noise_depends_on_seed_pass_and_sample_alone(dataset):

@@ -287,11 +287,16 @@ def as_safetensors(fixture, algorithm="eagle3", kind=None, dtype=None, **changes
     return folder
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_records_of_either_form_train_alike(run_to_the_end, fixture, tmp_path, algorithm):
-    pickles = run_to_the_end(algorithm, tmp_path / "a")
-    as_safetensors(fixture, algorithm)
-    safetensors = run_to_the_end(algorithm, tmp_path / "b")
+@pytest.mark.parametrize(("algorithm", "dtype"), [("eagle3", torch.float16), ("hass", None)])
+def test_records_of_either_form_train_alike(run_to_the_end, fixture, tmp_path, algorithm, dtype):
+    """Halves as the same numbers in float32 do, without noise, which is drawn in their dtype."""
+    options = {"num_workers": 1, "noise": dtype is None}
+    for file in (fixture / f"data_{algorithm}").iterdir() if dtype else ():
+        read = torch.load(file)
+        torch.save(read | {name: read[name].to(dtype).float() for name in WIDTHS}, file)
+    pickles = run_to_the_end(algorithm, tmp_path / "a", **options)
+    as_safetensors(fixture, algorithm, dtype=dtype)
+    safetensors = run_to_the_end(algorithm, tmp_path / "b", **options)
     assert [name for name in safetensors.differs_from(pickles) if name != "state"] == []
 
 

@@ -150,7 +150,13 @@ def test_a_bad_command_line_is_refused(refuses, words, file, field, found, expec
         parse(Eagle3Settings, words)
 
 
-@pytest.mark.parametrize("name", ["lr", "bs", "forward_num_total", "gradient_accumulation_steps", "max_steps"])
-def test_what_must_be_positive_is_no_zero(settings, name):
+OUT_OF_RANGE = [
+    *((name, 0) for name in ("lr", "bs", "forward_num_total", "gradient_accumulation_steps", "max_steps")),
+    *(("epoch", -1), ("num_workers", -1), ("lr", float("nan")), ("ttt_alignment", "own"), ("learning_rate", 1.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
+def test_values_out_of_range_and_unknown_names_are_refused(settings, name, value):
     with pytest.raises(ValidationError, match=name):
-        settings(**{name: 0})
+        settings(**{name: value})
