@@ -39,33 +39,30 @@ def exit_code(run: Callable[[], Any], *refusals: type[Exception]) -> int:
         try:
             return int(run() or 0)
         finally:
-            _flush(sys.stdout)
-    except Exception as error:
-        if _interrupted(error):  # pydantic, say, makes an error of its own of a Ctrl-C in it
-            return _end(INTERRUPTED, "interrupted")
-        if isinstance(error, OSError):
-            return _from_outside(error)
-        if not isinstance(error, refused):
-            raise
-        return _end(BAD_INPUT, f"error: {error}".replace("\n", "\\n"))  # names of files may have any character
-    except (KeyboardInterrupt, SystemExit) as error:
-        return _from_outside(error)
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return _code_of(error, refused)
 
 
-def _from_outside(error: BaseException) -> int:
-    """What the terminal or the system did; typer and rich make exit codes of their own of some of it."""
-    if _interrupted(error):
+def _code_of(error: BaseException, refused: tuple[type[Exception], ...]) -> int:
+    """What ended a command, said; any other error is raised again.
+
+    Pydantic, typer and rich make errors and exit codes of their own of what the terminal or the system did.
+    """
+    causes = list(_causes(error))
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return _end(INTERRUPTED, "interrupted")
-    if any(isinstance(cause, BrokenPipeError) for cause in _causes(error)):
+    outside = isinstance(error, OSError)
+    if (outside or isinstance(error, SystemExit)) and any(isinstance(cause, BrokenPipeError) for cause in causes):
         to_nowhere(sys.stdout)
         return _end(UNREAD, "nobody reads the output")
-    if isinstance(error, SystemExit):
-        raise error
-    return _end(BAD_INPUT, f"error: the system: found {error}, expected files and streams that can be read and written")
-
-
-def _interrupted(error: BaseException) -> bool:
-    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error))
+    if outside:
+        said = f"error: the system: found {error}, expected files and streams that can be read and written"
+        return _end(BAD_INPUT, said)
+    if isinstance(error, refused):
+        return _end(BAD_INPUT, f"error: {error}".replace("\n", "\\n"))  # names of files may have any character
+    raise error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -80,11 +77,6 @@ def _end(code: int, line: str) -> int:
     except OSError:
         to_nowhere(sys.stderr)
     return code
-
-
-def _flush(stream: Any) -> None:
-    if stream is not None and not stream.closed:
-        stream.flush()
 
 
 def to_nowhere(stream: Any) -> None:

@@ -7,11 +7,11 @@ verifier's distribution after x[p+1].
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,7 +122,7 @@ class RecordDataset(Dataset["Sample | Skipped"]):
 
     The noise is what ``draw`` gives at every visit, or with a ``noise_seed`` what :func:`keyed_draw` does. With
     ``skip_bad`` a record that cannot be used is visited as :class:`Skipped` instead of ending the run. Records that
-    know where they come from must come from where ``like`` does.
+    know where they come from must come from where ``like`` does. ``numbers`` are a part's own, in the whole data.
     """
 
     on_host: ClassVar[bool] = True
@@ -138,6 +138,7 @@ class RecordDataset(Dataset["Sample | Skipped"]):
     noise_seed: int | None = None
     skip_bad: bool = False
     like: RecordInfo | None = None
+    numbers: Sequence[int] | None = None
     _epoch: int = field(default=0, init=False)
     _seen: int = field(default=0, init=False)
     _batch_size: int = field(default=1, init=False)
@@ -147,7 +148,7 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        return self.visit(lambda: self._pass_over(index) if self._was_seen() else self.load(index))
+        return self.visit(lambda: self._pass_over(index) if self._was_seen() else self.sample(index))
 
     def start_pass(self, epoch: int, seen: int = 0, batch_size: int = 1, bad: bool = False) -> None:
         """What is read next is pass ``epoch``, whose first ``seen`` batches a resumed run has trained on before.
@@ -157,16 +158,6 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         """
         self._epoch, self._batch_size, self._visits = epoch, batch_size, 0
         self._seen = 0 if bad and self._draws else seen
-
-    @contextmanager
-    def as_served(self) -> Iterator[None]:
-        """What is read in the block is clean, in chain alignment, and read whole wherever a pass has come to."""
-        before = self.noise, self.alignment, self._seen
-        self.noise, self.alignment, self._seen = False, Alignment.CHAIN, 0
-        try:
-            yield
-        finally:
-            self.noise, self.alignment, self._seen = before
 
     @property
     def _draws(self) -> bool:
@@ -199,28 +190,24 @@ class RecordDataset(Dataset["Sample | Skipped"]):
                 raise
             return Skipped(str(error))
 
+    def number(self, index: int) -> int:
+        """Of record ``index`` of these, in all the data."""
+        return index if self.numbers is None else self.numbers[index]
+
     def record(self, index: int) -> Record:
         """One checked record, or the InputError that says why there is none."""
         return read_record(self.files[index], self.widths, self.vocab_size, self.like)
 
-    def load(self, index: int) -> Any:
-        """What the collate function makes a row of."""
-        return self.sample(index)
-
-    def collate_fn(self, packing: bool = False) -> CollateVisits:
-        """Makes a batch of what :meth:`__getitem__` gives."""
-        return CollateVisits(self.widths, packing)
-
-    def sample(self, index: int) -> Sample:
-        """The sample of one record, or the InputError that says why there is none."""
+    def sample(self, index: int) -> Any:
+        """What :meth:`batch_of` makes a row of, or the InputError that says why there is nothing."""
         return self.sample_of(index, self.record(index))
 
     def sample_of(self, index: int, record: Record) -> Sample:
-        """``record``, number ``index`` of the data, as a sample, with its noise."""
+        """``record``, the one at ``index``, as a sample, with its noise."""
         sample = make_sample(record, self.max_len, self.alignment)
         sample.file = str(self.files[index])
         if self.noise:
-            keyed = None if self.noise_seed is None else keyed_draw(self.noise_seed, self._epoch, index)
+            keyed = None if self.noise_seed is None else keyed_draw(self.noise_seed, self._epoch, self.number(index))
             sample.features = add_uniform_noise(sample.features, keyed or self._draw_on_host)
         return sample
 
@@ -228,27 +215,20 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         """Wherever the features lie: the host's generators are what a resumed run is held to."""
         return self.draw(torch.empty_like(like, device="cpu")).to(like.device)
 
+    def batch_of(self, visits: Sequence[Any], packing: bool = False) -> dict[str, Any]:
+        """The batch of what :meth:`__getitem__` gave, ``files`` behind its samples, and why some were ``skipped``.
 
-@dataclass(frozen=True)
-class CollateVisits:
-    """Collate for the loop: the batch, ``files`` behind its samples, and the reasons of what was ``skipped``.
+        Features and targets keep their dtype. The files of ``empty`` samples, without a row in the loss, are named:
+        they teach nothing, and stay in their batch as the prototypes have it.
 
-    Features and targets keep their dtype. The files of ``empty`` samples, without a row in the loss, are named: they
-    teach nothing, and stay in their batch as the prototypes have it.
-
-    A batch without any usable record is one row of one token outside the loss, so that every process takes part in
-    every step. With ``packing`` the samples lie end to end in one row.
-    """
-
-    widths: Mapping[str, int]
-    packing: bool = False
-
-    def __call__(self, visits: Sequence[Any]) -> dict[str, Any]:
+        A batch without any usable record is one row of one token outside the loss, so that every process takes part in
+        every step. With ``packing`` the samples lie end to end in one row.
+        """
         samples = [visit for visit in visits if isinstance(visit, Sample)]
         skipped = [visit.reason for visit in visits if isinstance(visit, Skipped)]
         files = [sample.file for sample in samples]
         empty = [sample.file for sample in samples if not bool(sample.loss_mask.any())]
-        batch = (pack if self.packing else pad)(samples or [self._nothing()])
+        batch = (pack if packing else pad)(samples or [self._nothing()])
         return {**batch, "files": files, "skipped": skipped, "empty": empty}
 
     def _nothing(self) -> Sample:
@@ -319,7 +299,7 @@ def build_loader(
         sampler=sampler,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
-        collate_fn=dataset.collate_fn(packing),
+        collate_fn=partial(dataset.batch_of, packing=packing),
         multiprocessing_context=loader_context() if num_workers else None,
         worker_init_fn=start_worker,
         pin_memory=dataset.on_host and torch.cuda.is_available(),
@@ -370,11 +350,4 @@ class LengthGroupedSampler(Sampler[int]):
 
 def record_sizes(files: Iterable[Path]) -> list[int]:
     """Bytes on the disk, which grow with a record's tokens; 0 for a file that cannot be read (the loader says why)."""
-    return [_size(file) for file in files]
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
+    return [os.path.getsize(file) if os.path.isfile(file) else 0 for file in files]

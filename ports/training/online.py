@@ -9,8 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from ports.errors import InputError, reason
-from ports.training.data import CollateVisits, RecordDataset, Sample, Skipped
+from ports.training.data import RecordDataset, Skipped
 from ports.training.records import Record, check_record, read_record
 
 PROTOTYPE_DTYPE = {"eagle3": "auto", "hass": "float16"}
@@ -166,7 +165,8 @@ class OnlineDataset(RecordDataset):
     """Records of which only ids and masks are read.
 
     Features are those of ``layers`` (Eagle3) or of the last (HASS), in ``dtype``, from the verifier at ``basepath``,
-    and stay on its device. It is loaded when it is first needed: by then accelerate has chosen this process's device.
+    and stay on its device. It is loaded when it is first needed: by then accelerate has chosen this process's device;
+    ``readers`` then has it for every part of the records.
     """
 
     on_host: ClassVar[bool] = False
@@ -174,58 +174,43 @@ class OnlineDataset(RecordDataset):
     basepath: str = ""
     layers: Sequence[int] | None = None
     dtype: str = "auto"
+    readers: list[FeatureReader] = field(default_factory=list)
 
-    def load(self, index: int) -> Tokens:
-        """Its tokens, as they will be cut; :class:`OnlineCollate` makes them a sample."""
+    def sample(self, index: int) -> Tokens:
+        """Its tokens, as they will be cut; :meth:`batch_of` makes them a sample."""
         record = read_record(self.files[index], {}, self.vocab_size, self.like)
         return Tokens(index, {name: value[: self.max_len] for name, value in record.items()})
 
     def clean_features(self, index: int) -> Tensor:
         """Of the shape and dtype that the verifier would give."""
-        length = len(self.load(index).record["input_ids"])
+        length = len(self.sample(index).record["input_ids"])
         return torch.empty(length, self.widths["hidden_state"], dtype=self.reader.model.dtype)
 
-    @cached_property
+    @property
     def reader(self) -> FeatureReader:
         """The verifier."""
-        return FeatureReader(load_verifier(self.basepath, self.dtype), self.layers)
+        if not self.readers:
+            self.readers.append(FeatureReader(load_verifier(self.basepath, self.dtype), self.layers))
+        return self.readers[0]
 
-    def collate_fn(self, packing: bool = False) -> CollateVisits:
-        """Runs the verifier once a batch."""
-        return OnlineCollate(self.widths, packing, dataset=self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineCollate(CollateVisits):
-    """Complete the dialogues of a batch, add noise in their order, and pad or pack."""
-
-    dataset: OnlineDataset
-
-    def __call__(self, visits: Sequence[Any]) -> dict[str, Any]:
+    def batch_of(self, visits: Sequence[Any], packing: bool = False) -> dict[str, Any]:
+        """Runs the verifier once for all dialogues, and adds noise in their order."""
         dialogues = [visit.record["input_ids"] for visit in visits if isinstance(visit, Tokens)]
         if dialogues:
             self._warn_of_longer(max(map(len, dialogues)))
-        features = iter(self.dataset.reader(dialogues) if dialogues else [])
+        features = iter(self.reader(dialogues) if dialogues else [])
         complete = [visit if isinstance(visit, Skipped) else self._complete(visit, next(features)) for visit in visits]
-        return super().__call__(complete)
+        return super().batch_of(complete, packing)
 
     def _warn_of_longer(self, length: int) -> None:
         """Once a run, as warnings of one text are."""
-        config = self.dataset.reader.model.config.get_text_config()
+        config = self.reader.model.config.get_text_config()
         positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and length > positions:
-            said = (
-                f"some dialogues are longer than the verifier's {positions} positions; --max_len {positions} cuts them"
-            )
-            warnings.warn(said, stacklevel=2)
+            said = f"some dialogues are longer than the verifier's {positions} positions"
+            warnings.warn(f"{said}; --max_len {positions} cuts them", stacklevel=2)
 
-    def _complete(self, tokens: Tokens, features: dict[str, Tensor]) -> Sample | Skipped:
-        dataset, index = self.dataset, tokens.index
+    def _complete(self, tokens: Tokens, features: dict[str, Tensor]) -> Any:
+        file, index = self.files[tokens.index], tokens.index
         record = {**tokens.record, **features}
-
-        def make() -> Sample:
-            checked = check_record(dataset.files[index], record, dataset.widths, dataset.vocab_size)
-            return dataset.sample_of(index, checked)
-
-        sample: Sample | Skipped = dataset.visit(make)
-        return sample
+        return self.visit(lambda: self.sample_of(index, check_record(file, record, self.widths, self.vocab_size)))

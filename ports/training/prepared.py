@@ -15,7 +15,7 @@ from speculators.utils.loading import load_model_layers
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
 from ports.training.data import RecordDataset
 from ports.training.records import FLOATS, WHOLE, Record, check_record, plain_tensor
 from ports.training.verifier import reading_weights, verifier_config
@@ -57,10 +57,9 @@ class PreparedDataset(RecordDataset):
         if not file.is_file():
             raise InputError(file, "hidden_states", "no such file", "hidden states of every row")
         try:
-            raw = self._rows[index]
+            raw = self._rows[self.number(index)]
         except Exception as error:  # safetensors', arrow's and Speculators' own
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(file, "hidden_states", reason, "what Speculators' data generation wrote") from error
+            raise InputError(file, "hidden_states", reason(error), "what Speculators' data generation wrote") from error
         if not isinstance(raw, dict):
             raise InputError(file, "token_ids", getattr(raw, "reason", "nothing"), "the ids of the data set's row")
         return raw
@@ -97,8 +96,7 @@ def prepared_files(directory: Path) -> list[Path]:
         rows.data.validate(full=True)  # reading past an offset that is wrong ends the process, not the call
         count = len(rows)
     except Exception as error:  # datasets' and arrow's own
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(directory, "tmpdir", reason, "an arrow data set that Speculators prepared") from error
+        raise InputError(directory, "tmpdir", reason(error), "an arrow data set that Speculators prepared") from error
     if count == 0:
         raise InputError(directory, "tmpdir", "no rows", "at least one")
     return [directory / "hidden_states" / f"hs_{index}.safetensors" for index in range(count)]

@@ -173,45 +173,40 @@ def _check_same(file: Path, info: RecordInfo, like: RecordInfo, features: bool) 
             raise InputError(file, name, found[name], f"{expected[name]}, as of the first record")
 
 
-def load_record(path: Path) -> tuple[Mapping[str, Any], RecordInfo | None]:
+def load_record(path: Path, mmap: bool = False) -> tuple[Mapping[str, Any], RecordInfo | None]:
     """The fields of a file, unchecked, and what it says about itself.
 
-    A safetensors file is mapped: of its tensors no number is read before it is used.
+    A safetensors file is mapped: of its tensors no number is read before it is used; of a pickle with ``mmap``.
 
     Raises:
         InputError: unreadable, or no dict of tensors.
     """
     check_regular(path, "file")
-    return _load_mapped(path) if path.suffix == SUFFIX else (_load_pickle(path), None)
-
-
-def record_header(path: Path) -> Mapping[str, Any]:
-    """The fields of a file, of which nothing but shapes and dtypes may be looked at: it is mapped, and not read."""
     if path.suffix == SUFFIX:
-        return load_record(path)[0]
-    check_regular(path, "file")
-    return _load_pickle(path, mmap=zipfile.is_zipfile(path))
-
-
-def _load_mapped(path: Path) -> tuple[Mapping[str, Any], RecordInfo]:
+        return _load_safetensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            info = parse_info(path, file.metadata())
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118  (no iteration)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(path, "file", str(error).split("\n")[0], "a whole safetensors file") from error
-
-
-def _load_pickle(path: Path, mmap: bool = False) -> Mapping[str, Any]:
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        record = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle raises whatever its bytes run into
         raise InputError(path, "file", _reason(error), "a torch file of plain tensors") from error
     if not isinstance(record, Mapping):
         raise InputError(path, "file", type(record).__name__, "a dict of tensors")
-    return record
+    return record, None
+
+
+def record_header(path: Path) -> Mapping[str, Any]:
+    """The fields of a file, of which nothing but shapes and dtypes may be looked at: it is mapped, and not read."""
+    return load_record(path, mmap=True)[0]
+
+
+def _load_safetensors(path: Path) -> tuple[Mapping[str, Any], RecordInfo]:
+    try:
+        with safe_open(path, "pt") as file:
+            info = parse_info(path, file.metadata())
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118  (no iteration)
+    except InputError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise InputError(path, "file", str(error).split("\n")[0], "a whole safetensors file") from error
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,6 @@ from ports.numerics import fix_numerics
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
 from ports.training.effect import refuse_idle
-from ports.training.held_out import hold_out
 from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator
 from ports.training.loop import Clip, Loop, Plan
@@ -34,7 +33,7 @@ from ports.training.records import GENERATION, check_origin, list_records, recor
 from ports.training.resume import Checkpoint, choose, log_to_keep, remove_run, resume
 from ports.training.settings import TrainingSettings, parse
 from ports.training.stop import EXIT_CODE, StoppedError
-from ports.training.validation import Measure, Validation
+from ports.training.validation import Measure, Validation, hold_out
 from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)

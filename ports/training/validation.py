@@ -1,10 +1,15 @@
-"""A draft on held-out records while it is trained: its loss, and the acceptance that its chains can expect."""
+"""A draft on held-out records while it is trained: its loss, and the acceptance that its chains can expect.
+
+The records are a share of a run's own, or a directory beside them; they are never trained on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +22,20 @@ from torch.utils.data import DataLoader
 from ports.errors import InputError
 from ports.training import generators
 from ports.training.acceptance import Acceptance, accuracies_of
-from ports.training.data import Batch, in_float32
-from ports.training.held_out import Share
+from ports.training.alignment import Alignment
+from ports.training.data import Batch, RecordDataset, in_float32
 from ports.training.loss import mean_over
+from ports.training.prepared import PreparedDataset, is_prepared
+from ports.training.records import check_origin, list_records
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 from ports.training.workers import loader_context, start_worker
 
 if TYPE_CHECKING:
     from ports.training.loop import Loop
+
+AS_SERVED: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
+"""How a data set gives its samples as a draft meets them."""
 
 Measure = Callable[[Path], float]
 """The acceptance length of the draft in a directory, by decoding."""
@@ -40,7 +50,7 @@ class Validation:
     """
 
     settings: TrainingSettings
-    share: Share | None
+    share: RecordDataset | None
     measure: Measure | None
     last: Acceptance | None = None
 
@@ -98,24 +108,23 @@ class Validation:
         return Acceptance(loop.steps, epoch, float(loop.objective.reported(losses)), accuracies_of(counts[2:]))
 
     def _batches(self, loop: Loop) -> Iterator[Batch]:
-        """This process's, as drafts are served: clean, in chain alignment. No random state is drawn from."""
+        """This process's. No random state is drawn from."""
         share, workers = self.share, 0 if self.settings.online else self.settings.num_workers
         assert share is not None
         loader: DataLoader[Any] = DataLoader(
             share,
             batch_sampler=self._places(loop.accelerator, len(share)),
             num_workers=workers,
-            collate_fn=share.collate_fn(self.settings.packing),
+            collate_fn=partial(share.batch_of, packing=self.settings.packing),
             multiprocessing_context=loader_context() if workers else None,
             worker_init_fn=start_worker,
             generator=torch.Generator(),
         )
-        with share.dataset.as_served():
-            for batch in loader:
-                for reason in batch["skipped"]:
-                    print(f"skipped {reason}", flush=True)
-                tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-                yield in_float32(send_to_device(tensors, loop.accelerator.device))
+        for batch in loader:
+            for reason in batch["skipped"]:
+                print(f"skipped {reason}", flush=True)
+            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            yield in_float32(send_to_device(tensors, loop.accelerator.device))
 
     def _places(self, accelerator: Accelerator, count: int) -> list[list[int]]:
         """The batches of one process. Every other has as many, as a sharded draft needs: the last may be empty."""
@@ -151,3 +160,56 @@ def _flat(line: dict[str, Any]) -> dict[str, Any]:
     lists = {name: value for name, value in line.items() if isinstance(value, list)}
     single = {f"{name}/{place}": each for name, value in lists.items() for place, each in enumerate(value, 1)}
     return {name: value for name, value in line.items() if name not in lists} | single
+
+
+def hold_out(
+    source: RecordDataset, settings: TrainingSettings, draft: Any
+) -> tuple[RecordDataset, RecordDataset | None]:
+    """What is trained on, and what is not: clean, in chain alignment, as drafts are served.
+
+    That is all and nothing without ``--val_fraction`` and ``--val_dir``.
+
+    Raises:
+        InputError: a share that is nothing or everything, or a directory of records that are trained on or do not
+            belong to this verifier and draft.
+    """
+    if settings.val_dir is not None:
+        others = _other_records(source, settings, settings.val_dir, draft)
+        return source, replace(source, files=others, **AS_SERVED)
+    if settings.val_fraction is None:
+        return source, None
+    count = len(source)
+    held = drawn([_name(file, settings.tmpdir) for file in source.files], settings.val_fraction, settings.seed)
+    if not 0 < len(held) < count:
+        found = f"{settings.val_fraction} of {count} records, which is {len(held)}"
+        raise InputError(settings.tmpdir, "--val_fraction", found, "a share that leaves some on either side")
+    kept = [place for place in range(count) if place not in held]
+    return _part(source, kept), _part(source, sorted(held), **AS_SERVED)
+
+
+def _part(source: RecordDataset, places: Sequence[int], **changes: Any) -> RecordDataset:
+    return replace(source, files=[source.files[place] for place in places], numbers=places, **changes)
+
+
+def drawn(names: Sequence[str], fraction: float, seed: int) -> set[int]:
+    """The places of ``fraction`` of the records, to the nearest: of those whose names' digests come first."""
+    digests = [hashlib.sha256(f"{seed}\0{name}".encode()).digest() for name in names]
+    return set(sorted(range(len(names)), key=digests.__getitem__)[: round(fraction * len(names))])
+
+
+def _name(file: Path, directory: Path) -> str:
+    return file.relative_to(directory).as_posix() if file.is_relative_to(directory) else file.name
+
+
+def _other_records(source: RecordDataset, settings: TrainingSettings, directory: Path, draft: Any) -> list[Path]:
+    if isinstance(source, PreparedDataset) or is_prepared(directory):
+        expected = "records beside records; of an arrow data set --val_fraction takes a share"
+        raise InputError(directory, "--val_dir", "an arrow data set here or in --tmpdir", expected)
+    files = list_records(directory, "--val_dir")
+    trained = {file.resolve() for file in source.files}
+    if any(file.resolve() in trained for file in files):
+        raise InputError(directory, "--val_dir", "records of --tmpdir", "records that are not trained on")
+    if not settings.online:
+        layers = getattr(draft.config, "eagle_aux_hidden_state_layer_ids", None)
+        check_origin(files, draft.config.speculators_model_type, settings.basepath, layers)
+    return files

@@ -91,7 +91,7 @@ def test_training_without_stored_features_reads_the_same(draft):
     """From the same records, of which only ids and masks are read."""
     model = draft.build()
     stored, online = draft.dataset(model), draft.dataset(model, online=True, verifier_dtype="float32")
-    batches = [each.collate_fn()([each[index] for index in (0, 3)]) for each in (stored, online)]
+    batches = [each.batch_of([each[index] for index in (0, 3)]) for each in (stored, online)]
     assert batches[0].keys() == batches[1].keys()
     for name in ("features", "target", "input_ids", "loss_mask", "attention_mask"):
         torch.testing.assert_close(batches[1][name], batches[0][name], rtol=0, atol=1e-5)

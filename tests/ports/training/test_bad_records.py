@@ -1,7 +1,6 @@
 """Records that are damaged, degenerate or no records at all, in a run."""
 
 import math
-import os
 
 import pytest
 import torch
@@ -40,17 +39,16 @@ def spoil(file):
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 @pytest.mark.parametrize("change", [cut(1), cut(2), mask_out, one_row], ids=["T=1", "T=2", "masked", "one row"])
-@pytest.mark.parametrize("bs", [1, 3])
-def test_degenerate_records_train(start_run, data, tmp_path, algorithm, change, bs):
-    """Of one or two tokens, outside the loss, or with a single row, beside a good one: finite weights."""
+def test_degenerate_records_train(start_run, data, tmp_path, algorithm, change):
+    """Of one or two tokens, outside the loss, or with a single row, alone and beside a good one: finite weights."""
     for file in data[algorithm].iterdir():
         if file.name != "data_0.ckpt":
             rewrite(file, change)
-    loop = start_run(algorithm, tmp_path / "cp", bs=bs, epoch=0)
-    draft = loop.run().draft
-    assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
-    logged = len((tmp_path / "cp" / "metrics.jsonl").read_text().splitlines())
-    assert logged == {mask_out: 1, one_row: 6 // bs}.get(change, logged)
+    for bs in (1, 3):
+        draft = start_run(algorithm, tmp_path / str(bs), bs=bs, epoch=0).run().draft
+        assert all(bool(value.isfinite().all()) for value in draft.state_dict().values() if value.is_floating_point())
+        logged = len((tmp_path / str(bs) / "metrics.jsonl").read_text().splitlines())
+        assert logged == {mask_out: 1, one_row: 6 // bs}.get(change, logged)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -73,58 +71,24 @@ def test_a_bad_record_is_skipped_said_and_counted(start_run, data, tmp_path, wor
 
 def test_skipping_is_leaving_out(start_run, data, tmp_path):
     """A batch with a bad record is the batch of its other records."""
-    common = {"bs": 2, "shuffle": False, "noise": False, "epoch": 0}
     spoil(data["eagle3"] / "data_1.ckpt")
-    skipped = next_losses(start_run, tmp_path / "a", on_bad_record="skip", **common)
-    alone = next_losses(start_run, tmp_path / "b", on_bad_record="skip", **{**common, "bs": 1})
-    assert skipped[0] == alone[0]
-
-
-def next_losses(start_run, cpdir, **options):
-    loop = start_run("eagle3", cpdir, **options)
-    next(loop.optimizer_steps())
-    return [loop.totals.loss]
+    options = {"shuffle": False, "noise": False, "epoch": 0, "on_bad_record": "skip"}
+    losses = set()
+    for bs in (2, 1):
+        loop = start_run("eagle3", tmp_path / str(bs), bs=bs, **options)
+        next(loop.optimizer_steps())
+        losses.add(loop.totals.loss)
+    assert len(losses) == 1
 
 
 def test_skips_are_counted_across_a_resume(run_until, run_to_the_end, data, tmp_path):
     spoil(data["eagle3"] / "data_0.ckpt")
     straight = run_to_the_end("eagle3", tmp_path / "a", on_bad_record="skip")
-    for stop in range(4):
+    for stop in (0, 3):
         checkpoint = run_until("eagle3", tmp_path / f"b{stop}", stop, on_bad_record="skip")
         resumed = run_to_the_end("eagle3", tmp_path / f"b{stop}", ckpt_path=checkpoint, on_bad_record="skip")
         assert straight.differs_from(resumed) == []
         assert resumed.lines[1:] == straight.lines[1:]
-
-
-def test_what_lies_in_the_directory(start_run, data, tmp_path):
-    """Other files are passed over, links to records are records; a dangling link and a directory are refused."""
-    folder = data["eagle3"]
-    (folder / "README.md").write_text("no record")
-    (folder / "data_7.ckpt.tmp").write_bytes(b"half")
-    (tmp_path / "elsewhere.ckpt").write_bytes((folder / "data_0.ckpt").read_bytes())
-    os.symlink(tmp_path / "elsewhere.ckpt", folder / "data_8.ckpt")
-    os.symlink(folder, folder / "loop")
-    loop = start_run("eagle3", tmp_path / "a", epoch=0)
-    loop.run()
-    assert loop.plan.num_files == 7
-    os.symlink(tmp_path / "nothing", folder / "data_9.ckpt")
-    with pytest.raises(InputError, match=r"data_9.ckpt: file: found .*No such file"):
-        start_run("eagle3", tmp_path / "b", epoch=0).run()
-    start_run("eagle3", tmp_path / "d", epoch=0, on_bad_record="skip").run()
-    (folder / "data_9.ckpt").unlink()
-    (folder / "data_9.ckpt").mkdir()
-    with pytest.raises(InputError, match=r"data_9.ckpt: file: found .*directory"):
-        start_run("eagle3", tmp_path / "c", epoch=0).run()
-
-
-@pytest.mark.parametrize("content", [[], ["README.md"]])
-def test_no_record_at_all(start_run, data, tmp_path, content):
-    for file in data["eagle3"].iterdir():
-        file.unlink()
-    for name in content:
-        (data["eagle3"] / name).touch()
-    with pytest.raises(InputError, match=r"tmpdir: found no \*.ckpt or \*.safetensors"):
-        start_run("eagle3", tmp_path / "cp")
 
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])

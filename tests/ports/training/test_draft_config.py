@@ -8,7 +8,7 @@ import pytest
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.hass.config import load_draft_config as load_hass
 from ports.training.alignment import Alignment
-from ports.training.draft_config import check_sizes, check_trainable, layer_config
+from ports.training.draft_config import check_sizes, layer_config
 from ports.training.saving import save_draft
 from tests.ports.conftest import TRAIN, enliven, settings_of
 
@@ -23,29 +23,15 @@ GOOD = {
     "rope_theta": 5e5,
     "rope_scaling": None,
 }
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
-@pytest.mark.parametrize(
-    ("scaling", "kind", "factor"),
-    [
-        (None, "default", None),
-        ({"type": "linear", "factor": 2.0}, "linear", 2.0),
-        ({"rope_type": "linear", "factor": 2.0}, "linear", 2.0),
-        (LLAMA3, "llama3", 8.0),
-    ],
-)
-def test_values_arrive(scaling, kind, factor):
-    config = layer_config("a.json", {**GOOD, "head_dim": 12, "rope_scaling": scaling, "rms_norm_eps": 1e-4})
+@pytest.mark.parametrize("name", ["type", "rope_type"])
+def test_values_arrive(name):
+    changes = {"head_dim": 12, "rope_scaling": {name: "linear", "factor": 2.0}, "rms_norm_eps": 1e-4}
+    config = layer_config("a.json", {**GOOD, **changes})
     rope = config.rope_parameters
     assert (config.hidden_size, config.head_dim, config.rms_norm_eps) == (32, 12, 1e-4)
-    assert (rope["rope_type"], rope.get("factor"), rope["rope_theta"]) == (kind, factor, 5e5)
+    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 2.0, 5e5)
 
 
 BAD_LAYER = [
@@ -71,15 +57,6 @@ BAD_LAYER = [
 def test_a_value_of_a_layer_out_of_its_range_is_refused(refuses, name, value, found, expected):
     with refuses("a.json", "config" if expected.startswith("values") else name, found, expected):
         layer_config("a.json", {**GOOD, name: value})
-
-
-@pytest.mark.parametrize("heads", [0, -1, 3])
-def test_heads_that_cannot_be_shared(refuses, heads):
-    """In a Speculators config, whose numbers no reader has looked at before."""
-    values = {"num_hidden_layers": 1, "attention_dropout": 0.0, "num_attention_heads": 4, "num_key_value_heads": heads}
-    found = f"4 heads, {heads} key/value heads"
-    with refuses("config.json", "num_key_value_heads", found, "a divisor of num_attention_heads"):
-        check_trainable("config.json", SimpleNamespace(**values), Alignment.PROTOTYPE)
 
 
 @pytest.mark.parametrize(("own", "warned"), [(511, True), (512, False), (1024, False)])
@@ -133,10 +110,6 @@ def test_a_checkpoint_directory_and_its_config_file(load, checkpoint, fixture, a
         config = LOAD[algorithm](str(path), str(fixture / "verifier"), 4)
         assert config.speculators_config.proposal_methods[0].speculative_tokens == 4
         assert config.transformer_layer_config.to_dict() == load(algorithm).transformer_layer_config.to_dict()
-
-
-@pytest.mark.parametrize("algorithm", LOAD)
-def test_two_layers_are_fine_in_the_chain(load, algorithm):
     assert load(algorithm, Alignment.CHAIN, num_hidden_layers=2).transformer_layer_config.num_hidden_layers == 2
 
 
@@ -187,6 +160,10 @@ BAD_NATIVE = [
     (EAGLE3, {"draft_vocab_size": "many"}, "config", "draft_vocab_size", "a Speculators eagle3 config"),
     (EAGLE3, {"layer": {"num_hidden_layers": 2}}, "num_hidden_layers", "2", "--ttt_alignment chain takes more"),
     *(
+        (EAGLE3, {"layer": {"num_key_value_heads": heads}}, "num_key_value_heads", f"{heads} key/value", "a divisor of")
+        for heads in (0, -1, 3)
+    ),
+    *(
         (EAGLE3, {"eagle_aux_hidden_state_layer_ids": ids}, "eagle_aux_hidden_state_layer_ids", str(ids), expected)
         for ids, expected in (([1, 2], "3 layers"), ([1, 2, 99], "has 8"))
     ),
@@ -213,20 +190,26 @@ def test_a_speculators_config_that_trains_otherwise_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
-    [("{", "a readable JSON object"), ("[]", "a non-empty JSON object"), ("{}", "a non-empty JSON object")],
+    ("content", "found", "expected"),
+    [
+        ("{", "", "a readable JSON object"),
+        ("[]", "list", "a non-empty JSON object"),
+        ("{}", "dict", "a non-empty JSON object"),
+        (None, "no such file, directory or hub id", "a draft config"),
+    ],
 )
-def test_a_file_that_holds_no_object_is_refused(fixture, refuses, content, expected):
+def test_what_holds_no_object_is_refused(fixture, refuses, content, found, expected):
     file = fixture / "draft_eagle3.json"
-    file.write_text(content)
-    with refuses(file, "configpath", "", expected):
+    if content is None:
+        file = "nobody/nothing"
+    else:
+        file.write_text(content)
+    with refuses(file, "configpath", found, expected):
         load_eagle3(str(file), str(fixture / "verifier"), 3)
 
 
-def test_a_missing_config_or_verifier_is_refused(fixture, refuses, tmp_path):
+def test_a_folder_without_a_config_is_neither_a_draft_nor_a_verifier(fixture, refuses, tmp_path):
     with refuses(tmp_path / "config.json", "configpath", "No such file", "a readable JSON object"):
         load_eagle3(str(tmp_path), str(fixture / "verifier"), 3)
-    with refuses("nobody/nothing", "configpath", "no such file, directory or hub id", "a draft config"):
-        load_eagle3("nobody/nothing", str(fixture / "verifier"), 3)
     with refuses(tmp_path, "basepath", "no config.json", "a Hugging Face model directory"):
         load_eagle3(str(fixture / "draft_eagle3.json"), str(tmp_path), 3)

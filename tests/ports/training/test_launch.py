@@ -1,5 +1,6 @@
-"""Launches whose states have no names are refused before anything is written."""
+"""The accelerator of a run: what it logs, in which precision it computes, and launches that are refused."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,28 +10,37 @@ from accelerate import Accelerator, DistributedType
 import ports.training.launch as launch
 from ports.errors import InputError
 
+NUMERICS = {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
+DEEPSPEED = {"distributed_type": DistributedType.DEEPSPEED}
+OF_STAGE = {stage: DEEPSPEED | {"deepspeed_plugin": SimpleNamespace(zero_stage=stage)} for stage in (0, 2, 3)}
 REFUSED = {
     "FSDP1": ({"distributed_type": DistributedType.FSDP, "is_fsdp2": False}, "fsdp_version: found 1, expected 2"),
-    **{
-        f"ZeRO {stage}": (
-            {"distributed_type": DistributedType.DEEPSPEED, "deepspeed_plugin": SimpleNamespace(zero_stage=stage)},
-            f"zero_stage: found {stage}, expected 1 or 2",
-        )
-        for stage in (0, 3)
-    },
+    "ZeRO 0": (OF_STAGE[0], "zero_stage: found 0, expected 1 or 2"),
+    "ZeRO 3": (OF_STAGE[3], "zero_stage: found 3, expected 1 or 2"),
     "float16 in DeepSpeed's config": (
-        {
-            "distributed_type": DistributedType.DEEPSPEED,
-            "deepspeed_plugin": SimpleNamespace(zero_stage=2),
-            "mixed_precision": "fp16",
-        },
+        OF_STAGE[2] | {"mixed_precision": "fp16"},
         "mixed_precision: found fp16, expected no or bf16",
     ),
+    "float16 of the launcher": ("FP16", "mixed_precision: found fp16, expected no or bf16"),
+    "float8 of the launcher": ("fp8", "mixed_precision: found fp8, expected no or bf16"),
 }
+"""What the accelerator is, or the precision that its launcher names, and what is said."""
 
 
 def not_asked(accelerator):
     pytest.fail("the lock was asked for")
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refused_launch_writes_nothing(settings, monkeypatch, tmp_path, kind):
+    found, message = REFUSED[kind]
+    if isinstance(found, str):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", found)
+    else:
+        monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(**found))
+    with pytest.raises(InputError, match=f"accelerate launch: {message}"):
+        launch.build_accelerator(settings(mixed_precision=None), not_asked)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
@@ -41,36 +51,52 @@ def test_a_tracker_that_is_not_there_is_refused(settings, monkeypatch, tmp_path,
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_refused_launch(settings, monkeypatch, tmp_path, kind):
-    fields, message = REFUSED[kind]
-    monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(**fields))
-    with pytest.raises(InputError, match=f"accelerate launch: {message}"):
-        launch.build_accelerator(settings(), not_asked)
-    assert not (tmp_path / "checkpoints").exists()
-
-
-@pytest.mark.parametrize("said", ["fp16", "FP16", "fp8", "half"])
-def test_a_launchers_half_precision_is_refused(settings, monkeypatch, tmp_path, said):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", said)
-    message = f"accelerate launch: mixed_precision: found {said.lower()}, expected no or bf16"
-    with pytest.raises(InputError, match=message):
-        launch.build_accelerator(settings(mixed_precision=None), not_asked)
-    assert not (tmp_path / "checkpoints").exists()
-
-
-def test_a_flag_goes_before_the_launchers_precision(settings, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    accelerator = launch.build_accelerator(settings(mixed_precision="no"))
-    accelerator.end_training()
-    assert accelerator.mixed_precision == "no"
-
-
-def test_tf32_of_a_launchers_dynamo_is_off_again(settings, monkeypatch):
+def test_a_flag_goes_before_the_launchers_precision_and_its_tf32_is_off_again(settings, monkeypatch):
     def accelerator(**options):
         torch.backends.cuda.matmul.allow_tf32 = True  # what accelerate does with a dynamo backend on CUDA
         return Accelerator(**options)
 
     monkeypatch.setattr(launch, "Accelerator", accelerator)
-    launch.build_accelerator(settings()).end_training()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    built = launch.build_accelerator(settings(mixed_precision="no"))
+    built.end_training()
+    assert built.mixed_precision == "no"
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_run_starts_a_new_file_of_json_lines_at_full_precision_beside_its_settings(settings):
+    chosen = settings(lr=0.25)
+    lines = [{"step": 0, "train/loss": 1 / 3, "train/lr": 1e-17}, {"step": 3, "train/loss": 0.1}]
+    for _ in range(2):
+        accelerator = launch.build_accelerator(chosen)
+        for line in lines:
+            accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+        accelerator.end_training()
+    written = (chosen.cpdir / launch.LOG).read_text().splitlines()
+    assert [json.loads(line) for line in written] == lines
+    found = json.loads((chosen.cpdir / "settings.json").read_text())
+    assert set(found) == {*type(chosen).model_fields, *NUMERICS}
+    assert (found["lr"], found["bs"], found["ttt_alignment"]) == (0.25, 2, "prototype")
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_a_run_is_in_full_float32_and_says_so(run_to_the_end, tmp_path, algorithm):
+    run_to_the_end(algorithm, tmp_path / "run", epoch=0)
+    (state,) = (tmp_path / "run").glob("*/*/state.json")
+    assert json.loads(state.read_text())["numerics"] == NUMERICS
+    assert json.loads((tmp_path / "run" / "settings.json").read_text()).items() >= NUMERICS.items()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_tensorboard_gets_the_same_numbers(settings):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    chosen = settings(log_with=["tensorboard"])
+    accelerator = launch.build_accelerator(chosen)
+    accelerator.log({"train/loss": 0.5}, step=2)
+    accelerator.end_training()
+    (file,) = [path for path in chosen.cpdir.rglob("events.out.*") if path.parent.name == "speculator-ports"]
+    events = EventAccumulator(str(file)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(2, 0.5)]

@@ -1,6 +1,5 @@
 """Mutated files at every boundary of the trainers: a clear refusal or a correct result, nothing else."""
 
-import itertools
 import random
 from pathlib import Path
 
@@ -22,10 +21,14 @@ from ports.training.verifier import check_weights_present, verifier_config
 from ports.training.vocabulary import load_vocabulary_map
 from tests.mutants import COUNT, Tally, mutate_words, try_all
 from tests.ports.training.conftest import bits
+from tests.ports.training.test_records import as_safetensors
 
 
-def test_mutant_records(fixture, tmp_path):
-    file = fixture / "data_eagle3" / "data_0.ckpt"
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+def test_mutant_records(fixture, tmp_path, form):
+    if form == "safetensors":
+        as_safetensors(fixture)
+    file = fixture / "data_eagle3" / f"data_0.{form}"
     whole = read_record(file, {"hidden_state": 96, "target": 32}, 61)
 
     def read():
@@ -48,22 +51,20 @@ def test_mutant_vocabulary_maps(fixture, tmp_path, name):
     assert try_all(fixture / f"{name}.npy", read, tmp_path).refused > COUNT // 3
 
 
-def test_mutant_draft_configs(fixture, tmp_path):
-    file, verifier = fixture / "draft_eagle3.json", str(fixture / "verifier")
-    tally = try_all(file, lambda: load_draft_config(str(file), verifier, 3), tmp_path)
-    assert tally.refused > COUNT // 3
+LOAD = {"eagle3": load_draft_config, "hass": hass_config.load_draft_config}
 
 
-def test_mutant_hass_configs(fixture, tmp_path):
-    file, verifier = fixture / "draft_hass.json", str(fixture / "verifier")
-    tally = try_all(file, lambda: hass_config.load_draft_config(str(file), verifier, 3), tmp_path)
-    assert tally.refused > COUNT // 3
-
-
-def test_mutant_native_configs(fixture, settings, tmp_path):
-    folder = eagle3.build(settings()).save_pretrained(tmp_path / "draft") or tmp_path / "draft"
-    verifier = str(fixture / "verifier")
-    assert try_all(folder / "config.json", lambda: load_draft_config(str(folder), verifier, 3), tmp_path).refused
+@pytest.mark.parametrize(
+    ("algorithm", "file"), [("eagle3", "draft_eagle3.json"), ("hass", "draft_hass.json"), ("eagle3", "config.json")]
+)
+def test_mutant_draft_configs(fixture, settings, tmp_path, algorithm, file):
+    """The prototypes' JSON, and Speculators' config."""
+    if file == "config.json":
+        eagle3.build(settings()).save_pretrained(fixture)
+    tally = try_all(
+        fixture / file, lambda: LOAD[algorithm](str(fixture / file), str(fixture / "verifier"), 3), tmp_path
+    )
+    assert tally.refused > (0 if file == "config.json" else COUNT // 3)
 
 
 def test_mutant_verifier_configs(fixture, tmp_path):
@@ -127,17 +128,17 @@ def test_mutant_training_states_by_auto(run_until, start_run, settings, tmp_path
     assert try_all(file, read, tmp_path).refused > COUNT // 2
 
 
-@pytest.mark.parametrize(("name", "algorithm"), list(itertools.product(STATE[1:], ["eagle3"])))
-def test_mutant_training_states_that_are_sealed_again(run_until, start_run, tmp_path, name, algorithm, capsys):
+@pytest.mark.parametrize("name", STATE[1:])
+def test_mutant_training_states_that_are_sealed_again(run_until, start_run, tmp_path, name, capsys):
     """Whoever writes the manifest too reaches the readers behind it: they refuse what does not fit."""
-    folder = run_until(algorithm, tmp_path / "cp", 2)
+    folder = run_until("eagle3", tmp_path / "cp", 2)
 
     def prepare():
         (folder / "training_state" / "manifest.json").unlink()
         seal(folder)
 
     def read():
-        loop = start_run(algorithm, tmp_path / "cp", ckpt_path=folder, max_steps=5)
+        loop = start_run("eagle3", tmp_path / "cp", ckpt_path=folder, max_steps=5)
         next(loop.optimizer_steps(), None)
 
     file = folder / "training_state" / name

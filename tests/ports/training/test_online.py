@@ -14,7 +14,8 @@ from ports.training.data import build_loader
 from ports.training.online import FeatureReader, load_verifier
 from ports.training.records import list_records
 from ports.training.runs import finish
-from tests.ports.generate.test_same_curve import CURVE, VERIFIER, Curve, distance
+from tests.ports.conftest import data_of
+from tests.ports.generate.test_same_curve import CURVE, Curve, distance
 
 ONLINE = 1e-6
 """The issue's bar: relative difference of any loss, gradient norm or count."""
@@ -26,15 +27,9 @@ def curve(start_run, tmp_path):
 
     def go(algorithm: str, name: str, **changes) -> list[tuple[float, ...]]:
         watch = Curve()
-        values = {
-            "basepath": str(VERIFIER),
-            "configpath": str(FIXTURE / f"draft_{algorithm}.json"),
-            "tmpdir": FIXTURE / f"data_{algorithm}",
-            "bs": 2,
-            "forward_num_total": 3,
-        }
-        if algorithm == "eagle3":
-            values |= {"t2d": FIXTURE / "t2d.npy", "d2t": FIXTURE / "d2t.npy"}
+        data = data_of(FIXTURE, algorithm)
+        texts = {name: str(data[name]) for name in ("basepath", "configpath")}
+        values = {**data, **texts, "bs": 2, "forward_num_total": 3}
         finish(start_run(algorithm, tmp_path / name, watch, **{**values, **changes}))
         return watch.points
 
@@ -52,22 +47,20 @@ def without_features(source, target):
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_online_and_offline_curves_are_the_same(curve, tmp_path, algorithm) -> None:
+    """And those of other layers, of one earlier, would be seen to differ."""
     offline = curve(algorithm, "offline")
     bare = without_features(FIXTURE / f"data_{algorithm}", tmp_path / "ids")
     online = curve(algorithm, "online", online=True, tmpdir=bare, verifier_dtype="float32")
     print(f"{algorithm}: online and offline differ by {distance(offline, online):.2g}")
     assert len(offline) == len(online) == 16
     assert distance(offline, online) < ONLINE
-
-
-def test_other_layers_are_another_curve(curve, tmp_path) -> None:
-    """The comparison above would notice features of one layer earlier."""
-    offline, native = curve("eagle3", "offline"), tmp_path / "native"
-    native.mkdir()
-    config = json.loads((tmp_path / "offline" / "model1" / "config.json").read_text())
-    (native / "config.json").write_text(json.dumps(config | {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}))
-    online = curve("eagle3", "online", online=True, configpath=str(native), verifier_dtype="float32")
-    assert distance(offline, online) > 100 * CURVE
+    if algorithm == "eagle3":
+        native = tmp_path / "native"
+        native.mkdir()
+        config = json.loads((tmp_path / "offline" / "model1" / "config.json").read_text())
+        (native / "config.json").write_text(json.dumps(config | {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}))
+        other = curve("eagle3", "other", online=True, configpath=str(native), verifier_dtype="float32")
+        assert distance(offline, other) > 100 * CURVE
 
 
 @pytest.mark.parametrize(("algorithm", "noise_stream"), [("eagle3", "drawn"), ("hass", "keyed")])
@@ -88,7 +81,7 @@ def test_features_stay_where_the_verifier_computed_them(start_run, tmp_path, mon
     loop = start_run("hass", tmp_path, online=True, noise=False, shuffle=False, verifier_dtype="float32")
     dataset, given = loop.plan.loader.dataset, []
     reader = dataset.reader
-    vars(dataset)["reader"] = lambda ids: given.extend(reader(ids)) or given
+    dataset.readers[0] = lambda ids: given.extend(reader(ids)) or given
     dataset.reader.model = reader.model
     batch = next(iter(loop.plan.loader))
     assert batch["features"].data_ptr() == given[0]["hidden_state"].data_ptr()
@@ -107,26 +100,15 @@ def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, t
 
 
 def test_a_bad_record_is_skipped_or_ends_the_run(start_run, fixture, tmp_path, refuses) -> None:
-    file = fixture / "data_eagle3" / "data_2.ckpt"
-    file.write_bytes(b"")
-    with refuses(file, "file", "", "a torch file of plain tensors"):
-        start_run("eagle3", tmp_path / "a", online=True).run()
-    steps = []
-    for name, online in (("b", True), ("c", False)):
-        start_run("eagle3", tmp_path / name, online=online, epoch=0, on_bad_record="skip").run()
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        steps.append([json.loads(line)["step"] for line in lines])
-    assert steps[0] == steps[1]
-    assert len(steps[0]) >= 4
-
-
-def test_a_batch_of_bad_records_alone_trains_nothing(start_run, fixture, tmp_path) -> None:
-    """It is a step without a row in the loss, and no accident beside others."""
-    for file in (fixture / "data_eagle3").iterdir():
-        if file.name != "data_0.ckpt":
-            file.write_bytes(b"")
-    start_run("eagle3", tmp_path / "cp", online=True, epoch=0, on_bad_record="skip").run()
-    assert len((tmp_path / "cp" / "metrics.jsonl").read_text().splitlines()) == 1
+    """A batch of bad ones alone is a step without a row in the loss, and no accident beside others."""
+    others = sorted((fixture / "data_eagle3").iterdir())[1:]
+    for file in others:
+        file.write_bytes(b"")
+    loop = start_run("eagle3", tmp_path / "a", online=True, shuffle=False)
+    with refuses(others[0], "file", "", "a torch file of plain tensors"):
+        loop.run()
+    start_run("eagle3", tmp_path / "b", online=True, epoch=0, on_bad_record="skip").run()
+    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.fixture
@@ -150,18 +132,14 @@ def test_a_dialogue_has_the_same_features_alone_and_padded(model, dialogues, lay
             torch.testing.assert_close(together[name], alone[name])
 
 
-def test_the_last_entry_is_after_the_final_norm(model, dialogues) -> None:
+def test_layers_come_in_the_order_asked_for_and_the_last_after_the_final_norm(model, dialogues) -> None:
     before = {}
     handle = model.norm.register_forward_hook(lambda module, inputs, output: before.update(output=output))
-    (last,) = FeatureReader(model, None)(dialogues[:1])
+    one, other = (FeatureReader(model, layers)(dialogues[:1])[0] for layers in ([1, 2, 3], [3, 2, 1]))
     handle.remove()
-    assert torch.equal(last["hidden_state"], before["output"][0])
-
-
-def test_the_layers_come_in_the_order_asked_for(model, dialogues) -> None:
-    one, other = (FeatureReader(model, layers)(dialogues[:1])[0]["hidden_state"] for layers in ([1, 2, 3], [3, 2, 1]))
-    assert torch.equal(one[:, :32], other[:, 64:])
-    assert not torch.equal(one, other)
+    assert torch.equal(one["hidden_state"][:, :32], other["hidden_state"][:, 64:])
+    assert not torch.equal(one["hidden_state"], other["hidden_state"])
+    assert torch.equal(one["target"], before["output"][0])
 
 
 def test_layers_on_several_devices_meet_where_the_last_state_lies() -> None:

@@ -11,17 +11,13 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file, save_file
-from speculators.train.data import ArrowDataset
 
-from ports.eagle3 import train as eagle3
 from ports.generate.records import write_record
-from ports.hass import train as hass
 from ports.training.online import load_verifier
 from ports.training.records import RecordInfo
-from ports.training.settings import Eagle3Settings, HassSettings
 from ports.training.verifier import verifier_fingerprint
+from tests.ports.conftest import TRAIN, settings_of
 
-TRAIN = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 LAYERS = (2, 4, 5)
 """Speculators' rule for eight layers."""
 
@@ -59,78 +55,45 @@ def _states(model, ids):
 
 
 def _write(folder, fixture, row, record, features, after) -> None:
-    common = {
-        "verifier": verifier_fingerprint(str(fixture / "verifier")),
-        "tokenizer": "none",
-        "loss_mask": "exact",
-        "chat_template": "plain",
-        "row": row,
+    common = {"verifier": verifier_fingerprint(str(fixture / "verifier")), "tokenizer": "none", "loss_mask": "exact"}
+    forms = {
+        "eagle3": (LAYERS, {"hidden_state": features, "target": after}),
+        "hass": ((), {"hidden_state": after}),
     }
-    eagle = RecordInfo(algorithm="eagle3", feature_layers=LAYERS, **common)
-    write_record(
-        folder / "eagle3" / f"data_{row}.safetensors", {**record, "hidden_state": features, "target": after}, eagle
-    )
-    last = RecordInfo(algorithm="hass", feature_layers=(), **common)
-    write_record(folder / "hass" / f"data_{row}.safetensors", {**record, "hidden_state": after}, last)
+    for algorithm, (layers, floats) in forms.items():
+        info = RecordInfo(algorithm=algorithm, feature_layers=layers, chat_template="plain", row=row, **common)
+        write_record(folder / algorithm / f"data_{row}.safetensors", {**record, **floats}, info)
 
 
 @pytest.fixture
 def dataset(fixture, tmp_path):
+    """``dataset(algorithm, tmpdir)``: a draft's config, and the samples."""
+
     def build(algorithm, tmpdir, **changes):
-        train, settings_class = TRAIN[algorithm]
-        values = {
-            "basepath": str(fixture / "verifier"),
-            "configpath": str(fixture / f"draft_{algorithm}.json"),
-            "tmpdir": tmpdir,
-            "cpdir": tmp_path / "cp",
-            "noise": False,
-        }
-        if algorithm == "eagle3":
-            values |= {"t2d": fixture / "t2d.npy", "d2t": fixture / "d2t.npy"}
-        settings = settings_class(**{**values, **changes})
+        values = {"tmpdir": tmpdir, "cpdir": tmp_path / "cp", "noise": False}
+        settings, train = settings_of(fixture, algorithm, **{**values, **changes}), TRAIN[algorithm][0]
         config = train.build(settings).config
         return config, train.build_dataset(settings, config)
 
     return build
 
 
-@pytest.fixture
-def prototypes_files(both, tmp_path):
-    """The records as the prototypes' ``*.ckpt`` files."""
-
-    def write(algorithm):
-        (tmp_path / "ckpt").mkdir()
-        for file in (tmp_path / algorithm).glob("*.safetensors"):
-            torch.save(load_file(file), tmp_path / "ckpt" / f"{file.stem}.ckpt")
-        return tmp_path / "ckpt"
-
-    return write
-
-
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-@pytest.mark.parametrize("form", ["records", "ckpt"])
-def test_arrow_and_file_samples_are_equal(both, dataset, prototypes_files, tmp_path, algorithm, form) -> None:
-    """To the bit: ids, mask, features, and targets after the verifier's final norm."""
-    _, ours = dataset(algorithm, both)
-    _, theirs = dataset(algorithm, tmp_path / algorithm if form == "records" else prototypes_files(algorithm))
+@pytest.mark.parametrize("algorithm", TRAIN)
+def test_arrow_and_file_samples_are_equal(both, dataset, tmp_path, algorithm) -> None:
+    """To the bit: ids, mask, features, and targets after the verifier's final norm; by Speculators' own layers."""
+    config, ours = dataset(algorithm, both)
+    _, theirs = dataset(algorithm, tmp_path / algorithm)
     assert len(ours) == len(theirs) == 4
     for index in range(4):
         for name in ("input_ids", "loss_mask", "features", "target"):
             assert torch.equal(getattr(ours[index], name), getattr(theirs[index], name)), (index, name)
+    if algorithm == "eagle3":
+        assert config.eagle_aux_hidden_state_layer_ids == list(LAYERS)
+        raw = load_file(both / "hidden_states" / "hs_0.safetensors")["hidden_states"][:, -1]
+        assert float((raw[1:] - theirs[0].target[:-1]).abs().max()) > 0.1, "without the norm"
 
 
-def test_without_the_norm_the_targets_would_be_others(both, dataset, tmp_path) -> None:
-    _, theirs = dataset("eagle3", tmp_path / "eagle3")
-    raw = load_file(both / "hidden_states" / "hs_0.safetensors")["hidden_states"][:, -1]
-    assert float((raw[1:] - theirs[0].target[:-1]).abs().max()) > 0.1
-
-
-def test_the_draft_is_told_speculators_layers(both, dataset) -> None:
-    config, _ = dataset("eagle3", both)
-    assert config.eagle_aux_hidden_state_layer_ids == list(LAYERS)
-
-
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+@pytest.mark.parametrize("algorithm", TRAIN)
 def test_a_run_on_arrow_data_is_the_run_on_records(both, run_to_the_end, tmp_path, algorithm) -> None:
     ours = run_to_the_end(algorithm, tmp_path / "a", tmpdir=both)
     theirs = run_to_the_end(algorithm, tmp_path / "b", tmpdir=tmp_path / algorithm)
@@ -144,42 +107,32 @@ def test_a_run_without_a_row_in_the_loss_is_refused(both, start_run, tmp_path, r
     assert not list((tmp_path / "cp").rglob("*.safetensors"))
 
 
-def test_speculators_own_reader_reads_the_fixture(both) -> None:
-    raw = ArrowDataset(100, both, on_missing="raise")[0]
-    assert set(raw) >= {"hidden_states", "verifier_last_hidden_states", "input_ids", "loss_mask"}
-
-
 def _cut(file):
     file.write_bytes(file.read_bytes()[:50])
 
 
-def _other_ids(file):
-    tensors = load_file(file)
-    save_file({**tensors, "token_ids": tensors["token_ids"] + 1}, file)
+def _changed(**changes):
+    """Tensors of a file, put through functions."""
+
+    def change(file):
+        tensors = load_file(file)
+        save_file(tensors | {name: act(tensors[name]).contiguous() for name, act in changes.items()}, file)
+
+    return change
 
 
-def _narrow(file):
-    tensors = load_file(file)
-    save_file({**tensors, "hidden_states": tensors["hidden_states"][..., :-1].contiguous()}, file)
+BAD = {
+    "float8": (_changed(hidden_states=lambda states: states.to(torch.float8_e4m3fn)), "torch.float8_e4m3fn"),
+    "missing": (lambda file: file.unlink(), "no such file"),
+    "cut": (_cut, ""),
+    "other ids": (_changed(token_ids=lambda ids: ids + 1), "do not match"),
+    "another width": (_changed(hidden_states=lambda states: states[..., :-1]), "width 31"),
+}
 
 
-def _half(file):
-    tensors = load_file(file)
-    save_file({**tensors, "hidden_states": tensors["hidden_states"].to(torch.float8_e4m3fn)}, file)
-
-
-BAD = [
-    (_half, "torch.float8_e4m3fn"),
-    (lambda file: file.unlink(), "no such file"),
-    (_cut, ""),
-    (_other_ids, "do not match"),
-    (_narrow, "width 31"),
-]
-
-
-@pytest.mark.parametrize(("spoil", "found"), BAD, ids=["float8", "missing", "cut", "other ids", "another width"])
-def test_bad_hidden_states_are_refused(both, dataset, refuses, spoil, found) -> None:
-    _, ours = dataset("eagle3", both)
+@pytest.mark.parametrize("damage", BAD)
+def test_bad_hidden_states_are_refused(both, dataset, refuses, damage) -> None:
+    (spoil, found), (_, ours) = BAD[damage], dataset("eagle3", both)
     file = both / "hidden_states" / "hs_1.safetensors"
     spoil(file)
     with refuses(file, "token_ids" if found == "do not match" else "hidden_states", found, ""):
@@ -206,15 +159,13 @@ def test_columns_of_something_else_are_refused(both, dataset, refuses, tmp_path,
         ours[0]
 
 
-def test_a_damaged_data_set_is_refused(both, dataset, refuses) -> None:
-    (both / "state.json").write_text(json.dumps({"_data_files": [{"filename": "gone.arrow"}]}))
-    with refuses(both, "tmpdir", "", "an arrow data set that Speculators prepared"):
-        dataset("eagle3", both)
+def _names_no_file(folder):
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "gone.arrow"}]}))
 
 
-def test_offsets_that_lead_out_of_the_file_are_refused(both, dataset, refuses) -> None:
-    """Arrow ends the process where somebody reads there."""
-    (file,) = both.glob("*.arrow")
+def _leads_out_of_the_file(folder):
+    """Arrow ends the process where somebody reads by such an offset."""
+    (file,) = folder.glob("*.arrow")
     with pa.memory_map(str(file)) as source:
         table = pa.ipc.open_stream(source).read_all().combine_chunks()
     ids = table["input_ids"].chunk(0)
@@ -224,6 +175,11 @@ def test_offsets_that_lead_out_of_the_file_are_refused(both, dataset, refuses) -
     table = table.set_column(table.column_names.index("input_ids"), table.schema.field("input_ids"), wrong)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
+
+
+@pytest.mark.parametrize("damage", [_names_no_file, _leads_out_of_the_file])
+def test_a_damaged_data_set_is_refused(both, dataset, refuses, damage) -> None:
+    damage(both)
     with refuses(both, "tmpdir", "", "an arrow data set that Speculators prepared"):
         dataset("eagle3", both)
 
