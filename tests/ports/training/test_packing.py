@@ -53,17 +53,6 @@ def test_the_kernels_of_a_device(device, alignment, dtype, bound):
     assert max(errors([value.cpu() for value in found], wanted, floor=largest)) <= bound
 
 
-def test_samples_lie_end_to_end(objective_of):
-    _, samples = objective_of("eagle3")
-    packed, padded = pack(samples), collate(samples)
-    real = padded["attention_mask"].bool()
-    assert packed["document_ids"].tolist() == [[1] * 9 + [2] * 3 + [3] * 12 + [4] * 5]
-    assert packed["document_ids"].dtype is torch.int64
-    for name, value in padded.items():
-        assert torch.equal(packed[name][0], value[real]), name
-        assert packed[name].dtype is value.dtype
-
-
 def test_a_batch_without_a_usable_record_is_one_token():
     batch = CollateVisits({"hidden_state": 6, "target": 2}, packing=True)([Skipped("why"), Skipped("so")])
     assert {name: tuple(batch[name].shape) for name in ("input_ids", "features", "document_ids")} == {
