@@ -17,9 +17,7 @@ from ports.evaluate.during_training import acceptance_of
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from ports.training.resume import choose
 from ports.training.runs import Needs, build_source, finish, recorded_layers, run_command, start_training
-from ports.training.saving import load_weights
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import whole
 from ports.training.verifier import check_weights_present, reading_weights
@@ -46,11 +44,7 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     _check_vocabulary(settings, config, vocabulary)
     check_weights_present(settings.basepath)
     with reading_weights(settings.basepath):
-        draft = build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
-    chosen = choose(settings)
-    if chosen is not None:
-        load_weights(draft, chosen.directory)
-    return draft
+        return build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
 
 
 def _check_vocabulary(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, vocabulary: VocabularyMap) -> None:

@@ -2,30 +2,18 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator
 from speculators import SpeculatorModel, SpeculatorModelConfig
 from transformers import LlamaConfig, PretrainedConfig
 
 from ports.training.alignment import Alignment
-from ports.training.draft_config import (
-    DRAFT_LAYERS,
-    attach_verifier,
-    check_builds,
-    check_sizes,
-    check_trainable,
-    load_layer,
-)
+from ports.training.draft_config import attach_verifier, check_builds, check_sizes, check_trainable, load_layer
 from ports.training.verifier import verifier_config
 
 
 @SpeculatorModelConfig.register("hass")
 class HassSpeculatorConfig(SpeculatorModelConfig):
-    """A Llama draft that continues the verifier's last hidden state and speaks through the verifier's full head.
-
-    Raises:
-        ValueError: a layer that is not a Llama layer, or several layers in prototype alignment, which gives every
-            layer the first one's history.
-    """
+    """A Llama draft that continues the verifier's last hidden state and speaks through the verifier's full head."""
 
     _auto_class: ClassVar[str | None] = None  # or transformers would copy this file into every checkpoint
 
@@ -56,17 +44,6 @@ class HassSpeculatorConfig(SpeculatorModelConfig):
         if isinstance(value, dict) and value.get("model_type", "llama") == "llama":
             return LlamaConfig.from_dict(value)
         return value
-
-    @model_validator(mode="after")
-    def check_layers(self) -> "HassSpeculatorConfig":
-        """Only Llama layers, and only one of them in prototype alignment."""
-        layer = self.transformer_layer_config
-        if layer.model_type not in DRAFT_LAYERS["hass"]:
-            expected = " or ".join(DRAFT_LAYERS["hass"])
-            raise ValueError(f"transformer_layer_config.model_type: found {layer.model_type}, expected {expected}")
-        if self.ttt_alignment == "prototype" and layer.num_hidden_layers > 1:
-            raise ValueError(f"num_hidden_layers: found {layer.num_hidden_layers}, expected 1 in prototype alignment")
-        return self
 
 
 SpeculatorModelConfig.reload_schema()

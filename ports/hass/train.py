@@ -19,9 +19,7 @@ from ports.training.attention import attention_name
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from ports.training.resume import choose
 from ports.training.runs import Needs, build_source, finish, run_command, start_training
-from ports.training.saving import load_weights
 from ports.training.settings import HassSettings
 from ports.training.shards import own_part, whole
 from ports.training.verifier import check_weights_present, reading_weights
@@ -48,9 +46,6 @@ def build(settings: HassSettings) -> HassDraftModel:
     )
     with reading_weights(settings.basepath):
         draft.load_verifier_weights()
-    chosen = choose(settings)
-    if chosen is not None:
-        load_weights(draft, chosen.directory)
     return draft
 
 

@@ -18,7 +18,7 @@ import os
 import shutil
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -62,15 +62,7 @@ class Totals(Strict):
     correct: Count
     rows: Count
     skipped: Count
-    empty: Count = 0
-
-
-class Schedule(Strict):
-    """The scheduler's counters, and the rates that the next step will use."""
-
-    last_epoch: Count
-    step_count: Count
-    rates: list[float]
+    empty: Count
 
 
 class Digest(Strict):
@@ -94,8 +86,9 @@ class Best(Strict):
 class State(Strict):
     """Where a run stands at the end of an optimizer step.
 
-    ``serial`` counts the checkpoints of a directory, ``best`` is the number and mean loss of the best pass.
-    ``records_seen`` digests names, sizes and times of the records, so that unchanged ones are not opened again.
+    ``serial`` counts the checkpoints of a directory, ``schedule`` the scheduler's steps, of which the rates follow;
+    ``best`` is the number and mean loss of the best pass. ``records_seen`` digests names, sizes and times of the
+    records, so that unchanged ones are not opened again.
     """
 
     format_version: int = FORMAT_VERSION
@@ -104,14 +97,13 @@ class State(Strict):
     micro_batch: Count
     steps: Count
     processes: list[Totals] = Field(min_length=1)
-    schedule: Schedule
+    schedule: Count
     log: Digest
     best: Annotated[tuple[int, float], Field(strict=False)] | None = None
     best_accepted: Best | None = None
     fingerprint: dict[str, Any]
-    records_seen: str = ""
-    versions: dict[str, str] = Field(default_factory=dict)
-    numerics: dict[str, str | int | bool] = Field(default_factory=dict)
+    records_seen: str
+    numerics: dict[str, str | int | bool]
 
 
 class Manifest(Strict):
@@ -198,18 +190,14 @@ def _digest(path: Path) -> Digest:
 
 
 def saved_in(cpdir: Path) -> list[Path]:
-    """Every directory with a training state or a draft's weights in ``cpdir``, in name order.
-
-    Those that :func:`sweep` would bring back are among them, where they lie now.
-    """
-    if not cpdir.is_dir():
-        return []
-    found = [path for path in cpdir.iterdir() if not path.name.startswith(".")]
-    found += [left for left, directory in _moved_aside(cpdir) if not directory.exists()]
-    return sorted(path for path in found if (path / FOLDER).is_dir() or (path / WEIGHTS).is_file())
+    """Every directory with a training state or a draft's weights in ``cpdir``, in name order."""
+    found = sorted(path for path in cpdir.glob("*") if not path.name.startswith("."))
+    return [path for path in found if (path / FOLDER).is_dir() or (path / WEIGHTS).is_file()]
 
 
-def states_in(cpdir: Path, unreadable: Callable[[Path, InputError], object]) -> dict[Path, State]:
+def states_in(
+    cpdir: Path, unreadable: Callable[[Path, InputError], object] = lambda directory, error: None
+) -> dict[Path, State]:
     """The checkpoints in ``cpdir`` with their states, the last saved first; others are told to ``unreadable``."""
     states = {}
     for directory in saved_in(cpdir):
@@ -276,24 +264,14 @@ def sweep(parent: Path) -> list[Path]:
     Returns the directories that came back.
     """
     returned = []
-    for left, directory in _moved_aside(parent):
+    for left in sorted(parent.glob(f"{MARK}*{OLD}")):
+        directory = parent / left.name.removeprefix(MARK).removesuffix(OLD)
         if not directory.exists():
             os.rename(left, directory)
             returned.append(directory)
     for left in parent.glob(f"{MARK}*"):
         left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
     return returned
-
-
-def public_name(directory: Path) -> str:
-    """The name that a directory has, or had before it was moved aside."""
-    name = directory.name
-    return name.removeprefix(MARK).removesuffix(OLD) if name.startswith(MARK) else name
-
-
-def _moved_aside(parent: Path) -> Iterator[tuple[Path, Path]]:
-    for left in sorted(parent.glob(f"{MARK}*{OLD}")):
-        yield left, parent / public_name(left)
 
 
 def _hidden(directory: Path, suffix: str) -> Path:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
@@ -24,7 +23,6 @@ from ports.training.checkpoint import (
     OPTIMIZER,
     Best,
     Digest,
-    Schedule,
     State,
     Totals,
     remove_directory,
@@ -36,9 +34,9 @@ from ports.training.checkpoint import (
 )
 from ports.training.loop import Loop
 from ports.training.records import SUFFIX
-from ports.training.saving import adam_state, gather_weights, write_draft, zero_state
+from ports.training.saving import adam_state, write_draft, zero_state
 from ports.training.settings import TrainingSettings
-from ports.training.shards import tensors_digest
+from ports.training.shards import tensors_digest, whole
 from ports.training.tracking import JsonLinesTracker
 
 NEUTRAL = frozenset(
@@ -138,10 +136,11 @@ class CheckpointKeeper:
         return directory
 
     def _weights(self, loop: Loop) -> dict[str, Tensor] | None:
-        """Whole on the main process, where the draft's own are in shards."""
+        """Whole, on the CPU of the main process, where the draft's own are in shards; every process must ask."""
         if loop.accelerator.distributed_type is not DistributedType.FSDP:
             return None
-        return gather_weights(loop.objective.draft, loop.accelerator.is_main_process)
+        gathered = ((name, whole(value)) for name, value in loop.objective.draft.state_dict().items())
+        return {name: value.cpu() for name, value in gathered if loop.accelerator.is_main_process}
 
     def _compete(self, loop: Loop, name: str) -> None:
         """Is what will be saved, if it was validated as it is, the best so far?
@@ -169,7 +168,7 @@ class CheckpointKeeper:
 
     def _state(self, loop: Loop, processes: list[Totals]) -> State:
         if self._serial is None:
-            self._serial = max((state.serial for state in self._kept().values()), default=-1)
+            self._serial = max((state.serial for state in states_in(self.settings.cpdir).values()), default=-1)
         self._serial += 1
         return State(
             serial=self._serial,
@@ -177,45 +176,27 @@ class CheckpointKeeper:
             micro_batch=loop.micro_batch,
             steps=loop.steps,
             processes=processes,
-            schedule=_schedule(loop),
+            schedule=loop.schedule.state_dict()["last_epoch"],
             log=_log(loop),
             best=self.best,
             best_accepted=self.best_accepted,
             fingerprint=self.fingerprint(loop),
             records_seen=self._records_seen,
-            versions={"torch": str(torch.__version__)},
             numerics=numerics(),
         )
 
     def fingerprint(self, loop: Loop, saved: State | None = None) -> Fingerprint:
         """Made once a run, when it is first needed; records that are as ``saved`` saw them are not opened."""
         if self._fingerprint is None:
-            world = {
-                "precision": loop.accelerator.mixed_precision,
-                "processes": loop.accelerator.num_processes,
-                "sharding": sharding(loop.accelerator),
-            }
-            files = getattr(loop.plan.loader.dataset, "files", ())
-            validation = loop.plan.validation
-            if validation is not None and validation.share is not None:
-                held = self.settings.val_dir or self.settings.tmpdir
-                world["validation"] = records_digest(held, validation.share.files)
-            self._records_seen = records_seen(self.settings.tmpdir, files)
-            if saved is not None and saved.records_seen == self._records_seen:
-                world["records"] = saved.fingerprint.get("records")
-            self._fingerprint = fingerprint(self.settings, loop.objective.draft, files, world)
+            self._fingerprint, self._records_seen = take_fingerprint(loop, saved)
         return self._fingerprint
-
-    def _kept(self) -> dict[Path, State]:
-        """Damaged ones are not counted: ``--ckpt_path auto`` says so."""
-        return states_in(self.settings.cpdir, lambda directory, error: None)
 
     def _thin_out(self) -> None:
         if self.settings.keep_last is None:
             return
         name = None if self.best is None else f"{self.prefix}{self.best[0]}"
         best = name if self.best_accepted is None else self.best_accepted.checkpoint
-        for directory in list(self._kept())[self.settings.keep_last :]:
+        for directory in list(states_in(self.settings.cpdir))[self.settings.keep_last :]:
             if directory.name != best:
                 remove_directory(directory)
 
@@ -234,12 +215,6 @@ def _of_this_process(loop: Loop) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return vars(loop.totals).copy(), {f"{t}.{name}": one for t, state in times.items() for name, one in state.items()}
 
 
-def _schedule(loop: Loop) -> Schedule:
-    state = loop.schedule.state_dict()
-    rates = [float(group["lr"]) for group in loop.optimizer.param_groups]
-    return Schedule(last_epoch=state["last_epoch"], step_count=state["_step_count"], rates=rates)
-
-
 def _log(loop: Loop) -> Digest:
     for tracker in loop.accelerator.trackers:
         if isinstance(tracker, JsonLinesTracker):
@@ -248,29 +223,31 @@ def _log(loop: Loop) -> Digest:
     return Digest(bytes=0, sha256="")
 
 
-def fingerprint(settings: TrainingSettings, draft: Any, files: Iterable[Path], world: dict[str, Any]) -> Fingerprint:
-    """Settings by name, and digests of the records, the draft's config, the verifier's weights and the vocabulary map.
+def take_fingerprint(loop: Loop, saved: State | None = None) -> tuple[Fingerprint, str]:
+    """What a run depends on, and how its records look from outside.
 
-    Args:
-        settings: the run's.
-        draft: built, with its verifier's weights in it.
-        files: the records in order.
-        world: precision, processes and what shards the states; the digest of the records, if it is known.
+    Settings by name; precision, processes and what shards the states; digests of the records, of those held out, of the
+    draft's config, the verifier's weights and the vocabulary map.
     """
-    plain = {name: value for name, value in settings.as_json().items() if name not in NEUTRAL | PATHS}
+    settings, accelerator, draft = loop.plan.settings, loop.accelerator, loop.objective.draft
+    files, validation = getattr(loop.plan.loader.dataset, "files", ()), loop.plan.validation
     layer = draft.config.transformer_layer_config.to_dict()
     shape = {name: value for name, value in layer.items() if name not in ("transformers_version", "_name_or_path")}
-    vocabulary = {name: value for name, value in draft.named_buffers() if name in ("t2d", "d2t")}
-    frozen = {name: value for name, value in draft.named_parameters() if not value.requires_grad}
-    return {
-        **plain,
-        **world,
+    seen = records_seen(settings.tmpdir, files)
+    unchanged = saved is not None and saved.records_seen == seen and saved.fingerprint.get("records")
+    found = {name: value for name, value in settings.as_json().items() if name not in NEUTRAL | PATHS} | {
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "sharding": sharding(accelerator),
         "algorithm": draft.config.speculators_model_type,
         "draft": hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16],
-        "verifier": tensors_digest(frozen),
-        "vocabulary": tensors_digest(vocabulary),
-        "records": world.get("records") or records_digest(settings.tmpdir, files),
+        "verifier": tensors_digest({n: value for n, value in draft.named_parameters() if not value.requires_grad}),
+        "vocabulary": tensors_digest({n: value for n, value in draft.named_buffers() if n in ("t2d", "d2t")}),
+        "records": unchanged or records_digest(settings.tmpdir, files),
     }
+    if validation is not None and validation.share is not None:
+        found["validation"] = records_digest(settings.val_dir or settings.tmpdir, validation.share.files)
+    return found, seen
 
 
 def records_digest(directory: Path, files: Iterable[Path]) -> str:

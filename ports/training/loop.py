@@ -23,7 +23,7 @@ from ports.training.data import Batch, in_float32
 from ports.training.effect import Weights, without_gradient
 from ports.training.generators import Generators
 from ports.training.metrics import PassClock, PassTimes, PassTotals, log_entry
-from ports.training.objective import build_normalisation
+from ports.training.objective import Normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
@@ -113,7 +113,8 @@ class Loop:
         self.learned = self.moved = False
         self.replay: Replay | None = None
         self.stop, self.bar, self.shown = StopRequest(), tqdm(disable=True), dict[str, str]()
-        self.normalisation = build_normalisation(plan.settings.loss_normalisation, accelerator)
+        together = plan.settings.loss_normalisation == "global" and accelerator.num_processes > 1
+        self.normalisation = Normalisation(accelerator, together)
         _refuse_foreign_accumulation(accelerator)
 
     def run(self) -> nn.Module:
@@ -261,7 +262,7 @@ class Loop:
     def _window(self, batches: list[Batch]) -> Window:
         files = [self._take_visits(batch) for batch in batches]
         rows = torch.stack([self.objective.rows(batch) for batch in batches]).sum(0)
-        return Window(files, rows, self.normalisation.rows(rows))
+        return Window(files, rows, self.normalisation.sum(rows))
 
     def _forward_backward(self, batch: Batch, window: Window, last: bool) -> Any:
         self.accelerator.gradient_state._set_sync_gradients(last)

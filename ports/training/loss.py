@@ -94,11 +94,6 @@ def mean_over(total: Tensor, rows: Tensor) -> Tensor:
     return total / (rows + EPSILON)
 
 
-def undo_mean(mean: Tensor, rows: Tensor) -> Tensor:
-    """The total that :func:`mean_over` divided."""
-    return mean * (rows + EPSILON)
-
-
 def kl_sum(logits: Tensor, probabilities: Tensor, rows: Tensor) -> Tensor:
     """Sum over ``rows`` [B, T] of KL(probabilities || softmax(logits)), 0 log 0 = 0, in float32."""
     log_q = torch.log_softmax(logits, dim=-1, dtype=torch.float32)

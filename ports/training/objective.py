@@ -14,20 +14,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ports.training.acceptance import score_chains
+from ports.training.acceptance import count_chains
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name, documents_of
 from ports.training.data import Batch, rows_mask
 from ports.training.loss import (
+    ROWS,
     Hits,
     LossImplementation,
     Scores,
     Verifier,
     eager_scores,
     fused_scores,
+    kl_sum,
     mean_over,
-    undo_mean,
 )
 
 Head = Callable[[Tensor], Tensor]
@@ -88,7 +90,8 @@ class Outcome:
     """One micro-batch: the loss to run backward on, what is reported, and the tensors it came from.
 
     ``step_losses`` [k] are still attached to the graph, ``loss`` is not. ``target`` has ``logits`` and
-    ``probabilities`` [B, T, D] of the verifier. ``extra`` are metrics that only some objectives log.
+    ``probabilities`` [B, T, D] of the verifier. ``scores`` are the sums behind the means, ``extra`` metrics that only
+    some objectives log.
     """
 
     backward_loss: Tensor
@@ -97,6 +100,7 @@ class Outcome:
     hits: Hits
     target: Any
     steps: list[Step]
+    scores: Scores
     extra: dict[str, float] = field(default_factory=dict)
 
 
@@ -177,12 +181,24 @@ class TTTObjective(nn.Module):
 
     @torch.no_grad()
     def chains(self, batch: Batch) -> Tensor:
-        """What :func:`ports.training.acceptance.score_chains` counts on a batch made for chain alignment."""
+        """What chains would have accepted on a batch that was made for chain alignment.
+
+        Returns:
+            [4, k] float64, sums that add up over batches: KL divergence, rows in the loss, and what
+            :func:`ports.training.acceptance.count_chains` counts.
+        """
         with self._served():
-            hidden = [step.hidden for step in self.unroll(batch)]
-            return score_chains(
-                hidden, self.masks(batch), batch["target"], self.verifier, self.target_tokens, self.output()
-            )
+            steps, masks, (norm, head) = self.unroll(batch), self.masks(batch), self.output()
+        target = batch["target"].flatten(0, 1)
+        kl = torch.zeros(len(steps), dtype=torch.float64, device=target.device)
+        right = torch.zeros(len(steps), *masks[0].shape, dtype=torch.bool, device=target.device)
+        for chunk in masks[0].flatten().nonzero().squeeze(1).split(ROWS):
+            probabilities, tokens = self.verifier(target[chunk]).probabilities, self.target_tokens(target[chunk])
+            for number, (step, mask) in enumerate(zip(steps, masks)):
+                logits = F.linear(norm(step.hidden.flatten(0, 1)[chunk]), head)
+                kl[number] += kl_sum(logits, probabilities, mask.flatten()[chunk])
+                right[number].view(-1)[chunk] = logits.argmax(-1) == tokens
+        return torch.stack([kl, torch.stack([mask.sum() for mask in masks]), *count_chains(right, masks[0])])
 
     @contextmanager
     def _served(self) -> Iterator[None]:
@@ -211,58 +227,42 @@ class TTTObjective(nn.Module):
         scores = self.score(steps, batch, verifier)
         losses = mean_over(scores.kl, rows)
         backward = self.total(losses if window_rows is None else mean_over(scores.kl, window_rows))
+        extra = self.logged(scores.entropies, rows)
+        return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps, scores, extra)
+
+    def logged(self, entropies: Tensor, rows: Tensor) -> dict[str, float]:
+        """The mean cross-entropies of the last step, by name, from their sums [2] over ``rows`` [k]."""
         names = ("train/ploss", "train/topkloss") if self.topk else ()
-        extra = dict(zip(names, mean_over(scores.entropies, rows[-1]).tolist() if names else ()))
-        return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps, extra)
+        return dict(zip(names, mean_over(entropies, rows[-1]).tolist() if names else ()))
 
 
-class RankNormalisation:
-    """Every process divides by its own rows, and gradients are averaged: a process with few rows weighs them more."""
+@dataclass(frozen=True)
+class Normalisation:
+    """Whose rows the loss of several processes is divided by.
 
-    def rows(self, window_rows: Tensor) -> Tensor:
-        """Rows that a window's loss is divided by."""
-        return window_rows
+    Every process divides by its own, and gradients are averaged: a process with few rows weighs them more. ``together``
+    all divide by the rows of all: the gradient, and what is logged, is that of one big batch.
+    """
+
+    accelerator: Accelerator
+    together: bool
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Of all processes, or this one's."""
+        total: Tensor = self.accelerator.reduce(value.clone(), "sum") if self.together else value
+        return total
 
     def loss(self, backward_loss: Tensor) -> Tensor:
         """The loss to run backward on, given that gradients are averaged over the processes afterwards."""
-        return backward_loss
-
-    def report(self, outcome: Outcome, objective: Any, batch: Batch) -> Outcome:
-        """What is logged: this process's numbers."""
-        return outcome
-
-
-class GlobalNormalisation(RankNormalisation):
-    """All processes divide by the rows of all: the gradient, and what is logged, is that of one big batch."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-
-    def rows(self, window_rows: Tensor) -> Tensor:
-        return self._sum(window_rows)
-
-    def loss(self, backward_loss: Tensor) -> Tensor:
-        return backward_loss * self.accelerator.num_processes
+        return backward_loss * self.accelerator.num_processes if self.together else backward_loss
 
     @torch.no_grad()
-    def report(self, outcome: Outcome, objective: Any, batch: Batch) -> Outcome:
-        rows, losses = objective.rows(batch), outcome.step_losses.detach()
-        everywhere = self._sum(rows)
-        losses = mean_over(self._sum(undo_mean(losses, rows)), everywhere)
-        extra = {name: self._mean(value, rows[-1], everywhere[-1]) for name, value in outcome.extra.items()}
-        hits = Hits(*(self._sum(count) for count in (outcome.hits.correct, outcome.hits.top, outcome.hits.rows)))
+    def report(self, outcome: Outcome, objective: TTTObjective, batch: Batch) -> Outcome:
+        """What is logged."""
+        if not self.together:
+            return outcome
+        own, hits, scores = objective.rows(batch), outcome.hits, outcome.scores
+        rows = self.sum(own)
+        losses, hits = mean_over(self.sum(scores.kl), rows), Hits(*map(self.sum, (hits.correct, hits.top, hits.rows)))
+        extra = objective.logged(self.sum(scores.entropies), rows)
         return replace(outcome, loss=objective.reported(losses), step_losses=losses, hits=hits, extra=extra)
-
-    def _mean(self, value: float, rows: Tensor, everywhere: Tensor) -> float:
-        total = undo_mean(torch.tensor(value, device=rows.device), rows)
-        return float(mean_over(self._sum(total), everywhere))
-
-    def _sum(self, value: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(value.clone(), "sum")
-        return total
-
-
-def build_normalisation(kind: str, accelerator: Accelerator) -> RankNormalisation:
-    """What the loss of several processes is divided by: ``rank`` or ``global``; one process has nothing to choose."""
-    together = kind == "global" and accelerator.num_processes > 1
-    return GlobalNormalisation(accelerator) if together else RankNormalisation()

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import DistributedType
 
@@ -19,10 +18,10 @@ from ports.training.checkpoint import (
     GENERATORS,
     OPTIMIZER,
     STATE,
+    WEIGHTS,
     Digest,
     NewerFormatError,
     State,
-    public_name,
     read_state,
     remove_directory,
     saved_in,
@@ -33,7 +32,7 @@ from ports.training.keeper import CheckpointKeeper, Fingerprint
 from ports.training.launch import LOG
 from ports.training.loop import Loop, Replay
 from ports.training.metrics import PassTotals
-from ports.training.saving import load_adam_state, load_weights, load_zero_state, read_tensors
+from ports.training.saving import load_adam_state, load_zero_state, read_tensors
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import SETTINGS
 
@@ -49,9 +48,6 @@ ORDER = frozenset(
     | {"on_bad_record"}
 )
 """Where these differ the saved position in the pass means nothing: the pass starts anew."""
-
-BEFORE = {"noise_stream": "drawn"}
-"""What runs did that were saved before there was a choice."""
 
 Say = Callable[[str], None]
 
@@ -82,6 +78,13 @@ def choose(settings: TrainingSettings, say: Say = lambda line: None) -> Checkpoi
     return chosen
 
 
+def check_named(path: Path | None) -> None:
+    """Refuse (InputError) a ``--ckpt_path`` that names nothing to start from."""
+    if path is not None and path != AUTO and not any((path / name).exists() for name in (FOLDER, WEIGHTS)):
+        expected = "a Speculators checkpoint's model.safetensors"
+        raise InputError(path / WEIGHTS, "ckpt_path", "no such file", expected)
+
+
 def _named(settings: TrainingSettings) -> Checkpoint | None:
     path = settings.ckpt_path
     if path is None:
@@ -94,7 +97,7 @@ def _named(settings: TrainingSettings) -> Checkpoint | None:
 
 def _refuse_used(cpdir: Path, auto: bool) -> None:
     """``auto`` found no state here; it may start over a log, which is of a run that never came to a save."""
-    drafts = sorted(map(public_name, saved_in(cpdir)))
+    drafts = [path.name for path in saved_in(cpdir)]
     if auto and drafts:
         expected = "a checkpoint to go on from; --overwrite starts afresh over them"
         raise InputError(cpdir, "ckpt_path", f"no training state in {_listed(drafts)}", expected)
@@ -120,7 +123,7 @@ def newest_whole(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | None
         if isinstance(error, NewerFormatError):
             raise error
         damaged.append(error)
-        say(f"passing over {public_name(directory)}, which is damaged: {error}")
+        say(f"passing over {directory.name}, which is damaged: {error}")
 
     for directory, state in states_in(cpdir, pass_over).items():
         try:
@@ -146,7 +149,7 @@ def remove_run(cpdir: Path, prefix: str) -> None:
 
 
 def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None:
-    """Load everything of ``checkpoint`` into ``loop``.
+    """Put ``loop``, whose draft has the weights of ``checkpoint``, where that was saved.
 
     Raises:
         InputError: another run's checkpoint (see :func:`check_same`), or contents that do not fit.
@@ -156,11 +159,10 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
         return
     anyway = keeper.settings.resume_anyway
     changed = check_same(directory / STATE, state.fingerprint, keeper.fingerprint(loop, state), anyway)
-    load_weights(loop.objective.draft, directory)
     zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
     load = load_zero_state if zero else load_adam_state
     load(directory / OPTIMIZER, read_tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
-    _restore_schedule(loop, directory / STATE, state, "lr" in changed)
+    _restore_schedule(loop, state.schedule)
     keeper.best = state.best
     best = state.best_accepted
     if best is not None and "validation" not in changed and (keeper.settings.cpdir / best.checkpoint).is_dir():
@@ -181,7 +183,6 @@ def check_same(file: Path, stored: Fingerprint, own: Fingerprint, anyway: bool) 
     Raises:
         InputError: something differs and ``anyway`` is off, or something in :data:`FIXED` does.
     """
-    stored = {**{name: value for name, value in BEFORE.items() if name in own}, **stored}
     found = {
         name: f"{stored.get(name, 'nothing')}, now {own.get(name, 'nothing')}"
         for name in sorted({*stored, *own})
@@ -197,18 +198,13 @@ def check_same(file: Path, stored: Fingerprint, own: Fingerprint, anyway: bool) 
     return found
 
 
-def _restore_schedule(loop: Loop, file: Path, state: State, new_rate: bool) -> None:
-    """The saved counters and rates, or the rates that the loop's own schedule has there."""
-    groups, saved = loop.optimizer.param_groups, state.schedule
-    if len(saved.rates) != len(groups):
-        raise InputError(file, "schedule.rates", f"{len(saved.rates)} rates", f"{len(groups)}")
-    own: dict[str, Any] = loop.schedule.state_dict()
-    counters = {"last_epoch": saved.last_epoch, "_step_count": saved.step_count, "_last_lr": saved.rates}
-    loop.schedule.load_state_dict({**own, **counters})
-    schedule, rates = getattr(loop.schedule, "scheduler", loop.schedule), saved.rates
-    if new_rate:
-        rates = [base * factor(saved.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
-    for group, rate in zip(groups, rates):
+def _restore_schedule(loop: Loop, taken: int) -> None:
+    """Put the scheduler behind ``taken`` steps; the rates are those of the run's own settings there."""
+    schedule = getattr(loop.schedule, "scheduler", loop.schedule)
+    rates = [base * factor(taken) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
+    counters = {"last_epoch": taken, "_step_count": taken + 1, "_last_lr": rates}
+    schedule.load_state_dict({**schedule.state_dict(), **counters})
+    for group, rate in zip(loop.optimizer.param_groups, rates):
         group["lr"] = rate
 
 

@@ -30,7 +30,8 @@ from ports.training.observer import Observer
 from ports.training.online import PROTOTYPE_DTYPE, OnlineDataset, chosen_layers
 from ports.training.prepared import PreparedDataset, is_prepared, prepared_files
 from ports.training.records import GENERATION, check_origin, list_records, recorded_info
-from ports.training.resume import Checkpoint, choose, log_to_keep, remove_run, resume
+from ports.training.resume import Checkpoint, check_named, choose, log_to_keep, remove_run, resume
+from ports.training.saving import load_weights
 from ports.training.settings import TrainingSettings, parse
 from ports.training.stop import EXIT_CODE, StoppedError
 from ports.training.validation import Measure, Validation, hold_out
@@ -147,7 +148,10 @@ def start_training(
         resumed = take_directory(settings, accelerator)
         return log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
 
-    loop = Loop(plan, build_accelerator(settings, log_to_begin_with), observer or Observer())
+    accelerator = build_accelerator(settings, log_to_begin_with)
+    if resumed is not None:
+        load_weights(objective.draft, resumed.directory)
+    loop = Loop(plan, accelerator, observer or Observer())
     if validation is not None:
         validation.check(loop)
     if resumed is not None:
@@ -175,6 +179,7 @@ def take_directory(settings: TrainingSettings, accelerator: Accelerator) -> Chec
 
     What the main process chose, or its error, is every process's: files are hashed once.
     """
+    check_named(settings.ckpt_path)
     found: list[Checkpoint | InputError | None] = [None]
     try:
         if accelerator.is_main_process:

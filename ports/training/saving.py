@@ -41,12 +41,6 @@ def write_draft(
         shutil.copyfile(file, folder / file.name)
 
 
-def gather_weights(draft: Any, keep: bool) -> dict[str, Tensor]:
-    """The draft's state with every tensor whole, on the CPU; every process must ask, those that ``keep`` get it."""
-    gathered = ((name, whole(value)) for name, value in draft.state_dict().items())
-    return {name: value.cpu() for name, value in gathered if keep}
-
-
 def load_weights(draft: SpeculatorModel, directory: Path) -> None:
     """Load a Speculators checkpoint's tensors into ``draft``; every tensor must fit and none may be missing.
 
@@ -96,7 +90,7 @@ def put_weights(draft: SpeculatorModel, file: Path, weights: dict[str, Tensor]) 
             raise InputError(file, name, "NaN or Inf", "finite values")
         if name in ("t2d", "d2t") and not torch.equal(value, own[name]):
             raise InputError(file, name, "another vocabulary map", "the one of the t2d and d2t files")
-    draft.load_state_dict({name: sharded_like(own[name], value) for name, value in weights.items()}, strict=False)
+    draft.load_state_dict(weights, strict=False)
 
 
 def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:

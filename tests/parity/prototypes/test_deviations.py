@@ -164,8 +164,7 @@ def test_no_resume(case: Case, tmp_path: Path) -> None:
     saved = {entry["file"] for entry in (case.meta.model_extra or {})["saved"]}
     assert not saved & {"pytorch_model.bin", "model.safetensors"}
     run_port(case, tmp_path / "first", max_steps=2)
-    settings = settings_for(case, tmp_path / "second", ckpt_path=tmp_path / "first" / "model0")
-    continued = build(settings)
+    continued = start_port(case, tmp_path / "second", ckpt_path=tmp_path / "first" / "model0").plan.objective.draft
     fresh = start_port(case, tmp_path / "third").plan.objective.draft
     assert not torch.equal(continued.fc.weight, fresh.fc.weight)
 

@@ -78,13 +78,6 @@ def test_logits_losses_and_every_gradient_are_the_ports(lively, batch_of, steps,
         assert error(found[name], value) <= 1e-6, name
 
 
-def test_features_go_through_fc_first(lively, batch_of):
-    model, _ = lively
-    batch = batch_of(0, 1)
-    rest = batch["input_ids"], batch["attention_mask"]
-    assert torch.equal(model(batch["features"], *rest), model(model.fc(batch["features"]), *rest, []))
-
-
 def test_parameters_go_by_the_prototypes_names(adapter):
     model = adapter()
     recorded = {
@@ -96,14 +89,6 @@ def test_parameters_go_by_the_prototypes_names(adapter):
     drafts = {id(value) for name, value in model.draft.named_parameters() if not name.startswith("verifier_")}
     assert {id(value) for value in model.parameters()} == drafts
     assert [name for name, value in model.named_parameters() if not value.requires_grad] == ["embed_tokens.weight"]
-
-
-def test_a_state_dict_goes_out_and_in(lively, adapter, tmp_path):
-    model, other = lively[0], adapter()
-    torch.save(model.state_dict(), tmp_path / "model0.pt")
-    other.load_state_dict(torch.load(tmp_path / "model0.pt"), strict=True)
-    for name, value in model.draft.state_dict().items():
-        assert torch.equal(other.draft.state_dict()[name], value), name
 
 
 def test_save_native_writes_what_speculators_reads(lively, batch_of, fixture, tmp_path):
@@ -119,17 +104,6 @@ def test_save_native_writes_what_speculators_reads(lively, batch_of, fixture, tm
     )
     assert all(torch.equal(one.logits, other.logits) for one, other in zip(own, read, strict=True))
     assert all(torch.equal(back.state_dict()[to_native(name)], value) for name, value in model.state_dict().items())
-
-
-def test_a_training_step_moves_the_draft(lively, batch_of):
-    model, draft = lively
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    model.train()
-    sum(loss for *_, loss in step_by_step(model, batch_of(0, 1), 3)).backward()
-    optimizer.step()
-    before = dict(draft.named_parameters())
-    moved = {name for name, value in model.draft.named_parameters() if not torch.equal(value, before[name])}
-    assert moved == {name for name, value in draft.named_parameters() if value.requires_grad}
 
 
 def test_it_runs_in_eval_mode_and_without_history(lively, batch_of):

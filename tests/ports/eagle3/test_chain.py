@@ -7,9 +7,9 @@ import json
 
 import pytest
 import torch
-from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 
+from parity.prototypes.library import speculators_forward, speculators_inputs
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
 
@@ -20,9 +20,9 @@ STEPS = 4
 def pair(fixture, lively_draft):
     """Our draft in chain alignment and the same weights in Speculators' model; the files hold post-norm targets."""
 
-    def make(layers=1, **values):
+    def make(layers=1):
         file = fixture / "draft_eagle3.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": layers, **values}))
+        file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": layers}))
         draft = lively_draft(ttt_alignment="chain", forward_num_total=STEPS)
         config = type(draft.config).from_dict(draft.config.to_dict())
         config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
@@ -34,23 +34,9 @@ def pair(fixture, lively_draft):
     return make
 
 
-def their_forward(model, batch, documents):
-    """Logits of every step, and the loss, of samples packed in one row."""
-    logits = []
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
-    try:
-        _, loss, _ = model(
-            hidden_states=batch["features"],
-            input_ids=batch["input_ids"],
-            document_ids=documents,
-            loss_mask=batch["loss_mask"].bool(),
-            verifier_last_hidden_states=batch["target"],
-            ttt_steps=STEPS,
-            loss_config=resolve_loss_config("kl_div", "eager"),
-        )
-    finally:
-        hook.remove()
-    return logits, loss
+def one_longer(batch):
+    """The last position is the one that is left out of Speculators' forward."""
+    return {name: torch.cat([value, value[:, -1:]], dim=1) for name, value in batch.items()}
 
 
 def compare_gradients(draft, theirs):
@@ -69,7 +55,7 @@ def test_logits_loss_and_gradients_are_speculators(pair, batch_of, layers, index
     draft, theirs = pair(layers)
     batch = batch_of(index, ttt_alignment="chain")
     length = batch["input_ids"].shape[1]
-    logits, loss = their_forward(theirs, batch, torch.zeros(1, length, dtype=torch.int64))
+    logits, loss = speculators_forward(theirs, one_longer(batch), STEPS)
     outcome = Eagle3Objective(draft, STEPS, Alignment.CHAIN)(batch)
     assert len(outcome.steps) == len(logits) == STEPS
     for number, (step, wanted) in enumerate(zip(outcome.steps, logits, strict=True)):
@@ -86,26 +72,17 @@ def test_padding_is_speculators_document_minus_1(pair, batch_of):
     draft, theirs = pair()
     batch = {name: value[1:] for name, value in batch_of(2, 1, ttt_alignment="chain").items()}
     assert batch["attention_mask"].sum() == 5 < batch["attention_mask"].numel()
-    _, loss = their_forward(theirs, batch, batch["attention_mask"] - 1)
+    documents = {"document_ids": batch["attention_mask"] - 1}
+    _, loss, _ = theirs(**speculators_inputs(one_longer(batch), STEPS) | documents)
     outcome = Eagle3Objective(draft, STEPS, Alignment.CHAIN)(batch)
     torch.testing.assert_close(outcome.loss, loss.detach(), rtol=1e-6, atol=1e-6)
-
-
-def test_a_batch_is_the_mean_over_all_its_rows(pair, batch_of):
-    draft, _ = pair()
-    parts = [batch_of(index, ttt_alignment="chain") for index in (0, 1)]
-    objective = Eagle3Objective(draft, 1, Alignment.CHAIN)
-    rows = torch.stack([objective.rows(part)[0] for part in parts]) + 1e-5
-    losses = torch.stack([objective(part).loss for part in parts])
-    both = objective(batch_of(0, 1, ttt_alignment="chain"))
-    torch.testing.assert_close(both.loss, (losses * rows).sum() / rows.sum(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_prototypes_alignment_would_fail(pair, batch_of, lively_draft):
     """The planted fault: keys of earlier steps at the query's own position."""
     _, theirs = pair()
     batch = batch_of(0, ttt_alignment="chain")
-    logits, _ = their_forward(theirs, batch, torch.zeros(1, 9, dtype=torch.int64))
+    logits, _ = speculators_forward(theirs, one_longer(batch), STEPS)
     own = Eagle3Objective(lively_draft(ttt_alignment="prototype"), STEPS, Alignment.CHAIN)(batch)
     gaps = [float((step.logits[:, s:] - logits[s][:, : 9 - s]).abs().max()) for s, step in enumerate(own.steps)]
     assert max(gaps[:2]) < 1e-5

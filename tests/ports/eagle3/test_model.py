@@ -9,46 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from parity.fixtures import FIXTURE, RECORDINGS
-from ports.eagle3 import model, to_native
-from ports.eagle3.config import load_draft_config
-from ports.eagle3.model import build_draft, can_share, embed, unroll
+from ports.eagle3 import model
+from ports.eagle3.model import can_share, unroll
 from ports.eagle3.train import build
-from ports.training.alignment import Alignment
 from ports.training.saving import save_draft
-from ports.training.vocabulary import load_vocabulary_map
 
 both_alignments = pytest.mark.parametrize("alignment", ["prototype", "chain"])
 
 
 def run(draft, batch, steps=3):
     return unroll(draft, batch["features"], batch["input_ids"], batch["attention_mask"], steps)
-
-
-@pytest.fixture(scope="module")
-def recorded_draft():
-    config = load_draft_config(str(FIXTURE / "draft_eagle3.json"), str(FIXTURE / "verifier"), 3)
-    vocabulary = load_vocabulary_map(FIXTURE / "t2d.npy", FIXTURE / "d2t.npy", 320, 96)
-    draft = build_draft(config, vocabulary, Alignment.PROTOTYPE)
-    stored = load_file(RECORDINGS / "initial_eagle3_fp32.safetensors")
-    weights = {to_native(name[5:]): value for name, value in stored.items() if name.startswith("init.")}
-    assert not draft.load_state_dict(weights, strict=False).unexpected_keys
-    return draft
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_logits_are_those_recorded(recorded_draft, steps):
-    recorded = load_file(RECORDINGS / f"eagle3_fp32_k{steps}" / "first_step.safetensors")
-    batch = {name: recorded[f"mb0.batch.{name}"] for name in ("input_ids", "hidden_states", "attention_mask")}
-    real = batch["attention_mask"].bool()
-    assert not bool(real.all()), "a padded batch"
-    outcome = unroll(recorded_draft, batch["hidden_states"], batch["input_ids"], batch["attention_mask"], steps)
-    assert torch.equal(outcome[0].hidden_in, recorded["mb0.step0.hidden_in"])
-    for number, step in enumerate(outcome):
-        for name, value in {"predict": step.hidden, "logits": step.logits}.items():
-            wanted = recorded[f"mb0.step{number}.{name}"]
-            torch.testing.assert_close(value[real], wanted[real], rtol=0, atol=6e-6)
-        assert wanted[real].std() > 1
 
 
 def test_the_draft_starts_as_the_verifier_says(fixture, lively_draft, settings):
@@ -85,12 +55,6 @@ def test_nothing_is_detached_between_the_steps(lively_draft, batch_of):
     steps = run(lively_draft(), batch_of(0), 4)
     (gradient,) = torch.autograd.grad(steps[3].logits.sum(), steps[0].hidden)
     assert bool(gradient.any())
-
-
-def test_the_embedding_gets_no_gradient(lively_draft, batch_of):
-    draft = lively_draft()
-    draft.embed_tokens.weight.requires_grad_(True)
-    assert not embed(draft, batch_of(0)["input_ids"]).requires_grad
 
 
 def test_fresh_matrices_come_from_torchs_own_distribution(settings):

@@ -54,18 +54,6 @@ def test_the_seed_decides_the_run(flags, tmp_path, reset_accelerator):
     assert losses(4) != first
 
 
-def test_a_new_run_starts_from_the_weights_of_a_checkpoint(flags, tmp_path, reset_accelerator):
-    assert eagle3.main(flags()) == 0
-    reset_accelerator()
-    cold = metrics(tmp_path / "checkpoints")
-    checkpoint = tmp_path / "checkpoints" / "model0"
-    weights = {"ckpt_path": checkpoint, "weights_only": None, "configpath": checkpoint}
-    assert eagle3.main(flags(**weights, cpdir=tmp_path / "again", lr=1e-9)) == 0
-    assert metrics(tmp_path / "again")[0]["train/loss"] < cold[0]["train/loss"] * 1.5
-    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "again" / "model0"))
-    assert all(torch.allclose(after[name], value, atol=1e-7) for name, value in before.items())
-
-
 def test_two_layers_train_in_the_chain_only(flags, change_draft, capsys):
     change_draft(num_hidden_layers=2)
     assert eagle3.main(flags()) == 2

@@ -57,10 +57,3 @@ def test_training_it_trains_the_native_draft(model, batch_of, tmp_path):
     assert not torch.equal(reopened.fc.weight, before)
     assert torch.equal(reopened.fc.weight, model.fc.weight)
     assert reopened.config.speculators_config.proposal_methods[0].speculative_tokens == 3
-
-
-def test_moving_it_moves_what_the_forward_uses(model, batch_of):
-    batch = batch_of(0)
-    model.to(torch.bfloat16)
-    assert model.draft.fc.weight.dtype == torch.bfloat16
-    assert model(batch["features"].to(torch.bfloat16), batch["input_ids"]).dtype == torch.bfloat16

@@ -2,7 +2,6 @@
 
 import pytest
 
-from ports.hass import HassSpeculatorConfig
 from ports.hass.config import load_draft_config
 from ports.training.alignment import Alignment
 from ports.training.saving import save_draft
@@ -16,10 +15,3 @@ def load(fixture):
 def test_the_flag_says_the_alignment(load, fixture, lively_draft, tmp_path):
     assert load(fixture / "draft_hass.json", Alignment.PROTOTYPE).ttt_alignment == "prototype"
     assert load(save_draft(lively_draft(), tmp_path / "draft"), Alignment.CHAIN).ttt_alignment == "chain"
-
-
-def test_the_config_itself_refuses_several_layers_in_prototype_alignment(load, two_layers):
-    layer = load(two_layers, Alignment.CHAIN).transformer_layer_config
-    with pytest.raises(ValueError, match="num_hidden_layers: found 2, expected 1"):
-        HassSpeculatorConfig(transformer_layer_config=layer, ttt_alignment="prototype")
-    assert HassSpeculatorConfig(transformer_layer_config=layer).ttt_alignment == "chain"

@@ -7,7 +7,6 @@ import torch
 
 from ports.hass.adapter import EConfig, Model
 from ports.hass.objective import HassObjective
-from ports.training.alignment import Alignment
 from ports.training.objective import next_hidden
 
 STEPS = 4
@@ -67,51 +66,6 @@ def test_backward_runs_on_the_sum_and_the_report_is_the_mean(lively_draft, batch
     torch.testing.assert_close(outcome.backward_loss, outcome.step_losses.sum())
     torch.testing.assert_close(outcome.loss, outcome.step_losses.detach().mean())
     assert not outcome.loss.requires_grad
-
-
-@pytest.mark.parametrize("alignment", ["prototype", "chain"])
-def test_micro_batches_of_a_window_add_up_to_the_big_batch(lively_draft, batch_of, gradients, agree, alignment):
-    draft = lively_draft(ttt_alignment=alignment)
-    objective = HassObjective(draft, STEPS)
-    whole = batch_of(0, 1, 2, ttt_alignment=alignment)
-    parts = [batch_of(0, ttt_alignment=alignment), batch_of(1, 2, ttt_alignment=alignment)]
-    objective(whole).backward_loss.backward()
-    expected = gradients(draft)
-    rows = torch.stack([objective.rows(part) for part in parts]).sum(0)
-    assert torch.equal(rows, objective.rows(whole))
-    for part in parts:
-        objective(part, rows).backward_loss.backward()
-    agree(gradients(draft), expected)
-
-
-def test_the_draft_says_which_alignment(lively_draft):
-    for alignment in Alignment:
-        assert HassObjective(lively_draft(ttt_alignment=alignment.value), 1).alignment is alignment
-
-
-def test_logged_cross_entropies_are_the_loops(lively_draft, batch_of):
-    batch, topk = batch_of(0, 1), 5
-    outcome = HassObjective(lively_draft(), 2, topk)(batch)
-    last, target = outcome.steps[-1].logits.detach(), outcome.target.probabilities
-    full = best = 0.0
-    for b, p in batch["loss_mask"].nonzero().tolist():
-        terms = (-target[b, p] * torch.log_softmax(last[b, p], -1)).tolist()
-        order = target[b, p].argsort(descending=True)[:topk].tolist()
-        full, best = full + sum(terms), best + sum(terms[token] for token in order)
-    count = int(batch["loss_mask"].sum()) + 1e-5
-    assert outcome.extra.keys() == {"train/ploss", "train/topkloss"}
-    assert outcome.extra["train/ploss"] == pytest.approx(full / count, rel=1e-5)
-    assert outcome.extra["train/topkloss"] == pytest.approx(best / count, rel=1e-5)
-
-
-def test_no_row_in_the_loss_gives_zeros(lively_draft, batch_of):
-    draft, batch = lively_draft(), batch_of(0)
-    batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
-    outcome = HassObjective(draft, 2)(batch)
-    outcome.backward_loss.backward()
-    assert outcome.loss == 0.0
-    assert outcome.extra == {"train/ploss": 0.0, "train/topkloss": 0.0}
-    assert all(not value.grad.any() for value in draft.parameters() if value.grad is not None)
 
 
 def test_under_autocast_the_head_gives_bfloat16_and_gradients_stay_float32(lively_draft, batch_of, gradients):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -95,26 +96,17 @@ class StopAfter(Observer):
         self.lines.append(line)
 
 
+def words_of(fixture: Path, algorithm: str, cpdir: Path, *switches: str, **changes) -> list[str]:
+    """A command line for either algorithm; of what is None the flag alone."""
+    values = {**data_of(fixture, algorithm), "cpdir": cpdir, "bs": 1, "lr": 1e-3, "epoch": 0, "num_workers": 0}
+    values |= {"mixed_precision": "no", "forward_num_total": 2, **changes}
+    flags = [[f"--{name}"] + ([] if value is None else [str(value)]) for name, value in values.items()]
+    return [*(word for flag in flags for word in flag), "--no-progress", *switches]
+
+
 @pytest.fixture
 def words(fixture):
-    """A command line for either algorithm."""
-
-    def make(algorithm, cpdir, *switches, **changes):
-        values = {
-            **data_of(fixture, algorithm),
-            "cpdir": cpdir,
-            "bs": 1,
-            "lr": 1e-3,
-            "epoch": 0,
-            "num_workers": 0,
-            "mixed_precision": "no",
-            "forward_num_total": 2,
-            **changes,
-        }
-        flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-        return [*flags, "--no-progress", *switches]
-
-    return make
+    return partial(words_of, fixture)
 
 
 @pytest.fixture

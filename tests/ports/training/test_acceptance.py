@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from parity.fixtures.features import hidden_states
 from ports.evaluate.verifier import open_verifier
-from ports.training.acceptance import Acceptance, accuracies_of, count_chains
+from ports.training.acceptance import Acceptance, count_chains
 from ports.training.alignment import Alignment
 from ports.training.data import collate, make_sample, pack
 from tests.ports.conftest import TRAIN, enliven, settings_of
@@ -23,10 +23,6 @@ LAYERS = {"eagle3": [3, 5, 6], "hass": [-1]}
 )
 def test_the_sum_of_products(accuracies, expected):
     assert Acceptance(0, 0, 0.0, accuracies).expected == pytest.approx(expected)
-
-
-def test_places_that_no_chain_reaches_count_nothing():
-    assert accuracies_of(torch.tensor([[4, 2, 0], [2, 0, 0]])) == [0.5, 0.0, 0.0]
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.randoms(use_true_random=False))

@@ -55,44 +55,11 @@ def test_stopped_anywhere(
     assert found.lines[-2:] == expected.lines[-2:]
 
 
-@pytest.mark.parametrize(("algorithm", "precision"), CASES)
-@settings(ANY_TIME, max_examples=1)
-@given(stop=st.integers(0, MICRO_BATCHES - 1))
-@example(stop=8)  # in the second pass, whose loader processes have seeds of their own
-def test_with_two_loader_processes(
-    never_stopped, run_until, run_to_the_end, tmp_path_factory, algorithm, precision, stop
-):
-    options, cpdir = {"num_workers": 2, "mixed_precision": precision}, tmp_path_factory.mktemp("stopped")
-    expected = never_stopped(algorithm, **options)
-    run_until(algorithm, cpdir, stop, **options)
-    found = run_to_the_end(algorithm, cpdir, ckpt_path=Path("auto"), **options)
-    assert expected.differs_from(found) == []
-
-
 def test_loader_processes_draw_the_noise(never_stopped):
     """So that another number of them is another run, and the test above means something. Keyed noise is nobody's."""
     assert "metrics" in never_stopped("eagle3").differs_from(never_stopped("eagle3", num_workers=2))
     alone, two = (never_stopped("eagle3", num_workers=number, noise_stream="keyed") for number in (0, 2))
     assert [name for name in alone.differs_from(two) if name != "state"] == []
-
-
-def test_stopped_again_and_again(never_stopped, run_until, run_to_the_end, tmp_path):
-    expected = never_stopped("eagle3")
-    run_until("eagle3", tmp_path, 0)
-    for stop in (1, 5, 6, 7, 11):
-        run_until("eagle3", tmp_path, stop, ckpt_path=Path("auto"))
-    found = run_to_the_end("eagle3", tmp_path, ckpt_path=Path("auto"))
-    assert expected.differs_from(found) == []
-    assert [line.split(",")[0] for line in found.lines[1:]] == [
-        "Epoch [2/1]",
-        "Train Accuracy: " + found.lines[-1][16:],
-    ]
-
-
-def test_resumed_elsewhere_the_log_is_whole(never_stopped, run_until, run_to_the_end, tmp_path):
-    checkpoint = run_until("eagle3", tmp_path / "a", 7)
-    found = run_to_the_end("eagle3", tmp_path / "b", ckpt_path=checkpoint)
-    assert never_stopped("eagle3").differs_from(found) == []
 
 
 KEYED, SKIP = {"noise_stream": "keyed"}, {"on_bad_record": "skip"}

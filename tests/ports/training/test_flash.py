@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_flatten
 from ports.training import attention
 from ports.training.alignment import Alignment
 from ports.training.attention import fast_ttt_attention, ttt_attention
+from ports.training.flash_kernels import CpuFlash, CudaEfficient, CudaFlash
 from tests.ports.training.test_attention import BOTH, attend, draw, errors, numbered, right_padding, run
 
 SHAPES = [
@@ -116,10 +117,13 @@ def test_no_tensor_grows_with_the_square_of_t(alignment, mask_of):
     assert largest[4096] < 4096**2 // 8
 
 
-def test_a_second_derivative_is_refused():
-    inputs = [states.requires_grad_() for states in draw((1, 2, 1, 4, 2), 1)]
-    out = fast_ttt_attention(inputs[0], (inputs[1],), (inputs[2],), None, 0.5, Alignment.CHAIN)
-    direction = torch.randn_like(out).requires_grad_()
-    (gradient,) = torch.autograd.grad(out, inputs[0], direction, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.parametrize(
+    ("kernel", "dtype"), [(CpuFlash, torch.float32), (CudaFlash, torch.bfloat16), (CudaEfficient, torch.float32)]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_calls_of_the_kernels_fit_this_torch(kernel, dtype, shape):
+    query, key, value = (states.to("meta", dtype) for states in draw(shape, 1))
+    found = kernel().forward(query, key, value, 0.5)
+    assert (found.out.shape, found.lse.shape) == (query.shape, query.shape[:3])
+    gradients = kernel().backward(torch.empty_like(query), query, key, value, found, 0.5)
+    assert [gradient.shape for gradient in gradients] == [query.shape, key.shape, value.shape]

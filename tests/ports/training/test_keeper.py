@@ -4,11 +4,9 @@ import hashlib
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate import DistributedType
 
-from ports.training.keeper import fingerprint, records_digest, sharding
-from ports.training.shards import tensors_digest
+from ports.training.keeper import records_digest, sharding
 
 
 def test_a_run_that_is_asked_to_stop_saves_where_it_stands_unless_it_just_did(start_run, tmp_path):
@@ -53,21 +51,3 @@ def test_records_are_digested_by_name_size_and_ends(tmp_path):
             (folder / name).write_bytes(content)
     expected = b"".join(name.encode() + b"\0" + said for name, (_, said) in contents.items())
     assert records_digest(folder, [folder / name for name in contents]) == digest(expected)
-
-
-def test_tensors_are_digested_by_name_dtype_shape_and_bytes():
-    """In the order of their names, whatever their layout in memory."""
-    tensors = {"b": torch.arange(6, dtype=torch.int16).reshape(2, 3).t(), "a": torch.tensor([1.0, 0.0])}
-    expected = b"a\0torch.float32\0(2,)\0" + bytes([0, 0, 128, 63, 0, 0, 0, 0])
-    expected += b"b\0torch.int16\0(3, 2)\0" + bytes([0, 0, 3, 0, 1, 0, 4, 0, 2, 0, 5, 0])
-    assert tensors_digest(tensors) == digest(expected)
-
-
-def test_a_drafts_config_is_digested_in_the_order_of_its_names_without_paths(settings):
-    def draft_of(**layer):
-        config = SimpleNamespace(to_dict=lambda: layer)
-        config = SimpleNamespace(speculators_model_type="any", transformer_layer_config=config)
-        return SimpleNamespace(config=config, named_buffers=list, named_parameters=list)
-
-    for draft in (draft_of(b=1, a=[2], _name_or_path="x"), draft_of(a=[2], b=1)):
-        assert fingerprint(settings(), draft, [], {})["draft"] == digest(b'{"a": [2], "b": 1}')

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ports.training.checkpoint import MANIFEST, MARK, public_name, seal
+from ports.training.checkpoint import MANIFEST, MARK, seal, sweep
 from ports.training.resume import newest_whole
 from tests.ports.training.conftest import ALGORITHMS, Left, Saved
 from tests.ports.training.victims import Order, run
@@ -57,12 +57,13 @@ def straight(fork, strike, words, tmp_path):
 def wrong(cpdir, saved, straight):
     """What a resume from ``cpdir`` would get wrong: a completed save that is gone, damage, or another state."""
     said = []
+    sweep(cpdir)
     found = newest_whole(cpdir, said.append)
     wrongs = [line for line in said if "damaged" in line]
     if (found.state.steps if found else -1) < saved:
         wrongs.append(f"step {saved} was saved, resumes from {found.state.steps if found else 'nothing'}")
     if found:
-        name = public_name(found.directory)
+        name = found.directory.name
         wrongs += [f"{name}: {what}" for what in Saved(straight / name).differs_from(Saved(found.directory))]
     return wrongs
 

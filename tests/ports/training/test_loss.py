@@ -10,6 +10,7 @@ from torch import nn
 from ports.training import loss
 from ports.training.alignment import Alignment
 from ports.training.loss import (
+    LossImplementation,
     Verifier,
     count_hits,
     eager_scores,
@@ -18,7 +19,7 @@ from ports.training.loss import (
     kl_sum,
     mean_over,
 )
-from ports.training.objective import step_rows
+from ports.training.objective import Step, TTTObjective, step_rows
 from tests.ports.training.test_flash import Largest
 
 WIDTH = 6
@@ -124,11 +125,6 @@ def test_bfloat16_logits_are_scored_in_float32():
     assert torch.equal(kl_sum(logits, target, rows), kl_sum(logits.float(), target, rows))
 
 
-def test_the_mean_is_finite_without_rows():
-    assert mean_over(torch.tensor(0.0), torch.tensor(0)).item() == 0
-    assert mean_over(torch.tensor(6.0), torch.tensor(3)).item() == pytest.approx(6 / (3 + 1e-5), rel=1e-6)
-
-
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("closeness", [0.003, 0.3])
 @pytest.mark.parametrize("size", SIZES)
@@ -154,19 +150,6 @@ def test_float64_gradcheck():
     target, steps = Verifier(verifier, theirs, torch.float64), torch.stack([weights, torch.ones_like(weights)])
     hidden = torch.stack([hidden, 2 * hidden]).detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda *inputs: fused_kl(*inputs, target, steps).kl, (hidden, ours))
-
-
-@pytest.mark.usefixtures("chunk")
-def test_weights_that_leave_rows_out_are_as_rows_left_out():
-    verifier, theirs, hidden, ours, weights = draw((40, 8, 30))
-    rows = weights.nonzero().squeeze(1)
-    some = fused(verifier[rows], theirs, hidden[rows], ours, weights[rows], 3)
-    every = fused(verifier, theirs, hidden, ours, weights, 3)
-    for name in ("kl", "entropies"):
-        torch.testing.assert_close(getattr(every, name), getattr(some, name), rtol=1e-6, atol=0)
-    assert torch.equal(every.hits.top, some.hits.top)
-    outside = torch.autograd.grad(every.kl, hidden)[0][weights == 0]
-    assert not outside.any()
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -221,10 +204,12 @@ def test_nothing_of_rows_times_vocabulary_outlives_a_chunk(monkeypatch):
     assert seen.entries == 16 * 100
 
 
-def test_no_row_in_the_loss():
-    verifier, theirs, hidden, ours, weights = draw((4, 8, 30))
-    for rows in (slice(0, 0), slice(0, 4)):
-        scores = fused(verifier[rows], theirs, hidden[rows], ours, torch.zeros_like(weights[rows]), 5)
-        assert scores.kl.item() == 0
-        assert not any(value.any() for value in gradients(scores.kl, hidden, ours, weights * 0))
-        assert scores.hits.rows == 0
+@pytest.mark.parametrize("implementation", list(LossImplementation))
+def test_only_the_eager_loss_makes_all_logits(implementation):
+    head, states = torch.randn(9, 6), torch.randn(3, 2, 4, 6)
+    objective = TTTObjective(nn.Identity(), 3, Alignment.PROTOTYPE, implementation)
+    objective.output = lambda: (nn.Identity(), head)
+    steps = [Step(state, state, lambda hidden: hidden @ head.T) for state in states]
+    batch = {"attention_mask": torch.ones(2, 4), "loss_mask": torch.ones(2, 4, dtype=torch.int64)}
+    objective.score(steps, batch, Verifier(torch.randn(2, 4, 6), torch.randn(9, 6)))
+    assert ["logits" in vars(step) for step in steps] == [implementation is LossImplementation.EAGER] * 3

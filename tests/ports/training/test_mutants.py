@@ -8,8 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from ports.eagle3 import config as eagle3_config
 from ports.eagle3 import train as eagle3
-from ports.eagle3.config import load_draft_config
 from ports.errors import InputError
 from ports.hass import config as hass_config
 from ports.training.checkpoint import seal
@@ -51,25 +51,25 @@ def test_mutant_vocabulary_maps(fixture, tmp_path, name):
     assert try_all(fixture / f"{name}.npy", read, tmp_path).refused > COUNT // 3
 
 
-LOAD = {"eagle3": load_draft_config, "hass": hass_config.load_draft_config}
+CONFIGS = {
+    "draft_eagle3.json": lambda fixture: eagle3_config.load_draft_config(
+        str(fixture / "draft_eagle3.json"), str(fixture / "verifier"), 3
+    ),
+    "draft_hass.json": lambda fixture: hass_config.load_draft_config(
+        str(fixture / "draft_hass.json"), str(fixture / "verifier"), 3
+    ),
+    "native/config.json": lambda fixture: eagle3_config.load_draft_config(
+        str(fixture / "native"), str(fixture / "verifier"), 3
+    ),
+    "verifier/config.json": lambda fixture: verifier_config(str(fixture / "verifier")),
+}
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "file"), [("eagle3", "draft_eagle3.json"), ("hass", "draft_hass.json"), ("eagle3", "config.json")]
-)
-def test_mutant_draft_configs(fixture, settings, tmp_path, algorithm, file):
-    """The prototypes' JSON, and Speculators' config."""
-    if file == "config.json":
-        eagle3.build(settings()).save_pretrained(fixture)
-    tally = try_all(
-        fixture / file, lambda: LOAD[algorithm](str(fixture / file), str(fixture / "verifier"), 3), tmp_path
-    )
-    assert tally.refused > (0 if file == "config.json" else COUNT // 3)
-
-
-def test_mutant_verifier_configs(fixture, tmp_path):
-    verifier = str(fixture / "verifier")
-    assert try_all(fixture / "verifier" / "config.json", lambda: verifier_config(verifier), tmp_path).refused
+@pytest.mark.parametrize("name", CONFIGS)
+def test_mutant_configs(fixture, settings, tmp_path, name):
+    eagle3.build(settings()).save_pretrained(fixture / "native")
+    tally = try_all(fixture / name, lambda: CONFIGS[name](fixture), tmp_path)
+    assert tally.refused > (COUNT // 3 if name.startswith("draft") else 0)
 
 
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]

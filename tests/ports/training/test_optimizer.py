@@ -38,20 +38,3 @@ def test_linear_up_then_linear_down_to_0(total, warmup):
     assert rates == pytest.approx(expected, abs=1e-15)
     assert rates[-1] == 0
     assert (rates[0] == 0) is (warmup >= 1 or total == 0)
-
-
-def test_the_fused_step_is_adams():
-    modules = [module(), module()]
-    modules[1].load_state_dict(modules[0].state_dict())
-    fused = build_optimizer(modules[0], 0.5)
-    (group,) = fused.param_groups
-    assert group["fused"]
-    options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-    plain = torch.optim.AdamW([v for v in modules[1].parameters() if v.requires_grad], foreach=False, **options)
-    for _ in range(3):
-        for each, optimizer in zip(modules, (fused, plain), strict=True):
-            for position, value in enumerate(each.parameters()):
-                value.grad = torch.full_like(value, 0.3 + position) if value.requires_grad else None
-            optimizer.step()
-    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 
-from ports.eagle3 import train as eagle3
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
@@ -48,14 +47,6 @@ def test_only_the_drafts_own_tensors_are_written_in_their_dtype(lively_draft, tm
     assert {second[name].dtype for name in floats} == {torch.bfloat16}
 
 
-def test_extra_files_lie_beside_the_weights(lively_draft, tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    save_draft(lively_draft(), tmp_path / "deep" / "model0", [tmp_path / "tokenizer.json"])
-    names = {path.name for path in (tmp_path / "deep" / "model0").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert os.listdir(tmp_path / "deep") == ["model0"]
-
-
 def test_a_save_replaces_an_older_one_and_survives_the_remains_of_a_crash(lively_draft, tmp_path):
     first, second = lively_draft(), lively_draft(seed=1)
     save_draft(first, tmp_path / "model0")
@@ -75,13 +66,6 @@ def test_a_save_replaces_an_older_one_and_survives_the_remains_of_a_crash(lively
 @pytest.fixture
 def checkpoint(lively_draft, tmp_path):
     return save_draft(lively_draft(seed=3), tmp_path / "checkpoint")
-
-
-def test_a_run_starts_from_a_checkpoint(settings, checkpoint):
-    draft = eagle3.build(settings(ckpt_path=checkpoint))
-    weights = load_file(checkpoint / "model.safetensors")
-    assert all(torch.equal(draft.state_dict()[name], value) for name, value in weights.items())
-    assert draft.lm_head.weight.requires_grad
 
 
 def test_a_missing_checkpoint_is_refused(lively_draft, tmp_path, refuses):

@@ -148,15 +148,6 @@ def test_what_each_of_them_saves(prepared, algorithm, monkeypatch):
     assert fewer[1] < 0.95 * kept
 
 
-@both_algorithms
-def test_a_run_is_the_same_and_may_change_over_in_the_middle(run_to_the_end, run_until, tmp_path, algorithm):
-    expected = run_to_the_end(algorithm, tmp_path / "kept")
-    checkpoint = run_until(algorithm, tmp_path / "stopped", 4)
-    found = run_to_the_end(algorithm, tmp_path / "stopped", ckpt_path=checkpoint, activation_checkpointing=True)
-    assert expected.differs_from(found) == []
-    assert found.lines[1:] == expected.lines[1:]
-
-
 def switch_off_rows(monkeypatch):
     for module in MODELS:
         monkeypatch.setattr(module, "TrainedRows", lambda mask: None)
@@ -203,17 +194,6 @@ def test_a_batch_without_rows_in_the_loss_leaves_every_gradient_at_zero(prepared
     assert all(not value.any() for value in none.values())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_row_wise_function_has_its_gradient_on_marked_rows_alone(share):
-    mask, states = torch.rand(2, 9) < share, torch.randn(2, 9, 5, requires_grad=True)
-    module = nn.Linear(5, 5)
-    out = TrainedRows(mask).apply(module, states)
-    torch.testing.assert_close(out, module(states), rtol=0, atol=1e-6)
-    out.sum().backward()
-    torch.testing.assert_close(states.grad, mask[..., None] * module.weight.sum(0))
-    torch.testing.assert_close(module.bias.grad, torch.full((5,), float(mask.sum())))
-
-
 def test_the_first_use_of_weights_is_one_with_gradient():
     """Autocast casts a weight once; up to torch 2.10 without gradient for good if that first use has none."""
     seen = []
@@ -235,25 +215,6 @@ def test_a_layer_that_is_watched_or_of_another_make_is_called_as_it_is(prepared,
     other = nn.TransformerEncoderLayer(8, 2)
     assert tuning._on_rows(other, TrainedRows(torch.ones(1, 3))) is other
     assert len(opened) == 1
-
-
-def inputs():
-    shapes = [(2, 5, 4), (2, 5, 4), (2, 5, 4), (7, 8), (7,)]
-    return [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_products_and_gradients_are_those_of_the_whole(with_bias):
-    first, *seconds, weight, bias = inputs()
-    bias = bias if with_bias else None
-    share = SharedHalf(first, weight, bias)
-    shared = [share(second) for second in seconds]
-    whole = [F.linear(torch.cat([first, second], dim=-1), weight, bias) for second in seconds]
-    wanted = [value for value in (first, *seconds, weight, bias) if value is not None]
-    torch.testing.assert_close(shared, whole, rtol=1e-13, atol=1e-13)
-    grads = [torch.autograd.grad(sum(p.square().sum() for p in side), wanted) for side in (shared, whole)]
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
-    assert all(grad.abs().max() > 1 for grad in grads[0])
 
 
 def test_halves_in_autocast_err_like_the_whole_product():
@@ -284,13 +245,3 @@ def test_only_plain_products_in_full_precision_are_split():
     assert not can_split(layer.bfloat16(), layer[:2])
     with torch.autocast("cpu", torch.bfloat16):
         assert can_split(layer.float(), layer[:2])
-
-
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_a_hook_deep_inside_is_seen_while_it_is_there(register):
-    projection = nn.Linear(2, 2)
-    module = nn.Sequential(projection, nn.Sequential(nn.Identity()))
-    handle = getattr(module[1][0], register)(lambda *_: None)
-    assert not can_split(module, [projection])
-    handle.remove()
-    assert can_split(module, [projection])

@@ -9,6 +9,7 @@ import pytest
 
 from ports.eagle3 import train as eagle3
 from ports.training.checkpoint import FOLDER
+from tests.ports.training.conftest import words_of
 
 OWN = [f".{name}{end}/note" for name in ("model0", "mine") for end in (".partial", ".old", ".removed")]
 """A user's files in a checkpoint directory, under names that a careless writer would take for its own."""
@@ -20,27 +21,8 @@ OWN += [".mine.txt.old", ".mine.txt.partial", "model9_is_best/note", "notes.txt"
 def run_once(built_once, tmp_path_factory):
     """``step_2`` and ``model0`` of a run with three steps."""
     cpdir = tmp_path_factory.mktemp("run") / "cp"
-    assert eagle3.main(words(built_once, cpdir, save_steps=2)) == 0
+    assert eagle3.main(words_of(built_once, "eagle3", cpdir, bs=2, save_steps=2)) == 0
     return cpdir
-
-
-def words(fixture, cpdir, **changes):
-    values = {
-        "basepath": fixture / "verifier",
-        "configpath": fixture / "draft_eagle3.json",
-        "tmpdir": fixture / "data_eagle3",
-        "cpdir": cpdir,
-        "t2d": fixture / "t2d.npy",
-        "d2t": fixture / "d2t.npy",
-        "bs": 2,
-        "num_workers": 0,
-        "epoch": 0,
-        "no-progress": None,
-        **changes,
-    }
-    return [
-        word for name, value in values.items() for word in ([f"--{name}"] + ([] if value is None else [str(value)]))
-    ]
 
 
 def nothing(cpdir):
@@ -67,47 +49,28 @@ CHOICE = "--ckpt_path auto to go on with it, --overwrite to start afresh over it
 LOGS = "metrics.jsonl, settings.json"
 RUN = f"cpdir: found a run: model0, step_2, {LOGS}, expected {CHOICE}"
 FEW = "records: found 6, expected at least bs = 7"
+NO_STATE = "ckpt_path: found no training state in model0, step_2, expected a checkpoint to go on from; --overwrite"
+OWN_WEIGHTS, WEIGHTS = ({"ckpt_path": path, "weights_only": None} for path in ("cp/model0", "run"))
 STARTS = {
     "over a run": (nothing, {}, 2, RUN),
     "over a run's log": (without_checkpoints, {}, 2, f"cpdir: found a run: {LOGS}, expected {CHOICE}"),
     "over drafts": (without_states, {}, 2, RUN),
-    "over a run, from another one's weights": (nothing, {"ckpt_path": "run", "weights_only": None}, 2, RUN),
+    "over a run, from another one's weights": (nothing, WEIGHTS, 2, RUN),
     "over a run, on with another one": (nothing, {"ckpt_path": "run"}, 2, RUN),
-    "over a run, from its own weights": (nothing, {"ckpt_path": "cp/model0", "weights_only": None}, 2, RUN),
-    "on, but no state is left": (
-        without_states,
-        {"ckpt_path": "auto"},
-        2,
-        "ckpt_path: found no training state in model0, step_2, expected a checkpoint to go on from; "
-        "--overwrite starts afresh over them",
-    ),
+    "over a run, from its own weights": (nothing, OWN_WEIGHTS, 2, RUN),
+    "on, but no state is left": (without_states, {"ckpt_path": "auto"}, 2, NO_STATE),
     "both": (nothing, {"ckpt_path": "auto", "overwrite": None}, 2, "overwrite: found --ckpt_path auto, expected"),
-    "over what it starts from": (
-        nothing,
-        {"ckpt_path": "cp/model0", "weights_only": None, "overwrite": None},
-        2,
-        "overwrite: found --ckpt_path ",
-    ),
+    "over what it starts from": (nothing, OWN_WEIGHTS | {"overwrite": None}, 2, "overwrite: found --ckpt_path "),
     "refused late": (empty, {"bs": 7}, 2, FEW),
     "refused late, over a run": (nothing, {"overwrite": None, "bs": 7}, 2, FEW),
-    "refused late, over a run with another one": (
-        nothing,
-        {"overwrite": None, "ckpt_path": "run", "lr": 1},
-        2,
-        "lr was",
-    ),
+    "refused late, with another one": (nothing, {"overwrite": None, "ckpt_path": "run", "lr": 1}, 2, "lr was"),
     "refused late, on": (nothing, {"ckpt_path": "cp/step_2", "lr": 1}, 2, "lr was"),
     "on": (nothing, {"ckpt_path": "auto"}, 0, ""),
     "on, before the first save": (without_checkpoints, {"ckpt_path": "auto"}, 0, ""),
     "on with a named one": (nothing, {"ckpt_path": "cp/step_2"}, 0, ""),
     "over a run, as asked": (nothing, {"overwrite": None}, 0, ""),
     "over drafts, as asked": (without_states, {"overwrite": None}, 0, ""),
-    "over a run from another one's weights, as asked": (
-        nothing,
-        {"ckpt_path": "run", "weights_only": None, "overwrite": None},
-        0,
-        "",
-    ),
+    "over a run from another one's weights, as asked": (nothing, WEIGHTS | {"overwrite": None}, 0, ""),
     "beside a user's files": (empty, {}, 0, ""),
 }
 
@@ -118,7 +81,7 @@ def contents(folder, *names):
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_start(run_once, fixture, tmp_path, reset_accelerator, capsys, start):
+def test_a_start(run_once, words, tmp_path, reset_accelerator, capsys, start):
     prepare, flags, code, said = STARTS[start]
     cpdir = Path(shutil.copytree(run_once, tmp_path / "cp"))
     shutil.copytree(run_once / "model0", tmp_path / "run")
@@ -132,7 +95,7 @@ def test_a_start(run_once, fixture, tmp_path, reset_accelerator, capsys, start):
         name: tmp_path / value if name == "ckpt_path" and value != "auto" else value for name, value in flags.items()
     }
     reset_accelerator()
-    assert eagle3.main(words(fixture, cpdir, **flags)) == code
+    assert eagle3.main(words("eagle3", cpdir, **{"bs": 2, **flags})) == code
     if code:
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert said in line
@@ -146,24 +109,10 @@ def test_a_start(run_once, fixture, tmp_path, reset_accelerator, capsys, start):
         assert ("step_2" in kept) == (start in ("on", "on with a named one"))
 
 
-INSIDE = "a directory outside --tmpdir"
-DATA = {
-    "checkpoints among the records": (lambda data: {"cpdir": data / "cp"}, "cpdir: found", INSIDE),
-    "checkpoints in the records' place": (lambda data: {"cpdir": data}, "cpdir: found", INSIDE),
-    "a name that no text can hold": (
-        lambda data: shutil.copy(data / "data_0.ckpt", os.fsencode(data) + b"/data_\xff.ckpt") and {},
-        r"tmpdir: found the record b'data_\xff.ckpt'",
-        "names in UTF-8",
-    ),
-}
-
-
-@pytest.mark.parametrize("start", DATA)
-def test_data_that_cannot_be_trained_on(fixture, tmp_path, capsys, start):
-    prepare, *said = DATA[start]
-    changes = prepare(fixture / "data_eagle3")
-    before = set(tmp_path.rglob("*"))
-    assert eagle3.main(words(fixture, **{"cpdir": tmp_path / "cp", **changes})) == 2
+def test_a_name_that_no_text_can_hold(fixture, words, tmp_path, capsys):
+    data = fixture / "data_eagle3"
+    shutil.copy(data / "data_0.ckpt", os.fsencode(data) + b"/data_\xff.ckpt")
+    assert eagle3.main(words("eagle3", tmp_path / "cp", bs=2)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert all(text in line for text in said), line
-    assert set(tmp_path.rglob("*")) == before
+    assert line.endswith(r"tmpdir: found the record b'data_\xff.ckpt', expected names in UTF-8"), line
+    assert not (tmp_path / "cp").exists()
