@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_format
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,14 +19,12 @@ from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
-from ports.evaluate.plot import check_plot, draw
-from ports.evaluate.prompts import Prompt, family_of, read_questions
+from ports.evaluate.plot import check_outputs, draw, write_json
+from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
-from ports.files import check_output_file
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
-from ports.training.verifier import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -82,23 +78,6 @@ class Evaluation:
                 place = next(place for place, pair in enumerate(zip(plain, drafted)) if pair[0] != pair[1])
                 found.append({"prompt": prompt, "place": place, "plain": plain[place], "drafted": drafted[place]})
         return found
-
-    def summary(self) -> dict[str, Any]:
-        """Everything that is counted, in JSON types."""
-        counters, differences = self.counters, self.differences
-        return {
-            "prompts": len(self.drafted),
-            "speculative_tokens": self.size,
-            "tokens": sum(len(answer.tokens) for answer in self.drafted),
-            "drafts": counters.drafts,
-            "proposed": counters.drafts * self.size,
-            "accepted": sum(counters.accepted_per_position),
-            "accepted_per_position": list(counters.accepted_per_position),
-            "rate_per_position": counters.rate_per_position,
-            "acceptance_length": counters.acceptance_length,
-            "lossless": None if self.plain is None else not differences,
-            "differences": differences,
-        }
 
 
 def evaluate(
@@ -179,10 +158,7 @@ def measure(
     Every greedy answer is decoded without the draft too. Exit code 0: the tokens are the same, 1: they differ, 2: bad
     input.
     """
-    if json is not None:
-        check_output_file(json, "--json")
-    if plot is not None:
-        check_plot(plot)
+    check_outputs(json, plot)
     fix_numerics()
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choice, model = choice_of(temperature, seed, place), open_draft(draft, verifier)
@@ -190,9 +166,7 @@ def measure(
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
-    vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
-    entries = [read_questions(file, tokenizer, vocab_size, family, limit) for file in prompts]
-    check_lengths(prompts, entries, longest)
+    entries = read_files(prompts, name, family, longest, limit)
     judge = open_verifier(name, Dtype(dtype).value, place)
     limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
     drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place), chosen)
@@ -203,7 +177,7 @@ def measure(
         "verifier": name,
         "algorithm": model.config.speculators_model_type,
         "untrained": untrained,
-        "draft_vocab_size": len(drafter.kept) if drafter.kept is not None else vocab_size,
+        "draft_vocab_size": drafter.config.vocab_size if drafter.kept is None else len(drafter.kept),
         "temperature": temperature,
         "seed": seed,
         "chat": family.model_dump(mode="json", exclude_defaults=True),
@@ -218,7 +192,7 @@ def measure(
     if plot is not None:
         _draw(result, plot)
     if json is not None:
-        json.write_text(json_format.dumps(result, indent=1) + "\n")
+        write_json(json, result)
     return result
 
 
@@ -289,15 +263,27 @@ def ask(
 
 
 def summary(turns: Sequence[Turn], size: int) -> dict[str, Any]:
-    """What is counted of these turns; a difference names its entry as its prompt, and its turn."""
+    """Everything that is counted of these turns, in JSON types; a difference names its entry as its prompt."""
     done = [turn for turn in turns if turn.answer]
     plain = [turn.plain for turn in done if turn.plain]
-    found = Evaluation(size, [turn.answer for turn in done if turn.answer], plain or None).summary()
-    for each in found["differences"]:
-        turn = done[each["prompt"]]
-        each.update(prompt=turn.entry, turn=turn.turn)
-    reasons = Counter(turn.left_out for turn in turns if turn.left_out)
-    return {**found, "left_out": reasons.total(), "left_out_reasons": dict(reasons)}
+    found = Evaluation(size, [turn.answer for turn in done if turn.answer], plain or None)
+    counters, reasons = found.counters, Counter(turn.left_out for turn in turns if turn.left_out)
+    places = [(done[each["prompt"]], each) for each in found.differences]
+    return {
+        "prompts": len(done),
+        "speculative_tokens": size,
+        "tokens": sum(len(answer.tokens) for answer in found.drafted),
+        "drafts": counters.drafts,
+        "proposed": counters.drafts * size,
+        "accepted": sum(counters.accepted_per_position),
+        "accepted_per_position": list(counters.accepted_per_position),
+        "rate_per_position": counters.rate_per_position,
+        "acceptance_length": counters.acceptance_length,
+        "lossless": None if found.plain is None else not places,
+        "differences": [{**each, "prompt": turn.entry, "turn": turn.turn} for turn, each in places],
+        "left_out": reasons.total(),
+        "left_out_reasons": dict(reasons),
+    }
 
 
 def names(files: Sequence[Path]) -> list[str]:
@@ -305,14 +291,6 @@ def names(files: Sequence[Path]) -> list[str]:
     short = [file.absolute().parent.name if file.name == "question.jsonl" else file.name for file in files]
     counts = Counter(short)
     return [name if counts[name] == 1 else str(file) for name, file in zip(short, files)]
-
-
-def check_lengths(files: Sequence[Path], entries: Sequence[Sequence[Prompt]], longest: int) -> None:
-    """Refuse (InputError) a file of which nothing can be asked."""
-    for file, prompts in zip(files, entries):
-        shortest = min(len(prompt.ids) for prompt in prompts)
-        if shortest > longest:
-            raise InputError(file, "prompts", f"{shortest} tokens and more", f"at most {longest} tokens")
 
 
 def _cast(model: SpeculatorModel, dtype: torch.dtype) -> SpeculatorModel:

@@ -101,6 +101,11 @@ class ChatFamily(BaseModel):
         own = {"tokenize": False, "chat_template": self.checked_template(tokenizer)}
         return str(tokenizer.apply_chat_template(list(messages), **self.variables, **options, **own))
 
+    def prompt_ids(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+        """The dialogue, opened, up to where the assistant speaks; raises as :meth:`render`."""
+        text = self.render(tokenizer, self.opened(messages), add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
 
 def _name(tokenizer: Any) -> str:
     return getattr(tokenizer, "name_or_path", "tokenizer")

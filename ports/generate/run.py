@@ -20,11 +20,11 @@ from ports.errors import InputError
 from ports.files import check_output, gigabytes
 from ports.generate.chat import Encoder, load_family
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
+from ports.generate.manifest import digest
 from ports.generate.records import (
     Geometry,
     Manifest,
     Row,
-    digest,
     geometry_of,
     is_whole,
     record_file,
@@ -120,7 +120,7 @@ def prepare(settings: GenerationSettings) -> Prepared:
         processes=[len(part) for part in parts],
         tokens=sum(len(row.ids) for row in rows),
         supervised=sum(sum(row.loss_mask) for row in rows),
-        rows=digest(rows),
+        rows=digest([row.ids, row.loss_mask] for row in rows),
     )
     plain = GenerationSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
     tasks = [Task(plain, manifest, index, part) for index, part in enumerate(parts) if part]
@@ -245,13 +245,19 @@ def work(task: Task) -> None:
     Raises:
         InputError: the folder is in use, the verifier cannot be loaded, or a record cannot be written.
     """
+    settings, manifest = task.settings, task.manifest
     lock = DirectoryLock(task.folder, "outdir")
     try:
         sweep(task.folder)
-        buckets = length_buckets([len(row.ids) for row in task.rows], task.settings.batch_tokens)
-        buckets = [bucket for bucket in buckets if not all(_is_done(task, index) for index in bucket)]
-        if buckets:
-            _write(task, buckets, _reader(task))
+        whole = [is_whole(record_file(task.folder, index), manifest.info(row)) for index, row in enumerate(task.rows)]
+        buckets = length_buckets([len(row.ids) for row in task.rows], settings.batch_tokens)
+        buckets = [bucket for bucket in buckets if not all(whole[index] for index in bucket)]
+        if buckets and manifest.algorithm == "ids":
+            _write(task, buckets, lambda dialogues: [{} for _ in dialogues])
+        elif buckets:
+            spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
+            model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)
+            _write(task, buckets, FeatureReader(model, manifest.feature_layers or None))
     finally:
         lock.release()
 
@@ -270,19 +276,6 @@ def length_buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
         else:
             batches.append([index])
     return batches
-
-
-def _is_done(task: Task, index: int) -> bool:
-    return is_whole(record_file(task.folder, index), task.manifest.info(task.rows[index]))
-
-
-def _reader(task: Task) -> Read:
-    settings, manifest = task.settings, task.manifest
-    if manifest.algorithm == "ids":
-        return lambda dialogues: [{} for _ in dialogues]
-    spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
-    model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)
-    return FeatureReader(model, manifest.feature_layers or None)
 
 
 def _write(task: Task, buckets: Sequence[Sequence[int]], read: Read) -> None:
