@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from speculators import SpeculatorModel
 
 from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
@@ -169,7 +168,10 @@ def measure(
     entries = read_files(prompts, name, family, longest, limit)
     judge = open_verifier(name, Dtype(dtype).value, place)
     limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
-    drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place), chosen)
+    proposing = fresh_draft(model, seed) if untrained else model
+    for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32
+        parameter.data = parameter.data.to(judge.dtype)
+    drafter = drafter_of(proposing.to(place), chosen)
     start = time.perf_counter()
     asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, batch_size, choice))
     result = {
@@ -291,10 +293,3 @@ def names(files: Sequence[Path]) -> list[str]:
     short = [file.absolute().parent.name if file.name == "question.jsonl" else file.name for file in files]
     counts = Counter(short)
     return [name if counts[name] == 1 else str(file) for name, file in zip(short, files)]
-
-
-def _cast(model: SpeculatorModel, dtype: torch.dtype) -> SpeculatorModel:
-    """The draft in the verifier's precision, as a server runs it; rotary frequencies stay float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model

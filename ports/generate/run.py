@@ -97,7 +97,8 @@ def prepare(settings: GenerationSettings) -> Prepared:
     if data.is_dir() and settings.outdir.resolve().is_relative_to(data.resolve()):
         expected = "a directory outside --data_path, all of which is read as dialogues"
         raise InputError(settings.outdir, "outdir", f"inside {data}", expected)
-    device = _device(settings)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = accelerator or torch.device("cpu") if settings.device is None else checked_device(settings.device)
     shape = geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
     tokenizer = open_tokenizer(settings.model_path)
     parts, skipped = encode_rows(settings, tokenizer)
@@ -111,7 +112,7 @@ def prepare(settings: GenerationSettings) -> Prepared:
         tokenizer=tokenizer_fingerprint(tokenizer),
         feature_layers=shape.layers or [],
         dtype=shape.dtype,
-        device=device,
+        device=device.type,  # its numbers are another's only to rounding
         matmul_precision=str(numerics()["matmul_precision"]),
         chat_template=settings.chat_template.rpartition(":")[2],
         chat=load_family(settings.chat_template).model_dump(mode="json", exclude_defaults=True),
@@ -125,14 +126,6 @@ def prepare(settings: GenerationSettings) -> Prepared:
     plain = GenerationSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
     tasks = [Task(plain, manifest, index, part) for index, part in enumerate(parts) if part]
     return Prepared(manifest, shape, tasks, skipped)
-
-
-def _device(settings: GenerationSettings) -> str:
-    """The kind of device that computes: its numbers are another's only to rounding."""
-    if settings.device is not None:
-        return checked_device(settings.device).type
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else str(accelerator.type)
 
 
 def encode_rows(settings: GenerationSettings, tokenizer: Any) -> tuple[list[list[Row]], list[str]]:

@@ -123,7 +123,9 @@ def run(
             chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
             options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos, "vocabulary": vocabulary}
             result["evaluator"] = _evaluated(draft, asked, tokens=tokens, speculative_tokens=chosen, **options)
-            print_evaluated(result["evaluator"], Console())
+            rates = " ".join(f"{rate:.3f}" for rate in result["evaluator"]["rate_per_position"])
+            length = result["evaluator"]["acceptance_length"]
+            print(f"in plain torch, k = {chosen}: acceptance length {length:.3f}, rates {rates}")
     finally:  # an evaluation that fails or is interrupted takes nothing with it
         if json is not None:
             write_json(json, result)
@@ -250,13 +252,6 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(f"{result['left_out']} prompts left out: {TOO_LONG}")
     if result["failed"]:
         console.print(f"an engine failed, the rows are of the turns before: {result['failed']}", markup=False)
-
-
-def print_evaluated(found: dict[str, Any], console: Console) -> None:
-    """The evaluator's count."""
-    rates = " ".join(f"{rate:.3f}" for rate in found["rate_per_position"])
-    words = f"k = {found['speculative_tokens']}: acceptance length {found['acceptance_length']:.3f}, rates {rates}"
-    console.print(f"in plain torch, {words}")
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:

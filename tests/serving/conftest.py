@@ -80,12 +80,6 @@ def trained(request: pytest.FixtureRequest, texts, tmp_path_factory: pytest.Temp
     return train(request.param, texts, tmp_path_factory.mktemp("trained"), LAST_EPOCH)
 
 
-@pytest.fixture(scope="session")
-def saved(texts, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """An Eagle3 draft after one pass."""
-    return train("eagle3", texts, tmp_path_factory.mktemp("saved"), 0)
-
-
 def train(
     kind: str, texts: tuple[Path, list[list[int]]], folder: Path, last_epoch: int, config: str | None = None
 ) -> Trained:

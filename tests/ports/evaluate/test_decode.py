@@ -63,20 +63,6 @@ def test_plain_decoding_is_the_verifiers_generate(pair, prompts):
     assert found == answers_of(pair, prompts)
 
 
-def test_a_draft_changes_no_token(pair, prompts):
-    found = decode_speculatively(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE)
-    assert [answer.tokens for answer in found] == answers_of(pair, prompts)
-
-
-def test_accepted_proposals_change_no_token_either(pair, scripted, prompts):
-    found = decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
-    assert [answer.tokens for answer in found] == answers_of(pair, prompts)
-    accepted = [count for answer in found for count in answer.accepted]
-    assert {0, 1, 2, 3} == set(accepted)
-    for answer in found:
-        assert LENGTH <= 1 + sum(count + 1 for count in answer.accepted) <= LENGTH + SIZE
-
-
 def test_proposals_after_any_acceptance_are_those_of_drafting_without_a_cache(pair, scripted, prompts):
     plain = copy.deepcopy(pair.draft)
     decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
