@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import ports.evaluate.__main__
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec
 from ports.errors import InputError
+from ports.evaluate.__main__ import main
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
 from ports.evaluate.measure import Counters, Evaluation, ask, evaluate, measure, names, summary
@@ -45,19 +44,14 @@ def test_the_first_token_that_differs_is_reported(drafted, found):
 
 
 @pytest.fixture
-def command(pair, prompts, tmp_path, monkeypatch, capsys):
+def command(pair, prompts, tmp_path, run_app, capsys):
     """Runs the command here; gives exit code, JSON result and what was printed."""
-    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
     file, answer = tmp_path / "prompts.jsonl", tmp_path / "result.json"
     file.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts))
 
     def run(*words):
-        line = ["evaluate", pair.directory, "--prompts", file, "--json", answer, *words]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in line])
-        with pytest.raises(SystemExit) as stop:
-            ports.evaluate.__main__.main()
-        result = json.loads(answer.read_text()) if answer.exists() else {}
-        return stop.value.code or 0, result, capsys.readouterr()
+        code = run_app(main, pair.directory, "--prompts", file, "--json", answer, *words)
+        return code, json.loads(answer.read_text()) if answer.exists() else {}, capsys.readouterr()
 
     return run
 

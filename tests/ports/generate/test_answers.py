@@ -20,6 +20,7 @@ from ports.generate import answers as module
 from ports.generate import engines
 from ports.generate.answers import main
 from ports.training.verifier import open_tokenizer
+from tests.ports.conftest import words_of
 
 ROWS = [
     {"question": "What is one and one?", "answer": "Two."},
@@ -46,8 +47,7 @@ def ask(verifier, tmp_path):
         if rows is not None:
             data.write_text("".join(f"{row if form == 'txt' else json.dumps(row)}\n" for row in rows))
         values = {"model": verifier, "data": data, "out": tmp_path / "answers" / "a.jsonl", "max_new_tokens": LENGTH}
-        values |= {"engine": "transformers", "no-progress": None, **changes}
-        return main([f"--{name}" if value is None else f"--{name}={value}" for name, value in values.items()])
+        return main(words_of({**values, "engine": "transformers", "no-progress": None, **changes}))
 
     return go
 

@@ -16,6 +16,7 @@ from ports.generate import draft as module
 from ports.generate.draft import best_checkpoint, derived_config, main
 from ports.training.records import GENERATION
 from ports.training.verifier import verifier_config
+from tests.ports.conftest import words_of
 from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template
 
@@ -30,12 +31,7 @@ def words(verifier, tmp_path):
         data = tmp_path / "train.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         values = {"model": verifier, "data": data, "out": tmp_path / "out", "max_new_tokens": 6, "passes": 2}
-        values |= {"engine": "transformers", "no-progress": None, **changes}
-        return [
-            f"--{name}" if value is None else f"--{name}={value}"
-            for name, value in values.items()
-            if value is not False
-        ]
+        return words_of({**values, "engine": "transformers", "no-progress": None, **changes})
 
     return make
 

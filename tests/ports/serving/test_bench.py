@@ -50,14 +50,8 @@ def engines(monkeypatch):
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    def run(*words) -> int:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0)
-
-    return run
+def bench(run_app):
+    return lambda *words: run_app(main, *words)
 
 
 @pytest.fixture

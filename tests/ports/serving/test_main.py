@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -12,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import ports.serving.__main__
 from ports.eagle3 import train as eagle3
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.serving.__main__ import fold, folded_weights
+from ports.serving.__main__ import fold, folded_weights, main
 from ports.serving.plugin import ARCHITECTURE
 from ports.training.saving import save_draft
 
@@ -64,16 +62,8 @@ def test_the_folded_draft_gives_the_drafts_logits(hass_draft, batch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["serving", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            ports.serving.__main__.main()
-        return stop.value.code or 0, capsys.readouterr().err.strip().split("\n")[-1]
-
-    return run
+def command(run_app, capsys):
+    return lambda *words: (run_app(main, *words), capsys.readouterr().err.strip().split("\n")[-1])
 
 
 def test_the_command_writes_config_and_tensors(command, hass_draft, tmp_path):
