@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import repeat
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,29 +54,9 @@ class Counters:
         return [count / max(self.drafts, 1) for count in self.accepted_per_position]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The answers to all prompts, with proposals of ``size`` tokens, and greedy ones without any too."""
-
-    size: int
-    drafted: list[Answer]
-    plain: list[Answer] | None
-
-    @property
-    def counters(self) -> Counters:
-        """Over all prompts."""
-        return Counters.of((count for answer in self.drafted for count in answer.accepted), self.size)
-
-    @property
-    def differences(self) -> list[dict[str, int]]:
-        """Where drafting changed an answer: prompt, first place in its answer, and both tokens (-1: none there)."""
-        found = []
-        for prompt, answers in enumerate(zip(self.plain or (), self.drafted)):
-            plain, drafted = ([*answer.tokens, -1] for answer in answers)
-            if plain != drafted:
-                place = next(place for place, pair in enumerate(zip(plain, drafted)) if pair[0] != pair[1])
-                found.append({"prompt": prompt, "place": place, "plain": plain[place], "drafted": drafted[place]})
-        return found
+def count(answers: Iterable[Answer], size: int) -> Counters:
+    """Over all of their proposals."""
+    return Counters.of((accepted for answer in answers for accepted in answer.accepted), size)
 
 
 def evaluate(
@@ -87,24 +67,21 @@ def evaluate(
     size: int,
     batch_size: int = 8,
     choice: Choice | None = None,
-) -> Evaluation:
+) -> list[Answer]:
     """Decoding with proposals and, where it is greedy, without; ``batch_size`` prompts of about equal length at a time.
 
     Two runs draw other tokens, with a draft or without: there is nothing that one could be held against.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    greedy = not isinstance(choice, Sampling)
-    drafted: dict[int, Answer] = {}
-    plain: dict[int, Answer] = {}
+    found: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         texts = [prompts[index] for index in chosen]
-        plain.update(zip(chosen, decode(verifier, texts, limits) if greedy else ()))
-        drafted.update(zip(chosen, decode_speculatively(verifier, drafter, texts, limits, size, choice)))
-    places = range(len(prompts))
-    return Evaluation(
-        size, [drafted[place] for place in places], [plain[place] for place in places] if greedy else None
-    )
+        plain = [] if isinstance(choice, Sampling) else [answer.tokens for answer in decode(verifier, texts, limits)]
+        drafted = decode_speculatively(verifier, drafter, texts, limits, size, choice)
+        for index, answer, tokens in zip_longest(chosen, drafted, plain):
+            found[index] = replace(answer, plain=tokens)
+    return [found[index] for index in range(len(prompts))]
 
 
 class Dtype(str, Enum):
@@ -224,14 +201,13 @@ class Turn:
     turn: int
     prompt: Prompt
     answer: Answer | None = None
-    plain: Answer | None = None
     left_out: str = ""
 
     def next(self) -> Turn:
         """The turn after this answer, left out where no prompt can be made of it."""
         assert self.prompt.ask_on is not None
         assert self.answer is not None
-        following = replace(self, turn=self.turn + 1, answer=None, plain=None)
+        following = replace(self, turn=self.turn + 1, answer=None)
         try:
             return replace(following, prompt=self.prompt.ask_on(self.answer.tokens))
         except InputError as error:
@@ -239,7 +215,7 @@ class Turn:
 
 
 def ask(
-    files: Sequence[Sequence[Prompt]], longest: int, evaluate_all: Callable[[list[list[int]]], Evaluation]
+    files: Sequence[Sequence[Prompt]], longest: int, evaluate_all: Callable[[list[list[int]]], list[Answer]]
 ) -> list[Turn]:
     """Everything that the entries of ``files`` ask, in their order: first turns first, later ones after their answers.
 
@@ -256,9 +232,8 @@ def ask(
         fitting = [turn for turn in waiting if not turn.left_out]
         if not fitting:
             break
-        found = evaluate_all([turn.prompt.ids for turn in fitting])
-        plain = found.plain or repeat(None)
-        done = [replace(turn, answer=ours, plain=own) for turn, ours, own in zip(fitting, found.drafted, plain)]
+        answers = evaluate_all([turn.prompt.ids for turn in fitting])
+        done = [replace(turn, answer=answer) for turn, answer in zip(fitting, answers)]
         asked += done
         waiting = [turn.next() for turn in done if turn.prompt.ask_on]
     return sorted(asked, key=lambda turn: (turn.file, turn.entry, turn.turn))
@@ -266,23 +241,25 @@ def ask(
 
 def summary(turns: Sequence[Turn], size: int) -> dict[str, Any]:
     """Everything that is counted of these turns, in JSON types; a difference names its entry as its prompt."""
-    done = [turn for turn in turns if turn.answer]
-    plain = [turn.plain for turn in done if turn.plain]
-    found = Evaluation(size, [turn.answer for turn in done if turn.answer], plain or None)
-    counters, reasons = found.counters, Counter(turn.left_out for turn in turns if turn.left_out)
-    places = [(done[each["prompt"]], each) for each in found.differences]
+    done = [(turn, turn.answer) for turn in turns if turn.answer]
+    counters = count((answer for _, answer in done), size)
+    compared = all(answer.plain is not None for _, answer in done)
+    differences = [
+        {"prompt": turn.entry, "turn": turn.turn, **answer.difference} for turn, answer in done if answer.difference
+    ]
+    reasons = Counter(turn.left_out for turn in turns if turn.left_out)
     return {
         "prompts": len(done),
         "speculative_tokens": size,
-        "tokens": sum(len(answer.tokens) for answer in found.drafted),
+        "tokens": sum(len(answer.tokens) for _, answer in done),
         "drafts": counters.drafts,
         "proposed": counters.drafts * size,
         "accepted": sum(counters.accepted_per_position),
         "accepted_per_position": list(counters.accepted_per_position),
         "rate_per_position": counters.rate_per_position,
         "acceptance_length": counters.acceptance_length,
-        "lossless": None if found.plain is None else not places,
-        "differences": [{**each, "prompt": turn.entry, "turn": turn.turn} for turn, each in places],
+        "lossless": not differences if compared else None,
+        "differences": differences,
         "left_out": reasons.total(),
         "left_out_reasons": dict(reasons),
     }

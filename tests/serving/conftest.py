@@ -19,7 +19,7 @@ from parity.fixtures.trainer import train_draft
 from parity.fixtures.verifier import VerifierSpec
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
-from ports.evaluate.measure import Counters, evaluate
+from ports.evaluate.measure import Counters, count, evaluate
 from ports.evaluate.verifier import open_verifier
 from ports.serving.bench import METHODS, start_engine
 
@@ -117,4 +117,4 @@ def evaluated(trained: Trained, draft: Path, drafter: Callable[[Any], Drafter] =
     """What our own evaluation counts."""
     verifier = open_verifier(str(trained.verifier), "float32", torch.device("cpu"))
     prompts, limits = trained.prompts[:NUM_PROMPTS], Limits(LENGTH)
-    return evaluate(verifier, drafter(open_draft(draft)), prompts, limits, TTT_STEPS).counters
+    return count(evaluate(verifier, drafter(open_draft(draft)), prompts, limits, TTT_STEPS), TTT_STEPS)

@@ -17,7 +17,7 @@ from ports.errors import InputError
 from ports.evaluate.__main__ import main
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
-from ports.evaluate.measure import Counters, Evaluation, ask, evaluate, measure, names, summary
+from ports.evaluate.measure import Counters, ask, count, evaluate, measure, names, summary
 from ports.evaluate.plot import write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
@@ -39,8 +39,8 @@ def test_a_position_counts_proposals_accepted_at_least_that_far():
     ("drafted", "found"), [([5, 6], None), ([5, 7], (1, 6, 7)), ([5], (1, 6, -1)), ([5, 6, 7], (2, -1, 7))]
 )
 def test_the_first_token_that_differs_is_reported(drafted, found):
-    told = Evaluation(1, [Answer([1]), Answer(drafted)], [Answer([1]), Answer([5, 6])]).differences
-    assert [tuple(each.values()) for each in told] == ([(1, *found)] if found else [])
+    told = Answer(drafted, plain=[5, 6]).difference
+    assert (told and tuple(told.values())) == found
 
 
 @pytest.fixture
@@ -60,21 +60,21 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts):
     torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 leaves it
     code, result, said = command("--tokens", 11, "--ignore-eos")
     assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
-    found = evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3)
+    found = count(evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3), 3)
     assert code == 0
     assert result["lossless"] is True
     assert (result["prompts"], result["left_out"], result["tokens"]) == (6, 0, 66)
     assert (result["speculative_tokens"], result["untrained"]) == (3, False)
-    assert result["drafts"] == found.counters.drafts > 0
-    assert result["accepted_per_position"] == list(found.counters.accepted_per_position)
-    assert result["acceptance_length"] == found.counters.acceptance_length
-    assert f"acceptance length {found.counters.acceptance_length:.3f} over 6 prompts" in said.out
+    assert result["drafts"] == found.drafts > 0
+    assert result["accepted_per_position"] == list(found.accepted_per_position)
+    assert result["acceptance_length"] == found.acceptance_length
+    assert f"acceptance length {found.acceptance_length:.3f} over 6 prompts" in said.out
 
 
 def test_untrained_is_measured_in_its_place(command, pair, prompts):
     _, result, said = command("--tokens", 9, "--untrained", "--seed", 5, "--speculative-tokens", 2)
     limits = Limits(9, end_tokens(pair.judge))
-    expected = evaluate(pair.judge, drafter_of(untrained(pair.draft, 5)), prompts, limits, 2).counters
+    expected = count(evaluate(pair.judge, drafter_of(untrained(pair.draft, 5)), prompts, limits, 2), 2)
     assert result["accepted_per_position"] == list(expected.accepted_per_position)
     assert (result["untrained"], result["drafts"]) == (True, expected.drafts)
     assert "untrained" in said.out
@@ -83,7 +83,7 @@ def test_untrained_is_measured_in_its_place(command, pair, prompts):
 def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch):
     def different(*words):
         found = evaluate(*words)
-        found.plain[2].tokens[4] = 60
+        found[2].plain[4] = 60
         return found
 
     monkeypatch.setattr("ports.evaluate.measure.evaluate", different)
@@ -129,17 +129,18 @@ def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, 
     drafter, others = pair.drafter, ~torch.from_numpy(np.load(fixture / "t2d.npy"))
     logits = drafter.logits
     drafter.logits = lambda hidden: logits(hidden).masked_fill(others, -torch.inf)
-    limited, whole = (evaluate(pair.judge, each, prompts, Limits(9), 3).counters for each in (drafter, pair.drafter))
+    drafters = drafter, pair.drafter
+    limited, whole = (count(evaluate(pair.judge, each, prompts, Limits(9), 3), 3) for each in drafters)
     assert (code, result["draft_vocab_size"]) == (0, 31)
     assert result["accepted_per_position"] == list(limited.accepted_per_position) != list(whole.accepted_per_position)
 
 
 def test_drawn_answers_are_counted_and_not_compared(command, pair, prompts, cpu):
     code, result, said = command("--tokens", 9, "--ignore-eos", "--temperature", 0.8, "--seed", 4)
-    found = evaluate(pair.judge, pair.drafter, prompts, Limits(9), 3, 8, Sampling(0.8, 4, cpu))
+    found = count(evaluate(pair.judge, pair.drafter, prompts, Limits(9), 3, 8, Sampling(0.8, 4, cpu)), 3)
     assert (code, result["lossless"], result["differences"]) == (0, None, [])
     assert (result["temperature"], result["seed"]) == (0.8, 4)
-    assert result["accepted_per_position"] == list(found.counters.accepted_per_position)
+    assert result["accepted_per_position"] == list(found.accepted_per_position)
     assert "tokens not compared with plain decoding: drawn ones differ" in said.out.replace("\n", " ")
 
 
@@ -195,7 +196,7 @@ def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
 
     def answer(texts):
         asked.append(texts)
-        return Evaluation(1, [Answer([len(text)], [1]) for text in texts], None)
+        return [Answer([len(text)], [1]) for text in texts]
 
     turns = ask([[short], [long, refused]], 8, answer)
     assert asked == [[[1], [3, 4], [6]], [[1, 1, 2]]]
