@@ -25,7 +25,7 @@ from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_regular, is_text, read_json
 from ports.generate.chat import ChatFamily, load_family
-from ports.generate.conversations import ConversationError, Conversations, Message, load_conversations
+from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.engines import SERVER, Engine, Prompt, choose_engine, longest_dialogue
 from ports.generate.manifest import digest, start_or_go_on
 from ports.training.checkpoint import DirectoryLock
@@ -95,18 +95,16 @@ def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
     Raises:
         InputError: one that cannot be read, or that no user speaks in.
     """
-    conversations = load_conversations("any", data)
-    return [_dialogue(conversations, data, row) for row in range(min(len(conversations), samples or sys.maxsize))]
-
-
-def _dialogue(conversations: Conversations, data: str, row: int) -> Dialogue:
-    try:
-        turns = conversations.messages(row)
-    except ConversationError as error:
-        raise InputError(data, f"row {row}", error, "a dialogue or a prompt") from error
-    if not all(is_text(turn["content"]) for turn in turns) or not rounds_of(turns):
-        raise InputError(data, f"row {row}", ascii(turns)[:80], "text, and a turn of a user")
-    return turns
+    conversations, found = load_conversations("any", data), []
+    for row in range(min(len(conversations), samples or sys.maxsize)):
+        try:
+            turns = conversations.messages(row)
+        except ConversationError as error:
+            raise InputError(data, f"row {row}", error, "a dialogue or a prompt") from error
+        if not all(is_text(turn["content"]) for turn in turns) or not rounds_of(turns):
+            raise InputError(data, f"row {row}", ascii(turns)[:80], "text, and a turn of a user")
+        found.append(turns)
+    return found
 
 
 def rounds_of(dialogue: Dialogue) -> list[Dialogue]:

@@ -172,16 +172,13 @@ def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any
         with said.open("wb") as stream:  # a pipe would be waited for as long as any process of the engine's holds it
             done = subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False)
         if done.returncode or not answer.exists():
-            found = _last_words(said.read_text(errors="replace"))
+            words = said.read_text(errors="replace").strip()
+            lines = [line.strip() for line in words.splitlines() if "Error" in line] or words.splitlines()
+            found = lines[-1][-300:] if lines else "nothing said"
             if done.returncode < 0:
                 found = f"an end by signal {-done.returncode}; {found}"
             raise InputError(request["engine"]["model"], "vLLM", found, "an engine that serves")
         return list(json_format.loads(answer.read_text()))
-
-
-def _last_words(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if "Error" in line] or said.strip().splitlines()
-    return lines[-1][-300:] if lines else "nothing said"
 
 
 def summarise(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:

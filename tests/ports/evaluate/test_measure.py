@@ -56,8 +56,8 @@ def command(pair, prompts, tmp_path, run_app, capsys):
     return run
 
 
+@pytest.mark.usefixtures("tf32")
 def test_the_result_is_that_of_evaluating(command, pair, prompts):
-    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 leaves it
     code, result, said = command("--tokens", 11, "--ignore-eos")
     assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
     found = count(evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3), 3)

@@ -59,13 +59,10 @@ CHOICES = [
 ]
 
 
+@pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize(("algorithm", "changes", "layers"), CHOICES)
 def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm, changes, layers) -> None:
-    """By default entries 3, n // 2 + 1 and n - 2; the dialogue alone gives the same as in a batch.
-
-    In full float32, also where ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1`` left another precision.
-    """
-    torch.set_float32_matmul_precision("high")
+    """By default entries 3, n // 2 + 1 and n - 2; in full float32; the dialogue alone gives the same as in a batch."""
     folder = generate(algorithm=algorithm, **changes)
     assert json.loads((folder / "generation.json").read_text())["matmul_precision"] == "highest"
     files = list_records(folder)
