@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from speculators import SpeculatorModel
@@ -147,13 +149,17 @@ OTHERS = [
 ]
 
 
-def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, tmp_path, capsys, monkeypatch) -> None:
-    """Stopped after its first phase, and begun again otherwise."""
+def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_path, capsys, monkeypatch) -> None:
+    """Stopped after its first phase, and begun again otherwise; or it has no room, or another command is there."""
 
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "in_process", stop)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+        assert main(words()) == 2
+        assert "out: found 0 GB free" in capsys.readouterr().err
     assert main(words()) == 130
     before = contents(tmp_path / "out")
     capsys.readouterr()
@@ -171,6 +177,9 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, tmp_path, c
     file.unlink()
     assert main(words()) == 2
     assert "out: found data without run.json" in capsys.readouterr().err
+    hold(tmp_path / "out")
+    assert main(words()) == 2
+    assert "out: found in use by process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [2, 75, -9])

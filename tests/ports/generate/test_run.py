@@ -87,6 +87,12 @@ def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) ->
     assert files[0].stat().st_size < 1000 + 16 * len(record["input_ids"])
 
 
+@pytest.mark.parametrize(("algorithm", "dtype"), [("eagle3", torch.float32), ("hass", torch.float16)])
+def test_the_default_precision_is_the_prototypes(generate, algorithm, dtype) -> None:
+    file = list_records(generate(algorithm=algorithm, samples=0))[0]
+    assert read_record(file, WIDTHS[algorithm], SPEC.vocab_size)["hidden_state"].dtype is dtype
+
+
 def in_this_process(argv) -> Path:
     """What several processes write, one after the other."""
     prepared = prepare(parse(GenerationSettings, argv))
