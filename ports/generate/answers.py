@@ -206,7 +206,7 @@ def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dic
         "tokenizer": tokenizer_fingerprint(asking.tokenizer),
         "chat": asking.family.model_dump(mode="json", exclude_defaults=True),
         "engine": engine,
-        "prompts": digest(map(rounds_of, dialogues)),
+        "prompts": digest([list(map(rounds_of, dialogues))]),
         "dialogues": len(dialogues),
         **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
     }

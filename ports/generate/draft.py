@@ -150,7 +150,7 @@ class Run:
         elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress", "passes"}
         return {
             "verifier": verifier_fingerprint(self.settings.model),
-            "data": digest(self.dialogues),
+            "data": digest([self.dialogues]),
             "draft": self.config,
             "passes": self.passes,
             **self.settings.model_dump(mode="json", exclude=elsewhere),
