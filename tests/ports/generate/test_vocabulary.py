@@ -13,7 +13,7 @@ from speculators import SpeculatorModel
 
 from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
-from ports.generate.vocabulary import Counts, build_map, count_tokens, covering_size
+from ports.generate.vocabulary import covering_size
 from ports.training.records import list_records, read_record
 from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
@@ -27,12 +27,6 @@ def choose(fixture):
     return go
 
 
-def test_ties_go_by_id() -> None:
-    assert build_map(dict.fromkeys((9, 4, 7, 2), 5), 2, 10).t2d.nonzero().flatten().tolist() == [2, 4]
-    assert build_map({9: 3, 4: 2, 7: 2, 2: 1}, 2, 10).t2d.nonzero().flatten().tolist() == [4, 9]
-    assert build_map({9: 3}, 3, 10).t2d.nonzero().flatten().tolist() == [0, 1, 9]
-
-
 @pytest.mark.parametrize(("tokens", "size"), [(100, 61), (9000, 8192), (9000, 16384)])
 def test_a_size_that_nobody_names_covers_what_is_said(tokens, size) -> None:
     """Of 9,000 tokens that are equally frequent 8,192 are too small a share; a small vocabulary is whole."""
@@ -42,27 +36,20 @@ def test_a_size_that_nobody_names_covers_what_is_said(tokens, size) -> None:
     assert covering_size(counts, 61 if tokens == 100 else 10**5) == size
 
 
-@pytest.mark.parametrize("counts", list(Counts))
-def test_all_tokens_or_those_in_the_loss_are_counted(fixture, counts) -> None:
-    files = list_records(fixture / "data_eagle3")
-    records = [read_record(file, {}, 61) for file in files]
-    ids = torch.cat([r["input_ids"] if counts is Counts.ALL else r["input_ids"][r["loss_mask"] == 1] for r in records])
-    expected = {int(token): int(number) for token, number in zip(*ids.unique(return_counts=True))}
-    assert count_tokens(files, 61, counts) == expected
-
-
-def test_the_files_are_what_training_reads(choose, tmp_path, fixture) -> None:
-    assert choose(tmp_path / "map", "--configpath", str(fixture / "draft_eagle3.json")) == 0
+@pytest.mark.parametrize("counts", ["all", "answers"])
+def test_the_most_frequent_tokens_are_kept_and_training_reads_them(choose, tmp_path, fixture, counts) -> None:
+    """Of all tokens or of those in the loss; ties go by id."""
+    assert choose(tmp_path / "map", "--configpath", str(fixture / "draft_eagle3.json"), "--counts", counts) == 0
     content = read_vocabulary_file(tmp_path / "map" / "vocabulary.json")
     loaded = load_vocabulary_map(tmp_path / "map" / "t2d.npy", tmp_path / "map" / "d2t.npy", 61, 23)
+    records = [read_record(file, {}, 61) for file in list_records(fixture / "data_eagle3")]
+    ids = torch.cat([each["input_ids"][each["loss_mask"].bool() | (counts == "all")] for each in records])
+    often = ids.bincount(minlength=61)
+    kept = often.argsort(descending=True, stable=True)[:23]
+    assert loaded.t2d.nonzero().flatten().tolist() == sorted(kept.tolist())
     assert content.digest == loaded.digest
-    assert (content.records, content.draft_vocab_size, content.counts) == (6, 23, "all")
-    assert (
-        0
-        < content.covered
-        <= content.tokens
-        == sum(len(read_record(file, {}, 61)["input_ids"]) for file in list_records(fixture / "data_eagle3"))
-    )
+    assert (content.records, content.draft_vocab_size, content.counts) == (6, 23, counts)
+    assert (content.tokens, content.covered) == (len(ids), int(often[kept].sum()))
 
 
 BAD = [
