@@ -32,7 +32,7 @@ from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.decode import Limits, decode
 from ports.evaluate.measure import measure
-from ports.evaluate.prompts import read_prompts
+from ports.evaluate.prompts import read_questions
 from ports.training.verifier import open_tokenizer
 
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)
@@ -98,7 +98,7 @@ def write_prompts(file: Path, conversations: list[list[Message]]) -> None:
 def answer_samples(directory: Path, prompts: Path) -> list[Sample]:
     """What the verifier answers itself, which is what its draft will have to foresee."""
     verifier, tokenizer = load_verifier(directory)
-    ids = read_prompts(prompts, lambda: tokenizer, SPEC.vocab_size)
+    ids = [prompt.ids for prompt in read_questions(prompts, lambda: tokenizer, SPEC.vocab_size)]
     ids = [prompt for prompt in ids if len(prompt) + ANSWER <= SPEC.max_position_embeddings]
     answers = decode(verifier, ids, Limits(ANSWER))
     pairs = [(prompt, answer.tokens) for prompt, answer in zip(ids, answers)]

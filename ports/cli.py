@@ -19,14 +19,12 @@ COMMANDS = {
         "ports.generate.__main__",
         "from dialogues to what a draft is trained on; also: records show, estimate",
     ),
-    "vocabulary": ("ports.generate.__main__", "which tokens an Eagle3 draft can say"),
+    "vocabulary": ("ports.generate.vocabulary", "which tokens an Eagle3 draft can say"),
     "train eagle3": ("ports.eagle3.train", "train an Eagle3 draft on records"),
     "train hass": ("ports.hass.train", "train a HASS draft on records"),
     "evaluate": ("ports.evaluate.__main__", "acceptance of a draft's proposals on held-out prompts"),
     "bench": ("ports.serving.bench", "tokens per second of a server with the draft and without"),
 }
-OWN_WORD = {"vocabulary"}
-"""Commands whose module has others too, and is told which."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,5 +67,5 @@ def dispatch(name: str, words: Sequence[str]) -> int:
         entry = import_module(COMMANDS[name][0]).main
     except ImportError as error:
         raise InputError(f"speculator {name}", "import", reason(error), "what it needs, installed") from error
-    sys.argv = [f"speculator {name}", *([name] if name in OWN_WORD else []), *words]
+    sys.argv = [f"speculator {name}", *words]
     return int(entry() or 0)

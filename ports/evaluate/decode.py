@@ -30,10 +30,21 @@ class Limits:
 
 @dataclass
 class Answer:
-    """The ``tokens`` after one prompt, and how many tokens of each proposal were ``accepted``."""
+    """The ``tokens`` after one prompt, how many tokens of each proposal were ``accepted``, and the ``plain`` tokens, if
+    it was decoded without a draft too."""
 
     tokens: list[int]
     accepted: list[int] = field(default_factory=list)
+    plain: list[int] | None = None
+
+    @property
+    def difference(self) -> dict[str, int] | None:
+        """Where drafting changed it: the first place, and both tokens (-1: none there)."""
+        if self.plain in (None, self.tokens):
+            return None
+        plain, drafted = [*(self.plain or ()), -1], [*self.tokens, -1]
+        place = next(place for place, pair in enumerate(zip(plain, drafted)) if pair[0] != pair[1])
+        return {"place": place, "plain": plain[place], "drafted": drafted[place]}
 
 
 def decode(

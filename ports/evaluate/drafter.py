@@ -257,7 +257,7 @@ def _read_config(directory: Path, verifier: str | None) -> Any:
 
 
 def _check_verifier(file: Path, config: Any, name: str | None) -> None:
-    """A verifier is named, is still there if it is named by a place, and has the draft's sizes and features."""
+    """A verifier is named, is still there if it is named by a place, and has the draft's sizes and feature layers."""
     if name is None or (Path(name).is_absolute() and not Path(name).exists()):
         raise InputError(file, "verifier", name or "nothing", "one that is there: --verifier")
     found, layer = verifier_config(name), config.transformer_layer_config
@@ -268,13 +268,9 @@ def _check_verifier(file: Path, config: Any, name: str | None) -> None:
     if config.speculators_model_type == "eagle3":
         if config.target_hidden_size not in (None, layer.hidden_size):
             raise InputError(file, "target_hidden_size", config.target_hidden_size, f"{layer.hidden_size}, hidden_size")
-        _set_feature_layers(file, config, found.num_hidden_layers)
-
-
-def _set_feature_layers(file: Path, config: Any, num_layers: int) -> None:
-    """Those that the checkpoint names; by default Speculators' own."""
-    layers = config.eagle_aux_hidden_state_layer_ids or [2, num_layers // 2, num_layers - 3]
-    if not all(0 <= layer <= num_layers for layer in layers):
-        expected = f"layers of the verifier, which has {num_layers}"
-        raise InputError(file, "eagle_aux_hidden_state_layer_ids", layers, expected)
-    config.eagle_aux_hidden_state_layer_ids = layers
+        count = found.num_hidden_layers
+        layers = config.eagle_aux_hidden_state_layer_ids or [2, count // 2, count - 3]  # Speculators' own
+        if not all(0 <= each <= count for each in layers):
+            expected = f"layers of the verifier, which has {count}"
+            raise InputError(file, "eagle_aux_hidden_state_layer_ids", layers, expected)
+        config.eagle_aux_hidden_state_layer_ids = layers

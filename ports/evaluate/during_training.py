@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ports.training.settings import TrainingSettings
-from ports.training.verifier import open_tokenizer, verifier_config
 
 
 def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
@@ -18,13 +17,12 @@ def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
     file = settings.val_prompts
     if file is None:
         return None
-    from ports.evaluate.measure import check_lengths, measure  # they are above the trainers, and open both kinds
-    from ports.evaluate.prompts import family_of, read_questions
+    from ports.evaluate.measure import measure  # they are above the trainers, and open both kinds
+    from ports.evaluate.prompts import family_of, read_files
     from ports.evaluate.verifier import longest_prompt
 
-    vocab_size, family = verifier_config(settings.basepath).vocab_size, family_of(settings.tmpdir)
-    entries = read_questions(file, lambda: open_tokenizer(settings.basepath), vocab_size, family)
-    check_lengths([file], [entries], longest_prompt(settings.basepath, settings.val_tokens, settings.forward_num_total))
+    longest = longest_prompt(settings.basepath, settings.val_tokens, settings.forward_num_total)
+    read_files([file], settings.basepath, family_of(settings.tmpdir), longest)
 
     def decode(directory: Path) -> float:
         found = measure(directory, [file], verifier=settings.basepath, tokens=settings.val_tokens)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json as json_format
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
-from itertools import repeat
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from speculators import SpeculatorModel
 
 from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
-from ports.evaluate.plot import check_plot, draw
-from ports.evaluate.prompts import Prompt, family_of, read_questions
+from ports.evaluate.plot import check_outputs, draw, write_json
+from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
-from ports.files import check_output_file
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
-from ports.training.verifier import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,46 +54,9 @@ class Counters:
         return [count / max(self.drafts, 1) for count in self.accepted_per_position]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The answers to all prompts, with proposals of ``size`` tokens, and greedy ones without any too."""
-
-    size: int
-    drafted: list[Answer]
-    plain: list[Answer] | None
-
-    @property
-    def counters(self) -> Counters:
-        """Over all prompts."""
-        return Counters.of((count for answer in self.drafted for count in answer.accepted), self.size)
-
-    @property
-    def differences(self) -> list[dict[str, int]]:
-        """Where drafting changed an answer: prompt, first place in its answer, and both tokens (-1: none there)."""
-        found = []
-        for prompt, answers in enumerate(zip(self.plain or (), self.drafted)):
-            plain, drafted = ([*answer.tokens, -1] for answer in answers)
-            if plain != drafted:
-                place = next(place for place, pair in enumerate(zip(plain, drafted)) if pair[0] != pair[1])
-                found.append({"prompt": prompt, "place": place, "plain": plain[place], "drafted": drafted[place]})
-        return found
-
-    def summary(self) -> dict[str, Any]:
-        """Everything that is counted, in JSON types."""
-        counters, differences = self.counters, self.differences
-        return {
-            "prompts": len(self.drafted),
-            "speculative_tokens": self.size,
-            "tokens": sum(len(answer.tokens) for answer in self.drafted),
-            "drafts": counters.drafts,
-            "proposed": counters.drafts * self.size,
-            "accepted": sum(counters.accepted_per_position),
-            "accepted_per_position": list(counters.accepted_per_position),
-            "rate_per_position": counters.rate_per_position,
-            "acceptance_length": counters.acceptance_length,
-            "lossless": None if self.plain is None else not differences,
-            "differences": differences,
-        }
+def count(answers: Iterable[Answer], size: int) -> Counters:
+    """Over all of their proposals."""
+    return Counters.of((accepted for answer in answers for accepted in answer.accepted), size)
 
 
 def evaluate(
@@ -109,24 +67,21 @@ def evaluate(
     size: int,
     batch_size: int = 8,
     choice: Choice | None = None,
-) -> Evaluation:
+) -> list[Answer]:
     """Decoding with proposals and, where it is greedy, without; ``batch_size`` prompts of about equal length at a time.
 
     Two runs draw other tokens, with a draft or without: there is nothing that one could be held against.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    greedy = not isinstance(choice, Sampling)
-    drafted: dict[int, Answer] = {}
-    plain: dict[int, Answer] = {}
+    found: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         texts = [prompts[index] for index in chosen]
-        plain.update(zip(chosen, decode(verifier, texts, limits) if greedy else ()))
-        drafted.update(zip(chosen, decode_speculatively(verifier, drafter, texts, limits, size, choice)))
-    places = range(len(prompts))
-    return Evaluation(
-        size, [drafted[place] for place in places], [plain[place] for place in places] if greedy else None
-    )
+        plain = [] if isinstance(choice, Sampling) else [answer.tokens for answer in decode(verifier, texts, limits)]
+        drafted = decode_speculatively(verifier, drafter, texts, limits, size, choice)
+        for index, answer, tokens in zip_longest(chosen, drafted, plain):
+            found[index] = replace(answer, plain=tokens)
+    return [found[index] for index in range(len(prompts))]
 
 
 class Dtype(str, Enum):
@@ -179,10 +134,7 @@ def measure(
     Every greedy answer is decoded without the draft too. Exit code 0: the tokens are the same, 1: they differ, 2: bad
     input.
     """
-    if json is not None:
-        check_output_file(json, "--json")
-    if plot is not None:
-        check_plot(plot)
+    check_outputs(json, plot)
     fix_numerics()
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choice, model = choice_of(temperature, seed, place), open_draft(draft, verifier)
@@ -190,12 +142,13 @@ def measure(
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
-    vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
-    entries = [read_questions(file, tokenizer, vocab_size, family, limit) for file in prompts]
-    check_lengths(prompts, entries, longest)
+    entries = read_files(prompts, name, family, longest, limit)
     judge = open_verifier(name, Dtype(dtype).value, place)
     limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
-    drafter = drafter_of(_cast(fresh_draft(model, seed) if untrained else model, judge.dtype).to(place), chosen)
+    proposing = fresh_draft(model, seed) if untrained else model
+    for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32
+        parameter.data = parameter.data.to(judge.dtype)
+    drafter = drafter_of(proposing.to(place), chosen)
     start = time.perf_counter()
     asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, batch_size, choice))
     result = {
@@ -203,7 +156,7 @@ def measure(
         "verifier": name,
         "algorithm": model.config.speculators_model_type,
         "untrained": untrained,
-        "draft_vocab_size": len(drafter.kept) if drafter.kept is not None else vocab_size,
+        "draft_vocab_size": drafter.config.vocab_size if drafter.kept is None else len(drafter.kept),
         "temperature": temperature,
         "seed": seed,
         "chat": family.model_dump(mode="json", exclude_defaults=True),
@@ -218,7 +171,7 @@ def measure(
     if plot is not None:
         _draw(result, plot)
     if json is not None:
-        json.write_text(json_format.dumps(result, indent=1) + "\n")
+        write_json(json, result)
     return result
 
 
@@ -248,14 +201,13 @@ class Turn:
     turn: int
     prompt: Prompt
     answer: Answer | None = None
-    plain: Answer | None = None
     left_out: str = ""
 
     def next(self) -> Turn:
         """The turn after this answer, left out where no prompt can be made of it."""
         assert self.prompt.ask_on is not None
         assert self.answer is not None
-        following = replace(self, turn=self.turn + 1, answer=None, plain=None)
+        following = replace(self, turn=self.turn + 1, answer=None)
         try:
             return replace(following, prompt=self.prompt.ask_on(self.answer.tokens))
         except InputError as error:
@@ -263,7 +215,7 @@ class Turn:
 
 
 def ask(
-    files: Sequence[Sequence[Prompt]], longest: int, evaluate_all: Callable[[list[list[int]]], Evaluation]
+    files: Sequence[Sequence[Prompt]], longest: int, evaluate_all: Callable[[list[list[int]]], list[Answer]]
 ) -> list[Turn]:
     """Everything that the entries of ``files`` ask, in their order: first turns first, later ones after their answers.
 
@@ -280,24 +232,37 @@ def ask(
         fitting = [turn for turn in waiting if not turn.left_out]
         if not fitting:
             break
-        found = evaluate_all([turn.prompt.ids for turn in fitting])
-        plain = found.plain or repeat(None)
-        done = [replace(turn, answer=ours, plain=own) for turn, ours, own in zip(fitting, found.drafted, plain)]
+        answers = evaluate_all([turn.prompt.ids for turn in fitting])
+        done = [replace(turn, answer=answer) for turn, answer in zip(fitting, answers)]
         asked += done
         waiting = [turn.next() for turn in done if turn.prompt.ask_on]
     return sorted(asked, key=lambda turn: (turn.file, turn.entry, turn.turn))
 
 
 def summary(turns: Sequence[Turn], size: int) -> dict[str, Any]:
-    """What is counted of these turns; a difference names its entry as its prompt, and its turn."""
-    done = [turn for turn in turns if turn.answer]
-    plain = [turn.plain for turn in done if turn.plain]
-    found = Evaluation(size, [turn.answer for turn in done if turn.answer], plain or None).summary()
-    for each in found["differences"]:
-        turn = done[each["prompt"]]
-        each.update(prompt=turn.entry, turn=turn.turn)
+    """Everything that is counted of these turns, in JSON types; a difference names its entry as its prompt."""
+    done = [(turn, turn.answer) for turn in turns if turn.answer]
+    counters = count((answer for _, answer in done), size)
+    compared = all(answer.plain is not None for _, answer in done)
+    differences = [
+        {"prompt": turn.entry, "turn": turn.turn, **answer.difference} for turn, answer in done if answer.difference
+    ]
     reasons = Counter(turn.left_out for turn in turns if turn.left_out)
-    return {**found, "left_out": reasons.total(), "left_out_reasons": dict(reasons)}
+    return {
+        "prompts": len(done),
+        "speculative_tokens": size,
+        "tokens": sum(len(answer.tokens) for _, answer in done),
+        "drafts": counters.drafts,
+        "proposed": counters.drafts * size,
+        "accepted": sum(counters.accepted_per_position),
+        "accepted_per_position": list(counters.accepted_per_position),
+        "rate_per_position": counters.rate_per_position,
+        "acceptance_length": counters.acceptance_length,
+        "lossless": not differences if compared else None,
+        "differences": differences,
+        "left_out": reasons.total(),
+        "left_out_reasons": dict(reasons),
+    }
 
 
 def names(files: Sequence[Path]) -> list[str]:
@@ -305,18 +270,3 @@ def names(files: Sequence[Path]) -> list[str]:
     short = [file.absolute().parent.name if file.name == "question.jsonl" else file.name for file in files]
     counts = Counter(short)
     return [name if counts[name] == 1 else str(file) for name, file in zip(short, files)]
-
-
-def check_lengths(files: Sequence[Path], entries: Sequence[Sequence[Prompt]], longest: int) -> None:
-    """Refuse (InputError) a file of which nothing can be asked."""
-    for file, prompts in zip(files, entries):
-        shortest = min(len(prompt.ids) for prompt in prompts)
-        if shortest > longest:
-            raise InputError(file, "prompts", f"{shortest} tokens and more", f"at most {longest} tokens")
-
-
-def _cast(model: SpeculatorModel, dtype: torch.dtype) -> SpeculatorModel:
-    """The draft in the verifier's precision, as a server runs it; rotary frequencies stay float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model

@@ -1,7 +1,9 @@
-"""Lines as a picture: the evaluator's acceptance by position, the bench's tokens per second."""
+"""What a measurement leaves: its result as JSON, and lines as a picture."""
 
 from __future__ import annotations
 
+import json as json_format
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +11,17 @@ from typing import Any
 
 from ports.errors import InputError
 from ports.files import check_output_file
+from ports.training.checkpoint import write_file
 
 FORMATS = (".svg", ".png")
+
+
+def check_outputs(json: Path | None, plot: Path | None) -> None:
+    """Refuse (InputError) what could not be written or drawn, before anything is measured."""
+    if json is not None:
+        check_output_file(json, "--json")
+    if plot is not None:
+        check_plot(plot)
 
 
 def check_plot(file: Path) -> None:
@@ -22,6 +33,20 @@ def check_plot(file: Path) -> None:
     if find_spec("matplotlib") is None:
         raise InputError(file, "--plot", "no matplotlib", "it installed: pip install matplotlib")
     check_output_file(file, "--plot")
+
+
+def write_json(file: Path, result: Mapping[str, Any]) -> None:
+    """The result, whole or not at all; in place only what a rename would not reach, as /dev/stdout.
+
+    Raises:
+        InputError: it could not be written; what was there before is still there.
+    """
+    content = (json_format.dumps(result, indent=1) + "\n").encode()
+    odd = file.is_symlink() or (file.exists() and not file.is_file())
+    if odd or not os.access(file.parent, os.W_OK):
+        file.write_bytes(content)
+    else:
+        write_file(file, content)
 
 
 def draw(file: Path, places: Sequence[int], lines: Mapping[str, Sequence[float]], **axes_settings: Any) -> None:

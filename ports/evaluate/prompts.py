@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from ports.errors import InputError, reason
 from ports.files import check_regular, is_text, read_json
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Message, dialogue_of, form_of
-from ports.generate.records import read_manifest
 from ports.training.records import GENERATION
+from ports.training.verifier import open_tokenizer, verifier_config
 
 FORMS = (
     "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations, turns, question or text"
@@ -31,9 +32,10 @@ def family_of(draft: Path, named: str = "") -> ChatFamily:
     file = draft / GENERATION
     if named or not file.is_file():
         return load_family(named or "auto")
+    content = read_json(file, "manifest", "what speculator-generate wrote")
     try:
-        return ChatFamily.model_validate(read_manifest(file).chat)
-    except ValidationError as error:
+        return ChatFamily.model_validate(content.get("chat", {}))
+    except (ValidationError, AttributeError) as error:
         raise InputError(file, "chat", reason(error), "a chat family") from error
 
 
@@ -45,11 +47,21 @@ class Prompt:
     ask_on: Callable[[list[int]], Prompt] | None = None
 
 
-def read_prompts(
-    file: Path, tokenizer: Callable[[], Any], vocab_size: int, family: ChatFamily | None = None
-) -> list[list[int]]:
-    """The ids of :func:`read_questions`."""
-    return [prompt.ids for prompt in read_questions(file, tokenizer, vocab_size, family)]
+def read_files(
+    files: Sequence[Path], verifier: str, family: ChatFamily, longest: int, limit: int | None = None
+) -> list[list[Prompt]]:
+    """Of each file what :func:`read_questions` gives for the verifier's tokenizer and vocabulary.
+
+    Raises:
+        InputError: see there; or all prompts of a file have more than ``longest`` tokens.
+    """
+    vocab_size, tokenizer = verifier_config(verifier).vocab_size, cache(lambda: open_tokenizer(verifier))
+    entries = [read_questions(file, tokenizer, vocab_size, family, limit) for file in files]
+    for file, prompts in zip(files, entries):
+        shortest = min(len(prompt.ids) for prompt in prompts)
+        if shortest > longest:
+            raise InputError(file, "prompts", f"{shortest} tokens and more", f"at most {longest} tokens")
+    return entries
 
 
 def read_questions(
@@ -114,14 +126,15 @@ class _Entry:
 
     def prompt(self, value: Any) -> Prompt:
         """The first prompt that a value holds."""
+        if isinstance(value, Mapping) and "prompt_token_ids" in value:
+            return Prompt(self._checked(value["prompt_token_ids"]))
+        if isinstance(value, Mapping) and isinstance(value.get("prompt"), str):
+            value = value["prompt"]
         if isinstance(value, str):
-            return Prompt(self._checked(self._tokenized(value)))
+            self._check_text(value)
+            return Prompt(self._checked(self.tokenizer()(value)["input_ids"]))
         if not isinstance(value, Mapping):
             return Prompt(self._checked(value))
-        if "prompt_token_ids" in value:
-            return Prompt(self._checked(value["prompt_token_ids"]))
-        if isinstance(value.get("prompt"), str):
-            return Prompt(self._checked(self._tokenized(value["prompt"])))
         try:
             form, said = form_of(value), dialogue_of(value)
         except ConversationError as error:
@@ -148,23 +161,18 @@ class _Entry:
             raise self._refused(f"ids in [{min(ids)}, {max(ids)}]", f"[0, {self.vocab_size})")
         return ids
 
-    def _tokenized(self, text: str, **options: Any) -> Any:
-        self._check_text(text)
-        return self.tokenizer()(text, **options)["input_ids"]
-
     def _check_text(self, text: str) -> None:
         if not is_text(text):
             raise self._refused(f"a lone surrogate in {ascii(text)[:60]}", "text")
 
-    def _rendered(self, messages: Sequence[Message]) -> Any:
+    def _rendered(self, messages: Sequence[Message]) -> list[int]:
         turns = prompt_of(messages)
         if not turns:
             raise self._refused("no turn of a user", "a conversation")
         try:
-            text = self.family.render(self.tokenizer(), self.family.opened(turns), add_generation_prompt=True)
+            return self.family.prompt_ids(self.tokenizer(), turns)
         except Exception as error:  # templates raise errors of their own, and a tokenizer may have none
             raise self._refused(reason(error), "a conversation that the chat template takes") from error
-        return self._tokenized(text, add_special_tokens=False)
 
     def _refused(self, found: str, expected: str) -> InputError:
         return InputError(self.file, self.field, found, expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field
 from rich.console import Console
@@ -15,7 +15,7 @@ from ports.generate.chat import Encoded
 from ports.generate.conversations import ConversationError, load_conversations
 from ports.generate.run import generate, prepare, say, summary
 from ports.generate.settings import GenerationSettings
-from ports.generate.vocabulary import VocabularySettings, write_vocabulary
+from ports.generate.vocabulary import choose_vocabulary
 from ports.training.settings import parse
 from ports.training.verifier import open_tokenizer
 
@@ -64,30 +64,14 @@ def run_estimate(argv: Sequence[str]) -> None:
         say(line)
 
 
-def run_generate(argv: Sequence[str]) -> None:
-    """Write records."""
-    generate(parse(GenerationSettings, argv))
-
-
-def run_vocabulary(argv: Sequence[str]) -> None:
-    """Choose the draft's vocabulary."""
-    chosen = write_vocabulary(parse(VocabularySettings, argv))
-    share = chosen.covered / chosen.tokens if chosen.tokens else 0.0
-    say(f"{chosen.draft_vocab_size} of {chosen.vocab_size} tokens cover {share:.2%} of {chosen.tokens:,}")
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "show": run_show,
-    "estimate": run_estimate,
-    "vocabulary": run_vocabulary,
-}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see :func:`ports.commands.exit_code`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    command = COMMANDS.get(words[0]) if words else None
-    return exit_code(lambda: (command or run_generate)(words[1:] if command else words), ConversationError)
+    commands = {"show": run_show, "estimate": run_estimate, "vocabulary": choose_vocabulary}
+    command = commands.get(words[0]) if words else None
+    if command is not None:
+        return exit_code(lambda: command(words[1:]), ConversationError)
+    return exit_code(lambda: generate(parse(GenerationSettings, words)), ConversationError)
 
 
 if __name__ == "__main__":

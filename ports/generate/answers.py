@@ -8,7 +8,6 @@ command meets the same neighbours and ends with the same answers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -26,9 +25,10 @@ from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_regular, is_text, read_json
 from ports.generate.chat import ChatFamily, load_family
-from ports.generate.conversations import ConversationError, Conversations, Message, load_conversations
-from ports.generate.engines import Engine, Prompt, Sampling, choose_engine, longest_dialogue
-from ports.training.checkpoint import DirectoryLock, write_file
+from ports.generate.conversations import ConversationError, Message, load_conversations
+from ports.generate.engines import SERVER, Engine, Prompt, choose_engine, longest_dialogue
+from ports.generate.manifest import digest, start_or_go_on
+from ports.training.checkpoint import DirectoryLock
 from ports.training.settings import CommandSettings, parse
 from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_fingerprint
 
@@ -76,7 +76,9 @@ def answer(settings: AnswersSettings) -> None:
     dialogues = read_dialogues(settings.data, settings.samples)
     asking.ids(0, rounds_of(dialogues[0])[0])  # a tokenizer without a chat template is met before anything is loaded
     engine = choose_engine(settings.model, asking.tokenizer, settings.engine, settings.server, settings.batch_size)
-    made = _how_made(asking, engine.name, dialogues)
+    answered_by = engine_of(settings.out, len(dialogues))
+    by_server = settings.server is not None and answered_by.startswith(SERVER)  # which need not be there any more
+    made = _how_made(asking, answered_by if by_server else engine.name, dialogues)
     lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
     try:
         done = go_on(settings.out, made)
@@ -93,18 +95,16 @@ def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
     Raises:
         InputError: one that cannot be read, or that no user speaks in.
     """
-    conversations = load_conversations("any", data)
-    return [_dialogue(conversations, data, row) for row in range(min(len(conversations), samples or sys.maxsize))]
-
-
-def _dialogue(conversations: Conversations, data: str, row: int) -> Dialogue:
-    try:
-        turns = conversations.messages(row)
-    except ConversationError as error:
-        raise InputError(data, f"row {row}", error, "a dialogue or a prompt") from error
-    if not all(is_text(turn["content"]) for turn in turns) or not rounds_of(turns):
-        raise InputError(data, f"row {row}", ascii(turns)[:80], "text, and a turn of a user")
-    return turns
+    conversations, found = load_conversations("any", data), []
+    for row in range(min(len(conversations), samples or sys.maxsize)):
+        try:
+            turns = conversations.messages(row)
+        except ConversationError as error:
+            raise InputError(data, f"row {row}", error, "a dialogue or a prompt") from error
+        if not all(is_text(turn["content"]) for turn in turns) or not rounds_of(turns):
+            raise InputError(data, f"row {row}", ascii(turns)[:80], "text, and a turn of a user")
+        found.append(turns)
+    return found
 
 
 def rounds_of(dialogue: Dialogue) -> list[Dialogue]:
@@ -152,13 +152,13 @@ class Asking:
         Raises:
             InputError: no chat template, or one that refuses the dialogue.
         """
-        self.family.checked_template(self.tokenizer)
         try:
-            text = self.family.render(self.tokenizer, self.family.opened(said), add_generation_prompt=True)
+            return self.family.prompt_ids(self.tokenizer, said)
+        except InputError:
+            raise
         except Exception as error:  # templates raise errors of their own
             expected = "a dialogue that the chat template takes"
             raise InputError(self.settings.data, f"row {row}", reason(error), expected) from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def finish(self, engine: Engine, talks: Sequence[Talk], bar: tqdm[Any]) -> None:
         """Answer every round of ``talks``, side by side.
@@ -166,7 +166,7 @@ class Asking:
         A dialogue without room for its next answer ends there, as one that was cut.
         """
         chosen = self.settings
-        sampling = Sampling(chosen.max_new_tokens, chosen.temperature, chosen.top_p)
+        drawn = {"max_tokens": chosen.max_new_tokens, "temperature": chosen.temperature, "top_p": chosen.top_p}
         while asked := [talk for talk in talks if talk.rounds]:
             prompts = {}
             for talk in asked:
@@ -178,7 +178,7 @@ class Asking:
                 else:
                     prompts[talk.row] = Prompt(ids, (chosen.seed + PRIME * talk.row + len(talk.said)) % 2**31)
             asked = [talk for talk in asked if talk.row in prompts]
-            for number, reply in engine.answer(list(prompts.values()), sampling) if asked else ():
+            for number, reply in engine.answer(list(prompts.values()), drawn) if asked else ():
                 asked[number].said.append({"role": "assistant", "content": reply.text})
                 asked[number].cut |= reply.cut
                 bar.update(not asked[number].rounds)
@@ -206,15 +206,24 @@ def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dic
         "tokenizer": tokenizer_fingerprint(asking.tokenizer),
         "chat": asking.family.model_dump(mode="json", exclude_defaults=True),
         "engine": engine,
-        "prompts": digest([rounds_of(each) for each in dialogues]),
+        "prompts": digest([list(map(rounds_of, dialogues))]),
         "dialogues": len(dialogues),
         **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
     }
 
 
-def digest(content: Any) -> str:
-    """16 hex digits of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+def manifest_of(file: Path) -> Path:
+    """The file beside answers that says how they were made."""
+    return file.with_name(f"{file.name}.manifest")
+
+
+def engine_of(file: Path, dialogues: int) -> str:
+    """What gave all the answers in ``file``; empty where some are missing."""
+    told = manifest_of(file)
+    if not told.is_file() or not file.is_file() or file.read_bytes().count(b"\n") < dialogues:
+        return ""
+    content = read_json(told, "manifest", "what this command wrote")
+    return str(content.get("engine")) if isinstance(content, dict) else ""
 
 
 def go_on(file: Path, made: Mapping[str, Any]) -> int:
@@ -223,12 +232,7 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
     Raises:
         InputError: it was made in another way, or is no file of answers.
     """
-    told = file.with_name(f"{file.name}.manifest")
-    if not told.exists():
-        if file.exists():
-            raise InputError(file, "out", f"no {told.name} beside it", "a file of answers, or none yet")
-        write_file(told, (json.dumps(made, indent=1) + "\n").encode())
-    check_same(told, made)
+    start_or_go_on(manifest_of(file), made, "out", file.name if file.exists() else "")
     if not file.exists():
         return 0
     check_regular(file, "out")
@@ -237,15 +241,6 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
     done = whole if whole >= made["dialogues"] else whole - whole % WINDOW
     os.truncate(file, sum(map(len, lines[:done])))
     return done
-
-
-def check_same(file: Path, made: Mapping[str, Any]) -> None:
-    """Refuse (InputError) a file that says it was not ``made`` like this."""
-    content = read_json(file, "manifest", "what this command wrote")
-    for name, value in made.items():
-        found = content.get(name, "nothing") if isinstance(content, dict) else type(content).__name__
-        if found != value:
-            raise InputError(file, name, found, f"{value}, as this command says; another one takes another --out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

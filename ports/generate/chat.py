@@ -38,8 +38,6 @@ Span = tuple[int, int]
 """Characters [start, stop) of a text."""
 
 Render = Callable[[Sequence[Message]], str]
-Tokens = Callable[[str], list[int]]
-"""Text to ids."""
 
 
 class Offsets(BaseModel):
@@ -51,6 +49,38 @@ class Offsets(BaseModel):
     user: str
     answer: str
 
+    def mask(self, text: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
+        """Ones, less the stretches between answers, whose places are sums of token counts plus constants.
+
+        The constants allow for the tokenizer's automatic special tokens.
+
+        Args:
+            text: the rendered dialogue.
+            ids: its [T] tokens.
+            tokenizer: counts.
+
+        Raises:
+            ConversationError: no user turn, where the prototype stops with an IndexError.
+        """
+        opening, *turns = text.split(self.user)
+        if not turns:
+            raise ConversationError(f"found no {self.user!r}, expected a turn of the user")
+        turns[0] = opening + self.user + turns[0]
+        mask, reached = np.ones(len(ids), dtype=int), 1
+        mask[:1] = 0
+        for number, turn in enumerate(turns):
+            prompt, *answers = turn.split(self.answer)
+            if turn == "" or len(answers) != 1:
+                break
+            prompt_length = len(tokenizer(prompt + self.answer)["input_ids"]) - 1
+            if number == 0:
+                mask[reached : reached + prompt_length - 2] = 0
+            else:
+                mask[reached - 3 : reached + prompt_length + 1] = 0
+            reached += len(tokenizer(turn)["input_ids"]) + (3 if number else 0)
+        mask[reached:] = 0
+        return list(map(int, mask))
+
 
 class FirstMatch(BaseModel):
     """The prototypes' rule for Qwen and Mistral: where an answer's tokens occur first."""
@@ -60,6 +90,22 @@ class FirstMatch(BaseModel):
     rule: Literal["first_match"]
     after: str
     before: str
+
+    def mask(self, text: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
+        """Ones where the tokens of each answer occur first in ``ids``; arguments as in :meth:`Offsets.mask`.
+
+        Raises:
+            ConversationError: an answer tokenizes differently by itself, where the prototype stops with an IndexError.
+        """
+        mask, between = [0] * len(ids), re.compile(f"{re.escape(self.after)}(.*?){re.escape(self.before)}", re.DOTALL)
+        for answer in between.findall(text):
+            wanted = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+            size = len(wanted)
+            first = next((at for at in range(len(ids) - size + 1) if ids[at : at + size] == wanted), None)
+            if first is None:
+                raise ConversationError(f"found no occurrence of the {size} tokens of an answer, expected one")
+            mask[first : first + size] = [1] * size
+        return mask
 
 
 class ChatFamily(BaseModel):
@@ -100,6 +146,11 @@ class ChatFamily(BaseModel):
         """The text of a dialogue; raises InputError as :meth:`checked_template`, and whatever the template does."""
         own = {"tokenize": False, "chat_template": self.checked_template(tokenizer)}
         return str(tokenizer.apply_chat_template(list(messages), **self.variables, **options, **own))
+
+    def prompt_ids(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+        """The dialogue, opened, up to where the assistant speaks; raises as :meth:`render`."""
+        text = self.render(tokenizer, self.opened(messages), add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _name(tokenizer: Any) -> str:
@@ -214,14 +265,9 @@ class Encoder:
         return [(start, stop) for start, stop in blocks[0]]
 
     def _prototype(self, text: str) -> tuple[list[int], list[int]]:
-        def plain(piece: str) -> list[int]:
-            return list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
-
-        ids, rule = plain(text), self.family.prototype_mask
-        if isinstance(rule, FirstMatch):
-            return ids, first_match_mask(text, ids, rule, plain)
+        ids, rule = list(self.tokenizer(text, add_special_tokens=False)["input_ids"]), self.family.prototype_mask
         assert rule is not None  # refused at the start
-        return ids, offsets_mask(text, len(ids), rule, lambda piece: list(self.tokenizer(piece)["input_ids"]))
+        return ids, rule.mask(text, ids, self.tokenizer)
 
 
 def answer_spans(messages: Sequence[Message], render: Render) -> list[Span]:
@@ -288,54 +334,4 @@ def mask_of(spans: Sequence[Span], offsets: Sequence[Span], length: int) -> list
         begin, end = min(start, reached), max(stop, reached)
         reached = end
         mask.append(int(answering[begin : max(end, begin + 1)].any()))
-    return mask
-
-
-def offsets_mask(text: str, length: int, rule: Offsets, with_bos: Tokens) -> list[int]:
-    """Ones, less the stretches between answers, whose places are sums of token counts plus constants.
-
-    Args:
-        text: the rendered dialogue.
-        length: T.
-        rule: the family's headers.
-        with_bos: tokenizes with the tokenizer's automatic special tokens, which the constants allow for.
-
-    Raises:
-        ConversationError: no user turn, where the prototype stops with an IndexError.
-    """
-    opening, *turns = text.split(rule.user)
-    if not turns:
-        raise ConversationError(f"found no {rule.user!r}, expected a turn of the user")
-    turns[0] = opening + rule.user + turns[0]
-    mask, reached = np.ones(length, dtype=int), 1
-    mask[:1] = 0
-    for number, turn in enumerate(turns):
-        prompt, *answers = turn.split(rule.answer)
-        if turn == "" or len(answers) != 1:
-            break
-        prompt_length = len(with_bos(prompt + rule.answer)) - 1
-        if number == 0:
-            mask[reached : reached + prompt_length - 2] = 0
-        else:
-            mask[reached - 3 : reached + prompt_length + 1] = 0
-        reached += len(with_bos(turn)) + (3 if number else 0)
-    mask[reached:] = 0
-    return list(map(int, mask))
-
-
-def first_match_mask(text: str, ids: Sequence[int], rule: FirstMatch, plain: Tokens) -> list[int]:
-    """Ones where the tokens of each answer occur first in ``ids``.
-
-    Raises:
-        ConversationError: an answer tokenizes differently by itself, where the prototype stops with an IndexError.
-    """
-    ids, mask = list(ids), [0] * len(ids)
-    between = re.compile(f"{re.escape(rule.after)}(.*?){re.escape(rule.before)}", re.DOTALL)
-    for answer in between.findall(text):
-        wanted = plain(answer)
-        size = len(wanted)
-        first = next((at for at in range(len(ids) - size + 1) if ids[at : at + size] == wanted), None)
-        if first is None:
-            raise ConversationError(f"found no occurrence of the {size} tokens of an answer, expected one")
-        mask[first : first + size] = [1] * size
     return mask

@@ -33,7 +33,6 @@ class Conversations:
     """Dialogues of ``source``: number i is row ``order[i]`` of ``rows``, from 0, as the file counts them."""
 
     rows: Dataset
-    kind: Kind
     source: str
     order: Sequence[int]
 
@@ -41,13 +40,8 @@ class Conversations:
         return len(self.order)
 
     def messages(self, index: int) -> list[Message]:
-        """The turns of dialogue ``index``; see :func:`dialogue_of`.
-
-        Raises:
-            ConversationError: no turns, an unknown role, or a turn without text.
-        """
-        row = self.rows[self.order[index]]
-        return dialogue_of(row if self.kind == "any" else {COLUMNS[self.kind]: row[COLUMNS[self.kind]]})
+        """The turns of dialogue ``index``; see :func:`dialogue_of`."""
+        return dialogue_of(self.rows[self.order[index]])
 
 
 def dialogue_of(row: Mapping[str, Any]) -> list[Message]:
@@ -140,7 +134,8 @@ def load_conversations(kind: Kind, data_path: str, split: str = "sft") -> Conver
     if len(rows) == 0:
         raise InputError(name, wanted[0], "no rows", "at least one dialogue")
     order = Dataset.from_dict({"row": range(len(rows))})
-    return Conversations(rows, kind, name, list((order.shuffle(seed=42) if kind == "sharegpt" else order)["row"]))
+    order = order.shuffle(seed=42) if kind == "sharegpt" else order
+    return Conversations(rows if kind == "any" else rows.select_columns(wanted), name, list(order["row"]))
 
 
 def _load(name: str, split: str) -> Dataset:

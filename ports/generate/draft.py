@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import takewhile
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal
@@ -34,14 +35,15 @@ from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.estimate import bare_draft, verifier_parameters
 from ports.files import check_output, gigabytes, read_json
-from ports.generate.answers import AnswersSettings, Asking, check_same, digest, read_dialogues, rounds_of
+from ports.generate.answers import AnswersSettings, Asking, read_dialogues, rounds_of
 from ports.generate.chat import load_family
+from ports.generate.manifest import digest, start_or_go_on, write_manifest
 from ports.generate.records import geometry_of
 from ports.generate.run import bytes_in, say
 from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabulary
 from ports.hass.config import load_draft_config as load_hass
 from ports.training.alignment import Alignment
-from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory, write_file
+from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory
 from ports.training.draft_config import read_config_dict
 from ports.training.records import list_records
 from ports.training.settings import parse
@@ -148,7 +150,7 @@ class Run:
         elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress", "passes"}
         return {
             "verifier": verifier_fingerprint(self.settings.model),
-            "data": digest(self.dialogues),
+            "data": digest([self.dialogues]),
             "draft": self.config,
             "passes": self.passes,
             **self.settings.model_dump(mode="json", exclude=elsewhere),
@@ -247,7 +249,7 @@ class Run:
             )
             say(f"{chosen.draft_vocab_size:,} tokens cover {chosen.covered / max(chosen.tokens, 1):.2%} of the records")
             config = {**config, "draft_vocab_size": chosen.draft_vocab_size}
-        write_file(self.out / "draft.json", (json.dumps(config, indent=1) + "\n").encode())
+        write_manifest(self.out / "draft.json", config)
 
     def _train(self) -> None:
         settings, records = self.settings, self.out / "records"
@@ -416,7 +418,7 @@ def make(settings: DraftSettings) -> int:
                 say(f"{number} of {len(phases)}, {name}: {result}")
                 act()
                 done = [*done, name]
-                _write(settings.out, inputs, done)
+                write_manifest(settings.out / RUN, {**inputs, "done": done})
     except PhaseError as error:
         return error.code
     finally:
@@ -430,22 +432,10 @@ def _done(out: Path, inputs: dict[str, Any], phases: dict[str, tuple[Path, Calla
     Raises:
         InputError: another run in ``out``.
     """
-    file = out / RUN
-    if not file.exists():
-        found = [str(result.name) for result, _ in phases.values() if result.exists()]
-        if found:
-            raise InputError(
-                out, "out", f"{', '.join(found)} without {RUN}", "a directory of this command, or a new one"
-            )
-        _write(out, inputs, [])
-    check_same(file, inputs)
-    marked = told(file, done=list)["done"]
-    there = [name in marked and result.exists() for name, (result, _) in phases.items()]
-    return list(phases)[: [*there, False].index(False)]
-
-
-def _write(out: Path, inputs: dict[str, Any], done: Sequence[str]) -> None:
-    write_file(out / RUN, (json.dumps({**inputs, "done": list(done)}, indent=1) + "\n").encode())
+    there = {name: result.name for name, (result, _) in phases.items() if result.exists()}
+    start_or_go_on(out / RUN, inputs, "out", ", ".join(there.values()), done=[])
+    marked = told(out / RUN, done=list)["done"]
+    return list(takewhile(lambda name: name in marked and name in there, phases))
 
 
 def report(out: Path) -> int:

@@ -14,11 +14,12 @@ from functools import cached_property
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.request import Request, urlopen
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from ports.errors import InputError, reason
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 TOGETHER = 64
 """Requests that a server or vLLM holds at a time."""
+
+SERVER = "server of"
+"""What the names of servers begin with."""
 
 LONGEST = 8192
 """Tokens of a dialogue at most, as in records."""
@@ -43,13 +47,8 @@ VLLM_ENVIRONMENT = {
 """Where the user has set nothing else."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; greedily at ``temperature`` 0. An answer has at most ``max_new_tokens``."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
+Drawn = dict[str, float]
+"""How tokens are drawn, by vLLM's names: ``max_tokens`` of an answer, ``temperature`` (0: greedily), ``top_p``."""
 
 
 @dataclass(frozen=True)
@@ -68,41 +67,9 @@ class Reply:
     cut: bool
 
 
-class Engine(Protocol):
-    """``name`` says what answers: another one's answers are others."""
-
-    @property
-    def name(self) -> str:
-        """With its version."""
-        ...
-
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        """The number of a prompt and its answer, as they come.
-
-        Raises:
-            InputError: the verifier cannot be loaded or asked.
-        """
-        ...
-
-
 def longest_dialogue(model: str) -> int:
     """Tokens that fit the verifier, of which a prompt and its answer are."""
     return min(getattr(verifier_config(model), "max_position_embeddings", None) or LONGEST, LONGEST)
-
-
-def choose_engine(model: str, tokenizer: Any, named: str, server: str | None, batch_size: int) -> Engine:
-    """The engine ``named`` vllm, transformers or auto, or the server.
-
-    Raises:
-        InputError: vLLM is asked for and not installed, or no server answers.
-    """
-    if server is not None:
-        return ServerEngine(model, server)
-    if named == "transformers" or (named == "auto" and find_spec("vllm") is None):
-        return TransformersEngine(model, tokenizer, batch_size)
-    if find_spec("vllm") is None:
-        raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
-    return VllmEngine(model, tokenizer)
 
 
 class TransformersEngine:
@@ -124,40 +91,31 @@ class TransformersEngine:
         model.generation_config = GenerationConfig(eos_token_id=sorted(end_tokens(model)) or None)
         return model
 
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        """See :class:`Engine`."""
+    def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
+        """See :data:`Engine`."""
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            yield from zip(chosen, self._batch([prompts[number] for number in chosen], sampling))
+            yield from zip(chosen, self._batch([prompts[number] for number in chosen], drawn))
 
-    def _batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
-        width, stop = max(len(prompt.ids) for prompt in prompts), end_tokens(self._verifier)
-        padding = min(stop, default=0)
-        rows = [[padding] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
-        real = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
-        sampled = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
-            pad_token_id=padding,
-            **(sampled if sampling.temperature else {}),
-        )
-        place = self._verifier.device
+    def _batch(self, prompts: Sequence[Prompt], drawn: Drawn) -> list[Reply]:
+        ids, stop = [torch.tensor(prompt.ids) for prompt in prompts], end_tokens(self._verifier)
+        real = [torch.ones_like(each) for each in ids]
+        left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
+        words = {"max_new_tokens": drawn["max_tokens"], "pad_token_id": min(stop, default=0)}
+        if drawn["temperature"]:
+            words |= {"do_sample": True, "temperature": drawn["temperature"], "top_p": drawn["top_p"], "top_k": 0}
+        rows = pad_sequence(ids, padding_value=words["pad_token_id"], **left).to(self._verifier.device)
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(prompts[0].seed)
-            given = self._verifier.generate(
-                torch.tensor(rows, device=place),
-                attention_mask=torch.tensor(real, device=place),
-                generation_config=config,
-            )
-        return [reply_of(ids, stop, self.tokenizer) for ids in given[:, width:].tolist()]
+            mask, config = pad_sequence(real, **left).to(rows.device), GenerationConfig(**words)
+            given = self._verifier.generate(rows, attention_mask=mask, generation_config=config)
+        return [self._reply(answer, stop) for answer in given[:, rows.shape[1] :].tolist()]
 
-
-def reply_of(ids: Sequence[int], stop: frozenset[int], tokenizer: Any) -> Reply:
-    """The answer up to the first of ``stop``, which ends it."""
-    end = next((place for place, token in enumerate(ids) if token in stop), None)
-    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-    return Reply(text, end is None)
+    def _reply(self, ids: Sequence[int], stop: frozenset[int]) -> Reply:
+        """The answer up to the first of ``stop``, which ends it."""
+        end = next((place for place, token in enumerate(ids) if token in stop), None)
+        return Reply(self.tokenizer.decode(ids[:end], skip_special_tokens=True), end is None)
 
 
 class VllmEngine:
@@ -197,12 +155,11 @@ class VllmEngine:
         except Exception as error:  # vLLM's own
             self._refuse(error)
 
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        """See :class:`Engine`."""
+    def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
+        """See :data:`Engine`."""
         engine = self._engine
         from vllm import SamplingParams
 
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
         params = [SamplingParams(seed=prompt.seed, detokenize=False, **drawn) for prompt in prompts]
         given = engine.generate([{"prompt_token_ids": prompt.ids} for prompt in prompts], params, use_tqdm=False)
         for number, output in enumerate(given):
@@ -220,26 +177,29 @@ class ServerEngine:
     """An OpenAI-compatible server that serves the verifier, by its ``/v1/completions``."""
 
     def __init__(self, model: str, server: str) -> None:
-        self.server = server.rstrip("/").removesuffix("/v1")
+        self.model, self.server = model, server.rstrip("/").removesuffix("/v1")
+
+    @cached_property
+    def served(self) -> str:
+        """The verifier by the name that the server has for it; InputError if it does not answer."""
 
         def chosen(given: Any) -> str:
-            served = [str(each["id"]) for each in given["data"]]
-            return model if model in served else served[0]
+            names = [str(each["id"]) for each in given["data"]]
+            return self.model if self.model in names else names[0]
 
-        self.served = self._ask("models", None, "a server with a model", chosen)
+        return self._ask("models", None, "a server with a model", chosen)
 
     @property
     def name(self) -> str:
         """The model as the server calls it."""
-        return f"server of {self.served}"
+        return f"{SERVER} {self.served}"
 
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        """See :class:`Engine`."""
+    def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
+        """See :data:`Engine`."""
         with ThreadPoolExecutor(TOGETHER) as threads:
-            yield from enumerate(threads.map(lambda prompt: self._complete(prompt, sampling), prompts))
+            yield from enumerate(threads.map(lambda prompt: self._complete(prompt, drawn), prompts))
 
-    def _complete(self, prompt: Prompt, sampling: Sampling) -> Reply:
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens}
+    def _complete(self, prompt: Prompt, drawn: Drawn) -> Reply:
         asked = {"model": self.served, "prompt": prompt.ids, "seed": prompt.seed, **drawn}
 
         def read(given: Any) -> Reply:
@@ -262,3 +222,23 @@ class ServerEngine:
             return read(given)
         except (KeyError, IndexError, TypeError) as error:
             raise InputError(self.server, field, str(given)[:80], expected) from error
+
+
+Engine = TransformersEngine | VllmEngine | ServerEngine
+"""``name`` says what answers, with its version: another one's answers are others. ``answer`` gives the number of a
+prompt and its answer, as they come, and loads the models at the first."""
+
+
+def choose_engine(model: str, tokenizer: Any, named: str, server: str | None, batch_size: int) -> Engine:
+    """The engine ``named`` vllm, transformers or auto, or the server.
+
+    Raises:
+        InputError: vLLM is asked for and not installed.
+    """
+    if server is not None:
+        return ServerEngine(model, server)
+    if named == "transformers" or (named == "auto" and find_spec("vllm") is None):
+        return TransformersEngine(model, tokenizer, batch_size)
+    if find_spec("vllm") is None:
+        raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
+    return VllmEngine(model, tokenizer)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.generate.manifest import start_or_go_on
 from ports.training.checkpoint import write_file
 from ports.training.online import PROTOTYPE_DTYPE, chosen_layers
 from ports.training.records import GENERATION, SUFFIX, SUFFIXES, RecordInfo, parse_info
@@ -77,44 +75,35 @@ def geometry_of(algorithm: str, model_path: str, aux_layers: str = "prototype", 
     return Geometry(size, layers, own if dtype == "auto" else dtype, getattr(config, "max_position_embeddings", None))
 
 
-class Manifest(BaseModel):
+@dataclass(frozen=True)
+class Manifest:
     """``outdir/generation.json``: a run that goes on must be the same.
 
     ``rows`` digests the ids and masks of all dialogues in order; ``chat`` is the family that was put around them
     (:class:`~ports.generate.chat.ChatFamily`), which the draft's own directory keeps.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    format_version: int = 1
     algorithm: str
     verifier: str
     tokenizer: str
     feature_layers: list[int]
     dtype: str
     device: str
-    matmul_precision: str = "highest"
+    matmul_precision: str
     chat_template: str
-    chat: dict[str, Any] = Field(default_factory=dict)
+    chat: dict[str, Any]
     loss_mask: str
     batch_tokens: int
     processes: list[int]
     tokens: int
     supervised: int
     rows: str
+    format_version: int = 1
 
     def info(self, row: Row) -> RecordInfo:
         """What the record of ``row`` says about itself."""
         common = ("algorithm", "verifier", "tokenizer", "feature_layers", "loss_mask", "chat_template")
         return RecordInfo(row=row.number, **{name: getattr(self, name) for name in common})
-
-
-def digest(rows: Iterable[Row]) -> str:
-    """16 hex digits of ids and masks."""
-    content = hashlib.sha256()
-    for row in rows:
-        content.update(json.dumps([row.ids, row.loss_mask]).encode())
-    return content.hexdigest()[:16]
 
 
 def write_or_check(outdir: Path, manifest: Manifest) -> None:
@@ -123,30 +112,8 @@ def write_or_check(outdir: Path, manifest: Manifest) -> None:
     Raises:
         InputError: another run's records are in there, or some that no manifest tells about.
     """
-    file = outdir / GENERATION
-    if not file.exists():
-        if outdir.is_dir() and any(each.suffix in SUFFIXES for each in outdir.rglob("*")):
-            raise InputError(outdir, "outdir", f"records without {GENERATION}", "an empty or missing directory")
-        outdir.mkdir(parents=True, exist_ok=True)
-        write_file(file, (manifest.model_dump_json(indent=1) + "\n").encode())
-        return
-    stored = read_manifest(file).model_dump()
-    for name, value in manifest.model_dump(exclude={"chat"}).items():  # ``rows`` tells, and older files have none
-        if stored[name] != value:
-            expected = f"{value}, as this command says; other records go to another --outdir"
-            raise InputError(file, name, stored[name], expected)
-
-
-def read_manifest(file: Path) -> Manifest:
-    """The manifest at ``file``.
-
-    Raises:
-        InputError: unreadable, or not a manifest.
-    """
-    try:
-        return Manifest.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(file, "manifest", str(error).split("\n")[0], "what speculator-generate wrote") from error
+    there = outdir.is_dir() and any(each.suffix in SUFFIXES for each in outdir.rglob("*"))
+    start_or_go_on(outdir / GENERATION, asdict(manifest), "outdir", "records" if there else "")
 
 
 def record_file(folder: Path, index: int) -> Path:

@@ -20,11 +20,11 @@ from ports.errors import InputError
 from ports.files import check_output, gigabytes
 from ports.generate.chat import Encoder, load_family
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
+from ports.generate.manifest import digest
 from ports.generate.records import (
     Geometry,
     Manifest,
     Row,
-    digest,
     geometry_of,
     is_whole,
     record_file,
@@ -97,7 +97,8 @@ def prepare(settings: GenerationSettings) -> Prepared:
     if data.is_dir() and settings.outdir.resolve().is_relative_to(data.resolve()):
         expected = "a directory outside --data_path, all of which is read as dialogues"
         raise InputError(settings.outdir, "outdir", f"inside {data}", expected)
-    device = _device(settings)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = accelerator or torch.device("cpu") if settings.device is None else checked_device(settings.device)
     shape = geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
     tokenizer = open_tokenizer(settings.model_path)
     parts, skipped = encode_rows(settings, tokenizer)
@@ -111,7 +112,7 @@ def prepare(settings: GenerationSettings) -> Prepared:
         tokenizer=tokenizer_fingerprint(tokenizer),
         feature_layers=shape.layers or [],
         dtype=shape.dtype,
-        device=device,
+        device=device.type,  # its numbers are another's only to rounding
         matmul_precision=str(numerics()["matmul_precision"]),
         chat_template=settings.chat_template.rpartition(":")[2],
         chat=load_family(settings.chat_template).model_dump(mode="json", exclude_defaults=True),
@@ -120,19 +121,11 @@ def prepare(settings: GenerationSettings) -> Prepared:
         processes=[len(part) for part in parts],
         tokens=sum(len(row.ids) for row in rows),
         supervised=sum(sum(row.loss_mask) for row in rows),
-        rows=digest(rows),
+        rows=digest([row.ids, row.loss_mask] for row in rows),
     )
     plain = GenerationSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
     tasks = [Task(plain, manifest, index, part) for index, part in enumerate(parts) if part]
     return Prepared(manifest, shape, tasks, skipped)
-
-
-def _device(settings: GenerationSettings) -> str:
-    """The kind of device that computes: its numbers are another's only to rounding."""
-    if settings.device is not None:
-        return checked_device(settings.device).type
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else str(accelerator.type)
 
 
 def encode_rows(settings: GenerationSettings, tokenizer: Any) -> tuple[list[list[Row]], list[str]]:
@@ -245,13 +238,19 @@ def work(task: Task) -> None:
     Raises:
         InputError: the folder is in use, the verifier cannot be loaded, or a record cannot be written.
     """
+    settings, manifest = task.settings, task.manifest
     lock = DirectoryLock(task.folder, "outdir")
     try:
         sweep(task.folder)
-        buckets = length_buckets([len(row.ids) for row in task.rows], task.settings.batch_tokens)
-        buckets = [bucket for bucket in buckets if not all(_is_done(task, index) for index in bucket)]
-        if buckets:
-            _write(task, buckets, _reader(task))
+        whole = [is_whole(record_file(task.folder, index), manifest.info(row)) for index, row in enumerate(task.rows)]
+        buckets = length_buckets([len(row.ids) for row in task.rows], settings.batch_tokens)
+        buckets = [bucket for bucket in buckets if not all(whole[index] for index in bucket)]
+        if buckets and manifest.algorithm == "ids":
+            _write(task, buckets, lambda dialogues: [{} for _ in dialogues])
+        elif buckets:
+            spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
+            model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)
+            _write(task, buckets, FeatureReader(model, manifest.feature_layers or None))
     finally:
         lock.release()
 
@@ -270,19 +269,6 @@ def length_buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
         else:
             batches.append([index])
     return batches
-
-
-def _is_done(task: Task, index: int) -> bool:
-    return is_whole(record_file(task.folder, index), task.manifest.info(task.rows[index]))
-
-
-def _reader(task: Task) -> Read:
-    settings, manifest = task.settings, task.manifest
-    if manifest.algorithm == "ids":
-        return lambda dialogues: [{} for _ in dialogues]
-    spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
-    model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)
-    return FeatureReader(model, manifest.feature_layers or None)
 
 
 def _write(task: Task, buckets: Sequence[Sequence[int]], read: Read) -> None:

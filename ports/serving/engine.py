@@ -1,7 +1,7 @@
 """One vLLM engine in a process of its own: ``python -m ports.serving.engine request.json answer.json PARENT``.
 
-The request is a :class:`Request` as JSON; the answer a list with what :func:`serve` found at each batch size. PARENT is
-the id of the process that waits for it, with which it ends.
+The request holds the arguments of :func:`serve` as JSON, the answer what it gives. PARENT is the id of the process that
+waits for it, with which it ends.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm import LLM, SamplingParams
 
 from ports.training.workers import end_with_parent
@@ -28,75 +27,57 @@ COUNTERS = {
 WARM_UP_TOKENS = 8
 
 
-@dataclass(frozen=True)
-class Request:
-    """What an engine is asked.
+def serve(
+    engine: dict[str, Any],
+    prompts: Sequence[list[int]],
+    length: int,
+    batch_sizes: Sequence[int] = (1,),
+    ignore_eos: bool = False,
+    parts: bool = False,
+) -> list[dict[str, Any]]:
+    """Greedy answers to all prompts at every batch size, with times and what vLLM counted meanwhile.
 
-    ``engine`` are the arguments of ``vllm.LLM``, ``prompts`` token ids, ``length`` the tokens of an answer at most, and
-    ``batch_sizes`` how many requests are in flight, one run each. ``parts``: measure the draft's and the verifier's
-    share of the time, which needs an engine in this process and a device that is waited for (a CPU).
+    Args:
+        engine: arguments of ``vllm.LLM``.
+        prompts: token ids.
+        length: tokens of an answer at most.
+        batch_sizes: how many requests are in flight, one run each.
+        ignore_eos: go on past a token that ends an answer.
+        parts: measure the seconds in the draft's proposing and in the verifier's forward, which needs an engine in this
+            process and a device that is waited for (a CPU).
     """
-
-    engine: dict[str, Any]
-    prompts: list[list[int]]
-    length: int
-    batch_sizes: list[int] = field(default_factory=lambda: [1])
-    ignore_eos: bool = False
-    parts: bool = False
-
-
-@dataclass
-class Spent:
-    """Seconds inside the verifier's forward and inside the draft's proposing."""
-
-    verifier: float = 0.0
-    draft: float = 0.0
-
-    @contextmanager
-    def adding(self, part: str) -> Iterator[None]:
-        """The time of the block goes to ``part``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, part, getattr(self, part) + time.perf_counter() - start)
-
-
-def serve(request: Request) -> list[dict[str, Any]]:
-    """Greedy answers to all prompts at every batch size, with times and what vLLM counted meanwhile."""
-    llm = LLM(**request.engine)
-    spent = Spent()
-    if request.parts:
+    llm, spent = LLM(**engine), dict.fromkeys(("draft_seconds", "verifier_seconds") if parts else (), 0.0)
+    if parts:
         llm.collective_rpc(lambda worker: _watch(worker.model_runner, spent))
-    greedy = SamplingParams(temperature=0.0, max_tokens=request.length, ignore_eos=request.ignore_eos)
-    shortest = min(request.prompts, key=len)
-    most, few = max(request.batch_sizes), SamplingParams(temperature=0.0, max_tokens=WARM_UP_TOKENS)
-    _answer(llm, [shortest] * most, few, most)
+    greedy = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=ignore_eos)
+    most, few = max(batch_sizes), SamplingParams(temperature=0.0, max_tokens=WARM_UP_TOKENS)
+    _answer(llm, [min(prompts, key=len)] * most, few, most)
     found = []
-    for batch_size in request.batch_sizes:
-        before, spent.verifier, spent.draft = counters(llm), 0.0, 0.0
-        run = _answer(llm, request.prompts, greedy, batch_size)
-        counted = {name: _less(value, before.get(name, 0)) for name, value in counters(llm).items()}
-        parts = {f"{part}_seconds": seconds for part, seconds in asdict(spent).items()} if request.parts else {}
-        found.append({"batch_size": batch_size, **run, **counted, **parts})
+    for batch_size in batch_sizes:
+        before = counters(llm)
+        spent.update(dict.fromkeys(spent, 0.0))
+        run = _answer(llm, prompts, greedy, batch_size)
+        counted = {name: (value - before.get(name, 0)).tolist() for name, value in counters(llm).items()}
+        found.append({"batch_size": batch_size, **run, **counted, **spent})
     return found
 
 
-def _watch(runner: Any, spent: Spent) -> None:
-    """Let a worker's ``runner`` count what it does in ``spent``."""
-    _timed(runner.model, "forward", spent, "verifier")
+def _watch(runner: Any, spent: dict[str, float]) -> None:
+    """Let a worker's ``runner`` add the seconds of what it does to ``spent``."""
+    runner.model.forward = _timed(runner.model.forward, spent, "verifier_seconds")
     if getattr(runner, "drafter", None) is not None:
-        _timed(runner.drafter, "propose", spent, "draft")
+        runner.drafter.propose = _timed(runner.drafter.propose, spent, "draft_seconds")
 
 
-def _timed(owner: Any, name: str, spent: Spent, part: str) -> None:
-    inner = getattr(owner, name)
-
+def _timed(act: Callable[..., Any], spent: dict[str, float], part: str) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        with spent.adding(part):
-            return inner(*args, **kwargs)
+        start = time.perf_counter()
+        try:
+            return act(*args, **kwargs)
+        finally:
+            spent[part] += time.perf_counter() - start
 
-    setattr(owner, name, timed)
+    return timed
 
 
 def _answer(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batch_size: int) -> dict[str, Any]:
@@ -121,19 +102,13 @@ def _answer(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batc
     return {"seconds": seconds, "tokens": [tokens[n] for n in order], "first_token_seconds": [first[n] for n in order]}
 
 
-def counters(llm: LLM) -> dict[str, Any]:
+def counters(llm: LLM) -> dict[str, np.ndarray]:
     """The counters of speculative decoding under short names; none of them without a draft."""
     found = {COUNTERS[metric.name]: metric for metric in llm.get_metrics() if metric.name in COUNTERS}
-    return {name: getattr(metric, "values", None) or getattr(metric, "value", 0) for name, metric in found.items()}
-
-
-def _less(now: Any, before: Any) -> Any:
-    if isinstance(now, list):
-        return [after - count for after, count in zip(now, before or [0] * len(now))]
-    return now - before
+    return {name: np.array(getattr(each, "values", None) or getattr(each, "value", 0)) for name, each in found.items()}
 
 
 if __name__ == "__main__":
     end_with_parent(parent=int(sys.argv[3]))
     asked, answer = map(Path, sys.argv[1:3])
-    answer.write_text(json.dumps(serve(Request(**json.loads(asked.read_text())))))
+    answer.write_text(json.dumps(serve(**json.loads(asked.read_text()))))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ports.evaluate.prompts import read_prompts
+from ports.evaluate.prompts import read_questions
 from ports.training.records import list_records
 from ports.training.verifier import open_tokenizer
 
@@ -51,7 +51,7 @@ def test_the_prompts_were_not_trained_on(done):
     data = done[0] / "data"
     tokenizer = open_tokenizer(str(data / "verifier"))
     seen, held_out = (
-        {tuple(ids) for ids in read_prompts(data / name, lambda: tokenizer, 512)}
+        {tuple(prompt.ids) for prompt in read_questions(data / name, lambda: tokenizer, 512)}
         for name in ("seen.jsonl", "held_out.jsonl")
     )
     assert (len(seen), len(held_out)) == (32, 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,26 @@ def settings_of(fixture: Path, algorithm: str, **values):
     quiet = {"lr": 1e-3, "num_workers": 0, "mixed_precision": "no", "progress": False}
     quiet["overwrite"] = "ckpt_path" not in values
     return TRAIN[algorithm][1](**{**texts, **data, **quiet, **values})
+
+
+def words_of(values: dict[str, object]) -> list[str]:
+    """As a command line; None makes a switch of a flag, False leaves it out."""
+    kept = {name: value for name, value in values.items() if value is not False}
+    return [f"--{name}" if value is None else f"--{name}={value}" for name, value in kept.items()]
+
+
+@pytest.fixture
+def run_app(monkeypatch):
+    """Runs a program that reads ``sys.argv`` here; gives its exit code."""
+    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
+
+    def run(main, *words) -> int:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return run
 
 
 @pytest.fixture

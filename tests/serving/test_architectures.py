@@ -11,17 +11,7 @@ import torch
 from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.architectures.llama4 import CHUNK
 from parity.fixtures.architectures.training import PROMPT, build_answers
-from tests.serving.conftest import (
-    LAST_EPOCH,
-    LENGTH,
-    NUM_PROMPTS,
-    TTT_STEPS,
-    Trained,
-    counted,
-    drafted,
-    evaluated,
-    train,
-)
+from tests.serving.conftest import LENGTH, NUM_PROMPTS, TTT_STEPS, Trained, counted, drafted, evaluated, train
 
 pytestmark = pytest.mark.vllm
 
@@ -66,7 +56,7 @@ def plain_of(serve, answers):
 def test_tokens_are_the_verifiers_and_acceptance_is_the_evaluators(
     serve, answers, plain_of, tmp_path, name, kind, layer
 ) -> None:
-    trained: Trained = train(kind, answers(name), tmp_path, LAST_EPOCH, f"draft_{kind}_{layer}.json")
+    trained: Trained = train(kind, answers(name), tmp_path, f"draft_{kind}_{layer}.json")
     plain = plain_of(name)
     assert plain["tokens"] == [answer[:LENGTH] for answer in trained.answers[:NUM_PROMPTS]]
     served = drafted(serve, trained, trained.draft, **ENGINE.get(name, {}))

@@ -10,7 +10,7 @@ import torch
 
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import drafter_of, open_draft
-from ports.evaluate.measure import evaluate
+from ports.evaluate.measure import count, evaluate
 from ports.evaluate.verifier import Memory, longest_prompt, open_verifier
 from ports.training.records import list_records, read_record
 from ports.training.saving import save_draft
@@ -44,11 +44,9 @@ def lively(draft):
 def test_counts_are_those_of_a_simulation_and_no_token_changes(draft, lively, judge):
     prompts = prompts_of(draft.tiny)
     found = evaluate(judge, drafter_of(lively), prompts, Limits(LENGTH), STEPS, batch_size=3)
-    assert found.differences == []
-    assert [answer.tokens for answer in found.drafted] == [
-        continue_greedily(judge, prompt, LENGTH) for prompt in prompts
-    ]
-    assert found.counters == simulate(copy.deepcopy(lively), judge, prompts, LENGTH, STEPS)
+    wanted = [continue_greedily(judge, prompt, LENGTH) for prompt in prompts]
+    assert [answer.tokens for answer in found] == [answer.plain for answer in found] == wanted
+    assert count(found, STEPS) == simulate(copy.deepcopy(lively), judge, prompts, LENGTH, STEPS)
 
 
 def right_proposals(draft, lively, judge):

@@ -28,15 +28,7 @@ def change_config(directory, **values):
     file.write_text(json.dumps({name: value for name, value in changed.items() if value is not ...}))
 
 
-def test_every_trained_tensor_is_the_checkpoints(pair):
-    saved = load_file(pair.directory / "model.safetensors")
-    own = pair.draft.state_dict()
-    assert all(torch.equal(own[name], value) for name, value in saved.items())
-    assert all(value.isfinite().all() for value in own.values())
-    assert not pair.draft.training
-
-
-@pytest.mark.parametrize("spelled", ["verifier", "./verifier", "data_hass/../verifier", "link"])
+@pytest.mark.parametrize("spelled", ["data_hass/../verifier", "link"])
 def test_where_training_ran_does_not_matter(spelled, build, fixture, tmp_path, monkeypatch):
     (fixture / "link").symlink_to("verifier")
     monkeypatch.chdir(fixture)
@@ -67,57 +59,66 @@ def test_untrained_is_the_start_of_training(pair, settings):
         assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in started.state_dict().items())
 
 
-def test_a_checkpoint_with_a_tensor_missing_is_refused(pair, refuses):
-    file = pair.directory / "model.safetensors"
-    weights = load_file(file)
-    save_file({name: value for name, value in weights.items() if name != "fc.weight"}, file, {"format": "pt"})
-    with refuses(file, "tensors", "fc.weight", "exactly the draft's tensors"):
-        open_draft(pair.directory)
+def change_weights(change):
+    def spoil(directory):
+        file = directory / "model.safetensors"
+        save_file(change(load_file(file)), file, {"format": "pt"})
+
+    return spoil
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(pair, refuses, value):
-    file = pair.directory / "model.safetensors"
-    weights = load_file(file)
-    weights["fc.weight"][1, 2] = value
-    save_file(weights, file, {"format": "pt"})
-    with refuses(file, "fc.weight", "NaN or Inf", "finite values"):
-        open_draft(pair.directory)
+def change_bytes(change):
+    def spoil(directory):
+        file = directory / "model.safetensors"
+        file.write_bytes(change(file.read_bytes()))
+
+    return spoil
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"\0" * 64, lambda content: content[:-8]], ids=["zeros", "cut"])
-def test_damaged_weights_are_the_drafts(pair, refuses, damage):
-    file = pair.directory / "model.safetensors"
-    file.write_bytes(damage(file.read_bytes()))
-    with refuses(file, "ckpt_path", "", "safetensors"):
-        open_draft(pair.directory)
+def config(**values):
+    return lambda directory: change_config(directory, **values)
 
 
-@pytest.mark.parametrize(
-    ("changes", "field", "found", "expected"),
-    [
-        ({"speculators_model_type": "dflash"}, "speculators_model_type", "dflash", "eagle3 or hass"),
-        ({"speculators_model_type": None}, "speculators_model_type", "None", "eagle3 or hass"),
-        ({"speculators_model_type": ["hass"]}, "speculators_model_type", "['hass']", "eagle3 or hass"),
-        ({"speculators_config": ...}, "speculators_config", "nothing", "the verifier's name"),
-        *(
-            ({"transformer_layer_config": {"model_type": kind}}, "transformer_layer_config.model_type", kind, "no such")
-            for kind in ("gpt_oss", "llama4_text")
-        ),
-    ],
-)
-def test_other_drafts_are_refused(pair, refuses, changes, field, found, expected):
-    change_config(pair.directory, **changes)
-    with refuses(pair.directory, field, found, expected):
-        open_draft(pair.directory)
+def without(name):
+    return change_weights(lambda weights: {key: value for key, value in weights.items() if key != name})
 
 
-def test_a_directory_without_a_config_is_refused(tmp_path, refuses):
-    with refuses(tmp_path, "DRAFT", "no config.json", "checkpoint"):
-        open_draft(tmp_path)
+def filled(number):
+    return change_weights(lambda weights: {**weights, "fc.weight": weights["fc.weight"] * 0 + number})
 
 
-def test_a_verifier_of_another_size_is_refused(pair, refuses):
+SPOILT = [
+    (without("fc.weight"), "tensors", "fc.weight", "exactly the draft's tensors"),
+    (filled(torch.nan), "fc.weight", "NaN or Inf", "finite values"),
+    (filled(torch.inf), "fc.weight", "NaN or Inf", "finite values"),
+    (change_bytes(lambda content: b"\0" * 64), "ckpt_path", "", "safetensors"),
+    (change_bytes(lambda content: content[:-8]), "ckpt_path", "", "safetensors"),
+    (lambda directory: (directory / "config.json").unlink(), "DRAFT", "no config.json", "checkpoint"),
+    (config(speculators_model_type="dflash"), "speculators_model_type", "dflash", "eagle3 or hass"),
+    (config(speculators_model_type=["hass"]), "speculators_model_type", "['hass']", "eagle3 or hass"),
+    (config(speculators_config=...), "speculators_config", "nothing", "the verifier's name"),
+    (
+        config(transformer_layer_config={"model_type": "gpt_oss"}),
+        "transformer_layer_config.model_type",
+        "gpt_oss",
+        "no such",
+    ),
+]
+LAYERS = "eagle_aux_hidden_state_layer_ids"
+EAGLE3 = [
+    (config(**{LAYERS: [1, 2, 9]}), LAYERS, "[1, 2, 9]", "which has 8"),
+    (config(**{LAYERS: [-1, 2, 3]}), LAYERS, "[-1, 2, 3]", "which has 8"),
+    (config(target_hidden_size=64), "target_hidden_size", "64", "32, hidden_size"),
+]
+
+
+def test_a_checkpoint_that_is_not_a_whole_draft_of_its_verifier_is_refused(pair, tmp_path, refuses):
+    kind = pair.draft.config.speculators_model_type
+    for number, (spoil, field, found, expected) in enumerate([*SPOILT, *(EAGLE3 if kind == "eagle3" else ())]):
+        copy = shutil.copytree(pair.directory, tmp_path / str(number))
+        spoil(copy)
+        with refuses(copy, field, found, expected):
+            open_draft(copy)
     change_config(pair.verifier, hidden_size=64)
     with refuses(pair.verifier, "hidden_size", "64", "32"):
         open_draft(pair.directory)
@@ -182,21 +183,6 @@ def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, pro
     assert len(found) == len(wanted) == 3
     for ours, logits in zip(found[:steps], wanted):
         torch.testing.assert_close(ours[0], logits[0, end], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("layers", [[1, 2, 9], [-1, 2, 3]])
-def test_features_of_a_layer_that_the_verifier_has_not_are_refused(fixture, tmp_path, refuses, layers):
-    directory, _ = stock_draft(fixture, tmp_path / "stock")
-    change_config(directory, eagle_aux_hidden_state_layer_ids=layers)
-    with refuses(directory / "config.json", "eagle_aux_hidden_state_layer_ids", str(layers), "which has 8"):
-        open_draft(directory)
-
-
-def test_features_of_another_size_than_the_drafts_are_refused(fixture, tmp_path, refuses):
-    directory, _ = stock_draft(fixture, tmp_path / "stock")
-    change_config(directory, target_hidden_size=64)
-    with refuses(directory / "config.json", "target_hidden_size", "64", "32, hidden_size"):
-        open_draft(directory)
 
 
 def test_a_stock_draft_that_names_no_layers_reads_speculators_own(fixture, tmp_path):

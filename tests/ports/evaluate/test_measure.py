@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-import ports.evaluate.__main__
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec
 from ports.errors import InputError
+from ports.evaluate.__main__ import main
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
-from ports.evaluate.measure import Counters, Evaluation, ask, evaluate, measure, names, summary
+from ports.evaluate.measure import Counters, ask, count, evaluate, measure, names, summary
+from ports.evaluate.plot import write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import end_tokens
@@ -35,67 +35,46 @@ def test_a_position_counts_proposals_accepted_at_least_that_far():
     assert found.rate_per_position == [4 / 6, 2 / 6, 1 / 6]
 
 
-def test_without_proposals_a_pass_gives_one_token():
-    found = Counters.of([], size=2)
-    assert found == Counters(0, (0, 0))
-    assert (found.acceptance_length, found.rate_per_position) == (1.0, [0.0, 0.0])
-
-
 @pytest.mark.parametrize(
-    ("plain", "drafted", "found"),
-    [
-        ([5, 6], [5, 6], None),
-        ([5, 6], [5, 7], (1, 6, 7)),
-        ([5, 6], [5], (1, 6, -1)),
-        ([5], [5, 6, 7], (1, -1, 6)),
-    ],
+    ("drafted", "found"), [([5, 6], None), ([5, 7], (1, 6, 7)), ([5], (1, 6, -1)), ([5, 6, 7], (2, -1, 7))]
 )
-def test_the_first_token_that_differs_is_reported(plain, drafted, found):
-    told = Evaluation(1, [Answer([1]), Answer(drafted)], [Answer([1]), Answer(plain)]).differences
-    assert [tuple(each.values()) for each in told] == ([(1, *found)] if found else [])
+def test_the_first_token_that_differs_is_reported(drafted, found):
+    told = Answer(drafted, plain=[5, 6]).difference
+    assert (told and tuple(told.values())) == found
 
 
 @pytest.fixture
-def command(pair, prompts, tmp_path, monkeypatch, capsys):
+def command(pair, prompts, tmp_path, run_app, capsys):
     """Runs the command here; gives exit code, JSON result and what was printed."""
-    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
     file, answer = tmp_path / "prompts.jsonl", tmp_path / "result.json"
     file.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts))
 
     def run(*words):
-        line = ["evaluate", pair.directory, "--prompts", file, "--json", answer, *words]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in line])
-        with pytest.raises(SystemExit) as stop:
-            ports.evaluate.__main__.main()
-        result = json.loads(answer.read_text()) if answer.exists() else {}
-        return stop.value.code or 0, result, capsys.readouterr()
+        code = run_app(main, pair.directory, "--prompts", file, "--json", answer, *words)
+        return code, json.loads(answer.read_text()) if answer.exists() else {}, capsys.readouterr()
 
     return run
 
 
+@pytest.mark.usefixtures("tf32")
 def test_the_result_is_that_of_evaluating(command, pair, prompts):
     code, result, said = command("--tokens", 11, "--ignore-eos")
-    found = evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3)
+    assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
+    found = count(evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3), 3)
     assert code == 0
     assert result["lossless"] is True
     assert (result["prompts"], result["left_out"], result["tokens"]) == (6, 0, 66)
     assert (result["speculative_tokens"], result["untrained"]) == (3, False)
-    assert result["drafts"] == found.counters.drafts > 0
-    assert result["accepted_per_position"] == list(found.counters.accepted_per_position)
-    assert result["acceptance_length"] == found.counters.acceptance_length
-    assert f"acceptance length {found.counters.acceptance_length:.3f} over 6 prompts" in said.out
-
-
-@pytest.mark.usefixtures("tf32")
-def test_it_is_measured_in_full_float32_and_says_so(command):
-    _, result, _ = command("--tokens", 2)
-    assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
+    assert result["drafts"] == found.drafts > 0
+    assert result["accepted_per_position"] == list(found.accepted_per_position)
+    assert result["acceptance_length"] == found.acceptance_length
+    assert f"acceptance length {found.acceptance_length:.3f} over 6 prompts" in said.out
 
 
 def test_untrained_is_measured_in_its_place(command, pair, prompts):
     _, result, said = command("--tokens", 9, "--untrained", "--seed", 5, "--speculative-tokens", 2)
     limits = Limits(9, end_tokens(pair.judge))
-    expected = evaluate(pair.judge, drafter_of(untrained(pair.draft, 5)), prompts, limits, 2).counters
+    expected = count(evaluate(pair.judge, drafter_of(untrained(pair.draft, 5)), prompts, limits, 2), 2)
     assert result["accepted_per_position"] == list(expected.accepted_per_position)
     assert (result["untrained"], result["drafts"]) == (True, expected.drafts)
     assert "untrained" in said.out
@@ -104,7 +83,7 @@ def test_untrained_is_measured_in_its_place(command, pair, prompts):
 def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch):
     def different(*words):
         found = evaluate(*words)
-        found.plain[2].tokens[4] = 60
+        found[2].plain[4] = 60
         return found
 
     monkeypatch.setattr("ports.evaluate.measure.evaluate", different)
@@ -116,22 +95,6 @@ def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch)
     assert words in said.out.replace("\n", " ")
 
 
-def test_bfloat16_runs_both_models(command):
-    _, result, _ = command("--tokens", 6, "--dtype", "bfloat16")
-    assert result["drafts"] > 0
-
-
-def test_long_prompts_are_left_out_and_counted(command, pair):
-    config = pair.verifier / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 18}))
-    code, result, said = command("--tokens", 6)
-    assert (code, result["prompts"], result["left_out"]) == (0, 4, 2)
-    assert "2 prompts left out" in said.out
-    code, _, said = command("--tokens", 14)
-    assert code == 2
-    assert "found 3 tokens and more, expected at most 1 tokens" in said.err
-
-
 @pytest.mark.parametrize(
     ("words", "field"),
     [
@@ -139,7 +102,9 @@ def test_long_prompts_are_left_out_and_counted(command, pair):
         (("--verifier", "nowhere/at-all"), "basepath"),
         (("--device", "abacus"), "--device"),
         (("--tokens", 5000), "--tokens"),
+        (("--tokens", 507), "prompts"),
         (("--temperature", "nan"), "--temperature"),
+        (("--temperature", 0.001), "--temperature"),
         (("--plot", "picture.pdf"), "--plot"),
         (("--plot", "nowhere/picture.svg"), "--plot"),
     ],
@@ -150,29 +115,6 @@ def test_bad_input_is_exit_code_2(command, words, field):
     last = said.err.strip().split("\n")[-1]
     assert "error: " in last
     assert f": {field}: found" in last
-
-
-def test_weights_that_are_no_numbers_are_exit_code_2(command, pair):
-    file = pair.directory / "model.safetensors"
-    save_file(
-        {name: value / 0 if value.is_floating_point() else value for name, value in load_file(file).items()}, file
-    )
-    code, result, said = command("--tokens", 5)
-    assert (code, result) == (2, {})
-    assert "model.safetensors: " in said.err
-
-
-def test_every_file_has_its_row(command, tmp_path, prompts):
-    second = tmp_path / "second.jsonl"
-    second.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts[:2]))
-    _, alone, _ = command("--tokens", 7)
-    _, result, said = command("--tokens", 7, "--prompts", second)
-    rows = result["files"]
-    assert [(row["file"], row["prompts"]) for row in rows] == [(str(tmp_path / "prompts.jsonl"), 6), (str(second), 2)]
-    assert rows[0]["accepted_per_position"] == alone["accepted_per_position"]
-    for name in ("prompts", "tokens", "drafts", "proposed", "accepted"):
-        assert result[name] == rows[0][name] + rows[1][name]
-    assert f"{rows[1]['acceptance_length']:.3f}" in said.out
 
 
 def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, fixture):
@@ -187,28 +129,54 @@ def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, 
     drafter, others = pair.drafter, ~torch.from_numpy(np.load(fixture / "t2d.npy"))
     logits = drafter.logits
     drafter.logits = lambda hidden: logits(hidden).masked_fill(others, -torch.inf)
-    limited, whole = (evaluate(pair.judge, each, prompts, Limits(9), 3).counters for each in (drafter, pair.drafter))
+    drafters = drafter, pair.drafter
+    limited, whole = (count(evaluate(pair.judge, each, prompts, Limits(9), 3), 3) for each in drafters)
     assert (code, result["draft_vocab_size"]) == (0, 31)
     assert result["accepted_per_position"] == list(limited.accepted_per_position) != list(whole.accepted_per_position)
 
 
 def test_drawn_answers_are_counted_and_not_compared(command, pair, prompts, cpu):
     code, result, said = command("--tokens", 9, "--ignore-eos", "--temperature", 0.8, "--seed", 4)
-    found = evaluate(pair.judge, pair.drafter, prompts, Limits(9), 3, 8, Sampling(0.8, 4, cpu))
+    found = count(evaluate(pair.judge, pair.drafter, prompts, Limits(9), 3, 8, Sampling(0.8, 4, cpu)), 3)
     assert (code, result["lossless"], result["differences"]) == (0, None, [])
     assert (result["temperature"], result["seed"]) == (0.8, 4)
-    assert result["accepted_per_position"] == list(found.counters.accepted_per_position)
+    assert result["accepted_per_position"] == list(found.accepted_per_position)
     assert "tokens not compared with plain decoding: drawn ones differ" in said.out.replace("\n", " ")
 
 
-@pytest.mark.parametrize(("ending", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
-def test_a_plot_is_drawn_the_same_each_time(command, tmp_path, ending, start):
-    pictures = [tmp_path / f"{number}{ending}" for number in range(2)]
-    for picture in pictures:
+def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_all(command, tmp_path, monkeypatch):
+    pictures = [tmp_path / name for name in ("0.svg", "1.svg", "2.png")]
+    for picture in pictures[:2]:
         assert command("--tokens", 5, "--plot", picture)[0] == 0
-    first, second = (picture.read_bytes() for picture in pictures)
+    assert command("--tokens", 5, "--plot", pictures[2], "--dtype", "bfloat16")[1]["drafts"] > 0
+    first, second, other = (picture.read_bytes() for picture in pictures)
     assert first == second
-    assert first.startswith(start)
+    assert (first[:5], other[:4]) == (b"<?xml", b"\x89PNG")
+    before, replace = (tmp_path / "result.json").read_bytes(), os.rename
+
+    def breaks(source, target):
+        assert json.loads(Path(source).read_text())["tokens"] < json.loads(before)["tokens"]
+        raise OSError("a broken disk")
+
+    monkeypatch.setattr(os, "rename", breaks)
+    code, _, said = command("--tokens", 2)
+    monkeypatch.setattr(os, "rename", replace)
+    assert (code, (tmp_path / "result.json").read_bytes()) == (2, before)
+    assert "result.json: file: found a broken disk" in said.err
+    assert [path.name for path in tmp_path.glob("*result.json*")] == ["result.json"]
+
+
+def test_a_result_goes_where_a_rename_would_not_reach(tmp_path):
+    """A link stays one, as /dev/stdout is, and a FIFO."""
+    target, link, fifo = tmp_path / "target", tmp_path / "link", tmp_path / "fifo"
+    link.symlink_to(target)
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    for file in (link, fifo):
+        write_json(file, {"a": 1})
+    assert link.is_symlink()
+    assert target.read_bytes() == os.read(reader, 100) == b'{\n "a": 1\n}\n'
+    os.close(reader)
 
 
 def test_rows_are_named_by_benchmark():
@@ -229,7 +197,7 @@ def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
 
     def answer(texts):
         asked.append(texts)
-        return Evaluation(1, [Answer([len(text)], [1]) for text in texts], None)
+        return [Answer([len(text)], [1]) for text in texts]
 
     turns = ask([[short], [long, refused]], 8, answer)
     assert asked == [[[1], [3, 4], [6]], [[1, 1, 2]]]

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from parity.fixtures.chat import ANSWER_HEADER
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from parity.fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
-from ports.evaluate.prompts import family_of, prompt_of, read_prompts, read_questions
+from ports.evaluate.prompts import family_of, prompt_of, read_questions
 from ports.generate.chat import load_family
 
 
@@ -19,24 +19,24 @@ def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(str(build_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
 
 
+def ids_of(file, tokenizer, family=None, vocab_size=VOCAB_SIZE) -> list[list[int]]:
+    return [prompt.ids for prompt in read_questions(file, lambda: tokenizer, vocab_size, family)]
+
+
 @pytest.fixture
 def read(tmp_path, tokenizer):
-    def read(name: str, text: str) -> list[list[int]]:
-        file = tmp_path / name
-        file.write_text(text, encoding="utf-8")
-        return read_prompts(file, lambda: tokenizer, VOCAB_SIZE)
+    def read(name: str, text: str | None) -> list[list[int]]:
+        if text is not None:
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        return ids_of(tmp_path / name, tokenizer)
 
     return read
 
 
-def no_tokenizer():
-    raise AssertionError("ids need no tokenizer")
-
-
-def test_ids_are_taken_as_they_are(tmp_path):
+def test_ids_are_taken_as_they_are_and_need_no_tokenizer(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('[5, 6, 7]\n\n{"prompt_token_ids": [1]}\n')
-    assert read_prompts(file, no_tokenizer, 8) == [[5, 6, 7], [1]]
+    assert ids_of(file, None, vocab_size=8) == [[5, 6, 7], [1]]
 
 
 def test_a_text_is_tokenised_as_a_server_does(read, tokenizer):
@@ -84,7 +84,7 @@ def test_gsm8k_is_read_in_its_own_form(read, tmp_path, tokenizer):
 
 @pytest.mark.parametrize(("file", "count"), [(SHAREGPT, 22), (ULTRACHAT, 20)])
 def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
-    prompts = read_prompts(file, lambda: tokenizer, VOCAB_SIZE)
+    prompts = ids_of(file, tokenizer)
     assert len(prompts) == count
     assert all(tokenizer.decode(ids).endswith(ANSWER_HEADER) for ids in prompts)
 
@@ -92,15 +92,10 @@ def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
 @pytest.mark.parametrize(
     ("roles", "kept"),
     [
-        ("ua", "u"),
-        ("uau", "uau"),
         ("uaua", "uau"),
         ("aua", "u"),
-        ("sua", "su"),
         ("sasua", "ssu"),
-        ("a", ""),
         ("s", ""),
-        ("", ""),
     ],
 )
 def test_which_turns_a_prompt_has(roles, kept):
@@ -114,12 +109,8 @@ def test_which_turns_a_prompt_has(roles, kept):
     [
         ("p.jsonl", "[1, 2\n", "--prompts", "Expecting"),
         ("p.json", "3", "--prompts", "int"),
-        ("p.json", '"Why?"', "--prompts", "str"),
-        ("p.json", '{"prompt": "Why?"}', "--prompts", "dict"),
         ("p.json", '[{"prompt": "\\ud800"}]', "entry 0", "a lone surrogate"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": "\\udfff"}]}', "line 1", "a lone surrogate"),
-        ("p.jsonl", '{"messages": [{"role": "user", "content": null}]}', "line 1", "content: found None"),
-        ("p.jsonl", '{"conversations": [{"from": "human", "value": ["a"]}]}', "line 1", "value: found ['a']"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": [{"text": "a"}]}]}', "line 1", "content: found [{"),
         ("p.jsonl", '{"messages": {"role": "user", "content": "a"}}', "line 1", "messages: found {"),
         ("p.txt", "\n \n", "prompts", "nothing"),
@@ -127,18 +118,13 @@ def test_which_turns_a_prompt_has(roles, kept):
         ("p.jsonl", "[1]\n[-1]", "line 2", "ids in [-1, -1]"),
         ("p.jsonl", "[]", "line 1", "[]"),
         ("p.jsonl", "[true]", "line 1", "[True]"),
-        ("p.jsonl", "7", "line 1", "7"),
+        ("p.jsonl", '{"prompt_token_ids": "a"}', "line 1", "'a'"),
         ("p.json", '[{"texts": 1}]', "entry 0", "nothing in texts"),
-        ("p.json", '[{"prompt": 1}]', "entry 0", "prompt: found 1"),
         ("p.json", '[{"messages": [{"role": "robot", "content": ""}]}]', "entry 0", "role: found 'robot'"),
-        ("p.json", '[{"conversations": 5}]', "entry 0", "conversations: found 5"),
         ("p.json", '[{"messages": [{"role": "assistant", "content": "Hi"}]}]', "entry 0", "no turn of a user"),
-        ("p.jsonl", '{"turns": []}', "line 1", "turns: found []"),
         ("p.jsonl", '{"turns": "Why?"}', "line 1", "turns: found 'Why?'"),
-        ("p.jsonl", '{"turns": [["Why?"]]}', "line 1", "turn: found ['Why?']"),
-        ("p.jsonl", '{"turns": ["Why?", 7]}', "line 1", "turn: found 7"),
         ("p.jsonl", '{"turns": ["Why?", "\\udfff"]}', "line 1", "a lone surrogate"),
-        ("p.jsonl", '{"question": 7}', "line 1", "question: found 7"),
+        ("none.txt", None, "--prompts", "No such file"),
     ],
 )
 def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, found):
@@ -146,28 +132,11 @@ def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, fou
         read(name, text)
 
 
-def test_a_missing_file_is_refused(refuses, tmp_path):
-    with refuses(tmp_path / "none.txt", "--prompts", "No such file", "readable"):
-        read_prompts(tmp_path / "none.txt", no_tokenizer, 8)
-
-
-def test_a_conversation_without_a_template_is_refused(refuses, tmp_path, tokenizer):
-    file = tmp_path / "p.json"
-    file.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
-    bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    bare.chat_template = None
-    with refuses(file, "entry 0", "chat_template", "chat template"):
-        read_prompts(file, lambda: bare, VOCAB_SIZE)
-
-
-WORDS = ("algorithm", "verifier", "tokenizer", "dtype", "device", "chat_template", "loss_mask", "rows")
-MADE: dict[str, object] = dict.fromkeys(WORDS, "")
-MADE |= {"feature_layers": [], "batch_tokens": 1, "processes": [1], "tokens": 1, "supervised": 1}
 BRIEF = {"system": "Be brief.", "today": "2024-01-02"}
 
 
 def write_made(folder, **changes):
-    (folder / "generation.json").write_text(json.dumps({**MADE, "chat": BRIEF, **changes}))
+    (folder / "generation.json").write_text(json.dumps({"algorithm": "eagle3", "chat": BRIEF, **changes}))
     return folder
 
 
@@ -175,7 +144,7 @@ def test_conversations_are_rendered_as_the_records_of_the_draft(tmp_path, tokeni
     prompts = tmp_path / "p.json"
     prompts.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
     texts = {
-        named: tokenizer.decode(read_prompts(prompts, lambda: tokenizer, VOCAB_SIZE, family_of(draft, named))[0])
+        named: tokenizer.decode(ids_of(prompts, tokenizer, family_of(draft, named))[0])
         for draft, named in ((write_made(tmp_path), ""), (tmp_path, "auto"))
     }
     assert "Be brief." in texts[""]
@@ -184,18 +153,18 @@ def test_conversations_are_rendered_as_the_records_of_the_draft(tmp_path, tokeni
     assert family_of(tmp_path / "nowhere") == load_family("auto")
 
 
-def test_a_tokenizer_without_a_template_takes_the_family_s(tmp_path, tokenizer):
+def test_a_tokenizer_without_a_template_takes_the_family_s_or_is_refused(tmp_path, tokenizer, refuses):
     prompts = tmp_path / "p.json"
     prompts.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
     bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     bare.chat_template = None
-    found = read_prompts(prompts, lambda: bare, VOCAB_SIZE, load_family("chatml"))
+    found = ids_of(prompts, bare, load_family("chatml"))
     assert bare.decode(found[0]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    with refuses(prompts, "entry 0", "chat_template", "chat template"):
+        ids_of(prompts, bare)
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"), [({"chat": {"system": 7}}, "chat"), ({"chat": 7}, "manifest"), ({"rows": 7}, "manifest")]
-)
+@pytest.mark.parametrize(("changes", "field"), [({"chat": {"system": 7}}, "chat"), ({"chat": 7}, "chat")])
 def test_a_draft_that_says_nonsense_of_its_records_is_refused(tmp_path, refuses, changes, field):
     with refuses(tmp_path / "generation.json", field, "", ""):
         family_of(write_made(tmp_path, **changes))

@@ -146,12 +146,6 @@ def test_a_draft_draws_what_it_says_and_nothing_else(pair, prompts, cpu):
     assert found.probabilities.gather(2, found.tokens[..., None]).min() > 0
 
 
-def test_proposals_are_accepted_in_part_and_whole():
-    choice, prompts = Sampling(TEMPERATURE, SEED, torch.device("cpu")), [[START]] * 50
-    answers = decode_speculatively(Verifier(), Guesser(), prompts, Limits(LENGTH), SIZE, choice)
-    assert {count for answer in answers for count in answer.accepted} == set(range(SIZE + 1))
-
-
 def test_greedy_is_the_limit(cpu):
     prompts = [[token] for token in range(VOCAB_SIZE)]
     greedy = [answer.tokens for answer in decode(Verifier(), prompts, Limits(LENGTH), choice_of(0, 0, cpu))]
@@ -161,17 +155,10 @@ def test_greedy_is_the_limit(cpu):
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize(("table", "whose"), [("TABLE", "verifier"), ("GUESS", "draft")])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_are_refused(monkeypatch, refuses, cpu, table, whose, value, temperature):
+def test_logits_that_are_no_numbers_are_refused(monkeypatch, refuses, cpu, table, whose, temperature):
     """As those of float16 where a sum does not fit."""
     spoiled = globals()[table].clone()
-    spoiled[:, 2] = value
+    spoiled[:, 2] = torch.inf
     monkeypatch.setitem(globals(), table, spoiled)
     with refuses(whose, "logits", "NaN or Inf in torch.float32", "numbers"):
         decode_speculatively(Verifier(), Guesser(), [[START]], Limits(LENGTH), SIZE, choice_of(temperature, 0, cpu))
-
-
-@pytest.mark.parametrize("temperature", [-1.0, 1e-3, 101.0, float("nan"), float("inf")])
-def test_a_temperature_that_logits_are_not_divided_by_is_refused(temperature, refuses, cpu):
-    with refuses("command line", "--temperature", str(temperature), "0, or 0.01 to 100"):
-        choice_of(temperature, 0, cpu)

@@ -12,6 +12,7 @@ from parity.fixtures.conversations import SHAREGPT
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec, build_verifier
 from ports.generate.__main__ import main
+from tests.ports.conftest import words_of
 
 SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48, seed=3)
 
@@ -41,23 +42,16 @@ def flags(verifier, tmp_path):
         "no-progress": None,
     }
 
-    def make(**changes) -> list[str]:
-        pairs = {name: value for name, value in {**values, **changes}.items() if value is not False}
-        return [
-            word for name, value in pairs.items() for word in (f"--{name}", *([] if value is None else [str(value)]))
-        ]
-
-    return make
+    return lambda **changes: words_of({**values, **changes})
 
 
 @pytest.fixture
-def generate(flags):
+def generate(flags, tmp_path):
     """Runs the command in this process; it must end well."""
 
     def go(**changes) -> Path:
-        argv = flags(**changes)
-        assert main(argv) == 0
-        return Path(argv[argv.index("--outdir") + 1])
+        assert main(flags(**changes)) == 0
+        return changes.get("outdir", tmp_path / "records")
 
     return go
 

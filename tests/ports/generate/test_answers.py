@@ -18,10 +18,9 @@ from ports.evaluate.decode import Limits, decode
 from ports.evaluate.verifier import end_tokens
 from ports.generate import answers as module
 from ports.generate import engines
-from ports.generate.__main__ import main as records
-from ports.generate.answers import main, rounds_of
-from ports.training.records import list_records
+from ports.generate.answers import main
 from ports.training.verifier import open_tokenizer
+from tests.ports.conftest import words_of
 
 ROWS = [
     {"question": "What is one and one?", "answer": "Two."},
@@ -48,8 +47,7 @@ def ask(verifier, tmp_path):
         if rows is not None:
             data.write_text("".join(f"{row if form == 'txt' else json.dumps(row)}\n" for row in rows))
         values = {"model": verifier, "data": data, "out": tmp_path / "answers" / "a.jsonl", "max_new_tokens": LENGTH}
-        values |= {"engine": "transformers", "no-progress": None, **changes}
-        return main([f"--{name}" if value is None else f"--{name}={value}" for name, value in values.items()])
+        return main(words_of({**values, "engine": "transformers", "no-progress": None, **changes}))
 
     return go
 
@@ -124,19 +122,6 @@ def test_after_a_kill_at_any_byte_the_same_command_gives_the_same(ask, tmp_path,
     assert file.read_bytes() == whole
 
 
-def test_what_is_whole_is_left_alone_and_no_verifier_is_loaded(ask, monkeypatch) -> None:
-    assert ask() == 0
-    monkeypatch.setattr(engines, "open_verifier", None)
-    assert ask() == 0
-
-
-def test_records_are_made_of_answers_as_they_lie(ask, verifier, tmp_path) -> None:
-    assert ask() == 0
-    file, folder = tmp_path / "answers" / "a.jsonl", tmp_path / "records"
-    assert records(["--model_path", str(verifier), "--data_path", str(file), "--outdir", str(folder)]) == 0
-    assert len(list_records(folder)) == len(ROWS)
-
-
 CHANGED = [
     ({"temperature": 0.5}, "temperature: found 0.0, expected 0.5"),
     ({"seed": 1}, "seed: found 0, expected 1"),
@@ -164,18 +149,13 @@ def without_template(verifier):
 
 REFUSED = [
     ({"data": "/nowhere.jsonl", "rows": None}, None, "data_path: found "),
-    ({"rows": []}, None, "data_path: found "),
     ({"rows": [""], "form": "txt"}, None, "messages: found no rows"),
-    ({"rows": [{"a": 1}]}, None, "expected any rows with messages or conversations or turns or question"),
     ({"rows": [{"turns": []}]}, None, "row 0: found turns: found [], expected a list of turns"),
     ({"rows": [{"messages": [{"role": "assistant", "content": "Yes"}]}]}, None, "expected text, and a turn of a user"),
     ({"model": "/nowhere"}, None, "/nowhere: tokenizer: found "),
     ({"max_new_tokens": 512}, None, "--max_new_tokens: found 512, expected below 512"),
-    ({"max_new_tokens": 0}, None, "max_new_tokens: found '0'"),
     ({"top_p": 0}, None, "top_p: found '0'"),
-    ({"chat_template": "alpaca"}, None, "chat_template: found alpaca"),
     ({}, without_template, "expected a tokenizer with a chat template"),
-    ({}, lambda verifier: (verifier / "config.json").write_text("{,"), "tokenizer: found "),
     ({"out": "/proc/nowhere/a.jsonl"}, None, ": out: found "),
     ({"out": "{root}"}, None, ": out: found a directory"),
     ({"server": "http://127.0.0.1:9"}, None, "--server /v1/models: found "),
@@ -197,32 +177,15 @@ def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeyp
     assert not (tmp_path / "answers").exists()
 
 
-def test_two_commands_do_not_write_one_file(ask, hold, tmp_path, capsys) -> None:
+def test_a_file_of_another_command_or_of_nobody_is_left_alone(ask, hold, tmp_path, capsys) -> None:
     hold(tmp_path / "answers", ".a.jsonl.lock")
     assert ask() == 2
     assert "out: found in use by process" in capsys.readouterr().err
-    assert ask(out=tmp_path / "answers" / "b.jsonl") == 0
-
-
-def test_a_file_that_nobody_tells_about_is_left_alone(ask, tmp_path, capsys) -> None:
-    (tmp_path / "answers").mkdir()
-    (tmp_path / "answers" / "a.jsonl").write_text("mine\n")
-    assert ask() == 2
-    assert "found no a.jsonl.manifest beside it" in capsys.readouterr().err
-    assert (tmp_path / "answers" / "a.jsonl").read_text() == "mine\n"
-
-
-ROLES = st.lists(st.sampled_from(["system", "user", "assistant"]))
-
-
-@given(ROLES)
-def test_rounds_hold_what_is_said_before_each_answer(roles) -> None:
-    dialogue = [{"role": role, "content": str(place)} for place, role in enumerate(roles)]
-    rounds = rounds_of(dialogue)
-    assert all([turn["role"] for turn in each].count("user") == 1 and each[-1]["role"] == "user" for each in rounds)
-    said = [turn for turn in dialogue if turn["role"] != "assistant"]
-    assert [turn for each in rounds for turn in each] == said[: sum(map(len, rounds))]
-    assert "user" not in [turn["role"] for turn in said[sum(map(len, rounds)) :]]
+    other = tmp_path / "answers" / "b.jsonl"
+    other.write_text("mine\n")
+    assert ask(out=other) == 2
+    assert "out: found b.jsonl without b.jsonl.manifest" in capsys.readouterr().err
+    assert other.read_text() == "mine\n"
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -270,6 +233,20 @@ def test_a_server_is_asked_for_completions_of_ids(ask, answered, server, tmp_pat
         server.works = works
         assert ask(server=url, out=tmp_path / "other" / "a.jsonl") == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_is_whole_is_left_alone_and_needs_neither_verifier_nor_server(ask, server, tmp_path, monkeypatch) -> None:
+    """A server that is gone is asked again only where something is missing, or something else gave the answers."""
+    url, file = f"http://127.0.0.1:{server.server_port}", tmp_path / "answers" / "b.jsonl"
+    assert (ask(), ask(server=url, out=file)) == (0, 0)
+    server.shutdown()
+    server.server_close()
+    monkeypatch.setattr(engines, "open_verifier", None)
+    whole = file.read_bytes()
+    assert (ask(), ask(server=url, out=file), ask(server=url)) == (0, 0, 2)
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:-1])
+    assert ask(server=url, out=file) == 2
 
 
 def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, verifier, monkeypatch) -> None:

@@ -221,19 +221,6 @@ def test_an_answer_that_repeats_is_in_the_loss_each_time_and_the_oracle_sees_a_s
     assert expected(list(WRITERS[name](turns)), bytes_of(made.tokenizer, encoded.ids)) != [0, *encoded.loss_mask[:-1]]
 
 
-def test_only_the_answer_that_the_template_trims_loses_its_line_breaks() -> None:
-    """Qwen 3 trims the last answer and no other."""
-    encoded = encoder("qwen3")([{"role": turn["role"], "content": "\nYes."} for turn in SHORT * 2])
-    tokens = encoder("qwen3").tokenizer.convert_ids_to_tokens(encoded.ids)
-    assert [token for token, on in zip(tokens, encoded.loss_mask) if on] == ["ĊĊ", "Y", "es", ".", "Y", "es", "."]
-
-
-def test_a_template_that_repeats_an_answer_has_it_marked_twice() -> None:
-    fast = fast_tokenizer("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}")
-    encoded = Encoder(fast, ChatFamily())(SHORT[1:])
-    assert (encoded.text, all(encoded.loss_mask)) == ("Yes.Yes.", True)
-
-
 REFUSED = [
     ("{% for m in messages %}{{ m.content | length }}{{ m.content }}{% endfor %}", "Yes.", "changes with the text"),
     (ARCHITECTURES["qwen3"].chat.template, "<think>\nWell.\n</think>\n\nYes.", "repeats or splits an answer"),
@@ -267,11 +254,6 @@ def test_a_tokenizer_or_family_that_cannot_mask_is_refused(
         Encoder(tokenizer, ChatFamily(), mask)
 
 
-def test_a_dialogue_is_cut_to_the_length_asked_for() -> None:
-    whole, cut = (Encoder(encoder("llama").tokenizer, ChatFamily(), max_length=size)(SHORT) for size in (None, 7))
-    assert (cut.ids, cut.loss_mask) == (whole.ids[:7], whole.loss_mask[:7])
-
-
 def test_harmony_without_a_fixed_date_differs_from_day_to_day() -> None:
     fixed = encoder("gpt_oss")
     assert "Current date: 2025-08-05" in fixed(SHORT).text
@@ -289,11 +271,9 @@ def test_a_new_family_is_a_few_lines(tmp_path) -> None:
 FIRST_MATCH = "a: {prototype_mask: {rule: first_match, after: x}}\n"
 BAD = [
     ("- a\n", "x", "chat_template", "list", "a mapping"),
-    ("a: {system: [", "a", "chat_template", "", "a readable YAML file"),
     (None, "a", "chat_template", "No such file", "a readable YAML file"),
     ("a: {}\n", "b", "chat_template", "b", "one of a, or FILE.yaml:NAME"),
     ("a: {sytem: x}\n", "a", "a.sytem", "'x'", "not permitted"),
-    ("a: {today: soon}\n", "a", "a.today", "soon", "date"),
     ("a: {prototype_mask: {rule: guess}}\n", "a", "a.prototype_mask", "guess", "'offsets', 'first_match'"),
     (FIRST_MATCH, "a", "a.prototype_mask.first_match.before", "", "required"),
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import random
 import shutil
 import time
 from pathlib import Path
@@ -60,10 +59,12 @@ CHOICES = [
 ]
 
 
+@pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize(("algorithm", "changes", "layers"), CHOICES)
 def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm, changes, layers) -> None:
-    """By default entries 3, n // 2 + 1 and n - 2; the dialogue alone gives the same as in a batch."""
+    """By default entries 3, n // 2 + 1 and n - 2; in full float32; the dialogue alone gives the same as in a batch."""
     folder = generate(algorithm=algorithm, **changes)
+    assert json.loads((folder / "generation.json").read_text())["matmul_precision"] == "highest"
     files = list_records(folder)
     assert [file.relative_to(folder).as_posix() for file in files] == [f"0/data_{i}.safetensors" for i in range(8)]
     assert recorded_info(files).feature_layers == layers
@@ -74,13 +75,6 @@ def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm, ch
         torch.testing.assert_close(record["hidden_state"], fused)
         assert algorithm == "hass" or bool((record["target"] - entries[-1]).abs().max() < 1e-5)
         assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
-
-
-@pytest.mark.usefixtures("tf32")
-def test_records_are_made_in_full_float32_and_say_so(generate) -> None:
-    folder = generate(samples=1)
-    assert json.loads((folder / "generation.json").read_text())["matmul_precision"] == "highest"
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) -> None:
@@ -128,14 +122,6 @@ def test_a_process_sees_the_devices_of_its_group(monkeypatch) -> None:
     assert _own_devices(1, 2) == ["GPU-ab", "7"]
 
 
-def test_twice_the_same_bytes_and_nothing_is_written_again(generate, tmp_path) -> None:
-    first, second = generate(), generate(outdir=tmp_path / "second")
-    assert contents(first) == contents(second)
-    times = {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
-    generate()
-    assert times == {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
-
-
 def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
     folder = generate()
     before = contents(folder)
@@ -146,41 +132,12 @@ def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
         (folder / "0" / f"{MARK}data_1.safetensors.partial").write_bytes(b"left by a killed writer")
         record_files.record_file(folder / "0", 2).write_bytes(before["0/data_5.safetensors"])
         assert contents(generate()) == before
-
-
-def test_an_interruption_at_any_file_leaves_no_trace(generate, flags, monkeypatch, tmp_path) -> None:
-    whole, write = contents(generate(outdir=tmp_path / "whole")), record_files.write_file
-    for stop in range(len(whole)):
-        folder = tmp_path / f"stop{stop}"
-
-        def failing(file, content, folder=folder, stop=stop):
-            if len(contents(folder)) == stop:
-                raise KeyboardInterrupt
-            write(file, content)
-
-        monkeypatch.setattr(record_files, "write_file", failing)
-        assert main(flags(outdir=folder)) == 130
-        monkeypatch.setattr(record_files, "write_file", write)
-        assert len(contents(folder)) == stop
-        assert contents(generate(outdir=folder)) == whole
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    generate()
+    assert times == {path: path.stat().st_mtime_ns for path in times}, "what is whole"
 
 
 MANY = {"samples": 19, "batch_tokens": 60}
-
-
-def test_killed_at_random_moments_the_bytes_are_the_same(generate, spawn, tmp_path) -> None:
-    """SIGKILL, again and again, then the same command to the end."""
-    whole = contents(generate(outdir=tmp_path / "whole", **MANY))
-    folder, random_delay, counts = tmp_path / "killed", random.Random(5), [0]
-    for _ in range(3):
-        process = spawn(outdir=folder, **MANY)
-        while process.returncode is None and len(list(folder.rglob("data_*"))) <= counts[-1]:
-            time.sleep(0.002)
-        time.sleep(random_delay.random() * 0.02)
-        process.kill()
-        counts.append(len(list(folder.rglob("data_*"))))
-    assert 0 < counts[1] < 20, counts
-    assert contents(generate(outdir=folder, **MANY)) == whole
 
 
 def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path) -> None:
@@ -200,18 +157,6 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
     assert contents(folder) == whole
 
 
-def test_a_second_run_in_the_same_directory_is_refused(spawn, generate, hold) -> None:
-    """Another process holds the folder for as long as it lives."""
-    folder = generate()
-    record_files.record_file(folder / "0", 0).unlink()
-    holder, second = hold(folder / "0"), spawn()
-    assert "outdir: found in use by process" in second.ended()
-    assert second.returncode == 2
-    holder.kill()
-    generate()
-    assert len(list_records(folder)) == 8
-
-
 CHANGES = [
     ({"aux_layers": "speculators"}, "feature_layers"),
     ({"dtype": "bfloat16"}, "dtype"),
@@ -222,23 +167,32 @@ CHANGES = [
 ]
 
 
-def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, capsys) -> None:
+def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold, tmp_path, capsys) -> None:
+    """Made otherwise, by nobody knows whom, or by a process that holds the folder for as long as it lives."""
     before = contents(generate())
     for change, field in CHANGES:
         assert main(flags(**change)) == 2
         assert f"generation.json: {field}: found" in capsys.readouterr().err
     assert contents(generate()) == before
+    hold(tmp_path / "records" / "0")
+    assert main(flags()) == 2
+    assert "outdir: found in use by process" in capsys.readouterr().err
+    (tmp_path / "records" / "generation.json").unlink()
+    assert main(flags()) == 2
+    assert "outdir: found records without generation.json" in capsys.readouterr().err
 
 
-def test_the_estimate_is_what_lands_on_the_disk(flags, generate, capsys) -> None:
+def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsys, monkeypatch) -> None:
+    """Dialogues beyond the verifier's positions are said; what lies there needs no room again."""
+    config = verifier / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100'))
     assert main(["estimate", *flags()]) == 0
-    said = next(line for line in capsys.readouterr().err.splitlines() if line.endswith("records"))
-    size = sum(path.stat().st_size for path in generate().rglob("*.safetensors"))
-    assert abs(float(said.split(" GB")[0]) * 1e9 - size) < 0.02 * size
-
-
-def test_what_lies_there_needs_no_room_again(flags, generate, capsys, monkeypatch) -> None:
+    lines = capsys.readouterr().err
+    assert "of them longer than the verifier's 100 positions, up to " in lines
+    said = next(line for line in lines.splitlines() if line.endswith("records"))
     folder = generate()
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    assert abs(float(said.split(" GB")[0]) * 1e9 - size) < 0.02 * size
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=4000))
     generate()
     assert main(flags(outdir=folder.with_name("other"))) == 2
@@ -258,70 +212,40 @@ def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spaw
     assert process.returncode == 2
 
 
-ANSWERED = '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "yes"}]}'
-BAD_ROLE = ANSWERED.replace("human", "tool")
+ANSWERED = '{"conversations": [{"from": "human", "value": "%s"}, {"from": "gpt", "value": "%s"}]}'
 NO_ANSWER = [
     '{"conversations": [{"from": "human", "value": "who is there"}]}',
-    '{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": ""}]}',
-    '{"conversations": [{"from": "human", "value": "%s"}, {"from": "gpt", "value": "late"}]}' % ("so long " * 40),
+    ANSWERED % ("x", ""),
+    ANSWERED % ("so long " * 40, "late"),
 ]
 """Asked and not answered, answered with nothing, and answered after the cut."""
 
 
-@pytest.fixture
-def share(tmp_path):
-    """Writes a ShareGPT file."""
-    file = tmp_path / "share.json"
-
-    def write(*rows: str) -> Path:
-        file.write_text(f"[{', '.join(rows)}]")
-        return file
-
-    return write
-
-
-def test_a_bad_dialogue_ends_the_run_or_is_left_out(flags, share, tmp_path, capsys) -> None:
-    file = share(ANSWERED, BAD_ROLE, ANSWERED)
-    assert main(flags(data_path=file)) == 2
+def test_dialogues_that_are_bad_or_without_an_answer_are_left_out_and_counted(flags, tmp_path, capsys) -> None:
+    good, file = ANSWERED % ("x", "yes"), tmp_path / "share.json"
+    file.write_text(f"[{', '.join([good, good.replace('human', 'tool'), *NO_ANSWER, good])}]")
+    assert main(flags(data_path=file, max_length=100)) == 2
     assert ": row 1: found" in capsys.readouterr().err, "as the file counts them, from 0"
-    assert main(flags(data_path=file, on_bad_conversation="skip")) == 0
-    assert "skipped row 1: " in capsys.readouterr().err
-    assert len(list_records(tmp_path / "records")) == 2
-
-
-def test_dialogues_without_an_answer_are_left_out_and_counted(flags, share, tmp_path, capsys) -> None:
-    assert main(flags(data_path=share(ANSWERED, *NO_ANSWER, ANSWERED), max_length=100)) == 0
+    assert main(flags(data_path=file, max_length=100, on_bad_conversation="skip")) == 0
     said = capsys.readouterr().err
+    assert "skipped row 1: " in said
     assert said.count("no token of an answer") == 3
     assert "2 dialogues, " in said
-    assert "3 skipped" in said
+    assert "4 skipped" in said
     assert len(list_records(tmp_path / "records")) == 2
-    assert main(flags(data_path=share(*NO_ANSWER), max_length=100, outdir=tmp_path / "none")) == 2
+    file.write_text(f"[{', '.join(NO_ANSWER)}]")
+    assert main(flags(data_path=file, max_length=100, outdir=tmp_path / "none")) == 2
     assert "that can be used, the first: row " in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
-def test_dialogues_beyond_the_verifiers_positions_are_said_and_counted(flags, verifier, capsys) -> None:
-    config = verifier / "config.json"
-    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100'))
-    assert main(["estimate", *flags()]) == 0
-    said = capsys.readouterr().err
-    assert "of them longer than the verifier's 100 positions, up to " in said
-    assert main(["estimate", *flags(max_length=100)]) == 0
-    assert "positions" not in capsys.readouterr().err
-
-
 BAD = [
-    ({"model_path": "/nowhere"}, "/nowhere"),
     ({"chat_template": "alpaca"}, "one of auto, chatml, llama, qwen, mistral, harmony, llama4, plain"),
     ({"prototype": "qwen"}, "prototype says what chat_template is"),
-    ({"data_path": "/nowhere.json"}, "data_path: found"),
     ({"aux_layers": "3,3,4"}, "--aux_layers"),
     ({"aux_layers": "1,2,7"}, "--aux_layers"),
-    ({"aux_layers": "last"}, "--aux_layers"),
     ({"total_gpus": 3, "gpus_per_model": 2}, "does not divide"),
     ({"loss_mask": "prototype"}, "--loss_mask"),
-    ({"outdir": False}, "outdir"),
     ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a directory outside --data_path"),
 ]
 
@@ -330,14 +254,6 @@ BAD = [
 def test_bad_input_is_refused(flags, capsys, change, said) -> None:
     assert main(flags(**change)) == 2
     assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_records_that_no_manifest_tells_about_are_refused(suffix, flags, tmp_path, capsys) -> None:
-    (tmp_path / "records").mkdir()
-    (tmp_path / "records" / f"data_0.{suffix}").write_bytes(b"")
-    assert main(flags()) == 2
-    assert "found records without generation.json" in capsys.readouterr().err
 
 
 def test_show_prints_who_is_supervised(flags, capsys) -> None:

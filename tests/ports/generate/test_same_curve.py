@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import pytest
 import torch
 from accelerate.utils import set_seed
@@ -22,8 +25,8 @@ VERIFIER = FIXTURE / "verifier"
 ALGORITHMS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 WIDTHS = {"eagle3": {"hidden_state": 192, "target": 64}, "hass": {"hidden_state": 64}}
 VOCAB_SIZE = 320
-CURVE, FEATURE = 3e-6, 2e-5
-"""Measured 4e-7 and 5e-6: a batch sums in another order than a dialogue alone, and Adam's first steps amplify it."""
+CURVE = 3e-6
+"""Measured 4e-7: a batch sums in another order than a dialogue alone, and Adam's first steps amplify it."""
 
 
 class Curve(Observer):
@@ -49,15 +52,9 @@ def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
     shape = geometry_of(algorithm, str(VERIFIER), aux_layers, "float32")
     samples = enumerate(samples_of(algorithm))
     rows = [Row(number, sample["input_ids"].tolist(), sample["loss_mask"].tolist()) for number, sample in samples]
-    manifest = Manifest.model_construct(
-        algorithm=algorithm,
-        verifier=verifier_fingerprint(str(VERIFIER)),
-        tokenizer="none",
-        feature_layers=shape.layers or [],
-        dtype=shape.dtype,
-        loss_mask="exact",
-        chat_template="plain",
-    )
+    told: dict[str, Any] = {field.name: "" for field in fields(Manifest)}
+    told |= {"algorithm": algorithm, "verifier": verifier_fingerprint(str(VERIFIER)), "dtype": shape.dtype}
+    manifest = Manifest(**told | {"feature_layers": shape.layers or []})
     work(Task(settings, manifest, 0, rows))
 
 
@@ -103,20 +100,6 @@ def test_generated_records_train_to_the_recorded_samples_curve(algorithm, tmp_pa
     assert len(recorded) == len(generated) == 16
     print(f"{algorithm}: largest difference of the curves {distance(recorded, generated):.2g}")
     assert distance(recorded, generated) < CURVE
-
-
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_generated_features_are_the_recorded_ones(algorithm, tmp_path) -> None:
-    write_again(algorithm, tmp_path)
-    files = list_records(tmp_path)
-    gaps = []
-    for file, sample in zip(files, samples_of(algorithm), strict=True):
-        record = read_record(file, WIDTHS[algorithm], VOCAB_SIZE)
-        assert torch.equal(record["input_ids"], sample["input_ids"])
-        assert torch.equal(record["loss_mask"], sample["loss_mask"])
-        gaps += [float((record[name] - sample[name]).abs().max()) for name in WIDTHS[algorithm]]
-    print(f"{algorithm}: largest difference of a feature {max(gaps):.2g}")
-    assert max(gaps) < FEATURE
 
 
 def test_features_one_layer_off_are_another_curve(tmp_path, reset_accelerator) -> None:

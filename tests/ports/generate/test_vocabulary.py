@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
-from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
-from ports.generate.vocabulary import Counts, build_map, count_tokens, covering_size
+from ports.generate.vocabulary import covering_size
 from ports.training.records import list_records, read_record
 from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
@@ -28,22 +27,7 @@ def choose(fixture):
     return go
 
 
-def test_the_recorded_map_differs_in_ties_alone() -> None:
-    """The prototype's sort is not stable: ids of the smallest count that is kept may be others."""
-    counts = count_tokens(list_records(FIXTURE / "data_eagle3"), 320, Counts.ALL)
-    recorded = torch.from_numpy(np.load(FIXTURE / "t2d.npy"))
-    ours = build_map(counts, int(recorded.sum()), 320).t2d
-    others = (ours != recorded).nonzero().flatten().tolist()
-    assert {counts[token] for token in others} == {min(counts[token] for token in range(320) if bool(ours[token]))}
-
-
-def test_ties_go_by_id() -> None:
-    assert build_map(dict.fromkeys((9, 4, 7, 2), 5), 2, 10).t2d.nonzero().flatten().tolist() == [2, 4]
-    assert build_map({9: 3, 4: 2, 7: 2, 2: 1}, 2, 10).t2d.nonzero().flatten().tolist() == [4, 9]
-    assert build_map({9: 3}, 3, 10).t2d.nonzero().flatten().tolist() == [0, 1, 9]
-
-
-@pytest.mark.parametrize(("tokens", "size"), [(100, 61), (9000, 8192), (9000, 16384), (40000, 32768)])
+@pytest.mark.parametrize(("tokens", "size"), [(100, 61), (9000, 8192), (9000, 16384)])
 def test_a_size_that_nobody_names_covers_what_is_said(tokens, size) -> None:
     """Of 9,000 tokens that are equally frequent 8,192 are too small a share; a small vocabulary is whole."""
     counts = Counter(dict.fromkeys(range(tokens), 1))
@@ -52,27 +36,20 @@ def test_a_size_that_nobody_names_covers_what_is_said(tokens, size) -> None:
     assert covering_size(counts, 61 if tokens == 100 else 10**5) == size
 
 
-@pytest.mark.parametrize("counts", list(Counts))
-def test_all_tokens_or_those_in_the_loss_are_counted(fixture, counts) -> None:
-    files = list_records(fixture / "data_eagle3")
-    records = [read_record(file, {}, 61) for file in files]
-    ids = torch.cat([r["input_ids"] if counts is Counts.ALL else r["input_ids"][r["loss_mask"] == 1] for r in records])
-    expected = {int(token): int(number) for token, number in zip(*ids.unique(return_counts=True))}
-    assert count_tokens(files, 61, counts) == expected
-
-
-def test_the_files_are_what_training_reads(choose, tmp_path, fixture) -> None:
-    assert choose(tmp_path / "map", "--configpath", str(fixture / "draft_eagle3.json")) == 0
+@pytest.mark.parametrize("counts", ["all", "answers"])
+def test_the_most_frequent_tokens_are_kept_and_training_reads_them(choose, tmp_path, fixture, counts) -> None:
+    """Of all tokens or of those in the loss; ties go by id."""
+    assert choose(tmp_path / "map", "--configpath", str(fixture / "draft_eagle3.json"), "--counts", counts) == 0
     content = read_vocabulary_file(tmp_path / "map" / "vocabulary.json")
     loaded = load_vocabulary_map(tmp_path / "map" / "t2d.npy", tmp_path / "map" / "d2t.npy", 61, 23)
+    records = [read_record(file, {}, 61) for file in list_records(fixture / "data_eagle3")]
+    ids = torch.cat([each["input_ids"][each["loss_mask"].bool() | (counts == "all")] for each in records])
+    often = ids.bincount(minlength=61)
+    kept = often.argsort(descending=True, stable=True)[:23]
+    assert loaded.t2d.nonzero().flatten().tolist() == sorted(kept.tolist())
     assert content.digest == loaded.digest
-    assert (content.records, content.draft_vocab_size, content.counts) == (6, 23, "all")
-    assert (
-        0
-        < content.covered
-        <= content.tokens
-        == sum(len(read_record(file, {}, 61)["input_ids"]) for file in list_records(fixture / "data_eagle3"))
-    )
+    assert (content.records, content.draft_vocab_size, content.counts) == (6, 23, counts)
+    assert (content.tokens, content.covered) == (len(ids), int(often[kept].sum()))
 
 
 BAD = [
@@ -118,20 +95,15 @@ def other(choose, tmp_path):
     return {name: tmp_path / "other" / f"{name}.npy" for name in ("t2d", "d2t")}
 
 
-def test_another_map_than_the_datas_is_refused(mapped, fixture, other, refuses) -> None:
+def test_another_map_than_the_datas_or_the_configs_is_refused(mapped, fixture, other, refuses, tmp_path) -> None:
     assert not np.array_equal(np.load(other["t2d"]), np.load(fixture / "data_eagle3" / "t2d.npy"))
     with refuses(other["t2d"], "vocabulary", "a map with hash", "data_eagle3/vocabulary.json"):
         eagle3.build(mapped(**other))
-
-
-def test_another_map_than_the_configs_is_refused(mapped, fixture, other, refuses, tmp_path) -> None:
     eagle3.build(mapped()).config.save_pretrained(tmp_path / "native")
-    (fixture / "data_eagle3" / "vocabulary.json").unlink()
+    file = fixture / "data_eagle3" / "vocabulary.json"
+    file.unlink()
     with refuses(other["t2d"], "vocabulary", "a map with hash", "native"):
         eagle3.build(mapped(configpath=str(tmp_path / "native"), **other))
-
-
-def test_a_damaged_vocabulary_file_is_refused(mapped, fixture, refuses) -> None:
-    (fixture / "data_eagle3" / "vocabulary.json").write_text("{}")
-    with refuses(fixture / "data_eagle3" / "vocabulary.json", "vocabulary", "", "speculator-generate vocabulary wrote"):
+    file.write_text("{}")
+    with refuses(file, "vocabulary", "", "speculator-generate vocabulary wrote"):
         eagle3.build(mapped())

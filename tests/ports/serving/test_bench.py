@@ -17,6 +17,8 @@ from tests.processes import await_end_of, wait_for
 
 SECONDS = {0: 4.0, 1: 3.0, 2: 2.0}
 """Of an engine's answers by k; the first turn of each takes twice as long."""
+FAILS: set[int] = set()
+"""After how many turns an engine fails."""
 
 
 @pytest.fixture
@@ -35,6 +37,8 @@ def engines(monkeypatch):
 
     def play(request, cores=""):
         size = request["engine"].get("speculative_config", {}).get("num_speculative_tokens", 0)
+        if len(started) in FAILS:
+            raise InputError("verifier", "vLLM", "no memory", "an engine that serves")
         seconds = SECONDS[size] * (1 if size in started else 2)
         started.append(size)
         run = {"seconds": seconds, "tokens": [[5, 6], [last[size]]], "first_token_seconds": [0.1, 0.3]}
@@ -46,14 +50,8 @@ def engines(monkeypatch):
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    def run(*words) -> int:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0)
-
-    return run
+def bench(run_app):
+    return lambda *words: run_app(main, *words)
 
 
 @pytest.fixture
@@ -72,8 +70,12 @@ def measured(bench, draft, prompts):
     return run
 
 
-def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured):
-    code, result = measured()
+def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured, prompts, capsys):
+    with prompts.open("a") as lines:
+        lines.write(f"{[7] * 500}\n")
+    code, result = measured("--tokens", 20)
+    assert (result["prompts"], result["left_out"]) == (2, 1)
+    assert "1 prompts left out: too long for the verifier" in capsys.readouterr().out
     assert (code, engines[0]) == (0, [0, 1, 2, 0, 1, 2])
     assert [row["seconds"] for row in result["rows"]] == 2 * [4.0, 3.0, 2.0]
     assert [row["tokens_per_second"] for row in result["rows"][:3]] == [3 / 4, 1.0, 3 / 2]
@@ -83,30 +85,28 @@ def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured):
     assert {size: row["speculative_tokens"] for size, row in result["best"].items()} == {"1": 2, "4": 2}
 
 
-def test_no_draft_is_the_best_where_none_helps(engines, measured, monkeypatch):
+def test_no_draft_may_be_the_best_and_answers_that_a_draft_changed_are_counted(engines, measured, monkeypatch, prompts):
+    pytest.importorskip("matplotlib")
     monkeypatch.setitem(SECONDS, 0, 1.0)
-    assert measured()[1]["best"]["1"]["speculative_tokens"] == 0
-
-
-def test_answers_that_a_draft_changed_are_counted_and_exit_code_1(engines, measured):
     engines[1][2] = 8
-    code, result = measured()
+    code, result = measured("--plot", prompts.with_name("rates.svg"))
     assert code == 1
     assert [row["other_answers"] for row in result["rows"][:3]] == [0, 0, 1]
-
-
-def test_the_plot_is_drawn(engines, measured, prompts):
-    pytest.importorskip("matplotlib")
-    measured("--plot", prompts.with_name("rates.svg"))
+    assert result["best"]["1"]["speculative_tokens"] == 0
     assert "<svg" in prompts.with_name("rates.svg").read_text()
 
 
-def test_a_prompt_without_room_is_left_out_and_counted(engines, measured, prompts, capsys):
-    with prompts.open("a") as lines:
-        lines.write(f"{[7] * 500}\n")
-    _, result = measured("--tokens", 20)
-    assert (result["prompts"], result["left_out"]) == (2, 1)
-    assert "1 prompts left out: too long for the verifier" in capsys.readouterr().out
+def test_an_engine_that_fails_in_a_later_round_takes_nothing_with_it(engines, measured, monkeypatch, capsys):
+    """One of the first round is all there is to say."""
+    monkeypatch.setattr(sys.modules[__name__], "FAILS", {4})
+    code, result = measured("--rounds", 3)
+    assert (code, [row["seconds"] for row in result["rows"][:3]]) == (1, [4.0, 6.0, 4.0])
+    assert result["failed"].startswith("k = 1 in round 2: verifier: vLLM: found no memory")
+    assert "an engine failed" in capsys.readouterr().out
+    engines[0].clear()
+    monkeypatch.setattr(sys.modules[__name__], "FAILS", {2})
+    assert measured("--json", "/dev/null")[0] == 2
+    assert "error: verifier: vLLM: found no memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -129,18 +129,15 @@ def test_an_evaluator_that_fails_takes_nothing_with_it(engines, measured, monkey
         (("--vocabulary", "nowhere"), "vocabulary: found"),
         (("--json", "no/such/folder.json"), "--json: found no folder"),
         (("--prompts", "none.jsonl"), "--prompts: found"),
+        ((), "vllm: found nothing of that name installed"),
     ],
 )
-def test_refusals(engines, bench, draft, prompts, words, said, capfd):
+def test_refusals(engines, bench, draft, prompts, words, said, capfd, monkeypatch):
+    if not words:
+        monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: None)
     assert bench(draft, "--prompts", prompts, *words) == 2
     assert said in capfd.readouterr().err
     assert not engines[0]
-
-
-def test_without_vllm_the_command_says_what_is_missing(bench, draft, prompts, monkeypatch, capfd):
-    monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: None)
-    assert bench(draft, "--prompts", prompts) == 2
-    assert "vllm: found nothing of that name installed" in capfd.readouterr().err
 
 
 VLLM = """
@@ -186,7 +183,6 @@ def test_an_engine_answers_whatever_it_says_and_is_warm_at_its_largest_batch(vll
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("raise ValueError('no such model')", "ValueError: no such model"),
         ("print('RuntimeError: no memory', flush=True); os._exit(1)", "RuntimeError: no memory"),
         ("os._exit(0)", "nothing said"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "an end by signal 9; nothing said"),
@@ -197,11 +193,10 @@ def test_an_engine_that_fails_is_refused_with_its_last_error(vllm, refuses, mode
         start_engine(vllm(model))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_engine_ends_with_the_bench(vllm, fork, tmp_path, number):
+def test_an_engine_ends_with_the_bench(vllm, fork, tmp_path):
     told = tmp_path / "told"
     model = f"open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     bench = fork(start_engine, vllm(model), PYTHONPATH=str(tmp_path))  # forks have the environment of their server
     wait_for(told)
-    os.kill(bench.pid, number)
+    os.kill(bench.pid, signal.SIGKILL)
     await_end_of([bench.pid, int(told.read_text())], 30)

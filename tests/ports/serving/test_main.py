@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -12,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import ports.serving.__main__
 from ports.eagle3 import train as eagle3
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.serving.__main__ import fold, folded_weights
+from ports.serving.__main__ import fold, folded_weights, main
 from ports.serving.plugin import ARCHITECTURE
 from ports.training.saving import save_draft
 
@@ -42,15 +40,13 @@ def test_the_fusion_is_equal_in_float64(parts):
     table, weight = fold(parts["embedding"], parts["norm"], eps, parts["fc"])
     found = nn.functional.linear(torch.cat([table[ids], hidden], -1), weight)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
-
-
-def test_every_part_of_the_fold_is_needed(parts):
-    """Planted faults: no eps, another norm, another fc."""
-    whole, _ = fold(parts["embedding"], parts["norm"], 1e-3, parts["fc"])
     ones = torch.ones(6, dtype=torch.float64)
-    assert not torch.allclose(fold(parts["embedding"], parts["norm"], 0.0, parts["fc"])[0], whole)
-    assert not torch.allclose(fold(parts["embedding"], ones, 1e-3, parts["fc"])[0], whole)
-    assert not torch.allclose(fold(parts["embedding"], parts["norm"], 1e-3, parts["fc"].flip(1))[0], whole)
+    for faulty in (
+        (parts["norm"], 0.0, parts["fc"]),
+        (ones, eps, parts["fc"]),
+        (parts["norm"], eps, parts["fc"].flip(1)),
+    ):
+        assert not torch.allclose(fold(parts["embedding"], *faulty)[0], table), "planted: no eps, other norm, other fc"
 
 
 def test_the_folded_draft_gives_the_drafts_logits(hass_draft, batch):
@@ -66,16 +62,8 @@ def test_the_folded_draft_gives_the_drafts_logits(hass_draft, batch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["serving", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            ports.serving.__main__.main()
-        return stop.value.code or 0, capsys.readouterr().err.strip().split("\n")[-1]
-
-    return run
+def command(run_app, capsys):
+    return lambda *words: (run_app(main, *words), capsys.readouterr().err.strip().split("\n")[-1])
 
 
 def test_the_command_writes_config_and_tensors(command, hass_draft, tmp_path):
@@ -124,7 +112,6 @@ def change_vocabulary(folder, **changes):
     ("spoil", "said"),
     [
         (lambda folder: (folder / "vocabulary.json").unlink(), "vocabulary: found [Errno 2]"),
-        (lambda folder: (folder / "d2t.npy").unlink(), "d2t: found [Errno 2]"),
         (lambda folder: change_vocabulary(folder, draft_vocab_size=61), "draft_vocab_size: found 61, expected fewer"),
         (lambda folder: change_vocabulary(folder, draft_vocab_size=12), "t2d: found 11 kept ids"),
         (lambda folder: change_vocabulary(folder, digest="0" * 16), "vocabulary: found a map with hash"),
@@ -137,23 +124,16 @@ def test_another_vocabulary_is_refused(command, hass_draft, tmp_path, vocabulary
     assert said in found
 
 
-def test_a_product_that_does_not_fit_its_dtype_is_refused(command, hass_draft, tmp_path):
+def test_what_cannot_be_folded_or_would_be_overwritten_is_refused(command, hass_draft, settings, tmp_path):
+    whole, other = save_draft(hass_draft, tmp_path / "whole"), save_draft(eagle3.build(settings()), tmp_path / "eagle3")
     with torch.no_grad():
         hass_draft.embed_layernorm.weight.fill_(3e38)
-    code, said = command(save_draft(hass_draft, tmp_path / "draft"), tmp_path / "folded")
-    assert (code, (tmp_path / "folded").exists()) == (2, False)
-    assert "embed_tokens.weight: found NaN or Inf in torch.float32 once folded" in said
-
-
-def test_an_eagle3_draft_is_refused(command, settings, tmp_path):
-    draft = save_draft(eagle3.build(settings()), tmp_path / "draft")
-    code, said = command(draft, tmp_path / "folded")
-    assert (code, (tmp_path / "folded").exists()) == (2, False)
-    assert "speculators_model_type: found eagle3, expected hass" in said
-
-
-def test_nothing_is_overwritten(command, hass_draft, tmp_path):
-    draft = save_draft(hass_draft, tmp_path / "draft")
-    code, said = command(draft, draft)
-    assert code == 2
-    assert "OUTPUT: found something there, expected a new or empty directory" in said
+    large, folded = save_draft(hass_draft, tmp_path / "large"), tmp_path / "folded"
+    for draft, output, said in (
+        (large, folded, "embed_tokens.weight: found NaN or Inf in torch.float32 once folded"),
+        (other, folded, "speculators_model_type: found eagle3, expected hass"),
+        (whole, whole, "OUTPUT: found something there, expected a new or empty directory"),
+    ):
+        code, line = command(draft, output)
+        assert (code, folded.exists()) == (2, False)
+        assert said in line

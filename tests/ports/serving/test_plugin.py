@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
-import pytest
 from transformers import LlamaConfig
 
-from ports.serving.plugin import ARCHITECTURE, MODEL, describe, register
+from ports.serving.plugin import ARCHITECTURE, describe, register
 from ports.training.saving import save_draft
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,30 +24,6 @@ def test_it_imports_without_vllm(fork):
     done = fork(exec, f"{code}; import ports.serving.plugin, ports.serving.__main__")
     assert done.ended() == ""
     assert done.returncode == 0
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    """What the plugin touches of vLLM."""
-    models, kinds = {}, {}
-    registry = SimpleNamespace(get_supported_archs=lambda: models.keys(), register_model=models.__setitem__)
-    algos = ModuleType("algos")
-    algos.register_speculator = lambda name: lambda update: kinds.update({name: update})
-    whole = ModuleType("vllm")
-    whole.ModelRegistry = registry
-    names = ("vllm", *(f"vllm.transformers_utils{rest}" for rest in ("", ".configs", ".configs.speculators")))
-    for name in names:
-        monkeypatch.setitem(sys.modules, name, whole)
-    monkeypatch.setitem(sys.modules, "vllm.transformers_utils.configs.speculators.algos", algos)
-    return models, kinds
-
-
-def test_it_registers_model_and_config_and_may_do_so_twice(vllm):
-    register()
-    register()
-    assert vllm == ({ARCHITECTURE: MODEL}, {"hass": describe})
-    module, _, name = MODEL.partition(":")
-    assert f"class {name}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
 
 
 def test_the_config_is_completed(hass_draft, tmp_path):
