@@ -21,9 +21,9 @@ from parity.environment import describe, deterministic, quietly
 from parity.errors import InputError
 from parity.files import read_tensors
 from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import LOGGED, ReplaySampler, configuration, replayed, samples_per_pass, start_of
-from parity.prototypes.reference.loop import CLIP, keep_steps, near_ties
-from parity.step import AdamW, Rule, StepAuditor, linear_schedule
+from parity.prototypes.recorded import LOGGED, ReplaySampler, replayed, samples_per_pass, start_of
+from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
+from parity.step import StepAuditor
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
 from ports.training.data import Batch
@@ -227,14 +227,6 @@ class Tracer(Observer):
     def finished(self, objective: nn.Module) -> None:
         self.auditor.close()
         self.trace.keep("final", _named(objective))
-
-
-def rule_of(case: Case) -> Rule:
-    """What an optimizer step of the case is to do: the prototypes' AdamW, schedule and clipping."""
-    config = configuration(case)
-    update = AdamW(tuple(config["betas"]), config["eps"], config["weight_decay"])
-    steps = config["total_steps"], config["warmup_steps"]
-    return Rule(update, CLIP[case.algorithm], lambda n: case.lr * linear_schedule(n, *steps))
 
 
 def _named(objective: Any) -> Mapping[str, Tensor]:

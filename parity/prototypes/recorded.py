@@ -177,17 +177,3 @@ def replayed(file: Path) -> Callable[[Tensor], Tensor]:
 def samples_per_pass(case: Case) -> int:
     """How many samples a pass visits: incomplete batches are dropped."""
     return len(case.meta.samples_files) // case.bs * case.bs
-
-
-def path_norms(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
-    """|d loss_s / d hidden_i| for every i <= s, named ``s.i``; zero where no path leads.
-
-    ``hidden_i`` is the state that enters step i. The graph is kept for the backward that follows.
-    """
-    norms = {f"{s}.{i}": torch.zeros(1) for s in range(len(losses)) for i in range(s + 1)}
-    for s, loss in enumerate(losses):
-        entered = {i: state for i, state in enumerate(states[: s + 1]) if state.requires_grad and loss.requires_grad}
-        inputs = [*entered.values()]
-        grads = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True) if inputs else ()
-        norms |= {f"{s}.{i}": grad.double().norm().reshape(1) for i, grad in zip(entered, grads)}
-    return norms

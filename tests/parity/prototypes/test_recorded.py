@@ -16,14 +16,7 @@ from safetensors.torch import load_file, save_file
 from parity import fixtures
 from parity.errors import InputError
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.recorded import (
-    ReplaySampler,
-    configuration,
-    load_recorded,
-    path_norms,
-    replayed,
-    samples_per_pass,
-)
+from parity.prototypes.recorded import ReplaySampler, configuration, load_recorded, replayed, samples_per_pass
 
 
 def test_aliases_are_resolved(case: Case) -> None:
@@ -162,16 +155,3 @@ def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path: Path) -> N
         draw(torch.ones(1, 1, 3))
     with pytest.raises(InputError, match=r"u00000: found shape \(1, 4, 3\), expected shape \(1, 2, 3\)"):
         replayed(file)(torch.ones(1, 2, 3))
-
-
-def test_path_norms_are_the_derivatives_and_the_graph_is_left() -> None:
-    first = torch.tensor([3.0, 4.0], requires_grad=True)
-    second, cut, plain = first * 2, (first * 2).detach().requires_grad_(), torch.ones(2)
-    losses = [(first**2).sum(), second.sum() * 5, cut.sum(), plain.sum()]
-    norms = path_norms(losses, [first, second, cut, plain])
-    found = {name: norm.item() for name, norm in norms.items() if norm}
-    assert found == pytest.approx({"0.0": 10.0, "1.0": 10 * 2**0.5, "1.1": 5 * 2**0.5, "2.2": 2**0.5})
-    assert len(norms) == 10
-    losses[0].backward()
-    assert first.grad is not None
-    assert first.grad.tolist() == [6.0, 8.0]
