@@ -13,14 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from parity.fixtures.features import load_verifier
-from parity.fixtures.samples import as_hass, build_training_fixture, sample_of
+from parity.fixtures.samples import as_hass, build_training_fixture, sample_of, write_vocabulary
 from parity.fixtures.verifier import VerifierSpec
-from parity.fixtures.vocabulary import most_frequent
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
 from ports.evaluate.measure import Counters, evaluate
@@ -107,9 +105,7 @@ def answer_greedily(fixture: Path) -> list[list[int]]:
         sample = sample_of(model, texts[-1], [int(place >= PROMPT) for place in range(len(texts[-1]))])
         torch.save(sample, file)
         torch.save(as_hass(sample), fixture / "data_hass" / file.name)
-    kept = most_frequent(texts, SPEC.vocab_size, DRAFT_VOCAB_SIZE)
-    np.save(fixture / "t2d.npy", kept.t2d)
-    np.save(fixture / "d2t.npy", kept.d2t)
+    write_vocabulary(fixture, texts, SPEC.vocab_size, DRAFT_VOCAB_SIZE)
     return texts
 
 
