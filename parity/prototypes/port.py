@@ -18,10 +18,9 @@ from torch import Tensor, nn
 import ports.eagle3.train
 import ports.hass.train
 from parity.environment import describe, deterministic, quietly
-from parity.errors import InputError
 from parity.files import read_tensors
-from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import LOGGED, ReplaySampler, replayed, samples_per_pass, start_of
+from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
+from parity.prototypes.recorded import LOGGED, ReplaySampler, refuse_misfits, replayed, samples_per_pass, start_of
 from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
 from parity.step import StepAuditor
 from parity.trace import Point, Trace
@@ -31,15 +30,6 @@ from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish
 from ports.training.settings import Eagle3Settings, HassSettings, TrainingSettings
-
-FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
-"""Initial weights that a recording may leave out, since the draft takes them from the verifier."""
-
-SETTINGS = {name: name for name in ("lr", "bs", "epoch", "noise", "shuffle")} | {
-    "accumulation": "gradient_accumulation_steps",
-    "ttt_steps": "forward_num_total",
-}
-"""A case's hyperparameters, and what the port's settings call them."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +122,12 @@ def trace_port(case: Case, **changes: Any) -> Trace:
 
 
 def load_initial(draft: SpeculatorModel, case: Case) -> None:
-    """Give the draft the weights the recorded run started from."""
+    """Give the draft the weights the recorded run started from; InputError where they do not fit."""
     native = TO_NATIVE[case.algorithm]
     weights = {native(name): value for name, value in start_of(case, read_tensors(case.initial)).items()}
-    own = {name: tuple(value.shape) for name, value in draft.state_dict().items()}
-    for name, value in weights.items():
-        if own.get(name) != tuple(value.shape):
-            raise InputError(case.initial, f"init.{name}", tuple(value.shape), own.get(name, "no such parameter"))
-    for name, parameter in draft.named_parameters():
-        if parameter.requires_grad and name not in {*weights, *FROM_VERIFIER}:
-            raise InputError(case.initial, f"init.{name}", "missing", f"a tensor of shape {own[name]}")
+    wanted = {*weights, *(name for name, value in draft.named_parameters() if value.requires_grad)}
+    own = {name: value for name, value in draft.state_dict().items() if name in wanted}
+    refuse_misfits(case.initial, weights, own)
     draft.load_state_dict(weights, strict=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from torch.utils.data import Sampler
 
 from parity.errors import InputError
 from parity.files import read_lines, read_tensors
-from parity.prototypes.case import TO_NATIVE, Case
+from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
 from parity.trace import Point, Trace
 
 PROTOTYPE_SEED = 0
 """The seed the prototypes set last before anything of the loop is drawn."""
+
+FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
+"""Initial weights that a recording may leave out, since the draft takes them from the verifier."""
 
 LOGGED = ("train/ploss", "train/topkloss")
 """Metrics of HASS beyond loss, rate and hits."""
@@ -72,13 +76,7 @@ def configuration(case: Case) -> dict[str, Any]:
     """What the prototype says it ran with."""
     config = case.meta.train_config
     return {
-        "lr": case.lr,
-        "bs": case.bs,
-        "accumulation": case.accumulation,
-        "epoch": case.epoch,
-        "ttt_steps": case.ttt_steps,
-        "noise": case.noise,
-        "shuffle": case.shuffle,
+        **{name: getattr(case, name) for name in SETTINGS},
         "total_steps": case.meta.total_steps,
         "warmup_steps": case.meta.warm_steps,
         "samples": list(case.meta.samples_files),
@@ -100,6 +98,14 @@ def start_of(case: Case, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named.pop("embed_tokens.weight", None)
     rounded = case.dtype == "bf16ds"
     return {name: value.to(torch.bfloat16).float() if rounded else value for name, value in named.items()}
+
+
+def refuse_misfits(file: Path, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless initial weights have the names and shapes of a draft's own, ``FROM_VERIFIER`` aside."""
+    for name in sorted({*stored, *own} - ({*FROM_VERIFIER} - {*stored})):
+        found, expected = (tuple(held[name].shape) if name in held else "none" for held in (stored, own))
+        if found != expected:
+            raise InputError(file, f"init.{name}", found, expected)
 
 
 def _with_aliases(
@@ -146,15 +152,13 @@ class ReplaySampler(Sampler[int]):
     """
 
     def __init__(self, order: Sequence[int], per_pass: int) -> None:
-        self.order, self.per_pass, self.position = list(order), per_pass, 0
+        self.left, self.per_pass = iter(order), per_pass
 
     def __len__(self) -> int:
         return self.per_pass
 
     def __iter__(self) -> Iterator[int]:
-        part = self.order[self.position : self.position + self.per_pass]
-        self.position += len(part)
-        return iter(part)
+        return islice(self.left, self.per_pass)
 
 
 def replayed(file: Path) -> Callable[[Tensor], Tensor]:
