@@ -19,7 +19,7 @@ from parity.evidence import Evidence
 from parity.locate import Finding, first_backward, first_forward, within
 from parity.prototypes.case import Case
 from parity.prototypes.port import start_port
-from parity.prototypes.reference.data import batches_of_pass
+from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.loop import prepare
 from parity.trace import Trace
 from parity.verdict import Row
@@ -60,7 +60,7 @@ def trace_calls(case: Case, trace: Trace) -> None:
 
 def longest_row(case: Case) -> dict[str, Tensor]:
     """The row of the first batch without padding: at padded positions the two sides may hold what they like."""
-    batch = next(batches_of_pass(case, 0))
+    batch = next(batches_of(case))
     row = int(batch["attention_mask"].sum(1).argmax())
     return {name: value[row : row + 1] for name, value in batch.items()}
 

@@ -40,12 +40,13 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
         InputError: a file is missing or does not have the recordings' format.
     """
     initial = read_tensors(case.initial)
-    stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
-    stored.update({f"init.{name}": value for name, value in start_of(case, initial).items()})
-    final = case.directory / "final.safetensors"
+    stored, final = read_tensors(case.directory / "first_step.safetensors"), case.directory / "final.safetensors"
+    aliases = dict(case.meta.aliases)
     if final.exists():
-        last = _with_aliases(case, read_tensors(final), case.meta.final_aliases, initial)
-        stored.update({f"final.{name}": value for name, value in last.items()})
+        stored |= {f"final.{name}": value for name, value in read_tensors(final).items()}
+        aliases |= {f"final.{name}": source for name, source in case.meta.final_aliases.items()}
+    stored |= _aliased(case, aliases, {**initial, **stored})
+    stored |= {f"init.{name}": value for name, value in start_of(case, initial).items()}
     file = case.directory / "trajectory.jsonl"
     curve = [_point(file, number, line) for number, line in enumerate(read_lines(file), 1)]
     extra, native = case.meta.model_extra or {}, TO_NATIVE[case.algorithm]
@@ -108,15 +109,12 @@ def refuse_misfits(file: Path, stored: Mapping[str, Tensor], own: Mapping[str, T
             raise InputError(file, f"init.{name}", found, expected)
 
 
-def _with_aliases(
-    case: Case, stored: Mapping[str, Tensor], aliases: Mapping[str, str], initial: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Tensors left out of the file because they equal one that is stored elsewhere."""
-    known = {**initial, **stored}
+def _aliased(case: Case, aliases: Mapping[str, str], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors left out of the files because they equal one that is stored elsewhere."""
     for name, source in aliases.items():
         if source not in known:
             raise InputError(case.directory / "meta.json", f"alias of {name}", source, "a tensor that is stored")
-    return {**stored, **{name: known[source] for name, source in aliases.items()}}
+    return {name: known[source] for name, source in aliases.items()}
 
 
 def _point(file: Path, number: int, line: Mapping[str, Any]) -> Point:

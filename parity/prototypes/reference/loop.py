@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
 from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import configuration, start_of
-from parity.prototypes.reference.data import batches_of_pass
+from parity.prototypes.recorded import configuration, samples_per_pass, start_of
+from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.drafts import Unrolled, eagle3, hass
 from parity.step import AdamW, Clip, Rule, State, global_norm, linear_schedule
 from parity.trace import TIE, Point, Trace
@@ -129,9 +130,9 @@ class Run:
 
     def optimizer_steps(self, limit: int | None = None) -> Iterator[int]:
         """Run, yielding the number of optimizer steps done after each."""
+        run, per_pass = batches_of(self.case), samples_per_pass(self.case) // self.case.bs
         for epoch in range(self.case.epoch + 1):
-            start = len(self.trace.curve)
-            batches = list(batches_of_pass(self.case, epoch))
+            start, batches = len(self.trace.curve), list(islice(run, per_pass))
             for number, batch in enumerate(batches, 1):
                 stepped = number % self.case.accumulation == 0 or number == len(batches)
                 self._micro_batch(epoch, batch, stepped)

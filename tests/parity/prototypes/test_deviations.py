@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,10 @@ from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
 from parity.prototypes.deviations import LEDGER
-from parity.prototypes.original import record_original
 from parity.prototypes.port import run_port, settings_for, start_port, trace_port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.reference.loop import prepare, trace_reference
 from parity.prototypes.synthetic import write_case
-from parity.side import SideError
 from ports.eagle3.train import build
 from ports.errors import InputError
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
@@ -110,13 +107,6 @@ def test_ddp_bf16_crash(tmp_path: Path, small: Path) -> None:
     trace = trace_port(write_case(tmp_path, small, "bf16", epoch=0), mixed_precision="bf16")
     assert all(point.loss > 0 for point in trace.curve)
     assert {value.dtype for value in trace.group("final.").values()} == {torch.float32}
-
-
-@pytest.mark.prototype
-@pytest.mark.deepspeed
-def test_ddp_bf16_crash_of_the_original(prototype_dir: Path, case: Case, tmp_path: Path) -> None:
-    with pytest.raises(SideError, match="dtype"):
-        record_original(replace(case, dtype="bf16"), prototype_dir, tmp_path)
 
 
 def test_embed_decay(cases: dict[str, Case], tmp_path: Path) -> None:
