@@ -17,7 +17,7 @@ from unittest import mock
 from benchmarks import worker
 from benchmarks.shapes import Shape, build_case
 from benchmarks.useful import useful_flops
-from parity.prototypes.original import record_original, request_for
+from parity.prototypes.original import record_original
 
 WARMUP = 1
 
@@ -75,7 +75,7 @@ def run_original(shape: Shape, prototype: Path, rounds: int, fixtures: Path) -> 
     with tempfile.TemporaryDirectory() as folder:
         case = build_case(shape, fixtures, Path(folder), rounds + WARMUP)
         steps = {"max_optimizer_steps": rounds + WARMUP, "threads": shape.threads}
-        request = request_for(case, prototype, Path(folder) / "recording", record=False, **steps)
-        meta = json.loads((record_original(request, timeout=None) / "meta.json").read_text())
+        recording = record_original(case, prototype, Path(folder) / "recording", timeout=None, record=False, **steps)
+        meta = json.loads((recording / "meta.json").read_text())
     seconds = meta["step_cpu_seconds" if shape.threads == 1 else "step_seconds"][WARMUP:]
     return Measured(shape, "original", float("nan"), meta["first_step_flops"], 0.0, seconds, meta["peak_bytes"])

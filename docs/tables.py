@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
-from parity.prototypes.deviations import as_markdown
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
 from ports.generate.conversations import load_conversations
 from ports.training.settings import Eagle3Settings, TrainingSettings
@@ -102,11 +101,8 @@ def updated(text: str, mark: str, table: Callable[[], str]) -> str:
 
 def pages() -> dict[Path, str]:
     """What every page with such a table should hold now."""
-    found = {ROOT / "docs" / "deviations.md": as_markdown()}
-    for name, (mark, table) in TABLES.items():
-        page = ROOT / "docs" / name
-        found[page] = updated(page.read_text(), mark, table)
-    return found
+    files = {ROOT / "docs" / name: table for name, table in TABLES.items()}
+    return {page: updated(page.read_text(), *table) for page, table in files.items()}
 
 
 if __name__ == "__main__":

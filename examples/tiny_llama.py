@@ -19,7 +19,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from parity.fixtures.chat import encode_chat
 from parity.fixtures.conversations import Message, load_conversations
 from parity.fixtures.features import load_verifier
 from parity.fixtures.folder import new_folder, write_json
@@ -33,6 +32,7 @@ from ports.errors import InputError
 from ports.evaluate.decode import Limits, decode
 from ports.evaluate.measure import measure
 from ports.evaluate.prompts import read_questions
+from ports.generate.chat import ChatFamily, Encoder
 from ports.training.verifier import open_tokenizer
 
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)
@@ -82,7 +82,8 @@ def prepare(data: Path, held_out: int, reading_steps: int) -> Path:
         write_prompts(folder / "seen.jsonl", conversations[:seen])
         write_prompts(folder / "held_out.jsonl", conversations[seen:])
         tokenizer = open_tokenizer(str(build_tokenizer(folder / "tokenizer")))
-        texts = [encode_chat(tokenizer, dialogue).ids for dialogue in conversations[:seen]]
+        encode = Encoder(tokenizer, ChatFamily())
+        texts = [encode(dialogue).ids for dialogue in conversations[:seen]]
         verifier = build_tokenizer(build_reader(SPEC, folder / "verifier", texts, reading_steps))
         samples = [*text_samples(verifier, seen), *answer_samples(verifier, folder / "seen.jsonl")]
         write_training(folder, samples, SPEC, None, DRAFT_VOCAB_SIZE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("ports", "parity", "fixtures", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("ports", "parity", "fixtures", "docs", "pyproject.toml", "README.md", "LICENSE")
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<of>[\w,-]+)\])?[^;]*(?:;.*extra == ['\"](?P<extra>[\w-]+)['\"])?")
 
@@ -36,10 +36,11 @@ def test_no_name_but_ours_is_installed(wheel: zipfile.ZipFile) -> None:
     assert {name.split("/")[0] for name in files} == {"parity", "ports"}
 
 
-def test_the_fixtures_are_whole(wheel: zipfile.ZipFile) -> None:
+def test_the_fixtures_and_the_ledger_are_whole(wheel: zipfile.ZipFile) -> None:
     files = [file for file in (ROOT / "fixtures").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert len(files) > 100
     assert {f"parity/{file.relative_to(ROOT)}" for file in files} <= set(wheel.namelist())
+    assert wheel.read("parity/prototypes/deviations.md") == (ROOT / "docs" / "deviations.md").read_bytes()
 
 
 def test_what_only_the_harness_needs_is_an_extra(wheel: zipfile.ZipFile) -> None:

@@ -40,7 +40,7 @@ from parity.prototypes.port import load_initial, settings_for
 from parity.prototypes.reference import drafts as reference
 from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.drafts import log_softmax
-from parity.prototypes.reference.layer import Entry, Tap
+from parity.prototypes.reference.layer import Entry
 from ports.eagle3 import train
 from ports.training.online import chosen_layers
 
@@ -110,8 +110,8 @@ def batch_of(case: scripts.FirstBatch) -> scripts.Tensors:
 class RawResidual(reference.Eagle3Layer):
     """The prototype's layer with the residual from before the norm."""
 
-    def enter(self, hidden: Tensor, step: int, tap: Tap) -> Entry:
-        return replace(super().enter(hidden, step, tap), residual=hidden)
+    def enter(self, hidden: Tensor) -> Entry:
+        return replace(super().enter(hidden), residual=hidden)
 
 
 def formulas(case: scripts.FirstBatch, causes: frozenset[str]) -> scripts.Tensors:

@@ -27,7 +27,6 @@ from parity.prototypes.reference import drafts as reference
 from parity.prototypes.reference.attention import ttt_scores, ttt_values
 from parity.prototypes.reference.data import load_sample, make_batch
 from parity.prototypes.reference.drafts import log_softmax, masked_mean
-from parity.prototypes.reference.layer import Entry, Tap, linear
 
 SCRIPT = scripts.Script(
     name="HASS",
@@ -62,8 +61,8 @@ TEXTS = {
 P_W, V_W, TOPK_W = 0.1, 1.0, 1.0
 """The script's weights of the loss' terms."""
 
-LACKING = ("embed_layernorm.weight", "hidden_layernorm.weight", "lm_head_layernorm.weight")
-"""Parameters of the prototype that HASS has not."""
+NORMS = {"embed_layernorm": "embed-norm", "hidden_layernorm": "hidden-norm", "lm_head_layernorm": "head-norm"}
+"""Norms of the prototype that HASS has not, each with its cause."""
 
 CASES = (scripts.first_batch("hass_fp32_k3"),)
 
@@ -73,13 +72,8 @@ class HassLayer(reference.HassLayer):
 
     causes: frozenset[str] = frozenset()
 
-    def enter(self, hidden: Tensor, step: int, tap: Tap) -> Entry:
-        embeds, normed = self._given(self.raw_embeds, "embed", step, tap), self._given(hidden, "hidden", step, tap)
-        fused = linear(torch.cat([embeds, normed], dim=-1), self.weights, "fc")
-        return Entry(fused, fused, fused)
-
-    def _given(self, x: Tensor, which: str, step: int, tap: Tap) -> Tensor:
-        return x if f"{which}-norm" in self.causes else self._norm(x, f"{which}_layernorm", step, tap)
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return x if NORMS.get(name) in self.causes else super().norm(x, name)
 
     def attend(self, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
         if "unmasked-softmax" not in self.causes:
@@ -95,10 +89,8 @@ def formulas(case: scripts.FirstBatch, causes: frozenset[str]) -> scripts.Tensor
     weights = setup.weights()
     if "fc-bias" in causes:
         weights["fc.bias"] = torch.zeros(len(weights["fc.weight"]), requires_grad=True)
-    changed: dict[str, Any] = {"HassLayer": type("Changed", (HassLayer,), {"causes": causes})}
-    changed |= {"rms_norm": lambda x, weight, eps: x} if "head-norm" in causes else {}
     setup.config |= {"rope_scaling": None} if "rope" in causes else {}
-    with patch.multiple(reference, **changed):
+    with patch.object(reference, "HassLayer", type("Changed", (HassLayer,), {"causes": causes})):
         unrolled = setup.forward(weights, batch, own_position="chain-keys" not in causes)
     hidden, logits = [step.hidden for step in unrolled.steps], [step.logits for step in unrolled.steps]
     losses = [step_loss(*step, unrolled.target_p, batch, case.source.topk, causes) for step in zip(hidden, logits)]
@@ -138,7 +130,8 @@ def run(case: scripts.FirstBatch, root: Path, heard: scripts.Heard) -> None:
     def build(config: Any, **named: Any) -> Any:
         models.append(construct(of_old(config), **named))
         setup = case.setup()
-        weights = {name: value for name, value in {**setup.masters, **setup.frozen}.items() if name not in LACKING}
+        whole = {**setup.masters, **setup.frozen}
+        weights = {name: value for name, value in whole.items() if name.removesuffix(".weight") not in NORMS}
         scripts.give_weights(models[0], weights, ["fc.bias"])
         heard.settings["rope_base"] = models[0].layers[0].self_attn.rotary_emb.base
         return models[0]

@@ -29,6 +29,12 @@ Dtype = Literal["fp32", "bf16", "bf16ds"]
 TO_NATIVE: dict[str, Callable[[str], str]] = {"eagle3": to_native, "hass": str}
 """The prototypes' parameter names to Speculators' names for the same tensors, by algorithm."""
 
+SETTINGS = {name: name for name in ("lr", "bs", "epoch", "noise", "shuffle")} | {
+    "accumulation": "gradient_accumulation_steps",
+    "ttt_steps": "forward_num_total",
+}
+"""A case's hyperparameters, and what the port's settings call them."""
+
 
 class Flags(BaseModel):
     """The flags of a recorded command line that the harness relies on; the defaults are the prototypes' own."""

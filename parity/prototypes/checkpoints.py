@@ -39,11 +39,10 @@ BEYOND = 2
 def last_checkpoint(evidence: Evidence) -> Path:
     """The newest draft directory of the run."""
     prefix = ALGORITHMS[evidence.case.algorithm].checkpoint
-    found = evidence.live.checkpoints.glob(f"{prefix}*/config.json")
-    saved = sorted(found, key=lambda file: int(file.parent.name.removeprefix(prefix)))
+    saved = [file.parent for file in evidence.live.checkpoints.glob(f"{prefix}*/config.json")]
     if not saved:
         raise InputError(evidence.live.checkpoints, "checkpoints", "none", "a Speculators directory after every pass")
-    return saved[-1].parent
+    return max(saved, key=lambda folder: int(folder.name.removeprefix(prefix)))
 
 
 def check_round_trip(evidence: Evidence) -> list[Row]:

@@ -19,7 +19,7 @@ from parity.evidence import Evidence
 from parity.locate import Finding, first_backward, first_forward, within
 from parity.prototypes.case import Case
 from parity.prototypes.port import start_port
-from parity.prototypes.reference.data import batches_of_pass
+from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.loop import prepare
 from parity.trace import Trace
 from parity.verdict import Row
@@ -43,8 +43,7 @@ def hint(row: Row, evidence: Evidence) -> str:
 def localise(case: Case) -> Finding | None:
     """Run both sides on the case's first batch and find where they part, forward before backward."""
     with deterministic():
-        batch = _longest_row(case)
-        (expected, grads), (found, own) = reference_passages(case, batch), port_passages(case, batch)
+        (expected, grads), (found, own) = reference_passages(case), port_passages(case)
     agree = within(AGREE)
     forward = first_forward(expected, found, agree, every_module=True)
     return forward or first_backward(expected, found, (grads, own), agree)
@@ -53,43 +52,42 @@ def localise(case: Case) -> Finding | None:
 def trace_calls(case: Case, trace: Trace) -> None:
     """Put the port's calls on the longest row of the first batch into its trace."""
     with deterministic():
-        calls, _ = port_passages(case, _longest_row(case))
+        calls, _ = port_passages(case)
     trace.calls = tuple(call.key for call in calls)
     for call in calls:
         keep_call(trace, call)
 
 
-def _longest_row(case: Case) -> dict[str, Tensor]:
+def longest_row(case: Case) -> dict[str, Tensor]:
     """The row of the first batch without padding: at padded positions the two sides may hold what they like."""
-    batch = next(batches_of_pass(case, 0))
+    batch = next(batches_of(case))
     row = int(batch["attention_mask"].sum(1).argmax())
     return {name: value[row : row + 1] for name, value in batch.items()}
 
 
-def reference_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
-    """The reference's; keys and values are projected once, so that gradients meet in the same places as the port's."""
+def reference_passages(case: Case) -> Passages:
+    """The reference's, but for HASS' norm of the embeddings, which the port makes once for all steps."""
     calls: list[Call] = []
     setup = prepare(case)
     weights = setup.weights()
-    out = setup.forward(weights, batch, tap=lambda *seen: calls.append(call_of(*seen)), project_once=True)
+    out = setup.forward(weights, longest_row(case), tap=lambda *seen: calls.append(call_of(*seen)))
     torch.stack(list(out.backward)).sum().backward()
-    return calls, _gradients({name: weights[name] for name in setup.masters})
+    return [call for call in calls if call.module != "embed_layernorm"], _gradients(weights)
 
 
-def port_passages(case: Case, batch: Mapping[str, Tensor]) -> Passages:
+def port_passages(case: Case) -> Passages:
     """The port's, watched; only the eager loss calls norm and head as modules.
 
     Inputs are shared as the reference shares them, so that their gradients are those of all who read them.
     """
     with tempfile.TemporaryDirectory() as folder:
         objective: Any = start_port(case, Path(folder), loss_implementation="eager").objective
-        named = {"features" if name == "hidden_states" else name: value for name, value in batch.items()}
+        batch = longest_row(case)
         objective.train()
         with watch(objective.draft, own_inputs=False) as calls:
-            loss = objective(named).backward_loss
+            loss = objective({**batch, "features": batch["hidden_states"]}).backward_loss
         loss.backward()
-    inner = [call for call in calls if call.module != WHOLE]
-    return inner, _gradients(dict(objective.draft.named_parameters()))
+    return [call for call in calls if call.module != WHOLE], _gradients(dict(objective.draft.named_parameters()))
 
 
 def _gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

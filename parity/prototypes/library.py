@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from parity.compare import Subject, compare, compare_groups, compare_named, compare_value
 from parity.environment import deterministic, quietly
 from parity.evidence import Evidence
-from parity.prototypes.port import ALGORITHMS, FROM_VERIFIER, settings_for
+from parity.prototypes.port import ALGORITHMS, settings_for
+from parity.prototypes.recorded import FROM_VERIFIER
 from parity.verdict import Against, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment

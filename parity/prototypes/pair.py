@@ -23,7 +23,7 @@ from parity.prototypes.checkpoints import check_converted, check_resume, check_r
 from parity.prototypes.deviations import LEDGER
 from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, check_initial
-from parity.prototypes.original import record_original, request_for, verify
+from parity.prototypes.original import record_original, verify
 from parity.prototypes.port import ALGORITHMS, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.prototypes.reference.loop import float64_oracle, trace_reference
@@ -143,7 +143,7 @@ def live_original(root: Path) -> Runs:
     """The unmodified script, now, in a process of its own; the case is then as that run drew it."""
 
     def run(case: Case, folder: Path) -> Run:
-        fresh = read_case(record_original(request_for(case, root, folder)))
+        fresh = read_case(record_original(case, root, folder))
         return Run(load_recorded(fresh, run="original"), case=fresh)
 
     return Runs("original", run, without_deepspeed)
@@ -153,8 +153,8 @@ def adapter(root: Path) -> Runs:
     """The unmodified script with its model import redirected to the port's adapter."""
 
     def run(case: Case, folder: Path) -> Run:
-        request = request_for(case, root, folder, redirect=ALGORITHMS[case.algorithm].adapter)
-        return Run(load_recorded(read_case(record_original(request)), run="adapter"))
+        redirect = ALGORITHMS[case.algorithm].adapter
+        return Run(load_recorded(read_case(record_original(case, root, folder, redirect=redirect)), run="adapter"))
 
     fitting = in_fp32("the adapter is held against the original in float32")
     return Runs("adapter", run, fitting, OF_THE_ADAPTER)
@@ -190,7 +190,7 @@ def prototype_pair(name: str) -> Pair:
         oracle=float64_oracle,
         hint=hint,
         jobs={f"{name}_throughput": partial(throughput, name)},
-        record=lambda case, root, output: record_original(request_for(case, root, output)),
+        record=record_original,
         extend=trace_calls,
         baseline="prototype",
     )

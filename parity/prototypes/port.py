@@ -18,12 +18,11 @@ from torch import Tensor, nn
 import ports.eagle3.train
 import ports.hass.train
 from parity.environment import describe, deterministic, quietly
-from parity.errors import InputError
 from parity.files import read_tensors
-from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import LOGGED, ReplaySampler, configuration, replayed, samples_per_pass, start_of
-from parity.prototypes.reference.loop import CLIP, keep_steps, near_ties
-from parity.step import AdamW, Rule, StepAuditor, linear_schedule
+from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
+from parity.prototypes.recorded import LOGGED, ReplaySampler, refuse_misfits, replayed, samples_per_pass, start_of
+from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
+from parity.step import StepAuditor
 from parity.trace import Point, Trace
 from ports.training.alignment import Alignment
 from ports.training.data import Batch
@@ -31,15 +30,6 @@ from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish
 from ports.training.settings import Eagle3Settings, HassSettings, TrainingSettings
-
-FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
-"""Initial weights that a recording may leave out, since the draft takes them from the verifier."""
-
-SETTINGS = {name: name for name in ("lr", "bs", "epoch", "noise", "shuffle")} | {
-    "accumulation": "gradient_accumulation_steps",
-    "ttt_steps": "forward_num_total",
-}
-"""A case's hyperparameters, and what the port's settings call them."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +122,12 @@ def trace_port(case: Case, **changes: Any) -> Trace:
 
 
 def load_initial(draft: SpeculatorModel, case: Case) -> None:
-    """Give the draft the weights the recorded run started from."""
+    """Give the draft the weights the recorded run started from; InputError where they do not fit."""
     native = TO_NATIVE[case.algorithm]
     weights = {native(name): value for name, value in start_of(case, read_tensors(case.initial)).items()}
-    own = {name: tuple(value.shape) for name, value in draft.state_dict().items()}
-    for name, value in weights.items():
-        if own.get(name) != tuple(value.shape):
-            raise InputError(case.initial, f"init.{name}", tuple(value.shape), own.get(name, "no such parameter"))
-    for name, parameter in draft.named_parameters():
-        if parameter.requires_grad and name not in {*weights, *FROM_VERIFIER}:
-            raise InputError(case.initial, f"init.{name}", "missing", f"a tensor of shape {own[name]}")
+    wanted = {*weights, *(name for name, value in draft.named_parameters() if value.requires_grad)}
+    own = {name: value for name, value in draft.state_dict().items() if name in wanted}
+    refuse_misfits(case.initial, weights, own)
     draft.load_state_dict(weights, strict=False)
 
 
@@ -227,14 +213,6 @@ class Tracer(Observer):
     def finished(self, objective: nn.Module) -> None:
         self.auditor.close()
         self.trace.keep("final", _named(objective))
-
-
-def rule_of(case: Case) -> Rule:
-    """What an optimizer step of the case is to do: the prototypes' AdamW, schedule and clipping."""
-    config = configuration(case)
-    update = AdamW(tuple(config["betas"]), config["eps"], config["weight_decay"])
-    steps = config["total_steps"], config["warmup_steps"]
-    return Rule(update, CLIP[case.algorithm], lambda n: case.lr * linear_schedule(n, *steps))
 
 
 def _named(objective: Any) -> Mapping[str, Tensor]:

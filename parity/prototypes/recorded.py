@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from torch.utils.data import Sampler
 
 from parity.errors import InputError
 from parity.files import read_lines, read_tensors
-from parity.prototypes.case import TO_NATIVE, Case
+from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
 from parity.trace import Point, Trace
 
 PROTOTYPE_SEED = 0
 """The seed the prototypes set last before anything of the loop is drawn."""
+
+FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
+"""Initial weights that a recording may leave out, since the draft takes them from the verifier."""
 
 LOGGED = ("train/ploss", "train/topkloss")
 """Metrics of HASS beyond loss, rate and hits."""
@@ -36,12 +40,13 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
         InputError: a file is missing or does not have the recordings' format.
     """
     initial = read_tensors(case.initial)
-    stored = _with_aliases(case, read_tensors(case.directory / "first_step.safetensors"), case.meta.aliases, initial)
-    stored.update({f"init.{name}": value for name, value in start_of(case, initial).items()})
-    final = case.directory / "final.safetensors"
+    stored, final = read_tensors(case.directory / "first_step.safetensors"), case.directory / "final.safetensors"
+    aliases = dict(case.meta.aliases)
     if final.exists():
-        last = _with_aliases(case, read_tensors(final), case.meta.final_aliases, initial)
-        stored.update({f"final.{name}": value for name, value in last.items()})
+        stored |= {f"final.{name}": value for name, value in read_tensors(final).items()}
+        aliases |= {f"final.{name}": source for name, source in case.meta.final_aliases.items()}
+    stored |= _aliased(case, aliases, {**initial, **stored})
+    stored |= {f"init.{name}": value for name, value in start_of(case, initial).items()}
     file = case.directory / "trajectory.jsonl"
     curve = [_point(file, number, line) for number, line in enumerate(read_lines(file), 1)]
     extra, native = case.meta.model_extra or {}, TO_NATIVE[case.algorithm]
@@ -72,13 +77,7 @@ def configuration(case: Case) -> dict[str, Any]:
     """What the prototype says it ran with."""
     config = case.meta.train_config
     return {
-        "lr": case.lr,
-        "bs": case.bs,
-        "accumulation": case.accumulation,
-        "epoch": case.epoch,
-        "ttt_steps": case.ttt_steps,
-        "noise": case.noise,
-        "shuffle": case.shuffle,
+        **{name: getattr(case, name) for name in SETTINGS},
         "total_steps": case.meta.total_steps,
         "warmup_steps": case.meta.warm_steps,
         "samples": list(case.meta.samples_files),
@@ -102,15 +101,20 @@ def start_of(case: Case, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(torch.bfloat16).float() if rounded else value for name, value in named.items()}
 
 
-def _with_aliases(
-    case: Case, stored: Mapping[str, Tensor], aliases: Mapping[str, str], initial: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Tensors left out of the file because they equal one that is stored elsewhere."""
-    known = {**initial, **stored}
+def refuse_misfits(file: Path, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless initial weights have the names and shapes of a draft's own, ``FROM_VERIFIER`` aside."""
+    for name in sorted({*stored, *own} - ({*FROM_VERIFIER} - {*stored})):
+        found, expected = (tuple(held[name].shape) if name in held else "none" for held in (stored, own))
+        if found != expected:
+            raise InputError(file, f"init.{name}", found, expected)
+
+
+def _aliased(case: Case, aliases: Mapping[str, str], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors left out of the files because they equal one that is stored elsewhere."""
     for name, source in aliases.items():
         if source not in known:
             raise InputError(case.directory / "meta.json", f"alias of {name}", source, "a tensor that is stored")
-    return {**stored, **{name: known[source] for name, source in aliases.items()}}
+    return {name: known[source] for name, source in aliases.items()}
 
 
 def _point(file: Path, number: int, line: Mapping[str, Any]) -> Point:
@@ -146,15 +150,13 @@ class ReplaySampler(Sampler[int]):
     """
 
     def __init__(self, order: Sequence[int], per_pass: int) -> None:
-        self.order, self.per_pass, self.position = list(order), per_pass, 0
+        self.left, self.per_pass = iter(order), per_pass
 
     def __len__(self) -> int:
         return self.per_pass
 
     def __iter__(self) -> Iterator[int]:
-        part = self.order[self.position : self.position + self.per_pass]
-        self.position += len(part)
-        return iter(part)
+        return islice(self.left, self.per_pass)
 
 
 def replayed(file: Path) -> Callable[[Tensor], Tensor]:
@@ -177,17 +179,3 @@ def replayed(file: Path) -> Callable[[Tensor], Tensor]:
 def samples_per_pass(case: Case) -> int:
     """How many samples a pass visits: incomplete batches are dropped."""
     return len(case.meta.samples_files) // case.bs * case.bs
-
-
-def path_norms(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
-    """|d loss_s / d hidden_i| for every i <= s, named ``s.i``; zero where no path leads.
-
-    ``hidden_i`` is the state that enters step i. The graph is kept for the backward that follows.
-    """
-    norms = {f"{s}.{i}": torch.zeros(1) for s in range(len(losses)) for i in range(s + 1)}
-    for s, loss in enumerate(losses):
-        entered = {i: state for i, state in enumerate(states[: s + 1]) if state.requires_grad and loss.requires_grad}
-        inputs = [*entered.values()]
-        grads = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True) if inputs else ()
-        norms |= {f"{s}.{i}": grad.double().norm().reshape(1) for i, grad in zip(entered, grads)}
-    return norms

@@ -15,7 +15,7 @@ from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
-from parity.prototypes.original import record_original, request_for
+from parity.prototypes.original import record_original
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run, prepare
 from parity.prototypes.synthetic import write_case
@@ -102,8 +102,7 @@ def measure_live(case: Case, prototype: Path) -> Timed:
     runs: dict[str, list[core.Times]] = {"original": [], "port": []}
     for _ in range(LIVE_ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
-            limits: dict[str, Any] = {"max_optimizer_steps": LIVE_STEPS, "record": False}
-            recording = record_original(request_for(case, prototype, Path(folder), **limits))
+            recording = record_original(case, prototype, Path(folder), max_optimizer_steps=LIVE_STEPS, record=False)
             meta = json.loads((recording / "meta.json").read_text())
             seconds = {"wall": [meta["step_seconds"]], "CPU": [meta["step_cpu_seconds"]]}
             runs["original"].append(core.Times(seconds, meta["first_step_flops"] * LIVE_STEPS))

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from parity.prototypes.original.checkout import verify
-from parity.prototypes.original.child import Request, record_original, request_for
+from parity.prototypes.original.child import record_original
 
-__all__ = ["Request", "record_original", "request_for", "verify"]
+__all__ = ["record_original", "verify"]

@@ -45,25 +45,38 @@ class Request:
         return self.output / self.case.name
 
 
-def request_for(case: Case, prototype: Path, output: Path, **options: Any) -> Request:
-    """The original's run that the case describes; ``options`` are :class:`Request`'s."""
-    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(case).items() if isinstance(value, Path)}
-    return Request(replace(case, **paths), prototype.absolute(), output.absolute(), **options)
-
-
 WORKER = "parity.prototypes.original.worker"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT")
 _MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 _PROJECT = Path(__file__).resolve().parents[3]
 
 
-def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
-    """Run the prototype as requested and return the folder of its recording; ``timeout`` is in seconds.
+def record_original(case: Case, prototype: Path, output: Path, timeout: float | None = 1800.0, **options: Any) -> Path:
+    """Run the prototype on a case and return the folder of its recording.
+
+    Args:
+        case, prototype, output, options: of a :class:`Request`.
+        timeout: in seconds.
 
     Raises:
         InputError: another checkout, a fixture with missing parts, or an output folder that is already there.
         SideError: the process failed or ran out of time; with the last lines of its standard error.
     """
+    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(case).items() if isinstance(value, Path)}
+    case = replace(case, **paths)
+    request = Request(case, prototype.absolute(), output.absolute(), **options)
+    _check(request)
+    with tempfile.TemporaryDirectory(prefix="parity-original-") as name:
+        sealed = Path(name) / "request.pickle"  # of this process for its own child, in a folder nobody else may write
+        sealed.write_bytes(pickle.dumps(request))
+        environment = plain_environment(request.threads) | (deepspeed_environment() if case.dtype == "bf16ds" else {})
+        what = f"the {case.algorithm} prototype, case {case.name}"
+        run_command([sys.executable, "-m", WORKER, str(sealed)], what, timeout, cwd=sealed.parent, env=environment)
+    return request.folder
+
+
+def _check(request: Request) -> None:
+    """What a run needs is there, and nothing is in its way."""
     case = request.case
     if wrong := verify(request.prototype, case.algorithm):
         lines = "".join(f"\n  {line}" for line in wrong)
@@ -76,13 +89,6 @@ def record_original(request: Request, timeout: float | None = 1800.0) -> Path:
         raise InputError(case.name, "dtype", "bf16ds without the package deepspeed", "python -m pip install deepspeed")
     if request.folder.exists():
         raise InputError(request.folder, "output", "a folder", "none: a recording is never overwritten")
-    with tempfile.TemporaryDirectory(prefix="parity-original-") as name:
-        sealed = Path(name) / "request.pickle"  # of this process for its own child, in a folder nobody else may write
-        sealed.write_bytes(pickle.dumps(request))
-        environment = plain_environment(request.threads) | (deepspeed_environment() if case.dtype == "bf16ds" else {})
-        what = f"the {case.algorithm} prototype, case {case.name}"
-        run_command([sys.executable, "-m", WORKER, str(sealed)], what, timeout, cwd=sealed.parent, env=environment)
-    return request.folder
 
 
 def plain_environment(threads: int) -> dict[str, str]:

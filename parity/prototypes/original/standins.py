@@ -1,7 +1,6 @@
 """What the prototypes need before they run on a CPU beside today's transformers.
 
-Each stand-in is one function that changes one thing from outside and returns the line that names it in ``meta.json``.
-No file of the prototype is edited.
+Each stand-in is one function that changes one thing from outside. No file of the prototype is edited.
 """
 
 from __future__ import annotations
@@ -9,17 +8,11 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
 from ports.training.records import natural_key
-
-
-class LossKwargs(TypedDict, total=False):
-    """Takes the place of a typing-only name."""
-
-    num_items_in_batch: int
 
 
 class TorchProxy(ModuleType):
@@ -33,18 +26,16 @@ class TorchProxy(ModuleType):
         return getattr(torch, name)
 
 
-def add_lost_names() -> list[str]:
-    """What the prototypes import and transformers 5 no longer has; only what lacks is added."""
+def add_lost_names() -> None:
+    """What the prototypes import and transformers 5 no longer has: a name for annotations, unscaled rotary frequencies.
+
+    Where transformers has them they stay.
+    """
     utils: Any = importlib.import_module("transformers.utils")
     rope: Any = importlib.import_module("transformers.modeling_rope_utils")
-    added = []
     if "LossKwargs" not in dir(utils):
-        utils.LossKwargs = LossKwargs
-        added.append("transformers.utils.LossKwargs")
-    if "default" not in rope.ROPE_INIT_FUNCTIONS:
-        rope.ROPE_INIT_FUNCTIONS["default"] = plain_rope
-        added.append("transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS['default']")
-    return added
+        utils.LossKwargs = utils.TransformersKwargs
+    rope.ROPE_INIT_FUNCTIONS.setdefault("default", plain_rope)
 
 
 def plain_rope(config: Any, device: Any = None, **_: Any) -> tuple[torch.Tensor, float]:
@@ -55,43 +46,32 @@ def plain_rope(config: Any, device: Any = None, **_: Any) -> tuple[torch.Tensor,
     return 1.0 / (theta**exponents), 1.0
 
 
-def make_cuda_identity() -> str:
+def make_cuda_identity() -> None:
     """``Tensor.cuda()`` returns the tensor: the scripts call it on their accuracy counters."""
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    return "torch.Tensor.cuda = identity"
 
 
-def force_full_precision() -> str:
+def force_full_precision() -> None:
     """``Accelerator(mixed_precision="no")`` whatever the script asks for; call before the script is imported."""
     accelerate: Any = importlib.import_module("accelerate")
     original = accelerate.Accelerator
     accelerate.Accelerator = lambda **arguments: original(**{**arguments, "mixed_precision": "no"})
-    return "accelerate.Accelerator(mixed_precision='no')"
 
 
-def proxy_torch(script: ModuleType, model: ModuleType | None) -> list[str]:
+def proxy_torch(script: ModuleType, model: ModuleType | None) -> None:
     """The name ``torch`` of the script becomes a proxy; and with a ``model``, in both ``bfloat16`` is ``float32``."""
-    if model is None:
-        script.__dict__["torch"] = TorchProxy()
-        return []
-    for module in (script, model):
+    script.__dict__["torch"] = TorchProxy()
+    for module in (script, model) if model else ():
         module.__dict__["torch"] = TorchProxy(bfloat16=torch.float32)
-    return ["globals()['torch'] of main module and model module = proxy with bfloat16 -> float32"]
 
 
-def arrange_data(script: ModuleType, noise: bool, shuffle: bool) -> list[str]:
+def arrange_data(script: ModuleType, noise: bool, shuffle: bool) -> None:
     """Samples in natural order, loaded in this process without pinned memory, with noise and shuffling as asked for.
 
     The script keeps the order of the file system and has no argument for any of these.
     """
     script.datapath.sort(key=lambda file: natural_key(Path(file)))
-    changed = {"num_workers": 0} | ({} if noise else {"data_noise": False})
-    script.train_config.update(changed)
-    original = script.DataLoader
+    script.train_config.update({"num_workers": 0} | ({} if noise else {"data_noise": False}))
     options = {"pin_memory": False} | ({} if shuffle else {"shuffle": False})
+    original = script.DataLoader
     script.__dict__["DataLoader"] = lambda *positional, **named: original(*positional, **{**named, **options})
-    return [
-        "module.datapath sorted naturally (the original keeps os.walk order)",
-        *(f"train_config[{name!r}] = {value}" for name, value in changed.items()),
-        f"DataLoader({', '.join(f'{name}={value}' for name, value in options.items())})",
-    ]

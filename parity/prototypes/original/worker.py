@@ -10,7 +10,6 @@ import functools
 import importlib
 import importlib.util
 import json
-import math
 import pickle
 import shutil
 import sys
@@ -32,14 +31,8 @@ from parity.prototypes.original import standins
 from parity.prototypes.original.checkout import COMMIT, PROTOTYPES
 from parity.prototypes.original.child import Request
 from parity.prototypes.original.recorder import LoopWatch, Recorder, StepLimitError
-from parity.prototypes.recorded import VERSIONS
+from parity.prototypes.recorded import VERSIONS, refuse_misfits
 from parity.speed import peak_bytes
-
-EMBEDDING = "embed_tokens.weight"
-MAY_BE_KEPT = {EMBEDDING, "lm_head.weight"}
-"""Parameters that the draft takes from the verifier where the initial weights lack them."""
-
-WEIGHT_DECAY = 0.01
 
 
 class Run:
@@ -52,11 +45,9 @@ class Run:
         self.loop = LoopWatch(self.recorder, request.max_optimizer_steps)
         self.seed = request.seed if self.case.noise or self.case.shuffle else None
         self.arguments = arguments_of(self.case)
-        self.patches: list[str] = []
         self.prints: list[str] = []
         self.walked: list[str] = []
         self.model: Any = None
-        self.wrapped: Any = None
 
     def go(self) -> None:
         """Prepare, import, train, write."""
@@ -71,10 +62,10 @@ class Run:
 
     def _import_script(self) -> ModuleType:
         """Import it with a ``print`` of our own among its globals, so that its lines can be kept."""
-        self.patches += standins.add_lost_names()
+        standins.add_lost_names()
         if self.case.dtype == "fp32":
-            self.patches.append(standins.force_full_precision())
-        self.patches.append(standins.make_cuda_identity())
+            standins.force_full_precision()
+        standins.make_cuda_identity()
         folder = self.request.prototype / self.prototype.folder
         file = folder / (self.prototype.script.replace(".", "/") + ".py")
         sys.path.insert(0, str(folder))
@@ -82,7 +73,6 @@ class Run:
         if self.request.redirect is not None:
             other = importlib.import_module(self.request.redirect)
             sys.modules[self.prototype.model] = sys.modules["model.configs"] = other
-            self.patches.append(f"{self.prototype.model} and model.configs = {self.request.redirect}")
         spec: Any = importlib.util.spec_from_file_location(self.prototype.script, file)
         script = sys.modules[self.prototype.script] = importlib.util.module_from_spec(spec)
         script.__dict__["print"] = lambda *values, **_: self.prints.append(" ".join(map(str, values)))
@@ -92,20 +82,14 @@ class Run:
     def _arrange(self, script: Any) -> None:
         """Everything that is changed from outside between import and ``main()``."""
         full = sys.modules[self.prototype.model] if self.case.dtype == "fp32" else None
-        self.patches += standins.proxy_torch(script, full)
+        standins.proxy_torch(script, full)
         self.walked = [Path(path).name for path in script.datapath]
-        self.patches += standins.arrange_data(script, self.case.noise, self.case.shuffle)
+        standins.arrange_data(script, self.case.noise, self.case.shuffle)
         script.Model = functools.partial(self._build, script.Model)
         script.accelerator.prepare = functools.partial(self._prepare, script.accelerator.prepare)
         self.loop.accelerator, script.tqdm = script.accelerator, self.loop
         if self.recorder is not None:
             self.recorder.listen_to_script(script)
-        self.patches += [] if self.request.redirect else ["EConfig._attn_implementation = 'eager'"]
-        self.patches += [
-            "Model(...) parameters overwritten after construction by the values of a file",
-            "Accelerator.prepare result wrapped in torch.nn.DataParallel, so that .module exists",
-            "loop, samples, noise, losses, clipping and steps heard by wrappers around them",
-        ]
 
     def _build(self, construct: Any, config: Any, *positional: Any, **named: Any) -> Any:
         """The script's model, from the case's initial weights."""
@@ -120,14 +104,14 @@ class Run:
     def _prepare(self, prepare: Any, *objects: Any) -> tuple[Any, ...]:
         """What is trained, as accelerate has wrapped it."""
         model, *others = prepare(*objects)
-        self.wrapped = model if hasattr(model, "module") else torch.nn.DataParallel(model)  # DeepSpeed's has one
+        wrapped = model if hasattr(model, "module") else torch.nn.DataParallel(model)  # DeepSpeed's has one
         if self.recorder is not None:
             optimizer = next(item for item in others if isinstance(item, AcceleratedOptimizer))
             scheduler = next(item for item in others if isinstance(item, AcceleratedScheduler))
             self.recorder.listen_to_run(self.model, optimizer, scheduler)
         if self.seed is not None:
             set_seed(self.seed)
-        return (self.wrapped, *others)
+        return (wrapped, *others)
 
     def _write(self, script: Any) -> None:
         """The recording, whole or not at all; with ``record`` off only ``meta.json`` with the timings."""
@@ -160,8 +144,6 @@ class Run:
             "commit": COMMIT,
             **{name: versions[name] for name in VERSIONS},
             "argv": [self._portable(word) for word in self.arguments],
-            "redirect": self.request.redirect,
-            "patches": self.patches,
             "total_steps": script.total_steps,
             "warm_steps": script.warm_steps,
             "train_config": {name: self._portable(value) for name, value in script.train_config.items()},
@@ -174,18 +156,7 @@ class Run:
             "sample_index_order": recorder.order,
             "prints": self.prints,
             "saved": [{"file": str(path.relative_to(saved)), "zip_pickle": zipfile.is_zipfile(path)} for path in files],
-            "deepspeed": self._decay(recorder) if case.dtype == "bf16ds" else None,
         }
-
-    def _decay(self, recorder: Recorder) -> dict[str, float]:
-        """By how much DeepSpeed's master of the embedding has shrunk, and by how much weight decay alone shrinks it."""
-        masters = torch.cat([group.reshape(-1) for group in self.wrapped.optimizer.single_partition_of_fp32_groups])
-        sizes = [value.numel() for value in recorder.initial.values()]
-        before = recorder.initial[EMBEDDING].double()
-        after = masters.detach().split(sizes)[list(recorder.initial).index(EMBEDDING)].double()
-        rates = [row["lr_used"] for row in recorder.rows if row["synced"]]
-        shrunk = math.prod(1 - rate * WEIGHT_DECAY for rate in rates)
-        return {"embed_master_norm_ratio": float(after.norm() / before.norm()), "weight_decay_product": shrunk}
 
     def _portable(self, value: Any) -> Any:
         """A word or setting without the folders of this machine."""
@@ -209,10 +180,7 @@ def overwrite(model: torch.nn.Module, case: Case) -> None:
     """
     stored = {name[5:]: value for name, value in read_tensors(case.initial).items() if name.startswith("init.")}
     parameters = dict(model.named_parameters())
-    for name in sorted({*stored, *parameters} - (MAY_BE_KEPT - {*stored})):
-        found, expected = (tuple(held[name].shape) if name in held else "none" for held in (stored, parameters))
-        if found != expected:
-            raise InputError(case.initial, f"init.{name}", found, expected)
+    refuse_misfits(case.initial, stored, parameters)
     with torch.no_grad():
         for name, value in stored.items():
             parameters[name].copy_(value)

@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from parity.errors import InputError
-from parity.files import read_sample, read_tensors
+from parity.files import read_sample
 from parity.prototypes.case import Case
-from parity.prototypes.recorded import samples_per_pass
+from parity.prototypes.recorded import replayed
 
 MAX_LEN = 8192
 
 
-def batches_of_pass(case: Case, epoch: int) -> Iterator[dict[str, Tensor]]:
-    """The whole batches of one pass, in the recorded order and with the recorded noise.
+def batches_of(case: Case) -> Iterator[dict[str, Tensor]]:
+    """The batches of a run, whole ones, in the recorded order and with the recorded noise.
 
     Raises:
-        InputError: a sample that is missing or damaged, or too few draws of noise.
+        InputError: a sample that is missing or damaged, or draws of noise that are too few or of another shape.
     """
-    stored = read_tensors(case.uniforms) if case.uniforms else {}
-    draws, per_pass = [stored[name] for name in sorted(stored)], samples_per_pass(case)
-    for start in range(epoch * per_pass, (epoch + 1) * per_pass, case.bs):
-        visits = range(start, start + case.bs)
-        if case.uniforms and visits.stop > len(draws):
-            raise InputError(case.uniforms, "noise", f"{len(draws)} draws", "one for every sample visited")
-        files = [case.tmpdir / case.meta.samples_files[case.order[visit]] for visit in visits]
-        uniforms = draws[visits.start : visits.stop] if case.uniforms else [None] * case.bs
-        yield make_batch([load_sample(file, draw) for file, draw in zip(files, uniforms)])
+    draw = replayed(case.uniforms) if case.uniforms else None
+    files = (case.tmpdir / case.meta.samples_files[index] for index in case.order)
+    while batch := list(islice(files, case.bs)):
+        yield make_batch([load_sample(file, draw) for file in batch])
 
 
-def load_sample(file: Path, uniforms: Tensor | None) -> dict[str, Tensor]:
+def load_sample(file: Path, draw: Callable[[Tensor], Tensor] | None) -> dict[str, Tensor]:
     """One sample: ids and target shifted left with a zero at the end, the mask's last entry off, noise on the features.
 
     Args:
-        uniforms: [1, T, F] in [0, 1), or None for no noise.
+        draw: gives numbers in [0, 1) like features [1, T, F]; None for no noise.
     """
     raw = read_sample(file, ("input_ids", "loss_mask", "hidden_state"))
     ids, mask = raw["input_ids"][:MAX_LEN], raw["loss_mask"][:MAX_LEN].clone()
     features = raw["hidden_state"][:MAX_LEN]
     target = raw.get("target", raw["hidden_state"])[:MAX_LEN]
-    if uniforms is not None:
-        if uniforms.shape != (1, *features.shape):
-            raise InputError(file, "noise", f"draws of shape {tuple(uniforms.shape)}", (1, *features.shape))
-        features = features + (uniforms[0] - 0.5) * 0.2 * 512 / len(features)
+    if draw is not None:
+        features = features + (draw(features[None])[0] - 0.5) * 0.2 * 512 / len(features)
     mask[-1] = 0
     return {
         "input_ids": torch.cat([ids[1:], ids.new_zeros(1)]),

@@ -5,14 +5,14 @@ Shapes: B batch, T positions, h hidden size, V verifier vocabulary, D the vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parity.prototypes.reference.layer import NAME, Entry, Layer, Tap, Weights, linear, no_tap, rms_norm
+from parity.prototypes.reference.layer import NAME, Entry, Layer, Weights
 
 Batch = Mapping[str, Tensor]
 """``input_ids``, ``hidden_states`` ([B, T, 3h] for Eagle3), ``target`` [B, T, h], ``attention_mask``, ``loss_mask``."""
@@ -54,17 +54,12 @@ def eagle3(
         head: the verifier's output head [V, h].
         t2d: bool [V], the columns of the verifier's logits that the draft's vocabulary keeps.
         k: how many steps.
-        options: ``own_position``, ``tap`` and ``project_once`` of :class:`Layer`.
+        options: ``own_position`` and ``tap`` of :class:`Layer`.
     """
     target_p = target_distribution(batch["target"], head, t2d)
     layer = Eagle3Layer(weights, config, _embeds(weights, batch), batch["attention_mask"], **options)
-    features = batch["hidden_states"].to(weights["fc.weight"].dtype)
-    hidden = linear(features, weights, "fc", tap=layer.tap)
-
-    def logits(out: Tensor, step: int) -> Tensor:
-        return linear(_final_norm(layer, "norm", out, step), weights, "lm_head", step, layer.tap)
-
-    steps = _unroll(layer, hidden, k, logits, target_p, batch["loss_mask"])
+    hidden = layer.linear(batch["hidden_states"].to(weights["fc.weight"].dtype), "fc")
+    steps = _unroll(layer, hidden, k, target_p, batch["loss_mask"])
     total = torch.stack([step.loss for step in steps]).sum()
     return Unrolled(steps, target_p, total, [total])
 
@@ -80,13 +75,10 @@ def hass(
     """
     head = head.to(weights["fc.weight"].dtype)
     target_p = target_distribution(batch["target"], head)
+    weights = {**weights, "lm_head.weight": head}
     layer = HassLayer(weights, config, _embeds(weights, batch), batch["attention_mask"], **options)
-
-    def logits(out: Tensor, step: int) -> Tensor:
-        return _final_norm(layer, "lm_head_layernorm", out, step) @ head.T
-
     hidden = batch["hidden_states"].to(head.dtype)
-    steps = _unroll(layer, hidden, k, logits, target_p, batch["loss_mask"], detached=True)
+    steps = _unroll(layer, hidden, k, target_p, batch["loss_mask"], detached=True)
     losses = [step.loss for step in steps]
     mean = torch.tensor(sum(loss.item() for loss in losses) / k, dtype=torch.float64)
     logged = _cross_entropies(steps[-1].logits.detach(), target_p, batch["loss_mask"], topk)
@@ -96,23 +88,23 @@ def hass(
 class Eagle3Layer(Layer):
     """Embedding and hidden state, each normed, stand side by side; the residual is the normed hidden state."""
 
-    def enter(self, hidden: Tensor, step: int, tap: Tap) -> Entry:
+    def enter(self, hidden: Tensor) -> Entry:
         """``attends`` is [B, T, 2h], the embedding half first."""
         whole = torch.cat([self.raw_embeds, hidden], dim=-1)
-        raw, own = whole.chunk(2, dim=-1) if self.project_once else (self.raw_embeds, hidden)
-        embeds = self._norm(raw, f"{NAME}.input_layernorm", step, tap)
-        normed = self._norm(own, f"{NAME}.hidden_norm", step, tap)
+        raw, own = whole.chunk(2, dim=-1) if self.tap else (self.raw_embeds, hidden)
+        embeds, normed = self.norm(raw, f"{NAME}.input_layernorm"), self.norm(own, f"{NAME}.hidden_norm")
         return Entry(whole, torch.cat([embeds, normed], dim=-1), normed)
 
 
 class HassLayer(Layer):
     """u = fc([norm(embedding) ; norm(hidden)]) feeds both the attention and the residual; the states are detached."""
 
-    def enter(self, hidden: Tensor, step: int, tap: Tap) -> Entry:
+    final_norm = "lm_head_layernorm"
+
+    def enter(self, hidden: Tensor) -> Entry:
         """All three parts are u, [B, T, h]."""
-        embeds = self._norm(self.raw_embeds, "embed_layernorm", step, no_tap)
-        normed = self._norm(hidden, "hidden_layernorm", step, tap)
-        fused = linear(torch.cat([embeds, normed], dim=-1), self.weights, "fc", step, tap)
+        embeds, normed = self.norm(self.raw_embeds, "embed_layernorm"), self.norm(hidden, "hidden_layernorm")
+        fused = self.linear(torch.cat([embeds, normed], dim=-1), "fc")
         return Entry(fused, fused, fused)
 
 
@@ -120,27 +112,15 @@ def _embeds(weights: Weights, batch: Batch) -> Tensor:
     return weights["embed_tokens.weight"][batch["input_ids"]].detach()
 
 
-def _final_norm(layer: Layer, name: str, out: Tensor, step: int) -> Tensor:
-    normed = rms_norm(out, layer.weights[f"{name}.weight"], layer.config["rms_norm_eps"])
-    layer.tap(name, step, out, normed)
-    return normed
-
-
 def _unroll(
-    layer: Layer,
-    hidden: Tensor,
-    k: int,
-    logits: Callable[[Tensor, int], Tensor],
-    target_p: Tensor,
-    loss_mask: Tensor,
-    detached: bool = False,
+    layer: Layer, hidden: Tensor, k: int, target_p: Tensor, loss_mask: Tensor, detached: bool = False
 ) -> list[Step]:
     """What a step gives enters the next one moved on by a position; the first position stays as it is."""
     steps: list[Step] = []
-    for number in range(k):
+    for _ in range(k):
         out = layer(hidden)
-        scores = logits(out, number)
-        steps.append(Step(hidden, out, scores, kl_loss(scores, target_p, loss_mask)))
+        logits = layer.logits(out)
+        steps.append(Step(hidden, out, logits, kl_loss(logits, target_p, loss_mask)))
         hidden = torch.cat([hidden[:, :1], out[:, :-1]], dim=1)
         hidden = hidden.detach() if detached else hidden
     return steps

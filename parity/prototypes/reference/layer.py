@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,31 +24,11 @@ Tap = Callable[[str, int, Tensor, Tensor], None]
 """``tap(module, step, input, output)`` sees what flows through a module at a TTT step."""
 
 
-def no_tap(module: str, step: int, into: Tensor, out: Tensor) -> None:
-    """Look at nothing."""
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``w * (x / sqrt(mean(x^2) + eps))`` over the last axis, the bracket in float32 or wider (Zhang 2019)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * scaled.to(x.dtype)
-
-
-def linear(x: Tensor, weights: Weights, name: str, step: int = 0, tap: Tap = no_tap) -> Tensor:
-    """``x W^T + b`` with the bias only where the model has one."""
-    out, bias = x @ weights[f"{name}.weight"].T, weights.get(f"{name}.bias")
-    out = out if bias is None else out + bias
-    tap(name, step, x, out)
-    return out
-
-
-def mlp(x: Tensor, weights: Weights, name: str, step: int = 0, tap: Tap = no_tap) -> Tensor:
-    """The gated SiLU MLP."""
-    gate, up = (linear(x, weights, f"{name}.{each}_proj", step, tap) for each in ("gate", "up"))
-    out = linear(torch.nn.functional.silu(gate) * up, weights, f"{name}.down_proj", step, tap)
-    tap(name, step, x, out)
-    return out
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -114,9 +94,9 @@ class Layer:
         raw_embeds: [B, T, h], of the tokens, not normed.
         mask: [B, T], 1 on real positions.
         own_position: read earlier steps' keys at the query's position (the prototypes) or in the chain.
-        tap: sees the modules' inputs and outputs.
-        project_once: keep keys and values instead of projecting the history again. The numbers are the same, but all
-            steps of an algorithm that detaches its states then share one graph.
+        tap: sees the modules' inputs and outputs. So that each runs once a step, keys and values are then kept instead
+            of projecting the history again. The numbers are the same, but all steps of an algorithm that detaches its
+            states share one graph.
     """
 
     weights: Weights
@@ -124,15 +104,15 @@ class Layer:
     raw_embeds: Tensor
     mask: Tensor
     own_position: bool = True
-    tap: Tap = no_tap
-    project_once: bool = False
+    tap: Tap | None = None
     history: list[Tensor] = field(default_factory=list, init=False)
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
+    final_norm: ClassVar[str] = "norm"
 
     def __post_init__(self) -> None:
         self.angles = rotary_angles(self.config, self.raw_embeds.shape[1], self.raw_embeds.dtype)
 
-    def enter(self, hidden: Tensor, step: int, tap: Tap) -> Entry:
+    def enter(self, hidden: Tensor) -> Entry:
         """From the step's hidden state [B, T, h] to what the layer works with."""
         raise NotImplementedError
 
@@ -141,39 +121,54 @@ class Layer:
         return ttt_attention(query, keys, values, self.mask, self.own_position)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        step = len(self.history)
-        entry = self.enter(hidden, step, self.tap)
-        query = rotate(self._heads(entry.attends, "q_proj", step, self.tap), *self.angles)
-        keys, values = zip(*self._keys_and_values(entry.attends, step))
-        attended = self.attend(query, keys, values).transpose(1, 2).flatten(2)
-        projected = linear(attended, self.weights, f"{NAME}.self_attn.o_proj", step, self.tap)
-        self.tap(f"{NAME}.self_attn", step, entry.attends, projected)
-        middle = entry.residual + projected
-        quiet = self._norm(middle, f"{NAME}.post_attention_layernorm", step, self.tap)
-        out = middle + mlp(quiet, self.weights, f"{NAME}.mlp", step, self.tap)
-        self.tap(NAME, step, entry.whole, out)
         self.history.append(hidden)
-        return out.to(hidden.dtype)
+        entry = self.enter(hidden)
+        query = rotate(self._heads(entry.attends, "q_proj"), *self.angles)
+        keys, values = zip(*self._keys_and_values(entry.attends))
+        attended = self.attend(query, keys, values).transpose(1, 2).flatten(2)
+        projected = self.linear(attended, f"{NAME}.self_attn.o_proj")
+        self._seen(f"{NAME}.self_attn", entry.attends, projected)
+        middle = entry.residual + projected
+        out = middle + self.mlp(self.norm(middle, f"{NAME}.post_attention_layernorm"), f"{NAME}.mlp")
+        return self._seen(NAME, entry.whole, out).to(hidden.dtype)
 
-    def _norm(self, x: Tensor, name: str, step: int, tap: Tap) -> Tensor:
-        out = rms_norm(x, self.weights[f"{name}.weight"], self.config["rms_norm_eps"])
-        tap(name, step, x, out)
+    def logits(self, out: Tensor) -> Tensor:
+        """[B, T, D], of what came out of the layer."""
+        return self.linear(self.norm(out, self.final_norm), "lm_head")
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        """``x W^T + b`` with the bias only where the model has one."""
+        out, bias = x @ self.weights[f"{name}.weight"].T, self.weights.get(f"{name}.bias")
+        return self._seen(name, x, out if bias is None else out + bias)
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        """:func:`rms_norm` with the weight of that name."""
+        return self._seen(name, x, rms_norm(x, self.weights[f"{name}.weight"], self.config["rms_norm_eps"]))
+
+    def mlp(self, x: Tensor, name: str) -> Tensor:
+        """The gated SiLU MLP."""
+        gate, up = (self.linear(x, f"{name}.{each}_proj") for each in ("gate", "up"))
+        return self._seen(name, x, self.linear(torch.nn.functional.silu(gate) * up, f"{name}.down_proj"))
+
+    def _seen(self, name: str, into: Tensor, out: Tensor) -> Tensor:
+        """What comes out of a module; what is before the layer belongs to the first step."""
+        if self.tap is not None:
+            self.tap(name, max(0, len(self.history) - 1), into, out)
         return out
 
-    def _keys_and_values(self, attends: Tensor, step: int) -> list[tuple[Tensor, Tensor]]:
+    def _keys_and_values(self, attends: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Of every step so far. The history enters and is projected again, with gradient, unless it is kept."""
-        own = self._key_and_value(attends, step, self.tap)
-        if self.project_once:
-            self.kept.append(own)
-            return self.kept
-        past = (self.enter(old, i, no_tap).attends for i, old in enumerate(self.history))
-        return [*(self._key_and_value(each, step, no_tap) for each in past), own]
+        own = self._key_and_value(attends)
+        if self.tap is None:
+            return [*(self._key_and_value(self.enter(old).attends) for old in self.history[:-1]), own]
+        self.kept.append(own)
+        return self.kept
 
-    def _key_and_value(self, attends: Tensor, step: int, tap: Tap) -> tuple[Tensor, Tensor]:
-        key, value = (self._heads(attends, name, step, tap) for name in ("k_proj", "v_proj"))
+    def _key_and_value(self, attends: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = (self._heads(attends, name) for name in ("k_proj", "v_proj"))
         return rotate(key, *self.angles), value
 
-    def _heads(self, attends: Tensor, name: str, step: int, tap: Tap) -> Tensor:
+    def _heads(self, attends: Tensor, name: str) -> Tensor:
         """[B, T, .] -> [B, N, T, e]."""
-        out = linear(attends, self.weights, f"{NAME}.self_attn.{name}", step, tap)
+        out = self.linear(attends, f"{NAME}.self_attn.{name}")
         return out.view(*out.shape[:2], -1, head_dim(self.config)).transpose(1, 2)

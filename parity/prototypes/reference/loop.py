@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
 from parity.prototypes.case import TO_NATIVE, Case
-from parity.prototypes.recorded import configuration, path_norms, start_of
-from parity.prototypes.reference.data import batches_of_pass
+from parity.prototypes.recorded import configuration, samples_per_pass, start_of
+from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.drafts import Unrolled, eagle3, hass
-from parity.step import AdamW, Clip, State, global_norm, linear_schedule
+from parity.step import AdamW, Clip, Rule, State, global_norm, linear_schedule
 from parity.trace import TIE, Point, Trace
 
-UPDATE = AdamW(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
 CLIP = {"eagle3": Clip("norm", 1.0), "hass": Clip("value", 0.5)}
 PLACES = 3
 """First choices of the draft that hits are counted among: 1, 2, 3."""
@@ -49,17 +48,13 @@ class Setup:
         return {**leaves, **self.frozen}
 
     def forward(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor], **options: Any) -> Unrolled:
-        """The algorithm's forward; ``options`` are ``own_position``, ``tap`` and ``project_once``."""
+        """The algorithm's forward; ``options`` are ``own_position`` and ``tap``. In autocast where the case was."""
         wide, case = torch.promote_types(self.dtype, torch.float32), self.case
         batch = {name: value.to(wide) if value.is_floating_point() else value for name, value in batch.items()}
-        with self.precision():
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             if case.algorithm == "hass":
                 return hass(weights, self.config, batch, self.head, case.ttt_steps, case.topk, **options)
             return eagle3(weights, self.config, batch, self.head, self.t2d, case.ttt_steps, **options)
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """bfloat16 autocast where the case was launched with it."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
 
 
 def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
@@ -107,13 +102,22 @@ def float64_oracle(case: Case) -> Callable[[], Trace]:
     return functools.cache(lambda: trace_reference(case, torch.float64, optimizer_steps=steps))
 
 
+def rule_of(case: Case) -> Rule:
+    """What an optimizer step of the case is to do: the prototypes' AdamW, schedule and clipping."""
+    config = configuration(case)
+    update = AdamW(tuple(config["betas"]), config["eps"], config["weight_decay"])
+    steps = case.meta.total_steps, case.meta.warm_steps
+    return Rule(update, CLIP[case.algorithm], lambda n: case.lr * linear_schedule(n, *steps))
+
+
 class Run:
     """One run of the reference and the trace it fills; not ``observed``, it does only what the prototype does."""
 
     def __init__(self, setup: Setup, observed: bool = True) -> None:
         self.setup, self.case, self.observed = setup, setup.case, observed
+        self.rule: Any = rule_of(setup.case)
         self.states: dict[str, State] = {name: {} for name in setup.masters}
-        self.steps = self.micro_batch = 0
+        self.steps = 0
         self.trace = Trace("reference", self.case.name, self.case.dtype, configuration=configuration(self.case))
         self.trace.trained, self.trace.frozen = tuple(setup.masters), tuple(setup.frozen)
         self.trace.keep("init", setup.masters)
@@ -126,9 +130,9 @@ class Run:
 
     def optimizer_steps(self, limit: int | None = None) -> Iterator[int]:
         """Run, yielding the number of optimizer steps done after each."""
+        run, per_pass = batches_of(self.case), samples_per_pass(self.case) // self.case.bs
         for epoch in range(self.case.epoch + 1):
-            start = len(self.trace.curve)
-            batches = list(batches_of_pass(self.case, epoch))
+            start, batches = len(self.trace.curve), list(islice(run, per_pass))
             for number, batch in enumerate(batches, 1):
                 stepped = number % self.case.accumulation == 0 or number == len(batches)
                 self._micro_batch(epoch, batch, stepped)
@@ -142,7 +146,7 @@ class Run:
         """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
         weights, masters = self.setup.weights(), self.setup.masters
         out = self.setup.forward(weights, batch)
-        name, first_step = f"mb{self.micro_batch}", self.observed and self.steps == 0
+        name, first_step = f"mb{len(self.trace.curve)}", self.observed and self.steps == 0
         if first_step:
             self.trace.keep(f"{name}.batch", batch)
             keep_steps(self.trace, name, out.target_p, out.loss, out.steps, [step.loss for step in out.steps])
@@ -150,42 +154,38 @@ class Run:
             (loss / self.case.accumulation).backward()
         grads = {each: weights[each].grad for each in masters}
         gradients = {each: grad.to(masters[each].dtype) for each, grad in grads.items() if grad is not None}
-        norm, lr_used = global_norm(gradients.values()), self._lr()
+        norm, lr_used = global_norm(gradients.values()), self.rule.rate(self.steps)
         if stepped:
-            self._update(CLIP[self.case.algorithm](gradients), lr_used)
+            self._update(self.rule.clip(gradients), lr_used)
         self.trace.curve.append(self._point(epoch, batch, out, norm, lr_used, stepped))
         if first_step:
             self.trace.keep(f"{name}.grad", gradients)
             self.trace.keep(name, {"grad_norm": torch.tensor([norm])})
             self.trace.keep("after", self.parameters if stepped else {})
-        self.micro_batch += 1
 
     @torch.no_grad()
     def _update(self, gradients: dict[str, Tensor], lr: float) -> None:
         """One AdamW step; a parameter without a gradient stays as it is."""
         self.steps += 1
         for name, gradient in gradients.items():
-            weight, self.states[name] = UPDATE(self.setup.masters[name], gradient, self.states[name], lr, self.steps)
-            self.setup.masters[name].copy_(weight)
-
-    def _lr(self) -> float:
-        total, warmup = self.case.meta.total_steps, self.case.meta.warm_steps
-        return self.case.lr * linear_schedule(self.steps, total, warmup)
+            master = self.setup.masters[name]
+            weight, self.states[name] = self.rule.update(master, gradient, self.states[name], lr, self.steps)
+            master.copy_(weight)
 
     def _point(
         self, epoch: int, batch: dict[str, Tensor], out: Unrolled, norm: float, lr_used: float, stepped: bool
     ) -> Point:
         rows = batch["loss_mask"].bool()
         scored = out.steps[-1].logits.detach(), out.target_p, rows
-        correct, top = hits(*scored)
+        top = hits(*scored)
         return Point(
             epoch=epoch,
             loss=out.loss.item(),
             step_losses=tuple(step.loss.item() for step in out.steps),
             grad_norm=norm,
             lr_used=lr_used,
-            lr_after=self._lr(),
-            correct=correct,
+            lr_after=self.rule.rate(self.steps),
+            correct=top[0],
             rows=int(batch["loss_mask"].sum()),
             top=top,
             ties=near_ties(*scored),
@@ -200,11 +200,11 @@ class Run:
         self.trace.prints.append(f"Train Accuracy: {100 * correct / rows:.2f}%")
 
 
-def hits(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Rows whose most likely target is the draft's first choice; and among its first 1, 2, 3."""
+def hits(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, ...]:
+    """Rows whose most likely target is among the draft's first 1, 2, 3 choices."""
     logits, wanted = logits[rows], target_p[rows].argmax(-1)
     choices = logits.topk(min(PLACES, logits.shape[-1]), dim=-1).indices == wanted[:, None]
-    return int((logits.argmax(-1) == wanted).sum()), tuple(choices.sum(0).cumsum(0).tolist())
+    return tuple(choices.sum(0).cumsum(0).tolist())
 
 
 @torch.no_grad()
@@ -235,3 +235,17 @@ def keep_steps(
         quantities = {"hidden": step.hidden, "logits": step.logits, "loss": own.reshape(1)}
         trace.keep(f"{name}.step{number}", quantities)
     trace.keep(f"{name}.path", path_norms(losses, [step.hidden_in for step in steps]))
+
+
+def path_norms(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """|d loss_s / d hidden_i| for every i <= s, named ``s.i``; zero where no path leads.
+
+    ``hidden_i`` is the state that enters step i. The graph is kept for the backward that follows.
+    """
+    norms = {f"{s}.{i}": torch.zeros(1) for s in range(len(losses)) for i in range(s + 1)}
+    for s, loss in enumerate(losses):
+        entered = {i: state for i, state in enumerate(states[: s + 1]) if state.requires_grad and loss.requires_grad}
+        inputs = [*entered.values()]
+        grads = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True) if inputs else ()
+        norms |= {f"{s}.{i}": grad.double().norm().reshape(1) for i, grad in zip(entered, grads)}
+    return norms

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from parity.errors import InputError
-from parity.prototypes.case import TO_NATIVE, Case, find_cases, read_case
+from parity.prototypes.case import find_cases, read_case
 from tests.parity.folders import META, make_fixture, with_flags, write_meta
 
 REQUIRED = [
@@ -144,18 +143,6 @@ VALUES = st.recursive(
 WORDS = st.sampled_from([*META["argv"], "--bs", "--lr", "--epoch", "0", "-3", "x", "", "--", "--=", "FIXTURE", "/"])
 
 
-def _case_or_refusal(root: Path, meta: object) -> None:
-    folder = write_meta(root / "any", meta)
-    try:
-        outcome: Case | InputError = read_case(folder)
-    except InputError as error:
-        outcome = error
-    if isinstance(outcome, Case):
-        assert outcome.name == meta["case"]  # type: ignore[index]
-    else:
-        assert outcome.file == str(folder / "meta.json")
-
-
 @given(
     meta=st.dictionaries(st.sampled_from([*META, "seed"]) | st.text(max_size=5), VALUES, max_size=14)
     | st.builds(lambda name, value: {**META, name: value}, st.sampled_from([*META, "seed", "aliases"]), VALUES)
@@ -170,11 +157,3 @@ def test_any_object_is_a_case_or_refused(root: Path, meta: dict[str, Any]) -> No
     except InputError as error:
         fits = error.file == str(folder / "meta.json")
     assert fits
-
-
-@pytest.mark.parametrize("name", ["eagle3_fp32_k3", "hass_fp32_k3"])
-def test_names_map_one_to_one(name: str, cases: dict[str, Case]) -> None:
-    case = cases[name]
-    prototype = {key[5:] for key in load_file(case.initial) if key.startswith("init.")}
-    native = {TO_NATIVE[case.algorithm](key) for key in prototype}
-    assert len(native) == len(prototype) > 10

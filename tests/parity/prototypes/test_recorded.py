@@ -16,14 +16,7 @@ from safetensors.torch import load_file, save_file
 from parity import fixtures
 from parity.errors import InputError
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.recorded import (
-    ReplaySampler,
-    configuration,
-    load_recorded,
-    path_norms,
-    replayed,
-    samples_per_pass,
-)
+from parity.prototypes.recorded import load_recorded, replayed
 
 
 def test_aliases_are_resolved(case: Case) -> None:
@@ -34,33 +27,6 @@ def test_aliases_are_resolved(case: Case) -> None:
     assert torch.equal(trace.tensors["init.norm.weight"], initial["init.lm_head_layernorm.weight"])
     for name in ("after.embed_tokens.weight", "final.embed_tokens.weight"):
         assert torch.equal(trace.tensors[name], initial["verifier.embed_tokens.weight"])
-
-
-def test_tensors_go_by_speculators_names(case: Case) -> None:
-    trace, stored = load_recorded(case), load_file(case.directory / "first_step.safetensors")
-    assert torch.equal(trace.tensors["mb0.grad.norm.weight"], stored["mb0.grad.lm_head_layernorm.weight"])
-    assert torch.equal(trace.tensors["after.norm.weight"], stored["after.lm_head_layernorm.weight"])
-    for name, recorded in {"hidden": "predict", "loss": "kldiv_loss", "logits": "logits"}.items():
-        assert torch.equal(trace.tensors[f"mb0.step1.{name}"], stored[f"mb0.step1.{recorded}"])
-    assert not any("lm_head_layernorm" in name for name in trace.tensors)
-
-
-def test_the_curve_is_the_trajectory(case: Case, cases: dict[str, Case]) -> None:
-    lines = [json.loads(line) for line in (case.directory / "trajectory.jsonl").read_text().splitlines()]
-    curve = load_recorded(case).curve
-    assert len(curve) == len(lines) == 40
-    assert [point.loss for point in curve] == [line["loss"] for line in lines]
-    assert [point.grad_norm for point in curve] == [line["clip"]["returned"] for line in lines]
-    assert [point.correct for point in curve] == [line["cc"] for line in lines]
-    assert curve[-1].epoch == 4
-    assert set(load_recorded(cases["hass_fp32_k3"]).curve[0].logged) == {"train/ploss", "train/topkloss"}
-
-
-def test_the_configuration_is_the_recorded_one(case: Case) -> None:
-    found = configuration(case)
-    assert (found["lr"], found["bs"], found["total_steps"], found["betas"]) == (1e-3, 2, 42, [0.9, 0.95])
-    assert found["seed"] == 0
-    assert configuration(replace(case, meta=case.meta.model_copy(update={"seed": 9})))["seed"] == 9
 
 
 @pytest.fixture
@@ -130,7 +96,7 @@ def test_the_gradient_norm_is_the_one_before_clipping(changes: dict[str, Any], n
 @pytest.mark.parametrize("field", ["aliases", "final_aliases"])
 def test_an_alias_that_leads_nowhere_is_named(field: str, copy: Case) -> None:
     broken = replace(copy, meta=copy.meta.model_copy(update={field: {"fc.bias": "nowhere"}}))
-    with pytest.raises(InputError, match=r"meta\.json: alias of fc\.bias: found nowhere"):
+    with pytest.raises(InputError, match=r"meta\.json: alias of .*fc\.bias: found nowhere"):
         load_recorded(broken)
 
 
@@ -141,14 +107,6 @@ def test_tensors_are_read_as_they_are_and_never_unpickled(copy: Case) -> None:
     torch.save({"a": torch.ones(1)}, file)
     with pytest.raises(InputError, match=r"first_step\.safetensors"):
         load_recorded(copy)
-
-
-def test_every_iteration_is_the_next_pass(cases: dict[str, Case]) -> None:
-    sampler = ReplaySampler([4, 0, 2, 1, 3, 0, 9], per_pass=3)
-    assert len(sampler) == 3
-    assert [list(sampler) for _ in range(4)] == [[4, 0, 2], [1, 3, 0], [9], []]
-    whole = {name: samples_per_pass(cases[name]) for name in ("eagle3_fp32_k3", "eagle3_fp32_k3_bs1")}
-    assert whole == {"eagle3_fp32_k3": 16, "eagle3_fp32_k3_bs1": 17}
 
 
 def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path: Path) -> None:
@@ -162,16 +120,3 @@ def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path: Path) -> N
         draw(torch.ones(1, 1, 3))
     with pytest.raises(InputError, match=r"u00000: found shape \(1, 4, 3\), expected shape \(1, 2, 3\)"):
         replayed(file)(torch.ones(1, 2, 3))
-
-
-def test_path_norms_are_the_derivatives_and_the_graph_is_left() -> None:
-    first = torch.tensor([3.0, 4.0], requires_grad=True)
-    second, cut, plain = first * 2, (first * 2).detach().requires_grad_(), torch.ones(2)
-    losses = [(first**2).sum(), second.sum() * 5, cut.sum(), plain.sum()]
-    norms = path_norms(losses, [first, second, cut, plain])
-    found = {name: norm.item() for name, norm in norms.items() if norm}
-    assert found == pytest.approx({"0.0": 10.0, "1.0": 10 * 2**0.5, "1.1": 5 * 2**0.5, "2.2": 2**0.5})
-    assert len(norms) == 10
-    losses[0].backward()
-    assert first.grad is not None
-    assert first.grad.tolist() == [6.0, 8.0]

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from parity.checks import run_checks
 from parity.fixtures.samples import build_random_fixture
@@ -18,7 +16,7 @@ from parity.fixtures.verifier import VerifierSpec
 from parity.pair import find_pair
 from parity.prototypes.case import Case, read_case
 from parity.prototypes.reference.loop import trace_reference
-from parity.prototypes.synthetic import initial_weights, reseeded, sample_order, write_case
+from parity.prototypes.synthetic import sample_order, write_case
 from parity.run import CaseRun
 from parity.side import TraceSide
 from parity.verdict import Row
@@ -132,19 +130,6 @@ def test_a_written_case_is_read_back(tmp_path: Path) -> None:
         write_case(tmp_path, case.fixture)
 
 
-def test_noise_draws_have_the_shape_of_their_sample(tmp_path: Path) -> None:
-    case = make(Shape("any"), tmp_path, noise=True, shuffle=True, bs=2)
-    (tmp_path / "again").mkdir()
-    again = reseeded(case, tmp_path / "again", seed=4)
-    assert (again.order, again.initial) != (case.order, case.directory)
-    for one in (case, again):
-        assert one.uniforms is not None
-        draws = [value for _, value in sorted(load_file(one.uniforms).items())]
-        assert [tuple(draw.shape) for draw in draws] == [(1, Shape("any").lengths[at], 72) for at in one.order]
-        assert all(draw.min() >= 0 and draw.max() < 1 for draw in draws)
-        assert torch.cat([draw.flatten() for draw in draws]).mean() == pytest.approx(0.5, abs=0.02)
-
-
 def test_orders() -> None:
     assert sample_order(7, 3, 2, None) == [0, 1, 2, 3, 4, 5] * 2
     shuffled = sample_order(7, 3, 3, seed=1)
@@ -152,14 +137,3 @@ def test_orders() -> None:
     assert all(len(set(one)) == 6 and set(one) <= set(range(7)) for one in passes)
     assert len({tuple(one) for one in passes}) == 3
     assert shuffled == sample_order(7, 3, 3, seed=1) != sample_order(7, 3, 3, seed=2)
-
-
-def test_weights_depend_on_the_seed_and_fit_the_verifier(tmp_path: Path) -> None:
-    case = make(Shape("any"), tmp_path)
-    weights, other = load_file(case.initial), initial_weights(case.fixture, "eagle3", 1)
-    assert other.keys() == weights.keys()
-    assert not torch.equal(other["init.fc.weight"], weights["init.fc.weight"])
-    kept = torch.from_numpy(np.load(case.fixture / "t2d.npy"))
-    assert torch.equal(weights["init.lm_head.weight"], weights["verifier.lm_head.weight"][kept])
-    second = write_case(tmp_path, case.fixture, "second", seed=9, initial=case.initial)
-    assert second.initial.read_bytes() == case.initial.read_bytes()

@@ -7,9 +7,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from parity.fixtures.chat import ANSWER_HEADER
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
-from parity.fixtures.tokenizer import VOCAB_SIZE, build_tokenizer
+from parity.fixtures.tokenizer import ANSWER_HEADER, VOCAB_SIZE, build_tokenizer
 from ports.evaluate.prompts import family_of, prompt_of, read_questions
 from ports.generate.chat import load_family
 

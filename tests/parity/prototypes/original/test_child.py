@@ -13,42 +13,39 @@ import pytest
 from parity.errors import InputError
 from parity.fixtures import FIXTURE
 from parity.prototypes.case import Case
-from parity.prototypes.original import Request, checkout, record_original, request_for
+from parity.prototypes.original import record_original
+from parity.prototypes.original.checkout import COMMIT
 from parity.prototypes.original.child import deepspeed_environment, plain_environment
 
 SCRIPT = "research/eagle3/train/main_train_full_gradient_calc_eagle3.py"
 
 
-def changed_script(request: Request) -> Request:
-    (request.prototype / SCRIPT).write_text("")
-    return request
+def changed_script(case: Case, checkout: Path) -> Case:
+    (checkout / SCRIPT).write_text("")
+    return case
 
 
-def occupied_output(request: Request) -> Request:
-    request.folder.mkdir(parents=True)
-    return request
+def occupied_output(case: Case, checkout: Path) -> Case:
+    (checkout.parent / "out" / case.name).mkdir(parents=True)
+    return case
 
 
-def no_vocabulary(request: Request) -> Request:
-    fixture = shutil.copytree(FIXTURE, request.prototype.parent / "fixture", ignore=shutil.ignore_patterns("d2t.npy"))
-    return replace(request, case=replace(request.case, fixture=Path(fixture)))
-
-
-def under_deepspeed(request: Request) -> Request:
-    return replace(request, case=replace(request.case, dtype="bf16ds"))
+def no_vocabulary(case: Case, checkout: Path) -> Case:
+    fixture = shutil.copytree(FIXTURE, checkout.parent / "fixture", ignore=shutil.ignore_patterns("d2t.npy"))
+    return replace(case, fixture=Path(fixture))
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (changed_script, checkout.COMMIT),
+        (changed_script, COMMIT),
         (occupied_output, "out/one: output: found a folder, expected none: a recording is never overwritten"),
         (no_vocabulary, r"d2t\.npy: file: found missing"),
-        (under_deepspeed, "dtype: found bf16ds without the package deepspeed"),
+        (lambda case, _: replace(case, dtype="bf16ds"), "dtype: found bf16ds without the package deepspeed"),
     ],
 )
 def test_what_cannot_run_is_refused(
-    spoil: Callable[[Request], Request],
+    spoil: Callable[[Case, Path], Case],
     message: str,
     toy: Path,
     toy_case: Callable[..., Case],
@@ -56,18 +53,9 @@ def test_what_cannot_run_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    request = spoil(request_for(toy_case(), toy, tmp_path / "out"))
+    case = spoil(toy_case(), toy)
     with pytest.raises(InputError, match=message):
-        record_original(request)
-
-
-def test_a_request_has_absolute_paths(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(case.directory.parent)
-    near = replace(case, directory=Path(case.name), initial=Path(case.initial.name))
-    request = request_for(near, Path("checkout"), Path("out"), max_optimizer_steps=3)
-    assert request.case == replace(case, directory=Path.cwd() / case.name, initial=Path.cwd() / case.initial.name)
-    assert (request.prototype, request.folder) == (Path.cwd() / "checkout", Path.cwd() / "out" / case.name)
-    assert request.max_optimizer_steps == 3
+        record_original(case, toy, tmp_path / "out")
 
 
 def test_the_child_gets_fixed_threads_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:

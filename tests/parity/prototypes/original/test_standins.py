@@ -22,14 +22,6 @@ def test_plain_rotary_frequencies(config: Any) -> None:
     assert factor == 1.0
 
 
-def test_bfloat16_reads_as_float32() -> None:
-    script, model, other = (ModuleType(name) for name in ("script", "model", "other"))
-    standins.proxy_torch(script, model)
-    standins.proxy_torch(other, None)
-    read = [(module.torch.bfloat16, module.torch.nn) for module in (script, model, other)]  # type: ignore[attr-defined]
-    assert read == [(torch.float32, torch.nn)] * 2 + [(torch.bfloat16, torch.nn)]
-
-
 @pytest.mark.parametrize(("noise", "shuffle"), [(True, False), (False, True)])
 def test_data_are_arranged_and_the_rest_is_the_scripts(noise: bool, shuffle: bool) -> None:
     script: Any = ModuleType("script")

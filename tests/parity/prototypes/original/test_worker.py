@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.original import record_original, request_for
+from parity.prototypes.original import record_original
 from parity.prototypes.original.worker import overwrite
 from parity.prototypes.recorded import load_recorded
 from tests.parity.prototypes.original.conftest import H
@@ -29,7 +29,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path: Path) -> None:
     case = toy_case(accumulation=2, noise=True, shuffle=True)
-    folder = record_original(request_for(case, toy, tmp_path / "out"))
+    folder = record_original(case, toy, tmp_path / "out")
     meta, found = read_meta(folder), read_case(folder)
     trace = load_recorded(found)
     assert trace.prints == ["toy sees 17 files", "toy pass 0"]
@@ -53,9 +53,14 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
     assert not torch.equal(trace.tensors["after.mix.weight"], trace.tensors["final.mix.weight"])
 
 
-def test_only_timings_and_an_early_end(toy: Path, toy_case: ToyCase, tmp_path: Path) -> None:
-    options = {"record": False, "max_optimizer_steps": 2}
-    folder = record_original(request_for(toy_case(), toy, tmp_path / "out", **options))
+def test_only_timings_and_an_early_end(
+    toy: Path, toy_case: ToyCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By relative paths, though the child works elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    case = toy_case()
+    case = replace(case, initial=case.initial.relative_to(tmp_path))
+    folder = record_original(case, Path(toy.name), Path("out"), record=False, max_optimizer_steps=2)
     meta = read_meta(folder)
     assert [path.name for path in folder.iterdir()] == ["meta.json"]
     assert len(meta["step_seconds"]) == len(meta["step_cpu_seconds"]) == 2
@@ -70,8 +75,8 @@ def test_another_model_in_its_place(
     case = toy_case(shuffle=True)
     metas, losses = [], []
     for redirect in (None, "stand_in"):
-        request = request_for(case, toy, tmp_path / f"out_{redirect}", redirect=redirect, max_optimizer_steps=1)
-        folder = record_original(request)
+        out = tmp_path / f"out_{redirect}"
+        folder = record_original(case, toy, out, redirect=redirect, max_optimizer_steps=1)
         metas.append(read_meta(folder))
         losses.append(json.loads((folder / "trajectory.jsonl").read_text().splitlines()[0])["loss"])
     one, two = (meta["sample_index_order"] for meta in metas)

@@ -62,20 +62,6 @@ def test_gradients_are_the_definition_s(own_position: bool) -> None:
         assert float((analytic * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_alignments_part_at_step_two(steps: int) -> None:
-    own, chain = (ttt_attention(*draw_of(steps), torch.ones(2, 6), own_position=flag) for flag in (True, False))
-    assert torch.equal(own[:, :, 0], chain[:, :, 0])
-    assert ((own - chain).abs().amax((0, 1, 3))[1:] > 1e-3).all() == (steps > 2)
-    assert torch.equal(own, chain) == (steps < 3)
-
-
-def draw_of(steps: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The same every time."""
-    torch.manual_seed(steps)
-    return draw(steps, 2)
-
-
 def test_half_precision_stays_half() -> None:
     query, keys, values = draw(3, 2)
     half = [tensor.bfloat16() for tensor in (query, *keys, *values)]

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from parity.prototypes.reference.layer import mlp, rms_norm, rope_frequencies, rotary_angles, rotate
+from parity.prototypes.reference.layer import Layer, rms_norm, rope_frequencies, rotary_angles, rotate
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -81,7 +81,8 @@ def test_mlp_is_llama_s_and_seen_module_by_module(bias: bool) -> None:
     theirs, seen = LlamaMLP(LlamaConfig.from_dict(config(mlp_bias=bias))), {}
     weights = {f"m.{name}": value for name, value in theirs.state_dict().items()}
     x = torch.randn(2, 5, 48)
-    out = mlp(x, weights, "m", 3, lambda name, step, into, out: seen.update({name: (step, into, out)}))
+    layer = Layer(weights, BASE, x, torch.ones(2, 5), tap=lambda name, *call: seen.update({name: call}))
+    out = layer.mlp(x, "m")
     torch.testing.assert_close(out, theirs(x), rtol=1e-6, atol=1e-6)
     assert list(seen) == ["m.gate_proj", "m.up_proj", "m.down_proj", "m"]
-    assert seen["m"] == (3, x, out)
+    assert seen["m"] == (0, x, out)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.prototypes.reference.loop import float64_oracle, hits, near_ties, prepare, trace_reference
+from parity.prototypes.reference.loop import float64_oracle, hits, near_ties, path_norms, prepare, trace_reference
 from parity.trace import TIE
 
 
@@ -43,9 +43,9 @@ def test_hits_are_counted_among_the_first_choices() -> None:
     logits = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0], [0, 0, 0, 9]])
     target = torch.eye(4)[[0, 1, 2, 3, 3]]
     everywhere, most = torch.ones(5, dtype=torch.bool), torch.tensor([True, True, True, True, False])
-    assert hits(logits, target, everywhere) == (2, (2, 3, 4))
-    assert hits(logits, target, most) == (1, (1, 2, 3))
-    assert hits(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([True])) == (0, (0, 1))
+    assert hits(logits, target, everywhere) == (2, 3, 4)
+    assert hits(logits, target, most) == (1, 2, 3)
+    assert hits(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([True])) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -81,5 +81,16 @@ def test_half_precision_is_what_the_prototypes_were_launched_with(cases: dict[st
         assert torch.equal(value, value.bfloat16().float())
     assert (rounded.weights()["fc.weight"].dtype, rounded.autocast) == (torch.bfloat16, False)
     assert (kept.weights()["fc.weight"].dtype, kept.autocast) == (torch.float32, True)
-    with kept.precision():
-        assert torch.is_autocast_enabled("cpu")
+
+
+def test_path_norms_are_the_derivatives_and_the_graph_is_left() -> None:
+    first = torch.tensor([3.0, 4.0], requires_grad=True)
+    second, cut, plain = first * 2, (first * 2).detach().requires_grad_(), torch.ones(2)
+    losses = [(first**2).sum(), second.sum() * 5, cut.sum(), plain.sum()]
+    norms = path_norms(losses, [first, second, cut, plain])
+    found = {name: norm.item() for name, norm in norms.items() if norm}
+    assert found == pytest.approx({"0.0": 10.0, "1.0": 10 * 2**0.5, "1.1": 5 * 2**0.5, "2.2": 2**0.5})
+    assert len(norms) == 10
+    losses[0].backward()
+    assert first.grad is not None
+    assert first.grad.tolist() == [6.0, 8.0]
