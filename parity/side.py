@@ -119,8 +119,8 @@ class Side:
         loss: a scalar of the module and a batch.
         optimizer: from the parameters that require a gradient.
         schedule: a learning rate scheduler of the optimizer, stepped after it.
-        step: what happens between backward and the next batch; by default torch clips as ``clip`` says, and
-            ``optimizer.step()``.
+        step: what happens between backward and the next batch; ``optimizer.step()`` by default. A ``Clip``: torch clips
+            so before it, and ``clip`` is that.
         save, load: into a folder and back from it; ``save_pretrained`` and ``from_pretrained`` where the module has
             them, else its state dict as safetensors.
         taps: functions to tap from outside, see :data:`parity.observe.Taps`.
@@ -134,7 +134,7 @@ class Side:
     loss: Callable[[nn.Module, Batch], Tensor] = pattern_loss
     optimizer: Callable[[list[nn.Parameter]], Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
     schedule: Callable[[Optimizer], Any] | None = None
-    step: Callable[[nn.Module, Optimizer], None] | None = None
+    step: Callable[[nn.Module, Optimizer], None] | Clip = lambda module, optimizer: optimizer.step()
     save: Callable[[nn.Module, Path], None] | None = None
     load: Callable[[Path], nn.Module] | None = None
     taps: Taps = field(default_factory=dict)
@@ -142,6 +142,11 @@ class Side:
     rate: Callable[[int], float] | None = None
     backward: bool = True
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.step, Clip):
+            object.__setattr__(self, "clip", self.step)
+            object.__setattr__(self, "step", partial(clipped_step, self.step))
 
     @staticmethod
     def command(words: Sequence[str], name: str = "", timeout: float = 3600) -> CommandSide:
@@ -261,11 +266,10 @@ def run_command(words: Sequence[str], what: str, timeout: float | None, **option
     raise SideError(f"{what} {became}: " + ("\n".join(lines) or "nothing on its standard error"))
 
 
-def clipped_step(clip: Clip | None, module: nn.Module, optimizer: Any) -> None:
+def clipped_step(clip: Clip, module: nn.Module, optimizer: Any) -> None:
     """A step of the optimizer, the gradients clipped by torch."""
-    if clip is not None:
-        clip_by = nn.utils.clip_grad_norm_ if clip.kind == "norm" else nn.utils.clip_grad_value_
-        clip_by(module.parameters(), clip.limit)
+    clip_by = nn.utils.clip_grad_norm_ if clip.kind == "norm" else nn.utils.clip_grad_value_
+    clip_by(module.parameters(), clip.limit)
     optimizer.step()
 
 
@@ -333,8 +337,7 @@ class Training:
         norm, used = global_norm(self.gradients().values()), rate_of(self.optimizer)
         if self.auditor is not None:
             self.auditor.entered()
-        step = self.side.step or partial(clipped_step, self.side.clip)
-        step(self.module, self.optimizer)
+        cast(Any, self.side.step)(self.module, self.optimizer)
         if self.auditor is not None:
             self.auditor.left()
         if self.schedule is not None:

@@ -107,7 +107,7 @@ def original(_: Path) -> Side:
         "torch.distributed:get_world_size": lambda _: 1,
     }
     optimizer = partial(BF16Optimizer, lr=RATE, total_steps=STEPS, warmup_ratio=WARMUP / STEPS)
-    return instead(here)(Side(build, loss, optimizer, clip=Clip("norm", 1.0), name="DeepSpec"))
+    return instead(here)(Side(build, loss, optimizer, step=Clip("norm", 1.0), name="DeepSpec"))
 
 
 def build() -> Any:
@@ -125,7 +125,7 @@ PORT = Side(
     optimizer=lambda parameters: AdamW(parameters, RATE),
     schedule=lambda optimizer: get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS),
     taps={f"{METRICS}.compute_metrics": SEEN},
-    clip=Clip("norm", 1.0),
+    step=Clip("norm", 1.0),
     name="Speculators",
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def test_schedules_and_steps_take_part() -> None:
 
 @pytest.mark.parametrize(("clip", "moved"), [(Clip("value", 1e-3), 1e-3), (Clip("norm", 2e-3), 2e-3), (None, 0.5)])
 def test_a_step_clips_as_the_side_says(clip: Clip | None, moved: float) -> None:
-    side = Side(lambda: nn.Linear(3, 3), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0), clip=clip)
+    side = Side(lambda: nn.Linear(3, 3), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    side = replace(side, step=clip) if clip else side
     trace = trace_side(side, ONES, steps=1)
     change = trace.tensors["after.weight"] - trace.tensors["init.weight"], trace.tensors["after.bias"]
     size = change[0].abs().max() if clip and clip.kind == "value" else global_norm(trace.group("mb0.grad.").values())
