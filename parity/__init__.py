@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
     from parity.step import Clip
-    from parity.study import Cause, changed, instead, within
+    from parity.study import Cause, as_built, changed, instead, within
     from parity.tolerances import Kind, Tolerance
     from parity.trace import Trace, read_trace, write_trace
 
@@ -34,7 +34,7 @@ PLACES = {
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
     "step": ("Clip",),
-    "study": ("Cause", "changed", "instead", "within"),
+    "study": ("Cause", "as_built", "changed", "instead", "within"),
     "tolerances": ("Kind", "Tolerance"),
     "trace": ("Trace", "read_trace", "write_trace"),
 }
@@ -43,7 +43,7 @@ HOME = {name: place for place, names in PLACES.items() for name in names}
 __all__ = ["Case", "Cause", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap"]
 __all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
 __all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "run_pair", "single_step"]
-__all__ += ["changed", "instead", "within"]
+__all__ += ["as_built", "changed", "instead", "within"]
 __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 
 

@@ -375,6 +375,13 @@ def _prefixes(pairs: Mapping[str, str], original: nn.Module, port: nn.Module) ->
         ]
         targets = {".".join(words[:-depth]) or WHOLE for depth, words in inside}  # as deep above the counterparts
         if len(targets) == 1 and targets <= modules - {name}:
-            prefixes[name] = targets.pop()
+            prefixes[name] = targets.pop().removeprefix(WHOLE)
     plain = NameMap(prefixes)
-    return {**prefixes, **{mine: theirs for mine, theirs in pairs.items() if plain.to_port(mine) != theirs}}
+    named = {**prefixes, **{mine: theirs for mine, theirs in pairs.items() if plain.to_port(mine) != theirs}}
+    return {name: target for name, target in named.items() if _says(name, target, named)}
+
+
+def _says(name: str, target: str | None, prefixes: Mapping[str, str | None]) -> bool:
+    """Does an entry say what those above it do not?"""
+    above = {other: found for other, found in prefixes.items() if other != name and below(name, other)}
+    return NameMap(above).to_port(name) != (target or WHOLE)

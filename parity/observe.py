@@ -29,7 +29,10 @@ from parity.trace import Trace
 
 Value = TypeVar("Value")
 Taps = Mapping[str, Sequence[str] | Mapping[str, str]]
-"""``package.module.function`` to ``returned`` or arguments, as they are or each with the name that its tap gets."""
+"""``package.module.function`` to ``returned`` or arguments, as they are or each with the name that its tap gets.
+
+What is inside of one has dots: ``outputs.logits``, ``returned.1.ce_loss``.
+"""
 
 RETURNED = "returned"
 SAMPLES = "sample."
@@ -48,8 +51,17 @@ class Observation:
     samplers: dict[Draw, Callable[[], Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def tap(self, name: str, value: Any) -> Any:
-        """Keep the tensors of a value, each under its place if there are several, and give them back."""
+    def tap(self, name: str, value: Any, inside: str = "") -> Any:
+        """Keep the tensors of a value, each under its place if there are several, and give them back.
+
+        Or the one that has the place ``inside``; InputError where nothing has.
+        """
+        if inside:
+            tensors = tensors_of(value)
+            if inside not in tensors:
+                raise InputError("tap", name, f"nothing at {inside}", f"one of {', '.join(tensors)}")
+            keep(tensors[inside], self.taps, self.tap_grads, self.key(name))
+            return value
         value = with_tensors(value, own_view)
         keep(value, self.taps, self.tap_grads, self.key(name))
         return value
@@ -90,8 +102,9 @@ class Draw:
         name: of the draw.
         original, port: the function whose return value is drawn, ``package.module:function`` or a method; of torch's
             own, as ``torch:randperm``, with ``@package.module`` or ``@package.module:function`` where it is called.
-        given: the original's tensor as the port draws it, where they differ in layout.
-        values: the entries drawn, of the first tensor: by default its numbers, or where a mask is true.
+        given: the original's tensor as the port draws it, where they differ in more than dimensions of one.
+        values: the entries drawn, of the first tensor: by default its numbers, or where a mask is true. A function of
+            several is given as many: ``lambda anchors, depths: 100 * anchors + depths``.
         seeds: how many the samplers are compared over, each called as in the run's first draw; 0: they are not.
     """
 
@@ -99,7 +112,7 @@ class Draw:
     original: str
     port: str
     given: Callable[[Tensor], Tensor] = lambda drawn: drawn
-    values: Callable[[Tensor], Tensor] | None = None
+    values: Callable[..., Tensor] | None = None
     seeds: int = 200
 
 
@@ -145,7 +158,8 @@ def _tapped(
     short, signature = target.replace(":", ".").rpartition(".")[2], inspect.signature(function)
     names = dict(words) if isinstance(words, Mapping) else {word: f"{short}.{word}" for word in words}
     rest = open_ended(signature)
-    odd = [word for word in names if word not in (RETURNED, *signature.parameters) and not rest]
+    paths = [(name, *word.partition(".")[::2]) for word, name in names.items()]
+    odd = [word for _, word, _ in paths if word not in (RETURNED, *signature.parameters) and not rest]
     if odd:
         raise InputError(
             "tap", target, odd[0], f"{RETURNED} or one of its arguments: {', '.join(signature.parameters)}"
@@ -154,12 +168,14 @@ def _tapped(
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        for word, name in names.items():
+        for name, word, inside in paths:
             held = bound.arguments if word in bound.arguments else bound.arguments.get(rest, {})
             if word in held:
-                held[word] = seen.tap(name, held[word])
+                held[word] = seen.tap(name, held[word], inside)
         out = function(*bound.args, **bound.kwargs)
-        return seen.tap(names[RETURNED], out) if RETURNED in names else out
+        for name, word, inside in paths:
+            out = seen.tap(name, out, inside) if word == RETURNED else out
+        return out
 
     return wrapper
 
@@ -239,12 +255,22 @@ def _filled(own: Any, recorded: Sequence[Tensor], key: str) -> Any:
 
     def fill(tensor: Tensor) -> Tensor:
         value = next(values, None)
-        if value is None or value.shape != tensor.shape:
+        value = value if value is None else laid_out(value, tensor)
+        lists = value is not None and value.dim() == tensor.dim() == 1
+        if value is None or not (lists or value.shape == tensor.shape):
             found = "nothing" if value is None else f"shape {tuple(value.shape)}"
             raise InputError("replay", key, found, f"shape {tuple(tensor.shape)}; Draw(given=...) says how they differ")
         return value.to(tensor)
 
     return with_tensors(own, fill)
+
+
+def laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """In the other's shape, where the two differ in dimensions of one alone; a list of another length as a list."""
+    sizes = [[size for size in tensor.shape if size != 1] for tensor in (value, like)]
+    if sizes[0] == sizes[1]:
+        return value.reshape(like.shape)
+    return value.flatten() if like.dim() == 1 and len(sizes[0]) == 1 else value
 
 
 def sampled(draw: Draw, sample: Callable[[], Any], seeds: Iterable[int]) -> list[Tensor]:
@@ -254,9 +280,19 @@ def sampled(draw: Draw, sample: Callable[[], Any], seeds: Iterable[int]) -> list
         for seed in seeds:
             for seeded in (random.seed, np.random.seed, torch.manual_seed):
                 seeded(seed)
-            first = next(iter(tensors_of(sample()).values()), torch.zeros(0))
-            found.append((draw.values or _entries)(first).flatten().cpu())
+            values = draw.values or _entries
+            tensors = [*tensors_of(sample()).values()] or [torch.zeros(0)]
+            found.append(values(*tensors[: _wanted(values)]).flatten().cpu())
     return found
+
+
+def _wanted(values: Callable[..., Tensor]) -> int:
+    """How many tensors a function is to be given."""
+    try:
+        found = inspect.signature(values).parameters.values()
+    except ValueError:  # one of torch's own
+        return 1
+    return sum(one.default is one.empty for one in found)
 
 
 def keep_samples(trace: Trace, seen: Observation) -> None:

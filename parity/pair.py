@@ -55,7 +55,7 @@ class Pair:
         not_applicable: by check, why it does not apply: a reason, or a function of the evidence to one or None.
         sides: further sides that are held against the original.
         live: from the root of a checkout to the original's side, or to the pair as it is to be run then.
-        remedy: how to get such a checkout.
+        remedy: how to get such a checkout; ``package`` is a folder in its root that is imported from there.
         verify: from that root to one line for every file that is not as it should be.
         oracle: from a case to a function that gives the original's first optimizer step in float64.
         hint: a failed row and its evidence to what it looks like; empty: nothing known.
@@ -84,6 +84,7 @@ class Pair:
     sides: Sequence[AnySide] = ()
     live: Callable[[Path], Any] | None = None
     remedy: str = ""
+    package: str = ""
     verify: Callable[[Path], list[str]] | None = None
     oracle: Callable[[Any], Callable[[], Trace]] | None = None
     hint: Callable[[Row, Evidence], str] | None = None
@@ -130,6 +131,10 @@ class Pair:
                 raise InputError(
                     "command line", "--original", original, f"nothing: {self.name} runs without a checkout"
                 )
+            if self.package and not (original / self.package).is_dir():
+                raise InputError(original, "--original", f"no folder `{self.package}`", f"a checkout: {self.remedy}")
+            if self.package:
+                sys.path.insert(0, str(original.resolve()))
             found = self.live(original)
             return found if isinstance(found, Pair) else replace(self, original=found)
         if recordings is not None and not callable(self.cases):

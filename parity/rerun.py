@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
 from parity.evidence import Evidence, raised
 from parity.names import NameMap
+from parity.observe import drawing
 from parity.setup import setting_rows, setup_of
-from parity.side import Alive, Training, start
+from parity.side import Alive, Training, give, start
 from parity.speed import Steps, alternate, prototype_rows, speed_of
 from parity.verdict import Row
 
@@ -28,7 +30,8 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
     alive: Alive = evidence.live
     subject, exact = evidence.subject("round_trip"), evidence.tolerance("round_trip")
     with deterministic(alive.case.seed):
-        module = _begun(alive, 1).module
+        with _drawing(alive):
+            module = _begun(alive, 1).module
         try:
             reopened = _reopened(alive, module)
         except Exception as error:  # whatever the user's own code raises
@@ -46,12 +49,14 @@ def resume_rows(evidence: Evidence) -> list[Row]:
     subject, exact = evidence.subject("resume"), evidence.tolerance("resume")
     end = max(2, alive.case.steps)
     with deterministic(alive.case.seed):
-        straight, stopped = _begun(alive, end), _begun(alive, end // 2)
-        if not all(hasattr(part, "state_dict") for part in stopped.parts):
+        with _drawing(alive):
+            straight = _begun(alive, end)
+        if not all(hasattr(part, "state_dict") for part in straight.parts):
             return [subject.inapplicable("the optimizer or the schedule has no state_dict to go on from")]
         try:
-            resumed = _resumed(alive, stopped)
-            resumed.run(alive.case.batches, end)
+            with _drawing(alive):
+                resumed = _resumed(alive, _begun(alive, end // 2))
+                resumed.run(alive.case.batches, end)
         except Exception as error:  # whatever the user's own code raises
             return [raised(subject, error)]
         states = _everything(straight), _everything(resumed)
@@ -60,6 +65,12 @@ def resume_rows(evidence: Evidence) -> list[Row]:
         mine, theirs = ([getattr(point, name) for point in run.points] for run in (straight, resumed))
         rows.append(compare_series(subject, "resume", name, mine, theirs, exact))
     return rows
+
+
+def _drawing(alive: Alive) -> AbstractContextManager[object]:
+    """What the run drew, drawn again from its beginning; a run of one step has too little for two."""
+    replayed = alive.case.replayed if alive.case.steps > 1 else {}
+    return drawing(alive.case.draws, replayed)
 
 
 def _begun(alive: Alive, steps: int) -> Training:
@@ -72,9 +83,14 @@ def _begun(alive: Alive, steps: int) -> Training:
 
 
 def _reopened(alive: Alive, module: nn.Module) -> nn.Module:
+    """Saved and opened. What is frozen and opens as NaN is loaded from elsewhere, a verifier's: it is given again."""
     with tempfile.TemporaryDirectory() as folder:
         alive.side.write(module, Path(folder))
-        return alive.side.read(Path(folder))
+        reopened = alive.side.read(Path(folder))
+    opened, held = dict(reopened.named_parameters()), dict(module.named_parameters())
+    frozen = {name: value for name, value in held.items() if name in opened and not value.requires_grad}
+    give(reopened, {name: value for name, value in frozen.items() if bool(opened[name].isnan().any())})
+    return reopened
 
 
 def _resumed(alive: Alive, stopped: Training) -> Training:
@@ -97,7 +113,7 @@ def _everything(training: Training) -> dict[str, Tensor]:
 
 def _loss(alive: Alive, module: nn.Module) -> float:
     set_seed(alive.case.seed)
-    with torch.no_grad():
+    with torch.no_grad(), _drawing(alive):
         return float(alive.side.loss(module, alive.case.batches[0]))
 
 

@@ -26,7 +26,7 @@ from parity.evidence import Check, Evidence, place_of, raised
 from parity.files import read_object
 from parity.locate import LOSS, Finding, first_backward, first_forward, within
 from parity.names import NameMap, align, as_map
-from parity.observe import drawing, given
+from parity.observe import drawing, given, laid_out
 from parity.operators import Live, with_operator
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.report import print_report, write_html, write_json
@@ -134,6 +134,8 @@ class CaseRun:
             case = replace(case, draws={draw: draw.port for draw in pair.draws}, replayed=drawn)
         ran = self.stack.enter_context(side.trace(case))
         expected, found = align(run.trace, ran.trace, names)
+        at_port = found.group("mb0.draw.")
+        drawn = {name: laid_out(value, at_port[name]) if name in at_port else value for name, value in drawn.items()}
         expected.tensors.update({f"mb0.draw.{name}": value for name, value in drawn.items()})
         left_out = (*expected.left_out, *found.left_out)
         oracle = pair.oracle and partial(_oracle, self._once("oracle()", partial(pair.oracle, case)), found, pair.views)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -87,6 +88,8 @@ class SideError(RuntimeError):
 def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
     """The default loss: the output's own ``loss`` if it has one, else the distance of its first tensor to a pattern.
 
+    Of a tuple, the first number with a gradient is its loss: (tokens, loss, metrics).
+
     The pattern is a cosine over the entries, so that every entry has a gradient of its own and the loss is far from 0.
     """
     if isinstance(batch, Mapping):
@@ -94,6 +97,9 @@ def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
     else:
         out = module(*batch) if isinstance(batch, tuple) else module(batch)
     own = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+    if isinstance(out, tuple) and own is None:
+        numbers = (one for one in out if isinstance(one, Tensor) and one.dim() == 0 and one.requires_grad)
+        own = next(numbers, None)
     if isinstance(own, Tensor):
         return own
     values = first_of(tensors_of(out))
@@ -113,7 +119,8 @@ class Side:
         loss: a scalar of the module and a batch.
         optimizer: from the parameters that require a gradient.
         schedule: a learning rate scheduler of the optimizer, stepped after it.
-        step: what happens between backward and the next batch, clipping for example; ``optimizer.step()`` by default.
+        step: what happens between backward and the next batch; ``optimizer.step()`` by default. A ``Clip``: torch clips
+            so before it, and ``clip`` is that.
         save, load: into a folder and back from it; ``save_pretrained`` and ``from_pretrained`` where the module has
             them, else its state dict as safetensors.
         taps: functions to tap from outside, see :data:`parity.observe.Taps`.
@@ -127,7 +134,7 @@ class Side:
     loss: Callable[[nn.Module, Batch], Tensor] = pattern_loss
     optimizer: Callable[[list[nn.Parameter]], Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
     schedule: Callable[[Optimizer], Any] | None = None
-    step: Callable[[nn.Module, Optimizer], None] = lambda module, optimizer: optimizer.step()
+    step: Callable[[nn.Module, Optimizer], None] | Clip = lambda module, optimizer: optimizer.step()
     save: Callable[[nn.Module, Path], None] | None = None
     load: Callable[[Path], nn.Module] | None = None
     taps: Taps = field(default_factory=dict)
@@ -135,6 +142,11 @@ class Side:
     rate: Callable[[int], float] | None = None
     backward: bool = True
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.step, Clip):
+            object.__setattr__(self, "clip", self.step)
+            object.__setattr__(self, "step", partial(clipped_step, self.step))
 
     @staticmethod
     def command(words: Sequence[str], name: str = "", timeout: float = 3600) -> CommandSide:
@@ -254,6 +266,13 @@ def run_command(words: Sequence[str], what: str, timeout: float | None, **option
     raise SideError(f"{what} {became}: " + ("\n".join(lines) or "nothing on its standard error"))
 
 
+def clipped_step(clip: Clip, module: nn.Module, optimizer: Any) -> None:
+    """A step of the optimizer, the gradients clipped by torch."""
+    clip_by = nn.utils.clip_grad_norm_ if clip.kind == "norm" else nn.utils.clip_grad_value_
+    clip_by(module.parameters(), clip.limit)
+    optimizer.step()
+
+
 class Training:
     """A module in training, its optimizer and schedule, and a point for every step that was made.
 
@@ -318,7 +337,7 @@ class Training:
         norm, used = global_norm(self.gradients().values()), rate_of(self.optimizer)
         if self.auditor is not None:
             self.auditor.entered()
-        self.side.step(self.module, self.optimizer)
+        cast(Any, self.side.step)(self.module, self.optimizer)
         if self.auditor is not None:
             self.auditor.left()
         if self.schedule is not None:

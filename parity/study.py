@@ -108,6 +108,24 @@ def changed(**changes: Callable[[Any], object]) -> Switch:
     return switch
 
 
+def as_built(*paths: str) -> Switch:
+    """For a side of callables: what ``load`` gives has these attributes as what ``build`` gives has them.
+
+    ``as_built("lm_head.weight.requires_grad", "config._attn_implementation")``
+    """
+
+    def switch(side: Any) -> Any:
+        def like_built(opened: Any) -> None:
+            built = side.build()
+            for *around, name in (path.split(".") for path in paths):
+                owners = [reduce(getattr, around, module) for module in (built, opened)]
+                setattr(owners[1], name, getattr(owners[0], name))
+
+        return changed(load=like_built)(side)
+
+    return switch
+
+
 def flag(name: str) -> Switch:
     """For a side of your own: ``name`` is added to its field ``causes``, a frozenset."""
     return lambda side: replace(side, causes=side.causes | {name})

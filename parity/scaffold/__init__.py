@@ -55,7 +55,7 @@ def new_pair(name: str, port: str, original: str, output: Path = Path()) -> Path
     Raises:
         InputError: a class that is none, or a name as in :func:`new_port`.
     """
-    check_name(name)
+    check_name(name, of_pair=True)
     target = output / f"{name}.py"
     if target.exists():
         raise InputError(target, "NAME", "a file of that name", "a new name: nothing is overwritten")
@@ -68,15 +68,15 @@ def new_pair(name: str, port: str, original: str, output: Path = Path()) -> Path
     return target
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, of_pair: bool = False) -> None:
     """Refuse (InputError) what is no package's name, or what would hide one: of Python, of the environment, of
-    Speculators' algorithms.
+    Speculators' algorithms. A pair may be called as the algorithm that both of its sides are.
     """
     if not FORM.fullmatch(name):
         found, expected = name, f"2 to {LONGEST} lower-case letters, digits and underscores, a letter first: tree_draft"
     elif keyword.iskeyword(name) or keyword.issoftkeyword(name):
         found, expected = f"{name}, a keyword of Python", "another name"
-    elif name in SHIPPED or _speculators_has(name):
+    elif name in SHIPPED or (not of_pair and _speculators_has(name)):
         found, expected = f"{name}, an algorithm that Speculators or this project has", "a name of its own"
     elif find_spec(name):
         found, expected = f"{name}, which is an installed package", "a name that hides nothing"

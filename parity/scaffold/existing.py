@@ -29,6 +29,7 @@ class Existing:
     role: str
     kind: type[nn.Module]
     folder: str
+    module: str
 
     @property
     def name(self) -> str:
@@ -51,7 +52,7 @@ class Existing:
     @property
     def imports(self) -> list[str]:
         configs = [f"from {kind.__module__} import {kind.__name__}" for kind in self.configs.values() if kind]
-        return [f"from {self.kind.__module__} import {self.name} as {self.role.title()}", *configs]
+        return [f"from {self.module} import {self.name} as {self.role.title()}", *configs]
 
     @property
     def arguments(self) -> str:
@@ -88,16 +89,23 @@ def existing(role: str, place: str, output: Path) -> Existing:
     """A module's class, by ``FILE.py:CLASS`` or ``package.module:CLASS``.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or its module cannot be imported.
     """
     where, _, name = place.rpartition(":")
-    module = module_of(where, f"--{role}") if where else None
+    try:
+        module = module_of(where, f"--{role}") if where else None
+    except InputError:
+        raise
+    except Exception as error:  # whatever a module does when it is imported
+        raises = f"{place}, which raises {type(error).__name__}: {error}"
+        expected = "a module that can be imported, or a FILE.py of yours that makes it so: docs/existing.md"
+        raise InputError("command line", f"--{role}", raises, expected) from error
     found = getattr(module, name, None)
     if module is None or not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise InputError("command line", f"--{role}", place, "FILE.py:CLASS or package.module:CLASS of a nn.Module")
     root = Path(where).resolve().parents[module.__name__.count(".")] if where.endswith(".py") else output.resolve()
     folder = Path(os.path.relpath(root, output.resolve())).as_posix()
-    return Existing(role.upper(), found, "" if folder == "." else folder)
+    return Existing(role.upper(), found, "" if folder == "." else folder, module.__name__)
 
 
 def describe(name: str, port: str, original: str, output: Path) -> dict[str, Any]:

@@ -314,6 +314,14 @@ def test_names_are_suggested_by_their_ends_and_shapes(
     assert bool(suggestion.names.prefixes) == (set(names) != set(names.values()) and bool(names))
 
 
+def test_what_is_suggested_is_said_once() -> None:
+    """A wrapper around the whole is one entry, and so is a renamed module with all that keeps its names inside."""
+    inner = {"fc": 3, "layers": layers(4, 4)}
+    assert suggest_names(tree(draft=tree(**inner)), tree(**inner)).names.prefixes == {"draft": ""}
+    found = suggest_names(tree(a=tree(q=4, k=5, v=6)), tree(b=tree(q=4, k=5, w=6))).names.prefixes
+    assert found == {"a": "b", "a.v": "b.w"}
+
+
 def test_the_example_s_layer_is_matched_as_far_as_shapes_allow() -> None:
     example = load()
     suggestion = suggest_names(example.ORIGINAL, example.PORT.build())  # sides or modules

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from parity import Side, Trace, compare_sides, single_step
 from parity.calls import snapshot, tensors_of, watch, with_tensors
 from parity.errors import InputError
-from parity.observe import Draw, compare_samplers, drawing, given, observe, sampled, tap
+from parity.observe import Draw, compare_samplers, drawing, given, laid_out, observe, sampled, tap
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Keyless:
 
 pytree.register_pytree_node(Keyless, lambda one: (list(one.held), None), lambda held, _: Keyless(*held))
 ONE, TWO = torch.zeros(1), torch.ones(1)
+Sizes = tuple[int, ...]
 
 
 @pytest.mark.parametrize(
@@ -315,6 +317,72 @@ def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw) -> None:
     assert list(first.draws) == ["anchors#0"]
     assert torch.equal(first.draws["anchors#0"], second.draws["anchors#0"])
     assert losses[0] == losses[2] != losses[1]
+
+
+@dataclass
+class Found:
+    logits: Tensor
+    rows: dict[str, Tensor]
+
+
+def objective(found: Found) -> tuple[Tensor, dict[str, Tensor]]:
+    return found.logits.sum() + found.rows["b"].sum(), {"ce": found.logits.mean().detach()}
+
+
+class Objects(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return objective(Found(super().forward(x), {"b": x}))[0]
+
+
+def test_a_tap_reaches_into_what_a_function_is_given_and_returns() -> None:
+    taps = {f"{HERE}.objective": {"found.logits": "logits", "found.rows.b": "b", "returned.1.ce": "ce"}}
+    x, module = torch.randn(2, 4), Objects(4, 3)
+    with observe(module, taps) as seen:
+        loss = module(x)
+    loss.backward()
+    assert {*seen.taps} == {"logits#0", "b#0", "ce#0"}
+    assert torch.equal(seen.taps["b#0"], x)
+    assert torch.equal(seen.taps["ce#0"], seen.taps["logits#0"].mean())
+    assert torch.equal(seen.tap_grads["logits#0"], torch.ones(2, 3))
+    wrong, message = (
+        {f"{HERE}.objective": {"found.logit": "l"}},
+        r"tap: l: found nothing at logit, expected one of logits",
+    )
+    with pytest.raises(InputError, match=message), observe(module, wrong):
+        module(x)
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "shape"),
+    [
+        ((1, 5), (5,), (5,)),
+        ((5,), (1, 5), (1, 5)),
+        ((1, 5), (3,), (5,)),
+        ((2, 3), (3, 2), (2, 3)),
+        ((6,), (2, 3), (6,)),
+    ],
+)
+def test_dimensions_of_one_are_no_other_layout(value: Sizes, like: Sizes, shape: Sizes) -> None:
+    assert laid_out(torch.zeros(value), torch.zeros(like)).shape == shape
+
+
+def test_a_list_of_another_length_is_replayed() -> None:
+    """How many are drawn is the business of ``samplers``."""
+    with drawing({DRAWS[0]: DRAWS[0].port}, {"anchors#0": torch.tensor([3, 1])}):
+        assert Picker.anchors(4).tolist() == [3, 1]
+
+
+def test_samplers_of_several_tensors_are_compared_by_what_is_made_of_them() -> None:
+    """The planted fault: each tensor has the same candidates, the two together have not."""
+    draw = Draw("both", "", "", values=lambda anchors, depths: 10 * anchors + depths)
+    straight = sampled(draw, lambda: (torch.arange(3), torch.arange(3)), range(20))
+    crossed = sampled(draw, lambda: (torch.arange(3), torch.arange(3).flip(0)), range(20))
+    rows = {row.quantity: row for row in compare_samplers("both", straight, crossed)}
+    assert "3 / 3 candidates; only original: 0, 22; only port: 2, 20" in rows["candidates"].detail
+    assert not rows["candidates"].passed
+    firsts = [(torch.arange(3), depths) for depths in (torch.arange(3), torch.arange(3).flip(0))]
+    alone = [sampled(replace(draw, values=None), partial(tuple, one), range(20)) for one in firsts]
+    assert all(row.passed for row in compare_samplers("both", *alone))
 
 
 def test_draws_elsewhere_are_let_alone() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import parity
-from parity import CommandSide, Side, compare_sides, single_step, trace_side, write_trace
+from parity import Case, Clip, CommandSide, Pair, Side, compare_sides, run_pair, single_step, trace_side, write_trace
 from parity.errors import InputError
+from parity.side import pattern_loss
+from parity.step import global_norm
 from parity.verdict import Status
 
 TINY = LlamaConfig(
@@ -89,6 +92,72 @@ def test_schedules_and_steps_take_part() -> None:
     moved = (trace.tensors["after.weight"] - trace.tensors["init.weight"]).abs().max()
     assert float(moved) == pytest.approx(1e-3, rel=1e-4)
     compare_sides(side, side, ONES).raise_if_failed()
+
+
+@pytest.mark.parametrize(("clip", "moved"), [(Clip("value", 1e-3), 1e-3), (Clip("norm", 2e-3), 2e-3), (None, 0.5)])
+def test_a_step_clips_as_the_side_says(clip: Clip | None, moved: float) -> None:
+    side = Side(lambda: nn.Linear(3, 3), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    side = replace(side, step=clip) if clip else side
+    trace = trace_side(side, ONES, steps=1)
+    change = trace.tensors["after.weight"] - trace.tensors["init.weight"], trace.tensors["after.bias"]
+    size = change[0].abs().max() if clip and clip.kind == "value" else global_norm(trace.group("mb0.grad.").values())
+    if clip and clip.kind == "norm":
+        size = global_norm([change[0], change[1] - trace.tensors["init.bias"]])
+    assert float(size) == pytest.approx(moved, rel=1e-3) if clip else float(size) > 1e-2
+    compare_sides(side, side, ONES).raise_if_failed()
+
+
+class Answers(nn.Linear):
+    """As Speculators' models answer."""
+
+    def forward(self, x: Tensor) -> tuple[None, Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        found = super().forward(x).square().sum()
+        return None, found, {"loss_sum": found.detach()}
+
+
+def test_the_loss_of_a_tuple_is_its_number_with_a_gradient() -> None:
+    module = Answers(3, 3)
+    assert torch.equal(pattern_loss(module, ONES[0]), module(ONES[0])[1])
+    assert not torch.equal(pattern_loss(nn.Linear(3, 3), (ONES[0],)), module(ONES[0])[1])
+
+
+class Borrowed(nn.Module):
+    """Its head belongs to a verifier: left NaN until loaded, and in no checkpoint."""
+
+    def __init__(self, frozen: bool = True) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        nn.init.constant_(self.head.weight, torch.nan).requires_grad_(not frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.up(x))
+        return found
+
+
+def save_up(module: Any, folder: Path) -> None:
+    torch.save(module.up.state_dict(), folder / "up.pt")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_frozen_and_opens_as_nan_is_given_again(frozen: bool) -> None:
+    """What is trained is not: the planted fault is a head that no checkpoint holds."""
+
+    def load(folder: Path) -> nn.Module:
+        module = Borrowed(frozen)
+        module.up.load_state_dict(torch.load(folder / "up.pt", weights_only=True))
+        return module
+
+    def build() -> nn.Module:
+        module = Borrowed(frozen)
+        nn.init.normal_(module.head.weight)
+        return module
+
+    original, port = Side(build), Side(lambda: Borrowed(frozen), save=save_up, load=load)
+    pair = Pair("borrowed", original, port, [Case("one", ONES)], asked=["initialisation"])
+    report = run_pair(pair)
+    assert report.failed == (() if frozen else ("round_trip",))
+    drawn = {row.tensor for row in report.rows if row.check == "initialisation"}
+    assert drawn == {"up.weight", "up.bias"}
 
 
 def noisy() -> nn.Module:

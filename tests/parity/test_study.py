@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity import Case, Cause, Options, Pair, Side, changed, instead, run_pair
+from parity import Case, Cause, Options, Pair, Side, as_built, changed, instead, run_pair
 from parity.study import Switch, within
 
 RULES: Any = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
@@ -117,6 +117,7 @@ SWITCHES: dict[str, tuple[Side, Side, Switch, str]] = {
     "instead": (Side(Both, rows_loss), HALF, TWICE, "loss"),
     "changed build": (SAVED, Side(Both, rows_loss), changed(build=frozen), "configuration"),
     "changed load": (SAVED, SAVED, changed(load=frozen), "round_trip"),
+    "as built": (SAVED, SAVED, as_built("second.weight.requires_grad"), "round_trip"),
 }
 
 

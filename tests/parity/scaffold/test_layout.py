@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,27 @@ def test_a_pair_of_classes_that_exist_has_their_names_and_is_refused_where_there
         assert main_code("new", "pair_three", *words, *original) == 2
     assert main_code("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 2
     assert not (tmp_path / "pair_three.py").exists()
+
+
+def test_a_pair_may_be_called_as_its_algorithm_and_an_original_that_cannot_be_imported_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of one's own may put a stand-in for what is missing, and its classes are imported from there."""
+    (tmp_path / "odd_kernels.py").write_text("import no_such_compiler\n")
+    head = "from torch import nn\nfrom odd_kernels import fast\n"
+    (tmp_path / "odd_draft.py").write_text(f"{head}class Odd(nn.Linear):\n    pass\n")
+    standin = "import sys\nfrom types import SimpleNamespace\nsys.modules['odd_kernels'] = SimpleNamespace(fast=abs)\n"
+    (tmp_path / "odd_made.py").write_text(f"{standin}from odd_draft import Odd\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main_code("new", "mtp", "--port", "torch.nn:Linear", "--original", "odd_draft:Odd") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: command line: --original: found odd_draft:Odd, which raises ModuleNotFoundError")
+    assert len(said.splitlines()) == 1
+    monkeypatch.delitem(sys.modules, "odd_kernels", raising=False)
+    assert main_code("new", "mtp", "--port", "torch.nn:Linear", "--original", "odd_made.py:Odd") == 0
+    monkeypatch.delitem(sys.modules, "odd_kernels")
+    assert "from odd_made import Odd as Original" in (tmp_path / "mtp.py").read_text()
 
 
 def main_code(*words: str) -> int:
