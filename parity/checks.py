@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, Call, below, calls_of
+from parity.calls import WHOLE, below, calls_of
 from parity.compare import compare, compare_groups, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
-from parity.locate import compare_calls, compare_inputs, paired_inputs
+from parity.locate import compare_calls, compare_inputs
 from parity.observe import compare_samplers, samples_of
 from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
@@ -150,7 +150,7 @@ def compare_states(
         if not row.passed and row.measured is not None and expected is not None and found is not None:
             clear = _determined(evidence, name.partition(".")[2], expected) if quantity != "weights" else None
             if clear is not None:
-                row = compare(subject, quantity, name, expected, found, tolerance, where=clear)
+                row = compare(subject, quantity, name, expected, torch.where(clear, found, expected), tolerance)
                 count = f"{int((~clear).sum())} of {clear.numel()} entries"
                 row = replace(row, detail=f"{count} left out: their gradient is below its own tolerance. {row.detail}")
         rows.append(row)
@@ -170,7 +170,7 @@ def check_samplers(evidence: Evidence) -> list[Row]:
     """What both draw at random, over many seeds: how many entries, which ever come, how often."""
     subject, sides = evidence.subject("samplers"), [samples_of(trace) for trace in evidence.traces]
     names = sorted({*sides[0], *sides[1]})
-    return [subject.row(*one) for name in names for one in compare_samplers(name, *(s.get(name, []) for s in sides))]
+    return [row for name in names for row in compare_samplers(subject, name, *(side.get(name, []) for side in sides))]
 
 
 def check_forward(evidence: Evidence) -> list[Row]:
@@ -184,17 +184,9 @@ def check_forward(evidence: Evidence) -> list[Row]:
     other, modules = {call.key: call for call in found}, {call.module for call in found}
     for call in (call for call in expected if call.module in modules):
         match = other.get(call.key)
-        rows += [] if match is None else _given(evidence, call, match)
+        rows += [] if match is None else compare_inputs(subject, call, match, tolerance)
         rows += compare_calls(subject, call, match, tolerance)
     return rows + _one_sided(evidence)
-
-
-def _given(evidence: Evidence, expected: Call, found: Call) -> list[Row]:
-    """Ids, positions and masks, in whatever form, that a module is called with; states are somebody's outputs."""
-    rows = compare_inputs(evidence.subject("forward"), expected, found, evidence.tolerance("out"))
-    pairs = paired_inputs(expected, found)
-    given = ("mask" in place or not mine.is_floating_point() for place, mine, _ in pairs)
-    return [row for row, wanted in zip(rows, given, strict=True) if wanted]
 
 
 def _one_sided(evidence: Evidence) -> list[Row]:

@@ -377,9 +377,9 @@ def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
     original, port = evidence.original, evidence.live
     if not (isinstance(original, Alive) and isinstance(port, Alive)):
         return finding
-    agree = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
+    apart = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
     try:
-        return with_operator(finding, _to_follow(original), _to_follow(port), agree, evidence.names)
+        return with_operator(finding, _to_follow(original), _to_follow(port), apart, evidence.names)
     except Exception as error:  # whatever a module does that cannot be followed
         return replace(finding, operator=f"not found, {type(error).__name__} at {place_of(error)}")
 

@@ -204,10 +204,10 @@ class _Judge:
         pair = self.pairs.get(f"{row.run}#{finding.call}")
         if pair is None or row.quantity == "refused":
             return finding
-        agree = within(self.table["out" if direction == "forward" else "grad"].bound)
+        apart = within(self.table["out" if direction == "forward" else "grad"].bound)
         sides = [make(direction == "backward").live() for make in pair[:2]]
         with contextlib.suppress(Exception):  # whatever an operator of the user's own cannot do under a mode
-            whole = with_operator(replace(finding, module=WHOLE, call=0), sides[0], sides[1], agree, pair[2])
+            whole = with_operator(replace(finding, module=WHOLE, call=0), sides[0], sides[1], apart, pair[2])
             return replace(finding, operator=whole.operator)
         return finding
 

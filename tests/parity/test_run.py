@@ -163,7 +163,7 @@ FILES = {
 @pytest.mark.parametrize(
     ("other", "words", "code", "said"),
     [
-        ("LOUD", [], 1, "first: forward first goes wrong in down, call 1: largest at"),
+        ("LOUD", [], 1, "first: forward first goes wrong in down, call 1: at ("),
         ("LOUD", ["--checks", "weights,schedule"], 0, "PASS"),
         ("LOUD", ["--tolerances", "loose.json"], 0, "PASS"),
         ("RENAMED", [], 1, "FAIL"),
