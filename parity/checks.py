@@ -6,7 +6,6 @@ of its own, and what it needs to have a subject; where that is missing, one row 
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -203,17 +202,6 @@ def _one_sided(evidence: Evidence) -> list[Row]:
     return rows + [compare_value(subject, "calls", module, expected[module], found[module]) for module in more]
 
 
-def one_sided_notes(evidence: Evidence) -> list[str]:
-    """Modules around others that one side alone calls: what is inside them is compared."""
-    expected, found = map(_counts, evidence.traces)
-    notes = []
-    for side, mine, theirs in (("the original", expected, found), ("the port", found, expected)):
-        only = [module for module in sorted({*mine} - {*theirs}) if not _is_leaf(module, mine)]
-        if only and theirs:
-            notes.append(f"called by {side} alone, its parts are compared: {', '.join(only)}")
-    return notes
-
-
 def _counts(trace: Trace) -> Counter[str]:
     """How often each module is called."""
     return Counter(call.rpartition("#")[0] for call in trace.calls)
@@ -261,11 +249,10 @@ def check_gradient_flow(evidence: Evidence) -> list[Row]:
         named = {"frozen here": sorted(expected - found), "trained here only": sorted(found - expected)}
         detail = "; ".join(f"{said}: {names}" for said, names in named.items() if names)
         rows = [subject.row("trained", "", float(len(expected ^ found)), 0.0, not detail, detail)]
-    own = {flow.parameter: _fault(flow) for flow in gradient_flow(evidence.expected)}
+    own = {flow.parameter: flow.fault for flow in gradient_flow(evidence.expected)}
     for flow in gradient_flow(evidence.found):
-        fault = _fault(flow)
-        fine = not fault or own.get(flow.parameter) == fault
-        rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, fault))
+        fine = not flow.fault or own.get(flow.parameter) == flow.fault
+        rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, flow.fault))
     return rows
 
 
@@ -281,20 +268,6 @@ def gradient_flow(trace: Trace) -> list[GradientFlow]:
         moved = float((end[name].double() - begin[name].double()).abs().max()) if both else 0.0
         flows.append(GradientFlow(trace.case, trace.run, name, name in trace.trained, grad, moved))
     return flows
-
-
-def _fault(flow: GradientFlow) -> str:
-    if not flow.trainable:
-        if flow.grad_max is not None:
-            return f"frozen, but has a gradient of up to {flow.grad_max:.3g}"
-        return f"frozen, but moved by {flow.moved:.3g}" if flow.moved else ""
-    if flow.grad_max is None:
-        return "trainable, but got no gradient: its path to the loss is cut"
-    if not math.isfinite(flow.grad_max):
-        return f"gradient is {flow.grad_max}"
-    if flow.grad_max == 0.0:
-        return "gradient is zero everywhere"
-    return "" if flow.moved else "did not move over the whole run"
 
 
 def check_clip(evidence: Evidence) -> list[Row]:

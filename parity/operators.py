@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count, permutations
 from pathlib import Path
@@ -31,25 +31,21 @@ from parity.names import NameMap
 
 HERE, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-MOST_AXES, MOST_PLACES = 5, 3
+MOST_AXES = 5
 DIGEST = 1e-2
 """Values are looked at closer if the sums of their absolute entries are this close, far wider than any bound."""
 
 
 class Live(NamedTuple):
-    """A side that can be run: a fresh module, what makes its loss (or only its forward) of it, and its inputs.
-
-    ``leaves`` are inputs whose gradients count as parameters' do.
-    """
+    """A side that can be run: a fresh module, and what makes its loss (or only its forward) of it."""
 
     module: nn.Module
     run: Callable[[], Any]
-    leaves: Mapping[str, Tensor] = {}
 
     def gradients(self) -> dict[str, Tensor]:
-        """By name, of the parameters and inputs that have one."""
-        named = {**dict(self.module.named_parameters()), **self.leaves}
-        return {name: value.grad for name, value in named.items() if value.grad is not None}
+        """By name, of the parameters that have one."""
+        named = self.module.named_parameters()
+        return {name: value.grad for name, value in named if value.grad is not None}
 
 
 @dataclass(eq=False)
@@ -228,19 +224,12 @@ def _backward(original: Live, port: Live, apart: Apart, names: NameMap) -> tuple
 
 
 def first_apart(expected: Log, found: Log, apart: Apart) -> str:
-    """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray.
-
-    Where several go astray from values that apart, the others' places follow.
-    """
+    """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray."""
     known, known_there = _lookup(expected, apart), _lookup(found, apart)
     theirs, mine = _astray(found, known), _astray(expected, known_there)
     if not theirs:
         return f"{mine[0]} of the original has no counterpart in the port" if mine else ""
-    first = theirs[0]
-    words = f"{first} / {mine[0]}" if mine else f"{first}; the original computes nothing of the kind"
-    fresh = [one for one in theirs if all(map(known, one.into)) and one.site != first.site]
-    also = list(dict.fromkeys(map(str, fresh)))[:MOST_PLACES]
-    return f"{words}; also {', '.join(also)}" if also else words
+    return f"{theirs[0]} / {mine[0]}" if mine else f"{theirs[0]}; the original computes nothing of the kind"
 
 
 def _lookup(log: Log, apart: Apart) -> Callable[[Value], bool]:

@@ -191,6 +191,21 @@ class GradientFlow:
     grad_max: float | None
     moved: float
 
+    @property
+    def fault(self) -> str:
+        """What is wrong: a trained one has a finite gradient, not zero, and moves; a frozen one does neither."""
+        if not self.trainable:
+            if self.grad_max is not None:
+                return f"frozen, but has a gradient of up to {self.grad_max:.3g}"
+            return f"frozen, but moved by {self.moved:.3g}" if self.moved else ""
+        if self.grad_max is None:
+            return "trainable, but got no gradient: its path to the loss is cut"
+        if not math.isfinite(self.grad_max):
+            return f"gradient is {self.grad_max}"
+        if self.grad_max == 0.0:
+            return "gradient is zero everywhere"
+        return "" if self.moved > 0 else "did not move over the whole run"
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from parity.errors import InputError
-from parity.files import misfit, read_object
+from parity.files import misfit, read_object, write_whole
 from parity.report.figures import Axes, Series, draw
 from parity.report.page import Panel, Table, environment, render, templates
-from parity.report.summary import grouped, short, unique, write_whole
+from parity.report.summary import grouped, short, unique
 
 STYLES = {"original": "base", "reference": "run0", "speculators": "run1", "port eager": "run2", "port": "run3"}
 """The sides that are drawn; the table has all of them."""

@@ -112,7 +112,7 @@ FAULTS: dict[str, tuple[Plant, str, str]] = {
     "a weight frozen": (frozen_value, "backward", "attention.wv"),
     "a gradient halved on its way": (halved_gradient, "backward", "attention.wo"),
 }
-CHECKS = {"forward": "forward", "backward": "gradients", "setup": "configuration"}
+CHECKS = {"forward": "forward", "backward": "gradients", "configuration": "configuration"}
 
 
 def test_without_a_fault_nothing_is_found() -> None:
@@ -127,10 +127,10 @@ def test_direction_and_module_are_named(plant: Plant, direction: str, module: st
     """By a comparison, and by a single step that finds no other module."""
     example, port = load(), side_with(plant)
     report = compare_sides(example.ORIGINAL, port, example.batches(), names=example.NAMES, checks=[*CHECKS.values()])
-    setup = "setup" if plant is frozen_value else direction  # what is not trained is said before any step
+    first = "configuration" if plant is frozen_value else direction  # what is not trained is said before any step
     assert report.first is not None
-    assert (report.first.direction, report.first.module) == (setup, module), str(report.first)
-    assert report.failed[0] == CHECKS[setup]
+    assert (report.first.direction, report.first.module) == (first, module), str(report.first)
+    assert report.failed[0] == CHECKS[first]
     alone = single_step(example.ORIGINAL, port, example.batches()[0], names=example.NAMES)
     assert alone.first is not None
     assert (alone.first.direction, alone.first.module) == (direction, module), str(alone.first)

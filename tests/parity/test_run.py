@@ -229,13 +229,6 @@ def test_bad_input_exits_with_two(
     assert message in capsys.readouterr().err
 
 
-def test_a_truncated_file_is_named(traced: Path, command: Run, capsys: Captured) -> None:
-    file = traced / "one" / "tensors.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    assert command("compare", traced, traced) == 2
-    assert f"error: {file}: file: found" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("name", "words", "code", "failed"),
     [
