@@ -42,10 +42,6 @@ def test_nothing_but_the_verdict_is_wider_than_the_console(demo: Report, width: 
     assert any(line.split()[:4] == ["chain", "library", "2", "2"] for line in lines)
 
 
-def test_nothing_compared_is_one_line() -> None:
-    assert printed(Report()).strip() == "FAIL: Nothing was compared, so nothing was shown"
-
-
 def test_names_are_not_taken_for_markup_and_a_row_without_numbers_has_none() -> None:
     row = Row("c[bold]", "k[/red]", "r[b]", "q", "t[red]x", None, None, Status.FAILED, "at [0, 1]")
     text = printed(Report(rows=[row]))
