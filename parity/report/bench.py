@@ -99,11 +99,11 @@ def _read(path: Path) -> _File:
         raise misfit(path, error) from error
 
 
-def write_scaling(bench: Sequence[Path], output: Path, title: str = "Training step") -> None:
+def write_scaling(bench: Sequence[Path], output: Path) -> None:
     """Draw the timings of pytest-benchmark files into one HTML page; InputError for what cannot be read or written."""
     timings, machine = read_bench(bench)
     values = {"tables": tables(timings), "drawn": panels_of(timings), "environment": environment(machine)}
-    write_whole(output, render("bench.html.j2", title=title, **values))
+    write_whole(output, render("bench.html.j2", title="Training step", **values))
 
 
 def write_performance(bench: Sequence[Path], output: Path) -> None:

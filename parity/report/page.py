@@ -52,22 +52,22 @@ class Panel(NamedTuple):
     remarks: Sequence[str]
 
 
-def write_html(report: Report, path: str | Path, title: str = "Parity report") -> None:
+def write_html(report: Report, path: str | Path) -> None:
     """Write the page to ``path``, whole or not at all.
 
     Raises:
         InputError: ``path`` cannot be written.
     """
-    write_whole(Path(path), render_html(report, title))
+    write_whole(Path(path), render_html(report))
 
 
-def render_html(report: Report, title: str = "Parity report") -> str:
+def render_html(report: Report) -> str:
     """The page as text."""
     checks, lines = matrix(report)
     compared = grouped((row for row in report.rows if row.compared), attrgetter("case"))
     return render(
         "report.html.j2",
-        title=title,
+        title="Parity report",
         report=report,
         counts=report.counts(),
         anchors={case: number for number, case in enumerate(unique(row.case for row in report.rows), 1)},

@@ -57,13 +57,10 @@ def worst(rows: Iterable[Row]) -> Row | None:
 
 
 def blocked(report: Report) -> list[str]:
-    """A line for each check that was not judged: how many rows, where, and the first failed check of the same run."""
-    first: dict[tuple[str, str], str] = {}
-    for row in ended(report.rows, Status.FAILED):
-        first.setdefault((row.case, row.run), row.check)
+    """A line for each check that was not judged: how many rows, where, and which failures they follow from."""
     return [
-        f"{check}: {count(len(rows))} in {listing(row.case for row in rows)}, blocked by "
-        + listing(first.get((row.case, row.run), "an earlier check") for row in rows)
+        f"{check}: {count(len(rows))} in {listing(row.case for row in rows)}, "
+        + listing(row.detail.partition(". ")[0] for row in rows)
         for check, rows in grouped(ended(report.rows, Status.BLOCKED), attrgetter("check")).items()
     ]
 
@@ -128,4 +125,4 @@ def write_json(report: Report, path: str | Path) -> None:
     """
     head = {"format_version": FORMAT_VERSION, "passed": report.passed, "verdict": report.verdict_line()}
     rows = [row.as_json() for row in report.rows]
-    write_whole(Path(path), strict_json({**head, "counts": report.counts().as_json(), **asdict(report), "rows": rows}))
+    write_whole(Path(path), strict_json({**head, "counts": report.counts(), **asdict(report), "rows": rows}))

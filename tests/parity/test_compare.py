@@ -17,7 +17,6 @@ from parity.compare import (
     compare,
     compare_groups,
     compare_named,
-    compare_series,
     compare_value,
     viewed,
 )
@@ -136,13 +135,6 @@ def test_groups_are_compared_by_name() -> None:
 def test_values_are_equal_or_not(expected: object, found: object, passed: bool) -> None:
     row = compare_value(SUBJECT, "q", "n", expected, found)
     assert (row.passed, row.detail) == (passed, "" if passed else f"found {found!r}, expected {expected!r}")
-
-
-def test_curves_are_compared_point_by_point() -> None:
-    row = compare_series(SUBJECT, "loss", "loss", [4.0, 2.0], [4.0, 2.5], within(Kind.RELATIVE, 0.1))
-    assert (row.passed, row.measured) == (False, 0.25)
-    assert "at (1,): expected 2.0, found 2.5" in row.detail
-    assert not compare_series(SUBJECT, "loss", "loss", [1.0, 1.0], [1.0], within(Kind.RELATIVE)).passed
 
 
 PADDED, PACKED = torch.tensor([[1.0, 2.0], [3.0, 9.0]]), torch.tensor([1.0, 2.0, 3.0])

@@ -6,8 +6,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from parity.verdict import Against, GradientFlow, Report, Row, Status, explained
 
@@ -46,21 +44,6 @@ OTHERS = [row(run="reference"), *(row(against=one) for one in Against), row(ABSE
 def test_the_verdict(rows: list[Row], line: str) -> None:
     report = Report(rows=rows)
     assert (report.verdict_line(), report.passed) == (line, line.startswith("PASS"))
-
-
-RUNS = st.sampled_from(["port", "reference", "adapter"])
-ROWS = st.lists(st.builds(row, st.sampled_from(Status), RUNS, st.sampled_from(Against)), max_size=30)
-
-
-@given(ROWS, st.randoms())
-def test_every_row_is_counted_once_whatever_the_order(rows: list[Row], source: object) -> None:
-    counts, mixed = Report(rows=rows).counts(), list(rows)
-    source.shuffle(mixed)  # type: ignore[attr-defined]
-    assert Report(rows=mixed).counts() == counts
-    found = [numbers for held in counts.compared.values() for numbers in held.values()]
-    assert sum(total for _, total in found) + sum(counts.not_applicable.values()) == len(rows)
-    assert sum(passed for passed, _ in found) == sum(each.passed for each in rows)
-    assert counts.passed == (bool(found) and not any(each.status in (FAILED, BLOCKED) for each in rows))
 
 
 @pytest.mark.parametrize(

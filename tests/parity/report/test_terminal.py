@@ -13,7 +13,7 @@ TOLD = (
     "t2 (forward): measured 1.59, allowed 1, ratio 1.59",
     "largest at [1, 17, 203]: 2.417603 against 0.829114",
     "hint: layers.0.mlp: its inputs agree",
-    "gradients: 3 in eagle3_fp32_k3, blocked by forward",
+    "gradients: 3 in eagle3_fp32_k3, follows from forward",
     "t2 (curve): measured NaN",
     "Not applicable (2)",
     "float32: compared directly: precision (port; eagle3_fp32_k3 and hass_bf16_k3)",
