@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -96,33 +97,23 @@ def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy that later steps cannot change: tensors detached, other objects copied as far as they let themselves."""
+    """A copy that later steps cannot change: tensors detached, other objects copied as far as they let themselves.
+
+    Modules stay; a tensor inside of an object, a key/value cache for example, could not be copied with its graph.
+    """
     return pytree.tree_map(_copied, value, is_leaf=lambda part: type(part) not in PLAIN)
 
 
 def _copied(value: Any) -> Any:
+    patched = mock.patch.object
     try:
-        return copy.deepcopy(value, _detached(value))
+        with (
+            patched(Tensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone()),
+            patched(nn.Module, "__deepcopy__", lambda module, memo: module, create=True),
+        ):
+            return copy.deepcopy(value)
     except Exception:  # locks, handles of other libraries
         return value
-
-
-def _detached(value: Any) -> dict[int, Any]:
-    """For ``deepcopy``: what stands for the tensors inside an object, a key/value cache for example; modules stay."""
-    memo: dict[int, Any] = {}
-    seen, left = set[int](), [value]
-    while left:
-        one = left.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, (Tensor, nn.Module)):
-            memo[id(one)] = one.detach().clone() if isinstance(one, Tensor) else one
-        elif isinstance(one, (Mapping, list, tuple, set)):
-            left += one.values() if isinstance(one, Mapping) else one
-        else:
-            left += getattr(one, "__dict__", {}).values()
-    return memo
 
 
 def first_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -163,14 +154,6 @@ class Call:
     def key(self) -> str:
         return f"{self.module}#{self.number}"
 
-    def given(self, value: Any) -> None:
-        """Keep the tensors that the module gets."""
-        keep(value, self.into, self.into_grad)
-
-    def gave(self, value: Any) -> None:
-        """Keep the tensors that come out of it."""
-        keep(value, self.out, self.out_grad)
-
 
 def keep(value: Any, values: dict[str, Tensor], grads: dict[str, Tensor], place: str = "") -> None:
     """Keep the tensors of a value as they are, and sum up the gradients that reach those that want one."""
@@ -201,12 +184,12 @@ def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -
         counts[name] += 1
         running[name].append(call)
         args, kwargs = with_tensors((args, kwargs), own_view) if own_inputs else (args, kwargs)
-        call.given(by_name(part, args, kwargs))
+        keep(by_name(part, args, kwargs), call.into, call.into_grad)
         return args, kwargs
 
     def after(name: str, part: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         calls.append(running[name].pop())
-        calls[-1].gave(lone(out))
+        keep(lone(out), calls[-1].out, calls[-1].out_grad)
 
     with contextlib.ExitStack() as hooks:
         for name, part in module.named_modules():
@@ -219,8 +202,8 @@ def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -
 def call_of(module: str, number: int, into: Tensor, out: Tensor) -> Call:
     """A call that happened outside of any ``nn.Module``."""
     call = Call(module, number)
-    call.given(into)
-    call.gave(out)
+    keep(into, call.into, call.into_grad)
+    keep(out, call.out, call.out_grad)
     return call
 
 

@@ -6,7 +6,6 @@ of its own, and what it needs to have a subject; where that is missing, one row 
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,11 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, Call, below, calls_of
+from parity.calls import WHOLE, below, calls_of
 from parity.compare import compare, compare_groups, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
-from parity.locate import compare_calls, compare_inputs, paired_inputs
+from parity.locate import compare_calls, compare_inputs
 from parity.observe import compare_samplers, samples_of
 from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
@@ -150,7 +149,7 @@ def compare_states(
         if not row.passed and row.measured is not None and expected is not None and found is not None:
             clear = _determined(evidence, name.partition(".")[2], expected) if quantity != "weights" else None
             if clear is not None:
-                row = compare(subject, quantity, name, expected, found, tolerance, where=clear)
+                row = compare(subject, quantity, name, expected, torch.where(clear, found, expected), tolerance)
                 count = f"{int((~clear).sum())} of {clear.numel()} entries"
                 row = replace(row, detail=f"{count} left out: their gradient is below its own tolerance. {row.detail}")
         rows.append(row)
@@ -170,7 +169,7 @@ def check_samplers(evidence: Evidence) -> list[Row]:
     """What both draw at random, over many seeds: how many entries, which ever come, how often."""
     subject, sides = evidence.subject("samplers"), [samples_of(trace) for trace in evidence.traces]
     names = sorted({*sides[0], *sides[1]})
-    return [subject.row(*one) for name in names for one in compare_samplers(name, *(s.get(name, []) for s in sides))]
+    return [row for name in names for row in compare_samplers(subject, name, *(side.get(name, []) for side in sides))]
 
 
 def check_forward(evidence: Evidence) -> list[Row]:
@@ -184,17 +183,9 @@ def check_forward(evidence: Evidence) -> list[Row]:
     other, modules = {call.key: call for call in found}, {call.module for call in found}
     for call in (call for call in expected if call.module in modules):
         match = other.get(call.key)
-        rows += [] if match is None else _given(evidence, call, match)
+        rows += [] if match is None else compare_inputs(subject, call, match, tolerance)
         rows += compare_calls(subject, call, match, tolerance)
     return rows + _one_sided(evidence)
-
-
-def _given(evidence: Evidence, expected: Call, found: Call) -> list[Row]:
-    """Ids, positions and masks, in whatever form, that a module is called with; states are somebody's outputs."""
-    rows = compare_inputs(evidence.subject("forward"), expected, found, evidence.tolerance("out"))
-    pairs = paired_inputs(expected, found)
-    given = ("mask" in place or not mine.is_floating_point() for place, mine, _ in pairs)
-    return [row for row, wanted in zip(rows, given, strict=True) if wanted]
 
 
 def _one_sided(evidence: Evidence) -> list[Row]:
@@ -209,17 +200,6 @@ def _one_sided(evidence: Evidence) -> list[Row]:
     ]
     more = [module for module in sorted({*expected} & {*found}) if expected[module] < found[module]]
     return rows + [compare_value(subject, "calls", module, expected[module], found[module]) for module in more]
-
-
-def one_sided_notes(evidence: Evidence) -> list[str]:
-    """Modules around others that one side alone calls: what is inside them is compared."""
-    expected, found = map(_counts, evidence.traces)
-    notes = []
-    for side, mine, theirs in (("the original", expected, found), ("the port", found, expected)):
-        only = [module for module in sorted({*mine} - {*theirs}) if not _is_leaf(module, mine)]
-        if only and theirs:
-            notes.append(f"called by {side} alone, its parts are compared: {', '.join(only)}")
-    return notes
 
 
 def _counts(trace: Trace) -> Counter[str]:
@@ -269,11 +249,10 @@ def check_gradient_flow(evidence: Evidence) -> list[Row]:
         named = {"frozen here": sorted(expected - found), "trained here only": sorted(found - expected)}
         detail = "; ".join(f"{said}: {names}" for said, names in named.items() if names)
         rows = [subject.row("trained", "", float(len(expected ^ found)), 0.0, not detail, detail)]
-    own = {flow.parameter: _fault(flow) for flow in gradient_flow(evidence.expected)}
+    own = {flow.parameter: flow.fault for flow in gradient_flow(evidence.expected)}
     for flow in gradient_flow(evidence.found):
-        fault = _fault(flow)
-        fine = not fault or own.get(flow.parameter) == fault
-        rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, fault))
+        fine = not flow.fault or own.get(flow.parameter) == flow.fault
+        rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, flow.fault))
     return rows
 
 
@@ -289,20 +268,6 @@ def gradient_flow(trace: Trace) -> list[GradientFlow]:
         moved = float((end[name].double() - begin[name].double()).abs().max()) if both else 0.0
         flows.append(GradientFlow(trace.case, trace.run, name, name in trace.trained, grad, moved))
     return flows
-
-
-def _fault(flow: GradientFlow) -> str:
-    if not flow.trainable:
-        if flow.grad_max is not None:
-            return f"frozen, but has a gradient of up to {flow.grad_max:.3g}"
-        return f"frozen, but moved by {flow.moved:.3g}" if flow.moved else ""
-    if flow.grad_max is None:
-        return "trainable, but got no gradient: its path to the loss is cut"
-    if not math.isfinite(flow.grad_max):
-        return f"gradient is {flow.grad_max}"
-    if flow.grad_max == 0.0:
-        return "gradient is zero everywhere"
-    return "" if flow.moved else "did not move over the whole run"
 
 
 def check_clip(evidence: Evidence) -> list[Row]:

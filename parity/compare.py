@@ -89,7 +89,6 @@ def compare(
     expected: Tensor,
     found: Tensor,
     tolerance: Tolerance,
-    where: Tensor | None = None,
 ) -> Row:
     """Compare two tensors; fails on another shape, on NaN or Inf on either side, and on zero entries.
 
@@ -99,26 +98,19 @@ def compare(
         name: the tensor's name in the trace.
         expected, found: the prototype's and the other side's.
         tolerance: kind and bound.
-        where: bool, a prefix of the tensors' shape; only marked entries count (real positions).
     """
     shape, bound = expected.shape, tolerance.bound
     if found.shape != shape:
         detail = f"shape {tuple(found.shape)}, expected {tuple(shape)}"
         return subject.row(quantity, name, None, bound, False, detail)
-    if where is not None and where.shape != shape[: where.dim()]:
-        detail = f"shape {tuple(shape)} does not begin with the mask's {tuple(where.shape)}"
-        return subject.row(quantity, name, None, bound, False, detail)
-    mask = None if where is None else where.cpu().reshape(*where.shape, *[1] * (len(shape) - where.dim())).expand(shape)
-    sides = [side.detach().cpu() for side in (expected, found)]
-    mine, theirs = (side.flatten() if mask is None else side[mask] for side in sides)
+    mine, theirs = (side.detach().cpu().flatten() for side in (expected, found))
     if mine.numel() == 0:
         return subject.row(quantity, name, None, bound, False, "nothing compared")
     difference = _difference(mine, theirs, tolerance.kind)
     measured = float(difference.sum() if tolerance.kind is Kind.EQUAL else difference.max())
     worst = int(difference.nan_to_num(nan=torch.inf).argmax())
-    place = worst if mask is None else int(mask.flatten().nonzero()[worst])
-    index = tuple(map(int, np.unravel_index(place, tuple(shape))))
-    detail = f"at {index}: expected {mine[worst].double().item()!r}, found {theirs[worst].double().item()!r}"
+    index = tuple(map(int, np.unravel_index(worst, tuple(shape))))
+    detail = f"at {index}: expected {mine[worst].item()!r}, found {theirs[worst].item()!r}"
     broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
     return subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
 
@@ -146,7 +138,6 @@ def compare_named(
     expected: Tensor | None,
     found: Tensor | None,
     tolerance: Tolerance,
-    where: Tensor | None = None,
 ) -> Row:
     """Compare one tensor that either side may lack; lacking it fails.
 
@@ -156,9 +147,9 @@ def compare_named(
         detail = "missing" if found is None else "unexpected: the original has none"
         return subject.row(quantity, name, None, tolerance.bound, False, detail)
     if not (expected.is_floating_point() or expected.is_complex()):
-        return compare(subject, quantity, name, expected, found, EXACT, where)
-    if where is not None or expected.shape != found.shape or tolerance.kind is Kind.EQUAL:
-        return compare(subject, quantity, name, expected, found, tolerance, where)
+        return compare(subject, quantity, name, expected, found, EXACT)
+    if expected.shape != found.shape or tolerance.kind is Kind.EQUAL:
+        return compare(subject, quantity, name, expected, found, tolerance)
     endless = torch.isinf(expected) & (expected == found)
     if bool(endless.any()) and bool(endless.all()):
         return subject.row(quantity, name, 0.0, tolerance.bound, True, "infinite everywhere, on both sides alike")

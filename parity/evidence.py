@@ -99,12 +99,8 @@ class Check:
 
 def raised(subject: Subject, error: BaseException) -> Row:
     """The row of an exception: its text, and the last place that is no library's."""
-    return subject.row("raised", "", None, None, False, f"{words_of(error)} at {place_of(error)}")
-
-
-def words_of(error: BaseException) -> str:
-    """Its class and what it says."""
-    return f"{type(error).__name__}: {str(error)[:300]}"
+    said = f"{type(error).__name__}: {str(error)[:300]}"
+    return subject.row("raised", "", None, None, False, f"{said} at {place_of(error)}")
 
 
 def place_of(error: BaseException) -> str:

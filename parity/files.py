@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -118,6 +119,39 @@ def check_output(place: Path | None, option: str, folder: bool = False) -> None:
             raise PermissionError("a file that is not to be written")
     except OSError as error:
         raise InputError(place, option, str(error), "room and permission to write") from error
+
+
+def strict_json(document: Any) -> str:
+    """Plain values, and whatever else has a text, as JSON.
+
+    Floats are in full precision; NaN and infinities, which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and
+    ``"-Infinity"``, which both Python's ``float`` and JavaScript's ``Number`` understand.
+    """
+    return json.dumps(_finite(document), indent=1, allow_nan=False, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else json.dumps(float(value))
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write ``text`` into a neighbour of ``file`` and rename it: ``file`` is the old one or the whole new one.
+
+    Raises:
+        InputError: no such file can be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".part.") as place:
+            new = Path(place) / "new"
+            new.write_text(text, encoding="utf-8", errors="replace")
+            os.replace(new, file)
+    except OSError as error:
+        raise InputError(file, "file", error.strerror or error, "a place that can be written") from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -11,20 +11,21 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from parity.calls import WHOLE, Call, below, dotted, first_of
 from parity.compare import Subject, compare_named
-from parity.tolerances import Tolerance
+from parity.tolerances import Kind, Tolerance
 from parity.verdict import Row
 
 LOSS = "(loss)"
 BLOCKED_FROM = -1e4
 """An additive mask's entries up to here hide a position: implementations take anything from -10000 to -inf."""
 
-Agree = Callable[[Tensor, Tensor], bool]
+Apart = Callable[[Tensor, Tensor], str]
+"""How two tensors differ, in words; empty where they agree."""
+
 Pairs = list[tuple[str, Tensor | None, Tensor | None]]
 
 
@@ -49,21 +50,15 @@ class Finding:
         return f"{self.check}{way} first goes wrong in {place}: {self.detail}{below}"
 
 
-def within(bound: float) -> Agree:
-    """Agreement relative to the largest entry; infinities must be the same, and so must integers and masks."""
+def within(bound: float) -> Apart:
+    """The one comparison, relative to the largest entry; nothing on both sides agrees."""
+    subject, tolerance = Subject("", "", ""), Tolerance(Kind.OF_MAX, bound, None, "")
 
-    def agree(expected: Tensor, found: Tensor) -> bool:
-        if expected.shape != found.shape:
-            return False
-        expected, found = expected.detach().cpu(), found.detach().cpu()
-        if expected.is_complex() or not (expected.is_floating_point() or found.is_floating_point()):
-            return bool((expected == found).all())
-        expected, found = expected.double(), found.double()
-        gap = torch.where(expected == found, 0.0, (expected - found).abs())
-        size = torch.where(torch.isfinite(expected), expected, 0.0).abs().amax() if expected.numel() else gap.sum()
-        return bool((gap <= bound * size.clamp(min=1e-300)).all())
+    def apart(expected: Tensor, found: Tensor) -> str:
+        row = compare_named(subject, "", "", expected, found, tolerance)
+        return "" if row.passed or expected.numel() == found.numel() == 0 else row.detail
 
-    return agree
+    return apart
 
 
 def paired(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Pairs:
@@ -129,15 +124,16 @@ def compare_calls(subject: Subject, expected: Call, found: Call | None, toleranc
 
 
 def compare_inputs(subject: Subject, expected: Call, found: Call, tolerance: Tolerance) -> list[Row]:
-    """One row for every input that both sides have; ids, positions and masks must be equal."""
+    """One row for every id, position and mask that both sides have; states are somebody's outputs."""
     return [
         compare_named(subject, "in", dotted(expected.key, place), mine, theirs, tolerance)
         for place, mine, theirs in paired_inputs(expected, found)
+        if "mask" in place or not mine.is_floating_point()
     ]
 
 
 def first_forward(
-    expected: Sequence[Call], found: Sequence[Call], agree: Agree, every_module: bool = False
+    expected: Sequence[Call], found: Sequence[Call], apart: Apart, every_module: bool = False
 ) -> Finding | None:
     """In the order in which modules finish, so that an inner module is named before the one around it.
 
@@ -146,43 +142,43 @@ def first_forward(
     only if nothing went wrong before it.
     """
     other = {call.key: call for call in found}
-    both = [(call, other[call.key]) for call in expected if call.key in other]
-    inputs = {call: pair for call, match in both if (pair := _differing(call, match, agree))}
-    unread = [call for call, match in both if call in inputs and not _outputs(call, match, agree)]
-    inputs = {call: pair for call, pair in inputs.items() if call not in unread or not pair[1].is_floating_point()}
+    both = {call: other[call.key] for call in expected if call.key in other}
+    details = {call: _outputs(call, match, apart) for call, match in both.items()}
+    differ = {call: _differing(call, match, apart, bool(details[call])) for call, match in both.items()}
+    inputs = {call: said for call, said in differ.items() if said}
     called = {call.module for call in found}
     wrong: list[tuple[Call, str]] = []
     for call in (call for call in expected if every_module or call.module in called):
-        match = other.get(call.key)
-        detail = "the port never makes this call" if match is None else _outputs(call, match, agree)
-        if detail and call not in inputs and not (match is None and wrong):
+        detail = details.get(call, "the port never makes this call")
+        if detail and call not in inputs and not (call not in both and wrong):
             inner = _first_input(expected, _inside_call(expected, call), inputs)
             blamed = [(call, "; ".join([detail, *(f"{one.key}: {words}" for one, words in inner)]))]
             break
-        wrong += [(call, detail)] if detail and match is not None else []
+        wrong += [(call, detail)] if detail and call in both else []
     else:
         blamed = [*_first_input(expected, expected, inputs), *wrong] if wrong else []
     return next((Finding("forward", "forward", call.module, call.number, detail) for call, detail in blamed), None)
 
 
-def _outputs(expected: Call, found: Call, agree: Agree) -> str:
+def _outputs(expected: Call, found: Call, apart: Apart) -> str:
     """The first output that differs, in words; empty when all agree."""
     for place, mine, theirs in paired(expected.out, found.out):
         if mine is None or theirs is None:
             return f"output {place or 'tensor'} is {'missing' if theirs is None else 'not expected'}"
-        if not agree(mine, theirs):
-            return apart(mine, theirs)
+        if said := apart(mine, theirs):
+            return said
     return ""
 
 
-def _differing(expected: Call, found: Call, agree: Agree) -> tuple[str, Tensor, Tensor] | None:
-    """The first input that does not agree: integers and masks before states, since these may follow from them."""
+def _differing(expected: Call, found: Call, apart: Apart, states: bool) -> tuple[str, str] | None:
+    """The first input that differs and how: integers and masks before ``states``, since these may follow from them."""
     pairs = sorted(paired_inputs(expected, found), key=lambda pair: pair[1].is_floating_point())
-    return next((pair for pair in pairs if not agree(pair[1], pair[2])), None)
+    told = ((place, apart(*pair)) for place, *pair in pairs if states or not pair[0].is_floating_point())
+    return next(((place, said) for place, said in told if said), None)
 
 
 def _first_input(
-    calls: Sequence[Call], among: Sequence[Call], inputs: Mapping[Call, tuple[str, Tensor, Tensor]]
+    calls: Sequence[Call], among: Sequence[Call], inputs: Mapping[Call, tuple[str, str]]
 ) -> list[tuple[Call, str]]:
     """The call whose input is the first to differ, and what is to be said of it; none where all agree.
 
@@ -192,9 +188,9 @@ def _first_input(
     if not wrong:
         return []
     call = next((one for one in reversed(wrong) if wrong[0] in _inside_call(calls, one)), wrong[0])
-    place, mine, theirs = inputs[call]
+    place, said = inputs[call]
     named = f"`{place}` " if place else ""
-    return [(call, f"its input {named}already differs, {apart(mine, theirs)}, {_origin(calls, call, place)}")]
+    return [(call, f"its input {named}already differs, {said}, {_origin(calls, call, place)}")]
 
 
 def _inside_call(calls: Sequence[Call], around: Call) -> list[Call]:
@@ -225,16 +221,16 @@ def first_backward(
     expected: Sequence[Call],
     found: Sequence[Call],
     gradients: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    agree: Agree,
+    apart: Apart,
 ) -> Finding | None:
     """From the loss back: gradients of outputs agree, those of inputs do not; then parameters on their own."""
     other = {call.key: call for call in found}
     both = [(call, other[call.key]) for call in reversed(expected) if call.key in other]
-    parting = [(call, detail) for call, match in both if (detail := _parts(call, match, agree))]
+    parting = [(call, detail) for call, match in both if (detail := _parts(call, match, apart))]
     if parting:
         call, detail = _innermost(parting)
         return Finding("gradients", "backward", call.module, call.number, detail)
-    return _first_parameter(*gradients, both, agree)
+    return _first_parameter(*gradients, both, apart)
 
 
 def _innermost(parting: Sequence[tuple[Call, str]]) -> tuple[Call, str]:
@@ -250,35 +246,34 @@ def inside_of(name: str, around: str) -> bool:
     return name != around and (around == WHOLE or below(name, around))
 
 
-def _parts(expected: Call, found: Call, agree: Agree) -> str:
+def _parts(expected: Call, found: Call, apart: Apart) -> str:
     """Where the gradients of the outputs agree and one of the inputs' does not, its difference; else empty."""
-    if not _reached(expected, found, agree):
+    if not _reached(expected, found, apart):
         return ""
     shared = [place for place in expected.into_grad if place in found.into_grad]
     pairs = [(f"input {place}", expected.into_grad[place], found.into_grad[place]) for place in shared]
     first = first_of(expected.into_grad), first_of(found.into_grad)
     pairs += [("its input", first[0], first[1])] if first[0] is not None and first[1] is not None else []
-    return next((f"gradient of {what}: {apart(*pair)}" for what, *pair in pairs if not agree(*pair)), "")
+    return next((f"gradient of {what}: {said}" for what, *pair in pairs if (said := apart(*pair))), "")
 
 
-def _reached(expected: Call, found: Call, agree: Agree) -> bool:
+def _reached(expected: Call, found: Call, apart: Apart) -> bool:
     """Do all gradients of outputs agree, and is there one?"""
-    pairs = paired(expected.out_grad, found.out_grad)
-    missing = any(mine is None or theirs is None for _, mine, theirs in pairs)
-    return bool(pairs) and not missing and all(agree(mine, theirs) for _, mine, theirs in pairs)  # type: ignore[arg-type]
+    pairs = [(mine, theirs) for _, mine, theirs in paired(expected.out_grad, found.out_grad)]
+    return bool(pairs) and not any(mine is None or theirs is None or apart(mine, theirs) for mine, theirs in pairs)
 
 
 def _first_parameter(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], both: Sequence[tuple[Call, Call]], agree: Agree
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], both: Sequence[tuple[Call, Call]], apart: Apart
 ) -> Finding | None:
     """The innermost module around a wrong gradient that itself got the right one from behind; else the loss.
 
     A parameter's gradient is the sum over all calls, so the call is not told.
     """
-    differ = {name: detail for name in {*expected, *found} if (detail := _gradient(name, expected, found, agree))}
+    differ = {name: detail for name in {*expected, *found} if (detail := _gradient(name, expected, found, apart))}
     if not differ:
         return None
-    right = [call for call, match in both if _reached(call, match, agree)]
+    right = [call for call, match in both if _reached(call, match, apart)]
     around = ((name, [call for call in right if inside_of(name, call.module)]) for name in sorted(differ))
     blamed = [(max(calls, key=_depth), differ[name]) for name, calls in around if calls]
     if not blamed:
@@ -291,20 +286,9 @@ def _depth(call: Call) -> int:
     return -1 if call.module == WHOLE else len(call.module)
 
 
-def _gradient(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], agree: Agree) -> str:
+def _gradient(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], apart: Apart) -> str:
     mine, theirs = expected.get(name), found.get(name)
     if mine is None or theirs is None:
         return f"gradient of {name}: {'the original' if mine is None else 'the port'} has none"
-    return "" if agree(mine, theirs) else f"gradient of {name}: {apart(mine, theirs)}"
-
-
-def apart(expected: Tensor, found: Tensor) -> str:
-    """The first difference of whole numbers, the largest of others: index and both values."""
-    if expected.shape != found.shape:
-        return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    gap = (expected.detach().double() - found.detach().double()).abs().nan_to_num(nan=float("inf"))
-    flat = int((gap if expected.is_floating_point() else gap.bool().int()).argmax())
-    index = tuple(map(int, np.unravel_index(flat, tuple(gap.shape))))
-    values = (value.item() for value in (expected[index], found[index]))
-    mine, theirs = (f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
-    return f"{'largest ' if expected.is_floating_point() else ''}at {index}: expected {mine}, found {theirs}"
+    said = apart(mine, theirs)
+    return f"gradient of {name}: {said}" if said else ""

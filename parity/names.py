@@ -161,17 +161,14 @@ class NameMap:
         originals: Mapping[str, Tensor],
         found: Mapping[str, Tensor],
         port: Collection[str] | None = None,
-        inside: str = "",
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Both sides' gradients by the port's names, those of copies as one sum, under the first copy's name.
 
-        ``originals`` and ``port`` are :meth:`parameters`', ``found`` the port's own. Only names that begin with
-        ``inside`` count.
+        ``originals`` and ``port`` are :meth:`parameters`', ``found`` the port's own.
         """
-        mine = {name: grad for name, grad in self.parameters(originals, port).items() if name.startswith(inside)}
-        theirs = {name: grad for name, grad in found.items() if name.startswith(inside)}
+        mine, theirs = self.parameters(originals, port), dict(found)
         for name in originals:
-            copies = [copy for copy in self.copies(name) if copy.startswith(inside)]
+            copies = self.copies(name)
             summands = [theirs.pop(copy) for copy in copies if copy in theirs]
             if summands:
                 theirs[copies[0]] = torch.stack(summands).sum(0)
@@ -295,11 +292,6 @@ class Suggestion:
     names: NameMap
     unmatched_original: dict[str, tuple[str, ...]]
     unmatched_port: dict[str, tuple[str, ...]]
-
-    @property
-    def complete(self) -> bool:
-        """Has every parameter a counterpart?"""
-        return not self.unmatched_original and not self.unmatched_port
 
     def __str__(self) -> str:
         lines = ["NameMap({", *(f"    {mine!r}: {port!r}," for mine, port in sorted(self.names.prefixes.items())), "})"]

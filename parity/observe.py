@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -24,8 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from parity.calls import Call, below, keep, keep_call, open_ended, own_view, snapshot, tensors_of, watch, with_tensors
+from parity.compare import Subject
 from parity.errors import InputError
 from parity.trace import Trace
+from parity.verdict import Row
 
 Value = TypeVar("Value")
 Taps = Mapping[str, Sequence[str] | Mapping[str, str]]
@@ -78,9 +80,6 @@ class Observation:
         for group, tensors in (("tap", self.taps), ("tap_grad", self.tap_grads)):
             trace.tensors.update({f"mb0.{group}.{key}": tensor for key, tensor in tensors.items()})
 
-
-_PLACES: dict[tuple[int, int], tuple[object, list[tuple[Any, str]]]] = {}
-"""What :func:`_places` found of a function, by its id and the number of modules then; the function is held on to."""
 
 _RUNNING: ContextVar[Observation | None] = ContextVar("observation", default=None)
 
@@ -195,25 +194,19 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
         raise InputError("tap or draw", "function", target, "package.module.function, which can be imported") from error
     kind = type(held) if isinstance(held, (staticmethod, classmethod)) else None
     new = kind(wrap(held.__func__)) if kind else wrap(held)
-    key = id(new), len(sys.modules)
     with contextlib.ExitStack() as stack:
-        for place, name in _places(owner, attribute, held):
+        for place, name in _places(owner, attribute, held, len(sys.modules)):
             stack.enter_context(mock.patch.object(place, name, new))
-        stack.callback(_PLACES.pop, key, None)
-        _PLACES[key] = new, _places(owner, attribute, held)
         yield
 
 
-def _places(owner: Any, attribute: str, held: object) -> list[tuple[Any, str]]:
-    """Where a function is to be found: where it was defined, or in every module that has it by some name."""
+@functools.lru_cache
+def _places(owner: Any, attribute: str, held: object, modules: int) -> list[tuple[Any, str]]:
+    """Where a function is to be found, with that number of modules: where it was defined, or by any name in any."""
     if not inspect.ismodule(owner):
         return [(owner, attribute)]
-    key = id(held), len(sys.modules)
-    if key not in _PLACES:
-        modules = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
-        found = [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
-        _PLACES[key] = held, found
-    return _PLACES[key][1]
+    known = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]
+    return [(module, name) for module in known for name, value in list(vars(module).items()) if value is held]
 
 
 def _drawn(
@@ -315,30 +308,19 @@ def _entries(drawn: Tensor) -> Tensor:
     return drawn.nonzero()[:, -1] if drawn.dtype == torch.bool else drawn
 
 
-class Compared(NamedTuple):
-    """A row in the making: what ``Subject.row`` takes."""
-
-    quantity: str
-    tensor: str
-    measured: float | None
-    allowed: float | None
-    passed: bool
-    detail: str = ""
-
-
-def compare_samplers(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[Compared]:
+def compare_samplers(subject: Subject, name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[Row]:
     """Two samplers as such: how many entries a draw has, which ever come, and how often.
 
     Numbers are compared in standard errors; what only one side draws counts when that is more than chance.
     """
     sides = expected, found
     if not expected or not found:
-        return [Compared("draws", name, None, 0.0, False, f"drawn {len(found)} times, expected {len(expected)}")]
-    rows = [_alike("number drawn", name, *([float(len(draw)) for draw in side] for side in sides))]
+        return [subject.row("draws", name, None, 0.0, False, f"drawn {len(found)} times, expected {len(expected)}")]
+    rows = [_alike(subject, "number drawn", name, *([float(len(draw)) for draw in side] for side in sides))]
     if any(draw.is_floating_point() for draw in (*expected, *found)):
         means = [[float(draw.double().mean()) for draw in side if len(draw)] for side in sides]
         spreads = [[float(draw.double().std()) for draw in side if len(draw) > 1] for side in sides]
-        return [*rows, _alike("mean", name, *means), _alike("std", name, *spreads)]
+        return [*rows, _alike(subject, "mean", name, *means), _alike(subject, "std", name, *spreads)]
     entries = torch.cat([*expected, *found]).unique()
     drawn = [torch.stack([torch.isin(entries, draw) for draw in side]).double() for side in sides]
     often, errors = [side.mean(0) for side in drawn], _errors(*drawn)
@@ -347,13 +329,13 @@ def compare_samplers(name: str, expected: Sequence[Tensor], found: Sequence[Tens
     only = zip(("original", "port"), (entries[(one > 0) & unknown].tolist() for one in often))
     words = [f"only {side}: {', '.join(map(str, own))}" for side, own in only if own]
     detail = "; ".join([" / ".join(str(int((side > 0).sum())) for side in often) + " candidates", *words])
-    rows.append(Compared("candidates", name, float(sure), 0.0, not sure, detail))
+    rows.append(subject.row("candidates", name, float(sure), 0.0, not sure, detail))
     if bool(unknown.all()):
         return rows
     worst = int(errors.masked_fill(unknown, -1.0).argmax())
     measured = float(errors[worst])
     detail = f"{entries[worst]} in {often[0][worst]:.3f} / {often[1][worst]:.3f} of the draws"
-    return [*rows, Compared("frequency", name, measured, SIGNIFICANT, measured <= SIGNIFICANT, detail)]
+    return [*rows, subject.row("frequency", name, measured, SIGNIFICANT, measured <= SIGNIFICANT, detail)]
 
 
 def _errors(*sides: Tensor) -> Tensor:
@@ -363,8 +345,8 @@ def _errors(*sides: Tensor) -> Tensor:
     return torch.where(gap == 0, gap, gap / error)
 
 
-def _alike(quantity: str, name: str, *sides: Sequence[float]) -> Compared:
+def _alike(subject: Subject, quantity: str, name: str, *sides: Sequence[float]) -> Row:
     columns = [torch.tensor(side, dtype=torch.float64) for side in sides]
     measured = float(_errors(*columns))
     detail = " / ".join(f"{float(side.mean()):.6g}" for side in columns)
-    return Compared(quantity, name, measured, SIGNIFICANT, measured <= SIGNIFICANT, detail)
+    return subject.row(quantity, name, measured, SIGNIFICANT, measured <= SIGNIFICANT, detail)

@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count, permutations
 from pathlib import Path
@@ -26,30 +26,26 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.calls import WHOLE, lone, tensors_of
-from parity.locate import LOSS, Agree, Finding
+from parity.locate import LOSS, Apart, Finding
 from parity.names import NameMap
 
 HERE, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-MOST_AXES, MOST_PLACES = 5, 3
+MOST_AXES = 5
 DIGEST = 1e-2
 """Values are looked at closer if the sums of their absolute entries are this close, far wider than any bound."""
 
 
 class Live(NamedTuple):
-    """A side that can be run: a fresh module, what makes its loss (or only its forward) of it, and its inputs.
-
-    ``leaves`` are inputs whose gradients count as parameters' do.
-    """
+    """A side that can be run: a fresh module, and what makes its loss (or only its forward) of it."""
 
     module: nn.Module
     run: Callable[[], Any]
-    leaves: Mapping[str, Tensor] = {}
 
     def gradients(self) -> dict[str, Tensor]:
-        """By name, of the parameters and inputs that have one."""
-        named = {**dict(self.module.named_parameters()), **self.leaves}
-        return {name: value.grad for name, value in named.items() if value.grad is not None}
+        """By name, of the parameters that have one."""
+        named = self.module.named_parameters()
+        return {name: value.grad for name, value in named if value.grad is not None}
 
 
 @dataclass(eq=False)
@@ -184,26 +180,26 @@ def follow_back(live: Live) -> Log:
     return log
 
 
-def with_operator(finding: Finding, original: Live, port: Live, agree: Agree, names: NameMap | None = None) -> Finding:
+def with_operator(finding: Finding, original: Live, port: Live, apart: Apart, names: NameMap | None = None) -> Finding:
     """The same finding with the first operator below its module, on both sides.
 
     Args:
         finding: of the forward, the loss or the gradients; others stay as they are.
         original, port: run alike, with the same weights, batch and seed.
-        agree: as for modules.
+        apart: as for modules.
         names: the original's modules to the port's.
     """
     names = names or NameMap()
     if finding.direction == "backward":
-        return replace(finding, operator=first_apart(*_backward(original, port, agree, names), agree))
+        return replace(finding, operator=first_apart(*_backward(original, port, apart, names), apart))
     source = _in_original(finding, original.module, names)
     if finding.direction != "forward" or source is None:
         return finding
     logs = follow(original, *source), follow(port, finding.module, finding.call)
-    wrong = [pair for pair in zip(logs[0].last, logs[1].last) if not agree(pair[0].tensor, pair[1].tensor)]
+    wrong = [pair for pair in zip(logs[0].last, logs[1].last) if apart(pair[0].tensor, pair[1].tensor)]
     for log, values in zip(logs, zip(*wrong)):
         log.last = list(values)
-    return replace(finding, operator=first_apart(*logs, agree))
+    return replace(finding, operator=first_apart(*logs, apart))
 
 
 def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[str, int] | None:
@@ -216,39 +212,32 @@ def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[s
     return next(mapped, next(plain, None))
 
 
-def _backward(original: Live, port: Live, agree: Agree, names: NameMap) -> tuple[Log, Log]:
+def _backward(original: Live, port: Live, apart: Apart, names: NameMap) -> tuple[Log, Log]:
     """Both sides' backward, traced back from the gradients that differ."""
     logs = follow_back(original), follow_back(port)
     mine, theirs = original.gradients(), port.gradients()
     held = names.rename({name: name for name in mine}, theirs)
-    wrong = [name for name, own in held.items() if name not in theirs or not agree(mine[own], theirs[name])]
+    wrong = [name for name, own in held.items() if name not in theirs or apart(mine[own], theirs[name])]
     logs[0].last = [logs[0].value(mine[held[name]]) for name in wrong]
     logs[1].last = [logs[1].value(theirs[name]) for name in wrong if name in theirs]
     return logs
 
 
-def first_apart(expected: Log, found: Log, agree: Agree) -> str:
-    """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray.
-
-    Where several go astray from values that agree, the others' places follow.
-    """
-    known, known_there = _lookup(expected, agree), _lookup(found, agree)
+def first_apart(expected: Log, found: Log, apart: Apart) -> str:
+    """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray."""
+    known, known_there = _lookup(expected, apart), _lookup(found, apart)
     theirs, mine = _astray(found, known), _astray(expected, known_there)
     if not theirs:
         return f"{mine[0]} of the original has no counterpart in the port" if mine else ""
-    first = theirs[0]
-    words = f"{first} / {mine[0]}" if mine else f"{first}; the original computes nothing of the kind"
-    fresh = [one for one in theirs if all(map(known, one.into)) and one.site != first.site]
-    also = list(dict.fromkeys(map(str, fresh)))[:MOST_PLACES]
-    return f"{words}; also {', '.join(also)}" if also else words
+    return f"{theirs[0]} / {mine[0]}" if mine else f"{theirs[0]}; the original computes nothing of the kind"
 
 
-def _lookup(log: Log, agree: Agree) -> Callable[[Value], bool]:
+def _lookup(log: Log, apart: Apart) -> Callable[[Value], bool]:
     """Is a value of the other side to be found here?"""
 
     @functools.cache
     def known(value: Value) -> bool:
-        return any(_same(other, value, agree) for other in log.values[value.tensor.numel()])
+        return any(_same(other, value, apart) for other in log.values[value.tensor.numel()])
 
     return known
 
@@ -269,16 +258,16 @@ def _astray(log: Log, known: Callable[[Value], bool]) -> list[Operator]:
     return [one for one in operators if "empty" not in one.name and not all(map(known, one.out))]
 
 
-def _same(expected: Value, found: Value, agree: Agree) -> bool:
+def _same(expected: Value, found: Value, apart: Apart) -> bool:
     """The same entries, in the same order or with the axes in another one."""
     mine, theirs = expected.tensor, found.tensor
     close = expected.size == found.size or abs(expected.size - found.size) <= DIGEST * expected.size
     if not close or mine.is_floating_point() != theirs.is_floating_point():
         return False
-    if agree(mine.flatten(), theirs.flatten()):
+    if not apart(mine.flatten(), theirs.flatten()):
         return True
     mine, theirs = mine.squeeze(), theirs.squeeze()
     if mine.shape == theirs.shape or sorted(mine.shape) != sorted(theirs.shape) or mine.dim() > MOST_AXES:
         return False
     turned = (mine.permute(order) for order in permutations(range(mine.dim())))
-    return any(one.shape == theirs.shape and agree(one, theirs) for one in turned)
+    return any(one.shape == theirs.shape and not apart(one, theirs) for one in turned)

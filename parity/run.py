@@ -18,7 +18,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from parity.calls import WHOLE, calls_of
-from parity.checks import NAMES, gradient_flow, one_sided_notes, run_check
+from parity.checks import NAMES, gradient_flow, run_check
 from parity.compare import Subject, View, viewed
 from parity.environment import described, deterministic
 from parity.errors import InputError
@@ -345,7 +345,7 @@ def notes_of(evidence: Evidence) -> list[str]:
         if name in own and own[name] != value
     ]
     left_out = ", ".join(evidence.found.left_out)
-    return notes + [f"left out of a trace, not compared: {left_out}"] * bool(left_out) + one_sided_notes(evidence)
+    return notes + [f"left out of a trace, not compared: {left_out}"] * bool(left_out)
 
 
 def hinted(rows: list[Row], evidence: Evidence, first: Finding | None, pair: Pair) -> list[Row]:
@@ -379,9 +379,9 @@ def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
     original, port = evidence.original, evidence.live
     if not (isinstance(original, Alive) and isinstance(port, Alive)):
         return finding
-    agree = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
+    apart = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
     try:
-        return with_operator(finding, _to_follow(original), _to_follow(port), agree, evidence.names)
+        return with_operator(finding, _to_follow(original), _to_follow(port), apart, evidence.names)
     except Exception as error:  # whatever a module does that cannot be followed
         return replace(finding, operator=f"not found, {type(error).__name__} at {place_of(error)}")
 
@@ -398,26 +398,15 @@ def _to_follow(alive: Alive) -> Live:
     return Live(module, run)
 
 
-DIRECTIONS = {
-    "configuration": "setup",
-    "weights": "setup",
-    "batches": "setup",
-    "loss": "forward",
-    "optimizer_step": "update",
-    "curve": "training",
-}
-
-
 def _of_row(row: Row) -> Finding:
     """The place that a row names by itself: a module that is called on one side, a parameter's, the loss, or all."""
-    direction = DIRECTIONS.get(row.check, row.check)
     if row.check == "loss":
-        return Finding("loss", direction, LOSS, 0, row.detail)
+        return Finding("loss", "forward", LOSS, 0, row.detail)
     group, _, name = row.tensor.partition(".")
     module = row.tensor if row.quantity == "calls" else ""
     if row.check in ("weights", "optimizer_step") or group == "requires_grad":
         module = name.rpartition(".")[0]
-    return Finding(row.check, direction, module or WHOLE, 0, ": ".join(filter(None, (row.tensor, row.detail))))
+    return Finding(row.check, row.check, module or WHOLE, 0, ": ".join(filter(None, (row.tensor, row.detail))))
 
 
 def compare_sides(

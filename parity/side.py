@@ -346,14 +346,7 @@ class Training:
         self.points.append(Point(0, loss.item(), (), norm, used, rate_of(self.optimizer)))
 
 
-def trace_side(
-    side: Side,
-    batches: Sequence[Batch],
-    *,
-    seed: int = 0,
-    steps: int = STEPS,
-    weights: Mapping[str, Tensor] | None = None,
-) -> Trace:
+def trace_side(side: Side, batches: Sequence[Batch], *, seed: int = 0, steps: int = STEPS) -> Trace:
     """Build a side, run ``steps`` optimizer steps over the batches and keep everything of the first.
 
     The arguments are those of a :class:`Case`.
@@ -361,7 +354,7 @@ def trace_side(
     Raises:
         InputError: no batch, or no step.
     """
-    return trace_case(side, Case("", batches, seed, steps, weights or {}))
+    return trace_case(side, Case("", batches, seed, steps))
 
 
 def trace_case(side: Side, case: Case) -> Trace:

@@ -1,39 +1,42 @@
 """Single step: every module of the port on the original's own inputs, so that errors do not travel.
 
-Each module runs alone, forward and backward, from the inputs that the original recorded and from one and the same
-gradient of its output. A container that fails together with a module inside it is blocked, not found.
+Each module is a pair of its own: it runs alone, forward and backward, from the inputs that the original recorded and
+from one and the same gradient of its output. A container that fails together with a module inside it is blocked, not
+found.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from parity.calls import WHOLE, Call, by_name, first_of, lone, open_ended, snapshot, tensors_of, watch, with_tensors
-from parity.compare import Subject, compare_groups, compare_named
+from parity.checks import check_forward
 from parity.environment import describe, deterministic
-from parity.evidence import words_of
-from parity.locate import Finding, compare_calls, inside_of, within
+from parity.evidence import Check, Evidence
+from parity.locate import Finding, inside_of
 from parity.names import NameMap, as_map
-from parity.operators import Live, with_operator
-from parity.run import KitReport
-from parity.side import Batch, Side, dtype_of, original_weights, start
-from parity.tolerances import Tolerances, table_for
+from parity.pair import Options, Pair
+from parity.run import KitReport, run_pair
+from parity.side import Batch, Case, Side, original_weights, start
+from parity.tolerances import Tolerances
 from parity.verdict import Report, Row, Skip, Status
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Adapt = Callable[[tuple[Any, ...], dict[str, Any]], Arguments]
 
 INPUT = "(input)"
+"""The parameter that stands for a module's first input, so that its gradient is one like any other."""
+
+ORIGINAL = "(original)"
+"""What the original's side of a module is called."""
 
 
 def single_step(
@@ -54,71 +57,71 @@ def single_step(
     port's. A module that cannot be called this way is a skip with the reason. The first place names the operator too.
     Without ``backward`` outputs alone are compared; a module whose original has no backward here is held to them too.
     """
-    names, case = as_map(names), port.name or "port"
+    names = as_map(names)
     with deterministic(seed):
         whole, ported = start(original), start(port, original_weights(original, names, seed))
-        table = table_for(dtype_of(ported), tolerances)
-        judge = _Judge(names, table, case, whole, ported, adapt or {}, backward)
         set_seed(seed)
         with watch(whole, arguments=True) as calls, torch.set_grad_enabled(backward):
             original.loss(whole, batch)
-        keys = names.call_keys([call.key for call in calls])
-        for call in (call for call in calls if call.key in keys):
-            judge.judge(call, keys[call.key])
-        report = judge.report
-        report.environment, report.baseline = describe(seed), original.name or "original"
-        failing = dict.fromkeys(row.run for row in report.rows if row.status is Status.FAILED)
-        causes = {name: next((one for one in failing if inside_of(one, name)), None) for name in failing}
-        report.rows = [row.following(cause) if (cause := causes.get(row.run)) else row for row in report.rows]
-        return KitReport(report, judge.first())
-
-
-class Alone:
-    """One module by itself on copies of its arguments, every floating one with a gradient of its own.
-
-    ``call`` is what it gave, ``gradients`` are its parameters', ``refused`` says why there is no gradient.
-    """
-
-    def __init__(self, part: nn.Module, arguments: Arguments, backward: bool) -> None:
-        self.part, self.backward = part, backward
-        self.args, self.kwargs = with_tensors(snapshot(arguments), self._leaf)
-        self.leaves = {place: one for place, one in tensors_of((self.args, self.kwargs)).items() if one.requires_grad}
-        self.gradients: dict[str, Tensor] = {}
-        self.refused = ""
-
-    def _leaf(self, tensor: Tensor) -> Tensor:
-        return tensor.requires_grad_(self.backward and tensor.is_floating_point())
-
-    def outputs(self) -> dict[str, Tensor]:
-        """What it gives, seeded."""
-        set_seed(0)
-        with torch.set_grad_enabled(self.backward):
-            return tensors_of(lone(self.part(*self.args, **self.kwargs)))
-
-    def run(self, name: str, number: int) -> Alone:
-        """Forward and, as far as a gradient reaches anything, backward."""
-        outputs = self.outputs()
-        self.call = Call(name, number, out={place: value.detach().clone() for place, value in outputs.items()})
-        parameters = {place: value for place, value in self.part.named_parameters() if value.requires_grad}
-        wanted = [*self.leaves.values(), *parameters.values()]
-        if not any(value.requires_grad for value in outputs.values()):
-            return self
+        report = Report(environment=describe(seed), baseline=original.name or "original")
+    keys, known = names.call_keys([call.key for call in calls]), {part or WHOLE for part, _ in ported.named_modules()}
+    firsts: list[Finding] = []
+    for call in (call for call in calls if keys.get(call.key, "").rpartition("#")[0] in known):
+        key, name = keys[call.key], keys[call.key].rpartition("#")[0]
+        own, part = _part(whole, call.module), _part(ported, name)
         try:
-            grads = torch.autograd.grad(_weighted(outputs), wanted, allow_unused=True)
-        except Exception as error:  # FlexAttention on a CPU, a function of the user's own
-            self.refused = words_of(error)
-            return self
-        given = zip(self.leaves.items(), grads)
-        self.call.into_grad = {place: torch.zeros_like(leaf) if g is None else g for (place, leaf), g in given}
-        own = zip(parameters, grads[len(self.leaves) :])
-        self.gradients = {place: grad for place, grad in own if grad is not None}
-        return self
+            given = _arguments(report, name, call, own, part, names, adapt or {})
+        except Exception as error:  # of an adapter, or where the port requires something else
+            report.skips.append(_skip(key, name, str(error)))
+            continue
+        pair = Pair(
+            name=name,
+            original=alone(own, call.module, call.arguments, ORIGINAL),
+            port=alone(part, name, given, name),
+            cases=[Case(port.name or "port", [None], steps=1)],
+            names=_only(names, call.module, name),
+            tolerances=tolerances or {},
+            checks=(OUTPUTS,),
+            copy_weights=False,
+        )
+        firsts += _judged(report, pair, key, backward)
+    failing = dict.fromkeys(row.run for row in report.rows if row.status is Status.FAILED)
+    causes = {name: next((one for one in failing if inside_of(one, name)), None) for name in failing}
+    report.rows = [row.following(cause) if (cause := causes.get(row.run)) else row for row in report.rows]
+    return KitReport(report, next(iter(firsts), None))
 
-    def live(self) -> Live:
-        """To be followed operator by operator."""
-        lead = first_of(tensors_of((self.args, self.kwargs)))
-        leaves = {INPUT: lead} if self.backward and lead is not None else {}
-        return Live(self.part, lambda: _weighted(self.outputs()) if self.backward else self.outputs(), leaves)
+
+def _outputs(evidence: Evidence) -> list[Row]:
+    """The module's own outputs, those of what it calls are judged by themselves."""
+    rows = check_forward(evidence)
+    return [row for row in rows if row.quantity == "out" and row.tensor.partition("#")[0] == evidence.found.run]
+
+
+OUTPUTS = Check("forward", _outputs)
+
+
+def alone(part: nn.Module, name: str, arguments: Arguments | None, called: str) -> Side:
+    """One module by itself on copies of its arguments, under its full name; nothing steps."""
+    lead = first_of(tensors_of(arguments))
+
+    def build() -> nn.Module:
+        root = part
+        for word in reversed(name.split(".") if name != WHOLE else ()):
+            around = nn.Module()
+            around.add_module(word, root)
+            root = around
+        if lead is not None and lead.is_floating_point():
+            root.register_parameter(INPUT, nn.Parameter(lead.detach().clone()))
+        root.zero_grad()
+        return root
+
+    def loss(root: nn.Module, _: Batch) -> Tensor:
+        given, own = snapshot(arguments), dict(root.named_parameters(recurse=False)).get(INPUT)
+        first = first_of(tensors_of(given))
+        args, kwargs = with_tensors(given, lambda one: own if one is first and own is not None else one)
+        return _weighted(tensors_of(lone(part(*args, **kwargs))))
+
+    return Side(build, loss, optimizer=cast(Any, lambda parameters: None), name=called)
 
 
 def _weighted(outputs: Mapping[str, Tensor]) -> Tensor:
@@ -128,92 +131,66 @@ def _weighted(outputs: Mapping[str, Tensor]) -> Tensor:
     return sum(((value * pattern).sum() for value, pattern in zip(values, patterns)), torch.zeros(()))
 
 
-@dataclass
-class _Judge:
-    """Calls every module of the port by itself and holds it against the original's."""
+def _judged(report: Report, pair: Pair, key: str, backward: bool, note: str = "") -> list[Finding]:
+    """Put the rows of a module and a note into the report, or a skip that says why there are none; the first place."""
+    original, port = (replace(cast(Side, side), backward=backward) for side in (pair.original, pair.port))
+    found = run_pair(replace(pair, original=original, port=port), Options(checks=("forward", "gradients")))
+    refused = next((row.detail for row in found.rows if row.run == ORIGINAL), "")
+    if refused and backward:
+        return _judged(report, pair, key, False, f"{key}: outputs alone, the original has no backward here: {refused}")
+    if refused:
+        report.skips.append(_skip(key, pair.name, refused))
+        return []
+    report.notes += [note] * bool(note)
+    report.rows += [replace(row, check="single_step", tensor=_named(row, key)) for row in found.rows if row.compared]
+    first, number = found.first, int(key.rpartition("#")[2])
+    return [replace(first, check="single_step", call=number)] if first else []
 
-    names: NameMap
-    table: Tolerances
-    case: str
-    whole: nn.Module
-    ported: nn.Module
-    adapt: Mapping[str, Adapt]
-    backward: bool
-    report: Report = field(default_factory=Report)
-    pairs: dict[str, tuple[Callable[[bool], Alone], Callable[[bool], Alone], NameMap]] = field(default_factory=dict)
 
-    def judge(self, call: Call, key: str) -> None:
-        """Rows of one call, or a skip that says why there are none."""
-        name, _, number = key.rpartition("#")
-        if name not in {part or WHOLE for part, _ in self.ported.named_modules()} or call.arguments is None:
-            return
-        own, part = _part(self.whole, call.module), _part(self.ported, name)
-        subject = Subject("single_step", self.case, name)
-        try:
-            given = self._arguments(name, own, call, call.arguments)
-            expected = Alone(own, call.arguments, self.backward).run(name, int(number))
-        except Exception as error:  # a module of the user's own, called in another way than it was written for
-            remedy = f"adapt={{{name!r}: ...}}, a function from (args, kwargs) to those that its forward takes"
-            self.report.skips.append(Skip("single_step", key, str(error), remedy))
-            return
-        try:
-            found = Alone(part, given, self.backward and not expected.refused).run(name, int(number))
-        except Exception as error:  # whatever the user's module raises
-            self.report.rows.append(subject.row("refused", key, None, 0.0, False, words_of(error)))
-            return
-        if expected.refused:
-            self.report.notes.append(f"{key}: outputs alone, the original has no backward here: {expected.refused}")
-        before, after = ("" if one == WHOLE else f"{one}." for one in (call.module, name))
-        self.report.rows += self._rows(subject, before, after, expected, found)
-        inside = self.names.rename({f"{before}{one}": one for one, _ in own.named_parameters()})
-        names = NameMap({one: to.removeprefix(after) for to, one in inside.items() if to.startswith(after)})
-        self.pairs[key] = partial(Alone, own, call.arguments), partial(Alone, part, given), names
+def _named(row: Row, key: str) -> str:
+    """``attention#1.input``, ``attention#1``, ``attention.wq.weight``."""
+    name = row.tensor.removeprefix("mb0.grad.")
+    return f"{key}.input" if name == INPUT else key + name.partition("#0")[2] if row.quantity != "grad" else name
 
-    def _arguments(self, name: str, own: nn.Module, call: Call, arguments: Arguments) -> Arguments:
-        if name in self.adapt:
-            return self.adapt[name](*arguments)
-        renamed = partial(self.names.argument, call.module)
-        given, dropped = fitted(_part(self.ported, name), own, arguments, renamed)
-        if dropped:
-            self.report.notes.append(f"{name}#{call.number}: its forward does not take {', '.join(dropped)}")
-        return given
 
-    def _rows(self, subject: Subject, before: str, after: str, expected: Alone, found: Alone) -> list[Row]:
-        """Outputs, the gradient of the first input, the gradients of the module's parameters."""
-        rows, key = compare_calls(subject, expected.call, found.call, self.table["out"]), expected.call.key
-        if found.refused:
-            return [*rows, subject.row("refused", key, None, 0.0, False, found.refused)]
-        mine, theirs = first_of(expected.call.into_grad), first_of(found.call.into_grad)
-        if mine is not None:
-            rows.append(compare_named(subject, "grad", f"{key}.input", mine, theirs, self.table["grad"]))
-        known = {f"{after}{name}" for name, _ in found.part.named_parameters()}
-        given = {f"{before}{name}": grad for name, grad in expected.gradients.items()}
-        own = {f"{after}{name}": grad for name, grad in found.gradients.items()}
-        mapped, own = self.names.gradients(given, own, known, after)
-        own = {name: grad for name, grad in own.items() if self.names.expected_of(name)}
-        return rows + (compare_groups(subject, "grad", mapped, own, self.table["grad"]) if mapped or own else [])
+def _only(names: NameMap, original: str, port: str) -> NameMap:
+    """The map for one call: the module goes to the port's, whatever else the map of calls has there."""
+    prefixes = dict(names.prefixes)
+    if names.to_port(original) != port:
+        prefixes = {**{name: target for name, target in prefixes.items() if target != port}, original: port}
+    inside = {key: target for key, target in names.calls.items() if key[0] != original}
+    calls = {"{}#{}".format(*key): target and "{}#{}".format(*target) for key, target in inside.items()}
+    return NameMap(
+        {**prefixes, INPUT: INPUT}, names.joined.values(), names.only_port, names.copied, calls, names.arguments
+    )
 
-    def first(self) -> Finding | None:
-        """The first failed row's place, with the operator where a dispatch mode can follow both sides."""
-        row = next((row for row in self.report.rows if row.status is Status.FAILED), None)
-        if row is None:
-            return None
-        direction, number = "backward" if row.quantity == "grad" else "forward", re.search(r"#(\d+)", row.tensor)
-        detail = ": ".join(filter(None, (row.tensor, row.detail)))
-        finding = Finding("single_step", direction, row.run, int(number[1]) if number else 0, detail)
-        pair = self.pairs.get(f"{row.run}#{finding.call}")
-        if pair is None or row.quantity == "refused":
-            return finding
-        agree = within(self.table["out" if direction == "forward" else "grad"].bound)
-        sides = [make(direction == "backward").live() for make in pair[:2]]
-        with contextlib.suppress(Exception):  # whatever an operator of the user's own cannot do under a mode
-            whole = with_operator(replace(finding, module=WHOLE, call=0), sides[0], sides[1], agree, pair[2])
-            return replace(finding, operator=whole.operator)
-        return finding
+
+def _skip(key: str, name: str, reason: str) -> Skip:
+    remedy = f"adapt={{{name!r}: ...}}, a function from (args, kwargs) to those that its forward takes"
+    return Skip("single_step", key, reason, remedy)
 
 
 def _part(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule("" if name == WHOLE else name)
+
+
+def _arguments(
+    report: Report,
+    name: str,
+    call: Call,
+    own: nn.Module,
+    part: nn.Module,
+    names: NameMap,
+    adapt: Mapping[str, Adapt],
+) -> Arguments:
+    """The port's; a note says what it does not take."""
+    assert call.arguments is not None
+    if name in adapt:
+        return adapt[name](*call.arguments)
+    given, dropped = fitted(part, own, call.arguments, partial(names.argument, call.module))
+    if dropped:
+        report.notes.append(f"{name}#{call.number}: its forward does not take {', '.join(dropped)}")
+    return given
 
 
 def fitted(

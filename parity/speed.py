@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parity.compare import Subject
 from parity.environment import describe
-from parity.files import misfit, read_object
+from parity.files import misfit, read_object, write_whole
 from parity.tolerances import Tolerance
 from parity.verdict import Row, Speed, Status
 
@@ -189,9 +189,9 @@ class Stored(BaseModel):
 
 
 def save_baseline(file: Path, figures: Mapping[str, float]) -> None:
-    """Write figures for ``--baseline``, with the machine they come from; OSError where that cannot be."""
+    """Write figures for ``--baseline``, with the machine they come from; InputError where that cannot be."""
     document = Stored(format_version=1, cpu_over_yardstick=dict(figures), environment=describe())
-    file.write_text(document.model_dump_json(indent=1) + "\n")
+    write_whole(file, document.model_dump_json(indent=1) + "\n")
 
 
 def read_baseline(file: Path) -> Baseline:

@@ -15,8 +15,6 @@ On disk a trace is a folder, ``trace.json`` beside ``tensors.safetensors``: writ
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -28,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from parity.errors import InputError
-from parity.files import misfit, read_object, read_tensors, write_folder
+from parity.files import misfit, read_object, read_tensors, strict_json, write_folder
 
 FORMAT = 2
 """Format 1, which is read too, has no ``ties`` in its points and no audits."""
@@ -177,19 +175,10 @@ def write_trace(trace: Trace, folder: str | Path) -> Path:
     def fill(partial: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trace.tensors.items()}
         save_file(tensors, partial / TENSORS)
-        (partial / META).write_text(json.dumps(_plain(content), indent=1, default=str) + "\n")
+        (partial / META).write_text(strict_json(content))
 
     write_folder(Path(folder), fill)
     return Path(folder)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: such a number is a word."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_trace(folder: str | Path) -> Trace:

@@ -7,7 +7,6 @@ nothing imported from the layers above it.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -29,6 +28,9 @@ class Status(str, Enum):
     FAILED = "failed"
     BLOCKED = "blocked"
     NOT_APPLICABLE = "not applicable"
+
+
+ABSENT = Status.NOT_APPLICABLE.value
 
 
 class Against(str, Enum):
@@ -113,54 +115,6 @@ def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> li
 
 
 @dataclass(frozen=True)
-class Counts:
-    """The numbers of a verdict: terminal, page and JSON take theirs from here alone.
-
-    ``compared`` has by run and by what it was held against, in the order of ``Against``, (passed, total);
-    ``not_applicable`` the number of checks without a subject. The port comes first.
-    """
-
-    compared: dict[str, dict[Against, tuple[int, int]]]
-    not_applicable: Counter[str]
-
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> Counts:
-        """Counts of these rows."""
-        counts, order = cls({}, Counter()), list(Against)
-        for row in sorted(rows, key=lambda row: (row.run != PORT, order.index(row.against))):
-            held = counts.compared.setdefault(row.run, {})
-            if row.compared:
-                passed, total = held.get(row.against, (0, 0))
-                held[row.against] = passed + row.passed, total + 1
-            counts.not_applicable[row.run] += not row.compared
-        return counts
-
-    @property
-    def passed(self) -> bool:
-        """True when something was compared and all of it passed."""
-        found = [numbers for held in self.compared.values() for numbers in held.values()]
-        return bool(found) and all(passed == total for passed, total in found)
-
-    def told(self, run: str) -> str:
-        """``port against prototype 4 of 4; itself 2 of 2; 1 check not applicable``."""
-        words = [f"{against.value} {passed} of {total}" for against, (passed, total) in self.compared[run].items()]
-        begin = f"{run} against " if words else f"{run}: "
-        if number := self.not_applicable[run]:
-            words.append(f"{number} check{'' if number == 1 else 's'} not applicable")
-        return begin + "; ".join(words)
-
-    def as_json(self) -> dict[str, dict[str, Any]]:
-        """By run: for each thing held against ``passed`` and ``total``, and the number that is not applicable."""
-        return {
-            run: {
-                "not applicable": self.not_applicable[run],
-                **{one.value: {"passed": passed, "total": total} for one, (passed, total) in held.items()},
-            }
-            for run, held in self.compared.items()
-        }
-
-
-@dataclass(frozen=True)
 class Skip:
     """A check that did not run, why, and what the user can do to run it."""
 
@@ -190,6 +144,21 @@ class GradientFlow:
     trainable: bool
     grad_max: float | None
     moved: float
+
+    @property
+    def fault(self) -> str:
+        """What is wrong: a trained one has a finite gradient, not zero, and moves; a frozen one does neither."""
+        if not self.trainable:
+            if self.grad_max is not None:
+                return f"frozen, but has a gradient of up to {self.grad_max:.3g}"
+            return f"frozen, but moved by {self.moved:.3g}" if self.moved else ""
+        if self.grad_max is None:
+            return "trainable, but got no gradient: its path to the loss is cut"
+        if not math.isfinite(self.grad_max):
+            return f"gradient is {self.grad_max}"
+        if self.grad_max == 0.0:
+            return "gradient is zero everywhere"
+        return "" if self.moved > 0 else "did not move over the whole run"
 
 
 @dataclass(frozen=True)
@@ -285,17 +254,40 @@ class Report:
     notes: list[str] = field(default_factory=list)
     baseline: str = "prototype"
 
-    def counts(self) -> Counts:
-        """How many rows of each run passed, by what they were held against."""
-        return Counts.of(self.rows)
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """By run, the port first: terminal, page and JSON take their numbers from here alone.
+
+        ``passed`` and ``total`` by what was held against; under ``not applicable`` the number of checks without a
+        subject.
+        """
+        order, found = list(Against), dict[str, dict[str, Any]]()
+        for row in sorted(self.rows, key=lambda row: (row.run != PORT, order.index(row.against))):
+            held = found.setdefault(row.run, {ABSENT: 0})
+            if row.compared:
+                numbers = held.setdefault(row.against.value, {"passed": 0, "total": 0})
+                numbers["passed"] += row.passed
+                numbers["total"] += 1
+            else:
+                held[ABSENT] += 1
+        return found
 
     @property
     def passed(self) -> bool:
         """True when something was compared and nothing failed or was blocked."""
-        return self.counts().passed
+        compared = [row.passed for row in self.rows if row.compared]
+        return bool(compared) and all(compared)
 
     def verdict_line(self) -> str:
         """``PASS: port against prototype 4 of 4; itself 2 of 2; reference against prototype 4 of 4``."""
-        counts = self.counts()
-        nothing = [] if any(counts.compared.values()) else ["Nothing was compared, so nothing was shown"]
-        return f"{'PASS' if counts.passed else 'FAIL'}: " + "; ".join([*nothing, *map(counts.told, counts.compared)])
+        nothing = [] if any(row.compared for row in self.rows) else ["Nothing was compared, so nothing was shown"]
+        told = [_told(run, held) for run, held in self.counts().items()]
+        return f"{'PASS' if self.passed else 'FAIL'}: " + "; ".join([*nothing, *told])
+
+
+def _told(run: str, held: dict[str, Any]) -> str:
+    """``port against prototype 4 of 4; itself 2 of 2; 1 check not applicable``."""
+    compared = {against: numbers for against, numbers in held.items() if against != ABSENT}
+    words = [f"{against} {numbers['passed']} of {numbers['total']}" for against, numbers in compared.items()]
+    if number := held[ABSENT]:
+        words.append(f"{number} check{'' if number == 1 else 's'} not applicable")
+    return (f"{run} against " if compared else f"{run}: ") + "; ".join(words)

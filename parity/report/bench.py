@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from parity.errors import InputError
-from parity.files import misfit, read_object
+from parity.files import misfit, read_object, write_whole
 from parity.report.figures import Axes, Series, draw
 from parity.report.page import Panel, Table, environment, render, templates
-from parity.report.summary import grouped, short, unique, write_whole
+from parity.report.summary import grouped, short, unique
 
 STYLES = {"original": "base", "reference": "run0", "speculators": "run1", "port eager": "run2", "port": "run3"}
 """The sides that are drawn; the table has all of them."""
@@ -99,11 +99,11 @@ def _read(path: Path) -> _File:
         raise misfit(path, error) from error
 
 
-def write_scaling(bench: Sequence[Path], output: Path, title: str = "Training step") -> None:
+def write_scaling(bench: Sequence[Path], output: Path) -> None:
     """Draw the timings of pytest-benchmark files into one HTML page; InputError for what cannot be read or written."""
     timings, machine = read_bench(bench)
     values = {"tables": tables(timings), "drawn": panels_of(timings), "environment": environment(machine)}
-    write_whole(output, render("bench.html.j2", title=title, **values))
+    write_whole(output, render("bench.html.j2", title="Training step", **values))
 
 
 def write_performance(bench: Sequence[Path], output: Path) -> None:

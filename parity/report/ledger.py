@@ -1,4 +1,4 @@
-"""What causes explain, as tables: of the causes, of kinds of quantities, and of every quantity that differs."""
+"""What causes explain: what a case comes to, and a table of every quantity that differs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from rich.text import Text
 from parity.report.summary import count, short
 from parity.verdict import Difference, Ledger
 
-CAUSES = ("cause", "what the original does", "without it")
-KINDS = ("quantity", "compared", "differ", "as it is", "explained", "left")
 LINES = ("quantity", "as it is", "explained", "allowed", "because of")
 SHARED = {"forward": "output", "gradients": "gradient", "curve": "number"}
 """Checks, and what of theirs is counted."""
@@ -28,32 +26,6 @@ def told(ledger: Ledger) -> str:
     return (
         f"{differ} of {count(len(ledger.lines), 'quantity', 'quantities')} differ as they are, {left} left unexplained"
     )
-
-
-def cause_lines(ledger: Ledger) -> list[list[str]]:
-    """A line for each cause: by quantity the largest difference without it."""
-    effects = {name: ledger.effects(name).items() for name in ledger.causes}
-    sizes = {name: ", ".join(f"{what} {size(value)}" for what, value in found) for name, found in effects.items()}
-    return [[name, text, sizes[name] or "nothing changes"] for name, text in ledger.causes.items()]
-
-
-def kind_lines(ledger: Ledger) -> list[list[str]]:
-    """A line for each kind of quantity: how many there are, and the worst of them."""
-    found: dict[str, list[Difference]] = {}
-    for line in ledger.lines:
-        found.setdefault(line.quantity, []).append(line)
-    return [
-        [
-            name,
-            *map(str, (len(lines), sum(line.apart for line in lines))),
-            *(
-                size(max(filter(None, sizes), default=0.0))
-                for sizes in zip(*((x.as_it_is, x.explained) for x in lines))
-            ),
-            str(sum(line.left for line in lines)),
-        ]
-        for name, lines in found.items()
-    ]
 
 
 def difference_lines(ledger: Ledger) -> list[list[str]]:
@@ -79,7 +51,7 @@ def values(line: Difference) -> str:
     return " ".join([*words, line.tensor, f"{found[2]} / {found[1]}" if found else line.detail])
 
 
-def summary(ledger: Ledger) -> list[tuple[str, str]]:
+def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
     """What a run comes to, by lines of a heading (empty: as above) and a text."""
     of = {
         check: [line for line in ledger.lines if line.check == check] for check in (line.check for line in ledger.lines)
@@ -123,6 +95,6 @@ def print_ledgers(ledgers: list[Ledger], console: Console) -> None:
     for ledger in ledgers:
         console.print(Text(f"\nCauses · {ledger.case}: {told(ledger)}", style="bold"))
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        for line in summary(ledger):
+        for line in summed_up(ledger):
             table.add_row(*map(Text, line))
         console.print(table)

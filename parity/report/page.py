@@ -18,15 +18,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from parity.files import write_whole
 from parity.report import summary
 from parity.report.figures import Axes, Series, draw
-from parity.report.ledger import CAUSES, KINDS, LINES, cause_lines, difference_lines, kind_lines, told
-from parity.report.summary import count, ended, grouped, scaled, severity, short, unique, words, write_whole
+from parity.report.ledger import LINES, difference_lines, summed_up, told
+from parity.report.summary import count, ended, grouped, scaled, severity, short, unique, words
 from parity.verdict import Curve, GradientFlow, Ledger, Report, Row, Status
 
 UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm", "lr": "learning rate", "accuracy": "accuracy"}
 X_LABEL = "micro-batch, counted from 0"
-ALARMS = ("dead", "frozen but moved")
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,22 @@ class Panel(NamedTuple):
     remarks: Sequence[str]
 
 
-def write_html(report: Report, path: str | Path, title: str = "Parity report") -> None:
+def write_html(report: Report, path: str | Path) -> None:
     """Write the page to ``path``, whole or not at all.
 
     Raises:
         InputError: ``path`` cannot be written.
     """
-    write_whole(path, render_html(report, title))
+    write_whole(Path(path), render_html(report))
 
 
-def render_html(report: Report, title: str = "Parity report") -> str:
+def render_html(report: Report) -> str:
     """The page as text."""
     checks, lines = matrix(report)
     compared = grouped((row for row in report.rows if row.compared), attrgetter("case"))
     return render(
         "report.html.j2",
-        title=title,
+        title="Parity report",
         report=report,
         counts=report.counts(),
         anchors={case: number for number, case in enumerate(unique(row.case for row in report.rows), 1)},
@@ -126,17 +126,16 @@ def matrix(report: Report) -> tuple[list[str], dict[tuple[str, str], dict[str, l
 
 
 def _ledger_tables(ledger: Ledger) -> dict[str, Any]:
-    """The causes of a case, kinds of quantities, and every quantity that differs, as tables of plain cells."""
+    """What a case comes to, and every quantity that differs, as tables of plain cells; the last marks what is left."""
     shown = [line for line in ledger.lines if line.differs]
-    left = sum(line.left for line in shown)
-    tables = {"causes": (CAUSES, cause_lines(ledger)), "kinds": (KINDS, kind_lines(ledger)), "lines": (LINES, [])}
-    found = {name: Table(_named(columns), lines) for name, (columns, lines) in tables.items()}
     lines = [[*cells, "failed" if line.left else ""] for cells, line in zip(difference_lines(ledger), shown)]
-    return {"case": ledger.case, "told": told(ledger), "left": left, "rows": lines, **found}
-
-
-def _named(columns: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name, "" if index else "name") for index, name in enumerate(columns)]
+    return {
+        "case": ledger.case,
+        "told": told(ledger),
+        "left": sum(line.left for line in shown),
+        "sum": Table([("", "name"), ("", "")], summed_up(ledger)),
+        "lines": Table([(name, "" if n else "name") for n, name in enumerate(LINES)], lines),
+    }
 
 
 def curves(report: Report) -> dict[str, list[Panel]]:
@@ -190,32 +189,24 @@ def _not_finite(curve: Curve) -> str:
     return f"{curve.run}: {values} not finite, first at {where[0]}" if len(where) else ""
 
 
-def flows(found: Sequence[GradientFlow], baseline: str) -> list[dict[str, Any]]:
-    """A line for each parameter and state, of the runs that read the same, what needs attention first.
+def flows(found: Sequence[GradientFlow], baseline: str) -> list[list[Any]]:
+    """A line for each parameter and what became of it, of the runs that read the same, what needs attention first.
 
-    A parameter that is just as dead in the baseline is worth a word, not an alarm.
+    A fault that the baseline has too is worth a word, not an alarm. The last two cells: is it trained, is it marked?
     """
-    expected = {(flow.parameter, flow_state(flow)) for flow in found if flow.run == baseline}
+    expected = {(flow.parameter, flow.fault) for flow in found if flow.run == baseline}
 
-    def told(flow: GradientFlow) -> tuple[str, str, str, str]:
-        state = flow_state(flow)
-        known = state in ALARMS and (flow.parameter, state) in expected
-        return flow.parameter, f"{state}, as in {baseline}" if known else state, short(flow.grad_max), short(flow.moved)
+    def told(flow: GradientFlow) -> tuple[Any, ...]:
+        known = bool(flow.fault) and (flow.parameter, flow.fault) in expected
+        state = flow.fault or ("trains" if flow.trainable else "frozen")
+        said = f"{state}, as in {baseline}" if known else state
+        mark = "failed" if flow.fault and not known else ""
+        return flow.parameter, said, short(flow.grad_max), short(flow.moved), flow.trainable, mark
 
-    names = ("parameter", "state", "grad_max", "moved", "runs", "frozen", "mark")
     by_parameter = [flow for flows in grouped(found, attrgetter("parameter")).values() for flow in flows]
-    lines = [
-        (*key, [flow.run for flow in same], not same[0].trainable, "failed" if key[1] in ALARMS else "")
-        for key, same in grouped(by_parameter, told).items()
-    ]
-    return [dict(zip(names, line)) for line in sorted(lines, key=lambda line: not line[-1])]
-
-
-def flow_state(flow: GradientFlow) -> str:
-    """``trains``, ``frozen``, ``dead`` (trainable without gradient or motion) or ``frozen but moved``."""
-    if not flow.trainable:
-        return "frozen but moved" if flow.moved else "frozen"
-    return "trains" if (flow.grad_max or 0.0) > 0 and flow.moved > 0 else "dead"
+    same = grouped(by_parameter, told)
+    lines = [[key[0], [flow.run for flow in flows], *key[1:]] for key, flows in same.items()]
+    return sorted(lines, key=lambda line: not line[-1])
 
 
 def environment(found: Mapping[str, Any]) -> Table:

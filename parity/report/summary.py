@@ -1,11 +1,8 @@
-"""What rows amount to: groups, the worst of them, what blocked what; how values are written; files that are whole."""
+"""What rows amount to: groups, the worst of them, what blocked what; how values are written."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict
 from enum import Enum
@@ -13,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from parity.errors import InputError
+from parity.files import strict_json, write_whole
 from parity.verdict import Report, Row, Status
 
 Key = TypeVar("Key", bound=Hashable)
@@ -60,13 +57,10 @@ def worst(rows: Iterable[Row]) -> Row | None:
 
 
 def blocked(report: Report) -> list[str]:
-    """A line for each check that was not judged: how many rows, where, and the first failed check of the same run."""
-    first: dict[tuple[str, str], str] = {}
-    for row in ended(report.rows, Status.FAILED):
-        first.setdefault((row.case, row.run), row.check)
+    """A line for each check that was not judged: how many rows, where, and which failures they follow from."""
     return [
-        f"{check}: {count(len(rows))} in {listing(row.case for row in rows)}, blocked by "
-        + listing(first.get((row.case, row.run), "an earlier check") for row in rows)
+        f"{check}: {count(len(rows))} in {listing(row.case for row in rows)}, "
+        + listing(row.detail.partition(". ")[0] for row in rows)
         for check, rows in grouped(ended(report.rows, Status.BLOCKED), attrgetter("check")).items()
     ]
 
@@ -126,44 +120,9 @@ def listing(names: Iterable[str], limit: int = 4) -> str:
 def write_json(report: Report, path: str | Path) -> None:
     """Write the report to ``path`` for machines, whole or not at all: the verdict, its counts, every row and curve.
 
-    Floats are in full precision; NaN and infinities, which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and
-    ``"-Infinity"``, which both Python's ``float`` and JavaScript's ``Number`` understand.
-
     Raises:
         InputError: ``path`` cannot be written.
     """
     head = {"format_version": FORMAT_VERSION, "passed": report.passed, "verdict": report.verdict_line()}
     rows = [row.as_json() for row in report.rows]
-    write_whole(path, dumps({**head, "counts": report.counts().as_json(), **asdict(report), "rows": rows}))
-
-
-def dumps(document: Any) -> str:
-    """Strict JSON of plain values and whatever else has a text."""
-    return json.dumps(_finite(document), indent=1, allow_nan=False, default=str) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else json.dumps(float(value))
-    if isinstance(value, dict):
-        return {str(words(key)): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def write_whole(path: str | Path, text: str) -> None:
-    """Write ``text`` to a neighbour of ``path`` and rename it: ``path`` is the old file or the whole new one.
-
-    Raises:
-        InputError: no such file can be written.
-    """
-    path = Path(path)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        neighbour.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(neighbour, path)
-    except OSError as error:
-        raise InputError(path, "file", error.strerror or error, "a place that can be written") from error
-    finally:
-        with contextlib.suppress(OSError):
-            neighbour.unlink()
+    write_whole(Path(path), strict_json({**head, "counts": report.counts(), **asdict(report), "rows": rows}))

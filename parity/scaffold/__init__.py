@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from parity.errors import InputError
-from parity.fixtures.folder import new_folder
+from parity.files import write_folder, write_whole
 from parity.pair import SHIPPED
 from parity.scaffold.existing import describe
 
@@ -39,13 +39,13 @@ def new_port(name: str, output: Path = Path()) -> Path:
     target = output / name
     if target.exists():
         raise InputError(target, "NAME", "a file or folder of that name", "a new name: nothing is overwritten")
-    try:
-        with new_folder(target) as folder:
-            for file, text in render(name).items():
-                (folder / file).parent.mkdir(exist_ok=True)
-                (folder / file).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(target, "--output", str(error), "a folder that can be written to") from error
+
+    def fill(folder: Path) -> None:
+        for file, text in render(name).items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(text, encoding="utf-8")
+
+    write_folder(target, fill)
     return target
 
 
@@ -60,11 +60,7 @@ def new_pair(name: str, port: str, original: str, output: Path = Path()) -> Path
     if target.exists():
         raise InputError(target, "NAME", "a file of that name", "a new name: nothing is overwritten")
     text = TEMPLATES.get_template("pair/pair.py.j2").render(**describe(name, port, original, output))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(target, "--output", str(error), "a folder that can be written to") from error
+    write_whole(target, text)
     return target
 
 

@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from parity import CHECKS, Clip, Kind, ParityError, Side, Tolerance, Trace, compare_sides, compare_traces, trace_side
-from parity.checks import one_sided_notes
 from parity.errors import InputError
-from parity.evidence import Evidence
 from parity.observe import SAMPLES
 from parity.side import pattern_loss
 from parity.verdict import Against, Status
@@ -267,14 +265,6 @@ def test_what_follows_from_a_failure_is_blocked() -> None:
         statuses = {row.status for row in report.rows if row.check == check}
         assert Status.FAILED not in statuses
         assert Status.BLOCKED in statuses
-
-
-def test_a_module_around_others_is_a_note() -> None:
-    sides = [
-        Trace(run, "one", "float32", calls=calls) for run, calls in (("a", ("up#0",)), ("b", ("box.up#0", "box#0")))
-    ]
-    notes = one_sided_notes(Evidence(None, *sides, {}))
-    assert notes == ["called by the port alone, its parts are compared: box"]
 
 
 def test_float64_is_held_to_its_own_table() -> None:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from parity import Side, Trace, compare_sides, single_step
 from parity.calls import snapshot, tensors_of, watch, with_tensors
+from parity.compare import Subject
 from parity.errors import InputError
 from parity.observe import Draw, compare_samplers, drawing, given, laid_out, observe, sampled, tap
 
@@ -445,7 +446,7 @@ def floats(scale: float, shift: float = 0.0) -> list[Tensor]:
 def test_samplers_are_compared_as_such(
     expected: list[Tensor], found: list[Tensor], failed: list[str], words: str
 ) -> None:
-    rows = compare_samplers("anchors", expected, found)
+    rows = compare_samplers(Subject("samplers", "one", "port"), "anchors", expected, found)
     assert [row.quantity for row in rows if not row.passed] == failed
     assert words in "; ".join(row.detail for row in rows if row.passed == (not failed))
 

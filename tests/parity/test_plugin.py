@@ -26,15 +26,6 @@ def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResu
     return pytester.runpytest_inprocess("-rs", "--strict-markers", *LEAN, *options)
 
 
-def test_options_and_markers_are_explained(pytester: pytest.Pytester) -> None:
-    text = " ".join(pytester.runpytest_inprocess("--help", *LEAN).stdout.str().split())
-    assert "--pair=PAIR" in text
-    assert "--prototype=PROTOTYPE, --original=PROTOTYPE checkout of the prototypes" in text
-    assert "--recordings=RECORDINGS folder of recorded cases; default: those shipped" in text
-    markers = pytester.runpytest_inprocess("--markers", *LEAN)
-    markers.stdout.fnmatch_lines_random([f"@pytest.mark.{name}: needs *" for name in plugin.MARKERS])
-
-
 REMEDIES = {
     "prototype": "no checkout of the prototypes: git clone *--prototype DIR or PARITY_PROTOTYPE",
     "eagle": "no checkout of EAGLE: git clone *git checkout cb7e0841, then --eagle DIR or PARITY_EAGLE",

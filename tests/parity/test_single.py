@@ -154,7 +154,7 @@ FORWARD_ONLY: dict[str, tuple[Any, Any, dict[str, Any], list[str], str]] = {
     "forward only": (Flex, Flex, {"backward": False}, [], ""),
     "forward only, wrong": (Flex, lambda: Flex(0.5), {"backward": False}, ["out"], ""),
     "the original has no backward": (lambda: Doubled(16, 3), lambda: PlainlyDoubled(16, 3), {}, [], "no backward on"),
-    "the port has none": (lambda: PlainlyDoubled(16, 3), lambda: Doubled(16, 3), {}, ["refused"], ""),
+    "the port has none": (lambda: PlainlyDoubled(16, 3), lambda: Doubled(16, 3), {}, ["raised"], ""),
     "the original cannot be called again": (Once, Rounding, {}, [], "only once"),
     "no common module": (Flex, Flex, {"backward": False, "names": {"project": None, "": "elsewhere"}}, [], ""),
 }

@@ -55,7 +55,7 @@ def test_what_is_written_is_read(trace: Trace, tmp_path: Path) -> None:
 
 def test_what_json_has_no_form_for_is_a_word(trace: Trace, tmp_path: Path) -> None:
     trace.configuration = {"file": Path("x"), "limit": math.inf}
-    assert read_trace(write_trace(trace, tmp_path / "trace")).configuration == {"file": "x", "limit": "inf"}
+    assert read_trace(write_trace(trace, tmp_path / "trace")).configuration == {"file": "x", "limit": "Infinity"}
 
 
 def test_a_trace_does_without_what_is_left_out(trace: Trace, tmp_path: Path) -> None:

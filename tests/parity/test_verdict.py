@@ -6,10 +6,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from parity.verdict import Against, Report, Row, Status, explained
+from parity.verdict import Against, GradientFlow, Report, Row, Status, explained
 
 PASSED, FAILED, BLOCKED, ABSENT = Status.PASSED, Status.FAILED, Status.BLOCKED, Status.NOT_APPLICABLE
 
@@ -46,21 +44,6 @@ OTHERS = [row(run="reference"), *(row(against=one) for one in Against), row(ABSE
 def test_the_verdict(rows: list[Row], line: str) -> None:
     report = Report(rows=rows)
     assert (report.verdict_line(), report.passed) == (line, line.startswith("PASS"))
-
-
-RUNS = st.sampled_from(["port", "reference", "adapter"])
-ROWS = st.lists(st.builds(row, st.sampled_from(Status), RUNS, st.sampled_from(Against)), max_size=30)
-
-
-@given(ROWS, st.randoms())
-def test_every_row_is_counted_once_whatever_the_order(rows: list[Row], source: object) -> None:
-    counts, mixed = Report(rows=rows).counts(), list(rows)
-    source.shuffle(mixed)  # type: ignore[attr-defined]
-    assert Report(rows=mixed).counts() == counts
-    found = [numbers for held in counts.compared.values() for numbers in held.values()]
-    assert sum(total for _, total in found) + sum(counts.not_applicable.values()) == len(rows)
-    assert sum(passed for passed, _ in found) == sum(each.passed for each in rows)
-    assert counts.passed == (bool(found) and not any(each.status in (FAILED, BLOCKED) for each in rows))
 
 
 @pytest.mark.parametrize(
@@ -100,3 +83,21 @@ def test_what_follows_from_an_earlier_failure_is_blocked(failed: tuple[str, ...]
 def test_the_ratio_is_measured_over_allowed(measured: float | None, allowed: float | None, ratio: float | None) -> None:
     found = replace(row(), measured=measured, allowed=allowed).ratio
     assert found == pytest.approx(ratio, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "grad_max", "moved", "fault"),
+    [
+        (True, 0.1, 0.1, ""),
+        (True, None, 0.1, "no gradient"),
+        (True, 0.0, 0.1, "zero everywhere"),
+        (True, math.nan, 0.1, "gradient is nan"),
+        *((True, 0.1, moved, "did not move") for moved in (0.0, math.nan)),
+        (False, None, 0.0, ""),
+        (False, None, 0.1, "frozen, but moved by 0.1"),
+        (False, 0.5, 0.0, "frozen, but has a gradient of up to 0.5"),
+    ],
+)
+def test_what_is_wrong_with_a_parameter(trainable: bool, grad_max: float | None, moved: float, fault: str) -> None:
+    found = GradientFlow("case", "port", "w", trainable, grad_max, moved).fault
+    assert (fault in found, bool(found)) == (True, bool(fault))

@@ -49,7 +49,7 @@ def spoil(report: Report, case: str, check: str, measured: float, detail: str) -
     hint = "layers.0.mlp: its inputs agree, its outputs do not"
     for index, row in enumerate(report.rows):
         if (row.case, row.run) == (case, "port") and row.check in CHECKS[CHECKS.index(check) + 1 :]:
-            report.rows[index] = replace(row, status=Status.BLOCKED)
+            report.rows[index] = replace(row, status=Status.FAILED).following(check)
         if (row.case, row.run, row.check, row.tensor) == (case, "port", check, "t2"):
             report.rows[index] = replace(row, measured=measured, status=Status.FAILED, detail=detail, hint=hint)
 
