@@ -153,10 +153,17 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def initial_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
     """How each side draws what both have: mean and standard deviation in standard errors; constants must be equal.
 
-    What either side leaves NaN is not drawn but to be loaded, and has no row.
+    What a side leaves NaN and does not train is to be loaded, and has no row.
     """
     mine, theirs = _renamed("initial", expected, found, names)
-    shared = [name for name in sorted(mine) if name in theirs and not math.isnan(mine[name][0] + theirs[name][0])]
+    trained = _renamed("requires_grad", expected, found, names)
+    given = {
+        name
+        for drawn, wanted in zip((mine, theirs), trained)
+        for name, (mean, *_) in drawn.items()
+        if math.isnan(mean) and not wanted.get(name, True)
+    }
+    shared = [name for name in sorted(mine) if name in theirs and name not in given]
     return [row for name in shared for row in _drawn_alike(subject, name, mine[name], theirs[name])]
 
 

@@ -61,6 +61,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "initial std": ({"change": lambda net: nn.init.normal_(net.down.weight, std=0.2)}, "down.weight", "/ 0.199"),
     "initial mean": ({"change": lambda net: net.down.weight.data.add_(0.1)}, "down.weight", "/ 0.0"),
     "a constant": ({"change": lambda net: net.norm.weight.data.fill_(1.0001)}, "norm.weight", "1 / 1"),
+    "left NaN": ({"change": lambda net: net.down.weight.data.fill_(math.nan)}, "down.weight", "/ nan"),
     "buffers": ({"change": lambda net: net.norm.double()}, "buffers.norm.running_mean", "found 'torch.float64 [30]'"),
 }
 
@@ -90,6 +91,14 @@ def test_names_go_over_and_a_parameter_of_one_side_alone_is_no_setting() -> None
         ("lr", "found [1, 2], expected 'nothing'"),
         ("requires_grad.b.w", "found False, expected True"),
     ]
+
+
+def test_what_a_side_does_not_train_and_leaves_nan_is_to_be_loaded() -> None:
+    def change(net: Net) -> None:
+        net.down.weight.requires_grad_(False).fill_(math.nan)
+
+    rows = rows_of(setup(), setup(change))
+    assert [row.tensor for row in rows if not row.passed] == ["requires_grad.down.weight"]
 
 
 class Wrapping:
