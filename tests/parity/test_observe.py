@@ -378,12 +378,14 @@ def test_samplers_of_several_tensors_are_compared_by_what_is_made_of_them() -> N
     draw = Draw("both", "", "", values=lambda anchors, depths: 10 * anchors + depths)
     straight = sampled(draw, lambda: (torch.arange(3), torch.arange(3)), range(20))
     crossed = sampled(draw, lambda: (torch.arange(3), torch.arange(3).flip(0)), range(20))
-    rows = {row.quantity: row for row in compare_samplers("both", straight, crossed)}
+    rows = {
+        row.quantity: row for row in compare_samplers(Subject("samplers", "one", "port"), "both", straight, crossed)
+    }
     assert "3 / 3 candidates; only original: 0, 22; only port: 2, 20" in rows["candidates"].detail
     assert not rows["candidates"].passed
     firsts = [(torch.arange(3), depths) for depths in (torch.arange(3), torch.arange(3).flip(0))]
     alone = [sampled(replace(draw, values=None), partial(tuple, one), range(20)) for one in firsts]
-    assert all(row.passed for row in compare_samplers("both", *alone))
+    assert all(row.passed for row in compare_samplers(Subject("samplers", "one", "port"), "both", *alone))
 
 
 def test_draws_elsewhere_are_let_alone() -> None:
