@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -57,6 +58,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int
     files = sorted((fixture / "data_eagle3").iterdir())
     ids = [answered(model, torch.load(file, weights_only=True)["input_ids"].tolist()) for file in files]
     samples = [sample_of(model, text, [int(place >= PROMPT) for place in range(len(text))]) for text in ids]
+    for name in ("data_eagle3", "data_hass"):
+        shutil.rmtree(fixture / name)
     write_samples(fixture, samples, SPEC.vocab_size, DRAFT_VOCAB_SIZE)
     return fixture, ids
 
