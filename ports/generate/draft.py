@@ -57,6 +57,10 @@ STEPS = 2000
 PASSES = (2, 8)
 """At least and at most."""
 
+WIDE, RATES = 4096, (1e-4, 4e-4)
+"""Peak learning rate of a draft so wide or wider, about what EAGLE-3's are trained at, and the highest, which at
+h = 576 is worth more than that or 1e-3 (docs/results.md). In between it goes with h^-0.7, through the two."""
+
 RUN = "run.json"
 EVALUATED = 128
 """Tokens of an answer to a held-out prompt at most."""
@@ -89,7 +93,12 @@ class DraftSettings(AnswersSettings):
         None, ge=1, description="tokens that an Eagle3 draft can say; default: as speculator vocabulary chooses"
     )
     passes: int | None = Field(None, ge=1, description="over the records; default: 2 to 8, about 2,000 steps")
-    lr: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="peak learning rate; default: 1e-4 to 4e-4, by the verifier's width",
+    )
     bs: int = Field(1, ge=1, description="samples of an optimizer step")
     forward_num_total: int = Field(3, ge=1, description="TTT steps, and tokens that a server proposes")
 
@@ -115,6 +124,12 @@ class Run:
         """Over the records."""
         least, most = PASSES
         return self.settings.passes or max(least, min(most, math.ceil(STEPS * self.settings.bs / self.seen)))
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: the one asked for, or one that goes with the verifier's width."""
+        least, most = RATES
+        return self.settings.lr or max(least, min(most, least * (WIDE / self.verifier.hidden_size) ** 0.7))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -147,13 +162,14 @@ class Run:
 
     def inputs(self) -> dict[str, Any]:
         """What everything depends on, by name."""
-        elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress", "passes"}
+        elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress"}
         return {
             "verifier": verifier_fingerprint(self.settings.model),
             "data": digest([self.dialogues]),
             "draft": self.config,
-            "passes": self.passes,
             **self.settings.model_dump(mode="json", exclude=elsewhere),
+            "passes": self.passes,
+            "lr": self.lr,
         }
 
     def forecast(self) -> list[str]:
@@ -265,7 +281,8 @@ class Run:
             epoch=self.passes - 1,
             ttt_alignment=Alignment.CHAIN.value,
             num_workers=0,
-            **{name: getattr(settings, name) for name in ("lr", "bs", "forward_num_total", "seed")},
+            lr=self.lr,
+            **{name: getattr(settings, name) for name in ("bs", "forward_num_total", "seed")},
             **maps,
             **({"val_fraction": VALIDATED} if validated else {}),
         )

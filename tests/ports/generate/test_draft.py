@@ -15,7 +15,7 @@ from speculators import SpeculatorModel
 
 import ports.hass  # noqa: F401, registers its model
 from ports.generate import draft as module
-from ports.generate.draft import best_checkpoint, derived_config, main
+from ports.generate.draft import Run, best_checkpoint, derived_config, main
 from ports.training.records import GENERATION
 from ports.training.verifier import verifier_config
 from tests.ports.conftest import words_of
@@ -133,6 +133,15 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("width", "asked", "rate"),
+    [(8192, None, 1e-4), (4096, None, 1e-4), (2048, None, 1.62e-4), (576, None, 3.95e-4), (64, None, 4e-4), (64, 1, 1)],
+)
+def test_narrow_drafts_learn_at_a_higher_rate(width, asked, rate) -> None:
+    run = SimpleNamespace(settings=SimpleNamespace(lr=asked), verifier=SimpleNamespace(hidden_size=width))
+    assert Run.lr.fget(run) == pytest.approx(rate, rel=1e-2)
+
+
 def other_verifier(verifier):
     weights = sorted(verifier.glob("*.safetensors"))[0]
     content = bytearray(weights.read_bytes())
@@ -142,6 +151,7 @@ def other_verifier(verifier):
 
 OTHERS = [
     ({"passes": 3}, None, "passes: found 2, expected 3"),
+    ({"lr": 1e-3}, None, "lr: found 0.0004, expected 0.001"),
     ({"algorithm": "hass"}, None, "algorithm: found eagle3, expected hass"),
     ({"rows": QUESTIONS[1:]}, None, "data: found "),
     ({"draft_vocab_size": 7}, None, "draft: found {"),
