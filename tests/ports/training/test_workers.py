@@ -29,7 +29,7 @@ def train() -> None:
 @pytest.fixture
 def trainer(fork):
     trainer = fork(train)
-    while trainer.said != "reading\n" * 2:
+    while trainer.said.count("reading\n") < 2:  # torch may warn: more processes than cores
         assert trainer.returncode is None, trainer.said
         time.sleep(0.01)
     return trainer
