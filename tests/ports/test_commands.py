@@ -116,7 +116,10 @@ def test_an_answer_that_nobody_reads(fork, fixture):
 
 
 def test_an_interrupt_while_the_libraries_load(flags):
-    """Pressed again where it is lost: python drops what is raised in a destructor, and libraries have some."""
+    """Pressed again where it is lost: python drops what is raised in a destructor, and libraries have some.
+
+    Soon enough that they still load: a run that has begun would save and end with 75.
+    """
     command = [sys.executable, "-m", "ports.eagle3.train", *flags(epoch=2000)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -125,10 +128,10 @@ def test_an_interrupt_while_the_libraries_load(flags):
     while process.poll() is None and "libtorch" not in loaded.read_text():
         time.sleep(0.01)
     said = ""
-    for _ in range(5):
+    for _ in range(40):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            said = process.communicate(timeout=20)[1]
+            said = process.communicate(timeout=2)[1]
             break
     process.kill()
     assert process.returncode in (130, -signal.SIGINT), said
