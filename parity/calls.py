@@ -17,7 +17,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -97,23 +96,33 @@ def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy that later steps cannot change: tensors detached, other objects copied as far as they let themselves.
-
-    Modules stay; a tensor inside of an object, a key/value cache for example, could not be copied with its graph.
-    """
+    """A copy that later steps cannot change: tensors detached, other objects copied as far as they let themselves."""
     return pytree.tree_map(_copied, value, is_leaf=lambda part: type(part) not in PLAIN)
 
 
 def _copied(value: Any) -> Any:
-    patched = mock.patch.object
     try:
-        with (
-            patched(Tensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone()),
-            patched(nn.Module, "__deepcopy__", lambda module, memo: module, create=True),
-        ):
-            return copy.deepcopy(value)
+        return copy.deepcopy(value, _detached(value))
     except Exception:  # locks, handles of other libraries
         return value
+
+
+def _detached(value: Any) -> dict[int, Any]:
+    """For ``deepcopy``: what stands for the tensors inside an object, a key/value cache for example; modules stay."""
+    memo: dict[int, Any] = {}
+    seen, left = set[int](), [value]
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, (Tensor, nn.Module)):
+            memo[id(one)] = one.detach().clone() if isinstance(one, Tensor) else one
+        elif isinstance(one, (Mapping, list, tuple, set)):
+            left += one.values() if isinstance(one, Mapping) else one
+        else:
+            left += getattr(one, "__dict__", {}).values()
+    return memo
 
 
 def first_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
