@@ -149,8 +149,8 @@ def compare_states(
         if not row.passed and row.measured is not None and expected is not None and found is not None:
             clear = _determined(evidence, name.partition(".")[2], expected) if quantity != "weights" else None
             if clear is not None:
-                counted = (side.where(clear, torch.zeros_like(side)) for side in (expected, found))
-                row = compare(subject, quantity, name, *counted, tolerance)
+                mine, theirs = (side.where(clear, torch.zeros_like(side)) for side in (expected, found))
+                row = compare(subject, quantity, name, mine, theirs, tolerance)
                 count = f"{int((~clear).sum())} of {clear.numel()} entries"
                 row = replace(row, detail=f"{count} left out: their gradient is below its own tolerance. {row.detail}")
         rows.append(row)
