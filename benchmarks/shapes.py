@@ -56,7 +56,11 @@ FULL = [
     *(Shape(algorithm, 1024, k) for algorithm in ALGORITHMS for k in (1, 2, 4, 5, 6, 7)),
     *(Shape(algorithm, length, dtype="bf16") for algorithm in ALGORITHMS for length in (1024, 2048)),
     *(Shape(algorithm, length, threads=2) for algorithm in ALGORITHMS for length in (1024, 2048)),
-    *(Shape(algorithm, length, device="cuda", dtype="bf16") for algorithm in ALGORITHMS for length in (2048, 8192)),
+    *(
+        Shape(algorithm, length, device="cuda", dtype="bf16")
+        for algorithm in ALGORITHMS
+        for length in (2048, 4096, 8192)
+    ),
 ]
 DENSE = ("original", "reference", "port eager", "speculators")
 """They hold several [heads, T, T] tensors a step."""

@@ -190,7 +190,8 @@ def fast_ttt_attention(
     """:func:`ttt_attention` without a [T, T] tensor, see :mod:`ports.training.flash`.
 
     With padding on the right no real row sees a padded column, so nothing needs masking (nor with ``mask`` None). A
-    packed row is cut into its documents. Any other mask goes to the dense form, as does what torch ships no kernel for.
+    packed row is one call where a kernel knows documents, else one for each. Any other mask goes to the dense form, as
+    does what torch ships no kernel for.
 
     Returns:
         [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
@@ -199,13 +200,14 @@ def fast_ttt_attention(
     if kernel_for(query.device, product_dtype(query)) is None:
         mask = torch.ones_like(query[:, 0, :, 0], dtype=torch.int64) if mask is None else mask
         return ttt_attention(query, keys, values, mask, scale, alignment)
-    if mask is None or documents_of(mask).right_padded:
-        return attend_documents(query, keys, values, scale, alignment)
-    lengths = documents_of(mask).lengths
+    one_each = mask is None or documents_of(mask).right_padded
+    lengths = (query.shape[2],) if one_each else documents_of(mask).lengths
     if not lengths:
         return ttt_attention(query, keys, values, mask, scale, alignment)
+    if len(lengths) == 1 or kernel_for(query.device, product_dtype(query), lengths) is not None:
+        return attend_documents(query, keys, values, scale, alignment, lengths)
     steps, documents = len(keys), zip(*(states.split(lengths, dim=2) for states in (query, *keys, *values)))
-    outs = [attend_documents(row, kv[:steps], kv[steps:], scale, alignment) for row, *kv in documents]
+    outs = [attend_documents(row, kv[:steps], kv[steps:], scale, alignment, row.shape[2:3]) for row, *kv in documents]
     return torch.cat(outs, dim=2)
 
 

@@ -9,6 +9,7 @@ weights ``exp(score - lse)`` and the row sums ``grad . out`` are then the whole 
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,16 +46,21 @@ class Kernel(Protocol):
         """Gradients through the causal columns, given the output and log-sum-exp of the whole softmax."""
 
 
-def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
-    """The fastest kernel that this device and dtype have; None where torch ships none that gives its log-sum-exp."""
+def kernel_for(device: torch.device, dtype: torch.dtype, lengths: tuple[int, ...] = ()) -> Kernel | None:
+    """The fastest kernel that this device and dtype have; None where torch ships none that gives its log-sum-exp.
+
+    ``lengths``, if several, are those of the documents of a packed row, L in all: the kernel then takes B = 1, and row
+    p sees its own document.
+    """
+    packed = len(lengths) > 1
     if device.type == "cpu":
-        return CpuFlash()
+        return None if packed else CpuFlash()
     if device.type == "cuda" and torch.version.hip is None:
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)
         if ampere and dtype in (torch.float16, torch.bfloat16):
-            return CudaFlash()
+            return CudaFlashPacked(lengths) if packed else CudaFlash()
         if dtype in (torch.float16, torch.float32):
-            return CudaEfficient()
+            return None if packed else CudaEfficient()
     return None
 
 
@@ -117,6 +123,44 @@ class CudaEfficient:
         )
         dq, dk, dv = (states[..., : query.shape[-1]] for states in grads[:3])
         return dq, _reduce(dk, key.shape[1]), _reduce(dv, key.shape[1])
+
+
+class CudaFlashPacked:
+    """:class:`CudaFlash` over a packed row in one call, by the documents' borders (``cu_seqlens``)."""
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        self.lengths = lengths
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Causal:
+        inputs = (_tokens_first(states) for states in (query, key, value))
+        out, lse, *extra = ATEN._flash_attention_forward(*inputs, *self._borders(query), 0.0, True, False, scale=scale)
+        return Causal(_heads_first(out, query), lse[None], tuple(extra))
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, scale: float
+    ) -> Gradients:
+        inputs = (_tokens_first(states) for states in (grad, query, key, value, whole.out))
+        lse, (seed, offset, _) = whole.lse[0].contiguous(), whole.extra
+        grads = ATEN._flash_attention_backward(
+            *inputs, lse, *self._borders(query), 0.0, True, seed, offset, scale=scale
+        )
+        dq, dk, dv = (_heads_first(each, query) for each in grads)
+        return dq, dk, dv
+
+    def _borders(self, query: Tensor) -> tuple[Tensor, Tensor, int, int]:
+        """Of the documents in queries and keys, [D + 1] int32, and the longest of either."""
+        ends = torch.tensor([*accumulate(self.lengths, initial=0)], dtype=torch.int32, device=query.device)
+        return ends, ends, max(self.lengths), max(self.lengths)
+
+
+def _tokens_first(states: Tensor) -> Tensor:
+    """[1, H, L, e] as [L, H, e], e a multiple of 8."""
+    return _in_eights(states)[0].transpose(0, 1)
+
+
+def _heads_first(states: Tensor, like: Tensor) -> Tensor:
+    """[L, H, 8n] as [1, H, L, e], e that of ``like``."""
+    return states.transpose(0, 1)[None, ..., : like.shape[-1]]
 
 
 def grouped(states: Tensor, groups: int) -> Tensor:

@@ -5,10 +5,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from ports.training import attention
+from ports.training import attention, flash
 from ports.training.alignment import Alignment
 from ports.training.attention import fast_ttt_attention, ttt_attention
-from ports.training.flash_kernels import CpuFlash, CudaEfficient, CudaFlash
+from ports.training.flash_kernels import ATEN, Causal, CpuFlash, CudaEfficient, CudaFlash, CudaFlashPacked
 from tests.ports.training.test_attention import BOTH, attend, draw, errors, numbered, right_padding, run
 
 SHAPES = [
@@ -117,13 +117,64 @@ def test_no_tensor_grows_with_the_square_of_t(alignment, mask_of):
     assert largest[4096] < 4096**2 // 8
 
 
-@pytest.mark.parametrize(
-    ("kernel", "dtype"), [(CpuFlash, torch.float32), (CudaFlash, torch.bfloat16), (CudaEfficient, torch.float32)]
-)
-@pytest.mark.parametrize("shape", SHAPES)
+PACKED = (3, 1, 9)
+ALONE = [(CpuFlash(), torch.float32), (CudaFlash(), torch.bfloat16), (CudaEfficient(), torch.float32)]
+CALLS = [(*kernel, shape) for kernel in ALONE for shape in SHAPES]
+CALLS.append((CudaFlashPacked(PACKED), torch.bfloat16, (1, 4, 2, sum(PACKED), 12)))
+
+
+@pytest.mark.parametrize(("kernel", "dtype", "shape"), CALLS)
 def test_the_calls_of_the_kernels_fit_this_torch(kernel, dtype, shape):
     query, key, value = (states.to("meta", dtype) for states in draw(shape, 1))
-    found = kernel().forward(query, key, value, 0.5)
+    found = kernel.forward(query, key, value, 0.5)
     assert (found.out.shape, found.lse.shape) == (query.shape, query.shape[:3])
-    gradients = kernel().backward(torch.empty_like(query), query, key, value, found, 0.5)
+    gradients = kernel.backward(torch.empty_like(query), query, key, value, found, 0.5)
     assert [gradient.shape for gradient in gradients] == [query.shape, key.shape, value.shape]
+
+
+class Varlen(TorchDispatchMode):
+    """Does on the CPU what FlashAttention-2 does with the borders of documents, which it is handed as on a card."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is ATEN._flash_attention_forward.default:
+            *states, ends, other = args[:5]
+            assert torch.equal(ends, other)
+            return self.forward(states, ends, args[5:7], kwargs["scale"])
+        if function is ATEN._flash_attention_backward.default:
+            *states, lse, ends, other = args[:8]
+            assert torch.equal(ends, other)
+            return self.backward(states, lse, ends, kwargs["scale"])
+        return function(*args, **(kwargs or {}))
+
+    def forward(self, states, ends, longest, scale):
+        lengths = ends.diff().tolist()
+        assert longest == (max(lengths), max(lengths))
+        rows = zip(*(each.split(lengths) for each in states))
+        found = [CpuFlash().forward(*(each.transpose(0, 1)[None] for each in row), scale) for row in rows]
+        out = torch.cat([each.out[0].transpose(0, 1) for each in found])
+        return out, torch.cat([each.lse[0] for each in found], dim=1), *(torch.empty(0) for _ in range(3))
+
+    def backward(self, states, lse, ends, scale):
+        lengths = ends.diff().tolist()
+        rows = zip(*(each.split(lengths) for each in states), lse.split(lengths, dim=1))
+        found = []
+        for *row, part in rows:
+            grad, query, key, value, out = (each.transpose(0, 1)[None] for each in row)
+            found.append(CpuFlash().backward(grad, query, key, value, Causal(out, part[None]), scale))
+        return tuple(torch.cat([each[0].transpose(0, 1) for each in parts]) for parts in zip(*found))
+
+
+@pytest.mark.parametrize("alignment", BOTH)
+@pytest.mark.parametrize("step", [0, 2, 5])
+@pytest.mark.parametrize("lengths", [(4, 3, 9), (1, 1, 2), (20, 2)])
+def test_the_borders_of_documents_are_what_a_card_is_handed(lengths, step, alignment, monkeypatch):
+    """12 entries a head, which the kernel takes as 16."""
+    inputs = draw((1, 4, 2, sum(lengths), 12), step + 1)
+    grad = torch.randn_like(inputs[0])
+    wanted = run(fast_ttt_attention, inputs, grad, alignment, numbered(lengths))
+    largest = max(value.abs().max() for value in wanted)
+    for module in (attention, flash):
+        monkeypatch.setattr(module, "kernel_for", lambda device, dtype, left=(): CudaFlashPacked(left))
+    with Varlen():
+        found = run(fast_ttt_attention, inputs, grad, alignment, numbered(lengths))
+    assert max(errors(found, wanted, floor=largest)) <= 1e-14
