@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -366,14 +366,14 @@ def trace_case(side: Side, case: Case) -> Trace:
     with deterministic(case.seed):
         module = side.build()
         training = Training(side, module)
-        setup = setup_of(module, training.optimizer)
+        setup, said = setup_of(module, training.optimizer), {"clip": asdict(side.clip)} if side.clip else {}
         give(module, case.weights)
         trained = {name: value.requires_grad for name, value in module.named_parameters()}
         trace = Trace(
             run=side.name or "side",
             case=case.name or type(module).__name__,
             dtype=dtype_of(module),
-            configuration={"seed": case.seed, "steps": case.steps, **setup},
+            configuration={"seed": case.seed, "steps": case.steps, **setup, **said},
             trained=tuple(name for name in trained if trained[name]),
             frozen=tuple(name for name in trained if not trained[name]),
             curve=training.points,
