@@ -84,7 +84,6 @@ BAD = {
     "record eagle3 --output {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16",
     "trace eagle3 {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16ds_k3",
     "trace eagle3 {tmp} --leave-out all": "error: command line: --leave-out: found all, expected of init, after",
-    "others --eagle x": "command line: others: found a command that went, expected parity run examples/pairs/",
     "doctor --prototype /no/where": "research/eagle3: found no such folder",
 }
 PLACES = {
@@ -93,7 +92,6 @@ PLACES = {
     "run --report {tmp}": "--report: found a folder, expected a file",
     "run --save-baseline /no/where/x.json": "error: /no/where/x.json: --save-baseline: found no folder",
     "compare {tmp} {tmp} --json /no/where/x": "error: /no/where/x: --json: found no folder /no/where",
-    "plot x.json --output /no/where/x": "error: /no/where/x: --output: found no folder /no/where",
     "record --prototype /no --output /proc/no": "error: /proc/no: --output: found ",
     "record --prototype /no --output {tmp}/one/meta.json/no": "meta.json/no: --output: found no folder",
     "trace eagle3 /proc/no": "error: /proc/no: the command line: found ",

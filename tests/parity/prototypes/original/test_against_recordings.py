@@ -16,7 +16,6 @@ from parity.prototypes.recorded import load_recorded
 from parity.prototypes.synthetic import write_case
 from parity.side import SideError
 
-pytestmark = pytest.mark.prototype
 ROUND_OFF = 1e-4
 """Allowed on another machine or torch, in absolute terms; 0 is usual."""
 
