@@ -18,7 +18,7 @@ from parity.errors import InputError
 from parity.files import check_output
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.report import print_report, write_html, write_json
-from parity.run import TRACED, KitReport, compare_folders, read_names, run_all
+from parity.run import TRACED, KitReport, compare_folders, joined, read_names, run_pair
 from parity.scaffold import new_pair, new_port
 from parity.side import SideError
 from parity.tolerances import read_tolerances
@@ -56,7 +56,7 @@ def run(
     options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
     console = Console()
     with console.status("running") as status:
-        result = run_all(_pairs(pair), options, lambda line: status.update(line))
+        result = joined([run_pair(one, options, lambda line: status.update(line)) for one in _pairs(pair)])
     _show(result, report, json, console)
 
 

@@ -148,11 +148,6 @@ class Side:
             object.__setattr__(self, "clip", self.step)
             object.__setattr__(self, "step", partial(clipped_step, self.step))
 
-    @staticmethod
-    def command(words: Sequence[str], name: str = "", timeout: float = 3600) -> CommandSide:
-        """A side that is a command writing a trace folder; ``{out}`` in its words is the folder's path."""
-        return CommandSide(tuple(words), name, timeout)
-
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
         """Runs now; what it leaves can be run again."""
@@ -224,7 +219,7 @@ class CommandSide:
     ``{out}`` in its words is the trace's folder, ``{case}`` the case's name.
     """
 
-    words: tuple[str, ...]
+    words: Sequence[str]
     name: str = ""
     timeout: float = 3600
 

@@ -22,10 +22,10 @@ from parity.files import write_whole
 from parity.report import summary
 from parity.report.figures import Axes, Series, draw
 from parity.report.ledger import LINES, difference_lines, summed_up, told
-from parity.report.summary import count, ended, grouped, scaled, severity, short, unique, words
+from parity.report.summary import count, ended, grouped, severity, short, unique, words
 from parity.verdict import Curve, GradientFlow, Ledger, Report, Row, Status
 
-UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm", "lr": "learning rate", "accuracy": "accuracy"}
+UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm"}
 X_LABEL = "micro-batch, counted from 0"
 
 
@@ -84,7 +84,7 @@ def _template() -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": True}
     made = Environment(loader=loader, undefined=StrictUndefined, finalize=words, **options)
-    made.filters.update(short=short, count=count, scaled=scaled, breakable=breakable)
+    made.filters.update(short=short, count=count, breakable=breakable)
     made.globals.update(worst=summary.worst, status_of=summary.status_of, Status=Status, UNITS=UNITS, bar=bar)
     return made.get_template("report.html.j2")
 

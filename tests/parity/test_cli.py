@@ -33,15 +33,15 @@ def broken(*arguments: object) -> KitReport:
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Options]]:
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Options]]:
     """What was asked of the run, which passes without running anything."""
-    asked: list[tuple[list[str], Options]] = []
+    asked: list[tuple[str, Options]] = []
 
-    def run_all(pairs: list[Pair], options: Options, progress: object) -> KitReport:
-        asked.append(([pair.name for pair in pairs], options))
+    def run_pair(pair: Pair, options: Options, progress: object) -> KitReport:
+        asked.append((pair.name, options))
         return KitReport(one_row(Status.PASSED))
 
-    monkeypatch.setattr(parity.cli, "run_all", run_all)
+    monkeypatch.setattr(parity.cli, "run_pair", run_pair)
     return asked
 
 
@@ -58,8 +58,8 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Options]]
 def test_the_exit_code_is_the_verdict(
     report: Report, code: int, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setattr(parity.cli, "run_all", lambda pairs, options, progress: KitReport(report))
-    assert command("run") == code
+    monkeypatch.setattr(parity.cli, "run_pair", lambda pair, options, progress: KitReport(report))
+    assert command("run", "hass") == code
     assert ("PASS" in capsys.readouterr().out) == (code == 0)
 
 
@@ -69,7 +69,7 @@ def test_options_reach_the_run(option: str, command: Run, verdicts: list[Any], t
     assert command("run", "hass", option, "checkout", *words) == 0
     assert command("run") == 0
     asked = Options(Path("checkout"), tmp_path, "fp32 and not k4", ("loss", "curve"))
-    assert verdicts == [(["hass"], asked), (["eagle3", "hass"], Options())]
+    assert verdicts == [("hass", asked), ("eagle3", Options()), ("hass", Options())]
 
 
 BAD = {
@@ -128,7 +128,7 @@ def test_what_goes_wrong_outside_is_a_line(
     def interrupted(*arguments: object) -> KitReport:
         raise error
 
-    monkeypatch.setattr(parity.cli, "run_all", interrupted)
+    monkeypatch.setattr(parity.cli, "run_pair", interrupted)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored afterwards
     assert command("run") == code
     complaint = capfd.readouterr().err

@@ -30,7 +30,7 @@ NAMES = {check.name for pair in PAIRS.values() for check in pair.every_check}
 ELSEWHERE = frozenset({"draws", "equivalence", "initialisation", "samplers", "throughput"})
 """Named by faults in other tests: of what is drawn, of final losses over seeds, of speed."""
 
-BOTH_SIDES = frozenset({"initial", "chain", "resume", "converted", "round_trip"})
+BOTH_SIDES = frozenset({"chain", "resume", "converted", "round_trip"})
 """Checks that make what they compare."""
 
 IDS = [fault.name.replace(" ", "-") for fault in FAULTS]
@@ -71,9 +71,7 @@ def test_without_a_fault_nothing_fails(name: str, sound: Evident) -> None:
     evidence = sound(name)
     rows = judged(evidence, NAMES - {"equivalence"})
     assert all(row.passed or row.status is Status.NOT_APPLICABLE for row in rows)
-    assert {row.check for row in rows if row.passed} >= NAMES - DEAR - ELSEWHERE - LONG - {
-        "initial"
-    } or evidence.in_half
+    assert {row.check for row in rows if row.passed} >= NAMES - DEAR - ELSEWHERE - LONG or evidence.in_half
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - BOTH_SIDES - ELSEWHERE))

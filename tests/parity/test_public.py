@@ -44,10 +44,6 @@ def test_the_name_can_be_imported(name: str) -> None:
     assert name in dir(parity)
 
 
-def test_a_side_is_callables_or_a_command() -> None:
-    assert isinstance(parity.Side.command(["python", "{out}"]), parity.CommandSide)
-
-
 @pytest.mark.parametrize(("gone", "successor"), SUCCESSORS.items())
 def test_what_went_has_a_successor(gone: str, successor: str) -> None:
     assert not hasattr(parity, gone)
