@@ -14,10 +14,10 @@ from typing import Annotated, Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field
 
 from parity.errors import InputError
-from parity.files import misfit, read_object, write_whole
+from parity.files import read_object, validated, write_whole
 from parity.report.summary import grouped, short, unique, words
 
 FITTED = ("original", "reference", "speculators", "port eager", "port")
@@ -87,19 +87,13 @@ def read_bench(paths: Sequence[Path]) -> tuple[list[Timing], dict[str, Any]]:
     Raises:
         InputError: not such a file, an entry that is no training step, or files of different machines.
     """
-    files = [_read(path) for path in paths]
+    expected = "a training step's JSON of pytest benchmarks --benchmark-json"
+    files = [validated(path, _File, read_object(path, expected)) for path in paths]
     machine = files[0].machine
     for path, file in zip(paths, files, strict=True):
         if differ := sorted({name for name, _ in file.machine.items() ^ machine.items()}):
             raise InputError(path, "machine_info", f"another {', '.join(differ)}", f"that of {paths[0]}")
     return sorted((timing for file in files for timing in file.benchmarks), key=attrgetter("shape")), machine
-
-
-def _read(path: Path) -> _File:
-    try:
-        return _File.model_validate(read_object(path, "a training step's JSON of pytest benchmarks --benchmark-json"))
-    except ValidationError as error:
-        raise misfit(path, error) from error
 
 
 def markdown(timings: Sequence[Timing], machine: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from parity.calls import first_of, state_of, tensors_of
+from parity.calls import first_of, gradients_of, state_of, tensors_of
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
@@ -321,8 +321,7 @@ class Training:
 
     def gradients(self) -> dict[str, Tensor]:
         """By name; parameters without a gradient are left out."""
-        named = self.module.named_parameters()
-        return {name: value.grad.detach() for name, value in named if value.grad is not None}
+        return gradients_of(dict(self.module.named_parameters()))
 
     def step(self, loss: Tensor) -> None:
         """Let the optimizer and the schedule step with the gradients there are, and forget those."""

@@ -22,12 +22,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from torch.utils.flop_counter import FlopCounterMode
 
 from parity.compare import Subject
 from parity.environment import describe
-from parity.files import misfit, read_object, write_whole
+from parity.files import read_object, validated, write_whole
 from parity.tolerances import Tolerance
 from parity.verdict import Row, Speed, Status
 
@@ -195,8 +195,5 @@ def read_baseline(file: Path) -> dict[str, float]:
     Raises:
         InputError: missing, damaged, or of another format.
     """
-    document = read_object(file, "a baseline that parity run --save-baseline wrote")
-    try:
-        return Stored.model_validate(document).cpu_over_yardstick
-    except ValidationError as error:
-        raise misfit(file, error) from error
+    stored: Stored = validated(file, Stored, read_object(file, "a baseline that parity run --save-baseline wrote"))
+    return stored.cpu_over_yardstick

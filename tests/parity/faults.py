@@ -323,7 +323,11 @@ FAULTS = (
                 takes(Accelerator, "clip_grad_norm_", lambda self, *given: (self, given[0], 1.02)),
                 "clip",
             ),
-            ("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "schedule"),
+            (
+                "lr shifted by one step",
+                alters(ports.training.loop, "build_schedule", next_rates),
+                *("schedule", "precision"),
+            ),
             ("beta2 0.951", puts(ports.training.optimizer, "BETAS", (0.9, 0.951)), "configuration", "optimizer_step"),
         )
     ),

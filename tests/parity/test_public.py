@@ -1,16 +1,12 @@
-"""What README and docs promise: commands, options and names. What goes needs its successor in the CHANGELOG."""
+"""What README and docs promise: commands, options and names."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
 import parity
 from parity.cli import app
-
-ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = {
     "run": {"--recordings", "--prototype", "--original", "--report", "--json", "-k"},
@@ -26,9 +22,6 @@ NAMES = (
     *("compare_traces", "read_trace", "run_pair", "single_step", "suggest_names", "trace_side", "transposed"),
     *("write_trace",),
 )
-SUCCESSORS = {"Command": "CommandSide"}
-"""Names that went, and what took their place."""
-
 PLUGIN = ("--pair", "--original", "--prototype", "--recordings")
 
 
@@ -42,14 +35,6 @@ def test_the_command_has_its_options(command: str, options: set[str]) -> None:
 def test_the_name_can_be_imported(name: str) -> None:
     assert getattr(parity, name) is not None
     assert name in dir(parity)
-
-
-@pytest.mark.parametrize(("gone", "successor"), SUCCESSORS.items())
-def test_what_went_has_a_successor(gone: str, successor: str) -> None:
-    assert not hasattr(parity, gone)
-    text = (ROOT / "CHANGELOG.md").read_text()
-    assert f"`{gone}`" in text
-    assert f"`{successor}`" in text
 
 
 def test_the_plugin_has_its_options_and_its_fixture(pytestconfig: pytest.Config) -> None:
