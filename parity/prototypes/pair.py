@@ -23,7 +23,8 @@ from parity.prototypes.checkpoints import check_converted, check_resume, check_r
 from parity.prototypes.deviations import LEDGER
 from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain
-from parity.prototypes.original import record_original, verify
+from parity.prototypes.original.checkout import verify
+from parity.prototypes.original.child import record_original
 from parity.prototypes.port import ALGORITHMS, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.prototypes.reference.loop import float64_oracle, trace_reference

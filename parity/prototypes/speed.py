@@ -15,7 +15,7 @@ from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
-from parity.prototypes.original import record_original
+from parity.prototypes.original.child import record_original
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run, prepare
 from parity.prototypes.synthetic import write_case

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.original import record_original
+from parity.prototypes.original.child import record_original
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.synthetic import write_case
 from parity.side import SideError
