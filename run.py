@@ -41,7 +41,7 @@ JOBS = {
     "lint": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
     "bench": [
         ["-m", "pytest", "benchmarks", "-p", "no:xdist", "--benchmark-json=bench.json"],
-        ["-m", "parity", "plot", "bench.json"],
+        ["-m", "benchmarks.tables", "bench.json"],
     ],
     "docs": [["-m", "mkdocs", "build", "--strict"]],
 }

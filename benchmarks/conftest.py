@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.race import Measured, race, run_original
 from benchmarks.shapes import FULL, QUICK, Shape, sides_of
@@ -26,7 +27,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"shape", "side"} <= set(metafunc.fixturenames):
         shapes = FULL if metafunc.config.getoption("--full") else QUICK
         pairs = [(shape, side) for shape in shapes for side in chosen_sides(metafunc.config, shape)]
-        marks = {"cuda": [pytest.mark.gpu], "cpu": []}
+        absent = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: run on a machine with one")
+        marks = {"cuda": [absent], "cpu": []}
         params = [pytest.param(*pair, id="-".join(map(str, pair)), marks=marks[pair[0].device]) for pair in pairs]
         metafunc.parametrize(("shape", "side"), params)
 

@@ -17,7 +17,7 @@ from unittest import mock
 from benchmarks import worker
 from benchmarks.shapes import Shape, build_case
 from benchmarks.useful import useful_flops
-from parity.prototypes.original import record_original
+from parity.prototypes.original.child import record_original
 
 WARMUP = 1
 

@@ -16,6 +16,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -143,6 +144,16 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in held.items() if isinstance(value, Tensor)}
 
 
+def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the parameters that have one."""
+    return {name: value.grad for name, value in parameters.items() if value.grad is not None}
+
+
+def part_of(module: nn.Module, name: str) -> nn.Module:
+    """A module inside another, or by ``WHOLE`` that itself."""
+    return module.get_submodule("" if name == WHOLE else name)
+
+
 @dataclass(eq=False)
 class Call:
     """One call of one module: values as they were then, gradients once a backward has run.
@@ -237,9 +248,10 @@ def open_ended(signature: inspect.Signature) -> str:
     return next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), "")
 
 
-def keep_call(trace: Trace, call: Call) -> None:
-    """Put a call's tensors into a trace."""
-    for kind in ("into", "out", "into_grad", "out_grad"):
+def keep_calls(trace: Trace, calls: Sequence[Call]) -> None:
+    """Put calls and their tensors into a trace."""
+    trace.calls = tuple(call.key for call in calls)
+    for call, kind in product(calls, ("into", "out", "into_grad", "out_grad")):
         for place, tensor in getattr(call, kind).items():
             trace.tensors[dotted(f"{CALLS}{call.key}.{kind}", place)] = tensor
 

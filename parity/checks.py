@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, below, calls_of
+from parity.calls import WHOLE, calls_of
 from parity.compare import compare, compare_groups, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
-from parity.locate import compare_calls, compare_inputs
+from parity.locate import compare_calls, compare_inputs, inside_of
 from parity.observe import compare_samplers, samples_of
 from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows
@@ -197,7 +197,7 @@ def _one_sided(evidence: Evidence) -> list[Row]:
         subject.row("calls", module, None, None, False, f"{remedy}, if that is right")
         for mine, theirs, remedy in ((expected, found, remedies[0]), (found, expected, remedies[1]))
         for module in sorted({*mine} - {*theirs})
-        if _is_leaf(module, mine) and _is_wanted(evidence, module)
+        if not any(inside_of(name, module) for name in mine) and _is_wanted(evidence, module)
     ]
     more = [module for module in sorted({*expected} & {*found}) if expected[module] < found[module]]
     return rows + [compare_value(subject, "calls", module, expected[module], found[module]) for module in more]
@@ -206,10 +206,6 @@ def _one_sided(evidence: Evidence) -> list[Row]:
 def _counts(trace: Trace) -> Counter[str]:
     """How often each module is called."""
     return Counter(call.rpartition("#")[0] for call in trace.calls)
-
-
-def _is_leaf(module: str, called: Iterable[str]) -> bool:
-    return not any(name != module and (module == WHOLE or below(name, module)) for name in called)
 
 
 def _is_wanted(evidence: Evidence, module: str) -> bool:

@@ -1,4 +1,4 @@
-"""``parity run``, ``record``, ``trace``, ``compare``, ``plot``, ``new`` and ``doctor``."""
+"""``parity run``, ``record``, ``trace``, ``compare``, ``new`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
 from parity.files import check_output
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
-from parity.report import print_report, write_html, write_json, write_performance, write_scaling
-from parity.run import TRACED, KitReport, compare_folders, read_names, run_all
+from parity.report import print_report, write_html, write_json
+from parity.run import TRACED, KitReport, compare_folders, joined, read_names, run_pair
 from parity.scaffold import new_pair, new_port
 from parity.side import SideError
 from parity.tolerances import read_tolerances
@@ -56,7 +56,7 @@ def run(
     options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
     console = Console()
     with console.status("running") as status:
-        result = run_all(_pairs(pair), options, lambda line: status.update(line))
+        result = joined([run_pair(one, options, lambda line: status.update(line)) for one in _pairs(pair)])
     _show(result, report, json, console)
 
 
@@ -114,20 +114,6 @@ def compare(
 
 
 @app.command()
-def plot(
-    bench: Annotated[list[Path], typer.Argument(help="JSON of pytest benchmarks --benchmark-json, one or several")],
-    output: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("bench.html"),
-    markdown: Annotated[File, typer.Option(help="write the tables as Markdown here")] = None,
-) -> None:
-    """Draw benchmark results: time and memory over length, speed-ups, share of the machine's peak."""
-    _check_outputs({"--output": output, "--markdown": markdown})
-    write_scaling(bench, output)
-    if markdown is not None:
-        write_performance(bench, markdown)
-    typer.echo(f"report: {output}")
-
-
-@app.command()
 def new(
     name: Annotated[str, typer.Argument(help="of the algorithm and its package, in lower case")],
     output: Annotated[Path, typer.Option(help="folder that the package or pair is written into")] = Path(),
@@ -159,15 +145,6 @@ def doctor(original: Original = None) -> None:
     console.print(table)
     for line in [*optional_parts(), *(f"original: {line}" for line in state)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def others() -> None:
-    """Went: EAGLE's and HASS' training scripts are pairs like any other."""
-    pairs = "eagle.py:EAGLE, eagle.py:SPECULATORS or hass.py:HASS"
-    raise InputError(
-        "command line", "others", "a command that went", f"parity run examples/pairs/{pairs} --original DIR"
-    )
 
 
 def _pairs(name: str | None) -> list[Pair]:

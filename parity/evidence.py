@@ -80,7 +80,7 @@ class Check:
 
     ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
     subject in a piece of evidence, or returns None. ``against`` is what its rows are held against where they do not
-    say. A check that is the same for every case runs ``once``.
+    say.
     """
 
     name: str
@@ -88,7 +88,6 @@ class Check:
     follows: tuple[str, ...] = ()
     inapplicable: Callable[[Evidence], str | None] = lambda evidence: None
     against: Against = Against.PROTOTYPE
-    once: bool = False
 
     def reason(self, evidence: Evidence) -> str | None:
         """Why there is nothing to compare: what the pair says, then what the evidence shows."""

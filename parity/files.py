@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -85,10 +85,14 @@ def _parsed(file: Path, field: str, text: str) -> dict[str, Any]:
     return value
 
 
-def misfit(file: Path, error: ValidationError) -> InputError:
-    """The first thing that pydantic finds wrong in a file."""
-    first = error.errors()[0]
-    return InputError(file, ".".join(map(str, first["loc"])), repr(first.get("input"))[:80], first["msg"])
+def validated(file: Path, form: Any, document: object) -> Any:
+    """What a file holds as a type that pydantic knows; InputError for the first thing that does not fit."""
+    try:
+        return TypeAdapter(form).validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(file, field, repr(first.get("input"))[:80], first["msg"]) from error
 
 
 def check_output(place: Path | None, option: str, folder: bool = False) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.calls import Call, below, keep, keep_call, open_ended, own_view, snapshot, tensors_of, watch, with_tensors
+from parity.calls import Call, below, keep, keep_calls, open_ended, own_view, snapshot, tensors_of, watch, with_tensors
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.trace import Trace
@@ -74,9 +74,7 @@ class Observation:
 
     def keep(self, trace: Trace) -> None:
         """Put calls and taps into a trace."""
-        trace.calls = tuple(call.key for call in self.calls)
-        for call in self.calls:
-            keep_call(trace, call)
+        keep_calls(trace, self.calls)
         for group, tensors in (("tap", self.taps), ("tap_grad", self.tap_grads)):
             trace.tensors.update({f"mb0.{group}.{key}": tensor for key, tensor in tensors.items()})
 

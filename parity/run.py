@@ -18,7 +18,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from parity.calls import WHOLE, calls_of
-from parity.checks import NAMES, gradient_flow, run_check
+from parity.checks import NAMES, gradient_flow, run_check, run_checks
 from parity.compare import Subject, View, viewed
 from parity.environment import described, deterministic
 from parity.errors import InputError
@@ -34,7 +34,7 @@ from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide
 from parity.study import effect_rows, study, switched
 from parity.tolerances import Tolerances, table_for
 from parity.trace import META, Trace, read_trace
-from parity.verdict import Curve, Report, Row, Skip, Status, explained
+from parity.verdict import Curve, Report, Row, Skip, Status
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
@@ -192,15 +192,6 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = SIL
     return KitReport(runner.report, runner.first)
 
 
-def run_all(pairs: Sequence[Pair], options: Options, progress: Progress = SILENT) -> KitReport:
-    """Several pairs in one report.
-
-    Raises:
-        InputError: as in :func:`run_pair`.
-    """
-    return joined([run_pair(pair, options, progress) for pair in pairs])
-
-
 def joined(results: Sequence[KitReport]) -> KitReport:
     """At least one report as one; the first place is that of the first that has one."""
     for result in results[1:]:
@@ -224,7 +215,6 @@ class Runner:
         self.report = Report(environment=described(), deviations=list(pair.deviations))
         self.report.baseline = pair.baseline or (pair.original.name if pair.original else "") or "original"
         self.first: Finding | None = None
-        self.once: dict[tuple[str, str], str] = {}
         self.stack = ExitStack()
         self.held: CaseRun | None = None
 
@@ -245,20 +235,9 @@ class Runner:
         held: Collection[str] = getattr(side, "checks", None) or self.chosen
         return [check for check in self.pair.every_check if check.name in self.chosen and check.name in held]
 
-    def rows(self, evidence: Evidence, check: Check) -> list[Row]:
-        """The rows of one check, never none; what depends on no case is judged in the first that has it."""
-        key, case = (evidence.found.run, check.name), evidence.found.case
-        if check.once and self.once.get(key, case) != case:
-            reason = f"depends on no case: judged in {self.once[key]}"
-            return [evidence.subject(check.name, check.against).inapplicable(reason)]
-        rows = run_check(evidence, check)
-        if any(row.compared for row in rows):
-            self.once.setdefault(key, case)
-        return rows
-
     def ask(self, case: Any, side: AnySide, check: Check) -> list[Row]:
         """The rows of one check of one side, by themselves. Whatever the code of a side raises comes through."""
-        return self.rows(self.hold(case).evidence(side), check)
+        return run_check(self.hold(case).evidence(side), check)
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
@@ -315,8 +294,7 @@ class Runner:
     def _side(self, evidence: Evidence, checks: Sequence[Check]) -> None:
         """All that the report says of one side on one case."""
         report = self.report
-        rows = [row for check in checks for row in self.rows(evidence, check)]
-        rows = explained(rows, {check.name: check.follows for check in checks})
+        rows = run_checks(evidence, checks)
         first = first_place(rows, evidence)
         self.first = self.first or first
         report.rows += hinted(rows, evidence, first, self.pair)

@@ -28,6 +28,9 @@ OWN = ("params", "param_names", "foreach", "fused", "capturable")
 NAMED = ("requires_grad", "buffers")
 """Entries of a setup that are by parameters' and buffers' names."""
 
+SAID_BY_BOTH = ("attention", "clip")
+"""Entries that say nothing where one side has none."""
+
 
 def optimizer_for(make: Callable[[Any], Any], module: nn.Module) -> Any:
     """An optimizer from a factory of parameters or of a model; None where nothing is trained.
@@ -117,9 +120,9 @@ def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap
     """One row for everything that either side says it runs with; what one side alone says is a difference.
 
     Parameters are by the port's names. Those of one side alone are the business of ``weights``, and may be joined or
-    copied; a module without a configuration names no attention.
+    copied. A module without a configuration names no attention, and a step of a side's own may clip without saying how.
     """
-    left_out = ("initial",) if expected.get("attention") and found.get("attention") else ("initial", "attention")
+    left_out = ["initial", *(key for key in SAID_BY_BOTH if not (expected.get(key) and found.get(key)))]
     sides = [{key: value for key, value in side.items() if key not in left_out} for side in (expected, found)]
     for key in NAMED:
         mine, theirs = _renamed(key, expected, found, names)

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from parity.calls import first_of, state_of, tensors_of
+from parity.calls import first_of, gradients_of, state_of, tensors_of
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
@@ -148,11 +148,6 @@ class Side:
             object.__setattr__(self, "clip", self.step)
             object.__setattr__(self, "step", partial(clipped_step, self.step))
 
-    @staticmethod
-    def command(words: Sequence[str], name: str = "", timeout: float = 3600) -> CommandSide:
-        """A side that is a command writing a trace folder; ``{out}`` in its words is the folder's path."""
-        return CommandSide(tuple(words), name, timeout)
-
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
         """Runs now; what it leaves can be run again."""
@@ -224,7 +219,7 @@ class CommandSide:
     ``{out}`` in its words is the trace's folder, ``{case}`` the case's name.
     """
 
-    words: tuple[str, ...]
+    words: Sequence[str]
     name: str = ""
     timeout: float = 3600
 
@@ -326,8 +321,7 @@ class Training:
 
     def gradients(self) -> dict[str, Tensor]:
         """By name; parameters without a gradient are left out."""
-        named = self.module.named_parameters()
-        return {name: value.grad.detach() for name, value in named if value.grad is not None}
+        return gradients_of(dict(self.module.named_parameters()))
 
     def step(self, loss: Tensor) -> None:
         """Let the optimizer and the schedule step with the gradients there are, and forget those."""
@@ -366,14 +360,14 @@ def trace_case(side: Side, case: Case) -> Trace:
     with deterministic(case.seed):
         module = side.build()
         training = Training(side, module)
-        setup = setup_of(module, training.optimizer)
+        setup, said = setup_of(module, training.optimizer), {"clip": asdict(side.clip)} if side.clip else {}
         give(module, case.weights)
         trained = {name: value.requires_grad for name, value in module.named_parameters()}
         trace = Trace(
             run=side.name or "side",
             case=case.name or type(module).__name__,
             dtype=dtype_of(module),
-            configuration={"seed": case.seed, "steps": case.steps, **setup},
+            configuration={"seed": case.seed, "steps": case.steps, **setup, **said},
             trained=tuple(name for name in trained if trained[name]),
             frozen=tuple(name for name in trained if not trained[name]),
             curve=training.points,

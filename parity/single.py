@@ -17,7 +17,19 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import WHOLE, Call, by_name, first_of, lone, open_ended, snapshot, tensors_of, watch, with_tensors
+from parity.calls import (
+    WHOLE,
+    Call,
+    by_name,
+    first_of,
+    lone,
+    open_ended,
+    part_of,
+    snapshot,
+    tensors_of,
+    watch,
+    with_tensors,
+)
 from parity.checks import check_forward
 from parity.environment import describe, deterministic
 from parity.evidence import Check, Evidence
@@ -68,7 +80,7 @@ def single_step(
     firsts: list[Finding] = []
     for call in (call for call in calls if keys.get(call.key, "").rpartition("#")[0] in known):
         key, name = keys[call.key], keys[call.key].rpartition("#")[0]
-        own, part = _part(whole, call.module), _part(ported, name)
+        own, part = part_of(whole, call.module), part_of(ported, name)
         try:
             given = _arguments(report, name, call, own, part, names, adapt or {})
         except Exception as error:  # of an adapter, or where the port requires something else
@@ -168,10 +180,6 @@ def _only(names: NameMap, original: str, port: str) -> NameMap:
 def _skip(key: str, name: str, reason: str) -> Skip:
     remedy = f"adapt={{{name!r}: ...}}, a function from (args, kwargs) to those that its forward takes"
     return Skip("single_step", key, reason, remedy)
-
-
-def _part(module: nn.Module, name: str) -> nn.Module:
-    return module.get_submodule("" if name == WHOLE else name)
 
 
 def _arguments(

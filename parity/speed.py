@@ -22,12 +22,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from torch.utils.flop_counter import FlopCounterMode
 
 from parity.compare import Subject
 from parity.environment import describe
-from parity.files import misfit, read_object, write_whole
+from parity.files import read_object, validated, write_whole
 from parity.tolerances import Tolerance
 from parity.verdict import Row, Speed, Status
 
@@ -36,6 +36,9 @@ Steps = Callable[[], Iterator[Any]]
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.process_time}
 YARDSTICK = "yardstick"
+
+Figures = Mapping[str, float]
+"""By case, CPU time of a step over the yardstick's."""
 
 
 @dataclass(frozen=True)
@@ -139,20 +142,20 @@ def prototype_rows(subject: Subject, prototype: Times, port: Times, name: str, a
     return rows
 
 
-def baseline_row(subject: Subject, port: Times, gauge: Times, stored: Baseline | None, tolerance: Tolerance) -> Row:
+def baseline_row(subject: Subject, port: Times, gauge: Times, stored: Figures | None, tolerance: Tolerance) -> Row:
     """Gate two: the port's CPU time over the yardstick's against what was stored; at most a tenth more.
 
     A tenth less passes as stale: the baseline should be saved anew, or it will let the gain be lost again.
     """
     quantity, allowed, found = "CPU time over the yardstick", tolerance.bound, ratio(port, gauge)
-    if stored is None or subject.case not in stored.figures:
-        missing = "no baseline" if stored is None else f"{stored.file} has no figure for this case"
+    if stored is None or subject.case not in stored:
+        missing = "no baseline" if stored is None else "the baseline has no figure for this case"
         reason = f"{missing}: parity run --save-baseline FILE makes one, --baseline FILE compares with it"
         return replace(subject.row("baseline", quantity, found, None, True, reason), status=Status.NOT_APPLICABLE)
-    expected = stored.figures[subject.case]
+    expected = stored[subject.case]
     change = found / expected
     stale = f"stale, save the baseline anew: {1 / change:.2f} times as fast. " if change < 1 / allowed else ""
-    detail = f"{stale}{found:.2f} yardsticks a step, {expected:.2f} in {stored.file}"
+    detail = f"{stale}{found:.2f} yardsticks a step, {expected:.2f} in the baseline"
     return subject.row("baseline", quantity, change, allowed, change <= allowed, detail)
 
 
@@ -172,14 +175,6 @@ def speed_of(case: str, prototype: Times, port: Times, names: tuple[str, str], t
     )
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """Stored figures: CPU time of a step over the yardstick's, by case."""
-
-    file: Path
-    figures: Mapping[str, float]
-
-
 class Stored(BaseModel):
     """A baseline as a file has it."""
 
@@ -188,20 +183,17 @@ class Stored(BaseModel):
     environment: dict[str, Any] = {}
 
 
-def save_baseline(file: Path, figures: Mapping[str, float]) -> None:
+def save_baseline(file: Path, figures: Figures) -> None:
     """Write figures for ``--baseline``, with the machine they come from; InputError where that cannot be."""
     document = Stored(format_version=1, cpu_over_yardstick=dict(figures), environment=describe())
     write_whole(file, document.model_dump_json(indent=1) + "\n")
 
 
-def read_baseline(file: Path) -> Baseline:
-    """What :func:`save_baseline` wrote.
+def read_baseline(file: Path) -> dict[str, float]:
+    """The figures that :func:`save_baseline` wrote.
 
     Raises:
         InputError: missing, damaged, or of another format.
     """
-    document = read_object(file, "a baseline that parity run --save-baseline wrote")
-    try:
-        return Baseline(file, Stored.model_validate(document).cpu_over_yardstick)
-    except ValidationError as error:
-        raise misfit(file, error) from error
+    stored: Stored = validated(file, Stored, read_object(file, "a baseline that parity run --save-baseline wrote"))
+    return stored.cpu_over_yardstick

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from parity.errors import InputError
-from parity.files import misfit, read_object
+from parity.files import read_object, validated
 
 FILE = Path(__file__).with_suffix(".yaml")
 Size = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -55,8 +55,7 @@ class Tolerance:
 
 Tolerances = Mapping[str, Tolerance]
 Row = Annotated[Tolerance, BeforeValidator(lambda row: {"floor": None, **row} if isinstance(row, dict) else row)]
-ROWS = TypeAdapter(dict[str, Row])
-"""Rows by quantity as a file has them: kinds by name, a floor where one is known."""
+"""A tolerance as a file has it: its kind by name, a floor where one is known."""
 
 EXACT = Tolerance(Kind.EQUAL, 0.0, None, "data movement and whole numbers leave no room for rounding")
 
@@ -71,7 +70,7 @@ SCALE_FREE, OF_ANY_DTYPE = (Kind.EQUAL, Kind.ROUNDING), ("throughput", "prints")
 def tables() -> dict[str, dict[str, Tolerance]]:
     """Every table of ``tolerances.yaml``."""
     document = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return {name: ROWS.validate_python(rows) for name, rows in document["tables"].items()}
+    return {name: validated(FILE, dict[str, Row], rows) for name, rows in document["tables"].items()}
 
 
 def table_for(dtype: str, own: Tolerances | None = None, by_dtype: Mapping[str, str] = GENERIC) -> dict[str, Tolerance]:
@@ -100,7 +99,4 @@ def read_tolerances(file: Path) -> dict[str, Tolerance]:
     Raises:
         InputError: another form, an unknown kind, or no reason.
     """
-    try:
-        return ROWS.validate_python(read_object(file))
-    except ValidationError as error:
-        raise misfit(file, error) from error
+    return dict(validated(file, dict[str, Row], read_object(file)))

@@ -19,14 +19,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
 from parity.errors import InputError
-from parity.files import misfit, read_object, read_tensors, strict_json, write_folder
+from parity.files import read_object, read_tensors, strict_json, validated, write_folder
 
 FORMAT = 2
 """Format 1, which is read too, has no ``ties`` in its points and no audits."""
@@ -204,7 +204,4 @@ def read_trace(folder: str | Path) -> Trace:
     absent = [one.name for one in fields(Trace) if one.name not in whole]
     if absent:
         raise InputError(file, absent[0], "nothing", "a value")
-    try:
-        return TypeAdapter(Trace).validate_python(whole)
-    except ValidationError as error:
-        raise misfit(file, error) from error
+    return cast(Trace, validated(file, Trace, whole))

@@ -126,7 +126,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Curve:
-    """One scalar per micro-batch of one run: ``quantity`` is loss, grad_norm, lr or accuracy."""
+    """One scalar per micro-batch of one run: ``quantity`` is loss or grad_norm."""
 
     case: str
     run: str

@@ -20,9 +20,16 @@ import torch
 from loguru import logger
 
 from tests.forked import Forked, serve, write_clients
+from tests.needs import CHECKOUTS, add_checkouts, checkout
 
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
+prototype_dir, eagle_dir, hass_dir, deepspec_dir = map(checkout, CHECKOUTS)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Checkouts that some tests run."""
+    add_checkouts(parser)
 
 
 @pytest.fixture

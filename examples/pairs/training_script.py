@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity import Cause, CommandSide, FolderSide, Pair, Side, Trace, View, write_trace
+from parity import Cause, CommandSide, FolderSide, Pair, Trace, View, write_trace
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_sample
@@ -66,7 +66,7 @@ class Script:
             if found != wanted:
                 expected = f"{wanted}, of {self.repository} at {self.commit}"
                 raise InputError(file, "SHA-256", found, expected)
-        return Side.command([sys.executable, pair, "{case}", "{out}", str(root.resolve())], self.name)
+        return CommandSide([sys.executable, pair, "{case}", "{out}", str(root.resolve())], self.name)
 
     def place(self, root: Path) -> Path:
         """What goes on the path."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from parity.errors import InputError
-from parity.files import misfit, read_object
+from parity.files import read_object, validated
 from ports.eagle3 import to_native
 
 Algorithm = Literal["eagle3", "hass"]
@@ -139,10 +139,7 @@ def read_case(directory: Path) -> Case:
         InputError: a missing file or a field of ``meta.json`` that does not fit.
     """
     file = directory / "meta.json"
-    try:
-        meta = Meta.model_validate(read_object(file, "a recording's meta.json"))
-    except ValidationError as error:
-        raise misfit(file, error) from error
+    meta: Meta = validated(file, Meta, read_object(file, "a recording's meta.json"))
     fixture, flags = _beside(file, "fixture"), _flags(file, meta.argv)
     _check_order(file, meta, flags)
     return Case(

@@ -17,7 +17,6 @@ import ports.eagle3.model
 from parity.checks import compare_states
 from parity.compare import Subject, compare, compare_groups, compare_series, compare_value
 from parity.environment import deterministic, quietly
-from parity.errors import InputError
 from parity.evidence import Evidence
 from parity.files import read_lines, read_tensors
 from parity.prototypes.case import Case
@@ -39,9 +38,7 @@ BEYOND = 2
 def last_checkpoint(evidence: Evidence) -> Path:
     """The newest draft directory of the run."""
     prefix = ALGORITHMS[evidence.case.algorithm].checkpoint
-    saved = [file.parent for file in evidence.live.checkpoints.glob(f"{prefix}*/config.json")]
-    if not saved:
-        raise InputError(evidence.live.checkpoints, "checkpoints", "none", "a Speculators directory after every pass")
+    saved: list[Path] = [file.parent for file in evidence.live.checkpoints.glob(f"{prefix}*/config.json")]
     return max(saved, key=lambda folder: int(folder.name.removeprefix(prefix)))
 
 

@@ -37,9 +37,9 @@ class Curve(Observer):
         self.trace.keep("final", state_of(draft))
 
 
-def trace_command(begin: Callable[[Observer], Loop], name: str = "command", seed: int = 0) -> Trace:
+def trace_command(begin: Callable[[Observer], Loop], seed: int = 0) -> Trace:
     """Run the loop that ``begin`` makes around the observer, to its end."""
-    trace = Trace(name, "loop", "float32")
+    trace = Trace("command", "loop", "float32")
     with deterministic(seed):
         reset_accelerate()
         set_seed(seed)

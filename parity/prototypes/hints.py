@@ -6,14 +6,13 @@ The modules go by the draft's names, their calls are the TTT steps; the search i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, Call, call_of, keep_call, watch
+from parity.calls import WHOLE, Call, call_of, gradients_of, keep_calls, watch
 from parity.environment import deterministic
 from parity.evidence import Evidence
 from parity.locate import Finding, first_backward, first_forward, within
@@ -53,9 +52,7 @@ def trace_calls(case: Case, trace: Trace) -> None:
     """Put the port's calls on the longest row of the first batch into its trace."""
     with deterministic():
         calls, _ = port_passages(case)
-    trace.calls = tuple(call.key for call in calls)
-    for call in calls:
-        keep_call(trace, call)
+    keep_calls(trace, calls)
 
 
 def longest_row(case: Case) -> dict[str, Tensor]:
@@ -72,7 +69,7 @@ def reference_passages(case: Case) -> Passages:
     weights = setup.weights()
     out = setup.forward(weights, longest_row(case), tap=lambda *seen: calls.append(call_of(*seen)))
     torch.stack(list(out.backward)).sum().backward()
-    return [call for call in calls if call.module != "embed_layernorm"], _gradients(weights)
+    return [call for call in calls if call.module != "embed_layernorm"], gradients_of(weights)
 
 
 def port_passages(case: Case) -> Passages:
@@ -87,8 +84,4 @@ def port_passages(case: Case) -> Passages:
         with watch(objective.draft, own_inputs=False) as calls:
             loss = objective({**batch, "features": batch["hidden_states"]}).backward_loss
         loss.backward()
-    return [call for call in calls if call.module != WHOLE], _gradients(dict(objective.draft.named_parameters()))
-
-
-def _gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.grad for name, value in parameters.items() if value.grad is not None}
+    return [call for call in calls if call.module != WHOLE], gradients_of(dict(objective.draft.named_parameters()))

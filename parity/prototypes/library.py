@@ -1,4 +1,4 @@
-"""Ports against Speculators itself: its own Eagle3 forward, and its extension points for a model it does not know."""
+"""The Eagle3 port against Speculators' own forward."""
 
 from __future__ import annotations
 
@@ -7,25 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speculators import SpeculatorModel
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
-from speculators.utils.loading import load_model_layers
 from torch import Tensor, nn
 
-from parity.compare import Subject, compare, compare_groups, compare_named, compare_value
-from parity.environment import deterministic, quietly
+from parity.compare import Subject, compare, compare_groups, compare_named
+from parity.environment import deterministic
 from parity.evidence import Evidence
 from parity.prototypes.port import ALGORITHMS, settings_for
-from parity.prototypes.recorded import FROM_VERIFIER
 from parity.verdict import Against, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.data import Batch, collate
-
-ASKED = 4
-"""TTT steps that Speculators' training arguments ask for."""
 
 
 def check_chain(evidence: Evidence) -> list[Row]:
@@ -102,23 +96,3 @@ def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
     draft.load_state_dict({**evidence.live.draft.state_dict(), **evidence.expected.group("init.")}, strict=False)
     draft.verifier_norm = nn.Identity()
     return draft.eval()
-
-
-def check_initial(evidence: Evidence) -> list[Row]:
-    """A draft made from Speculators' training arguments is registered, as asked for, and on its verifier's tables."""
-    subject, name = evidence.subject("initial", Against.LIBRARY), evidence.case.algorithm
-    own, path = type(evidence.live.draft), str(evidence.case.verifier.resolve())
-    layer = copy.deepcopy(evidence.live.draft.config.transformer_layer_config)
-    with deterministic(), quietly():
-        made: Any = own.from_training_args(layer, verifier_name_or_path=path, ttt_steps=ASKED, lr=1.0)
-        tables = load_model_layers(list(FROM_VERIFIER), path)
-    keywords, attached = own.get_trainer_kwargs(ttt_steps=ASKED, lr=1.0), made.config.speculators_config
-    said = [attached.algorithm, attached.verifier.name_or_path, attached.proposal_methods[0].speculative_tokens]
-    found = {each: made.get_parameter(each).detach() for each in FROM_VERIFIER}
-    tables = {each: tables.get(each, tables["embed_tokens.weight"]).to(found[each].dtype) for each in found}  # tied
-    return [
-        compare_value(subject, "extension", "registered", own.__name__, SpeculatorModel.registry[name].__name__),
-        compare_value(subject, "extension", "keywords", [ASKED] * 2, [each.get("ttt_steps") for each in keywords]),
-        compare_value(subject, "extension", "config", [name, path, ASKED], said),
-        *compare_groups(subject, "weights", tables, found, evidence.tolerance("weights")),
-    ]

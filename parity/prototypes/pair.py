@@ -22,8 +22,9 @@ from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip
 from parity.prototypes.deviations import LEDGER
 from parity.prototypes.hints import hint, trace_calls
-from parity.prototypes.library import check_chain, check_initial
-from parity.prototypes.original import record_original, verify
+from parity.prototypes.library import check_chain
+from parity.prototypes.original.checkout import verify
+from parity.prototypes.original.child import record_original
 from parity.prototypes.port import ALGORITHMS, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.prototypes.reference.loop import float64_oracle, trace_reference
@@ -81,13 +82,10 @@ CHECKS = (
     Check("resume", check_resume, ("round_trip",), needs(PORT), Against.ITSELF),
     Check("equivalence", check_equivalence, (), needs(PORT, IN_HALF), Against.REFERENCE),
 )
-OWN_CHECKS = {
-    "eagle3": (
-        Check("chain", check_chain, ("loss", "paths", "gradients"), needs(PORT, IN_FP32), Against.LIBRARY),
-        Check("converted", check_converted, ("curve", "round_trip"), needs(FINAL, PORT, IN_FP32), Against.LIBRARY),
-    ),
-    "hass": (Check("initial", check_initial, (), needs(PORT, IN_FP32), Against.LIBRARY, once=True),),
-}
+EAGLE3_CHECKS = (
+    Check("chain", check_chain, ("loss", "paths", "gradients"), needs(PORT, IN_FP32), Against.LIBRARY),
+    Check("converted", check_converted, ("curve", "round_trip"), needs(FINAL, PORT, IN_FP32), Against.LIBRARY),
+)
 
 
 OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
@@ -181,7 +179,7 @@ def prototype_pair(name: str) -> Pair:
         views=tuple(View(each, rows=real_positions) for each in BY_POSITION),
         deviations=LEDGER,
         tables=TABLES,
-        checks=(*CHECKS, *OWN_CHECKS[name]),
+        checks=(*CHECKS, *(EAGLE3_CHECKS if name == "eagle3" else ())),
         not_applicable=OF_THE_REFERENCE,
         sides=(REFERENCE,),
         live=partial(live_pair, name),

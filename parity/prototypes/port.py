@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import ports.eagle3.train
 import ports.hass.train
+from parity.calls import gradients_of
 from parity.environment import describe, deterministic, quietly
 from parity.files import read_tensors
 from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
@@ -191,8 +192,7 @@ class Tracer(Observer):
     def gradients(self, micro_batch: int, objective: nn.Module) -> None:
         self.auditor.entered()
         if self.first_step:
-            grads = {name: value.grad for name, value in _named(objective).items() if value.grad is not None}
-            self.trace.keep(f"mb{micro_batch}.grad", grads)
+            self.trace.keep(f"mb{micro_batch}.grad", gradients_of(_named(objective)))
 
     def stepped(self, record: StepRecord, objective: nn.Module) -> None:
         said = {one.name: getattr(record, one.name) for one in fields(Point) if hasattr(record, one.name)}

@@ -15,7 +15,7 @@ from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import Case
-from parity.prototypes.original import record_original
+from parity.prototypes.original.child import record_original
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run, prepare
 from parity.prototypes.synthetic import write_case
@@ -60,12 +60,12 @@ def throughput(algorithm: str, options: Any) -> Report:
             gate_one(report, case, measure_live(case, options.original), "original", Against.PROTOTYPE)
         if options.save_baseline is not None:
             file = options.save_baseline
-            before = core.read_baseline(file).figures if file.exists() else {}
+            before = core.read_baseline(file) if file.exists() else {}
             core.save_baseline(file, {**before, case.name: core.ratio(times["port"], times[core.YARDSTICK])})
     return report
 
 
-def judged(case: Case, times: Timed, stored: core.Baseline | None) -> Report:
+def judged(case: Case, times: Timed, stored: core.Figures | None) -> Report:
     """The port beside the reference, and beside what was stored before."""
     report, subject = Report(), Subject("throughput", case.name, "port", Against.ITSELF)
     gate_one(report, case, times, "reference", Against.REFERENCE)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from parity.report.bench import write_performance, write_scaling
 from parity.report.page import render_html, write_html
 from parity.report.summary import write_json
 from parity.report.terminal import print_report
 
-__all__ = ["print_report", "render_html", "write_html", "write_json", "write_performance", "write_scaling"]
+__all__ = ["print_report", "render_html", "write_html", "write_json"]

@@ -59,12 +59,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Axes:
-    """One coordinate system with its lines; ``log`` axes keep a place for 0, on ``doubling`` ones x grows by powers."""
+    """One coordinate system with its lines; ``log`` axes keep a place for 0."""
 
     label: str
     series: Sequence[Series]
     log: bool = False
-    doubling: bool = False
     height: float = 1.85
 
 
@@ -104,9 +103,6 @@ def _draw_axes(axes: Axes, on: Any) -> None:
     for series, y in zip(axes.series, drawn, strict=True):
         _draw_line(on, np.asarray(series.x, dtype=float), y, STYLES[series.style])
     on.xaxis.get_major_locator().set_params(integer=True)
-    if axes.doubling:
-        on.set_xscale("log", base=2)
-        on.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _drawable(values: Sequence[float], log: bool) -> NDArray[np.float64]:

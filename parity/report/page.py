@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -22,10 +22,10 @@ from parity.files import write_whole
 from parity.report import summary
 from parity.report.figures import Axes, Series, draw
 from parity.report.ledger import LINES, difference_lines, summed_up, told
-from parity.report.summary import count, ended, grouped, scaled, severity, short, unique, words
+from parity.report.summary import count, ended, grouped, severity, short, unique, words
 from parity.verdict import Curve, GradientFlow, Ledger, Report, Row, Status
 
-UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm", "lr": "learning rate", "accuracy": "accuracy"}
+UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm"}
 X_LABEL = "micro-batch, counted from 0"
 
 
@@ -35,12 +35,6 @@ class Table:
 
     columns: Sequence[tuple[str, str]]
     lines: Sequence[Sequence[Any]]
-
-    def markdown(self) -> str:
-        """The same table in Markdown."""
-        names = [name for name, _ in self.columns]
-        lines = (names, ["---"] * len(names), *self.lines)
-        return "\n".join(f"| {' | '.join(str(words(cell)) for cell in line)} |" for line in lines)
 
 
 class Panel(NamedTuple):
@@ -65,8 +59,7 @@ def render_html(report: Report) -> str:
     """The page as text."""
     checks, lines = matrix(report)
     compared = grouped((row for row in report.rows if row.compared), attrgetter("case"))
-    return render(
-        "report.html.j2",
+    page = _template().render(
         title="Parity report",
         report=report,
         counts=report.counts(),
@@ -83,20 +76,17 @@ def render_html(report: Report) -> str:
         environment=environment(report.environment),
         absent=summary.not_applicable(report),
     )
+    return page.lstrip()
 
 
-def render(template: str, **values: Any) -> str:
-    """A page of this folder's templates, every value in it written by :func:`words` and escaped."""
-    made = templates(autoescape=True, finalize=words)
-    made.filters.update(short=short, count=count, scaled=scaled, breakable=breakable)
-    made.globals.update(worst=summary.worst, status_of=summary.status_of, Status=Status, UNITS=UNITS, bar=bar)
-    return made.get_template(template).render(values).lstrip()
-
-
-def templates(**options: Any) -> Environment:
-    """The templates of this folder; what a template misses is an error."""
+def _template() -> Template:
+    """Every value in it is written by :func:`words` and escaped; what it misses is an error."""
     loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": True}
+    made = Environment(loader=loader, undefined=StrictUndefined, finalize=words, **options)
+    made.filters.update(short=short, count=count, breakable=breakable)
+    made.globals.update(worst=summary.worst, status_of=summary.status_of, Status=Status, UNITS=UNITS, bar=bar)
+    return made.get_template("report.html.j2")
 
 
 def breakable(name: Any) -> Markup:

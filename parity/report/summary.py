@@ -102,13 +102,6 @@ def count(number: int, noun: str = "", plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 or not noun else plural or f'{noun}s'}".strip()
 
 
-def scaled(value: float) -> str:
-    """A large quantity with its SI prefix: ``1.53 G``."""
-    prefixes = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-    size, prefix = next((pair for pair in prefixes if math.isfinite(value) and abs(value) >= pair[0]), (1.0, ""))
-    return f"{short(value / size)} {prefix}".strip()
-
-
 def listing(names: Iterable[str], limit: int = 4) -> str:
     """``a, b and c``, each name once; what lies beyond ``limit`` is only counted."""
     each = unique(names)

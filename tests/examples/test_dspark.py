@@ -162,7 +162,6 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
         run_pair(pair_of(), Options(original=tmp_path))
 
 
-@pytest.mark.deepspec
 def test_a_checkout_computes_what_was_recorded(deepspec_dir: Path) -> None:
     pair = pair_of().at(deepspec_dir, None)
     for case in pair.cases:  # type: ignore[union-attr]

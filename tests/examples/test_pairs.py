@@ -218,11 +218,7 @@ def test_another_file_is_named_and_never_run(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "checkout"),
-    [
-        pytest.param("eagle.py:EAGLE", "eagle_dir", marks=pytest.mark.eagle),
-        pytest.param("eagle.py:SPECULATORS", "eagle_dir", marks=pytest.mark.eagle),
-        pytest.param("hass.py:HASS", "hass_dir", marks=pytest.mark.hass),
-    ],
+    [("eagle.py:EAGLE", "eagle_dir"), ("eagle.py:SPECULATORS", "eagle_dir"), ("hass.py:HASS", "hass_dir")],
 )
 def test_the_script_of_a_checkout_computes_what_was_recorded(
     name: str, checkout: str, request: pytest.FixtureRequest

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 from torch import Tensor
@@ -21,7 +22,6 @@ import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
 import ports.training.data
-import ports.training.frozen_ends
 import ports.training.generators
 import ports.training.keeper
 import ports.training.loop
@@ -160,6 +160,13 @@ def next_rates(schedule: Any) -> None:
         group["lr"] = rate * schedule.lr_lambdas[0](0)
 
 
+def lower_rates(schedule: Any) -> None:
+    """By a thousandth, which no loss shows."""
+    schedule.lr_lambdas = [lambda step, f=f: 0.999 * f(step) for f in schedule.lr_lambdas]
+    for group in schedule.optimizer.param_groups:
+        group["lr"] *= 0.999
+
+
 class Twice(torch.optim.AdamW):
     """Every update is applied twice, with the same gradients."""
 
@@ -276,15 +283,6 @@ FAULTS = (
         alters(ports.eagle3.train, "load_vocabulary_map", _first_of_map),
         *("configuration", "round_trip"),
     ),
-    hass(
-        "extension without verifier",
-        alters(
-            ports.training.frozen_ends,
-            "attach_verifier",
-            lambda attached: setattr(attached.verifier, "name_or_path", None),
-        ),
-        "initial",
-    ),
     fault(
         "mask shifted by one",
         takes(ports.training.data, "_last_off", lambda mask: (torch.roll(mask, -1),)),
@@ -324,6 +322,18 @@ FAULTS = (
     fault("update applied twice", puts(ports.training.optimizer, "AdamW", Twice), "optimizer_step"),
     hass("clip by norm", puts(ports.hass.train, "clip_by_value", ports.eagle3.train.clip_by_norm), "clip"),
     fault("lr shifted by one step", alters(ports.training.loop, "build_schedule", next_rates), "schedule"),
+    *(
+        fault(f"in bfloat16: {name}", plant, *checks, case="eagle3_bf16ds_k3")
+        for name, plant, *checks in (
+            (
+                "clip 2 % off",
+                takes(Accelerator, "clip_grad_norm_", lambda self, *given: (self, given[0], 1.02)),
+                "clip",
+            ),
+            ("rate 0.1 % low", alters(ports.training.loop, "build_schedule", lower_rates), "schedule"),
+            ("beta2 0.951", puts(ports.training.optimizer, "BETAS", (0.9, 0.951)), "configuration", "optimizer_step"),
+        )
+    ),
     fault("metrics nobody logs", puts(ports.eagle3.objective.Eagle3Objective, "topk", 1), "curve"),
     fault("hits overcounted", alters(OBJECTIVE, "fused_scores", _one_more_hit), "hits"),
     fault("d2t off by one in the file", change_file(lambda t: t["d2t"].add_(1)), "round_trip"),

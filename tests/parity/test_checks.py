@@ -167,6 +167,15 @@ def test_the_checks_alone_find_the_fault(found: tuple[str, ...], port: Side, cha
         report.raise_if_failed()
 
 
+def test_clip_limits_that_no_gradient_reaches_are_named() -> None:
+    """No number differs, whatever is clipped."""
+    original, port = (Side(Net, lambda net, x: pattern_loss(net, x) / 99, step=Clip("norm", n)) for n in (1.0, 0.5))
+    report = compare_sides(original, port, batches())
+    assert report.failed == ("configuration",)
+    found = {row.tensor: row.detail for row in report.rows if not row.passed and row.compared}
+    assert found == {"clip.limit": "found 0.5, expected 1.0"}
+
+
 def test_a_velocity_that_nobody_saves_is_found_by_resume() -> None:
     assert compare_sides(Side(Net, step=momentum), Side(Net, step=momentum), batches()).failed == ("resume",)
 

@@ -33,15 +33,15 @@ def broken(*arguments: object) -> KitReport:
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Options]]:
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Options]]:
     """What was asked of the run, which passes without running anything."""
-    asked: list[tuple[list[str], Options]] = []
+    asked: list[tuple[str, Options]] = []
 
-    def run_all(pairs: list[Pair], options: Options, progress: object) -> KitReport:
-        asked.append(([pair.name for pair in pairs], options))
+    def run_pair(pair: Pair, options: Options, progress: object) -> KitReport:
+        asked.append((pair.name, options))
         return KitReport(one_row(Status.PASSED))
 
-    monkeypatch.setattr(parity.cli, "run_all", run_all)
+    monkeypatch.setattr(parity.cli, "run_pair", run_pair)
     return asked
 
 
@@ -58,8 +58,8 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Options]]
 def test_the_exit_code_is_the_verdict(
     report: Report, code: int, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setattr(parity.cli, "run_all", lambda pairs, options, progress: KitReport(report))
-    assert command("run") == code
+    monkeypatch.setattr(parity.cli, "run_pair", lambda pair, options, progress: KitReport(report))
+    assert command("run", "hass") == code
     assert ("PASS" in capsys.readouterr().out) == (code == 0)
 
 
@@ -69,7 +69,7 @@ def test_options_reach_the_run(option: str, command: Run, verdicts: list[Any], t
     assert command("run", "hass", option, "checkout", *words) == 0
     assert command("run") == 0
     asked = Options(Path("checkout"), tmp_path, "fp32 and not k4", ("loss", "curve"))
-    assert verdicts == [(["hass"], asked), (["eagle3", "hass"], Options())]
+    assert verdicts == [("hass", asked), ("eagle3", Options()), ("hass", Options())]
 
 
 BAD = {
@@ -84,7 +84,6 @@ BAD = {
     "record eagle3 --output {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16",
     "trace eagle3 {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16ds_k3",
     "trace eagle3 {tmp} --leave-out all": "error: command line: --leave-out: found all, expected of init, after",
-    "others --eagle x": "command line: others: found a command that went, expected parity run examples/pairs/",
     "doctor --prototype /no/where": "research/eagle3: found no such folder",
 }
 PLACES = {
@@ -93,7 +92,6 @@ PLACES = {
     "run --report {tmp}": "--report: found a folder, expected a file",
     "run --save-baseline /no/where/x.json": "error: /no/where/x.json: --save-baseline: found no folder",
     "compare {tmp} {tmp} --json /no/where/x": "error: /no/where/x: --json: found no folder /no/where",
-    "plot x.json --output /no/where/x": "error: /no/where/x: --output: found no folder /no/where",
     "record --prototype /no --output /proc/no": "error: /proc/no: --output: found ",
     "record --prototype /no --output {tmp}/one/meta.json/no": "meta.json/no: --output: found no folder",
     "trace eagle3 /proc/no": "error: /proc/no: the command line: found ",
@@ -130,7 +128,7 @@ def test_what_goes_wrong_outside_is_a_line(
     def interrupted(*arguments: object) -> KitReport:
         raise error
 
-    monkeypatch.setattr(parity.cli, "run_all", interrupted)
+    monkeypatch.setattr(parity.cli, "run_pair", interrupted)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored afterwards
     assert command("run") == code
     complaint = capfd.readouterr().err

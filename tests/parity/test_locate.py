@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from parity import NameMap, compare_sides, single_step
-from parity.calls import WHOLE, Call, watch
+from parity.calls import WHOLE, Call, gradients_of, watch
 from parity.compare import Subject
 from parity.locate import (
     LOSS,
@@ -275,7 +275,7 @@ def found(port: Callable[[], Model]) -> Finding | None:
             loss = live.run()
         loss.backward()
         calls.append(seen)
-        grads.append(live.gradients())
+        grads.append(gradients_of(dict(live.module.named_parameters())))
     apart = within(1e-5)
     return first_forward(*calls, apart) or first_backward(*calls, tuple(grads), apart)  # type: ignore[arg-type]
 

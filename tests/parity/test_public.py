@@ -1,25 +1,18 @@
-"""What README and docs promise: commands, options and names. What goes needs its successor in the CHANGELOG."""
+"""What README and docs promise: commands, options and names."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.main import get_command
 
 import parity
 from parity.cli import app
-from parity.pair import find_pair
-
-ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = {
     "run": {"--recordings", "--prototype", "--original", "--report", "--json", "-k"},
     "record": {"--prototype", "--original", "--output", "--recordings", "-k"},
     "trace": {"--recordings", "-k", "--leave-out"},
     "compare": {"--names", "--tolerances", "--checks", "--report", "--json"},
-    "plot": {"--output", "--markdown"},
     "new": {"--output"},
     "doctor": {"--prototype", "--original"},
 }
@@ -29,14 +22,7 @@ NAMES = (
     *("compare_traces", "read_trace", "run_pair", "single_step", "suggest_names", "trace_side", "transposed"),
     *("write_trace",),
 )
-SUCCESSORS = {"Command": "CommandSide"}
-"""Names that went, and what took their place."""
-
-OTHERS = {"eagle.py:EAGLE", "eagle.py:SPECULATORS", "hass.py:HASS"}
-"""Pairs that took the place of ``parity others``, whose refusal names them."""
-
-PLUGIN = ("--pair", "--original", "--prototype", "--eagle", "--hass", "--deepspec", "--recordings")
-FIXTURES = ("prototype_dir", "eagle_dir", "hass_dir", "deepspec_dir", "recordings_dir", "compared")
+PLUGIN = ("--pair", "--original", "--prototype", "--recordings")
 
 
 @pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)
@@ -51,28 +37,8 @@ def test_the_name_can_be_imported(name: str) -> None:
     assert name in dir(parity)
 
 
-def test_a_side_is_callables_or_a_command() -> None:
-    assert isinstance(parity.Side.command(["python", "{out}"]), parity.CommandSide)
-
-
-@pytest.mark.parametrize(("gone", "successor"), SUCCESSORS.items())
-def test_what_went_has_a_successor(gone: str, successor: str) -> None:
-    assert not hasattr(parity, gone)
-    text = (ROOT / "CHANGELOG.md").read_text()
-    assert f"`{gone}`" in text
-    assert f"`{successor}`" in text
-
-
-def test_a_command_that_went_names_its_successors(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("others", "--eagle", "DIR", "--hass", "DIR") == 2
-    said = capsys.readouterr().err
-    assert {name for name in OTHERS if name in said} == OTHERS
-    assert all(isinstance(find_pair(str(ROOT / "examples" / "pairs" / name)), parity.Pair) for name in OTHERS)
-
-
-def test_the_plugin_has_its_options_and_fixtures(pytestconfig: pytest.Config) -> None:
+def test_the_plugin_has_its_options_and_its_fixture(pytestconfig: pytest.Config) -> None:
     known = {word for option in pytestconfig._parser._anonymous.options for word in option.names()}
     known |= {word for group in pytestconfig._parser._groups for option in group.options for word in option.names()}
     assert set(PLUGIN) <= known
-    plugin = pytestconfig.pluginmanager.get_plugin("parity")
-    assert all(hasattr(plugin, name) for name in FIXTURES)
+    assert hasattr(pytestconfig.pluginmanager.get_plugin("parity"), "compared")

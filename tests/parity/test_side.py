@@ -196,7 +196,7 @@ class Net(nn.Linear):
 def command(tmp_path: Path) -> CommandSide:
     """Leaves the trace of a net with another bias."""
     kept = write_trace(trace_side(Side(lambda: Net(0.25)), ONES), tmp_path / "kept")
-    return Side.command(["cp", "-r", str(kept), "{out}"], name="elsewhere")
+    return CommandSide(["cp", "-r", str(kept), "{out}"], name="elsewhere")
 
 
 def test_a_command_is_an_original_whose_weights_go_to_the_port(command: CommandSide, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command: Com
 )
 def test_a_command_that_cannot_be_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError) as refused:
-        compare_sides(Side.command(words), Side(Net), ONES)
+        compare_sides(CommandSide(words), Side(Net), ONES)
     assert message in str(refused.value)
 
 
@@ -239,8 +239,8 @@ def no_room(module: nn.Module, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "check", "detail"),
     [
-        (Side.command(["sh", "-c", "echo no room >&2; exit 3", "{out}"]), "run", "sh ended with exit code 3: no room"),
-        (Side.command(["sh", "-c", "sleep 60", "{out}"], timeout=0.1), "run", "within 0.1 s: nothing on its standard"),
+        (CommandSide(["sh", "-c", "echo no room >&2; exit 3", "{out}"]), "run", "sh ended with exit code 3: no room"),
+        (CommandSide(["sh", "-c", "sleep 60", "{out}"], timeout=0.1), "run", "within 0.1 s: nothing on its standard"),
         (Side(Net, save=no_room), "round_trip", "RuntimeError: no room at tests/parity/test_side.py:"),
         (Side(Net, loss=lambda module, batch: module(batch)), "run", "must be one number, found shape (2, 3)"),
     ],

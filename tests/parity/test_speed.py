@@ -13,7 +13,6 @@ import torch
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.speed import (
-    Baseline,
     Steps,
     Times,
     alternate,
@@ -102,7 +101,7 @@ def test_gate_one_sees_what_computes_and_what_sleeps(port: Steps, failed: list[s
 def test_gate_two_holds_the_port_against_its_baseline(
     port: float, stored: dict[str, float] | None, status: Status, said: str, tmp_path: Path
 ) -> None:
-    baseline: Baseline | None = None
+    baseline = None
     if stored is not None:
         save_baseline(tmp_path / "baseline.json", stored)
         baseline = read_baseline(tmp_path / "baseline.json")

@@ -11,9 +11,10 @@ import torch
 from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.architectures.llama4 import CHUNK
 from parity.fixtures.architectures.training import PROMPT, build_answers
+from tests.needs import VLLM
 from tests.serving.conftest import LENGTH, NUM_PROMPTS, TTT_STEPS, Trained, counted, drafted, evaluated, train
 
-pytestmark = pytest.mark.vllm
+pytestmark = VLLM
 
 ENGINE: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}, "block_size": CHUNK}}
 """Beside the models: no images, for which the fixture has no processor, and blocks that chunks hold whole."""

@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from ports.serving.bench import main
+from tests.needs import VLLM
 from tests.serving.conftest import NUM_PROMPTS
 
-pytestmark = pytest.mark.vllm
+pytestmark = VLLM
 
 
 def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path, monkeypatch):

@@ -10,10 +10,11 @@ import torch
 from speculators.losses import resolve_loss_config
 
 from parity.fixtures.features import load_verifier
+from tests.needs import VLLM
 from tests.ports.evaluate.test_drafter import STOCK, stock_draft
 from tests.serving.conftest import LENGTH, NUM_PROMPTS, PROMPT, TTT_STEPS, Trained, counted, drafted, evaluated
 
-pytestmark = pytest.mark.vllm
+pytestmark = VLLM
 
 STEPS, LEARNING_RATE = 80, 3e-3
 EMBEDDING = {"embed_requires_grad": True}

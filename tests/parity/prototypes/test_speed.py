@@ -12,7 +12,7 @@ import ports.training.loop
 from parity.prototypes.case import Case
 from parity.prototypes.reference.loop import Run, prepare
 from parity.prototypes.speed import Timed, judged, measure, measure_live, port_steps, speed_case
-from parity.speed import YARDSTICK, Baseline, ratio
+from parity.speed import YARDSTICK, ratio
 from parity.verdict import Against, Report, Status
 from tests.parity.prototypes.test_synthetic import Shape, make
 
@@ -33,7 +33,7 @@ def honest() -> Iterator[tuple[Case, Timed]]:
 
 def failing(case: Case, times: Timed, stored: float) -> tuple[list[str], Report]:
     """What is too slow, with this figure as the baseline."""
-    report = judged(case, times, Baseline(Path("b.json"), {case.name: stored}))
+    report = judged(case, times, {case.name: stored})
     assert [row.against for row in report.rows] == [Against.REFERENCE, Against.REFERENCE, Against.ITSELF]
     return [row.tensor for row in report.rows if row.status is Status.FAILED], report
 

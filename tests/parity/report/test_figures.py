@@ -73,8 +73,5 @@ def test_peaks_of_long_curves_are_drawn() -> None:
     assert len(text) < 200_000
 
 
-def test_lengths_have_ticks_of_their_own_and_the_title_is_escaped() -> None:
-    series = Series([1024.0, 2048.0], [1.0, 2.0], "base")
-    text = draw('"><b>', "T", Axes("s", [series], log=True, doubling=True))
-    assert {"1,024", "2,048", "1", "10"} <= set(labels(text))
-    assert "<b>" not in text
+def test_the_title_is_escaped() -> None:
+    assert "<b>" not in draw('"><b>', "x", Axes("y", [Series([0, 1], [1.0, 2.0], "base")]))

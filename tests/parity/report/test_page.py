@@ -17,8 +17,8 @@ VOID = {"meta", "wbr", "img", "br"}
 TOLD = (
     *("float32: compared directly", "pass --prototype DIR", "own-kv", "Note: a note", "this runport", "deepx yes"),
     *(
-        "reference3.782712 T",
-        "port1.417261 T2.68 (2.5 to 2.8)",
+        "reference3.782712,000",
+        "port1.417261,0002.68 (2.5 to 2.8)",
         "port: at most 1.9e-06 apart, relative",
         "its path to the loss is cut",
     ),

@@ -11,6 +11,7 @@ import ports.training.attention
 import ports.training.objective
 from ports.training.attention import Documents, fast_ttt_attention, ttt_attention
 from ports.training.data import RecordDataset, Skipped, collate, pack
+from tests.needs import GPU
 from tests.ports.conftest import enliven
 from tests.ports.training.test_attention import BOTH, FORMS, draw, errors, numbered, run
 
@@ -36,10 +37,7 @@ def test_attention_in_a_packed_row_is_that_of_every_document_alone(lengths, step
     assert max(errors(found, wanted, floor=1e-3)) <= 1e-12
 
 
-GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-
-
-@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 @pytest.mark.parametrize("alignment", BOTH)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
 def test_the_kernels_of_a_device(device, alignment, dtype, bound):

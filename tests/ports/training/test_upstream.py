@@ -15,6 +15,7 @@ from speculators.models.eagle3 import Eagle3DraftModel
 from speculators.train import cli, trainer
 from speculators.train.config import TrainConfig
 from speculators.train.data import ArrowDataset, CollateFn
+from speculators.utils.loading import load_model_layers
 
 from ports.errors import InputError
 from ports.hass import HassDraftModel
@@ -73,7 +74,11 @@ def test_speculators_train_trains_and_saves_it(place, on_a_cpu, tmp_path, algori
     assert type(draft) is kind
     first = SpeculatorModel.from_pretrained(tmp_path / "saved" / "0")
     assert not torch.equal(draft.fc.weight, first.fc.weight)
-    assert draft.config.speculators_config.proposal_methods[0].speculative_tokens == 2
+    said = draft.config.speculators_config
+    found = said.algorithm, said.verifier.name_or_path, said.proposal_methods[0].speculative_tokens
+    assert found == (algorithm, str(place.verifier), 2)
+    (table,) = load_model_layers(["embed_tokens.weight"], str(place.verifier)).values()
+    assert torch.equal(draft.embed_tokens.weight, table.to(draft.embed_tokens.weight.dtype))
     found = json.loads((tmp_path / "saved" / "1" / "val_metrics.json").read_text())
     assert found["loss_epoch"] > 0
     assert 0 <= found["cond_acc_0_epoch"] <= 1

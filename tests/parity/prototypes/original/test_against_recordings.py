@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.original import record_original
+from parity.prototypes.original.child import record_original
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.synthetic import write_case
 from parity.side import SideError
 
-pytestmark = pytest.mark.prototype
 ROUND_OFF = 1e-4
 """Allowed on another machine or torch, in absolute terms; 0 is usual."""
 

@@ -35,7 +35,6 @@ def test_what_is_missing_is_named(spoil: Callable[[Path], object], message: str,
         verify(toy, "eagle3")
 
 
-@pytest.mark.prototype
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_the_real_checkout_is_the_measured_one(prototype_dir: Path, algorithm: str) -> None:
     assert verify(prototype_dir, algorithm) == []

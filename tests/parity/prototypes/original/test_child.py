@@ -13,9 +13,8 @@ import pytest
 from parity.errors import InputError
 from parity.fixtures import FIXTURE
 from parity.prototypes.case import Case
-from parity.prototypes.original import record_original
 from parity.prototypes.original.checkout import COMMIT
-from parity.prototypes.original.child import deepspeed_environment, plain_environment
+from parity.prototypes.original.child import deepspeed_environment, plain_environment, record_original
 
 SCRIPT = "research/eagle3/train/main_train_full_gradient_calc_eagle3.py"
 

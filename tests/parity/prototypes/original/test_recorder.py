@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from parity.prototypes.original.recorder import LoopWatch, heard
+from parity.prototypes.original.recorder import LoopWatch
 
 
 def test_micro_batches_of_a_step_are_added_up_and_flops_counted_in_the_first() -> None:
@@ -16,10 +16,3 @@ def test_micro_batches_of_a_step_are_added_up_and_flops_counted_in_the_first() -
         (torch.ones(2, 3) @ weight).sum().backward()
     assert len(watch.seconds) == len(watch.cpu_seconds) == 2
     assert watch.first_step_flops == 2 * 2 * (2 * 3 * 4 * 2)
-
-
-def test_a_heard_function_gets_and_gives_what_it_did() -> None:
-    owner, told = SimpleNamespace(add=lambda a, b=0: a + b), []
-    heard(owner, "add", lambda a: told.append(("before", a)), lambda result, a: told.append((result, a)))
-    assert owner.add(2, b=3) == 5
-    assert told == [("before", 2), (5, 2)]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case, read_case
-from parity.prototypes.original import record_original
+from parity.prototypes.original.child import record_original
 from parity.prototypes.original.worker import overwrite
 from parity.prototypes.recorded import load_recorded
 from tests.parity.prototypes.original.conftest import H

@@ -44,24 +44,6 @@ def test_dense_form_is_the_definition(steps: int, kv_heads: int, own_position: b
     torch.testing.assert_close(ttt_attention(*given), by_definition(*given), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("own_position", [True, False])
-def test_gradients_are_the_definition_s(own_position: bool) -> None:
-    """The definition's central difference along a random direction of every input."""
-    query, keys, values = draw(4, 2)
-    inputs = [tensor.requires_grad_() for tensor in (query, *keys, *values)]
-    given, weight = (query, keys, values, PADDED, own_position), torch.randn(query.shape, dtype=torch.float64)
-    found = torch.autograd.grad((ttt_attention(*given) * weight).sum(), inputs)
-    for one, analytic in zip(inputs, found, strict=True):
-        direction, size, sides = torch.randn_like(one).detach(), 1e-6, []
-        with torch.no_grad():
-            for move in (size, -2 * size):
-                one.add_(direction, alpha=move)
-                sides.append(float((by_definition(*given) * weight).sum()))
-            one.add_(direction, alpha=size)
-        slope = (sides[0] - sides[1]) / (2 * size)
-        assert float((analytic * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9)
-
-
 def test_half_precision_stays_half() -> None:
     query, keys, values = draw(3, 2)
     half = [tensor.bfloat16() for tensor in (query, *keys, *values)]

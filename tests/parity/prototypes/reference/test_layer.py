@@ -1,4 +1,4 @@
-"""Norm, rotary embedding and MLP against transformers' Llama."""
+"""The rotary embedding against transformers' Llama."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import (
-    LlamaMLP,
-    LlamaRMSNorm,
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
 )
 
-from parity.prototypes.reference.layer import Layer, rms_norm, rope_frequencies, rotary_angles, rotate
+from parity.prototypes.reference.layer import rope_frequencies, rotary_angles, rotate
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -57,32 +55,3 @@ def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dim: int | None) ->
 def test_an_unknown_scaling_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
         rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("eps", [1e-5, 1e-2])
-def test_norm_is_llama_s(eps: float, dtype: torch.dtype) -> None:
-    theirs = LlamaRMSNorm(48, eps=eps).to(dtype)
-    theirs.weight.data = torch.rand(48).to(dtype) + 0.5
-    x = torch.randn(2, 5, 48).to(dtype) * 3
-    found = rms_norm(x, theirs.weight, eps)
-    assert found.dtype == dtype
-    assert torch.equal(found, theirs(x))
-
-
-def test_norm_in_double_precision_is_the_formula() -> None:
-    x, weight = torch.randn(3, 48, dtype=torch.float64), torch.rand(48, dtype=torch.float64)
-    expected = weight * x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
-    torch.testing.assert_close(rms_norm(x, weight, 0.1), expected, rtol=1e-14, atol=1e-14)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_mlp_is_llama_s_and_seen_module_by_module(bias: bool) -> None:
-    theirs, seen = LlamaMLP(LlamaConfig.from_dict(config(mlp_bias=bias))), {}
-    weights = {f"m.{name}": value for name, value in theirs.state_dict().items()}
-    x = torch.randn(2, 5, 48)
-    layer = Layer(weights, BASE, x, torch.ones(2, 5), tap=lambda name, *call: seen.update({name: call}))
-    out = layer.mlp(x, "m")
-    torch.testing.assert_close(out, theirs(x), rtol=1e-6, atol=1e-6)
-    assert list(seen) == ["m.gate_proj", "m.up_proj", "m.down_proj", "m"]
-    assert seen["m"] == (0, x, out)

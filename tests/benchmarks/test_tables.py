@@ -1,20 +1,18 @@
-"""Benchmark results as a page and as tables: fits, speed-ups, and what a broken file is told."""
+"""Benchmark results as tables: fits, speed-ups, and what a broken file is told."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from parity.cli import app
+from benchmarks.tables import growth, main, markdown, read_bench
 from parity.errors import InputError
-from parity.report import write_performance, write_scaling
-from parity.report.bench import panels_of, read_bench
 
-DOCS = Path(__file__).parents[3] / "docs"
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
 def entry(side: str, length: int, seconds: float, peak: int, k: int = 3) -> dict[str, Any]:
@@ -23,7 +21,7 @@ def entry(side: str, length: int, seconds: float, peak: int, k: int = 3) -> dict
     return {"fullname": f"{side}-{length}", "stats": {"min": seconds}, "extra_info": extra}
 
 
-def document(*more: dict[str, Any], cpu: str = "<a processor>") -> dict[str, Any]:
+def document(*more: dict[str, Any], cpu: str = "a processor") -> dict[str, Any]:
     """The original grows with T^2, the port with T."""
     lengths = (1024, 2048, 4096)
     entries = [entry("original", n, 4.0 * (n / 1024) ** 2, n * n) for n in lengths]
@@ -36,39 +34,38 @@ def saved(content: dict[str, Any], file: Path) -> Path:
     return file
 
 
-def test_panels_name_the_exponents_and_how_straight_the_time_over_steps_is(tmp_path: Path) -> None:
+def test_growth_is_exponents_over_lengths_and_how_straight_the_time_over_steps_is(tmp_path: Path) -> None:
     more = [entry("port", 1024, seconds, 1, k) for k, seconds in ((1, 0.5), (5, 1.5), (7, 2.2))]
-    time, memory, steps = panels_of(read_bench([saved(document(*more), tmp_path / "b.json")])[0])
-    for panel in (time, memory):
-        assert panel.remarks[0].startswith("original: T^2 from 1,024 on, T^2 over")
-        assert panel.remarks[1].startswith("port: T^1 from 1,024 on")
-        assert "4,096" in panel.drawing
-    assert steps.title.endswith("T 1024")
-    assert steps.remarks == ["port: 0.28 s a step, at most 8 % off a straight line"]
-
-
-def test_the_command_writes_the_page_with_every_shape_and_escapes(tmp_path: Path) -> None:
-    bench, out = saved(document(), tmp_path / "b.json"), tmp_path / "out.html"
-    result = CliRunner().invoke(app, ["plot", str(bench), "--output", str(out)])
-    assert result.exit_code == 0, result.output
-    page = out.read_text()
-    assert page.startswith("<!doctype html>")
-    assert page.count('data-label="s per step"') == 6
-    assert page.count("<svg") == 2
-    assert "&lt;a processor&gt;" in page
-    assert "<a processor>" not in page
+    said = list(growth(read_bench([saved(document(*more), tmp_path / "b.json")])[0]))
+    where = "of eagle3, fp32, 1 thread"
+    assert [line.partition(" from")[0] for line in said[:4]] == [
+        *(f"Time {where}, {side}: T^{n}" for side, n in (("original", 2), ("port", 1))),
+        *(f"Memory {where}, {side}: T^{n}" for side, n in (("original", 2), ("port", 1))),
+    ]
+    assert said[4:] == ["Time of eagle3 over TTT steps, T 1024, port: 0.28 s a step, at most 8 % off a straight line"]
 
 
 def test_the_tables_have_every_shape_and_speedups_of_the_same_shape_only(tmp_path: Path) -> None:
-    write_performance([saved(document(), tmp_path / "b.json")], tmp_path / "p.md")
-    page = (tmp_path / "p.md").read_text()
+    page = markdown(*read_bench([saved(document(), tmp_path / "b.json")]))
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 6
     assert len({row.count("|") for row in rows}) == 1
     assert "| 2048 | 3 | port | 2 | 1,024 | 0.00205 | 0.5 | 8 |  |  |" in rows
-    assert "Machine: cpu <a processor>" in page
-    assert any(line.startswith("- Memory of eagle3, fp32, 1 thread, port: T^1") for line in page.splitlines())
-    assert (DOCS / "performance.md").read_text().partition("Machine:")[0] == page.partition("Machine:")[0]
+    assert page.startswith("Machine: cpu a processor\n\n## eagle3, fp32, 1 thread\n\n| T |")
+    assert "\n\n## How it grows\n\n- Time of eagle3" in page
+
+
+def test_they_are_printed_or_take_the_place_of_a_page_s_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, page = saved(document(), tmp_path / "b.json"), tmp_path / "page.md"
+    page.write_text(PAGE.read_text())
+    for words, code in (([], 0), (["--into", str(page)], 0), (["--into", str(tmp_path)], 2)):
+        monkeypatch.setattr(sys, "argv", ["tables", str(bench), *words])
+        assert main() == code
+    said = capsys.readouterr()
+    assert page.read_text() == PAGE.read_text().partition("Machine:")[0] + said.out
+    assert said.err.startswith(f"error: {tmp_path}: --into: found no such file")
 
 
 def test_files_of_one_machine_become_one(tmp_path: Path) -> None:
@@ -96,9 +93,8 @@ def test_what_is_no_benchmark_of_steps_is_refused(tmp_path: Path, change: Any, n
     content = document()
     change(content)
     with pytest.raises(InputError, match=r"broken\.json") as caught:
-        write_scaling([saved(content, tmp_path / "broken.json")], tmp_path / "out.html")
+        read_bench([saved(content, tmp_path / "broken.json")])
     assert named in str(caught.value)
-    assert not (tmp_path / "out.html").exists()
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "\x80"])

@@ -1,24 +1,27 @@
-"""How time and memory of a training step grow, from the JSON of pytest-benchmark: a page, and tables in Markdown."""
+"""``python -m benchmarks.tables bench.json ... [--into docs/performance.md]``: timings of training steps as tables.
+
+What pytest-benchmark wrote is printed as Markdown, or takes the place of everything from ``Machine:`` on in a page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field
 
 from parity.errors import InputError
-from parity.files import misfit, read_object, write_whole
-from parity.report.figures import Axes, Series, draw
-from parity.report.page import Panel, Table, environment, render, templates
-from parity.report.summary import grouped, short, unique
+from parity.files import read_object, validated, write_whole
+from parity.report.summary import grouped, short, unique, words
 
-STYLES = {"original": "base", "reference": "run0", "speculators": "run1", "port eager": "run2", "port": "run3"}
-"""The sides that are drawn; the table has all of them."""
+FITTED = ("original", "reference", "speculators", "port eager", "port")
+"""The sides whose growth is told; the tables have all of them."""
 AGAINST = ("original", "reference", "speculators")
 SETTLED = 1024
 """Exponents are fitted from this length on, where arithmetic and not bookkeeping takes the time."""
@@ -56,7 +59,7 @@ class Timing(BaseModel):
 
     @property
     def where(self) -> str:
-        """Everything but the shape's sizes: what is drawn together."""
+        """Everything but the shape's sizes: what stands in one table."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return ", ".join([self.algorithm, self.dtype, threads, *([self.device] if self.device != "cpu" else [])])
 
@@ -75,7 +78,7 @@ COLUMNS: dict[str, Callable[[Timing], Any]] = {
     "peak GB": lambda timing: timing.peak_bytes / 1e9,
     "share of peak": attrgetter("fraction_of_gemm_peak"),
 }
-"""What a table's column and an axis show."""
+"""What a table's column shows."""
 
 
 def read_bench(paths: Sequence[Path]) -> tuple[list[Timing], dict[str, Any]]:
@@ -84,7 +87,8 @@ def read_bench(paths: Sequence[Path]) -> tuple[list[Timing], dict[str, Any]]:
     Raises:
         InputError: not such a file, an entry that is no training step, or files of different machines.
     """
-    files = [_read(path) for path in paths]
+    expected = "a training step's JSON of pytest benchmarks --benchmark-json"
+    files = [validated(path, _File, read_object(path, expected)) for path in paths]
     machine = files[0].machine
     for path, file in zip(paths, files, strict=True):
         if differ := sorted({name for name, _ in file.machine.items() ^ machine.items()}):
@@ -92,33 +96,17 @@ def read_bench(paths: Sequence[Path]) -> tuple[list[Timing], dict[str, Any]]:
     return sorted((timing for file in files for timing in file.benchmarks), key=attrgetter("shape")), machine
 
 
-def _read(path: Path) -> _File:
-    try:
-        return _File.model_validate(read_object(path, "a training step's JSON of pytest benchmarks --benchmark-json"))
-    except ValidationError as error:
-        raise misfit(path, error) from error
-
-
-def write_scaling(bench: Sequence[Path], output: Path) -> None:
-    """Draw the timings of pytest-benchmark files into one HTML page; InputError for what cannot be read or written."""
-    timings, machine = read_bench(bench)
-    values = {"tables": tables(timings), "drawn": panels_of(timings), "environment": environment(machine)}
-    write_whole(output, render("bench.html.j2", title="Training step", **values))
-
-
-def write_performance(bench: Sequence[Path], output: Path) -> None:
-    """The same timings as tables in Markdown."""
-    timings, machine = read_bench(bench)
+def markdown(timings: Sequence[Timing], machine: dict[str, Any]) -> str:
+    """From ``Machine:`` on: a table for each algorithm and machine, and how time and memory grow."""
     known = ", ".join(f"{name} {machine[name]}" for name in MACHINE if machine.get(name))
-    template = templates().get_template("bench.md.j2")
-    write_whole(output, template.render(machine=known, tables=tables(timings), drawn=panels_of(timings)) + "\n")
+    parts = [f"Machine: {known}"]
+    parts += [f"## {where}\n\n{_table(timings, mine)}" for where, mine in grouped(timings, attrgetter("where")).items()]
+    grows = "\n".join(f"- {said}" for said in growth(timings))
+    return "\n\n".join([*parts, *(["## How it grows", grows] if grows else [])]) + "\n"
 
 
-def tables(timings: Sequence[Timing]) -> dict[str, Table]:
-    """By algorithm and machine a line for each shape and side, and how many times faster it is than others on it."""
-    columns = [
-        (name, "" if name == "side" else "number") for name in (*COLUMNS, *(f"times {side}" for side in AGAINST))
-    ]
+def _table(timings: Sequence[Timing], mine: Sequence[Timing]) -> str:
+    """A line for each shape and side, and how many times faster it is than others on the same shape."""
     seconds = {(timing.shape, timing.side): timing.seconds for timing in timings}
 
     def line(timing: Timing) -> list[Any]:
@@ -126,17 +114,17 @@ def tables(timings: Sequence[Timing]) -> dict[str, Table]:
         faster = ("" if other is None else other / timing.seconds for other in others)
         return [*(show(timing) for show in COLUMNS.values()), *faster]
 
-    return {where: Table(columns, [*map(line, mine)]) for where, mine in grouped(timings, attrgetter("where")).items()}
+    names = [*COLUMNS, *(f"times {side}" for side in AGAINST)]
+    lines = [names, ["---"] * len(names), *map(line, mine)]
+    return "\n".join(f"| {' | '.join(str(words(cell)) for cell in one)} |" for one in lines)
 
 
-def panels_of(timings: Sequence[Timing]) -> list[Panel]:
+def growth(timings: Sequence[Timing]) -> Iterator[str]:
     """Time and memory over T at three TTT steps, wherever two lengths were timed alike; then time over k."""
-    panels = []
     three = [timing for timing in timings if timing.ttt_steps == 3]
-    for where, drawn in grouped(three, attrgetter("where")).items():
-        if len({timing.length for timing in drawn}) > 1:
-            panels.append(_panel(drawn, f"Time of {where}", "T", "s per step", _exponents))
-            panels.append(_panel(drawn, f"Memory of {where}", "T", "peak GB", _exponents))
+    for where, mine in grouped(three, attrgetter("where")).items():
+        yield from _fits(f"Time of {where}", mine, "T", "s per step", _exponents)
+        yield from _fits(f"Memory of {where}", mine, "T", "peak GB", _exponents)
     plain = [t for t in timings if (t.dtype, t.threads, t.device) == ("fp32", 1, "cpu")]
     for algorithm in unique(timing.algorithm for timing in plain):
         lengths = grouped((t for t in plain if t.algorithm == algorithm), attrgetter("length"))
@@ -144,19 +132,17 @@ def panels_of(timings: Sequence[Timing]) -> list[Panel]:
         length = max(steps, key=lambda n: (steps[n], n))
         if steps[length] > 2:
             title = f"Time of {algorithm} over TTT steps, T {length}"
-            panels.append(_panel(lengths[length], title, "k", "s per step", _growth))
-    return panels
+            yield from _fits(title, lengths[length], "k", "s per step", _line)
 
 
-def _panel(drawn: Sequence[Timing], title: str, over: str, label: str, fit: Callable[..., str]) -> Panel:
-    """A line for each side that was timed, and what the fit says of it; logarithmic axes for lengths."""
-    x, y, log = COLUMNS[over], COLUMNS[label], over == "T"
-    points = {side: sorted({x(t): y(t) for t in drawn if t.side == side}.items()) for side in STYLES}
-    lines = {side: np.asarray(found, dtype=float).T for side, found in points.items() if found}
-    series = [Series(line[0].tolist(), line[1].tolist(), STYLES[side]) for side, line in lines.items()]
-    remarks = [f"{side}: {said}" for side, line in lines.items() if (said := fit(*line))]
-    drawing = draw(title, over, Axes(label, series, log=log, doubling=log))
-    return Panel(title, drawing, [(side, STYLES[side]) for side in lines], remarks)
+def _fits(title: str, mine: Sequence[Timing], over: str, label: str, fit: Callable[..., str]) -> Iterator[str]:
+    """What the fit says of each side that was timed."""
+    x, y = COLUMNS[over], COLUMNS[label]
+    for side in FITTED:
+        points = sorted({x(t): y(t) for t in mine if t.side == side}.items())
+        said = fit(*np.asarray(points, dtype=float).T) if len(points) > 1 else ""
+        if said:
+            yield f"{title}, {side}: {said}"
 
 
 def _exponents(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
@@ -169,10 +155,32 @@ def _exponents(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
     return f"T^{short(slope)} from {x[settled][0]:,.0f} on, T^{short(last)} over the last doubling"
 
 
-def _growth(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
-    """How far the times of the steps lie from a straight line in k; nothing for a single one."""
-    if len(x) < 2:
-        return ""
+def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+    """How far the times of the steps lie from a straight line in k."""
     line = np.polyfit(x, y, 1)
     off = float(np.max(np.abs(np.polyval(line, x) - y) / y))
     return f"{short(line[0])} s a step, at most {short(100 * off)} % off a straight line"
+
+
+def main() -> int:
+    """Print the tables or write them into a page; bad input is one line and exit code 2."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("bench", nargs="+", type=Path, help="JSON of pytest benchmarks --benchmark-json")
+    parser.add_argument("--into", type=Path, help="a page whose part from Machine: on they replace")
+    given = parser.parse_args()
+    try:
+        text = markdown(*read_bench(given.bench))
+        if given.into is None:
+            print(text, end="")
+            return 0
+        if not given.into.is_file():
+            raise InputError(given.into, "--into", "no such file", "a page with a line Machine:")
+        write_whole(given.into, given.into.read_text(encoding="utf-8").partition("Machine:")[0] + text)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
