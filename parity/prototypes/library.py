@@ -1,4 +1,4 @@
-"""The Eagle3 port against Speculators' own forward."""
+"""Ports against Speculators itself: its own Eagle3 forward, and its extension points for a model it does not know."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speculators import SpeculatorModel
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
+from speculators.utils.loading import load_model_layers
 from torch import Tensor, nn
+from transformers import AutoConfig
 
-from parity.compare import Subject, compare, compare_groups, compare_named
-from parity.environment import deterministic
+from parity import fixtures
+from parity.compare import Subject, compare, compare_groups, compare_named, compare_value
+from parity.environment import deterministic, quietly
 from parity.evidence import Evidence
+from parity.prototypes.case import find_cases
 from parity.prototypes.port import ALGORITHMS, settings_for
-from parity.verdict import Against, Row
+from parity.prototypes.recorded import FROM_VERIFIER
+from parity.tolerances import EXACT
+from parity.verdict import Against, Report, Row
 from ports.eagle3.objective import Eagle3Objective
+from ports.hass.model import HassDraftModel
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.data import Batch, collate
+
+ASKED = 4
+"""TTT steps that Speculators' training arguments ask for."""
 
 
 def check_chain(evidence: Evidence) -> list[Row]:
@@ -96,3 +107,29 @@ def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
     draft.load_state_dict({**evidence.live.draft.state_dict(), **evidence.expected.group("init.")}, strict=False)
     draft.verifier_norm = nn.Identity()
     return draft.eval()
+
+
+def initial(options: Any) -> Report:
+    """A draft made from Speculators' training arguments is registered, as asked for, and on its verifier's tables.
+
+    It depends on no case; the verifier is that of the first HASS case in ``options.recordings``, or of those shipped.
+    """
+    report, cases = Report(), find_cases(options.recordings or fixtures.RECORDINGS, "hass")
+    if not cases:
+        return report
+    subject, path = Subject("initial", "hass_initial", "port", Against.LIBRARY), str(cases[0].verifier.resolve())
+    with deterministic(), quietly():
+        layer = AutoConfig.from_pretrained(path)
+        made: Any = HassDraftModel.from_training_args(layer, verifier_name_or_path=path, ttt_steps=ASKED, lr=1.0)
+        tables = load_model_layers(list(FROM_VERIFIER), path)
+    keywords, attached = made.get_trainer_kwargs(ttt_steps=ASKED, lr=1.0), made.config.speculators_config
+    said = [attached.algorithm, attached.verifier.name_or_path, attached.proposal_methods[0].speculative_tokens]
+    found = {each: made.get_parameter(each).detach() for each in FROM_VERIFIER}
+    tables = {each: tables.get(each, tables["embed_tokens.weight"]).to(found[each].dtype) for each in found}  # tied
+    report.rows += [
+        compare_value(subject, "extension", "registered", "HassDraftModel", SpeculatorModel.registry["hass"].__name__),
+        compare_value(subject, "extension", "keywords", [ASKED] * 2, [each.get("ttt_steps") for each in keywords]),
+        compare_value(subject, "extension", "config", ["hass", path, ASKED], said),
+        *compare_groups(subject, "weights", tables, found, EXACT),
+    ]
+    return report

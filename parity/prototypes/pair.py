@@ -22,7 +22,7 @@ from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip
 from parity.prototypes.deviations import LEDGER
 from parity.prototypes.hints import hint, trace_calls
-from parity.prototypes.library import check_chain
+from parity.prototypes.library import check_chain, initial
 from parity.prototypes.original.checkout import verify
 from parity.prototypes.original.child import record_original
 from parity.prototypes.port import ALGORITHMS, run_port
@@ -187,7 +187,7 @@ def prototype_pair(name: str) -> Pair:
         verify=lambda root: verify(root, name),
         oracle=float64_oracle,
         hint=hint,
-        jobs={f"{name}_throughput": partial(throughput, name)},
+        jobs={f"{name}_throughput": partial(throughput, name), **({"hass_initial": initial} if name == "hass" else {})},
         record=record_original,
         extend=trace_calls,
         baseline="prototype",

@@ -1,0 +1,31 @@
+"""Speculators' extension points, asked once for HASS."""
+
+import pytest
+
+import ports.training.frozen_ends
+from parity.pair import EVERYTHING
+from parity.prototypes.library import initial
+from parity.verdict import Status
+
+
+def failed(report):
+    return [(row.quantity, row.tensor) for row in report.rows if row.status is Status.FAILED]
+
+
+def test_a_draft_of_speculators_arguments_is_as_asked_for():
+    report = initial(EVERYTHING)
+    assert {row.against.value for row in report.rows} == {"library"}
+    assert len(report.rows) == 5
+    assert failed(report) == []
+
+
+def test_a_draft_without_its_verifier_is_named(monkeypatch: pytest.MonkeyPatch):
+    attach = ports.training.frozen_ends.attach_verifier
+
+    def forgetful(*words):
+        attached = attach(*words)
+        attached.verifier.name_or_path = None
+        return attached
+
+    monkeypatch.setattr(ports.training.frozen_ends, "attach_verifier", forgetful)
+    assert ("extension", "config") in failed(initial(EVERYTHING))
