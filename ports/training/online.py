@@ -132,14 +132,6 @@ class FeatureReader:
         ).hidden_states
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A dialogue that has no features yet: number ``index`` of its data set."""
-
-    index: int
-    record: Record
-
-
 @dataclass
 class OnlineDataset(RecordDataset):
     """Records of which only ids and masks are read.
@@ -154,10 +146,10 @@ class OnlineDataset(RecordDataset):
     dtype: str = "auto"
     readers: list[FeatureReader] = field(default_factory=list)
 
-    def sample(self, index: int) -> Tokens:
+    def sample(self, index: int) -> tuple[int, Record]:
         """Its tokens, as they will be cut; :meth:`batch_of` makes them a sample."""
         record = read_record(self.files[index], {}, self.vocab_size, self.like)
-        return Tokens(index, {name: value[: self.max_len] for name, value in record.items()})
+        return index, {name: value[: self.max_len] for name, value in record.items()}
 
     @property
     def reader(self) -> FeatureReader:
@@ -168,11 +160,11 @@ class OnlineDataset(RecordDataset):
 
     def batch_of(self, visits: Sequence[Any], packing: bool = False) -> dict[str, Any]:
         """Runs the verifier once for all dialogues, and adds noise in their order."""
-        dialogues = [visit.record["input_ids"] for visit in visits if isinstance(visit, Tokens)]
+        dialogues = [visit[1]["input_ids"] for visit in visits if not isinstance(visit, Skipped)]
         if dialogues:
             self._warn_of_longer(max(map(len, dialogues)))
         features = iter(self.reader(dialogues) if dialogues else [])
-        complete = [visit if isinstance(visit, Skipped) else self._complete(visit, next(features)) for visit in visits]
+        complete = [visit if isinstance(visit, Skipped) else self._complete(*visit, next(features)) for visit in visits]
         return super().batch_of(complete, packing)
 
     def _warn_of_longer(self, length: int) -> None:
@@ -183,7 +175,6 @@ class OnlineDataset(RecordDataset):
             said = f"some dialogues are longer than the verifier's {positions} positions"
             warnings.warn(f"{said}; --max_len {positions} cuts them", stacklevel=2)
 
-    def _complete(self, tokens: Tokens, features: dict[str, Tensor]) -> Any:
-        file, index = self.files[tokens.index], tokens.index
-        record = {**tokens.record, **features}
+    def _complete(self, index: int, tokens: Record, features: Record) -> Any:
+        file, record = self.files[index], {**tokens, **features}
         return self.visit(lambda: self.sample_of(index, check_record(file, record, self.widths, self.vocab_size)))
