@@ -18,7 +18,6 @@ from ports.eagle3.objective import Eagle3Objective
 from ports.hass import adapter as hass
 from ports.hass.objective import HassObjective
 from ports.training.objective import next_hidden
-from tests.ports.conftest import TRAIN
 
 KINDS = {
     "eagle3": SimpleNamespace(adapter=eagle3, objective=Eagle3Objective, head="verifier_lm_head", native=to_native),
@@ -153,14 +152,6 @@ def test_under_autocast_it_takes_the_scripts_bfloat16_features(lively, batch_of)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(hidden, batch["input_ids"], batch["attention_mask"], [hidden])
     assert model.lm_head(model.lm_head_layernorm(out)).dtype is torch.float32
-
-
-def test_it_starts_as_the_port_does(port, make, settings):
-    torch.manual_seed(3)
-    model = make()
-    torch.manual_seed(3)
-    for name, value in TRAIN[port][0].build(settings()).state_dict().items():
-        assert torch.equal(model.draft.state_dict()[name], value), name
 
 
 def test_what_could_not_be_served_is_refused(refuses, make, port, fixture):

@@ -190,27 +190,19 @@ def test_a_speculators_config_that_trains_otherwise_is_refused(
         LOAD[algorithm](str(file), str(fixture / "verifier"), 3)
 
 
-@pytest.mark.parametrize(
-    ("content", "found", "expected"),
-    [
-        ("{", "", "a readable JSON object"),
-        ("[]", "list", "a non-empty JSON object"),
-        ("{}", "dict", "a non-empty JSON object"),
-        (None, "no such file, directory or hub id", "a draft config"),
-    ],
-)
-def test_what_holds_no_object_is_refused(fixture, refuses, content, found, expected):
-    file = fixture / "draft_eagle3.json"
-    if content is None:
-        file = "nobody/nothing"
-    else:
-        file.write_text(content)
-    with refuses(file, "configpath", found, expected):
-        load_eagle3(str(file), str(fixture / "verifier"), 3)
+NO_OBJECTS = [
+    ("{", "", "a readable JSON object"),
+    ("[]", "list", "a non-empty JSON object"),
+    ("{}", "dict", "a non-empty JSON object"),
+    (None, "No such file", "a readable JSON object"),
+]
 
 
-def test_a_folder_without_a_config_is_neither_a_draft_nor_a_verifier(fixture, refuses, tmp_path):
-    with refuses(tmp_path / "config.json", "configpath", "No such file", "a readable JSON object"):
+@pytest.mark.parametrize(("content", "found", "expected"), NO_OBJECTS)
+def test_what_holds_no_object_is_refused(fixture, tmp_path, refuses, content, found, expected):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with refuses(tmp_path / "config.json", "configpath", found, expected):
         load_eagle3(str(tmp_path), str(fixture / "verifier"), 3)
-    with refuses(tmp_path, "basepath", "no config.json", "a Hugging Face model directory"):
-        load_eagle3(str(fixture / "draft_eagle3.json"), str(tmp_path), 3)
+    with refuses("nobody/nothing", "configpath", "no such file, directory or hub id", "a draft config"):
+        load_eagle3("nobody/nothing", str(fixture / "verifier"), 3)

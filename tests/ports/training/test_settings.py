@@ -59,20 +59,16 @@ def test_global_processes_follow_the_schedule_of_one_with_the_whole_batch(settin
         assert by_rank.schedule(files, processes) == by_rank.schedule(files)
 
 
-def test_the_prototypes_command_line_is_understood():
-    words = "--lr 8e-5 --bs 1 --gradient-accumulation-steps 2 --epoch 4 --topk 1 --topk_w 0 --forward_num_total 3"
+def test_the_prototypes_command_line_is_understood_with_dashes_and_underscores():
+    words = "--lr 8e-5 --bs 1 --gradient-accumulation-steps=2 --epoch 4 --topk 1 --topk_w 0 --forward_num_total 3"
     found = chosen(*words.split(), "--data_num", "5", "--ckpt_path", "e", "--debug")
     assert (found.lr, found.bs, found.epoch, found.topk, found.topk_w) == (8e-5, 1, 4, 1, 0.0)
     assert (found.gradient_accumulation_steps, found.forward_num_total, found.data_num) == (2, 3, 5)
     assert (str(found.ckpt_path), found.debug) == ("e", True)
-
-
-def test_dashes_and_underscores_switches_and_lists():
-    for words in (["--gradient_accumulation_steps", "3"], ["--gradient-accumulation-steps=3"]):
-        assert chosen(*words).gradient_accumulation_steps == 3
     assert parse(Eagle3Settings, ["--basepath=max-len/--max-len", *NEEDED[2:]]).basepath == "max-len/--max-len"
-    found = chosen("--no-noise", "--no-shuffle", "--log_with", "tensorboard")
+    found = chosen("--no-noise", "--no-shuffle", "--log_with", "tensorboard", "--gradient_accumulation_steps", "3")
     assert (found.noise, found.shuffle, found.progress, found.log_with) == (False, False, True, ["tensorboard"])
+    assert found.gradient_accumulation_steps == 3
 
 
 def test_flags_go_over_environment_over_file_over_defaults(yaml_file, monkeypatch):
