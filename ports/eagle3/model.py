@@ -123,7 +123,7 @@ class SharedFirstLayer(OpenLayer):
         super().__init__(layer)
         projections, self.attention = _projections(layer), layer.self_attn
         weights: list[Tensor] = [projection.weight for projection in projections]
-        biases = [projection.bias for projection in projections if projection.bias is not None]
+        biases: list[Tensor] = [projection.bias for projection in projections if projection.bias is not None]
         self.heads = [projection.out_features // self.attention.head_dim for projection in projections]
         bias = torch.cat(biases) if biases else None
         self.project = SharedHalf(layer.input_layernorm(embeds), torch.cat(weights), bias)

@@ -164,7 +164,7 @@ class OnlineDataset(RecordDataset):
         if dialogues:
             self._warn_of_longer(max(map(len, dialogues)))
         features = iter(self.reader(dialogues) if dialogues else [])
-        complete = [visit if isinstance(visit, Skipped) else self._complete(*visit, next(features)) for visit in visits]
+        complete = [visit if isinstance(visit, Skipped) else self._complete(visit, next(features)) for visit in visits]
         return super().batch_of(complete, packing)
 
     def _warn_of_longer(self, length: int) -> None:
@@ -175,6 +175,7 @@ class OnlineDataset(RecordDataset):
             said = f"some dialogues are longer than the verifier's {positions} positions"
             warnings.warn(f"{said}; --max_len {positions} cuts them", stacklevel=2)
 
-    def _complete(self, index: int, tokens: Record, features: Record) -> Any:
+    def _complete(self, visit: tuple[int, Record], features: Record) -> Any:
+        index, tokens = visit
         file, record = self.files[index], {**tokens, **features}
         return self.visit(lambda: self.sample_of(index, check_record(file, record, self.widths, self.vocab_size)))
