@@ -77,12 +77,14 @@ def check_weights_present(name_or_path: str) -> None:
 
 def _names(directory: Path) -> list[str]:
     """Of all tensors, where Speculators looks for them."""
-    for file in directory.glob("*.safetensors"):
-        check_regular(file, "weights")
-    index = directory / "model.safetensors.index.json"
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
-        return list(read_json(index, "weight_map", "an object that maps tensors to shards")["weight_map"])
-    with safe_open(directory / "model.safetensors", "pt") as tensors:
+        weight_map = read_json(index, "weight_map", "an object that maps tensors to shards")["weight_map"]
+        for shard in set(weight_map.values()):
+            check_regular(directory / shard, "weights")
+        return list(weight_map)
+    check_regular(single, "weights")
+    with safe_open(single, "pt") as tensors:
         return list(tensors.keys())
 
 

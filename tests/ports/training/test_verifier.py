@@ -1,6 +1,7 @@
 """Verifiers of every make: what is read from them, what is refused, and how they are known again."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -65,7 +66,13 @@ def test_weights_that_are_not_there_are_refused(folder, refuses, file, content, 
         check_weights_present(str(folder))
 
 
+def to_a_fifo(folder):
+    os.mkfifo(folder / "fifo")
+    (folder / INDEX).write_text((folder / INDEX).read_text().replace(SHARD, "fifo"))
+
+
 SHARDS = [
+    to_a_fifo,
     lambda folder: (folder / SHARD).unlink(),
     lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-9]),
     lambda folder: (folder / INDEX).write_text((folder / INDEX).read_text().replace(SHARD, "../../b")),
@@ -77,7 +84,7 @@ SHARDS = [
 @pytest.mark.parametrize("algorithm", TRAIN)
 def test_a_shard_that_cannot_be_read_is_refused(fixture, folder, refuses, tmp_path, algorithm, spoil):
     spoil(folder)
-    with refuses(folder, "weights", "", "whole safetensors"):
+    with refuses(folder, "weights", "", "regular file" if spoil is to_a_fifo else "whole safetensors"):
         TRAIN[algorithm][0].build(settings_of(fixture, algorithm, cpdir=tmp_path / "checkpoints"))
 
 
