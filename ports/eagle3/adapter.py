@@ -7,7 +7,6 @@ The prototype's training script runs on them unchanged once its two imports of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,11 @@ import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft, embed
-from ports.errors import InputError
-from ports.training.adapter import EConfig, PrototypeModel
+from ports.training.adapter import EConfig, OneStep, PrototypeModel
 from ports.training.alignment import Alignment
-from ports.training.attention import ttt_cache
-from ports.training.verifier import check_weights_present
 from ports.training.vocabulary import load_vocabulary_map
 
 __all__ = ["EConfig", "Model"]
@@ -38,14 +33,9 @@ class Model(PrototypeModel[Eagle3DraftModel]):
 
     @staticmethod
     def build(configpath: str, basepath: str, ttt_steps: int) -> Eagle3DraftModel:
-        """Raises InputError for another layer than the prototype's, too."""
         config = load_draft_config(configpath, basepath, ttt_steps)
-        layer = config.transformer_layer_config
-        if layer.model_type != "llama":
-            raise InputError(configpath, "model_type", layer.model_type, "llama, the prototype's")
-        sizes = layer.vocab_size, config.draft_vocab_size
+        sizes = config.transformer_layer_config.vocab_size, config.draft_vocab_size
         vocabulary = load_vocabulary_map(Path("t2d.npy"), Path("d2t.npy"), *sizes)
-        check_weights_present(basepath)
         return build_draft(config, vocabulary, Alignment.PROTOTYPE)
 
     @staticmethod
@@ -63,53 +53,17 @@ class Model(PrototypeModel[Eagle3DraftModel]):
             "fc": draft.fc,
         }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        hidden_states_history: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """One TTT step.
+    def bind(self, input_ids: Tensor, attention_mask: Tensor) -> OneStep:
+        embeds, positions = embed(self.draft, input_ids), torch.arange(input_ids.shape[1], device=input_ids.device)
 
-        Args:
-            hidden_states: [B, T, h], or the features [B, T, 3h], which go through ``fc`` first.
-            input_ids: [B, T] int64, already shifted.
-            attention_mask: [B, T], 1 on real positions.
-            hidden_states_history: the ``hidden_states`` [B, T, h] of the steps before, oldest first.
+        def step(hidden: Tensor, cache: Cache) -> Tensor:
+            hidden = hidden if hidden.shape[-1] == embeds.shape[-1] else self.draft.fc(hidden)
+            both = torch.cat([embeds.to(hidden.dtype), hidden], dim=-1)
+            rotary = self.draft.rotary_emb(both, positions[None])
+            context = {"attention_mask": attention_mask, "position_embeddings": rotary}
+            return self.draft.layers[0](both, past_key_values=cache, **context)
 
-        Returns:
-            [B, T, h] after the layer, before ``lm_head_layernorm``.
-        """
-        embeds = embed(self.draft, input_ids)
-        if hidden_states.shape[-1] != embeds.shape[-1]:
-            hidden_states = self.draft.fc(hidden_states)
-        embeds = embeds.to(hidden_states.dtype)
-        rotary = self.draft.rotary_emb(embeds, torch.arange(input_ids.shape[1], device=input_ids.device)[None])
-        out: Tensor = self.draft.layers[0](
-            torch.cat([embeds, hidden_states], dim=-1),
-            attention_mask=attention_mask,
-            past_key_values=self._project_again(hidden_states_history, embeds, rotary),
-            position_embeddings=rotary,
-        )
-        return out
-
-    def _project_again(self, history: Sequence[Tensor], embeds: Tensor, rotary: tuple[Tensor, Tensor]) -> Cache:
-        """A cache with the history's keys and values under the current weights, with gradient."""
-        first, cache = self.draft.layers[0], ttt_cache()
-        attention, normed = first.self_attn, first.input_layernorm(embeds)
-        for hidden in history:
-            states = torch.cat([normed, first.hidden_norm(hidden)], dim=-1)
-            keys, values = (_split_heads(part(states), attention) for part in (attention.k_proj, attention.v_proj))
-            _, keys = apply_rotary_pos_emb(keys, keys, *rotary)
-            cache.update(keys, values, layer_idx=0)
-        return cache
-
-
-def _split_heads(states: Tensor, attention: nn.Module) -> Tensor:
-    """[B, T, K * e] -> [B, K, T, e]."""
-    head_dim: Any = attention.head_dim
-    return states.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+        return step
 
 
 def _cast_to_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

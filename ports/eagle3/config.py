@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
+from speculators.models.eagle3 import Eagle3SpeculatorConfig
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
-from ports.training.draft_config import (
-    DRAFT_LAYERS,
-    attach_verifier,
-    check_builds,
-    check_sizes,
-    check_trainable,
-    is_native,
-    native_config,
-    prototype_layer,
-    read_config_dict,
-)
+from ports.training.draft_config import attach, is_native, native_config, prototype_layer, read_config_dict
 from ports.training.online import NUM_FEATURES, aux_layer_ids
 from ports.training.verifier import verifier_config
 
@@ -34,28 +24,21 @@ def load_draft_config(
     alignment: Alignment = Alignment.PROTOTYPE,
     recorded_layers: Sequence[int] | None = None,
 ) -> Eagle3SpeculatorConfig:
-    """The draft's config, attached to the verifier at ``basepath``.
+    """The draft's config, attached to the verifier; other arguments and errors are those of ``draft_config.attach``.
 
     Args:
         configpath: the prototype's draft JSON, a Speculators config or checkpoint directory, or a hub id.
-        basepath: verifier directory or hub id.
-        ttt_steps: how many tokens the draft proposes when it is served.
-        alignment: how the draft will be trained.
         recorded_layers: where the records say their features come from; taken over by a config that names no layers.
 
     Raises:
-        InputError: unreadable file, unknown key or value, another kind of speculator or of layer, sizes unlike the
-            verifier's, or a draft that this alignment is not defined for.
+        InputError: unreadable file, unknown key or value, another kind of speculator or of layer.
     """
     source = read_config_dict(configpath)
     config = _native(configpath, source) if is_native(source) else _from_prototype(configpath, source)
+    attach(configpath, config, basepath, ttt_steps, alignment)
     verifier = verifier_config(basepath)
-    check_sizes(configpath, config.transformer_layer_config, verifier)
     if not 0 < config.draft_vocab_size <= verifier.vocab_size:
         raise InputError(configpath, "draft_vocab_size", config.draft_vocab_size, f"1..{verifier.vocab_size}")
-    check_trainable(configpath, config.transformer_layer_config, alignment)
-    check_builds(configpath, Eagle3DraftModel, config)
-    config.speculators_config = attach_verifier("eagle3", basepath, ttt_steps)
     depth = verifier.num_hidden_layers
     layers = list(config.eagle_aux_hidden_state_layer_ids or recorded_layers or aux_layer_ids(basepath, depth))
     if not all(0 <= layer <= depth for layer in layers):
@@ -77,7 +60,7 @@ def _native(configpath: str, source: dict[str, Any]) -> Eagle3SpeculatorConfig:
 
 
 def _from_prototype(configpath: str, source: dict[str, Any]) -> Eagle3SpeculatorConfig:
-    layer = prototype_layer(configpath, source, DRAFT_LAYERS["eagle3"], own_keys=["draft_vocab_size"])
+    layer = prototype_layer(configpath, source, "eagle3", own_keys=["draft_vocab_size"])
     size = source.get("draft_vocab_size", "nothing")
     if type(size) is not int:
         raise InputError(configpath, "draft_vocab_size", size, "the number of tokens the draft can say")

@@ -38,7 +38,9 @@ def build_draft(
     """
     config.transformer_layer_config._attn_implementation = attention_name(alignment, implementation)
     draft = Eagle3DraftModel(config)
-    _initialise(draft)
+    for module in (draft.fc, *draft.layers.modules()):  # from torch's own distribution, as the prototype starts them
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
     draft.load_vocab_mappings(vocabulary.t2d, vocabulary.d2t)
     draft.load_verifier_weights()
     return thaw_head(draft)
@@ -49,13 +51,6 @@ def thaw_head(draft: Eagle3DraftModel) -> Eagle3DraftModel:
     draft.lm_head.weight.requires_grad_(True)
     draft.embed_tokens.weight.requires_grad_(False)
     return draft
-
-
-def _initialise(draft: Eagle3DraftModel) -> None:
-    """Start the trained matrices from torch's own distribution, as the prototype does; norms start at one in both."""
-    for module in (draft.fc, *draft.layers.modules()):
-        if isinstance(module, nn.Linear):
-            module.reset_parameters()
 
 
 def unroll(
@@ -98,8 +93,7 @@ def unroll(
 def embed(draft: Eagle3DraftModel, input_ids: Tensor) -> Tensor:
     """Token embeddings [B, T, h], without gradient."""
     with torch.no_grad():
-        embeds: Tensor = draft.embed_tokens(input_ids)
-    return embeds
+        return draft.embed_tokens(input_ids)
 
 
 def first_layer(layer: nn.Module, embeds: Tensor) -> Layer:
@@ -128,8 +122,8 @@ class SharedFirstLayer(OpenLayer):
     def __init__(self, layer: Any, embeds: Tensor) -> None:
         super().__init__(layer)
         projections, self.attention = _projections(layer), layer.self_attn
-        biases: list[Tensor] = [projection.bias for projection in projections if projection.bias is not None]
         weights: list[Tensor] = [projection.weight for projection in projections]
+        biases: list[Tensor] = [projection.bias for projection in projections if projection.bias is not None]
         self.heads = [projection.out_features // self.attention.head_dim for projection in projections]
         bias = torch.cat(biases) if biases else None
         self.project = SharedHalf(layer.input_layernorm(embeds), torch.cat(weights), bias)
@@ -150,8 +144,7 @@ class SharedFirstLayer(OpenLayer):
             "dropout": self.attention.attention_dropout if self.attention.training else 0.0,
         }
         out, _ = attention(self.attention, query, keys, values, attention_mask, **switches)
-        projected: Tensor = self.attention.o_proj(out.flatten(2))
-        return (normed if self.layer.norm_before_residual else hidden) + projected
+        return (normed if self.layer.norm_before_residual else hidden) + self.attention.o_proj(out.flatten(2))
 
     def _normed(self, name: str, states: Tensor) -> Tensor:
         """Heads [B, H, T, e] after the layer's norm over e, where it has one (Qwen 3's)."""

@@ -21,7 +21,7 @@ from ports.training.runs import Needs, build_source, finish, recorded_layers, ru
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import whole
 from ports.training.verifier import check_weights_present, reading_weights
-from ports.training.vocabulary import VOCABULARY_KEY, VocabularyMap, check_digest, load_vocabulary_map
+from ports.training.vocabulary import VOCABULARY_KEY, check_digest, load_vocabulary_map
 
 GRAD_CLIP = 1.0
 
@@ -41,17 +41,12 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     )
     layer = config.transformer_layer_config
     vocabulary = load_vocabulary_map(settings.t2d, settings.d2t, layer.vocab_size, config.draft_vocab_size)
-    _check_vocabulary(settings, config, vocabulary)
+    named = (settings.configpath, getattr(config, VOCABULARY_KEY, None))
+    check_digest(vocabulary.digest, settings.t2d, (settings.tmpdir, settings.t2d.parent), named)
+    setattr(config, VOCABULARY_KEY, vocabulary.digest)  # one that named no map names this from now on
     check_weights_present(settings.basepath)
     with reading_weights(settings.basepath):
         return build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
-
-
-def _check_vocabulary(settings: Eagle3Settings, config: Eagle3SpeculatorConfig, vocabulary: VocabularyMap) -> None:
-    """The map must be the one of the data and of the config; a config that names none names this one from now on."""
-    named = (settings.configpath, getattr(config, VOCABULARY_KEY, None))
-    check_digest(vocabulary.digest, settings.t2d, (settings.tmpdir, settings.t2d.parent), named)
-    setattr(config, VOCABULARY_KEY, vocabulary.digest)
 
 
 def build_dataset(

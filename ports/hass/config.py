@@ -3,12 +3,11 @@
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator
-from speculators import SpeculatorModel, SpeculatorModelConfig
+from speculators import SpeculatorModelConfig
 from transformers import LlamaConfig, PretrainedConfig
 
 from ports.training.alignment import Alignment
-from ports.training.draft_config import attach_verifier, check_builds, check_sizes, check_trainable, load_layer
-from ports.training.verifier import verifier_config
+from ports.training.draft_config import attach, load_layer
 
 
 @SpeculatorModelConfig.register("hass")
@@ -34,8 +33,7 @@ class HassSpeculatorConfig(SpeculatorModelConfig):
     @field_serializer("transformer_layer_config")
     def serialize_layer(self, value: PretrainedConfig) -> dict[str, Any]:
         """The layer's config as JSON, without transformers' defaults."""
-        fields: dict[str, Any] = value.to_diff_dict()
-        return fields
+        return value.to_diff_dict()
 
     @field_validator("transformer_layer_config", mode="before")
     @classmethod
@@ -52,25 +50,15 @@ SpeculatorModelConfig.reload_schema()
 def load_draft_config(
     configpath: str, basepath: str, ttt_steps: int, alignment: Alignment = Alignment.PROTOTYPE
 ) -> HassSpeculatorConfig:
-    """The draft's config, attached to the verifier at ``basepath``.
+    """The draft's config, attached to the verifier; other arguments and errors are those of ``draft_config.attach``.
 
     Args:
         configpath: the prototype's draft JSON, a Speculators config or checkpoint directory, or a hub id.
-        basepath: verifier directory or hub id.
-        ttt_steps: how many tokens the draft proposes when it is served.
         alignment: how the draft will be trained; takes the place of the one that a Speculators config names.
 
     Raises:
-        InputError: unreadable file, unknown key or value, another kind of speculator or of layer, sizes unlike the
-            verifier's, or several layers in prototype alignment.
+        InputError: unreadable file, unknown key or value, another kind of speculator or of layer.
     """
     layer = load_layer(configpath, "hass")
-    check_sizes(configpath, layer, verifier_config(basepath))
-    check_trainable(configpath, layer, alignment)
-    config = HassSpeculatorConfig(
-        transformer_layer_config=layer,
-        ttt_alignment=alignment.value,
-        speculators_config=attach_verifier("hass", basepath, ttt_steps),
-    )
-    check_builds(configpath, SpeculatorModel.registered_model_class_from_config(config), config)
-    return config
+    config = HassSpeculatorConfig(transformer_layer_config=layer, ttt_alignment=alignment.value)
+    return attach(configpath, config, basepath, ttt_steps, alignment)

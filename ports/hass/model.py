@@ -128,8 +128,7 @@ class HassDraftModel(FrozenEnds):
         """Normed token embeddings [B, T, h]; the lookup is without gradient, the norm is not."""
         with torch.no_grad():
             embeds = self.embed_tokens(input_ids)
-        normed: Tensor = self.embed_layernorm(embeds)
-        return normed
+        return self.embed_layernorm(embeds)
 
     def fusion(self, embeds: Tensor) -> Fusion:
         """``fc`` bound to the normed embeddings [B, T, h], whose half of the product the steps share."""

@@ -32,8 +32,7 @@ class HassObjective(TTTObjective):
     def unroll(self, batch: Batch) -> list[Step]:
         """See :meth:`ports.hass.model.HassDraftModel.unroll`."""
         inputs = batch["features"], batch["input_ids"], rows_mask(batch)
-        steps: list[Step] = self.draft.unroll(*inputs, self.ttt_steps, self.recompute, batch["loss_mask"])
-        return steps
+        return self.draft.unroll(*inputs, self.ttt_steps, self.recompute, batch["loss_mask"])
 
     def verifier(self, hidden: Tensor) -> Verifier:
         """The target over all of V; its head runs in autocast like the draft's."""

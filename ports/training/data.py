@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
-from ports.training.records import Record, RecordInfo, plain_tensor, read_record, record_header
+from ports.training.records import Record, RecordInfo, read_record
 from ports.training.workers import loader_context, start_worker
 
 Batch = dict[str, Tensor]
@@ -80,19 +80,13 @@ def make_sample(record: Record, max_len: int, alignment: Alignment) -> Sample:
         input_ids=_shift(cut["input_ids"]),
         features=cut["hidden_state"],
         target=_shift(cut.get("target", cut["hidden_state"])),
-        loss_mask=_last_off(mask),
+        loss_mask=torch.cat([mask[:-1], torch.zeros_like(mask[-1:])]),
     )
 
 
 def _shift(values: Tensor) -> Tensor:
     """``values[p+1]`` at p, zero at the last position."""
     return torch.cat([values[1:], torch.zeros_like(values[:1])])
-
-
-def _last_off(mask: Tensor) -> Tensor:
-    mask = mask.clone()
-    mask[-1] = 0
-    return mask
 
 
 def add_uniform_noise(features: Tensor, draw: Draw = torch.rand_like) -> Tensor:
@@ -125,9 +119,6 @@ class RecordDataset(Dataset["Sample | Skipped"]):
     know where they come from must come from where ``like`` does. ``numbers`` are a part's own, in the whole data.
     """
 
-    on_host: ClassVar[bool] = True
-    """Do batches lie in the host's memory, from where they go to a device?"""
-
     files: Sequence[Path]
     widths: Mapping[str, int]
     vocab_size: int
@@ -148,21 +139,15 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        return self.visit(lambda: self._pass_over(index) if self._was_seen() else self.sample(index))
+        return Skipped("trained on before") if self._was_seen() else self.visit(lambda: self.sample(index))
 
-    def start_pass(self, epoch: int, seen: int = 0, batch_size: int = 1, bad: bool = False) -> None:
+    def start_pass(self, epoch: int, seen: int = 0, batch_size: int = 1) -> None:
         """What is read next is pass ``epoch``, whose first ``seen`` batches a resumed run has trained on before.
 
-        Of those nothing is needed but the noise they drew, for which headers are read; keyed noise, or none, needs
-        nothing. Where some were ``bad``, which drew nothing, only reading again tells them.
+        Keyed noise, or none, needs nothing of them; drawn noise goes on to the next, and is drawn again.
         """
         self._epoch, self._batch_size, self._visits = epoch, batch_size, 0
-        self._seen = 0 if bad and self._draws else seen
-
-    @property
-    def _draws(self) -> bool:
-        """Does a visit take noise from a generator that goes on to the next?"""
-        return self.noise and self.noise_seed is None
+        self._seen = 0 if self.noise and self.noise_seed is None else seen
 
     def _was_seen(self) -> bool:
         """Loader processes take the batches of a pass in turn."""
@@ -170,16 +155,6 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         self._visits += 1
         return self._visits <= self._batch_size * len(range(first, self._seen, step))
-
-    def _pass_over(self, index: int) -> Skipped:
-        if self._draws:
-            self._draw_on_host(self.clean_features(index)[None])
-        return Skipped("trained on before")
-
-    def clean_features(self, index: int) -> Tensor:
-        """[T, F] in the dtype that noise is drawn in; nothing but shape and dtype may be used, no number is checked."""
-        file = self.files[index]
-        return plain_tensor(file, record_header(file), "hidden_state")[: self.max_len]
 
     def visit(self, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, or why there is nothing."""
@@ -302,7 +277,7 @@ def build_loader(
         collate_fn=partial(dataset.batch_of, packing=packing),
         multiprocessing_context=loader_context() if num_workers else None,
         worker_init_fn=start_worker,
-        pin_memory=dataset.on_host and torch.cuda.is_available(),
+        pin_memory=num_workers > 0 and torch.cuda.is_available(),
         drop_last=True,
     )
 
@@ -334,18 +309,12 @@ class LengthGroupedSampler(Sampler[int]):
         generator = random.Random(f"seed {self.seed}, pass {self.epoch}")
         drawn = list(range(len(self.sizes)))
         generator.shuffle(drawn)
-        filled = len(drawn) - len(drawn) % self.batch_size
-        batches = list(self._batches(drawn[:filled]))
+        size, filled = self.batch_size, len(drawn) - len(drawn) % self.batch_size
+        pools = (drawn[at : min(at + POOL * size, filled)] for at in range(0, filled, POOL * size))
+        ordered = list(chain.from_iterable(sorted(pool, key=self.sizes.__getitem__) for pool in pools))
+        batches = [ordered[at : at + size] for at in range(0, filled, size)]
         generator.shuffle(batches)
-        yield from chain.from_iterable(batches)
-        yield from drawn[filled:]
-
-    def _batches(self, order: list[int]) -> Iterator[list[int]]:
-        """Pools of the order, sorted by size and cut into batches; equal sizes stay in their order."""
-        size = self.batch_size
-        for start in range(0, len(order), POOL * size):
-            pool = sorted(order[start : start + POOL * size], key=self.sizes.__getitem__)
-            yield from (pool[first : first + size] for first in range(0, len(pool), size))
+        yield from chain(*batches, drawn[filled:])
 
 
 def record_sizes(files: Iterable[Path]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,24 @@ from speculators import SpeculatorModel
 from speculators.config import SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
 from speculators.proposals.greedy import GreedyTokenProposalConfig
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
-from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ports.errors import InputError, reason
 from ports.files import read_json
 from ports.training.alignment import Alignment
+from ports.training.verifier import verifier_config
 
 LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 """By ``model_type``: the layers that drafts are made of."""
 
-DRAFT_LAYERS = {"eagle3": ("llama", "qwen3"), "hass": ("llama",)}
-"""Which of them by algorithm: Speculators' Eagle3 has a first layer for each of its two, HASS is defined for one."""
-
-OTHER_LAYERS = ("llama",)
-"""Those of an algorithm that is not one of the shipped ports."""
+DRAFT_LAYERS = {"eagle3": ("llama", "qwen3")}
+"""Which of them, by algorithm; others have Llama's. Speculators' Eagle3 has a first layer for each of the two."""
 
 LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "dtype", "pretraining_tp"})
 FORMAT_KEYS = frozenset(
     {"architectures", "transformers_version", "_name_or_path", "auto_map", "model_type", "id2label", "label2id"}
 )
 SIZES = (
-    *("hidden_size", "intermediate_size", "vocab_size", "draft_vocab_size", "max_position_embeddings"),
+    *("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"),
     *("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "head_dim"),
 )
 
@@ -66,100 +62,89 @@ def is_native(source: dict[str, Any]) -> bool:
     return "speculators_model_type" in source
 
 
-def native_config(configpath: str, source: dict[str, Any], kind: str) -> Any:
-    """The Speculators config of type ``kind`` that ``source`` describes.
+def native_config(configpath: str, source: dict[str, Any], algorithm: str) -> Any:
+    """The Speculators config of type ``algorithm`` that ``source`` describes.
 
     Raises:
         InputError: another type, a layer that drafts of it cannot have, or values that Speculators refuses.
     """
-    if source["speculators_model_type"] != kind:
-        raise InputError(configpath, "speculators_model_type", source["speculators_model_type"], kind)
+    if source["speculators_model_type"] != algorithm:
+        raise InputError(configpath, "speculators_model_type", source["speculators_model_type"], algorithm)
     layer = source.get("transformer_layer_config")
     if isinstance(layer, dict) and "model_type" in layer:
-        layers = DRAFT_LAYERS.get(kind, OTHER_LAYERS)
-        check_layer(configpath, "transformer_layer_config.model_type", layer["model_type"], layers)
+        _check_layer(configpath, "transformer_layer_config.model_type", layer["model_type"], algorithm)
     try:
         return SpeculatorModelConfig.from_dict(source)
     except Exception as error:  # pydantic's, transformers' and Speculators' own errors
-        raise InputError(configpath, "config", reason(error), f"a Speculators {kind} config") from error
+        raise InputError(configpath, "config", reason(error), f"a Speculators {algorithm} config") from error
 
 
 def prototype_layer(
-    configpath: str, source: dict[str, Any], kinds: Sequence[str], own_keys: Iterable[str] = ()
+    configpath: str, source: dict[str, Any], algorithm: str, own_keys: Sequence[str] = ()
 ) -> PretrainedConfig:
-    """The decoder layer's config from a prototype's draft JSON.
+    """The decoder layer's config from a prototype's draft JSON; without a ``model_type`` it is Llama's.
 
     Args:
         configpath: named in errors.
-        source: the JSON object; without a ``model_type`` its layer is Llama's.
-        kinds: layers that the draft can have.
+        source: the JSON object.
+        algorithm: whose draft it is.
         own_keys: the port's, no part of the layer.
 
     Raises:
-        InputError: a key that no such config has, a value that transformers refuses, or another kind of layer.
+        InputError: another kind of layer, a key that no such config has, or values that transformers refuses.
     """
-    own, kind = set(own_keys), source.get("model_type", "llama")
-    check_layer(configpath, "model_type", kind, kinds)
-    unknown = sorted(set(source) - set(LAYER_CONFIGS[kind]().to_dict()) - LEGACY_KEYS - FORMAT_KEYS - own)
+    kind = source.get("model_type", "llama")
+    _check_layer(configpath, "model_type", kind, algorithm)
+    unknown = sorted(set(source) - set(LAYER_CONFIGS[kind]().to_dict()) - LEGACY_KEYS - FORMAT_KEYS - set(own_keys))
     if unknown:
-        expected = " and ".join([f"keys of a {kind} config", *sorted(own)])
+        expected = " and ".join([f"keys of a {kind} config", *own_keys])
         raise InputError(configpath, unknown[0], "an unknown key", expected)
-    return layer_config(configpath, {key: value for key, value in source.items() if key not in FORMAT_KEYS | own}, kind)
-
-
-def layer_config(file: str, values: Mapping[str, Any], kind: str = "llama") -> PretrainedConfig:
-    """The config of a ``kind`` of layer that ``values`` describe; ``file`` is named in errors.
-
-    Raises:
-        InputError: a size that is no positive integer, an activation or rotary embedding that transformers does not
-            know, or anything else that transformers refuses.
-    """
-    for field, found, expected in _wrong_values(values):
-        raise InputError(file, field, repr(found), expected)
+    values = {key: value for key, value in source.items() if key not in FORMAT_KEYS | set(own_keys)}
     try:
-        return LAYER_CONFIGS[kind].from_dict(dict(values))
+        return LAYER_CONFIGS[kind].from_dict(values)
     except Exception as error:  # what transformers raises here differs from release to release
-        raise InputError(file, "config", reason(error), f"values of a {kind} config") from error
+        raise InputError(configpath, "config", reason(error), f"values of a {kind} config") from error
 
 
-def _wrong_values(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Field, found and expected of what transformers would read and fail on later, in some release."""
-    for name in SIZES:
-        value = values.get(name)
-        if value is not None and (type(value) is not int or value < 1):
-            yield name, value, "a positive integer"
-    if (values.get("head_dim") or 0) % 2:
-        yield "head_dim", values["head_dim"], "an even number, for rotary embeddings"
-    padding, vocab_size = values.get("pad_token_id"), values.get("vocab_size") or 32000
-    if padding is not None and (type(padding) is not int or not 0 <= padding < vocab_size):
-        yield "pad_token_id", padding, f"null or an id in [0, {vocab_size})"
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
-    chosen = {"hidden_act": values.get("hidden_act", "silu"), "rope_scaling": rope_type}
-    known = {"hidden_act": list(ACT2FN), "rope_scaling": ["default", *ROPE_INIT_FUNCTIONS]}
-    for name, value in chosen.items():
-        if not isinstance(value, str) or value not in known[name]:
-            yield name, value, f"one of {', '.join(known[name])}"
-
-
-def check_layer(configpath: str | Path, field: str, kind: Any, kinds: Sequence[str]) -> None:
-    """Refuse (InputError) a layer that Speculators reads the config of and has no draft for."""
+def _check_layer(configpath: str, field: str, kind: Any, algorithm: str) -> None:
+    """Speculators reads the config of other layers, too, and has no draft for them."""
+    kinds = DRAFT_LAYERS.get(algorithm, ("llama",))
     if kind not in kinds:
         expected = f"{' or '.join(kinds)}: Speculators holds no such draft of other layers; its verifier may have any"
         raise InputError(configpath, field, kind, expected)
 
 
-def load_layer(configpath: str, kind: str) -> PretrainedConfig:
-    """The decoder layer's config of a draft of type ``kind``, from a draft JSON, a Speculators config or a hub id.
+def load_layer(configpath: str, algorithm: str) -> PretrainedConfig:
+    """The decoder layer's config of a draft of that algorithm, from a draft JSON, a Speculators config or a hub id.
 
     Raises:
         InputError: see :func:`read_config_dict`, :func:`native_config` and :func:`prototype_layer`.
     """
     source = read_config_dict(configpath)
     if not is_native(source):
-        return prototype_layer(configpath, source, DRAFT_LAYERS.get(kind, OTHER_LAYERS))
-    layer: PretrainedConfig = native_config(configpath, source, kind).transformer_layer_config
-    return layer
+        return prototype_layer(configpath, source, algorithm)
+    return native_config(configpath, source, algorithm).transformer_layer_config
+
+
+def attach(configpath: str, config: Any, basepath: str, ttt_steps: int, alignment: Alignment) -> Any:
+    """A draft's ``config``, checked in every value and attached to its verifier.
+
+    Args:
+        configpath: named in errors.
+        config: a Speculators config of any algorithm.
+        basepath: verifier directory or hub id.
+        ttt_steps: how many tokens the draft proposes when it is served.
+        alignment: how the draft will be trained.
+
+    Raises:
+        InputError: sizes unlike the verifier's, layers that TTT attention or this alignment is not defined for, or
+            values that no draft can be built of.
+    """
+    check_sizes(configpath, config.transformer_layer_config, verifier_config(basepath))
+    _check_trainable(configpath, config.transformer_layer_config, alignment)
+    check_builds(configpath, SpeculatorModel.registered_model_class_from_config(config), config)
+    config.speculators_config = attach_verifier(config.speculators_model_type, basepath, ttt_steps)
+    return config
 
 
 def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> SpeculatorsConfig:
@@ -174,7 +159,11 @@ def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> Speculator
 
 
 def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:
-    """Refuse (InputError) sizes that must be the verifier's and are not; warn of fewer positions than it has."""
+    """Refuse (InputError) sizes that are none, or must be the verifier's and are not; warn of fewer positions."""
+    for name in SIZES:
+        value = getattr(layer, name, 1)
+        if type(value) is not int or value < 1:
+            raise InputError(configpath, name, repr(value), "a positive integer")
     for name in ("hidden_size", "vocab_size"):
         if getattr(layer, name) != getattr(verifier, name):
             raise InputError(configpath, name, getattr(layer, name), f"{getattr(verifier, name)}, the verifier's")
@@ -196,8 +185,7 @@ def check_builds(configpath: str | Path, model: type[SpeculatorModel], config: S
         raise InputError(configpath, "config", reason(error), "a draft that can be built") from error
 
 
-def check_trainable(configpath: str, layer: Any, alignment: Alignment) -> None:
-    """Refuse (InputError) layers that TTT attention would train wrongly."""
+def _check_trainable(configpath: str, layer: Any, alignment: Alignment) -> None:
     if layer.num_hidden_layers > 1 and alignment is Alignment.PROTOTYPE:
         expected = "1: the prototype's alignment is defined for one layer; --ttt_alignment chain takes more"
         raise InputError(configpath, "num_hidden_layers", layer.num_hidden_layers, expected)
@@ -205,6 +193,8 @@ def check_trainable(configpath: str, layer: Any, alignment: Alignment) -> None:
         raise InputError(configpath, "layer_types", "sliding_attention", "full_attention: TTT attention has no window")
     if layer.attention_dropout:
         raise InputError(configpath, "attention_dropout", layer.attention_dropout, "0.0: TTT attention has no dropout")
-    if layer.num_key_value_heads < 1 or layer.num_attention_heads % layer.num_key_value_heads:
+    if layer.head_dim % 2:
+        raise InputError(configpath, "head_dim", layer.head_dim, "an even number, for rotary embeddings")
+    if layer.num_attention_heads % layer.num_key_value_heads:
         found = f"{layer.num_attention_heads} heads, {layer.num_key_value_heads} key/value heads"
         raise InputError(configpath, "num_key_value_heads", found, "a divisor of num_attention_heads")

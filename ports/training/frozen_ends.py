@@ -39,18 +39,12 @@ class FrozenEnds(SpeculatorModel):
         """Copy the verifier's embedding and full head; a verifier with tied weights has one tensor for both.
 
         Raises:
-            InputError: a tensor of another shape than the draft's.
+            RuntimeError: torch's, for a tensor of another shape than the draft's; see ``verifier.reading_weights``.
         """
         attached = self.config.speculators_config
-        if attached is None or attached.verifier.name_or_path is None:
-            return
-        weights = load_model_layers(VERIFIER_WEIGHTS, attached.verifier.name_or_path)
-        for name in VERIFIER_WEIGHTS:
-            own, value = self.get_parameter(name), weights.get(name, weights.get("embed_tokens.weight"))
-            if value is None or value.shape != own.shape:
-                found = "missing" if value is None else f"shape {tuple(value.shape)}"
-                raise InputError(attached.verifier.name_or_path, name, found, f"shape {tuple(own.shape)}")
-            own.data.copy_(value)
+        if attached is not None and attached.verifier.name_or_path is not None:
+            weights = load_model_layers(VERIFIER_WEIGHTS, attached.verifier.name_or_path)
+            self.load_state_dict({"lm_head.weight": weights["embed_tokens.weight"], **weights}, strict=False)
         self._freeze()
 
     def _freeze(self) -> None:

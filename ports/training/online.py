@@ -7,10 +7,9 @@ of ``hidden_states``, 0 is the embedding.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,52 +70,33 @@ def chosen_layers(choice: str, verifier: str, num_layers: int) -> list[int]:
 
 
 def load_verifier(name_or_path: str, dtype: str, device: str | None = None, spread: bool = False) -> Any:
-    """The verifier without its head, in eval mode.
+    """The verifier without its head, in eval mode; InputError if transformers cannot load it.
 
     Args:
         name_or_path: directory or hub id.
         dtype: ``auto`` or a name of torch's.
         device: where it goes; default: the accelerator if there is one.
         spread: over all visible devices.
-
-    Raises:
-        InputError: transformers cannot load it.
     """
     where = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    logging.set_verbosity_error()  # it would report that the head, which is not wanted, was not loaded
     try:
-        with _quiet():
-            if spread:
-                return AutoModel.from_pretrained(name_or_path, dtype=dtype, device_map="auto").eval()
-            return AutoModel.from_pretrained(name_or_path, dtype=dtype).to(where).eval()
+        if spread:
+            return AutoModel.from_pretrained(name_or_path, dtype=dtype, device_map="auto").eval()
+        return AutoModel.from_pretrained(name_or_path, dtype=dtype).to(where).eval()
     except Exception as error:  # transformers', safetensors' and torch's own
         raise InputError(name_or_path, "model_path", reason(error), "a model that transformers loads") from error
 
 
 def checked_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        InputError: torch has none here, or one that computes nothing.
-    """
-    expected = "a device that torch has here"
+    """The device of that name; InputError if torch has none here, or one that computes nothing."""
     try:
-        device = torch.empty(0, device=name).device
+        there = torch.empty(1, device=name)
+        there.cpu()  # nothing comes back from meta
+        return there.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError("command line", "--device", f"{name} ({str(error).splitlines()[0]})", expected) from error
-    if device.type == "meta":
-        raise InputError("command line", "--device", name, expected)
-    return device
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report that the head, which is not wanted, was not loaded."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+        found = f"{name} ({reason(error)})"
+        raise InputError("command line", "--device", found, "a device that torch has here") from error
 
 
 class FeatureReader:
@@ -147,17 +127,9 @@ class FeatureReader:
         padded = pad_sequence(list(dialogues), batch_first=True).to(self.model.device)
         real = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
         mask = None if bool(real.all()) else real.to(self.model.device)
-        output = self.model(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        states: tuple[Tensor, ...] = output.hidden_states
-        return states
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A dialogue that has no features yet: number ``index`` of its data set."""
-
-    index: int
-    record: Record
+        return self.model(
+            input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False
+        ).hidden_states
 
 
 @dataclass
@@ -169,22 +141,15 @@ class OnlineDataset(RecordDataset):
     ``readers`` then has it for every part of the records.
     """
 
-    on_host: ClassVar[bool] = False
-
     basepath: str = ""
     layers: Sequence[int] | None = None
     dtype: str = "auto"
     readers: list[FeatureReader] = field(default_factory=list)
 
-    def sample(self, index: int) -> Tokens:
+    def sample(self, index: int) -> tuple[int, Record]:
         """Its tokens, as they will be cut; :meth:`batch_of` makes them a sample."""
         record = read_record(self.files[index], {}, self.vocab_size, self.like)
-        return Tokens(index, {name: value[: self.max_len] for name, value in record.items()})
-
-    def clean_features(self, index: int) -> Tensor:
-        """Of the shape and dtype that the verifier would give."""
-        length = len(self.sample(index).record["input_ids"])
-        return torch.empty(length, self.widths["hidden_state"], dtype=self.reader.model.dtype)
+        return index, {name: value[: self.max_len] for name, value in record.items()}
 
     @property
     def reader(self) -> FeatureReader:
@@ -195,7 +160,7 @@ class OnlineDataset(RecordDataset):
 
     def batch_of(self, visits: Sequence[Any], packing: bool = False) -> dict[str, Any]:
         """Runs the verifier once for all dialogues, and adds noise in their order."""
-        dialogues = [visit.record["input_ids"] for visit in visits if isinstance(visit, Tokens)]
+        dialogues = [visit[1]["input_ids"] for visit in visits if not isinstance(visit, Skipped)]
         if dialogues:
             self._warn_of_longer(max(map(len, dialogues)))
         features = iter(self.reader(dialogues) if dialogues else [])
@@ -210,7 +175,7 @@ class OnlineDataset(RecordDataset):
             said = f"some dialogues are longer than the verifier's {positions} positions"
             warnings.warn(f"{said}; --max_len {positions} cuts them", stacklevel=2)
 
-    def _complete(self, tokens: Tokens, features: dict[str, Tensor]) -> Any:
-        file, index = self.files[tokens.index], tokens.index
-        record = {**tokens.record, **features}
+    def _complete(self, visit: tuple[int, Record], features: Record) -> Any:
+        index, tokens = visit
+        file, record = self.files[index], {**tokens, **features}
         return self.visit(lambda: self.sample_of(index, check_record(file, record, self.widths, self.vocab_size)))

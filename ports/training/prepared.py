@@ -49,10 +49,6 @@ class PreparedDataset(RecordDataset):
         fields = {"hidden_state": raw["hidden_states"], "target": last} if eagle else {"hidden_state": last}
         return check_record(file, {**record, **fields}, self.widths, self.vocab_size)
 
-    def clean_features(self, index: int) -> Tensor:
-        """Read whole: only Speculators' reader and the norm know their dtype."""
-        return self.record(index)["hidden_state"][: self.max_len]
-
     def _raw(self, file: Path, index: int) -> dict[str, Tensor]:
         if not file.is_file():
             raise InputError(file, "hidden_states", "no such file", "hidden states of every row")
@@ -79,35 +75,26 @@ class PreparedDataset(RecordDataset):
         if last.dtype not in FLOATS or last.shape[-1] != len(weight):
             found = f"{last.dtype}, width {last.shape[-1]}"
             raise InputError(file, "hidden_states", found, f"floats of 16 bits and more, the verifier's {len(weight)}")
-        normed: Tensor = self._norm(last.to(weight.dtype)).detach()
-        return normed
+        return self._norm(last.to(weight.dtype)).detach()
 
 
 def prepared_files(directory: Path) -> list[Path]:
-    """Where the hidden states of every row must lie.
-
-    Raises:
-        InputError: the data set cannot be read, or has no rows.
-    """
+    """Where the hidden states of every row must lie; InputError for a data set that cannot be read, or has no rows."""
     from datasets import load_from_disk
 
     try:
         rows = load_from_disk(str(directory))
         rows.data.validate(full=True)  # reading past an offset that is wrong ends the process, not the call
-        count = len(rows)
+        files = [directory / "hidden_states" / f"hs_{index}.safetensors" for index in range(len(rows))]
     except Exception as error:  # datasets' and arrow's own
         raise InputError(directory, "tmpdir", reason(error), "an arrow data set that Speculators prepared") from error
-    if count == 0:
+    if not files:
         raise InputError(directory, "tmpdir", "no rows", "at least one")
-    return [directory / "hidden_states" / f"hs_{index}.safetensors" for index in range(count)]
+    return files
 
 
 def final_norm(basepath: str) -> LlamaRMSNorm:
-    """The verifier's final norm in the precision of its weights.
-
-    Raises:
-        InputError: weights without it.
-    """
+    """The verifier's final norm in the precision of its weights; InputError for weights without it."""
     with reading_weights(basepath):
         weight = load_model_layers(["model.norm.weight"], basepath)["model.norm.weight"]
     norm = LlamaRMSNorm(weight.shape[0], eps=verifier_config(basepath).rms_norm_eps).to(weight.dtype)

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
 from torch import Tensor
 
-from ports.errors import InputError
-from ports.files import check_regular
+from ports.errors import InputError, reason
+from ports.files import check_regular, is_text
 from ports.training.verifier import verifier_fingerprint
 
 Record = dict[str, Tensor]
@@ -29,7 +28,6 @@ SUFFIX = ".safetensors"
 SUFFIXES = (".ckpt", SUFFIX)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-CALLED = re.compile(r"GLOBAL (\S+)")
 
 KEY = "speculator_record"
 """The only key of the metadata: safetensors writes several in no fixed order."""
@@ -37,15 +35,13 @@ KEY = "speculator_record"
 GENERATION = "generation.json"
 """The file in a directory of records that says what all of them were made from."""
 
-SCHEMA_VERSION = 1
-
 
 class RecordInfo(BaseModel):
     """Where a record comes from. ``feature_layers`` are entries of ``hidden_states``; empty where there are none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(1, ge=1, le=1)
     algorithm: str
     verifier: str
     tokenizer: str
@@ -60,24 +56,16 @@ class RecordInfo(BaseModel):
 
 
 def parse_info(file: Path, metadata: dict[str, str] | None) -> RecordInfo:
-    """The info in a file's metadata.
-
-    Raises:
-        InputError: none, one that is not understood, or one of a newer schema.
-    """
+    """The info in a file's metadata; InputError for none, one that is not understood, or one of a newer release."""
     text = (metadata or {}).get(KEY)
     if text is None:
         raise InputError(file, KEY, f"metadata {sorted(metadata or {})}", "a record that speculator-generate wrote")
     try:
-        info = RecordInfo.model_validate_json(text)
+        return RecordInfo.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join([KEY, *map(str, first["loc"])])
         raise InputError(file, field, repr(first.get("input"))[:80], first["msg"]) from error
-    if not 1 <= info.schema_version <= SCHEMA_VERSION:
-        expected = f"1..{SCHEMA_VERSION}: written by a newer release"
-        raise InputError(file, "schema_version", info.schema_version, expected)
-    return info
 
 
 def list_records(directory: Path, field: str = "tmpdir") -> list[Path]:
@@ -93,11 +81,8 @@ def list_records(directory: Path, field: str = "tmpdir") -> list[Path]:
     if not files:
         raise InputError(directory, field, f"no {' or '.join(f'*{end}' for end in SUFFIXES)}", "at least one record")
     for file in files:
-        try:
-            str(file).encode()
-        except UnicodeEncodeError as error:  # it could be opened, but neither printed nor logged
-            found_name = f"the record {os.fsencode(file.name)!r}"
-            raise InputError(directory, "tmpdir", found_name, "names in UTF-8") from error
+        if not is_text(str(file)):  # it could be opened, but neither printed nor logged
+            raise InputError(directory, "tmpdir", f"the record {os.fsencode(file.name)!r}", "names in UTF-8")
     return files
 
 
@@ -110,11 +95,7 @@ def natural_key(path: Path) -> list[list[tuple[int, int, str]]]:
 
 
 def recorded_info(files: Iterable[Path]) -> RecordInfo | None:
-    """What the first safetensors record says about all of them; the prototypes' say nothing.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """What the first safetensors record says about all of them; the prototypes' say nothing."""
     first = next((file for file in files if file.suffix == SUFFIX), None)
     return None if first is None else load_record(first)[1]
 
@@ -136,15 +117,9 @@ def check_origin(
     info = recorded_info(files)
     if info is None:
         return None
-    directory, verifier = files[0].parent, verifier_fingerprint(basepath)
-    if info.algorithm != algorithm:
-        raise InputError(directory, "algorithm", f"records for {info.algorithm}", f"for {algorithm}")
-    if info.verifier != verifier:
-        expected = f"{verifier}, the verifier's at --basepath"
-        raise InputError(directory, "verifier", f"fingerprint {info.verifier}", expected)
-    if layers is not None and list(info.feature_layers) != list(layers):
-        expected = f"{list(layers)}, the draft config's eagle_aux_hidden_state_layer_ids"
-        raise InputError(directory, "feature_layers", list(info.feature_layers), expected)
+    wanted: dict[str, Any] = {"algorithm": algorithm, "verifier": verifier_fingerprint(basepath)}
+    wanted |= {} if layers is None else {"feature_layers": list(layers)}
+    _check_kind(files[0].parent, info, wanted, "by --basepath and the draft's config")
     return info
 
 
@@ -162,60 +137,42 @@ def read_record(path: Path, widths: Mapping[str, int], vocab_size: int, like: Re
     """
     record, info = load_record(path)
     if info is not None and like is not None:
-        _check_same(path, info, like, features=bool(widths))
+        names = ("tokenizer", "loss_mask", *(("algorithm", "verifier", "feature_layers") if widths else ()))
+        _check_kind(path, info, like.model_dump(mode="json", include=set(names)), "as of the first record")
     return check_record(path, record, widths, vocab_size)
 
 
-def _check_same(file: Path, info: RecordInfo, like: RecordInfo, features: bool) -> None:
-    found, expected = info.model_dump(mode="json"), like.model_dump(mode="json")
-    for name in (*(("algorithm", "verifier", "feature_layers") if features else ()), "tokenizer", "loss_mask"):
-        if found[name] != expected[name]:
-            raise InputError(file, name, found[name], f"{expected[name]}, as of the first record")
+def _check_kind(place: Path, info: RecordInfo, wanted: Mapping[str, Any], why: str) -> None:
+    found = info.model_dump(mode="json")
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise InputError(place, name, found[name], f"{value}, {why}")
 
 
-def load_record(path: Path, mmap: bool = False) -> tuple[Mapping[str, Any], RecordInfo | None]:
+def load_record(path: Path) -> tuple[Mapping[str, Any], RecordInfo | None]:
     """The fields of a file, unchecked, and what it says about itself.
 
-    A safetensors file is mapped: of its tensors no number is read before it is used; of a pickle with ``mmap``.
+    A safetensors file is mapped: of its tensors no number is read before it is used.
 
     Raises:
         InputError: unreadable, or no dict of tensors.
     """
     check_regular(path, "file")
-    if path.suffix == SUFFIX:
-        return _load_safetensors(path)
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle raises whatever its bytes run into
-        raise InputError(path, "file", _reason(error), "a torch file of plain tensors") from error
+        if path.suffix == SUFFIX:
+            with safe_open(path, "pt") as file:
+                info = parse_info(path, file.metadata())
+                return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118  (no iteration)
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes run into
+        advised = re.search("weights.only", str(error), re.IGNORECASE) and not isinstance(error, OSError)
+        found = "a pickle of more than tensors" if advised else reason(error)  # torch's advice is to load it unsafely
+        raise InputError(path, "file", found, "a whole file of plain tensors") from error
     if not isinstance(record, Mapping):
         raise InputError(path, "file", type(record).__name__, "a dict of tensors")
     return record, None
-
-
-def record_header(path: Path) -> Mapping[str, Any]:
-    """The fields of a file, of which nothing but shapes and dtypes may be looked at: it is mapped, and not read."""
-    return load_record(path, mmap=True)[0]
-
-
-def _load_safetensors(path: Path) -> tuple[Mapping[str, Any], RecordInfo]:
-    try:
-        with safe_open(path, "pt") as file:
-            info = parse_info(path, file.metadata())
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118  (no iteration)
-    except InputError:
-        raise
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise InputError(path, "file", str(error).split("\n")[0], "a whole safetensors file") from error
-
-
-def _reason(error: Exception) -> str:
-    """Without torch's advice to load what it refuses."""
-    words = str(error).strip()
-    if isinstance(error, OSError) or not re.search("weights.only", words, re.IGNORECASE):
-        return words.split("\n")[0] or type(error).__name__
-    called = CALLED.search(words)
-    return f"a pickle that calls {called[1][:80]}" if called else "a pickle of more than tensors"
 
 
 def check_record(path: Path, record: Mapping[str, Any], widths: Mapping[str, int], vocab_size: int) -> Record:
@@ -246,14 +203,9 @@ def plain_tensor(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
     if not isinstance(value, Tensor):
         found = "missing" if value is None else type(value).__name__
         raise InputError(path, name, found, f"a tensor (fields present: {', '.join(map(str, record))})")
-    kinds = {
-        str(value.layout): value.layout is not torch.strided,
-        "a nested tensor": value.is_nested,
-        "a tensor on meta": value.is_meta,
-    }
-    odd = [kind for kind, holds in kinds.items() if holds]
-    if odd:
-        raise InputError(path, name, odd[0], "a plain tensor, its numbers in memory one by one")
+    if value.layout is not torch.strided or value.is_nested or value.is_meta:
+        found = f"a sparse or nested tensor ({value.layout}), or one on meta"
+        raise InputError(path, name, found, "a plain tensor, its numbers in memory one by one")
     return value.detach()
 
 

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from ports.errors import InputError, reason
@@ -150,19 +149,13 @@ class TrainingSettings(CommandSettings):
             raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         if self.val_fraction is not None and self.val_dir is not None:
             raise ValueError("val_fraction and val_dir both name what is validated on: one of them")
-        if self.val_dir is not None and self.cpdir.resolve().is_relative_to(self.val_dir.resolve()):
-            raise ValueError("cpdir lies in val_dir, where checkpoints would be read as records")
+        for name in ("tmpdir", "val_dir"):
+            place = getattr(self, name)
+            if place is not None and self.cpdir.resolve().is_relative_to(place.resolve()):
+                raise ValueError(f"cpdir lies in {name}, where checkpoints would be read as records")
         if self.val_steps is not None and self.val_fraction is None and self.val_dir is None:
             raise ValueError("val_steps needs something to validate on: val_fraction or val_dir")
         return self
-
-    @field_validator("cpdir")
-    @classmethod
-    def _outside_the_records(cls, value: Path, info: ValidationInfo) -> Path:
-        tmpdir = info.data.get("tmpdir")
-        if tmpdir is not None and value.resolve().is_relative_to(tmpdir.resolve()):
-            raise ValueError("a directory outside --tmpdir, where checkpoints would be read as records")
-        return value
 
     def as_json(self) -> dict[str, Any]:
         """All values as JSON types, for logs."""
@@ -206,7 +199,7 @@ def parse(settings_class: type[S], argv: Sequence[str]) -> S:
         SystemExit: argparse's, on an unknown flag or ``--help``.
     """
     file, words = _take_config_flag(argv)
-    content = {} if file is None else _read_config(file, sorted(settings_class.model_fields))
+    values = {} if file is None else _read_config(file, settings_class)
 
     class Layered(settings_class):  # type: ignore[misc,valid-type]
         @classmethod
@@ -218,15 +211,12 @@ def parse(settings_class: type[S], argv: Sequence[str]) -> S:
     Layered.__name__, Layered.__doc__ = settings_class.__name__, settings_class.__doc__
     flags = [_with_underscores(settings_class, word) for word in words]
     try:
-        return Layered(_cli_parse_args=flags, _cli_prog_name=Path(sys.argv[0]).name, **content)
+        return Layered(_cli_parse_args=flags, _cli_prog_name=Path(sys.argv[0]).name, **values)
     except ValidationError as error:
         raise _explain(error, file) from error
     except SettingsError as error:  # a list that begins like JSON and is none
-        field = next(
-            (name for name in settings_class.model_fields if name in re.findall(r"\w+", str(error))), "settings"
-        )
-        found, expected = reason(error.__cause__ or error), "words, as in --log_with tensorboard"
-        raise InputError("command line or environment", field, found, expected) from error
+        expected = "words, as in --log_with tensorboard"
+        raise InputError("command line or environment", "settings", reason(error), expected) from error
 
 
 def _take_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -240,11 +230,11 @@ def _take_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return known.config, words
 
 
-def _read_config(file: Path, known: list[str]) -> dict[str, Any]:
+def _read_config(file: Path, settings_class: type[BaseSettings]) -> dict[str, Any]:
     content = read_yaml(file, "--config", "a mapping of settings")
     values = {key.replace("-", "_"): value for key, value in content.items()}
-    for name in sorted(set(values) - set(known)):
-        raise InputError(file, name, "an unknown key", f"one of {', '.join(known)}")
+    for name in values.keys() - settings_class.model_fields.keys():
+        raise InputError(file, name, "an unknown key", f"one of {', '.join(sorted(settings_class.model_fields))}")
     return values
 
 
@@ -257,6 +247,8 @@ def _with_underscores(settings_class: type[BaseSettings], word: str) -> str:
 def _explain(error: ValidationError, file: Path | None) -> InputError:
     first = error.errors()[0]
     where = f"command line, environment or {file}" if file else "command line or environment"
-    field = ".".join(str(part) for part in first["loc"]) or "settings"
+    field = ".".join(str(part) for part in first["loc"])
+    if not field:
+        return InputError(where, "settings", "several that do not go together", first["msg"])
     found = "nothing" if first["type"] == "missing" else repr(first.get("input"))
     return InputError(where, field, found, first["msg"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from speculators.config import VerifierConfig
 from speculators.utils.loading import load_model_layers
 from torch import Tensor
@@ -31,9 +31,6 @@ TOKENIZER_FILES = (
 
 SAMPLE = 256
 """Bytes that a fingerprint reads at the start, in the middle and at the end of every tensor."""
-
-LONGEST_NAME = 200
-"""Longer names are no file's on any file system."""
 
 PROBE = "Hello, world!\n\n  x = 3.14; é漢🙂 <|eot_id|>"
 
@@ -62,49 +59,33 @@ def verifier_config(name_or_path: str) -> Any:
 
 
 def check_weights_present(name_or_path: str) -> None:
-    """Refuse a verifier directory that Speculators cannot read weights from, or would read the wrong ones.
+    """Refuse a verifier directory that Speculators would read the wrong head from.
 
     Raises:
-        InputError: an absent index, file or shard; no head, for which Speculators takes the embedding, although the
-            config says that the two are not tied.
+        InputError: no readable index or file of weights; no head, for which Speculators takes the embedding, although
+            the config says that the two are not tied.
     """
     directory = Path(name_or_path)
     if not directory.is_dir():
         return
-    file, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if file.is_file():
-        names = list(_weight_map(file))
-    elif single.is_file():
-        file, names = single, _names(single)
-    else:
-        raise InputError(directory, file.name, "missing", "an index (or a single model.safetensors)")
-    if not any(name.endswith("lm_head.weight") for name in names) and _is_untied(directory):
-        raise InputError(file, "lm_head.weight", "missing", "the head of a verifier whose embeddings are not tied")
+    with reading_weights(name_or_path):
+        has_head = any(name.endswith("lm_head.weight") for name in _names(directory))
+    if not has_head and _is_untied(directory):
+        expected = "the head of a verifier whose embeddings are not tied"
+        raise InputError(directory, "lm_head.weight", "missing", expected)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Every tensor's shard, which lies beside the index."""
-    expected = "a non-empty object that maps tensors to shards"
-    content = read_json(index, "weight_map", expected)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(index, "weight_map", repr(weight_map)[:80], expected)
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or len(shard) > LONGEST_NAME:
-            raise InputError(index, f"weight_map {name}", repr(shard)[:80], "the name of a file beside the index")
-    for shard in sorted(set(weight_map.values())):
-        if not (index.parent / shard).is_file():
-            raise InputError(index, "weight_map", f"{shard}, which does not exist", "shards that lie beside the index")
-    return weight_map
-
-
-def _names(file: Path) -> list[str]:
-    check_regular(file, "weights")
-    try:
-        with safe_open(file, "pt") as tensors:
-            return list(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise InputError(file, "weights", str(error), "a safetensors file") from error
+def _names(directory: Path) -> list[str]:
+    """Of all tensors, where Speculators looks for them."""
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.is_file():
+        weight_map = read_json(index, "weight_map", "an object that maps tensors to shards")["weight_map"]
+        for shard in set(weight_map.values()):
+            check_regular(directory / shard, "weights")
+        return list(weight_map)
+    check_regular(single, "weights")
+    with safe_open(single, "pt") as tensors:
+        return list(tensors.keys())
 
 
 def _is_untied(directory: Path) -> bool:
@@ -134,11 +115,7 @@ def full_head(name_or_path: str) -> Tensor:
 
 
 def open_tokenizer(name_or_path: str) -> Any:
-    """The verifier's tokenizer.
-
-    Raises:
-        InputError: it has none, or one that does not give ids.
-    """
+    """The verifier's tokenizer; InputError if it has none, or one that does not give ids."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         torch.tensor(tokenizer("Hello, world!")["input_ids"], dtype=torch.int64)
@@ -166,19 +143,13 @@ def verifier_fingerprint(name_or_path: str) -> str:
     Raises:
         InputError: no readable safetensors there.
     """
-    try:
-        directory = _directory(name_or_path, ["*.safetensors", "*.json"])
-    except Exception as error:  # the hub's own, requests' and the file system's
-        raise InputError(name_or_path, "weights", reason(error), "a model directory or hub id") from error
-    files = sorted(directory.glob("*.safetensors"))
-    for file in files:
-        check_regular(file, "weights")
-    try:
+    with reading_weights(name_or_path):
+        files = sorted(_directory(name_or_path, ["*.safetensors", "*.json"]).glob("*.safetensors"))
+        for file in files:
+            check_regular(file, "weights")
         tensors = dict(entry for file in files for entry in _tensors(file))
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise InputError(directory, "weights", reason(error), "whole safetensors") from error
     if not tensors:
-        raise InputError(directory, "weights", "no *.safetensors", "a verifier's weights")
+        raise InputError(name_or_path, "weights", "no *.safetensors", "a verifier's weights")
     digest = hashlib.sha256()
     for name, content in sorted(tensors.items()):
         digest.update(name.encode() + b"\0" + content)

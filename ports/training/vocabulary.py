@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
 from ports.files import check_regular
 from ports.training.shards import tensors_digest
 
@@ -43,7 +43,7 @@ def load_vocabulary_map(t2d_file: Path, d2t_file: Path, vocab_size: int, draft_v
 
     Raises:
         InputError: unreadable file, wrong size, or a ``d2t`` that does not name exactly the ids of ``t2d`` in
-            ascending order (which also refuses every map that sends two draft ids to one token).
+            ascending order.
     """
     arrays = _read(t2d_file, "t2d"), _read(d2t_file, "d2t")
     return check_map((t2d_file, d2t_file), arrays, vocab_size, draft_vocab_size)
@@ -53,26 +53,16 @@ def check_map(
     files: tuple[Path, Path], arrays: tuple[np.ndarray, np.ndarray], vocab_size: int, draft_vocab_size: int
 ) -> VocabularyMap:
     """The map that ``arrays``, t2d and d2t out of ``files``, are; see :func:`load_vocabulary_map`."""
-    for file, field, array in zip(files, ("t2d", "d2t"), arrays):
-        if array.dtype.kind not in "biu" or array.ndim != 1:
-            raise InputError(file, field, f"{array.dtype} {array.shape}", "a one-dimensional bool or integer array")
-    (t2d_file, d2t_file), t2d, d2t = files, arrays[0].astype(bool), arrays[1].astype(np.int64)
-    if t2d.shape != (vocab_size,):
-        raise InputError(t2d_file, "t2d", f"shape {t2d.shape}", f"({vocab_size},), the verifier's vocabulary")
+    for file, field, array, size in zip(files, ("t2d", "d2t"), arrays, (vocab_size, draft_vocab_size)):
+        if array.dtype.kind not in "biu" or array.shape != (size,):
+            raise InputError(file, field, f"{array.dtype} {array.shape}", f"bools or integers ({size},)")
+    t2d, d2t = arrays[0].astype(bool), arrays[1].astype(np.int64)
     if int(t2d.sum()) != draft_vocab_size:
-        raise InputError(t2d_file, "t2d", f"{int(t2d.sum())} kept ids", f"draft_vocab_size = {draft_vocab_size}")
-    if d2t.shape != (draft_vocab_size,):
-        raise InputError(d2t_file, "d2t", f"shape {d2t.shape}", f"({draft_vocab_size},), the draft vocabulary")
-    _check_same_ids(d2t_file, np.flatnonzero(t2d), d2t + np.arange(draft_vocab_size))
-    return VocabularyMap(torch.from_numpy(t2d), torch.from_numpy(d2t))
-
-
-def _check_same_ids(file: Path, kept: np.ndarray, named: np.ndarray) -> None:
-    values, counts = np.unique(named, return_counts=True)
-    if len(values) != len(named):
-        raise InputError(file, "d2t", f"verifier id {values[counts.argmax()]} named more than once", "an injective map")
+        raise InputError(files[0], "t2d", f"{int(t2d.sum())} kept ids", f"draft_vocab_size = {draft_vocab_size}")
+    kept, named = np.flatnonzero(t2d), d2t + np.arange(draft_vocab_size)
     for j in np.flatnonzero(kept != named):
-        raise InputError(file, "d2t", f"draft id {j} -> {named[j]}", f"{kept[j]}, the {j}-th id kept by t2d")
+        raise InputError(files[1], "d2t", f"draft id {j} -> {named[j]}", f"{kept[j]}, the {j}-th id kept by t2d")
+    return VocabularyMap(torch.from_numpy(t2d), torch.from_numpy(d2t))
 
 
 def _read(file: Path, field: str) -> np.ndarray:
@@ -81,7 +71,7 @@ def _read(file: Path, field: str) -> np.ndarray:
     try:
         array = np.load(file, allow_pickle=False)
     except Exception as error:  # numpy evaluates the header, and raises whatever its bytes run into
-        raise InputError(file, field, str(error).split("\n")[0], expected) from error
+        raise InputError(file, field, reason(error), expected) from error
     if not isinstance(array, np.ndarray):
         raise InputError(file, field, "several arrays in one file", expected)
     return array
@@ -104,16 +94,12 @@ class VocabularyFile(BaseModel):
 
 
 def read_vocabulary_file(file: Path) -> VocabularyFile:
-    """The content of ``file``.
-
-    Raises:
-        InputError: unreadable, or something else.
-    """
+    """The content of ``file``; InputError if it is something else."""
     try:
         return VocabularyFile.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
         expected = "what speculator-generate vocabulary wrote"
-        raise InputError(file, "vocabulary", str(error).split("\n")[0], expected) from error
+        raise InputError(file, "vocabulary", reason(error), expected) from error
 
 
 def check_digest(digest: str, t2d: Path, directories: Iterable[Path], config: tuple[str, str | None]) -> None:

@@ -97,35 +97,25 @@ OCCUPIED, BELOW = "{root}/occupied", "{root}/occupied/below"
 MISSING = {"basepath": "/none", "model_path": "/none", "verifier": "/none", "prompts": "/none"}
 """Other bad input, which is met later: the output was looked at first."""
 
-OUTPUTS = [
-    *((name, {"cpdir": place}, "cpdir") for name in ("eagle3", "hass") for place in (OCCUPIED, BELOW, NOWHERE)),
-    *(("generate", {"outdir": place}, "outdir") for place in (OCCUPIED, BELOW, NOWHERE)),
-    *(("vocabulary", {"output": place}, "output") for place in (OCCUPIED, BELOW, NOWHERE)),
-    *(("evaluate", {"json": place}, "--json") for place in (BELOW, NOWHERE, "{root}", "{root}/none/result.json")),
-]
+FIELDS = {"eagle3": "cpdir", "hass": "cpdir", "generate": "outdir", "vocabulary": "output", "evaluate": "json"}
+WRITERS = ("eagle3", "hass", "generate", "vocabulary")
+OUTPUTS = [(command, place, None) for command in WRITERS for place in (OCCUPIED, BELOW, NOWHERE)]
+OUTPUTS += [("evaluate", place, None) for place in (BELOW, NOWHERE, "{root}", "{root}/none/result.json")]
+OUTPUTS += [(command, None, no_room) for command in WRITERS]
+OUTPUTS += [(command, None, little_room) for command in ("eagle3", "hass", "generate")]
 
 
-@pytest.mark.parametrize(("command", "changes", "field"), OUTPUTS)
-def test_an_output_that_cannot_be_written_is_met_first(place, command, changes, field):
+@pytest.mark.parametrize(("command", "output", "disk"), OUTPUTS)
+def test_an_output_that_cannot_be_written_is_met_first(place, monkeypatch, command, output, disk):
     occupied(place)
-    before = tree(place.root)
-    changes = {name: str(value).format(root=place.root) for name, value in changes.items()}
-    known = {name: value for name, value in MISSING.items() if name in dict(getattr(place, f"_{command}")())}
-    refused(place.run(command, **{**known, **changes}), f": {field}: found ")
-    assert tree(place.root) == before
-
-
-FIELDS = {"eagle3": "cpdir", "hass": "cpdir", "generate": "outdir", "vocabulary": "output"}
-
-
-@pytest.mark.parametrize(
-    ("command", "disk"),
-    [*((name, no_room) for name in FIELDS), *((name, little_room) for name in ("eagle3", "hass", "generate"))],
-)
-def test_a_full_disk_is_met_first(place, monkeypatch, command, disk):
-    before = tree(place.root)
-    disk(monkeypatch)
-    refused(place.run(command), f": {FIELDS[command]}: found ", "expected ")
+    before, field = tree(place.root), FIELDS[command]
+    changes = {}
+    if disk is None:
+        known = {name: value for name, value in MISSING.items() if name in dict(getattr(place, f"_{command}")())}
+        changes = {**known, field: output.format(root=place.root)}
+    else:
+        disk(monkeypatch)
+    refused(place.run(command, **changes), f"{field}: found ", "expected ")
     assert tree(place.root) == before
 
 
@@ -142,49 +132,48 @@ def refused(ran, *words):
         assert word in line, (word, line)
 
 
-NO_FILE = "expected a regular file"
+FIFOS = [
+    ("eagle3", "eagle3/0/data_1.ckpt", "file"),
+    ("eagle3", "eagle3/0/data_1.safetensors", "file"),
+    ("vocabulary", "eagle3/0/data_0.safetensors", "file"),
+    ("eagle3", "draft_eagle3.json", "configpath"),
+    ("eagle3", "t2d.npy", "t2d"),
+    ("eagle3", "run.yaml", "--config"),
+    ("evaluate", "prompts.jsonl", "--prompts"),
+    ("evaluate", "trained_eagle3/model.safetensors", "ckpt_path"),
+    ("generate", "share.json", "data_path"),
+    ("generate", "verifier/z.safetensors", "weights"),
+    ("hass", "verifier/z.safetensors", "weights"),
+]
+NO_THETA = {"rope_theta": "x"}
 SITUATIONS = [
     ("eagle3", {"seed": 2**32}, None, ["seed: found '4294967296'"]),
     ("generate", {"device": "abacus", "data_path": "/none"}, None, ["--device: found abacus"]),
     ("evaluate", {"device": "meta"}, None, ["--device: found meta"]),
-    ("eagle3", {}, fifo("eagle3/0/data_1.ckpt"), ["data_1.ckpt: file: found a FIFO", NO_FILE]),
-    ("eagle3", {}, fifo("eagle3/0/data_1.safetensors"), ["data_1.safetensors: file: found a FIFO", NO_FILE]),
-    ("vocabulary", {}, fifo("eagle3/0/data_0.safetensors"), ["data_0.safetensors: file: found a FIFO", NO_FILE]),
-    ("eagle3", {}, fifo("draft_eagle3.json"), ["draft_eagle3.json: configpath: found a FIFO", NO_FILE]),
-    ("eagle3", {}, fifo("t2d.npy"), ["t2d.npy: t2d: found a FIFO", NO_FILE]),
-    ("eagle3", {"config": "{root}/run.yaml"}, fifo("run.yaml"), ["run.yaml: --config: found a FIFO", NO_FILE]),
-    ("evaluate", {}, fifo("prompts.jsonl"), ["prompts.jsonl: --prompts: found a FIFO", NO_FILE]),
-    ("evaluate", {}, fifo("trained_eagle3/model.safetensors"), ["model.safetensors: ckpt_path: found a FIFO", NO_FILE]),
-    ("generate", {}, fifo("share.json"), ["share.json: data_path: found a FIFO", NO_FILE]),
-    ("generate", {}, fifo("verifier/z.safetensors"), ["z.safetensors: weights: found a FIFO", NO_FILE]),
-    (
-        "evaluate",
-        {},
-        changed("trained_eagle3/config.json", rope_theta="x"),
-        ["config.json: config: found ", "be built"],
+    *(
+        (
+            command,
+            {"config": "{root}/run.yaml"} if field == "--config" else {},
+            fifo(name),
+            [f"{Path(name).name}: {field}: found a FIFO", "expected a regular file"],
+        )
+        for command, name, field in FIFOS
     ),
-    ("eagle3", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
-    ("estimate", {}, changed("draft_eagle3.json", rope_theta="x"), ["draft_eagle3.json: config: found "]),
+    ("evaluate", {}, changed("trained_eagle3/config.json", **NO_THETA), ["config.json: config: found ", "be built"]),
+    *(
+        (command, {}, changed("draft_eagle3.json", **NO_THETA), ["draft_eagle3.json: config: found "])
+        for command in ("eagle3", "estimate")
+    ),
     *(
         (name, {}, changed("verifier/config.json", architectures={"a": 1}), ["verifier: basepath: found ", "architect"])
         for name in ("eagle3", "hass", "arrow")
     ),
-    (
-        "generate",
-        {},
-        changed("verifier/config.json", vocab_size=40),
-        ["verifier: tokenizer: found id ", "ids below 40"],
-    ),
+    ("generate", {}, changed("verifier/config.json", vocab_size=40), ["tokenizer: found id ", "ids below 40"]),
     ("evaluate", {}, changed("verifier/tokenizer_config.json", model_input_names=0.5), ["verifier: tokenizer: found "]),
     ("evaluate", {}, far_map, ["trained_eagle3/model.safetensors: d2t: found draft id 39 ->"]),
     ("eagle3", {}, text("verifier/model.safetensors.index.json", "{,"), ["weight_map: found Expecting property name"]),
     ("eagle3", {}, text("verifier/config.json", "{,"), ["basepath: found Expecting property name"]),
-    (
-        "eagle3",
-        {"debug": True, "lr": 1e30, "epoch": 2},
-        None,
-        ["data_", "loss: found nan at optimizer step", "a finite number"],
-    ),
+    ("eagle3", {"debug": True, "lr": 1e30, "epoch": 2}, None, ["data_", "loss: found nan at optimizer step"]),
     ("eagle3", {"debug": True}, huge, [".ckpt"]),
 ]
 

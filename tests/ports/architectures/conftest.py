@@ -14,14 +14,11 @@ import torch
 
 from parity.fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
 from parity.fixtures.conversations import SHAREGPT
-from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main as generate
-from ports.hass import train as hass
 from ports.training.runs import finish
-from ports.training.settings import Eagle3Settings, HassSettings
+from tests.ports.conftest import TRAIN, words_of
 
 DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
-TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 DRAFTS = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
 DRAFTS += [(name, "hass", "llama") for name in ARCHITECTURES]
 
@@ -57,11 +54,7 @@ def make_records(tiny: Tiny, algorithm: str) -> None:
         "samples": 7,
         "max_length": MAX_LENGTH,
     }
-    assert generate([*words(flags), "--no-progress"]) == 0
-
-
-def words(flags: dict[str, Any]) -> list[str]:
-    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    assert generate([*words_of(flags), "--no-progress"]) == 0
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +66,10 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
         if name not in made:
             tiny = Tiny(ARCHITECTURES[name], tmp_path_factory.mktemp(name))
             build_architecture(tiny.architecture, tiny.verifier)
-            for algorithm in TRAINERS:
+            for algorithm in TRAIN:
                 make_records(tiny, algorithm)
             flags = {"tmpdir": tiny.folder / "eagle3", "basepath": tiny.verifier, "draft_vocab_size": DRAFT_VOCAB_SIZE}
-            assert generate(["vocabulary", *words(flags)]) == 0
+            assert generate(["vocabulary", *words_of(flags)]) == 0
             made[name] = tiny
         return made[name]
 
@@ -111,21 +104,15 @@ class Draft:
             "configpath": str(self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json", **self.config)),
             "tmpdir": data,
             "cpdir": self.folder / "checkpoints",
-            "bs": 2,
-            "lr": 3e-3,
-            "epoch": 1,
-            "forward_num_total": STEPS,
-            "noise": False,
-            "num_workers": 0,
-            "mixed_precision": "no",
-            "progress": False,
             **({"t2d": data / "t2d.npy", "d2t": data / "d2t.npy"} if self.algorithm == "eagle3" else {}),
         }
-        return TRAINERS[self.algorithm][1](**{**values, **changes})
+        values |= {"bs": 2, "lr": 3e-3, "epoch": 1, "forward_num_total": STEPS, "noise": False}
+        values |= {"num_workers": 0, "mixed_precision": "no", "progress": False}
+        return TRAIN[self.algorithm][1](**{**values, **changes})
 
     @property
     def trainer(self) -> Any:
-        return TRAINERS[self.algorithm][0]
+        return TRAIN[self.algorithm][0]
 
     def build(self, **changes: Any) -> Any:
         return self.trainer.build(self.settings(**changes))
@@ -144,14 +131,12 @@ class Draft:
 @pytest.fixture(params=DRAFTS, ids="-".join)
 def draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
     """Every draft of every architecture."""
-    name, algorithm, layer = request.param
-    return Draft(tiny_of(name), algorithm, layer, tmp_path)
+    return Draft(tiny_of(request.param[0]), *request.param[1:], tmp_path)
 
 
 @pytest.fixture(params=[each for each in DRAFTS if each[1] == "eagle3"], ids="-".join)
 def eagle3_draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
-    name, algorithm, layer = request.param
-    return Draft(tiny_of(name), algorithm, layer, tmp_path)
+    return Draft(tiny_of(request.param[0]), *request.param[1:], tmp_path)
 
 
 @pytest.fixture

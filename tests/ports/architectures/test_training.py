@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 from speculators.models.eagle3 import Eagle3DraftModel
 
-from parity.prototypes.library import speculators_forward
+from parity.prototypes.library import speculators_forward, speculators_inputs
 from parity.prototypes.reference.drafts import hass as reference_forward
 from ports.eagle3.model import SharedFirstLayer
 from ports.eagle3.objective import Eagle3Objective
@@ -82,24 +82,75 @@ def theirs_and_ours(draft):
     return theirs, ours
 
 
+def one_longer(batch):
+    """The last position is the one that is left out of Speculators' forward."""
+    return {name: torch.cat([value, value[:, -1:]], dim=1) for name, value in batch.items()}
+
+
+def compare_gradients(found, wanted):
+    """Of two modules, by name; Speculators freezes its head."""
+    found, wanted = (
+        {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        for model in (found, wanted)
+    )
+    assert set(wanted) >= set(found) - {"lm_head.weight"}
+    assert len(wanted) >= 12
+    for name, value in wanted.items():
+        assert float((found[name] - value).norm()) <= CLOSE * float(value.norm()), name
+        assert value.abs().max() > 0, name
+
+
 @pytest.mark.parametrize("index", [0, 3])
 def test_the_chain_is_speculators_own(eagle3_draft, index):
+    """Logits, loss and every gradient. Its index q at step s is position p = q + s here."""
     theirs, ours = theirs_and_ours(eagle3_draft)
     batch = collate([eagle3_draft.dataset(ours, ttt_alignment="chain")[index]])
-    logits, loss = speculators_forward(theirs, batch, STEPS)
+    logits, loss = speculators_forward(theirs, one_longer(batch), STEPS)
     outcome = Eagle3Objective(ours, STEPS, Alignment.CHAIN)(batch)
     assert len(logits) == len(outcome.steps) == STEPS
     for number, (step, wanted) in enumerate(zip(outcome.steps, logits, strict=True)):
-        length = wanted.shape[1] - number
-        torch.testing.assert_close(step.logits[:, number : number + length], wanted[:, :length], rtol=0, atol=CLOSE)
+        length = batch["input_ids"].shape[1] - number
+        torch.testing.assert_close(step.logits[:, number:], wanted[:, :length], rtol=0, atol=CLOSE)
         assert wanted.std() > 0.8
-    torch.testing.assert_close(outcome.loss, loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(outcome.loss, loss.detach(), rtol=1e-6, atol=1e-6)
+    outcome.backward_loss.backward()
+    loss.backward()
+    compare_gradients(ours, theirs)
 
 
-def test_so_is_that_of_two_layers_of_qwen_3(tiny_of, tmp_path):
-    test_the_chain_is_speculators_own(
-        Draft(tiny_of("qwen3"), "eagle3", "qwen3", tmp_path, {"num_hidden_layers": 2, "max_window_layers": 2}), 0
-    )
+@pytest.mark.parametrize(("layer", "count"), [("llama", 2), ("llama", 3), ("qwen3", 2)])
+def test_so_is_that_of_several_layers(tiny_of, tmp_path, layer, count):
+    more = {"num_hidden_layers": count, **({"max_window_layers": count} if layer == "qwen3" else {})}
+    test_the_chain_is_speculators_own(Draft(tiny_of("qwen3"), "eagle3", layer, tmp_path, more), 0)
+
+
+@pytest.fixture
+def llama(tiny_of, tmp_path):
+    return Draft(tiny_of("qwen3"), "eagle3", "llama", tmp_path)
+
+
+def test_padding_is_speculators_document_minus_1(llama):
+    theirs, ours = theirs_and_ours(llama)
+    dataset = llama.dataset(ours, ttt_alignment="chain")
+    samples = sorted((dataset[index] for index in range(len(dataset))), key=lambda sample: len(sample.input_ids))
+    batch = {name: value[:1] for name, value in collate(samples).items()}
+    assert batch["attention_mask"].sum() < batch["attention_mask"].numel()
+    documents = {"document_ids": batch["attention_mask"] - 1}
+    _, loss, _ = theirs(**speculators_inputs(one_longer(batch), STEPS) | documents)
+    outcome = Eagle3Objective(ours, STEPS, Alignment.CHAIN)(batch)
+    torch.testing.assert_close(outcome.loss, loss.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_prototypes_alignment_would_fail(llama):
+    """The planted fault: keys of earlier steps at the query's own position."""
+    theirs, _ = theirs_and_ours(llama)
+    ours = enliven(llama.build(ttt_alignment="prototype"))
+    batch = collate([llama.dataset(ours, ttt_alignment="chain")[0]])
+    logits, _ = speculators_forward(theirs, one_longer(batch), STEPS)
+    own, length = Eagle3Objective(ours, STEPS, Alignment.CHAIN)(batch), batch["input_ids"].shape[1]
+    gaps = [float((step.logits[:, s:] - logits[s][:, : length - s]).abs().max()) for s, step in enumerate(own.steps)]
+    assert max(gaps[:2]) < 1e-5
+    assert min(gaps[2:]) > 0.1
 
 
 @pytest.mark.parametrize("part", ["q_norm", "k_norm"])
@@ -125,13 +176,9 @@ def test_gradients_are_those_of_the_dense_attention(eagle3_draft):
     batch = collate([dataset[0], dataset[1]])
     for model in (fast, dense):
         Eagle3Objective(model, STEPS, Alignment.CHAIN)(batch).backward_loss.backward()
-    wanted = {name: value.grad for name, value in dense.named_parameters() if value.grad is not None}
+    compare_gradients(fast, dense)
     norms = {f"layers.0.self_attn.{name}_norm.weight" for name in "qk"}
-    assert (norms <= wanted.keys()) is (eagle3_draft.layer == "qwen3")
-    for name, value in wanted.items():
-        found = fast.get_parameter(name).grad
-        assert float((found - value).norm()) <= CLOSE * float(value.norm()), name
-        assert value.abs().max() > 0, name
+    assert (norms <= dict(dense.named_parameters()).keys()) is (eagle3_draft.layer == "qwen3")
 
 
 @pytest.mark.parametrize("alignment", list(Alignment))

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from parity.fixtures.samples import build_random_fixture
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.training import data, keeper
@@ -18,17 +15,13 @@ from ports.training.alignment import Alignment
 from ports.training.data import (
     LengthGroupedSampler,
     RecordDataset,
-    Sample,
     Skipped,
-    add_uniform_noise,
     build_loader,
-    collate,
     make_sample,
-    pack,
-    pad,
     record_sizes,
 )
-from tests.ports.conftest import DRAFT_VOCAB_SIZE, SPEC
+from ports.training.records import list_records
+from tests.ports.conftest import LENGTHS
 from tests.ports.training.test_records import as_safetensors
 
 BOTH = list(Alignment)
@@ -46,25 +39,19 @@ def record(length=5, **changes):
     }
 
 
-@pytest.mark.parametrize("alignment", BOTH)
-def test_ids_and_target_move_left_and_features_stay(alignment):
-    source = record()
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize(("alignment", "mask"), zip(BOTH, ([1, 0, 0, 1, 0], [0, 0, 1, 1, 0]), strict=True))
+def test_ids_and_target_move_left_features_stay_and_the_mask_moves_in_the_chain_alone(alignment, mask, dtype):
+    source = record(loss_mask=torch.tensor([1, 0, 0, 1, 1]).to(dtype))
     sample = make_sample(source, 8192, alignment)
     assert sample.input_ids.tolist() == [11, 12, 13, 14, 0]
     assert torch.equal(sample.target[:-1], source["target"][1:])
     assert not sample.target[-1].any()
     assert torch.equal(sample.features, source["hidden_state"])
+    assert (sample.loss_mask.dtype, sample.loss_mask.tolist()) == (torch.int64, mask)
+    assert source["loss_mask"].tolist() == [1, 0, 0, 1, 1]
     del source["target"]
     assert torch.equal(make_sample(source, 8192, alignment).target[:-1], source["hidden_state"][1:])
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
-@pytest.mark.parametrize(("alignment", "expected"), zip(BOTH, ([1, 0, 0, 1, 0], [0, 0, 1, 1, 0]), strict=True))
-def test_the_mask_stays_in_the_prototype_and_moves_in_the_chain(alignment, expected, dtype):
-    source = record(loss_mask=torch.tensor([1, 0, 0, 1, 1]).to(dtype))
-    mask = make_sample(source, 8192, alignment).loss_mask
-    assert (mask.dtype, mask.tolist()) == (torch.int64, expected)
-    assert source["loss_mask"].tolist() == [1, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("alignment", BOTH)
@@ -75,65 +62,13 @@ def test_a_cut_sample_ends_like_a_short_one(alignment, length):
     short = make_sample({name: value[:length] for name, value in long.items()}, 8192, alignment)
     for name in ("input_ids", "features", "target", "loss_mask"):
         assert torch.equal(getattr(cut, name), getattr(short, name))
-    assert cut.input_ids.tolist() == [11, 12, 13, 0][-length:]
 
 
-@given(length=st.integers(1, 40), width=st.integers(1, 4), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_the_noise_is_what_the_generator_gives_next_with_a_leading_axis(length, width, dtype):
-    features = torch.ones(length, width, dtype=dtype)
-    torch.manual_seed(5)
-    noisy = [add_uniform_noise(features) for _ in range(2)]
-    torch.manual_seed(5)
-    for found in noisy:
-        uniforms = torch.rand(1, length, width, dtype=dtype)
-        assert torch.equal(found, features + (uniforms[0] - 0.5) * 0.2 * 512 / length)
-    assert bool((features == 1).all()), "the input is left alone"
-
-
-def sample(length, dtype=torch.float32, value=1.0):
-    return Sample(
-        input_ids=torch.full((length,), 7),
-        features=torch.full((length, 6), value, dtype=dtype),
-        target=torch.full((length, 2), value, dtype=dtype),
-        loss_mask=torch.ones(length, dtype=torch.int64),
-    )
-
-
-def test_samples_are_padded_right_with_zeros():
-    batch = collate([sample(2), sample(4)])
-    assert batch["attention_mask"].tolist() == batch["loss_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    assert batch["input_ids"].tolist() == [[7, 7, 0, 0], [7, 7, 7, 7]]
-    assert batch["features"].sum(-1).tolist() == [[6, 6, 0, 0], [6, 6, 6, 6]]
-    assert batch["target"].sum(-1).tolist() == [[2, 2, 0, 0], [2, 2, 2, 2]]
-
-
-HALVES = [
-    ((torch.bfloat16,), torch.bfloat16),
-    ((torch.bfloat16, torch.bfloat16), torch.bfloat16),
-    ((torch.bfloat16, torch.float16), torch.float32),
-    ((torch.float16, torch.float64), torch.float64),
-]
-
-
-@pytest.mark.parametrize("join", [pad, pack])
-@pytest.mark.parametrize(("dtypes", "together"), HALVES)
-def test_a_batch_holds_what_its_records_do_until_float32_is_needed(join, dtypes, together):
-    batch = join([sample(2, dtype, 0.1) for dtype in dtypes])
-    assert batch["features"].dtype is batch["target"].dtype is together
-    ready = data.in_float32(batch)
-    assert ready["features"].dtype is ready["target"].dtype is torch.float32
-    found = ready["features"].flatten()[::12].tolist()
-    assert found == [float(torch.tensor(0.1, dtype=dtype).float()) for dtype in dtypes]
-
-
-def test_a_lone_sample_is_not_copied_and_computed_with_only_where_memory_is_aligned():
-    shifted = torch.zeros(4 * 6 + 1)[1:].view(4, 6)
-    one = sample(4)
-    one.features = shifted
-    batch = pad([one])
-    assert batch["features"].data_ptr() == shifted.data_ptr()
-    assert shifted.data_ptr() % 64
-    assert data.in_float32(batch)["features"].data_ptr() % 64 == 0
+def test_a_batch_without_a_usable_record_is_one_token():
+    batch = RecordDataset([], {"hidden_state": 6, "target": 2}, 9).batch_of([Skipped("why"), Skipped("so")], True)
+    shapes = [tuple(batch[name].shape) for name in ("input_ids", "features", "target", "document_ids")]
+    assert shapes == [(1, 1), (1, 1, 6), (1, 1, 2), (1, 1)]
+    assert (batch["loss_mask"].tolist(), batch["skipped"]) == ([[0]], ["why", "so"])
 
 
 @pytest.fixture
@@ -149,7 +84,6 @@ def test_noise_is_on_the_features_only_and_fresh_at_every_visit(dataset):
     clean, noisy = dataset()[0], dataset(noise=True)
     first, second = noisy[0], noisy[0]
     assert not torch.equal(first.features, second.features)
-    assert not torch.equal(first.features, clean.features)
     for name in ("target", "input_ids", "loss_mask"):
         assert torch.equal(getattr(first, name), getattr(clean, name))
 
@@ -198,18 +132,13 @@ def test_less_is_padded_than_in_a_random_order_and_lengths_do_not_rise_over_the_
 
 
 def test_what_fills_no_batch_is_drawn_and_not_the_shortest():
-    sizes = list(range(1, 10))
-    assert len({order(0, epoch, sizes)[-1] for epoch in range(30)}) == 9, "9 samples, 2 batches of 4"
+    assert len({order(0, epoch, range(1, 10))[-1] for epoch in range(30)}) == 9, "9 samples, 2 batches of 4"
 
 
-def test_records_on_disk_are_grouped_by_what_they_weigh(tmp_path, dataset):
-    lengths = tuple(random.Random(2).sample(range(3, 200), 40))
-    folder = build_random_fixture(tmp_path / "many", spec=SPEC, lengths=lengths, draft_vocab_size=DRAFT_VOCAB_SIZE)
-    records = dataset(tmpdir=folder / "data_eagle3")
-    sizes = record_sizes(records.files)
-    assert padding(order(sizes=sizes), lengths) < 0.3 * padding(range(40), lengths)
-    (tmp_path / "there").write_bytes(b"four")
-    assert record_sizes([tmp_path / "there", tmp_path / "gone"]) == [4, 0]
+def test_records_are_grouped_by_what_they_weigh_on_the_disk(fixture, tmp_path):
+    files = list_records(fixture / "data_eagle3")
+    assert sorted(range(6), key=record_sizes(files).__getitem__) == sorted(range(6), key=LENGTHS.__getitem__)
+    assert record_sizes([tmp_path / "gone"]) == [0]
 
 
 def test_a_resume_that_forgot_the_pass_would_be_seen(run_until, run_to_the_end, tmp_path, monkeypatch):
@@ -249,11 +178,11 @@ def test_noise_is_drawn_on_the_host_and_added_where_the_features_lie(dataset, de
 
 
 class Reads:
-    """The records that were read whole, had their header read, or were opened by the keeper, in any process."""
+    """The records that were read, or opened by the keeper, in any process."""
 
     def __init__(self, log, monkeypatch):
         self.log = log
-        for module, name in ((data, "read_record"), (data, "record_header"), (keeper, "_ends_of")):
+        for module, name in ((data, "read_record"), (keeper, "_ends_of")):
             monkeypatch.setattr(module, name, self.logged(getattr(module, name)))
 
     def logged(self, function):
@@ -278,43 +207,31 @@ def reads(tmp_path, monkeypatch):
 
 KEYED = {"noise_stream": "keyed"}
 SEEN = [
-    ("eagle3", "ckpt", {}, 1, 5),
-    ("hass", "safetensors", {"bs": 2}, 2, 4),
-    ("eagle3", "safetensors", {"num_workers": 2, "on_bad_record": "skip"}, 1, 5),
-    ("hass", "ckpt", {"noise": False, "packing": True, "bs": 2}, 2, 0),
-    ("hass", "safetensors", {**KEYED, "bs": 2, "group_by_length": True}, 2, 0),
-    ("eagle3", "ckpt", {**KEYED, "num_workers": 2}, 1, 0),
+    ("eagle3", "ckpt", {}, 6),
+    ("eagle3", "safetensors", {"num_workers": 2}, 6),
+    ("hass", "ckpt", {"noise": False, "packing": True, "bs": 2}, 2),
+    ("hass", "safetensors", {**KEYED, "bs": 2, "group_by_length": True}, 2),
+    ("eagle3", "ckpt", {**KEYED, "num_workers": 2}, 1),
+    ("eagle3", "bad", {"shuffle": False}, 6),
+    ("eagle3", "bad", {**KEYED, "shuffle": False}, 1),
 ]
-"""Of six records: those read whole, and those whose header is."""
+"""How many of six records a resume reads; of the bad one, which draws nothing, no noise is drawn again either."""
 
 
-@pytest.mark.parametrize(("algorithm", "form", "options", "whole", "headers"), SEEN)
-def test_of_the_batches_that_a_resume_has_seen_only_headers_are_read(
-    run_to_the_end, run_until, reads, fixture, tmp_path, algorithm, form, options, whole, headers
+@pytest.mark.parametrize(("algorithm", "form", "options", "read"), SEEN)
+def test_of_the_batches_that_a_resume_has_seen_nothing_is_read_but_for_drawn_noise(
+    run_to_the_end, run_until, reads, fixture, tmp_path, algorithm, form, options, read
 ):
     if form == "safetensors":
         as_safetensors(fixture, algorithm)
-    options = {"epoch": 0, **options}
+    if form == "bad":
+        (fixture / "data_eagle3" / "data_2.ckpt").write_bytes(b"")
+    options = {"epoch": 0, "on_bad_record": "skip", **options}
     expected = run_to_the_end(algorithm, tmp_path / "a", **options)
     run_until(algorithm, tmp_path / "b", 6 // options.get("bs", 1) - 2, **options)
     reads.take()
     found = run_to_the_end(algorithm, tmp_path / "b", ckpt_path=Path("auto"), **options)
-    assert reads.take() == Counter(read_record=whole, record_header=headers)
-    assert expected.differs_from(found) == []
-
-
-@pytest.mark.parametrize("stream", ["drawn", "keyed"])
-def test_bad_records_that_were_seen_are_read_again_where_they_matter(
-    run_to_the_end, run_until, reads, fixture, tmp_path, stream
-):
-    """They draw nothing."""
-    (fixture / "data_eagle3" / "data_2.ckpt").write_bytes(b"")
-    options = {"epoch": 0, "on_bad_record": "skip", "noise_stream": stream, "shuffle": False}
-    expected = run_to_the_end("eagle3", tmp_path / "a", **options)
-    run_until("eagle3", tmp_path / "b", 4, **options)
-    reads.take()
-    found = run_to_the_end("eagle3", tmp_path / "b", ckpt_path=Path("auto"), **options)
-    assert reads.take() == Counter(read_record=6 if stream == "drawn" else 1)
+    assert reads.take() == Counter(read_record=read)
     assert expected.differs_from(found) == []
 
 
@@ -332,6 +249,6 @@ def test_records_that_were_written_anew_are_opened_and_compared(run_until, start
 
 def test_a_resume_that_did_not_draw_the_noise_again_is_refused(run_until, start_run, tmp_path, monkeypatch):
     run_until("eagle3", tmp_path / "a", 2)
-    monkeypatch.setattr(RecordDataset, "_pass_over", lambda self, index: Skipped("planted"))
+    monkeypatch.setattr(RecordDataset, "__getitem__", lambda self, index: Skipped("planted"))
     with pytest.raises(InputError, match="torch: found another state after replaying 3 batches"):
         start_run("eagle3", tmp_path / "a", ckpt_path=Path("auto")).run()

@@ -1,65 +1,24 @@
 """From whatever names a draft to its config, for both algorithms, and every value that is refused on the way."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
 
 from ports.eagle3.config import load_draft_config as load_eagle3
+from ports.errors import InputError
 from ports.hass.config import load_draft_config as load_hass
 from ports.training.alignment import Alignment
-from ports.training.draft_config import check_sizes, layer_config
+from ports.training.draft_config import check_sizes
+from ports.training.online import aux_layer_ids
 from ports.training.saving import save_draft
 from tests.ports.conftest import TRAIN, enliven, settings_of
 
 LOAD = {"eagle3": load_eagle3, "hass": load_hass}
-GOOD = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 1,
-    "vocab_size": 61,
-    "rope_theta": 5e5,
-    "rope_scaling": None,
-}
 
 
-@pytest.mark.parametrize("name", ["type", "rope_type"])
-def test_values_arrive(name):
-    changes = {"head_dim": 12, "rope_scaling": {name: "linear", "factor": 2.0}, "rms_norm_eps": 1e-4}
-    config = layer_config("a.json", {**GOOD, **changes})
-    rope = config.rope_parameters
-    assert (config.hidden_size, config.head_dim, config.rms_norm_eps) == (32, 12, 1e-4)
-    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 2.0, 5e5)
-
-
-BAD_LAYER = [
-    ("hidden_size", "32", "'32'", "a positive integer"),
-    ("hidden_size", 32.0, "32.0", "a positive integer"),
-    ("intermediate_size", -1, "-1", "a positive integer"),
-    ("num_attention_heads", 0, "0", "a positive integer"),
-    ("num_hidden_layers", True, "True", "a positive integer"),
-    ("head_dim", 7, "7", "an even number, for rotary embeddings"),
-    ("hidden_act", "nope", "'nope'", "silu"),
-    ("hidden_act", ["silu"], "['silu']", "silu"),
-    ("rope_scaling", "x", "'x'", "llama3"),
-    ("rope_scaling", {"rope_type": "nope"}, "'nope'", "llama3"),
-    ("pad_token_id", 61, "61", "null or an id in [0, 61)"),
-    ("pad_token_id", -1, "-1", "null or an id in [0, 61)"),
-    ("rms_norm_eps", "small", "rms_norm_eps", "values of a llama config"),
-    ("attention_bias", "yes", "attention_bias", "values of a llama config"),
-    ("num_attention_heads", 5, "not a multiple of the number of attention heads (5)", "values of a llama config"),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "found", "expected"), BAD_LAYER)
-def test_a_value_of_a_layer_out_of_its_range_is_refused(refuses, name, value, found, expected):
-    with refuses("a.json", "config" if expected.startswith("values") else name, found, expected):
-        layer_config("a.json", {**GOOD, name: value})
-
-
-@pytest.mark.parametrize(("own", "warned"), [(511, True), (512, False), (1024, False)])
+@pytest.mark.parametrize(("own", "warned"), [(511, True), (512, False)])
 def test_fewer_positions_than_the_verifier_has_are_said(recwarn, own, warned):
     sizes = {"hidden_size": 8, "vocab_size": 16}
     layer, verifier = (SimpleNamespace(**sizes, max_position_embeddings=count) for count in (own, 512))
@@ -94,33 +53,62 @@ def checkpoint(fixture, tmp_path):
 
 @pytest.mark.parametrize("algorithm", LOAD)
 def test_the_prototypes_json_is_read_and_attached_to_the_verifier(load, fixture, algorithm):
-    config = load(algorithm, steps=5)
+    config = load(algorithm, steps=5, rms_norm_eps=1e-4)
     layer, served = config.transformer_layer_config, config.speculators_config
-    assert (layer.num_hidden_layers, layer.head_dim, layer.vocab_size) == (1, 12, 61)
+    assert (layer.num_hidden_layers, layer.head_dim, layer.vocab_size, layer.rms_norm_eps) == (1, 12, 61, 1e-4)
     assert (layer.rope_parameters["rope_type"], layer.rope_parameters["factor"]) == ("llama3", 4.0)
     assert (served.algorithm, served.default_proposal_method) == (algorithm, "greedy")
     assert served.proposal_methods[0].speculative_tokens == 5
     assert served.verifier.name_or_path == str(fixture / "verifier")
+    if algorithm == "eagle3":
+        assert config.draft_vocab_size == 23
+        assert config.eagle_aux_hidden_state_layer_ids == [3, 5, 6]
+        norms = (config.norm_before_residual, config.norm_before_fc, config.fc_norm, config.norm_output)
+        assert norms == (True, False, False, False)
 
 
 @pytest.mark.parametrize("algorithm", LOAD)
 def test_a_checkpoint_directory_and_its_config_file(load, checkpoint, fixture, algorithm):
     folder = checkpoint(algorithm)
     for path in (folder, folder / "config.json"):
-        config = LOAD[algorithm](str(path), str(fixture / "verifier"), 4)
+        config = LOAD[algorithm](str(path), str(fixture / "verifier"), 4, Alignment.CHAIN)
         assert config.speculators_config.proposal_methods[0].speculative_tokens == 4
         assert config.transformer_layer_config.to_dict() == load(algorithm).transformer_layer_config.to_dict()
-    assert load(algorithm, Alignment.CHAIN, num_hidden_layers=2).transformer_layer_config.num_hidden_layers == 2
+        assert getattr(config, "ttt_alignment", "chain") == "chain", "the command line says it"
+
+
+def test_named_feature_layers_are_kept_and_a_layer_may_be_qwen_3s(load, checkpoint, fixture):
+    file = checkpoint("eagle3") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eagle_aux_hidden_state_layer_ids": [1, 3, 6]}))
+    assert load_eagle3(str(file), str(fixture / "verifier"), 3).eagle_aux_hidden_state_layer_ids == [1, 3, 6]
+    layer = load("eagle3", model_type="qwen3", mlp_bias=None, pretraining_tp=None).transformer_layer_config
+    assert (layer.model_type, layer.head_dim, layer.layer_types) == ("qwen3", 12, ["full_attention"])
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(3, [3, 2, 1]), (7, [3, 4, 5]), (8, [3, 5, 6]), (32, [3, 17, 30])])
+def test_feature_layers_follow_the_rule_in_silence(layers, expected):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert aux_layer_ids("v", layers) == expected
+
+
+@pytest.mark.parametrize("layers", [4, 5, 6])
+def test_feature_layers_that_repeat_are_made_distinct_with_a_warning(layers, refuses):
+    with pytest.warns(UserWarning, match=f"a verifier of {layers} layers gives feature layers"):
+        ids = aux_layer_ids("v", layers)
+    assert len({layer for layer in ids if 0 <= layer <= layers}) == 3
+    with refuses("v", "num_hidden_layers", "2", "at least 3, to take features from"):
+        aux_layer_ids("v", 2)
 
 
 BOTH, EAGLE3, HASS = ("eagle3", "hass"), ("eagle3",), ("hass",)
 BAD = [
     (BOTH, "hidden_size", 64, "64", "32, the verifier's"),
     (BOTH, "vocab_size", 62, "62", "61, the verifier's"),
-    (BOTH, "attention_dropout", 0.1, "0.1", "0.0: TTT attention has no dropout"),
-    (BOTH, "hidden_act", "sliu", "'sliu'", "one of"),
-    (BOTH, "num_hidden_layers", 2, "2", "1: the prototype's alignment is defined for one layer; --ttt_alignment chain"),
+    (BOTH, "intermediate_size", -1, "-1", "a positive integer"),
     (BOTH, "num_hidden_layers", 0, "0", "a positive integer"),
+    (BOTH, "attention_dropout", 0.1, "0.1", "0.0: TTT attention has no dropout"),
+    (BOTH, "num_hidden_layers", 2, "2", "1: the prototype's alignment is defined for one layer; --ttt_alignment chain"),
     (BOTH, "num_key_value_heads", 3, "4 heads, 3 key/value heads", "a divisor of num_attention_heads"),
     (EAGLE3, "speculators_model_type", "mtp", "mtp", "eagle3"),
     (HASS, "speculators_model_type", "eagle3", "eagle3", "hass"),
@@ -133,6 +121,20 @@ BAD = [
     (HASS, "draft_vocab_size", 23, "an unknown key", "keys of a llama config"),
     (HASS, "model_type", "mistral", "mistral", "llama"),
 ]
+OF_THE_LAYER = [
+    *({"hidden_size": value} for value in ("32", 32.0)),
+    {"head_dim": 7},
+    *({"hidden_act": value} for value in ("sliu", ["silu"])),
+    *({"rope_scaling": value} for value in ("x", {"rope_type": "nope"})),
+    *({"rms_norm_eps": "small"}, {"attention_bias": "yes"}, {"num_attention_heads": 5, "head_dim": None}),
+]
+
+
+@pytest.mark.parametrize("changes", OF_THE_LAYER, ids=str)
+def test_a_value_that_no_layer_can_have_is_refused(load, changes):
+    """By transformers in one release, by what the draft is built of in another."""
+    with pytest.raises(InputError, match=r"draft_hass\.json: \w+: found .*, expected "):
+        load("hass", **changes)
 
 
 @pytest.mark.parametrize(
@@ -147,21 +149,20 @@ LAYER = "transformer_layer_config.model_type"
 NO_LAYER = "Speculators holds no such draft of other layers"
 BAD_NATIVE = [
     (BOTH, {"layer": {"model_type": "gpt_oss"}}, LAYER, "gpt_oss", NO_LAYER),
-    (BOTH, {"layer": {"model_type": "llama4_text"}}, LAYER, "llama4_text", NO_LAYER),
     (BOTH, {"layer": {"hidden_size": 64}}, "hidden_size", "64", "32, the verifier's"),
     (BOTH, {"layer": {"num_hidden_layers": []}}, "config", "", "a Speculators "),
     (BOTH, {"layer": {"dtype": []}}, "config", "list index out of range", ""),
     (EAGLE3, {"auto_map": 7}, "config", "item assignment", "a draft that can be built"),
     (HASS, {"layer": {"model_type": "qwen3"}}, LAYER, "qwen3", f"llama: {NO_LAYER}"),
-    (EAGLE3, {"norm_before_residual": False}, "norms", "'norm_before_residual': False", "norm_before_residual alone"),
-    (EAGLE3, {"norm_before_fc": True}, "norms", "'norm_before_fc': True", "norm_before_residual alone"),
-    (EAGLE3, {"fc_norm": True}, "norms", "'fc_norm': True", "norm_before_residual alone"),
-    (EAGLE3, {"norm_output": True}, "norms", "'norm_output': True", "norm_before_residual alone"),
+    *(
+        (EAGLE3, {norm: norm != "norm_before_residual"}, "norms", f"'{norm}': ", "norm_before_residual alone")
+        for norm in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+    ),
     (EAGLE3, {"draft_vocab_size": "many"}, "config", "draft_vocab_size", "a Speculators eagle3 config"),
     (EAGLE3, {"layer": {"num_hidden_layers": 2}}, "num_hidden_layers", "2", "--ttt_alignment chain takes more"),
     *(
-        (EAGLE3, {"layer": {"num_key_value_heads": heads}}, "num_key_value_heads", f"{heads} key/value", "a divisor of")
-        for heads in (0, -1, 3)
+        (BOTH, {"layer": {"num_key_value_heads": heads}}, "num_key_value_heads", str(heads), expected)
+        for heads, expected in ((0, "a positive integer"), (-1, "a positive integer"), (3, "a divisor of"))
     ),
     *(
         (EAGLE3, {"eagle_aux_hidden_state_layer_ids": ids}, "eagle_aux_hidden_state_layer_ids", str(ids), expected)
@@ -189,27 +190,19 @@ def test_a_speculators_config_that_trains_otherwise_is_refused(
         LOAD[algorithm](str(file), str(fixture / "verifier"), 3)
 
 
-@pytest.mark.parametrize(
-    ("content", "found", "expected"),
-    [
-        ("{", "", "a readable JSON object"),
-        ("[]", "list", "a non-empty JSON object"),
-        ("{}", "dict", "a non-empty JSON object"),
-        (None, "no such file, directory or hub id", "a draft config"),
-    ],
-)
-def test_what_holds_no_object_is_refused(fixture, refuses, content, found, expected):
-    file = fixture / "draft_eagle3.json"
-    if content is None:
-        file = "nobody/nothing"
-    else:
-        file.write_text(content)
-    with refuses(file, "configpath", found, expected):
-        load_eagle3(str(file), str(fixture / "verifier"), 3)
+NO_OBJECTS = [
+    ("{", "", "a readable JSON object"),
+    ("[]", "list", "a non-empty JSON object"),
+    ("{}", "dict", "a non-empty JSON object"),
+    (None, "No such file", "a readable JSON object"),
+]
 
 
-def test_a_folder_without_a_config_is_neither_a_draft_nor_a_verifier(fixture, refuses, tmp_path):
-    with refuses(tmp_path / "config.json", "configpath", "No such file", "a readable JSON object"):
+@pytest.mark.parametrize(("content", "found", "expected"), NO_OBJECTS)
+def test_what_holds_no_object_is_refused(fixture, tmp_path, refuses, content, found, expected):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with refuses(tmp_path / "config.json", "configpath", found, expected):
         load_eagle3(str(tmp_path), str(fixture / "verifier"), 3)
-    with refuses(tmp_path, "basepath", "no config.json", "a Hugging Face model directory"):
-        load_eagle3(str(fixture / "draft_eagle3.json"), str(tmp_path), 3)
+    with refuses("nobody/nothing", "configpath", "no such file, directory or hub id", "a draft config"):
+        load_eagle3("nobody/nothing", str(fixture / "verifier"), 3)

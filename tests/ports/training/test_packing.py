@@ -10,7 +10,7 @@ import ports.hass.model
 import ports.training.attention
 import ports.training.objective
 from ports.training.attention import Documents, fast_ttt_attention, ttt_attention
-from ports.training.data import RecordDataset, Skipped, collate, pack
+from ports.training.data import collate, pack
 from tests.needs import GPU
 from tests.ports.conftest import enliven
 from tests.ports.training.test_attention import BOTH, FORMS, draw, errors, numbered, run
@@ -49,14 +49,6 @@ def test_the_kernels_of_a_device(device, alignment, dtype, bound):
     found = run(fast_ttt_attention, there, grad.to(device), alignment, numbered(lengths).to(device))
     largest = max(value.abs().max() for value in wanted)
     assert max(errors([value.cpu() for value in found], wanted, floor=largest)) <= bound
-
-
-def test_a_batch_without_a_usable_record_is_one_token():
-    records = RecordDataset([], {"hidden_state": 6, "target": 2}, 9)
-    batch = records.batch_of([Skipped("why"), Skipped("so")], packing=True)
-    shapes = [tuple(batch[name].shape) for name in ("input_ids", "features", "target", "document_ids")]
-    assert shapes == [(1, 1), (1, 1, 6), (1, 1, 2), (1, 1)]
-    assert (batch["loss_mask"].tolist(), batch["skipped"]) == ([[0]], ["why", "so"])
 
 
 @pytest.fixture

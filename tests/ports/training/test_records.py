@@ -9,25 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
-from ports.errors import InputError
 from ports.generate.records import write_record
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.training.records import (
-    KEY,
-    RecordInfo,
-    check_record,
-    list_records,
-    natural_key,
-    parse_info,
-    read_record,
-)
+from ports.training.records import KEY, RecordInfo, list_records, parse_info, read_record
 from ports.training.verifier import verifier_fingerprint
 
 WIDTHS = {"hidden_state": 6, "target": 2}
@@ -80,55 +68,29 @@ def test_a_good_record_comes_back_as_it_was(write, dtype):
     assert (read["target"].dtype, read["target"].requires_grad) == (dtype, False)
 
 
-def test_only_the_fields_asked_for_are_needed(write):
-    assert set(read_record(write(target=None), {"hidden_state": 6}, 10)) == {"input_ids", "loss_mask", "hidden_state"}
-
-
-@given(
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    length=st.integers(1, 70),
-    place=st.integers(0),
-    value=st.sampled_from([math.nan, math.inf, -math.inf]),
-)
-def test_a_number_that_is_none_is_found_wherever_it_lies(dtype, length, place, value):
-    record = {
-        "input_ids": torch.arange(length),
-        "loss_mask": torch.ones(length),
-        "hidden_state": torch.randn(length, 3),
-    }
-    hidden = record["hidden_state"] = record["hidden_state"].to(dtype)
-    checked = check_record(Path("a"), record, {"hidden_state": 3}, 100)
-    assert torch.equal(checked["hidden_state"], hidden)
-    hidden.view(-1)[place % hidden.numel()] = value
-    with pytest.raises(InputError, match="hidden_state: found NaN or Inf"):
-        check_record(Path("a"), record, {"hidden_state": 3}, 100)
-
-
 BAD = [
     ({"input_ids": None}, "input_ids", "missing", "a tensor (fields present: loss_mask, hidden_state, target)"),
     ({"input_ids": torch.arange(4).float()}, "input_ids", "float32", "int64 [T]"),
-    ({"input_ids": torch.zeros(1, 4, dtype=torch.int64)}, "input_ids", "(1, 4)", "int64 [T]"),
     ({"input_ids": torch.zeros(0, dtype=torch.int64)}, "input_ids", "(0,)", "T >= 1"),
     ({"input_ids": torch.tensor([0, 1, 2, 10])}, "input_ids", "ids in [0, 10]", "[0, 10)"),
     ({"input_ids": torch.tensor([0, -1, 2, 9])}, "input_ids", "ids in [-1, 9]", "[0, 10)"),
-    ({"loss_mask": None}, "loss_mask", "missing", "a tensor"),
     ({"loss_mask": torch.ones(3)}, "loss_mask", "shape (3,)", "shape (4,) like input_ids"),
     ({"loss_mask": torch.tensor([0, 1, 2, 0])}, "loss_mask", "values other than 0 and 1", "0 or 1"),
     ({"hidden_state": torch.randn(4, 5)}, "hidden_state", "(4, 5)", "floating point (4, 6)"),
-    ({"hidden_state": torch.randn(3, 6)}, "hidden_state", "(3, 6)", "(4, 6)"),
     ({"hidden_state": torch.ones(4, 6, dtype=torch.int64)}, "hidden_state", "int64", "floating point"),
     ({"target": None}, "target", "missing", "a tensor"),
+    *(
+        ({"hidden_state": torch.ones(4, 6).index_fill(0, torch.tensor(3), value)}, "hidden_state", "NaN or Inf", "fin")
+        for value in (math.nan, math.inf, -math.inf)
+    ),
     ({"loss_mask": torch.ones(4, dtype=torch.complex64)}, "loss_mask", "torch.complex64", "bool, integers, or floats"),
     ({"loss_mask": torch.ones(4).to(torch.float8_e4m3fn)}, "loss_mask", "float8_e4m3fn", "bool, integers, or floats"),
     ({"hidden_state": torch.ones(4, 6).to(torch.float8_e5m2)}, "hidden_state", "torch.float8_e5m2", "16 bits and more"),
 ]
 NOT_IN_SAFETENSORS = [
     ({"input_ids": [0, 1, 2, 3]}, "input_ids", "list", "a tensor"),
-    ({"input_ids": "0123"}, "input_ids", "str", "a tensor"),
-    ({"input_ids": torch.arange(4).to_sparse()}, "input_ids", "torch.sparse_coo", "plain tensor"),
-    ({"input_ids": torch.arange(4, device="meta")}, "input_ids", "meta", "plain tensor"),
-    ({"loss_mask": torch.ones(4).to_sparse()}, "loss_mask", "torch.sparse_coo", "plain tensor"),
-    ({"hidden_state": torch.ones(4, 6).to_sparse_csr()}, "hidden_state", "torch.sparse_csr", "plain tensor"),
+    ({"loss_mask": torch.ones(4).to_sparse()}, "loss_mask", "a sparse", "plain tensor"),
+    ({"hidden_state": torch.ones(4, 6).to_sparse_csr()}, "hidden_state", "a sparse", "plain tensor"),
     ({"hidden_state": torch.empty(4, 6, device="meta")}, "hidden_state", "meta", "plain tensor"),
     ({"target": torch.nested.nested_tensor([torch.ones(2)] * 4)}, "target", "nested", "plain tensor"),
 ]
@@ -151,11 +113,20 @@ def test_what_only_a_pickle_can_hold_is_refused(write, refuses, change, field, f
         read_record(path, WIDTHS, 10)
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), "text", 7])
-def test_a_file_that_holds_no_dict_is_refused(tmp_path, refuses, content):
-    torch.save(content, tmp_path / "a.ckpt")
-    with refuses(tmp_path / "a.ckpt", "file", type(content).__name__, "a dict of tensors"):
-        read_record(tmp_path / "a.ckpt", WIDTHS, 10)
+NO_RECORDS = [
+    ("a.ckpt", lambda path: torch.save([1, 2], path), "list", "a dict of tensors"),
+    ("a.ckpt", lambda path: torch.save(7, path), "int", "a dict of tensors"),
+    ("a.safetensors", lambda path: torch.save(good(), path), "", "a whole file of plain tensors"),
+    ("a.ckpt", Path.mkdir, "directory", "a whole file of plain tensors"),
+    ("a.ckpt", lambda path: path.symlink_to("nothing"), "No such file", "a whole file of plain tensors"),
+]
+
+
+@pytest.mark.parametrize(("name", "put", "found", "expected"), NO_RECORDS)
+def test_what_is_no_record_is_refused(tmp_path, refuses, name, put, found, expected):
+    put(tmp_path / name)
+    with refuses(tmp_path / name, "file", found, expected):
+        read_record(tmp_path / name, WIDTHS, 10)
 
 
 class Touch:
@@ -166,55 +137,28 @@ class Touch:
         return os.mknod, (self.path,)
 
 
-@pytest.mark.parametrize(
-    ("save", "found"),
-    [
-        (torch.save, "a pickle that calls posix.mknod"),
-        (lambda value, path: path.write_bytes(pickle.dumps({"a": value["target"]}, 2)), "a pickle that calls posix."),
-        (lambda value, path: path.write_bytes(pickle.dumps(value)), "a pickle of more than tensors"),
-    ],
-)
-def test_a_record_cannot_run_code(tmp_path, refuses, save, found):
+SAVES = [
+    torch.save,
+    lambda value, path: path.write_bytes(pickle.dumps({"a": value["target"]}, 2)),
+    lambda value, path: path.write_bytes(pickle.dumps(value)),
+]
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_record_cannot_run_code(tmp_path, refuses, save):
     path, trace = tmp_path / "a.ckpt", tmp_path / "executed"
     save({**good(), "target": Touch(str(trace))}, path)
-    with refuses(path, "file", found, "a torch file of plain tensors") as refusal:
+    with refuses(path, "file", "a pickle of more than tensors", "a whole file of plain tensors") as refusal:
         read_record(path, WIDTHS, 10)
     assert not trace.exists()
     assert "weights_only" not in str(refusal.error), "torch's advice is to load it unsafely"
 
 
-def test_a_pickle_under_the_other_name_is_never_run(tmp_path, refuses):
-    torch.save(good(), tmp_path / "data_0.safetensors")
-    with refuses(tmp_path / "data_0.safetensors", "file", "", "a whole safetensors file"):
-        read_record(tmp_path / "data_0.safetensors", WIDTHS, 10)
-
-
-@pytest.mark.parametrize(
-    ("put", "found"), [(Path.mkdir, "directory"), (lambda path: path.symlink_to("nothing"), "No such file")]
-)
-def test_what_is_no_file_is_refused(tmp_path, refuses, put, found):
-    put(tmp_path / "no.ckpt")
-    with refuses(tmp_path / "no.ckpt", "file", found, "a torch file"):
-        read_record(tmp_path / "no.ckpt", WIDTHS, 10)
-
-
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=80) | st.binary(max_size=40).map(lambda tail: b"\x80\x02" + tail))
-def test_no_bytes_at_all_raise_anything_but_an_input_error(tmp_path, content):
-    path = tmp_path / "a.ckpt"
-    path.write_bytes(content)
-    with pytest.raises(InputError):
-        read_record(path, WIDTHS, 10)
-
-
 METADATA = [
-    ({}, KEY, "metadata []", "a record that speculator-generate wrote"),
     ({"format": "pt"}, KEY, "['format']", "a record that speculator-generate wrote"),
     ({KEY: "{"}, KEY, "", "Invalid JSON"),
     ({KEY: "{}"}, f"{KEY}.algorithm", "", "Field required"),
-    ({KEY: json.dumps(INFO.model_dump() | {"row": "x"})}, f"{KEY}.row", "'x'", "valid integer"),
-    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 2})}, "schema_version", "2", "written by a newer release"),
-    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 0})}, "schema_version", "0", "1..1"),
+    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 2})}, f"{KEY}.schema_version", "2", "less than or equal"),
 ]
 
 
@@ -259,13 +203,6 @@ def test_files_come_in_natural_order_from_all_folders(tmp_path):
     assert found == ["9/data_3.ckpt", "9/data_20.ckpt", "10/data_1.ckpt", "data_2.ckpt", "data_10.safetensors"]
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1)))
-def test_every_file_name_can_be_sorted(names):
-    paths = [Path(name) for name in names]
-    keys = [natural_key(path) for path in sorted(paths, key=natural_key)]
-    assert keys == sorted(keys)
-
-
 def test_a_missing_or_empty_directory_is_refused(tmp_path, refuses):
     with refuses(tmp_path / "no", "tmpdir", "no such directory", "a directory of records"):
         list_records(tmp_path / "no")
@@ -305,37 +242,32 @@ def test_a_config_that_names_no_layers_takes_those_of_the_records(fixture, setti
     assert eagle3.build(settings()).config.eagle_aux_hidden_state_layer_ids == [1, 4, 6]
 
 
-def test_a_config_that_names_other_layers_is_refused(fixture, settings, refuses):
-    folder = as_safetensors(fixture)
-    native = fixture / "native"
-    eagle3.build(settings()).config.save_pretrained(native)
-    content = json.loads((native / "config.json").read_text()) | {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
-    (native / "config.json").write_text(json.dumps(content))
-    changed = settings(configpath=str(native))
-    draft = eagle3.build(changed)
-    with refuses(folder, "feature_layers", "[3, 5, 6]", "[2, 4, 5], the draft config's"):
-        eagle3.build_dataset(changed, draft.config)
+ORIGINS = [
+    ("eagle3", {"verifier": "ffffffffffffffff"}, "verifier", "ffffffffffffffff", "by --basepath"),
+    ("hass", {"kind": "eagle3"}, "algorithm", "eagle3", "hass, by"),
+    ("eagle3", {"feature_layers": (2, 4, 5)}, "feature_layers", "[2, 4, 5]", "[3, 5, 6], by"),
+]
 
 
-def test_another_verifier_is_refused(start_run, fixture, tmp_path, refuses):
-    folder = as_safetensors(fixture)
-    shard = sorted((fixture / "verifier").glob("*.safetensors"))[-1]
-    tensors = load_file(shard)
-    tensors["model.norm.weight"] += 1e-3
-    save_file(tensors, shard, {"format": "pt"})
-    with refuses(folder, "verifier", "fingerprint", "the verifier's at --basepath"):
-        start_run("eagle3", tmp_path / "cp")
-
-
-def test_records_of_the_other_algorithm_are_refused(start_run, fixture, tmp_path, refuses):
-    folder = as_safetensors(fixture, "hass", kind="eagle3")
-    with refuses(folder, "algorithm", "records for eagle3", "for hass"):
-        start_run("hass", tmp_path / "cp")
+@pytest.mark.parametrize(("algorithm", "changes", "field", "found", "expected"), ORIGINS)
+def test_records_that_do_not_fit_the_run_are_refused(
+    start_run, fixture, settings, tmp_path, refuses, algorithm, changes, field, found, expected
+):
+    options = {}
+    if field == "feature_layers":  # a config that names others
+        eagle3.build(settings()).config.save_pretrained(fixture / "native")
+        options = {"configpath": str(fixture / "native")}
+    folder = as_safetensors(fixture, algorithm, **changes)
+    with refuses(folder, field, found, expected):
+        start_run(algorithm, tmp_path / "cp", **options)
 
 
 def test_one_record_of_another_kind_among_many_is_met(start_run, fixture, settings, tmp_path, refuses):
     """In a run with features or without, and where tokens are counted."""
-    folder = add_another(as_safetensors(fixture), tokenizer="another")
+    folder = as_safetensors(fixture)
+    first = list_records(folder)[0]
+    info = parse_info(first, safe_open(first, "pt").metadata())
+    write_record(folder / "data_99.safetensors", load_file(first), info.model_copy(update={"tokenizer": "another"}))
     counting = VocabularySettings(tmpdir=folder, basepath=settings().basepath, draft_vocab_size=8)
     with refuses(folder / "data_99.safetensors", "tokenizer", "another", "none, as of the first record"):
         write_vocabulary(counting)
@@ -343,11 +275,3 @@ def test_one_record_of_another_kind_among_many_is_met(start_run, fixture, settin
         loop = start_run("eagle3", tmp_path / str(online), online=online)
         with refuses(folder / "data_99.safetensors", "tokenizer", "another", "none, as of the first record"):
             loop.run()
-
-
-def add_another(folder, **changes):
-    """One more record, which says something else about itself than the others."""
-    first = list_records(folder)[0]
-    info = parse_info(first, safe_open(first, "pt").metadata())
-    write_record(folder / "data_99.safetensors", load_file(first), info.model_copy(update=changes))
-    return folder

@@ -1,6 +1,6 @@
 """Drafts in Speculators' own trainer: its command, and for HASS the loss of the port's loop on the same batch.
 
-For Eagle3 that is ``tests/ports/eagle3/test_chain.py``: the port's draft is Speculators' own class.
+For Eagle3 that is ``tests/ports/architectures/test_training.py``: the port's draft is Speculators' own class.
 """
 
 from __future__ import annotations

@@ -39,19 +39,15 @@ def npz():
 
 
 BAD = [
-    ("t2d", np.ones(9, bool), "shape (9,)", "(10,), the verifier's vocabulary"),
+    ("t2d", np.ones(9, bool), "bool (9,)", "bools or integers (10,)"),
     ("t2d", np.ones(10, bool), "10 kept ids", "draft_vocab_size = 4"),
-    ("t2d", np.ones((2, 5), bool), "bool (2, 5)", "a one-dimensional bool or integer array"),
-    ("t2d", np.ones(10), "float64 (10,)", "a one-dimensional bool or integer array"),
+    ("t2d", np.ones(10), "float64 (10,)", "bools or integers (10,)"),
     ("t2d", None, "No such file", "a .npy array"),
     ("t2d", b"", "", "a .npy array"),
     ("t2d", npz(), "several arrays", "a .npy array"),
     ("d2t", np.array([{"a": 1}], dtype=object), "Object arrays cannot be loaded", "without pickled objects"),
-    ("d2t", np.zeros(5, np.int64), "shape (5,)", "(4,), the draft vocabulary"),
-    ("d2t", np.array([1, 0, 3, 5]), "verifier id 1 named more than once", "an injective map"),
-    ("d2t", np.array([1, 1, 3, 6]), "draft id 3 -> 9", "8, the 3-th id kept by t2d"),
-    ("d2t", np.array([2, 0, 3, 5]), "draft id 0 -> 2", "1, the 0-th id kept by t2d"),
-    ("d2t", np.array([1.0, 1.0, 3.0, 5.0]), "float64 (4,)", "a one-dimensional bool or integer array"),
+    ("d2t", np.zeros(5, np.int64), "int64 (5,)", "bools or integers (4,)"),
+    ("d2t", np.array([1, 0, 3, 5]), "draft id 1 -> 1", "2, the 1-th id kept by t2d"),
     ("d2t", np.array([1, 1, 3, 2**64 - 3], np.uint64), "draft id 3 ->", "8, the 3-th id kept by t2d"),
     ("d2t", np.array([1, 1, 3, 2**63 - 1]), "draft id 3 ->", "8, the 3-th id kept by t2d"),
 ]
