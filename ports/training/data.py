@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ports.errors import InputError
 from ports.training.alignment import Alignment
-from ports.training.records import Record, RecordInfo, read_record
+from ports.training.records import Record, RecordInfo, plain_tensor, read_record, record_header
 from ports.training.workers import loader_context, start_worker
 
 Batch = dict[str, Tensor]
@@ -139,15 +139,31 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        return Skipped("trained on before") if self._was_seen() else self.visit(lambda: self.sample(index))
+        return self.visit(lambda: self._pass_over(index) if self._was_seen() else self.sample(index))
 
-    def start_pass(self, epoch: int, seen: int = 0, batch_size: int = 1) -> None:
+    def start_pass(self, epoch: int, seen: int = 0, batch_size: int = 1, bad: bool = False) -> None:
         """What is read next is pass ``epoch``, whose first ``seen`` batches a resumed run has trained on before.
 
-        Keyed noise, or none, needs nothing of them; drawn noise goes on to the next, and is drawn again.
+        Of those nothing is needed but the noise they drew, for which headers are read; keyed noise, or none, needs
+        nothing. Where some were ``bad``, which drew nothing, only reading again tells them.
         """
         self._epoch, self._batch_size, self._visits = epoch, batch_size, 0
-        self._seen = 0 if self.noise and self.noise_seed is None else seen
+        self._seen = 0 if bad and self._draws else seen
+
+    @property
+    def _draws(self) -> bool:
+        """Does a visit take noise from a generator that goes on to the next?"""
+        return self.noise and self.noise_seed is None
+
+    def _pass_over(self, index: int) -> Skipped:
+        if self._draws:
+            self._draw_on_host(self.clean_features(index)[None])
+        return Skipped("trained on before")
+
+    def clean_features(self, index: int) -> Tensor:
+        """[T, F] in the dtype that noise is drawn in; nothing but shape and dtype may be used, no number is checked."""
+        file = self.files[index]
+        return plain_tensor(file, record_header(file), "hidden_state")[: self.max_len]
 
     def _was_seen(self) -> bool:
         """Loader processes take the batches of a pass in turn."""

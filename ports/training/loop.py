@@ -209,7 +209,7 @@ class Loop:
         self.clock = PassClock()
         show = self.plan.settings.progress and self.accelerator.is_local_main_process
         dataset: Any = self.plan.loader.dataset
-        dataset.start_pass(self.epoch, self.totals.batches, self.plan.settings.bs)
+        dataset.start_pass(self.epoch, self.totals.batches, self.plan.settings.bs, self.totals.skipped > 0)
         self.bar = tqdm(self.loader, dynamic_ncols=True, disable=not show)
         self.show(self.shown)
         batches = iter(self.bar)

@@ -151,6 +151,11 @@ class OnlineDataset(RecordDataset):
         record = read_record(self.files[index], {}, self.vocab_size, self.like)
         return index, {name: value[: self.max_len] for name, value in record.items()}
 
+    def clean_features(self, index: int) -> Tensor:
+        """Of the shape and dtype that the verifier would give."""
+        _, record = self.sample(index)
+        return torch.empty(len(record["input_ids"]), self.widths["hidden_state"], dtype=self.reader.model.dtype)
+
     @property
     def reader(self) -> FeatureReader:
         """The verifier."""

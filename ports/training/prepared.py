@@ -49,6 +49,10 @@ class PreparedDataset(RecordDataset):
         fields = {"hidden_state": raw["hidden_states"], "target": last} if eagle else {"hidden_state": last}
         return check_record(file, {**record, **fields}, self.widths, self.vocab_size)
 
+    def clean_features(self, index: int) -> Tensor:
+        """Read whole: only Speculators' reader and the norm know their dtype."""
+        return self.record(index)["hidden_state"][: self.max_len]
+
     def _raw(self, file: Path, index: int) -> dict[str, Tensor]:
         if not file.is_file():
             raise InputError(file, "hidden_states", "no such file", "hidden states of every row")

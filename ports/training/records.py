@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,10 @@ def _check_kind(place: Path, info: RecordInfo, wanted: Mapping[str, Any], why: s
             raise InputError(place, name, found[name], f"{value}, {why}")
 
 
-def load_record(path: Path) -> tuple[Mapping[str, Any], RecordInfo | None]:
+def load_record(path: Path, mmap: bool = False) -> tuple[Mapping[str, Any], RecordInfo | None]:
     """The fields of a file, unchecked, and what it says about itself.
 
-    A safetensors file is mapped: of its tensors no number is read before it is used.
+    A safetensors file is mapped: of its tensors no number is read before it is used; of a pickle with ``mmap``.
 
     Raises:
         InputError: unreadable, or no dict of tensors.
@@ -163,7 +164,7 @@ def load_record(path: Path) -> tuple[Mapping[str, Any], RecordInfo | None]:
             with safe_open(path, "pt") as file:
                 info = parse_info(path, file.metadata())
                 return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118  (no iteration)
-        record = torch.load(path, map_location="cpu", weights_only=True)
+        record = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except InputError:
         raise
     except Exception as error:  # a damaged file raises whatever its bytes run into
@@ -173,6 +174,11 @@ def load_record(path: Path) -> tuple[Mapping[str, Any], RecordInfo | None]:
     if not isinstance(record, Mapping):
         raise InputError(path, "file", type(record).__name__, "a dict of tensors")
     return record, None
+
+
+def record_header(path: Path) -> Mapping[str, Any]:
+    """The fields of a file, of which nothing but shapes and dtypes may be looked at: it is mapped, and not read."""
+    return load_record(path, mmap=True)[0]
 
 
 def check_record(path: Path, record: Mapping[str, Any], widths: Mapping[str, int], vocab_size: int) -> Record:
