@@ -2,13 +2,16 @@
 
 Bytes on disk and of weights and optimizer are counted, activations measured: the draft is built without its weights
 and run at two short lengths on the CPU. What autograd keeps for the backward grows linearly with the number of tokens,
-since no tensor of the fast paths is quadratic in it.
+since no tensor of the fast paths is quadratic in it. Times are measured on models of the same sizes with drawn weights:
+two layers of the verifier, for whose time that of all goes with their parameters, and steps of the whole draft.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +26,7 @@ from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.eagle3.model import thaw_head
 from ports.eagle3.objective import Eagle3Objective
 from ports.errors import InputError
+from ports.evaluate.verifier import best_device
 from ports.files import gigabytes
 from ports.generate.records import geometry_of
 from ports.hass.config import HassSpeculatorConfig
@@ -42,6 +46,11 @@ FLOAT = 4
 
 COPIES = 4
 """Of a trained parameter: itself, its gradient and two moments."""
+
+LAYERS, WORDS = 2, 64
+"""Layers and vocabulary of what stands for the verifier where it is timed."""
+
+Clock = Callable[[], float]
 
 
 class EstimateSettings(CommandSettings):
@@ -146,16 +155,24 @@ def training_memory(
 def build_objective(config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_steps: int) -> Any:
     """The objective of an untrained draft on the CPU, its memory not touched."""
     config.transformer_layer_config._attn_implementation = attention_name(Alignment.PROTOTYPE)
-    draft = bare_draft(config).to_empty(device="cpu")
     hass = isinstance(config, HassSpeculatorConfig)
+    with torch.device("meta"):
+        draft = HassDraftModel(config) if hass else thaw_head(Eagle3DraftModel(config))
+    draft = draft.to_empty(device="cpu")
     return HassObjective(draft, ttt_steps, topk=1) if hass else Eagle3Objective(draft, ttt_steps)
 
 
-def bare_draft(config: Eagle3SpeculatorConfig | HassSpeculatorConfig) -> Any:
-    """A draft as it is trained, its weights shapes alone."""
-    with torch.device("meta"):
-        hass = isinstance(config, HassSpeculatorConfig)
-        return HassDraftModel(config) if hass else thaw_head(Eagle3DraftModel(config))
+def batch_like(objective: Any, rows: int, tokens: int, supervised: int) -> dict[str, Tensor]:
+    """A drawn micro-batch of ``rows`` of ``tokens``, in each of which the first ``supervised`` are in the loss."""
+    size = objective.draft.config.transformer_layer_config.hidden_size
+    ones = torch.ones(rows, tokens, dtype=torch.int64)
+    return {
+        "input_ids": torch.zeros_like(ones),
+        "attention_mask": ones,
+        "loss_mask": (torch.arange(tokens) < supervised).long().expand(rows, -1),
+        "features": torch.randn(rows, tokens, size * (1 if isinstance(objective, HassObjective) else 3)),
+        "target": torch.randn(rows, tokens, size),
+    }
 
 
 def kept_bytes(objective: Any, tokens: int, rows: int) -> int:
@@ -172,19 +189,67 @@ def kept_bytes(objective: Any, tokens: int, rows: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
-    size = objective.draft.config.transformer_layer_config.hidden_size
-    ones = torch.ones(1, tokens, dtype=torch.int64)
-    batch = {
-        "input_ids": torch.zeros_like(ones),
-        "attention_mask": ones,
-        "loss_mask": (torch.arange(tokens)[None] < rows).long(),
-        "features": torch.randn(1, tokens, size * (1 if isinstance(objective, HassObjective) else 3)),
-        "target": torch.randn(1, tokens, size),
-    }
+    batch = batch_like(objective, 1, tokens, rows)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), torch.autocast("cpu", torch.bfloat16):
         outcome = objective(batch)  # held until all is counted, so that no address is given twice
     del outcome
     return sum(kept.values())
+
+
+def seconds_of(act: Callable[[], Tensor], clock: Clock) -> float:
+    """Of ``act``, which gives one number: the mean of three times after a first."""
+    float(act())
+    start = clock()
+    for _ in range(3):
+        float(act())
+    return (clock() - start) / 3
+
+
+@torch.inference_mode()
+def verifier_seconds(name_or_path: str, tokens: int, batches: Sequence[tuple[int, int]], clock: Clock) -> list[float]:
+    """Seconds of a forward of each batch, (rows, 0) of ``tokens``, or (rows, n) of n more after them, with logits.
+
+    Two layers in the verifier's sizes and precision are timed: the time of all of them goes with their parameters.
+    """
+    config = copy.deepcopy(verifier_config(name_or_path))
+    head = config.hidden_size * config.vocab_size
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = LAYERS, WORDS, None
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:LAYERS]
+    dtype = getattr(torch, geometry_of("hass", name_or_path, dtype="auto").dtype)
+    model = AutoModel.from_config(config, dtype=dtype).to(best_device()).eval()
+    timed = sum(parameter.numel() for parameter in model.parameters()) - config.hidden_size * WORDS
+
+    def seconds(rows: int, more: int) -> float:
+        ids = torch.arange(rows * tokens, device=model.device).view(rows, tokens) % WORDS
+        cache = model(input_ids=ids, use_cache=True).past_key_values if more else None
+        inputs = {"input_ids": ids[:, : more or tokens], "past_key_values": cache, "use_cache": bool(more)}
+        whole = verifier_parameters(name_or_path) - (0 if more else head)  # the embedding counts for the head
+        return whole / timed * seconds_of(lambda: model(**inputs).last_hidden_state[0, 0, 0], clock)
+
+    return [seconds(*batch) for batch in batches]
+
+
+def step_seconds(objective: Any, rows: int, tokens: int, supervised: float, clock: Clock) -> float:
+    """Seconds of an optimizer step of :func:`build_objective`'s draft on a batch [rows, tokens], in float32.
+
+    ``supervised`` is the share of the tokens in the loss.
+    """
+    for value in (*objective.parameters(), *objective.buffers()):
+        if value.is_floating_point():
+            value.data.normal_(std=0.02)
+    batch = batch_like(objective, rows, tokens, math.ceil(tokens * supervised))
+    batch = {name: value.to(best_device()) for name, value in batch.items()}
+    optimizer = torch.optim.AdamW([each for each in objective.to(best_device()).parameters() if each.requires_grad])
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = objective(batch).backward_loss
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return seconds_of(step, clock)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

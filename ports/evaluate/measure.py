@@ -14,16 +14,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
-from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
+from ports.evaluate.drafter import Drafter, drafter_of, open_draft
 from ports.evaluate.drafter import untrained as fresh_draft
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
+from ports.generate.conversations import ConversationError
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
+
+TOGETHER, TOO_LONG = 8, "too long for the verifier"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def evaluate(
     prompts: Sequence[Sequence[int]],
     limits: Limits,
     size: int,
-    batch_size: int = 8,
+    batch_size: int = TOGETHER,
     choice: Choice | None = None,
 ) -> list[Answer]:
     """Decoding with proposals and, where it is greedy, without; ``batch_size`` prompts of about equal length at a time.
@@ -93,6 +95,13 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
+VerifierOption = Annotated[str | None, typer.Option("--verifier", help="default: the one that the checkpoint names")]
+TokensOption = Annotated[int, typer.Option("--tokens", min=1, help="length of an answer at most")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="precision of both models; auto: the verifier's own")]
+EndlessOption = Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="write the result here as JSON")]
+
+
 def measure(
     draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft")],
     prompts: Annotated[
@@ -102,32 +111,28 @@ def measure(
             "Of EAGLE's question.jsonl every turn of an entry is asked after the answer to the one before it"
         ),
     ],
-    verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
+    verifier: VerifierOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="entries of each file; default: all")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
+    tokens: TokensOption = 128,
     speculative_tokens: Annotated[
         int | None, typer.Option(min=1, help="tokens in a proposal; default: as many as the checkpoint names")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="prompts at a time")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="prompts at a time")] = TOGETHER,
     temperature: Annotated[
         float, typer.Option(help="draft and verifier draw their tokens; 0: both take the likeliest")
     ] = 0.0,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
+    ignore_eos: EndlessOption = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="the same draft as its training would start")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws and untrained weights")] = 0,
-    vocabulary: Annotated[
-        Path | None,
-        typer.Option(help="folder of a vocabulary map: a HASS draft proposes these tokens, as ports.serving writes it"),
-    ] = None,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
-    dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
+    dtype: DtypeOption = Dtype.AUTO,
     chat_template: Annotated[
         str, typer.Option(help="chat family of conversations; default: as in the records that the draft was trained on")
     ] = "",
     plot: Annotated[
         Path | None, typer.Option(help="draw the acceptance by position here: .svg or .png; needs matplotlib")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
+    json: JsonOption = None,
 ) -> dict[str, Any]:
     """Decode with a draft's proposals and count what the verifier accepts, as vLLM counts.
 
@@ -138,7 +143,6 @@ def measure(
     fix_numerics()
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choice, model = choice_of(temperature, seed, place), open_draft(draft, verifier)
-    chosen = None if vocabulary is None else read_vocabulary(vocabulary, model)
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
@@ -148,7 +152,7 @@ def measure(
     proposing = fresh_draft(model, seed) if untrained else model
     for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32
         parameter.data = parameter.data.to(judge.dtype)
-    drafter = drafter_of(proposing.to(place), chosen)
+    drafter = drafter_of(proposing.to(place))
     start = time.perf_counter()
     asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, batch_size, choice))
     result = {
@@ -189,10 +193,7 @@ def _draw(result: dict[str, Any], file: Path) -> None:
     )
 
 
-TOO_LONG = "too long for the verifier"
-
-
-@dataclass(frozen=True)
+@dataclass
 class Turn:
     """A prompt by its file, its entry there and its turn in it; either its ``answer`` or why it was ``left_out``."""
 
@@ -209,9 +210,10 @@ class Turn:
         assert self.answer is not None
         following = replace(self, turn=self.turn + 1, answer=None)
         try:
-            return replace(following, prompt=self.prompt.ask_on(self.answer.tokens))
-        except InputError as error:
-            return replace(following, left_out=f"{error.found}, expected {error.expected}")
+            following.prompt = self.prompt.ask_on(self.answer.tokens)
+        except ConversationError as error:
+            following.left_out = str(error)
+        return following
 
 
 def ask(
@@ -227,15 +229,13 @@ def ask(
     waiting = [Turn(file, entry, 0, prompt) for file, each in enumerate(files) for entry, prompt in enumerate(each)]
     asked: list[Turn] = []
     while waiting:
-        waiting = [turn if len(turn.prompt.ids) <= longest else replace(turn, left_out=TOO_LONG) for turn in waiting]
-        asked += [turn for turn in waiting if turn.left_out]
+        for turn in waiting:
+            turn.left_out = turn.left_out or (TOO_LONG if len(turn.prompt.ids) > longest else "")
         fitting = [turn for turn in waiting if not turn.left_out]
-        if not fitting:
-            break
-        answers = evaluate_all([turn.prompt.ids for turn in fitting])
-        done = [replace(turn, answer=answer) for turn, answer in zip(fitting, answers)]
-        asked += done
-        waiting = [turn.next() for turn in done if turn.prompt.ask_on]
+        for turn, answer in zip(fitting, evaluate_all([turn.prompt.ids for turn in fitting]) if fitting else ()):
+            turn.answer = answer
+        asked += waiting
+        waiting = [turn.next() for turn in fitting if turn.prompt.ask_on]
     return sorted(asked, key=lambda turn: (turn.file, turn.entry, turn.turn))
 
 
@@ -266,7 +266,5 @@ def summary(turns: Sequence[Turn], size: int) -> dict[str, Any]:
 
 
 def names(files: Sequence[Path]) -> list[str]:
-    """What rows are called: EAGLE's benchmarks by their folders, others by their files; paths where two are alike."""
-    short = [file.absolute().parent.name if file.name == "question.jsonl" else file.name for file in files]
-    counts = Counter(short)
-    return [name if counts[name] == 1 else str(file) for name, file in zip(short, files)]
+    """What rows are called: EAGLE's benchmarks by their folders, others by their files."""
+    return [file.absolute().parent.name if file.name == "question.jsonl" else file.name for file in files]

@@ -89,9 +89,13 @@ def read_questions(
     Raises:
         InputError: an unreadable file, no prompt in it, or one of another form.
     """
-    family = family or ChatFamily()
-    values = _values(file)[:limit]
-    prompts = [_Entry(file, field, tokenizer, vocab_size, family).prompt(value) for field, value in values]
+    asker = _Asker(tokenizer, vocab_size, family or ChatFamily())
+    prompts = []
+    for field, value in _values(file)[:limit]:
+        try:
+            prompts.append(asker.prompt(value))
+        except ConversationError as error:
+            raise InputError(file, field, error, FORMS) from error
     if not prompts:
         raise InputError(file, "prompts", "nothing", "at least one prompt")
     return prompts
@@ -115,11 +119,9 @@ def _values(file: Path) -> list[tuple[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """Where a value stands, and what makes ids of it."""
+class _Asker:
+    """What makes ids of values; a ConversationError says what a value has instead of a prompt."""
 
-    file: Path
-    field: str
     tokenizer: Callable[[], Any]
     vocab_size: int
     family: ChatFamily
@@ -131,17 +133,13 @@ class _Entry:
         if isinstance(value, Mapping) and isinstance(value.get("prompt"), str):
             value = value["prompt"]
         if isinstance(value, str):
-            self._check_text(value)
-            return Prompt(self._checked(self.tokenizer()(value)["input_ids"]))
+            return Prompt(self._checked(self.tokenizer()(_text(value))["input_ids"]))
         if not isinstance(value, Mapping):
             return Prompt(self._checked(value))
-        try:
-            form, said = form_of(value), dialogue_of(value)
-        except ConversationError as error:
-            raise self._refused(str(error), FORMS) from error
+        said = dialogue_of(value)
         for turn in said:
-            self._check_text(turn["content"])
-        return self._asked([], said) if form == "turns" else Prompt(self._checked(self._rendered(said)))
+            _text(turn["content"])
+        return self._asked([], said) if form_of(value) == "turns" else Prompt(self._rendered(said))
 
     def _asked(self, before: list[Message], turns: Sequence[Message]) -> Prompt:
         """The first of a user's ``turns`` after what was said before."""
@@ -151,38 +149,33 @@ class _Entry:
             text = self.tokenizer().decode(answer, skip_special_tokens=True)
             return self._asked([*said, {"role": "assistant", "content": text}], turns[1:])
 
-        return Prompt(self._checked(self._rendered(said)), ask_on if turns[1:] else None)
-
-    def _checked(self, ids: Any) -> list[int]:
-        """Token ids, every one of them the verifier's."""
-        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
-            raise self._refused(repr(ids)[:80], FORMS)
-        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise self._refused(f"ids in [{min(ids)}, {max(ids)}]", f"[0, {self.vocab_size})")
-        return ids
-
-    def _check_text(self, text: str) -> None:
-        if not is_text(text):
-            raise self._refused(f"a lone surrogate in {ascii(text)[:60]}", "text")
+        return Prompt(self._rendered(said), ask_on if turns[1:] else None)
 
     def _rendered(self, messages: Sequence[Message]) -> list[int]:
         turns = prompt_of(messages)
         if not turns:
-            raise self._refused("no turn of a user", "a conversation")
+            raise ConversationError("no turn of a user")
         try:
-            return self.family.prompt_ids(self.tokenizer(), turns)
+            return self._checked(self.family.prompt_ids(self.tokenizer(), turns))
         except Exception as error:  # templates raise errors of their own, and a tokenizer may have none
-            raise self._refused(reason(error), "a conversation that the chat template takes") from error
+            raise ConversationError(reason(error)) from error
 
-    def _refused(self, found: str, expected: str) -> InputError:
-        return InputError(self.file, self.field, found, expected)
+    def _checked(self, ids: Any) -> list[int]:
+        """Token ids, every one of them the verifier's."""
+        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
+            raise ConversationError(repr(ids)[:80])
+        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ConversationError(f"ids in [{min(ids)}, {max(ids)}], not all in [0, {self.vocab_size})")
+        return ids
+
+
+def _text(words: str) -> str:
+    if not is_text(words):
+        raise ConversationError(f"a lone surrogate in {ascii(words)[:60]}")
+    return words
 
 
 def prompt_of(messages: Sequence[Message]) -> list[Message]:
-    """The turns up to the last one of a user, without answers that come before any user; empty without a user."""
-    roles = [message["role"] for message in messages]
-    if "user" not in roles:
-        return []
-    first, end = roles.index("user"), len(roles) - roles[::-1].index("user")
-    system = [message for message in messages[:first] if message["role"] == "system"]
-    return [*system, *messages[first:end]]
+    """The turns up to the last one of a user; empty without a user."""
+    ends = [place for place, message in enumerate(messages, 1) if message["role"] == "user"]
+    return list(messages[: max(ends, default=0)])

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError, reason
-from ports.files import check_output, check_output_file, check_regular, is_text, read_json
+from ports.files import check_output, check_output_file, check_regular, is_text
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Message, load_conversations
-from ports.generate.engines import SERVER, Engine, Prompt, choose_engine, longest_dialogue
+from ports.generate.engines import Engine, Prompt, choose_engine, longest_dialogue
 from ports.generate.manifest import digest, start_or_go_on
 from ports.training.checkpoint import DirectoryLock
 from ports.training.settings import CommandSettings, parse
@@ -76,9 +76,7 @@ def answer(settings: AnswersSettings) -> None:
     dialogues = read_dialogues(settings.data, settings.samples)
     asking.ids(0, rounds_of(dialogues[0])[0])  # a tokenizer without a chat template is met before anything is loaded
     engine = choose_engine(settings.model, asking.tokenizer, settings.engine, settings.server, settings.batch_size)
-    answered_by = engine_of(settings.out, len(dialogues))
-    by_server = settings.server is not None and answered_by.startswith(SERVER)  # which need not be there any more
-    made = _how_made(asking, answered_by if by_server else engine.name, dialogues)
+    made = _how_made(asking, engine.name, dialogues)
     lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
     try:
         done = go_on(settings.out, made)
@@ -212,27 +210,13 @@ def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dic
     }
 
 
-def manifest_of(file: Path) -> Path:
-    """The file beside answers that says how they were made."""
-    return file.with_name(f"{file.name}.manifest")
-
-
-def engine_of(file: Path, dialogues: int) -> str:
-    """What gave all the answers in ``file``; empty where some are missing."""
-    told = manifest_of(file)
-    if not told.is_file() or not file.is_file() or file.read_bytes().count(b"\n") < dialogues:
-        return ""
-    content = read_json(told, "manifest", "what this command wrote")
-    return str(content.get("engine")) if isinstance(content, dict) else ""
-
-
 def go_on(file: Path, made: Mapping[str, Any]) -> int:
     """How many dialogues are answered in ``file``: whole windows of them, or all; what is beyond is cut off.
 
     Raises:
         InputError: it was made in another way, or is no file of answers.
     """
-    start_or_go_on(manifest_of(file), made, "out", file.name if file.exists() else "")
+    start_or_go_on(file.with_name(f"{file.name}.manifest"), made, "out", file.name if file.exists() else "")
     if not file.exists():
         return 0
     check_regular(file, "out")

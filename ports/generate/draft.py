@@ -25,7 +25,6 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -33,10 +32,13 @@ from ports import cli
 from ports.commands import exit_code, hush_libraries
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
-from ports.estimate import bare_draft, verifier_parameters
+from ports.estimate import Clock, build_objective, step_seconds, verifier_seconds
+from ports.evaluate.measure import TOGETHER
 from ports.files import check_output, gigabytes, read_json
 from ports.generate.answers import AnswersSettings, Asking, read_dialogues, rounds_of
 from ports.generate.chat import load_family
+from ports.generate.conversations import Message
+from ports.generate.engines import choose_engine
 from ports.generate.manifest import digest, start_or_go_on, write_manifest
 from ports.generate.records import geometry_of
 from ports.generate.run import bytes_in, say
@@ -68,9 +70,11 @@ EVALUATED = 128
 VALIDATED = 0.05
 """Share of the records that the best checkpoint is chosen by, where there are enough of them."""
 
-EFFICIENCY = {"answers": 0.6, "records": 1.2, "training": 0.85}
-"""Operations in a second, as a share of those in a large matrix product, about: as a 135M verifier's run on a core had
-them, whose answers were shorter than they might have been."""
+START = 15
+"""Seconds until a phase has loaded its libraries and models, about."""
+
+SUPERVISED = 0.6
+"""Share of the tokens in the loss, where answers are given, about."""
 
 TURN = 8
 """Tokens that a chat template puts around a turn, about."""
@@ -89,9 +93,6 @@ class DraftSettings(AnswersSettings):
     answers: Literal["own", "given"] = Field("own", description="own: the verifier answers; given: those in the data")
     held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")
     configpath: str | None = Field(None, description="draft config; default: one layer in the verifier's sizes")
-    draft_vocab_size: int | None = Field(
-        None, ge=1, description="tokens that an Eagle3 draft can say; default: as speculator vocabulary chooses"
-    )
     passes: int | None = Field(None, ge=1, description="over the records; default: 2 to 8, about 2,000 steps")
     lr: float | None = Field(
         None,
@@ -133,20 +134,12 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The draft's config; without ``draft_vocab_size`` where the records will tell it.
+        """The draft's config, without ``draft_vocab_size`` where the records will tell it; InputError: unreadable."""
+        named = self.settings.configpath
+        return derived_config(self.verifier) if named is None else read_config_dict(named)
 
-        Raises:
-            InputError: unreadable, a size that is said twice, or no draft of this verifier.
-        """
-        named, given = self.settings.configpath, self.settings.draft_vocab_size
-        config = derived_config(self.verifier) if named is None else read_config_dict(named)
-        if given is not None and (self.settings.algorithm == "hass" or "draft_vocab_size" in config):
-            raise InputError("command line", "--draft_vocab_size", given, "Eagle3, and a config that does not say it")
-        return config if given is None else {**config, "draft_vocab_size": given}
-
-    @cached_property
-    def trained(self) -> int:
-        """Parameters that are trained, about: the vocabulary may turn out larger.
+    def likely_config(self) -> Any:
+        """As Speculators has it; the vocabulary may turn out larger.
 
         Raises:
             InputError: a config that no draft of this verifier can have.
@@ -157,8 +150,7 @@ class Run:
             file = Path(folder) / "draft.json"
             file.write_text(json.dumps({**guessed, **self.config}))
             load = load_eagle3 if eagle3 else load_hass
-            config = load(str(file), self.settings.model, self.settings.forward_num_total, Alignment.CHAIN)
-        return sum(each.numel() for each in bare_draft(config).parameters() if each.requires_grad)
+            return load(str(file), self.settings.model, self.settings.forward_num_total, Alignment.CHAIN)
 
     def inputs(self) -> dict[str, Any]:
         """What everything depends on, by name."""
@@ -172,37 +164,71 @@ class Run:
             "lr": self.lr,
         }
 
-    def forecast(self) -> list[str]:
-        """Time and disk that the phases take, about: from counts, and the speed of a matrix product here.
+    def work(self) -> tuple[int, int]:
+        """Tokens that are said before the answers, about, and how many answers are to be given.
 
         Raises:
-            InputError: see :attr:`trained`; no chat template, or too little room on the disk.
+            InputError: no chat template, or one that refuses the first dialogue.
         """
         settings, own, dialogues = self.settings, self.settings.answers == "own", self.dialogues[: self.seen]
         asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
-        asking.ids(0, rounds_of(dialogues[0])[0])
+
+        def count(turns: Sequence[Message]) -> int:
+            ids = asking.tokenizer([turn["content"] for turn in turns], add_special_tokens=False)["input_ids"]
+            return sum(min(len(each), asking.room) for each in ids)
+
+        first = rounds_of(dialogues[0])[0]
+        frame = len(asking.ids(0, first)) - count(first)  # also what is put before the first answer
         talks = [[turn for said in rounds_of(row) for turn in said] if own else row for row in dialogues]
-        said = [turn["content"] for talk in talks for turn in talk]
-        rounds = sum(len(rounds_of(row)) for row in dialogues) if own else 0
-        prompts = sum(min(len(asking.tokenizer(text)["input_ids"]) + TURN, asking.room) for text in said)
-        tokens = prompts + rounds * settings.max_new_tokens
-        shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
-        body, draft = verifier_parameters(settings.model), self.trained
-        head = self.verifier.hidden_size * self.verifier.vocab_size
-        operations = {
-            "answers": 2 * (body + head) * rounds * settings.max_new_tokens,
-            "records": 2 * body * tokens,
-            "training": 6 * draft * tokens * settings.forward_num_total * self.passes,
+        given = sum(frame + count(talk) + TURN * max(0, len(talk) - len(first) - 1) for talk in talks)
+        return given, own * sum(len(rounds_of(row)) for row in dialogues)
+
+    def seconds(self, given: int, answers: int, objective: Any, clock: Clock = time.perf_counter) -> dict[str, float]:
+        """That the phases compute, by name: those of a batch, timed here, times the number of batches.
+
+        Args:
+            given: see :meth:`work`, and ``answers``.
+            objective: :func:`ports.estimate.build_objective` of a draft like the one that will be trained.
+            clock: tells the time, in seconds.
+        """
+        settings, answer = self.settings, self.settings.max_new_tokens
+        tokens = given + answers * answer
+        length = math.ceil(tokens / self.seen)
+        engine = choose_engine(settings.model, None, settings.engine, settings.server, settings.batch_size)
+        rows, together = min(self.seen, max(1, BATCH_TOKENS // length)), min(max(1, answers), engine.together)
+        held = min(TOGETHER, self.held_out)
+        shapes = [(rows, 0), (together, 1), (held, 1), (held, settings.forward_num_total + 1)]
+        read, said, plain, checked = verifier_seconds(settings.model, length, shapes, clock)
+        token = read / rows / length
+        step = step_seconds(objective, settings.bs, length, answers * answer / tokens or SUPERVISED, clock)
+        found = {
+            "answers": engine.pace * (token * given + said * answer * math.ceil(answers / together)) if answers else 0,
+            "records": token * tokens,
+            "training": step * math.ceil(self.seen / settings.bs) * self.passes,
+            "evaluation": (plain + checked / 2) * min(EVALUATED, answer) * math.ceil(self.held_out / held),
         }
-        kept = 4 * head + 12 * draft  # a checkpoint: the verifier's embedding, the draft, and two moments of it
+        return {name: seconds for name, seconds in found.items() if seconds}
+
+    def forecast(self) -> list[str]:
+        """Time and disk that the phases take, about.
+
+        Raises:
+            InputError: see :meth:`likely_config` and :meth:`work`; or too little room on the disk.
+        """
+        settings, objective = self.settings, build_objective(self.likely_config(), self.settings.forward_num_total)
+        given, answers = self.work()
+        tokens = given + answers * settings.max_new_tokens
+        draft = sum(each.numel() for each in objective.parameters() if each.requires_grad)
+        embedding = self.verifier.hidden_size * self.verifier.vocab_size
+        kept = 4 * embedding + 12 * draft  # a checkpoint: the verifier's embedding, the draft, and two moments of it
+        shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
         disk = shape.bytes_of(tokens) + kept * (self.passes + 1)
         check_output(self.out, "out", disk - bytes_in(self.out))
-        speed = product_speed()
-        minutes = {name: count / speed / EFFICIENCY[name] / 60 for name, count in operations.items() if count}
+        minutes = {name: (START + each) / 60 for name, each in self.seconds(given, answers, objective).items()}
         listed = ", ".join(f"{name} {math.ceil(each):,}" for name, each in minutes.items())
         return [
             f"{self.seen:,} dialogues to train on in {self.passes} passes, {self.held_out} held out; "
-            f"{'at most' if own else 'about'} {tokens:,} tokens",
+            f"{'at most' if answers else 'about'} {tokens:,} tokens",
             f"about {math.ceil(sum(minutes.values())):,} minutes ({listed}) and {gigabytes(disk)} of disk",
         ]
 
@@ -327,17 +353,6 @@ def derived_config(verifier: Any) -> dict[str, Any]:
     return {"model_type": "llama", **said, "num_hidden_layers": 1, "hidden_act": "silu", "tie_word_embeddings": False}
 
 
-def product_speed(size: int = 768) -> float:
-    """Floating point operations a second in a float32 matrix product here; the best of a few."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    matrix, seconds = torch.ones(size, size, device=device), []
-    for _ in range(5):
-        start = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
-
-
 def best_checkpoint(cpdir: Path, passes: int) -> Path:
     """The one that ``best.json`` names, else that of the last pass.
 
@@ -422,13 +437,13 @@ def make(settings: DraftSettings) -> int:
     """
     check_output(settings.out, "out")
     run = Run(settings)
-    lines = run.forecast()
+    lines = [] if (settings.out / "evaluation.json").exists() else run.forecast()
     inputs, phases = run.inputs(), run.phases()
     lock = DirectoryLock(settings.out, "out")
     try:
         sweep(settings.out)
         done = _done(settings.out, inputs, phases)
-        for line in [] if len(done) == len(phases) else lines:
+        for line in lines:
             say(line)
         for number, (name, (result, act)) in enumerate(phases.items(), 1):
             if name not in done:

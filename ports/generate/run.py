@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ports.commands import exit_code
 from ports.errors import InputError
+from ports.evaluate.verifier import best_device
 from ports.files import check_output, gigabytes
 from ports.generate.chat import Encoder, load_family
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
@@ -97,8 +98,7 @@ def prepare(settings: GenerationSettings) -> Prepared:
     if data.is_dir() and settings.outdir.resolve().is_relative_to(data.resolve()):
         expected = "a directory outside --data_path, all of which is read as dialogues"
         raise InputError(settings.outdir, "outdir", f"inside {data}", expected)
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = accelerator or torch.device("cpu") if settings.device is None else checked_device(settings.device)
+    device = best_device() if settings.device is None else checked_device(settings.device)
     shape = geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
     tokenizer = open_tokenizer(settings.model_path)
     parts, skipped = encode_rows(settings, tokenizer)
@@ -186,8 +186,7 @@ def generate(settings: GenerationSettings) -> None:
     fix_numerics()
     check_output(settings.outdir, "outdir")
     prepared = prepare(settings)
-    for line in summary(prepared):
-        say(line)
+    say("\n".join(summary(prepared)))
     check_output(settings.outdir, "outdir", prepared.disk - bytes_in(settings.outdir))
     write_or_check(settings.outdir, prepared.manifest)
     if len(prepared.tasks) == 1:

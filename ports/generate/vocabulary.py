@@ -50,7 +50,6 @@ class VocabularySettings(CommandSettings):
         None, ge=1, description="tokens to keep; without it and a draft config: 8192, 16384 or 32768, by their share"
     )
     counts: Counts = Field(Counts.ALL, description="all: as the prototype; answers: tokens in the loss, as Speculators")
-    samples: int | None = Field(None, ge=1, description="count the first records only; default: all of them")
     output: Path | None = Field(None, description="directory for the three files; default: --tmpdir")
 
 
@@ -83,7 +82,7 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
     check_output(folder, "output")
     vocab_size = verifier_config(settings.basepath).vocab_size
     named = _draft_vocab_size(settings, vocab_size)
-    files = list_records(settings.tmpdir)[: settings.samples]
+    files = list_records(settings.tmpdir)
     info = recorded_info(files)
     counts = count_tokens(files, vocab_size, settings.counts, info)
     size = named or covering_size(counts, vocab_size)

@@ -6,23 +6,20 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec
-from ports.errors import InputError
 from ports.evaluate.__main__ import main
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
-from ports.evaluate.measure import Counters, ask, count, evaluate, measure, names, summary
+from ports.evaluate.measure import Counters, ask, count, evaluate, measure, summary
 from ports.evaluate.plot import write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import end_tokens
-from ports.generate.vocabulary import VocabularySettings, write_vocabulary
+from ports.generate.conversations import ConversationError
 from ports.hass import train as hass
 from ports.training.saving import save_draft
 from tests.ports.conftest import settings_of
@@ -56,28 +53,33 @@ def command(pair, prompts, tmp_path, run_app, capsys):
     return run
 
 
+WAYS = [
+    ("--ignore-eos",),
+    ("--untrained", "--seed", 5, "--speculative-tokens", 2),
+    ("--temperature", 0.8, "--seed", 4, "--ignore-eos"),
+]
+
+
 @pytest.mark.usefixtures("tf32")
-def test_the_result_is_that_of_evaluating(command, pair, prompts):
-    code, result, said = command("--tokens", 11, "--ignore-eos")
-    assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
-    found = count(evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3), 3)
-    assert code == 0
-    assert result["lossless"] is True
-    assert (result["prompts"], result["left_out"], result["tokens"]) == (6, 0, 66)
-    assert (result["speculative_tokens"], result["untrained"]) == (3, False)
-    assert result["drafts"] == found.drafts > 0
+@pytest.mark.parametrize("words", WAYS, ids=lambda words: words[0])
+def test_the_result_is_that_of_evaluating(command, pair, prompts, cpu, words):
+    """Drawn answers are counted, and not compared."""
+    fresh, drawn = "--untrained" in words, "--temperature" in words
+    limits = Limits(11, end_tokens(pair.judge) if fresh else frozenset())
+    drafter, size = drafter_of(untrained(pair.draft, 5)) if fresh else pair.drafter, 2 if fresh else 3
+    answers = evaluate(pair.judge, drafter, prompts, limits, size, choice=Sampling(0.8, 4, cpu) if drawn else None)
+    code, result, said = command("--tokens", 11, *words)
+    found, tokens = count(answers, size), sum(len(answer.tokens) for answer in answers)
+    assert (code, result["lossless"], result["differences"]) == (0, None if drawn else True, [])
+    assert (result["prompts"], result["left_out"], result["tokens"]) == (6, 0, tokens)
+    assert (result["speculative_tokens"], result["untrained"], result["drafts"]) == (size, fresh, found.drafts)
+    assert (result["temperature"], result["seed"]) == (0.8 if drawn else 0, 5 if fresh else 4 if drawn else 0)
     assert result["accepted_per_position"] == list(found.accepted_per_position)
     assert result["acceptance_length"] == found.acceptance_length
+    assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
     assert f"acceptance length {found.acceptance_length:.3f} over 6 prompts" in said.out
-
-
-def test_untrained_is_measured_in_its_place(command, pair, prompts):
-    _, result, said = command("--tokens", 9, "--untrained", "--seed", 5, "--speculative-tokens", 2)
-    limits = Limits(9, end_tokens(pair.judge))
-    expected = count(evaluate(pair.judge, drafter_of(untrained(pair.draft, 5)), prompts, limits, 2), 2)
-    assert result["accepted_per_position"] == list(expected.accepted_per_position)
-    assert (result["untrained"], result["drafts"]) == (True, expected.drafts)
-    assert "untrained" in said.out
+    assert ("untrained" in said.out) == fresh
+    assert ("tokens not compared with plain decoding" in said.out.replace("\n", " ")) == drawn
 
 
 def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch):
@@ -117,33 +119,6 @@ def test_bad_input_is_exit_code_2(command, words, field):
     assert f": {field}: found" in last
 
 
-def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, fixture):
-    """The same draft by hand: its head says nothing for other tokens."""
-    records = {"tmpdir": fixture / "data_hass", "basepath": str(fixture / "verifier"), "output": fixture}
-    write_vocabulary(VocabularySettings(**records, draft_vocab_size=31))
-    code, result, said = command("--tokens", 9, "--ignore-eos", "--vocabulary", fixture)
-    if pair.draft.config.speculators_model_type == "eagle3":
-        assert (code, result) == (2, {})
-        assert "--vocabulary: found a draft of type eagle3, expected hass" in said.err
-        return
-    drafter, others = pair.drafter, ~torch.from_numpy(np.load(fixture / "t2d.npy"))
-    logits = drafter.logits
-    drafter.logits = lambda hidden: logits(hidden).masked_fill(others, -torch.inf)
-    drafters = drafter, pair.drafter
-    limited, whole = (count(evaluate(pair.judge, each, prompts, Limits(9), 3), 3) for each in drafters)
-    assert (code, result["draft_vocab_size"]) == (0, 31)
-    assert result["accepted_per_position"] == list(limited.accepted_per_position) != list(whole.accepted_per_position)
-
-
-def test_drawn_answers_are_counted_and_not_compared(command, pair, prompts, cpu):
-    code, result, said = command("--tokens", 9, "--ignore-eos", "--temperature", 0.8, "--seed", 4)
-    found = count(evaluate(pair.judge, pair.drafter, prompts, Limits(9), 3, 8, Sampling(0.8, 4, cpu)), 3)
-    assert (code, result["lossless"], result["differences"]) == (0, None, [])
-    assert (result["temperature"], result["seed"]) == (0.8, 4)
-    assert result["accepted_per_position"] == list(found.accepted_per_position)
-    assert "tokens not compared with plain decoding: drawn ones differ" in said.out.replace("\n", " ")
-
-
 def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_all(command, tmp_path, monkeypatch):
     pictures = [tmp_path / name for name in ("0.svg", "1.svg", "2.png")]
     for picture in pictures[:2]:
@@ -179,11 +154,6 @@ def test_a_result_goes_where_a_rename_would_not_reach(tmp_path):
     os.close(reader)
 
 
-def test_rows_are_named_by_benchmark():
-    files = [Path("a/gsm8k/question.jsonl"), Path("mine.txt"), Path("b/mt_bench/question.jsonl"), Path("old/mine.txt")]
-    assert names(files) == ["gsm8k", "mine.txt", "mt_bench", "old/mine.txt"]
-
-
 def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
     """Answers count the tokens asked; the second file's second turns are too long, so that a third is never asked, and
     refused by the chat template."""
@@ -193,7 +163,7 @@ def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
     asked = []
 
     def refuse(answer):
-        raise InputError("question.jsonl", "line 3", "roles must alternate", "a conversation")
+        raise ConversationError("roles must alternate")
 
     def answer(texts):
         asked.append(texts)
@@ -207,7 +177,7 @@ def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
         *[(1, 1, 0, [1]), (1, 1, 1, None)],
     ]
     told = summary(turns, 1)
-    reasons = {"too long for the verifier": 1, "roles must alternate, expected a conversation": 1}
+    reasons = {"too long for the verifier": 1, "roles must alternate": 1}
     assert (told["prompts"], told["left_out"], told["left_out_reasons"]) == (4, 2, reasons)
 
 

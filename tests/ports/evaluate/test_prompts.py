@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from parity.fixtures.tokenizer import ANSWER_HEADER, VOCAB_SIZE, build_tokenizer
-from ports.evaluate.prompts import family_of, prompt_of, read_questions
+from ports.evaluate.prompts import family_of, read_questions
 from ports.generate.chat import load_family
 
 
@@ -18,16 +18,13 @@ def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(str(build_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
 
 
-def ids_of(file, tokenizer, family=None, vocab_size=VOCAB_SIZE) -> list[list[int]]:
-    return [prompt.ids for prompt in read_questions(file, lambda: tokenizer, vocab_size, family)]
-
-
 @pytest.fixture
 def read(tmp_path, tokenizer):
-    def read(name: str, text: str | None) -> list[list[int]]:
-        if text is not None:
-            (tmp_path / name).write_text(text, encoding="utf-8")
-        return ids_of(tmp_path / name, tokenizer)
+    """The prompts of a file of these values, or of this text."""
+
+    def read(*values, name="p.json", text=None, **options):
+        (tmp_path / name).write_text(json.dumps(values) if text is None else text, encoding="utf-8")
+        return read_questions(tmp_path / name, lambda: tokenizer, VOCAB_SIZE, **options)
 
     return read
 
@@ -35,72 +32,54 @@ def read(tmp_path, tokenizer):
 def test_ids_are_taken_as_they_are_and_need_no_tokenizer(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('[5, 6, 7]\n\n{"prompt_token_ids": [1]}\n')
-    assert ids_of(file, None, vocab_size=8) == [[5, 6, 7], [1]]
+    assert [prompt.ids for prompt in read_questions(file, None, 8)] == [[5, 6, 7], [1]]
 
 
-def test_a_text_is_tokenised_as_a_server_does(read, tokenizer):
-    expected = [tokenizer("The tide is out.")["input_ids"], tokenizer("Why?")["input_ids"]]
-    assert expected[0][0] == tokenizer.bos_token_id
-    assert read("prompts.txt", "The tide is out.\n\nWhy?\n") == expected
-    assert read("prompts.json", '["The tide is out.", {"prompt": "Why?"}]') == expected
+U, A, S = ({"role": role, "content": f"{role}?"} for role in ("user", "assistant", "system"))
+SHARED = {"user": "human", "assistant": "gpt"}
+ASKED = [
+    ("The tide is out.", "The tide is out."),
+    ({"prompt": "Why?"}, "Why?"),
+    ({"messages": [U, A, U, A]}, [U, A, U]),
+    ({"messages": [S, U]}, [S, U]),
+    ({"conversations": [{"from": SHARED[t["role"]], "value": t["content"]} for t in (U, A, U, A)]}, [U, A, U]),
+    ({"question": "user?", "answer": "#### 1"}, [U]),
+    ({"text": "user?"}, [U]),
+]
 
 
-def test_a_conversation_is_read_up_to_the_last_turn_of_a_user(read, tokenizer):
-    turns = [("user", "One?"), ("assistant", "Yes."), ("user", "Two?"), ("assistant", "No.")]
-    messages = [{"role": role, "content": text} for role, text in turns]
-    shares = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns]
-    found = read("prompts.json", json.dumps([{"messages": messages}, {"conversations": shares}]))
-    text = tokenizer.decode(found[0])
-    assert found[0] == found[1]
-    assert text.endswith(f"Two?<|eot_id|>{ANSWER_HEADER}")
-    assert text.count("<|begin_of_text|>") == 1
-    assert "No." not in text
+@pytest.mark.parametrize(("value", "asked"), ASKED)
+def test_a_text_is_tokenised_as_a_server_does_and_a_conversation_up_to_the_last_turn_of_a_user(
+    read, tokenizer, value, asked
+):
+    """In the chat template, with one first token; a .json, a .jsonl and a .txt say the same, and a limit fewer."""
+    texts = isinstance(asked, str)
+    wanted = asked if texts else tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert texts or wanted.endswith(f"user?<|eot_id|>{ANSWER_HEADER}")
+    ids = tokenizer(wanted, add_special_tokens=texts)["input_ids"]
+    assert ids.count(tokenizer.bos_token_id) == 1
+    files = [read(value, value, [7], limit=2), read(text=f"{json.dumps(value)}\n\n" * 2, name="p.jsonl")]
+    files += [read(text=f"{value}\n \n" * 2, name="p.txt")] if isinstance(value, str) else []
+    assert [[prompt.ids for prompt in each] for each in files] == [[ids, ids]] * len(files)
 
 
-def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before(read, tokenizer, tmp_path):
+def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before(read, tokenizer):
     question = {"question_id": 81, "category": "writing", "turns": ["One?", "Two?", "Three?"], "reference": []}
-    said = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Yes."}]
-    said += [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": ""}]
-    said += [{"role": "user", "content": "Three?"}]
-    (first,) = read("question.jsonl", json.dumps(question))
-    (prompt,) = read_questions(tmp_path / "question.jsonl", lambda: tokenizer, VOCAB_SIZE)
+    said = [("user", "One?"), ("assistant", "Yes."), ("user", "Two?"), ("assistant", ""), ("user", "Three?")]
+    turns = [{"role": role, "content": text} for role, text in said]
+    (prompt,) = read(text=json.dumps(question), name="question.jsonl")
     asked = [prompt, prompt.ask_on([*tokenizer("Yes.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])]
     asked.append(asked[-1].ask_on([]))
-    wanted = [read("p.jsonl", json.dumps({"messages": said[:end]}))[0] for end in (1, 3, 5)]
+    wanted = [prompt.ids for prompt in read(*({"messages": turns[:end]} for end in (1, 3, 5)))]
     assert [each.ids for each in asked] == wanted
-    assert first == wanted[0]
     assert asked[-1].ask_on is None
-
-
-def test_gsm8k_is_read_in_its_own_form(read, tmp_path, tokenizer):
-    lines = [{"question": f"{number} and 1?", "answer": f"#### {number + 1}"} for number in range(3)]
-    asked = [{"messages": [{"role": "user", "content": line["question"]}]} for line in lines]
-    found = read("test.jsonl", "\n".join(map(json.dumps, lines)))
-    assert found == read("p.json", json.dumps(asked))
-    few = read_questions(tmp_path / "test.jsonl", lambda: tokenizer, VOCAB_SIZE, limit=2)
-    assert [each.ids for each in few] == found[:2]
 
 
 @pytest.mark.parametrize(("file", "count"), [(SHAREGPT, 22), (ULTRACHAT, 20)])
 def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
-    prompts = ids_of(file, tokenizer)
+    prompts = read_questions(file, lambda: tokenizer, VOCAB_SIZE)
     assert len(prompts) == count
-    assert all(tokenizer.decode(ids).endswith(ANSWER_HEADER) for ids in prompts)
-
-
-@pytest.mark.parametrize(
-    ("roles", "kept"),
-    [
-        ("uaua", "uau"),
-        ("aua", "u"),
-        ("sasua", "ssu"),
-        ("s", ""),
-    ],
-)
-def test_which_turns_a_prompt_has(roles, kept):
-    names = {"u": "user", "a": "assistant", "s": "system"}
-    turns = [{"role": names[letter], "content": str(place)} for place, letter in enumerate(roles)]
-    assert "".join(turn["role"][0] for turn in prompt_of(turns)) == kept
+    assert all(tokenizer.decode(prompt.ids).endswith(ANSWER_HEADER) for prompt in prompts)
 
 
 @pytest.mark.parametrize(
@@ -123,47 +102,39 @@ def test_which_turns_a_prompt_has(roles, kept):
         ("p.json", '[{"messages": [{"role": "assistant", "content": "Hi"}]}]', "entry 0", "no turn of a user"),
         ("p.jsonl", '{"turns": "Why?"}', "line 1", "turns: found 'Why?'"),
         ("p.jsonl", '{"turns": ["Why?", "\\udfff"]}', "line 1", "a lone surrogate"),
-        ("none.txt", None, "--prompts", "No such file"),
     ],
 )
 def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, found):
+    """A later turn is refused as early as the first."""
     with refuses(tmp_path / name, field, found, ""):
-        read(name, text)
+        read(text=text, name=name)
 
 
 BRIEF = {"system": "Be brief.", "today": "2024-01-02"}
 
 
-def write_made(folder, **changes):
-    (folder / "generation.json").write_text(json.dumps({"algorithm": "eagle3", "chat": BRIEF, **changes}))
+def write_made(folder, chat=BRIEF):
+    (folder / "generation.json").write_text(json.dumps({"algorithm": "eagle3", "chat": chat}))
     return folder
 
 
-def test_conversations_are_rendered_as_the_records_of_the_draft(tmp_path, tokenizer):
-    prompts = tmp_path / "p.json"
-    prompts.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
-    texts = {
-        named: tokenizer.decode(ids_of(prompts, tokenizer, family_of(draft, named))[0])
-        for draft, named in ((write_made(tmp_path), ""), (tmp_path, "auto"))
-    }
-    assert "Be brief." in texts[""]
-    assert "Be brief." not in texts["auto"]
+def test_conversations_are_rendered_as_the_records_of_the_draft(tmp_path, read, tokenizer, refuses):
+    write_made(tmp_path)
+    own, plain = (read({"text": "Hi"}, family=family_of(tmp_path, named))[0].ids for named in ("", "auto"))
+    assert "Be brief." in tokenizer.decode(own)
+    assert "Be brief." not in tokenizer.decode(plain)
     assert family_of(tmp_path).variables["strftime_now"]("%d %m %Y") == "02 01 2024"
     assert family_of(tmp_path / "nowhere") == load_family("auto")
+    for chat in ({"system": 7}, 7):
+        with refuses(tmp_path / "generation.json", "chat", "", ""):
+            family_of(write_made(tmp_path, chat))
 
 
-def test_a_tokenizer_without_a_template_takes_the_family_s_or_is_refused(tmp_path, tokenizer, refuses):
-    prompts = tmp_path / "p.json"
-    prompts.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
+def test_a_tokenizer_without_a_template_takes_the_family_s_or_is_refused(tmp_path, read, tokenizer, refuses):
     bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     bare.chat_template = None
-    found = ids_of(prompts, bare, load_family("chatml"))
-    assert bare.decode(found[0]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    with refuses(prompts, "entry 0", "chat_template", "chat template"):
-        ids_of(prompts, bare)
-
-
-@pytest.mark.parametrize(("changes", "field"), [({"chat": {"system": 7}}, "chat"), ({"chat": 7}, "chat")])
-def test_a_draft_that_says_nonsense_of_its_records_is_refused(tmp_path, refuses, changes, field):
-    with refuses(tmp_path / "generation.json", field, "", ""):
-        family_of(write_made(tmp_path, **changes))
+    read({"text": "Hi"})
+    (found,) = read_questions(tmp_path / "p.json", lambda: bare, VOCAB_SIZE, load_family("chatml"))
+    assert bare.decode(found.ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    with refuses(tmp_path / "p.json", "entry 0", "chat_template", "chat template"):
+        read_questions(tmp_path / "p.json", lambda: bare, VOCAB_SIZE)

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from ports.evaluate.decode import Limits, decode, decode_speculatively
-from ports.evaluate.verifier import layer_types, longest_prompt, open_verifier
+from ports.evaluate.verifier import longest_prompt, open_verifier
 from tests.ports.evaluate.plain import continue_greedily
 from tests.ports.evaluate.test_decode import Scripted
-
-
-@pytest.mark.parametrize(
-    ("config", "types"),
-    [
-        ({}, ["full_attention"]),
-        ({"layer_types": ["full_attention"] * 2, "sliding_window": 3}, ["full_attention"]),
-        ({"layer_types": None, "sliding_window": 3}, ["sliding_attention"]),
-        ({"sliding_window": 3, "use_sliding_window": False}, ["full_attention"]),
-        ({"layer_types": ["sliding_attention", "full_attention"]}, ["full_attention", "sliding_attention"]),
-    ],
-)
-def test_the_types_of_layers_that_a_config_has(config, types):
-    assert layer_types(SimpleNamespace(**config)) == types
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -82,22 +81,13 @@ def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answer
         assert line["finish_reason"] == ("length" if cut else "stop")
 
 
-def test_an_end_token_ends_an_answer(ask, answered, verifier) -> None:
-    """Every token that the verifier says first is made one that ends it."""
-    assert ask(max_new_tokens=1) == 0
-    assert {line["finish_reason"] for line in answered()} == {"length"}
-    ids = torch.arange(512).tolist()
-    (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-    (answered_file := verifier.parent / "answers" / "a.jsonl").unlink()
-    answered_file.with_name("a.jsonl.manifest").unlink()
-    assert ask() == 0
-    assert {line["finish_reason"] for line in answered()} == {"stop"}
-    assert {turn["content"] for line in answered() for turn in line["messages"] if turn["role"] == "assistant"} == {""}
-
-
-def test_a_text_file_has_a_prompt_a_line_and_samples_are_the_first_ones(ask, answered) -> None:
+def test_a_token_that_ends_an_answer_is_none_of_it(ask, answered, verifier) -> None:
+    """Any token is one; of a text file, whose lines are prompts, the first samples."""
+    (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(512))}))
     assert ask(["one", "", "two", "three"], form="txt", samples=2) == 0
-    assert [line["messages"][0]["content"] for line in answered()] == ["one", "two"]
+    said = [[turn["content"] for turn in line["messages"]] for line in answered()]
+    assert said == [["one", ""], ["two", ""]]
+    assert {line["finish_reason"] for line in answered()} == {"stop"}
 
 
 def test_a_dialogue_without_room_ends_as_one_that_was_cut(ask, answered, verifier) -> None:
@@ -174,7 +164,7 @@ def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeyp
     line = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
     assert line.startswith("error: ")
     assert said in line
-    assert not (tmp_path / "answers").exists()
+    assert "server" in changes or not (tmp_path / "answers").exists()
 
 
 def test_a_file_of_another_command_or_of_nobody_is_left_alone(ask, hold, tmp_path, capsys) -> None:
@@ -236,7 +226,7 @@ def test_a_server_is_asked_for_completions_of_ids(ask, answered, server, tmp_pat
 
 
 def test_what_is_whole_is_left_alone_and_needs_neither_verifier_nor_server(ask, server, tmp_path, monkeypatch) -> None:
-    """A server that is gone is asked again only where something is missing, or something else gave the answers."""
+    """A server that is gone is asked again only where something is missing."""
     url, file = f"http://127.0.0.1:{server.server_port}", tmp_path / "answers" / "b.jsonl"
     assert (ask(), ask(server=url, out=file)) == (0, 0)
     server.shutdown()

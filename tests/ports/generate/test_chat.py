@@ -91,15 +91,6 @@ def gpt_oss(turns: list[Message]) -> Iterator[Piece]:
         yield "<|return|>" if answer and place == len(turns) - 1 else "<|end|>", False
 
 
-def llama4(turns: list[Message]) -> Iterator[Piece]:
-    """A header, the text as it is but for a system message's, <|eot|>."""
-    yield "<|begin_of_text|>", False
-    for turn in turns:
-        yield f"<|header_start|>{turn['role']}<|header_end|>\n\n", False
-        yield turn["content"].strip() if turn["role"] == "system" else turn["content"], turn["role"] == "assistant"
-        yield "<|eot|>", False
-
-
 WRITERS = {
     "llama": llama,
     "blocks": blocks,
@@ -107,14 +98,13 @@ WRITERS = {
     "chatml": chatml,
     "qwen3": qwen3,
     "gpt_oss": gpt_oss,
-    "llama4": llama4,
 }
 PLACES = [(begin, trim) for begin in (False, True) for trim in (False, True)]
 """Does the tokenizer put its first token by itself, and trim white space from its offsets?"""
 
 CASES = [
     *((name, *place) for name in ("llama", "blocks", "qwen") for place in PLACES),
-    *((name, True, False) for name in ("chatml", "qwen3", "gpt_oss", "llama4")),
+    *((name, True, False) for name in ("chatml", "qwen3", "gpt_oss")),
 ]
 
 
