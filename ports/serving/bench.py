@@ -23,22 +23,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.drafter import open_draft
-from ports.evaluate.measure import (
-    TOO_LONG,
-    Counters,
-    Dtype,
-    DtypeOption,
-    EndlessOption,
-    JsonOption,
-    TokensOption,
-    VerifierOption,
-)
+from ports.evaluate.measure import TOO_LONG, Counters, Dtype, measure
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.verifier import longest_prompt
@@ -60,7 +51,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def run(
     draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft, as it lies")],
     prompts: Annotated[list[Path], typer.Option(help="as those of python -m ports.evaluate; may be given again")],
-    verifier: VerifierOption = None,
+    verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     served: Annotated[
         Path | None,
         typer.Option(help="what vLLM is given in the draft's place: HASS as python -m ports.serving folds it"),
@@ -71,26 +62,30 @@ def run(
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="requests in flight; again for more. Default: 1 4 16")
     ] = None,
-    tokens: TokensOption = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     limit: Annotated[
         int | None, typer.Option(min=1, help="entries of each file, of which the first turn is asked; default: all")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="turns of every engine; the fastest counts")] = 2,
-    dtype: DtypeOption = Dtype.AUTO,
-    ignore_eos: EndlessOption = False,
+    dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
     cores: Annotated[str, typer.Option(help="on a CPU: the cores of the engine, as 0-3; default: vLLM chooses")] = "",
     compiled: Annotated[
         bool, typer.Option("--compiled/--eager", help="let vLLM compile and capture; default: on an accelerator")
     ] = torch.accelerator.is_available(),
-    json: JsonOption = None,
+    evaluator: Annotated[
+        bool, typer.Option("--evaluator/--no-evaluator", help="count the best k's acceptance in plain torch too")
+    ] = True,
+    json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="draw tokens per second by k here: .svg or .png; needs matplotlib")
     ] = None,
 ) -> None:
     """Serve prompts by vLLM with a draft and without it, in turns, and say what the draft buys and which k is best.
 
-    Exit code 0: answers with and without the draft are the same, 1: some differ, 2: bad input. In half precision and in
-    batches a near tie may fall either way; --dtype float32 and a batch of one tell.
+    Exit code 0: answers with and without the draft are the same, 1: some differ, or an engine failed after the first
+    round, 2: bad input. In half precision and in batches a near tie may fall either way; --dtype float32 and a batch of
+    one tell.
     """
     check_outputs(json, plot)
     if find_spec("vllm") is None:
@@ -112,31 +107,49 @@ def run(
     }
     request = {"engine": engine, "prompts": asked, "length": tokens, "batch_sizes": batches, "ignore_eos": ignore_eos}
     speculative = {"method": METHODS[kind], "model": str((served or draft).resolve())}
-    turns = _take_turns(request, speculative, [0, *sizes] * rounds, cores)
+    turns, failed = _take_turns(request, speculative, [0, *sizes], rounds, cores)
     counts = {"prompts": len(asked), "left_out": sum(map(len, entries)) - len(asked), "length": tokens}
-    result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns)}
+    result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns), "failed": failed}
     print_result(result, Console())
     if plot is not None:
         _draw(result, plot)
-    if json is not None:
-        write_json(json, result)
-    raise typer.Exit(int(any(row["other_answers"] for row in result["rows"])))
+    try:
+        if evaluator:
+            chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
+            options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos}
+            result["evaluator"] = _evaluated(draft, asked, tokens=tokens, speculative_tokens=chosen, **options)
+            rates = " ".join(f"{rate:.3f}" for rate in result["evaluator"]["rate_per_position"])
+            length = result["evaluator"]["acceptance_length"]
+            print(f"in plain torch, k = {chosen}: acceptance length {length:.3f}, rates {rates}")
+    finally:  # an evaluation that fails or is interrupted takes nothing with it
+        if json is not None:
+            write_json(json, result)
+    raise typer.Exit(1 if failed or any(row["other_answers"] for row in result["rows"]) else 0)
 
 
 def _take_turns(
-    request: dict[str, Any], speculative: dict[str, Any], sizes: Sequence[int], cores: str
-) -> list[dict[str, Any]]:
+    request: dict[str, Any], speculative: dict[str, Any], sizes: Sequence[int], rounds: int, cores: str
+) -> tuple[list[dict[str, Any]], str | None]:
     """An engine for each of ``sizes``, 0 without the draft that ``speculative`` names, one after the other.
 
+    Gives the turns, and why there are no more of them if one failed after the first round.
+
     Raises:
-        InputError: an engine failed.
+        InputError: an engine of the first round failed.
     """
-    turns = []
-    for size in track(sizes, "engines", console=Console(stderr=True), transient=True):
-        more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
-        found = start_engine({**request, "engine": {**request["engine"], **more}}, cores)
-        turns += [{"size": size, **each} for each in found]
-    return turns
+    turns: list[dict[str, Any]] = []
+    request["parts"] = not torch.accelerator.is_available()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for number, size in enumerate(progress.track([*sizes] * rounds, description="engines")):
+            more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
+            try:
+                found = start_engine({**request, "engine": {**request["engine"], **more}}, cores)
+            except InputError as error:
+                if number < len(sizes):
+                    raise
+                return turns, f"k = {size or 'none'} in round {number // len(sizes) + 1}: {error}"
+            turns += [{"size": size, **each} for each in found]
+    return turns, None
 
 
 def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any]]:
@@ -202,6 +215,14 @@ def _row(turn: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _evaluated(draft: Path, prompts: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
+    """What :func:`ports.evaluate.measure.measure` counts on the same prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "prompts.jsonl")
+        file.write_text("".join(json_format.dumps(list(ids)) + "\n" for ids in prompts))
+        return measure(draft, [file], **options)
+
+
 def print_result(result: dict[str, Any], console: Console) -> None:
     """A row for every batch size and k; then the best k."""
     table = Table(title=f"{result['algorithm']} draft, {result['prompts']} prompts, {result['length']} tokens at most")
@@ -221,6 +242,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(f"batch {batch_size}: best {words}, {row['tokens_per_second']:.1f} tokens per second")
     if result["left_out"]:
         console.print(f"{result['left_out']} prompts left out: {TOO_LONG}")
+    if result["failed"]:
+        console.print(f"an engine failed, the rows are of the turns before: {result['failed']}", markup=False)
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from vllm import LLM, SamplingParams
 
 from ports.training.workers import end_with_parent
@@ -34,10 +33,9 @@ def serve(
     length: int,
     batch_sizes: Sequence[int] = (1,),
     ignore_eos: bool = False,
+    parts: bool = False,
 ) -> list[dict[str, Any]]:
     """Greedy answers to all prompts at every batch size, with times and what vLLM counted meanwhile.
-
-    On a CPU, which is waited for, these are also the seconds in the draft's proposing and in the verifier's forward.
 
     Args:
         engine: arguments of ``vllm.LLM``.
@@ -45,10 +43,11 @@ def serve(
         length: tokens of an answer at most.
         batch_sizes: how many requests are in flight, one run each.
         ignore_eos: go on past a token that ends an answer.
+        parts: measure the seconds in the draft's proposing and in the verifier's forward, which needs an engine in this
+            process and a device that is waited for (a CPU).
     """
-    parts = () if torch.accelerator.is_available() else ("draft_seconds", "verifier_seconds")
-    llm, spent = LLM(**engine), dict.fromkeys(parts, 0.0)
-    if spent:
+    llm, spent = LLM(**engine), dict.fromkeys(("draft_seconds", "verifier_seconds") if parts else (), 0.0)
+    if parts:
         llm.collective_rpc(lambda worker: _watch(worker.model_runner, spent))
     greedy = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=ignore_eos)
     most, few = max(batch_sizes), SamplingParams(temperature=0.0, max_tokens=WARM_UP_TOKENS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ NUM_PROMPTS, LENGTH = 6, 48
 ENGINE = {"dtype": "float32", "max_model_len": 128, "enforce_eager": True, "disable_log_stats": False, "seed": 0}
 CORE = "0"
 """Several threads wait for each other where cores are busy."""
+
+BREAKS_VLLM = ("torchaudio", "torchcodec")
 
 Serve = Callable[..., dict[str, Any]]
 
@@ -76,6 +80,8 @@ def train(kind: str, texts: tuple[Path, list[list[int]]], folder: Path, config: 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Start vLLM with the given arguments and let it answer the first prompts; gives tokens and counters."""
+    for name in BREAKS_VLLM:
+        _skip_if_broken(name)
 
     def start(prompts: list[list[int]], **engine: Any) -> dict[str, Any]:
         request = {"engine": {**ENGINE, **engine}, "prompts": prompts[:NUM_PROMPTS], "length": LENGTH}
@@ -88,6 +94,16 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         for name, value in {**places, **sizes, "TRANSFORMERS_OFFLINE": "1"}.items():
             patch.setenv(name, value)
         yield start
+
+
+def _skip_if_broken(name: str) -> None:
+    """vLLM's child processes import these two wherever they are installed, and stop if that fails."""
+    if find_spec(name) is None:
+        return
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError):
+        pytest.skip(f"{name} is installed and cannot be loaded: pip uninstall {' '.join(BREAKS_VLLM)}")
 
 
 def drafted(serve: Serve, trained: Trained, draft: Path, **engine: Any) -> dict[str, Any]:

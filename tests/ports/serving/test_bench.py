@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 
 import pytest
 
 import ports.serving.bench
+from ports.errors import InputError
 from ports.serving.bench import main, start_engine
 from ports.training.saving import save_draft
 from tests.processes import await_end_of, wait_for
 
 SECONDS = {0: 4.0, 1: 3.0, 2: 2.0}
 """Of an engine's answers by k; the first turn of each takes twice as long."""
+FAILS: set[int] = set()
+"""After how many turns an engine fails."""
 
 
 @pytest.fixture
@@ -33,6 +37,8 @@ def engines(monkeypatch):
 
     def play(request, cores=""):
         size = request["engine"].get("speculative_config", {}).get("num_speculative_tokens", 0)
+        if len(started) in FAILS:
+            raise InputError("verifier", "vLLM", "no memory", "an engine that serves")
         seconds = SECONDS[size] * (1 if size in started else 2)
         started.append(size)
         run = {"seconds": seconds, "tokens": [[5, 6], [last[size]]], "first_token_seconds": [0.1, 0.3]}
@@ -58,7 +64,7 @@ def measured(bench, draft, prompts):
     def run(*words):
         file = prompts.with_name("result.json")
         sizes = ("--k", 1, "--k", 2, "--batch-size", 1, "--batch-size", 4)
-        code = bench(draft, "--prompts", prompts, *sizes, "--json", file, *words)
+        code = bench(draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
         return code, json.loads(file.read_text())
 
     return run
@@ -88,6 +94,31 @@ def test_no_draft_may_be_the_best_and_answers_that_a_draft_changed_are_counted(e
     assert [row["other_answers"] for row in result["rows"][:3]] == [0, 0, 1]
     assert result["best"]["1"]["speculative_tokens"] == 0
     assert "<svg" in prompts.with_name("rates.svg").read_text()
+
+
+def test_an_engine_that_fails_in_a_later_round_takes_nothing_with_it(engines, measured, monkeypatch, capsys):
+    """One of the first round is all there is to say."""
+    monkeypatch.setattr(sys.modules[__name__], "FAILS", {4})
+    code, result = measured("--rounds", 3)
+    assert (code, [row["seconds"] for row in result["rows"][:3]]) == (1, [4.0, 6.0, 4.0])
+    assert result["failed"].startswith("k = 1 in round 2: verifier: vLLM: found no memory")
+    assert "an engine failed" in capsys.readouterr().out
+    engines[0].clear()
+    monkeypatch.setattr(sys.modules[__name__], "FAILS", {2})
+    assert measured("--json", "/dev/null")[0] == 2
+    assert "error: verifier: vLLM: found no memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("draft", "logits", "NaN", "numbers"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_an_evaluator_that_fails_takes_nothing_with_it(engines, measured, monkeypatch, error, code):
+    def fail(*_, **options):
+        raise error
+
+    monkeypatch.setattr(ports.serving.bench, "measure", fail)
+    found, result = measured("--evaluator")
+    assert (found, len(result["rows"]), "evaluator" in result) == (code, 6, False)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +163,6 @@ class LLM:
 
     def get_metrics(self):
         return []
-
-    def collective_rpc(self, act):
-        pass
 """
 """Runs ``model`` at its start; an answer is how many requests were in flight so far, step by step."""
 

@@ -38,5 +38,13 @@ def test_the_config_is_completed(hass_draft, tmp_path):
     assert layer["architectures"] == [ARCHITECTURE]
     assert layer["architectures"][0].startswith("Eagle")
     assert layer["folded_embedding"] is False
-    for name in ("hidden_act", "attention_bias", "rms_norm_eps", "head_dim", "num_key_value_heads", "rope_parameters"):
+    for name in (
+        "hidden_act",
+        "attention_bias",
+        "rms_norm_eps",
+        "head_dim",
+        "num_key_value_heads",
+        "rope_parameters",
+        "vocab_size",
+    ):
         assert layer[name] == expected[name], name
