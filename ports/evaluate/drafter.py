@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from speculators import SpeculatorModel
 from speculators.models.eagle3 import Eagle3DraftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ports.eagle3.model import build_draft
 from ports.errors import InputError
@@ -26,7 +26,14 @@ from ports.training.checkpoint import WEIGHTS
 from ports.training.draft_config import check_builds, native_config, read_config_dict
 from ports.training.saving import put_weights, read_weights
 from ports.training.verifier import check_weights_present, reading_weights, verifier_config
-from ports.training.vocabulary import VocabularyMap, check_map
+from ports.training.vocabulary import (
+    FILE,
+    VocabularyMap,
+    check_digest,
+    check_map,
+    load_vocabulary_map,
+    read_vocabulary_file,
+)
 
 
 class Drafter(ABC):
@@ -128,7 +135,11 @@ class Eagle3Drafter(Drafter):
 
 
 class HassDrafter(Drafter):
-    """The HASS draft: the verifier's last hidden state, the verifier's vocabulary and head."""
+    """The HASS draft: the verifier's last hidden state, the verifier's vocabulary and head, or ``kept`` rows of it."""
+
+    def __init__(self, model: Any, kept: Tensor | None = None) -> None:
+        super().__init__(model, kept)
+        self.head = model.lm_head.weight if kept is None else model.lm_head.weight[kept]
 
     def features(self, states: Sequence[Tensor]) -> Tensor:
         return states[-1]
@@ -142,8 +153,7 @@ class HassDrafter(Drafter):
         return fused
 
     def logits(self, hidden: Tensor) -> Tensor:
-        said: Tensor = self.model.lm_head(self.model.lm_head_layernorm(hidden))
-        return said
+        return nn.functional.linear(self.model.lm_head_layernorm(hidden), self.head)
 
 
 KINDS: dict[str, tuple[type[Drafter], type[SpeculatorModel]]] = {
@@ -153,9 +163,30 @@ KINDS: dict[str, tuple[type[Drafter], type[SpeculatorModel]]] = {
 """By ``speculators_model_type``."""
 
 
-def drafter_of(model: SpeculatorModel) -> Drafter:
-    """The drafter of an Eagle3 or HASS model."""
+def drafter_of(model: SpeculatorModel, vocabulary: VocabularyMap | None = None) -> Drafter:
+    """The drafter of an Eagle3 or HASS model; a ``vocabulary`` of :func:`read_vocabulary` limits the latter."""
+    if vocabulary is not None:
+        return HassDrafter(model, vocabulary.t2d.nonzero()[:, 0].to(model.device))
     return KINDS[model.config.speculators_model_type][0](model)
+
+
+def read_vocabulary(folder: Path, model: SpeculatorModel) -> VocabularyMap:
+    """What ``speculator-generate vocabulary`` wrote into ``folder``: the tokens that a HASS draft proposes from.
+
+    The prototype has no such thing: its draft proposes from the verifier's whole vocabulary.
+
+    Raises:
+        InputError: not the files of one map with fewer tokens than the verifier, or a draft with a map of its own.
+    """
+    if not isinstance(model, HassDraftModel):
+        raise InputError(folder, "--vocabulary", f"a draft of type {model.config.speculators_model_type}", "hass")
+    t2d, size = folder / "t2d.npy", read_vocabulary_file(folder / FILE).draft_vocab_size
+    vocab_size = model.config.transformer_layer_config.vocab_size
+    if size >= vocab_size:
+        raise InputError(folder / FILE, "draft_vocab_size", size, f"fewer than the verifier's {vocab_size}")
+    found = load_vocabulary_map(t2d, folder / "d2t.npy", vocab_size, size)
+    check_digest(found.digest, t2d, [folder], (str(folder), None))
+    return found
 
 
 def open_draft(directory: Path, verifier: str | None = None) -> SpeculatorModel:

@@ -15,7 +15,7 @@ import torch
 import typer
 
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
-from ports.evaluate.drafter import Drafter, drafter_of, open_draft
+from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import Prompt, family_of, read_files
@@ -124,6 +124,10 @@ def measure(
     ignore_eos: EndlessOption = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="the same draft as its training would start")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws and untrained weights")] = 0,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="folder of a vocabulary map: a HASS draft proposes these tokens, as ports.serving writes it"),
+    ] = None,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
     dtype: DtypeOption = Dtype.AUTO,
     chat_template: Annotated[
@@ -143,6 +147,7 @@ def measure(
     fix_numerics()
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choice, model = choice_of(temperature, seed, place), open_draft(draft, verifier)
+    chosen = None if vocabulary is None else read_vocabulary(vocabulary, model)
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
@@ -152,7 +157,7 @@ def measure(
     proposing = fresh_draft(model, seed) if untrained else model
     for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32
         parameter.data = parameter.data.to(judge.dtype)
-    drafter = drafter_of(proposing.to(place))
+    drafter = drafter_of(proposing.to(place), chosen)
     start = time.perf_counter()
     asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, batch_size, choice))
     result = {

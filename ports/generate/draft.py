@@ -93,6 +93,9 @@ class DraftSettings(AnswersSettings):
     answers: Literal["own", "given"] = Field("own", description="own: the verifier answers; given: those in the data")
     held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")
     configpath: str | None = Field(None, description="draft config; default: one layer in the verifier's sizes")
+    draft_vocab_size: int | None = Field(
+        None, ge=1, description="tokens that an Eagle3 draft can say; default: as speculator vocabulary chooses"
+    )
     passes: int | None = Field(None, ge=1, description="over the records; default: 2 to 8, about 2,000 steps")
     lr: float | None = Field(
         None,
@@ -134,9 +137,16 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The draft's config, without ``draft_vocab_size`` where the records will tell it; InputError: unreadable."""
-        named = self.settings.configpath
-        return derived_config(self.verifier) if named is None else read_config_dict(named)
+        """The draft's config, without ``draft_vocab_size`` where the records will tell it.
+
+        Raises:
+            InputError: unreadable, or a size that is said twice or of a HASS draft.
+        """
+        named, given = self.settings.configpath, self.settings.draft_vocab_size
+        config = derived_config(self.verifier) if named is None else read_config_dict(named)
+        if given is not None and (self.settings.algorithm == "hass" or "draft_vocab_size" in config):
+            raise InputError("command line", "--draft_vocab_size", given, "Eagle3, and a config that does not say it")
+        return config if given is None else {**config, "draft_vocab_size": given}
 
     def likely_config(self) -> Any:
         """As Speculators has it; the vocabulary may turn out larger.

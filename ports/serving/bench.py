@@ -28,7 +28,7 @@ from rich.table import Table
 
 from ports.commands import run_app
 from ports.errors import InputError
-from ports.evaluate.drafter import open_draft
+from ports.evaluate.drafter import open_draft, read_vocabulary
 from ports.evaluate.measure import TOO_LONG, Counters, Dtype, measure
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
@@ -62,6 +62,9 @@ def run(
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="requests in flight; again for more. Default: 1 4 16")
     ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="folder of the vocabulary map that it was folded with, for the evaluator")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     limit: Annotated[
         int | None, typer.Option(min=1, help="entries of each file, of which the first turn is asked; default: all")
@@ -93,6 +96,8 @@ def run(
         raise InputError("environment", "vllm", "nothing of that name installed", expected)
     sizes, batches = sorted(set(k or SIZES)), sorted(set(batch_size or BATCH_SIZES))
     model = open_draft(draft, verifier)
+    if vocabulary is not None:
+        read_vocabulary(vocabulary, model)
     name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
     longest = longest_prompt(name, tokens, sizes[-1] + 1)
     entries = read_files(prompts, name, family_of(draft), longest, limit)
@@ -116,7 +121,7 @@ def run(
     try:
         if evaluator:
             chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
-            options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos}
+            options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos, "vocabulary": vocabulary}
             result["evaluator"] = _evaluated(draft, asked, tokens=tokens, speculative_tokens=chosen, **options)
             rates = " ".join(f"{rate:.3f}" for rate in result["evaluator"]["rate_per_position"])
             length = result["evaluator"]["acceptance_length"]

@@ -37,6 +37,9 @@ def describe(config_dict: dict[str, Any], pre_trained_config: dict[str, Any]) ->
     pre_trained_config.update(served_config(layer, folded=False))
 
 
-def served_config(layer: LlamaConfig, folded: bool) -> dict[str, Any]:
-    """The config of a HASS draft in vLLM: a Llama config, the model's name, and whether its embedding is folded."""
-    return {**layer.to_dict(), "architectures": [ARCHITECTURE], "folded_embedding": folded}
+def served_config(layer: LlamaConfig, folded: bool, draft_vocab_size: int | None = None) -> dict[str, Any]:
+    """The config of a HASS draft in vLLM: a Llama config, the model's name, whether its embedding is folded, and how
+    many tokens it proposes from; None: all of the verifier's, by whose head."""
+    size = draft_vocab_size or layer.vocab_size
+    names = {"architectures": [ARCHITECTURE], "draft_vocab_size": size, "folded_embedding": folded}
+    return {**layer.to_dict(), **names}

@@ -1,6 +1,6 @@
 """HASS as a vLLM model: EAGLE-1 with norms on the token, on the hidden state and before the head.
 
-Shapes: N tokens of all requests in one row, h hidden size. vLLM reads the annotations of
+Shapes: N tokens of all requests in one row, h hidden size, V vocabulary, D the draft's. vLLM reads the annotations of
 ``forward`` as types, so they are not postponed here.
 """
 
@@ -13,11 +13,14 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.llama_eagle import EagleLlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix, process_eagle_weight
 
 RENAMED = {"lm_head_layernorm.weight": "output_layernorm.weight"}
 """vLLM takes every tensor with lm_head in its name for a head."""
+OUTSIDE = ("lm_head.weight", "d2t")
+"""What a draft with a vocabulary of its own has beside its layers."""
 
 
 @support_torch_compile
@@ -43,7 +46,10 @@ class HassModel(LlamaModel):
 
 
 class EagleHassForCausalLM(EagleLlamaForCausalLM):  # type: ignore[misc]
-    """The draft with the verifier's head, and the verifier's embedding unless the checkpoint holds one."""
+    """The draft with the verifier's head, and the verifier's embedding unless the checkpoint holds one.
+
+    A draft with a vocabulary of its own brings its rows of the head.
+    """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         nn.Module.__init__(self)
@@ -51,7 +57,20 @@ class EagleHassForCausalLM(EagleLlamaForCausalLM):  # type: ignore[misc]
         above = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
         where = maybe_prefix(prefix, "model")
         self.model = HassModel(vllm_config=vllm_config, prefix=where, start_layer_id=above)
-        self.logits_processor = LogitsProcessor(self.config.vocab_size)
+        size, self.d2t = self.config.draft_vocab_size, None
+        self.logits_processor = LogitsProcessor(size)
+        if size < self.config.vocab_size:
+            self.lm_head = ParallelLMHead(size, self.config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
+            self.d2t = nn.Parameter(torch.zeros(size, dtype=torch.int64), requires_grad=False)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """[N, V] of hidden states [N, h]; -inf for tokens that the draft does not have."""
+        logits = self.logits_processor(self.lm_head, hidden_states)
+        if self.d2t is None:
+            return logits
+        whole = logits.new_full((len(logits), self.config.vocab_size), float("-inf"))
+        whole[:, self.d2t + torch.arange(len(self.d2t), device=logits.device)] = logits
+        return whole
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """Load a checkpoint whole.
@@ -59,7 +78,7 @@ class EagleHassForCausalLM(EagleLlamaForCausalLM):  # type: ignore[misc]
         Raises:
             ValueError: a tensor of the draft is missing; vLLM itself would go on with what lay in memory.
         """
-        named = [(f"model.{RENAMED.get(name, name)}", value) for name, value in weights]
+        named = [(name if name in OUTSIDE else f"model.{RENAMED.get(name, name)}", value) for name, value in weights]
         for name, _ in named:
             process_eagle_weight(self, name)
         loaded = AutoWeightsLoader(self).load_weights(named)

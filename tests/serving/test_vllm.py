@@ -8,11 +8,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ports.evaluate.drafter import Eagle3Drafter, open_draft, untrained
+from ports.evaluate.drafter import Eagle3Drafter, drafter_of, open_draft, read_vocabulary, untrained
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.serving.__main__ import write_folded
 from ports.training.saving import save_draft
 from tests.needs import VLLM
-from tests.serving.conftest import LENGTH, NUM_PROMPTS, TTT_STEPS, counted, drafted, evaluated
+from tests.serving.conftest import DRAFT_VOCAB_SIZE, LENGTH, NUM_PROMPTS, TTT_STEPS, counted, drafted, evaluated
 
 pytestmark = VLLM
 
@@ -75,3 +76,18 @@ def test_a_folded_hass_draft_counts_the_same(serve, served, trained, tmp_path):
         pytest.skip("folding is for HASS drafts")
     folded = write_folded(open_draft(trained.draft), tmp_path / "folded")
     assert drafted(serve, trained, folded) == served
+
+
+def test_a_hass_draft_with_a_vocabulary_counts_what_the_evaluator_counts(serve, served, plain, trained, tmp_path):
+    """Of so few tokens that some of the verifier's are missing."""
+    if trained.kind != "hass":
+        pytest.skip("an Eagle3 draft has a vocabulary of its own")
+    size = DRAFT_VOCAB_SIZE // 16
+    records = {"tmpdir": trained.verifier.parent / "data_hass", "basepath": str(trained.verifier), "output": tmp_path}
+    write_vocabulary(VocabularySettings(**records, draft_vocab_size=size))
+    draft = open_draft(trained.draft)
+    vocabulary = read_vocabulary(tmp_path, draft)
+    found = drafted(serve, trained, write_folded(draft, tmp_path / "folded", vocabulary))
+    assert found["tokens"] == plain["tokens"]
+    assert 0 < found["accepted"] != served["accepted"]
+    assert counted(found) == evaluated(trained, trained.draft, lambda model: drafter_of(model, vocabulary))

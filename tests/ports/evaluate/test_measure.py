@@ -6,7 +6,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.tokenizer import build_tokenizer
@@ -20,6 +22,7 @@ from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import end_tokens
 from ports.generate.conversations import ConversationError
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.hass import train as hass
 from ports.training.saving import save_draft
 from tests.ports.conftest import settings_of
@@ -117,6 +120,24 @@ def test_bad_input_is_exit_code_2(command, words, field):
     last = said.err.strip().split("\n")[-1]
     assert "error: " in last
     assert f": {field}: found" in last
+
+
+def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, fixture):
+    """The same draft by hand: its head says nothing for other tokens."""
+    records = {"tmpdir": fixture / "data_hass", "basepath": str(fixture / "verifier"), "output": fixture}
+    write_vocabulary(VocabularySettings(**records, draft_vocab_size=31))
+    code, result, said = command("--tokens", 9, "--ignore-eos", "--vocabulary", fixture)
+    if pair.draft.config.speculators_model_type == "eagle3":
+        assert (code, result) == (2, {})
+        assert "--vocabulary: found a draft of type eagle3, expected hass" in said.err
+        return
+    drafter, others = pair.drafter, ~torch.from_numpy(np.load(fixture / "t2d.npy"))
+    logits = drafter.logits
+    drafter.logits = lambda hidden: logits(hidden).masked_fill(others, -torch.inf)
+    drafters = drafter, pair.drafter
+    limited, whole = (count(evaluate(pair.judge, each, prompts, Limits(9), 3), 3) for each in drafters)
+    assert (code, result["draft_vocab_size"]) == (0, 31)
+    assert result["accepted_per_position"] == list(limited.accepted_per_position) != list(whole.accepted_per_position)
 
 
 def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_all(command, tmp_path, monkeypatch):

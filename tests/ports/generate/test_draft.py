@@ -151,6 +151,8 @@ REFUSED = [
     ({}, without_template, "expected a tokenizer with a chat template"),
     ({"out": "/proc/nowhere"}, None, ": out: found "),
     ({"configpath": "/nowhere.json"}, None, "configpath: found no such file"),
+    ({"draft_vocab_size": 513}, None, "draft_vocab_size: found 513, expected 1..512"),
+    ({"algorithm": "hass", "draft_vocab_size": 5}, None, "--draft_vocab_size: found 5, expected Eagle3"),
 ]
 
 
@@ -188,6 +190,7 @@ OTHERS = [
     ({"lr": 1e-3}, None, "lr: found 0.0004, expected 0.001"),
     ({"algorithm": "hass"}, None, "algorithm: found eagle3, expected hass"),
     ({"rows": QUESTIONS[1:]}, None, "data: found "),
+    ({"draft_vocab_size": 7}, None, "draft: found {"),
     ({}, other_verifier, "verifier: found "),
 ]
 

@@ -126,6 +126,7 @@ def test_an_evaluator_that_fails_takes_nothing_with_it(engines, measured, monkey
     [
         (("--tokens", "100000"), "--tokens: found 100000"),
         (("--plot", "rates.pdf"), "--plot: found a name with .pdf"),
+        (("--vocabulary", "nowhere"), "vocabulary: found"),
         (("--json", "no/such/folder.json"), "--json: found no folder"),
         (("--prompts", "none.jsonl"), "--prompts: found"),
         ((), "vllm: found nothing of that name installed"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from ports.eagle3 import train as eagle3
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.serving.__main__ import fold, folded_weights, main
 from ports.serving.plugin import ARCHITECTURE
 from ports.training.saving import save_draft
@@ -80,6 +82,46 @@ def test_the_command_writes_config_and_tensors(command, hass_draft, tmp_path):
     assert weights["embed_tokens.weight"].shape == (61, 32)
     assert torch.equal(weights["fc.weight"][:, :32], torch.eye(32))
     assert torch.equal(weights["fc.weight"][:, 32:], hass_draft.fc.weight[:, 32:])
+
+
+@pytest.fixture
+def vocabulary(fixture, tmp_path):
+    """Of the fixture's records."""
+    folder = tmp_path / "vocabulary"
+    records = {"tmpdir": fixture / "data_hass", "basepath": str(fixture / "verifier"), "output": folder}
+    write_vocabulary(VocabularySettings(**records, draft_vocab_size=11))
+    return folder
+
+
+def test_a_vocabulary_brings_its_rows_of_the_head(command, hass_draft, tmp_path, vocabulary):
+    draft, output = save_draft(hass_draft, tmp_path / "draft"), tmp_path / "folded"
+    assert command(draft, output, "--vocabulary", vocabulary)[0] == 0
+    config, weights = json.loads((output / "config.json").read_text()), load_file(output / "model.safetensors")
+    kept = weights["d2t"] + torch.arange(11)
+    assert (config["draft_vocab_size"], config["vocab_size"]) == (11, 61)
+    assert torch.equal(kept, torch.from_numpy(np.load(vocabulary / "t2d.npy")).nonzero()[:, 0])
+    assert torch.equal(weights["lm_head.weight"], hass_draft.lm_head.weight[kept])
+
+
+def change_vocabulary(folder, **changes):
+    file = folder / "vocabulary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "vocabulary.json").unlink(), "vocabulary: found [Errno 2]"),
+        (lambda folder: change_vocabulary(folder, draft_vocab_size=61), "draft_vocab_size: found 61, expected fewer"),
+        (lambda folder: change_vocabulary(folder, draft_vocab_size=12), "t2d: found 11 kept ids"),
+        (lambda folder: change_vocabulary(folder, digest="0" * 16), "vocabulary: found a map with hash"),
+    ],
+)
+def test_another_vocabulary_is_refused(command, hass_draft, tmp_path, vocabulary, spoil, said):
+    spoil(vocabulary)
+    code, found = command(save_draft(hass_draft, tmp_path / "draft"), tmp_path / "folded", "--vocabulary", vocabulary)
+    assert (code, (tmp_path / "folded").exists()) == (2, False)
+    assert said in found
 
 
 def test_what_cannot_be_folded_or_would_be_overwritten_is_refused(command, hass_draft, settings, tmp_path):
