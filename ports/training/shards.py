@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """All of ``value``; every process must ask for it, in the same order."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -23,7 +23,7 @@ def own_part(value: Tensor) -> Tensor:
 
 
 def sharded_like(other: Tensor, value: Tensor) -> Tensor:
-    """``value``, which every process holds whole, on the device and in the shards of ``other``; nobody is asked."""
+    """``value``, which every process has in full, on the device and in the shards of ``other``; nobody is asked."""
     value = value.to(other.device)
     if not isinstance(other, DTensor):
         return value
@@ -35,6 +35,6 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        plain = whole(value.detach()).cpu().contiguous().view(-1)
+        plain = full_tensor(value.detach()).cpu().contiguous().view(-1)
         digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -149,7 +149,6 @@ class Validation:
         for tracker in loop.accelerator.trackers:
             tracker.log(line if isinstance(tracker, JsonLinesTracker) else _flat(line), step=loop.micro_batch)
         shown = {name: value for name, value in found.items() if isinstance(value, float)}
-        loop.show({name: f"{value:.4g}" for name, value in shown.items()})
         rates = " ".join(f"{rate:.3f}" for rate in found.get("val_accuracies", []))
         said = [f"{name} {value:.4f}" for name, value in shown.items()] + ([f"accuracies {rates}"] if rates else [])
         loop.say(f"Validation after optimizer step {loop.steps}: {', '.join(said)}")

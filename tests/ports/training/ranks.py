@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from ports.errors import InputError
 from ports.training.observer import Observer
 from ports.training.settings import parse
-from ports.training.shards import whole
+from ports.training.shards import full_tensor
 from tests.ports.training.conftest import ALGORITHMS
 
 
 class Gradients(Observer):
-    """Writes the gradients of the first optimizer step, whole."""
+    """Writes the gradients of the first optimizer step, in full."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -34,7 +34,7 @@ class Gradients(Observer):
 
     def gradients(self, micro_batch, objective) -> None:
         named = objective.draft.named_parameters()
-        self.kept = {name: whole(value.grad).clone() for name, value in named if value.grad is not None}
+        self.kept = {name: full_tensor(value.grad).clone() for name, value in named if value.grad is not None}
 
     def stepped(self, record, objective) -> None:
         if record.stepped and not self.file.exists():

@@ -1,25 +1,21 @@
 """Mutated files at every boundary of the trainers: a clear refusal or a correct result, nothing else."""
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from ports.eagle3 import config as eagle3_config
 from ports.eagle3 import train as eagle3
-from ports.errors import InputError
 from ports.hass import config as hass_config
 from ports.training.checkpoint import seal
 from ports.training.records import read_record
 from ports.training.resume import choose
 from ports.training.saving import load_weights
-from ports.training.settings import Eagle3Settings, parse
 from ports.training.verifier import check_weights_present, verifier_config
 from ports.training.vocabulary import load_vocabulary_map
-from tests.mutants import COUNT, Tally, mutate_words, try_all
+from tests.mutants import COUNT, try_all
 from tests.ports.training.conftest import bits
 from tests.ports.training.test_records import as_safetensors
 
@@ -143,37 +139,3 @@ def test_mutant_training_states_that_are_sealed_again(run_until, start_run, tmp_
 
     file = folder / "training_state" / name
     assert try_all(file, read, tmp_path, COUNT, prepare).refused > COUNT // 3
-
-
-def test_mutant_yaml(fixture, tmp_path):
-    values = {"basepath": "v", "configpath": "c", "tmpdir": "d", "cpdir": "x", "lr": 1e-3, "bs": 2, "log_with": []}
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(values))
-
-    def read():
-        chosen = parse(Eagle3Settings, ["--config", str(file)])
-        assert chosen.bs >= 1
-
-    assert try_all(file, read, tmp_path).refused > COUNT // 3
-
-
-def test_mutant_command_lines(words, tmp_path, capsys):
-    """Settings, or a word about what is wrong: argparse's for a flag that is none, ours for a value."""
-    tally, switches = Tally(), {"save_steps": 2, "loss_normalisation": "global", "on_bad_record": "skip"}
-    line = words("eagle3", tmp_path / "cp", **switches)
-    for number in range(2 * COUNT):
-        mutant = mutate_words(line, random.Random(f"command line {number}"))
-        with tally.one(f"command line {number}: {mutant}"):
-            parse_as_argparse_does(mutant, capsys)
-    print(f"command line: {tally.refused} refused, {tally.accepted} accepted")
-    assert min(tally.refused, tally.accepted) > COUNT // 8
-
-
-def parse_as_argparse_does(line, capsys):
-    """Its exit with a usage and a reason is a refusal, any other exit is none."""
-    try:
-        parse(Eagle3Settings, line)
-    except SystemExit as left:
-        if left.code == 2 and "error: " in capsys.readouterr().err:
-            raise InputError("command line", "argparse", "see above", "flags of the command") from None
-        raise
