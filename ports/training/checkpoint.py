@@ -6,6 +6,7 @@ A checkpoint is a plain Speculators directory with a subfolder ``training_state/
       training_state/
         state.json              position, totals, schedule, fingerprint of the run: :class:`State`
         optimizer.safetensors   Adam's moments and step counts by parameter name
+        optimizer_0.safetensors .. under FSDP2 the moments' rows that each process holds, in the order of processes
         generators.safetensors  random generators of every process, now and at the pass' start
         manifest.json           size and sha256 of every file: :class:`Manifest`
 """

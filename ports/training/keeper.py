@@ -11,9 +11,11 @@ from typing import Any
 
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ports.errors import InputError
 from ports.numerics import numerics
 from ports.training.checkpoint import (
     BEST,
@@ -21,6 +23,7 @@ from ports.training.checkpoint import (
     GENERATORS,
     MARK,
     OPTIMIZER,
+    ROOM,
     Best,
     State,
     remove_directory,
@@ -33,9 +36,9 @@ from ports.training.checkpoint import (
 from ports.training.loop import Loop
 from ports.training.metrics import PassTotals
 from ports.training.records import SUFFIX
-from ports.training.saving import adam_state, write_draft, zero_state
+from ports.training.saving import SHARD, adam_state, write_draft, zero_state
 from ports.training.settings import TrainingSettings
-from ports.training.shards import full_tensor, tensors_digest
+from ports.training.shards import full_tensor, in_rows, own_part, tensors_digest
 from ports.training.tracking import JsonLinesTracker
 
 NEUTRAL = frozenset(
@@ -94,19 +97,23 @@ class CheckpointKeeper:
         """Write one checkpoint: every process gathers, the main one writes.
 
         Raises:
-            InputError: it could not be written; older ones are whole.
+            InputError: it could not be written; older ones are intact.
         """
         directory, accelerator = self.settings.cpdir / name, loop.accelerator
         times = {"now": loop.generators(), "start": loop.pass_start}
         every = gather_object([(loop.totals, {f"{t}.{name}": one for t in times for name, one in times[t].items()})])
         zero = accelerator.distributed_type is DistributedType.DEEPSPEED
         adam = (zero_state if zero else adam_state)(loop.objective, loop.optimizer)
+        rows = _write_rows(accelerator, directory, {name: value for name, value in adam.items() if in_rows(value)})
+        adam = {name: full_tensor(value) for name, value in adam.items() if not in_rows(value)}
         weights, fingerprint = self._weights(loop), self.fingerprint(loop)
 
         def fill(folder: Path) -> None:
             write_draft(loop.objective.draft, folder, self.extra_files, weights)
             (folder / FOLDER).mkdir()
             save_file({name: value.cpu() for name, value in adam.items()}, folder / OPTIMIZER)
+            for rank, file in enumerate(rows):
+                file.rename(folder / FOLDER / f"{SHARD}{rank}.safetensors")
             drawn = {f"{rank}.{name}": one for rank, (_, own) in enumerate(every) for name, one in own.items()}
             save_file(drawn, folder / GENERATORS)
             write_state(folder, self._state(loop, [totals for totals, _ in every], fingerprint))
@@ -195,6 +202,27 @@ class CheckpointKeeper:
         for directory in list(saved)[self.settings.keep_last :]:
             if directory.name != best:
                 remove_directory(directory)
+
+
+def _write_rows(accelerator: Accelerator, directory: Path, adam: dict[str, Tensor]) -> list[Path]:
+    """Every process writes its shards beside ``directory``; the files in the order of processes, none without shards.
+
+    Raises:
+        InputError: one of them could not be written; every process says so.
+    """
+    if accelerator.distributed_type is not DistributedType.FSDP or not adam:
+        return []
+    file, failed = directory.with_name(f"{MARK}{directory.name}.{accelerator.process_index}"), ""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: own_part(value).cpu() for name, value in adam.items()}, file)
+    except (OSError, SafetensorError) as error:
+        failed = str(error)
+    told = gather_object([(file, failed)])
+    for file, failed in told:
+        if failed:
+            raise InputError(file, "checkpoint", f"{failed} while saving", ROOM)
+    return [file for file, _ in told]
 
 
 def sharding(accelerator: Accelerator) -> str:

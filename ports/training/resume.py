@@ -29,7 +29,7 @@ from ports.training.checkpoint import (
 from ports.training.keeper import CheckpointKeeper, Fingerprint
 from ports.training.launch import LOG
 from ports.training.loop import Loop, Replay
-from ports.training.saving import load_adam_state, load_zero_state, read_tensors
+from ports.training.saving import load_adam_state, load_zero_state, read_adam_state, read_tensors, shards_in
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import SETTINGS
 
@@ -122,8 +122,8 @@ def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | Non
     if chosen is None and damaged:
         found = f"only damaged checkpoints; the first: {next(iter(damaged.values()))}"
         raise InputError(cpdir, "ckpt_path", found, "one that can be gone on from")
-    for directory, error in damaged.items():
-        say(f"passing over {directory.name}, which is damaged: {error}")
+    for directory, why in damaged.items():
+        say(f"passing over {directory.name}, which is damaged: {why}")
     say(f"resuming from {chosen.directory}" if chosen else f"no checkpoint in {cpdir} yet: a fresh start")
     return chosen
 
@@ -149,8 +149,10 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     anyway = keeper.settings.resume_anyway
     changed = check_same(directory / STATE, state.fingerprint, keeper.fingerprint(loop, state), anyway)
     zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
-    load = load_zero_state if zero else load_adam_state
-    load(directory / OPTIMIZER, read_tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
+    load, shards = load_zero_state if zero else load_adam_state, shards_in(directory)
+    if loop.accelerator.distributed_type is DistributedType.FSDP and len(shards) == loop.accelerator.num_processes:
+        shards = [shards[loop.accelerator.process_index]]
+    load(directory / OPTIMIZER, read_adam_state(directory, shards), loop.objective, loop.optimizer)
     _restore_schedule(loop, state.schedule)
     keeper.best = state.best
     best = state.best_accepted

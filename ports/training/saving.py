@@ -1,4 +1,4 @@
-"""A draft and Adam's state to the files of a checkpoint and back, in full tensors, wherever their shards lie."""
+"""A draft and Adam's state to the files of a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ports.errors import InputError
 from ports.files import check_regular
-from ports.training.checkpoint import WEIGHTS, write_directory
+from ports.training.checkpoint import FOLDER, OPTIMIZER, WEIGHTS, write_directory
 from ports.training.records import FLOATS, WHOLE
-from ports.training.shards import full_tensor, sharded_like
+from ports.training.shards import own_part, sharded_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SHARD = "optimizer_"
+ABSENT = "no such tensor"
 
 
 def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Path] = ()) -> Path:
@@ -93,15 +95,29 @@ def put_weights(draft: SpeculatorModel, file: Path, weights: dict[str, Tensor]) 
 
 
 def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """``<moment>.<parameter>`` and ``step.<parameter>`` of what was stepped, in the dtypes Adam has them.
-
-    Every process must ask.
-    """
+    """``<moment>.<parameter>`` and ``step.<parameter>`` of what was stepped, in the dtypes and shards Adam has them."""
     return {
-        f"{kind}.{name}": full_tensor(value.detach())
+        f"{kind}.{name}": value.detach()
         for name, parameter in _trained(module).items()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def shards_in(directory: Path) -> list[Path]:
+    """The files of a checkpoint with the rows of Adam's state that each process held, in the order of processes."""
+    files = (directory / FOLDER).glob(f"{SHARD}[0-9]*.safetensors")
+    return sorted(files, key=lambda file: int(file.stem.removeprefix(SHARD)))
+
+
+def read_adam_state(directory: Path, shards: Sequence[Path]) -> dict[str, Tensor]:
+    """What :func:`adam_state` gave, of what was in shards the rows in ``shards``.
+
+    Raises:
+        InputError: a file that is not safetensors.
+    """
+    rows = [read_tensors(file) for file in shards]
+    joined = {name: torch.cat([each[name] for each in rows]) for name in (rows[0] if rows else ())}
+    return read_tensors(directory / OPTIMIZER) | joined
 
 
 def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, optimizer: Any) -> None:
@@ -169,12 +185,17 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 def _check(
     file: Path, stored: dict[str, Tensor], kinds: Sequence[str], stepped: dict[str, nn.Parameter], master: Any = None
 ) -> None:
-    """Refuse (InputError) other tensors than ``kinds`` and the step of each parameter; ``master`` is their dtype."""
-    found = {name: f"{value.dtype} {tuple(value.shape)}" for name, value in stored.items()}
-    wanted = {
-        f"{kind}.{name}": f"{master or p.dtype} {tuple(p.shape)}" for name, p in stepped.items() for kind in kinds
+    """Refuse (InputError) other tensors than ``kinds`` and the step of each parameter; ``master`` is their dtype.
+
+    A moment may be in full or this process' shard.
+    """
+    expected = {
+        f"{kind}.{name}": [f"{master or p.dtype} {tuple(shape)}" for shape in (p.shape, own_part(p).shape)]
+        for name, p in stepped.items()
+        for kind in kinds
     }
-    wanted |= {f"step.{name}": f"{torch.float32} ()" for name in stepped}
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            raise InputError(file, name, found.get(name, "no such tensor"), wanted.get(name, "no such tensor"))
+    expected |= {f"step.{name}": [f"{torch.float32} ()"] for name in stepped}
+    found = {name: f"{value.dtype} {tuple(value.shape)}" for name, value in stored.items()}
+    for name in sorted({*found, *expected}):
+        if found.get(name, ABSENT) not in expected.get(name, [ABSENT]):
+            raise InputError(file, name, found.get(name, ABSENT), expected.get(name, [ABSENT])[0])

@@ -16,6 +16,7 @@ from speculators import SpeculatorModel
 
 from ports.errors import InputError
 from ports.training.checkpoint import read_state
+from ports.training.saving import read_adam_state, shards_in
 from tests.ports.training.conftest import ALGORITHMS, Left
 from tests.ports.training.ranks import Gradients, gradients_file, refused_file
 from tests.processes import await_end_of, children, family, free_port, wait_for
@@ -112,7 +113,7 @@ def test_two_processes(words, run_ranks, start_run, fixture, tmp_path, parallel)
     options_learn_the_same(tmp_path, parallel)
     for expected, again, last in found:
         assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
-        opens_in_one(again / last)
+        opens_in_one(again / last, parallel)
     goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_no" / "step_4", parallel)
 
 
@@ -235,13 +236,15 @@ def resumes_of(words, tmp_path, parallel):
     return straight, resumed, found
 
 
-def opens_in_one(checkpoint):
-    """A plain directory with whole tensors, the generators of both processes, and Adam's state of every parameter."""
+def opens_in_one(checkpoint, parallel):
+    """A plain directory with the draft, the generators of both processes, and Adam's state of every parameter."""
     draft = SpeculatorModel.from_pretrained(checkpoint)
     weights = load_file(checkpoint / "model.safetensors")
     for name, value in weights.items():
         assert torch.equal(draft.state_dict()[name], value)
-    moments = load_file(checkpoint / "training_state/optimizer.safetensors")
+    shards = shards_in(checkpoint)
+    assert len(shards) == (2 if parallel == "fsdp2" else 0)
+    moments = read_adam_state(checkpoint, shards)
     for name, value in moments.items():
         moment, _, parameter = name.partition(".draft.")
         assert moment == "step" or value.shape == weights[parameter].shape
