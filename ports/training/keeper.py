@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ports.errors import InputError
+from ports.files import name_in
 from ports.numerics import numerics
 from ports.training.checkpoint import (
     BEST,
@@ -265,7 +266,7 @@ def records_digest(directory: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         size, ends = _ends_of(file)
-        digest.update(f"{_name_in(directory, file)}\0{size}\0".encode() + ends)
+        digest.update(f"{name_in(directory, file)}\0{size}\0".encode() + ends)
     return digest.hexdigest()[:16]
 
 
@@ -276,12 +277,8 @@ def records_seen(directory: Path, files: Iterable[Path]) -> str:
         with contextlib.suppress(OSError):
             about = file.stat()
             times = (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-            digest.update(f"{_name_in(directory, file)}\0{times}\0".encode())
+            digest.update(f"{name_in(directory, file)}\0{times}\0".encode())
     return digest.hexdigest()
-
-
-def _name_in(directory: Path, file: Path) -> Path | str:
-    return file.relative_to(directory) if file.is_relative_to(directory) else file.name
 
 
 def _ends_of(file: Path) -> tuple[int, bytes]:
