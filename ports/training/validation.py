@@ -155,7 +155,7 @@ class Validation:
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
     """Without lists, which TensorBoard passes over: ``val_accuracies/1`` and so on."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in line.items():
         flat |= {f"{name}/{n}": each for n, each in enumerate(value, 1)} if isinstance(value, list) else {name: value}
     return flat
