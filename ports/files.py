@@ -60,6 +60,11 @@ def read_yaml(file: Path, field: str, expected: str) -> dict[str, Any]:
     return content
 
 
+def name_in(directory: Path, file: Path) -> str:
+    """Of ``file`` below ``directory``, wherever that lies; of another file the last part alone."""
+    return file.relative_to(directory).as_posix() if file.is_relative_to(directory) else file.name
+
+
 def is_text(words: str) -> bool:
     """Can it be written? Half of a surrogate pair, which JSON and YAML can name, cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in words)

@@ -19,7 +19,7 @@ from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.runs import Needs, build_source, finish, recorded_layers, run_command, start_training
 from ports.training.settings import Eagle3Settings
-from ports.training.shards import whole
+from ports.training.shards import full_tensor
 from ports.training.verifier import check_weights_present, reading_weights
 from ports.training.vocabulary import VOCABULARY_KEY, check_digest, load_vocabulary_map
 
@@ -79,7 +79,7 @@ def start(
 def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
     """Scale all gradients so that their global norm is at most 1."""
     norm: Tensor | None = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
-    return None if norm is None else float(whole(norm))
+    return None if norm is None else float(full_tensor(norm))
 
 
 def execute(settings: Eagle3Settings) -> None:

@@ -21,7 +21,7 @@ from ports.training.loop import Loop
 from ports.training.observer import Observer
 from ports.training.runs import Needs, build_source, finish, run_command, start_training
 from ports.training.settings import HassSettings
-from ports.training.shards import own_part, whole
+from ports.training.shards import full_tensor, own_part
 from ports.training.verifier import check_weights_present, reading_weights
 
 GRAD_CLIP = 0.5
@@ -84,9 +84,12 @@ def start(
 def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
     """Clamp every gradient element to [-0.5, 0.5]; returns the global norm from before."""
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    norm = float(whole(torch.nn.utils.get_total_norm(grads)))
-    for grad in grads:  # element by element the shards of FSDP need not know each other
-        own_part(grad).clamp_(-GRAD_CLIP, GRAD_CLIP)
+    norm = float(full_tensor(torch.nn.utils.get_total_norm(grads)))
+    if accelerator.distributed_type is not DistributedType.FSDP:
+        accelerator.clip_grad_value_(module.parameters(), GRAD_CLIP)
+    else:  # accelerate refuses, since it knows FSDP1 too; element by element the shards need not know each other
+        for grad in grads:
+            own_part(grad).clamp_(-GRAD_CLIP, GRAD_CLIP)
     return norm
 
 

@@ -16,11 +16,7 @@ WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def refuse_idle(settings: TrainingSettings, num_files: int, batches: int, processes: int) -> None:
     """Refuse a run that would take no optimizer step at a positive rate.
 
-    Args:
-        settings: the run's.
-        num_files: the records.
-        batches: whole batches of a pass, all processes' together.
-        processes: how many share them; what is left over is dropped.
+    ``batches`` are the whole ones of a pass over ``num_files`` records, of all processes together.
 
     Raises:
         InputError: fewer batches than processes, fewer records than a step takes, or the first step of a warm-up alone.
@@ -43,23 +39,7 @@ def without_gradient(module: nn.Module) -> list[str]:
     return [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
 
 
-class Weights:
-    """The trained tensors of a module, as they are now on this process: a sum of the words of each is remembered.
-
-    The tensors are held, so that weights which an optimizer updates elsewhere are seen not to move.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.trained = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
-        self.sums = self._sums()
-
-    def moved(self) -> bool:
-        """Has any bit changed?"""
-        return not torch.equal(self._sums(), self.sums)
-
-    def _sums(self) -> Tensor:
-        return torch.stack([_sum_of_words(own_part(tensor)) for tensor in self.trained])
-
-
-def _sum_of_words(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(WORDS[tensor.element_size()]).sum(dtype=torch.int64)
+def sums_of_bits(module: nn.Module) -> Tensor:
+    """[N] int64: of every trained tensor, as far as it lies on this process, the sum of its words: any bit shows."""
+    parts = [own_part(value.detach()).contiguous() for value in module.parameters() if value.requires_grad]
+    return torch.stack([part.view(WORDS[part.element_size()]).sum(dtype=torch.int64) for part in parts])

@@ -11,9 +11,12 @@ from typing import Any
 
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ports.errors import InputError
+from ports.files import name_in
 from ports.numerics import numerics
 from ports.training.checkpoint import (
     BEST,
@@ -21,10 +24,9 @@ from ports.training.checkpoint import (
     GENERATORS,
     MARK,
     OPTIMIZER,
+    ROOM,
     Best,
-    Digest,
     State,
-    Totals,
     remove_directory,
     seal,
     states_in,
@@ -33,10 +35,11 @@ from ports.training.checkpoint import (
     write_state,
 )
 from ports.training.loop import Loop
+from ports.training.metrics import PassTotals
 from ports.training.records import SUFFIX
-from ports.training.saving import adam_state, write_draft, zero_state
+from ports.training.saving import SHARD, adam_state, write_draft, zero_state
 from ports.training.settings import TrainingSettings
-from ports.training.shards import tensors_digest, whole
+from ports.training.shards import full_tensor, in_rows, own_part, tensors_digest
 from ports.training.tracking import JsonLinesTracker
 
 NEUTRAL = frozenset(
@@ -68,7 +71,6 @@ class CheckpointKeeper:
         self.settings, self.prefix, self.extra_files = settings, prefix, extra_files
         self.best: tuple[int, float] | None = None
         self.best_accepted: Best | None = None
-        self._serial: int | None = None
         self._fingerprint: Fingerprint | None = None
         self._records_seen = ""
         self._last: tuple[int, Path] | None = None
@@ -96,34 +98,33 @@ class CheckpointKeeper:
         """Write one checkpoint: every process gathers, the main one writes.
 
         Raises:
-            InputError: it could not be written; older ones are whole.
+            InputError: it could not be written; older ones are intact.
         """
-        directory, main = self.settings.cpdir / name, loop.accelerator.is_main_process
-        kind = loop.accelerator.distributed_type
-        processes = gather_object([_of_this_process(loop)])
-        if kind is DistributedType.FSDP:
-            self.fingerprint(loop)
-        weights = self._weights(loop)
-        adam = (zero_state if kind is DistributedType.DEEPSPEED else adam_state)(loop.objective, loop.optimizer)
+        directory, accelerator = self.settings.cpdir / name, loop.accelerator
+        times = {"now": loop.generators(), "start": loop.pass_start}
+        every = gather_object([(loop.totals, {f"{t}.{name}": one for t in times for name, one in times[t].items()})])
+        zero = accelerator.distributed_type is DistributedType.DEEPSPEED
+        adam = (zero_state if zero else adam_state)(loop.objective, loop.optimizer)
+        rows = _write_rows(accelerator, directory, {name: value for name, value in adam.items() if in_rows(value)})
+        adam = {name: full_tensor(value) for name, value in adam.items() if not in_rows(value)}
+        weights, fingerprint = self._weights(loop), self.fingerprint(loop)
 
         def fill(folder: Path) -> None:
-            state = self._state(loop, [Totals(**totals) for totals, _ in processes])
-            ranks = enumerate(drawn for _, drawn in processes)
             write_draft(loop.objective.draft, folder, self.extra_files, weights)
             (folder / FOLDER).mkdir()
             save_file({name: value.cpu() for name, value in adam.items()}, folder / OPTIMIZER)
-            save_file(
-                {f"{rank}.{key}": value for rank, drawn in ranks for key, value in drawn.items()}, folder / GENERATORS
-            )
-            write_state(folder, state)
+            for rank, file in enumerate(rows):
+                file.rename(folder / FOLDER / f"{SHARD}{rank}.safetensors")
+            drawn = {f"{rank}.{name}": one for rank, (_, own) in enumerate(every) for name, one in own.items()}
+            save_file(drawn, folder / GENERATORS)
+            write_state(folder, self._state(loop, [totals for totals, _ in every], fingerprint))
             seal(folder)
 
-        if main:
+        if accelerator.is_main_process:
             write_directory(directory, fill)
-            if self.best_accepted is not None:
-                self.write_best()
+            self.write_best()
             self._thin_out()
-        loop.accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
         self._last = loop.steps, directory
         return directory
 
@@ -136,10 +137,10 @@ class CheckpointKeeper:
         return directory
 
     def _weights(self, loop: Loop) -> dict[str, Tensor] | None:
-        """Whole, on the CPU of the main process, where the draft's own are in shards; every process must ask."""
+        """On the CPU of the main process, where the draft's own are in shards; every process must ask."""
         if loop.accelerator.distributed_type is not DistributedType.FSDP:
             return None
-        gathered = ((name, whole(value)) for name, value in loop.objective.draft.state_dict().items())
+        gathered = ((name, full_tensor(value)) for name, value in loop.objective.draft.state_dict().items())
         return {name: value.cpu() for name, value in gathered if loop.accelerator.is_main_process}
 
     def _compete(self, loop: Loop, name: str) -> None:
@@ -166,27 +167,29 @@ class CheckpointKeeper:
             content = json.dumps(self.best_accepted.model_dump(by_alias=True), indent=1) + "\n"
             write_file(file, content.encode())
 
-    def _state(self, loop: Loop, processes: list[Totals]) -> State:
-        if self._serial is None:
-            self._serial = max((state.serial for state in states_in(self.settings.cpdir).values()), default=-1)
-        self._serial += 1
+    def _state(self, loop: Loop, processes: list[PassTotals], fingerprint: Fingerprint) -> State:
+        saved, _ = states_in(self.settings.cpdir)
+        (log,) = (each.written() for each in loop.accelerator.trackers if isinstance(each, JsonLinesTracker))
         return State(
-            serial=self._serial,
+            serial=1 + max((state.serial for state in saved.values()), default=-1),
             epoch=loop.epoch,
             micro_batch=loop.micro_batch,
             steps=loop.steps,
             processes=processes,
             schedule=loop.schedule.state_dict()["last_epoch"],
-            log=_log(loop),
+            log=log,
             best=self.best,
             best_accepted=self.best_accepted,
-            fingerprint=self.fingerprint(loop),
+            fingerprint=fingerprint,
             records_seen=self._records_seen,
             numerics=numerics(),
         )
 
     def fingerprint(self, loop: Loop, saved: State | None = None) -> Fingerprint:
-        """Made once a run, when it is first needed; records that are as ``saved`` saw them are not opened."""
+        """Made once a run, when it is first needed; records that are as ``saved`` saw them are not opened.
+
+        Every process must ask.
+        """
         if self._fingerprint is None:
             self._fingerprint, self._records_seen = take_fingerprint(loop, saved)
         return self._fingerprint
@@ -196,9 +199,31 @@ class CheckpointKeeper:
             return
         name = None if self.best is None else f"{self.prefix}{self.best[0]}"
         best = name if self.best_accepted is None else self.best_accepted.checkpoint
-        for directory in list(states_in(self.settings.cpdir))[self.settings.keep_last :]:
+        saved, _ = states_in(self.settings.cpdir)
+        for directory in list(saved)[self.settings.keep_last :]:
             if directory.name != best:
                 remove_directory(directory)
+
+
+def _write_rows(accelerator: Accelerator, directory: Path, adam: dict[str, Tensor]) -> list[Path]:
+    """Every process writes its shards beside ``directory``; the files in the order of processes, none without shards.
+
+    Raises:
+        InputError: one of them could not be written; every process says so.
+    """
+    if accelerator.distributed_type is not DistributedType.FSDP or not adam:
+        return []
+    file, failed = directory.with_name(f"{MARK}{directory.name}.{accelerator.process_index}"), ""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: own_part(value).cpu() for name, value in adam.items()}, file)
+    except (OSError, SafetensorError) as error:
+        failed = str(error)
+    told = gather_object([(file, failed)])
+    for file, failed in told:
+        if failed:
+            raise InputError(file, "checkpoint", f"{failed} while saving", ROOM)
+    return [file for file, _ in told]
 
 
 def sharding(accelerator: Accelerator) -> str:
@@ -207,20 +232,6 @@ def sharding(accelerator: Accelerator) -> str:
         clipping = accelerator.deepspeed_plugin.deepspeed_config.get("gradient_clipping")
         return f"ZeRO {accelerator.deepspeed_plugin.zero_stage}, gradients clipped to {clipping}"
     return "FSDP2" if accelerator.distributed_type is DistributedType.FSDP else "none"
-
-
-def _of_this_process(loop: Loop) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Totals, and the generators now and at the start of the pass."""
-    times = {"now": loop.generators(), "start": loop.pass_start}
-    return vars(loop.totals).copy(), {f"{t}.{name}": one for t, state in times.items() for name, one in state.items()}
-
-
-def _log(loop: Loop) -> Digest:
-    for tracker in loop.accelerator.trackers:
-        if isinstance(tracker, JsonLinesTracker):
-            size, sha256 = tracker.written()
-            return Digest(bytes=size, sha256=sha256)
-    return Digest(bytes=0, sha256="")
 
 
 def take_fingerprint(loop: Loop, saved: State | None = None) -> tuple[Fingerprint, str]:
@@ -255,7 +266,7 @@ def records_digest(directory: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         size, ends = _ends_of(file)
-        digest.update(f"{_name_in(directory, file)}\0{size}\0".encode() + ends)
+        digest.update(f"{name_in(directory, file)}\0{size}\0".encode() + ends)
     return digest.hexdigest()[:16]
 
 
@@ -266,12 +277,8 @@ def records_seen(directory: Path, files: Iterable[Path]) -> str:
         with contextlib.suppress(OSError):
             about = file.stat()
             times = (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-            digest.update(f"{_name_in(directory, file)}\0{times}\0".encode())
+            digest.update(f"{name_in(directory, file)}\0{times}\0".encode())
     return digest.hexdigest()
-
-
-def _name_in(directory: Path, file: Path) -> Path | str:
-    return file.relative_to(directory) if file.is_relative_to(directory) else file.name
 
 
 def _ends_of(file: Path) -> tuple[int, bytes]:

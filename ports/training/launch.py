@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -21,35 +20,35 @@ TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available
 """Is it installed? Accelerate passes over one that is not."""
 
 
-def build_accelerator(
-    settings: TrainingSettings, log_to_keep: Callable[[Accelerator], bytes] = lambda accelerator: b""
-) -> Accelerator:
-    """Precision from the settings or the launcher; metrics to ``cpdir/metrics.jsonl`` and the chosen trackers.
-
-    ``log_to_keep`` runs once the processes know each other and before anything is written; it gives what
-    ``metrics.jsonl`` begins with.
+def build_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Precision from the settings or the launcher; nothing is written yet, see :func:`start_trackers`.
 
     Raises:
         InputError: a tracker that is not installed, or launched with the first version of FSDP, with DeepSpeed and
             another stage of ZeRO than 1 and 2, or in another precision than bf16.
     """
-    _refuse_missing_trackers(settings)
+    for name in settings.log_with:
+        if not TRACKERS[name]():
+            found = f"{name}, which is not installed"
+            raise InputError("command line", "--log_with", found, f"it: pip install 'speculator-parity[{name}]'")
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
         torch.autograd.set_detect_anomaly(True)
-    log = JsonLinesTracker(settings.cpdir / LOG)
     _check_precision(settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower())
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        log_with=[log, *settings.log_with],
-        project_dir=settings.cpdir,
-    )
+    trackers = [JsonLinesTracker(settings.cpdir / LOG), *settings.log_with]
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=trackers, project_dir=settings.cpdir)
     fix_numerics()  # for some launchers accelerate has turned TF32 on
     _refuse_unnamed_states(accelerator)
     _check_precision(accelerator.mixed_precision)  # DeepSpeed's config has one of its own
-    log.kept = log_to_keep(accelerator)
-    accelerator.init_trackers("speculator-ports", config={**_flat(settings), **numerics()})
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, settings: TrainingSettings, kept: bytes = b"") -> None:
+    """Metrics from now on to ``cpdir/metrics.jsonl``, which begins with ``kept``, and to the chosen trackers."""
+    accelerator.log_with[0].kept = kept
+    values = settings.as_json()
+    flat = {key: value if isinstance(value, (int, float, bool)) else str(value) for key, value in values.items()}
+    accelerator.init_trackers("speculator-ports", config={**flat, **numerics()})
 
 
 def _check_precision(found: str) -> None:
@@ -57,13 +56,6 @@ def _check_precision(found: str) -> None:
     if found not in get_args(Precision):
         expected = " or ".join(get_args(Precision))
         raise InputError("accelerate launch", "mixed_precision", found, f"{expected}: --mixed_precision bf16")
-
-
-def _refuse_missing_trackers(settings: TrainingSettings) -> None:
-    for name in settings.log_with:
-        if not TRACKERS[name]():
-            found = f"{name}, which is not installed"
-            raise InputError("command line", "--log_with", found, f"it: pip install 'speculator-parity[{name}]'")
 
 
 def _refuse_unnamed_states(accelerator: Accelerator) -> None:
@@ -74,9 +66,3 @@ def _refuse_unnamed_states(accelerator: Accelerator) -> None:
         stage = accelerator.deepspeed_plugin.zero_stage
         if stage not in (1, 2):
             raise InputError("accelerate launch", "zero_stage", stage, "1 or 2: --zero_stage 2")
-
-
-def _flat(settings: TrainingSettings) -> dict[str, str | int | float | bool]:
-    """Settings as the scalar types that every tracker takes."""
-    values = settings.as_json()
-    return {key: value if isinstance(value, (int, float, bool)) else str(value) for key, value in values.items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -20,15 +20,18 @@ from tqdm import tqdm
 from ports.errors import InputError
 from ports.training import generators
 from ports.training.data import Batch, in_float32
-from ports.training.effect import Weights, without_gradient
+from ports.training.effect import sums_of_bits, without_gradient
 from ports.training.generators import Generators
-from ports.training.metrics import PassClock, PassTimes, PassTotals, log_entry
+from ports.training.metrics import PassClock, PassTotals, log_entry, times_line
 from ports.training.objective import Normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
 from ports.training.stop import StoppedError, StopRequest
 from ports.training.validation import Validation
+
+if TYPE_CHECKING:
+    from ports.training.keeper import CheckpointKeeper
 
 SHOWN = 8
 """Sample files that an error names."""
@@ -51,20 +54,8 @@ class Plan:
     loader: DataLoader[Any]
     num_files: int
     clip: Clip
-    keeper: Keeper
+    keeper: CheckpointKeeper
     validation: Validation | None = None
-
-
-class Keeper(Protocol):
-    """Saves a loop's state; see :class:`ports.training.keeper.CheckpointKeeper`."""
-
-    def after_step(self, loop: Loop) -> None: ...
-
-    def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None: ...
-
-    def on_stop(self, loop: Loop) -> Path: ...
-
-    def write_draft(self, loop: Loop) -> Path: ...
 
 
 @dataclass
@@ -112,7 +103,7 @@ class Loop:
         self.totals, self.pass_start, self.clock = PassTotals(), generators.capture(), PassClock()
         self.learned = self.moved = False
         self.replay: Replay | None = None
-        self.stop, self.bar, self.shown = StopRequest(), tqdm(disable=True), dict[str, str]()
+        self.stop = StopRequest()
         together = plan.settings.loss_normalisation == "global" and accelerator.num_processes > 1
         self.normalisation = Normalisation(accelerator, together)
         _refuse_foreign_accumulation(accelerator)
@@ -157,7 +148,8 @@ class Loop:
                 ended = False
                 break
         totals = self._print_totals()
-        self._report_times(self.clock.read())
+        if self.plan.settings.report_data_wait:
+            self._report_times()
         self._refuse_no_effect(totals, ended)
         if ended:
             self._next_pass()
@@ -184,15 +176,11 @@ class Loop:
             found += f"{totals.empty} outside the loss)"
             raise InputError(self.plan.settings.tmpdir, "records", found, "answers within --max_len")
 
-    def _report_times(self, own: PassTimes) -> None:
-        """To the observer; to terminal and trackers when asked, of the process that waited longest."""
-        self.observer.timed(self.epoch, own)
-        if not self.plan.settings.report_data_wait:
-            return
-        every = gather_object([own])
-        times = max(every, key=lambda each: each.waited)
-        self.say(times.line())
-        self.accelerator.log(times.logged(), step=self.micro_batch)
+    def _report_times(self) -> None:
+        """Of the process that waited longest."""
+        times = max(gather_object([self.clock.read()]), key=lambda each: each["pass/data_wait"])
+        self.say(times_line(times))
+        self.accelerator.log(times, step=self.micro_batch)
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The pass in lists of accumulated micro-batches; the last may be shorter."""
@@ -204,15 +192,13 @@ class Loop:
         """What is left of the pass. Batches that a resumed run has seen are drawn again and dropped."""
         replay, self.replay = self.replay, None
         if replay is not None:
-            generators.restore(replay.start, generators.sampler_generator(self.loader))
+            generators.restore(replay.start, generators.sampler_generator(self.loader), replay.file)
         self.pass_start = self.generators()
         self.clock = PassClock()
         show = self.plan.settings.progress and self.accelerator.is_local_main_process
         dataset: Any = self.plan.loader.dataset
         dataset.start_pass(self.epoch, self.totals.batches, self.plan.settings.bs, self.totals.skipped > 0)
-        self.bar = tqdm(self.loader, dynamic_ncols=True, disable=not show)
-        self.show(self.shown)
-        batches = iter(self.bar)
+        batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
         for _ in islice(batches, self.totals.batches):
             pass
         if replay is not None:
@@ -222,10 +208,10 @@ class Loop:
     def _check_replay(self, replay: Replay) -> None:
         """The generators must be where they were when the checkpoint was saved: then so is everything drawn."""
         own = self.generators()
-        if not all(torch.equal(own[name], replay.now[name]) for name in ("torch", "sampler") if name in own):
+        generators.restore(replay.now, generators.sampler_generator(self.loader), replay.file)
+        if not all(torch.equal(own[name], replay.now[name]) for name in own if name != "cuda"):
             found = f"another state after replaying {self.totals.batches} batches"
             raise InputError(replay.file, "torch", found, "the saved one: the same records, releases and loader")
-        generators.restore(replay.now, generators.sampler_generator(self.loader))
 
     def generators(self) -> Generators:
         """The random generators of this process as they are now."""
@@ -240,7 +226,7 @@ class Loop:
 
     def _optimizer_step(self, batches: list[Batch]) -> None:
         self.optimizer.zero_grad()
-        before = Weights(self.objective) if not self.moved and self._lr() > 0 else None
+        before = sums_of_bits(self.objective) if not self.moved and self._lr() > 0 else None
         window = self._window(batches)
         for position, batch in enumerate(batches):
             last, batch = position == len(batches) - 1, in_float32(batch)
@@ -302,8 +288,8 @@ class Loop:
         if missing and self.accelerator.distributed_type is not DistributedType.DEEPSPEED:
             raise InputError("draft", missing[0], f"no gradient, as in {len(missing)} tensors", "one in every tensor")
 
-    def _refuse_unmoved(self, before: Weights, rate: float) -> None:
-        self.moved = self._sum_over_processes(int(before.moved())) > 0
+    def _refuse_unmoved(self, before: Tensor, rate: float) -> None:
+        self.moved = self._sum_over_processes(int(not torch.equal(before, sums_of_bits(self.objective)))) > 0
         if not self.moved:
             found = f"not one moved in optimizer step {self.steps} at a rate of {rate:g}"
             raise InputError("draft", "weights", found, "a step that moves some: a larger --lr, or another launcher")
@@ -349,21 +335,9 @@ class Loop:
         logged = log_entry(lr_after, loss, hits, getattr(outcome, "extra", None))
         if logged:
             self.accelerator.log(logged, step=self.micro_batch)
-        record = StepRecord(
-            self.micro_batch,
-            self.epoch,
-            loss,
-            tuple(outcome.step_losses.tolist()),
-            lr_used,
-            lr_after,
-            grad_norm,
-            int(hits.correct),
-            int(hits.rows),
-            tuple(hits.top.tolist()),
-            stepped,
-            logged,
-        )
-        self.observer.stepped(record, self.objective)
+        losses, counted = tuple(outcome.step_losses.tolist()), (int(hits.correct), int(hits.rows))
+        taken = lr_used, lr_after, grad_norm, *counted, tuple(hits.top.tolist()), stepped, logged
+        self.observer.stepped(StepRecord(self.micro_batch, self.epoch, loss, losses, *taken), self.objective)
 
     def _lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -374,11 +348,6 @@ class Loop:
     def _sum_over_processes(self, count: int) -> int:
         counts = torch.tensor(count, device=self.accelerator.device)
         return int(self.accelerator.reduce(counts, "sum"))
-
-    def show(self, found: dict[str, str]) -> None:
-        """In the progress bars, from now on."""
-        self.shown = found
-        self.bar.set_postfix(found)
 
     def say(self, line: str) -> None:
         """Print it, once, and tell the observer."""

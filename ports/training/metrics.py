@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, dataclass
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Annotated, TypeVar
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ports.training.loss import Hits
 
 T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""Larger numbers count nothing, and some of what reads them overflows."""
+
+
+class Strict(BaseModel):
+    """What is read from a checkpoint: no other fields, no converted types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def log_entry(lr: float, loss: float, hits: Hits, extra: dict[str, float] | None = None) -> dict[str, float]:
@@ -23,24 +32,24 @@ def log_entry(lr: float, loss: float, hits: Hits, extra: dict[str, float] | None
     return {"train/lr": lr, **(extra or {}), "train/loss": loss, "train/acc": int(hits.correct) / rows, **top}
 
 
-@dataclass
-class PassTotals:
+class PassTotals(Strict):
     """Sums over one pass on one process, or on all.
 
     ``skipped`` counts bad records, ``empty`` those without a row in the loss.
     """
 
     loss: float = 0.0
-    batches: int = 0
-    correct: int = 0
-    rows: int = 0
-    skipped: int = 0
-    empty: int = 0
+    batches: Count = 0
+    correct: Count = 0
+    rows: Count = 0
+    skipped: Count = 0
+    empty: Count = 0
 
     @classmethod
     def together(cls, processes: Iterable[PassTotals]) -> PassTotals:
         """The sums of several processes."""
-        return cls(*map(sum, zip(*map(astuple, processes))))
+        counts = [each.model_dump() for each in processes]
+        return cls(**{name: sum(count[name] for count in counts) for name in cls.model_fields})
 
     def add(self, loss: float, hits: Hits) -> None:
         self.loss += loss
@@ -59,57 +68,28 @@ class PassTotals:
         ``last_epoch`` is ``--epoch``, so the last pass reads one past it.
         """
         accuracy = 100 * self.correct / self.rows if self.rows else 0.0
-        skipped = [f"Skipped {self.skipped} bad records"] if self.skipped else []
-        return [
-            f"Epoch [{epoch + 1}/{last_epoch}], Loss: {self.mean:.4f}",
-            f"Train Accuracy: {accuracy:.2f}%",
-            *skipped,
-        ]
-
-
-@dataclass(frozen=True)
-class PassTimes:
-    """Of one pass on one process, or of what was left of it after a resume.
-
-    ``seconds`` of wall-clock time, ``waited`` of them for the next batch; ``padding`` is the share of the batches'
-    places that hold no token.
-    """
-
-    seconds: float
-    waited: float
-    padding: float
-
-    def line(self) -> str:
-        """For the terminal."""
-        share = self.waited / self.seconds if self.seconds else 0.0
-        return (
-            f"Data wait: {self.waited:.1f} s of {self.seconds:.1f} s ({100 * share:.1f}%), "
-            f"padding {100 * self.padding:.1f}%"
-        )
-
-    def logged(self) -> dict[str, float]:
-        """For the trackers."""
-        return {"pass/seconds": self.seconds, "pass/data_wait": self.waited, "pass/padding": self.padding}
+        lines = [f"Epoch [{epoch + 1}/{last_epoch}], Loss: {self.mean:.4f}", f"Train Accuracy: {accuracy:.2f}%"]
+        return lines + ([f"Skipped {self.skipped} bad records"] if self.skipped else [])
 
 
 class PassClock:
-    """Started when the pass starts."""
+    """What a pass takes on one process, or what is left of it after a resume; started when the pass starts."""
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now, self._started, self._waited = now, now(), 0.0
+    def __init__(self) -> None:
+        self._started, self._waited = time.perf_counter(), 0.0
         self._places: int = 0
         self._tokens: int | Tensor = 0
 
     def watch(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; the time until each of them, and until there is none, is waiting."""
         while True:
-            asked = self._now()
+            asked = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             finally:
-                self._waited += self._now() - asked
+                self._waited += time.perf_counter() - asked
             yield batch
 
     def count(self, mask: Tensor) -> None:
@@ -117,7 +97,15 @@ class PassClock:
         self._places += mask.numel()
         self._tokens = self._tokens + mask.sum()
 
-    def read(self) -> PassTimes:
-        """The pass so far."""
+    def read(self) -> dict[str, float]:
+        """Seconds so far, those of them waited for batches, and the share of places that hold no token."""
         padding = 1 - int(self._tokens) / self._places if self._places else 0.0
-        return PassTimes(self._now() - self._started, self._waited, padding)
+        seconds = time.perf_counter() - self._started
+        return {"pass/seconds": seconds, "pass/data_wait": self._waited, "pass/padding": padding}
+
+
+def times_line(times: dict[str, float]) -> str:
+    """What :meth:`PassClock.read` gave, for the terminal."""
+    seconds, waited, padding = times.values()
+    share = waited / seconds if seconds else 0.0
+    return f"Data wait: {waited:.1f} s of {seconds:.1f} s ({100 * share:.1f}%), padding {100 * padding:.1f}%"

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from ports.training.data import Batch
-from ports.training.metrics import PassTimes
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,6 @@ class Observer:
 
     def stepped(self, record: StepRecord, objective: nn.Module) -> None:
         """A micro-batch is done, with the optimizer step if it closed one."""
-
-    def timed(self, epoch: int, times: PassTimes) -> None:
-        """A pass is over, and took so long on this process."""
 
     def printed(self, line: str) -> None:
         """A line was printed by the main process."""

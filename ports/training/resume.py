@@ -11,7 +11,6 @@ from pathlib import Path
 from accelerate import DistributedType
 
 from ports.errors import InputError
-from ports.training import generators
 from ports.training.checkpoint import (
     BEST,
     FOLDER,
@@ -31,14 +30,13 @@ from ports.training.checkpoint import (
 from ports.training.keeper import CheckpointKeeper, Fingerprint
 from ports.training.launch import LOG
 from ports.training.loop import Loop, Replay
-from ports.training.metrics import PassTotals
-from ports.training.saving import load_adam_state, load_zero_state, read_tensors
+from ports.training.saving import load_adam_state, load_zero_state, read_adam_state, read_tensors, shards_in
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import SETTINGS
 
 AUTO = Path("auto")
 SHOWN = 5
-"""Names of what lies in a used directory that are said; the others are counted."""
+"""Drafts in a used directory that are named."""
 
 FIXED = frozenset({"algorithm", "draft", "verifier", "vocabulary"})
 """A run with another one of these is another run: not even ``--resume_anyway`` goes on."""
@@ -64,14 +62,14 @@ def choose(settings: TrainingSettings, say: Say = lambda line: None) -> Checkpoi
     """The checkpoint that ``--ckpt_path`` means, verified; None for a fresh start.
 
     Raises:
-        InputError: what was named is damaged or of a newer format; ``auto`` found checkpoints, none of them whole; or
+        InputError: what was named is damaged or of a newer format; ``auto`` found checkpoints, none of them intact; or
             ``cpdir`` holds a run that this one would write over without having been asked to.
     """
     cpdir, path = settings.cpdir.resolve(), settings.ckpt_path
     if settings.overwrite and path is not None and (path == AUTO or path.resolve().is_relative_to(cpdir)):
         expected = "no --ckpt_path, or one outside --cpdir: the run that is there goes"
         raise InputError("command line", "overwrite", f"--ckpt_path {path}", expected)
-    chosen = newest_whole(settings.cpdir, say) if path == AUTO else _named(settings)
+    chosen = newest_intact(settings.cpdir, say) if path == AUTO else _named(settings)
     goes_on = chosen is not None and chosen.state is not None and chosen.directory.resolve().parent == cpdir
     if not settings.overwrite and not goes_on:
         _refuse_used(settings.cpdir, path == AUTO)
@@ -100,43 +98,38 @@ def _refuse_used(cpdir: Path, auto: bool) -> None:
     drafts = [path.name for path in saved_in(cpdir)]
     if auto and drafts:
         expected = "a checkpoint to go on from; --overwrite starts afresh over them"
-        raise InputError(cpdir, "ckpt_path", f"no training state in {_listed(drafts)}", expected)
+        raise InputError(cpdir, "ckpt_path", f"no training state in {', '.join(drafts[:SHOWN])}", expected)
     logged = [name for name in (LOG, SETTINGS) if (cpdir / name).exists()]
     if not auto and drafts + logged:
         expected = "--ckpt_path auto to go on with it, --overwrite to start afresh over it, or another --cpdir"
-        raise InputError(cpdir, "cpdir", f"a run: {_listed(drafts + logged)}", expected)
+        raise InputError(cpdir, "cpdir", f"a run: {', '.join([*drafts[:SHOWN], *logged])}", expected)
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= SHOWN else f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"
-
-
-def newest_whole(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | None:
-    """The checkpoint in ``cpdir`` that was saved last and is whole; damaged ones are named and passed over.
+def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | None:
+    """The checkpoint in ``cpdir`` that was saved last and is as its manifest says; damaged ones are passed over.
 
     Raises:
         InputError: one was written by a newer release, or there are some and every one is damaged.
     """
-    damaged: list[InputError] = []
-
-    def pass_over(directory: Path, error: InputError) -> None:
-        if isinstance(error, NewerFormatError):
-            raise error
-        damaged.append(error)
-        say(f"passing over {directory.name}, which is damaged: {error}")
-
-    for directory, state in states_in(cpdir, pass_over).items():
+    states, damaged = states_in(cpdir)
+    chosen = None
+    for directory, state in states.items():
         try:
             verify(directory)
+            chosen = Checkpoint(directory, state)
+            break
         except InputError as error:
-            pass_over(directory, error)
-            continue
-        say(f"resuming from {directory}")
-        return Checkpoint(directory, state)
-    if damaged:
-        raise InputError(cpdir, "ckpt_path", f"only damaged checkpoints; the first: {damaged[0]}", "a whole one")
-    say(f"no checkpoint in {cpdir} yet: a fresh start")
-    return None
+            damaged[directory] = error
+    for error in damaged.values():
+        if isinstance(error, NewerFormatError):
+            raise error
+    if chosen is None and damaged:
+        found = f"only damaged checkpoints; the first: {next(iter(damaged.values()))}"
+        raise InputError(cpdir, "ckpt_path", found, "one that can be gone on from")
+    for directory, why in damaged.items():
+        say(f"passing over {directory.name}, which is damaged: {why}")
+    say(f"resuming from {chosen.directory}" if chosen else f"no checkpoint in {cpdir} yet: a fresh start")
+    return chosen
 
 
 def remove_run(cpdir: Path, prefix: str) -> None:
@@ -160,8 +153,10 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     anyway = keeper.settings.resume_anyway
     changed = check_same(directory / STATE, state.fingerprint, keeper.fingerprint(loop, state), anyway)
     zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
-    load = load_zero_state if zero else load_adam_state
-    load(directory / OPTIMIZER, read_tensors(directory / OPTIMIZER), loop.objective, loop.optimizer)
+    load, shards = load_zero_state if zero else load_adam_state, shards_in(directory)
+    if loop.accelerator.distributed_type is DistributedType.FSDP and len(shards) == loop.accelerator.num_processes:
+        shards = [shards[loop.accelerator.process_index]]
+    load(directory / OPTIMIZER, read_adam_state(directory, shards), loop.objective, loop.optimizer)
     _restore_schedule(loop, state.schedule)
     keeper.best = state.best
     best = state.best_accepted
@@ -217,15 +212,13 @@ def _restore_position(loop: Loop, directory: Path, state: State) -> None:
     if len(seen) > 1 or max(seen) > len(loop.loader):
         expected = f"one number of at most {len(loop.loader)}, the batches of a pass"
         raise InputError(directory / STATE, "processes.batches", sorted(seen), expected)
-    loop.totals = PassTotals(**state.processes[rank].model_dump())
+    loop.totals = state.processes[rank].model_copy()
     loop.learned = any(totals.rows for totals in state.processes)
     stored = read_tensors(file)
     now, start = (
         {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         for prefix in (f"{rank}.now.", f"{rank}.start.")
     )
-    for drawn in (now, start):
-        generators.check(file, drawn, generators.sampler_generator(loop.loader))
     loop.replay = Replay(start, now, file)
 
 
@@ -247,8 +240,5 @@ def log_to_keep(name: str, checkpoint: Checkpoint | None, anyway: bool) -> bytes
 
 def _beginning(source: Path, log: Digest) -> bytes | None:
     """As much of ``source`` as ``log`` tells of; None if that is something else."""
-    try:
-        content = source.read_bytes()[: log.bytes] if source.is_file() else b""
-    except OSError:
-        return None
+    content = source.read_bytes()[: log.bytes] if source.is_file() else b""
     return content if hashlib.sha256(content).hexdigest() == log.sha256 else None

@@ -23,7 +23,7 @@ from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
 from ports.training.effect import refuse_idle
 from ports.training.keeper import CheckpointKeeper
-from ports.training.launch import LOG, build_accelerator
+from ports.training.launch import LOG, build_accelerator, start_trackers
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.objective import TTTObjective
 from ports.training.observer import Observer
@@ -107,17 +107,10 @@ def start_training(
     observer: Observer | None = None,
     measure: Measure | None = None,
 ) -> Loop:
-    """A run of ``objective`` on ``dataset``, ready to go, that saves ``objective.draft`` after every pass.
+    """A run of ``objective`` on ``dataset``, ready to go, that saves ``cpdir/<checkpoint><pass>`` after every pass.
 
-    Args:
-        settings: the run's settings.
-        objective: see :class:`ports.training.loop.Plan`.
-        dataset: the samples of one pass, and those that are held out of it.
-        clip: how gradients are clipped.
-        checkpoint: checkpoints are named ``cpdir/<checkpoint><pass>``, from 0.
-        sampler: takes the place of shuffling and of grouping.
-        observer: looks on.
-        measure: decodes ``--val_prompts`` after each pass.
+    A ``sampler`` takes the place of shuffling and of grouping, ``measure`` decodes ``--val_prompts`` after each pass;
+    for the others see :class:`ports.training.loop.Plan`.
 
     Raises:
         InputError: a run that would train nothing, before anything is written; a tracker or launch that is refused; a
@@ -135,20 +128,17 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
-    check_output(settings.cpdir, "cpdir", checkpoint_bytes(objective.draft))
+    trainable = sum(each.numel() for each in objective.draft.parameters() if each.requires_grad)
+    check_output(settings.cpdir, "cpdir", 12 * trainable)  # weights and Adam's two moments, in float32
     keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
     validation = None if held is None and measure is None else Validation(settings, held, measure)
     plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
-    resumed: Checkpoint | None = None
-
-    def log_to_begin_with(accelerator: Accelerator) -> bytes:
-        nonlocal resumed
-        refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
-        resumed = take_directory(settings, accelerator)
-        return log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
-
-    accelerator = build_accelerator(settings, log_to_begin_with)
+    accelerator = build_accelerator(settings)
+    refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
+    resumed = take_directory(settings, accelerator)
+    kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
+    start_trackers(accelerator, settings, kept)
     if resumed is not None:
         load_weights(objective.draft, resumed.directory)
     loop = Loop(plan, accelerator, observer or Observer())
@@ -184,8 +174,7 @@ def take_directory(settings: TrainingSettings, accelerator: Accelerator) -> Chec
     try:
         if accelerator.is_main_process:
             accelerator.directory_lock = DirectoryLock(settings.cpdir)
-            for directory in sweep(settings.cpdir):
-                accelerator.print(f"brought back {directory}, whose replacement was never finished")
+            sweep(settings.cpdir)
             found = [choose(settings, accelerator.print)]
     except InputError as error:
         found = [error]
@@ -193,11 +182,6 @@ def take_directory(settings: TrainingSettings, accelerator: Accelerator) -> Chec
     if isinstance(chosen, InputError):
         raise chosen
     return chosen
-
-
-def checkpoint_bytes(draft: nn.Module) -> int:
-    """What a checkpoint takes, about: weights and Adam's two moments of them, in float32."""
-    return sum(12 * parameter.numel() for parameter in draft.parameters() if parameter.requires_grad)
 
 
 def finish(loop: Loop) -> nn.Module:

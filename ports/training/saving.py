@@ -1,4 +1,4 @@
-"""A draft and Adam's state to the files of a checkpoint and back, every tensor whole, wherever its shards lie."""
+"""A draft and Adam's state to the files of a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ports.errors import InputError
 from ports.files import check_regular
-from ports.training.checkpoint import WEIGHTS, write_directory
+from ports.training.checkpoint import FOLDER, OPTIMIZER, WEIGHTS, write_directory
 from ports.training.records import FLOATS, WHOLE
-from ports.training.shards import sharded_like, whole
+from ports.training.shards import own_part, sharded_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NEVER_NEGATIVE = ("exp_avg_sq.", "step.")
+SHARD = "optimizer_"
+ABSENT = "no such tensor"
 
 
 def save_draft(draft: SpeculatorModel, directory: Path, extra_files: Sequence[Path] = ()) -> Path:
@@ -94,15 +96,29 @@ def put_weights(draft: SpeculatorModel, file: Path, weights: dict[str, Tensor]) 
 
 
 def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """``<moment>.<parameter>`` and ``step.<parameter>`` of what was stepped, in the dtypes Adam has them.
-
-    Every process must ask.
-    """
+    """``<moment>.<parameter>`` and ``step.<parameter>`` of what was stepped, in the dtypes and shards Adam has them."""
     return {
-        f"{kind}.{name}": whole(value.detach())
+        f"{kind}.{name}": value.detach()
         for name, parameter in _trained(module).items()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def shards_in(directory: Path) -> list[Path]:
+    """The files of a checkpoint with the rows of Adam's state that each process held, in the order of processes."""
+    files = (directory / FOLDER).glob(f"{SHARD}[0-9]*.safetensors")
+    return sorted(files, key=lambda file: int(file.stem.removeprefix(SHARD)))
+
+
+def read_adam_state(directory: Path, shards: Sequence[Path]) -> dict[str, Tensor]:
+    """What :func:`adam_state` gave, of what was in shards the rows in ``shards``.
+
+    Raises:
+        InputError: a file that is not safetensors.
+    """
+    rows = [read_tensors(file) for file in shards]
+    joined = {name: torch.cat([each[name] for each in rows]) for name in (rows[0] if rows else ())}
+    return read_tensors(directory / OPTIMIZER) | joined
 
 
 def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, optimizer: Any) -> None:
@@ -111,15 +127,10 @@ def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, op
     Raises:
         InputError: a moment is missing or left over, or has another shape or dtype than its parameter's would.
     """
-    kinds = (*MOMENTS, "step")
-    trained = {
-        name: parameter
-        for name, parameter in _trained(module).items()
-        if any(f"{kind}.{name}" in stored for kind in kinds)
-    }
-    _check(file, stored, MOMENTS, trained)
+    stepped = {name: each for name, each in _trained(module).items() if f"step.{name}" in stored}
+    _check(file, stored, MOMENTS, stepped)
     optimizer.state.clear()
-    for name, parameter in trained.items():
+    for name, parameter in stepped.items():
         moments = {kind: sharded_like(parameter, stored[f"{kind}.{name}"]).clone() for kind in MOMENTS}
         optimizer.state[parameter] = {**moments, "step": stored[f"step.{name}"].clone().to(parameter.device)}
 
@@ -173,25 +184,23 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _check(
-    file: Path,
-    stored: dict[str, Tensor],
-    kinds: Sequence[str],
-    trained: dict[str, nn.Parameter],
-    dtype: torch.dtype | None = None,
+    file: Path, stored: dict[str, Tensor], kinds: Sequence[str], stepped: dict[str, nn.Parameter], master: Any = None
 ) -> None:
-    """Refuse (InputError) other tensors than ``kinds`` and steps of what is ``trained``, or values Adam never has.
+    """Refuse (InputError) other tensors than ``kinds`` and the step of each parameter, or values Adam never has.
 
-    ``dtype`` is the parameter's own if None.
+    ``master`` is their dtype, where it is not the parameter's own. A moment may be in full or this process' shard.
     """
-    expected = {f"{kind}.{name}": (dtype or p.dtype, p.shape) for name, p in trained.items() for kind in kinds}
-    expected |= {f"step.{name}": (torch.float32, torch.Size()) for name in trained}
-    if set(stored) != set(expected):
-        missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
-        raise InputError(file, "tensors", f"missing {missing[:3]}, unexpected {extra[:3]}", "one set per parameter")
+    expected = {
+        f"{kind}.{name}": [f"{master or p.dtype} {tuple(shape)}" for shape in (p.shape, own_part(p).shape)]
+        for name, p in stepped.items()
+        for kind in kinds
+    }
+    expected |= {f"step.{name}": [f"{torch.float32} ()"] for name in stepped}
+    found = {name: f"{value.dtype} {tuple(value.shape)}" for name, value in stored.items()}
+    for name in sorted({*found, *expected}):
+        if found.get(name, ABSENT) not in expected.get(name, [ABSENT]):
+            raise InputError(file, name, found.get(name, ABSENT), expected.get(name, [ABSENT])[0])
     for name, value in stored.items():
-        if (value.dtype, value.shape) != expected[name]:
-            wanted, shape = expected[name]
-            raise InputError(file, name, f"{value.dtype} {tuple(value.shape)}", f"{wanted} {tuple(shape)}")
         if not bool(value.isfinite().all()):
             raise InputError(file, name, "NaN or Inf", "finite values")
         if name.startswith(NEVER_NEGATIVE) and bool((value < 0).any()):

@@ -9,10 +9,10 @@ import hashlib
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """All of ``value``; every process must ask for it, in the same order."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -22,11 +22,19 @@ def own_part(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
+def in_rows(value: Tensor) -> bool:
+    """Does every process hold some rows, which put together in the order of processes are the tensor?"""
+    return isinstance(value, DTensor) and value.placements == (Shard(0),)
+
+
 def sharded_like(other: Tensor, value: Tensor) -> Tensor:
-    """``value``, which every process holds whole, on the device and in the shards of ``other``; nobody is asked."""
+    """``value``, in full or as this process' shard, on the device and in the shards of ``other``; nobody is asked."""
     value = value.to(other.device)
     if not isinstance(other, DTensor):
         return value
+    if value.shape == other.to_local().shape:
+        layout = other.device_mesh, other.placements
+        return DTensor.from_local(value, *layout, run_check=False, shape=other.shape, stride=other.stride())
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
 
 
@@ -35,6 +43,6 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        plain = whole(value.detach()).cpu().contiguous().view(-1)
+        plain = full_tensor(value.detach()).cpu().contiguous().view(-1)
         digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -10,8 +10,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from ports.errors import InputError
-from ports.training.checkpoint import write_file
+from ports.training.checkpoint import Digest, write_file
 
 SETTINGS = "settings.json"
 
@@ -31,15 +30,10 @@ class JsonLinesTracker(GeneralTracker):
         self.file, self.kept = file, b""
         self._settings: dict[str, Any] = {}
         self._stream: Any = None
-        self._digest = hashlib.sha256()
 
     @property
     def tracker(self) -> Path:
         return self.file
-
-    @on_main_process
-    def start(self) -> None:
-        self._digest.update(self.kept)
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
@@ -48,13 +42,10 @@ class JsonLinesTracker(GeneralTracker):
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         line = (json.dumps({"step": step, **values}) + "\n").encode()
-        self._digest.update(line)
         self._open()
-        try:
-            self._stream.write(line)
-            self._stream.flush()
-        except OSError as error:
-            raise InputError(self.file, "metrics", str(error), "room and permission to write") from error
+        self._digest.update(line)
+        self._stream.write(line)
+        self._stream.flush()
 
     def _open(self) -> None:
         if self._stream is None:
@@ -62,13 +53,13 @@ class JsonLinesTracker(GeneralTracker):
             settings = json.dumps(self._settings, indent=1, sort_keys=True) + "\n"
             write_file(self.file.with_name(SETTINGS), settings.encode())
             write_file(self.file, self.kept)
-            self._stream = self.file.open("ab")
+            self._stream, self._digest = self.file.open("ab"), hashlib.sha256(self.kept)
 
-    def written(self) -> tuple[int, str]:
-        """Bytes logged so far and their sha256; they are on the disk when this returns."""
+    def written(self) -> Digest:
+        """Of what was logged so far, which is on the disk when this returns."""
         self._open()
         os.fsync(self._stream.fileno())
-        return self._stream.tell(), self._digest.hexdigest()
+        return Digest(bytes=self._stream.tell(), sha256=self._digest.hexdigest())
 
     @on_main_process
     def finish(self) -> None:

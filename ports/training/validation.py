@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ports.errors import InputError
+from ports.files import name_in
 from ports.training import generators
 from ports.training.acceptance import Acceptance, accuracies_of
 from ports.training.alignment import Alignment
@@ -148,18 +149,16 @@ class Validation:
         line = {**found, "steps": loop.steps, "pass": epoch}
         for tracker in loop.accelerator.trackers:
             tracker.log(line if isinstance(tracker, JsonLinesTracker) else _flat(line), step=loop.micro_batch)
-        shown = {name: value for name, value in found.items() if isinstance(value, float)}
-        loop.show({name: f"{value:.4g}" for name, value in shown.items()})
-        rates = " ".join(f"{rate:.3f}" for rate in found.get("val_accuracies", []))
-        said = [f"{name} {value:.4f}" for name, value in shown.items()] + ([f"accuracies {rates}"] if rates else [])
-        loop.say(f"Validation after optimizer step {loop.steps}: {', '.join(said)}")
+        said = ", ".join(f"{name} {value:.4f}" for name, value in _flat(found).items())
+        loop.say(f"Validation after optimizer step {loop.steps}: {said}")
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
     """Without lists, which TensorBoard passes over: ``val_accuracies/1`` and so on."""
-    lists = {name: value for name, value in line.items() if isinstance(value, list)}
-    single = {f"{name}/{place}": each for name, value in lists.items() for place, each in enumerate(value, 1)}
-    return {name: value for name, value in line.items() if name not in lists} | single
+    flat: dict[str, Any] = {}
+    for name, value in line.items():
+        flat |= {f"{name}/{n}": each for n, each in enumerate(value, 1)} if isinstance(value, list) else {name: value}
+    return flat
 
 
 def hold_out(
@@ -179,7 +178,7 @@ def hold_out(
     if settings.val_fraction is None:
         return source, None
     count = len(source)
-    held = drawn([_name(file, settings.tmpdir) for file in source.files], settings.val_fraction, settings.seed)
+    held = drawn([name_in(settings.tmpdir, file) for file in source.files], settings.val_fraction, settings.seed)
     if not 0 < len(held) < count:
         found = f"{settings.val_fraction} of {count} records, which is {len(held)}"
         raise InputError(settings.tmpdir, "--val_fraction", found, "a share that leaves some on either side")
@@ -197,17 +196,12 @@ def drawn(names: Sequence[str], fraction: float, seed: int) -> set[int]:
     return set(sorted(range(len(names)), key=digests.__getitem__)[: round(fraction * len(names))])
 
 
-def _name(file: Path, directory: Path) -> str:
-    return file.relative_to(directory).as_posix() if file.is_relative_to(directory) else file.name
-
-
 def _other_records(source: RecordDataset, settings: TrainingSettings, directory: Path, draft: Any) -> list[Path]:
     if isinstance(source, PreparedDataset) or is_prepared(directory):
         expected = "records beside records; of an arrow data set --val_fraction takes a share"
         raise InputError(directory, "--val_dir", "an arrow data set here or in --tmpdir", expected)
     files = list_records(directory, "--val_dir")
-    trained = {file.resolve() for file in source.files}
-    if any(file.resolve() in trained for file in files):
+    if {file.resolve() for file in source.files} & {file.resolve() for file in files}:
         raise InputError(directory, "--val_dir", "records of --tmpdir", "records that are not trained on")
     if not settings.online:
         layers = getattr(draft.config, "eagle_aux_hidden_state_layer_ids", None)

@@ -86,14 +86,6 @@ def test_how_a_command_ends(monkeypatch, capsys, form, run, code, said):
     assert capsys.readouterr().err.strip().split("\n")[-1].startswith(said)
 
 
-def test_work_goes_on_without_a_reader(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Unread())
-    with commands.unread():
-        assert print("a line", flush=True) is None
-    with pytest.raises(BrokenPipeError):
-        print("a line")
-
-
 def with_closed_output(main, words):
     reader, writer = os.pipe()
     os.close(reader)

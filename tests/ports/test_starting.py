@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ports._starting import SCRIPTS, is_command, skip_torchaudio
+from ports._starting import SCRIPTS, is_command
 
 ROOT = Path(__file__).parents[2]
 USE = "import transformers.audio_utils"
@@ -25,23 +25,6 @@ def test_transformers_imports_beside_a_broken_torchaudio_after_ports(tmp_path, c
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert said in result.stderr
     assert (result.returncode == 0) is (said == ""), result.stderr
-
-
-def test_a_loaded_torchaudio_is_left_alone(monkeypatch):
-    loaded = object()
-    monkeypatch.setitem(sys.modules, "torchaudio", loaded)
-    monkeypatch.delitem(sys.modules, "transformers.audio_utils")
-    skip_torchaudio()
-    assert sys.modules["torchaudio"] is loaded
-    assert "transformers.audio_utils" not in sys.modules
-
-
-def test_it_works_without_transformers(monkeypatch):
-    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
-    monkeypatch.delitem(sys.modules, "transformers.audio_utils")
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    skip_torchaudio()
-    assert "torchaudio" not in sys.modules
 
 
 def test_every_script_of_the_project_is_known():

@@ -113,7 +113,7 @@ def change_vocabulary(folder, **changes):
     [
         (lambda folder: (folder / "vocabulary.json").unlink(), "vocabulary: found [Errno 2]"),
         (lambda folder: change_vocabulary(folder, draft_vocab_size=61), "draft_vocab_size: found 61, expected fewer"),
-        (lambda folder: change_vocabulary(folder, draft_vocab_size=12), "t2d: found 11 kept ids"),
+        (lambda folder: change_vocabulary(folder, draft_vocab_size=12), "d2t: found int64 (11,), expected"),
         (lambda folder: change_vocabulary(folder, digest="0" * 16), "vocabulary: found a map with hash"),
     ],
 )

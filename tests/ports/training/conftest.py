@@ -40,21 +40,16 @@ class Saved:
     """What a checkpoint holds: parameters, Adam's state, schedule, generators."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = {
-            name: load_file(folder / name)
-            for name in (
-                "model.safetensors",
-                "training_state/optimizer.safetensors",
-                "training_state/generators.safetensors",
-            )
-        }
+        files = [folder / "model.safetensors", *(folder / "training_state").glob("*.safetensors")]
+        self.files = {str(file.relative_to(folder)): load_file(file) for file in files}
         state = json.loads((folder / "training_state/state.json").read_text())
         self.state = {name: value for name, value in state.items() if name not in ("serial", "records_seen")}
 
     def differs_from(self, other: Saved) -> list[str]:
         found = [] if self.state == other.state else ["state"]
-        for file, tensors in self.files.items():
-            theirs = other.files[file]
+        found += [f"{file} is missing" for file in self.files.keys() ^ other.files.keys()]
+        for file in self.files.keys() & other.files.keys():
+            tensors, theirs = self.files[file], other.files[file]
             found += [f"{file} {name}" for name in tensors if not same(tensors[name], theirs.get(name))]
             found += [f"{file} {name}" for name in set(theirs) - set(tensors)]
         return found

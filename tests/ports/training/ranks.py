@@ -2,15 +2,19 @@
 
 Reads a JSON list of runs, each with its ``algorithm``, its command line ``words`` and whether to keep the first step's
 ``gradients``, and makes one after the other, so that the imports are paid for once. Of a run that must be ``refused``
-every process writes down the words; in one with ``overflow`` the last one's gradients of that micro-batch are infinite.
+every process writes down the words; in one with ``overflow`` the last one's gradients of that micro-batch are infinite,
+and with ``full`` its disk has no room.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from accelerate import PartialState
@@ -19,14 +23,15 @@ from accelerate.utils import DistributedType, set_seed
 from safetensors.torch import save_file
 
 from ports.errors import InputError
+from ports.training import keeper
 from ports.training.observer import Observer
 from ports.training.settings import parse
-from ports.training.shards import whole
+from ports.training.shards import full_tensor
 from tests.ports.training.conftest import ALGORITHMS
 
 
 class Gradients(Observer):
-    """Writes the gradients of the first optimizer step, whole."""
+    """Writes the gradients of the first optimizer step, in full."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -34,7 +39,7 @@ class Gradients(Observer):
 
     def gradients(self, micro_batch, objective) -> None:
         named = objective.draft.named_parameters()
-        self.kept = {name: whole(value.grad).clone() for name, value in named if value.grad is not None}
+        self.kept = {name: full_tensor(value.grad).clone() for name, value in named if value.grad is not None}
 
     def stepped(self, record, objective) -> None:
         if record.stepped and not self.file.exists():
@@ -75,9 +80,11 @@ def refused_file(cpdir: Path, rank: int) -> Path:
     return cpdir.parent / f"{cpdir.name}_refused_{rank}.txt"
 
 
-def run(algorithm: str, words: list[str], refused: bool = False, **watch) -> None:
+def run(algorithm: str, words: list[str], refused: bool = False, full: bool = False, **watch) -> None:
+    disk = mock.patch.object(keeper, "save_file", side_effect=OSError(errno.ENOSPC, "No space left on device"))
     try:
-        train(algorithm, words, **watch)
+        with disk if full and os.environ["RANK"] == "1" else contextlib.nullcontext():
+            train(algorithm, words, **watch)
     except InputError as error:
         if not refused:
             raise

@@ -1,4 +1,4 @@
-"""Expected acceptance: its arithmetic, its counts, and what chains drafted one after the other say of the same text."""
+"""Expected acceptance: its counts, and what chains drafted one after the other say of the same text."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from parity.fixtures.features import hidden_states
 from ports.evaluate.verifier import open_verifier
-from ports.training.acceptance import Acceptance, count_chains
+from ports.training.acceptance import count_chains
 from ports.training.alignment import Alignment
 from ports.training.data import collate, make_sample, pack
 from tests.ports.conftest import TRAIN, enliven, settings_of
@@ -15,14 +15,6 @@ from tests.ports.evaluate.plain import agreeing, continue_greedily, propose
 
 STEPS = 3
 LAYERS = {"eagle3": [3, 5, 6], "hass": [-1]}
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "expected"),
-    [([0.0, 0.9], 1.0), ([0.5], 1.5), ([0.5, 0.5, 0.5], 1.875), ([1.0, 1.0, 1.0], 4.0), ([0.8, 0.5, 0.25], 2.3)],
-)
-def test_the_sum_of_products(accuracies, expected):
-    assert Acceptance(0, 0, 0.0, accuracies).expected == pytest.approx(expected)
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.randoms(use_true_random=False))

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ports.training.checkpoint import MANIFEST, MARK, seal, sweep
-from ports.training.resume import newest_whole
+from ports.training.resume import newest_intact
 from tests.ports.training.conftest import ALGORITHMS, Left, Saved
 from tests.ports.training.victims import Order, run
 
@@ -58,7 +58,7 @@ def wrong(cpdir, saved, straight):
     """What a resume from ``cpdir`` would get wrong: a completed save that is gone, damage, or another state."""
     said = []
     sweep(cpdir)
-    found = newest_whole(cpdir, said.append)
+    found = newest_intact(cpdir, said.append)
     wrongs = [line for line in said if "damaged" in line]
     if (found.state.steps if found else -1) < saved:
         wrongs.append(f"step {saved} was saved, resumes from {found.state.steps if found else 'nothing'}")

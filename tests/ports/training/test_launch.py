@@ -27,10 +27,6 @@ REFUSED = {
 """What the accelerator is, or the precision that its launcher names, and what is said."""
 
 
-def not_asked(accelerator):
-    pytest.fail("the lock was asked for")
-
-
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_refused_launch_writes_nothing(settings, monkeypatch, tmp_path, kind):
     found, message = REFUSED[kind]
@@ -39,7 +35,7 @@ def test_a_refused_launch_writes_nothing(settings, monkeypatch, tmp_path, kind):
     else:
         monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(**found))
     with pytest.raises(InputError, match=f"accelerate launch: {message}"):
-        launch.build_accelerator(settings(mixed_precision=None), not_asked)
+        launch.build_accelerator(settings(mixed_precision=None))
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -59,16 +55,21 @@ def test_a_flag_goes_before_the_launchers_precision_and_its_tf32_is_off_again(se
     monkeypatch.setattr(launch, "Accelerator", accelerator)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     built = launch.build_accelerator(settings(mixed_precision="no"))
-    built.end_training()
     assert built.mixed_precision == "no"
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def launched(settings):
+    accelerator = launch.build_accelerator(settings)
+    launch.start_trackers(accelerator, settings)
+    return accelerator
 
 
 def test_a_run_starts_a_new_file_of_json_lines_at_full_precision_beside_its_settings(settings):
     chosen = settings(lr=0.25)
     lines = [{"step": 0, "train/loss": 1 / 3, "train/lr": 1e-17}, {"step": 3, "train/loss": 0.1}]
     for _ in range(2):
-        accelerator = launch.build_accelerator(chosen)
+        accelerator = launched(chosen)
         for line in lines:
             accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
         accelerator.end_training()
@@ -94,7 +95,7 @@ def test_tensorboard_gets_the_same_numbers(settings):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     chosen = settings(log_with=["tensorboard"])
-    accelerator = launch.build_accelerator(chosen)
+    accelerator = launched(chosen)
     accelerator.log({"train/loss": 0.5}, step=2)
     accelerator.end_training()
     (file,) = [path for path in chosen.cpdir.rglob("events.out.*") if path.parent.name == "speculator-ports"]

@@ -8,11 +8,9 @@ import torch
 
 from parity.fixtures import RECORDINGS
 from ports.training.loss import Hits
-from ports.training.metrics import PassClock, PassTotals, log_entry
+from ports.training.metrics import PassTotals, log_entry
 from ports.training.observer import Observer
 from ports.training.runs import finish
-
-PAUSE = 0.05
 
 
 def hits(correct, top, rows):
@@ -39,99 +37,39 @@ def test_where_no_row_is_in_the_loss_nothing_is_logged_and_lines_are_printed():
     assert PassTotals().lines(0, 4) == ["Epoch [1/4], Loss: nan", "Train Accuracy: 0.00%"]
 
 
-class Watch(Observer):
-    """Keeps the times and the lines; may be slow itself."""
-
-    def __init__(self, pause=0.0):
-        self.pause, self.times, self.lines = pause, {}, []
-
-    def gradients(self, micro_batch, objective):
-        time.sleep(self.pause)
-
-    def timed(self, epoch, times):
-        self.times[epoch] = times
-
-    def printed(self, line):
-        self.lines.append(line)
+PAUSE = 0.05
 
 
-@pytest.fixture
-def run(start_run, tmp_path):
-    """One pass of six samples, with a loader that takes ``pause`` seconds a sample; the observer and the log."""
-
-    def go(name="run", pause=0.0, watch=None, **changes):
-        watch = watch or Watch()
-        loop = start_run("eagle3", tmp_path / name, watch, epoch=0, **changes)
-        draw = loop.plan.loader.dataset.draw
-        loop.plan.loader.dataset.draw = lambda features: (time.sleep(pause), draw(features))[1]
-        finish(loop)
-        log = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        return watch, log
-
-    return go
-
-
-def test_waiting_is_counted_and_work_is_not():
-    now = iter([0.0, 1.0, 1.5, 10.0, 12.0, 20.0, 20.25, 21.0])
-    clock = PassClock(lambda: next(now))
-    assert list(clock.watch(iter("ab"))) == ["a", "b"]
-    times = clock.read()
-    assert (times.waited, times.seconds) == (0.5 + 2.0 + 0.25, 21.0)
-
-
-def test_padding_is_the_share_of_places_without_a_token():
-    clock = PassClock()
-    assert clock.read().padding == 0
-    clock.count(torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
-    clock.count(torch.tensor([[1, 0]]))
-    assert clock.read().padding == pytest.approx(3 / 10)
-
-
-class Ahead(Observer):
-    """Works on the first sample until ``enough`` records have been read, or for ``patience`` seconds."""
-
-    def __init__(self, folder, enough, patience):
-        self.folder, self.enough, self.patience, self.read = folder, enough, patience, None
+class Slow(Observer):
+    """Works for a while on every batch."""
 
     def gradients(self, micro_batch, objective):
-        if micro_batch == 0:
-            until = time.monotonic() + self.patience
-            while (read := len(list(self.folder.iterdir()))) < self.enough and time.monotonic() < until:
-                time.sleep(0.01)
-            self.read = read
+        time.sleep(PAUSE)
 
 
-@pytest.mark.parametrize(("num_workers", "patience"), [(0, 0.3), (2, 120.0)])
-def test_loader_processes_read_during_the_work(start_run, tmp_path, num_workers, patience):
-    """Without any, the next record is read before the work begins, as accelerate does, and no other during it."""
-    folder = tmp_path / "read"
-    folder.mkdir()
-    watch = Ahead(folder, 3, patience)
-    loop = start_run("eagle3", tmp_path / "run", watch, epoch=0, bs=1, num_workers=num_workers, prefetch_factor=1)
+def seconds_of(cpdir):
+    """What the log says of the pass, without the name of the number, and the other lines."""
+    lines = [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
+    *others, last = lines
+    assert last.pop("step") == len(others)
+    return {name.removeprefix("pass/"): value for name, value in last.items()}, others
+
+
+def test_a_slow_loader_is_waited_for_and_slow_training_is_not(start_run, tmp_path, capsys):
+    """One pass of six samples; printed and logged when asked."""
+    options = {"epoch": 0, "bs": 2, "shuffle": False}
+    finish(start_run("eagle3", tmp_path / "plain", **options))
+    assert "Data wait" not in capsys.readouterr().out
+    finish(start_run("eagle3", tmp_path / "slow", Slow(), report_data_wait=True, **options))
+    loop = start_run("eagle3", tmp_path / "waits", report_data_wait=True, **options)
     draw = loop.plan.loader.dataset.draw
-    loop.plan.loader.dataset.draw = lambda features: ((folder / str(time.monotonic_ns())).touch(), draw(features))[1]
+    loop.plan.loader.dataset.draw = lambda features: (time.sleep(PAUSE), draw(features))[1]
     finish(loop)
-    assert watch.read == 2 if num_workers == 0 else watch.read >= 3
-
-
-def test_what_a_pass_took_is_printed_and_logged_only_when_asked(run):
-    """A slow loader is waited for, slow training is not."""
-    quiet, plain = run("quiet", watch=Watch(PAUSE), bs=2, shuffle=False)
-    loud, told = run("loud", pause=PAUSE, bs=2, shuffle=False, report_data_wait=True)
-    busy, waiting = quiet.times[0], loud.times[0]
-    assert busy.seconds - busy.waited >= 3 * PAUSE
-    assert waiting.seconds >= waiting.waited >= max(6 * PAUSE, busy.waited)
-    assert busy.padding == waiting.padding == pytest.approx(1 - 46 / (2 * (9 + 12 + 10)))
-    assert loud.lines[:-1] == quiet.lines
-    assert loud.lines[-1] == waiting.line()
-    assert loud.lines[-1].startswith("Data wait: ")
-    assert loud.lines[-1].endswith("%), padding 25.8%")
-    assert told == [*plain, {"step": 3, **waiting.logged()}]
-
-
-def test_reading_ahead_changes_nothing_that_is_drawn(run_to_the_end, tmp_path):
-    one, many = (
-        run_to_the_end("eagle3", tmp_path / str(ahead), num_workers=2, prefetch_factor=ahead) for ahead in (1, 5)
-    )
-    assert one.differs_from(many) == []
-    assert one.lines == many.lines
+    (slow, _), (waits, others) = (seconds_of(tmp_path / name) for name in ("slow", "waits"))
+    assert slow["seconds"] - slow["data_wait"] >= 3 * PAUSE
+    assert waits["seconds"] >= waits["data_wait"] >= max(6 * PAUSE, slow["data_wait"])
+    assert waits["padding"] == pytest.approx(1 - 46 / (2 * (9 + 12 + 10)))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Data wait: ")]
+    assert len(said) == 2
+    assert said[1].endswith("%), padding 25.8%")
+    assert others == [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]

@@ -17,7 +17,7 @@ import ports.training.runs
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.training.checkpoint import MANIFEST, STATE, seal
-from ports.training.resume import newest_whole
+from ports.training.resume import newest_intact
 from ports.training.runs import take_directory
 
 
@@ -68,7 +68,7 @@ def test_other_settings_are_refused_or_taken_on_request(stopped, start_run, tmp_
 @pytest.mark.parametrize("main", [True, False])
 def test_the_main_process_alone_hashes_a_checkpoint(stopped, settings, tmp_path, monkeypatch, main):
     """The others are told what it found, or why it refuses."""
-    told, hashed, verify = [newest_whole(tmp_path / "cp")], [], ports.training.resume.verify
+    told, hashed, verify = [newest_intact(tmp_path / "cp")], [], ports.training.resume.verify
     monkeypatch.setattr(ports.training.resume, "verify", lambda path: hashed.append(path) or verify(path))
     monkeypatch.setattr(ports.training.runs, "broadcast_object_list", lambda own: own if main else told)
     chosen, accelerator = (
@@ -120,21 +120,26 @@ def test_other_records(stopped, fixture, start_run, tmp_path, change):
     assert (loop.steps, loop.totals.batches) == (8, 0), "the pass starts anew"
 
 
-def test_another_vocabulary_map_is_never_resumed(stopped, fixture, start_run, tmp_path):
+def another_map(fixture):
     t2d = np.roll(np.load(fixture / "t2d.npy"), 1)
     np.save(fixture / "t2d.npy", t2d)
     np.save(fixture / "d2t.npy", np.flatnonzero(t2d) - np.arange(t2d.sum()))
-    for anyway in (False, True):
-        with pytest.raises(InputError, match="another vocabulary map"):
-            start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, resume_anyway=anyway)
 
 
-def test_another_verifier_is_never_resumed(stopped, fixture, start_run, tmp_path):
+def another_verifier(fixture):
     for file in (fixture / "verifier").glob("*.safetensors"):
         save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
-    for anyway in (False, True):
-        with pytest.raises(InputError, match="fingerprint: found verifier was"):
-            start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, resume_anyway=anyway)
+
+
+@pytest.mark.parametrize("anyway", [False, True])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(another_map, "another vocabulary map"), (another_verifier, "fingerprint: found verifier was")],
+)
+def test_what_is_never_resumed(stopped, fixture, start_run, tmp_path, change, said, anyway):
+    change(fixture)
+    with pytest.raises(InputError, match=said):
+        start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, resume_anyway=anyway)
 
 
 def test_another_log(stopped, start_run, tmp_path):
@@ -166,10 +171,6 @@ def tensors(name, change):
     return edit
 
 
-def adam(change):
-    return tensors("optimizer.safetensors", change)
-
-
 def halve(stored):
     stored.update({name: value.bfloat16() for name, value in stored.items() if name.startswith("exp_avg")})
 
@@ -190,18 +191,24 @@ def spoil(kind, number):
     return change
 
 
+ADAM, GENERATORS = "optimizer.safetensors", "generators.safetensors"
 FORGED = {
-    "NaN in Adam's state": (adam(spoil("exp_avg.", math.nan)), "found NaN or Inf"),
-    "squares below 0": (adam(spoil("exp_avg_sq.", -1.0)), "found -1.0"),
-    "a step before the first": (adam(spoil("step.", -3.0)), "found -3.0"),
-    "Adam in bfloat16": (adam(halve), "found torch.bfloat16 .* expected torch.float32"),
-    "no step counts": (adam(lose_steps), "missing .'step.draft"),
-    "no generators": (tensors("generators.safetensors", dict.clear), "generators.safetensors: generators: found"),
-    "other draws": (tensors("generators.safetensors", other_generator), "another state after replaying 2 batches"),
+    "NaN in Adam's state": (tensors(ADAM, spoil("exp_avg.", math.nan)), "found NaN or Inf"),
+    "squares below 0": (tensors(ADAM, spoil("exp_avg_sq.", -1.0)), "found -1.0"),
+    "a step before the first": (tensors(ADAM, spoil("step.", -3.0)), "found -3.0"),
     "a place behind the end": (
         state(lambda content: content["processes"][0].update(batches=7)),
         "expected one number of at most 6, the batches of a pass",
     ),
+    "no process": (state(lambda content: content.update(processes=[])), "state.json: processes: found"),
+    "Adam in bfloat16": (tensors(ADAM, halve), "exp_avg.*found torch.bfloat16 .* expected torch.float32"),
+    "no step counts": (tensors(ADAM, lose_steps), "found torch.float32 .* expected no such tensor"),
+    "no generators": (tensors(GENERATORS, dict.clear), "generators.safetensors: generators: found no entry 'torch'"),
+    "no state of torch's": (
+        tensors(GENERATORS, lambda stored: stored["0.start.torch"].fill_(255)),
+        "generators.safetensors: generators: found",
+    ),
+    "other draws": (tensors(GENERATORS, other_generator), "another state after replaying 2 batches"),
     "a count below 0": (state(lambda content: content.update(steps=-1)), "state.json: steps: found -1"),
     "a count that is text": (state(lambda content: content.update(best=["0", 1.0])), "state.json: best.0: found '0'"),
     "a field of no release": (state(lambda content: content.update(more=1)), "state.json: more: found 1"),
@@ -227,7 +234,7 @@ def test_a_training_state_that_does_not_fit(stopped, start_run, tmp_path, name):
 def test_a_newer_format_is_not_passed_over(stopped, name):
     (stopped / name).write_text(json.dumps({**json.loads((stopped / name).read_text()), "format_version": 2}))
     with pytest.raises(InputError, match="2, expected at most 1: written by a newer release"):
-        newest_whole(stopped.parent)
+        newest_intact(stopped.parent)
 
 
 def flip(file: Path) -> None:
@@ -253,12 +260,12 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_by_auto(stopped
     DAMAGES[damage](stopped)
     with pytest.raises(InputError, match="step_8"):
         start_run("eagle3", cpdir, ckpt_path=stopped)
-    assert newest_whole(cpdir, said.append).directory == cpdir / "model0"
+    assert newest_intact(cpdir, said.append).directory == cpdir / "model0"
     assert said[0].startswith("passing over step_8, which is damaged: ")
     assert said[-1] == f"resuming from {cpdir / 'model0'}"
     DAMAGES[damage](cpdir / "model0")
     with pytest.raises(InputError, match="only damaged checkpoints"):
-        newest_whole(cpdir)
+        newest_intact(cpdir)
 
 
 def test_auto_without_any_checkpoint_is_a_fresh_start(start_run, tmp_path, capsys):
@@ -270,7 +277,7 @@ def test_auto_takes_the_checkpoint_saved_last_not_the_one_of_most_steps(stopped,
     """A run that went back to an older one by name is not sent to where it had been."""
     loop = start_run("eagle3", tmp_path / "cp", ckpt_path=tmp_path / "cp" / "model0")
     loop.plan.keeper.save(loop, "model0")
-    assert newest_whole(tmp_path / "cp").directory.name == "model0"
+    assert newest_intact(tmp_path / "cp").directory.name == "model0"
 
 
 def test_weights_only_starts_a_new_run(stopped, start_run, tmp_path):
