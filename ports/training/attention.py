@@ -197,18 +197,22 @@ def fast_ttt_attention(
         [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
         nothing.
     """
-    if kernel_for(query.device, product_dtype(query)) is None:
-        mask = torch.ones_like(query[:, 0, :, 0], dtype=torch.int64) if mask is None else mask
-        return ttt_attention(query, keys, values, mask, scale, alignment)
-    one_each = mask is None or documents_of(mask).right_padded
-    lengths = (query.shape[2],) if one_each else documents_of(mask).lengths
-    if not lengths:
-        return ttt_attention(query, keys, values, mask, scale, alignment)
-    if len(lengths) == 1 or kernel_for(query.device, product_dtype(query), lengths) is not None:
+    dtype, lengths = product_dtype(query), _lengths(mask, query.shape[2])
+    if kernel_for(query.device, dtype) is None or not lengths:
+        dense = torch.ones_like(query[:, 0, :, 0], dtype=torch.int64) if mask is None else mask
+        return ttt_attention(query, keys, values, dense, scale, alignment)
+    if len(lengths) == 1 or kernel_for(query.device, dtype, lengths) is not None:
         return attend_documents(query, keys, values, scale, alignment, lengths)
-    steps, documents = len(keys), zip(*(states.split(lengths, dim=2) for states in (query, *keys, *values)))
-    outs = [attend_documents(row, kv[:steps], kv[steps:], scale, alignment, row.shape[2:3]) for row, *kv in documents]
+    steps, rows = len(keys), zip(*(states.split(lengths, dim=2) for states in (query, *keys, *values)))
+    outs = [attend_documents(row, kv[:steps], kv[steps:], scale, alignment, row.shape[2:3]) for row, *kv in rows]
     return torch.cat(outs, dim=2)
+
+
+def _lengths(mask: Tensor | None, length: int) -> tuple[int, ...]:
+    """Of the documents of every row; none where padding comes before or between them."""
+    if mask is None or documents_of(mask).right_padded:
+        return (length,)
+    return documents_of(mask).lengths
 
 
 Attend = Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Any, float, Alignment], Tensor]

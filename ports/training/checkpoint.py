@@ -35,7 +35,7 @@ STATE, MANIFEST = f"{FOLDER}/state.json", f"{FOLDER}/manifest.json"
 BEST = "best.json"
 OPTIMIZER, GENERATORS = f"{FOLDER}/optimizer.safetensors", f"{FOLDER}/generators.safetensors"
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 LARGEST = 64 << 20
 """Bytes of JSON that are read at most: a manifest or a state is a few kilobytes."""
 

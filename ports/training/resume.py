@@ -120,9 +120,9 @@ def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | Non
             break
         except InputError as error:
             damaged[directory] = error
-    for error in damaged.values():
-        if isinstance(error, NewerFormatError):
-            raise error
+    for why in damaged.values():
+        if isinstance(why, NewerFormatError):
+            raise why
     if chosen is None and damaged:
         found = f"only damaged checkpoints; the first: {next(iter(damaged.values()))}"
         raise InputError(cpdir, "ckpt_path", found, "one that can be gone on from")
