@@ -122,6 +122,30 @@ def test_the_loss_of_a_tuple_is_its_number_with_a_gradient() -> None:
 
 
 class Borrowed(nn.Module):
+class Counted(Answers):
+    """Rows and their count before the loss, as no side's pattern would have it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return x, torch.tensor(len(x)), super().forward(x)[1]
+
+
+def test_a_reopened_module_s_loss_is_the_run_s() -> None:
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def kept(module: nn.Module, batch: Tensor) -> Tensor:
+        found.append((pattern_loss(module, batch), module(batch)[2]))
+        return found[-1][0]
+
+    compare_sides(*[Side(lambda: Counted(3, 3), loss=kept)] * 2, ONES, checks=["round_trip"]).raise_if_failed()
+    assert len(found) > 2
+    assert all(torch.equal(*pair) for pair in found)
+
+
+def test_a_side_that_is_only_run_forward_has_the_loss_of_a_tuple_too() -> None:
+    trace = trace_side(Side(lambda: Answers(3, 3), backward=False), ONES, steps=1)
+    assert trace.tensors["mb0.loss"] == trace.tensors["mb0.call.(whole)#0.out.1"] > 0
+
+
     """Its head belongs to a verifier: left NaN until loaded, and in no checkpoint."""
 
     def __init__(self, frozen: bool = True) -> None:
@@ -233,6 +257,12 @@ def test_a_command_that_cannot_be_is_refused(words: list[str], message: str) -> 
 
 
 def no_room(module: nn.Module, folder: Path) -> None:
+def test_a_list_of_optimizers_is_refused() -> None:
+    side = Side(Net, optimizer=lambda parameters: [torch.optim.SGD([one], lr=0.1) for one in parameters])  # type: ignore[arg-type,return-value]
+    with pytest.raises(InputError, match=r"side: optimizer: found a list of 2, expected one object with `step`"):
+        compare_sides(Side(Net), side, ONES)
+
+
     raise RuntimeError("no room")
 
 
