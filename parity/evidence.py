@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ from parity.compare import Subject
 from parity.names import NameMap
 from parity.tolerances import Tolerance
 from parity.trace import Trace
-from parity.verdict import Against, Row, Speed
+from parity.verdict import RAISED, Against, Row, Speed
+
+INSTALLED = "site-packages"
+MACHINERY = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 @dataclass
@@ -97,16 +101,31 @@ class Check:
 
 
 def raised(subject: Subject, error: BaseException) -> Row:
-    """The row of an exception: its text, and the last place that is no library's."""
+    """The row of an exception: its text, and the last place that is the user's."""
     said = f"{type(error).__name__}: {str(error)[:300]}"
-    return subject.row("raised", "", None, None, False, f"{said} at {place_of(error)}")
+    return subject.row(RAISED, "", None, None, False, f"{said} at {place_of(error)}")
 
 
 def place_of(error: BaseException) -> str:
-    """``file:line``, of the innermost frame outside of installed packages where there is one."""
+    """``file:line``: of the innermost frame outside of torch, the harness and Python's own library, if there is one.
+
+    A file of an installed package is named from that package's folder on.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_short(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith("<")]
-    if not frames:
-        return "nowhere"
-    file, here = Path((own or frames)[-1].filename), Path.cwd()
-    return f"{file.relative_to(here) if file.is_relative_to(here) else file}:{(own or frames)[-1].lineno}"
+    own = [frame for frame in frames if not _is_machinery(frame.filename)]
+    return f"{_short((own or frames)[-1].filename)}:{(own or frames)[-1].lineno}" if frames else "nowhere"
+
+
+def _is_machinery(file: str) -> bool:
+    """A frame that runs what a user wrote, or that it calls: torch's, the harness', Python's."""
+    inside = [Path(file).is_relative_to(folder) for folder in (*MACHINERY, sysconfig.get_path("stdlib"))]
+    return file.startswith("<") or any(inside[:-1]) or (inside[-1] and INSTALLED not in Path(file).parts)
+
+
+def _short(file: str) -> str:
+    path, here = Path(file), Path.cwd()
+    if path.is_relative_to(here) and INSTALLED not in path.relative_to(here).parts:
+        return str(path.relative_to(here))
+    return file.rpartition(f"{INSTALLED}/")[2]

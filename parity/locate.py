@@ -114,13 +114,23 @@ def _without_leading(tensor: Tensor) -> Tensor:
 
 
 def compare_calls(subject: Subject, expected: Call, found: Call | None, tolerance: Tolerance) -> list[Row]:
-    """One row for every output."""
+    """One row for every output, and one for all that one side alone gives."""
     if found is None:
         return [subject.row("out", expected.key, None, None, False, "missing: the port makes fewer calls")]
-    return [
+    pairs = paired(expected.out, found.out)
+    lacking = [place or "a lone tensor" for place, _, theirs in pairs if theirs is None]
+    extra = [place or "a lone tensor" for place, mine, _ in pairs if mine is None]
+    alone = len(lacking) + len(extra)
+    rows = [
         compare_named(subject, "out", dotted(expected.key, place), mine, theirs, tolerance)
-        for place, mine, theirs in paired(expected.out, found.out)
+        for place, mine, theirs in pairs
+        if alone < 2 or (mine is not None and theirs is not None)
     ]
+    if alone > 1:
+        said = [f"{word}: {', '.join(names)}" for word, names in (("missing", lacking), ("unexpected", extra)) if names]
+        detail = "; ".join([*said, f"None in the name map for {expected.module}, if that is right"])
+        rows.append(subject.row("out", expected.key, None, tolerance.bound, False, detail))
+    return rows
 
 
 def compare_inputs(subject: Subject, expected: Call, found: Call, tolerance: Tolerance) -> list[Row]:

@@ -358,7 +358,10 @@ def _fixed(name: str) -> list[str]:
 
 
 def _prefixes(pairs: Mapping[str, str], original: nn.Module, port: nn.Module) -> dict[str, str | None]:
-    """Modules that hold matched parameters, with the modules around them where these agree; the rest by full name."""
+    """Modules that hold matched parameters, with the modules around them where these agree; the rest by full name.
+
+    One stands for the port's whole only if nothing beside it has a counterpart there.
+    """
     modules = {name or WHOLE for name, _ in port.named_modules()}
     prefixes: dict[str, str | None] = {}
     for name in (name for name, _ in original.named_modules() if name):
@@ -366,6 +369,7 @@ def _prefixes(pairs: Mapping[str, str], original: nn.Module, port: nn.Module) ->
             (mine[len(name) :].count("."), theirs.split(".")) for mine, theirs in pairs.items() if below(mine, name)
         ]
         targets = {".".join(words[:-depth]) or WHOLE for depth, words in inside}  # as deep above the counterparts
+        targets -= {WHOLE} if len(inside) < len(pairs) else set()
         if len(targets) == 1 and targets <= modules - {name}:
             prefixes[name] = targets.pop().removeprefix(WHOLE)
     plain = NameMap(prefixes)

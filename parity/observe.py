@@ -44,7 +44,10 @@ SIGNIFICANT = 4.5
 
 @dataclass
 class Observation:
-    """What one forward showed; gradients once a backward has run. Keys are ``name#n``, counted from 0."""
+    """What one forward showed; gradients once a backward has run. Keys are ``name#n``, counted from 0.
+
+    ``over``: the forward has ended. What activation checkpointing calls again in the backward is no call of its own.
+    """
 
     calls: list[Call] = field(default_factory=list)
     taps: dict[str, Tensor] = field(default_factory=dict)
@@ -52,6 +55,7 @@ class Observation:
     draws: dict[str, Tensor] = field(default_factory=dict)
     samplers: dict[Draw, Callable[[], Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    over: bool = False
 
     def tap(self, name: str, value: Any, inside: str = "") -> Any:
         """Keep the tensors of a value, each under its place if there are several, and give them back.
@@ -127,6 +131,7 @@ def observe(module: nn.Module, taps: Taps | None = None) -> Iterator[Observation
         stack.callback(_RUNNING.reset, _RUNNING.set(seen))
         seen.calls = stack.enter_context(watch(module))
         yield seen
+        seen.over = True
 
 
 @contextlib.contextmanager
@@ -164,6 +169,8 @@ def _tapped(
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if seen.over:
+            return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         for name, word, inside in paths:
             held = bound.arguments if word in bound.arguments else bound.arguments.get(rest, {})

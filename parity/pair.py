@@ -20,7 +20,7 @@ from _pytest.mark.expression import Expression
 from parity.checks import ON_REQUEST, with_own
 from parity.compare import View
 from parity.errors import InputError
-from parity.evidence import Check, Evidence
+from parity.evidence import Check, Evidence, place_of
 from parity.names import NameMap
 from parity.side import AnySide, Case, FolderSide, Side
 from parity.study import Cause
@@ -168,12 +168,18 @@ def find_pair(name: str) -> Pair:
     """``eagle3``, ``FILE.py:PAIR`` or ``package.module:PAIR``; imports go from the file's folder, or its package's.
 
     Raises:
-        InputError: no such file, module or pair.
+        InputError: no such file, module or pair, or one that raises when it is imported.
     """
     place, _, attribute = SHIPPED.get(name, name).rpartition(":")
     if not place:
         raise InputError("command line", "PAIR", name, f"{', '.join(SHIPPED)} or FILE.py:NAME")
-    found = getattr(module_of(place), attribute, None)
+    try:
+        found = getattr(module_of(place), attribute, None)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's file does when it is imported
+        said = f"{type(error).__name__}: {error} at {place_of(error)}"
+        raise InputError(place, attribute, said, "a file or a module that can be imported") from error
     if not isinstance(found, Pair):
         kind = "nothing of that name" if found is None else type(found).__name__
         raise InputError(place, attribute, kind, "a parity.Pair")

@@ -31,10 +31,10 @@ from parity.operators import Live, with_operator
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.report import print_report, write_html, write_json
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
-from parity.study import effect_rows, study, switched
+from parity.study import as_it_is, effect_rows, raised_rows, study, switched
 from parity.tolerances import Tolerances, table_for
 from parity.trace import META, Trace, read_trace
-from parity.verdict import Curve, Report, Row, Skip, Status
+from parity.verdict import Curve, Ledger, Report, Row, Skip, Status
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
@@ -239,6 +239,12 @@ class Runner:
         """The rows of one check of one side, by themselves. Whatever the code of a side raises comes through."""
         return run_check(self.hold(case).evidence(side), check)
 
+    def ask_as_it_is(self, case: Any) -> list[Row]:
+        """Whether the port runs without its causes. Whatever the original's code raises comes through."""
+        held, name = self.hold(case), case.name or "case"
+        held.original()
+        return as_it_is(name, self.pair.port, self.pair.causes, held.apart)
+
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
         subject = Subject("environment", self.pair.name, "original")
@@ -270,7 +276,15 @@ class Runner:
             elif evidence := self._guarded(subject, partial(held.evidence, side)):
                 self._side(evidence, self.checks(side))
         if causes and not leaves_out(port, case):
-            self.report.ledgers.append(study(name, port, causes, held.apart, self.checks(port)))
+            self._causes(name, study(name, port, causes, held.apart, self.checks(port)))
+
+    def _causes(self, case: str, ledger: Ledger) -> None:
+        """What causes explain in one case, and what the port raises as it is."""
+        rows = raised_rows(Subject("run", case, ledger.run or "port"), self.pair.causes, ledger)
+        wrong = next((row for row in rows if not row.passed), None)
+        self.first = self.first or (Finding("run", "run", wrong.run, 0, wrong.detail) if wrong else None)
+        self.report.ledgers.append(ledger)
+        self.report.rows += rows
 
     def judge_causes(self, strict: bool) -> None:
         """A cause that explains nothing in any case is a failed row, or a note."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.compare import Subject, compare_value
+from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import SIGNIFICANT
 from parity.verdict import Row
@@ -36,13 +37,20 @@ def optimizer_for(make: Callable[[Any], Any], module: nn.Module) -> Any:
     """An optimizer from a factory of parameters or of a model; None where nothing is trained.
 
     A factory whose one argument is called ``model`` or ``module``, or is annotated as one, is given the module.
+
+    Raises:
+        InputError: a list of several, which nothing steps.
     """
     parameters = [value for value in module.parameters() if value.requires_grad]
     if not parameters:
         return None
     first = next(iter(inspect.signature(make).parameters.values()), None)
     whole = first is not None and (first.name in ("model", "module") or "Module" in str(first.annotation))
-    return make(module if whole else parameters)
+    made = make(module if whole else parameters)
+    if isinstance(made, (list, tuple)):
+        expected = "one object with `step` that holds them, and `state_dict` and `load_state_dict` to resume"
+        raise InputError("side", "optimizer", f"a {type(made).__name__} of {len(made)}", expected)
+    return made
 
 
 def groups_of(optimizer: Any) -> list[dict[str, Any]]:

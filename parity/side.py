@@ -88,7 +88,8 @@ class SideError(RuntimeError):
 def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
     """The default loss: the output's own ``loss`` if it has one, else the distance of its first tensor to a pattern.
 
-    Of a tuple, the first number with a gradient is its loss: (tokens, loss, metrics).
+    Of a tuple, the first number with a gradient is its loss: (tokens, loss, metrics). With gradients off, where a
+    checkpoint is opened or a side is only run forward, the first real number.
 
     The pattern is a cosine over the entries, so that every entry has a gradient of its own and the loss is far from 0.
     """
@@ -98,8 +99,8 @@ def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
         out = module(*batch) if isinstance(batch, tuple) else module(batch)
     own = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
     if isinstance(out, tuple) and own is None:
-        numbers = (one for one in out if isinstance(one, Tensor) and one.dim() == 0 and one.requires_grad)
-        own = next(numbers, None)
+        numbers = [one for one in out if isinstance(one, Tensor) and one.dim() == 0 and one.is_floating_point()]
+        own = next((one for one in numbers if one.requires_grad or not torch.is_grad_enabled()), None)
     if isinstance(own, Tensor):
         return own
     values = first_of(tensors_of(out))

@@ -18,7 +18,7 @@ from parity.compare import Subject
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, raised
 from parity.observe import replaced
-from parity.verdict import Difference, Ledger, Row
+from parity.verdict import RAISED, Difference, Ledger, Row
 
 Switch = Callable[[Any], Any]
 """From a side to one that does a thing as the original does it."""
@@ -46,11 +46,13 @@ class Cause:
         switch: from the pair's port to a side that does it, too: :func:`instead`, :func:`changed`, :func:`within`,
             :func:`flag`, or a function of your own, ``lambda side: replace(side, loss=mean_over_rows)``. Switches
             follow each other.
+        raises: what the port raises without it, or a part of that: ``IndexError``. What no cause is said to mend fails.
     """
 
     id: str
     text: str
     switch: Switch
+    raises: str = ""
 
 
 def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
@@ -141,8 +143,10 @@ def study(case: str, port: Any, causes: Sequence[Cause], ask: Ask, checks: Itera
 
     What a check holds the port against by itself, reopened for example, counts as well; how fast it is does not.
 
+    What a side raises is a difference of its own, see :func:`raised_rows`.
+
     Raises:
-        InputError: as the sides have it. What else a side raises is a difference of its own.
+        InputError: as the sides have it.
     """
     checks = [check for check in checks if check.name not in LEFT_OUT]
 
@@ -182,6 +186,7 @@ def _difference(key: tuple[str, str, str], plain: Rows, full: Rows, without: Map
         left=left,
         because={name: size for name, size in sizes.items() if not left or size != _size(row)},
         detail=plain[key].detail if key in plain else "",
+        raised={name: rows[key].detail for name, rows in without.items() if key in rows and key[1] == RAISED},
     )
 
 
@@ -189,6 +194,36 @@ def _size(row: Row | None) -> float | None:
     """What was measured; infinite where one side alone has it or nothing is measured, and it failed."""
     measured = None if row is None or row.allowed is None else row.measured
     return math.inf if measured is None and row is not None and not row.passed else measured
+
+
+def raised_rows(subject: Subject, causes: Sequence[Cause], ledger: Ledger) -> list[Row]:
+    """A row for each exception of the port as it is, with every cause switched it is gone: is that so on purpose?
+
+    It fails unless a cause without which it comes says so (``Cause(raises=...)``), and each of them does: what one
+    raises hides what comes after it.
+    """
+    lines = [line for line in ledger.lines if line.quantity == RAISED and line.apart and not line.left]
+    return [_raised_row(subject, causes, line) for line in lines]
+
+
+def as_it_is(case: str, port: Any, causes: Sequence[Cause], ask: Ask) -> list[Row]:
+    """Does the port run without its causes? :func:`raised_rows` where not; no check is asked."""
+    subject = Subject("run", case, port.name or "port")
+    if not _rows(subject, lambda: ask(port), ()):
+        return [subject.row("as it is", "", None, None, True)]
+    return raised_rows(subject, causes, study(case, port, causes, ask, ()))
+
+
+def _raised_row(subject: Subject, causes: Sequence[Cause], line: Difference) -> Row:
+    said = {cause.id: cause.raises for cause in causes if cause.id in line.raised or not line.raised}
+    silent = [name for name, found in line.raised.items() if not said[name] or said[name] not in found]
+    meant = not silent and any(text and text in line.detail for text in said.values())
+    place = "" if line.check == subject.check else f" in {line.check}"
+    words = [f"the port as it is raises{place} {line.detail}"]
+    words += [f"without {name} alone {line.raised[name]}" for name in silent if line.raised[name] != line.detail]
+    if not meant:
+        words.append(f"a cause that mends it on purpose says so, Cause(raises=...): {', '.join(silent) or 'none does'}")
+    return subject.row("as it is", "", None, None, meant, "; ".join(words))
 
 
 def effect_rows(subject: Subject, causes: Iterable[Cause], ledgers: Iterable[Ledger]) -> list[Row]:

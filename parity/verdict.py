@@ -15,6 +15,9 @@ from typing import Any
 PORT = "port"
 """The run whose counts a verdict names first."""
 
+RAISED = "raised"
+"""The quantity of a row that an exception left."""
+
 
 class Status(str, Enum):
     """How one comparison ended.
@@ -197,7 +200,8 @@ class Difference:
     """One quantity of two sides: how far apart as they are, and with every cause switched; ``left``: that is too far.
 
     ``because`` has the causes without which it is too far, each with what is then measured. Infinity: one side alone
-    has it, or it has no number. None: nothing to measure. ``detail``: both values, as they are.
+    has it, or it has no number. None: nothing to measure. ``detail``: both values, as they are. ``raised``: by cause,
+    what the run raises without it.
     """
 
     check: str
@@ -210,6 +214,7 @@ class Difference:
     left: bool
     because: dict[str, float | None]
     detail: str = ""
+    raised: dict[str, str] = field(default_factory=dict)
 
     @property
     def differs(self) -> bool:
@@ -225,6 +230,13 @@ class Ledger:
     run: str
     causes: dict[str, str]
     lines: tuple[Difference, ...]
+
+    def raised(self, cause: str | None = None) -> list[str]:
+        """What the run raises, and where: without this cause, or as it is."""
+        lines = [line for line in self.lines if line.quantity == RAISED]
+        if cause is None:
+            return [line.detail for line in lines if line.apart]
+        return [line.raised[cause] for line in lines if cause in line.because]
 
     def effects(self, cause: str) -> dict[str, float]:
         """By quantity, the largest difference that leaving this cause out makes."""

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from parity.report.summary import count, short
-from parity.verdict import Difference, Ledger
+from parity.verdict import RAISED, Difference, Ledger
 
 LINES = ("quantity", "as it is", "explained", "allowed", "because of")
 SHARED = {"forward": "output", "gradients": "gradient", "curve": "number"}
 """Checks, and what of theirs is counted."""
 
 ONE_SIDE = "only one has it"
+AS_IT_IS = "the port as it is raises"
 
 
 def told(ledger: Ledger) -> str:
     """``16 of 24 quantities differ as they are, 0 left unexplained``."""
     differ, left = sum(line.apart for line in ledger.lines), sum(line.left for line in ledger.lines)
+    if any(line.apart and line.check == "run" for line in ledger.lines):
+        return f"{AS_IT_IS}, {left} of {count(len(ledger.lines), 'quantity', 'quantities')} left unexplained"
     return (
         f"{differ} of {count(len(ledger.lines), 'quantity', 'quantities')} differ as they are, {left} left unexplained"
     )
@@ -34,7 +37,8 @@ def difference_lines(ledger: Ledger) -> list[list[str]]:
 
 
 def _line(line: Difference) -> list[str]:
-    sizes = size(line.as_it_is), size(line.explained) + (" LEFT" if line.left else ""), short(line.allowed, 2)
+    as_it_is = line.detail if line.quantity == RAISED and line.apart else size(line.as_it_is)
+    sizes = as_it_is, size(line.explained) + (" LEFT" if line.left else ""), short(line.allowed, 2)
     because = ", ".join(line.because) or ("nothing" if line.left else "several at once")
     return [line.tensor or line.quantity, *sizes, because]
 
@@ -57,17 +61,19 @@ def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
         check: [line for line in ledger.lines if line.check == check] for check in (line.check for line in ledger.lines)
     }
     shared = [_shared(of[check], word) for check, word in SHARED.items() if check in of]
-    apart = {check: [line for line in lines if line.apart] for check, lines in of.items()}
-    draws = [f"{line.tensor}: {line.detail}" for line in of.get("samplers", ()) if line.quantity == "candidates"]
+    apart = {check: [line for line in lines if line.apart and line.quantity != RAISED] for check, lines in of.items()}
+    drawn = [line for line in of.get("samplers", ()) if line.quantity == "candidates"]
+    draws = [": ".join(filter(None, (line.tensor, line.detail))) for line in drawn]
     setup = [line for check in ("configuration", "initialisation") for line in apart.get(check, ())]
     trained = [line for line in apart.get("round_trip", ()) if line.tensor.startswith("requires_grad.")]
     reopened = [values(line) for line in apart.get("round_trip", ()) if line not in trained]
     reopened += [f"{count(len(trained), 'parameter')} trained or frozen otherwise"] * bool(trained)
     left = [values(line) for line in ledger.lines if line.left]
     texts = {
+        "raised": [f"{AS_IT_IS} {said}" for said in ledger.raised()],
         "shared": ["; ".join(shared)] * bool(shared),
         "draws": [f"{text}; the original's are replayed" for text in draws],
-        "causes": [_cause(ledger, name) for name in ledger.causes],
+        "causes": [*_causes(ledger)],
         "setup": [", ".join(map(values, setup))] * bool(setup),
         "reopened": [", ".join(reopened)] * bool(reopened),
         "left": [f"{len(left)} unexplained", *left],
@@ -75,12 +81,21 @@ def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
     return [("" if n else word, text) for word, lines in texts.items() for n, text in enumerate(lines)]
 
 
-def _cause(ledger: Ledger, name: str) -> str:
-    effects = ledger.effects(name)
-    kinds = [kind for kind, most in effects.items() if math.isfinite(most)] or [*effects, ""]
-    kind = "loss" if "loss" in kinds else kinds[0]
-    effect = f"{kind} {size(effects[kind])} without it" if kind else "explains nothing here"
-    return f"{name}, {effect}: {ledger.causes[name]}"
+def _causes(ledger: Ledger) -> Iterator[str]:
+    """What each comes to, and in one line those that explain nothing in this case."""
+    idle = []
+    for name, text in ledger.causes.items():
+        effects, raised = ledger.effects(name), ledger.raised(name)
+        kinds = [kind for kind, most in effects.items() if math.isfinite(most)] or [*effects]
+        kind = "loss" if "loss" in kinds else next(iter(kinds), "")
+        if raised:
+            yield f"{name}, {text}: without it the port raises {'; '.join(raised)}"
+        elif kind:
+            yield f"{name}, {kind} {size(effects[kind])} without it: {text}"
+        else:
+            idle.append(name)
+    if idle:
+        yield f"explain nothing here: {', '.join(idle)}"
 
 
 def _shared(lines: Sequence[Difference], word: str) -> str:

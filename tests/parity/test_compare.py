@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from parity.calls import calls_of
+from parity.calls import Call, calls_of
 from parity.compare import (
     Subject,
     View,
@@ -160,6 +160,17 @@ def test_a_view_gives_both_sides_the_same_coordinates(view: View, place: str, fo
     (mine,), (theirs,) = map(calls_of, viewed(*traces, [View("*"), view]))
     (row,) = compare_calls(SUBJECT, mine, theirs, within(Kind.ABSOLUTE, 0.0))
     assert row.passed == passed
+
+
+def test_outputs_that_one_side_alone_gives_are_one_row() -> None:
+    def called(*places: str) -> Call:
+        return Call("(whole)", 0, out={place: torch.ones(2) for place in places})
+
+    rows = compare_calls(SUBJECT, called("loss", "a", "b"), called("loss", "c"), within(Kind.ABSOLUTE, 0.0))
+    assert [(row.tensor, row.passed) for row in rows] == [("(whole)#0.loss", True), ("(whole)#0", False)]
+    assert rows[1].detail == "missing: a, b; unexpected: c; None in the name map for (whole), if that is right"
+    (_, row) = compare_calls(SUBJECT, called("loss", "a"), called("loss"), within(Kind.ABSOLUTE, 0.0))
+    assert (row.tensor, row.passed, row.detail) == ("(whole)#0.a", False, "missing")
 
 
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), data=st.data())

@@ -314,9 +314,14 @@ def test_names_are_suggested_by_their_ends_and_shapes(
 
 
 def test_what_is_suggested_is_said_once() -> None:
-    """A wrapper around the whole is one entry, and so is a renamed module with all that keeps its names inside."""
+    """A wrapper around the whole is one entry, and so is a renamed module with all that keeps its names inside.
+
+    One with a head beside what it wraps is none: what it wraps is a part of the port's whole.
+    """
     inner = {"fc": 3, "layers": layers(4, 4)}
     assert suggest_names(tree(draft=tree(**inner)), tree(**inner)).names.prefixes == {"draft": ""}
+    beside = suggest_names(tree(draft=tree(**inner), head=9), tree(**inner, head=9)).names.prefixes
+    assert beside == {"draft.fc": "fc", "draft.layers": "layers"}
     found = suggest_names(tree(a=tree(q=4, k=5, v=6)), tree(b=tree(q=4, k=5, w=6))).names.prefixes
     assert found == {"a": "b", "a.v": "b.w"}
 

@@ -187,6 +187,33 @@ def test_what_checkpointing_repeats_is_no_call() -> None:
     compare_sides(Side(Plain), Side(Frugal), [torch.ones(1, 2)]).raise_if_failed()
 
 
+def squashed(x: Tensor) -> Tensor:
+    return tap("small", x.tanh())
+
+
+class Kept(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return squashed(self.part(x))
+
+
+class Again(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(squashed, self.part(x), use_reentrant=False)
+
+
+def test_what_checkpointing_repeats_is_no_tap() -> None:
+    taps = {f"{HERE}.squashed": {"x": "whole"}}
+    x, seen = torch.ones(1, 2), []
+    for module in (Kept(), Again()):
+        with observe(module, taps) as found:
+            loss = module(x).square().sum()
+        loss.backward()
+        seen.append(found)
+    assert [[*one.taps] for one in seen] == [[*one.tap_grads] for one in seen] == [["whole#0", "small#0"]] * 2
+    assert all(float(one.tap_grads["whole#0"].abs().sum()) > 0 for one in seen)
+    compare_sides(Side(Kept, taps=taps), Side(Again, taps=taps), [x]).raise_if_failed()
+
+
 def off_on_second_call(module: Any) -> None:
     calls = count(1)
     module.part.register_forward_hook(lambda part, args, out: (out[0] + (next(calls) % 2 == 0) * 0.5, None))

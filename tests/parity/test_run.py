@@ -25,7 +25,8 @@ TOY = """
 import torch
 from pathlib import Path
 from torch import nn
-from parity import Case, Clip, Draw, FolderSide, Pair, Side
+from dataclasses import replace
+from parity import Case, Cause, Clip, Draw, FolderSide, Pair, Side
 from parity.side import pattern_loss
 
 class Part(nn.Linear):
@@ -88,6 +89,9 @@ PAPER, MINE = Side(Net, name="paper"), Side(Net, name="mine")
 PAIR = Pair("toy", PAPER, MINE, CASES)
 LOUD = Pair("loud", PAPER, Side(lambda: Net(1.1), name="mine"), CASES)
 BROKEN = Pair("broken", PAPER, Side(lambda: Net(fails=True), name="mine"), CASES)
+MENDS = [Cause("whole", "is written", lambda side: replace(side, build=Net))]
+HIDDEN = Pair("hidden", PAPER, BROKEN.port, CASES, causes=MENDS)
+MEANT = replace(HIDDEN, causes=[replace(MENDS[0], raises="RuntimeError: not written yet")])
 RENAMED = Pair("renamed", PAPER, Side(lambda: Net(name="top"), name="mine"), CASES, {"up": "top"})
 HALF = Pair("half", PAPER, Side(lambda: Net().bfloat16(), half_loss, name="mine"), CASES)
 LIVE = Pair("live", FolderSide(Path(__file__).parent / "kept", "kept"), MINE, CASES, live=lambda root: PAPER)
@@ -230,6 +234,8 @@ def test_bad_input_exits_with_two(
         ("PAIR", ["-k", "three"], 1, set()),
         ("LOUD", [], 1, {("one", "forward"), ("two", "forward")}),
         ("BROKEN", [], 1, {("one", "run")}),
+        ("HIDDEN", [], 1, {("one", "run")}),
+        ("MEANT", [], 0, set()),
         ("REASONS", [], 0, set()),
         ("NAN", [], 1, {("one", "weights")}),
         ("SAMPLER", [], 0, set()),
@@ -262,6 +268,23 @@ def test_an_exception_of_a_side_says_where_and_the_other_cases_run(toy: Path, co
     assert {row["check"] for row in rows if row["case"] == "two" and row["passed"]} >= {"forward", "curve", "resume"}
 
 
+SPOILED = {
+    "import torch\n\nPAIR = torch.nn.Nothing()\n": "AttributeError: module 'torch.nn' has no attribute 'Nothing'",
+    "\n\nPAIR = = 1\n": "SyntaxError: invalid syntax",
+}
+
+
+@pytest.mark.parametrize("text", SPOILED)
+def test_a_file_that_cannot_be_imported_is_one_line(text: str, command: Run, tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "spoiled.py"
+    file.write_text(text)
+    assert command("run", f"{file}:PAIR") == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"error: {file}: PAIR: found {SPOILED[text]}")
+    assert complaint.endswith(f"{file}:3, expected a file or a module that can be imported\n")
+    assert complaint.count("\n") == 1
+
+
 def test_a_recorded_original_stands_for_it(toy: Path, command: Run, tmp_path: Path) -> None:
     kept = ("--recordings", tmp_path / "kept")
     assert command("record", f"{toy}:PAIR", "--output", tmp_path / "kept") == 0
@@ -287,6 +310,12 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester) -> None
     broken = pytester.runpytest_inprocess("--pair", f"{toy}:BROKEN", "-k", "one", "-rs", *lean)
     broken.assert_outcomes(failed=1, skipped=len(checks) - 1, deselected=len(checks))
     broken.stdout.fnmatch_lines(["*RuntimeError: not written yet", "SKIPPED*the side did not run: RuntimeError"])
+    hidden, meant = (
+        pytester.runpytest_inprocess("--pair", f"{toy}:{name}", "-k", "as_it_is", *lean) for name in ("HIDDEN", "MEANT")
+    )
+    hidden.assert_outcomes(failed=1, passed=1, deselected=2 * len(checks))
+    hidden.stdout.fnmatch_lines(["as it is: * the port as it is raises RuntimeError: not written yet at *"])
+    meant.assert_outcomes(passed=2, deselected=2 * len(checks))
     loud = pytester.runpytest_inprocess("--pair", f"{toy}:LOUD", "-k", "two-mine-forward", *lean)
     loud.assert_outcomes(failed=1)
     loud.stdout.fnmatch_lines(["(whole)#0: *> 1e-05 at *"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,30 @@ def test_the_loss_of_a_tuple_is_its_number_with_a_gradient() -> None:
     assert not torch.equal(pattern_loss(nn.Linear(3, 3), (ONES[0],)), module(ONES[0])[1])
 
 
+class Counted(Answers):
+    """Rows and their count before the loss, as no side's pattern would have it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return x, torch.tensor(len(x)), super().forward(x)[1]
+
+
+def test_a_reopened_module_s_loss_is_the_run_s() -> None:
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def kept(module: nn.Module, batch: Tensor) -> Tensor:
+        found.append((pattern_loss(module, batch), module(batch)[2]))
+        return found[-1][0]
+
+    compare_sides(*[Side(lambda: Counted(3, 3), loss=kept)] * 2, ONES, checks=["round_trip"]).raise_if_failed()
+    assert len(found) > 2
+    assert all(torch.equal(*pair) for pair in found)
+
+
+def test_a_side_that_is_only_run_forward_has_the_loss_of_a_tuple_too() -> None:
+    trace = trace_side(Side(lambda: Answers(3, 3), backward=False), ONES, steps=1)
+    assert trace.tensors["mb0.loss"] == trace.tensors["mb0.call.(whole)#0.out.1"] > 0
+
+
 class Borrowed(nn.Module):
     """Its head belongs to a verifier: left NaN until loaded, and in no checkpoint."""
 
@@ -232,13 +257,31 @@ def test_a_command_that_cannot_be_is_refused(words: list[str], message: str) -> 
     assert message in str(refused.value)
 
 
+def test_a_list_of_optimizers_is_refused() -> None:
+    side = Side(Net, optimizer=lambda parameters: [torch.optim.SGD([one], lr=0.1) for one in parameters])  # type: ignore[arg-type,return-value]
+    with pytest.raises(InputError, match=r"side: optimizer: found a list of 2, expected one object with `step`"):
+        compare_sides(Side(Net), side, ONES)
+
+
 def no_room(module: nn.Module, folder: Path) -> None:
     raise RuntimeError("no room")
+
+
+class Wrong(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, torch.ones(2, 5))
+
+
+def test_an_exception_in_an_installed_package_is_placed_there() -> None:
+    beyond = {"input_ids": TOKENS + TINY.vocab_size}
+    (row,) = compare_sides(model(), model(), [beyond]).rows
+    assert re.search(r"^IndexError: index out of range in self at transformers/\S+\.py:\d+$", row.detail)
 
 
 @pytest.mark.parametrize(
     ("side", "check", "detail"),
     [
+        (Side(Wrong), "run", "and 5x2) at tests/parity/test_side.py:"),
         (CommandSide(["sh", "-c", "echo no room >&2; exit 3", "{out}"]), "run", "sh ended with exit code 3: no room"),
         (CommandSide(["sh", "-c", "sleep 60", "{out}"], timeout=0.1), "run", "within 0.1 s: nothing on its standard"),
         (Side(Net, save=no_room), "round_trip", "RuntimeError: no room at tests/parity/test_side.py:"),

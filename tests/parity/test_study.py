@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity import Case, Cause, Options, Pair, Side, as_built, changed, instead, run_pair
+from parity import Case, Cause, Draw, Options, Pair, Side, as_built, changed, instead, run_pair
+from parity.report.ledger import difference_lines, summed_up, told
 from parity.study import Switch, within
 
 RULES: Any = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
@@ -153,17 +156,82 @@ def test_a_cause_that_explains_nothing(strict: bool, options: Options, fails: bo
     assert ("moon explains nothing here" in report.notes) is not fails
 
 
-def test_a_side_that_raises_without_a_cause() -> None:
-    def unless_doubled(module: nn.Module, batch: Tensor) -> Tensor:
-        assert RULES.double, "the moon is full"
-        return loss_of(module, batch)
+def unless_doubled(module: nn.Module, batch: Tensor) -> Tensor:
+    if not RULES.double:
+        raise RuntimeError("the moon is full")
+    return loss_of(module, batch)
 
-    pair = replace(PAIR, port=Side(Both, unless_doubled, name="port"))
-    report, ledger, _ = ledger_of(pair)
-    assert report.passed
-    (raised,) = [line for line in ledger.lines if line.check == "run"]
-    assert set(raised.because) == {"double"}
-    assert not raised.left
+
+def no_room(module: nn.Module, folder: Path) -> None:
+    raise OSError("no room")
+
+
+def halves(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1 / 0)
+
+
+KEPT = Cause("kept", "saved as torch does", lambda side: replace(side, save=None))
+RAISING: dict[str, tuple[Side, Cause, str, str]] = {
+    "loss": (Side(Both, unless_doubled), DOUBLE, "RuntimeError: the moon is full", "raises"),
+    "optimizer": (Side(Both, rows_loss, halves), SLOW, "ZeroDivisionError: division by zero", "raises"),
+    "save": (Side(Both, rows_loss, save=no_room), KEPT, "OSError: no room", "raises in round_trip"),
+}
+
+
+@pytest.mark.parametrize("meant", ["", "another text", "said"])
+@pytest.mark.parametrize(("port", "mends", "raised", "said"), RAISING.values(), ids=RAISING)
+def test_what_the_port_raises_as_it_is_fails_unless_a_cause_says_so(
+    port: Side, mends: Cause, raised: str, said: str, meant: str
+) -> None:
+    """The planted fault is a port that does not run: the cause replaces what is broken."""
+    mends = replace(mends, raises=raised if meant == "said" else meant)
+    causes = (ROWS, mends) if mends.id == "double" else (mends,)
+    original = Side(Both, rows_loss, slow if mends.id == "slow" else Side.optimizer, name="original")
+    result = run_pair(replace(PAIR, original=original, port=replace(port, name="port"), causes=causes))
+    (row,) = [row for row in result.rows if row.quantity == "as it is"]
+    assert row.detail.startswith(f"the port as it is {said} {raised} at tests/parity/test_study.py:")
+    assert result.passed == row.passed == (meant == "said")
+    end = str(result).splitlines()[-1]
+    assert (end.startswith("first: run first goes wrong in port: the port as it is") and raised in end) != result.passed
+    assert row.detail.endswith(f"Cause(raises=...): {mends.id}") != result.passed
+    (ledger,) = result.report.ledgers
+    place = f"raises {raised} at tests/parity/test_study.py:"
+    assert dict(summed_up(ledger))["raised"].startswith(f"the port as it is {place}")
+    assert f"without it the port {place}" in " ".join(text for _, text in summed_up(ledger))
+    assert not any("only one has it" in cell for line in difference_lines(ledger) for cell in line)
+
+
+def test_one_exception_hides_none_that_comes_after_it() -> None:
+    steps = Cause("steps", "steps at all", lambda side: replace(side, step=Side.step))
+    causes = (ROWS, replace(DOUBLE, raises="the moon is full"), steps)
+    port = Side(Both, unless_doubled, step=lambda module, optimizer: 1 / 0, name="port")  # type: ignore[arg-type]
+    (row,) = [row for row in run_pair(replace(PAIR, port=port, causes=causes)).rows if row.compared and not row.passed]
+    assert row.detail.startswith("the port as it is raises RuntimeError: the moon is full at ")
+    assert "; without steps alone ZeroDivisionError: division by zero at " in row.detail
+    causes = (*causes[:2], replace(steps, raises="division by zero"))
+    assert run_pair(replace(PAIR, port=port, causes=causes)).passed
+
+
+def test_a_port_that_raises_as_it_is_leaves_no_empty_words() -> None:
+    draws = [Draw("moon", f"{__name__}:drawn", f"{__name__}:drawn", seeds=3)]
+    original, port = (
+        Side(Both, partial(and_drawn, loss), name=name)
+        for loss, name in ((rows_loss, "original"), (unless_doubled, "port"))
+    )
+    pair = replace(PAIR, original=original, port=port, draws=draws, causes=(*PAIR.causes, MOON))
+    (ledger,) = run_pair(pair).report.ledgers
+    summed = summed_up(ledger)
+    assert ("draws", "moon; the original's are replayed") in summed
+    assert told(ledger).startswith("the port as it is raises, 0 of ")
+    assert ("", "explain nothing here: moon") in summed
+
+
+def and_drawn(loss: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, batch: Tensor) -> Tensor:
+    return drawn() + loss(module, batch)
+
+
+def drawn() -> Tensor:
+    return torch.randint(9, (1,)).sum()
 
 
 def test_a_switch_that_raises_is_a_failed_row() -> None:
