@@ -24,6 +24,7 @@ from tests.needs import CHECKOUTS, add_checkouts, checkout
 
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
+pytest.register_assert_rewrite("tests.existing")
 prototype_dir, eagle_dir, hass_dir, deepspec_dir, specforge_dir = map(checkout, CHECKOUTS)
 
 
