@@ -24,7 +24,8 @@ from tests.needs import CHECKOUTS, add_checkouts, checkout
 
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
-prototype_dir, eagle_dir, hass_dir, deepspec_dir = map(checkout, CHECKOUTS)
+pytest.register_assert_rewrite("tests.existing")
+prototype_dir, eagle_dir, hass_dir, deepspec_dir, specforge_dir = map(checkout, CHECKOUTS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

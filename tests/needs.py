@@ -15,6 +15,7 @@ CHECKOUTS = {
     "eagle": ("EAGLE", "SafeAILab/EAGLE", "cb7e0841"),
     "hass": ("HASS", "HArmonizedSS/HASS", "38922e43"),
     "deepspec": ("DeepSpec", "deepseek-ai/DeepSpec", "afdfa7c9"),
+    "specforge": ("SpecForge", "sgl-project/SpecForge", "a6b6b023"),
 }
 """Options that name a checkout: what it is of, its repository and commit; ``--prototype`` is the plugin's."""
 

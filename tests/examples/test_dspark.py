@@ -2,74 +2,37 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from dataclasses import replace
-from functools import cache
 from itertools import cycle
 from pathlib import Path
 
 import pytest
-import torch
 
-from parity import KitReport, Options, Pair, instead, run_pair
+from parity import Options, instead, run_pair
 from parity.errors import InputError
-from parity.pair import find_pair
 from parity.study import Switch, switched
-from parity.trace import Trace
-from parity.verdict import Difference
+from tests.existing import Existing, own_lines
 
-FILE = Path(__file__).resolve().parents[2] / "examples" / "pairs" / "dspark.py"
+DSPARK = Existing("dspark.py:DSPARK")
 CORE = "speculators.models.dflash.core"
-
-
-def pair_of() -> Pair:
-    return find_pair(f"{FILE}:DSPARK")
-
-
-@cache
-def result() -> KitReport:
-    return run_pair(pair_of())
-
-
-def line_of(case: str, quantity: str, tensor: str) -> Difference:
-    ledger = next(one for one in result().report.ledgers if one.case == case)
-    return next(line for line in ledger.lines if (line.quantity, line.tensor, line.apart) == (quantity, tensor, True))
-
-
-@cache
-def recorded(case: str) -> Trace:
-    with pair_of().original.trace(next(one for one in pair_of().cases if one.name == case)) as ran:  # type: ignore[union-attr]
-        return ran.trace
-
-
-def own_lines(source: str) -> int:
-    """Neither blank nor a comment, a docstring or an import."""
-    left_out: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
-        found = node.body[0] if documented else node if isinstance(node, (ast.Import, ast.ImportFrom)) else None
-        left_out |= set(range(found.lineno, found.end_lineno + 1)) if found else set()
-    lines = enumerate(source.splitlines(), 1)
-    return sum(bool(line.strip()) and not line.lstrip().startswith("#") for at, line in lines if at not in left_out)
 
 
 def test_an_author_writes_120_lines_at_most() -> None:
     assert own_lines('"""One."""\nimport a\n\n# b\nc = (\n    1\n)\n') == 3
-    assert own_lines(FILE.read_text()) <= 120
+    assert own_lines(DSPARK.file.read_text()) <= 120
 
 
 def test_the_full_case_is_resumed_too() -> None:
     """With the draws of the run: drawn anew, an anchor leads a block out of the sequence."""
-    assert {row.case for row in result().report.rows if row.check == "resume" and row.passed} == {"spans", "full"}
+    assert {row.case for row in DSPARK.result.report.rows if row.check == "resume" and row.passed} == {"spans", "full"}
 
 
 def test_every_difference_is_explained_by_causes_that_are_real() -> None:
-    report = result().report
+    report = DSPARK.result.report
     assert report.passed
     assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
-    assert {row.tensor for row in report.rows if row.check == "causes"} == {cause.id for cause in pair_of().causes}
-    loss = line_of("spans", "loss", "mb0.loss")
+    assert {row.tensor for row in report.rows if row.check == "causes"} == {cause.id for cause in DSPARK.pair.causes}
+    loss = DSPARK.line("spans", "loss", "mb0.loss")
     assert (loss.explained, loss.apart) == (0.0, True)
 
 
@@ -105,7 +68,7 @@ KNOWN = {
 
 @pytest.mark.parametrize(("case", "quantity", "tensor", "numbers", "cause"), KNOWN.values(), ids=KNOWN)
 def test_a_known_difference_has_its_number(case: str, quantity: str, tensor: str, numbers: str, cause: str) -> None:
-    line = line_of(case, quantity, tensor)
+    line = DSPARK.line(case, quantity, tensor)
     assert numbers in line.detail
     assert (line.apart, line.left) == (True, False)
     assert cause in line.because
@@ -113,10 +76,10 @@ def test_a_known_difference_has_its_number(case: str, quantity: str, tensor: str
 
 def test_the_other_numbers() -> None:
     """A prefix that ends, a term that is twice as large, and a rate past its peak."""
-    effects = result().report.ledgers[0].effects
+    effects = DSPARK.ledger("spans").effects
     assert set(effects("prefix")) == {"curve", "grad_norm", "final"}
     assert effects("l1-not-tv")["out"] == pytest.approx(0.5, abs=1e-6)
-    rates = [point.lr_used for point in recorded("spans").curve]
+    rates = [point.lr_used for point in DSPARK.recorded("spans").curve]
     assert [rate / 6e-4 for rate in rates[:4]] == pytest.approx([0.5, 1.0, 1.0718, 1.0], abs=1e-4)
 
 
@@ -148,7 +111,7 @@ FAULTS: dict[str, tuple[Switch, str, str]] = {
 
 @pytest.mark.parametrize(("fault", "module", "words"), FAULTS.values(), ids=FAULTS)
 def test_a_planted_fault_is_blamed_where_it_is(fault: Switch, module: str, words: str) -> None:
-    pair = pair_of()
+    pair = DSPARK.pair
     faulty = replace(pair, port=switched(fault(pair.port), pair.causes), causes=(), cases=pair.cases[:1])  # type: ignore[index]
     found = run_pair(faulty)
     assert found.failed == (("clip",) if module == "(whole)" else ("forward",))
@@ -159,15 +122,8 @@ def test_a_planted_fault_is_blamed_where_it_is(fault: Switch, module: str, words
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--original: found no folder `deepspec`, expected a checkout: git clone"):
-        run_pair(pair_of(), Options(original=tmp_path))
+        run_pair(DSPARK.pair, Options(original=tmp_path))
 
 
 def test_a_checkout_computes_what_was_recorded(deepspec_dir: Path) -> None:
-    pair = pair_of().at(deepspec_dir, None)
-    for case in pair.cases:  # type: ignore[union-attr]
-        with pair.original.trace(pair.for_original(case)) as ran:  # type: ignore[union-attr]
-            mine, kept = ran.trace, recorded(case.name)
-        assert json.loads(json.dumps(mine.configuration)).keys() == kept.configuration.keys()
-        assert mine.tensors.keys() == kept.tensors.keys()
-        for name, value in mine.tensors.items():
-            torch.testing.assert_close(value, kept.tensors[name], rtol=1e-4, atol=1e-6)
+    DSPARK.assert_recorded(deepspec_dir)

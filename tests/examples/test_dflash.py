@@ -1,0 +1,143 @@
+"""SpecForge against Speculators: every known difference with its number, none left, faults blamed where they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+
+from parity import KitReport, Options, instead, run_pair
+from parity.errors import InputError
+from parity.study import Switch, switched
+from tests.existing import Existing, own_lines
+
+DFLASH = Existing("dflash.py:DFLASH")
+CORE = "speculators.models.dflash.core"
+
+
+def test_an_author_writes_120_lines_at_most() -> None:
+    assert own_lines(DFLASH.file.read_text()) <= 120
+
+
+def test_every_difference_is_explained_by_causes_that_are_real() -> None:
+    report = DFLASH.result.report
+    assert report.passed
+    assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
+    assert {row.tensor for row in report.rows if row.check == "causes"} == {cause.id for cause in DFLASH.pair.causes}
+    loss = DFLASH.line("spans", "loss", "mb0.loss")
+    assert (loss.explained, loss.apart) == (0.0, True)
+
+
+def test_both_cases_are_resumed_too() -> None:
+    assert {row.case for row in DFLASH.result.report.rows if row.check == "resume" and row.passed} == {"spans", "end"}
+
+
+KNOWN = {
+    "candidates": ("candidates", "anchors", "20 / 22 candidates; only port: 17, 32", "candidates"),
+    "labels": ("out", "mb0.tap.labels#0", "at (0,): expected 13, found 21", "labels"),
+    "loss": ("loss", "mb0.loss", "expected 5.2492", "labels"),
+    "mean": ("loss", "mb0.loss", "found 5.1049", "decayed-mean"),
+    "first rate": ("configuration", "groups.0.lr", "found 0.0, expected 0.0003", "schedule"),
+    "decay": ("configuration", "groups.0.weight_decay", "found 0.01, expected 0.0", "decay"),
+    "clip": ("configuration", "clip.limit", "found 1.0, expected 0.5", "clip"),
+    "attention": ("configuration", "attention", "['simple_flex_attention'], expected ['sdpa']", "attention"),
+    **{
+        f"{name} trains": ("configuration", f"requires_grad.{name}.weight", "found True, expected False", "frozen")
+        for name in ("embed_tokens", "lm_head", "verifier_lm_head", "verifier_norm")
+    },
+}
+
+
+@pytest.mark.parametrize(("quantity", "tensor", "numbers", "cause"), KNOWN.values(), ids=KNOWN)
+def test_a_known_difference_has_its_number(quantity: str, tensor: str, numbers: str, cause: str) -> None:
+    line = DFLASH.line("spans", quantity, tensor)
+    assert numbers in line.detail
+    assert not line.left
+    assert cause in line.because
+
+
+def test_the_other_numbers() -> None:
+    """A mean over rows that weigh less than one, a sum over five rows taken for their mean, a rate past its peak."""
+    assert DFLASH.ledger("spans").effects("decayed-mean")["loss"] == pytest.approx(0.12008, abs=1e-4)
+    assert DFLASH.ledger("end").effects("dpace-sum")["loss"] == pytest.approx(1 - 1 / 5, abs=1e-5)
+    assert DFLASH.ledger("end").effects("candidates")["candidates"] == 2
+    rates = [point.lr_used for point in DFLASH.recorded("spans").curve]
+    assert [rate / 6e-4 for rate in rates[:4]] == pytest.approx([0.5, 1.0, 1.0718, 1.0], abs=1e-4)
+
+
+def faulty(fault: Switch, case: int, without: str = "") -> KitReport:
+    pair = DFLASH.pair
+    port = switched(pair.port, [cause for cause in pair.causes if cause.id != without])
+    return run_pair(replace(pair, port=fault(port), causes=(), cases=[pair.find_cases(None)[case]]))
+
+
+CANNOT = {
+    "width": "RuntimeError: The expanded size of the tensor (6) must match the existing size (3)",
+    "overhang": "IndexError: index 37 is out of bounds for dimension 0 with size 37",
+}
+
+
+@pytest.mark.parametrize(("cause", "words"), CANNOT.items(), ids=CANNOT)
+def test_what_the_port_cannot_run_is_said(cause: str, words: str) -> None:
+    """Three blocks where it makes six, and one that passes the end, as the original drew them."""
+    assert DFLASH.ledger("end").effects(cause) == {"raised": math.inf}
+    found = faulty(lambda side: side, 1, without=cause)
+    assert found.failed == ("run",)
+    assert found.first is not None
+    assert words in found.first.detail
+
+
+shift = cycle((1, 0))  # the first call of a forward is for positions, the second for what is gathered
+FAULTS: dict[str, tuple[Switch, str, str, str]] = {
+    "anchor mask": (
+        instead(
+            {
+                f"{CORE}:create_anchor_block_mask_mod": lambda real, **named: real(
+                    **{**named, "anchor_positions": named["anchor_positions"] + 1}
+                )
+            }
+        ),
+        "forward",
+        "layers.0",
+        "its input `attention_mask` already differs, at (0, 0, 0, 12): expected False, found True",
+    ),
+    "positions": (
+        instead({f"{CORE}:get_base_indices_for_anchored_blocks": lambda real, *x: real(*x) + next(shift)}),
+        "forward",
+        "rotary_emb",
+        "its input `position_ids` already differs, at (0, 37): expected 12, found 13, made outside of any module",
+    ),
+    "loss": (
+        instead({"speculators.losses.eager:ce_loss": lambda real, *x: 1.01 * real(*x)}),
+        "loss",
+        "(loss)",
+        "at (0,): expected 5.2492",
+    ),
+    "one side clips": (
+        lambda side: replace(side, step=lambda _, optimizer: optimizer.step()),
+        "clip",
+        "(whole)",
+        "8 of 8 steps are",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "check", "module", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_planted_fault_is_blamed_where_it_is(fault: Switch, check: str, module: str, words: str) -> None:
+    found = faulty(fault, 0)
+    assert found.failed == (check,)
+    assert found.first is not None
+    assert found.first.module == module
+    assert words in found.first.detail
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--original: found no folder `specforge`, expected a checkout: git clone"):
+        run_pair(DFLASH.pair, Options(original=tmp_path))
+
+
+def test_a_checkout_computes_what_was_recorded(specforge_dir: Path) -> None:
+    DFLASH.assert_recorded(specforge_dir)
