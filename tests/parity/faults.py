@@ -285,7 +285,9 @@ FAULTS = (
     ),
     fault(
         "mask shifted by one",
-        takes(ports.training.data, "_last_off", lambda mask: (torch.roll(mask, -1),)),
+        alters(
+            ports.training.data, "make_sample", lambda one: setattr(one, "loss_mask", torch.roll(one.loss_mask, -1))
+        ),
         "batches",
     ),
     fault("post-norm target normed twice", takes(ports.eagle3.objective, "Verifier", unnormed_twice), "targets"),
