@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ports.hass.config import HassSpeculatorConfig
+from ports.hass.upstream import packed_batch, train_forward
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, documents_of, ttt_cache
 from ports.training.frozen_ends import FrozenEnds
@@ -79,8 +80,6 @@ class HassDraftModel(FrozenEnds):
         """
         if verifier_last_hidden_states is None or document_ids is None:
             return self.unroll(*args, **kwargs)
-        from ports.hass.upstream import packed_batch, train_forward  # they are above the model
-
         said, loss_mask = kwargs["input_ids"], kwargs.get("loss_mask")
         batch = packed_batch(self, verifier_last_hidden_states, said, document_ids, loss_mask)
         return train_forward(self, batch, kwargs.get("ttt_steps", 1))

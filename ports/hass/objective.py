@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ports.hass.model import HassDraftModel
 from ports.training.data import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
 
 
 class HassObjective(TTTObjective):
-    """A step's input is detached, so one backward through the sum of the steps' losses adds up what a backward after
-    each step would give.
+    """Of a ``HassDraftModel``.
+
+    A step's input is detached, so one backward through the sum of the steps' losses adds up what a backward after each
+    step would give.
     """
 
     def __init__(
         self,
-        draft: HassDraftModel,
+        draft: Any,
         ttt_steps: int,
         topk: int = 10,
         implementation: LossImplementation = LossImplementation.FUSED,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ports.errors import InputError
 from ports.training import generators
+from ports.training.acceptance import Acceptance
 from ports.training.data import Batch, in_float32
 from ports.training.effect import sums_of_bits, without_gradient
 from ports.training.generators import Generators
@@ -28,10 +29,6 @@ from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
 from ports.training.stop import StoppedError, StopRequest
-from ports.training.validation import Validation
-
-if TYPE_CHECKING:
-    from ports.training.keeper import CheckpointKeeper
 
 SHOWN = 8
 """Sample files that an error names."""
@@ -54,8 +51,31 @@ class Plan:
     loader: DataLoader[Any]
     num_files: int
     clip: Clip
-    keeper: CheckpointKeeper
-    validation: Validation | None = None
+    keeper: Keeper
+    validation: Validator | None = None
+
+
+class Keeper(Protocol):
+    """Saves a loop's state; see :class:`ports.training.keeper.CheckpointKeeper`."""
+
+    def after_step(self, loop: Loop) -> None: ...
+
+    def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None: ...
+
+    def on_stop(self, loop: Loop) -> Path: ...
+
+    def write_draft(self, loop: Loop) -> Path: ...
+
+
+class Validator(Protocol):
+    """Looks at a loop's draft; see :class:`ports.training.validation.Validation`."""
+
+    last: Acceptance | None
+    share: Any
+
+    def after_step(self, loop: Loop) -> None: ...
+
+    def after_pass(self, loop: Loop, epoch: int) -> None: ...
 
 
 @dataclass

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,15 +25,13 @@ from ports.training import generators
 from ports.training.acceptance import Acceptance, accuracies_of
 from ports.training.alignment import Alignment
 from ports.training.data import Batch, RecordDataset, in_float32
+from ports.training.loop import Loop
 from ports.training.loss import mean_over
 from ports.training.prepared import PreparedDataset, is_prepared
 from ports.training.records import check_origin, list_records
 from ports.training.settings import TrainingSettings
 from ports.training.tracking import JsonLinesTracker
 from ports.training.workers import loader_context, start_worker
-
-if TYPE_CHECKING:
-    from ports.training.loop import Loop
 
 AS_SERVED: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
 """How a data set gives its samples as a draft meets them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "parity").rglob("*.py"))
+FILES = sorted(file for package in ("parity", "ports") for file in (ROOT / package).rglob("*.py"))
 
 
 def name_of(file: Path) -> str:
@@ -39,7 +39,8 @@ def test_there_is_no_circle() -> None:
     assert len(order) == len(MODULES)
 
 
-CORE = [file for file in FILES if not {"prototypes", "suite"} & set(file.relative_to(ROOT).with_suffix("").parts)]
+NOT_CORE = {"ports", "prototypes", "suite"}
+CORE = [file for file in FILES if not NOT_CORE & set(file.relative_to(ROOT).with_suffix("").parts)]
 
 
 @pytest.mark.parametrize("file", CORE, ids=name_of)
