@@ -133,8 +133,7 @@ def _port(case: Case, folder: Path, afresh: bool) -> Run:
 
 def port(afresh: bool = False) -> Runs:
     """The port; ``afresh`` draws order and noise anew from the case's seed instead of replaying them."""
-    wiped = (lambda case: None) if afresh else (lambda case: WIPE if case.accumulation > 1 else None)
-    return Runs("port", partial(_port, afresh=afresh), wiped)
+    return Runs("port", partial(_port, afresh=afresh), lambda case: WIPE if case.accumulation > 1 else None)
 
 
 def live_original(root: Path) -> Runs:

@@ -41,6 +41,7 @@ def test_every_cause_is_a_check_that_comes_before(pair: Pair) -> None:
         ("hass_bf16_k3", REFERENCE, False),
         ("eagle3_fp32_k3_ga2", REFERENCE, True),
         ("eagle3_fp32_k3_ga2", port(), False),
+        ("hass_fp32_k3_ga2", port(afresh=True), False),
         ("eagle3_bf16ds_k3", port(), True),
         ("hass_bf16_k3", adapter(Path()), False),
         ("hass_fp32_k3", adapter(Path()), True),
