@@ -84,6 +84,7 @@ BAD = {
     "record eagle3 --output {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16",
     "trace eagle3 {tmp} -k nosuch": "error: command line: -k: found 'nosuch', expected a word of eagle3_bf16ds_k3",
     "trace eagle3 {tmp} --leave-out all": "error: command line: --leave-out: found all, expected of init, after",
+    "run hass --original /no/where -k fp32_k1": "research/hass: found no such folder, expected a checkout",
     "doctor --prototype /no/where": "research/eagle3: found no such folder",
 }
 PLACES = {

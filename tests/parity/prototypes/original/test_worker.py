@@ -34,7 +34,8 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
     trace = load_recorded(found)
     assert trace.prints == ["toy sees 17 files", "toy pass 0"]
     assert "FIXTURE/verifier" in meta["argv"]
-    assert meta["train_config"]["datapath"] == "FIXTURE/data_eagle3"
+    assert meta["train_config"] == {"data_noise": True, "num_workers": 0, "datapath": "FIXTURE/data_eagle3"}
+    assert meta["samples_files"] == [f"data_{number}.ckpt" for number in range(17)]
     assert meta["saved"] == [{"file": "model0.safetensors", "zip_pickle": True}]
     assert (found.accumulation, found.noise, found.shuffle, found.seed) == (2, True, True, 0)
     assert sorted(found.order) != list(found.order)
