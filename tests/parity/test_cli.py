@@ -142,7 +142,6 @@ def test_what_goes_wrong_outside_is_a_line(
     [
         ("run --nosuch", 2, "Usage:"),
         ("run --help", 0, "--recordings"),
-        ("run -k no_such_case_anywhere", 1, "Nothing was compared"),
     ],
 )
 def test_a_command_line_is_read_or_explained(line: str, code: int, said: str, command: Run, capsys: Captured) -> None:

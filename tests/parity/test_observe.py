@@ -345,7 +345,7 @@ def test_a_tap_reaches_into_what_a_function_is_given_and_returns() -> None:
 
 def test_a_list_of_another_length_is_replayed() -> None:
     """How many are drawn is the business of ``samplers``."""
-    with drawing({DRAWS[0]: DRAWS[0].port}, {"anchors#0": torch.tensor([3, 1])}):
+    with drawing({DRAWS[0]: DRAWS[0].port}, {"anchors#0": torch.tensor([[3, 1]])}):
         assert Picker.anchors(4).tolist() == [3, 1]
 
 
@@ -377,14 +377,16 @@ def noise(*shape: int) -> Tensor:
 def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
     with drawing({NOISE: NOISE.original}) as first:
         expected = noise(6)
-    with drawing({NOISE: NOISE.port}, given([NOISE], first.draws)):
-        assert torch.equal(noise(1, 6)[0], expected)
+    for replayed in (given([NOISE], first.draws), first.draws):  # dimensions of one are no other layout
+        with drawing({NOISE: NOISE.port}, replayed):
+            assert torch.equal(noise(1, 6)[0], expected)
 
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
         ([(2, 6)], r"noise#0: found shape \(1, 6\), expected shape \(2, 6\)"),
+        ([(2, 3)], r"noise#0: found shape \(1, 6\), expected shape \(2, 3\)"),
         ([(1, 6), (1, 6)], "noise#1: found nothing"),
     ],
 )

@@ -83,6 +83,9 @@ def test_another_model_in_its_place(
     one, two = (meta["sample_index_order"] for meta in metas)
     assert one == two != sorted(one)
     assert losses[0] != losses[1]
+    still = read_meta(record_original(toy_case("still"), toy, tmp_path / "still", max_optimizer_steps=1))
+    assert still["sample_index_order"] == sorted(still["sample_index_order"])
+    assert still["train_config"]["data_noise"] is False
 
 
 class Draft(torch.nn.Module):
