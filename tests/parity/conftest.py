@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,15 @@ def cases() -> dict[str, Case]:
 def case() -> Case:
     """Three TTT steps in float32, with final parameters."""
     return read_case(fixtures.RECORDINGS / "eagle3_fp32_k3")
+
+
+@pytest.fixture
+def copy(tmp_path: Path, case: Case) -> Case:
+    """A recording that a test may break."""
+    shutil.copytree(case.directory, tmp_path / case.name)
+    shutil.copy(case.initial, tmp_path)
+    (tmp_path / "fixture").symlink_to(fixtures.FIXTURE)
+    return read_case(tmp_path / case.name)
 
 
 STEPS = 3

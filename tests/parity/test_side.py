@@ -77,24 +77,6 @@ def test_checkpoints_go_through_save_pretrained(monkeypatch: pytest.MonkeyPatch)
     assert {row.tensor for row in report.rows if not row.passed} == {"model.norm.weight", "loss"}
 
 
-def test_schedules_and_steps_take_part() -> None:
-    def clip(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        nn.utils.clip_grad_value_(module.parameters(), 1e-3)
-        optimizer.step()
-
-    side = Side(
-        lambda: nn.Linear(3, 3),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
-        schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
-        step=clip,
-    )
-    trace = trace_side(side, ONES, steps=3)
-    assert [point.lr_used for point in trace.curve] == [1.0, 0.5, 0.25]
-    moved = (trace.tensors["after.weight"] - trace.tensors["init.weight"]).abs().max()
-    assert float(moved) == pytest.approx(1e-3, rel=1e-4)
-    compare_sides(side, side, ONES).raise_if_failed()
-
-
 @pytest.mark.parametrize(("clip", "moved"), [(Clip("value", 1e-3), 1e-3), (Clip("norm", 2e-3), 2e-3), (None, 0.5)])
 def test_a_step_clips_as_the_side_says(clip: Clip | None, moved: float) -> None:
     side = Side(lambda: nn.Linear(3, 3), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
@@ -114,12 +96,6 @@ class Answers(nn.Linear):
     def forward(self, x: Tensor) -> tuple[None, Tensor, dict[str, Tensor]]:  # type: ignore[override]
         found = super().forward(x).square().sum()
         return None, found, {"loss_sum": found.detach()}
-
-
-def test_the_loss_of_a_tuple_is_its_number_with_a_gradient() -> None:
-    module = Answers(3, 3)
-    assert torch.equal(pattern_loss(module, ONES[0]), module(ONES[0])[1])
-    assert not torch.equal(pattern_loss(nn.Linear(3, 3), (ONES[0],)), module(ONES[0])[1])
 
 
 class Counted(Answers):
@@ -206,6 +182,7 @@ def test_a_side_that_is_only_run_forward_is_saved_and_resumed() -> None:
 def test_the_package_has_no_other_names_and_does_not_import_torch() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         parity.nothing  # noqa: B018
+    assert {*parity.__all__} == {name for name in dir(parity) if name in parity.HOME and hasattr(parity, name)}
     code = "import sys, parity; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from parity.speed import (
     baseline_row,
     flop_counter,
     interval,
-    prototype_rows,
     ratio,
     read_baseline,
     save_baseline,
@@ -60,31 +58,6 @@ def test_steps_alternate_and_the_order_turns_every_round() -> None:
     there, back = ["a0", "b0", "a1", "b1"], ["b0", "a0", "b1", "a1"]
     assert log == ["a0", "a1", "b0", "b1", *there, *back, *there]
     assert {(len(rows), len(rows[0])) for side in taken.values() for rows in side.seconds.values()} == {(3, 2)}
-
-
-def spending(cpu: float, sleep: float = 0.0) -> Steps:
-    """Steps that burn CPU time, and sleep."""
-
-    def start() -> Iterator[int]:
-        while True:
-            end = time.process_time() + cpu
-            while time.process_time() < end:
-                pass
-            time.sleep(sleep)
-            yield 0
-
-    return start
-
-
-@pytest.mark.parametrize(
-    ("port", "failed"),
-    [(spending(0.02), []), (spending(0.03), ["wall", "CPU"]), (spending(0.02, sleep=0.05), ["wall"])],
-    ids=["as it is", "computes more", "sleeps"],
-)
-def test_gate_one_sees_what_computes_and_what_sleeps(port: Steps, failed: list[str]) -> None:
-    taken = alternate({"prototype": spending(0.02), "port": port}, steps=2, rounds=5)
-    rows = prototype_rows(SUBJECT, taken["prototype"], taken["port"], "prototype", ALLOWED)
-    assert [row.tensor.split()[0] for row in rows if not row.passed] == failed
 
 
 @pytest.mark.parametrize(

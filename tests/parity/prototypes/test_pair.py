@@ -12,7 +12,6 @@ import pytest
 import parity.prototypes.pair
 from parity.checks import run_checks
 from parity.compare import viewed
-from parity.errors import InputError
 from parity.evidence import Evidence
 from parity.pair import Options, Pair, find_pair
 from parity.prototypes.case import Case
@@ -72,12 +71,6 @@ def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeyp
     report = run_pair(EAGLE3, Options(tmp_path, keyword="fp32_k1"))
     assert {row.tensor for row in report.rows if row.status is Status.FAILED} == set(files)
     assert all("found" in row.detail for row in report.rows if row.check == "environment")
-
-
-@pytest.mark.parametrize("name", ["eagle3", "hass"])
-def test_a_folder_without_the_prototypes_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"research/{name}: found no such folder, expected a checkout"):
-        run_pair(find_pair(name), Options(tmp_path, keyword="fp32_k1"))
 
 
 def test_throughput_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

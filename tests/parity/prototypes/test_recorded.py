@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from parity import fixtures
 from parity.errors import InputError
-from parity.prototypes.case import Case, read_case
+from parity.prototypes.case import Case
 from parity.prototypes.recorded import load_recorded, replayed
 
 
@@ -27,15 +25,6 @@ def test_aliases_are_resolved(case: Case) -> None:
     assert torch.equal(trace.tensors["init.norm.weight"], initial["init.lm_head_layernorm.weight"])
     for name in ("after.embed_tokens.weight", "final.embed_tokens.weight"):
         assert torch.equal(trace.tensors[name], initial["verifier.embed_tokens.weight"])
-
-
-@pytest.fixture
-def copy(tmp_path: Path, case: Case) -> Case:
-    """A recording that a test may break."""
-    shutil.copytree(case.directory, tmp_path / case.name)
-    shutil.copy(case.initial, tmp_path)
-    (tmp_path / "fixture").symlink_to(fixtures.FIXTURE)
-    return read_case(tmp_path / case.name)
 
 
 @pytest.mark.parametrize("name", ["first_step.safetensors", "trajectory.jsonl"])

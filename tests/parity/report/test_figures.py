@@ -71,7 +71,3 @@ def test_peaks_of_long_curves_are_drawn() -> None:
     ((_, (_, highest)),) = points(chart([0.0, 1000.0]))
     assert min(min(y) for _, y in points(text)) == pytest.approx(highest, abs=0.5)
     assert len(text) < 200_000
-
-
-def test_the_title_is_escaped() -> None:
-    assert "<b>" not in draw('"><b>', "x", Axes("y", [Series([0, 1], [1.0, 2.0], "base")]))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,8 @@ from rich.console import Console
 
 from parity.errors import InputError
 from parity.files import write_whole
-from parity.report import print_report, render_html, summary, write_json
+from parity.report import print_report, render_html, write_json
 from parity.verdict import Report, Row, Status
-from tests.parity.report.conftest import absent
-
-
-def test_one_reason_for_many_checks_is_told_once(demo: Report) -> None:
-    demo.rows.append(absent("converted", "another", "reference", "float32: compared directly"))
-    demo.rows.append(replace(demo.rows[-1], detail="another reason"))
-    cases = "eagle3_fp32_k3, hass_bf16_k3 and another"
-    assert summary.not_applicable(demo) == [
-        ("float32: compared directly", "precision and converted", "port and reference", cases),
-        ("another reason", "converted", "reference", "another"),
-    ]
 
 
 def test_last_line_json_and_page_have_the_counts_of_the_rows(demo: Report, tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from parity import scaffold
-from parity.cli import main
 from parity.errors import InputError
 from parity.scaffold import new_port
 from tests.tidy import untidy
+
+Run = Callable[..., int]
 
 
 def tree(folder: Path) -> set[str]:
@@ -77,7 +79,7 @@ def test_the_templates_are_package_data() -> None:
 
 
 def test_a_pair_of_classes_that_exist_has_their_names_and_is_refused_where_there_are_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "from torch import nn\nclass {}(nn.Module):\n    def __init__(self, size: int = 3, {}):\n"
     text += "        super().__init__()\n        self.{} = nn.Linear(size, 4)\n"
@@ -89,23 +91,23 @@ def test_a_pair_of_classes_that_exist_has_their_names_and_is_refused_where_there
     (tmp_path / "needy_one.py").write_text(text.format("Needy", "*, more: int", "up"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert main_code("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 0
+    assert command("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 0
     found = (tmp_path / "pair_one.py").read_text()
     assert "'up': 'gate_up'" in found
     assert "{'old_one.some_loss': {'x': 'x', 'mask': 'mask'}}" in found
-    assert main_code("run", "pair_one.py:PAIR") == 2
+    assert command("run", "pair_one.py:PAIR") == 2
     assert "batches: found none" in capsys.readouterr().err
-    assert main_code("new", "pair_two", "--port", "needy_one.py:Needy", "--original", "old_one.py:Old") == 0
+    assert command("new", "pair_two", "--port", "needy_one.py:Needy", "--original", "old_one.py:Old") == 0
     assert "lambda: Port(more=...)" in (tmp_path / "pair_two.py").read_text()
     for words in (["--port", "new_one.py:Nix"], ["--port", "nowhere:X"], ["--port", "new_one.py:New"], []):
         original = ["--original", "old_one.py:Old"] if words[1:] != ["new_one.py:New"] else []
-        assert main_code("new", "pair_three", *words, *original) == 2
-    assert main_code("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 2
+        assert command("new", "pair_three", *words, *original) == 2
+    assert command("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 2
     assert not (tmp_path / "pair_three.py").exists()
 
 
 def test_a_pair_may_be_called_as_its_algorithm_and_an_original_that_cannot_be_imported_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of one's own may put a stand-in for what is missing, and its classes are imported from there."""
     (tmp_path / "odd_kernels.py").write_text("import no_such_compiler\n")
@@ -115,20 +117,11 @@ def test_a_pair_may_be_called_as_its_algorithm_and_an_original_that_cannot_be_im
     (tmp_path / "odd_made.py").write_text(f"{standin}from odd_draft import Odd\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert main_code("new", "mtp", "--port", "torch.nn:Linear", "--original", "odd_draft:Odd") == 2
+    assert command("new", "mtp", "--port", "torch.nn:Linear", "--original", "odd_draft:Odd") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: command line: --original: found odd_draft:Odd, which raises ModuleNotFoundError")
     assert len(said.splitlines()) == 1
     monkeypatch.delitem(sys.modules, "odd_kernels", raising=False)
-    assert main_code("new", "mtp", "--port", "torch.nn:Linear", "--original", "odd_made.py:Odd") == 0
+    assert command("new", "mtp", "--port", "torch.nn:Linear", "--original", "odd_made.py:Odd") == 0
     monkeypatch.delitem(sys.modules, "odd_kernels")
     assert "from odd_made import Odd as Original" in (tmp_path / "mtp.py").read_text()
-
-
-def main_code(*words: str) -> int:
-    """The exit code of a command."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["parity", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)

@@ -34,7 +34,8 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
     trace = load_recorded(found)
     assert trace.prints == ["toy sees 17 files", "toy pass 0"]
     assert "FIXTURE/verifier" in meta["argv"]
-    assert meta["train_config"]["datapath"] == "FIXTURE/data_eagle3"
+    assert meta["train_config"] == {"data_noise": True, "num_workers": 0, "datapath": "FIXTURE/data_eagle3"}
+    assert meta["samples_files"] == [f"data_{number}.ckpt" for number in range(17)]
     assert meta["saved"] == [{"file": "model0.safetensors", "zip_pickle": True}]
     assert (found.accumulation, found.noise, found.shuffle, found.seed) == (2, True, True, 0)
     assert sorted(found.order) != list(found.order)
@@ -82,6 +83,9 @@ def test_another_model_in_its_place(
     one, two = (meta["sample_index_order"] for meta in metas)
     assert one == two != sorted(one)
     assert losses[0] != losses[1]
+    still = read_meta(record_original(toy_case("still"), toy, tmp_path / "still", max_optimizer_steps=1))
+    assert still["sample_index_order"] == sorted(still["sample_index_order"])
+    assert still["train_config"]["data_noise"] is False
 
 
 class Draft(torch.nn.Module):

@@ -42,12 +42,3 @@ def test_dense_form_is_the_definition(steps: int, kv_heads: int, own_position: b
     """Nine steps are more than the six positions."""
     given = *draw(steps, kv_heads), PADDED, own_position
     torch.testing.assert_close(ttt_attention(*given), by_definition(*given), rtol=0, atol=1e-13)
-
-
-def test_half_precision_stays_half() -> None:
-    query, keys, values = draw(3, 2)
-    half = [tensor.bfloat16() for tensor in (query, *keys, *values)]
-    found = ttt_attention(half[0], half[1:4], half[4:], torch.ones(2, 6), own_position=True)
-    assert found.dtype == torch.bfloat16
-    expected = by_definition(query, keys, values, torch.ones(2, 6), own_position=True)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.05)

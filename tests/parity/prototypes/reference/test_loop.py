@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.prototypes.reference.loop import float64_oracle, hits, near_ties, path_norms, prepare, trace_reference
+from parity.prototypes.reference.loop import float64_oracle, near_ties, path_norms, prepare, trace_reference
 from parity.trace import TIE
 
 
@@ -37,15 +37,6 @@ def test_the_oracle_runs_once_and_moves_numbers_by_rounding_only(name: str, case
     assert 0 < gap < 1e-5
     assert double.tensors["after.fc.weight"].dtype == torch.float64
     assert len(double.curve) == 1
-
-
-def test_hits_are_counted_among_the_first_choices() -> None:
-    logits = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0], [0, 0, 0, 9]])
-    target = torch.eye(4)[[0, 1, 2, 3, 3]]
-    everywhere, most = torch.ones(5, dtype=torch.bool), torch.tensor([True, True, True, True, False])
-    assert hits(logits, target, everywhere) == (2, 3, 4)
-    assert hits(logits, target, most) == (1, 2, 3)
-    assert hits(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([True])) == (0, 1)
 
 
 @pytest.mark.parametrize(
