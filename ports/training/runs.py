@@ -39,6 +39,13 @@ from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)
 
+UNTIL_THE_END: list[Accelerator] = []
+"""Of runs on several processes.
+
+Gloo's threads need the interpreter's lock to let go of the last collective, and who lets go of their process group
+waits for them with that lock in hand: a run that had saved everything could wait for ever.
+"""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -135,6 +142,7 @@ def start_training(
     validation = None if held is None and measure is None else Validation(settings, held, measure)
     plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
     accelerator = build_accelerator(settings)
+    UNTIL_THE_END.extend([accelerator] * (accelerator.num_processes > 1))
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
     resumed = take_directory(settings, accelerator)
     kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
