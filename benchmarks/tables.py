@@ -19,6 +19,7 @@ from pydantic import AliasGenerator, AliasPath, BaseModel, ConfigDict, Field
 from parity.errors import InputError
 from parity.files import read_object, validated, write_whole
 from parity.report.summary import grouped, short, unique, words
+from ports.commands import exit_code
 
 FITTED = ("original", "reference", "speculators", "port eager", "port")
 """The sides whose growth is told; the tables have all of them."""
@@ -168,18 +169,18 @@ def main() -> int:
     parser.add_argument("bench", nargs="+", type=Path, help="JSON of pytest benchmarks --benchmark-json")
     parser.add_argument("--into", type=Path, help="a page whose part from Machine: on they replace")
     given = parser.parse_args()
-    try:
-        text = markdown(*read_bench(given.bench))
-        if given.into is None:
-            print(text, end="")
-            return 0
-        if not given.into.is_file():
-            raise InputError(given.into, "--into", "no such file", "a page with a line Machine:")
-        write_whole(given.into, given.into.read_text(encoding="utf-8").partition("Machine:")[0] + text)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: write(given.bench, given.into), InputError)
+
+
+def write(bench: Sequence[Path], page: Path | None) -> None:
+    """The tables to standard output, or in the place of a page's own."""
+    text = markdown(*read_bench(bench))
+    if page is None:
+        print(text, end="")
+        return
+    if not page.is_file():
+        raise InputError(page, "--into", "no such file", "a page with a line Machine:")
+    write_whole(page, page.read_text(encoding="utf-8").partition("Machine:")[0] + text)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.eagle3.model import thaw_head
 from ports.eagle3.objective import Eagle3Objective
 from ports.errors import InputError
-from ports.evaluate.verifier import best_device
 from ports.files import gigabytes
 from ports.generate.records import geometry_of
 from ports.hass.config import HassSpeculatorConfig
 from ports.hass.config import load_draft_config as hass_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
+from ports.numerics import best_device
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.settings import CommandSettings, parse

@@ -1,4 +1,4 @@
-"""The one place where seeds and the precision of float32 products are set, and the record of what they were."""
+"""Where numbers are computed and how: the device, the one place that sets seeds and precision, and its record."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def fix_numerics(seed: int | None = None) -> None:
     torch.set_float32_matmul_precision("highest")
     if seed is not None:
         set_seed(seed)
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def numerics() -> dict[str, str | int | bool]:

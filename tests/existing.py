@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from parity import KitReport, Pair, run_pair
+from parity import KitReport, Pair, instead, run_pair
 from parity.pair import find_pair
+from parity.study import Switch, switched
 from parity.trace import Trace
 from parity.verdict import Difference, Ledger
+
+CORE = "speculators.models.dflash.core"
+SHIFT = cycle((1, 0))  # the first call of a forward is for positions, the second for what is gathered
+
+
+def later_anchors(real: Any, **named: Any) -> Any:
+    return real(**{**named, "anchor_positions": named["anchor_positions"] + 1})
+
+
+FAULTS: dict[str, tuple[Switch, str, str, str]] = {
+    "anchor mask": (
+        instead({f"{CORE}:create_anchor_block_mask_mod": later_anchors}),
+        "forward",
+        "layers.0",
+        "its input `attention_mask` already differs, at (0, 0, 0, 12): expected False, found True",
+    ),
+    "positions": (
+        instead({f"{CORE}:get_base_indices_for_anchored_blocks": lambda real, *x: real(*x) + next(SHIFT)}),
+        "forward",
+        "rotary_emb",
+        "its input `position_ids` already differs, at (0, 37): expected 12, found 13, made outside of any module",
+    ),
+    "one side clips": (
+        lambda side: replace(side, step=lambda _, optimizer: optimizer.step()),
+        "clip",
+        "(whole)",
+        "8 of 8 steps are",
+    ),
+}
+"""Of Speculators' drafts that share DFlash's core: the switch, the check, the place and the words that name it."""
 
 PAIRS = Path(__file__).resolve().parents[1] / "examples" / "pairs"
 
@@ -43,6 +76,20 @@ class Existing:
         """Of what differs as it is."""
         lines = (line for line in self.ledger(case).lines if line.apart)
         return next(line for line in lines if (line.quantity, line.tensor) == (quantity, tensor))
+
+    def faulty(self, fault: Switch, case: int = 0, without: str = "") -> KitReport:
+        """One case with every cause switched but one, and a fault in the port."""
+        pair = self.pair
+        port = switched(pair.port, [cause for cause in pair.causes if cause.id != without])
+        return run_pair(replace(pair, port=fault(port), causes=(), cases=[pair.find_cases(None)[case]]))
+
+    def assert_blamed(self, fault: Switch, check: str, module: str, words: str) -> None:
+        """A planted fault is named by its check, at its place, and nothing else fails."""
+        found = self.faulty(fault)
+        assert found.failed == (check,)
+        assert found.first is not None
+        assert found.first.module == module
+        assert words in found.first.detail
 
     def recorded(self, case: str) -> Trace:
         with self.pair.original.trace(next(one for one in self.pair.cases if one.name == case)) as ran:  # type: ignore[union-attr]

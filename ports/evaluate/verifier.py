@@ -163,12 +163,6 @@ class Reader:
         return logits, self.features(read.hidden_states) if self.features else nothing
 
 
-def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
-
-
 def open_verifier(name_or_path: str, dtype: str, device: torch.device) -> Any:
     """The model in eval mode; ``dtype`` is a name of torch's or auto.
 

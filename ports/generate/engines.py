@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from ports.errors import InputError, reason
-from ports.evaluate.verifier import best_device, end_tokens, open_verifier
+from ports.evaluate.verifier import end_tokens, open_verifier
+from ports.numerics import best_device
 from ports.training.verifier import verifier_config
 
 T = TypeVar("T")

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from ports.commands import exit_code
 from ports.errors import InputError
-from ports.evaluate.verifier import best_device
 from ports.files import check_output, gigabytes
 from ports.generate.chat import Encoder, load_family
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
@@ -33,7 +32,7 @@ from ports.generate.records import (
     write_record,
 )
 from ports.generate.settings import GenerationSettings
-from ports.numerics import fix_numerics, numerics
+from ports.numerics import best_device, fix_numerics, numerics
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.online import FeatureReader, checked_device, load_verifier
 from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_config, verifier_fingerprint

@@ -155,6 +155,13 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         """Does a visit take noise from a generator that goes on to the next?"""
         return self.noise and self.noise_seed is None
 
+    def _was_seen(self) -> bool:
+        """Loader processes take the batches of a pass in turn."""
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        self._visits += 1
+        return self._visits <= self._batch_size * len(range(first, self._seen, step))
+
     def _pass_over(self, index: int) -> Skipped:
         if self._draws:
             self._draw_on_host(self.clean_features(index)[None])
@@ -164,13 +171,6 @@ class RecordDataset(Dataset["Sample | Skipped"]):
         """[T, F] in the dtype that noise is drawn in; nothing but shape and dtype may be used, no number is checked."""
         file = self.files[index]
         return plain_tensor(file, record_header(file), "hidden_state")[: self.max_len]
-
-    def _was_seen(self) -> bool:
-        """Loader processes take the batches of a pass in turn."""
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        self._visits += 1
-        return self._visits <= self._batch_size * len(range(first, self._seen, step))
 
     def visit(self, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, or why there is nothing."""

@@ -64,28 +64,30 @@ Rows = slice | Tensor
 
 
 class _Pairs(NamedTuple):
-    """Rows that meet a column each, and those columns."""
+    """Rows that meet a column each, those columns, and how many of them every document has, if any."""
 
     rows: Rows
     columns: Rows
+    lengths: tuple[int, ...]
 
 
 @lru_cache(maxsize=64)
 def _pairs(lengths: tuple[int, ...], distance: int, device: torch.device) -> _Pairs:
     """The rows that have a column ``distance`` behind them in their document, with that column."""
+    left = tuple(length - distance for length in lengths if length > distance)
     if len(lengths) == 1:
         distance = min(distance, lengths[0])
-        return _Pairs(slice(distance, None), slice(lengths[0] - distance))
+        return _Pairs(slice(distance, None), slice(lengths[0] - distance), left)
     starts = accumulate(lengths, initial=0)
     columns = torch.cat([start + torch.arange(max(length - distance, 0)) for start, length in zip(starts, lengths)])
     columns = columns.to(device)
-    return _Pairs(columns + distance, columns)
+    return _Pairs(columns + distance, columns, left)
 
 
 def _parts(step: int, lengths: tuple[int, ...], alignment: Alignment, device: torch.device) -> list[_Pairs]:
     """For each step 1..s, which rows have a score with it, and where they read its keys and values."""
     pairs = [_pairs(lengths, step - i, device) for i in range(1, step + 1)]
-    return pairs if alignment is Alignment.CHAIN else [_Pairs(rows, rows) for rows, _ in pairs]
+    return pairs if alignment is Alignment.CHAIN else [_Pairs(rows, rows, left) for rows, _, left in pairs]
 
 
 def _take(states: Tensor, rows: Rows) -> Tensor:
@@ -118,12 +120,12 @@ class _MergedAttention(torch.autograd.Function):
         step = len(keys) - 1
         seen, parts = _pairs(lengths, step, query.device), _parts(step, lengths, alignment, query.device)
         with torch.autocast(query.device.type, enabled=False):
-            causal = _causal(query, keys[0], values[0], seen, _left(lengths, step), scale)
+            causal = _causal(query, keys[0], values[0], seen, scale)
             scores = [_score(query, key, part, scale) for key, part in zip(keys[1:], parts, strict=True)]
             lse = _merged_lse(causal.lse, scores, seen, parts, query.shape[2])
             out = _merged_out(query, causal, scores, values[1:], seen, parts, lse)
         ctx.save_for_backward(query, out, lse, *states)
-        ctx.extra, ctx.scale, ctx.lengths, ctx.seen, ctx.parts = causal.extra, scale, lengths, seen, parts
+        ctx.extra, ctx.scale, ctx.seen, ctx.parts = causal.extra, scale, seen, parts
         return out.to(query.dtype)
 
     @staticmethod
@@ -131,10 +133,9 @@ class _MergedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, out, lse, *states = ctx.saved_tensors
         keys, values = states[: len(states) // 2], states[len(states) // 2 :]
-        left = _left(ctx.lengths, len(ctx.parts))
         with torch.autocast(query.device.type, enabled=False):
             whole = Causal(out, lse, ctx.extra)
-            dquery, *first = _causal_backward(grad, query, keys[0], values[0], whole, ctx.seen, left, ctx.scale)
+            dquery, *first = _causal_backward(grad, query, keys[0], values[0], whole, ctx.seen, ctx.scale)
             dstates = [first]
             rows = (grad, query, lse, (grad.to(lse.dtype) * out).sum(-1) if ctx.parts else lse)
             for key, value, part in zip(keys[1:], values[1:], ctx.parts, strict=True):
@@ -145,38 +146,26 @@ class _MergedAttention(torch.autograd.Function):
         return dquery.to(query.dtype), None, None, None, *(each.to(query.dtype) for each in (*dkeys, *dvalues))
 
 
-def _left(lengths: tuple[int, ...], step: int) -> tuple[int, ...]:
-    """What step ``step`` still sees of the documents: as many of the first columns, from as many of the last rows."""
-    return tuple(length - step for length in lengths if length > step)
-
-
-def _causal(query: Tensor, key: Tensor, value: Tensor, seen: _Pairs, left: tuple[int, ...], scale: float) -> Causal:
+def _causal(query: Tensor, key: Tensor, value: Tensor, seen: _Pairs, scale: float) -> Causal:
     """The queries from step s on against as many of the first step-0 keys; nothing where there are none."""
-    if not left:
+    if not seen.lengths:
         nothing = query[:, :, :0].to(_precise(query))
         return Causal(nothing, nothing[..., 0])
     states = _take(query, seen.rows), _take(key, seen.columns), _take(value, seen.columns)
-    return _kernel(query, left).forward(*states, scale)
+    return _kernel(query, seen.lengths).forward(*states, scale)
 
 
 def _causal_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    whole: Causal,
-    seen: _Pairs,
-    left: tuple[int, ...],
-    scale: float,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Causal, seen: _Pairs, scale: float
 ) -> Gradients:
     """Gradients of the whole query (in full precision where more is to be added), step-0 keys and values."""
     length = query.shape[2]
-    if not left:
+    if not seen.lengths:
         return torch.zeros_like(query, dtype=whole.lse.dtype), torch.zeros_like(key), torch.zeros_like(value)
     grad, rows, out, lse = (_take(states, seen.rows) for states in (grad, query, whole.out, whole.lse))
     columns = _take(key, seen.columns), _take(value, seen.columns)
-    dq, dk, dv = _kernel(query, left).backward(grad, rows, *columns, Causal(out, lse, whole.extra), scale)
-    if sum(left) == length:
+    dq, dk, dv = _kernel(query, seen.lengths).backward(grad, rows, *columns, Causal(out, lse, whole.extra), scale)
+    if sum(seen.lengths) == length:
         return dq, dk, dv
     dquery = _spread(dq.to(whole.lse.dtype), seen.rows, length)
     return dquery, _spread(dk, seen.columns, length), _spread(dv, seen.columns, length)

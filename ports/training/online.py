@@ -18,6 +18,7 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from ports.errors import InputError, reason
+from ports.numerics import best_device
 from ports.training.data import RecordDataset, Skipped
 from ports.training.records import Record, check_record, read_record
 
@@ -78,7 +79,7 @@ def load_verifier(name_or_path: str, dtype: str, device: str | None = None, spre
         device: where it goes; default: the accelerator if there is one.
         spread: over all visible devices.
     """
-    where = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    where = device or best_device()
     logging.set_verbosity_error()  # it would report that the head, which is not wanted, was not loaded
     try:
         if spread:

@@ -142,7 +142,8 @@ def start_training(
     validation = None if held is None and measure is None else Validation(settings, held, measure)
     plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
     accelerator = build_accelerator(settings)
-    UNTIL_THE_END.extend([accelerator] * (accelerator.num_processes > 1))
+    if accelerator.num_processes > 1:
+        UNTIL_THE_END.append(accelerator)
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
     resumed = take_directory(settings, accelerator)
     kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""

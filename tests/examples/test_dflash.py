@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import pytest
 
-from parity import KitReport, Options, instead, run_pair
+from parity import Options, instead, run_pair
 from parity.errors import InputError
-from parity.study import Switch, switched
-from tests.existing import Existing, own_lines
+from tests.existing import FAULTS, Existing, own_lines
 
 DFLASH = Existing("dflash.py:DFLASH")
-CORE = "speculators.models.dflash.core"
 
 
 def test_an_author_writes_120_lines_at_most() -> None:
@@ -68,12 +64,6 @@ def test_the_other_numbers() -> None:
     assert [rate / 6e-4 for rate in rates[:4]] == pytest.approx([0.5, 1.0, 1.0718, 1.0], abs=1e-4)
 
 
-def faulty(fault: Switch, case: int, without: str = "") -> KitReport:
-    pair = DFLASH.pair
-    port = switched(pair.port, [cause for cause in pair.causes if cause.id != without])
-    return run_pair(replace(pair, port=fault(port), causes=(), cases=[pair.find_cases(None)[case]]))
-
-
 CANNOT = {
     "width": "RuntimeError: The expanded size of the tensor (6) must match the existing size (3)",
     "overhang": "IndexError: index 37 is out of bounds for dimension 0 with size 37",
@@ -84,54 +74,19 @@ CANNOT = {
 def test_what_the_port_cannot_run_is_said(cause: str, words: str) -> None:
     """Three blocks where it makes six, and one that passes the end, as the original drew them."""
     assert DFLASH.ledger("end").effects(cause) == {"raised": math.inf}
-    found = faulty(lambda side: side, 1, without=cause)
+    found = DFLASH.faulty(lambda side: side, 1, without=cause)
     assert found.failed == ("run",)
     assert found.first is not None
     assert words in found.first.detail
 
 
-shift = cycle((1, 0))  # the first call of a forward is for positions, the second for what is gathered
-FAULTS: dict[str, tuple[Switch, str, str, str]] = {
-    "anchor mask": (
-        instead(
-            {
-                f"{CORE}:create_anchor_block_mask_mod": lambda real, **named: real(
-                    **{**named, "anchor_positions": named["anchor_positions"] + 1}
-                )
-            }
-        ),
-        "forward",
-        "layers.0",
-        "its input `attention_mask` already differs, at (0, 0, 0, 12): expected False, found True",
-    ),
-    "positions": (
-        instead({f"{CORE}:get_base_indices_for_anchored_blocks": lambda real, *x: real(*x) + next(shift)}),
-        "forward",
-        "rotary_emb",
-        "its input `position_ids` already differs, at (0, 37): expected 12, found 13, made outside of any module",
-    ),
-    "loss": (
-        instead({"speculators.losses.eager:ce_loss": lambda real, *x: 1.01 * real(*x)}),
-        "loss",
-        "(loss)",
-        "at (0,): expected 5.2492",
-    ),
-    "one side clips": (
-        lambda side: replace(side, step=lambda _, optimizer: optimizer.step()),
-        "clip",
-        "(whole)",
-        "8 of 8 steps are",
-    ),
-}
+LOSS = instead({"speculators.losses.eager:ce_loss": lambda real, *x: 1.01 * real(*x)})
+PLANTED = {**FAULTS, "loss": (LOSS, "loss", "(loss)", "at (0,): expected 5.2492")}
 
 
-@pytest.mark.parametrize(("fault", "check", "module", "words"), FAULTS.values(), ids=FAULTS)
-def test_a_planted_fault_is_blamed_where_it_is(fault: Switch, check: str, module: str, words: str) -> None:
-    found = faulty(fault, 0)
-    assert found.failed == (check,)
-    assert found.first is not None
-    assert found.first.module == module
-    assert words in found.first.detail
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_blamed_where_it_is(name: str) -> None:
+    DFLASH.assert_blamed(*PLANTED[name])
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:

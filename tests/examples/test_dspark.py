@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import pytest
 
-from parity import Options, instead, run_pair
+from parity import Options, run_pair
 from parity.errors import InputError
-from parity.study import Switch, switched
-from tests.existing import Existing, own_lines
+from tests.existing import FAULTS, Existing, own_lines
 
 DSPARK = Existing("dspark.py:DSPARK")
-CORE = "speculators.models.dflash.core"
 
 
 def test_an_author_writes_120_lines_at_most() -> None:
@@ -83,41 +79,9 @@ def test_the_other_numbers() -> None:
     assert [rate / 6e-4 for rate in rates[:4]] == pytest.approx([0.5, 1.0, 1.0718, 1.0], abs=1e-4)
 
 
-shift = cycle((1, 0))  # the first call of a forward is for positions, the second for what is gathered
-FAULTS: dict[str, tuple[Switch, str, str]] = {
-    "anchor mask": (
-        instead(
-            {
-                f"{CORE}:create_anchor_block_mask_mod": lambda real, **named: real(
-                    **{**named, "anchor_positions": named["anchor_positions"] + 1}
-                )
-            }
-        ),
-        "layers.0",
-        "its input `attention_mask` already differs, at (0, 0, 0, 12): expected False, found True",
-    ),
-    "positions": (
-        instead({f"{CORE}:get_base_indices_for_anchored_blocks": lambda real, *x: real(*x) + next(shift)}),
-        "rotary_emb",
-        "its input `position_ids` already differs, at (0, 37): expected 12, found 13, made outside of any module",
-    ),
-    "one side clips": (
-        lambda side: replace(side, step=lambda _, optimizer: optimizer.step()),
-        "(whole)",
-        "8 of 8 steps are",
-    ),
-}
-
-
-@pytest.mark.parametrize(("fault", "module", "words"), FAULTS.values(), ids=FAULTS)
-def test_a_planted_fault_is_blamed_where_it_is(fault: Switch, module: str, words: str) -> None:
-    pair = DSPARK.pair
-    faulty = replace(pair, port=switched(fault(pair.port), pair.causes), causes=(), cases=pair.cases[:1])  # type: ignore[index]
-    found = run_pair(faulty)
-    assert found.failed == (("clip",) if module == "(whole)" else ("forward",))
-    assert found.first is not None
-    assert found.first.module == module
-    assert words in found.first.detail
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_blamed_where_it_is(name: str) -> None:
+    DSPARK.assert_blamed(*FAULTS[name])
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
