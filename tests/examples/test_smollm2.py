@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,22 +49,108 @@ def test_own_answers_make_a_draft_that_is_accepted(model, tmp_path):
     assert found["acceptance_length"] > 1.5
 
 
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    """Of two benchmarks, whose commands ``play`` in the place of a process; what they were asked is in ``asked``."""
+    example = runpy.run_path(str(ROOT / "examples" / "smollm2.py"))
+    made = example["Study"](tmp_path / "model", tmp_path, "bf16", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], 2, 4)
+    asked: list[list[str]] = []
+
+    def use(play):
+        def run(command, check):
+            asked.append(command[2:])
+            return SimpleNamespace(returncode=play(command))
+
+        monkeypatch.setattr(subprocess, "run", run)
+        return made
+
+    return SimpleNamespace(use=use, asked=asked, example=example)
+
+
 @pytest.mark.parametrize(
     ("code", "writes", "ends"), [(0, "{}", None), (1, "{}", None), (1, "", 1), (0, "", 1), (2, "{", 2), (-9, "{", 137)]
 )
-def test_a_result_is_there_whole_or_the_command_ends(monkeypatch, tmp_path, code, writes, ends):
+def test_a_result_is_there_whole_or_the_command_ends(study, tmp_path, code, writes, ends):
     """By the exit code of the command that it is of, and what that had written."""
-    example, file = runpy.run_path(str(ROOT / "examples" / "smollm2.py")), tmp_path / "result.json"
+    file = tmp_path / "result.json"
 
-    def play(command, check):
+    def play(command):
         if writes:
             Path(command[command.index("--json") + 1]).write_text(writes)
-        return SimpleNamespace(returncode=code)
+        return code
 
-    monkeypatch.setattr(subprocess, "run", play)
+    made = study.use(play)
     if ends is None:
-        assert example["result_of"](file, "evaluate") == {}
+        assert made.result_of("it", file, "evaluate") == {}
+        assert made.result_of("it", file, "evaluate") == {}
+        assert len(study.asked) == 1, "what is there is not made again"
         return
     with pytest.raises(typer.Exit) as ended:
-        example["result_of"](file, "evaluate")
+        made.result_of("it", file, "evaluate")
     assert (ended.value.exit_code, file.exists()) == (ends, False)
+
+
+def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_what_is_left(study, tmp_path):
+    """Two at a time, each where it may: who is trained on own answers waits for them; what failed is done again."""
+    failing = {"evaluate"}
+
+    def play(command):
+        words = command[3:]
+        if words[0] == "draft":
+            run = Path(words[words.index("--out") + 1])
+            run.mkdir()
+            (run / "evaluation.json").write_text("{}")
+            assert "own" not in run.name or (tmp_path / "answers.jsonl").exists()
+        elif words[0] == "answers":
+            time.sleep(0.2)
+            (tmp_path / "answers.jsonl").write_text("")
+        elif words[:2] == ["train", "eagle3"]:
+            cpdir = Path(words[words.index("--cpdir") + 1])
+            cpdir.mkdir(parents=True)
+            (cpdir / "best.json").write_text(json.dumps({"checkpoint": "state_3"}))
+            assert (tmp_path / "eagle3_own_answers" / "evaluation.json").exists()
+        elif failing:
+            failing.clear()
+            return 2
+        else:
+            Path(words[words.index("--json") + 1]).write_text(json.dumps({"of": words[1]}))
+        return 0
+
+    made = study.use(play)
+    with pytest.raises(typer.Exit) as ended:
+        made.trained_and_measured()
+    assert ended.value.exit_code == 2
+    before = len(study.asked)
+    found = made.trained_and_measured()
+    assert len(study.asked) == before + 1
+    assert {Path(each["of"]).relative_to(tmp_path).as_posix() for each in found.values()} == {
+        "eagle3_own_answers/draft",
+        "eagle3_prototype/checkpoints/state_3",
+        "eagle3_the_datas_answers/draft",
+        "hass_own_answers/draft",
+    }
+    trained = [words for words in study.asked if words[1] in ("draft", "train")]
+    assert len(trained) == 4
+    assert all(words[words.index("--mixed_precision") + 1] == "bf16" for words in trained)
+    kept = json.loads((tmp_path / "seconds.json").read_text())
+    assert all(each["done"] for each in kept.values())
+    assert len(kept) == 9
+
+
+def test_hass_is_served_with_the_frequent_rows_of_its_head(study, tmp_path):
+    def play(command):
+        if "--json" in command:
+            Path(command[command.index("--json") + 1]).write_text("{}")
+        return 0
+
+    made = study.use(play)
+    folder = made.folder(study.example["HASS"])
+    folder.mkdir()
+    assert made.bench(study.example["HASS"]) == {}
+    vocabulary, fold, bench = study.asked
+    frequent, folded = str(folder / "frequent"), str(folder / "folded")
+    assert vocabulary[:2] == ["ports", "vocabulary"]
+    assert frequent in vocabulary
+    assert fold == ["ports.serving", str(folder / "draft"), folded, "--vocabulary", frequent]
+    assert bench[bench.index("--served") + 1] == folded
+    assert bench[bench.index("--vocabulary") + 1] == frequent

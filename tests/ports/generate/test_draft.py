@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from speculators import SpeculatorModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,10 +84,11 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
-def test_a_hass_draft_of_the_answers_that_are_given(spawn, tmp_path) -> None:
-    process, out = spawn(algorithm="hass", answers="given"), tmp_path / "out"
+def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16(spawn, tmp_path) -> None:
+    process, out = spawn(algorithm="hass", answers="given", mixed_precision="bf16"), tmp_path / "out"
     assert "tokens in the loss" not in process.ended()
     assert process.returncode == 0, process.said
+    assert json.loads((out / "checkpoints" / "settings.json").read_text())["mixed_precision"] == "bf16"
     assert not (out / "answers").exists()
     assert SpeculatorModel.from_pretrained(out / "draft").config.speculators_model_type == "hass"
 
@@ -120,6 +122,15 @@ def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, ph
     assert set(counted) == phases
     for phase, count in counted.items():
         assert told[phase] == pytest.approx(count, rel=0.25), phase
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_forecast_trains_in_the_precision_that_is_asked_for(words, precision, dtype) -> None:
+    run = Run(parse(DraftSettings, words(mixed_precision=precision)))
+    objective, given = build_objective(run.likely_config(), 3), set()
+    objective.draft.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, out: given.add(out.dtype))
+    run.seconds(50, 0, objective)
+    assert given == {dtype}
 
 
 TRAINED = "checkpoints/model0"
