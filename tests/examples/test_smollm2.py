@@ -53,7 +53,7 @@ def test_own_answers_make_a_draft_that_is_accepted(model, tmp_path):
 def study(monkeypatch, tmp_path):
     """Of two benchmarks, whose commands ``play`` in the place of a process; what they were asked is in ``asked``."""
     example = runpy.run_path(str(ROOT / "examples" / "smollm2.py"))
-    made = example["Study"](tmp_path / "model", tmp_path, "bf16", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], 2, 4)
+    made = example["Study"](tmp_path / "model", tmp_path, "bf16", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], 2, 4, 1)
     asked: list[list[str]] = []
 
     def use(play):
