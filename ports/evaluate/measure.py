@@ -24,6 +24,7 @@ from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
 from ports.generate.conversations import ConversationError
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
+from ports.training.settings import TrainingSettings
 
 TOGETHER, TOO_LONG = 8, "too long for the verifier"
 
@@ -182,6 +183,20 @@ def measure(
     if json is not None:
         write_json(json, result)
     return result
+
+
+def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
+    """From a draft's directory to its acceptance length on ``--val_prompts``, if a trainer has any.
+
+    Raises:
+        InputError: a file that holds no prompts, or none that fits, before anything is trained.
+    """
+    file, verifier, tokens = settings.val_prompts, settings.basepath, settings.val_tokens
+    if file is None:
+        return None
+    longest = longest_prompt(verifier, tokens, settings.forward_num_total)
+    read_files([file], verifier, family_of(settings.tmpdir), longest)
+    return lambda directory: float(measure(directory, [file], verifier=verifier, tokens=tokens)["acceptance_length"])
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:

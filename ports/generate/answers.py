@@ -27,7 +27,7 @@ from ports.files import check_output, check_output_file, check_regular, is_text
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.engines import Engine, Prompt, choose_engine, longest_dialogue
-from ports.generate.manifest import digest, start_or_go_on
+from ports.generate.records import digest, start_or_go_on
 from ports.training.checkpoint import DirectoryLock
 from ports.training.settings import CommandSettings, parse
 from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_fingerprint

@@ -20,8 +20,7 @@ from parity.fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
 from ports.generate.records import write_or_check
-from ports.generate.run import _own_devices, length_buckets, prepare, work
-from ports.generate.settings import GenerationSettings
+from ports.generate.run import GenerationSettings, _own_devices, length_buckets, prepare, work
 from ports.training.checkpoint import MARK
 from ports.training.records import list_records, read_record, recorded_info
 from ports.training.settings import parse

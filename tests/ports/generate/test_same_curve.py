@@ -12,8 +12,7 @@ from accelerate.utils import set_seed
 from parity.fixtures import FIXTURE
 from ports.eagle3 import train as eagle3
 from ports.generate.records import Manifest, Row, geometry_of
-from ports.generate.run import Task, work
-from ports.generate.settings import GenerationSettings
+from ports.generate.run import GenerationSettings, Task, work
 from ports.hass import train as hass
 from ports.training.observer import Observer
 from ports.training.records import GENERATION, list_records, read_record
