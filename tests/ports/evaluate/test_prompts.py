@@ -7,7 +7,6 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from parity.fixtures.tokenizer import ANSWER_HEADER, VOCAB_SIZE, build_tokenizer
 from ports.evaluate.prompts import family_of, read_questions
 from ports.generate.chat import load_family
@@ -75,13 +74,6 @@ def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before
     assert asked[-1].ask_on is None
 
 
-@pytest.mark.parametrize(("file", "count"), [(SHAREGPT, 22), (ULTRACHAT, 20)])
-def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
-    prompts = read_questions(file, lambda: tokenizer, VOCAB_SIZE)
-    assert len(prompts) == count
-    assert all(tokenizer.decode(prompt.ids).endswith(ANSWER_HEADER) for prompt in prompts)
-
-
 @pytest.mark.parametrize(
     ("name", "text", "field", "found"),
     [
@@ -92,9 +84,7 @@ def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
         ("p.jsonl", '{"messages": [{"role": "user", "content": [{"text": "a"}]}]}', "line 1", "content: found [{"),
         ("p.jsonl", '{"messages": {"role": "user", "content": "a"}}', "line 1", "messages: found {"),
         ("p.txt", "\n \n", "prompts", "nothing"),
-        ("p.jsonl", "[1, 512]", "line 1", "ids in [1, 512]"),
         ("p.jsonl", "[1]\n[-1]", "line 2", "ids in [-1, -1]"),
-        ("p.jsonl", "[]", "line 1", "[]"),
         ("p.jsonl", "[true]", "line 1", "[True]"),
         ("p.jsonl", '{"prompt_token_ids": "a"}', "line 1", "'a'"),
         ("p.json", '[{"texts": 1}]', "entry 0", "nothing in texts"),
