@@ -64,7 +64,8 @@ def renamed_or_filled(name, factor):
     def spoil(directory):
         file = directory / "model.safetensors"
         weights = load_file(file)
-        save_file({**weights, name: weights.pop("fc.weight") * factor}, file, {"format": "pt"})
+        weights[name] = weights.pop("fc.weight") * factor
+        save_file(weights, file, {"format": "pt"})
 
     return spoil
 
