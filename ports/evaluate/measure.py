@@ -96,13 +96,6 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
-VerifierOption = Annotated[str | None, typer.Option("--verifier", help="default: the one that the checkpoint names")]
-TokensOption = Annotated[int, typer.Option("--tokens", min=1, help="length of an answer at most")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="precision of both models; auto: the verifier's own")]
-EndlessOption = Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="write the result here as JSON")]
-
-
 def measure(
     draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft")],
     prompts: Annotated[
@@ -112,9 +105,9 @@ def measure(
             "Of EAGLE's question.jsonl every turn of an entry is asked after the answer to the one before it"
         ),
     ],
-    verifier: VerifierOption = None,
+    verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="entries of each file; default: all")] = None,
-    tokens: TokensOption = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     speculative_tokens: Annotated[
         int | None, typer.Option(min=1, help="tokens in a proposal; default: as many as the checkpoint names")
     ] = None,
@@ -122,7 +115,7 @@ def measure(
     temperature: Annotated[
         float, typer.Option(help="draft and verifier draw their tokens; 0: both take the likeliest")
     ] = 0.0,
-    ignore_eos: EndlessOption = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="the same draft as its training would start")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws and untrained weights")] = 0,
     vocabulary: Annotated[
@@ -130,14 +123,14 @@ def measure(
         typer.Option(help="folder of a vocabulary map: a HASS draft proposes these tokens, as ports.serving writes it"),
     ] = None,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
-    dtype: DtypeOption = Dtype.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
     chat_template: Annotated[
         str, typer.Option(help="chat family of conversations; default: as in the records that the draft was trained on")
     ] = "",
     plot: Annotated[
         Path | None, typer.Option(help="draw the acceptance by position here: .svg or .png; needs matplotlib")
     ] = None,
-    json: JsonOption = None,
+    json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
 ) -> dict[str, Any]:
     """Decode with a draft's proposals and count what the verifier accepts, as vLLM counts.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ports._starting import SCRIPTS, is_command
+from ports import SCRIPTS, is_command
 
 ROOT = Path(__file__).parents[2]
 USE = "import transformers.audio_utils"
