@@ -80,7 +80,6 @@ def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before
         ("p.jsonl", "[1, 2\n", "--prompts", "Expecting"),
         ("p.json", "3", "--prompts", "int"),
         ("p.json", '[{"prompt": "\\ud800"}]', "entry 0", "a lone surrogate"),
-        ("p.jsonl", '{"messages": [{"role": "user", "content": "\\udfff"}]}', "line 1", "a lone surrogate"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": [{"text": "a"}]}]}', "line 1", "content: found [{"),
         ("p.jsonl", '{"messages": {"role": "user", "content": "a"}}', "line 1", "messages: found {"),
         ("p.txt", "\n \n", "prompts", "nothing"),
@@ -91,7 +90,7 @@ def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before
         ("p.json", '[{"messages": [{"role": "robot", "content": ""}]}]', "entry 0", "role: found 'robot'"),
         ("p.json", '[{"messages": [{"role": "assistant", "content": "Hi"}]}]', "entry 0", "no turn of a user"),
         ("p.jsonl", '{"turns": "Why?"}', "line 1", "turns: found 'Why?'"),
-        ("p.jsonl", '{"turns": ["Why?", "\\udfff"]}', "line 1", "a lone surrogate"),
+        ("p.jsonl", '{"turns": ["Why?", "\\udfff"]}', "line 1", "turn: found a lone surrogate"),
     ],
 )
 def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, found):
