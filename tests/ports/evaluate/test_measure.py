@@ -19,12 +19,13 @@ from ports.evaluate.measure import Counters, ask, count, evaluate, measure, summ
 from ports.evaluate.plot import write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
-from ports.evaluate.verifier import end_tokens
+from ports.evaluate.verifier import Reader, end_tokens
 from ports.generate.conversations import ConversationError
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.hass import train as hass
 from ports.training.saving import save_draft
 from tests.ports.conftest import settings_of
+from tests.ports.evaluate.plain import continue_greedily
 
 
 def test_a_position_counts_proposals_accepted_at_least_that_far():
@@ -84,19 +85,25 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts, cpu, words):
     assert ("tokens not compared with plain decoding" in said.out.replace("\n", " ")) == drawn
 
 
-def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch):
-    def different(*words):
-        found = evaluate(*words)
-        found[2].plain[4] = 60
-        return found
+def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, prompts, monkeypatch):
+    """The planted fault: whatever the draft proposes becomes part of the text."""
+    check = Reader.check
 
-    monkeypatch.setattr("ports.evaluate.measure.evaluate", different)
-    code, result, said = command("--tokens", 5)
+    def credulous(self, proposal):
+        block, accepted = check(self, proposal)
+        size = proposal.tokens.shape[1]
+        block.ids[:, :size] = proposal.tokens
+        return block, torch.full_like(accepted, size)
+
+    monkeypatch.setattr(Reader, "check", credulous)
+    code, result, said = command("--tokens", 9, "--ignore-eos")
     assert (code, result["lossless"]) == (1, False)
-    (found,) = result["differences"]
-    assert (found["prompt"], found["place"], found["plain"]) == (2, 4, 60)
-    words = f"prompt 2, turn 0, token 4: 60 without the draft, {found['drafted']} with it"
-    assert words in said.out.replace("\n", " ")
+    assert result["differences"]
+    for found in result["differences"]:
+        plain, place = continue_greedily(pair.judge, prompts[found["prompt"]], 9), found["place"]
+        assert plain[place] == found["plain"] != found["drafted"]
+        words = f"prompt {found['prompt']}, turn 0, token {place}: {plain[place]} without the draft"
+        assert words in said.out.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -50,21 +50,16 @@ def engines(monkeypatch):
 
 
 @pytest.fixture
-def bench(run_app):
-    return lambda *words: run_app(main, *words)
-
-
-@pytest.fixture
 def draft(hass_draft, tmp_path):
     return save_draft(hass_draft, tmp_path / "draft")
 
 
 @pytest.fixture
-def measured(bench, draft, prompts):
+def measured(run_app, draft, prompts):
     def run(*words):
         file = prompts.with_name("result.json")
         sizes = ("--k", 1, "--k", 2, "--batch-size", 1, "--batch-size", 4)
-        code = bench(draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
+        code = run_app(main, draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
         return code, json.loads(file.read_text())
 
     return run
@@ -132,10 +127,10 @@ def test_an_evaluator_that_fails_takes_nothing_with_it(engines, measured, monkey
         ((), "vllm: found nothing of that name installed"),
     ],
 )
-def test_refusals(engines, bench, draft, prompts, words, said, capfd, monkeypatch):
+def test_refusals(engines, run_app, draft, prompts, words, said, capfd, monkeypatch):
     if not words:
         monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: None)
-    assert bench(draft, "--prompts", prompts, *words) == 2
+    assert run_app(main, draft, "--prompts", prompts, *words) == 2
     assert said in capfd.readouterr().err
     assert not engines[0]
 
