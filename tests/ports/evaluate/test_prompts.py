@@ -99,24 +99,18 @@ def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, fou
         read(text=text, name=name)
 
 
-BRIEF = {"system": "Be brief.", "today": "2024-01-02"}
-
-
-def write_made(folder, chat=BRIEF):
-    (folder / "generation.json").write_text(json.dumps({"algorithm": "eagle3", "chat": chat}))
-    return folder
-
-
 def test_conversations_are_rendered_as_the_records_of_the_draft(tmp_path, read, tokenizer, refuses):
-    write_made(tmp_path)
+    made = tmp_path / "generation.json"
+    made.write_text('{"algorithm": "eagle3", "chat": {"system": "Be brief.", "today": "2024-01-02"}}')
     own, plain = (read({"text": "Hi"}, family=family_of(tmp_path, named))[0].ids for named in ("", "auto"))
     assert "Be brief." in tokenizer.decode(own)
     assert "Be brief." not in tokenizer.decode(plain)
     assert family_of(tmp_path).variables["strftime_now"]("%d %m %Y") == "02 01 2024"
     assert family_of(tmp_path / "nowhere") == load_family("auto")
-    for chat in ({"system": 7}, 7):
-        with refuses(tmp_path / "generation.json", "chat", "", ""):
-            family_of(write_made(tmp_path, chat))
+    for content in ('{"chat": {"system": 7}}', "[]"):
+        made.write_text(content)
+        with refuses(made, "chat", "", ""):
+            family_of(tmp_path)
 
 
 def test_a_tokenizer_without_a_template_takes_the_family_s_or_is_refused(tmp_path, read, tokenizer, refuses):
