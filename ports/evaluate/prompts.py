@@ -133,8 +133,8 @@ class _Asker:
         if isinstance(value, Mapping) and isinstance(value.get("prompt"), str):
             value = value["prompt"]
         if isinstance(value, str):
-            (said,) = dialogue_of({"prompt": value})
-            return Prompt(self._checked(self.tokenizer()(said["content"])["input_ids"]))
+            text = dialogue_of({"prompt": value})[0]["content"]
+            return Prompt(self._checked(self.tokenizer()(text)["input_ids"]))
         if not isinstance(value, Mapping):
             return Prompt(self._checked(value))
         said = dialogue_of(value)
