@@ -1,4 +1,7 @@
-"""A generation run: dialogues to ids, what it will take, then one or several processes that write records."""
+"""A generation run: dialogues to ids, what it will take, then one or several processes that write records.
+
+Flags of the prototypes' ``ge_data.allocation`` have their names.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,7 @@ Read = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
 
 
 class GenerationSettings(CommandSettings):
-    """The flags of the prototypes' ``ge_data.allocation`` by their names, and more.
-
-    Flags, then environment (``SPECULATOR_GENERATE_SAMPLES=10``), then ``--config file.yaml``, then the defaults.
-    """
+    """Flags, then environment (``SPECULATOR_GENERATE_SAMPLES=10``), then ``--config file.yaml``, then the defaults."""
 
     model_config = SettingsConfigDict(env_prefix="SPECULATOR_GENERATE_")
 

@@ -111,7 +111,6 @@ def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, p
     [
         (("--prompts", "none.txt"), "--prompts"),
         (("--verifier", "nowhere/at-all"), "basepath"),
-        (("--device", "abacus"), "--device"),
         (("--tokens", 5000), "--tokens"),
         (("--tokens", 507), "prompts"),
         (("--temperature", 0.001), "--temperature"),

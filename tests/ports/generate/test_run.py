@@ -137,12 +137,9 @@ def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in times}, "what is whole"
 
 
-MANY = {"samples": 19, "batch_tokens": 60}
-
-
 def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path) -> None:
     """The processes of a killed command end by themselves; until then their folders are in use."""
-    settings = {**MANY, "total_gpus": 2, "device": "cpu"}
+    settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
     whole, folder = contents(in_this_process(flags(outdir=tmp_path / "whole", **settings))), tmp_path / "killed"
     process = spawn(outdir=folder, **settings)
     while process.returncode is None and not list(folder.rglob("data_*")):
