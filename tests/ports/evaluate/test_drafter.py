@@ -88,6 +88,7 @@ SPOILT = [
 LAYERS = "eagle_aux_hidden_state_layer_ids"
 EAGLE3 = [
     (config(**{LAYERS: [1, 2, 9]}), LAYERS, "[1, 2, 9]", "which has 8"),
+    (config(**{LAYERS: [-1, 2, 3]}), LAYERS, "[-1, 2, 3]", "which has 8"),
     (config(target_hidden_size=64), "target_hidden_size", "64", "32, hidden_size"),
 ]
 

@@ -113,6 +113,7 @@ def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, p
         (("--verifier", "nowhere/at-all"), "basepath"),
         (("--tokens", 5000), "--tokens"),
         (("--tokens", 507), "prompts"),
+        (("--temperature", "nan"), "--temperature"),
         (("--temperature", 0.001), "--temperature"),
         (("--plot", "picture.pdf"), "--plot"),
         (("--plot", "nowhere/picture.svg"), "--plot"),

@@ -84,6 +84,8 @@ def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before
         ("p.jsonl", '{"messages": {"role": "user", "content": "a"}}', "line 1", "messages: found {"),
         ("p.txt", "\n \n", "prompts", "nothing"),
         ("p.jsonl", "[1]\n[-1]", "line 2", "ids in [-1, -1]"),
+        ("p.jsonl", "[1, 512]", "line 1", "ids in [1, 512]"),
+        ("p.jsonl", "[]", "line 1", "[]"),
         ("p.jsonl", "[true]", "line 1", "[True]"),
         ("p.jsonl", '{"prompt_token_ids": "a"}', "line 1", "'a'"),
         ("p.json", '[{"texts": 1}]', "entry 0", "nothing in texts"),
