@@ -77,6 +77,7 @@ def config(**values):
 OTHER = {"model_type": "gpt_oss"}
 SPOILT = [
     (renamed_or_filled("fc", 1), "tensors", "fc.weight", "exactly the draft's tensors"),
+    (renamed_or_filled("fc.weight", torch.nan), "fc.weight", "NaN or Inf", "finite values"),
     (renamed_or_filled("fc.weight", torch.inf), "fc.weight", "NaN or Inf", "finite values"),
     (lambda directory: (directory / "model.safetensors").write_bytes(b"\0" * 64), "ckpt_path", "", "safetensors"),
     (lambda directory: (directory / "config.json").unlink(), "DRAFT", "no config.json", "checkpoint"),
