@@ -1,10 +1,53 @@
 """Research training prototypes, ported to train Speculators models natively.
 
-Importing this package makes ``transformers`` and ``speculators`` importable beside a CPU build of torch; see
-:func:`ports._starting.skip_torchaudio`.
+What the first import of this package does, before any library is loaded: Ctrl-C while a command loads its libraries,
+for seconds and before any of its own code runs, is a line too. And a broken torchaudio does not break ``import
+transformers``: Speculators requires it and nothing here uses it; beside a torch of another build (CPU, other CUDA) its
+import raises ``OSError``, and transformers imports it wherever it is found.
 """
 
-from ports._starting import quiet_interrupt, skip_torchaudio
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import TracebackType
+
+SCRIPTS = {"parity", "speculator", "eagle3-train", "hass-train", "speculator-estimate", "speculator-generate"}
+
+
+def is_command(program: str) -> bool:
+    """Is this process one of ours? ``-m`` is the name of ``python -m ports.x`` while it looks for the module."""
+    return program == "-m" or Path(program).name in SCRIPTS
+
+
+def quiet_interrupt() -> None:
+    """In a command an interrupt that nobody catches leaves no traceback; python then ends as Ctrl-C ends programs."""
+    if not is_command(sys.argv[0] if sys.argv else ""):
+        return
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def skip_torchaudio() -> None:
+    """Let transformers conclude, once, that torchaudio is absent; one that is loaded already is left alone."""
+    if "torchaudio" in sys.modules or "transformers.audio_utils" in sys.modules:
+        return
+    sys.modules["torchaudio"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("transformers.audio_utils")
+    except ModuleNotFoundError:
+        pass
+    finally:
+        del sys.modules["torchaudio"]
+
 
 quiet_interrupt()
 skip_torchaudio()

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from ports.eagle3 import train as eagle3
 from ports.estimate import EstimateSettings
 from ports.generate.__main__ import ShowSettings
-from ports.generate.settings import GenerationSettings
+from ports.generate.run import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings
 from ports.hass import train as hass
 from ports.training.checkpoint import seal

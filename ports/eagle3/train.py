@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
-from ports.evaluate.during_training import acceptance_of
+from ports.evaluate.measure import acceptance_of
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer

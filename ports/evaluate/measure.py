@@ -24,6 +24,7 @@ from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
 from ports.generate.conversations import ConversationError
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
+from ports.training.settings import TrainingSettings
 
 TOGETHER, TOO_LONG = 8, "too long for the verifier"
 
@@ -95,13 +96,6 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
-VerifierOption = Annotated[str | None, typer.Option("--verifier", help="default: the one that the checkpoint names")]
-TokensOption = Annotated[int, typer.Option("--tokens", min=1, help="length of an answer at most")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="precision of both models; auto: the verifier's own")]
-EndlessOption = Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="write the result here as JSON")]
-
-
 def measure(
     draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft")],
     prompts: Annotated[
@@ -111,9 +105,9 @@ def measure(
             "Of EAGLE's question.jsonl every turn of an entry is asked after the answer to the one before it"
         ),
     ],
-    verifier: VerifierOption = None,
+    verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="entries of each file; default: all")] = None,
-    tokens: TokensOption = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     speculative_tokens: Annotated[
         int | None, typer.Option(min=1, help="tokens in a proposal; default: as many as the checkpoint names")
     ] = None,
@@ -121,7 +115,7 @@ def measure(
     temperature: Annotated[
         float, typer.Option(help="draft and verifier draw their tokens; 0: both take the likeliest")
     ] = 0.0,
-    ignore_eos: EndlessOption = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="the same draft as its training would start")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws and untrained weights")] = 0,
     vocabulary: Annotated[
@@ -129,14 +123,14 @@ def measure(
         typer.Option(help="folder of a vocabulary map: a HASS draft proposes these tokens, as ports.serving writes it"),
     ] = None,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
-    dtype: DtypeOption = Dtype.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
     chat_template: Annotated[
         str, typer.Option(help="chat family of conversations; default: as in the records that the draft was trained on")
     ] = "",
     plot: Annotated[
         Path | None, typer.Option(help="draw the acceptance by position here: .svg or .png; needs matplotlib")
     ] = None,
-    json: JsonOption = None,
+    json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
 ) -> dict[str, Any]:
     """Decode with a draft's proposals and count what the verifier accepts, as vLLM counts.
 
@@ -182,6 +176,20 @@ def measure(
     if json is not None:
         write_json(json, result)
     return result
+
+
+def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
+    """From a draft's directory to its acceptance length on ``--val_prompts``, if a trainer has any.
+
+    Raises:
+        InputError: a file that holds no prompts, or none that fits, before anything is trained.
+    """
+    file, verifier, tokens = settings.val_prompts, settings.basepath, settings.val_tokens
+    if file is None:
+        return None
+    longest = longest_prompt(verifier, tokens, settings.forward_num_total)
+    read_files([file], verifier, family_of(settings.tmpdir), longest)
+    return lambda directory: float(measure(directory, [file], verifier=verifier, tokens=tokens)["acceptance_length"])
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:

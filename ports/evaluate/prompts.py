@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ports.errors import InputError, reason
-from ports.files import check_regular, is_text, read_json
+from ports.files import check_regular, read_json
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Message, dialogue_of, form_of
 from ports.training.records import GENERATION
@@ -133,12 +133,11 @@ class _Asker:
         if isinstance(value, Mapping) and isinstance(value.get("prompt"), str):
             value = value["prompt"]
         if isinstance(value, str):
-            return Prompt(self._checked(self.tokenizer()(_text(value))["input_ids"]))
+            text = dialogue_of({"prompt": value})[0]["content"]
+            return Prompt(self._checked(self.tokenizer()(text)["input_ids"]))
         if not isinstance(value, Mapping):
             return Prompt(self._checked(value))
         said = dialogue_of(value)
-        for turn in said:
-            _text(turn["content"])
         return self._asked([], said) if form_of(value) == "turns" else Prompt(self._rendered(said))
 
     def _asked(self, before: list[Message], turns: Sequence[Message]) -> Prompt:
@@ -152,11 +151,12 @@ class _Asker:
         return Prompt(self._rendered(said), ask_on if turns[1:] else None)
 
     def _rendered(self, messages: Sequence[Message]) -> list[int]:
-        turns = prompt_of(messages)
-        if not turns:
+        """Ids of the turns up to the last one of a user."""
+        ends = [place for place, message in enumerate(messages, 1) if message["role"] == "user"]
+        if not ends:
             raise ConversationError("no turn of a user")
         try:
-            return self._checked(self.family.prompt_ids(self.tokenizer(), turns))
+            return self._checked(self.family.prompt_ids(self.tokenizer(), messages[: ends[-1]]))
         except Exception as error:  # templates raise errors of their own, and a tokenizer may have none
             raise ConversationError(reason(error)) from error
 
@@ -167,15 +167,3 @@ class _Asker:
         if not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise ConversationError(f"ids in [{min(ids)}, {max(ids)}], not all in [0, {self.vocab_size})")
         return ids
-
-
-def _text(words: str) -> str:
-    if not is_text(words):
-        raise ConversationError(f"a lone surrogate in {ascii(words)[:60]}")
-    return words
-
-
-def prompt_of(messages: Sequence[Message]) -> list[Message]:
-    """The turns up to the last one of a user; empty without a user."""
-    ends = [place for place, message in enumerate(messages, 1) if message["role"] == "user"]
-    return list(messages[: max(ends, default=0)])

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from ports.commands import exit_code
 from ports.generate.conversations import ConversationError, load_conversations
-from ports.generate.run import generate, prepare, say, summary
-from ports.generate.settings import GenerationSettings
+from ports.generate.run import GenerationSettings, generate, prepare, say, summary
 from ports.generate.vocabulary import choose_vocabulary
 from ports.training.settings import parse
 from ports.training.verifier import open_tokenizer

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError, reason
-from ports.files import check_output, check_output_file, check_regular, is_text
+from ports.files import check_output, check_output_file, check_regular
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.engines import Engine, Prompt, choose_engine, longest_dialogue
-from ports.generate.manifest import digest, start_or_go_on
+from ports.generate.records import digest, start_or_go_on
 from ports.training.checkpoint import DirectoryLock
 from ports.training.settings import CommandSettings, parse
 from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_fingerprint
@@ -99,8 +99,8 @@ def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
             turns = conversations.messages(row)
         except ConversationError as error:
             raise InputError(data, f"row {row}", error, "a dialogue or a prompt") from error
-        if not all(is_text(turn["content"]) for turn in turns) or not rounds_of(turns):
-            raise InputError(data, f"row {row}", ascii(turns)[:80], "text, and a turn of a user")
+        if not rounds_of(turns):
+            raise InputError(data, f"row {row}", ascii(turns)[:80], "a turn of a user")
         found.append(turns)
     return found
 

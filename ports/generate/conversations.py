@@ -12,7 +12,7 @@ from datasets import Dataset, load_dataset
 from pyarrow import ArrowInvalid
 
 from ports.errors import InputError, reason
-from ports.files import check_regular
+from ports.files import check_regular, is_text
 
 Kind = Literal["sharegpt", "ultrachat", "any"]
 Message = dict[str, str]
@@ -50,7 +50,7 @@ def dialogue_of(row: Mapping[str, Any]) -> list[Message]:
     A ShareGPT dialogue loses a first turn that is the assistant's.
 
     Raises:
-        ConversationError: none of them, no turns, an unknown role, or a turn without text.
+        ConversationError: none of them, no turns, an unknown role, or a turn without text that can be written.
     """
     return FORMS[form_of(row)](row)
 
@@ -94,6 +94,8 @@ def _message(turn: Any, role: str, content: str) -> Message:
         raise ConversationError(f"{role}: found {found!r:.40}, expected one of {', '.join(ROLES)}")
     if not isinstance(turn.get(content), str):
         raise ConversationError(f"{content}: found {turn.get(content)!r:.40}, expected text")
+    if not is_text(turn[content]):
+        raise ConversationError(f"{content}: found a lone surrogate in {ascii(turn[content])[:60]}, expected text")
     return {"role": ROLES[turn[role]], "content": turn[content]}
 
 

@@ -39,8 +39,7 @@ from ports.generate.answers import AnswersSettings, Asking, read_dialogues, roun
 from ports.generate.chat import load_family
 from ports.generate.conversations import Message
 from ports.generate.engines import choose_engine
-from ports.generate.manifest import digest, start_or_go_on, write_manifest
-from ports.generate.records import geometry_of
+from ports.generate.records import digest, geometry_of, start_or_go_on, write_manifest
 from ports.generate.run import bytes_in, say
 from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabulary
 from ports.hass.config import load_draft_config as load_hass

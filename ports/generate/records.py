@@ -1,8 +1,13 @@
-"""Records on disk: deterministic bytes, whole or not at all, and what a directory of them was made from."""
+"""Records on disk: deterministic bytes, whole or not at all, and a manifest of what a directory was made from.
+
+A run that goes on must be the same run: it starts with the manifest, or holds itself against the one that is there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ports.errors import InputError
-from ports.generate.manifest import start_or_go_on
+from ports.files import read_json
 from ports.training.checkpoint import write_file
 from ports.training.online import PROTOTYPE_DTYPE, chosen_layers
 from ports.training.records import GENERATION, SUFFIX, SUFFIXES, RecordInfo, parse_info
@@ -104,6 +109,49 @@ class Manifest:
         """What the record of ``row`` says about itself."""
         common = ("algorithm", "verifier", "tokenizer", "feature_layers", "loss_mask", "chat_template")
         return RecordInfo(row=row.number, **{name: getattr(self, name) for name in common})
+
+
+def write_manifest(file: Path, content: Mapping[str, Any]) -> None:
+    """As JSON, whole or not at all."""
+    write_file(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: str, **more: Any) -> dict[str, Any]:
+    """What the manifest ``file`` says, once it says what is ``made`` by this command; it is written if there is none.
+
+    Args:
+        file: the manifest.
+        made: what must be the same, by name.
+        field: the flag that names the place, for errors.
+        lies_there: what such a command would have left there; empty: nothing.
+        more: what a new manifest says besides.
+
+    Raises:
+        InputError: something lies there without a manifest, or with one that says otherwise or cannot be read.
+    """
+    if not file.exists():
+        if lies_there:
+            raise InputError(
+                file.parent, field, f"{lies_there} without {file.name}", "what this command left, or nothing"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(file, {**made, **more})
+    content = read_json(file, "manifest", "what this command wrote")
+    if not isinstance(content, dict):
+        raise InputError(file, "manifest", type(content).__name__, "what this command wrote")
+    for name, value in made.items():
+        found = content.get(name, "nothing")
+        if found != value:
+            raise InputError(file, name, found, f"{value}, as this command says; another one takes another --{field}")
+    return content
+
+
+def digest(items: Iterable[Any]) -> str:
+    """16 hex digits of what JSON can hold, in order."""
+    content = hashlib.sha256()
+    for item in items:
+        content.update(json.dumps(item).encode())
+    return content.hexdigest()[:16]
 
 
 def write_or_check(outdir: Path, manifest: Manifest) -> None:

@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from ports.errors import InputError
-from ports.evaluate.during_training import acceptance_of
+from ports.evaluate.measure import acceptance_of
 from ports.hass.config import HassSpeculatorConfig, load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective

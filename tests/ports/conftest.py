@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -114,13 +113,7 @@ def flags(fixture, tmp_path, port):
     """The same as a command line, shuffled and with noise."""
     values = {**data_of(fixture, port), "cpdir": tmp_path / "checkpoints", "bs": 2, "num_workers": 0, "epoch": 0}
 
-    def make(**changes) -> list[str]:
-        pairs = {**values, "no-progress": None, **changes}
-        return [
-            word for name, value in pairs.items() for word in ([f"--{name}"] + ([] if value is None else [str(value)]))
-        ]
-
-    return make
+    return lambda **changes: words_of({**values, "no-progress": None, **changes})
 
 
 @pytest.fixture
@@ -152,28 +145,19 @@ def batch_of(settings, port):
     return make
 
 
-@dataclass
-class Refusal:
-    error: InputError | None = None
-
-
 @pytest.fixture
 def refuses():
     """``with refuses(file, field, found, expected):`` the block must raise an InputError that names all four."""
 
     @contextmanager
     def expect(file, field: str, found: str, expected: str):
-        refusal = Refusal()
         with pytest.raises(InputError) as caught:
-            yield refusal
-        refusal.error = caught.value
-        message = str(caught.value)
-        head, _, tail = message.partition(": found ")
-        assert str(file) in head, message
-        assert head.endswith(f": {field}"), message
-        said_found, _, said_expected = tail.rpartition(", expected ")
-        assert found in said_found, message
-        assert expected in said_expected or expected in tail.partition(", expected ")[2], message
+            yield caught
+        error = caught.value
+        assert str(file) in error.file, error
+        assert f": {error.field}".endswith(f": {field}"), error
+        assert found in str(error.found), error
+        assert expected in str(error).partition(", expected ")[2], error
 
     return expect
 

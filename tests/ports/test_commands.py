@@ -1,4 +1,4 @@
-"""Whatever happens to a command from outside ends in a line and an exit code."""
+"""Whatever happens to a command from outside, from its first import on, ends in a line and an exit code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from ports import commands, estimate
+from ports import SCRIPTS, commands, estimate, is_command
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 
@@ -30,19 +31,9 @@ class Unread(io.StringIO):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
-def raises(error):
+def raises(error, cause=None):
     def run():
-        raise error
-
-    return run
-
-
-def while_interrupted(error):
-    def run():
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as interrupt:
-            raise error from interrupt
+        raise error from cause
 
     return run
 
@@ -58,12 +49,11 @@ ENDS = [
     (lambda: None, 0, ""),
     (lambda: 75, 75, ""),
     (lambda: print("a name that is no text: \udcff"), 0, ""),
-    (raises(InputError("a file", "a field", 1, 2)), 2, "error: a file: a field: found 1, expected 2"),
     (raises(KeyError("x")), 2, "error: 'x'"),
     (raises(InputError("two\nlines", "a field", 1, 2)), 2, "error: two\\nlines: a field: found 1, expected 2"),
     (raises(KeyboardInterrupt()), 130, "interrupted"),
-    (while_interrupted(ValueError("a library's")), 130, "interrupted"),
-    (while_interrupted(InputError("a file", "a field", 1, 2)), 130, "interrupted"),
+    (raises(ValueError("a library's"), KeyboardInterrupt()), 130, "interrupted"),
+    (raises(InputError("a file", "a field", 1, 2), KeyboardInterrupt()), 130, "interrupted"),
     (raises(NO_ROOM), 2, "error: the system: found [Errno 28] No space left on device: 'metrics.jsonl', expected "),
     (lambda: print("unread", file=Unread()), 141, "nobody reads the output"),
     (lambda: Console(file=Unread()).print("unread"), 141, "nobody reads the output"),
@@ -129,3 +119,26 @@ def test_an_interrupt_while_the_libraries_load(flags):
     assert process.returncode in (130, -signal.SIGINT), said
     assert said.strip().split("\n")[-1] == "interrupted"
     assert "Traceback" not in said
+
+
+USE = "import transformers.audio_utils"
+AFTER = "import sys, importlib.util as u; assert 'torchaudio' not in sys.modules; assert u.find_spec('torchaudio')"
+
+
+@pytest.mark.parametrize(("code", "said"), [(f"import ports; {USE}; {AFTER}", ""), (USE, "undefined symbol")])
+def test_transformers_imports_beside_a_broken_torchaudio_after_ports(tmp_path, code, said):
+    """Its own import fails as that of another build does."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('undefined symbol')\n")
+    (tmp_path / "torchaudio-9.9.0.dist-info").mkdir()
+    (tmp_path / "torchaudio-9.9.0.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 9.9.0\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert said in result.stderr
+    assert (result.returncode == 0) is (said == ""), result.stderr
+
+
+def test_every_script_of_the_project_is_known():
+    scripts = re.findall(r'^([\w-]+) = "[\w.]+:main"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(scripts) == SCRIPTS
+    assert not is_command("/usr/bin/pytest")

@@ -135,7 +135,6 @@ def refused(ran, *words):
 FIFOS = [
     ("eagle3", "eagle3/0/data_1.ckpt", "file"),
     ("eagle3", "eagle3/0/data_1.safetensors", "file"),
-    ("vocabulary", "eagle3/0/data_0.safetensors", "file"),
     ("eagle3", "draft_eagle3.json", "configpath"),
     ("eagle3", "t2d.npy", "t2d"),
     ("eagle3", "run.yaml", "--config"),
@@ -143,7 +142,6 @@ FIFOS = [
     ("evaluate", "trained_eagle3/model.safetensors", "ckpt_path"),
     ("generate", "share.json", "data_path"),
     ("generate", "verifier/z.safetensors", "weights"),
-    ("hass", "verifier/z.safetensors", "weights"),
 ]
 NO_THETA = {"rope_theta": "x"}
 SITUATIONS = [

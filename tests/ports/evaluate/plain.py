@@ -17,23 +17,6 @@ from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name, ttt_cache
 
 
-def count_accepted(
-    draft: Any, states: Sequence[Tensor], prompt: Sequence[int], greedy: Sequence[int], length: int, size: int
-) -> Counters:
-    """Generate ``length`` tokens with proposals of ``size``, checked against the verifier's ``greedy`` tokens.
-
-    ``states`` [T, h] are the verifier's on the whole text; the last proposal may reach past ``length``, so ``greedy``
-    has ``size`` tokens more. The verifier gives the first token alone, and one of its own after every proposal.
-    """
-    accepted, done = [], 1
-    while done < length:
-        text = [*prompt, *greedy[:done]]
-        proposal = propose(draft, [state[: len(text) - 1] for state in states], text, size)
-        accepted.append(agreeing(proposal, greedy[done : done + size]))
-        done += accepted[-1] + 1
-    return Counters.of(accepted, size)
-
-
 @torch.no_grad()
 def propose(draft: Any, states: Sequence[Tensor], text: Sequence[int], size: int) -> list[int]:
     """The ``size`` tokens that the draft expects after ``text`` [T + 1], whose last token has no ``states`` [T, h]."""
@@ -88,14 +71,20 @@ def continue_greedily(model: Any, ids: Sequence[int], length: int) -> list[int]:
 
 
 def simulate(draft: Any, verifier: Any, prompts: Sequence[Sequence[int]], length: int, size: int) -> Counters:
-    """All prompts together."""
-    parts = []
+    """Of ``length`` tokens after each prompt, the proposals of ``size`` that agree with the verifier's own tokens.
+
+    The verifier gives the first token alone, and one of its own after every proposal; the last may reach past the end.
+    """
+    accepted = []
     for prompt in prompts:
-        greedy = continue_greedily(verifier, prompt, length + size)
+        greedy, done = continue_greedily(verifier, prompt, length + size), 1
         states = hidden_states(verifier, [*prompt, *greedy])
-        parts.append(count_accepted(draft, states, prompt, greedy, length, size))
-    accepted = [sum(places) for places in zip(*(part.accepted_per_position for part in parts), strict=True)]
-    return Counters(sum(part.drafts for part in parts), tuple(accepted))
+        while done < length:
+            text = [*prompt, *greedy[:done]]
+            proposal = propose(draft, [state[: len(text) - 1] for state in states], text, size)
+            accepted.append(agreeing(proposal, greedy[done : done + size]))
+            done += accepted[-1] + 1
+    return Counters.of(accepted, size)
 
 
 def agreeing(proposal: Sequence[int], greedy: Sequence[int]) -> int:

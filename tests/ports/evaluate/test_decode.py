@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.measure import count, evaluate
 from ports.evaluate.sampling import Proposal
-from ports.evaluate.verifier import Reader
+from ports.evaluate.verifier import Memory, longest_prompt, open_verifier
 from tests.ports.evaluate.plain import continue_greedily, propose, simulate
 
 LENGTH, SIZE = 17, 3
@@ -63,43 +64,24 @@ def test_plain_decoding_is_the_verifiers_generate(pair, prompts):
     assert found == answers_of(pair, prompts)
 
 
-def test_proposals_after_any_acceptance_are_those_of_drafting_without_a_cache(pair, scripted, prompts):
-    plain = copy.deepcopy(pair.draft)
-    decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
-    assert len(scripted.said) > 5 * len(prompts)
-    for text, said in scripted.said:
-        states = pair.states(text[:-1])
-        assert said == propose(plain, states, text, SIZE)
-
-
-def test_features_of_a_rejected_token_would_show(pair, scripted, prompts, monkeypatch):
-    """The planted fault: the draft keeps what it cached of its own proposals."""
-    monkeypatch.setattr("ports.evaluate.verifier.Memory.crop", lambda self, slots: None)
-    decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
-    plain = copy.deepcopy(pair.draft)
+@pytest.mark.parametrize(("fault", "seen"), [("", (False, False)), ("crop", (True, False)), ("keep", (True, True))])
+def test_proposals_after_any_acceptance_are_those_of_drafting_without_a_cache(
+    pair, scripted, prompts, monkeypatch, fault, seen
+):
+    """The planted faults: the draft keeps what it cached of its own proposals, the verifier of rejected ones."""
+    if fault:
+        monkeypatch.setattr(Memory, fault, lambda self, words: None)
+    plain, found = copy.deepcopy(pair.draft), decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
     wrong = [said != propose(plain, pair.states(text[:-1]), text, SIZE) for text, said in scripted.said]
-    assert sum(wrong) > 0
+    assert (any(wrong), [answer.tokens for answer in found] != answers_of(pair, prompts)) == seen
+    assert len(scripted.said) > 5 * len(prompts)
 
 
-def test_a_hole_that_is_read_would_change_tokens(pair, scripted, prompts, monkeypatch):
-    """The planted fault: the verifier keeps what it cached of rejected proposals."""
-    monkeypatch.setattr("ports.evaluate.verifier.Memory.keep", lambda self, fresh: None)
-    found = decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
-    assert [answer.tokens for answer in found] != answers_of(pair, prompts)
-
-
-def test_counts_are_those_of_a_simulation(pair, prompts):
-    found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE, batch_size=4)
-    assert count(found, SIZE) == simulate(copy.deepcopy(pair.draft), pair.judge, prompts, LENGTH, SIZE)
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 1), (3, 4), (5, 6)])
+def test_counts_are_those_of_a_simulation(pair, prompts, size, batch_size):
+    found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), size, batch_size)
+    assert count(found, size) == simulate(copy.deepcopy(pair.draft), pair.judge, prompts, LENGTH, size)
     assert [answer.tokens for answer in found] == [answer.plain for answer in found] == answers_of(pair, prompts)
-
-
-@pytest.mark.parametrize("size", [1, 5])
-def test_any_batch_and_any_size_count_the_same(pair, prompts, size):
-    alone = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), size, batch_size=1)
-    together = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), size, batch_size=6)
-    assert alone == together
-    assert len(count(alone, size).accepted_per_position) == size
 
 
 def test_a_token_that_ends_an_answer_ends_it(pair, scripted, prompts):
@@ -114,18 +96,19 @@ def test_a_token_that_ends_an_answer_ends_it(pair, scripted, prompts):
     assert found[1].accepted == []
 
 
-def test_a_draft_that_changes_tokens_is_reported(pair, prompts, monkeypatch):
-    """The planted fault: whatever the draft proposes becomes part of the text."""
-    check = Reader.check
+def test_one_window_for_all_layers_changes_no_token(fixture, pair, prompts, cpu):
+    """The verifier's weights in a Mistral, whose config names no types of layers; prompts exceed the window.
 
-    def credulous(self, proposal):
-        block, accepted = check(self, proposal)
-        size = proposal.tokens.shape[1]
-        block.ids[:, :size] = proposal.tokens
-        return block, torch.full_like(accepted, size)
-
-    monkeypatch.setattr(Reader, "check", credulous)
-    found = evaluate(pair.judge, pair.drafter, prompts, Limits(LENGTH), SIZE)
-    told = [(answer.difference, plain) for answer, plain in zip(found, answers_of(pair, prompts)) if answer.difference]
-    assert told
-    assert all(plain[first["place"]] == first["plain"] != first["drafted"] for first, plain in told)
+    Of configs that do: ``tests/ports/architectures``.
+    """
+    file = fixture / "verifier" / "config.json"
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **mistral}))
+    windowed = open_verifier(str(file.parent), "float32", cpu)
+    wanted = [continue_greedily(windowed, prompt, 40) for prompt in prompts]
+    assert wanted != [continue_greedily(pair.judge, prompt, 40) for prompt in prompts]
+    drafter = Scripted(pair.drafter, prompts, [prompt + more for prompt, more in zip(prompts, wanted)])
+    limits = Limits(20)
+    for found in decode(windowed, prompts, limits), decode_speculatively(windowed, drafter, prompts, limits, 3):
+        assert [answer.tokens for answer in found] == [tokens[:20] for tokens in wanted]
+    assert longest_prompt(str(file.parent), 10, 3) == 512 - 10 - 3

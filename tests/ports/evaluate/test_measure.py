@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +19,13 @@ from ports.evaluate.measure import Counters, ask, count, evaluate, measure, summ
 from ports.evaluate.plot import write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
-from ports.evaluate.verifier import end_tokens
+from ports.evaluate.verifier import Reader, end_tokens
 from ports.generate.conversations import ConversationError
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.hass import train as hass
 from ports.training.saving import save_draft
 from tests.ports.conftest import settings_of
+from tests.ports.evaluate.plain import continue_greedily
 
 
 def test_a_position_counts_proposals_accepted_at_least_that_far():
@@ -85,19 +85,25 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts, cpu, words):
     assert ("tokens not compared with plain decoding" in said.out.replace("\n", " ")) == drawn
 
 
-def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch):
-    def different(*words):
-        found = evaluate(*words)
-        found[2].plain[4] = 60
-        return found
+def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, prompts, monkeypatch):
+    """The planted fault: whatever the draft proposes becomes part of the text."""
+    check = Reader.check
 
-    monkeypatch.setattr("ports.evaluate.measure.evaluate", different)
-    code, result, said = command("--tokens", 5)
+    def credulous(self, proposal):
+        block, accepted = check(self, proposal)
+        size = proposal.tokens.shape[1]
+        block.ids[:, :size] = proposal.tokens
+        return block, torch.full_like(accepted, size)
+
+    monkeypatch.setattr(Reader, "check", credulous)
+    code, result, said = command("--tokens", 9, "--ignore-eos")
     assert (code, result["lossless"]) == (1, False)
-    (found,) = result["differences"]
-    assert (found["prompt"], found["place"], found["plain"]) == (2, 4, 60)
-    words = f"prompt 2, turn 0, token 4: 60 without the draft, {found['drafted']} with it"
-    assert words in said.out.replace("\n", " ")
+    assert result["differences"]
+    for found in result["differences"]:
+        plain, place = continue_greedily(pair.judge, prompts[found["prompt"]], 9), found["place"]
+        assert plain[place] == found["plain"] != found["drafted"]
+        words = f"prompt {found['prompt']}, turn 0, token {place}: {plain[place]} without the draft"
+        assert words in said.out.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,6 @@ def test_other_tokens_than_plain_decodings_are_exit_code_1(command, monkeypatch)
     [
         (("--prompts", "none.txt"), "--prompts"),
         (("--verifier", "nowhere/at-all"), "basepath"),
-        (("--device", "abacus"), "--device"),
         (("--tokens", 5000), "--tokens"),
         (("--tokens", 507), "prompts"),
         (("--temperature", "nan"), "--temperature"),
@@ -142,23 +147,17 @@ def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, 
 
 def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_all(command, tmp_path, monkeypatch):
     pictures = [tmp_path / name for name in ("0.svg", "1.svg", "2.png")]
-    for picture in pictures[:2]:
-        assert command("--tokens", 5, "--plot", picture)[0] == 0
-    assert command("--tokens", 5, "--plot", pictures[2], "--dtype", "bfloat16")[1]["drafts"] > 0
+    for picture, dtype in zip(pictures, ("auto", "auto", "bfloat16")):
+        assert command("--tokens", 5, "--plot", picture, "--dtype", dtype)[1]["drafts"] > 0
     first, second, other = (picture.read_bytes() for picture in pictures)
     assert first == second
     assert (first[:5], other[:4]) == (b"<?xml", b"\x89PNG")
-    before, replace = (tmp_path / "result.json").read_bytes(), os.rename
-
-    def breaks(source, target):
-        assert json.loads(Path(source).read_text())["tokens"] < json.loads(before)["tokens"]
-        raise OSError("a broken disk")
-
-    monkeypatch.setattr(os, "rename", breaks)
-    code, _, said = command("--tokens", 2)
-    monkeypatch.setattr(os, "rename", replace)
+    before = (tmp_path / "result.json").read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", lambda source, target: os.stat("/a broken disk"))
+        code, _, said = command("--tokens", 2)
     assert (code, (tmp_path / "result.json").read_bytes()) == (2, before)
-    assert "result.json: file: found a broken disk" in said.err
+    assert "result.json: file: found [Errno 2] No such file or directory: '/a broken disk'" in said.err
     assert [path.name for path in tmp_path.glob("*result.json*")] == ["result.json"]
 
 
@@ -176,27 +175,18 @@ def test_a_result_goes_where_a_rename_would_not_reach(tmp_path):
 
 
 def test_a_later_turn_is_asked_after_its_answer_where_it_fits():
-    """Answers count the tokens asked; the second file's second turns are too long, so that a third is never asked, and
+    """Answers count the tokens asked; second turns of the second file are too long, so that no third is asked, and
     refused by the chat template."""
-    short = Prompt([1], lambda answer: Prompt([1, *answer, 2]))
-    long = Prompt([3, 4], lambda answer: Prompt([5] * 9, lambda answer: pytest.fail("it is not asked")))
-    refused = Prompt([6], lambda answer: refuse(answer))
-    asked = []
 
     def refuse(answer):
         raise ConversationError("roles must alternate")
 
-    def answer(texts):
-        asked.append(texts)
-        return [Answer([len(text)], [1]) for text in texts]
-
-    turns = ask([[short], [long, refused]], 8, answer)
-    assert asked == [[[1], [3, 4], [6]], [[1, 1, 2]]]
-    found = [(turn.file, turn.entry, turn.turn, turn.answer and turn.answer.tokens) for turn in turns]
-    assert found == [
-        *[(0, 0, 0, [1]), (0, 0, 1, [3]), (1, 0, 0, [2]), (1, 0, 1, None)],
-        *[(1, 1, 0, [1]), (1, 1, 1, None)],
-    ]
+    short = Prompt([1], lambda answer: Prompt([1, *answer, 2]))
+    long = Prompt([3, 4], lambda answer: Prompt([5] * 9, lambda answer: pytest.fail("it is not asked")))
+    turns = ask([[short], [long, Prompt([6], refuse)]], 8, lambda texts: [Answer([len(text)]) for text in texts])
+    found = [(turn.file, turn.entry, turn.turn, turn.answer and turn.answer.tokens[0]) for turn in turns]
+    assert found[:4] == [(0, 0, 0, 1), (0, 0, 1, 3), (1, 0, 0, 2), (1, 0, 1, None)]
+    assert found[4:] == [(1, 1, 0, 1), (1, 1, 1, None)]
     told = summary(turns, 1)
     reasons = {"too long for the verifier": 1, "roles must alternate": 1}
     assert (told["prompts"], told["left_out"], told["left_out_reasons"]) == (4, 2, reasons)

@@ -7,7 +7,6 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
 from parity.fixtures.tokenizer import ANSWER_HEADER, VOCAB_SIZE, build_tokenizer
 from ports.evaluate.prompts import family_of, read_questions
 from ports.generate.chat import load_family
@@ -75,25 +74,17 @@ def test_of_eagle_s_questions_a_turn_is_asked_after_the_answer_to_the_one_before
     assert asked[-1].ask_on is None
 
 
-@pytest.mark.parametrize(("file", "count"), [(SHAREGPT, 22), (ULTRACHAT, 20)])
-def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
-    prompts = read_questions(file, lambda: tokenizer, VOCAB_SIZE)
-    assert len(prompts) == count
-    assert all(tokenizer.decode(prompt.ids).endswith(ANSWER_HEADER) for prompt in prompts)
-
-
 @pytest.mark.parametrize(
     ("name", "text", "field", "found"),
     [
         ("p.jsonl", "[1, 2\n", "--prompts", "Expecting"),
         ("p.json", "3", "--prompts", "int"),
         ("p.json", '[{"prompt": "\\ud800"}]', "entry 0", "a lone surrogate"),
-        ("p.jsonl", '{"messages": [{"role": "user", "content": "\\udfff"}]}', "line 1", "a lone surrogate"),
         ("p.jsonl", '{"messages": [{"role": "user", "content": [{"text": "a"}]}]}', "line 1", "content: found [{"),
         ("p.jsonl", '{"messages": {"role": "user", "content": "a"}}', "line 1", "messages: found {"),
         ("p.txt", "\n \n", "prompts", "nothing"),
-        ("p.jsonl", "[1, 512]", "line 1", "ids in [1, 512]"),
         ("p.jsonl", "[1]\n[-1]", "line 2", "ids in [-1, -1]"),
+        ("p.jsonl", "[1, 512]", "line 1", "ids in [1, 512]"),
         ("p.jsonl", "[]", "line 1", "[]"),
         ("p.jsonl", "[true]", "line 1", "[True]"),
         ("p.jsonl", '{"prompt_token_ids": "a"}', "line 1", "'a'"),
@@ -101,7 +92,7 @@ def test_the_shipped_conversations_can_be_read(file, count, tokenizer):
         ("p.json", '[{"messages": [{"role": "robot", "content": ""}]}]', "entry 0", "role: found 'robot'"),
         ("p.json", '[{"messages": [{"role": "assistant", "content": "Hi"}]}]', "entry 0", "no turn of a user"),
         ("p.jsonl", '{"turns": "Why?"}', "line 1", "turns: found 'Why?'"),
-        ("p.jsonl", '{"turns": ["Why?", "\\udfff"]}', "line 1", "a lone surrogate"),
+        ("p.jsonl", '{"turns": ["Why?", "\\udfff"]}', "line 1", "turn: found a lone surrogate"),
     ],
 )
 def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, found):
@@ -110,24 +101,18 @@ def test_other_files_are_refused(read, refuses, tmp_path, name, text, field, fou
         read(text=text, name=name)
 
 
-BRIEF = {"system": "Be brief.", "today": "2024-01-02"}
-
-
-def write_made(folder, chat=BRIEF):
-    (folder / "generation.json").write_text(json.dumps({"algorithm": "eagle3", "chat": chat}))
-    return folder
-
-
 def test_conversations_are_rendered_as_the_records_of_the_draft(tmp_path, read, tokenizer, refuses):
-    write_made(tmp_path)
+    made = tmp_path / "generation.json"
+    made.write_text('{"algorithm": "eagle3", "chat": {"system": "Be brief.", "today": "2024-01-02"}}')
     own, plain = (read({"text": "Hi"}, family=family_of(tmp_path, named))[0].ids for named in ("", "auto"))
     assert "Be brief." in tokenizer.decode(own)
     assert "Be brief." not in tokenizer.decode(plain)
     assert family_of(tmp_path).variables["strftime_now"]("%d %m %Y") == "02 01 2024"
     assert family_of(tmp_path / "nowhere") == load_family("auto")
-    for chat in ({"system": 7}, 7):
-        with refuses(tmp_path / "generation.json", "chat", "", ""):
-            family_of(write_made(tmp_path, chat))
+    for content in ('{"chat": {"system": 7}}', "[]"):
+        made.write_text(content)
+        with refuses(made, "chat", "", ""):
+            family_of(tmp_path)
 
 
 def test_a_tokenizer_without_a_template_takes_the_family_s_or_is_refused(tmp_path, read, tokenizer, refuses):

@@ -99,31 +99,25 @@ def test_answers_are_distributed_as_the_verifiers(drafter):
     assert max(p_values(answers, [biased(each) for each in expected()])) < ENOUGH
 
 
+def shifted(self, hidden, choice, pick=Drafter._pick):
+    tokens, weights = pick(self, hidden, choice)
+    return tokens, weights.roll(1, dims=1) + 1e-9
+
+
 FAULTS = {
-    "the residual left out": ("residual", lambda p, q: p),
-    "the draft's share left in": ("residual", lambda p, q: q.clamp(min=1e-9)),
-    "acceptance without the quotient": ("acceptance", lambda p, q: p),
-    "a quotient upside down": ("acceptance", lambda p, q: q / p),
-    "everything accepted": ("acceptance", lambda p, q: torch.ones_like(p)),
+    "the residual left out": ("sampling.residual", lambda p, q: p),
+    "the draft's share left in": ("sampling.residual", lambda p, q: q.clamp(min=1e-9)),
+    "acceptance without the quotient": ("sampling.acceptance", lambda p, q: p),
+    "a quotient upside down": ("sampling.acceptance", lambda p, q: q / p),
+    "everything accepted": ("sampling.acceptance", lambda p, q: torch.ones_like(p)),
+    "the draft's weights at other tokens than those that it says": ("drafter.Drafter._pick", shifted),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_the_rule_is_seen(monkeypatch, fault):
+def test_a_fault_in_the_rule_or_in_the_reading_of_a_draft_vocabulary_is_seen(monkeypatch, fault):
     name, wrong = FAULTS[fault]
-    monkeypatch.setattr(f"ports.evaluate.sampling.{name}", wrong)
-    assert min(p_values(drawn(Guesser()), expected())) < ENOUGH
-
-
-def test_a_draft_vocabulary_read_wrongly_is_seen(monkeypatch):
-    """The draft's weights at other tokens than those that it says."""
-    pick = Drafter._pick
-
-    def shifted(self, hidden, choice):
-        tokens, weights = pick(self, hidden, choice)
-        return tokens, weights.roll(1, dims=1) + 1e-9
-
-    monkeypatch.setattr(Drafter, "_pick", shifted)
+    monkeypatch.setattr(f"ports.evaluate.{name}", wrong)
     assert min(p_values(drawn(Guesser()), expected())) < ENOUGH
 
 

@@ -21,17 +21,12 @@ from ports.generate.answers import main
 from ports.training.verifier import open_tokenizer
 from tests.ports.conftest import words_of
 
+SAID = [("human", "Hi"), ("gpt", "Yes"), ("human", "So")]
 ROWS = [
     {"question": "What is one and one?", "answer": "Two."},
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}]},
     {"turns": ["Name a river.", "Another one, in the north."]},
-    {
-        "conversations": [
-            {"from": "human", "value": "Hi"},
-            {"from": "gpt", "value": "Yes"},
-            {"from": "human", "value": "So"},
-        ]
-    },
+    {"conversations": [{"from": role, "value": text} for role, text in SAID]},
     {"prompt": "Bye"},
 ]
 LENGTH = 9
@@ -141,7 +136,7 @@ REFUSED = [
     ({"data": "/nowhere.jsonl", "rows": None}, None, "data_path: found "),
     ({"rows": [""], "form": "txt"}, None, "messages: found no rows"),
     ({"rows": [{"turns": []}]}, None, "row 0: found turns: found [], expected a list of turns"),
-    ({"rows": [{"messages": [{"role": "assistant", "content": "Yes"}]}]}, None, "expected text, and a turn of a user"),
+    ({"rows": [{"messages": [{"role": "assistant", "content": "Yes"}]}]}, None, "expected a turn of a user"),
     ({"model": "/nowhere"}, None, "/nowhere: tokenizer: found "),
     ({"max_new_tokens": 512}, None, "--max_new_tokens: found 512, expected below 512"),
     ({"top_p": 0}, None, "top_p: found '0'"),

@@ -103,9 +103,11 @@ PLACES = [(begin, trim) for begin in (False, True) for trim in (False, True)]
 """Does the tokenizer put its first token by itself, and trim white space from its offsets?"""
 
 CASES = [
-    *((name, *place) for name in ("llama", "blocks", "qwen") for place in PLACES),
-    *((name, True, False) for name in ("chatml", "qwen3", "gpt_oss")),
+    *((name, None, *place) for name in ("llama", "blocks", "qwen") for place in PLACES),
+    *((name, None, True, False) for name in ("chatml", "qwen3", "gpt_oss")),
+    *(("llama", prepend, begin, False) for prepend in ("never", "first", "always") for begin in (False, True)),
 ]
+"""A writer, where its tokenizer puts a space first (None: one of bytes, which puts none), and its place."""
 
 
 def fast_tokenizer(template: str | None, model: Tokenizer | None = None) -> PreTrainedTokenizerFast:
@@ -150,21 +152,8 @@ def expected(pieces: list[Piece], tokens: list[bytes]) -> list[int]:
     return mask
 
 
-@pytest.mark.parametrize(("name", "begin", "trim"), CASES)
-@hypothesis_settings(max_examples=80, deadline=None)
-@given(turns=dialogues())
-def test_exactly_the_answers_are_in_the_loss(name: str, begin: bool, trim: bool, turns) -> None:
-    made, pieces = encoder(name, begin, trim), list(WRITERS[name](turns))
-    encoded = made(turns)
-    assert encoded.text == "".join(text for text, _ in pieces)
-    assert encoded.ids == made.tokenizer(encoded.text, add_special_tokens=False)["input_ids"]
-    tokens = bytes_of(made.tokenizer, encoded.ids)
-    assert b"".join(tokens).decode() == encoded.text
-    assert encoded.loss_mask == expected(pieces, tokens)
-
-
 @functools.cache
-def spaced_tokenizer(prepend: str, begin: bool) -> PreTrainedTokenizerFast:
+def spaced_encoder(prepend: str, begin: bool) -> Encoder:
     """As SentencePiece's: spaces are characters of their own, one more is put first, and text is normalised."""
     symbols = sorted({*"ab .,x1Yesé漢🙂\n\t▁", *"".join(TEMPLATES.values()), *"systemuserassistantthink<>/"})
     merges = [("▁", "a"), ("Y", "e"), ("Ye", "s"), (".", ",")]
@@ -177,7 +166,7 @@ def spaced_tokenizer(prepend: str, begin: bool) -> PreTrainedTokenizerFast:
     if begin:
         pair = [(BEGIN_OF_TEXT, vocabulary[BEGIN_OF_TEXT])]
         model.post_processor = processors.TemplateProcessing(single=f"{BEGIN_OF_TEXT} $A", special_tokens=pair)
-    return fast_tokenizer(TEMPLATES["llama"], model)
+    return Encoder(fast_tokenizer(TEMPLATES["llama"], model), ChatFamily())
 
 
 def spaced_text(fast: PreTrainedTokenizerFast, ids: list[int], text: str) -> list[bytes]:
@@ -192,14 +181,17 @@ def spaced_text(fast: PreTrainedTokenizerFast, ids: list[int], text: str) -> lis
     return pieces
 
 
-@pytest.mark.parametrize("prepend", ["never", "first", "always"])
-@pytest.mark.parametrize("begin", [False, True], ids=["no BOS", "automatic BOS"])
-@hypothesis_settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize(("name", "prepend", "begin", "trim"), CASES)
+@hypothesis_settings(max_examples=80, deadline=None)
 @given(turns=dialogues())
-def test_a_tokenizer_that_puts_spaces_first_gives_the_same_answers(prepend: str, begin: bool, turns) -> None:
-    fast = spaced_tokenizer(prepend, begin)
-    encoded = Encoder(fast, ChatFamily())(turns)
-    assert encoded.loss_mask == expected(list(llama(turns)), spaced_text(fast, encoded.ids, encoded.text))
+def test_exactly_the_answers_are_in_the_loss(name: str, prepend: str | None, begin: bool, trim: bool, turns) -> None:
+    made, pieces = spaced_encoder(prepend, begin) if prepend else encoder(name, begin, trim), list(WRITERS[name](turns))
+    encoded, fast = made(turns), made.tokenizer
+    assert encoded.text == "".join(text for text, _ in pieces)
+    assert encoded.ids == fast(encoded.text, add_special_tokens=False)["input_ids"]
+    tokens = spaced_text(fast, encoded.ids, encoded.text) if prepend else bytes_of(fast, encoded.ids)
+    assert prepend or b"".join(tokens).decode() == encoded.text
+    assert encoded.loss_mask == expected(pieces, tokens)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -8,34 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
-from ports.generate.conversations import ConversationError, load_conversations, split_range
-
-
-@pytest.fixture
-def share(tmp_path):
-    def write(*turns):
-        file = tmp_path / "share.json"
-        file.write_text(json.dumps([{"id": "a", "conversations": list(turns)}]))
-        return load_conversations("sharegpt", str(file), "sft")
-
-    return write
+from ports.generate.conversations import ConversationError, dialogue_of, load_conversations, split_range
 
 
 def test_sharegpt_is_shuffled_with_seed_42_and_ultrachat_is_not() -> None:
-    ids = [row["id"] for row in json.loads(SHAREGPT.read_text())]
-    share = load_conversations("sharegpt", str(SHAREGPT), "sft")
-    shuffled = Dataset.from_list([{"id": name} for name in ids]).shuffle(seed=42)["id"]
-    assert list(shuffled) != ids
-    assert [ids[row] for row in share.order] == list(shuffled)
-    assert (
-        share.messages(0)[0]["content"] == json.loads(SHAREGPT.read_text())[share.order[0]]["conversations"][0]["value"]
-    )
+    rows, share = json.loads(SHAREGPT.read_text()), load_conversations("sharegpt", str(SHAREGPT), "sft")
+    shuffled = list(Dataset.from_dict({"row": range(len(rows))}).shuffle(seed=42)["row"])
+    assert list(share.order) == shuffled != list(range(len(rows)))
+    assert share.messages(0)[0]["content"] == rows[shuffled[0]]["conversations"][0]["value"]
     assert list(load_conversations("ultrachat", str(ULTRACHAT), "sft").order) == list(range(20))
 
 
-def test_a_first_turn_of_the_assistant_is_dropped_and_only_that(share) -> None:
+def test_a_first_turn_of_the_assistant_is_dropped_and_only_that() -> None:
     turns = [{"from": name, "value": name} for name in ("gpt", "gpt", "human", "gpt", "system")]
-    assert [m["content"] for m in share(*turns).messages(0)] == ["gpt", "human", "gpt", "system"]
+    assert [m["content"] for m in dialogue_of({"conversations": turns})] == ["gpt", "human", "gpt", "system"]
 
 
 BAD = [
@@ -43,17 +29,16 @@ BAD = [
     (None, "nothing in conversations"),
     ([{"from": "gpt", "value": "x"}], "expected a turn of the user"),
     ([{"from": "gpt"}], "expected text"),
+    ([{"from": "human", "value": "\ud83d"}], "a lone surrogate"),
     ([{"from": {"a": 1}, "value": "x"}], "one of human"),
     (["human"], "one of human"),
 ]
 
 
 @pytest.mark.parametrize(("turns", "expected"), BAD)
-def test_a_bad_dialogue_says_why(share, turns, expected) -> None:
-    rows = share({"from": "human", "value": "x"})
-    rows = type(rows)([{"conversations": turns}], rows.source, [0])
+def test_a_bad_dialogue_says_why(turns, expected) -> None:
     with pytest.raises(ConversationError, match=expected):
-        rows.messages(0)
+        dialogue_of({"conversations": turns})
 
 
 def test_a_directory_of_files_is_read(tmp_path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from docs.tables import encode_recorded, encoder_of
 from parity.fixtures.dialogues import recordings, word_tokenizer
 from ports.generate.chat import LossMask
-from ports.generate.settings import GenerationSettings
+from ports.generate.run import GenerationSettings
 
 RECORDED = {recording.name: recording for recording in recordings()}
 

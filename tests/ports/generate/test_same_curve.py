@@ -10,19 +10,15 @@ import torch
 from accelerate.utils import set_seed
 
 from parity.fixtures import FIXTURE
-from ports.eagle3 import train as eagle3
 from ports.generate.records import Manifest, Row, geometry_of
-from ports.generate.run import Task, work
-from ports.generate.settings import GenerationSettings
-from ports.hass import train as hass
+from ports.generate.run import GenerationSettings, Task, work
 from ports.training.observer import Observer
 from ports.training.records import GENERATION, list_records, read_record
 from ports.training.runs import finish
-from ports.training.settings import Eagle3Settings, HassSettings
 from ports.training.verifier import verifier_fingerprint
+from tests.ports.conftest import TRAIN, settings_of
 
 VERIFIER = FIXTURE / "verifier"
-ALGORITHMS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 WIDTHS = {"eagle3": {"hidden_state": 192, "target": 64}, "hass": {"hidden_state": 64}}
 VOCAB_SIZE = 320
 CURVE = 3e-6
@@ -60,22 +56,8 @@ def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
 
 def curve_of(algorithm: str, data, cpdir, reset_accelerator) -> list[tuple[float, ...]]:
     reset_accelerator()
-    train, settings_class = ALGORITHMS[algorithm]
-    values = {
-        "basepath": str(VERIFIER),
-        "configpath": str(FIXTURE / f"draft_{algorithm}.json"),
-        "tmpdir": data,
-        "cpdir": cpdir,
-        "bs": 2,
-        "lr": 1e-3,
-        "epoch": 1,
-        "num_workers": 0,
-        "mixed_precision": "no",
-        "progress": False,
-    }
-    if algorithm == "eagle3":
-        values |= {"t2d": FIXTURE / "t2d.npy", "d2t": FIXTURE / "d2t.npy"}
-    settings, curve = settings_class(**values), Curve()
+    train, curve = TRAIN[algorithm][0], Curve()
+    settings = settings_of(FIXTURE, algorithm, tmpdir=data, cpdir=cpdir, bs=2, epoch=1)
     set_seed(0)
     draft = train.build(settings)
     finish(train.start(settings, draft, train.build_dataset(settings, draft.config), None, curve))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,11 +14,6 @@ from ports.errors import InputError
 from ports.serving.bench import main, start_engine
 from ports.training.saving import save_draft
 from tests.processes import await_end_of, wait_for
-
-SECONDS = {0: 4.0, 1: 3.0, 2: 2.0}
-"""Of an engine's answers by k; the first turn of each takes twice as long."""
-FAILS: set[int] = set()
-"""After how many turns an engine fails."""
 
 
 @pytest.fixture
@@ -30,28 +25,25 @@ def prompts(tmp_path):
 
 @pytest.fixture
 def engines(monkeypatch):
-    """Plays engines; gives the sizes that were started, and the answers' last token by k."""
+    """Plays engines: by k the ``seconds`` of its answers, twice as many in its first turn, and their ``last`` token.
+
+    ``started`` are the k of the turns so far; after ``fails`` of them an engine fails.
+    """
     monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: name)
-    started: list[int] = []
-    last = dict.fromkeys(SECONDS, 7)
+    played = SimpleNamespace(seconds={0: 4.0, 1: 3.0, 2: 2.0}, last={0: 7, 1: 7, 2: 7}, started=[], fails=None)
 
     def play(request, cores=""):
         size = request["engine"].get("speculative_config", {}).get("num_speculative_tokens", 0)
-        if len(started) in FAILS:
+        if len(played.started) == played.fails:
             raise InputError("verifier", "vLLM", "no memory", "an engine that serves")
-        seconds = SECONDS[size] * (1 if size in started else 2)
-        started.append(size)
-        run = {"seconds": seconds, "tokens": [[5, 6], [last[size]]], "first_token_seconds": [0.1, 0.3]}
+        seconds = played.seconds[size] * (1 if size in played.started else 2)
+        played.started.append(size)
+        run = {"seconds": seconds, "tokens": [[5, 6], [played.last[size]]], "first_token_seconds": [0.1, 0.3]}
         counted = {"drafts": 4, "accepted_per_position": [2, 1][:size]} if size else {}
         return [{"batch_size": batch_size, **run, **counted} for batch_size in request["batch_sizes"]]
 
     monkeypatch.setattr(ports.serving.bench, "start_engine", play)
-    return started, last
-
-
-@pytest.fixture
-def bench(run_app):
-    return lambda *words: run_app(main, *words)
+    return played
 
 
 @pytest.fixture
@@ -60,11 +52,11 @@ def draft(hass_draft, tmp_path):
 
 
 @pytest.fixture
-def measured(bench, draft, prompts):
+def measured(run_app, draft, prompts):
     def run(*words):
         file = prompts.with_name("result.json")
         sizes = ("--k", 1, "--k", 2, "--batch-size", 1, "--batch-size", 4)
-        code = bench(draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
+        code = run_app(main, draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
         return code, json.loads(file.read_text())
 
     return run
@@ -76,7 +68,7 @@ def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured, promp
     code, result = measured("--tokens", 20)
     assert (result["prompts"], result["left_out"]) == (2, 1)
     assert "1 prompts left out: too long for the verifier" in capsys.readouterr().out
-    assert (code, engines[0]) == (0, [0, 1, 2, 0, 1, 2])
+    assert (code, engines.started) == (0, [0, 1, 2, 0, 1, 2])
     assert [row["seconds"] for row in result["rows"]] == 2 * [4.0, 3.0, 2.0]
     assert [row["tokens_per_second"] for row in result["rows"][:3]] == [3 / 4, 1.0, 3 / 2]
     assert [row["times_plain"] for row in result["rows"][:3]] == [1.0, 4 / 3, 2.0]
@@ -85,10 +77,9 @@ def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured, promp
     assert {size: row["speculative_tokens"] for size, row in result["best"].items()} == {"1": 2, "4": 2}
 
 
-def test_no_draft_may_be_the_best_and_answers_that_a_draft_changed_are_counted(engines, measured, monkeypatch, prompts):
+def test_no_draft_may_be_the_best_and_answers_that_a_draft_changed_are_counted(engines, measured, prompts):
     pytest.importorskip("matplotlib")
-    monkeypatch.setitem(SECONDS, 0, 1.0)
-    engines[1][2] = 8
+    engines.seconds[0], engines.last[2] = 1.0, 8
     code, result = measured("--plot", prompts.with_name("rates.svg"))
     assert code == 1
     assert [row["other_answers"] for row in result["rows"][:3]] == [0, 0, 1]
@@ -96,15 +87,14 @@ def test_no_draft_may_be_the_best_and_answers_that_a_draft_changed_are_counted(e
     assert "<svg" in prompts.with_name("rates.svg").read_text()
 
 
-def test_an_engine_that_fails_in_a_later_round_takes_nothing_with_it(engines, measured, monkeypatch, capsys):
+def test_an_engine_that_fails_in_a_later_round_takes_nothing_with_it(engines, measured, capsys):
     """One of the first round is all there is to say."""
-    monkeypatch.setattr(sys.modules[__name__], "FAILS", {4})
+    engines.fails = 4
     code, result = measured("--rounds", 3)
     assert (code, [row["seconds"] for row in result["rows"][:3]]) == (1, [4.0, 6.0, 4.0])
     assert result["failed"].startswith("k = 1 in round 2: verifier: vLLM: found no memory")
     assert "an engine failed" in capsys.readouterr().out
-    engines[0].clear()
-    monkeypatch.setattr(sys.modules[__name__], "FAILS", {2})
+    engines.started, engines.fails = [], 2
     assert measured("--json", "/dev/null")[0] == 2
     assert "error: verifier: vLLM: found no memory" in capsys.readouterr().err
 
@@ -132,12 +122,12 @@ def test_an_evaluator_that_fails_takes_nothing_with_it(engines, measured, monkey
         ((), "vllm: found nothing of that name installed"),
     ],
 )
-def test_refusals(engines, bench, draft, prompts, words, said, capfd, monkeypatch):
+def test_refusals(engines, run_app, draft, prompts, words, said, capfd, monkeypatch):
     if not words:
         monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: None)
-    assert bench(draft, "--prompts", prompts, *words) == 2
+    assert run_app(main, draft, "--prompts", prompts, *words) == 2
     assert said in capfd.readouterr().err
-    assert not engines[0]
+    assert not engines.started
 
 
 VLLM = """

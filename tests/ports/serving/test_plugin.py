@@ -35,16 +35,6 @@ def test_the_config_is_completed(hass_draft, tmp_path):
     layer.pop("attention_bias", None)
     describe(whole, layer)
     expected = LlamaConfig(**hass_draft.config.transformer_layer_config.to_dict()).to_dict()
-    assert layer["architectures"] == [ARCHITECTURE]
-    assert layer["architectures"][0].startswith("Eagle")
-    assert (layer["draft_vocab_size"], layer["folded_embedding"]) == (61, False)
-    for name in (
-        "hidden_act",
-        "attention_bias",
-        "rms_norm_eps",
-        "head_dim",
-        "num_key_value_heads",
-        "rope_parameters",
-        "vocab_size",
-    ):
-        assert layer[name] == expected[name], name
+    assert {"hidden_act", "attention_bias", "rms_norm_eps", "head_dim", "vocab_size"} <= expected.keys()
+    assert ARCHITECTURE.startswith("Eagle")
+    assert layer == {**expected, "architectures": [ARCHITECTURE], "draft_vocab_size": 61, "folded_embedding": False}

@@ -151,7 +151,7 @@ def test_a_record_cannot_run_code(tmp_path, refuses, save):
     with refuses(path, "file", "a pickle of more than tensors", "a whole file of plain tensors") as refusal:
         read_record(path, WIDTHS, 10)
     assert not trace.exists()
-    assert "weights_only" not in str(refusal.error), "torch's advice is to load it unsafely"
+    assert "weights_only" not in str(refusal.value), "torch's advice is to load it unsafely"
 
 
 METADATA = [
