@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from parity.fixtures.architectures.gpt_oss import WINDOW
-from parity.fixtures.architectures.llama4 import CHUNK
 from ports.evaluate.verifier import open_verifier
 from ports.generate.records import geometry_of
 from ports.training.online import FeatureReader, load_verifier
@@ -17,7 +15,6 @@ from ports.training.records import list_records, read_record
 from ports.training.verifier import verifier_config
 
 LAYERS = [3, 4, 5]
-SIZES = [("gpt_oss", "sliding_window", WINDOW), ("llama4", "attention_chunk_size", CHUNK)]
 
 
 def texts(tiny) -> list[torch.Tensor]:
@@ -65,32 +62,3 @@ def test_a_batch_gives_what_every_text_gives_alone(tiny):
         (alone,) = reader([ids])
         for name, value in alone.items():
             torch.testing.assert_close(together[name], value, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "key", "size"), SIZES)
-def test_windows_and_chunks_are_shorter_than_the_texts(tiny_of, tmp_path, name, key, size):
-    """A model that looks further gives other states from there on: the fixtures do test what they are there for."""
-    tiny = tiny_of(name)
-    wide = json.loads((tiny.verifier / "config.json").read_text())
-    wide.get("text_config", wide)[key] = 512
-    for file in tiny.verifier.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "config.json").write_text(json.dumps(wide))
-    ids = texts(tiny)[0]
-    near, far = (
-        FeatureReader(load_verifier(str(folder), "auto", "cpu"), None)([ids])[0]["hidden_state"]
-        for folder in (tiny.verifier, tmp_path)
-    )
-    torch.testing.assert_close(near[:size], far[:size], rtol=0, atol=1e-5)
-    assert (near[size:] - far[size:]).abs().max() > 0.05
-
-
-def test_training_without_stored_features_reads_the_same(draft):
-    """From the same records, of which only ids and masks are read."""
-    model = draft.build()
-    stored, online = draft.dataset(model), draft.dataset(model, online=True, verifier_dtype="float32")
-    batches = [each.batch_of([each[index] for index in (0, 3)]) for each in (stored, online)]
-    assert batches[0].keys() == batches[1].keys()
-    for name in ("features", "target", "input_ids", "loss_mask", "attention_mask"):
-        torch.testing.assert_close(batches[1][name], batches[0][name], rtol=0, atol=1e-5)

@@ -27,7 +27,7 @@ from ports.training import keeper
 from ports.training.observer import Observer
 from ports.training.settings import parse
 from ports.training.shards import full_tensor
-from tests.ports.training.conftest import ALGORITHMS
+from tests.ports.conftest import TRAIN
 
 
 class Gradients(Observer):
@@ -94,7 +94,7 @@ def run(algorithm: str, words: list[str], refused: bool = False, full: bool = Fa
 
 def train(algorithm: str, words: list[str], gradients: bool = False, overflow: int | None = None) -> None:
     fresh_state()
-    module, settings_class = ALGORITHMS[algorithm].train, ALGORITHMS[algorithm].settings
+    module, settings_class = TRAIN[algorithm][0], TRAIN[algorithm][1]
     settings = parse(settings_class, words)
     set_seed(settings.seed)
     draft = module.build(settings)

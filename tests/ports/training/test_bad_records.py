@@ -37,7 +37,6 @@ def spoil(file):
     file.write_bytes(file.read_bytes()[:200])
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 @pytest.mark.parametrize("change", [cut(1), cut(2), mask_out, one_row], ids=["T=1", "T=2", "masked", "one row"])
 def test_degenerate_records_train(start_run, data, tmp_path, algorithm, change):
     """Of one or two tokens, outside the loss, or with a single row, alone and beside a good one: finite weights."""
@@ -76,16 +75,6 @@ def test_skipping_is_leaving_out(start_run, data, tmp_path):
     assert len(losses) == 1
 
 
-def test_skips_are_counted_across_a_resume(run_until, run_to_the_end, data, tmp_path):
-    spoil(data["eagle3"] / "data_0.ckpt")
-    straight = run_to_the_end("eagle3", tmp_path / "a", on_bad_record="skip")
-    for stop in (0, 3):
-        checkpoint = run_until("eagle3", tmp_path / f"b{stop}", stop, on_bad_record="skip")
-        resumed = run_to_the_end("eagle3", tmp_path / f"b{stop}", ckpt_path=checkpoint, on_bad_record="skip")
-        assert straight.differs_from(resumed) == []
-        assert resumed.lines[1:] == straight.lines[1:]
-
-
 class NoNumber(Observer):
     """In the second step, of two micro-batches each: a weight that makes the loss NaN, or an infinite gradient."""
 
@@ -100,7 +89,6 @@ class NoNumber(Observer):
             objective.draft.fc.weight.grad[0, 0] = math.inf
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 @pytest.mark.parametrize(("field", "found"), [("loss", "nan"), ("gradient norm", "inf")])
 def test_what_is_no_number_stops_before_the_step_and_names_the_samples(
     start_run, data, tmp_path, algorithm, field, found

@@ -80,14 +80,6 @@ def dataset(settings):
     return build
 
 
-def test_noise_is_on_the_features_only_and_fresh_at_every_visit(dataset):
-    clean, noisy = dataset()[0], dataset(noise=True)
-    first, second = noisy[0], noisy[0]
-    assert not torch.equal(first.features, second.features)
-    for name in ("target", "input_ids", "loss_mask"):
-        assert torch.equal(getattr(first, name), getattr(clean, name))
-
-
 def test_natural_order_shuffling_a_sampler_and_dropped_rests(dataset):
     records = dataset()
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ports.errors import InputError
-from ports.training.effect import sums_of_bits
 from ports.training.observer import Observer
-from tests.ports.training.conftest import ALGORITHMS
+from ports.training.shards import sums_of_bits
+from tests.ports.conftest import TRAIN
 from tests.ports.training.test_bad_records import cut, mask_out, rewrite, spoil
 
 AT_START = {
@@ -44,14 +44,13 @@ def refused(words, fixture, tmp_path, capsys):
 
     def run(algorithm, **changes):
         cpdir = tmp_path / "cp"
-        assert ALGORITHMS[algorithm].train.main(words(algorithm, cpdir, save_steps=1, **changes)) == 2
+        assert TRAIN[algorithm][0].main(words(algorithm, cpdir, save_steps=1, **changes)) == 2
         (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
         return line, cpdir
 
     return run
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("situation", AT_START)
 def test_a_run_without_a_step_is_not_started(refused, algorithm, situation):
     changes, said = AT_START[situation]
@@ -60,7 +59,6 @@ def test_a_run_without_a_step_is_not_started(refused, algorithm, situation):
     assert not cpdir.exists()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("situation", ON_THE_WAY)
 def test_a_run_without_effect_leaves_nothing_that_looks_trained(refused, fixture, algorithm, situation):
     change, changes, said = ON_THE_WAY[situation]

@@ -1,6 +1,5 @@
 """The loop, driven through Eagle3's ``run`` on the tiny fixture."""
 
-import copy
 import json
 import math
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ import torch
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training.data import collate
 from ports.training.loop import _refuse_foreign_accumulation
 from ports.training.observer import Observer
 
@@ -103,28 +101,12 @@ def test_the_mean_of_means_would_fail_that_test(train):
     assert relative_error(mean, big.gradients_at[0]) > 1e-2
 
 
-class LastWindow(Watch):
-    """At the end of the second window, what one batch of its two samples would give under the same weights."""
-
-    def __init__(self, dataset):
-        super().__init__()
-        self.dataset = dataset
-
-    def gradients(self, micro_batch, objective):
-        super().gradients(micro_batch, objective)
-        if micro_batch == 4:
-            twin = copy.deepcopy(objective)
-            twin.zero_grad()
-            twin(collate([self.dataset[3], self.dataset[4]])).backward_loss.backward()
-            self.expected = gradients_of(twin)
-
-
-def test_the_last_window_may_be_shorter_and_is_divided_by_its_own_rows(train, settings, lively_draft):
-    chosen = settings(bs=1, gradient_accumulation_steps=3)
-    watch = LastWindow(eagle3.build_dataset(chosen, lively_draft().config))
-    train(sampler=[0, 1, 2, 3, 4], watch=watch, bs=1, gradient_accumulation_steps=3)
+def test_the_last_window_may_be_shorter_and_is_divided_by_its_own_rows(train):
+    """At a rate that hardly moves the weights, so that its gradient is that of one batch of its two samples."""
+    watch = train(sampler=[0, 1, 2, 3, 4], bs=1, gradient_accumulation_steps=3, lr=1e-9)
+    whole = train(sampler=[3, 4], bs=2, lr=1e-9)
     assert [record.stepped for record in watch.records] == [False, False, True, False, True]
-    assert relative_error(watch.gradients_at[4], watch.expected) < 2e-6
+    assert relative_error(watch.gradients_at[4], whole.gradients_at[0]) < 2e-6
 
 
 def test_epoch_n_makes_n_plus_1_passes_and_everything_is_told(train):
@@ -143,31 +125,6 @@ def test_epoch_n_makes_n_plus_1_passes_and_everything_is_told(train):
         assert record.loss == pytest.approx(sum(record.step_losses), rel=1e-6)
         said = (record.loss, record.lr_after, record.correct / record.rows)
         assert (row["train/loss"], row["train/lr"], row["train/acc"]) == said
-
-
-def test_max_steps_ends_the_run_and_leaves_the_schedule(train):
-    short, long = train(max_steps=2, epoch=2), train(epoch=2)
-    assert len(short.records) == 2
-    assert [record.lr_used for record in short.records] == [record.lr_used for record in long.records[:2]]
-    assert (short.settings.cpdir / "model0" / "model.safetensors").is_file()
-
-
-def test_the_rates_follow_the_schedule(train):
-    watch = train(epoch=1, gradient_accumulation_steps=2)  # 6 * 2 / (2 * 2) = 3 steps planned
-    used = [record.lr_used for record in watch.records]
-    assert used == pytest.approx([1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3, 1e-3 / 3, 0])
-    after = [record.lr_after for record in watch.records if record.stepped]
-    assert after == pytest.approx([2e-3 / 3, 1e-3 / 3, 0, 0])
-
-
-def test_a_batch_without_rows_in_the_loss_is_no_accident(train, fixture):
-    for index in (0, 1):
-        path = fixture / "data_eagle3" / f"data_{index}.ckpt"
-        record = torch.load(path)
-        torch.save({**record, "loss_mask": torch.zeros_like(record["loss_mask"])}, path)
-    watch = train()
-    assert (watch.records[0].rows, watch.records[0].loss, watch.records[0].logged) == (0, 0.0, {})
-    assert all(bool(value.isfinite().all()) for value in watch.parameters_at[2].values())
 
 
 def test_bfloat16_autocast_trains_float32_masters(train):

@@ -12,21 +12,16 @@ from ports.training.alignment import Alignment
 from ports.training.loss import (
     LossImplementation,
     Verifier,
-    count_hits,
     eager_scores,
     fused_kl,
     fused_scores,
     kl_sum,
-    mean_over,
 )
 from ports.training.objective import Step, TTTObjective, step_rows
 from tests.ports.training.test_flash import Largest
 
 WIDTH = 6
 MASKS = {"all rows": [[1, 1], [1, 1]], "some": [[0, 1, 1], [1, 0, 1]], "none": [[0, 0]]}
-
-SIZES = [(1, 8, 3), (5, 4, 1), (7, 16, 100), (64, 20, 257), (300, 64, 1100)]
-"""Rows N, hidden size h, vocabulary D."""
 
 
 def draw(size, closeness=0.3, dtype=torch.float32):
@@ -41,37 +36,10 @@ def draw(size, closeness=0.3, dtype=torch.float32):
     return verifier, theirs, hidden.to(dtype).requires_grad_(), ours.to(dtype).requires_grad_(), weights
 
 
-def plain_hits(verifier, theirs, hidden, ours, weights):
-    target, logits = Verifier(verifier[None], theirs), hidden[None] @ ours.t()
-    return count_hits(logits, target.logits.argmax(-1), weights[None])
-
-
 def fused(verifier, theirs, hidden, ours, weights, topk=0, **changes):
     """The fused form of one TTT step."""
     scores = fused_kl(hidden[None], ours, Verifier(verifier, theirs, **changes), weights[None], topk)
     return replace(scores, kl=scores.kl[0])
-
-
-def exact(verifier, theirs, hidden, ours, weights):
-    """The same in float64, from the definition."""
-    t = torch.softmax(verifier.double() @ theirs.double().t(), dim=-1)
-    log_q = torch.log_softmax(hidden @ ours.t(), dim=-1)
-    return ((torch.xlogy(t, t) - t * log_q).sum(-1) * weights).sum()
-
-
-def gradients(total, hidden, ours, weights):
-    return torch.autograd.grad(mean_over(total, weights.sum()), (hidden, ours))
-
-
-def rounding_of_gradients(verifier, theirs, hidden, ours, weights):
-    """The most that float32 may be off in either gradient, where the draft is so close that q - t is all rounding.
-
-    A logit z is off by a few ulp of the largest, which makes q and t off by as much of themselves.
-    """
-    wanted, logits = verifier.double() @ theirs.double().t(), (hidden @ ours.t()).detach()
-    ulps = 2 * torch.finfo(torch.float32).eps * (1 + logits.abs().max())
-    mass = ulps * (logits.softmax(-1) + wanted.softmax(-1)) * weights[:, None] / weights.sum()
-    return (mass @ ours.detach().abs()).max(), (mass.t() @ hidden.detach().abs()).max()
 
 
 @pytest.fixture(params=[(1, 1), (5, 1), (256, 1 << 22)], ids=["one row", "five rows", "as shipped"])
@@ -126,25 +94,6 @@ def test_bfloat16_logits_are_scored_in_float32():
 
 
 @pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("closeness", [0.003, 0.3])
-@pytest.mark.parametrize("size", SIZES)
-def test_it_is_the_plain_loss_with_its_gradients_and_hits(size, closeness):
-    verifier, theirs, hidden, ours, weights = draw(size, closeness)
-    scores = fused(verifier, theirs, hidden, ours, weights)
-    hits = plain_hits(verifier, theirs, hidden, ours, weights)
-    precise = [value.detach().double().requires_grad_() for value in (hidden, ours)]
-    true_loss = exact(verifier, theirs, *precise, weights)
-    assert (scores.kl - true_loss).abs() <= 1e-6 * (true_loss + weights.sum())
-    found = gradients(scores.kl, hidden, ours, weights)
-    true = gradients(true_loss, *precise, weights)
-    rounding = rounding_of_gradients(verifier, theirs, *precise, weights)
-    for value, best, bound in zip(found, true, rounding, strict=True):
-        scale = best.abs().max().clamp(min=1e-6 / weights.sum())
-        assert (value - best).abs().max() <= max(5e-7 * scale, bound)
-    for name in ("correct", "top", "rows"):
-        assert torch.equal(getattr(scores.hits, name), getattr(hits, name)), name
-
-
 def test_float64_gradcheck():
     verifier, theirs, hidden, ours, weights = draw((6, 3, 5), 0.5, torch.float64)
     target, steps = Verifier(verifier, theirs, torch.float64), torch.stack([weights, torch.ones_like(weights)])
@@ -162,7 +111,8 @@ def test_bfloat16_is_the_plain_loss_in_bfloat16(autocast):
     assert scores.kl.dtype is torch.float32
     total = kl_sum(logits, Verifier(verifier[None], theirs).probabilities, weights[None])
     torch.testing.assert_close(scores.kl, total, rtol=1e-6, atol=0)
-    for value, wanted in zip(gradients(scores.kl, hidden, ours, weights), gradients(total, hidden, ours, weights)):
+    sides = [torch.autograd.grad(each / weights.sum(), (hidden, ours)) for each in (scores.kl, total)]
+    for value, wanted in zip(*sides):
         assert value.dtype is wanted.dtype
         torch.testing.assert_close(value, wanted, rtol=0, atol=0.01 * wanted.abs().max().item())
         slope = (value.double() * wanted).sum() / wanted.double().square().sum()

@@ -6,7 +6,6 @@ import time
 import pytest
 import torch
 
-from parity.fixtures import RECORDINGS
 from ports.training.loss import Hits
 from ports.training.metrics import PassTotals, log_entry
 from ports.training.observer import Observer
@@ -15,21 +14,6 @@ from ports.training.runs import finish
 
 def hits(correct, top, rows):
     return Hits(torch.tensor(correct), torch.tensor(top), torch.tensor(rows))
-
-
-@pytest.mark.parametrize("case", ["eagle3_fp32_k3", "eagle3_fp32_k3_ga2", "eagle3_fp32_k5", "hass_fp32_k3"])
-def test_entries_and_lines_are_those_recorded(case):
-    meta = json.loads((RECORDINGS / case / "meta.json").read_text())
-    rows = [json.loads(line) for line in (RECORDINGS / case / "trajectory.jsonl").read_text().splitlines()]
-    totals = [PassTotals() for _ in range(rows[-1]["epoch"] + 1)]
-    for row in rows:
-        wanted = row["logdict"]
-        extra = {name: wanted[name] for name in ("train/ploss", "train/topkloss") if name in wanted}
-        counted = hits(int(row["cc"]), [int(count) for count in row["topk_correct"]], int(row["ct"]))
-        assert log_entry(row["lr_after"], row["loss"], counted, extra) == wanted
-        totals[row["epoch"]].add(row["loss"], counted)
-    lines = [line for epoch, each in enumerate(totals) for line in each.lines(epoch, len(totals) - 1)]
-    assert lines == [line for line in meta["prints"] if line.startswith(("Epoch [", "Train Accuracy"))]
 
 
 def test_where_no_row_is_in_the_loss_nothing_is_logged_and_lines_are_printed():

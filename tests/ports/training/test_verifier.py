@@ -81,7 +81,6 @@ SHARDS = [
 
 
 @pytest.mark.parametrize("spoil", SHARDS)
-@pytest.mark.parametrize("algorithm", TRAIN)
 def test_a_shard_that_cannot_be_read_is_refused(fixture, folder, refuses, tmp_path, algorithm, spoil):
     spoil(folder)
     with refuses(folder, "weights", "", "regular file" if spoil is to_a_fifo else "whole safetensors"):
