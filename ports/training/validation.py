@@ -31,7 +31,7 @@ from ports.training.loss import mean_over
 from ports.training.prepared import PreparedDataset, is_prepared
 from ports.training.records import check_origin, list_records
 from ports.training.settings import TrainingSettings
-from ports.training.workers import loader_context, start_worker
+from ports.training.stop import loader_context, start_worker
 
 AS_SERVED: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
 """How a data set gives its samples as a draft meets them."""

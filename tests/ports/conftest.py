@@ -114,7 +114,13 @@ def flags(fixture, tmp_path, port):
     """The same as a command line, shuffled and with noise."""
     values = {**data_of(fixture, port), "cpdir": tmp_path / "checkpoints", "bs": 2, "num_workers": 0, "epoch": 0}
 
-    return lambda **changes: words_of({**values, "no-progress": None, **changes})
+    def make(**changes) -> list[str]:
+        pairs = {**values, "no-progress": None, **changes}
+        return [
+            word for name, value in pairs.items() for word in ([f"--{name}"] + ([] if value is None else [str(value)]))
+        ]
+
+    return make
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from parity.fixtures.architectures import ARCHITECTURES, Architecture, build_arc
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate.__main__ import main as generate
 from ports.training.runs import finish
-from tests.ports.conftest import TRAIN, words_of
+from tests.ports.conftest import TRAIN, settings_of, words_of
 
 DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
 DRAFTS = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
@@ -25,7 +25,7 @@ DRAFTS += [(name, "hass", "llama") for name in ARCHITECTURES]
 
 @dataclass(frozen=True)
 class Tiny:
-    """``folder`` holds verifier/, eagle3/ and hass/ (records, a vocabulary map beside the first)."""
+    """``folder`` holds verifier/, data_eagle3/, data_hass/, t2d.npy and d2t.npy."""
 
     architecture: Architecture
     folder: Path
@@ -45,7 +45,7 @@ def make_records(tiny: Tiny, algorithm: str) -> None:
     """With the shipped command, from the shipped conversations."""
     flags = {
         "model_path": tiny.verifier,
-        "outdir": tiny.folder / algorithm,
+        "outdir": tiny.folder / f"data_{algorithm}",
         "data_path": SHAREGPT,
         "dataset": "sharegpt",
         "chat_template": tiny.architecture.family,
@@ -68,7 +68,8 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
             build_architecture(tiny.architecture, tiny.verifier)
             for algorithm in TRAIN:
                 make_records(tiny, algorithm)
-            flags = {"tmpdir": tiny.folder / "eagle3", "basepath": tiny.verifier, "draft_vocab_size": DRAFT_VOCAB_SIZE}
+            flags = {"tmpdir": tiny.folder / "data_eagle3", "output": tiny.folder, "basepath": tiny.verifier}
+            flags |= {"draft_vocab_size": DRAFT_VOCAB_SIZE}
             assert generate(["vocabulary", *words_of(flags)]) == 0
             made[name] = tiny
         return made[name]
@@ -98,17 +99,10 @@ class Draft:
     config: dict[str, Any] = field(default_factory=dict)
 
     def settings(self, **changes: Any) -> Any:
-        data = self.tiny.folder / self.algorithm
-        values = {
-            "basepath": str(self.tiny.verifier),
-            "configpath": str(self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json", **self.config)),
-            "tmpdir": data,
-            "cpdir": self.folder / "checkpoints",
-            **({"t2d": data / "t2d.npy", "d2t": data / "d2t.npy"} if self.algorithm == "eagle3" else {}),
-        }
+        config = self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json", **self.config)
+        values = {"configpath": str(config), "cpdir": self.folder / "checkpoints"}
         values |= {"bs": 2, "lr": 3e-3, "epoch": 1, "forward_num_total": STEPS, "noise": False}
-        values |= {"num_workers": 0, "mixed_precision": "no", "progress": False}
-        return TRAIN[self.algorithm][1](**{**values, **changes})
+        return settings_of(self.tiny.folder, self.algorithm, **{**values, **changes})
 
     @property
     def trainer(self) -> Any:

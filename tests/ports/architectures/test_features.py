@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ports.estimate import EstimateSettings, estimate
 from ports.evaluate.verifier import open_verifier
 from ports.generate.records import geometry_of
 from ports.training.online import FeatureReader, load_verifier
@@ -18,7 +19,7 @@ LAYERS = [3, 4, 5]
 
 
 def texts(tiny) -> list[torch.Tensor]:
-    return [read_record(file, {}, 512)["input_ids"] for file in list_records(tiny.folder / "eagle3")]
+    return [read_record(file, {}, 512)["input_ids"] for file in list_records(tiny.folder / "data_eagle3")]
 
 
 def test_the_text_models_config_is_read(tiny):
@@ -44,15 +45,25 @@ def test_the_precision_may_be_named_outside_of_the_text_model(own_verifier, dtyp
 
 def test_records_hold_the_named_layers_and_the_state_after_the_norm(tiny, cpu):
     judge = open_verifier(str(tiny.verifier), "float32", cpu)
-    for file in list_records(tiny.folder / "eagle3")[:2]:
+    for file in list_records(tiny.folder / "data_eagle3")[:2]:
         record = load_file(file)
         with torch.no_grad():
             output = judge(input_ids=record["input_ids"][None], output_hidden_states=True, use_cache=False)
         fused = torch.cat([output.hidden_states[layer] for layer in LAYERS], dim=-1)[0]
         torch.testing.assert_close(record["hidden_state"], fused, rtol=0, atol=1e-5)
         torch.testing.assert_close(judge.lm_head(record["target"]), output.logits[0], rtol=0, atol=1e-5)
-        other = load_file(tiny.folder / "hass" / file.relative_to(tiny.folder / "eagle3"))
+        other = load_file(tiny.folder / "data_hass" / file.relative_to(tiny.folder / "data_eagle3"))
         torch.testing.assert_close(other["hidden_state"], record["target"], rtol=0, atol=1e-5)
+
+
+def test_an_estimate_takes_the_verifiers_size_from_its_config_alone(draft):
+    config = draft.tiny.draft(draft.algorithm, draft.layer, draft.folder / "draft.json")
+    values = {"model_path": str(draft.tiny.verifier), "configpath": str(config), "max_len": 64}
+    found = estimate(EstimateSettings(algorithm=draft.algorithm, **values))
+    model = load_verifier(str(draft.tiny.verifier), "auto", "cpu")
+    item = 2 if draft.algorithm == "hass" else 4  # float16 for HASS, as the prototype reads its verifier
+    assert found.verifier == item * sum(value.numel() for value in model.parameters())
+    assert found.training_total > found.training["weights, gradients, Adam"] > 0
 
 
 def test_a_batch_gives_what_every_text_gives_alone(tiny):

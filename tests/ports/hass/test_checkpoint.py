@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from speculators import SpeculatorModel, SpeculatorModelConfig
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 REOPEN = """
 import sys
 import ports
+import pytest
 import torch
 from speculators import SpeculatorModel
 try:
@@ -30,6 +32,11 @@ for folder in sys.argv[1:]:
     draft = SpeculatorModel.from_pretrained(folder)
     torch.save([step.logits.detach() for step in draft(**torch.load(f"{folder}.inputs"))], f"{folder}.logits")
 """
+
+
+@pytest.fixture
+def port() -> str:
+    return "hass"
 
 
 def test_speculators_knows_the_model_and_its_config():

@@ -52,22 +52,6 @@ def checkpoint(fixture, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", LOAD)
-def test_the_prototypes_json_is_read_and_attached_to_the_verifier(load, fixture, algorithm):
-    config = load(algorithm, steps=5, rms_norm_eps=1e-4)
-    layer, served = config.transformer_layer_config, config.speculators_config
-    assert (layer.num_hidden_layers, layer.head_dim, layer.vocab_size, layer.rms_norm_eps) == (1, 12, 61, 1e-4)
-    assert (layer.rope_parameters["rope_type"], layer.rope_parameters["factor"]) == ("llama3", 4.0)
-    assert (served.algorithm, served.default_proposal_method) == (algorithm, "greedy")
-    assert served.proposal_methods[0].speculative_tokens == 5
-    assert served.verifier.name_or_path == str(fixture / "verifier")
-    if algorithm == "eagle3":
-        assert config.draft_vocab_size == 23
-        assert config.eagle_aux_hidden_state_layer_ids == [3, 5, 6]
-        norms = (config.norm_before_residual, config.norm_before_fc, config.fc_norm, config.norm_output)
-        assert norms == (True, False, False, False)
-
-
-@pytest.mark.parametrize("algorithm", LOAD)
 def test_a_checkpoint_directory_and_its_config_file(load, checkpoint, fixture, algorithm):
     folder = checkpoint(algorithm)
     for path in (folder, folder / "config.json"):

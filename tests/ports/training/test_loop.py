@@ -1,7 +1,7 @@
-"""The loop, driven through Eagle3's ``run`` on the tiny fixture."""
+"""The loop, driven through Eagle3's run on the tiny fixture, and what it logs and prints."""
 
 import json
-import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +10,8 @@ import torch
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.training.loop import _refuse_foreign_accumulation
+from ports.training.loss import Hits
+from ports.training.metrics import PassClock, PassTotals, log_entry
 from ports.training.observer import Observer
 
 
@@ -22,7 +24,6 @@ class Watch(Observer):
 
     def started(self, objective, optimizer):
         self.events.append("started")
-        self.optimizer = optimizer
 
     def batch(self, micro_batch, batch):
         self.events.append(f"batch {micro_batch}")
@@ -30,7 +31,6 @@ class Watch(Observer):
 
     def outcome(self, micro_batch, outcome):
         self.events.append(f"outcome {micro_batch}")
-        self.outcome_seen = outcome
 
     def gradients(self, micro_batch, objective):
         self.events.append(f"gradients {micro_batch}")
@@ -127,18 +127,6 @@ def test_epoch_n_makes_n_plus_1_passes_and_everything_is_told(train):
         assert (row["train/loss"], row["train/lr"], row["train/acc"]) == said
 
 
-def test_bfloat16_autocast_trains_float32_masters(train):
-    watch, exact = train(mixed_precision="bf16", epoch=5), train(epoch=5)
-    outcome = watch.outcome_seen
-    assert outcome.steps[0].logits.dtype is torch.bfloat16
-    assert outcome.target.probabilities.dtype is torch.float32
-    assert {value.dtype for value in watch.draft.parameters()} == {torch.float32}
-    losses = [record.loss for record in watch.records]
-    assert losses[-1] < losses[2] < math.inf
-    assert losses == pytest.approx([record.loss for record in exact.records], rel=0.02)
-    assert losses != [record.loss for record in exact.records]
-
-
 def test_foreign_accumulation_is_refused(refuses):
     expected = "1 or auto: accumulate with --gradient-accumulation-steps"
     with refuses("DeepSpeed config", "gradient_accumulation_steps", "4", expected):
@@ -156,3 +144,31 @@ def test_debug_stops_at_the_operation_that_gives_nan(train):
 class Poison(Watch):
     def outcome(self, micro_batch, outcome):
         outcome.backward_loss = outcome.backward_loss * torch.sqrt(outcome.backward_loss * 0)
+
+
+def test_where_no_row_is_in_the_loss_nothing_is_logged_and_lines_are_printed():
+    assert log_entry(0.1, 0.0, Hits(torch.tensor(0), torch.tensor([0, 0, 0]), torch.tensor(0))) == {}
+    assert PassTotals().lines(0, 4) == ["Epoch [1/4], Loss: nan", "Train Accuracy: 0.00%"]
+
+
+PAUSE = 0.05
+
+
+def test_a_slow_loader_is_waited_for_and_slow_training_is_not():
+    clock = PassClock()
+    for _ in clock.watch(time.sleep(PAUSE) for _ in range(3)):
+        time.sleep(2 * PAUSE)
+    found = clock.read()
+    assert found["pass/data_wait"] >= 3 * PAUSE
+    assert found["pass/seconds"] - found["pass/data_wait"] >= 6 * PAUSE
+
+
+def test_what_a_pass_waited_is_printed_and_logged_where_it_is_asked_for(train):
+    plain, asked = train(), train(report_data_wait=True)
+    (said,) = [line for line in asked.lines if line not in plain.lines]
+    assert said.startswith("Data wait: ")
+    assert said.endswith("%), padding 25.8%")
+    *others, last = [json.loads(line) for line in (asked.settings.cpdir / "metrics.jsonl").read_text().splitlines()]
+    assert others == [{"step": record.micro_batch, **record.logged} for record in plain.records]
+    assert last.keys() == {"step", "pass/seconds", "pass/data_wait", "pass/padding"}
+    assert last["pass/padding"] == pytest.approx(1 - 46 / (2 * (9 + 12 + 10)))

@@ -1,12 +1,17 @@
-"""Both ways of computing the loss beside the sums as they are defined, in float64; what the fused one keeps."""
+"""Both ways of computing the loss beside the sums as they are defined, what the fused one keeps, and the objectives."""
+
+from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
+from ports.eagle3.objective import Eagle3Objective
+from ports.hass.objective import HassObjective
 from ports.training import loss
 from ports.training.alignment import Alignment
 from ports.training.loss import (
@@ -24,13 +29,13 @@ WIDTH = 6
 MASKS = {"all rows": [[1, 1], [1, 1]], "some": [[0, 1, 1], [1, 0, 1]], "none": [[0, 0]]}
 
 
-def draw(size, closeness=0.3, dtype=torch.float32):
+def draw(size, dtype=torch.float32):
     """Verifier's hidden rows and head, the draft's, and which rows are in the loss."""
     rows, width, vocabulary = size
     verifier, hidden = torch.randn(rows, width), torch.randn(rows, width)
     theirs = 2 * torch.randn(vocabulary, width) / width**0.5
-    ours = theirs + closeness * torch.randn(vocabulary, width) / width**0.5
-    hidden = verifier + closeness * hidden
+    ours = theirs + 0.3 * torch.randn(vocabulary, width) / width**0.5
+    hidden = verifier + 0.3 * hidden
     weights = (torch.rand(rows) < 0.7).long()
     weights[0] = 1
     return verifier, theirs, hidden.to(dtype).requires_grad_(), ours.to(dtype).requires_grad_(), weights
@@ -95,7 +100,7 @@ def test_bfloat16_logits_are_scored_in_float32():
 
 @pytest.mark.usefixtures("chunk")
 def test_float64_gradcheck():
-    verifier, theirs, hidden, ours, weights = draw((6, 3, 5), 0.5, torch.float64)
+    verifier, theirs, hidden, ours, weights = draw((6, 3, 5), torch.float64)
     target, steps = Verifier(verifier, theirs, torch.float64), torch.stack([weights, torch.ones_like(weights)])
     hidden = torch.stack([hidden, 2 * hidden]).detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda *inputs: fused_kl(*inputs, target, steps).kl, (hidden, ours))
@@ -163,3 +168,58 @@ def test_only_the_eager_loss_makes_all_logits(implementation):
     batch = {"attention_mask": torch.ones(2, 4), "loss_mask": torch.ones(2, 4, dtype=torch.int64)}
     objective.score(steps, batch, Verifier(torch.randn(2, 4, 6), torch.randn(9, 6)))
     assert ["logits" in vars(step) for step in steps] == [implementation is LossImplementation.EAGER] * 3
+
+
+only = partial(pytest.mark.parametrize, "port", indirect=True)
+
+
+@pytest.fixture(params=["eagle3", "hass"])
+def port(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def objective(lively_draft, port):
+    def make(steps=3, alignment=Alignment.PROTOTYPE):
+        draft = lively_draft(ttt_alignment=alignment.value)
+        return Eagle3Objective(draft, steps, alignment) if port == "eagle3" else HassObjective(draft, steps)
+
+    return make
+
+
+def test_an_algorithm_may_weigh_its_steps(objective, batch_of, monkeypatch):
+    """Alone and in an accumulation window, what backward runs on is ``total`` of the steps' losses."""
+    chosen, batch, weights = objective(), batch_of(0, 1), torch.tensor([1.0, 0.5, 0.25])
+    reported = chosen(batch).loss
+    monkeypatch.setattr(type(chosen), "total", lambda self, losses: losses @ weights)
+    for window, share in ((None, 1.0), (2 * chosen.rows(batch), 0.5)):
+        outcome = chosen(batch, window)
+        assert torch.equal(outcome.loss, reported)
+        assert torch.allclose(outcome.backward_loss, share * outcome.step_losses @ weights, rtol=1e-5)
+
+
+@only(["eagle3"])
+def test_target_head_and_rotary_frequencies_stay_float32_when_the_module_is_cast(objective, batch_of):
+    chosen, batch = objective(), batch_of(0, 1)
+    exact, frequencies = chosen(batch).target.logits, chosen.draft.rotary_emb.inv_freq.clone()
+    chosen.bfloat16()
+    assert torch.equal(chosen(batch).target.logits, exact)
+    assert chosen.draft.lm_head.weight.dtype is torch.bfloat16
+    assert not torch.equal(chosen.draft.rotary_emb.inv_freq.float(), frequencies)
+    chosen.after_cast()
+    assert chosen.draft.rotary_emb.inv_freq.dtype is torch.float32
+    assert torch.equal(chosen.draft.rotary_emb.inv_freq, frequencies)
+
+
+@only(["hass"])
+def test_under_autocast_the_head_gives_bfloat16_and_gradients_stay_float32(objective, batch_of):
+    chosen = objective(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outcome = chosen(batch_of(0, 1))
+    outcome.backward_loss.backward()
+    assert outcome.steps[1].hidden_in.dtype == outcome.steps[1].hidden.dtype == torch.float32
+    assert outcome.steps[0].logits.dtype == torch.bfloat16
+    assert outcome.target.logits.dtype == torch.float32
+    assert torch.equal(outcome.target.logits, outcome.target.logits.to(torch.bfloat16).float())
+    grads = [value.grad for value in chosen.draft.parameters() if value.grad is not None]
+    assert {value.dtype for value in grads} == {torch.float32}

@@ -14,26 +14,11 @@ from ports.training.data import collate, pack
 from tests.needs import GPU
 from tests.ports.training.test_attention import BOTH, FORMS, draw, errors, numbered, run
 
-LENGTHS = ((5, 1, 9, 2), (7,), (1, 1, 1), (130, 33))
 SAMPLES = (0, 4, 2, 1)
 """9, 3, 12 and 5 tokens: the second is shorter than five steps."""
 
 FLOAT32 = 3e-6
 """The same in float32: sums in another order. Measured at most 8e-7."""
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("alignment", BOTH)
-@pytest.mark.parametrize("step", [0, 1, 4])
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_attention_in_a_packed_row_is_that_of_every_document_alone(lengths, step, alignment, form):
-    inputs = draw((1, 4, 2, sum(lengths), 12), step + 1)
-    grad = torch.randn_like(inputs[0])
-    found = run(FORMS[form], inputs, grad, alignment, numbered(lengths))
-    pieces = zip(*(states.split(lengths, dim=2) for states in (*inputs, grad)), strict=True)
-    alone = [run(ttt_attention, piece[:-1], piece[-1], alignment, torch.ones(1, piece[0].shape[2])) for piece in pieces]
-    wanted = [torch.cat(parts, dim=2) for parts in zip(*alone, strict=True)]
-    assert max(errors(found, wanted, floor=1e-3)) <= 1e-12
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])

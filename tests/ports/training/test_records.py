@@ -203,10 +203,13 @@ def test_files_come_in_natural_order_from_all_folders(tmp_path):
     assert found == ["9/data_3.ckpt", "9/data_20.ckpt", "10/data_1.ckpt", "data_2.ckpt", "data_10.safetensors"]
 
 
-def test_a_missing_or_empty_directory_is_refused(tmp_path, refuses):
+def test_a_directory_that_is_missing_or_empty_or_holds_a_name_that_is_no_text_is_refused(tmp_path, refuses):
     with refuses(tmp_path / "no", "tmpdir", "no such directory", "a directory of records"):
         list_records(tmp_path / "no")
     with refuses(tmp_path, "tmpdir", "no *.ckpt or *.safetensors", "at least one record"):
+        list_records(tmp_path)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/data_\xff.ckpt")).touch()
+    with refuses(tmp_path, "tmpdir", r"the record b'data_\xff.ckpt'", "names in UTF-8"):
         list_records(tmp_path)
 
 
