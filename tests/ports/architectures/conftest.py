@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from parity.fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
 from parity.fixtures.conversations import SHAREGPT
@@ -136,8 +135,3 @@ def eagle3_draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
 @pytest.fixture
 def hass_draft(tiny, tmp_path) -> Draft:
     return Draft(tiny, "hass", "llama", tmp_path)
-
-
-@pytest.fixture
-def cpu() -> torch.device:
-    return torch.device("cpu")

@@ -43,8 +43,8 @@ def test_the_precision_may_be_named_outside_of_the_text_model(own_verifier, dtyp
     assert geometry_of("eagle3", str(own_verifier)).dtype == dtype
 
 
-def test_records_hold_the_named_layers_and_the_state_after_the_norm(tiny, cpu):
-    judge = open_verifier(str(tiny.verifier), "float32", cpu)
+def test_records_hold_the_named_layers_and_the_state_after_the_norm(tiny):
+    judge = open_verifier(str(tiny.verifier), "float32", torch.device("cpu"))
     for file in list_records(tiny.folder / "data_eagle3")[:2]:
         record = load_file(file)
         with torch.no_grad():

@@ -222,12 +222,6 @@ CHANGES = [
     ({"fc.weight": None}, "tensors", "missing ['fc.weight']", "exactly the draft's tensors"),
     ({"fc.bias": torch.zeros(1)}, "tensors", "unexpected ['fc.bias']", "exactly the draft's tensors"),
     ({"fc.weight": torch.zeros(2, 3)}, "fc.weight", "shape (2, 3)", "shape (32, 96)"),
-    (
-        {"fc.weight": torch.zeros(32, 96).to(torch.float8_e4m3fn)},
-        "fc.weight",
-        "torch.float8_e4m3fn",
-        "16 bits and more",
-    ),
     ({"fc.weight": torch.zeros(32, 96).to(torch.complex64)}, "fc.weight", "torch.complex64", "16 bits and more"),
     ({"d2t": torch.zeros(23, dtype=torch.int64)}, "d2t", "another vocabulary map", "the one of the t2d and d2t files"),
     ({"t2d": torch.ones(61, dtype=torch.bool)}, "t2d", "another vocabulary map", "the one of the t2d and d2t files"),

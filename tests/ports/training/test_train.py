@@ -102,10 +102,17 @@ def test_weights_of_a_native_and_of_a_prototype_checkpoint(settings, lively_draf
     assert all(torch.equal(value, trained.get_parameter(name)) for name, value in draft.named_parameters())
 
 
+REFUSED = [
+    ({"topk": 62}, "command line: --topk: found 62, expected at most 61"),
+    ({"ckpt_path": "/nowhere"}, "/nowhere/model.safetensors: ckpt_path: found no such file, expected a Speculators "),
+]
+
+
 @only("hass")
-def test_more_likeliest_tokens_than_there_are_cannot_be_counted(main, flags, tmp_path, capsys):
-    assert main(flags(topk=62)) == 2
-    assert "command line: --topk: found 62, expected at most 61" in capsys.readouterr().err
+@pytest.mark.parametrize(("changes", "said"), REFUSED)
+def test_a_flag_that_names_nothing_is_refused_and_leaves_nothing(main, flags, tmp_path, capsys, changes, said):
+    assert main(flags(**changes)) == 2
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -58,7 +58,6 @@ STARTS = {
     "over a run, on with another one": (nothing, {"ckpt_path": "run"}, 2, RUN),
     "over a run, from its own weights": (nothing, OWN_WEIGHTS, 2, RUN),
     "on, but no state is left": (without_states, {"ckpt_path": "auto"}, 2, NO_STATE),
-    "on with nothing": (empty, {"ckpt_path": "cp/none"}, 2, "model.safetensors: ckpt_path: found no such file"),
     "both": (nothing, {"ckpt_path": "auto", "overwrite": None}, 2, "overwrite: found --ckpt_path auto, expected"),
     "over what it starts from": (nothing, OWN_WEIGHTS | {"overwrite": None}, 2, "overwrite: found --ckpt_path "),
     "refused late": (empty, {"bs": 7}, 2, FEW),
