@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,6 @@ class Tiny:
     @property
     def verifier(self) -> Path:
         return self.folder / "verifier"
-
-    def draft(self, algorithm: str, layer: str, target: Path, **changes: Any) -> Path:
-        """Write the draft's JSON."""
-        size = {"draft_vocab_size": DRAFT_VOCAB_SIZE} if algorithm == "eagle3" else {}
-        target.write_text(json.dumps({**self.architecture.drafts[layer], **size, **changes}))
-        return target
 
 
 def make_records(tiny: Tiny, algorithm: str) -> None:
@@ -95,11 +89,17 @@ class Draft:
     algorithm: str
     layer: str
     folder: Path
-    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> str:
+        """The file with its JSON."""
+        size = {"draft_vocab_size": DRAFT_VOCAB_SIZE} if self.algorithm == "eagle3" else {}
+        file = self.folder / "draft.json"
+        file.write_text(json.dumps(self.tiny.architecture.drafts[self.layer] | size))
+        return str(file)
 
     def settings(self, **changes: Any) -> Any:
-        config = self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json", **self.config)
-        values = {"configpath": str(config), "cpdir": self.folder / "checkpoints"}
+        values = {"configpath": self.config, "cpdir": self.folder / "checkpoints"}
         values |= {"bs": 2, "lr": 3e-3, "epoch": 1, "forward_num_total": STEPS, "noise": False}
         return settings_of(self.tiny.folder, self.algorithm, **{**values, **changes})
 

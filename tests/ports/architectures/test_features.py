@@ -57,8 +57,7 @@ def test_records_hold_the_named_layers_and_the_state_after_the_norm(tiny):
 
 
 def test_an_estimate_takes_the_verifiers_size_from_its_config_alone(draft):
-    config = draft.tiny.draft(draft.algorithm, draft.layer, draft.folder / "draft.json")
-    values = {"model_path": str(draft.tiny.verifier), "configpath": str(config), "max_len": 64}
+    values = {"model_path": str(draft.tiny.verifier), "configpath": draft.config, "max_len": 64}
     found = estimate(EstimateSettings(algorithm=draft.algorithm, **values))
     model = load_verifier(str(draft.tiny.verifier), "auto", "cpu")
     item = 2 if draft.algorithm == "hass" else 4  # float16 for HASS, as the prototype reads its verifier

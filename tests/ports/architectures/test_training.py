@@ -115,29 +115,6 @@ def test_the_chain_is_speculators_own(eagle3_draft, index):
     compare_gradients(ours, theirs)
 
 
-@pytest.mark.parametrize(("layer", "count"), [("llama", 2), ("llama", 3), ("qwen3", 2)])
-def test_so_is_that_of_several_layers(tiny_of, tmp_path, layer, count):
-    more = {"num_hidden_layers": count, **({"max_window_layers": count} if layer == "qwen3" else {})}
-    test_the_chain_is_speculators_own(Draft(tiny_of("qwen3"), "eagle3", layer, tmp_path, more), 0)
-
-
-@pytest.fixture
-def llama(tiny_of, tmp_path):
-    return Draft(tiny_of("qwen3"), "eagle3", "llama", tmp_path)
-
-
-def test_the_prototypes_alignment_would_fail(llama):
-    """The planted fault: keys of earlier steps at the query's own position."""
-    theirs, _ = theirs_and_ours(llama)
-    ours = enliven(llama.build(ttt_alignment="prototype"))
-    batch = collate([llama.dataset(ours, ttt_alignment="chain")[0]])
-    logits, _ = speculators_forward(theirs, one_longer(batch), STEPS)
-    own, length = Eagle3Objective(ours, STEPS, Alignment.CHAIN)(batch), batch["input_ids"].shape[1]
-    gaps = [float((step.logits[:, s:] - logits[s][:, : length - s]).abs().max()) for s, step in enumerate(own.steps)]
-    assert max(gaps[:2]) < 1e-5
-    assert min(gaps[2:]) > 0.1
-
-
 @pytest.mark.parametrize("part", ["q_norm", "k_norm"])
 def test_a_missing_norm_of_the_heads_would_show(tiny_of, tmp_path, monkeypatch, part):
     """The planted fault: queries or keys without Qwen 3's norm."""

@@ -48,13 +48,6 @@ def test_a_cut_sample_ends_like_a_short_one(alignment, length):
         assert torch.equal(getattr(cut, name), getattr(short, name))
 
 
-def test_a_batch_without_a_usable_record_is_one_token():
-    batch = RecordDataset([], {"hidden_state": 6, "target": 2}, 9).batch_of([Skipped("why"), Skipped("so")], True)
-    shapes = [tuple(batch[name].shape) for name in ("input_ids", "features", "target", "document_ids")]
-    assert shapes == [(1, 1), (1, 1, 6), (1, 1, 2), (1, 1)]
-    assert (batch["loss_mask"].tolist(), batch["skipped"]) == ([[0]], ["why", "so"])
-
-
 @pytest.fixture
 def dataset(settings):
     def build(**changes):
