@@ -127,6 +127,14 @@ def test_epoch_n_makes_n_plus_1_passes_and_everything_is_told(train):
         assert (row["train/loss"], row["train/lr"], row["train/acc"]) == said
 
 
+def test_the_rates_follow_the_schedule(train):
+    watch = train(epoch=1, gradient_accumulation_steps=2)  # 6 * 2 / (2 * 2) = 3 steps planned
+    used = [record.lr_used for record in watch.records]
+    assert used == pytest.approx([1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3, 1e-3 / 3, 0])
+    after = [record.lr_after for record in watch.records if record.stepped]
+    assert after == pytest.approx([2e-3 / 3, 1e-3 / 3, 0, 0])
+
+
 def test_foreign_accumulation_is_refused(refuses):
     expected = "1 or auto: accumulate with --gradient-accumulation-steps"
     with refuses("DeepSpeed config", "gradient_accumulation_steps", "4", expected):
