@@ -1,6 +1,7 @@
 """The loop, driven through Eagle3's run on the tiny fixture, and what it logs and prints."""
 
 import json
+import math
 import time
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ class Watch(Observer):
 
     def outcome(self, micro_batch, outcome):
         self.events.append(f"outcome {micro_batch}")
+        self.outcome_seen = outcome
 
     def gradients(self, micro_batch, objective):
         self.events.append(f"gradients {micro_batch}")
@@ -133,6 +135,18 @@ def test_the_rates_follow_the_schedule(train):
     assert used == pytest.approx([1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3, 1e-3 / 3, 0])
     after = [record.lr_after for record in watch.records if record.stepped]
     assert after == pytest.approx([2e-3 / 3, 1e-3 / 3, 0, 0])
+
+
+def test_bfloat16_autocast_trains_float32_masters(train):
+    watch, exact = train(mixed_precision="bf16", epoch=5), train(epoch=5)
+    outcome = watch.outcome_seen
+    assert outcome.steps[0].logits.dtype is torch.bfloat16
+    assert outcome.target.probabilities.dtype is torch.float32
+    assert {value.dtype for value in watch.draft.parameters()} == {torch.float32}
+    losses = [record.loss for record in watch.records]
+    assert losses[-1] < losses[2] < math.inf
+    assert losses == pytest.approx([record.loss for record in exact.records], rel=0.02)
+    assert losses != [record.loss for record in exact.records]
 
 
 def test_foreign_accumulation_is_refused(refuses):
