@@ -48,9 +48,8 @@ from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_
 from ports.training.draft_config import read_config_dict
 from ports.training.records import list_records
 from ports.training.settings import Precision, parse
-from ports.training.stop import SIGNALS
+from ports.training.stop import SIGNALS, end_with_parent
 from ports.training.verifier import open_tokenizer, verifier_config, verifier_fingerprint
-from ports.training.workers import end_with_parent
 
 STEPS = 2000
 """Optimizer steps that a small data set is trained for, as far as :data:`PASSES` lets it."""

@@ -40,8 +40,8 @@ from ports.numerics import best_device, fix_numerics, numerics
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.online import FeatureReader, checked_device, load_verifier
 from ports.training.settings import CommandSettings
+from ports.training.stop import end_with_parent
 from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_config, verifier_fingerprint
-from ports.training.workers import end_with_parent
 
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""

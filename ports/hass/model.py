@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ports.hass.config import HassSpeculatorConfig
-from ports.hass.upstream import packed_batch, train_forward
+from ports.hass.objective import packed_batch, train_forward
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, documents_of, ttt_cache
 from ports.training.frozen_ends import FrozenEnds

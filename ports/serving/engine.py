@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from vllm import LLM, SamplingParams
 
-from ports.training.workers import end_with_parent
+from ports.training.stop import end_with_parent
 
 COUNTERS = {
     "vllm:spec_decode_num_drafts": "drafts",

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.records import Record, RecordInfo, plain_tensor, read_record, record_header
-from ports.training.workers import loader_context, start_worker
+from ports.training.stop import loader_context, start_worker
 
 Batch = dict[str, Tensor]
 """``input_ids``, ``attention_mask``, ``loss_mask`` [B, T] int64; ``features`` [B, T, F], ``target`` [B, T, h] float.

@@ -34,13 +34,13 @@ from ports.training.checkpoint import (
     write_file,
     write_state,
 )
+from ports.training.launch import JsonLinesTracker
 from ports.training.loop import Loop
 from ports.training.metrics import PassTotals
 from ports.training.records import SUFFIX
 from ports.training.saving import SHARD, adam_state, write_draft, zero_state
 from ports.training.settings import TrainingSettings
 from ports.training.shards import full_tensor, in_rows, own_part, tensors_digest
-from ports.training.tracking import JsonLinesTracker
 
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}

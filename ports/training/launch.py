@@ -1,21 +1,25 @@
-"""The accelerator of a run: device, processes, precision and trackers, all in one place."""
+"""The accelerator of a run: device, processes, precision and trackers, among them its own log of JSON lines."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from ports.errors import InputError
 from ports.numerics import fix_numerics, numerics
+from ports.training.checkpoint import Digest, write_file
 from ports.training.settings import Precision, TrainingSettings
-from ports.training.tracking import JsonLinesTracker
 
-LOG = "metrics.jsonl"
+LOG, SETTINGS = "metrics.jsonl", "settings.json"
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 """Is it installed? Accelerate passes over one that is not."""
 
@@ -66,3 +70,55 @@ def _refuse_unnamed_states(accelerator: Accelerator) -> None:
         stage = accelerator.deepspeed_plugin.zero_stage
         if stage not in (1, 2):
             raise InputError("accelerate launch", "zero_stage", stage, "1 or 2: --zero_stage 2")
+
+
+class JsonLinesTracker(GeneralTracker):
+    """Appends one JSON object per logged step to ``metrics.jsonl``, floats at full precision.
+
+    ``kept`` are a resumed run's lines. They and :data:`SETTINGS` take the place of what lies there with the first line
+    or save, or at the end: until then the run may yet be refused.
+    """
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file, self.kept = file, b""
+        self._settings: dict[str, Any] = {}
+        self._stream: Any = None
+
+    @property
+    def tracker(self) -> Path:
+        return self.file
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self._settings = values
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        self._open()
+        self._digest.update(line)
+        self._stream.write(line)
+        self._stream.flush()
+
+    def _open(self) -> None:
+        if self._stream is None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            settings = json.dumps(self._settings, indent=1, sort_keys=True) + "\n"
+            write_file(self.file.with_name(SETTINGS), settings.encode())
+            write_file(self.file, self.kept)
+            self._stream, self._digest = self.file.open("ab"), hashlib.sha256(self.kept)
+
+    def written(self) -> Digest:
+        """Of what was logged so far, which is on the disk when this returns."""
+        self._open()
+        os.fsync(self._stream.fileno())
+        return Digest(bytes=self._stream.tell(), sha256=self._digest.hexdigest())
+
+    @on_main_process
+    def finish(self) -> None:
+        self._open()
+        self._stream.close()

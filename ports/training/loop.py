@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ports.errors import InputError
-from ports.training import generators
-from ports.training.acceptance import Acceptance
+from ports.errors import InputError, reason
 from ports.training.data import Batch, in_float32
-from ports.training.effect import sums_of_bits, without_gradient
-from ports.training.generators import Generators
 from ports.training.metrics import PassClock, PassTotals, log_entry, times_line
 from ports.training.objective import Normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
+from ports.training.shards import sums_of_bits
 from ports.training.stop import StoppedError, StopRequest
 
 SHOWN = 8
 """Sample files that an error names."""
+
+Generators = dict[str, Tensor]
+"""States of the random generators of a process: ``torch``; ``cuda`` and ``sampler`` where there is one."""
 
 Clip = Callable[[Accelerator, nn.Module], "float | None"]
 """Clips the gradients of a module in place; returns the norm it found, if it took one."""
@@ -43,7 +43,8 @@ class Plan:
 
     ``objective(batch, window_rows)`` returns an outcome with ``backward_loss``, ``loss``, ``step_losses`` and ``hits``;
     ``objective.rows(batch)`` counts the rows in the loss; ``objective.after_cast()`` runs once everything is prepared.
-    ``keeper`` saves, ``validation`` looks at the draft on other records.
+    ``keeper`` is a :class:`ports.training.keeper.CheckpointKeeper`, ``validation``, which looks at the draft on other
+    records, a :class:`ports.training.validation.Validation`.
     """
 
     settings: TrainingSettings
@@ -51,31 +52,8 @@ class Plan:
     loader: DataLoader[Any]
     num_files: int
     clip: Clip
-    keeper: Keeper
-    validation: Validator | None = None
-
-
-class Keeper(Protocol):
-    """Saves a loop's state; see :class:`ports.training.keeper.CheckpointKeeper`."""
-
-    def after_step(self, loop: Loop) -> None: ...
-
-    def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None: ...
-
-    def on_stop(self, loop: Loop) -> Path: ...
-
-    def write_draft(self, loop: Loop) -> Path: ...
-
-
-class Validator(Protocol):
-    """Looks at a loop's draft; see :class:`ports.training.validation.Validation`."""
-
-    last: Acceptance | None
-    share: Any
-
-    def after_step(self, loop: Loop) -> None: ...
-
-    def after_pass(self, loop: Loop, epoch: int) -> None: ...
+    keeper: Any
+    validation: Any = None
 
 
 @dataclass
@@ -120,7 +98,7 @@ class Loop:
         self.objective: Any = accelerator.unwrap_model(self.module)
         self.objective.after_cast()
         self.micro_batch = self.steps = self.epoch = 0
-        self.totals, self.pass_start, self.clock = PassTotals(), generators.capture(), PassClock()
+        self.totals, self.pass_start, self.clock = PassTotals(), self.generators(), PassClock()
         self.learned = self.moved = False
         self.replay: Replay | None = None
         self.stop = StopRequest()
@@ -212,7 +190,7 @@ class Loop:
         """What is left of the pass. Batches that a resumed run has seen are drawn again and dropped."""
         replay, self.replay = self.replay, None
         if replay is not None:
-            generators.restore(replay.start, generators.sampler_generator(self.loader), replay.file)
+            self.put_back(replay.start, replay.file)
         self.pass_start = self.generators()
         self.clock = PassClock()
         show = self.plan.settings.progress and self.accelerator.is_local_main_process
@@ -228,14 +206,45 @@ class Loop:
     def _check_replay(self, replay: Replay) -> None:
         """The generators must be where they were when the checkpoint was saved: then so is everything drawn."""
         own = self.generators()
-        generators.restore(replay.now, generators.sampler_generator(self.loader), replay.file)
+        self.put_back(replay.now, replay.file)
         if not all(torch.equal(own[name], replay.now[name]) for name in own if name != "cuda"):
             found = f"another state after replaying {self.totals.batches} batches"
             raise InputError(replay.file, "torch", found, "the saved one: the same records, releases and loader")
 
     def generators(self) -> Generators:
-        """The random generators of this process as they are now."""
-        return generators.capture(generators.sampler_generator(self.loader))
+        """Every random generator that this process draws from, as it is now."""
+        state, sampler = {"torch": torch.get_rng_state()}, self._sampler_generator()
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        if sampler is not None:
+            state["sampler"] = sampler.get_state()
+        return state
+
+    def put_back(self, state: Generators, file: Path = Path("generators")) -> None:
+        """Put every generator back to where :meth:`generators` found it.
+
+        Raises:
+            InputError: ``state``, which came from ``file``, is none that these generators can be in.
+        """
+        sampler = self._sampler_generator()
+        try:
+            torch.set_rng_state(state["torch"])
+            if "cuda" in state and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["cuda"])
+            if sampler is not None:
+                sampler.set_state(state["sampler"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(file, "generators", reason(error), "a state of every generator of the run") from error
+
+    def _sampler_generator(self) -> torch.Generator | None:
+        """The generator that the order is drawn from, if it has one of its own.
+
+        Several processes share one that accelerate keeps equal on all; a single process draws from torch's.
+        """
+        loader = self.loader
+        sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else loader.sampler
+        generator = getattr(loader, "synchronized_generator", None) or getattr(sampler, "generator", None)
+        return generator if isinstance(generator, torch.Generator) else None
 
     def _stop_if_asked(self) -> None:
         asked = self.stop.requested
@@ -319,8 +328,8 @@ class Loop:
 
     def _take_visits(self, batch: Any) -> list[str]:
         """The files behind a batch's rows; what teaches nothing is said by the process that met it, and counted."""
-        for reason in batch.pop("skipped", ()):
-            print(f"skipped {reason}", flush=True)
+        for why in batch.pop("skipped", ()):
+            print(f"skipped {why}", flush=True)
             self.totals.skipped += 1
         for file in batch.pop("empty", ()):
             print(f"no row in the loss: {file}", flush=True)
@@ -381,3 +390,8 @@ def _refuse_foreign_accumulation(accelerator: Accelerator) -> None:
         found = accelerator.gradient_accumulation_steps
         expected = "1 or auto: accumulate with --gradient-accumulation-steps"
         raise InputError("DeepSpeed config", "gradient_accumulation_steps", found, expected)
+
+
+def without_gradient(module: nn.Module) -> list[str]:
+    """Trained parameters that a backward has not reached, which an optimizer passes over in silence."""
+    return [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]

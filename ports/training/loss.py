@@ -1,4 +1,4 @@
-"""What a TTT step is trained on: the KL divergence to the verifier on the rows in the loss; and the hits there.
+"""What a TTT step is trained on: the KL divergence to the verifier on the rows in the loss; hits there, and chains.
 
 Shapes: B batch, T positions, h hidden size, D the vocabulary the draft speaks, k TTT steps; N rows of a batch are in
 the loss, C of them in one chunk.
@@ -108,6 +108,29 @@ def count_hits(logits: Tensor, wanted: Tensor, rows: Tensor) -> Hits:
     first = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1).indices == wanted[..., None]
     top = (first & rows.bool()[..., None]).sum(dim=(0, 1)).cumsum(0)
     return Hits((hit & rows.bool()).sum(), top, rows.sum())
+
+
+def count_chains(right: Tensor, inside: Tensor) -> Tensor:
+    """[2, k]: chains that came to place s with all before it accepted, and those whose token there was accepted too.
+
+    In chain alignment row q + s of TTT step s holds the token that a chain from row q proposes in place s. Every row in
+    the loss starts a chain, which ends with the answer it lies in; the tokens before a proposal are the record's.
+
+    Args:
+        right: [k, B, T] bool, by row: did step s give the verifier's token?
+        inside: [B, T], not 0 on the rows in the loss.
+    """
+    alive, counts = inside.bool(), []
+    for step, hits in enumerate(right):
+        reached = alive & _ahead(inside.bool(), step)
+        alive = reached & _ahead(hits, step)
+        counts.append(torch.stack([reached.sum(), alive.sum()]))
+    return torch.stack(counts, dim=1)
+
+
+def _ahead(values: Tensor, step: int) -> Tensor:
+    """``values[:, q + step]`` at q, False past the end."""
+    return F.pad(values[:, step:], (0, min(step, values.shape[1])))
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ports.training.acceptance import count_chains
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name, documents_of
 from ports.training.data import Batch, rows_mask
@@ -26,6 +25,7 @@ from ports.training.loss import (
     LossImplementation,
     Scores,
     Verifier,
+    count_chains,
     eager_scores,
     fused_scores,
     kl_sum,
@@ -185,7 +185,7 @@ class TTTObjective(nn.Module):
 
         Returns:
             [4, k] float64, sums that add up over batches: KL divergence, rows in the loss, and what
-            :func:`ports.training.acceptance.count_chains` counts.
+            :func:`ports.training.loss.count_chains` counts.
         """
         with self._served():
             steps, masks, (norm, head) = self.unroll(batch), self.masks(batch), self.output()

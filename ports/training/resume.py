@@ -28,11 +28,10 @@ from ports.training.checkpoint import (
     verify,
 )
 from ports.training.keeper import CheckpointKeeper, Fingerprint
-from ports.training.launch import LOG
+from ports.training.launch import LOG, SETTINGS
 from ports.training.loop import Loop, Replay
 from ports.training.saving import load_adam_state, load_zero_state, read_adam_state, read_tensors, shards_in
 from ports.training.settings import TrainingSettings
-from ports.training.tracking import SETTINGS
 
 AUTO = Path("auto")
 SHOWN = 5

@@ -21,7 +21,6 @@ from ports.files import check_output
 from ports.numerics import fix_numerics
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
-from ports.training.effect import refuse_idle
 from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator, start_trackers
 from ports.training.loop import Clip, Loop, Plan
@@ -158,6 +157,27 @@ def start_training(
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
     return loop
+
+
+def refuse_idle(settings: TrainingSettings, num_files: int, batches: int, processes: int) -> None:
+    """Refuse a run that would take no optimizer step at a positive rate.
+
+    ``batches`` are the whole ones of a pass over ``num_files`` records, of all processes together.
+
+    Raises:
+        InputError: fewer batches than processes, fewer records than a step takes, or the first step of a warm-up alone.
+    """
+    if batches < processes:
+        together = f" * {processes} processes = {settings.bs * processes}" if processes > 1 else ""
+        raise InputError(settings.tmpdir, "records", num_files, f"at least bs = {settings.bs}{together}")
+    passes, accumulation = settings.epoch + 1, settings.gradient_accumulation_steps
+    total, warmup = settings.schedule(num_files, processes)
+    if total == 0:
+        expected = f"at least {settings.samples_per_step(processes)}, as many as an optimizer step takes"
+        raise InputError(settings.tmpdir, "records", f"{num_files} in {passes} passes", expected)
+    steps = -(-(batches // processes) // accumulation) * passes
+    if warmup and min(steps, settings.max_steps or steps) == 1:
+        raise InputError("command line", "optimizer steps", 1, "at least 2: the first of a warm-up has rate 0")
 
 
 def warn_of_longer(settings: TrainingSettings) -> None:

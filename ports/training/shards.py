@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers of so many bytes."""
 
 
 def full_tensor(value: Tensor) -> Tensor:
@@ -46,3 +49,9 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
         plain = full_tensor(value.detach()).cpu().contiguous().view(-1)
         digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def sums_of_bits(module: nn.Module) -> Tensor:
+    """[N] int64: of every trained tensor, as far as it lies on this process, the sum of its words: any bit shows."""
+    parts = [own_part(value.detach()).contiguous() for value in module.parameters() if value.requires_grad]
+    return torch.stack([part.view(WORDS[part.element_size()]).sum(dtype=torch.int64) for part in parts])

@@ -1,14 +1,22 @@
-"""SIGTERM and SIGINT ask a run to stop: it finishes the optimizer step, saves, and leaves with a code of its own."""
+"""Who ends a run: a signal asks it to stop, and its processes end with it.
+
+At SIGTERM or SIGINT a run finishes the optimizer step, saves, and leaves with a code of its own. A scheduler signals
+every process of a job, while that step still needs its batches: no other's signal ends a loader process. And a trainer
+that is killed can tell its processes nothing: each would keep its standard output open for those who read it.
+"""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +27,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 FORWARDED = 5.0
 """Seconds within which another SIGTERM is the same: a scheduler signals every process, and a launcher forwards it."""
+
+SECONDS = 0.5
+"""A process ends at most that long after the one that started it."""
 
 
 class StoppedError(Exception):
@@ -66,3 +77,55 @@ class StopRequest:
 def _put_back(handlers: Mapping[signal.Signals, object]) -> None:
     for name, handler in handlers.items():
         signal.signal(name, handler)  # type: ignore[arg-type]
+
+
+def end_with_parent(blocked: Collection[signal.Signals] = (), parent: int | None = None) -> None:
+    """End this process as soon as its parent has, whatever it is doing.
+
+    Args:
+        blocked: signals that wait in every thread of this process; the parent's ends it, others' are dropped.
+        parent: id of the process that started this one; known where multiprocessing did.
+    """
+    started = multiprocessing.parent_process()
+    parent = parent if started is None else started.pid
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent, blocked), daemon=True).start()
+
+
+def _watch(parent: int, blocked: Collection[signal.Signals]) -> None:
+    while os.getppid() == parent and _next_sender(blocked) != parent:
+        pass
+    os._exit(0)
+
+
+def _next_sender(blocked: Collection[signal.Signals]) -> int | None:
+    """Who sent the next signal; None if there was none for a while."""
+    if sys.platform != "linux":
+        time.sleep(SECONDS)
+        return None
+    told = signal.sigtimedwait(blocked, SECONDS)
+    return None if told is None else told.si_pid
+
+
+class _LoaderProcess(ForkProcess):
+    def start(self) -> None:
+        """What is blocked while it is forked stays blocked in it: there is no moment at which a signal ends it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _LoaderContext(ForkContext):
+    Process = _LoaderProcess
+
+
+def loader_context() -> BaseContext | None:
+    """How loader processes start; None, as torch does, where the sender of a signal cannot be told."""
+    return _LoaderContext() if sys.platform == "linux" else None
+
+
+def start_worker(number: int) -> None:
+    """What a loader process does first."""
+    end_with_parent(SIGNALS if sys.platform == "linux" else ())

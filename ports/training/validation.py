@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,44 @@ from torch.utils.data import DataLoader
 
 from ports.errors import InputError
 from ports.files import name_in
-from ports.training import generators
-from ports.training.acceptance import Acceptance, accuracies_of
 from ports.training.alignment import Alignment
 from ports.training.data import Batch, RecordDataset, in_float32
+from ports.training.launch import JsonLinesTracker
 from ports.training.loop import Loop
 from ports.training.loss import mean_over
 from ports.training.prepared import PreparedDataset, is_prepared
 from ports.training.records import check_origin, list_records
 from ports.training.settings import TrainingSettings
-from ports.training.tracking import JsonLinesTracker
-from ports.training.workers import loader_context, start_worker
+from ports.training.stop import loader_context, start_worker
 
 AS_SERVED: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
 """How a data set gives its samples as a draft meets them."""
 
 Measure = Callable[[Path], float]
 """The acceptance length of the draft in a directory, by decoding."""
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """A draft after ``steps`` optimizer steps, in pass ``epoch``, on held-out records.
+
+    ``loss`` is the mean, ``accuracies`` a_1 .. a_k those of tokens whose chain came so far; 0 where none did.
+    """
+
+    steps: int
+    epoch: int
+    loss: float
+    accuracies: list[float]
+
+    @property
+    def expected(self) -> float:
+        """Tokens that one pass of the verifier gives: 1 + a_1 + a_1 a_2 + ..."""
+        return 1.0 + sum(accumulate(self.accuracies, mul))
+
+
+def accuracies_of(counts: Tensor) -> list[float]:
+    """From what :func:`ports.training.loss.count_chains` counts."""
+    return [accepted / reached if reached else 0.0 for reached, accepted in counts.T.tolist()]
 
 
 @dataclass
@@ -139,7 +162,7 @@ class Validation:
         if loop.accelerator.is_main_process:
             length = measure(folder)
             shutil.rmtree(folder)
-        generators.restore(before, generators.sampler_generator(loop.loader))
+        loop.put_back(before)
         loop.accelerator.wait_for_everyone()
         return length
 

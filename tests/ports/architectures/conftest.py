@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from parity.fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate.__main__ import main as generate
 from ports.training.runs import finish
-from tests.ports.conftest import TRAIN, words_of
+from tests.ports.conftest import TRAIN, settings_of, words_of
 
 DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
 DRAFTS = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
@@ -25,7 +24,7 @@ DRAFTS += [(name, "hass", "llama") for name in ARCHITECTURES]
 
 @dataclass(frozen=True)
 class Tiny:
-    """``folder`` holds verifier/, eagle3/ and hass/ (records, a vocabulary map beside the first)."""
+    """``folder`` holds verifier/, data_eagle3/, data_hass/, t2d.npy and d2t.npy."""
 
     architecture: Architecture
     folder: Path
@@ -34,18 +33,12 @@ class Tiny:
     def verifier(self) -> Path:
         return self.folder / "verifier"
 
-    def draft(self, algorithm: str, layer: str, target: Path, **changes: Any) -> Path:
-        """Write the draft's JSON."""
-        size = {"draft_vocab_size": DRAFT_VOCAB_SIZE} if algorithm == "eagle3" else {}
-        target.write_text(json.dumps({**self.architecture.drafts[layer], **size, **changes}))
-        return target
-
 
 def make_records(tiny: Tiny, algorithm: str) -> None:
     """With the shipped command, from the shipped conversations."""
     flags = {
         "model_path": tiny.verifier,
-        "outdir": tiny.folder / algorithm,
+        "outdir": tiny.folder / f"data_{algorithm}",
         "data_path": SHAREGPT,
         "dataset": "sharegpt",
         "chat_template": tiny.architecture.family,
@@ -68,7 +61,8 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
             build_architecture(tiny.architecture, tiny.verifier)
             for algorithm in TRAIN:
                 make_records(tiny, algorithm)
-            flags = {"tmpdir": tiny.folder / "eagle3", "basepath": tiny.verifier, "draft_vocab_size": DRAFT_VOCAB_SIZE}
+            flags = {"tmpdir": tiny.folder / "data_eagle3", "output": tiny.folder, "basepath": tiny.verifier}
+            flags |= {"draft_vocab_size": DRAFT_VOCAB_SIZE}
             assert generate(["vocabulary", *words_of(flags)]) == 0
             made[name] = tiny
         return made[name]
@@ -95,20 +89,19 @@ class Draft:
     algorithm: str
     layer: str
     folder: Path
-    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> str:
+        """The file with its JSON."""
+        size = {"draft_vocab_size": DRAFT_VOCAB_SIZE} if self.algorithm == "eagle3" else {}
+        file = self.folder / "draft.json"
+        file.write_text(json.dumps(self.tiny.architecture.drafts[self.layer] | size))
+        return str(file)
 
     def settings(self, **changes: Any) -> Any:
-        data = self.tiny.folder / self.algorithm
-        values = {
-            "basepath": str(self.tiny.verifier),
-            "configpath": str(self.tiny.draft(self.algorithm, self.layer, self.folder / "draft.json", **self.config)),
-            "tmpdir": data,
-            "cpdir": self.folder / "checkpoints",
-            **({"t2d": data / "t2d.npy", "d2t": data / "d2t.npy"} if self.algorithm == "eagle3" else {}),
-        }
+        values = {"configpath": self.config, "cpdir": self.folder / "checkpoints"}
         values |= {"bs": 2, "lr": 3e-3, "epoch": 1, "forward_num_total": STEPS, "noise": False}
-        values |= {"num_workers": 0, "mixed_precision": "no", "progress": False}
-        return TRAIN[self.algorithm][1](**{**values, **changes})
+        return settings_of(self.tiny.folder, self.algorithm, **{**values, **changes})
 
     @property
     def trainer(self) -> Any:
@@ -142,8 +135,3 @@ def eagle3_draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
 @pytest.fixture
 def hass_draft(tiny, tmp_path) -> Draft:
     return Draft(tiny, "hass", "llama", tmp_path)
-
-
-@pytest.fixture
-def cpu() -> torch.device:
-    return torch.device("cpu")

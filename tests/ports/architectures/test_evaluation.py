@@ -26,13 +26,13 @@ LOCAL = [each for each in DRAFTS if each[0] in ("gpt_oss", "llama4")]
 
 
 def prompts_of(tiny) -> list[list[int]]:
-    files = list_records(tiny.folder / "eagle3")
+    files = list_records(tiny.folder / "data_eagle3")
     return [read_record(file, {}, 512)["input_ids"].tolist()[:size] for file, size in zip(files, PROMPTS, strict=False)]
 
 
 @pytest.fixture
-def judge(draft, cpu):
-    return open_verifier(str(draft.tiny.verifier), "float32", cpu)
+def judge(draft):
+    return open_verifier(str(draft.tiny.verifier), "float32", torch.device("cpu"))
 
 
 @pytest.fixture

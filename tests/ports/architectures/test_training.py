@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 from speculators.models.eagle3 import Eagle3DraftModel
 
-from parity.prototypes.library import speculators_forward, speculators_inputs
+from parity.prototypes.library import speculators_forward
 from parity.prototypes.reference.drafts import hass as reference_forward
 from ports.eagle3.model import SharedFirstLayer
 from ports.eagle3.objective import Eagle3Objective
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
-from ports.training.attention import AttentionImplementation, attention_name
 from ports.training.data import collate
 from tests.ports.architectures.conftest import STEPS, Draft
 from tests.ports.conftest import enliven
@@ -118,41 +115,6 @@ def test_the_chain_is_speculators_own(eagle3_draft, index):
     compare_gradients(ours, theirs)
 
 
-@pytest.mark.parametrize(("layer", "count"), [("llama", 2), ("llama", 3), ("qwen3", 2)])
-def test_so_is_that_of_several_layers(tiny_of, tmp_path, layer, count):
-    more = {"num_hidden_layers": count, **({"max_window_layers": count} if layer == "qwen3" else {})}
-    test_the_chain_is_speculators_own(Draft(tiny_of("qwen3"), "eagle3", layer, tmp_path, more), 0)
-
-
-@pytest.fixture
-def llama(tiny_of, tmp_path):
-    return Draft(tiny_of("qwen3"), "eagle3", "llama", tmp_path)
-
-
-def test_padding_is_speculators_document_minus_1(llama):
-    theirs, ours = theirs_and_ours(llama)
-    dataset = llama.dataset(ours, ttt_alignment="chain")
-    samples = sorted((dataset[index] for index in range(len(dataset))), key=lambda sample: len(sample.input_ids))
-    batch = {name: value[:1] for name, value in collate(samples).items()}
-    assert batch["attention_mask"].sum() < batch["attention_mask"].numel()
-    documents = {"document_ids": batch["attention_mask"] - 1}
-    _, loss, _ = theirs(**speculators_inputs(one_longer(batch), STEPS) | documents)
-    outcome = Eagle3Objective(ours, STEPS, Alignment.CHAIN)(batch)
-    torch.testing.assert_close(outcome.loss, loss.detach(), rtol=1e-6, atol=1e-6)
-
-
-def test_the_prototypes_alignment_would_fail(llama):
-    """The planted fault: keys of earlier steps at the query's own position."""
-    theirs, _ = theirs_and_ours(llama)
-    ours = enliven(llama.build(ttt_alignment="prototype"))
-    batch = collate([llama.dataset(ours, ttt_alignment="chain")[0]])
-    logits, _ = speculators_forward(theirs, one_longer(batch), STEPS)
-    own, length = Eagle3Objective(ours, STEPS, Alignment.CHAIN)(batch), batch["input_ids"].shape[1]
-    gaps = [float((step.logits[:, s:] - logits[s][:, : length - s]).abs().max()) for s, step in enumerate(own.steps)]
-    assert max(gaps[:2]) < 1e-5
-    assert min(gaps[2:]) > 0.1
-
-
 @pytest.mark.parametrize("part", ["q_norm", "k_norm"])
 def test_a_missing_norm_of_the_heads_would_show(tiny_of, tmp_path, monkeypatch, part):
     """The planted fault: queries or keys without Qwen 3's norm."""
@@ -162,23 +124,6 @@ def test_a_missing_norm_of_the_heads_would_show(tiny_of, tmp_path, monkeypatch, 
     monkeypatch.setattr(SharedFirstLayer, "_normed", forget)
     with pytest.raises(AssertionError, match="not close"):
         test_the_chain_is_speculators_own(qwen3, 0)
-
-
-def test_gradients_are_those_of_the_dense_attention(eagle3_draft):
-    """Both through Speculators' own layer and through the one that shares the embeddings' half."""
-    fast = enliven(eagle3_draft.build(ttt_alignment="chain"))
-    dense = copy.deepcopy(fast)
-    dense.layers[0].self_attn.config._attn_implementation = attention_name(
-        Alignment.CHAIN, AttentionImplementation.EAGER
-    )
-    dense.layers[0].mlp.register_forward_hook(lambda *_: None)  # a watched layer runs as it is
-    dataset = eagle3_draft.dataset(fast, ttt_alignment="chain")
-    batch = collate([dataset[0], dataset[1]])
-    for model in (fast, dense):
-        Eagle3Objective(model, STEPS, Alignment.CHAIN)(batch).backward_loss.backward()
-    compare_gradients(fast, dense)
-    norms = {f"layers.0.self_attn.{name}_norm.weight" for name in "qk"}
-    assert (norms <= dict(dense.named_parameters()).keys()) is (eagle3_draft.layer == "qwen3")
 
 
 @pytest.mark.parametrize("alignment", list(Alignment))

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
-from ports.eagle3 import train as eagle3
-from ports.hass import train as hass
 from ports.training.observer import Observer
 from ports.training.runs import finish
-from ports.training.settings import Eagle3Settings, HassSettings
 from ports.training.stop import StoppedError
-from tests.ports.conftest import data_of, settings_of
+from tests.ports import conftest
+from tests.ports.conftest import TRAIN, data_of, enliven, settings_of
 
-
-@dataclass(frozen=True)
-class Algorithm:
-    name: str
-    train: ModuleType
-    settings: type
-    prefix: str
-
-
-ALGORITHMS = {
-    "eagle3": Algorithm("eagle3", eagle3, Eagle3Settings, "model"),
-    "hass": Algorithm("hass", hass, HassSettings, "state_"),
-}
+PREFIX = {"eagle3": "model", "hass": "state_"}
+"""Of the checkpoints that a pass ends with."""
 
 
 class Saved:
@@ -91,12 +76,17 @@ class StopAfter(Observer):
         self.lines.append(line)
 
 
+@pytest.fixture(params=PREFIX)
+def algorithm(request) -> str:
+    """Either of them."""
+    return request.param
+
+
 def words_of(fixture: Path, algorithm: str, cpdir: Path, *switches: str, **changes) -> list[str]:
     """A command line for either algorithm; of what is None the flag alone."""
     values = {**data_of(fixture, algorithm), "cpdir": cpdir, "bs": 1, "lr": 1e-3, "epoch": 0, "num_workers": 0}
-    values |= {"mixed_precision": "no", "forward_num_total": 2, **changes}
-    flags = [[f"--{name}"] + ([] if value is None else [str(value)]) for name, value in values.items()]
-    return [*(word for flag in flags for word in flag), "--no-progress", *switches]
+    values |= {"mixed_precision": "no", "forward_num_total": 2, "no-progress": None}
+    return [*conftest.words_of({**values, **changes}), *switches]
 
 
 @pytest.fixture
@@ -110,14 +100,26 @@ def start_run(fixture, reset_accelerator):
 
     def start(algorithm: str, cpdir: Path, observer: Observer | None = None, **changes):
         reset_accelerator()
-        chosen = ALGORITHMS[algorithm]
         values = {"cpdir": cpdir, "bs": 1, "epoch": 1, "forward_num_total": 2, **changes}
         settings = settings_of(fixture, algorithm, **values)
         set_seed(settings.seed)
-        draft = chosen.train.build(settings)
-        return chosen.train.start(settings, draft, chosen.train.build_dataset(settings, draft.config), None, observer)
+        train, _ = TRAIN[algorithm]
+        draft = train.build(settings)
+        return train.start(settings, draft, train.build_dataset(settings, draft.config), None, observer)
 
     return start
+
+
+@pytest.fixture
+def lively(start_run, tmp_path):
+    """``lively(algorithm, **changes)``: an objective with lively weights, and the samples it may be given, clean."""
+
+    def make(algorithm: str, **changes):
+        loop = start_run(algorithm, tmp_path / "run", noise=False, **changes)
+        enliven(loop.objective.draft)
+        return loop.objective, loop.plan.loader.dataset
+
+    return make
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def run_to_the_end(start_run):
         watch = StopAfter(None)
         loop = start_run(algorithm, cpdir, watch, **changes)
         finish(loop)
-        return Left(cpdir, f"{ALGORITHMS[algorithm].prefix}{loop.plan.settings.epoch}", watch.lines)
+        return Left(cpdir, f"{PREFIX[algorithm]}{loop.plan.settings.epoch}", watch.lines)
 
     return go
 

@@ -27,7 +27,7 @@ from ports.training import keeper
 from ports.training.observer import Observer
 from ports.training.settings import parse
 from ports.training.shards import full_tensor
-from tests.ports.training.conftest import ALGORITHMS
+from tests.ports.conftest import TRAIN
 
 
 class Gradients(Observer):
@@ -88,13 +88,13 @@ def run(algorithm: str, words: list[str], refused: bool = False, full: bool = Fa
     except InputError as error:
         if not refused:
             raise
-        cpdir = Path(words[words.index("--cpdir") + 1])
+        cpdir = parse(TRAIN[algorithm][1], words).cpdir
         refused_file(cpdir, int(os.environ["RANK"])).write_text(str(error))
 
 
 def train(algorithm: str, words: list[str], gradients: bool = False, overflow: int | None = None) -> None:
     fresh_state()
-    module, settings_class = ALGORITHMS[algorithm].train, ALGORITHMS[algorithm].settings
+    module, settings_class = TRAIN[algorithm]
     settings = parse(settings_class, words)
     set_seed(settings.seed)
     draft = module.build(settings)

@@ -16,7 +16,6 @@ from ports.training.data import (
     LengthGroupedSampler,
     RecordDataset,
     Skipped,
-    build_loader,
     make_sample,
     record_sizes,
 )
@@ -39,21 +38,6 @@ def record(length=5, **changes):
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
-@pytest.mark.parametrize(("alignment", "mask"), zip(BOTH, ([1, 0, 0, 1, 0], [0, 0, 1, 1, 0]), strict=True))
-def test_ids_and_target_move_left_features_stay_and_the_mask_moves_in_the_chain_alone(alignment, mask, dtype):
-    source = record(loss_mask=torch.tensor([1, 0, 0, 1, 1]).to(dtype))
-    sample = make_sample(source, 8192, alignment)
-    assert sample.input_ids.tolist() == [11, 12, 13, 14, 0]
-    assert torch.equal(sample.target[:-1], source["target"][1:])
-    assert not sample.target[-1].any()
-    assert torch.equal(sample.features, source["hidden_state"])
-    assert (sample.loss_mask.dtype, sample.loss_mask.tolist()) == (torch.int64, mask)
-    assert source["loss_mask"].tolist() == [1, 0, 0, 1, 1]
-    del source["target"]
-    assert torch.equal(make_sample(source, 8192, alignment).target[:-1], source["hidden_state"][1:])
-
-
 @pytest.mark.parametrize("alignment", BOTH)
 @pytest.mark.parametrize("length", [1, 4])
 def test_a_cut_sample_ends_like_a_short_one(alignment, length):
@@ -62,13 +46,6 @@ def test_a_cut_sample_ends_like_a_short_one(alignment, length):
     short = make_sample({name: value[:length] for name, value in long.items()}, 8192, alignment)
     for name in ("input_ids", "features", "target", "loss_mask"):
         assert torch.equal(getattr(cut, name), getattr(short, name))
-
-
-def test_a_batch_without_a_usable_record_is_one_token():
-    batch = RecordDataset([], {"hidden_state": 6, "target": 2}, 9).batch_of([Skipped("why"), Skipped("so")], True)
-    shapes = [tuple(batch[name].shape) for name in ("input_ids", "features", "target", "document_ids")]
-    assert shapes == [(1, 1), (1, 1, 6), (1, 1, 2), (1, 1)]
-    assert (batch["loss_mask"].tolist(), batch["skipped"]) == ([[0]], ["why", "so"])
 
 
 @pytest.fixture
@@ -86,20 +63,6 @@ def test_noise_is_on_the_features_only_and_fresh_at_every_visit(dataset):
     assert not torch.equal(first.features, second.features)
     for name in ("target", "input_ids", "loss_mask"):
         assert torch.equal(getattr(first, name), getattr(clean, name))
-
-
-def test_natural_order_shuffling_a_sampler_and_dropped_rests(dataset):
-    records = dataset()
-
-    def lengths(size=1, **options):
-        return [int(batch["attention_mask"].sum()) for batch in build_loader(records, size, **options)]
-
-    assert lengths(shuffle=False) == [9, 5, 12, 7, 3, 10]
-    assert lengths(4, shuffle=False) == [9 + 5 + 12 + 7]
-    assert lengths(sampler=[4, 0, 4]) == [3, 9, 3]
-    orders = {tuple(lengths()) for _ in range(5)}
-    assert len(orders) > 1
-    assert all(sorted(order) == [3, 5, 7, 9, 10, 12] for order in orders)
 
 
 def order(seed=0, epoch=0, sizes=SIZES, batch=BATCH):

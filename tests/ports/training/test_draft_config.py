@@ -52,22 +52,6 @@ def checkpoint(fixture, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", LOAD)
-def test_the_prototypes_json_is_read_and_attached_to_the_verifier(load, fixture, algorithm):
-    config = load(algorithm, steps=5, rms_norm_eps=1e-4)
-    layer, served = config.transformer_layer_config, config.speculators_config
-    assert (layer.num_hidden_layers, layer.head_dim, layer.vocab_size, layer.rms_norm_eps) == (1, 12, 61, 1e-4)
-    assert (layer.rope_parameters["rope_type"], layer.rope_parameters["factor"]) == ("llama3", 4.0)
-    assert (served.algorithm, served.default_proposal_method) == (algorithm, "greedy")
-    assert served.proposal_methods[0].speculative_tokens == 5
-    assert served.verifier.name_or_path == str(fixture / "verifier")
-    if algorithm == "eagle3":
-        assert config.draft_vocab_size == 23
-        assert config.eagle_aux_hidden_state_layer_ids == [3, 5, 6]
-        norms = (config.norm_before_residual, config.norm_before_fc, config.fc_norm, config.norm_output)
-        assert norms == (True, False, False, False)
-
-
-@pytest.mark.parametrize("algorithm", LOAD)
 def test_a_checkpoint_directory_and_its_config_file(load, checkpoint, fixture, algorithm):
     folder = checkpoint(algorithm)
     for path in (folder, folder / "config.json"):
@@ -107,6 +91,7 @@ BAD = [
     (BOTH, "vocab_size", 62, "62", "61, the verifier's"),
     (BOTH, "intermediate_size", -1, "-1", "a positive integer"),
     (BOTH, "num_hidden_layers", 0, "0", "a positive integer"),
+    (BOTH, "num_key_value_heads", 0, "0", "a positive integer"),
     (BOTH, "attention_dropout", 0.1, "0.1", "0.0: TTT attention has no dropout"),
     (BOTH, "num_hidden_layers", 2, "2", "1: the prototype's alignment is defined for one layer; --ttt_alignment chain"),
     (BOTH, "num_key_value_heads", 3, "4 heads, 3 key/value heads", "a divisor of num_attention_heads"),
@@ -149,7 +134,6 @@ LAYER = "transformer_layer_config.model_type"
 NO_LAYER = "Speculators holds no such draft of other layers"
 BAD_NATIVE = [
     (BOTH, {"layer": {"model_type": "gpt_oss"}}, LAYER, "gpt_oss", NO_LAYER),
-    (BOTH, {"layer": {"hidden_size": 64}}, "hidden_size", "64", "32, the verifier's"),
     (BOTH, {"layer": {"num_hidden_layers": []}}, "config", "", "a Speculators "),
     (BOTH, {"layer": {"dtype": []}}, "config", "list index out of range", ""),
     (EAGLE3, {"auto_map": 7}, "config", "item assignment", "a draft that can be built"),
@@ -159,11 +143,6 @@ BAD_NATIVE = [
         for norm in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
     ),
     (EAGLE3, {"draft_vocab_size": "many"}, "config", "draft_vocab_size", "a Speculators eagle3 config"),
-    (EAGLE3, {"layer": {"num_hidden_layers": 2}}, "num_hidden_layers", "2", "--ttt_alignment chain takes more"),
-    *(
-        (BOTH, {"layer": {"num_key_value_heads": heads}}, "num_key_value_heads", str(heads), expected)
-        for heads, expected in ((0, "a positive integer"), (-1, "a positive integer"), (3, "a divisor of"))
-    ),
     *(
         (EAGLE3, {"eagle_aux_hidden_state_layer_ids": ids}, "eagle_aux_hidden_state_layer_ids", str(ids), expected)
         for ids, expected in (([1, 2], "3 layers"), ([1, 2, 99], "has 8"))

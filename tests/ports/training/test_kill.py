@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ports.training.checkpoint import MANIFEST, MARK, seal, sweep
 from ports.training.resume import newest_intact
-from tests.ports.training.conftest import ALGORITHMS, Left, Saved
+from tests.ports.training.conftest import PREFIX, Left, Saved
 from tests.ports.training.victims import Order, run
 
 KILLS = int(os.environ.get("KILLS", "6"))
@@ -69,10 +69,9 @@ def wrong(cpdir, saved, straight):
 
 
 @pytest.mark.parametrize("noise_stream", ["drawn", "keyed"])
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_nothing_saved_is_ever_lost(strike, straight, words, tmp_path, algorithm, noise_stream):
     expected, seconds = straight(algorithm, noise_stream=noise_stream)
-    last = f"{ALGORITHMS[algorithm].prefix}{OPTIONS['epoch']}"
+    last = f"{PREFIX[algorithm]}{OPTIONS['epoch']}"
     draw, ends, runs, resumed = random.Random(0), Counter(), 0, 0
     while ends.total() < KILLS:
         cpdir, saved, struck = tmp_path / f"run{runs}", -1, 0

@@ -1,8 +1,8 @@
-"""The loop, driven through Eagle3's ``run`` on the tiny fixture."""
+"""The loop, driven through Eagle3's run on the tiny fixture, and what it logs and prints."""
 
-import copy
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +10,9 @@ import torch
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training.data import collate
 from ports.training.loop import _refuse_foreign_accumulation
+from ports.training.loss import Hits
+from ports.training.metrics import PassClock, PassTotals, log_entry
 from ports.training.observer import Observer
 
 
@@ -24,7 +25,6 @@ class Watch(Observer):
 
     def started(self, objective, optimizer):
         self.events.append("started")
-        self.optimizer = optimizer
 
     def batch(self, micro_batch, batch):
         self.events.append(f"batch {micro_batch}")
@@ -103,28 +103,12 @@ def test_the_mean_of_means_would_fail_that_test(train):
     assert relative_error(mean, big.gradients_at[0]) > 1e-2
 
 
-class LastWindow(Watch):
-    """At the end of the second window, what one batch of its two samples would give under the same weights."""
-
-    def __init__(self, dataset):
-        super().__init__()
-        self.dataset = dataset
-
-    def gradients(self, micro_batch, objective):
-        super().gradients(micro_batch, objective)
-        if micro_batch == 4:
-            twin = copy.deepcopy(objective)
-            twin.zero_grad()
-            twin(collate([self.dataset[3], self.dataset[4]])).backward_loss.backward()
-            self.expected = gradients_of(twin)
-
-
-def test_the_last_window_may_be_shorter_and_is_divided_by_its_own_rows(train, settings, lively_draft):
-    chosen = settings(bs=1, gradient_accumulation_steps=3)
-    watch = LastWindow(eagle3.build_dataset(chosen, lively_draft().config))
-    train(sampler=[0, 1, 2, 3, 4], watch=watch, bs=1, gradient_accumulation_steps=3)
+def test_the_last_window_may_be_shorter_and_is_divided_by_its_own_rows(train):
+    """At a rate that hardly moves the weights, so that its gradient is that of one batch of its two samples."""
+    watch = train(sampler=[0, 1, 2, 3, 4], bs=1, gradient_accumulation_steps=3, lr=1e-9)
+    whole = train(sampler=[3, 4], bs=2, lr=1e-9)
     assert [record.stepped for record in watch.records] == [False, False, True, False, True]
-    assert relative_error(watch.gradients_at[4], watch.expected) < 2e-6
+    assert relative_error(watch.gradients_at[4], whole.gradients_at[0]) < 2e-6
 
 
 def test_epoch_n_makes_n_plus_1_passes_and_everything_is_told(train):
@@ -145,29 +129,12 @@ def test_epoch_n_makes_n_plus_1_passes_and_everything_is_told(train):
         assert (row["train/loss"], row["train/lr"], row["train/acc"]) == said
 
 
-def test_max_steps_ends_the_run_and_leaves_the_schedule(train):
-    short, long = train(max_steps=2, epoch=2), train(epoch=2)
-    assert len(short.records) == 2
-    assert [record.lr_used for record in short.records] == [record.lr_used for record in long.records[:2]]
-    assert (short.settings.cpdir / "model0" / "model.safetensors").is_file()
-
-
 def test_the_rates_follow_the_schedule(train):
     watch = train(epoch=1, gradient_accumulation_steps=2)  # 6 * 2 / (2 * 2) = 3 steps planned
     used = [record.lr_used for record in watch.records]
     assert used == pytest.approx([1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3, 1e-3 / 3, 0])
     after = [record.lr_after for record in watch.records if record.stepped]
     assert after == pytest.approx([2e-3 / 3, 1e-3 / 3, 0, 0])
-
-
-def test_a_batch_without_rows_in_the_loss_is_no_accident(train, fixture):
-    for index in (0, 1):
-        path = fixture / "data_eagle3" / f"data_{index}.ckpt"
-        record = torch.load(path)
-        torch.save({**record, "loss_mask": torch.zeros_like(record["loss_mask"])}, path)
-    watch = train()
-    assert (watch.records[0].rows, watch.records[0].loss, watch.records[0].logged) == (0, 0.0, {})
-    assert all(bool(value.isfinite().all()) for value in watch.parameters_at[2].values())
 
 
 def test_bfloat16_autocast_trains_float32_masters(train):
@@ -199,3 +166,31 @@ def test_debug_stops_at_the_operation_that_gives_nan(train):
 class Poison(Watch):
     def outcome(self, micro_batch, outcome):
         outcome.backward_loss = outcome.backward_loss * torch.sqrt(outcome.backward_loss * 0)
+
+
+def test_where_no_row_is_in_the_loss_nothing_is_logged_and_lines_are_printed():
+    assert log_entry(0.1, 0.0, Hits(torch.tensor(0), torch.tensor([0, 0, 0]), torch.tensor(0))) == {}
+    assert PassTotals().lines(0, 4) == ["Epoch [1/4], Loss: nan", "Train Accuracy: 0.00%"]
+
+
+PAUSE = 0.05
+
+
+def test_a_slow_loader_is_waited_for_and_slow_training_is_not():
+    clock = PassClock()
+    for _ in clock.watch(time.sleep(PAUSE) for _ in range(3)):
+        time.sleep(2 * PAUSE)
+    found = clock.read()
+    assert found["pass/data_wait"] >= 3 * PAUSE
+    assert found["pass/seconds"] - found["pass/data_wait"] >= 6 * PAUSE
+
+
+def test_what_a_pass_waited_is_printed_and_logged_where_it_is_asked_for(train):
+    plain, asked = train(), train(report_data_wait=True)
+    (said,) = [line for line in asked.lines if line not in plain.lines]
+    assert said.startswith("Data wait: ")
+    assert said.endswith("%), padding 25.8%")
+    *others, last = [json.loads(line) for line in (asked.settings.cpdir / "metrics.jsonl").read_text().splitlines()]
+    assert others == [{"step": record.micro_batch, **record.logged} for record in plain.records]
+    assert last.keys() == {"step", "pass/seconds", "pass/data_wait", "pass/padding"}
+    assert last["pass/padding"] == pytest.approx(1 - 46 / (2 * (9 + 12 + 10)))

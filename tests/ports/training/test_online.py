@@ -43,7 +43,6 @@ def without_features(source, target):
     return target
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_online_and_offline_curves_are_the_same(curve, tmp_path, algorithm) -> None:
     """And those of other layers, of one earlier, would be seen to differ."""
     offline = curve(algorithm, "offline")
@@ -83,18 +82,6 @@ def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, t
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         start_run("hass", tmp_path / "b", online=True, epoch=0, verifier_dtype="float32", max_len=11).run()
-
-
-def test_a_bad_record_is_skipped_or_ends_the_run(start_run, fixture, tmp_path, refuses) -> None:
-    """A batch of bad ones alone is a step without a row in the loss, and no accident beside others."""
-    others = sorted((fixture / "data_eagle3").iterdir())[1:]
-    for file in others:
-        file.write_bytes(b"")
-    loop = start_run("eagle3", tmp_path / "a", online=True, shuffle=False)
-    with refuses(others[0], "file", "", "a whole file of plain tensors"):
-        loop.run()
-    start_run("eagle3", tmp_path / "b", online=True, epoch=0, on_bad_record="skip").run()
-    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_verifier_that_cannot_be_loaded_is_refused(tmp_path, refuses) -> None:

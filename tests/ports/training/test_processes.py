@@ -17,7 +17,7 @@ from speculators import SpeculatorModel
 from ports.errors import InputError
 from ports.training.checkpoint import read_state
 from ports.training.saving import read_adam_state, shards_in
-from tests.ports.training.conftest import ALGORITHMS, Left
+from tests.ports.training.conftest import PREFIX, Left
 from tests.ports.training.ranks import Gradients, gradients_file, refused_file
 from tests.processes import await_end_of, children, family, free_port, wait_for
 
@@ -164,7 +164,7 @@ def same_as_one_process(folder, algorithm, gradients_of):
     for mine, theirs in zip(lines, wanted):
         assert mine.keys() == theirs.keys()
         assert all(mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9) for name in theirs), (mine, theirs)
-    last = f"{ALGORITHMS[algorithm].prefix}0"
+    last = f"{PREFIX[algorithm]}0"
     final = {name: load_file(cpdir / last / "model.safetensors") for name, cpdir in cpdirs.items()}
     first = load_file(cpdirs["pair"] / "step_1" / "model.safetensors")
     assert not torch.equal(final["pair"]["fc.weight"], first["fc.weight"]), "it trains"
@@ -234,7 +234,7 @@ def resumes_of(words, tmp_path, parallel):
                 again, source = tmp_path / f"{algorithm}_{precision}_{stop}", cpdir / f"step_{stop}"
                 line = words(algorithm, again, ckpt_path=source, **options)
                 resumed.append({"algorithm": algorithm, "words": line})
-                found.append((cpdir, again, f"{ALGORITHMS[algorithm].prefix}1"))
+                found.append((cpdir, again, f"{PREFIX[algorithm]}1"))
     return straight, resumed, found
 
 
@@ -314,9 +314,7 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(torchrun, words, tmp_p
     (said,) = finish(torchrun(two_processes(), module, words(algorithm, cpdir, ckpt_path="auto", **common)))
     assert f"resuming from {cpdir}" in said
     assert said.count("Epoch [4/3]") == said.count("training on 6 examples total") == 1
-    expected, found = (
-        Left(folder, f"{ALGORITHMS[algorithm].prefix}3", []) for folder in (tmp_path / "straight", cpdir)
-    )
+    expected, found = (Left(folder, f"{PREFIX[algorithm]}3", []) for folder in (tmp_path / "straight", cpdir))
     assert expected.differs_from(found) == []
 
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 import ports.training.resume
 import ports.training.runs
-from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.training.checkpoint import MANIFEST, STATE, seal
 from ports.training.resume import newest_intact
@@ -245,8 +244,6 @@ def flip(file: Path) -> None:
 
 DAMAGES = {
     "a flipped bit in the weights": lambda folder: flip(folder / "model.safetensors"),
-    "a flipped bit in Adam's state": lambda folder: flip(folder / "training_state" / "optimizer.safetensors"),
-    "a flipped bit in the state": lambda folder: flip(folder / STATE),
     "a torn file": lambda folder: os.truncate(folder / "model.safetensors", 1000),
     "a file missing": lambda folder: (folder / "config.json").unlink(),
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
@@ -268,11 +265,6 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_by_auto(stopped
         newest_intact(cpdir)
 
 
-def test_auto_without_any_checkpoint_is_a_fresh_start(start_run, tmp_path, capsys):
-    assert start_run("eagle3", tmp_path / "cp", ckpt_path=Path("auto")).steps == 0
-    assert f"no checkpoint in {tmp_path / 'cp'} yet: a fresh start" in capsys.readouterr().out
-
-
 def test_auto_takes_the_checkpoint_saved_last_not_the_one_of_most_steps(stopped, start_run, tmp_path):
     """A run that went back to an older one by name is not sent to where it had been."""
     loop = start_run("eagle3", tmp_path / "cp", ckpt_path=tmp_path / "cp" / "model0")
@@ -284,8 +276,3 @@ def test_weights_only_starts_a_new_run(stopped, start_run, tmp_path):
     loop = start_run("eagle3", tmp_path / "new", ckpt_path=stopped, weights_only=True, lr=5e-4)
     assert torch.equal(loop.objective.draft.fc.weight, load_file(stopped / "model.safetensors")["fc.weight"])
     assert (loop.steps, loop.epoch, len(loop.optimizer.state)) == (0, 0, 0)
-
-
-def test_weights_only_needs_a_directory(flags, capsys):
-    assert eagle3.main(flags(weights_only=None)) == 2
-    assert "weights_only needs the directory of a checkpoint" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Every flag, where its value may come from, and what is said of a wrong one."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -25,16 +24,6 @@ def yaml_file(tmp_path):
         return str(tmp_path / "run.yaml")
 
     return write
-
-
-def test_the_defaults_are_the_prototypes():
-    expected = {"lr": 3e-5, "bs": 4, "gradient_accumulation_steps": 1, "epoch": 40, "forward_num_total": 3, "topk": 10}
-    expected |= {"topk_w": 1.0, "data_num": 68000, "debug": False, "ckpt_path": None, "max_len": 8192, "noise": True}
-    expected |= {"shuffle": True, "num_workers": 8, "t2d": Path("t2d.npy"), "d2t": Path("d2t.npy")}
-    expected |= {"ttt_alignment": Alignment.PROTOTYPE}
-    found = Eagle3Settings(basepath="a", configpath="b", tmpdir="c", cpdir="d")
-    assert {name: getattr(found, name) for name in expected} == expected
-    assert json.loads(json.dumps(found.as_json())) == found.as_json()
 
 
 def test_the_schedules_are_the_recorded_ones(settings):

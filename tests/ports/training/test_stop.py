@@ -1,15 +1,17 @@
-"""A real signal to a real process: the step is finished, everything saved, the exit code is the documented one."""
+"""Real signals to real processes: a trainer finishes its step and saves, its loader processes end with it alone."""
 
 import contextlib
 import math
 import os
 import signal
+import time
 
 import pytest
 
 from ports.eagle3.train import main
+from ports.training.data import RecordDataset, build_loader
 from ports.training.stop import EXIT_CODE, SIGNALS, StopRequest
-from tests.processes import family, members, wait_for
+from tests.processes import await_end_of, children, family, is_running, members, wait_for
 
 
 def send(number, *pids):
@@ -67,3 +69,53 @@ def test_a_signal_sets_the_flag_and_another_one_acts_as_before(monkeypatch, agai
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Endless(RecordDataset):
+    def __getitem__(self, index):
+        os.write(1, b"reading\n")  # at once: two processes say it
+        time.sleep(600)
+
+
+def read_on() -> None:
+    """Raises when told to by SIGHUP."""
+
+    def fail(*_):
+        raise RuntimeError("the trainer ends with its loader processes at work")
+
+    signal.signal(signal.SIGHUP, fail)
+    next(iter(build_loader(Endless(files=range(4), widths={}, vocab_size=9), 1, num_workers=2, prefetch_factor=1)))
+
+
+@pytest.fixture
+def trainer(fork):
+    trainer = fork(read_on)
+    while trainer.said.count("reading\n") < 2:  # torch may warn: more processes than cores
+        assert trainer.returncode is None, trainer.said
+        time.sleep(0.01)
+    return trainer
+
+
+ENDS = {
+    "killed": (lambda trainer: trainer.kill(), -signal.SIGKILL),
+    "raises": (lambda trainer: os.kill(trainer.pid, signal.SIGHUP), 1),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_no_loader_process_outlives_its_trainer(trainer, end):
+    workers, (act, code) = children(trainer.pid), ENDS[end]
+    act(trainer)
+    said = trainer.ended(20)
+    await_end_of(workers, 20)
+    assert trainer.returncode == code
+    assert said.count("Error: ") == (1 if end == "raises" else 0), said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_no_other_process_ends_them(trainer, number):
+    workers = children(trainer.pid)
+    for pid in workers:
+        os.kill(pid, number)
+    time.sleep(1)
+    assert all(map(is_running, workers))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,24 +16,21 @@ from ports.training import tuning
 from ports.training.alignment import Alignment
 from ports.training.attention import StepLayer
 from ports.training.data import collate, pack
-from ports.training.tuning import SharedHalf, TrainedRows, can_split
-from tests.ports.conftest import enliven
+from ports.training.tuning import TrainedRows, can_split
 
-both_algorithms = pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 MODELS = (ports.eagle3.model, ports.hass.model)
 
 
 @pytest.fixture
-def prepared(start_run, fixture, tmp_path):
-    """An objective with lively weights, and a batch of four samples."""
+def prepared(lively, fixture):
+    """An objective, and a batch of four samples."""
 
     def make(algorithm, lay=collate, layers=1, **changes):
         file = fixture / f"draft_{algorithm}.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": layers}))
-        loop = start_run(algorithm, tmp_path / "run", noise=False, **changes)
-        enliven(loop.objective.draft)
-        assert len(loop.objective.draft.layers) == layers
-        return loop.objective.train(), lay([loop.plan.loader.dataset.sample(index) for index in range(4)])
+        objective, samples = lively(algorithm, **changes)
+        assert len(objective.draft.layers) == layers
+        return objective.train(), lay([samples[index] for index in range(4)])
 
     return make
 
@@ -52,13 +48,11 @@ def learn(objective, batch):
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("form", ["eager", "fast"])
 @pytest.mark.parametrize("alignment", [each.value for each in Alignment])
-@both_algorithms
 def test_running_again_gives_the_same_bits(prepared, algorithm, alignment, form, steps, lay):
     changes = {"ttt_alignment": alignment, "attn_implementation": form, "forward_num_total": steps}
     assert_same_bits(*prepared(algorithm, lay, **changes))
 
 
-@both_algorithms
 def test_and_in_bfloat16_and_with_several_layers(prepared, algorithm):
     objective, batch = prepared(algorithm, layers=3, ttt_alignment="chain", forward_num_total=3)
     assert_same_bits(objective, batch)
@@ -76,39 +70,21 @@ def assert_same_bits(objective, batch):
     assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
 
 
-class Caches:
-    """Every cache layer that was made, and how often a layer of the draft ran."""
-
-    def __init__(self, patch, draft):
-        self.made, self.runs = [], 0
-        plain = StepLayer.__init__
-        patch.setattr(StepLayer, "__init__", lambda layer: (plain(layer), self.made.append(layer))[0])
-        last = draft.layers[0].self_attn.o_proj
-        patch.setattr(last, "forward", partial(self._count, last.forward))  # a hook would have the layer run otherwise
-
-    def _count(self, forward, states):
-        self.runs += 1
-        return forward(states)
+def layers_made(patch):
+    """Every cache layer that is made from now on."""
+    made, plain = [], StepLayer.__init__
+    patch.setattr(StepLayer, "__init__", lambda layer: (plain(layer), made.append(layer))[0])
+    return made
 
 
-@both_algorithms
-def test_layers_run_twice_and_the_cache_is_written_once(prepared, algorithm, monkeypatch):
-    objective, batch = prepared(algorithm, forward_num_total=3)
-    objective.recompute, caches = True, Caches(monkeypatch, objective.draft)
-    learn(objective, batch)
-    assert caches.runs == 2 * 3
-    assert [(len(layer.step_keys), len(layer.step_values)) for layer in caches.made] == [(3, 3)]
-
-
-@both_algorithms
 def test_a_cache_written_twice_is_noticed(prepared, algorithm, monkeypatch):
     """The planted fault: the second run finds the keys of all steps, its own among them."""
     objective, batch = prepared(algorithm, forward_num_total=3)
-    objective.recompute, caches = True, Caches(monkeypatch, objective.draft)
+    objective.recompute, made = True, layers_made(monkeypatch)
     monkeypatch.setattr(tuning, "_OnceWritten", lambda cache: cache)
     with pytest.raises(CheckpointError, match=r"different metadata|number of tensors"):
         learn(objective, batch)
-    assert len(caches.made[0].step_keys) > 3
+    assert len(made[0].step_keys) > 3
 
 
 def cost(objective, batch, patch):
@@ -122,10 +98,10 @@ def cost(objective, batch, patch):
         return tensor
 
     with patch.context() as patched, FlopCounterMode(display=False) as counter:
-        caches = Caches(patched, objective.draft)
+        made = layers_made(patched)
         with saved_tensors_hooks(note, lambda tensor: tensor):
             outcome = objective(batch)
-        for layer in caches.made:
+        for layer in made:
             for states in (*layer.step_keys, *layer.step_values):
                 note(states)
         outcome.backward_loss.backward()
@@ -133,7 +109,6 @@ def cost(objective, batch, patch):
     return counter.get_total_flops(), sum(kept.values())
 
 
-@both_algorithms
 def test_what_each_of_them_saves(prepared, algorithm, monkeypatch):
     objective, batch = prepared(algorithm, forward_num_total=5)
     batch = {name: value.repeat(8, *[1] * (value.dim() - 1)) for name, value in batch.items()}
@@ -156,7 +131,6 @@ def switch_off_rows(monkeypatch):
 @pytest.mark.parametrize("lay", [collate, pack])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-@both_algorithms
 def test_outputs_and_gradients_stay_what_they_are(prepared, monkeypatch, algorithm, layers, recompute, lay):
     alignment = "prototype" if layers == 1 else "chain"
     objective, batch = prepared(algorithm, lay, layers, ttt_alignment=alignment, activation_checkpointing=recompute)
@@ -171,7 +145,6 @@ def test_outputs_and_gradients_stay_what_they_are(prepared, monkeypatch, algorit
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-6 * float(value.abs().max()), msg=name)
 
 
-@both_algorithms
 def test_a_mask_that_misses_rows_in_the_loss_is_seen(prepared, monkeypatch, algorithm):
     """The comparison above can fail."""
     objective, batch = prepared(algorithm)
@@ -184,7 +157,6 @@ def test_a_mask_that_misses_rows_in_the_loss_is_seen(prepared, monkeypatch, algo
     assert (found[name] - expected[name]).abs().max() > 0.01 * expected[name].abs().max()
 
 
-@both_algorithms
 def test_a_batch_without_rows_in_the_loss_leaves_every_gradient_at_zero(prepared, algorithm):
     """A process that has none must not make DDP wait for gradients that never come."""
     objective, batch = prepared(algorithm)
@@ -215,22 +187,6 @@ def test_a_layer_that_is_watched_or_of_another_make_is_called_as_it_is(prepared,
     other = nn.TransformerEncoderLayer(8, 2)
     assert tuning._on_rows(other, TrainedRows(torch.ones(1, 3))) is other
     assert len(opened) == 1
-
-
-def test_halves_in_autocast_err_like_the_whole_product():
-    inputs = [torch.randn(shape).requires_grad_() for shape in [(2, 5, 64), (2, 5, 64), (7, 128), (7,)]]
-    exact = [value.detach().double().requires_grad_() for value in inputs]
-    with torch.autocast("cpu", torch.bfloat16):
-        sides = [
-            [SharedHalf(inputs[0], *inputs[2:])(inputs[1]), *inputs],
-            [F.linear(torch.cat(inputs[:2], dim=-1), *inputs[2:]), *inputs],
-        ]
-    sides.append([F.linear(torch.cat(exact[:2], dim=-1), *exact[2:]), *exact])
-    assert [out.dtype for out, *_ in sides] == [torch.bfloat16, torch.bfloat16, torch.float64]
-    found = [[out.double(), *torch.autograd.grad(out.square().sum(), leaves)] for out, *leaves in sides]
-    for shared, plain, true in zip(*found, strict=True):
-        assert shared.shape == true.shape
-        assert (shared - true).norm() <= 1.5 * (plain - true).norm() <= 0.02 * true.norm()
 
 
 def test_only_plain_products_in_full_precision_are_split():

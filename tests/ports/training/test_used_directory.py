@@ -1,7 +1,6 @@
 """Starts in directories that hold something: a refusal has touched nothing, and what is the user's always stays."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -107,12 +106,3 @@ def test_a_start(run_once, words, tmp_path, reset_accelerator, capsys, start):
         assert steps == [0, 1, 2]
         assert kept - {"step_2"} == {"model0"}
         assert ("step_2" in kept) == (start in ("on", "on with a named one"))
-
-
-def test_a_name_that_no_text_can_hold(fixture, words, tmp_path, capsys):
-    data = fixture / "data_eagle3"
-    shutil.copy(data / "data_0.ckpt", os.fsencode(data) + b"/data_\xff.ckpt")
-    assert eagle3.main(words("eagle3", tmp_path / "cp", bs=2)) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.endswith(r"tmpdir: found the record b'data_\xff.ckpt', expected names in UTF-8"), line
-    assert not (tmp_path / "cp").exists()

@@ -10,12 +10,11 @@ import torch
 
 from ports.eagle3 import train as eagle3
 from ports.evaluate.measure import measure
-from ports.training.acceptance import Acceptance
 from ports.training.alignment import Alignment
 from ports.training.data import collate, make_sample
 from ports.training.runs import finish
-from ports.training.validation import Validation, drawn
-from tests.ports.training.conftest import ALGORITHMS, Saved
+from ports.training.validation import Acceptance, Validation, drawn
+from tests.ports.training.conftest import PREFIX, Saved
 
 NAMES = [f"folder/data_{number}.ckpt" for number in range(40)]
 
@@ -47,7 +46,6 @@ def test_a_share_is_drawn_by_seed_and_name():
     assert held < {NAMES[place] for place in drawn(NAMES, 0.5, 0)}, "a larger share holds the smaller"
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_held_out_records_are_not_trained_on(start_run, tmp_path, algorithm):
     trained, looked = set(), set()
     loop = start_run(algorithm, tmp_path / "cp", val_fraction=0.34, val_steps=1)
@@ -79,7 +77,7 @@ def test_looking_changes_nothing_else(start_run, other, tmp_path, algorithm, opt
     assert lines_of(plain) == [] != lines_of(looked)
     assert lines_of(plain, "train/loss") == lines_of(looked, "train/loss")
     assert not (plain / "best.json").exists()
-    last = f"{ALGORITHMS[algorithm].prefix}1"
+    last = f"{PREFIX[algorithm]}1"
     assert Saved(plain / last).differs_from(Saved(looked / last)) == ["state"], (
         "its log, its best and what it looked at"
     )
@@ -92,7 +90,7 @@ def test_looking_changes_nothing_else(start_run, other, tmp_path, algorithm, opt
         ("eagle3", {"ttt_alignment": "prototype", "bs": 2, "gradient_accumulation_steps": 2}),
         ("hass", {"packing": True, "bs": 3, "num_workers": 2}),
         ("eagle3", {"mixed_precision": "bf16"}),
-        *((algorithm, {"online": True, "verifier_dtype": "float32"}) for algorithm in ALGORITHMS),
+        *((algorithm, {"online": True, "verifier_dtype": "float32"}) for algorithm in PREFIX),
     ],
     ids=str,
 )

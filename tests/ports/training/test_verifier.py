@@ -51,7 +51,6 @@ MISSING = [
     (INDEX, None, "", "weights", "No such file", "whole safetensors"),
     (INDEX, "{", INDEX, "weight_map", "Expecting property name", "an object that maps tensors to shards"),
     (INDEX, "{}", "", "weights", "no entry 'weight_map'", "whole safetensors"),
-    (INDEX, "3", "", "weights", "", "whole safetensors"),
     (INDEX, '{"weight_map": [1]}', "", "weights", "", "whole safetensors"),
     (INDEX, f'{{"weight_map": {{"a": "{SHARD}"}}}}', "", HEAD, "missing", UNTIED),
 ]
@@ -76,12 +75,10 @@ SHARDS = [
     lambda folder: (folder / SHARD).unlink(),
     lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-9]),
     lambda folder: (folder / INDEX).write_text((folder / INDEX).read_text().replace(SHARD, "../../b")),
-    lambda folder: (folder / INDEX).write_text((folder / INDEX).read_text().replace(SHARD, "b" * 5000)),
 ]
 
 
 @pytest.mark.parametrize("spoil", SHARDS)
-@pytest.mark.parametrize("algorithm", TRAIN)
 def test_a_shard_that_cannot_be_read_is_refused(fixture, folder, refuses, tmp_path, algorithm, spoil):
     spoil(folder)
     with refuses(folder, "weights", "", "regular file" if spoil is to_a_fifo else "whole safetensors"):

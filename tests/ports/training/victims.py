@@ -18,7 +18,7 @@ import ports.training.keeper as keeper
 from ports.commands import INTERRUPTED
 from ports.training.stop import EXIT_CODE, StopRequest
 from tests.forked import Forked
-from tests.ports.training.conftest import ALGORITHMS
+from tests.ports.conftest import TRAIN
 from tests.processes import members
 
 PATIENCE, LIMIT = 60.0, 300.0
@@ -96,7 +96,7 @@ def _train(order: Order, told_file: str) -> int:
             os.write(told, b"deaf\n")
 
     StopRequest.on_signals = on_signals  # type: ignore[method-assign]
-    return ALGORITHMS[order.algorithm].train.main(order.words)
+    return TRAIN[order.algorithm][0].main(order.words)
 
 
 def _sleep_on_a_lock() -> None:
