@@ -190,7 +190,7 @@ class Study:
     def answers(self) -> Path:
         """The model's own, which two drafts are trained on."""
         file = self.out / "answers.jsonl"
-        self.once("answers", "answers", "--model", self.model, "--data", self.out / "questions.jsonl", "--out", file)
+        self.run("answers", "answers", "--model", self.model, "--data", self.out / "questions.jsonl", "--out", file)
         return file
 
     def draft(self, name: str, data: Path, algorithm: str = "eagle3") -> Path:
@@ -198,7 +198,7 @@ class Study:
         chain = ("draft", "--model", self.model, "--data", data, "--answers", "given", "--algorithm", algorithm)
         rate = ("--lr", RATE, "--passes", PASSES[algorithm], "--mixed_precision", self.mixed_precision)
         run = self.folder(name)
-        self.once(name, *chain, *rate, "--out", run, writes=run / "evaluation.json")
+        self.run(name, *chain, *rate, "--out", run, writes=run / "evaluation.json")
         return run / "draft"
 
     def prototype(self, own: Path) -> Path:
@@ -219,7 +219,7 @@ class Study:
             "val_fraction": 0.05,
             "mixed_precision": self.mixed_precision,
         }
-        self.once(
+        self.run(
             PROTOTYPE, "train", "eagle3", *(word for flag, value in flags.items() for word in (f"--{flag}", value))
         )
         return cpdir / json.loads((cpdir / "best.json").read_text())["checkpoint"]
@@ -238,8 +238,8 @@ class Study:
         if name == HASS:
             records, frequent, folded = run / "records", run / "frequent", run / "folded"
             vocabulary = ("--tmpdir", records, "--basepath", self.model, "--output", frequent)
-            self.once("frequent", "vocabulary", *vocabulary, "--draft_vocab_size", FREQUENT)
-            self.once("folded", run / "draft", folded, "--vocabulary", frequent, module="ports.serving")
+            self.run("frequent", "vocabulary", *vocabulary, "--draft_vocab_size", FREQUENT)
+            self.run("folded", run / "draft", folded, "--vocabulary", frequent, module="ports.serving")
             words += ["--served", folded, "--vocabulary", frequent]
         file = run / f"bench_{self.prompts}_{self.tokens}_{self.rounds}.json"
         return self.result_of(f"{name}: vLLM", file, "bench", run / "draft", *words)
@@ -254,26 +254,26 @@ class Study:
         if not file.exists():
             partial = file.with_suffix(".partial")
             partial.unlink(missing_ok=True)
-            self.once(what, *words, "--json", partial, "--plot", file.with_suffix(".svg"), writes=partial)
+            self.run(what, *words, "--json", partial, "--plot", file.with_suffix(".svg"), writes=partial)
             partial.rename(file)
         return dict(json.loads(file.read_text()))
 
-    def once(self, what: str, *words: object, writes: Path | None = None, module: str = "ports") -> None:
+    def run(self, what: str, *words: object, writes: Path | None = None, module: str = "ports") -> None:
         """Run a command unless it has ended well; ``seconds.json`` says which have, and adds up what each took.
 
         Raises:
             typer.Exit: it failed. Who measures may end with 1: answers changed, which the file that it ``writes`` says.
         """
-        if self.took(what).get("done") and (writes is None or writes.exists()):
+        if self.kept(what).get("done") and (writes is None or writes.exists()):
             return
         start = time.monotonic()
         code = subprocess.run([sys.executable, "-m", module, *map(str, words)], check=False).returncode
         done = code in ((0,) if writes is None else (0, 1)) and (writes is None or writes.exists())
-        self.took(what, time.monotonic() - start, done)
+        self.kept(what, time.monotonic() - start, done)
         if not done:
             raise typer.Exit((code if code >= 0 else 128 - code) or 1)
 
-    def took(self, what: str, seconds: float = 0.0, done: bool = False) -> dict[str, Any]:
+    def kept(self, what: str, seconds: float = 0.0, done: bool = False) -> dict[str, Any]:
         """What is kept of a command, after adding to it."""
         file = self.out / "seconds.json"
         with KEEPING:

@@ -80,7 +80,7 @@ def unroll(
     hidden = draft.fc(features.to(draft.fc.weight.dtype))
     head = in_this_precision(lambda out: draft.lm_head(draft.norm(out)), features.device.type)
     context = {"attention_mask": attention_mask, "position_embeddings": rotary}
-    layers, steps = [first_layer(draft.layers[0], embeds), *draft.layers[1:]], []
+    layers, steps = [bind_embeddings(draft.layers[0], embeds), *draft.layers[1:]], []
     trained = None if loss_mask is None else TrainedRows(loss_mask)
     for step in range(ttt_steps):
         rows = trained if step == ttt_steps - 1 else None
@@ -96,7 +96,7 @@ def embed(draft: Eagle3DraftModel, input_ids: Tensor) -> Tensor:
         return draft.embed_tokens(input_ids)
 
 
-def first_layer(layer: nn.Module, embeds: Tensor) -> Layer:
+def bind_embeddings(layer: nn.Module, embeds: Tensor) -> Layer:
     """``layer`` bound to the embeddings [B, T, h] of one unroll."""
     if can_share(layer):
         return SharedFirstLayer(layer, embeds)
