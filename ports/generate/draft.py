@@ -43,6 +43,7 @@ from ports.generate.records import digest, geometry_of, start_or_go_on, write_ma
 from ports.generate.run import bytes_in, say
 from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabulary
 from ports.hass.config import load_draft_config as load_hass
+from ports.numerics import best_device, has_bf16_units
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory
 from ports.training.draft_config import read_config_dict
@@ -102,8 +103,8 @@ class DraftSettings(AnswersSettings):
         description="peak learning rate; default: 1e-4 to 4e-4, by the verifier's width",
     )
     bs: int = Field(1, ge=1, description="samples of an optimizer step")
-    mixed_precision: Precision = Field(
-        "no", description="of training; bf16 is about twice as fast on a GPU, or a CPU with avx512_bf16 or amx_bf16"
+    mixed_precision: Literal["auto", Precision] = Field(
+        "auto", description="of training; auto: bf16 where the device is faster in it, else no"
     )
     forward_num_total: int = Field(3, ge=1, description="TTT steps, and tokens that a server proposes")
 
@@ -135,6 +136,12 @@ class Run:
         """Peak learning rate: the one asked for, or one that goes with the verifier's width."""
         least, most = RATES
         return self.settings.lr or max(least, min(most, least * (WIDE / self.verifier.hidden_size) ** 0.7))
+
+    @property
+    def precision(self) -> Precision:
+        """Of training: the one asked for, or the fastest that this machine has units for."""
+        asked = self.settings.mixed_precision
+        return ("bf16" if has_bf16_units(best_device()) else "no") if asked == "auto" else asked
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -173,6 +180,7 @@ class Run:
             **self.settings.model_dump(mode="json", exclude=elsewhere),
             "passes": self.passes,
             "lr": self.lr,
+            "mixed_precision": self.precision,
         }
 
     def work(self) -> tuple[int, int]:
@@ -212,8 +220,7 @@ class Run:
         read, said, plain, checked = verifier_seconds(settings.model, length, shapes, clock)
         token = read / rows / length
         supervised = answers * answer / tokens or SUPERVISED
-        half = settings.mixed_precision == "bf16"
-        step = step_seconds(objective, settings.bs, length, supervised, clock, half=half)
+        step = step_seconds(objective, settings.bs, length, supervised, clock, half=self.precision == "bf16")
         found = {
             "answers": engine.pace * (token * given + said * answer * math.ceil(answers / together)) if answers else 0,
             "records": token * tokens,
@@ -321,7 +328,8 @@ class Run:
             ttt_alignment=Alignment.CHAIN.value,
             num_workers=0,
             lr=self.lr,
-            **{name: getattr(settings, name) for name in ("bs", "mixed_precision", "forward_num_total", "seed")},
+            mixed_precision=self.precision,
+            **{name: getattr(settings, name) for name in ("bs", "forward_num_total", "seed")},
             **maps,
             **({"val_fraction": VALIDATED} if validated else {}),
         )

@@ -124,13 +124,22 @@ def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, ph
         assert told[phase] == pytest.approx(count, rel=0.25), phase
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_forecast_trains_in_the_precision_that_is_asked_for(words, precision, dtype) -> None:
-    run = Run(parse(DraftSettings, words(mixed_precision=precision)))
+PRECISIONS = [("no", True, "no"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "no")]
+
+
+@pytest.mark.parametrize(("asked", "units", "precision"), PRECISIONS)
+def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, asked, units, precision) -> None:
+    """What is recorded, what the forecast times, and what the trainer is told (a run of it is above)."""
+    monkeypatch.setattr(module, "has_bf16_units", lambda device: units)
+    run, told = Run(parse(DraftSettings, words(mixed_precision=asked))), {}
+    monkeypatch.setattr(run, "_command", lambda name, **flags: told.update(flags))
+    monkeypatch.setattr(module, "list_records", lambda folder: [])
+    run._train()
+    assert told["mixed_precision"] == run.inputs()["mixed_precision"] == precision
     objective, given = build_objective(run.likely_config(), 3), set()
     objective.draft.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, out: given.add(out.dtype))
     run.seconds(50, 0, objective)
-    assert given == {dtype}
+    assert given == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
 TRAINED = "checkpoints/model0"
