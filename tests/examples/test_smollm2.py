@@ -93,12 +93,20 @@ def test_a_result_is_there_whole_or_the_command_ends(study, tmp_path, code, writ
 def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_what_is_left(study, tmp_path):
     """Two at a time, each where it may: who is trained on own answers waits for them; what failed is done again."""
     failing = {"evaluate"}
+    measured = {"acceptance_length": 2.5, "rate_per_position": [0.75, 0.5, 0.25]}
+
+    def log_training(cpdir):
+        cpdir.mkdir(parents=True)
+        held_out = {"step": 9, "steps": 9, "pass": 0, "val_expected_acceptance": 1.5}
+        (cpdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ({"step": 8}, held_out)))
 
     def play(command):
         words = command[3:]
         if words[0] == "draft":
             run = Path(words[words.index("--out") + 1])
-            run.mkdir()
+            log_training(run / "checkpoints")
+            (run / "records").mkdir()
+            (run / "records" / "generation.json").write_text(json.dumps({"tokens": 200, "processes": [4, 6]}))
             (run / "evaluation.json").write_text("{}")
             assert "own" not in run.name or (tmp_path / "answers.jsonl").exists()
         elif words[0] == "answers":
@@ -106,14 +114,16 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
             (tmp_path / "answers.jsonl").write_text("")
         elif words[:2] == ["train", "eagle3"]:
             cpdir = Path(words[words.index("--cpdir") + 1])
-            cpdir.mkdir(parents=True)
+            log_training(cpdir)
             (cpdir / "best.json").write_text(json.dumps({"checkpoint": "state_3"}))
             assert (tmp_path / "eagle3_own_answers" / "evaluation.json").exists()
         elif failing:
             failing.clear()
             return 2
         else:
-            Path(words[words.index("--json") + 1]).write_text(json.dumps({"of": words[1]}))
+            Path(words[words.index("--json") + 1]).write_text(
+                json.dumps({"of": words[1], **measured, "files": [measured] * 6})
+            )
         return 0
 
     made = study.use(play)
@@ -135,6 +145,12 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
     kept = json.loads((tmp_path / "seconds.json").read_text())
     assert all(each["done"] for each in kept.values())
     assert len(kept) == 9
+    page = study.example["tables"](found, {}, made, "12 questions")
+    cells = " | ".join(["2.500 (0.750, 0.500, 0.250)"] * 7)
+    for name in found:
+        assert f"| {name} | {cells} |" in page
+        assert f"| {name} | 1 | 180 | 1.500 |" in page
+    assert all(f"| {what} | 0.0 |" in page for what in kept)
 
 
 def test_hass_is_served_with_the_frequent_rows_of_its_head(study, tmp_path):

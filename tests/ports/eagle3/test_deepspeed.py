@@ -6,29 +6,14 @@ import json
 import pytest
 import torch
 
+from parity.prototypes.original.child import deepspeed_environment
 from ports.eagle3 import train as eagle3
 from ports.training.observer import Observer
 from ports.training.settings import Eagle3Settings, parse
-from tests.processes import free_port
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install deepspeed"
 )
-
-LAUNCHED = {
-    "ACCELERATE_USE_DEEPSPEED": "true",
-    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
-    "ACCELERATE_GRADIENT_CLIPPING": "1.0",
-    "ACCELERATE_MIXED_PRECISION": "bf16",
-    "DS_ACCELERATOR": "cpu",
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "1",
-    "LOCAL_WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
-"""What ``accelerate launch --use_deepspeed --mixed_precision=bf16`` sets for one process, gloo on a CPU."""
 
 
 class Watch(Observer):
@@ -67,7 +52,7 @@ def train(words, file):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_zero_2_in_bfloat16(fork, flags, tmp_path, accumulation):
     words = flags(epoch=5, lr=1e-2, gradient_accumulation_steps=accumulation, **{"no-noise": None, "no-shuffle": None})
-    process = fork(train, words, tmp_path / "seen.json", MASTER_PORT=free_port(), **LAUNCHED)
+    process = fork(train, words, tmp_path / "seen.json", CUDA_VISIBLE_DEVICES="", **deepspeed_environment())
     said = process.ended()
     assert process.returncode == 0, said[-3000:]
     seen = json.loads((tmp_path / "seen.json").read_text())
