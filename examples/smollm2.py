@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,6 +150,10 @@ class Lane:
         pin = getattr(os, "sched_setaffinity", None)  # of the calling thread, and of what it starts
         self.pool = ThreadPoolExecutor(1, initializer=pin, initargs=(0, cores) if pin else ())
 
+    def end(self) -> None:
+        """Begin nothing more; what runs ends by itself."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
     def __call__(self, act: Callable[..., Any], *words: Any) -> Future[Any]:
         """Do it after what came before, whatever became of that; a word that is a result to be is waited for."""
         return self.pool.submit(lambda: act(*(each.result() if isinstance(each, Future) else each for each in words)))
@@ -175,7 +179,10 @@ class Study:
     rounds: int
 
     def trained_and_measured(self) -> dict[str, Any]:
-        """Every draft's acceptance on the benchmarks, by name."""
+        """Every draft's acceptance on the benchmarks, by name; what fails ends the command when all else is done.
+
+        Interrupted, nothing more is begun.
+        """
         first, second = two_lanes()
         answers = first(self.answers)
         given = second(self.draft, GIVEN, self.out / "questions.jsonl")
@@ -184,6 +191,11 @@ class Study:
         drafts = {OWN: own, PROTOTYPE: first(self.prototype, own), GIVEN: given, HASS: hass}
         lanes = {GIVEN: first, OWN: first, PROTOTYPE: first, HASS: second}  # HASS trains longest
         found = {name: lanes[name](self.measured, name, draft) for name, draft in drafts.items()}
+        try:
+            wait(found.values())  # what fails does not stop the others, and nothing goes on after this
+        finally:
+            first.end()
+            second.end()
         return {name: result.result() for name, result in found.items()}
 
     def folder(self, name: str) -> Path:

@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,9 +131,9 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
     with pytest.raises(typer.Exit) as ended:
         made.trained_and_measured()
     assert ended.value.exit_code == 2
-    before = len(study.asked)
+    assert len(study.asked) == 9, "who fails does not stop the others, and has not stopped before they have"
     found = made.trained_and_measured()
-    assert len(study.asked) == before + 1
+    assert len(study.asked) == 9 + 1
     assert {Path(each["of"]).relative_to(tmp_path).as_posix() for each in found.values()} == {
         "eagle3_own_answers/draft",
         "eagle3_prototype/checkpoints/state_3",
@@ -151,6 +152,31 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
         assert f"| {name} | {cells} |" in page
         assert f"| {name} | 1 | 180 | 1.500 |" in page
     assert all(f"| {what} | 0.0 |" in page for what in kept)
+
+
+def test_an_interrupted_study_begins_nothing_more(study, monkeypatch):
+    """Both lanes are at work when it comes, and have more to do."""
+    at_work, go_on = threading.Semaphore(0), threading.Event()
+
+    def play(command):
+        at_work.release()
+        go_on.wait(60)
+        return 0
+
+    def interrupted(_):
+        for _ in range(2):
+            assert at_work.acquire(timeout=60)
+        raise KeyboardInterrupt
+
+    made = study.use(play)
+    monkeypatch.setitem(type(made).trained_and_measured.__globals__, "wait", interrupted)
+    others = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        made.trained_and_measured()
+    go_on.set()
+    for lane in set(threading.enumerate()) - others:
+        lane.join(60)
+    assert sorted(words[1] for words in study.asked) == ["answers", "draft"]
 
 
 def test_hass_is_served_with_the_frequent_rows_of_its_head(study, tmp_path):
