@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         shapes = FULL if metafunc.config.getoption("--full") else QUICK
         pairs = [(shape, side) for shape in shapes for side in chosen_sides(metafunc.config, shape)]
         absent = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: run on a machine with one")
-        marks = {"cuda": [absent], "cpu": []}
+        marks = {"cuda": [pytest.mark.gpu, absent], "cpu": []}
         params = [pytest.param(*pair, id="-".join(map(str, pair)), marks=marks[pair[0].device]) for pair in pairs]
         metafunc.parametrize(("shape", "side"), params)
 

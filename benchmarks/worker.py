@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate.utils import patch_environment
 from torch.utils import deterministic as determinism
 
 import ports  # noqa: F401  (its guard runs before anything imports transformers)
@@ -37,7 +38,8 @@ def step() -> dict[str, float]:
 def measure(side: str, shape: Shape, steps: int, fixtures: Path) -> Iterator[dict[str, float]]:
     """What :func:`start` and :func:`step` answer."""
     folder = Path(tempfile.mkdtemp(dir=fixtures))
-    with deterministic(threads=shape.threads), quietly():
+    on_cpu = patch_environment(accelerate_use_cpu=shape.device == "cpu")  # a card is not taken because it is there
+    with deterministic(threads=shape.threads), quietly(), on_cpu:
         determinism.fill_uninitialized_memory = False  # finds bugs, costs time on every side
         case = build_case(shape, fixtures, folder, steps + 1)
         running = SIDES[side](case, shape, folder / "checkpoints")

@@ -142,8 +142,9 @@ class Trace:
         return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def keep(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-        """Put copies of tensors below ``prefix``."""
-        self.tensors.update({f"{prefix}.{name}": tensor.detach().clone() for name, tensor in tensors.items()})
+        """Put copies of tensors below ``prefix``, on the CPU."""
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self.tensors.update({f"{prefix}.{name}": copy for name, copy in copies.items()})
 
     def micro_batches(self) -> list[int]:
         """Indices of the micro-batches of the first optimizer step."""

