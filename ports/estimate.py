@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
@@ -55,6 +56,8 @@ Clock = Callable[[], float]
 
 class EstimateSettings(CommandSettings):
     """What a recipe will take; only config.json is needed of the verifier."""
+
+    model_config = SettingsConfigDict(env_prefix="SPECULATOR_ESTIMATE_")
 
     algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
     model_path: str = Field(description="verifier: directory with config.json, or hub id")

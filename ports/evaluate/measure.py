@@ -171,10 +171,10 @@ def measure(
         "numerics": numerics(),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    if plot is not None:
-        _draw(result, plot)
     if json is not None:
         write_json(json, result)
+    if plot is not None:
+        _draw(result, plot)
     return result
 
 

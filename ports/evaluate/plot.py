@@ -58,7 +58,7 @@ def draw(file: Path, places: Sequence[int], lines: Mapping[str, Sequence[float]]
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         for label, values in lines.items():
-            axes.plot(places, values, marker="o", label=label)
+            axes.plot(places, values, marker="o", label=label.replace("$", r"\$"))  # no formula
         axes.set(xticks=places, **axes_settings)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -115,10 +115,10 @@ def run(
     turns, failed = _take_turns(request, speculative, [0, *sizes], rounds, cores)
     counts = {"prompts": len(asked), "left_out": sum(map(len, entries)) - len(asked), "length": tokens}
     result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns), "failed": failed}
-    print_result(result, Console())
-    if plot is not None:
-        _draw(result, plot)
     try:
+        print_result(result, Console())
+        if plot is not None:
+            _draw(result, plot)
         if evaluator:
             chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
             options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos, "vocabulary": vocabulary}
@@ -126,7 +126,7 @@ def run(
             rates = " ".join(f"{rate:.3f}" for rate in result["evaluator"]["rate_per_position"])
             length = result["evaluator"]["acceptance_length"]
             print(f"in plain torch, k = {chosen}: acceptance length {length:.3f}, rates {rates}")
-    finally:  # an evaluation that fails or is interrupted takes nothing with it
+    finally:  # what fails or is interrupted after the turns takes nothing with it
         if json is not None:
             write_json(json, result)
     raise typer.Exit(1 if failed or any(row["other_answers"] for row in result["rows"]) else 0)

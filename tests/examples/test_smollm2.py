@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import typer
+
+from ports.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,6 +155,22 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
         assert f"| {name} | {cells} |" in page
         assert f"| {name} | 1 | 180 | 1.500 |" in page
     assert all(f"| {what} | 0.0 |" in page for what in kept)
+
+
+def test_a_study_of_something_else_is_refused(study, tmp_path, monkeypatch):
+    """A quick look is not taken for a part of the whole: nothing of it would be done again."""
+    made = study.use(lambda command: 0)
+    monkeypatch.setitem(type(made).ask.__globals__, "verifier_fingerprint", str)
+    made.ask(["one\n"])
+    made.ask(["one\n"])
+    with pytest.raises(InputError, match=r"study.json: questions: found \w+, expected \w+, as this command says"):
+        made.ask(["one\n", "two\n"])
+    with pytest.raises(InputError, match=r"study.json: mixed_precision: found bf16, expected no"):
+        replace(made, mixed_precision="no").ask(["one\n"])
+    assert (tmp_path / "questions.jsonl").read_text() == "one\n"
+    (tmp_path / "study.json").rename(tmp_path / "seconds.json")
+    with pytest.raises(InputError, match=r"found seconds.json without study.json"):
+        made.ask(["one\n"])
 
 
 def test_an_interrupted_study_begins_nothing_more(study, monkeypatch):

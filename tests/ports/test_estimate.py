@@ -37,7 +37,9 @@ def test_the_verifier_is_counted_without_its_head(fixture, arguments) -> None:
     assert estimate(EstimateSettings(**arguments)).verifier == size
 
 
-def test_the_command_prints_every_part(arguments, capsys) -> None:
+def test_the_command_prints_every_part(arguments, capsys, monkeypatch) -> None:
+    """Whatever the environment calls by the names of its flags."""
+    monkeypatch.setenv("TOKENS", "none")
     words = [word for name, value in arguments.items() for word in (f"--{name}", value)]
     assert main([*words, "--gpus", "2"]) == 0
     said = capsys.readouterr().out

@@ -16,7 +16,7 @@ from ports.evaluate.__main__ import main
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
 from ports.evaluate.measure import Counters, ask, count, evaluate, measure, summary
-from ports.evaluate.plot import write_json
+from ports.evaluate.plot import draw, write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import Reader, end_tokens
@@ -146,6 +146,7 @@ def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, 
 
 
 def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_all(command, tmp_path, monkeypatch):
+    """A picture that cannot be drawn takes no result with it; a name with two dollars is no formula."""
     pictures = [tmp_path / name for name in ("0.svg", "1.svg", "2.png")]
     for picture, dtype in zip(pictures, ("auto", "auto", "bfloat16")):
         assert command("--tokens", 5, "--plot", picture, "--dtype", dtype)[1]["drafts"] > 0
@@ -159,6 +160,12 @@ def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_al
     assert (code, (tmp_path / "result.json").read_bytes()) == (2, before)
     assert "result.json: file: found [Errno 2] No such file or directory: '/a broken disk'" in said.err
     assert [path.name for path in tmp_path.glob("*result.json*")] == ["result.json"]
+    (tmp_path / "result.json").unlink()
+    with monkeypatch.context() as broken:
+        broken.setattr("ports.evaluate.measure.draw", lambda *_, **options: os.stat("/a full disk"))
+        assert command("--tokens", 2, "--plot", tmp_path / "3.svg")[0] == 2
+    assert (tmp_path / "result.json").exists()
+    draw(tmp_path / "4.svg", [1], {r"$\x$.jsonl": [0.5]})
 
 
 def test_a_result_goes_where_a_rename_would_not_reach(tmp_path):

@@ -100,13 +100,20 @@ def test_an_engine_that_fails_in_a_later_round_takes_nothing_with_it(engines, me
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(InputError("draft", "logits", "NaN", "numbers"), 2), (KeyboardInterrupt(), 130)]
+    ("part", "error", "code"),
+    [
+        ("measure", InputError("draft", "logits", "NaN", "numbers"), 2),
+        ("measure", KeyboardInterrupt(), 130),
+        ("print_result", BrokenPipeError(), 141),
+    ],
 )
-def test_an_evaluator_that_fails_takes_nothing_with_it(engines, measured, monkeypatch, error, code):
+def test_what_fails_after_the_turns_takes_nothing_with_it(engines, measured, monkeypatch, part, error, code):
+    """The evaluator, or who reads the output."""
+
     def fail(*_, **options):
         raise error
 
-    monkeypatch.setattr(ports.serving.bench, "measure", fail)
+    monkeypatch.setattr(ports.serving.bench, part, fail)
     found, result = measured("--evaluator")
     assert (found, len(result["rows"]), "evaluator" in result) == (code, 6, False)
 
