@@ -166,28 +166,36 @@ class Tally:
     @contextmanager
     def one(self, what: str) -> Iterator[None]:
         """The block reads a mutant: an InputError or nothing at all may come out of it, in time."""
-        before = {number: signal.signal(number, _too_long) for number in (signal.SIGPROF, signal.SIGALRM)}
-        _set_timers(SECONDS, STANDSTILL)
         try:
-            yield
+            with in_time(SECONDS):
+                yield
             self.accepted += 1
         except (InputError, PortInputError):
             self.refused += 1
         except (Exception, TooLongError) as error:
             raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
-        finally:
-            _set_timers(0, 0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+
+@contextmanager
+def in_time(busy: float) -> Iterator[None]:
+    """Raises TooLongError in a block that takes more than so many seconds of processor time, or hangs."""
+
+    def too_long(number: int, frame: Any) -> None:
+        raise TooLongError(f"more than {busy} s of work" if number == signal.SIGPROF else f"more than {STANDSTILL} s")
+
+    before = {number: signal.signal(number, too_long) for number in (signal.SIGPROF, signal.SIGALRM)}
+    _set_timers(busy, STANDSTILL)
+    try:
+        yield
+    finally:
+        _set_timers(0, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _set_timers(busy: float, any_time: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, busy)
     signal.setitimer(signal.ITIMER_REAL, any_time)
-
-
-def _too_long(number: int, frame: Any) -> None:
-    raise TooLongError(f"more than {SECONDS} s of work" if number == signal.SIGPROF else f"more than {STANDSTILL} s")
 
 
 def try_all(

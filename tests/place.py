@@ -9,10 +9,9 @@ import contextlib
 import io
 import json
 import shutil
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from ports import estimate
 from ports.eagle3 import train as eagle3
 from ports.generate import __main__ as generate
 from ports.hass import train as hass
+from tests.mutants import TooLongError, in_time
 
 SPEC = VerifierSpec(
     hidden_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=7, intermediate_size=24
@@ -43,6 +43,7 @@ DIALOGUES = [
     [("Bye.", "See you.")],
 ]
 SECONDS = 60
+"""Of processor time; a command that takes longer hangs."""
 
 
 @dataclass
@@ -139,20 +140,16 @@ MAINS: dict[str, Callable[[list[str]], object]] = {
 }
 
 
-class HangsError(BaseException):
-    """No Exception, which a reader might make bad input of."""
-
-
 def run(command: str, words: list[str]) -> Ran:
     """Run a command in this process; whatever it lets out is ``uncaught``, and so is a hang."""
     ran, out, err, before = Ran(words=[command, *words]), _Text(), _Text(), sys.argv
     sys.argv = [command, *words]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _in_time():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), in_time(SECONDS):
             ran.code = int(MAINS[command](words) or 0)
     except SystemExit as left:
         ran.code = left.code if isinstance(left.code, int) else int(left.code is not None)
-    except (Exception, HangsError):
+    except (Exception, TooLongError):
         ran.code, ran.uncaught = 1, traceback.format_exc()
     finally:
         sys.argv = before
@@ -171,20 +168,6 @@ class _Text(io.TextIOWrapper):
 
     def text(self) -> str:
         return self.buffer.getvalue().decode()  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _in_time() -> Iterator[None]:
-    def too_long(*_: Any) -> None:
-        raise HangsError(f"more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def build(root: Path) -> Place:

@@ -71,12 +71,10 @@ def test_a_known_difference_has_its_number(case: str, quantity: str, tensor: str
 
 
 def test_the_other_numbers() -> None:
-    """A prefix that ends, a term that is twice as large, and a rate past its peak."""
+    """A prefix that ends, and a term that is twice as large."""
     effects = DSPARK.ledger("spans").effects
     assert set(effects("prefix")) == {"curve", "grad_norm", "final"}
     assert effects("l1-not-tv")["out"] == pytest.approx(0.5, abs=1e-6)
-    rates = [point.lr_used for point in DSPARK.recorded("spans").curve]
-    assert [rate / 6e-4 for rate in rates[:4]] == pytest.approx([0.5, 1.0, 1.0718, 1.0], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -154,7 +154,10 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
     for name in found:
         assert f"| {name} | {cells} |" in page
         assert f"| {name} | 1 | 180 | 1.500 |" in page
-    assert all(f"| {what} | 0.0 |" in page for what in kept)
+    assert {what for what, _ in made.minutes()} == set(kept)
+    for seconds in (30, 60):
+        made.kept("twice", seconds)
+    assert ["twice", "1.5"] in made.minutes(), "stopped and gone on with"
 
 
 def test_a_study_of_something_else_is_refused(study, tmp_path, monkeypatch):

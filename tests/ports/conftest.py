@@ -195,6 +195,7 @@ def _hold(directory: Path, name: str) -> None:
     lock = DirectoryLock(directory, name=name)
     if os.fork() == 0:
         os.setsid()
+        time.sleep(20)
     else:
         print("held", lock.file, flush=True)
-    time.sleep(20)
+        time.sleep(600)  # until it is killed

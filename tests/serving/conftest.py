@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ DRAFT_VOCAB_SIZE, NUM_SAMPLES = 384, 12
 PASSES, TTT_STEPS = 40, 3
 NUM_PROMPTS, LENGTH = 6, 48
 ENGINE = {"dtype": "float32", "max_model_len": 128, "enforce_eager": True, "disable_log_stats": False, "seed": 0}
-CORE = "0"
+CORE = str(min(os.sched_getaffinity(0)))
 """Several threads wait for each other where cores are busy."""
 
 BREAKS_VLLM = ("torchaudio", "torchcodec")

@@ -9,7 +9,7 @@ import pytest
 
 from ports.serving.bench import main
 from tests.needs import VLLM
-from tests.serving.conftest import NUM_PROMPTS
+from tests.serving.conftest import CORE, NUM_PROMPTS
 
 pytestmark = VLLM
 
@@ -18,7 +18,7 @@ def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path, monkeypa
     file, prompts = tmp_path / "result.json", tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(ids) + "\n" for ids in trained.prompts[:NUM_PROMPTS]))
     flags = ["--prompts", str(prompts), "--k", "3", "--batch-size", "1", "--rounds", "1", "--tokens", "32"]
-    words = [str(trained.draft), *flags, "--cores", "0", "--dtype", "float32", "--json", str(file)]
+    words = [str(trained.draft), *flags, "--cores", CORE, "--dtype", "float32", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["bench", *words])
     with pytest.raises(SystemExit) as ended:
         main()

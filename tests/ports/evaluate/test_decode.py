@@ -13,7 +13,7 @@ from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.measure import count, evaluate
 from ports.evaluate.sampling import Proposal
-from ports.evaluate.verifier import Memory, longest_prompt, open_verifier
+from ports.evaluate.verifier import Memory, open_verifier
 from tests.ports.evaluate.plain import continue_greedily, propose, simulate
 
 LENGTH, SIZE = 17, 3
@@ -111,4 +111,3 @@ def test_one_window_for_all_layers_changes_no_token(fixture, pair, prompts, cpu)
     limits = Limits(20)
     for found in decode(windowed, prompts, limits), decode_speculatively(windowed, drafter, prompts, limits, 3):
         assert [answer.tokens for answer in found] == [tokens[:20] for tokens in wanted]
-    assert longest_prompt(str(file.parent), 10, 3) == 512 - 10 - 3

@@ -89,12 +89,13 @@ def peak(device, act):
 
 
 @every_device
+@pytest.mark.parametrize("alignment", BOTH)
 @pytest.mark.parametrize("documents", [1, 8])
-def test_memory_grows_as_t(device, documents):
+def test_memory_grows_as_t(device, documents, alignment):
     def steps(length, form):
         inputs = [each.float().to(device).requires_grad_() for each in draw((1, 2, 1, length, 16), 3)]
         mask = numbered([length // documents] * documents).to(device)
-        return peak(device, lambda: attend(form, inputs, BOTH[1], mask).sum().backward())
+        return peak(device, lambda: attend(form, inputs, alignment, mask).sum().backward())
 
     assert steps(4096, fast_ttt_attention) <= 4.2 * steps(1024, fast_ttt_attention)
     assert steps(2048, ttt_attention) > 2 * steps(2048, fast_ttt_attention), "what grows as its square is seen"
@@ -103,14 +104,14 @@ def test_memory_grows_as_t(device, documents):
 @every_device
 @pytest.mark.parametrize("algorithm", TRAIN)
 def test_the_evaluation_counts_the_same_and_changes_no_token(device, algorithm, fixture, tmp_path):
-    """In float64, where no two logits of this verifier are so close that the order of a sum decides."""
+    """One prompt at a time or both, in float64: no two logits are so close that the order of a sum decides."""
     settings = settings_of(fixture, algorithm, cpdir=tmp_path / "checkpoints")
     saved = save_draft(enliven(TRAIN[algorithm][0].build(settings)), tmp_path / "draft")
-    prompts, counts = [[5, 9, 11, 30], [7, 3, 50]], {}
-    for place in ("cpu", device):
+    prompts, counted = [[5, 9, 11, 30], [7, 3, 50]], []
+    for place, together in (("cpu", 2), (device, 1)):
         judge = open_verifier(str(fixture / "verifier"), "float64", torch.device(place))
         drafter = drafter_of(open_draft(saved).to(place, torch.float64))
-        answers = evaluate(judge, drafter, prompts, Limits(12), 3, 2)
+        answers = evaluate(judge, drafter, prompts, Limits(12), 3, together)
         assert all(answer.tokens == answer.plain for answer in answers)
-        counts[place] = [(answer.tokens, answer.accepted) for answer in answers]
-    assert counts["cpu"] == counts[device]
+        counted.append([(answer.tokens, answer.accepted) for answer in answers])
+    assert counted[0] == counted[1]

@@ -24,6 +24,9 @@ from tests.processes import members
 PATIENCE, LIMIT = 60.0, 300.0
 """Seconds asleep after which a victim hangs, and seconds after which one that is busy does."""
 
+SOON = 5.0
+"""Seconds after its first save in which a victim with a planted fault has to end."""
+
 LEAVE = 10.0
 """Seconds within which every process of a victim has ended."""
 
@@ -82,6 +85,8 @@ def _train(order: Order, told_file: str) -> int:
     def save(self: Any, loop: Any, name: str) -> Path:
         directory = real(self, loop, name)
         os.write(told, f"{loop.steps}\n".encode())
+        if order.fault:
+            faulthandler.dump_traceback_later(SOON, exit=True)
         FAULTS[order.fault]()
         return directory
 
