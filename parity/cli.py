@@ -46,7 +46,7 @@ def run(
     report: Html = None,
     json: Json = None,
     keyword: Keyword = "",
-    checks: Annotated[str, typer.Option(help="comma-separated; default: all of the pair")] = "",
+    checks: Annotated[str, typer.Option(help="comma-separated, of jobs too; default: all of the pair")] = "",
     baseline: Annotated[File, typer.Option(help="stored speed to hold the port's against")] = None,
     save_baseline: Annotated[File, typer.Option(help="store the port's speed here")] = None,
 ) -> None:
@@ -54,9 +54,10 @@ def run(
     _check_outputs({"--report": report, "--json": json, "--save-baseline": save_baseline})
     chosen = tuple(checks.split(",")) if checks else None
     options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
-    console = Console()
+    console, pairs = Console(), _pairs(pair)
+    _check_used({"--baseline": baseline, "--save-baseline": save_baseline}, pairs, options)
     with console.status("running") as status:
-        result = joined([run_pair(one, options, lambda line: status.update(line)) for one in _pairs(pair)])
+        result = joined([run_pair(one, options, lambda line: status.update(line)) for one in pairs])
     _show(result, report, json, console)
 
 
@@ -172,6 +173,15 @@ def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[s
 def _check_outputs(places: dict[str, Path | None]) -> None:
     for option, place in places.items():
         check_output(place, option)
+
+
+def _check_used(files: dict[str, Path | None], pairs: list[Pair], options: Options) -> None:
+    """Files of speeds are for jobs."""
+    if not any(one.find_jobs(options) for one in pairs):
+        for option, file in files.items():
+            if file is not None:
+                known = "; ".join(f"{one.name} has {', '.join(one.jobs) or 'none'}" for one in pairs)
+                raise InputError("command line", option, file, f"a job that takes it: {known}")
 
 
 def _words(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ from parity.verdict import Deviation, Report, Row
 SHIPPED = {"eagle3": "parity.prototypes.pair:EAGLE3", "hass": "parity.prototypes.pair:HASS"}
 """Pairs that come with the package, by the name a command line may use."""
 
-Cases = Sequence[Any] | Callable[[Path | None], Sequence[Any]]
+Cases = Sequence[Any] | Callable[[], Sequence[Any]] | Callable[[Path | None], Sequence[Any]]
 Job = Callable[[Any], Report]
 
 
@@ -42,7 +43,8 @@ class Pair:
     Args:
         name: in reports and on the command line.
         original, port: the two sides; ``original`` may be None where it needs a checkout (``live``).
-        cases: what both are given; or a function from the folder of ``--recordings`` (None: the pair's own) to it.
+        cases: what both are given, or a function that makes it when it is asked for. A function of an argument is
+            given the folder of ``--recordings`` (None: the pair's own), and its original reads it by the case.
         names: the original's names to the port's, as :class:`NameMap` or a mapping of prefixes.
         views: coordinates that the two share, where their own differ.
         draws: what is drawn in one side and replayed in the other.
@@ -59,7 +61,8 @@ class Pair:
         verify: from that root to one line for every file that is not as it should be.
         oracle: from a case to a function that gives the original's first optimizer step in float64.
         hint: a failed row and its evidence to what it looks like; empty: nothing known.
-        jobs: by name, what is measured once and for no case; each gives rows and speeds as a report.
+        jobs: by name, what is measured once and for no case; each gives rows and speeds as a report. They run unless
+            checks are named and they are not among them.
         record: a case, the checkout's root and an output folder to what ``parity record`` wrote there.
         extend: adds to a port's trace, for ``parity trace``, what a run does not need.
         baseline: what the report calls the original's run; default: the original's name.
@@ -99,21 +102,31 @@ class Pair:
         return with_own(self.checks)
 
     def chosen(self, checks: Sequence[str] | None) -> tuple[str, ...]:
-        """Names of the checks to run: those asked for, else all that are not run on request alone.
+        """Names of the checks and jobs to run: those asked for, else all that are not run on request alone.
 
         Raises:
             InputError: an unknown one.
         """
-        known = [check.name for check in self.every_check]
+        known = [*(check.name for check in self.every_check), *self.jobs]
         for name in checks or ():
             if name not in known:
                 raise InputError("comparison", "checks", name, f"of {', '.join(known)}")
         wanted = {*known} - ({*ON_REQUEST} - {*self.asked}) if checks is None else {*checks}
         return tuple(name for name in known if name in wanted)
 
+    @property
+    def reads_recordings(self) -> bool:
+        """Are its cases found by the folder of ``--recordings``?"""
+        return callable(self.cases) and bool(inspect.signature(self.cases).parameters)
+
     def find_cases(self, recordings: Path | None) -> list[Any]:
         """The cases, by the folder of ``--recordings`` where they are found by one."""
-        return list(self.cases(recordings) if callable(self.cases) else self.cases)
+        cases: Any = self.cases
+        return list(cases(*[recordings] * self.reads_recordings) if callable(cases) else cases)
+
+    def find_jobs(self, options: Options) -> list[str]:
+        """The names of the jobs that are to run."""
+        return [name for name in self.chosen(options.checks) if name in self.jobs and matches(options.keyword, name)]
 
     def for_original(self, case: Any) -> Any:
         """The case as the original's callables are given it: with what it draws by a name."""
@@ -137,7 +150,7 @@ class Pair:
                 sys.path.insert(0, str(original.resolve()))
             found = self.live(original)
             return found if isinstance(found, Pair) else replace(self, original=found)
-        if recordings is not None and not callable(self.cases):
+        if recordings is not None and not self.reads_recordings:
             return replace(self, original=FolderSide(recordings, "recorded"))
         if self.original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout. {self.remedy}".strip())
@@ -149,7 +162,7 @@ class Options:
     """What to run of a pair.
 
     ``original`` is the root of a checkout, ``recordings`` a folder of recorded cases or traces, ``keyword`` chooses
-    cases and jobs by words of their names, ``checks`` are names; None: those of the pair.
+    cases and jobs by words of their names, ``checks`` are names, of jobs too; None: those of the pair.
     ``baseline`` is a file of stored speeds to hold the port's against, ``save_baseline`` one to store them in.
     """
 

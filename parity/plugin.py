@@ -127,7 +127,7 @@ class RowsItem(pytest.Item):
         if rows and not any(row.compared for row in rows):
             pytest.skip(rows[0].detail)
         self.config.stash[COMPARED] += rows
-        failed = [row for row in rows if not row.passed]
+        failed = [row for row in rows if row.compared and not row.passed]
         if failed or not rows:
             lines = [f"{row.tensor or row.quantity}: {row.measured} > {row.allowed} {row.detail}" for row in failed]
             raise RowsError("\n".join(lines) or "nothing compared")

@@ -176,17 +176,17 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = SIL
         InputError: files, options or a checkout that cannot be used. What a side raises is a failed row instead.
     """
     chosen = pair.chosen(options.checks)
-    cases = [case for case in pair.find_cases(options.recordings) if matches(options.keyword, case.name)]
+    cases = pair.find_cases(options.recordings) if {*chosen} - {*pair.jobs} else []
+    cases = [case for case in cases if matches(options.keyword, case.name)]
     with closing(Runner(pair.at(options.original, options.recordings), chosen, progress)) as runner:
         if options.original is not None and cases:
             runner.verify(options.original)
         for case in cases:
             runner.judge(case)
         runner.judge_causes(strict=pair.strict and not options.keyword and options.checks is None)
-        for name, job in pair.jobs.items():
-            if matches(options.keyword, name):
-                progress(name)
-                add(runner.report, job(options))
+        for name in pair.find_jobs(options):
+            progress(name)
+            add(runner.report, pair.jobs[name](options))
     if options.original is None and pair.live is not None and pair.original is not None:
         runner.report.skips.append(Skip("original", f"{pair.name} live", "no checkout was given", pair.remedy))
     return KitReport(runner.report, runner.first)

@@ -1,7 +1,9 @@
 import pytest
 
+import parity.prototypes.reference.loop
 from benchmarks.race import race
-from benchmarks.shapes import FULL, QUICK, Shape, sides_of
+from benchmarks.shapes import FULL, QUICK, Shape, build_case, sides_of
+from benchmarks.sides import reference
 from tests.forked import FORKS
 
 SHAPE = Shape("hass", 48, 2)
@@ -28,6 +30,11 @@ def test_sides_step_in_turn_and_say_what_they_took(tmp_path):
 def test_a_side_that_fails_says_why(tmp_path):
     with pytest.raises(KeyError, match="nobody"):
         race(SHAPE, ["nobody"], 1, tmp_path)
+
+
+def test_the_reference_keeps_nothing_that_the_prototype_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(parity.prototypes.reference.loop, "keep_steps", None)
+    assert 0 < next(reference(build_case(SHAPE, tmp_path, tmp_path, 1), SHAPE, tmp_path)) < 100
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -404,9 +405,37 @@ def picks(low: int, high: int, count: int = 3, **weights: float) -> list[Tensor]
     return [torch.multinomial(chances, count, generator=source) + low for _ in range(200)]
 
 
-def floats(scale: float, shift: float = 0.0) -> list[Tensor]:
+def floats(scale: float, shift: float = 0.0, size: int = 20) -> list[Tensor]:
     source = torch.Generator().manual_seed(int(100 * scale + 10 * shift))
-    return [torch.randn(20, generator=source) * scale + shift for _ in range(200)]
+    return [torch.randn(size, generator=source) * scale + shift for _ in range(200)]
+
+
+def drawn_by(draw: Callable[[torch.Generator], Tensor], seed: int = 7) -> list[Tensor]:
+    """200 draws from one generator."""
+    source = torch.Generator().manual_seed(seed)
+    return [draw(source) for _ in range(200)]
+
+
+def shuffled(source: torch.Generator) -> Tensor:
+    return torch.randperm(12, generator=source)
+
+
+def even(source: torch.Generator) -> Tensor:
+    """Mean 0 and deviation 0.2887, as ``floats(0.2887)``."""
+    return torch.rand(20, generator=source) - 0.5
+
+
+def scaled(source: torch.Generator) -> Tensor:
+    """Zeros and one other number."""
+    return (torch.rand(20, generator=source) > 0.1) / torch.tensor(0.9)
+
+
+def repeated(source: torch.Generator) -> Tensor:
+    """One number 20 times: entries that depend on each other."""
+    return torch.rand(1, generator=source).expand(20)
+
+
+ONES = drawn_by(lambda source: torch.rand(1, generator=source).flatten())
 
 
 @pytest.mark.parametrize(
@@ -418,8 +447,21 @@ def floats(scale: float, shift: float = 0.0) -> list[Tensor]:
         (picks(0, 20), picks(0, 20, first=4.0), ["frequency"], "0 in 0."),
         (picks(0, 9), picks(0, 9, 4), ["number drawn"], "3 / 4"),
         (floats(1.0), floats(1.01), [], "/"),
-        (floats(1.0), floats(1.0, 0.2), ["mean"], "/ 0.195"),
-        (floats(1.0), floats(1.2), ["std"], "/ 1.1"),
+        (floats(1.0), floats(1.0, 0.2), ["mean", "distribution"], "/ 0.195"),
+        (floats(1.0), floats(1.2), ["std", "distribution"], "/ 1.1"),
+        (drawn_by(shuffled), drawn_by(shuffled, 8), [], "12 / 12 candidates"),
+        (drawn_by(shuffled), [torch.arange(12)] * 200, ["order"], "at place"),
+        (picks(0, 20), [draw.sort().values for draw in picks(0, 20, 3)], ["order"], "at place 0"),
+        (picks(0, 9, 4), drawn_by(lambda s: torch.randint(9, (4,), generator=s)), ["number drawn"], "different"),
+        (floats(0.2887), drawn_by(even), ["distribution"], "of them up to"),
+        (drawn_by(even), [draw.sort().values for draw in drawn_by(even, 8)], ["order"], "at place"),
+        (drawn_by(repeated), drawn_by(repeated, 8), [], "/"),
+        (drawn_by(repeated), [draw + 0.5 for draw in drawn_by(even)], ["std"], "of the draws' means"),
+        (drawn_by(scaled), [draw * (1 + 1e-7) for draw in drawn_by(scaled, 8)], [], "/"),
+        (ONES, ONES, [], "0.274298 / 0.274298"),
+        (ONES, drawn_by(lambda source: torch.rand(1, generator=source), 8), [], "/"),
+        (ONES, [draw - 0.5 for draw in ONES], ["mean", "distribution"], "/"),
+        (ONES, [0.2 * draw + 0.4 for draw in ONES], ["std", "distribution"], "/"),
         (picks(0, 9), [], ["draws"], "drawn 0 times, expected 200"),
     ],
 )

@@ -27,7 +27,9 @@ from pathlib import Path
 from torch import nn
 from dataclasses import replace
 from parity import Case, Cause, Clip, Draw, FolderSide, Pair, Side
+from parity.compare import Subject
 from parity.side import pattern_loss
+from parity.verdict import Report
 
 class Part(nn.Linear):
     calls, factor = 0, 1.0
@@ -111,6 +113,10 @@ DRAWN = Pair(
     draws=[Draw("anchors", "toy_pairs:pick", "toy_pairs:choose", given=lambda drawn: drawn[None])],
 )
 REASONS = Pair("reasons", PAPER, MINE, CASES[:1], not_applicable={"resume": "no state"})
+LAZY = Pair("lazy", PAPER, MINE, lambda: CASES)
+TIMED = Subject("throughput", "lap", "mine").row("throughput", "", 1.0, 1.1, True)
+UNTIMED = Subject("throughput", "lap", "mine").inapplicable("no baseline")
+RACED = Pair("raced", PAPER, MINE, CASES[:1], jobs={"lap": lambda options: Report(rows=[TIMED, UNTIMED])})
 """
 
 
@@ -211,6 +217,10 @@ COMPARE = ["compare", "{traced}", "{traced}"]
         (["run", "no.module:PAIR"], "", "PAIR: found no.module, expected a file or a module"),
         (["run", "{toy}:NEEDY"], "", "--original: found nothing, expected a checkout. git clone it"),
         (["run", "{toy}:PAIR", "--original", "{tmp}"], "", "expected nothing: toy runs without a checkout"),
+        (["run", "{toy}:LAZY", "--recordings", "{tmp}/no"], "", "no/one: trace: found no such folder"),
+        (["run", "{toy}:PAIR", "--baseline", "{file}"], "", "--baseline: found {file}, expected a job that takes it"),
+        (["run", "{toy}:RACED", "-k", "one", "--save-baseline", "{file}"], "", "that takes it: raced has lap"),
+        (["run", "{toy}:RACED", "--checks", "loss", "--baseline", "{file}"], "", "that takes it: raced has lap"),
     ],
 )
 def test_bad_input_exits_with_two(
@@ -219,7 +229,7 @@ def test_bad_input_exits_with_two(
     file = toy.with_name("file.json")
     file.write_text(content)
     for mark, place in {"{tmp}": toy.parent, "{traced}": traced, "{file}": file, "{toy}": toy}.items():
-        words = [word.replace(mark, str(place)) for word in words]
+        *words, message = [word.replace(mark, str(place)) for word in (*words, message)]
     assert command(*words) == 2
     assert message in capsys.readouterr().err
 
@@ -242,6 +252,7 @@ def test_bad_input_exits_with_two(
         ("LOOSE", [], 1, {("one", "clip")}),
         ("STATELESS", ["--checks", "resume,round_trip"], 0, set()),
         ("DRAWN", [], 0, set()),
+        ("LAZY", [], 0, set()),
     ],
 )
 def test_a_stranger_s_pair_is_run(
@@ -282,14 +293,33 @@ def test_a_recorded_original_stands_for_it(toy: Path, command: Run, tmp_path: Pa
     assert command("run", f"{toy}:LIVE", "--json", tmp_path / "rows.json") == 0
     against = {row["against"] for row in rows_of(tmp_path / "rows.json") if row["passed"]}
     assert against == {"prototype", "reference", "itself"}
-    assert [command("run", f"{toy}:{name}", *kept) for name in ("LOUD", "PAIR")] == [1, 0]
+    assert [command("run", f"{toy}:{name}", *kept) for name in ("LOUD", "PAIR", "LAZY")] == [1, 0, 0]
+    (tmp_path / "kept" / "one" / "trace.json").unlink()
+    assert [command("run", f"{toy}:{name}", *kept, "-k", "one") for name in ("PAIR", "LAZY")] == [2, 2]
     assert command("run", f"{toy}:NEEDY", "--original", tmp_path, "-k", "two") == 0
     assert command("record", f"{toy}:DRAWN", "--output", tmp_path / "drawn") == 0
     assert len(read_trace(tmp_path / "drawn" / "one").group("mb0.draw.")) == 5
     assert command("run", f"{toy}:DRAWN", "--recordings", tmp_path / "drawn") == 0
 
 
-def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], {"loss", "throughput"}),
+        (["--checks", "loss"], {"loss"}),
+        (["--checks", "lap"], {"throughput"}),
+        (["--checks", "loss,lap"], {"loss", "throughput"}),
+        (["--checks", "loss,lap", "-k", "one"], {"loss"}),
+    ],
+)
+def test_a_job_runs_where_it_is_named_or_nothing_is(
+    words: list[str], found: set[str], toy: Path, command: Run, tmp_path: Path
+) -> None:
+    assert command("run", f"{toy}:RACED", *words, "--json", tmp_path / "rows.json") == 0
+    assert {row["check"] for row in rows_of(tmp_path / "rows.json")} & {"loss", "throughput"} == found
+
+
+def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
     result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
     checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"initialisation", "throughput"}
@@ -310,3 +340,6 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester) -> None
     loud = pytester.runpytest_inprocess("--pair", f"{toy}:LOUD", "-k", "two-mine-forward", *lean)
     loud.assert_outcomes(failed=1)
     loud.stdout.fnmatch_lines(["(whole)#0: *> 1e-05 at *"])
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    raced = pytester.runpytest_inprocess("--pair", f"{toy}:RACED", "-k", "lap", *lean)
+    raced.assert_outcomes(passed=1, deselected=len(checks))

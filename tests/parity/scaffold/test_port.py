@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 import ports.training.runs
+from parity import Clip, FolderSide, KitReport
+from parity.compare import Subject
 from parity.scaffold import new_port
-from parity.verdict import Report
+from parity.verdict import Report, Status
 from ports.errors import InputError
 
 NAME = "sapling_port"
@@ -45,6 +48,7 @@ def suite(port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_it_trains_saves_and_opens(port: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError):
         port.original.ORIGINAL.build()
+    assert port.compare.PAIR.at(None, tmp_path).original == FolderSide(tmp_path, "recorded")
     port.train.execute(port.cases.settings(cpdir=tmp_path))
     draft = SpeculatorModel.from_pretrained(tmp_path / "pass_1")
     saved = load_file(tmp_path / "pass_1" / "model.safetensors")
@@ -76,13 +80,41 @@ def test_bad_input_is_refused(
 def test_the_suite_is_green_on_its_own_original(suite: ModuleType, port: SimpleNamespace, tmp_path: Path) -> None:
     suite.test_the_original_runs()
     report, steps = suite.compare(), suite.test_step.pytestmark[0].args[1]
-    assert {*steps, "original", "command"} == {*suite.ADVICE}
+    assert {*steps, "original", "command", "rest"} == {*suite.ADVICE}
     for check in steps:
         suite.test_step(check, report)
+    suite.test_nothing_else_failed(report)
     suite.test_the_command_trains_like_the_original(tmp_path / "a")
     suite.test_the_command_resumes_exactly_and_speculators_opens_its_checkpoint(tmp_path / "b")
-    with pytest.raises(AssertionError):
-        suite.test_step("forward", replace(report, report=Report()))
+    for test in (partial(suite.test_step, "forward"), suite.test_nothing_else_failed):
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            test(replace(report, report=Report()))
+
+
+def test_what_a_check_does_not_apply_to_is_no_failure(suite: ModuleType) -> None:
+    passed = Subject("clip", "one", "port").row("clip", "", 0.0, 1.0, True)
+    absent = replace(passed, status=Status.NOT_APPLICABLE, detail="nobody says how")
+    suite.test_step("clip", KitReport(Report([passed, absent])))
+    with pytest.raises(pytest.skip.Exception, match="nobody says how"):
+        suite.test_step("clip", KitReport(Report([absent])))
+
+
+@pytest.mark.parametrize(("changes", "named"), [({"step": Clip("norm", 0.25)}, "clip"), ({"rate": abs}, "schedule")])
+def test_a_fault_that_no_number_shows_fails_the_suite(
+    changes: dict[str, Any], named: str, suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the norm in the original, which AdamW cancels; rates that are not the formula's."""
+    monkeypatch.setattr(port.compare, "GRAD_CLIP", 0.5)
+    pair, side = port.compare.PAIR, "original" if named == "clip" else "port"
+    changed = replace(pair, **{side: replace(getattr(pair, side), **changes)})
+    monkeypatch.setattr(port.compare, "PAIR", changed)
+    report = suite.compare()
+    assert report.failed == (named,)
+    with pytest.raises(pytest.fail.Exception, match=f"next step, rest:\n.*\n.*{named}"):
+        suite.test_nothing_else_failed(report)
+    if named == "clip":
+        with pytest.raises(pytest.fail.Exception, match="next step, clip:"):
+            suite.test_step("clip", report)
 
 
 def test_a_step_says_what_to_do_and_those_after_it_wait(
