@@ -150,11 +150,11 @@ def compare_named(
         return compare(subject, quantity, name, expected, found, EXACT)
     if expected.shape != found.shape or tolerance.kind is Kind.EQUAL:
         return compare(subject, quantity, name, expected, found, tolerance)
+    expected, found = expected.detach().cpu(), found.detach().cpu()
     endless = torch.isinf(expected) & (expected == found)
     if bool(endless.any()) and bool(endless.all()):
         return subject.row(quantity, name, 0.0, tolerance.bound, True, "infinite everywhere, on both sides alike")
-    if bool(endless.any()):
-        expected, found = expected[~endless], found[~endless]
+    expected, found = (side.masked_fill(endless, 0) for side in (expected, found))
     return compare(subject, quantity, name, expected, found, tolerance)
 
 

@@ -43,10 +43,12 @@ def numbers_of(point: Point, unrolled: bool) -> dict[str, float]:
 
 def _series(subject: Subject, quantity: str, name: str, sides: Sequence[Sequence[Any]], allowed: Tolerance) -> Row:
     """Points without a value have none on either side: micro-batches that only accumulate have no gradient norm."""
-    present = [[value is not None for value in side] for side in sides]
+    present = [[place for place, value in enumerate(side) if value is not None] for side in sides]
     if present[0] != present[1]:
-        return compare_value(subject, quantity, name, *(f"{sum(side)} points" for side in present))
-    mine, theirs = ([value for value in side if value is not None] for side in sides)
+        apart = min({*present[0]} ^ {*present[1]})
+        said = [f"{len(places)} points, {'a' if apart in places else 'no'} value at ({apart},)" for places in present]
+        return compare_value(subject, quantity, name, *said)
+    mine, theirs = ([0.0 if value is None else value for value in side] for side in sides)
     return compare_series(subject, quantity, name, mine, theirs, allowed)
 
 

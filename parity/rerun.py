@@ -23,10 +23,14 @@ from parity.speed import Steps, alternate, prototype_rows, speed_of
 from parity.verdict import Row
 
 TIMED_STEPS, ROUNDS = 5, 7
+MOVED = 2.0**-6
 
 
 def round_trip_rows(evidence: Evidence) -> list[Row]:
-    """One step, save, open: the same state to the bit, the same loss, parameters trained and attention."""
+    """One step, save, open: the same state to the bit, the same loss, parameters trained and attention.
+
+    The step starts from what no build gives, see :func:`move`: what is not in the checkpoint cannot open right.
+    """
     alive: Alive = evidence.live
     subject, exact = evidence.subject("round_trip"), evidence.tolerance("round_trip")
     with deterministic(alive.case.seed):
@@ -41,7 +45,10 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
 
 
 def resume_rows(evidence: Evidence) -> list[Row]:
-    """A run that stops half way, is saved, opened in a fresh build and goes on: the same to the bit in everything."""
+    """A run that stops half way, is saved, opened in a fresh build and goes on: the same to the bit in everything.
+
+    Both runs start from what no build gives, as in ``round_trip``.
+    """
     alive: Alive = evidence.live
     subject, exact = evidence.subject("resume"), evidence.tolerance("resume")
     end = max(2, alive.case.steps)
@@ -68,12 +75,27 @@ def _drawing(alive: Alive) -> AbstractContextManager[object]:
 
 
 def _begun(alive: Alive, steps: int) -> Training:
-    """So many steps from the beginning, seeded like every other run."""
+    """So many steps from moved weights, seeded like every other run."""
     set_seed(alive.case.seed)
-    training = Training(alive.side, start(alive.side, alive.case.weights))
+    move(module := start(alive.side, alive.case.weights))
+    training = Training(alive.side, module)
     set_seed(alive.case.seed)
     training.run(alive.case.batches, steps)
     return training
+
+
+@torch.no_grad()
+def move(module: nn.Module) -> None:
+    """Change what a checkpoint holds, in place: times 1 + 2**-6, and 2**-6 where it is 0; what is tied stays tied.
+
+    That is floating parameters that train, all of them where none does, and saved buffers. What is frozen beside
+    others may come from elsewhere, a verifier for example, and stays.
+    """
+    saved, parameters = module.state_dict(), [*module.parameters()]
+    values = [value for value in parameters if value.requires_grad] or parameters
+    for value in [*values, *(value for name, value in module.named_buffers() if name in saved)]:
+        if value.is_floating_point():
+            value.copy_(torch.where(value == 0, MOVED, value * (1 + MOVED)))
 
 
 def _reopened(alive: Alive, module: nn.Module) -> nn.Module:

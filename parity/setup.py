@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -23,8 +24,11 @@ Setup = dict[str, Any]
 EQUAL = 1e-9
 """Relative: the same numbers summed in another order in float64."""
 
-OWN = ("params", "param_names", "foreach", "fused", "capturable")
-"""What of a parameter group is no setting: tensors, names, and which kernels compute the same formula."""
+OWN = ("params", "param_names", "foreach", "fused", "capturable", "initial_lr", "max_lr", "min_lr", "swa_lr")
+"""What of a parameter group is no setting: tensors, names, which kernels compute a formula, schedulers' notes."""
+
+NAMED_AT_MOST = 5
+"""Parameters with the same difference that a row names."""
 
 NAMED = ("requires_grad", "buffers")
 """Entries of a setup that are by parameters' and buffers' names."""
@@ -85,7 +89,8 @@ def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
 
     Args:
         module: fresh, before the other side's weights are copied into it: ``initial`` says how it draws its own.
-        optimizer: None for a side that is only run forward.
+        optimizer: None for a side that is only run forward. ``grouped`` has the settings of each trained parameter,
+            none of one in no group.
     """
     configs = (part.config for part in module.modules() if hasattr(part, "config") and not _has_config_inside(part))
     saved, parameters = module.state_dict(), dict(module.named_parameters())
@@ -99,7 +104,11 @@ def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
     if optimizer is not None:
         inner = [*optimizers_in(optimizer, set())] or [optimizer]
         setup["optimizer"] = ", ".join(type(one).__name__ for one in inner)
-        setup["groups"] = [_settings(group) for group in groups_of(optimizer)]
+        setup["groups"] = [_plain(group) for group in groups_of(optimizer)]
+        held = {id(one): _plain(group) for group in groups_of(optimizer) for one in group["params"]}
+        trained = {name: value for name, value in parameters.items() if value.requires_grad}
+        if not held.keys().isdisjoint(map(id, trained.values())):  # else it steps copies of its own
+            setup["grouped"] = {name: held.get(id(value), {}) for name, value in trained.items()}
     return setup
 
 
@@ -108,10 +117,28 @@ def _has_config_inside(module: nn.Module) -> bool:
     return any(hasattr(part, "config") for part in module.modules() if part is not module)
 
 
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter group as JSON would give it back."""
-    settings = {name: value for name, value in group.items() if name not in OWN}
-    text = json.dumps(settings, default=lambda value: value.tolist() if isinstance(value, Tensor) else str(value))
+def settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a parameter group is a setting."""
+    return {name: value for name, value in group.items() if name not in OWN}
+
+
+def varied(steps: Sequence[Sequence[Mapping[str, Any]]]) -> Setup:
+    """Settings of groups that do not stay as they are built, but for the rate: by group and name, one entry a step.
+
+    Args:
+        steps: the groups' settings as they are built, then in every step.
+    """
+    built, *rest = [[_plain(group) for group in groups] for groups in steps]
+    named = [(n, key, value) for n, group in enumerate(built) for key, value in group.items() if key != "lr"]
+    held = [(f"{n}.{key}", value, [groups[n].get(key) for groups in rest]) for n, key, value in named]
+    return {name: values for name, value, values in held if any(one != value for one in values)}
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a parameter group as JSON would give them back."""
+    text = json.dumps(
+        settings(group), default=lambda value: value.tolist() if isinstance(value, Tensor) else str(value)
+    )
     return dict(json.loads(text))
 
 
@@ -129,18 +156,52 @@ def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap
 
     Parameters are by the port's names. Those of one side alone are the business of ``weights``, and may be joined or
     copied. A module without a configuration names no attention, and a step of a side's own may clip without saying how.
+    Where both sides say which parameter has which settings, that is one row, and how the same groups are split or
+    ordered is of no account.
     """
-    left_out = ["initial", *(key for key in SAID_BY_BOTH if not (expected.get(key) and found.get(key)))]
+    left_out = ["initial", "grouped", *(key for key in SAID_BY_BOTH if not (expected.get(key) and found.get(key)))]
     sides = [{key: value for key, value in side.items() if key not in left_out} for side in (expected, found)]
+    sides = [{**side, "groups": [*map(settings, side["groups"])]} if "groups" in side else side for side in sides]
+    grouped = "grouped" in expected and "grouped" in found
+    if grouped and all(group in one["groups"] for one, other in permutations(sides) for group in other["groups"]):
+        sides[1]["groups"] = sides[0]["groups"]
     for key in NAMED:
         mine, theirs = _renamed(key, expected, found, names)
         both = [name for name in mine if name in theirs]
         sides = [{**side, key: {name: held[name] for name in both}} for side, held in zip(sides, (mine, theirs))]
     mine, theirs = (_flat(side) for side in sides)
-    return [
+    rows = [
         compare_value(subject, "configuration", name, mine.get(name, "nothing"), theirs.get(name, "nothing"))
         for name in sorted({*mine, *theirs})
     ]
+    return [*rows, *([_grouped_row(subject, expected, found, names)] if grouped else [])]
+
+
+def _grouped_row(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> Row:
+    """The settings of every parameter that both train: what differs, and of which. Joined ones have their parts'."""
+    mine, theirs = _renamed("grouped", expected, found, names)
+    for entry in names.joined.values():
+        parts = [expected["grouped"][name] for name in entry.originals if name in expected["grouped"]]
+        mine |= {entry.port: parts[0] if parts.count(parts[0]) == len(parts) else {"groups": parts}} if parts else {}
+    apart: dict[str, list[str]] = {}
+    for name in (name for name in theirs if mine.get(name, theirs[name]) != theirs[name]):
+        said = _told(theirs[name], mine[name]), _told(mine[name], theirs[name])
+        apart.setdefault("found {}, expected {}".format(*said), []).append(name)
+    count = float(sum(map(len, apart.values())))
+    detail = "; ".join(f"{said}: {_some(held)}" for said, held in apart.items())
+    return subject.row("configuration", "groups.parameters", count, 0.0, not count, detail)
+
+
+def _told(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Those of the settings that are others on the other side."""
+    apart = {key: own.get(key, "nothing") for key in {**other, **own} if own.get(key) != other.get(key)}
+    return ", ".join(f"{key} {value}" for key, value in apart.items()) if own else "no group"
+
+
+def _some(names: list[str]) -> str:
+    """All names, or the first few."""
+    first, more = ", ".join(names[:NAMED_AT_MOST]), len(names) - NAMED_AT_MOST
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def _renamed(key: str, expected: Setup, found: Setup, names: NameMap) -> tuple[dict[str, Any], dict[str, Any]]:

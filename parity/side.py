@@ -5,6 +5,7 @@ A side is any object with a ``name`` and ``trace(case)``, a context manager that
 
 from __future__ import annotations
 
+import math
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, keep_samples, observe
-from parity.setup import optimizer_for, optimizers_in, rate_of, setup_of
+from parity.setup import groups_of, optimizer_for, optimizers_in, rate_of, settings, setup_of, varied
 from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import META, Point, StepAudit, Trace, read_trace
 
@@ -281,6 +282,10 @@ class Training:
         self.schedule: Any = side.schedule(self.optimizer) if side.schedule and self.optimizer is not None else None
         self.auditor: StepAuditor | None = None
         self.points: list[Point] = []
+        self._used = math.nan
+        self.settings = [[settings(group) for group in groups_of(self.optimizer)]]
+        for inner in [one for one in optimizers_in(self.optimizer, set()) if isinstance(one, Optimizer)][:1]:
+            inner.register_step_pre_hook(self._begins)
 
     @property
     def parts(self) -> list[Any]:
@@ -329,7 +334,7 @@ class Training:
         if self.optimizer is None:
             self.points.append(Point(0, loss.item(), (), None, 0.0, 0.0))
             return
-        norm, used = global_norm(self.gradients().values()), rate_of(self.optimizer)
+        norm, self._used = global_norm(self.gradients().values()), rate_of(self.optimizer)
         if self.auditor is not None:
             self.auditor.entered()
         cast(Any, self.side.step)(self.module, self.optimizer)
@@ -338,7 +343,12 @@ class Training:
         if self.schedule is not None:
             self.schedule.step()
         self.module.zero_grad()
-        self.points.append(Point(0, loss.item(), (), norm, used, rate_of(self.optimizer)))
+        self.points.append(Point(0, loss.item(), (), norm, self._used, rate_of(self.optimizer)))
+
+    def _begins(self, *_: Any) -> None:
+        """The optimizer itself steps, with what ``side.step`` may have set by hand."""
+        self._used = rate_of(self.optimizer)
+        self.settings.append([settings(group) for group in groups_of(self.optimizer)])
 
 
 def trace_side(side: Side, batches: Sequence[Batch], *, seed: int = 0, steps: int = STEPS) -> Trace:
@@ -379,6 +389,8 @@ def trace_case(side: Side, case: Case) -> Trace:
         with drawing(case.draws, case.replayed) as drawn:
             _first_step(trace, training, case.batches[0])
             training.run(case.batches, case.steps)
+        if changed := varied(training.settings):
+            trace.configuration["in_steps"] = changed
         trace.keep("mb0.draw", drawn.draws)
         keep_samples(trace, drawn)
         trace.keep("final", state_of(module))

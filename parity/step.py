@@ -7,6 +7,7 @@ audit is as sharp in the thousandth step as in the first, in bfloat16 as in floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -110,12 +111,13 @@ def linear_schedule(step: int, total: int, warmup: int) -> float:
 
 
 class Before(NamedTuple):
-    """What enters the step of one parameter; no ``update`` where no formula of the optimizer is known."""
+    """What enters the step of one parameter, its number ``step`` from 1; no ``update``: no formula of it is known."""
 
     weight: Tensor
     state: State
-    lr: float
-    update: Update | None
+    step: int
+    lr: float = math.nan
+    update: Update | None = None
 
 
 class StepAuditor:
@@ -132,12 +134,13 @@ class StepAuditor:
         self.audits: list[StepAudit] = []
         self._given: dict[str, Tensor] = {}
         self._before: dict[str, Before] = {}
+        self._made: dict[str, int] = {}
         trained = [(name, value) for name, value in self.parameters.items() if value.requires_grad]
         self._reached: dict[str, Tensor] = {}
         self._hooks = [value.register_post_accumulate_grad_hook(partial(self._caught, name)) for name, value in trained]
         inner = getattr(optimizer, "optimizer", optimizer)
         if isinstance(inner, torch.optim.Optimizer):
-            self._hooks.append(inner.register_step_pre_hook(lambda *_: self._reached.update(self._gradients())))
+            self._hooks.append(inner.register_step_pre_hook(self._begins))
 
     def close(self) -> None:
         """Stop looking on."""
@@ -153,22 +156,38 @@ class StepAuditor:
 
     def entered(self) -> None:
         """The backward is done; nothing has been clipped, nothing has stepped. May be called again before the step."""
-        groups = {id(value): group for group in self.optimizer.param_groups for value in group["params"]}
         for name, value in self.parameters.items():
-            group = groups.get(id(value), self.optimizer.param_groups[0])
             state = {key: held.detach().clone() for key, held in self._state(value).items()}
-            update = self.rule.update or update_of(self.optimizer, group)
-            self._before[name] = Before(value.detach().clone(), state, float(group["lr"]), update)
-        self._rate = float(self.optimizer.param_groups[0]["lr"])
+            made = self._made.setdefault(name, self._counted(value) or 0)
+            self._before[name] = Before(value.detach().clone(), state, made + 1)
+        self._set()
+
+    def _set(self) -> None:
+        """Rates and settings, as they are set now. What is in no group stays, unless no parameter is in any."""
+        first, groups = self.optimizer.param_groups[0], self.optimizer.param_groups
+        groups = {id(value): group for group in groups for value in group["params"]}
+        other = first if groups.keys().isdisjoint(map(id, self.parameters.values())) else None
+        for name, before in self._before.items():
+            group = groups.get(id(self.parameters[name]), other)
+            update = stays if group is None else self.rule.update or update_of(self.optimizer, group)
+            self._before[name] = before._replace(lr=float((group or first)["lr"]), update=update)
+        self._rate = float(first["lr"])
+
+    def _begins(self, *_: Any) -> None:
+        """The optimizer itself steps, with what has been set by hand since the backward."""
+        self._reached.update(self._gradients())
+        self._set()
 
     def left(self) -> StepAudit:
         """The optimizer has stepped. Of one that is not torch's, the gradients it was given are still there."""
         done, rate = len(self.audits), self.rule.rate
         gradients = self._reached or self._gradients()
-        counts = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
+        self._made.update({name: self._before[name].step for name in gradients})
+        counts = {name: self._counted(value) for name, value in self.parameters.items()}
+        off = [count - self._made[name] for name, count in counts.items() if count is not None]
         worst: dict[str, Deviation] = {}
-        for quantity, one in self._deviations(gradients, done + 1):
-            if quantity not in worst or not one.rounding <= worst[quantity].rounding:
+        for quantity, one in self._deviations(gradients):
+            if quantity not in worst or one.rounding > worst[quantity].rounding:
                 worst[quantity] = one
         updates = [before.update for before in self._before.values()]
         against = "library" if any(isinstance(update, Repeated) for update in updates) else "reference"
@@ -178,7 +197,7 @@ class StepAuditor:
             lr_used=self._rate,
             norm_before=global_norm(self._given.values()),
             norm_after=global_norm(gradients.values()),
-            counted=max(counts, default=None),
+            counted=done + 1 + max(off, key=abs) if off else None,
             deviations=worst,
             against="" if None in updates else against,
         )
@@ -186,7 +205,7 @@ class StepAuditor:
         self._given, self._reached = {}, {}
         return audit
 
-    def _deviations(self, gradients: Mapping[str, Tensor], number: int) -> Iterator[tuple[str, Deviation]]:
+    def _deviations(self, gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Deviation]]:
         """Every quantity of every parameter; without a gradient, one stays as it is."""
         clip = self.rule.clip
         clipped = {} if clip is None else clip({name: value.double() for name, value in self._given.items()})
@@ -198,26 +217,36 @@ class StepAuditor:
             if gradient is None:
                 yield "weight", _deviation(name, weight, parameter.detach(), weight.abs())
             else:
-                yield from self._updated(name, weight, gradient.double(), number)
+                yield from self._updated(name, weight, gradient.double())
 
-    def _updated(self, name: str, weight: Tensor, gradient: Tensor, number: int) -> Iterator[tuple[str, Deviation]]:
+    def _updated(self, name: str, weight: Tensor, gradient: Tensor) -> Iterator[tuple[str, Deviation]]:
         """Weight and state; rounding is a multiple of what the same formulas make of absolute values."""
         before, parameter = self._before[name], self.parameters[name]
         if before.update is None:
             return
         state = {key: value.double() for key, value in before.state.items()}
-        after, states = before.update(weight, gradient, state, before.lr, number)
+        after, states = before.update(weight, gradient, state, before.lr, before.step)
         state = {key: value.abs() for key, value in state.items()}
-        size, sizes = before.update(weight.abs(), gradient.abs(), state, before.lr, number)
+        size, sizes = before.update(weight.abs(), gradient.abs(), state, before.lr, before.step)
         yield "weight", _deviation(name, after, parameter.detach(), weight.abs() + (size - weight.abs()).abs())
         own = self._state(parameter)
         for key in (key for key in states if key != "step"):
             yield key, _deviation(name, states[key], own.get(key), sizes[key].abs())
 
+    def _counted(self, parameter: Tensor) -> int | None:
+        """How many steps of a parameter the optimizer says it has made; None where it does not count."""
+        step = self.optimizer.state.get(parameter, {}).get("step")
+        return None if step is None else int(step)
+
     def _state(self, parameter: Tensor) -> State:
         """The optimizer's tensors of a parameter."""
         held = self.optimizer.state.get(parameter, {})
         return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def stays(weight: Tensor, gradient: Tensor, state: State, lr: float, step: int) -> tuple[Tensor, State]:
+    """The :data:`Update` of what no optimizer steps."""
+    return weight, {}
 
 
 def update_of(optimizer: Any, group: Mapping[str, Any]) -> Update | None:
@@ -244,8 +273,8 @@ def _deviation(name: str, expected: Tensor, found: Tensor | None, size: Tensor) 
     if expected.numel() == 0:
         return Deviation(name, 0.0, (), 0.0, 0.0)
     eps, tiny = torch.finfo(found.dtype).eps, torch.finfo(found.dtype).tiny
-    units = (found.double() - expected).abs() / (eps * size).clamp(min=tiny)
-    flat = int(units.nan_to_num(nan=float("inf")).argmax())
+    units = ((found.double() - expected).abs() / (eps * size).clamp(min=tiny)).nan_to_num(nan=math.inf, posinf=math.inf)
+    flat = int(units.argmax())
     index = tuple(map(int, np.unravel_index(flat, tuple(units.shape))))
     return Deviation(name, float(units[index]), index, float(expected[index]), float(found[index]))
 
@@ -272,7 +301,7 @@ def audit_row(subject: Subject, audits: Sequence[StepAudit], quantity: str, allo
     found = [(audit, audit.deviations[quantity]) for audit in audits if quantity in audit.deviations]
     if not found:
         return subject.row(quantity, "", None, allowed.bound, False, "nothing compared: no optimizer step was seen")
-    audit, worst = max(found, key=lambda entry: entry[1].rounding)
+    audit, worst = max(found, key=lambda entry: math.inf if math.isnan(entry[1].rounding) else entry[1].rounding)
     beyond = [audit.step for audit, one in found if not one.rounding <= allowed.bound]
     detail = f"worst in step {audit.step} of {worst.parameter} at {worst.index}: expected {worst.expected!r}, "
     detail += f"found {worst.found!r}"

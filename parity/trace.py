@@ -95,9 +95,10 @@ class StepAudit:
     """One optimizer step, numbered from 1: the rate and norms it used, and the worst deviation of each kind.
 
     ``norm_before`` is the gradients' norm after the backward, ``norm_after`` of what reached the optimizer.
-    ``deviations`` are by quantity: ``clip``, ``weight``, and the optimizer's states (``exp_avg``, ...); ``counted`` is
-    the number of steps that the optimizer itself says it has made. ``against`` says whose formula of the update it
-    was, ``reference`` or ``library``; empty where none is known.
+    ``deviations`` are by quantity: ``clip``, ``weight``, and the optimizer's states (``exp_avg``, ...). ``counted`` is
+    ``step`` where the optimizer's own count is right for every parameter, of the steps in which it had a gradient, else
+    as much more or less as the worst is off; None where it does not count. ``against`` says whose formula of the update
+    it was, ``reference`` or ``library``; empty where none is known.
     """
 
     __pydantic_config__ = STRICT

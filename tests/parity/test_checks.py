@@ -116,6 +116,22 @@ def clipping(module: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def clipping_late(module: Any, optimizer: torch.optim.Optimizer) -> None:
+    made = optimizer.state[module.up.bias].get("step", 0)
+    (clipping if made >= 2 else Side.step)(module, optimizer)  # type: ignore[operator]
+
+
+def without_decay(module: Any, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0].update(weight_decay=0.0)
+    optimizer.step()
+
+
+def decaying(parameters: Any, *places: int) -> torch.optim.Optimizer:
+    """Those parameters decay, the others do not."""
+    parts = [[one for n, one in enumerate(parameters) if (n in places) is on] for on in (True, False)]
+    return adamw([{"params": parts[0]}, {"params": parts[1], "weight_decay": 0.0}])
+
+
 LOUDER = Side(gives("up", lambda out: out * 1.1))
 
 
@@ -144,12 +160,14 @@ FAULTS = (
     harms("a bias detached", "gradients gradient_flow", detached),
     harms("a bias frozen", "configuration gradients gradient_flow", lambda net: net.down.bias.requires_grad_(False)),
     fault("another decay", "configuration optimizer_step", Side(Net, optimizer=lambda ps: adamw(ps, weight_decay=0.5))),
-    fault("two groups", "configuration", Side(Net, optimizer=lambda ps: adamw([{"params": [p]} for p in ps]))),
+    fault("a group without decay", "configuration", Side(Net, optimizer=lambda ps: decaying(ps, 1, 2, 3))),
+    fault("decay off by hand", "configuration curve", Side(Net, step=without_decay)),
     fault("the step made twice", "optimizer_step", Side(Net, step=lambda net, adam: (adam.step(), adam.step())[0])),
     harms("a buffer that counts", "optimizer_step", lambda net: net.register_forward_pre_hook(counting)),
-    fault("another schedule", "configuration curve", Side(Net, schedule=falling)),
+    fault("another schedule", "curve", Side(Net, schedule=falling)),
     fault("saved in bfloat16", "round_trip", Side(Net, save=save_coarsely, load=load)),
     fault("clipping on one side", "clip", Side(Net, step=clipping)),
+    fault("clipping from the third step on", "clip", Side(Net, step=clipping_late)),
     fault("clipping that was not said", "clip", Side(Net, step=clipping, clip=Clip("norm", 0.2))),
     fault("another rate than said", "schedule", Side(Net, rate=lambda n: 1.03e-3)),
     harms("drawn wider", "initialisation", lambda net: net.up.weight.data.mul_(2), checks=["initialisation", "loss"]),
@@ -174,6 +192,49 @@ def test_clip_limits_that_no_gradient_reaches_are_named() -> None:
     assert report.failed == ("configuration",)
     found = {row.tensor: row.detail for row in report.rows if not row.passed and row.compared}
     assert found == {"clip.limit": "found 0.5, expected 1.0"}
+
+
+def test_a_clip_that_the_port_says_is_held_to_the_original_s_own() -> None:
+    """Adam hides it: all gradients are twice as large."""
+
+    def own(module: Any, optimizer: torch.optim.Optimizer) -> None:
+        nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+        optimizer.step()
+
+    original, port = (
+        Side(Net, lambda net, x: 99 * pattern_loss(net, x), step=step) for step in (own, Clip("norm", 1.0))
+    )
+    report = compare_sides(original, port, batches())
+    assert report.failed == ("clip",)
+    rows = {row.tensor: (row.passed, row.against) for row in report.rows if row.check == "clip"}
+    assert rows == {
+        "5 steps": (True, Against.REFERENCE),
+        "norm_before": (True, Against.PROTOTYPE),
+        "norm_after": (False, Against.PROTOTYPE),
+    }
+
+
+def test_a_parameter_in_the_other_group_is_named() -> None:
+    """One step's decay is within the tolerance."""
+    original, port = (Side(Net, optimizer=lambda ps, n=n: decaying(ps, 0, n)) for n in (2, 3))
+    report = compare_sides(original, port, batches())
+    assert report.failed == ("configuration",)
+    (row,) = (row for row in report.rows if row.compared and not row.passed)
+    assert row.detail.endswith(
+        "weight_decay 0.01: down.weight; found weight_decay 0.01, expected weight_decay 0.0: down.bias"
+    )
+
+
+def test_a_rate_set_by_hand_is_the_one_that_is_used() -> None:
+    def step(module: Any, optimizer: torch.optim.Optimizer) -> None:
+        made = int(optimizer.state[module.up.bias].get("step", 0))
+        optimizer.param_groups[0].update(lr=1e-3 * 0.9**made)
+        optimizer.step()
+
+    by_hand = Side(Net, step=step, rate=lambda n: 1e-3 * 0.9**n)
+    compare_sides(by_hand, by_hand, batches()).raise_if_failed()
+    trace = trace_side(by_hand, batches())
+    assert [point.lr_used for point in trace.curve] == [1e-3 * 0.9**n for n in range(5)]
 
 
 def test_a_velocity_that_nobody_saves_is_found_by_resume() -> None:
@@ -213,6 +274,7 @@ TRACED_FAULTS: dict[str, tuple[str, Callable[[Trace], object]]] = {
     "another tap": ("forward", tensor("mb0.tap.labels#0")),
     "other logits of a later step": ("forward", tensor("mb0.step1.logits")),
     "a path cut": ("paths", lambda trace: trace.tensors.update({"mb0.path.0.0": torch.zeros(2)})),
+    "no path": ("paths", lambda trace: trace.tensors.pop("mb0.path.0.0")),
     "another norm": ("gradients", tensor("mb0.grad_norm")),
     "a tensor missing": ("forward", lambda trace: trace.tensors.pop("mb0.step1.logits")),
     "a tensor too many": ("forward", lambda trace: trace.tensors.update({"mb0.step2.logits": torch.ones(2)})),
@@ -238,6 +300,30 @@ def test_the_fault_in_a_trace_is_found(found: str, plant: Callable[[Trace], obje
     original, port = traced(), traced()
     plant(port)
     assert compare_traces(original, port).failed == (found,)
+
+
+def logging(*places: int, value: float = 1.0) -> Trace:
+    """A series, and the gradient norm, with values at these points alone, the last of them given."""
+    trace = traced()
+    for n, point in enumerate(trace.curve):
+        held = (value if n == places[-1] else 1.0) if n in places else None
+        trace.curve[n] = replace(point, logged={} if held is None else {"kl": held}, grad_norm=held)
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("found", "detail"),
+    [
+        (logging(0, 2), ""),
+        (logging(0, 2, value=2.0), "at (2,): expected 1.0, found 2.0"),
+        (logging(0, 3), "found '2 points, no value at (2,)', expected '2 points, a value at (2,)'"),
+    ],
+    ids=["the same", "another value", "at another point"],
+)
+def test_a_series_is_compared_where_its_values_stand(found: Trace, detail: str) -> None:
+    report = compare_traces(logging(0, 2), found, checks=["curve"])
+    rows = {row.tensor: row for row in report.rows if row.tensor in ("kl", "grad_norm")}
+    assert [(row.passed, detail in row.detail) for row in rows.values()] == [(not detail, True)] * 2
 
 
 def test_what_a_near_tie_decides_and_the_last_printed_digit_may_fall_either_way() -> None:

@@ -24,6 +24,7 @@ from parity.locate import compare_calls
 from parity.tolerances import Kind, Tolerance
 from parity.trace import Trace
 from parity.verdict import Row
+from tests.needs import GPU
 
 SUBJECT = Subject("forward", "one", "port")
 LOOSE = 1e9
@@ -109,7 +110,7 @@ def test_what_is_measured(expected: object, found: object, kind: Kind, measured:
         (None, None, False, "missing"),
         (torch.ones(3).long(), torch.full((3,), 2), False, "expected 1, found 2"),
         (torch.full((3,), -math.inf), torch.full((3,), -math.inf), True, "infinite everywhere"),
-        (torch.tensor([math.inf, 1.0]), torch.tensor([math.inf, 1.5]), True, "expected 1.0, found 1.5"),
+        (torch.tensor([math.inf, 1.0]), torch.tensor([math.inf, 1.5]), True, "at (1,): expected 1.0, found 1.5"),
         (torch.tensor([math.inf, 1.0]), torch.tensor([-math.inf, 1.0]), False, "1 NaN or Inf on the expected side"),
     ],
 )
@@ -117,6 +118,13 @@ def test_what_either_side_may_lack(expected: Tensor, found: Tensor, passed: bool
     row = compare_named(SUBJECT, "q", "n", expected, found, within(Kind.ABSOLUTE))
     assert row.passed == passed
     assert detail in row.detail
+
+
+@GPU
+def test_sides_on_two_devices_are_compared() -> None:
+    found = torch.tensor([math.inf, 1.5])
+    row = compare_named(SUBJECT, "q", "n", found.cuda(), found, within(Kind.ABSOLUTE, 0.0))
+    assert row.passed
 
 
 def test_groups_are_compared_by_name() -> None:

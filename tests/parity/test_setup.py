@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity import NameMap
+from parity import Joined, NameMap
 from parity.compare import Subject
 from parity.setup import Setup, groups_of, initial_rows, optimizer_for, rate_of, setting_rows, setup_of
 from parity.verdict import Row
@@ -85,6 +85,83 @@ def test_names_go_over_and_a_parameter_of_one_side_alone_is_no_setting() -> None
         ("lr", "found [1, 2], expected 'nothing'"),
         ("requires_grad.b.w", "found False, expected True"),
     ]
+
+
+def groups(*words: str, split: bool = False, swapped: bool = False, left_out: str = "-") -> Any:
+    """Parameters with such a word in their name have a group without decay, or each one of its own."""
+
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        named = [(name, value) for name, value in module.named_parameters() if left_out not in name]
+        flat = [[value for name, value in named if any(word in name for word in words) is off] for off in (False, True)]
+        made = [{"params": part, "weight_decay": 0.1 * (1 - n)} for n, part in enumerate(flat) if part]
+        made = [{**group, "params": [one]} for group in made for one in group["params"]] if split else made
+        return adamw(made[::-1] if swapped else made)
+
+    return make
+
+
+GROUPS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "alike": (groups("bias"), {}, ""),
+    "split": (groups("bias", split=True), {}, ""),
+    "in another order": (groups("bias", swapped=True), {}, ""),
+    "one decays": (groups("norm.bias", "down.bias"), {}, "found weight_decay 0.1, expected weight_decay 0.0: up.bias"),
+    "by other names": (
+        groups("norm.bias", "down.bias"),
+        {"names": NameMap({"up": "top"}), "rename": True},
+        "found weight_decay 0.1, expected weight_decay 0.0: top.bias",
+    ),
+    "joined": (
+        groups("bias", "down.weight"),
+        {"names": NameMap(joined=[Joined("down.weight", ("up.weight", "norm.weight"))])},
+        "found weight_decay 0.0, expected weight_decay 0.1: down.weight",
+    ),
+    "in no group": (
+        groups("bias", left_out="up.weight"),
+        {},
+        "found no group, expected weight_decay 0.1, lr 0.0003",
+    ),
+    "many": (groups("bias", "weight"), {}, "expected weight_decay 0.1: up.weight, norm.weight, down.weight"),
+}
+
+
+@pytest.mark.parametrize(("make", "options", "words"), GROUPS.values(), ids=GROUPS)
+def test_a_parameter_s_group_is_held_to_the_original_s(make: Any, options: dict[str, Any], words: str) -> None:
+    found = setup(make=make)
+    if options.pop("rename", False):
+        found = {key: renamed(held) if isinstance(held, dict) else held for key, held in found.items()}
+    rows = [row for row in rows_of(setup(make=groups("bias")), found, **options) if row.quantity == "configuration"]
+    (row,) = (row for row in rows if row.tensor == "groups.parameters")
+    assert (row.passed, words in row.detail) == (not words, True)
+    assert words or all(row.passed for row in rows)
+
+
+def renamed(held: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("up.", "top."): value for name, value in held.items()}
+
+
+def test_a_row_names_the_first_parameters_of_many() -> None:
+    found = {"groups": [], "grouped": {f"w{n}": {"lr": 2.0} for n in range(8)}}
+    expected = {"groups": [], "grouped": {f"w{n}": {"lr": 1.0} for n in range(8)}}
+    (row,) = rows_of(expected, found)[-1:]
+    assert (row.measured, row.detail) == (8.0, "found lr 2.0, expected lr 1.0: w0, w1, w2, w3, w4 and 3 more")
+
+
+def test_an_optimizer_of_copies_says_nothing_of_the_parameters() -> None:
+    copies = setup(make=lambda ps: adamw([one.detach().clone() for one in ps]))
+    assert "grouped" not in copies
+    assert all(row.passed for row in rows_of(copies, setup()))
+
+
+def test_what_a_scheduler_writes_into_a_group_is_no_setting() -> None:
+    def scheduled(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = adamw(parameters)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+        optimizer.param_groups[0].update(max_lr=1.0, min_lr=0.0, swa_lr=0.5)
+        return optimizer
+
+    assert all(row.passed for row in rows_of(setup(), setup(make=scheduled)))
+    kept = {**setup(), "groups": [{**setup()["groups"][0], "initial_lr": 1.0}]}  # as older traces have it
+    assert all(row.passed for row in rows_of(kept, setup()))
 
 
 def test_what_a_side_does_not_train_and_leaves_nan_is_to_be_loaded() -> None:

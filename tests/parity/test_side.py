@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import parity
 from parity import Case, Clip, CommandSide, Pair, Side, compare_sides, run_pair, single_step, trace_side, write_trace
 from parity.errors import InputError
+from parity.rerun import move
 from parity.side import pattern_loss
 from parity.step import global_norm
 from parity.verdict import Status
@@ -159,6 +160,36 @@ def test_what_is_frozen_and_opens_as_nan_is_given_again(frozen: bool) -> None:
     assert report.failed == (() if frozen else ("round_trip", "initialisation"))
     drawn = {row.tensor for row in report.rows if row.check == "initialisation"}
     assert drawn == {"up.weight", "up.bias"} | (set() if frozen else {"head.weight"})
+
+
+def warming(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: n / 9)
+
+
+@pytest.mark.parametrize("options", [{"backward": False}, {"schedule": warming}], ids=["only run forward", "at rate 0"])
+@pytest.mark.parametrize(("check", "steps"), [("round_trip", 1), ("resume", 2)])
+def test_a_checkpoint_that_is_never_written_is_found(options: dict[str, Any], check: str, steps: int) -> None:
+    """The build has the weights that the side stops with."""
+    side = Side(Net, save=lambda module, folder: None, load=lambda folder: Net(), **options)
+    assert compare_sides(side, side, ONES, checks=[check], steps=steps).failed == (check,)
+
+
+def test_what_is_saved_is_moved() -> None:
+    module = nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"})
+    module["b"].weight = module["a"].weight
+    module["c"].requires_grad_(False)
+    nn.init.zeros_(module["a"].bias)
+    for name, value in {"mean": torch.ones(2), "count": torch.ones(2).long()}.items():
+        module.register_buffer(name, value)
+    module.register_buffer("table", torch.ones(2), persistent=False)
+    before = {name: value.clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
+    move(module)
+    after = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    stays = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert stays == {"c.weight", "c.bias", "count", "table"}
+    assert bool((after["a.bias"] == 2**-6).all())
+    assert torch.equal(after["a.weight"], before["a.weight"] * (1 + 2**-6))
+    assert module["b"].weight is module["a"].weight
 
 
 def noisy() -> nn.Module:

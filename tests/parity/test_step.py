@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,16 +64,17 @@ def failed(audits: list[StepAudit]) -> set[str]:
 
 
 def changed(when: Callable[[int], bool] = lambda number: True, **changes: Any) -> Callable[[Toy], None]:
-    """Another hyperparameter than the rule's, during the step alone; a function is of the one before."""
+    """The step computes with another hyperparameter than its group says; a function is of the one before."""
 
     def plant(toy: Toy) -> None:
         group, step = toy.optimizer.param_groups[0], toy.step
 
         def around(number: int) -> None:
             before = {name: group[name] for name in changes}
-            if when(number):
-                group.update({name: new(before[name]) if callable(new) else new for name, new in changes.items()})
-            step(number)
+            other = {name: new(before[name]) if callable(new) else new for name, new in changes.items()}
+            hook = toy.optimizer.register_step_pre_hook(lambda *_: group.update(other) if when(number) else None)
+            step(number)  # the hook runs after the auditor's
+            hook.remove()
             group.update(before)
 
         toy.step = around
@@ -125,8 +128,62 @@ def moving(toy: Toy) -> None:
     toy.step = around
 
 
+def by_hand(toy: Toy) -> None:
+    """Rate and decay are set inside of the step, right before the optimizer's."""
+    rate, step = toy.rate, toy.step
+    toy.rate = lambda n: 1.0
+
+    def around(number: int) -> None:
+        toy.optimizer.param_groups[0].update(lr=rate(number), weight_decay=0.1 * number)
+        step(number)
+
+    toy.step = around
+
+
+class Either(nn.Module):
+    """One of two parts in turn: the other gets no gradient, and Adam does not count the step for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.calls = nn.ModuleList(nn.Linear(7, 5) for _ in range(2)), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.parts[self.calls % 2](x)  # type: ignore[no-any-return]
+
+
+def in_turn(toy: Toy) -> None:
+    toy.module = Either()  # type: ignore[assignment]
+    toy.optimizer = type(toy.optimizer)(toy.module.parameters(), lr=LR)
+
+
+def without_group(toy: Toy) -> None:
+    toy.optimizer = type(toy.optimizer)([toy.module.weight], lr=LR)
+
+
+def at_the_end(change: Callable[[Toy], object]) -> Callable[[Toy], None]:
+    """Something done after the last step."""
+
+    def plant(toy: Toy) -> None:
+        step = toy.step
+        toy.step = lambda number: (step(number), change(toy) if number == STEPS - 1 else None)[0]
+
+    return plant
+
+
 FAULTS: dict[str, tuple[Callable[[Toy], None], set[str]]] = {
     "none": (lambda toy: None, set()),
+    "set by hand": (by_hand, set()),
+    "parts in turn": (in_turn, set()),
+    "a parameter in no group": (without_group, set()),
+    "a weight that is no number": (
+        at_the_end(lambda toy: toy.module.weight.data[0, 0].fill_(torch.nan)),
+        {"optimizer_step"},
+    ),
+    "a step not counted for one parameter": (
+        at_the_end(lambda toy: toy.optimizer.state[toy.module.bias]["step"].sub_(1)),
+        {"optimizer_step"},
+    ),
     "a parameter frozen": (frozen, set()),
     "a frozen parameter moved": (moving, {"optimizer_step"}),
     "rate 3 % low from step 2": (changed(bool, lr=lambda rate: rate * 0.97), {"optimizer_step"}),
@@ -177,6 +234,14 @@ def test_any_of_torch_s_optimizers_is_within_rounding_and_its_settings_are_seen(
     key, off = ("etas", (0.5, 1.3)) if make is optim.Rprop else ("lr", lambda rate: rate * 0.97)
     changed(bool, **{key: off})(toy := Toy(make, **options))
     assert failed(toy.train()) == {"optimizer_step"}
+
+
+def test_a_deviation_that_is_no_number_is_the_worst_wherever_it_stands() -> None:
+    audits = Toy().train()
+    audits[4].deviations["weight"] = replace(audits[4].deviations["weight"], rounding=math.nan)
+    (row,) = (row for row in rows_of(audits) if row.quantity == "weight")
+    assert not row.passed
+    assert row.detail.startswith("worst in step 5 of ")
 
 
 class Own(optim.AdamW):
