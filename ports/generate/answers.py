@@ -69,10 +69,10 @@ def answer(settings: AnswersSettings) -> None:
     Raises:
         InputError: prompts, verifier or engine that cannot be used; a file that was made in another way, or is in use.
     """
-    check_outside(settings.out, "out", settings.data, "data")
     check_output(settings.out.parent, "out")
     if settings.out.parent.is_dir():
         check_output_file(settings.out, "out")
+    check_outside(settings.out, "out", settings.data, "data")
     asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
     dialogues = read_dialogues(settings.data, settings.samples)
     asking.check(dialogues)

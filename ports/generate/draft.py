@@ -493,8 +493,8 @@ def make(settings: DraftSettings) -> int:
     Raises:
         InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
     """
-    check_outside(settings.out, "out", settings.data, "data")
     check_output(settings.out, "out")
+    check_outside(settings.out, "out", settings.data, "data")
     run = Run(settings)
     try:
         _go_through(run, [] if (settings.out / "evaluation.json").exists() else run.forecast())

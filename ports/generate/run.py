@@ -167,13 +167,9 @@ def prepare(settings: GenerationSettings) -> Prepared:
     """Tokenize everything and look at the verifier; nothing is loaded or written.
 
     Raises:
-        InputError: whatever is wrong with dialogues, tokenizer or verifier; the records would lie among dialogues; or
-            there are fewer devices than are asked for.
+        InputError: whatever is wrong with dialogues, tokenizer or verifier, or the records would lie among dialogues.
     """
     check_outside(settings.outdir, "outdir", settings.data_path, "data_path")
-    visible = torch.accelerator.device_count()
-    if settings.device is None and 0 < visible < settings.total_gpus:
-        raise InputError("command line", "--total_gpus", settings.total_gpus, f"at most {visible}, the visible devices")
     device = best_device() if settings.device is None else checked_device(settings.device)
     shape = geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
     tokenizer = open_tokenizer(settings.model_path)
@@ -257,9 +253,13 @@ def generate(settings: GenerationSettings) -> None:
     """Write all records; what is there from an interrupted run stays.
 
     Raises:
-        InputError: see :func:`prepare`; too little room; or a process failed, whose message stands above.
+        InputError: see :func:`prepare`; too few devices or too little room; or a process failed, whose message stands
+            above.
     """
     fix_numerics()
+    visible = torch.accelerator.device_count()
+    if settings.device is None and 0 < visible < settings.total_gpus:
+        raise InputError("command line", "--total_gpus", settings.total_gpus, f"at most {visible}, the visible devices")
     check_output(settings.outdir, "outdir")
     prepared = prepare(settings)
     say("\n".join(summary(prepared)))

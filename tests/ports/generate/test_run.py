@@ -159,6 +159,7 @@ def test_devices_that_are_not_there_are_refused_and_one_process_gets_no_more_tha
     monkeypatch.setattr(module, "_in_processes", lambda tasks: started.append([task.index for task in tasks]))
     assert main(flags(total_gpus=3)) == 2
     assert "--total_gpus: found 3, expected at most 2" in capsys.readouterr().err
+    assert main(["estimate", *flags(total_gpus=3)]) == 0, "of another machine"
     assert main(flags(total_gpus=2, gpus_per_model=2)) == 0
     assert started == [[0]]
     assert main(flags(total_gpus=3, device="cpu")) == 2, "other records are there"
