@@ -225,7 +225,9 @@ def verifier_seconds(name_or_path: str, tokens: int, batches: Sequence[tuple[int
 
     def seconds(rows: int, more: int) -> float:
         ids = torch.arange(rows * tokens, device=model.device).view(rows, tokens) % WORDS
-        cache = model(input_ids=ids, use_cache=True).past_key_values if more else None
+        cache = model(input_ids=ids[:1], use_cache=True).past_key_values if more else None
+        if cache is not None:
+            cache.batch_repeat_interleave(rows)  # read side by side they could take more memory than a run does
         inputs = {"input_ids": ids[:, : more or tokens], "past_key_values": cache, "use_cache": bool(more)}
         whole = verifier_parameters(name_or_path) - (0 if more else head)  # the embedding counts for the head
         return whole / timed * seconds_of(lambda: model(**inputs).last_hidden_state[0, 0, 0], clock)

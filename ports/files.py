@@ -89,6 +89,13 @@ def check_output(directory: Path, field: str, needed: int = 0) -> None:
         raise InputError(directory, field, f"{gigabytes(free)} free", f"{gigabytes(needed)} to write")
 
 
+def check_outside(place: Path, field: str, data: str, flag: str) -> None:
+    """Refuse (InputError) a ``place`` for output in a directory ``data``, where the next run would read it."""
+    folder = Path(data)
+    if folder.is_dir() and place.resolve().is_relative_to(folder.resolve()):
+        raise InputError(place, field, f"inside {folder}", f"a place outside --{flag}, all of which is read")
+
+
 def check_output_file(file: Path, field: str) -> None:
     """Refuse (InputError) a file that could not be written, into a folder that is there already."""
     if file.is_dir():

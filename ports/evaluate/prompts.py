@@ -145,7 +145,7 @@ class _Asker:
         said = [*before, turns[0]]
 
         def ask_on(answer: list[int]) -> Prompt:
-            text = self.tokenizer().decode(answer, skip_special_tokens=True)
+            text = self.tokenizer().decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return self._asked([*said, {"role": "assistant", "content": text}], turns[1:])
 
         return Prompt(self._rendered(said), ask_on if turns[1:] else None)

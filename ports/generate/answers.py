@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError, reason
-from ports.files import check_output, check_output_file, check_regular
-from ports.generate.chat import ChatFamily, load_family
+from ports.files import check_output, check_output_file, check_outside, check_regular
+from ports.generate.chat import ChatFamily, Encoder, load_family
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.engines import Engine, Prompt, choose_engine, longest_dialogue
 from ports.generate.records import digest, start_or_go_on
@@ -72,9 +72,10 @@ def answer(settings: AnswersSettings) -> None:
     check_output(settings.out.parent, "out")
     if settings.out.parent.is_dir():
         check_output_file(settings.out, "out")
+    check_outside(settings.out, "out", settings.data, "data")
     asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
     dialogues = read_dialogues(settings.data, settings.samples)
-    asking.ids(0, rounds_of(dialogues[0])[0])  # a tokenizer without a chat template is met before anything is loaded
+    asking.check(dialogues)
     engine = choose_engine(settings.model, asking.tokenizer, settings.engine, settings.server, settings.batch_size)
     made = _how_made(asking, engine.name, dialogues)
     lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
@@ -114,12 +115,16 @@ def rounds_of(dialogue: Dialogue) -> list[Dialogue]:
 
 @dataclass
 class Talk:
-    """A dialogue on its way: ``said`` so far, the ``rounds`` to come, and whether any answer was ``cut``."""
+    """A dialogue on its way: ``said`` so far, the ``rounds`` to come, and whether any answer was ``cut``.
+
+    ``special`` is an answer with special tokens in it.
+    """
 
     row: int
     rounds: list[Dialogue]
     said: Dialogue = field(default_factory=list)
     cut: bool = False
+    special: str = ""
 
     def line(self) -> str:
         """As it is written."""
@@ -131,7 +136,7 @@ class Asking:
     """How dialogues become prompts of at most ``room`` tokens, and answers parts of dialogues.
 
     Raises:
-        InputError: answers longer than what the verifier was made for.
+        InputError: answers longer than what the verifier was made for; or a tokenizer that cannot tell them apart.
     """
 
     settings: AnswersSettings
@@ -143,6 +148,7 @@ class Asking:
         if longest <= length:
             raise InputError("command line", "--max_new_tokens", length, f"below {longest}")
         self.room = longest - length
+        self.encoder = Encoder(self.tokenizer, self.family)  # as records will have it
 
     def ids(self, row: int, said: Dialogue) -> list[int]:
         """Up to where the verifier speaks.
@@ -157,6 +163,37 @@ class Asking:
         except Exception as error:  # templates raise errors of their own
             expected = "a dialogue that the chat template takes"
             raise InputError(self.settings.data, f"row {row}", reason(error), expected) from error
+
+    def check(self, dialogues: Sequence[Dialogue], first: int = 0) -> None:
+        """Put every round of ``dialogues``, row ``first`` and on, into the chat template; raises as :meth:`ids`."""
+        for row, dialogue in enumerate(dialogues, first):
+            said: Dialogue = []
+            for turns in rounds_of(dialogue):
+                said += turns
+                self.ids(row, said)
+                said.append({"role": "assistant", "content": "Yes."})
+
+    def judge(self, talks: Sequence[Talk]) -> None:
+        """Refuse answers that are of no use to a draft.
+
+        Raises:
+            InputError: none of those that came to an end, or of all where none did, can be a record.
+        """
+        judged = [talk for talk in talks if not talk.cut] or talks
+        found = [self._unfit(talk) for talk in judged]
+        if all(found):
+            fits = f"none of {len(found)} that a record can hold, the first: {found[0]}"
+            expected = "a chat template that asks for answers without thoughts, as --chat_template qwen makes Qwen 3's"
+            raise InputError(self.settings.model, "answers", fits, expected)
+
+    def _unfit(self, talk: Talk) -> str:
+        if talk.special:
+            return f"special tokens in {ascii(talk.special)[:80]}"
+        try:
+            self.encoder(talk.said)
+        except ConversationError as error:
+            return str(error)
+        return ""
 
     def finish(self, engine: Engine, talks: Sequence[Talk], bar: tqdm[Any]) -> None:
         """Answer every round of ``talks``, side by side.
@@ -179,6 +216,7 @@ class Asking:
             for number, reply in engine.answer(list(prompts.values()), drawn) if asked else ():
                 asked[number].said.append({"role": "assistant", "content": reply.text})
                 asked[number].cut |= reply.cut
+                asked[number].special = asked[number].special or (reply.whole if reply.whole != reply.text else "")
                 bar.update(not asked[number].rounds)
 
 
@@ -191,6 +229,8 @@ def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: 
             window = range(first, min(first + WINDOW, len(dialogues)))
             talks = [Talk(row, rounds_of(dialogues[row])) for row in window]
             asking.finish(engine, talks, bar)
+            if first == 0:
+                asking.judge(talks)
             stream.write("".join(talk.line() for talk in talks))
             stream.flush()
             os.fsync(stream.fileno())

@@ -19,9 +19,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from multiprocessing import resource_tracker
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.estimate import Clock, build_objective, step_seconds, verifier_seconds
 from ports.evaluate.measure import TOGETHER
-from ports.files import check_output, gigabytes, read_json
+from ports.evaluate.verifier import longest_prompt
+from ports.files import check_output, check_outside, gigabytes, read_json
 from ports.generate.answers import AnswersSettings, Asking, read_dialogues, rounds_of
 from ports.generate.chat import load_family
 from ports.generate.conversations import Message
@@ -113,12 +115,22 @@ class Run:
     """What a command makes in its ``out``."""
 
     def __init__(self, settings: DraftSettings) -> None:
-        self.settings, self.out = settings, settings.out
+        self.settings = DraftSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
+        self.out = settings.out
         self.dialogues = read_dialogues(settings.data, settings.samples)
         self.held_out = min(settings.held_out, len(self.dialogues) // 5)
         if self.held_out == 0:
             raise InputError(settings.data, "rows", len(self.dialogues), "at least 5: some of them are held out")
         self.verifier = verifier_config(settings.model)
+        longest_prompt(settings.model, self.evaluated, settings.forward_num_total)
+        trained = self.seen - validated(self.seen)
+        if settings.bs > trained:
+            raise InputError("command line", "--bs", settings.bs, f"at most {trained}, the dialogues to train on")
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens of an answer to a held-out prompt at most."""
+        return min(EVALUATED, self.settings.max_new_tokens)
 
     @property
     def seen(self) -> int:
@@ -187,10 +199,12 @@ class Run:
         """Tokens that are said before the answers, about, and how many answers are to be given.
 
         Raises:
-            InputError: no chat template, or one that refuses the first dialogue.
+            InputError: no chat template, or one that refuses a dialogue.
         """
         settings, own, dialogues = self.settings, self.settings.answers == "own", self.dialogues[: self.seen]
         asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
+        asked = 0 if own else self.seen  # of given answers, those that the template refuses are left out
+        asking.check(self.dialogues[asked:], asked)
 
         def count(turns: Sequence[Message]) -> int:
             ids = asking.tokenizer([turn["content"] for turn in turns], add_special_tokens=False)["input_ids"]
@@ -225,15 +239,22 @@ class Run:
             "answers": engine.pace * (token * given + said * answer * math.ceil(answers / together)) if answers else 0,
             "records": token * tokens,
             "training": step * math.ceil(self.seen / settings.bs) * self.passes,
-            "evaluation": (plain + checked / 2) * min(EVALUATED, answer) * math.ceil(self.held_out / held),
+            "evaluation": (plain + checked / 2) * self.evaluated * math.ceil(self.held_out / held),
         }
         return {name: seconds for name, seconds in found.items() if seconds}
+
+    def _timed(self, given: int, answers: int) -> dict[str, float]:
+        """:meth:`seconds`, in a process that takes the device's memory with it: the phases need all of it."""
+        told: SimpleQueue[dict[str, float]] = multiprocessing.get_context("spawn").SimpleQueue()
+        apart("draft", partial(_tell_seconds, told, self, given, answers))
+        return told.get()
 
     def forecast(self) -> list[str]:
         """Time and disk that the phases take, about.
 
         Raises:
             InputError: see :meth:`likely_config` and :meth:`work`; or too little room on the disk.
+            PhaseError: the process that measures it ended otherwise.
         """
         settings, objective = self.settings, build_objective(self.likely_config(), self.settings.forward_num_total)
         given, answers = self.work()
@@ -244,7 +265,7 @@ class Run:
         shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
         disk = shape.bytes_of(tokens) + kept * (self.passes + 1)
         check_output(self.out, "out", disk - bytes_in(self.out))
-        minutes = {name: (START + each) / 60 for name, each in self.seconds(given, answers, objective).items()}
+        minutes = {name: (START + each) / 60 for name, each in self._timed(given, answers).items()}
         listed = ", ".join(f"{name} {math.ceil(each):,}" for name, each in minutes.items())
         return [
             f"{self.seen:,} dialogues to train on in {self.passes} passes, {self.held_out} held out; "
@@ -316,7 +337,6 @@ class Run:
     def _train(self) -> None:
         settings, records = self.settings, self.out / "records"
         maps = {name: records / f"{name}.npy" for name in ("t2d", "d2t")} if settings.algorithm == "eagle3" else {}
-        validated = len(list_records(records)) * VALIDATED >= 2
         self._command(
             f"train {settings.algorithm}",
             basepath=settings.model,
@@ -331,7 +351,7 @@ class Run:
             mixed_precision=self.precision,
             **{name: getattr(settings, name) for name in ("bs", "forward_num_total", "seed")},
             **maps,
-            **({"val_fraction": VALIDATED} if validated else {}),
+            **({"val_fraction": VALIDATED} if validated(len(list_records(records))) else {}),
         )
 
     def _publish(self) -> None:
@@ -345,13 +365,23 @@ class Run:
 
     def _evaluate(self) -> None:
         words = [str(self.out / "draft"), "--prompts", str(self.out / "data/held_out.jsonl")]
-        words += ["--tokens", str(min(EVALUATED, self.settings.max_new_tokens))]
+        words += ["--tokens", str(self.evaluated)]
         in_process("evaluate", [*words, "--json", str(self.out / "evaluation.json")], (0, 1))
 
     def _command(self, name: str, **flags: object) -> None:
         """Run one; a flag whose value is None is left out."""
         words = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
         in_process(name, [*words, "--progress" if self.settings.progress else "--no-progress"])
+
+
+def validated(records: int) -> int:
+    """How many of them the best checkpoint is chosen by, and are not trained on."""
+    return round(VALIDATED * records) if VALIDATED * records >= 2 else 0
+
+
+def _tell_seconds(told: SimpleQueue[dict[str, float]], run: Run, given: int, answers: int) -> None:
+    objective = build_objective(run.likely_config(), run.settings.forward_num_total)
+    told.put(run.seconds(given, answers, objective))
 
 
 class PhaseError(Exception):
@@ -367,9 +397,11 @@ def derived_config(verifier: Any) -> dict[str, Any]:
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
     names = (*sizes, "max_position_embeddings", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling")
     found = {name: getattr(verifier, name, None) for name in names}
-    if found["rope_parameters"]:  # by kind of layer, where a verifier has several
-        found["rope_parameters"] = found["rope_parameters"].get("full_attention", found["rope_parameters"])
-        found["rope_theta"] = found["rope_scaling"] = None
+    if rope := found["rope_parameters"]:  # by kind of layer, where a verifier has several
+        rope = dict(rope.get("full_attention", rope))
+        if rope.pop("partial_rotary_factor", 1) != 1:  # a Llama layer turns whole heads
+            rope = {"rope_theta": rope["rope_theta"]}
+        found |= {"rope_parameters": rope, "rope_theta": None, "rope_scaling": None}
     said = {name: value for name, value in found.items() if value is not None}
     return {"model_type": "llama", **said, "num_hidden_layers": 1, "hidden_act": "silu", "tie_word_embeddings": False}
 
@@ -403,12 +435,17 @@ def told(file: Path, **kinds: type) -> Any:
 
 
 def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> None:
-    """A command in a process of its own, which gets the signals that ask this one to stop.
+    """A command :func:`apart`."""
+    apart(name, partial(cli.dispatch, name, list(words)), good)
+
+
+def apart(name: str, act: Callable[[], Any], good: Sequence[int] = (0,)) -> None:
+    """``act`` in a process of its own, which gets the signals that ask this one to stop.
 
     Raises:
         PhaseError: it ended with another exit code than those that are ``good``.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_phase, args=(name, list(words)))
+    process = multiprocessing.get_context("spawn").Process(target=_phase, args=(act,))
     resource_tracker.ensure_running()  # whose start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process.start()
@@ -423,15 +460,15 @@ def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> N
         raise PhaseError(code if code > 0 else 128 - code)
 
 
-def _phase(name: str, words: list[str]) -> None:
+def _phase(act: Callable[[], Any]) -> None:
     """In its own session: a terminal's Ctrl-C reaches it once, through the process that waits for it, and is a line."""
     os.setsid()
     end_with_parent()
     hush_libraries()
 
-    def run() -> int:
+    def run() -> Any:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        return cli.dispatch(name, words)
+        return act()
 
     sys.exit(exit_code(run))
 
@@ -457,13 +494,22 @@ def make(settings: DraftSettings) -> int:
         InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
     """
     check_output(settings.out, "out")
+    check_outside(settings.out, "out", settings.data, "data")
     run = Run(settings)
-    lines = [] if (settings.out / "evaluation.json").exists() else run.forecast()
-    inputs, phases = run.inputs(), run.phases()
-    lock = DirectoryLock(settings.out, "out")
     try:
-        sweep(settings.out)
-        done = _done(settings.out, inputs, phases)
+        _go_through(run, [] if (settings.out / "evaluation.json").exists() else run.forecast())
+    except PhaseError as error:
+        return error.code
+    return report(settings.out)
+
+
+def _go_through(run: Run, lines: Sequence[str]) -> None:
+    """Say ``lines``, and do what is not done yet."""
+    out, inputs, phases = run.out, run.inputs(), run.phases()
+    lock = DirectoryLock(out, "out")
+    try:
+        sweep(out)
+        done = _done(out, inputs, phases)
         for line in lines:
             say(line)
         for number, (name, (result, act)) in enumerate(phases.items(), 1):
@@ -471,12 +517,9 @@ def make(settings: DraftSettings) -> int:
                 say(f"{number} of {len(phases)}, {name}: {result}")
                 act()
                 done = [*done, name]
-                write_manifest(settings.out / RUN, {**inputs, "done": done})
-    except PhaseError as error:
-        return error.code
+                write_manifest(out / RUN, {**inputs, "done": done})
     finally:
         lock.release()
-    return report(settings.out)
 
 
 def _done(out: Path, inputs: dict[str, Any], phases: dict[str, tuple[Path, Callable[[], None]]]) -> list[str]:

@@ -62,10 +62,22 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer without what ends it; ``cut``: nothing ended it but its length."""
+    """An answer without what ends it; ``cut``: nothing ended it but its length.
+
+    ``whole`` is the text with the special tokens that were in it, which no text can hold; a server does not tell.
+    """
 
     text: str
     cut: bool
+    whole: str
+
+
+def _reply(tokenizer: Any, ids: Sequence[int], cut: bool) -> Reply:
+    """Older releases of transformers take spaces away unless they are told not to."""
+    text, whole = (
+        tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False) for skip in (True, False)
+    )
+    return Reply(text, cut, whole)
 
 
 def longest_dialogue(model: str) -> int:
@@ -117,7 +129,7 @@ class TransformersEngine:
     def _reply(self, ids: Sequence[int], stop: frozenset[int]) -> Reply:
         """The answer up to the first of ``stop``, which ends it."""
         end = next((place for place, token in enumerate(ids) if token in stop), None)
-        return Reply(self.tokenizer.decode(ids[:end], skip_special_tokens=True), end is None)
+        return _reply(self.tokenizer, ids[:end], end is None)
 
 
 class VllmEngine:
@@ -170,7 +182,7 @@ class VllmEngine:
             first = output.outputs[0]
             cut = first.finish_reason == "length"
             ids = list(first.token_ids) if cut else list(first.token_ids)[:-1]  # the last one ended it
-            yield number, Reply(self.tokenizer.decode(ids, skip_special_tokens=True), cut)
+            yield number, _reply(self.tokenizer, ids, cut)
 
     def _refuse(self, error: Exception) -> NoReturn:
         expected = "a verifier and a machine for vLLM, or --engine transformers"
@@ -203,7 +215,7 @@ class ServerEngine:
     def _complete(self, prompt: Prompt, drawn: Drawn) -> Reply:
         def read(given: Any) -> Reply:
             first = given["choices"][0]
-            return Reply(str(first["text"]), first["finish_reason"] == "length")
+            return Reply(str(first["text"]), first["finish_reason"] == "length", str(first["text"]))
 
         asked = {"model": self._served, "prompt": prompt.ids, "seed": prompt.seed, **drawn}
         return self._ask("completions", asked, "choices with text", read)

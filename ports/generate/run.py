@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from ports.commands import exit_code
 from ports.errors import InputError
-from ports.files import check_output, gigabytes
+from ports.files import check_output, check_outside, gigabytes
 from ports.generate.chat import Encoder, LossMask, load_family
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
 from ports.generate.records import (
@@ -168,10 +169,7 @@ def prepare(settings: GenerationSettings) -> Prepared:
     Raises:
         InputError: whatever is wrong with dialogues, tokenizer or verifier, or the records would lie among dialogues.
     """
-    data = Path(settings.data_path)
-    if data.is_dir() and settings.outdir.resolve().is_relative_to(data.resolve()):
-        expected = "a directory outside --data_path, all of which is read as dialogues"
-        raise InputError(settings.outdir, "outdir", f"inside {data}", expected)
+    check_outside(settings.outdir, "outdir", settings.data_path, "data_path")
     device = best_device() if settings.device is None else checked_device(settings.device)
     shape = geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
     tokenizer = open_tokenizer(settings.model_path)
@@ -255,15 +253,19 @@ def generate(settings: GenerationSettings) -> None:
     """Write all records; what is there from an interrupted run stays.
 
     Raises:
-        InputError: see :func:`prepare`; too little room; or a process failed, whose message stands above.
+        InputError: see :func:`prepare`; too few devices or too little room; or a process failed, whose message stands
+            above.
     """
     fix_numerics()
+    visible = torch.accelerator.device_count()
+    if settings.device is None and 0 < visible < settings.total_gpus:
+        raise InputError("command line", "--total_gpus", settings.total_gpus, f"at most {visible}, the visible devices")
     check_output(settings.outdir, "outdir")
     prepared = prepare(settings)
     say("\n".join(summary(prepared)))
     check_output(settings.outdir, "outdir", prepared.disk - bytes_in(settings.outdir))
     write_or_check(settings.outdir, prepared.manifest)
-    if len(prepared.tasks) == 1:
+    if len(prepared.tasks) == settings.gpus_per_model == 1:
         work(prepared.tasks[0])
     else:
         _in_processes(prepared.tasks)
@@ -278,8 +280,9 @@ def bytes_in(folder: Path) -> int:
 def _in_processes(tasks: Sequence[Task]) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_run_process, args=(task,)) for task in tasks]
-    for process in processes:
-        process.start()
+    for task, process in zip(tasks, processes):
+        with _only_visible(task):
+            process.start()
     for process in processes:
         process.join()
     failed = [task.index for task, process in zip(tasks, processes) if process.exitcode]
@@ -288,11 +291,22 @@ def _in_processes(tasks: Sequence[Task]) -> None:
         raise InputError(tasks[0].settings.outdir, "processes", f"{failed} failed", expected)
 
 
-def _run_process(task: Task) -> None:
-    """:func:`work` in a process of its own: only its devices are visible."""
-    end_with_parent()
+@contextmanager
+def _only_visible(task: Task) -> Iterator[None]:
+    """A process that is started here sees its own devices alone, from its first import on, which may count them."""
+    before = os.environ.copy()
     if task.settings.device is None:
         os.environ[VISIBLE] = ",".join(_own_devices(task.index, task.settings.gpus_per_model))
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE, None)
+        os.environ.update(before)
+
+
+def _run_process(task: Task) -> None:
+    """:func:`work` in a process of its own."""
+    end_with_parent()
     fix_numerics()
     sys.exit(exit_code(lambda: work(task)))
 

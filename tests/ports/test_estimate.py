@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ports.eagle3.config import load_draft_config as eagle3_config
-from ports.estimate import PROBES, EstimateSettings, build_objective, estimate, kept_bytes, main, training_memory
+from ports.estimate import (
+    PROBES,
+    EstimateSettings,
+    build_objective,
+    estimate,
+    kept_bytes,
+    main,
+    training_memory,
+    verifier_seconds,
+)
 from ports.files import gigabytes
 from ports.hass.config import load_draft_config as hass_config
 from ports.training.alignment import Alignment
@@ -79,6 +90,21 @@ def test_dense_attention_is_not_foretold(config) -> None:
     )
     short, middle, long = (kept_bytes(objective, tokens, 8) for tokens in (64, 128, 256))
     assert (long - middle) > 2.2 * (middle - short)
+
+
+def test_a_decoding_step_of_many_long_rows_reads_one_of_them(fixture) -> None:
+    """Side by side, 64 prompts of thousands of tokens take memory that no run would."""
+    read = set()
+
+    def look(module, inputs):
+        if isinstance(module, LlamaMLP):
+            read.add(inputs[0].shape[:2].numel())
+
+    hook = register_module_forward_pre_hook(look)
+    (seconds,) = verifier_seconds(str(fixture / "verifier"), 40, [(64, 2)], iter(range(9)).__next__)
+    hook.remove()
+    assert read == {40, 64 * 2}
+    assert seconds > 0
 
 
 @pytest.mark.parametrize(("algorithm", "vocabulary"), [("eagle3", 23), ("hass", 61)])

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from parity.fixtures.architectures import ARCHITECTURES
 from ports.evaluate.decode import Limits, decode
+from ports.evaluate.prompts import read_questions
 from ports.evaluate.verifier import end_tokens
 from ports.generate import answers as module
 from ports.generate import engines
@@ -76,6 +78,22 @@ def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answer
         assert line["finish_reason"] == ("length" if cut else "stop")
 
 
+def test_spaces_are_the_verifiers_own_where_a_tokenizer_would_clean_them_up(verifier) -> None:
+    """As older releases of transformers do."""
+    cleans = "clean_up_tokenization_spaces"
+    file = verifier / "tokenizer_config.json"
+    spoilt = {cleans: True, f"{cleans}_for_bpe_even_though_it_will_corrupt_output": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **spoilt}))
+    tokenizer = open_tokenizer(str(verifier))
+    ids = tokenizer("Is it , or n't ?", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == "Is it, orn't?"
+    assert engines._reply(tokenizer, ids, False).text == "Is it , or n't ?"
+    asking = {"turns": ["One?", "Two?"]}
+    (verifier / "p.json").write_text(json.dumps([asking]))
+    (prompt,) = read_questions(verifier / "p.json", lambda: tokenizer, 512)
+    assert "Is it , or n't ?" in tokenizer.decode(prompt.ask_on(ids).ids, clean_up_tokenization_spaces=False)
+
+
 def test_a_token_that_ends_an_answer_is_none_of_it(ask, answered, verifier) -> None:
     """Any token is one; of a text file, whose lines are prompts, the first samples."""
     (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(512))}))
@@ -91,6 +109,39 @@ def test_a_dialogue_without_room_ends_as_one_that_was_cut(ask, answered, verifie
     assert ask([{"turns": ["Hi", "so " * 40, "never asked"]}]) == 0
     assert [turn["role"] for turn in answered()[0]["messages"]] == ["user", "assistant", "user"]
     assert answered()[0]["finish_reason"] == "length"
+
+
+THOUGHTS = "<think>\nHm.\n</think>\n\nYes."
+CHANNELS = "<|python_tag|>analysis<|eom_id|>Yes."
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_answers_that_no_record_can_hold_end_the_first_window(
+    ask, verifier, tmp_path, monkeypatch, capsys, special
+) -> None:
+    """By the same command again too. One that can be held is enough; those that were cut are asked if none was not."""
+    if not special:
+        (verifier / "chat_template.jinja").write_text(ARCHITECTURES["qwen3"].chat.template)
+    monkeypatch.setattr(module, "WINDOW", 2)
+    tokenizer, replies = open_tokenizer(str(verifier)), []
+    bad, found = (CHANNELS, f"special tokens in '{CHANNELS}'") if special else (THOUGHTS, "the chat template repeats")
+
+    def answer(self, prompts, drawn):
+        for number in range(len(prompts)):
+            text, cut = replies[number % len(replies)]
+            yield number, engines._reply(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], cut)
+
+    monkeypatch.setattr(engines.TransformersEngine, "answer", answer)
+    for replies[:], judged in [
+        ([(bad, False)], 2),
+        ([(bad, False), ("Yes.", True)], 1),
+        ([(bad, True)], 2),
+        ([(bad, False), ("Yes.", False)], 0),
+    ]:
+        assert ask() == (2 if judged else 0)
+        said = f"answers: found none of {judged} that a record can hold, the first: {found}"
+        assert (said in capsys.readouterr().err) == (judged > 0)
+        assert (tmp_path / "answers" / "a.jsonl").read_text().count("\n") == (0 if judged else len(ROWS))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -132,6 +183,17 @@ def without_template(verifier):
     file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": None}))
 
 
+def alternating(verifier):
+    """Takes nothing but turns of a user and answers to them."""
+    text = json.loads((verifier / "tokenizer_config.json").read_text())["chat_template"]
+    odd = "(turn.role == 'user') != (loop.index0 % 2 == 0)"
+    (verifier / "chat_template.jinja").write_text(text.replace("turn.role not in ('system', 'user', 'assistant')", odd))
+
+
+LATER = [
+    {"turns": ["Hi", "So"]},
+    {"messages": [{"role": role, "content": "Hi"} for role in ("user", "system", "user")]},
+]
 REFUSED = [
     ({"data": "/nowhere.jsonl", "rows": None}, None, "data_path: found "),
     ({"rows": [""], "form": "txt"}, None, "messages: found no rows"),
@@ -146,6 +208,8 @@ REFUSED = [
     ({"server": "http://127.0.0.1:9"}, None, "--server /v1/models: found "),
     ({"server": "http://a b"}, None, "--server /v1/models: found URL can't contain control characters"),
     ({"engine": "vllm"}, None, "--engine: found vllm, which is not installed"),
+    ({"data": "{root}", "out": "{root}/a.jsonl"}, None, "out: found inside "),
+    ({"rows": LATER}, alternating, "row 1: found role "),
 ]
 
 
@@ -154,7 +218,7 @@ def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeyp
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     if spoil:
         spoil(verifier)
-    changes = {name: str(tmp_path) if value == "{root}" else value for name, value in changes.items()}
+    changes |= {name: str(value).format(root=tmp_path) for name, value in changes.items() if name in ("data", "out")}
     assert ask(**changes) == 2
     line = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
     assert line.startswith("error: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -44,6 +45,12 @@ def words(verifier, tmp_path):
     return make
 
 
+@pytest.fixture(autouse=True)
+def forecast_here(monkeypatch):
+    """Commands in this process spare themselves the imports of another one; those of ``spawn`` do not."""
+    monkeypatch.setattr(module, "apart", lambda name, act: act())
+
+
 @pytest.fixture
 def spawn(words, fork):
     return lambda **changes: fork(forking, main, words(**changes))
@@ -73,6 +80,9 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert layer.num_hidden_layers == 1
     config.rope_parameters = {"full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 9.0}}
     assert derived_config(config)["rope_parameters"] == {"rope_theta": 7.0}, "of several kinds of layers"
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}
+    config.rope_parameters = {**scaled, "partial_rotary_factor": 1.0}
+    assert derived_config(config)["rope_parameters"] == scaled
     assert draft.config.speculators_config.verifier.name_or_path == str(verifier)
     assert {"tokenizer.json", GENERATION} <= {path.name for path in (out / "draft").iterdir()}
     assert not (out / "draft" / "training_state").exists()
@@ -91,6 +101,45 @@ def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16(spawn, tmp_p
     assert json.loads((out / "checkpoints" / "settings.json").read_text())["mixed_precision"] == "bf16"
     assert not (out / "answers").exists()
     assert SpeculatorModel.from_pretrained(out / "draft").config.speculators_model_type == "hass"
+
+
+LONGROPE = {
+    "model_type": "phi3",
+    "architectures": ["Phi3ForCausalLM"],
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 3, "long_factor": [2.0] * 3},
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+
+
+def test_a_draft_of_a_verifier_that_turns_a_part_of_its_heads_turns_whole_ones(words, verifier) -> None:
+    """As Phi-4-mini: LongRoPE's factors are for 3 of the 4 pairs of a head."""
+    file = verifier / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **LONGROPE}))
+    run = Run(parse(DraftSettings, words()))
+    layer = run.likely_config().transformer_layer_config
+    assert layer.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+    assert run.seconds(50, 0, build_objective(run.likely_config(), 3))["training"] > 0
+
+
+def measured(argv: list[str]) -> int:
+    """Says where it is measured, and ends as the command does where that is refused."""
+    run = pickle.loads(pickle.dumps(Run(parse(DraftSettings, argv))))  # as it reaches another process
+    Run.seconds = lambda *_: {"process": os.getpid()}
+    print("elsewhere" if run._timed(50, 0)["process"] != os.getpid() else "here")
+    run.settings.model = "/nowhere"
+    Run.forecast = lambda run: run._timed(50, 0)
+    module.Run = lambda settings: run
+    return main(argv)
+
+
+def test_the_forecast_is_made_by_a_process_that_ends(words, fork) -> None:
+    """Not by the one that waits for the phases: what that held on a GPU would be missing there."""
+    process = fork(forking, measured, words())
+    assert "elsewhere\n" in process.ended()
+    assert "error: /nowhere: basepath: found " in process.said
+    assert process.returncode == 2
 
 
 PHASES = {"answers": "answers", "records": "records", "train eagle3": "training"}
@@ -165,6 +214,19 @@ def test_stopped_in_every_phase_the_result_is_the_same(spawn, tmp_path) -> None:
     assert results(stopped) == results(tmp_path / "whole")
 
 
+def linear(verifier):
+    config = verifier / "config.json"
+    layers = ["linear_attention", "full_attention"] * 4
+    config.write_text(json.dumps({**json.loads(config.read_text()), "layer_types": layers[:7]}))
+
+
+def takes_no_system(verifier):
+    template = verifier / "chat_template.jinja"
+    text = json.loads((verifier / "tokenizer_config.json").read_text())["chat_template"]
+    template.write_text(text.replace("'system', ", ""))
+
+
+LAST = [*QUESTIONS[:-1], {"messages": [{"role": role, "content": "Hi"} for role in ("system", "user")]}]
 REFUSED = [
     ({"model": "/nowhere"}, None, "/nowhere: basepath: found "),
     ({"rows": QUESTIONS[:4]}, None, "rows: found 4, expected at least 5"),
@@ -173,6 +235,12 @@ REFUSED = [
     ({"configpath": "/nowhere.json"}, None, "configpath: found no such file"),
     ({"draft_vocab_size": 513}, None, "draft_vocab_size: found 513, expected 1..512"),
     ({"algorithm": "hass", "draft_vocab_size": 5}, None, "--draft_vocab_size: found 5, expected Eagle3"),
+    ({"data": "{root}"}, None, "out: found inside {root}, expected a place outside --data"),
+    ({}, linear, "layer_types: found linear_attention, expected full_attention"),
+    ({"bs": 11}, None, "--bs: found 11, expected at most 10, the dialogues to train on"),
+    ({"rows": QUESTIONS * 5, "bs": 47}, None, "--bs: found 47, expected at most 46, the dialogues to train on"),
+    ({"rows": LAST}, takes_no_system, "row 11: found role system"),
+    ({"rows": LAST, "answers": "given"}, takes_no_system, "row 11: found role system"),
 ]
 
 
@@ -182,10 +250,11 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     if spoil:
         spoil(verifier)
+    changes = {name: str(tmp_path) if value == "{root}" else value for name, value in changes.items()}
     assert main(words(**changes)) == 2
     line = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
     assert line.startswith("error: ")
-    assert said in line
+    assert said.format(root=tmp_path) in line
     assert not (tmp_path / "out").exists()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
+from ports.generate import run as module
 from ports.generate.__main__ import main
 from ports.generate.records import write_or_check
 from ports.generate.run import GenerationSettings, _own_devices, length_buckets, prepare, work
@@ -120,6 +124,46 @@ def test_a_process_sees_the_devices_of_its_group(monkeypatch) -> None:
     assert [_own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
     assert _own_devices(1, 2) == ["GPU-ab", "7"]
+
+
+REPORTER = """
+import os
+SEEN = os.environ.get("CUDA_VISIBLE_DEVICES")
+def report(task):
+    (task.folder / str(task.index)).write_text(str(SEEN))
+"""
+SEEN = [(None, None, ["0,1", "2,3"]), (None, "4,5,GPU-ab,7", ["4,5", "GPU-ab,7"]), ("cpu", "4", ["4", "4"])]
+
+
+@pytest.mark.parametrize(("device", "given", "seen"), SEEN)
+def test_a_process_sees_its_devices_before_it_imports_anything(monkeypatch, tmp_path, device, given, seen) -> None:
+    """CUDA reads the variable once, which the imports of a spawned process make it do."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    (tmp_path / "reporter.py").write_text(REPORTER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(module, "_run_process", import_module("reporter").report)
+    settings = SimpleNamespace(device=device, gpus_per_model=2)
+    module._in_processes([SimpleNamespace(index=index, settings=settings, folder=tmp_path) for index in range(2)])
+    assert [(tmp_path / str(index)).read_text() for index in range(2)] == seen
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
+    sys.modules.pop("reporter")
+
+
+def test_devices_that_are_not_there_are_refused_and_one_process_gets_no_more_than_its_own(
+    flags, monkeypatch, capsys
+) -> None:
+    started = []
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(module, "_in_processes", lambda tasks: started.append([task.index for task in tasks]))
+    assert main(flags(total_gpus=3)) == 2
+    assert "--total_gpus: found 3, expected at most 2" in capsys.readouterr().err
+    assert main(["estimate", *flags(total_gpus=3)]) == 0, "of another machine"
+    assert main(flags(total_gpus=2, gpus_per_model=2)) == 0
+    assert started == [[0]]
+    assert main(flags(total_gpus=3, device="cpu")) == 2, "other records are there"
+    assert "generation.json: processes: found [8]" in capsys.readouterr().err
 
 
 def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
@@ -243,7 +287,7 @@ BAD = [
     ({"aux_layers": "1,2,7"}, "--aux_layers"),
     ({"total_gpus": 3, "gpus_per_model": 2}, "does not divide"),
     ({"loss_mask": "prototype"}, "--loss_mask"),
-    ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a directory outside --data_path"),
+    ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a place outside --data_path"),
 ]
 
 
