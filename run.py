@@ -13,6 +13,7 @@ Started several times at a time, one installs and the others wait; an installati
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -68,10 +69,16 @@ def run(words: list[str]) -> int:
     for number, job in enumerate(JOBS[words[0]]):
         passed_on = words[1:] if number == 0 else []
         command = [str(PYTHON), *job, *passed_on]
-        code = subprocess.run(command, cwd=ROOT, env=environment(), close_fds=False).returncode
-        if code:
+        if code := wait_for(subprocess.Popen(command, cwd=ROOT, env=environment(), close_fds=False)):
             return code
     return 0
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; Ctrl-C reaches it too, and is its to answer."""
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            return process.wait()
 
 
 def hold(lock: TextIO, alone: bool) -> None:
@@ -139,7 +146,8 @@ def pip(*words: str) -> None:
     """Run pip in the environment, showing the command."""
     print("+ pip", *words, flush=True)
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *words]
-    subprocess.run(command, cwd=ROOT, check=True, close_fds=False)
+    if code := wait_for(subprocess.Popen(command, cwd=ROOT, close_fds=False)):
+        raise SystemExit(f"pip ended with exit code {code}; the same command begins anew")
 
 
 def environment() -> dict[str, str]:

@@ -13,8 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from parity.compare import Subject
 from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
+from parity.evidence import raised
 from parity.files import check_output
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.report import print_report, write_html, write_json
@@ -164,7 +166,13 @@ def _chosen(pairs: list[Pair], recordings: Path | None, keyword: str) -> list[tu
 
 def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[str] = ()) -> None:
     """Run a side of a pair and write its trace."""
-    with side.trace(case) as ran:
+    with contextlib.ExitStack() as stack:
+        try:
+            ran = stack.enter_context(side.trace(case))
+        except InputError:
+            raise
+        except Exception as error:  # whatever the code of a side raises
+            raise SideError(raised(Subject("run", case.name, side.name), error).detail) from error
         if side is pair.port and pair.extend is not None:
             pair.extend(case, ran.trace)
         typer.echo(write_trace(ran.trace.without(left_out), output / (case.name or pair.name)))

@@ -318,6 +318,8 @@ class Runner:
         apart = any(own.get(name) != value for name, value in theirs.items() if name != "seed")
         report.environment.update({evidence.expected.run: theirs, evidence.found.run: own} if apart else own)
         report.curves += curves(evidence.found, evidence.found.run)
+        known = [replace(flow, run=report.baseline) for flow in gradient_flow(evidence.expected) if flow.fault]
+        report.gradient_flow += [flow for flow in known if flow not in report.gradient_flow]  # worth a word, no alarm
         report.gradient_flow += gradient_flow(evidence.found)
 
 
@@ -345,11 +347,19 @@ def hinted(rows: list[Row], evidence: Evidence, first: Finding | None, pair: Pai
     told, seen = [], set[str]()
     for row in rows:
         if row.status is Status.FAILED and row.check not in seen:
-            known = pair.hint(row, evidence) if pair.hint else ""
+            known = _hint(row, evidence, pair)
             row = replace(row, hint=known or (str(first) if first and not seen else ""))
             seen.add(row.check)
         told.append(row)
     return told
+
+
+def _hint(row: Row, evidence: Evidence, pair: Pair) -> str:
+    """What the pair says of a failed row; a hint that raises takes no report with it."""
+    try:
+        return pair.hint(row, evidence) if pair.hint else ""
+    except Exception as error:  # whatever a side that is run once more does
+        return f"no hint: {type(error).__name__} at {place_of(error)}"
 
 
 def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PYTHON = """\
 #!/bin/sh
 echo "begin $*" >> log
+[ -z "$FAILS" ] || exit 7
 sleep 1
 echo "end $*" >> log
 """
@@ -56,6 +57,7 @@ class Project:
             cwd=self.folder,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
 
@@ -123,6 +125,22 @@ def test_a_killed_installation_is_made_anew_once_its_pip_is_gone(project: Projec
     first.communicate()
     assert project.ended(INSTALL)[0] < project.begun(INSTALL)[1]
     assert len(project.begun(JOB)) == 1
+
+
+def test_an_interrupt_is_the_jobs_to_answer(project: Project) -> None:
+    process = project.start()
+    project.wait_for(JOB)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in project.said(process)
+    assert len(project.ended(JOB)) == 1
+
+
+def test_an_installation_that_fails_is_a_line(project: Project) -> None:
+    assert project.said(project.start(FAILS="1"), 1).endswith(
+        "pip ended with exit code 7; the same command begins anew\n"
+    )
+    project.said(project.start())
+    assert len(project.begun(INSTALL)) == 2
 
 
 def test_an_environment_half_removed_is_not_the_one_it_was(project: Project) -> None:

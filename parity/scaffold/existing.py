@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import typing
@@ -38,7 +39,9 @@ class Existing:
     @property
     def configs(self) -> dict[str, Any]:
         """The arguments that have to be given, each with the class that it is annotated as, or None."""
-        known = typing.get_type_hints(self.kind.__init__)
+        known: dict[str, Any] = {}
+        with contextlib.suppress(NameError):  # of what is imported for type checkers alone
+            known = typing.get_type_hints(self.kind.__init__)
         needed = [one for one in _parameters(self.kind.__init__) if one.default is one.empty]
         classes = {one.name: known.get(one.name) for one in needed}
         return {name: kind if inspect.isclass(kind) and _bare(kind) else None for name, kind in classes.items()}

@@ -14,7 +14,8 @@ import pytest
 from parity import fixtures
 from parity.environment import describe
 from parity.pair import find_pair
-from parity.run import TRACED
+from parity.report.page import flows
+from parity.run import TRACED, run_pair
 from parity.trace import read_trace
 
 pytest_plugins = ["pytester"]
@@ -51,6 +52,11 @@ class Net(nn.Module):
             raise RuntimeError("not written yet")
         up = getattr(self, self.name)
         return self.down(up(self.down(up(x))))
+
+class Dead(Net):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(3, 3)
 
 class Twice(nn.Module):
     def forward(self, x):
@@ -90,6 +96,8 @@ CASES = [Case("one", [torch.ones(2, 3)]), Case("two", [torch.ones(4, 3)], steps=
 PAPER, MINE = Side(Net, name="paper"), Side(Net, name="mine")
 PAIR = Pair("toy", PAPER, MINE, CASES)
 LOUD = Pair("loud", PAPER, Side(lambda: Net(1.1), name="mine"), CASES)
+MUTE = replace(LOUD, hint=lambda row, evidence: 1 / 0)
+DEAD = Pair("dead", Side(Dead, name="paper"), Side(Dead, name="mine"), CASES[:1])
 BROKEN = Pair("broken", PAPER, Side(lambda: Net(fails=True), name="mine"), CASES)
 MENDS = [Cause("whole", "is written", lambda side: replace(side, build=Net))]
 HIDDEN = Pair("hidden", PAPER, BROKEN.port, CASES, causes=MENDS)
@@ -343,3 +351,26 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeyp
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     raced = pytester.runpytest_inprocess("--pair", f"{toy}:RACED", "-k", "lap", *lean)
     raced.assert_outcomes(passed=1, deselected=len(checks))
+
+
+def test_a_side_that_raises_while_it_is_traced_is_a_line(
+    toy: Path, command: Run, tmp_path: Path, capsys: Captured
+) -> None:
+    assert command("trace", f"{toy}:BROKEN", tmp_path / "out") == 2
+    assert f"error: RuntimeError: not written yet at {toy}:" in capsys.readouterr().err
+
+
+def test_a_hint_that_raises_takes_no_report_with_it(toy: Path) -> None:
+    first = next(row for row in run_pair(find_pair(f"{toy}:MUTE")).rows if row.hint)
+    assert first.hint.startswith(f"no hint: ZeroDivisionError at {toy}:")
+
+
+def test_what_gets_no_gradient_on_both_sides_is_no_alarm(toy: Path) -> None:
+    result = run_pair(find_pair(f"{toy}:DEAD"))
+    assert result.passed
+    lines = flows(result.report.gradient_flow, result.report.baseline)
+    assert {line[0]: line[2] for line in lines if "paper" in line[1]} == {
+        f"unused.{name}": "trainable, but got no gradient: its path to the loss is cut, as in paper"
+        for name in ("weight", "bias")
+    }
+    assert not any(line[-1] for line in lines)

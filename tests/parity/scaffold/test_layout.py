@@ -88,7 +88,8 @@ def test_a_pair_of_classes_that_exist_has_their_names_and_is_refused_where_there
     )
     (tmp_path / "old_one.py").write_text(text.format("Old", "", "up"))
     (tmp_path / "new_one.py").write_text(text.format("New", "", "gate_up"))
-    (tmp_path / "needy_one.py").write_text(text.format("Needy", "*, more: int", "up"))
+    needy = text.format("Needy", "*, more: Only", "up")  # a name for type checkers alone
+    (tmp_path / "needy_one.py").write_text(f"from __future__ import annotations\n{needy}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert command("new", "pair_one", "--port", "new_one.py:New", "--original", "old_one.py:Old") == 0
