@@ -259,7 +259,8 @@ class Echo(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     serving = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     serving.asked, serving.works = [], True
     thread = threading.Thread(target=serving.serve_forever, daemon=True)

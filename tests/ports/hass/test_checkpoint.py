@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from speculators import SpeculatorModel, SpeculatorModelConfig
 
 from ports.hass import HassDraftModel, HassSpeculatorConfig
 from ports.training.saving import save_draft
@@ -37,17 +36,6 @@ for folder in sys.argv[1:]:
 @pytest.fixture
 def port() -> str:
     return "hass"
-
-
-def test_speculators_knows_the_model_and_its_config():
-    assert SpeculatorModel.registry["hass"] is HassDraftModel
-    assert SpeculatorModelConfig.registry["hass"] is HassSpeculatorConfig
-    SpeculatorModel.verify_training_compatible(HassDraftModel(HassSpeculatorConfig(transformer_layer_config=tiny())))
-
-
-def tiny() -> dict:
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return {**sizes, "num_hidden_layers": 1, "vocab_size": 11, "model_type": "llama"}
 
 
 def test_a_new_process_opens_it_with_equal_logits_once_it_knows_our_package(lively_draft, batch_of, tmp_path):
