@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import weakref
@@ -171,6 +172,11 @@ def saved_in(cpdir: Path) -> list[Path]:
     return [path for path in found if (path / FOLDER).is_dir() or (path / WEIGHTS).is_file()]
 
 
+def saved_by(prefix: str, directory: Path) -> bool:
+    """Is it ``<prefix><pass>`` or ``step_<n>``, as a run names what it saves? Other names are its user's."""
+    return re.fullmatch(rf"({re.escape(prefix)}|step_)\d+", directory.name) is not None
+
+
 def states_in(cpdir: Path) -> tuple[dict[Path, State], dict[Path, InputError]]:
     """The checkpoints in ``cpdir`` with their states, the last saved first, and those whose state cannot be read."""
     states, unreadable = {}, {}
@@ -194,7 +200,7 @@ def write_directory(directory: Path, fill: Callable[[Path], None]) -> Path:
     partial = _hidden(directory, PARTIAL)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear(partial)
         fill(partial)
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
@@ -202,7 +208,7 @@ def write_directory(directory: Path, fill: Callable[[Path], None]) -> Path:
     except (OSError, SafetensorError) as error:
         raise InputError(directory, "checkpoint", f"{error} while saving", ROOM) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear(partial)
     return directory
 
 
@@ -224,21 +230,29 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a directory that must never be seen half deleted."""
+    """Delete a directory that must never be seen half deleted; of a link the link alone."""
     removed = _hidden(directory, PARTIAL)
-    shutil.rmtree(removed, ignore_errors=True)
+    _clear(removed)
     os.rename(directory, removed)
-    shutil.rmtree(removed, ignore_errors=True)
+    _clear(removed)
 
 
 def sweep(parent: Path) -> None:
     """Clear away what killed writers left in ``parent``; a directory that was moved aside comes back if needed."""
     for left in sorted(parent.glob(f"{MARK}*{OLD}")):
         directory = parent / left.name.removeprefix(MARK).removesuffix(OLD)
-        if not directory.exists():
+        if not os.path.lexists(directory):
             os.rename(left, directory)
     for left in parent.glob(f"{MARK}*"):
-        left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+        _clear(left)
+
+
+def _clear(path: Path) -> None:
+    """Away with it, as far as the disk deletes: what a link points to is its user's."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _hidden(directory: Path, suffix: str) -> Path:
@@ -247,17 +261,17 @@ def _hidden(directory: Path, suffix: str) -> Path:
 
 def _replace(new: Path, directory: Path) -> None:
     old = _hidden(directory, OLD)
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(directory):
+        _clear(old)
         os.rename(directory, old)
     try:
         os.rename(new, directory)
     except OSError:
-        if old.exists():
+        if os.path.lexists(old):
             os.rename(old, directory)
         raise
     _sync(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _clear(old)
 
 
 def _sync(path: Path) -> None:

@@ -28,6 +28,7 @@ from ports.training.checkpoint import (
     Best,
     State,
     remove_directory,
+    saved_by,
     seal,
     states_in,
     write_directory,
@@ -48,6 +49,8 @@ NEUTRAL = frozenset(
     | {"activation_checkpointing", "val_steps", "val_prompts", "val_tokens"}
 )
 """Settings that no number depends on, or whose resolved value is taken instead."""
+
+FEATURE_LAYERS = "eagle_aux_hidden_state_layer_ids"
 
 PATHS = frozenset({"basepath", "configpath", "tmpdir", "t2d", "d2t", "val_dir"})
 """Files may move: what they hold is compared."""
@@ -199,9 +202,9 @@ class CheckpointKeeper:
             return
         name = None if self.best is None else f"{self.prefix}{self.best[0]}"
         best = name if self.best_accepted is None else self.best_accepted.checkpoint
-        saved, _ = states_in(self.settings.cpdir)
-        for directory in list(saved)[self.settings.keep_last :]:
-            if directory.name != best:
+        saved = [each for each in states_in(self.settings.cpdir)[0] if saved_by(self.prefix, each)]
+        for directory in saved[self.settings.keep_last :]:
+            if directory.name != best and not directory.is_symlink():
                 remove_directory(directory)
 
 
@@ -237,16 +240,20 @@ def sharding(accelerator: Accelerator) -> str:
 def take_fingerprint(loop: Loop, saved: State | None = None) -> tuple[Fingerprint, str]:
     """What a run depends on, and how its records look from outside.
 
-    Settings by name; precision, processes and what shards the states; digests of the records, of those held out, of the
-    draft's config, the verifier's weights and the vocabulary map.
+    Settings by name, the number of loader processes where they draw the noise; precision, processes and what shards the
+    states; digests of the records, of those held out, of the draft's config, the verifier's weights and the map.
     """
     settings, accelerator, draft = loop.plan.settings, loop.accelerator, loop.objective.draft
     files, validation = getattr(loop.plan.loader.dataset, "files", ()), loop.plan.validation
     layer = draft.config.transformer_layer_config.to_dict()
     shape = {name: value for name, value in layer.items() if name not in ("transformers_version", "_name_or_path")}
+    layers = getattr(draft.config, FEATURE_LAYERS, None)
+    shape |= {} if layers is None else {FEATURE_LAYERS: layers}
+    draws = settings.noise and settings.noise_stream == "drawn" and not settings.online
+    left_out = NEUTRAL | PATHS if draws else NEUTRAL | PATHS | {"num_workers"}
     seen = records_seen(settings.tmpdir, files)
     unchanged = saved is not None and saved.records_seen == seen and saved.fingerprint.get("records")
-    found = {name: value for name, value in settings.as_json().items() if name not in NEUTRAL | PATHS} | {
+    found = {name: value for name, value in settings.as_json().items() if name not in left_out} | {
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
         "sharding": sharding(accelerator),

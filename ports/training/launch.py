@@ -6,13 +6,15 @@ import hashlib
 import json
 import logging
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import GeneralTracker, on_main_process
-from accelerate.utils import is_tensorboard_available, is_wandb_available
+from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available, is_wandb_available
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ports.errors import InputError
 from ports.numerics import fix_numerics, numerics
@@ -22,6 +24,9 @@ from ports.training.settings import Precision, TrainingSettings
 LOG, SETTINGS = "metrics.jsonl", "settings.json"
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 """Is it installed? Accelerate passes over one that is not."""
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for the one that decodes ``--val_prompts``; NCCL's default is 10 minutes."""
 
 
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -39,11 +44,19 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         logging.basicConfig(level=logging.DEBUG)
         torch.autograd.set_detect_anomaly(True)
     _check_precision(settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower())
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # every process builds the draft, and its verifier, whole
     trackers = [JsonLinesTracker(settings.cpdir / LOG), *settings.log_with]
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=trackers, project_dir=settings.cpdir)
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=trackers,
+        project_dir=settings.cpdir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
     fix_numerics()  # for some launchers accelerate has turned TF32 on
     _refuse_unnamed_states(accelerator)
     _check_precision(accelerator.mixed_precision)  # DeepSpeed's config has one of its own
+    if accelerator.distributed_type is DistributedType.FSDP:  # it would round features, targets, gradients and losses
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -95,7 +96,8 @@ class Loop:
         schedule = build_schedule(optimizer, total, warmup)
         prepared = accelerator.prepare(plan.objective, optimizer, plan.loader, schedule)
         self.module, self.optimizer, self.loader, self.schedule = prepared
-        self.objective: Any = accelerator.unwrap_model(self.module)
+        self.loader.device = None  # a batch goes there when it is its turn, not with all of its window
+        self.objective: Any = accelerator.unwrap_model(self.module, keep_torch_compile=False)
         self.objective.after_cast()
         self.micro_batch = self.steps = self.epoch = 0
         self.totals, self.pass_start, self.clock = PassTotals(), self.generators(), PassClock()
@@ -180,10 +182,10 @@ class Loop:
         self.say(times_line(times))
         self.accelerator.log(times, step=self.micro_batch)
 
-    def _windows(self) -> Iterator[list[Batch]]:
-        """The pass in lists of accumulated micro-batches; the last may be shorter."""
+    def _windows(self) -> Iterator[deque[Batch]]:
+        """The accumulated micro-batches of the pass, on the host; the last may be fewer. They are taken out in turn."""
         batches = self._batches()
-        while window := list(islice(batches, self.plan.settings.gradient_accumulation_steps)):
+        while window := deque(islice(batches, self.plan.settings.gradient_accumulation_steps)):
             yield window
 
     def _batches(self) -> Iterator[Batch]:
@@ -253,36 +255,46 @@ class Loop:
         if asked:
             raise StoppedError(self.steps, self.plan.keeper.on_stop(self))
 
-    def _optimizer_step(self, batches: list[Batch]) -> None:
+    def _optimizer_step(self, batches: deque[Batch]) -> None:
         self.optimizer.zero_grad()
-        before = sums_of_bits(self.objective) if not self.moved and self._lr() > 0 else None
+        rate = self._lr()
+        before = sums_of_bits(self.objective) if not self.moved and rate > 0 else None
         window = self._window(batches)
-        for position, batch in enumerate(batches):
-            last, batch = position == len(batches) - 1, in_float32(batch)
-            self.observer.batch(self.micro_batch, batch)
-            with self._anomalies(window.files[position]):
-                outcome = self._forward_backward(batch, window, last)
-            self.observer.gradients(self.micro_batch, self.objective)
-            lr_used = self._lr()
-            if last and before is not None and window.teaches:
-                self._refuse_unreached()
-            grad_norm = self._update(window) if last else None
-            self._record(batch, outcome, lr_used, grad_norm, last)
-            self.micro_batch += 1
+        while batches:
+            self._micro_batch(batches.popleft(), window, not batches, before is not None)
         self.steps += 1
         self.learned = self.learned or window.teaches
         if before is not None and window.teaches:
-            self._refuse_unmoved(before, lr_used)
+            self._refuse_unmoved(before, rate)
 
-    def _window(self, batches: list[Batch]) -> Window:
+    def _window(self, batches: Iterable[Batch]) -> Window:
         files = [self._take_visits(batch) for batch in batches]
-        rows = torch.stack([self.objective.rows(batch) for batch in batches]).sum(0)
+        rows = torch.stack([self.objective.rows(batch) for batch in batches]).sum(0).to(self.accelerator.device)
         return Window(files, rows, self.normalisation.sum(rows))
+
+    def _micro_batch(self, batch: Batch, window: Window, last: bool, unmoved: bool) -> None:
+        """Nothing of it is held when this returns."""
+        batch = in_float32(send_to_device(batch, self.accelerator.device))
+        self.observer.batch(self.micro_batch, batch)
+        with self._anomalies(window.files[len(window.losses)]):
+            outcome = self._forward_backward(batch, window, last)
+        self.observer.gradients(self.micro_batch, self.objective)
+        lr_used = self._lr()
+        if last and unmoved and window.teaches:
+            self._refuse_unreached()
+        grad_norm = self._update(window) if last else None
+        self._record(batch, outcome, lr_used, grad_norm, last)
+        self.micro_batch += 1
+
+    def forward(self, *inputs: Any) -> Any:
+        """The module's in the precision of the run, which accelerate does not see to where FSDP2 shards."""
+        with self.accelerator.autocast():
+            return self.module(*inputs)
 
     def _forward_backward(self, batch: Batch, window: Window, last: bool) -> Any:
         self.accelerator.gradient_state._set_sync_gradients(last)
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-            outcome = self.module(batch, window.divisor)
+            outcome = self.forward(batch, window.divisor)
             self.observer.outcome(self.micro_batch, outcome)
             window.losses.append(outcome.loss)
             if last:  # DeepSpeed's backward takes the step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ports.training.checkpoint import (
     State,
     read_state,
     remove_directory,
+    saved_by,
     saved_in,
     states_in,
     verify,
@@ -133,10 +133,9 @@ def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | Non
 
 def remove_run(cpdir: Path, prefix: str) -> None:
     """Delete what a run saved, ``<prefix><pass>`` and ``step_<n>``; directories of other names are their user's."""
-    name = re.compile(rf"({re.escape(prefix)}|step_)\d+")
     (cpdir / BEST).unlink(missing_ok=True)
     for directory in saved_in(cpdir):
-        if name.fullmatch(directory.name):
+        if saved_by(prefix, directory):
             remove_directory(directory)
 
 

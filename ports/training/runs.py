@@ -30,7 +30,7 @@ from ports.training.online import PROTOTYPE_DTYPE, OnlineDataset, chosen_layers
 from ports.training.prepared import PreparedDataset, is_prepared, prepared_files
 from ports.training.records import GENERATION, check_origin, list_records, recorded_info
 from ports.training.resume import Checkpoint, check_named, choose, log_to_keep, remove_run, resume
-from ports.training.saving import load_weights
+from ports.training.saving import load_weights, size_of_checkpoint
 from ports.training.settings import TrainingSettings, parse
 from ports.training.stop import EXIT_CODE, StoppedError
 from ports.training.validation import Measure, Validation, hold_out
@@ -134,8 +134,7 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
-    trainable = sum(each.numel() for each in objective.draft.parameters() if each.requires_grad)
-    check_output(settings.cpdir, "cpdir", 12 * trainable)  # weights and Adam's two moments, in float32
+    check_output(settings.cpdir, "cpdir", size_of_checkpoint(objective.draft))
     keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
     validation = None if held is None and measure is None else Validation(settings, held, measure)

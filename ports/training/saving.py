@@ -43,6 +43,13 @@ def write_draft(
         shutil.copyfile(file, folder / file.name)
 
 
+def size_of_checkpoint(draft: SpeculatorModel) -> int:
+    """Bytes of its tensors: all that are saved of the draft, frozen ones too, and Adam's two moments in float32."""
+    ignored = draft._keys_to_ignore_on_save or ()
+    weights = sum(value.nbytes for name, value in draft.state_dict().items() if name not in ignored)
+    return weights + sum(8 * value.numel() for value in draft.parameters() if value.requires_grad)
+
+
 def load_weights(draft: SpeculatorModel, directory: Path) -> None:
     """Load a Speculators checkpoint's tensors into ``draft``; every tensor must fit and none may be missing.
 
@@ -122,15 +129,15 @@ def read_adam_state(directory: Path, shards: Sequence[Path]) -> dict[str, Tensor
 
 
 def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, optimizer: Any) -> None:
-    """Give ``optimizer`` the moments of ``stored``, exactly; a parameter that never had a gradient has none.
+    """Give ``optimizer`` the moments of ``stored``, exactly.
 
     Raises:
         InputError: a moment is missing or left over, or has another shape or dtype than its parameter's would.
     """
-    stepped = {name: each for name, each in _trained(module).items() if f"step.{name}" in stored}
-    _check(file, stored, MOMENTS, stepped)
+    trained = _trained(module)
+    _check(file, stored, MOMENTS, trained)
     optimizer.state.clear()
-    for name, parameter in stepped.items():
+    for name, parameter in trained.items():
         moments = {kind: sharded_like(parameter, stored[f"{kind}.{name}"]).clone() for kind in MOMENTS}
         optimizer.state[parameter] = {**moments, "step": stored[f"step.{name}"].clone().to(parameter.device)}
 

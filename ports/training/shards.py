@@ -9,6 +9,7 @@ import hashlib
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,6 +40,13 @@ def sharded_like(other: Tensor, value: Tensor) -> Tensor:
         layout = other.device_mesh, other.placements
         return DTensor.from_local(value, *layout, run_check=False, shape=other.shape, stride=other.stride())
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of the whole parameters that a forward without a backward leaves in place of their shards."""
+    for each in module.modules():
+        if isinstance(each, FSDPModule):
+            each.reshard()
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ports.errors import InputError
+from ports.errors import InputError, reason
 from ports.files import name_in
 from ports.training.alignment import Alignment
 from ports.training.data import Batch, RecordDataset, in_float32
@@ -31,6 +31,7 @@ from ports.training.loss import mean_over
 from ports.training.prepared import PreparedDataset, is_prepared
 from ports.training.records import check_origin, list_records
 from ports.training.settings import TrainingSettings
+from ports.training.shards import reshard
 from ports.training.stop import loader_context, start_worker
 
 AS_SERVED: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
@@ -104,7 +105,7 @@ class Validation:
         """Every pass, also one that ``--max_steps`` cut short; before it is saved."""
         found = {} if self.share is None else self._look(loop, epoch)
         if self.measure is not None:
-            found["chain_acceptance"] = self._decode(loop, self.measure)
+            found |= self._decode(loop, self.measure)
         if found:
             self._log(loop, epoch, found)
 
@@ -123,8 +124,9 @@ class Validation:
         loop.module.eval()
         with torch.no_grad():
             for batch in self._batches(loop):
-                total += loop.module(batch, None, True)
+                total += loop.forward(batch, None, True)
         loop.module.train()
+        reshard(loop.module)
         counts: Tensor = loop.accelerator.reduce(total, "sum").cpu()
         losses = mean_over(counts[0], counts[1])
         return Acceptance(loop.steps, epoch, float(loop.objective.reported(losses)), accuracies_of(counts[2:]))
@@ -143,8 +145,8 @@ class Validation:
             generator=torch.Generator(),
         )
         for batch in loader:
-            for reason in batch["skipped"]:
-                print(f"skipped {reason}", flush=True)
+            for why in batch["skipped"]:
+                print(f"skipped {why}", flush=True)
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
             yield in_float32(send_to_device(tensors, loop.accelerator.device))
 
@@ -155,16 +157,22 @@ class Validation:
         places += [[] for _ in range(-len(places) % processes)]
         return places[accelerator.process_index :: processes]
 
-    def _decode(self, loop: Loop, measure: Measure) -> float:
-        """By the main process, on the draft as it would be saved; no generator is moved."""
-        before, length = loop.generators(), 0.0
+    def _decode(self, loop: Loop, measure: Measure) -> dict[str, Any]:
+        """By the main process, on the draft as it would be saved; no generator is moved.
+
+        Nothing is found where it fails: that is said, and the pass, which is not saved yet, goes on.
+        """
+        before, found = loop.generators(), {}
         folder = loop.plan.keeper.write_draft(loop)
         if loop.accelerator.is_main_process:
-            length = measure(folder)
-            shutil.rmtree(folder)
+            try:
+                found["chain_acceptance"] = measure(folder)
+            except Exception as error:  # out of memory, the verifier's own
+                loop.accelerator.print(f"not decoded: {self.settings.val_prompts}: {reason(error)}")
+            shutil.rmtree(folder, ignore_errors=True)
         loop.put_back(before)
         loop.accelerator.wait_for_everyone()
-        return length
+        return found
 
     def _log(self, loop: Loop, epoch: int, found: dict[str, Any]) -> None:
         line = {**found, "steps": loop.steps, "pass": epoch}

@@ -69,6 +69,7 @@ def fresh_state() -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
         os.environ.pop("ACCELERATE_USE_CPU", None)
     if os.environ.get("ACCELERATE_USE_FSDP"):
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 

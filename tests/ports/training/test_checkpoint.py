@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training import keeper
+from ports.training import keeper, runs
 from ports.training.checkpoint import (
     LARGEST,
     MARK,
+    OPTIMIZER,
     STATE,
+    WEIGHTS,
     DirectoryLock,
     read_state,
     remove_directory,
@@ -191,6 +193,51 @@ def test_keep_last_and_the_best_pass(run_to_the_end, tmp_path):
     run_to_the_end("eagle3", cpdir, save_steps=2, keep_last=2, epoch=3, bs=2, noise=False, max_steps=10)
     names = {path.name for path in cpdir.iterdir() if path.is_dir()}
     assert names == {"model2", "step_10", "model3"}, "what is learned by heart gets better; a pass cut short is no best"
+
+
+def test_keep_last_leaves_what_the_user_put_aside(run_to_the_end, tmp_path):
+    """Whatever its name or its place; a link of a run's own name too, which a start afresh removes, and it alone."""
+    cpdir, aside = tmp_path / "cp", tmp_path / "aside"
+    run_to_the_end("hass", cpdir, epoch=0, save_steps=3)
+    for copy in (cpdir / "best so far", aside):
+        shutil.copytree(cpdir / "step_3", copy)
+    (cpdir / "step_2").symlink_to(aside)
+    before = contents(aside)
+    run_to_the_end("hass", cpdir, ckpt_path=cpdir / "step_3", epoch=0, save_steps=3, keep_last=1)
+    assert {path.name for path in cpdir.iterdir() if path.is_dir()} == {"best so far", "step_2", "state_0"}
+    (cpdir / "state_0").rename(tmp_path / "moved")
+    (cpdir / "state_0").symlink_to(tmp_path / "moved")
+    run_to_the_end("hass", cpdir, epoch=0)
+    assert {path.name: path.is_symlink() for path in cpdir.iterdir() if path.is_dir()} == {
+        "best so far": False,
+        "state_0": False,
+    }
+    assert contents(aside) == before
+    assert not list(cpdir.glob(f"{MARK}*"))
+
+
+def test_a_links_end_stays(tmp_path):
+    """Of what is written over, removed, or cleared away."""
+    kept = write_directory(tmp_path / "kept", holding("the user's"))
+    links = [tmp_path / name for name in ("one", "two", f"{MARK}three.partial", "broken")]
+    for link in links:
+        link.symlink_to(kept if link.name != "broken" else tmp_path / "nowhere")
+    remove_directory(tmp_path / "one")
+    for name in ("two", "broken"):
+        assert (write_directory(tmp_path / name, holding("new")) / "file").read_text() == "new"
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "two", "broken"}
+    assert (kept / "file").read_text() == "the user's"
+
+
+def test_room_is_asked_for_all_that_a_checkpoint_holds(start_run, tmp_path, monkeypatch, algorithm):
+    """Eagle3's embedding is frozen, and saved."""
+    asked = []
+    monkeypatch.setattr(runs, "check_output", lambda directory, field, needed: asked.append(needed))
+    start_run(algorithm, tmp_path / "cp", epoch=0).run()
+    (draft,), (adam,) = ((tmp_path / "cp").glob(f"*/{name}") for name in (WEIGHTS, OPTIMIZER))
+    moments = [value for name, value in load_file(adam).items() if name.startswith("exp_avg")]
+    assert asked == [sum(value.nbytes for value in (*load_file(draft).values(), *moments))]
 
 
 @pytest.mark.parametrize(("more", "found"), [(0, "serial: found {'a': 1}"), (1, f"state: found {LARGEST + 1} bytes")])

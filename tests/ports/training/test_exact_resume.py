@@ -56,10 +56,11 @@ def test_stopped_anywhere(
 
 
 def test_loader_processes_draw_the_noise(never_stopped):
-    """So that another number of them is another run, and the test above means something. Keyed noise is nobody's."""
+    """So that another number of them is another run, and the test above means something; else it is none."""
     assert "metrics" in never_stopped("eagle3").differs_from(never_stopped("eagle3", num_workers=2))
-    alone, two = (never_stopped("eagle3", num_workers=number, noise_stream="keyed") for number in (0, 2))
-    assert [name for name in alone.differs_from(two) if name != "state"] == []
+    for options in (KEYED, {"noise": False}, {"online": True}):
+        alone, two = (never_stopped("eagle3", num_workers=number, **options) for number in (0, 2))
+        assert alone.differs_from(two) == []
 
 
 KEYED, SKIP = {"noise_stream": "keyed"}, {"on_bad_record": "skip"}

@@ -60,6 +60,15 @@ def test_a_flag_goes_before_the_launchers_precision_and_its_tf32_is_off_again(se
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+def test_what_is_saved_of_a_compiled_run_bears_the_same_names(run_to_the_end, tmp_path, monkeypatch, algorithm):
+    """``accelerate launch --dynamo_backend``: the module is wrapped; what it would compile runs as it is."""
+    plain = run_to_the_end(algorithm, tmp_path / "plain", epoch=0)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    with torch.compiler.set_stance("force_eager"):
+        compiled = run_to_the_end(algorithm, tmp_path / "compiled", epoch=0)
+    assert plain.differs_from(compiled) == []
+
+
 @pytest.mark.usefixtures("tf32")
 def test_a_run_is_in_full_float32_and_says_so(run_to_the_end, tmp_path, algorithm):
     run_to_the_end(algorithm, tmp_path / "run", epoch=0)

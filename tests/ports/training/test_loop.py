@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -147,6 +148,24 @@ def test_bfloat16_autocast_trains_float32_masters(train):
     assert losses[-1] < losses[2] < math.inf
     assert losses == pytest.approx([record.loss for record in exact.records], rel=0.02)
     assert losses != [record.loss for record in exact.records]
+
+
+class Spent(Observer):
+    """How many earlier micro-batches there still are, with what was made of them, when the next one begins."""
+
+    def __init__(self):
+        self.held, self.alive = [], []
+
+    def batch(self, micro_batch, batch):
+        self.alive.append([ref() is not None for ref in self.held].count(True))
+        self.held.append(weakref.ref(batch["features"]))
+
+    def outcome(self, micro_batch, outcome):
+        self.held.append(weakref.ref(outcome.steps[0].hidden))
+
+
+def test_a_spent_micro_batch_is_held_by_nobody(train):
+    assert train(bs=1, gradient_accumulation_steps=3, watch=Spent()).alive == [0] * 6
 
 
 def test_foreign_accumulation_is_refused(refuses):

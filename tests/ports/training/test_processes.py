@@ -28,7 +28,21 @@ ZERO_2 = {
     "DS_ACCELERATOR": "cpu",
 }
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[3])}
-LAUNCHED = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "zero2": ZERO_2}
+FSDP_2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_MIN_NUM_PARAMS": "100000000",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
+}
+LAUNCHED = {"ddp": {}, "fsdp2": FSDP_2, "zero2": ZERO_2}
 """What ``accelerate launch`` sets for each."""
 
 ALGORITHMS_OF = {"ddp": ["eagle3", "hass"], "fsdp2": ["eagle3", "hass"], "zero2": ["eagle3"]}
@@ -107,9 +121,12 @@ def test_two_processes(words, run_ranks, start_run, fixture, tmp_path, parallel)
     for algorithm in ALGORITHMS_OF[parallel]:
         unequal_masks(fixture / f"data_{algorithm}")
     pairs, options = pairs_of(words, fixture, tmp_path, parallel), options_of(words, tmp_path, parallel)
+    pairs.append(online_in_bf16(words, fixture, tmp_path))
     straight, resumed, found = resumes_of(words, tmp_path, parallel)
     run_ranks(parallel, pairs + options + straight + resumed)
     they_are_one_with_the_whole_batch(start_run, fixture, tmp_path, parallel)
+    if parallel != "zero2":  # whose weights are bfloat16
+        one_loss_online_in_bf16(start_run, fixture, tmp_path)
     options_learn_the_same(tmp_path, parallel)
     for expected, again, last in found:
         assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
@@ -138,6 +155,24 @@ def they_are_one_with_the_whole_batch(start_run, fixture, tmp_path, parallel):
         same_as_one_process(tmp_path, algorithm, first_gradients if parallel != "zero2" else first_moments)
 
 
+ONLINE = {"online": True, "verifier_dtype": "float32", "mixed_precision": "bf16", "max_steps": 1, "val_steps": 1}
+
+
+def online_in_bf16(words, fixture, folder):
+    switches = ("--no-shuffle", "--no-noise", "--online")
+    asked = {**ONLINE, "online": False, "val_dir": held(fixture / "data_eagle3"), "loss_normalisation": "global"}
+    return {"algorithm": "eagle3", "words": words("eagle3", folder / "online_pair", *switches, **asked)}
+
+
+def one_loss_online_in_bf16(start_run, fixture, folder):
+    """Every process has the verifier, and what autocast keeps in float32 stays in it."""
+    asked = {**ONLINE, "shuffle": False, "noise": False, "bs": 2, "val_dir": held(fixture / "data_eagle3")}
+    start_run("eagle3", folder / "online", **asked).run()
+    (step, *looks), (whole, *wanted) = curve(folder / "online_pair"), curve(folder / "online")
+    assert step["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-5)
+    assert [look["val_loss"] for look in looks] == [pytest.approx(look["val_loss"], rel=1e-4) for look in wanted]
+
+
 def first_gradients(cpdir):
     return load_file(gradients_file(cpdir, 0))
 
@@ -150,6 +185,8 @@ def first_moments(cpdir):
 
 def same_as_one_process(folder, algorithm, gradients_of):
     cpdirs = {name: folder / f"{algorithm}_{name}" for name in ("pair", "big", "accumulated")}
+    looked_at = {name: read_adam_state(cpdirs[name] / "step_2", shards_in(cpdirs[name] / "step_2")) for name in cpdirs}
+    assert looked_at["pair"].keys() >= looked_at["big"].keys(), "saved right after a validation"
     grads = {name: gradients_of(cpdir) for name, cpdir in cpdirs.items()}
     measured = {name: gap(grads["pair"], grads[name]) for name in ("big", "accumulated")}
     lines, wanted = ([line for line in curve(cpdirs[name]) if "train/loss" in line] for name in ("pair", "big"))

@@ -181,6 +181,17 @@ def test_prompts_are_decoded_after_each_pass(start_run, fixture, tmp_path):
     assert lines_of(tmp_path / "plain", "train/loss") == lines_of(tmp_path / "cp", "train/loss")
 
 
+def test_a_pass_whose_prompts_cannot_be_decoded_is_saved(start_run, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("[7, 8, 9]\n")
+    loop = start_run("hass", tmp_path / "cp", val_prompts=prompts)
+    prompts.unlink()
+    finish(loop)
+    assert lines_of(tmp_path / "cp", "chain_acceptance") == []
+    assert capsys.readouterr().out.count(f"not decoded: {prompts}: ") == 2
+    assert {path.name for path in (tmp_path / "cp").iterdir() if path.is_dir()} == {"state_0", "state_1"}
+
+
 def spoil(folder, **values):
     for file in folder.iterdir():
         record = torch.load(file, weights_only=True)
