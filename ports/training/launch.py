@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -52,12 +53,23 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         project_dir=settings.cpdir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    _keep_process_group()
     fix_numerics()  # for some launchers accelerate has turned TF32 on
     _refuse_unnamed_states(accelerator)
     _check_precision(accelerator.mixed_precision)  # DeepSpeed's config has one of its own
     if accelerator.distributed_type is DistributedType.FSDP:  # it would round features, targets, gradients and losses
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
+
+
+def _keep_process_group() -> None:
+    """Of several processes: a reference that nobody lets go of.
+
+    Gloo's threads need the interpreter's lock to let go of the last collective, and who lets go of their process group
+    waits for them with that lock in hand: a run that had saved everything could wait for ever.
+    """
+    if torch.distributed.is_initialized():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(torch.distributed.group.WORLD))
 
 
 def start_trackers(accelerator: Accelerator, settings: TrainingSettings, kept: bytes = b"") -> None:

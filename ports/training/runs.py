@@ -38,13 +38,6 @@ from ports.training.verifier import tokenizer_files, verifier_config
 
 S = TypeVar("S", bound=TrainingSettings)
 
-UNTIL_THE_END: list[Accelerator] = []
-"""Of runs on several processes.
-
-Gloo's threads need the interpreter's lock to let go of the last collective, and who lets go of their process group
-waits for them with that lock in hand: a run that had saved everything could wait for ever.
-"""
-
 
 @dataclass(frozen=True)
 class Needs:
@@ -140,8 +133,6 @@ def start_training(
     validation = None if held is None and measure is None else Validation(settings, held, measure)
     plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
     accelerator = build_accelerator(settings)
-    if accelerator.num_processes > 1:
-        UNTIL_THE_END.append(accelerator)
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
     resumed = take_directory(settings, accelerator)
     kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""

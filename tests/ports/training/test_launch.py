@@ -80,15 +80,25 @@ def test_a_run_is_in_full_float32_and_says_so(run_to_the_end, tmp_path, algorith
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_tensorboard_gets_the_same_numbers(settings):
+READ = {
+    "train/loss": lambda line: line.get("train/loss"),
+    "val_expected_acceptance": lambda line: line.get("val_expected_acceptance"),
+    "val_accuracies/2": lambda line: line.get("val_accuracies", [None] * 2)[1],
+}
+"""What TensorBoard calls it, and where it stands in a line of the log."""
+
+
+def test_tensorboard_gets_the_same_numbers(run_to_the_end, tmp_path):
+    """A line for each of a list's, such as the accuracies of validation."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    chosen = settings(log_with=["tensorboard"])
-    accelerator = launch.build_accelerator(chosen)
-    launch.start_trackers(accelerator, chosen)
-    accelerator.log({"train/loss": 0.5}, step=2)
-    accelerator.end_training()
-    (file,) = [path for path in chosen.cpdir.rglob("events.out.*") if path.parent.name == "speculator-ports"]
+    run_to_the_end("eagle3", tmp_path / "run", log_with=["tensorboard"], val_fraction=0.4)
+    (file,) = [path for path in tmp_path.rglob("events.out.*") if path.parent.name == "speculator-ports"]
     events = EventAccumulator(str(file)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(2, 0.5)]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for name, read in READ.items():
+        kept = [(line["step"], read(line)) for line in lines if read(line) is not None]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [step for step, _ in kept]
+        assert [value for _, value in found] == pytest.approx([value for _, value in kept], rel=1e-6)

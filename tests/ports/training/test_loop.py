@@ -4,14 +4,13 @@ import json
 import math
 import time
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training.loop import _refuse_foreign_accumulation
 from ports.training.loss import Hits
 from ports.training.metrics import PassClock, PassTotals, log_entry
 from ports.training.observer import Observer
@@ -168,10 +167,11 @@ def test_a_spent_micro_batch_is_held_by_nobody(train):
     assert train(bs=1, gradient_accumulation_steps=3, watch=Spent()).alive == [0] * 6
 
 
-def test_foreign_accumulation_is_refused(refuses):
+def test_foreign_accumulation_is_refused(train, refuses, monkeypatch):
+    monkeypatch.setattr(Accelerator, "gradient_accumulation_steps", 4)  # as DeepSpeed's config may say
     expected = "1 or auto: accumulate with --gradient-accumulation-steps"
     with refuses("DeepSpeed config", "gradient_accumulation_steps", "4", expected):
-        _refuse_foreign_accumulation(SimpleNamespace(gradient_accumulation_steps=4))
+        train()
 
 
 def test_debug_stops_at_the_operation_that_gives_nan(train):

@@ -66,7 +66,7 @@ def torchrun(fork, programs):
 
 
 def two_processes():
-    return ["--nproc_per_node", "2", "--master_port", free_port()]
+    return ["--standalone", "--nproc_per_node", "2"]
 
 
 def finish(*jobs) -> list[str]:
@@ -357,7 +357,7 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(torchrun, words, tmp_p
 
 def test_a_job_whose_every_process_is_told_to_stop_saves(torchrun, words, tmp_path):
     """Ranks hear it from the scheduler and from the launcher."""
-    line = words("eagle3", tmp_path / "cp", epoch=2000, num_workers=1, save_steps=5, keep_last=2)
+    line = words("eagle3", tmp_path / "cp", epoch=2000, num_workers=1, save_steps=5)
     job = torchrun(two_processes(), "ports.eagle3.train", line)
     wait_for(tmp_path / "cp" / "step_5" / "training_state" / "manifest.json")
     told = family(job.pid)
