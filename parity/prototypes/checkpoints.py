@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from parity.evidence import Evidence
 from parity.files import read_lines, read_tensors
 from parity.prototypes.case import Case
 from parity.prototypes.port import ALGORITHMS, start_port
-from parity.prototypes.recorded import PROTOTYPE_SEED
+from parity.prototypes.recorded import PROTOTYPE_SEED, samples_per_pass
 from parity.verdict import Row
 from ports.training.saving import adam_state
 
@@ -29,7 +30,7 @@ GIVEN = {"embed_tokens.weight": "verifier.embed_tokens.weight", "t2d": "t2d", "d
 """What a draft with a vocabulary of its own saves beyond what it trains, and the initial tensors it comes from."""
 
 STOP = 3
-"""Optimizer steps before the stop: in the middle of a pass, where there are more."""
+"""Optimizer steps before the stop: in the middle of a pass, where there are more. A shorter run stops one step early."""
 
 BEYOND = 2
 """Steps of the second pass, so that the resumed run also draws an order of its own."""
@@ -117,10 +118,11 @@ def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
 def check_resume(evidence: Evidence) -> list[Row]:
     """Stopped and resumed against never stopped: equal in everything, with the case's settings, shuffle and noise."""
     case, subject, exact = evidence.case, evidence.subject("resume"), evidence.tolerance("resume")
+    stop = min(STOP, steps_of(case)[1] - 1)
     with tempfile.TemporaryDirectory() as folder:
         straight = Path(folder) / "straight"
-        expected = _run(case, straight, 0, save_steps=STOP)
-        found = _run(case, Path(folder) / "resumed", 1, ckpt_path=straight / f"step_{STOP}")
+        expected = _run(case, straight, 0, save_steps=stop)
+        found = _run(case, Path(folder) / "resumed", 1, ckpt_path=straight / f"step_{stop}")
         logs = [list(read_lines(Path(folder) / name / "metrics.jsonl")) for name in ("straight", "resumed")]
     schedules = expected.pop("schedule"), found.pop("schedule")
     rows = [compare_value(subject, "schedule", name, schedules[0][name], schedules[1][name]) for name in schedules[0]]
@@ -133,13 +135,19 @@ def check_resume(evidence: Evidence) -> list[Row]:
     return rows
 
 
+def steps_of(case: Case) -> tuple[int, int]:
+    """Optimizer steps of a pass and of the run; the last window of a pass may be a short one."""
+    each = math.ceil(samples_per_pass(case) / case.bs / case.accumulation)
+    return each, each * (case.epoch + 1)
+
+
 def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> dict[str, dict[str, Any]]:
     """Where the port ends, with draws of its own, after one pass and a little more: weights, Adam's state, the rest.
 
     ``disturbance`` moves the seed of the process: what a resumed run draws must not depend on it.
     """
-    steps = len(case.meta.samples_files) // case.bs // case.accumulation
-    length = max(STOP + 1, min(steps + BEYOND, steps * (case.epoch + 1)))
+    each, total = steps_of(case)
+    length = min(max(STOP + 1, each + BEYOND), total)
     seed = PROTOTYPE_SEED if case.seed is None else case.seed
     with deterministic(seed + disturbance), quietly():
         loop = start_port(case, cpdir, live=True, noise=True, shuffle=True, max_steps=length, **changes)

@@ -19,7 +19,7 @@ from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
 from parity.prototypes.case import Case, find_cases, read_case
-from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip
+from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip, steps_of
 from parity.prototypes.deviations import LEDGER
 from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, initial
@@ -69,6 +69,7 @@ def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
 PORT: Need = (lambda e: e.live is not None, "only a port saves checkpoints and has options")
 IN_FP32: Need = (lambda e: not e.in_half, "half precision: compared in float32")
 IN_HALF: Need = (lambda e: e.in_half, "float32: compared directly")
+STEPS: Need = (lambda e: steps_of(e.case)[1] > 1, "one optimizer step: there is none to stop before")
 FINAL: Need = (lambda e: e.expected.group("final."), "the recording kept no final parameters")
 
 OF_THE_REFERENCE = {
@@ -79,7 +80,7 @@ OF_THE_REFERENCE = {
 CHECKS = (
     Check("configuration", configuration),
     Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
-    Check("resume", check_resume, ("round_trip",), needs(PORT), Against.ITSELF),
+    Check("resume", check_resume, ("round_trip",), needs(PORT, STEPS), Against.ITSELF),
     Check("equivalence", check_equivalence, (), needs(PORT, IN_HALF), Against.REFERENCE),
 )
 EAGLE3_CHECKS = (
