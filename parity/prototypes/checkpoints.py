@@ -13,16 +13,19 @@ from safetensors.torch import save_file
 from speculators import SpeculatorModel
 from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 from torch import Tensor
+from transformers import AutoConfig
 
 import ports.eagle3.model
 from parity.checks import compare_states
 from parity.compare import Subject, compare, compare_groups, compare_series, compare_value
 from parity.environment import deterministic, quietly
 from parity.evidence import Evidence
-from parity.files import read_lines, read_tensors
+from parity.files import read_lines, read_object, read_tensors
+from parity.names import NameMap
 from parity.prototypes.case import Case
 from parity.prototypes.port import ALGORITHMS, start_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, samples_per_pass
+from parity.setup import setting_rows
 from parity.verdict import Row
 from ports.training.saving import adam_state
 
@@ -30,7 +33,13 @@ GIVEN = {"embed_tokens.weight": "verifier.embed_tokens.weight", "t2d": "t2d", "d
 """What a draft with a vocabulary of its own saves beyond what it trains, and the initial tensors it comes from."""
 
 STOP = 3
-"""Optimizer steps before the stop: in the middle of a pass, where there are more. A shorter run stops one step early."""
+"""Optimizer steps before the stop, inside a pass where there are more; a shorter run stops one before its end."""
+
+LAYERS = "eagle_aux_hidden_state_layer_ids"
+"""After how many layers of the verifier the features of an Eagle3 draft are taken."""
+
+OF_THE_FILE = ("_name_or_path", "transformers_version", "speculators_version")
+"""Entries of a saved configuration that say where it lies and what wrote it."""
 
 BEYOND = 2
 """Steps of the second pass, so that the resumed run also draws an order of its own."""
@@ -44,7 +53,7 @@ def last_checkpoint(evidence: Evidence) -> Path:
 
 
 def check_round_trip(evidence: Evidence) -> list[Row]:
-    """The file against the trained draft, key by key; the reopened draft against it, logit by logit.
+    """The file against the trained draft, key by key; the reopened draft against it, in its configuration and logits.
 
     Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else.
     """
@@ -72,11 +81,47 @@ def _only(tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
 
 def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
     draft, reopened = evidence.live.draft, SpeculatorModel.from_pretrained(folder)
-    row = compare_value(subject, "class", "model", type(draft).__name__, type(reopened).__name__)
+    rows = [compare_value(subject, "class", "model", type(draft).__name__, type(reopened).__name__)]
+    rows += [*_config_rows(subject, draft.config, reopened.config), *_serving_rows(evidence, subject, reopened.config)]
     attention = draft.config.transformer_layer_config._attn_implementation
     reopened.config.transformer_layer_config._attn_implementation = attention
     expected, found = (_last_logits(model, evidence) for model in (draft, reopened))
-    return [row, compare(subject, "round_trip", "logits", expected, found, evidence.tolerance("round_trip"))]
+    return [*rows, compare(subject, "round_trip", "logits", expected, found, evidence.tolerance("round_trip"))]
+
+
+def _config_rows(subject: Subject, *configs: Any) -> list[Row]:
+    """The entries of the trained draft's configuration and of the reopened one's that differ, else one row for all."""
+    expected, found = (json.loads(json.dumps(one.to_dict(), default=_plain)) for one in configs)
+    rows = setting_rows(subject, expected, found, NameMap())
+    rows = [row for row in rows if row.tensor.rpartition(".")[2] not in OF_THE_FILE]
+    whole = subject.row("configuration", f"{len(rows)} entries", 0.0, 0.0, bool(rows))
+    return [row for row in rows if not row.passed] or [whole]
+
+
+def _plain(value: Any) -> str:
+    """A dtype as a file names it."""
+    return str(value).removeprefix("torch.")
+
+
+def _serving_rows(evidence: Evidence, subject: Subject, config: Any) -> list[Row]:
+    """What no forward shows and serving reads: the verifier, how many tokens are proposed, where features come from.
+
+    The prototype's records hold entries 3, n // 2 + 1 and -3 of the hidden states of a verifier of n layers, which are
+    n + 1. Where these are not three, as the configuration must name, nothing is said of them.
+    """
+    case, attached = evidence.case, config.speculators_config
+    found = {
+        "algorithm": attached.algorithm,
+        "verifier": str(Path(attached.verifier.name_or_path).resolve()),
+        "speculative_tokens": [proposal.speculative_tokens for proposal in attached.proposal_methods],
+    }
+    expected = dict(zip(found, (case.algorithm, str(case.verifier.resolve()), [case.ttt_steps])))
+    if case.algorithm == "eagle3":
+        depth = AutoConfig.from_pretrained(case.verifier).num_hidden_layers
+        layers = read_object(case.configpath).get(LAYERS, [3, depth // 2 + 1, depth - 2])
+        if len({*layers}) == len(layers):
+            expected, found = expected | {LAYERS: layers}, found | {LAYERS: getattr(config, LAYERS)}
+    return [compare_value(subject, "served", name, expected[name], found[name]) for name in expected]
 
 
 @torch.no_grad()

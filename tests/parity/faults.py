@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,7 @@ from ports.training.objective import Step, next_hidden
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
+LAYERS = "eagle_aux_hidden_state_layer_ids"
 O_PROJ = "layers.0.self_attn.o_proj.weight"
 LOOP = ports.training.loop.Loop
 KEEPER, RESUME = ports.training.keeper, ports.training.resume
@@ -113,6 +115,23 @@ def change_file(change: Callable[[dict[str, Tensor]], object]) -> Plant:
             tensors = load_file(folder / "model.safetensors")
             change(tensors)
             save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+
+        patch.setattr(KEEPER, "write_draft", save)
+
+    return plant
+
+
+def change_config_file(change: Callable[[dict[str, Any]], object]) -> Plant:
+    """Alter the configuration of every checkpoint after it was written."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        old = KEEPER.write_draft
+
+        def save(draft: Any, folder: Path, *args: Any) -> None:
+            old(draft, folder, *args)
+            config = json.loads((folder / "config.json").read_text())
+            change(config)
+            (folder / "config.json").write_text(json.dumps(config))
 
         patch.setattr(KEEPER, "write_draft", save)
 
@@ -342,6 +361,13 @@ FAULTS = (
     fault("a key too many", change_file(lambda t: t.update(spare=torch.zeros(1))), "round_trip"),
     fault("a weight transposed", change_file(lambda t: t.update({O_PROJ: t[O_PROJ].T})), "round_trip"),
     fault("embeddings left random", change_file(lambda t: t["embed_tokens.weight"].cos_()), "round_trip"),
+    fault("layers off by one in the file", change_config_file(lambda c: c.update({LAYERS: [2, 4, 5]})), "round_trip"),
+    fault("layers off by one in the draft", change_config(lambda c: setattr(c, LAYERS, [2, 4, 5])), "round_trip"),
+    hass(
+        "one more token proposed",
+        takes(ports.hass.train, "load_draft_config", lambda path, verifier, k, *rest: (path, verifier, k + 1, *rest)),
+        "round_trip",
+    ),
     fault("chain keys read at the own position", swap_attention("ttt_chain_fast", "ttt_prototype_fast"), "chain"),
     fault("chain: later layers cut off", later_layers_cut_off, "chain"),
     # every generator stays as the new process happens to have it, and nobody looks
