@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from parity import fixtures
-from parity.checks import Need, check_configuration, needs
+from parity.checks import CHECKS as OF_ANY_PAIR
+from parity.checks import Need, check_configuration, check_optimizer_step, needs
 from parity.compare import View, compare_groups
 from parity.evidence import Check, Evidence
 from parity.files import read_tensors
@@ -61,6 +62,17 @@ def configuration(evidence: Evidence) -> list[Row]:
     return rows + compare_groups(subject, "vocabulary", expected, found, exact)
 
 
+def optimizer_step(evidence: Evidence) -> list[Row]:
+    """Every step computed again; the state after the first beside the prototype's, unless that lost its gradients."""
+    expected = evidence.expected.without(("after",)) if wiped(evidence) else evidence.expected
+    return check_optimizer_step(replace(evidence, expected=expected))
+
+
+def wiped(evidence: Evidence) -> str | None:
+    """Why nothing that comes of accumulated gradients is compared with a port, which alone keeps them."""
+    return WIPE if evidence.live is not None and evidence.case.accumulation > 1 else None
+
+
 def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
     """Why a check would hold the reference against itself."""
     return lambda evidence: said if evidence.found.run == "reference" else None
@@ -72,13 +84,16 @@ IN_HALF: Need = (lambda e: e.in_half, "float32: compared directly")
 STEPS: Need = (lambda e: steps_of(e.case)[1] > 1, "one optimizer step: there is none to stop before")
 FINAL: Need = (lambda e: e.expected.group("final."), "the recording kept no final parameters")
 
-OF_THE_REFERENCE = {
+WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
+NOT_APPLICABLE = {
+    **dict.fromkeys(("gradients", "precision", "curve", "hits", "equivalence", "converted"), wiped),
     "configuration": not_for_the_reference("the reference is told what the recording says"),
     "weights": not_for_the_reference("the reference starts from the recording's own file"),
     "paths": not_for_the_reference("the reference in float64 is what others are held against"),
 }
 CHECKS = (
     Check("configuration", configuration),
+    *(replace(check, run=optimizer_step) for check in OF_ANY_PAIR if check.name == "optimizer_step"),
     Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
     Check("resume", check_resume, ("round_trip",), needs(PORT, STEPS), Against.ITSELF),
     Check("equivalence", check_equivalence, (), needs(PORT, IN_HALF), Against.REFERENCE),
@@ -90,7 +105,6 @@ EAGLE3_CHECKS = (
 
 
 OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
-WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,7 @@ def _port(case: Case, folder: Path, afresh: bool) -> Run:
 
 def port(afresh: bool = False) -> Runs:
     """The port; ``afresh`` draws order and noise anew from the case's seed instead of replaying them."""
-    return Runs("port", partial(_port, afresh=afresh), lambda case: WIPE if case.accumulation > 1 else None)
+    return Runs("port", partial(_port, afresh=afresh))
 
 
 def live_original(root: Path) -> Runs:
@@ -180,7 +194,7 @@ def prototype_pair(name: str) -> Pair:
         deviations=LEDGER,
         tables=TABLES,
         checks=(*CHECKS, *(EAGLE3_CHECKS if name == "eagle3" else ())),
-        not_applicable=OF_THE_REFERENCE,
+        not_applicable=NOT_APPLICABLE,
         sides=(REFERENCE,),
         live=partial(live_pair, name),
         remedy=CHECKOUT,

@@ -31,6 +31,7 @@ import ports.training.resume
 from ports.hass.model import HassDraftModel
 from ports.training.attention import ttt_cache
 from ports.training.objective import Step, next_hidden
+from ports.training.settings import TrainingSettings
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -353,6 +354,12 @@ FAULTS = (
             ("rate 0.1 % low", alters(ports.training.loop, "build_schedule", lower_rates), "schedule"),
             ("beta2 0.951", puts(ports.training.optimizer, "BETAS", (0.9, 0.951)), "configuration", "optimizer_step"),
         )
+    ),
+    fault(
+        "accumulation forgotten in the schedule",
+        puts(TrainingSettings, "samples_per_step", lambda self, processes=1: self.bs),
+        *("configuration", "schedule"),
+        case="eagle3_fp32_k3_ga2",
     ),
     fault("metrics nobody logs", puts(ports.eagle3.objective.Eagle3Objective, "topk", 1), "curve"),
     fault("hits overcounted", alters(OBJECTIVE, "fused_scores", _one_more_hit), "hits"),
