@@ -155,7 +155,7 @@ def live_original(root: Path) -> Runs:
     """The unmodified script, now, in a process of its own; the case is then as that run drew it."""
 
     def run(case: Case, folder: Path) -> Run:
-        fresh = read_case(record_original(case, root, folder))
+        fresh = read_case(record_original(case, root, folder, link_fixture=True))
         return Run(load_recorded(fresh, run="original"), case=fresh)
 
     return Runs("original", run, without_deepspeed)
@@ -166,7 +166,8 @@ def adapter(root: Path) -> Runs:
 
     def run(case: Case, folder: Path) -> Run:
         redirect = ALGORITHMS[case.algorithm].adapter
-        return Run(load_recorded(read_case(record_original(case, root, folder, redirect=redirect)), run="adapter"))
+        recording = record_original(case, root, folder, redirect=redirect, link_fixture=True)
+        return Run(load_recorded(read_case(recording), run="adapter"))
 
     fitting = in_fp32("the adapter is held against the original in float32")
     return Runs("adapter", run, fitting, OF_THE_ADAPTER)
