@@ -237,6 +237,16 @@ def unnormed_twice(hidden: Tensor, *rest: Any) -> tuple[Any, ...]:
     return hidden / hidden.pow(2).mean(-1, keepdim=True).add(1e-5).sqrt(), *rest
 
 
+def rounded_head(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """To bfloat16, as the draft's own head is."""
+    return hidden, head.bfloat16().float()
+
+
+def averaged(outcome: Any) -> Any:
+    """Over three TTT steps, where the prototypes add up."""
+    return replace(outcome, backward_loss=outcome.backward_loss / 3)
+
+
 def forgetful(self: Any, config: Any, weights: Any, *rest: Any) -> tuple[Any, ...]:
     """A converter that leaves a weight as it was initialised."""
     return self, config, {**weights, "fc.weight": torch.zeros_like(weights["fc.weight"])}, *rest
@@ -320,11 +330,7 @@ FAULTS = (
     hass("history not detached", puts(HassDraftModel, "unroll", hass_history), "paths"),
     hass(
         "gradients averaged",
-        returns(
-            ports.hass.objective.HassObjective,
-            "forward",
-            lambda outcome: replace(outcome, backward_loss=outcome.backward_loss / 3),
-        ),
+        returns(ports.hass.objective.HassObjective, "forward", averaged),
         "gradients",
     ),
     fault(
@@ -352,6 +358,12 @@ FAULTS = (
                 "clip",
             ),
             ("rate 0.1 % low", alters(ports.training.loop, "build_schedule", lower_rates), "schedule"),
+            ("target of a rounded head", takes(ports.eagle3.objective, "Verifier", rounded_head), "precision"),
+            (
+                "gradients averaged, which clipping hides",
+                returns(ports.eagle3.objective.Eagle3Objective, "forward", averaged),
+                "precision",
+            ),
             ("beta2 0.951", puts(ports.training.optimizer, "BETAS", (0.9, 0.951)), "configuration", "optimizer_step"),
         )
     ),
