@@ -20,7 +20,7 @@ from parity.evidence import raised
 from parity.files import check_output
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.report import print_report, write_html, write_json
-from parity.run import TRACED, KitReport, compare_folders, joined, read_names, run_pair
+from parity.run import TRACED, KitReport, compare_folders, joined, leaves_out, read_names, run_pair
 from parity.scaffold import new_pair, new_port
 from parity.side import SideError
 from parity.tolerances import read_tolerances
@@ -71,16 +71,25 @@ def record(
     recordings: Recordings = None,
     keyword: Keyword = "",
 ) -> None:
-    """Run the original on a pair's cases and write what it computes, to be held against a port later, elsewhere."""
+    """Run the original on a pair's cases and write what it computes, to be held against a port later, elsewhere.
+
+    Cases that cannot run here are left out with the reason. Exit code 2: bad input, or all of them are.
+    """
     check_output(output, "--output", folder=True)
-    for one, case in _chosen(_pairs(pair), recordings, keyword):
+    left_out, chosen = 0, _chosen(_pairs(pair), recordings, keyword)
+    for one, case in chosen:
         if one.record is None:
             there = one.at(original, None)
             _keep(there.original, one, there.for_original(case), output)
         elif original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
+        elif reason := leaves_out(one.live and one.at(original, None).original, case):
+            typer.echo(f"{case.name} is left out: {reason}", err=True)
+            left_out += 1
         else:
             typer.echo(one.record(case, original, output))
+    if left_out == len(chosen):
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -1,15 +1,15 @@
 """Half precision: a port may be as wrong as the prototype was, and half as much again; float64 says how wrong that is.
 
 Tensors of the first step are judged by their error against the float64 oracle over the prototype's own. Curves are
-judged step by step: the port's distance from the oracle's losses against the prototype's at the same steps, window by
-window, and how far the two have drifted apart.
+judged step by step: the port's distance from the oracle's losses and gradient norms against the prototype's at the same
+steps, window by window, and how far the losses of the two have drifted apart.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ from parity.verdict import Row
 WINDOWS, FEWEST = 4, 10
 """Parts that a curve is judged in, and steps of one: the distance of a few losses may be small by cancellation."""
 
-UNROUNDED = re.compile(r"mb\d+\.(batch\..*|path\..*|(.*\.)?(loss|grad_norm|target_p))")
+UNROUNDED = re.compile(r"mb\d+\.(batch\..*|path\..*|(.*\.)?(loss|grad_norm))")
 """Tensors of a micro-batch that nothing rounds, and single numbers, whose error can be small by cancellation."""
 
 
 def precision_rows(evidence: Evidence) -> list[Row]:
-    """Tensors and losses by their distance from float64, the port's over the original's own."""
+    """Tensors, losses and gradient norms by their distance from float64, the port's over the original's own."""
     assert evidence.oracle is not None
     oracle = evidence.oracle()
     return [*tensor_rows(evidence, oracle), *distance_rows(evidence, oracle)]
@@ -37,42 +37,52 @@ def tensor_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
 
     Errors are relative root mean squares over what views count. The losses of the steps count as one vector, since
     the error of a single sum can be small by cancellation; the prototype's counts as bfloat16's rounding or more.
+    Targets are float32 in one prototype and half in the other: their error counts as float32's rounding or more.
     Gradients of norms and biases of a micro-batch do for the same reason: a few dozen entries. All parameters after the
     step count as one too: Adam's first step is lr * sign(g), and only the few entries whose sign flips are off. Path
     norms are single numbers; they have a check of their own.
     """
     exact, mine, theirs = (_quantities(side, evidence.found.trained) for side in (oracle, *evidence.traces))
-    losses = [f"mb{index}.losses" for index in evidence.expected.micro_batches()]
-    rows = []
+    losses, rows = [f"mb{index}.losses" for index in evidence.expected.micro_batches()], []
     for name in sorted({*mine, *losses}):
         own, port = (error(exact.get(name, {}), side.get(name, {})) for side in (mine, theirs))
-        if own is not None and name in losses:
-            own = max(own, evidence.tolerance("loss_error").bound)
+        kind = {"losses": "loss_error", "target_p": "target_error"}.get(name.partition(".")[2])
+        if own is not None and kind is not None:
+            own = max(own, evidence.tolerance(kind).bound)
         rows.append(_ratio_row(evidence, "error_ratio", name, own, port))
     return rows or [evidence.subject("precision").row("error_ratio", "", None, None, False, "nothing compared")]
 
 
 def distance_rows(evidence: Evidence, oracle: Trace) -> list[Row]:
-    """Losses step by step: distance from the oracle in every window, the port's over the prototype's, and the drift.
+    """Losses and gradient norms step by step: distance from the oracle, the port's over the prototype's, and the drift.
 
-    Of a run of fewer than ``FEWEST`` steps nothing is said.
+    Of a run of fewer than ``FEWEST`` steps nothing is said. The prototype's norms count as off by bfloat16's rounding.
     The drift is the mean difference of port and prototype over the last window, by the prototype's own distance there.
     """
-    losses = [[point.loss for point in side.curve] for side in (oracle, *evidence.traces)]
-    windows = min(WINDOWS, len(losses[1]) // FEWEST)
+    sides = oracle, *evidence.traces
+    losses = [[point.loss for point in side.curve] for side in sides]
+    norms = [[point.grad_norm for point in side.curve if point.grad_norm is not None] for side in sides]
+    least = evidence.tolerance("norm_error").bound
+    return [*_distances(evidence, "loss", losses, 0.0), *_distances(evidence, "grad_norm", norms, least)]
+
+
+def _distances(evidence: Evidence, name: str, series: Sequence[Sequence[float]], least: float) -> list[Row]:
+    """Of the series of oracle, prototype and port; the prototype's counts as off by ``least`` or more everywhere."""
+    windows = min(WINDOWS, len(series[1]) // FEWEST)
     if not windows:
         return []
-    if len(set(map(len, losses))) != 1:
-        counts = f"steps of oracle, prototype and port: {', '.join(str(len(series)) for series in losses)}"
-        return [evidence.subject("precision").row("distance", "loss", None, None, False, counts)]
-    exact, *sides = (torch.tensor(series, dtype=torch.float64) for series in losses)
+    if len(set(map(len, series))) != 1:
+        counts = f"steps of oracle, prototype and port: {', '.join(str(len(one)) for one in series)}"
+        return [evidence.subject("precision").row("distance", name, None, None, False, counts)]
+    exact, *sides = (torch.tensor(one, dtype=torch.float64) for one in series)
     mine, theirs = (((side - exact) / exact).chunk(windows) for side in sides)
+    own = [max(_rms(part), least) for part in mine]
     rows = [
-        _ratio_row(evidence, "distance", f"loss, part {part} of {len(mine)}", _rms(own), _rms(port))
-        for part, (own, port) in enumerate(zip(mine, theirs), 1)
+        _ratio_row(evidence, "distance", f"{name}, part {part} of {len(mine)}", *pair)
+        for part, pair in enumerate(zip(own, map(_rms, theirs)), 1)
     ]
     drift = float((theirs[-1] - mine[-1]).mean().abs())
-    return [*rows, _ratio_row(evidence, "drift", "loss, last part", _rms(mine[-1]), drift)]
+    return [*rows, _ratio_row(evidence, "drift", f"{name}, last part", own[-1], drift)]
 
 
 def error(exact: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:

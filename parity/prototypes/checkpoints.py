@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ from safetensors.torch import save_file
 from speculators import SpeculatorModel
 from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 from torch import Tensor
+from transformers import AutoConfig
 
 import ports.eagle3.model
 from parity.checks import compare_states
 from parity.compare import Subject, compare, compare_groups, compare_series, compare_value
 from parity.environment import deterministic, quietly
 from parity.evidence import Evidence
-from parity.files import read_lines, read_tensors
+from parity.files import read_lines, read_object, read_tensors
+from parity.names import NameMap
 from parity.prototypes.case import Case
 from parity.prototypes.port import ALGORITHMS, start_port
-from parity.prototypes.recorded import PROTOTYPE_SEED
+from parity.prototypes.recorded import PROTOTYPE_SEED, samples_per_pass
+from parity.setup import setting_rows
 from parity.verdict import Row
 from ports.training.saving import adam_state
 
@@ -29,7 +33,13 @@ GIVEN = {"embed_tokens.weight": "verifier.embed_tokens.weight", "t2d": "t2d", "d
 """What a draft with a vocabulary of its own saves beyond what it trains, and the initial tensors it comes from."""
 
 STOP = 3
-"""Optimizer steps before the stop: in the middle of a pass, where there are more."""
+"""Optimizer steps before the stop, inside a pass where there are more; a shorter run stops one before its end."""
+
+LAYERS = "eagle_aux_hidden_state_layer_ids"
+"""After how many layers of the verifier the features of an Eagle3 draft are taken."""
+
+OF_THE_FILE = ("_name_or_path", "transformers_version", "speculators_version")
+"""Entries of a saved configuration that say where it lies and what wrote it."""
 
 BEYOND = 2
 """Steps of the second pass, so that the resumed run also draws an order of its own."""
@@ -43,7 +53,7 @@ def last_checkpoint(evidence: Evidence) -> Path:
 
 
 def check_round_trip(evidence: Evidence) -> list[Row]:
-    """The file against the trained draft, key by key; the reopened draft against it, logit by logit.
+    """The file against the trained draft, key by key; the reopened draft against it, in its configuration and logits.
 
     Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else.
     """
@@ -71,11 +81,47 @@ def _only(tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
 
 def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
     draft, reopened = evidence.live.draft, SpeculatorModel.from_pretrained(folder)
-    row = compare_value(subject, "class", "model", type(draft).__name__, type(reopened).__name__)
+    rows = [compare_value(subject, "class", "model", type(draft).__name__, type(reopened).__name__)]
+    rows += [*_config_rows(subject, draft.config, reopened.config), *_serving_rows(evidence, subject, reopened.config)]
     attention = draft.config.transformer_layer_config._attn_implementation
     reopened.config.transformer_layer_config._attn_implementation = attention
     expected, found = (_last_logits(model, evidence) for model in (draft, reopened))
-    return [row, compare(subject, "round_trip", "logits", expected, found, evidence.tolerance("round_trip"))]
+    return [*rows, compare(subject, "round_trip", "logits", expected, found, evidence.tolerance("round_trip"))]
+
+
+def _config_rows(subject: Subject, *configs: Any) -> list[Row]:
+    """The entries of the trained draft's configuration and of the reopened one's that differ, else one row for all."""
+    expected, found = (json.loads(json.dumps(one.to_dict(), default=_plain)) for one in configs)
+    rows = setting_rows(subject, expected, found, NameMap())
+    rows = [row for row in rows if row.tensor.rpartition(".")[2] not in OF_THE_FILE]
+    whole = subject.row("configuration", f"{len(rows)} entries", 0.0, 0.0, bool(rows))
+    return [row for row in rows if not row.passed] or [whole]
+
+
+def _plain(value: Any) -> str:
+    """A dtype as a file names it."""
+    return str(value).removeprefix("torch.")
+
+
+def _serving_rows(evidence: Evidence, subject: Subject, config: Any) -> list[Row]:
+    """What no forward shows and serving reads: the verifier, how many tokens are proposed, where features come from.
+
+    The prototype's records hold entries 3, n // 2 + 1 and -3 of the hidden states of a verifier of n layers, which are
+    n + 1. Where these are not three, as the configuration must name, nothing is said of them.
+    """
+    case, attached = evidence.case, config.speculators_config
+    found = {
+        "algorithm": attached.algorithm,
+        "verifier": str(Path(attached.verifier.name_or_path).resolve()),
+        "speculative_tokens": [proposal.speculative_tokens for proposal in attached.proposal_methods],
+    }
+    expected = dict(zip(found, (case.algorithm, str(case.verifier.resolve()), [case.ttt_steps])))
+    if case.algorithm == "eagle3":
+        depth = AutoConfig.from_pretrained(case.verifier).num_hidden_layers
+        layers = read_object(case.configpath).get(LAYERS, [3, depth // 2 + 1, depth - 2])
+        if len({*layers}) == len(layers):
+            expected, found = expected | {LAYERS: layers}, found | {LAYERS: getattr(config, LAYERS)}
+    return [compare_value(subject, "served", name, expected[name], found[name]) for name in expected]
 
 
 @torch.no_grad()
@@ -117,10 +163,11 @@ def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
 def check_resume(evidence: Evidence) -> list[Row]:
     """Stopped and resumed against never stopped: equal in everything, with the case's settings, shuffle and noise."""
     case, subject, exact = evidence.case, evidence.subject("resume"), evidence.tolerance("resume")
+    stop = min(STOP, steps_of(case)[1] - 1)
     with tempfile.TemporaryDirectory() as folder:
         straight = Path(folder) / "straight"
-        expected = _run(case, straight, 0, save_steps=STOP)
-        found = _run(case, Path(folder) / "resumed", 1, ckpt_path=straight / f"step_{STOP}")
+        expected = _run(case, straight, 0, save_steps=stop)
+        found = _run(case, Path(folder) / "resumed", 1, ckpt_path=straight / f"step_{stop}")
         logs = [list(read_lines(Path(folder) / name / "metrics.jsonl")) for name in ("straight", "resumed")]
     schedules = expected.pop("schedule"), found.pop("schedule")
     rows = [compare_value(subject, "schedule", name, schedules[0][name], schedules[1][name]) for name in schedules[0]]
@@ -133,13 +180,19 @@ def check_resume(evidence: Evidence) -> list[Row]:
     return rows
 
 
+def steps_of(case: Case) -> tuple[int, int]:
+    """Optimizer steps of a pass and of the run; the last window of a pass may be a short one."""
+    each = math.ceil(samples_per_pass(case) / case.bs / case.accumulation)
+    return each, each * (case.epoch + 1)
+
+
 def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> dict[str, dict[str, Any]]:
     """Where the port ends, with draws of its own, after one pass and a little more: weights, Adam's state, the rest.
 
     ``disturbance`` moves the seed of the process: what a resumed run draws must not depend on it.
     """
-    steps = len(case.meta.samples_files) // case.bs // case.accumulation
-    length = max(STOP + 1, min(steps + BEYOND, steps * (case.epoch + 1)))
+    each, total = steps_of(case)
+    length = min(max(STOP + 1, each + BEYOND), total)
     seed = PROTOTYPE_SEED if case.seed is None else case.seed
     with deterministic(seed + disturbance), quietly():
         loop = start_port(case, cpdir, live=True, noise=True, shuffle=True, max_steps=length, **changes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from parity.calls import WHOLE, Call, call_of, gradients_of, keep_calls, watch
 from parity.environment import deterministic
 from parity.evidence import Evidence
+from parity.files import read_tensors
 from parity.locate import Finding, first_backward, first_forward, within
 from parity.prototypes.case import Case
 from parity.prototypes.port import start_port
@@ -40,9 +41,9 @@ def hint(row: Row, evidence: Evidence) -> str:
 
 
 def localise(case: Case) -> Finding | None:
-    """Run both sides on the case's first batch and find where they part, forward before backward."""
+    """Run both sides in float32 on the case's first batch and find where they part, forward before backward."""
     with deterministic():
-        (expected, grads), (found, own) = reference_passages(case), port_passages(case)
+        (expected, grads), (found, own) = reference_passages(case), port_passages(case, mixed_precision="no")
     agree = within(AGREE)
     forward = first_forward(expected, found, agree, every_module=True)
     return forward or first_backward(expected, found, (grads, own), agree)
@@ -63,22 +64,26 @@ def longest_row(case: Case) -> dict[str, Tensor]:
 
 
 def reference_passages(case: Case) -> Passages:
-    """The reference's, but for HASS' norm of the embeddings, which the port makes once for all steps."""
+    """The reference's, but for HASS' norm of the embeddings, which the port makes once for all steps.
+
+    Embeddings are the verifier's own, as the port's are: those of a run under DeepSpeed are rounded.
+    """
     calls: list[Call] = []
     setup = prepare(case)
+    setup.frozen["embed_tokens.weight"] = read_tensors(case.initial)["verifier.embed_tokens.weight"].float()
     weights = setup.weights()
     out = setup.forward(weights, longest_row(case), tap=lambda *seen: calls.append(call_of(*seen)))
     torch.stack(list(out.backward)).sum().backward()
     return [call for call in calls if call.module != "embed_layernorm"], gradients_of(weights)
 
 
-def port_passages(case: Case) -> Passages:
+def port_passages(case: Case, **changes: Any) -> Passages:
     """The port's, watched; only the eager loss calls norm and head as modules.
 
     Inputs are shared as the reference shares them, so that their gradients are those of all who read them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        objective: Any = start_port(case, Path(folder), loss_implementation="eager").objective
+        objective: Any = start_port(case, Path(folder), loss_implementation="eager", **changes).objective
         batch = longest_row(case)
         objective.train()
         with watch(objective.draft, own_inputs=False) as calls:

@@ -13,13 +13,14 @@ from pathlib import Path
 from torch import Tensor
 
 from parity import fixtures
-from parity.checks import Need, check_configuration, needs
+from parity.checks import CHECKS as OF_ANY_PAIR
+from parity.checks import Need, check_configuration, check_optimizer_step, needs
 from parity.compare import View, compare_groups
 from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
 from parity.prototypes.case import Case, find_cases, read_case
-from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip
+from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip, steps_of
 from parity.prototypes.deviations import LEDGER
 from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, initial
@@ -61,6 +62,17 @@ def configuration(evidence: Evidence) -> list[Row]:
     return rows + compare_groups(subject, "vocabulary", expected, found, exact)
 
 
+def optimizer_step(evidence: Evidence) -> list[Row]:
+    """Every step computed again; the state after the first beside the prototype's, unless that lost its gradients."""
+    expected = evidence.expected.without(("after",)) if wiped(evidence) else evidence.expected
+    return check_optimizer_step(replace(evidence, expected=expected))
+
+
+def wiped(evidence: Evidence) -> str | None:
+    """Why nothing that comes of accumulated gradients is compared with a port, which alone keeps them."""
+    return WIPE if evidence.live is not None and evidence.case.accumulation > 1 else None
+
+
 def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
     """Why a check would hold the reference against itself."""
     return lambda evidence: said if evidence.found.run == "reference" else None
@@ -69,17 +81,21 @@ def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
 PORT: Need = (lambda e: e.live is not None, "only a port saves checkpoints and has options")
 IN_FP32: Need = (lambda e: not e.in_half, "half precision: compared in float32")
 IN_HALF: Need = (lambda e: e.in_half, "float32: compared directly")
+STEPS: Need = (lambda e: steps_of(e.case)[1] > 1, "one optimizer step: there is none to stop before")
 FINAL: Need = (lambda e: e.expected.group("final."), "the recording kept no final parameters")
 
-OF_THE_REFERENCE = {
+WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
+NOT_APPLICABLE = {
+    **dict.fromkeys(("gradients", "precision", "curve", "hits", "equivalence", "converted"), wiped),
     "configuration": not_for_the_reference("the reference is told what the recording says"),
     "weights": not_for_the_reference("the reference starts from the recording's own file"),
     "paths": not_for_the_reference("the reference in float64 is what others are held against"),
 }
 CHECKS = (
     Check("configuration", configuration),
+    *(replace(check, run=optimizer_step) for check in OF_ANY_PAIR if check.name == "optimizer_step"),
     Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
-    Check("resume", check_resume, ("round_trip",), needs(PORT), Against.ITSELF),
+    Check("resume", check_resume, ("round_trip",), needs(PORT, STEPS), Against.ITSELF),
     Check("equivalence", check_equivalence, (), needs(PORT, IN_HALF), Against.REFERENCE),
 )
 EAGLE3_CHECKS = (
@@ -89,7 +105,6 @@ EAGLE3_CHECKS = (
 
 
 OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
-WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
 
 
 @dataclass(frozen=True)
@@ -133,14 +148,14 @@ def _port(case: Case, folder: Path, afresh: bool) -> Run:
 
 def port(afresh: bool = False) -> Runs:
     """The port; ``afresh`` draws order and noise anew from the case's seed instead of replaying them."""
-    return Runs("port", partial(_port, afresh=afresh), lambda case: WIPE if case.accumulation > 1 else None)
+    return Runs("port", partial(_port, afresh=afresh))
 
 
 def live_original(root: Path) -> Runs:
     """The unmodified script, now, in a process of its own; the case is then as that run drew it."""
 
     def run(case: Case, folder: Path) -> Run:
-        fresh = read_case(record_original(case, root, folder))
+        fresh = read_case(record_original(case, root, folder, link_fixture=True))
         return Run(load_recorded(fresh, run="original"), case=fresh)
 
     return Runs("original", run, without_deepspeed)
@@ -151,7 +166,8 @@ def adapter(root: Path) -> Runs:
 
     def run(case: Case, folder: Path) -> Run:
         redirect = ALGORITHMS[case.algorithm].adapter
-        return Run(load_recorded(read_case(record_original(case, root, folder, redirect=redirect)), run="adapter"))
+        recording = record_original(case, root, folder, redirect=redirect, link_fixture=True)
+        return Run(load_recorded(read_case(recording), run="adapter"))
 
     fitting = in_fp32("the adapter is held against the original in float32")
     return Runs("adapter", run, fitting, OF_THE_ADAPTER)
@@ -179,7 +195,7 @@ def prototype_pair(name: str) -> Pair:
         deviations=LEDGER,
         tables=TABLES,
         checks=(*CHECKS, *(EAGLE3_CHECKS if name == "eagle3" else ())),
-        not_applicable=OF_THE_REFERENCE,
+        not_applicable=NOT_APPLICABLE,
         sides=(REFERENCE,),
         live=partial(live_pair, name),
         remedy=CHECKOUT,

@@ -162,7 +162,9 @@ class ReplaySampler(Sampler[int]):
 def replayed(file: Path) -> Callable[[Tensor], Tensor]:
     """Hands out the recorded uniforms in loading order, in place of ``torch.rand_like``."""
     stored = read_tensors(file)
-    left = iter(sorted(stored))
+    if wrong := [name for name in stored if not name[1:].isdecimal()]:
+        raise InputError(file, "noise", wrong[0], "draws named u and a number")
+    left = iter(sorted(stored, key=lambda name: int(name[1:])))
 
     def draw(features: Tensor) -> Tensor:
         name = next(left, None)

@@ -26,11 +26,20 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class CommandSettings(BaseSettings):
-    """Flags, then environment (by the class' ``env_prefix``), then ``--config file.yaml``, then the defaults."""
+    """Flags, then environment (by the class' ``env_prefix``), then ``--config file.yaml``, then the defaults.
+
+    All of that by :func:`parse`; made in Python, settings are the arguments and the defaults, whatever the environment.
+    """
 
     model_config = SettingsConfigDict(
         extra="forbid", cli_implicit_flags=True, cli_avoid_json=True, protected_namespaces=()
     )
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]
+        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (sources["init_settings"],)
 
 
 class TrainingSettings(CommandSettings):

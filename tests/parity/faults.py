@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,9 +31,11 @@ import ports.training.resume
 from ports.hass.model import HassDraftModel
 from ports.training.attention import ttt_cache
 from ports.training.objective import Step, next_hidden
+from ports.training.settings import TrainingSettings
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
+LAYERS = "eagle_aux_hidden_state_layer_ids"
 O_PROJ = "layers.0.self_attn.o_proj.weight"
 LOOP = ports.training.loop.Loop
 KEEPER, RESUME = ports.training.keeper, ports.training.resume
@@ -113,6 +116,23 @@ def change_file(change: Callable[[dict[str, Tensor]], object]) -> Plant:
             tensors = load_file(folder / "model.safetensors")
             change(tensors)
             save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+
+        patch.setattr(KEEPER, "write_draft", save)
+
+    return plant
+
+
+def change_config_file(change: Callable[[dict[str, Any]], object]) -> Plant:
+    """Alter the configuration of every checkpoint after it was written."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        old = KEEPER.write_draft
+
+        def save(draft: Any, folder: Path, *args: Any) -> None:
+            old(draft, folder, *args)
+            config = json.loads((folder / "config.json").read_text())
+            change(config)
+            (folder / "config.json").write_text(json.dumps(config))
 
         patch.setattr(KEEPER, "write_draft", save)
 
@@ -217,6 +237,16 @@ def unnormed_twice(hidden: Tensor, *rest: Any) -> tuple[Any, ...]:
     return hidden / hidden.pow(2).mean(-1, keepdim=True).add(1e-5).sqrt(), *rest
 
 
+def rounded_head(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """To bfloat16, as the draft's own head is."""
+    return hidden, head.bfloat16().float()
+
+
+def averaged(outcome: Any) -> Any:
+    """Over three TTT steps, where the prototypes add up."""
+    return replace(outcome, backward_loss=outcome.backward_loss / 3)
+
+
 def forgetful(self: Any, config: Any, weights: Any, *rest: Any) -> tuple[Any, ...]:
     """A converter that leaves a weight as it was initialised."""
     return self, config, {**weights, "fc.weight": torch.zeros_like(weights["fc.weight"])}, *rest
@@ -300,11 +330,7 @@ FAULTS = (
     hass("history not detached", puts(HassDraftModel, "unroll", hass_history), "paths"),
     hass(
         "gradients averaged",
-        returns(
-            ports.hass.objective.HassObjective,
-            "forward",
-            lambda outcome: replace(outcome, backward_loss=outcome.backward_loss / 3),
-        ),
+        returns(ports.hass.objective.HassObjective, "forward", averaged),
         "gradients",
     ),
     fault(
@@ -332,8 +358,20 @@ FAULTS = (
                 "clip",
             ),
             ("rate 0.1 % low", alters(ports.training.loop, "build_schedule", lower_rates), "schedule"),
+            ("target of a rounded head", takes(ports.eagle3.objective, "Verifier", rounded_head), "precision"),
+            (
+                "gradients averaged, which clipping hides",
+                returns(ports.eagle3.objective.Eagle3Objective, "forward", averaged),
+                "precision",
+            ),
             ("beta2 0.951", puts(ports.training.optimizer, "BETAS", (0.9, 0.951)), "configuration", "optimizer_step"),
         )
+    ),
+    fault(
+        "accumulation forgotten in the schedule",
+        puts(TrainingSettings, "samples_per_step", lambda self, processes=1: self.bs),
+        *("configuration", "schedule"),
+        case="eagle3_fp32_k3_ga2",
     ),
     fault("metrics nobody logs", puts(ports.eagle3.objective.Eagle3Objective, "topk", 1), "curve"),
     fault("hits overcounted", alters(OBJECTIVE, "fused_scores", _one_more_hit), "hits"),
@@ -342,6 +380,13 @@ FAULTS = (
     fault("a key too many", change_file(lambda t: t.update(spare=torch.zeros(1))), "round_trip"),
     fault("a weight transposed", change_file(lambda t: t.update({O_PROJ: t[O_PROJ].T})), "round_trip"),
     fault("embeddings left random", change_file(lambda t: t["embed_tokens.weight"].cos_()), "round_trip"),
+    fault("layers off by one in the file", change_config_file(lambda c: c.update({LAYERS: [2, 4, 5]})), "round_trip"),
+    fault("layers off by one in the draft", change_config(lambda c: setattr(c, LAYERS, [2, 4, 5])), "round_trip"),
+    hass(
+        "one more token proposed",
+        takes(ports.hass.train, "load_draft_config", lambda path, verifier, k, *rest: (path, verifier, k + 1, *rest)),
+        "round_trip",
+    ),
     fault("chain keys read at the own position", swap_attention("ttt_chain_fast", "ttt_prototype_fast"), "chain"),
     fault("chain: later layers cut off", later_layers_cut_off, "chain"),
     # every generator stays as the new process happens to have it, and nobody looks

@@ -15,6 +15,7 @@ import pytest
 
 import parity.cli
 import parity.environment
+import parity.prototypes.pair
 from parity.pair import SHIPPED, Options, Pair, find_pair
 from parity.run import KitReport
 from parity.verdict import Report, Row, Skip, Status
@@ -155,6 +156,19 @@ def test_a_recorded_case_passes(command: Run, tmp_path: Path) -> None:
     assert {row["case"] for row in rows} == {"eagle3_fp32_k1"}
     assert {row["run"] for row in rows} == {"reference", "port"}
     assert all(row["passed"] for row in rows if row["status"] != "not applicable")
+
+
+@pytest.mark.parametrize(("keyword", "code"), [("k3_noise or bf16ds", 0), ("bf16ds", 2)])
+def test_cases_that_cannot_be_recorded_here_are_left_out_with_the_reason(
+    keyword: str, code: int, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(parity.prototypes.pair, "find_spec", lambda name: None)
+    pair = replace(find_pair("eagle3"), record=lambda case, original, output: output / case.name)
+    monkeypatch.setattr(parity.cli, "find_pair", lambda name: pair)
+    assert command("record", "eagle3", "--original", tmp_path, "--output", tmp_path / "new", "-k", keyword) == code
+    told = capsys.readouterr()
+    assert "eagle3_bf16ds_k3 is left out: DeepSpeed is not installed: pip install -e '.[deepspeed]'" in told.err
+    assert told.out == ("" if code else f"{tmp_path / 'new' / 'eagle3_fp32_k3_noise'}\n")
 
 
 @pytest.mark.parametrize("there", [True, False])

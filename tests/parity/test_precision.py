@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from parity.side import TraceSide
 from parity.trace import Point, Trace
 from parity.verdict import Row
 
-LOGITS, FC, NORM, BIAS = "mb0.step0.logits", "mb0.grad.fc.weight", "mb0.grad.norm.weight", "mb0.grad.fc.bias"
+LOGITS, TARGET = "mb0.step0.logits", "mb0.target_p"
+FC, NORM, BIAS = "mb0.grad.fc.weight", "mb0.grad.norm.weight", "mb0.grad.fc.bias"
 EXACT = {
     "mb0.batch.attention_mask": torch.tensor([[1, 1, 0]]),
     LOGITS: torch.full((1, 3, 4), 2.0),
+    TARGET: torch.full((1, 3, 4), 0.25),
     "mb0.step0.loss": torch.tensor([3.0]),
     "mb0.step1.loss": torch.tensor([4.0]),
     FC: torch.ones(2, 2),
@@ -31,14 +34,15 @@ Changes = dict[str, Tensor]
 VIEWS = [View("mb*.logits", rows=lambda trace, name: trace.tensors["mb0.batch.attention_mask"].bool())]
 
 
-def side(run: str, changes: Changes, losses: Any = ()) -> Trace:
+def side(run: str, changes: Changes, losses: Any = (), norms: Any = ()) -> Trace:
     points = [Point(0, float(loss), (), None, 0.0, 0.0) for loss in losses]
+    points = [replace(point, grad_norm=float(norm)) for point, norm in zip(points, norms)] or points
     return Trace(run, "one", "bf16ds", {**EXACT, **changes}, points, trained=("fc.weight", "norm.weight"))
 
 
-def judged(prototype: Trace, port: Trace, losses: Any = (), gone: str = "") -> dict[str, Row]:
+def judged(prototype: Trace, port: Trace, losses: Any = (), gone: str = "", norms: Any = ()) -> dict[str, Row]:
     port.tensors.pop(gone, None)
-    oracle = side("reference", {}, losses)
+    oracle = side("reference", {}, losses, norms)
     sides = TraceSide(prototype), TraceSide(port)
     pair = Pair("one", *sides, views=VIEWS, tables={"bf16ds": "prototype_bf16"}, oracle=lambda case: lambda: oracle)
     return {row.tensor: row for row in run_pair(pair, Options(checks=("precision",))).rows}
@@ -50,7 +54,7 @@ def off(name: str, by: float | Tensor) -> Changes:
 
 def test_everything_that_was_rounded_is_judged() -> None:
     rows = judged(side("recorded", {}), side("port", {}))
-    assert set(rows) == {LOGITS, "mb0.losses", FC, "mb0.grad.vectors", "after"}
+    assert set(rows) == {LOGITS, TARGET, "mb0.losses", FC, "mb0.grad.vectors", "after"}
     assert all(row.passed and row.measured == 0 for row in rows.values())
 
 
@@ -65,6 +69,9 @@ PADDED = torch.zeros(1, 3, 4).index_fill(1, torch.tensor([2]), 1e3)
         (off(LOGITS, 0.01), off(LOGITS, 0.016), LOGITS, 1.6),
         (off(LOGITS, 0.01), off(LOGITS, float("nan")), LOGITS, float("nan")),
         (off(LOGITS, 0.01), off(LOGITS, PADDED), LOGITS, 0.0),
+        ({}, off(TARGET, 2e-7), TARGET, 0.8),
+        ({}, off(TARGET, 5e-7), TARGET, 2.0),
+        (off(TARGET, 0.01), off(TARGET, 0.012), TARGET, 1.2),
         ({}, off(FC, 1e-6), FC, float("inf")),
         (off(FC, torch.tensor([[0.3, 0.0], [0.0, 0.4]])), off(FC, 0.25), FC, 1.0),
         ({}, off("mb0.step0.loss", 0.01), "mb0.losses", 1.0),
@@ -82,7 +89,8 @@ def test_half_as_much_again_is_allowed(prototype: Changes, port: Changes, judge:
 
 
 @pytest.mark.parametrize(
-    ("gone", "judge"), [(LOGITS, LOGITS), (FC, FC), (NORM, "mb0.grad.vectors"), ("after.norm.weight", "after")]
+    ("gone", "judge"),
+    [(LOGITS, LOGITS), (TARGET, TARGET), (FC, FC), (NORM, "mb0.grad.vectors"), ("after.norm.weight", "after")],
 )
 def test_what_the_port_lacks_fails(gone: str, judge: str) -> None:
     row = judged(side("recorded", {}), side("port", {}), gone=gone)[judge]
@@ -110,3 +118,26 @@ def test_curves_are_judged_step_by_step(error: Tensor, failed: set[str]) -> None
     rows = {name: row for name, row in judged(prototype, port, EXACT_LOSSES[:steps]).items() if name.startswith("loss")}
     assert {name for name, row in rows.items() if not row.passed} == failed
     assert len(rows) == {9: 0, 40: 5}[steps] or failed == {"loss"}
+
+
+NORMS = [f"grad_norm, part {number} of 4" for number in range(1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (2 * NOISE, set()),
+        (5 * NOISE, {*NORMS}),
+        (torch.where(torch.arange(40) < 10, -2 / 3, NOISE), {NORMS[0]}),
+        (NOISE[:0], {"grad_norm"}),
+    ],
+    ids=["half a unit of bfloat16", "more", "a third at first", "none"],
+)
+def test_gradient_norms_are_judged_step_by_step(error: Tensor, failed: set[str]) -> None:
+    """They are judged at the losses' steps; these are exact."""
+    exact = EXACT_LOSSES * 5
+    prototype = side("recorded", {}, EXACT_LOSSES, exact * (1 + NOISE))
+    port = side("port", {}, EXACT_LOSSES, exact[: len(error)] * (1 + error))
+    rows = judged(prototype, port, EXACT_LOSSES, norms=exact)
+    assert {name for name, row in rows.items() if not row.passed} == failed
+    assert {*NORMS} <= {*rows} or failed == {"grad_norm"}

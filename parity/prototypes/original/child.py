@@ -27,7 +27,7 @@ class Request:
     draws noise or order, it is seeded when ``accelerator.prepare`` has returned, unless ``seed`` is None.
     ``redirect`` names a module whose ``Model`` and ``EConfig`` take the place of the prototype's.
     ``max_optimizer_steps`` ends the run early. Without ``record`` only ``meta.json`` is written, with the timings
-    and the first step's FLOPs.
+    and the first step's FLOPs. The fixture is copied into the recording, which can then be read anywhere, or linked.
     """
 
     case: Case
@@ -38,6 +38,7 @@ class Request:
     threads: int = 1
     max_optimizer_steps: int | None = None
     record: bool = True
+    link_fixture: bool = False
 
     @property
     def folder(self) -> Path:

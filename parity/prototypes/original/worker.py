@@ -129,7 +129,10 @@ class Run:
             if self.recorder is not None:
                 self.recorder.write(folder, self.model, self.case.initial)
                 shutil.copy(self.case.initial, folder)
-                (folder / "fixture").symlink_to(self.case.fixture, target_is_directory=True)
+                if self.request.link_fixture:
+                    (folder / "fixture").symlink_to(self.case.fixture, target_is_directory=True)
+                else:
+                    shutil.copytree(self.case.fixture, folder / "fixture")
 
         write_folder(self.request.folder, fill)
 

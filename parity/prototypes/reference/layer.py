@@ -46,11 +46,14 @@ def rotary_angles(config: Mapping[str, Any], length: int, dtype: torch.dtype) ->
 
 
 def rope_frequencies(config: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
-    """[e / 2] inverse frequencies of a draft config: default, linear or llama3 scaling."""
+    """[e / 2] inverse frequencies of a draft config: default, linear or llama3 scaling.
+
+    ``rope_parameters`` is how transformers 5 writes ``rope_theta`` and ``rope_scaling``.
+    """
     dim = head_dim(config)
     exponents = torch.arange(0, dim, 2, dtype=torch.int64).to(dtype) / dim
-    frequencies = 1.0 / (config.get("rope_theta", 10000.0) ** exponents)
-    scaling = config.get("rope_scaling") or {}
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    frequencies = 1.0 / (scaling.get("rope_theta", config.get("rope_theta", 10000.0)) ** exponents)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return frequencies
@@ -143,7 +146,7 @@ class Layer:
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         """:func:`rms_norm` with the weight of that name."""
-        return self._seen(name, x, rms_norm(x, self.weights[f"{name}.weight"], self.config["rms_norm_eps"]))
+        return self._seen(name, x, rms_norm(x, self.weights[f"{name}.weight"], self.config.get("rms_norm_eps", 1e-6)))
 
     def mlp(self, x: Tensor, name: str) -> Tensor:
         """The gated SiLU MLP."""

@@ -22,6 +22,9 @@ from parity.step import AdamW, Clip, Rule, State, global_norm, linear_schedule
 from parity.trace import TIE, Point, Trace
 
 CLIP = {"eagle3": Clip("norm", 1.0), "hass": Clip("value", 0.5)}
+HEAD = "init.lm_head.weight"
+"""What an initial file may leave out of what Eagle3 trains: the verifier's rows that the draft can say."""
+
 PLACES = 3
 """First choices of the draft that hits are counted among: 1, 2, 3."""
 
@@ -72,14 +75,18 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
     for name in ("verifier.lm_head.weight", "verifier.embed_tokens.weight"):
         if name not in stored:
             raise InputError(case.initial, name, "missing", "a tensor")
+    head = stored["verifier.lm_head.weight"]
+    t2d = stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool)
+    if case.algorithm == "eagle3" and HEAD not in stored:
+        stored[HEAD] = head[t2d]
     embedding = stored.get("init.embed_tokens.weight", stored["verifier.embed_tokens.weight"])
     return Setup(
         case=case,
         dtype=dtype,
         config=read_object(case.configpath),
         masters={native(name): value.to(wide) for name, value in start_of(case, stored).items()},
-        head=stored["verifier.lm_head.weight"].to(wide),
-        t2d=stored["t2d"].bool() if "t2d" in stored else torch.ones(0, dtype=torch.bool),
+        head=head.to(wide),
+        t2d=t2d,
         frozen={"embed_tokens.weight": embedding.to(dtype)},
         autocast=autocast,
     )

@@ -54,9 +54,16 @@ def test_a_fault_is_found_where_it_is(plant: Plant, found: Any, case: Case, monk
     assert (finding and (finding.direction, finding.module, finding.call)) == found
 
 
-@pytest.mark.parametrize("name", ["eagle3_fp32_k3", "hass_fp32_k3"])
+@pytest.mark.parametrize("name", ["eagle3_fp32_k3", "hass_fp32_k3", "eagle3_bf16ds_k3", "hass_bf16_k3"])
 def test_without_a_fault_nothing_is_found(name: str, cases: dict[str, Case]) -> None:
     assert localise(cases[name]) is None
+
+
+def test_in_half_precision_rounding_is_not_taken_for_the_fault(
+    cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted("own-position keys off")(monkeypatch)
+    assert "forward first goes wrong in layers.0.self_attn, call 2" in str(localise(cases["eagle3_bf16ds_k3"]))
 
 
 @pytest.mark.parametrize(("check", "told"), [("gradients", "module by module both sides agree"), ("hits", "")])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.prototypes.case import Case
-from parity.prototypes.port import start_port, trace_port
+from parity.prototypes.port import settings_for, start_port, trace_port
 from tests.parity.prototypes.test_synthetic import Shape, make
 
 
@@ -31,6 +31,13 @@ def test_a_replayed_run_repeats_itself_whatever_the_seed(noisy: Case) -> None:
     first, second = trace_port(noisy, seed=0), trace_port(noisy, seed=5)
     assert same(first, second)
     assert [point.loss for point in first.curve] == [point.loss for point in second.curve]
+
+
+def test_no_environment_steers_the_port(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = settings_for(case, tmp_path)
+    for name, value in (("LOSS_IMPLEMENTATION", "eager"), ("MAX_STEPS", "1"), ("LOG_WITH", '["tensorboard"]')):
+        monkeypatch.setenv(f"SPECULATOR_PORT_{name}", value)
+    assert settings_for(case, tmp_path) == plain
 
 
 def test_a_live_run_draws_from_its_seed(noisy: Case) -> None:

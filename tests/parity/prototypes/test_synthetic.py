@@ -15,6 +15,7 @@ from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.pair import find_pair
 from parity.prototypes.case import Case, read_case
+from parity.prototypes.pair import REFERENCE
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.synthetic import sample_order, write_case
 from parity.run import CaseRun
@@ -111,6 +112,21 @@ def test_port_and_reference_agree_on_sizes_nobody_recorded(
     rows = [row for row in against_the_reference(case) if row.compared]
     assert [(row.check, row.tensor, row.measured, row.detail) for row in rows if not row.passed] == []
     assert {row.check for row in rows} >= ({"batches", "precision", "paths", "curve"} if half else DIRECT)
+
+
+@pytest.mark.parametrize(
+    ("bs", "epoch", "status"), [(4, 0, "not applicable"), (4, 1, "passed"), (2, 0, "passed"), (4, 3, "passed")]
+)
+def test_a_run_of_few_optimizer_steps_is_resumed_or_has_none_to_stop_before(
+    bs: int, epoch: int, status: str, tmp_path: Path
+) -> None:
+    """1, 2, 3 and 4 of them."""
+    case = make(Shape("any"), tmp_path, k=1, bs=bs, epoch=epoch)
+    pair = find_pair("eagle3")
+    with ExitStack() as stack:
+        evidence = CaseRun(replace(pair, original=REFERENCE), case, stack).evidence(pair.port)
+        rows = run_checks(evidence, pair.every_check, only={"resume"})
+    assert {row.status for row in rows} == {status}
 
 
 def test_a_wrong_size_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
     case = toy_case(accumulation=2, noise=True, shuffle=True)
     folder = record_original(case, toy, tmp_path / "out")
     meta, found = read_meta(folder), read_case(folder)
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
     trace = load_recorded(found)
     assert trace.prints == ["toy sees 17 files", "toy pass 0"]
     assert "FIXTURE/verifier" in meta["argv"]
@@ -52,6 +53,12 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
     assert torch.equal(trace.tensors["init.mix.weight"], torch.eye(H))
     assert trace.group("after.").keys() == trace.group("final.").keys() == trace.group("init.").keys()
     assert not torch.equal(trace.tensors["after.mix.weight"], trace.tensors["final.mix.weight"])
+
+
+def test_a_recording_to_be_thrown_away_links_its_fixture(toy: Path, toy_case: ToyCase, tmp_path: Path) -> None:
+    folder = record_original(toy_case(), toy, tmp_path / "out", link_fixture=True, max_optimizer_steps=1)
+    assert (folder / "fixture").is_symlink()
+    assert (folder / "fixture" / "verifier").is_dir()
 
 
 def test_only_timings_and_an_early_end(

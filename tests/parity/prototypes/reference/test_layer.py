@@ -52,6 +52,16 @@ def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dim: int | None) ->
         assert torch.equal(found, expected)
 
 
+@pytest.mark.skipif(not hasattr(LlamaConfig(), "rope_parameters"), reason="transformers before 5 knows no such key")
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, LLAMA3], ids=["default", "llama3"])
+def test_rotation_as_transformers_5_writes_it(scaling: dict[str, Any]) -> None:
+    values = config(rope_parameters={**scaling, "rope_theta": 700.0})
+    del values["rope_theta"]
+    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
+    assert torch.equal(rope_frequencies(values, torch.float32), theirs.inv_freq)
+    assert not torch.equal(rope_frequencies(config(rope_scaling=scaling), torch.float32), theirs.inv_freq)
+
+
 def test_an_unknown_scaling_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
         rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def test_a_missing_verifier_weight_is_named(name: str, case: Case, tmp_path: Pat
     save_file(stored, tmp_path / "initial.safetensors")
     with pytest.raises(InputError, match=f"{name}: found missing"):
         prepare(replace(case, initial=tmp_path / "initial.safetensors"))
+
+
+@pytest.mark.parametrize("left_out", ["init.lm_head.weight", "rms_norm_eps"])
+def test_the_verifier_s_head_and_the_default_eps_may_be_left_out(left_out: str, case: Case, tmp_path: Path) -> None:
+    stored, config = load_file(case.initial), json.loads(case.configpath.read_text())
+    stored["init.lm_head.weight"] = stored["verifier.lm_head.weight"][stored["t2d"].bool()]
+    config["rms_norm_eps"] = 1e-6
+    files, traces = {"initial": tmp_path / "initial.safetensors", "configpath": tmp_path / "draft.json"}, []
+    for _ in range(2):
+        save_file(stored, files["initial"])
+        files["configpath"].write_text(json.dumps(config))
+        traces.append(trace_reference(replace(case, **files), optimizer_steps=1).tensors)
+        stored.pop(left_out, None)
+        config.pop(left_out, None)
+    assert traces[0].keys() == traces[1].keys()
+    assert all(torch.equal(value, traces[1][name]) for name, value in traces[0].items())
 
 
 def test_a_draft_config_that_is_no_object_is_named(case: Case, tmp_path: Path) -> None:
