@@ -43,6 +43,12 @@ def tf32() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
 
 
+@pytest.fixture
+def fresh_dynamo() -> None:
+    """Nothing compiled: torch may fail to say why it compiles ``flex_attention`` anew, for other arguments."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture(autouse=True)
 def known_state():
     """One thread, float32, seed 0."""

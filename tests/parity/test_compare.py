@@ -120,10 +120,10 @@ def test_what_either_side_may_lack(expected: Tensor, found: Tensor, passed: bool
     assert detail in row.detail
 
 
-@GPU
-def test_sides_on_two_devices_are_compared() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_sides_on_two_devices_are_compared(device: str) -> None:
     found = torch.tensor([math.inf, 1.5])
-    row = compare_named(SUBJECT, "q", "n", found.cuda(), found, within(Kind.ABSOLUTE, 0.0))
+    row = compare_named(SUBJECT, "q", "n", found.to(device), found, within(Kind.ABSOLUTE, 0.0))
     assert row.passed
 
 

@@ -286,6 +286,7 @@ def found(port: Callable[[], Model]) -> Finding | None:
     return first_forward(*calls, apart) or first_backward(*calls, tuple(grads), apart)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("port", "module", "detail", "operator"), BLAMED.values(), ids=BLAMED)
 def test_module_input_and_operator_are_named(port: Any, module: str, detail: str, operator: str) -> None:

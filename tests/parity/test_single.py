@@ -160,6 +160,7 @@ FORWARD_ONLY: dict[str, tuple[Any, Any, dict[str, Any], list[str], str]] = {
 }
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("original", "port", "options", "failed", "words"), FORWARD_ONLY.values(), ids=FORWARD_ONLY)
 def test_sides_without_a_backward(original: Any, port: Any, options: Any, failed: list[str], words: str) -> None:

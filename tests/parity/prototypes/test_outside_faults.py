@@ -83,7 +83,7 @@ def clipped(kind: str, by: float) -> Plant:
 
 FAULTS: dict[str, tuple[Plant, list[str]]] = {
     "none": (lambda patch: None, []),
-    "rate 3 % low from step 2": (grouped(first=1, lr=lambda rate: 0.97 * rate), ["optimizer_step"]),
+    "rate 3 % low from step 2": (grouped(first=1, lr=lambda rate: 0.97 * rate), ["schedule"]),
     "decay off": (grouped(weight_decay=0.0), ["optimizer_step"]),
     "beta2 0.951": (grouped(betas=(0.9, 0.951)), ["optimizer_step"]),
     "eps 1e-6": (grouped(eps=1e-6), ["optimizer_step"]),

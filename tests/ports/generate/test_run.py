@@ -190,10 +190,10 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
         process = spawn(outdir=folder, **settings)
         while process.returncode is None and not list(folder.rglob("data_*")):
             time.sleep(0.002)
-        workers = children(process.pid)
+        written, workers = len(list(folder.rglob("data_*"))), children(process.pid)
         process.kill()
         await_end_of(workers, 20)
-        if (written := len(list(folder.rglob("data_*")))) < 20:
+        if written < 20:
             break
     deadline = time.monotonic() + 60
     while (again := spawn(outdir=folder, **settings)).ended() and again.returncode and time.monotonic() < deadline:
