@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import nn
 
@@ -47,6 +48,7 @@ def speculators(case: Case, shape: Shape, cpdir: Path) -> Steps:
     draft = _theirs(loop.objective.draft)
     optimizer = build_optimizer(draft, case.lr)
     for batch in loop.loader:
+        batch = send_to_device(batch, shape.device)
         with torch.autocast(shape.device, torch.bfloat16, enabled=shape.dtype == "bf16"):
             _, loss, _ = draft(**speculators_inputs(batch, shape.ttt_steps))
         optimizer.zero_grad()
