@@ -108,11 +108,6 @@ def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer |
 
     On the CPU, as recordings are; elsewhere if ``ACCELERATE_USE_CPU`` in the environment is false.
     """
-    with patch_environment(accelerate_use_cpu=os.environ.get("ACCELERATE_USE_CPU", "true")):
-        return _start(case, cpdir, live, observer, **changes)
-
-
-def _start(case: Case, cpdir: Path, live: bool, observer: Observer | None, **changes: Any) -> Loop:
     reset_accelerate()
     settings = settings_for(case, cpdir, **changes)
     train = ALGORITHMS[case.algorithm].train
@@ -121,7 +116,8 @@ def _start(case: Case, cpdir: Path, live: bool, observer: Observer | None, **cha
     draw = replayed(case.uniforms) if case.uniforms and not live else torch.rand_like
     dataset = train.build_dataset(settings, draft.config, draw)
     sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
-    loop: Loop = train.start(settings, draft, dataset, sampler, observer)
+    with patch_environment(accelerate_use_cpu=os.environ.get("ACCELERATE_USE_CPU", "true")):
+        loop: Loop = train.start(settings, draft, dataset, sampler, observer)
     return loop
 
 

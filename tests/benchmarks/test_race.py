@@ -2,7 +2,7 @@ import pytest
 
 import parity.prototypes.reference.loop
 from benchmarks.race import race
-from benchmarks.shapes import FULL, QUICK, Shape, build_case, sides_of
+from benchmarks.shapes import Shape, build_case, sides_of
 from benchmarks.sides import reference
 from tests.forked import FORKS
 
@@ -49,8 +49,3 @@ def test_the_reference_keeps_nothing_that_the_prototype_does_not(tmp_path, monke
 )
 def test_dense_sides_stay_away_from_long_rows_and_the_port_does_not(shape, original, sides):
     assert sides_of(shape, original) == sides
-
-
-def test_the_quick_shapes_are_some_of_all():
-    assert set(QUICK) < set(FULL)
-    assert len(set(FULL)) == len(FULL)

@@ -104,9 +104,11 @@ def test_a_crash(saved_twice, start_run, tmp_path, monkeypatch, phase):
     cpdir = tmp_path / "cp"
     child = os.fork()
     if child == 0:
-        fail(monkeypatch, phase, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        saved_twice.plan.keeper.save(saved_twice, "step_2")
-        os._exit(0)
+        try:
+            fail(monkeypatch, phase, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            saved_twice.plan.keeper.save(saved_twice, "step_2")
+        finally:  # whatever it raises, this is no second pytest
+            os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert phase == "the log" or any(path.name.startswith(f"{MARK}step_2") for path in cpdir.iterdir())
     saved_twice.accelerator.directory_lock.release()

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 
-from ports.training.runs import warn_of_longer
 from ports.training.saving import load_weights
 from tests.ports.conftest import TRAIN
 from tests.ports.training.conftest import PREFIX
@@ -116,8 +115,8 @@ def test_a_flag_that_names_nothing_is_refused_and_leaves_nothing(main, flags, tm
     assert not (tmp_path / "checkpoints").exists()
 
 
-@only("eagle3")
 @pytest.mark.parametrize(("length", "said"), [({"max_len": 513}, 1), ({"max_len": 512}, 0), ({}, 0)])
-def test_a_length_beyond_the_verifier_s_positions_is_said(settings, recwarn, length, said):
-    warn_of_longer(settings(**length))
-    assert [str(warning.message) for warning in recwarn] == ["--max_len 513: the verifier has 512 positions"] * said
+def test_a_length_beyond_the_verifier_s_positions_is_said(start_run, tmp_path, recwarn, length, said):
+    start_run("eagle3", tmp_path / "run", **length)
+    found = [str(warning.message) for warning in recwarn if "--max_len" in str(warning.message)]
+    assert found == ["--max_len 513: the verifier has 512 positions"] * said
