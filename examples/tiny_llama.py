@@ -33,7 +33,7 @@ from ports.evaluate.decode import Limits, decode
 from ports.evaluate.measure import measure
 from ports.evaluate.prompts import read_questions
 from ports.generate.chat import ChatFamily, Encoder
-from ports.training.verifier import open_tokenizer
+from ports.verifier.tokenizer import open_tokenizer
 
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)
 DRAFT_VOCAB_SIZE = 384

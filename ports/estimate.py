@@ -37,7 +37,7 @@ from ports.numerics import best_device
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.settings import CommandSettings, parse
-from ports.training.verifier import verifier_config
+from ports.verifier.config import verifier_config
 
 PROBES = (16, 48)
 """Tokens of the two measured batches."""

@@ -11,7 +11,7 @@ from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.draft_config import attach, is_native, native_config, prototype_layer, read_config_dict
 from ports.training.online import NUM_FEATURES, aux_layer_ids
-from ports.training.verifier import verifier_config
+from ports.verifier.config import verifier_config
 
 OTHER_NORMS = ("norm_before_fc", "fc_norm", "norm_output")
 """What Speculators can compute and the prototype does not."""

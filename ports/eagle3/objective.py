@@ -15,7 +15,7 @@ from ports.training.alignment import Alignment
 from ports.training.data import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
-from ports.training.verifier import full_head
+from ports.verifier.weights import full_head
 
 
 class Eagle3Objective(TTTObjective):

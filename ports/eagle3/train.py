@@ -20,8 +20,8 @@ from ports.training.observer import Observer
 from ports.training.runs import Needs, build_source, finish, recorded_layers, run_command, start_training
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import full_tensor
-from ports.training.verifier import check_weights_present, reading_weights
 from ports.training.vocabulary import VOCABULARY_KEY, check_digest, load_vocabulary_map
+from ports.verifier.weights import check_weights_present, reading_weights
 
 GRAD_CLIP = 1.0
 

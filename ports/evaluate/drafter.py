@@ -25,7 +25,6 @@ from ports.training.alignment import Alignment
 from ports.training.checkpoint import WEIGHTS
 from ports.training.draft_config import check_builds, native_config, read_config_dict
 from ports.training.saving import put_weights, read_weights
-from ports.training.verifier import check_weights_present, reading_weights, verifier_config
 from ports.training.vocabulary import (
     FILE,
     VocabularyMap,
@@ -34,6 +33,8 @@ from ports.training.vocabulary import (
     load_vocabulary_map,
     read_vocabulary_file,
 )
+from ports.verifier.config import verifier_config
+from ports.verifier.weights import check_weights_present, reading_weights
 
 
 class Drafter(ABC):

@@ -16,7 +16,8 @@ from ports.files import check_regular, read_json
 from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Message, dialogue_of, form_of
 from ports.training.records import GENERATION
-from ports.training.verifier import open_tokenizer, verifier_config
+from ports.verifier.config import verifier_config
+from ports.verifier.tokenizer import open_tokenizer
 
 FORMS = (
     "token ids, a text, or an object with prompt_token_ids, prompt, messages, conversations, turns, question or text"

@@ -23,7 +23,8 @@ from transformers.cache_utils import DynamicCache
 
 from ports.errors import InputError
 from ports.evaluate.sampling import Choice, Proposal, checked_logits
-from ports.training.verifier import reading_weights, verifier_config
+from ports.verifier.config import verifier_config
+from ports.verifier.weights import reading_weights
 
 Features = Callable[[Sequence[Tensor]], Tensor]
 """From the verifier's n+1 hidden states [B, Q, h] to features [B, Q, F]."""

@@ -14,7 +14,7 @@ from ports.generate.conversations import ConversationError, load_conversations
 from ports.generate.run import GenerationSettings, generate, prepare, say, summary
 from ports.generate.vocabulary import choose_vocabulary
 from ports.training.settings import parse
-from ports.training.verifier import open_tokenizer
+from ports.verifier.tokenizer import open_tokenizer
 
 
 class ShowSettings(GenerationSettings):

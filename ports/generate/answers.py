@@ -30,7 +30,8 @@ from ports.generate.engines import Engine, Prompt, choose_engine, longest_dialog
 from ports.generate.records import digest, start_or_go_on
 from ports.training.checkpoint import DirectoryLock
 from ports.training.settings import CommandSettings, parse
-from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_fingerprint
+from ports.verifier.fingerprint import verifier_fingerprint
+from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
 
 WINDOW = 128
 """Dialogues that an engine gets at a time: more keep it busier, and more of them are answered again after a kill."""

@@ -52,7 +52,9 @@ from ports.training.draft_config import read_config_dict
 from ports.training.records import list_records
 from ports.training.settings import Precision, parse
 from ports.training.stop import SIGNALS, end_with_parent
-from ports.training.verifier import open_tokenizer, verifier_config, verifier_fingerprint
+from ports.verifier.config import verifier_config
+from ports.verifier.fingerprint import verifier_fingerprint
+from ports.verifier.tokenizer import open_tokenizer
 
 STEPS = 2000
 """Optimizer steps that a small data set is trained for, as far as :data:`PASSES` lets it."""

@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from ports.errors import InputError, reason
 from ports.evaluate.verifier import end_tokens, open_verifier
 from ports.numerics import best_device
-from ports.training.verifier import verifier_config
+from ports.verifier.config import verifier_config
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from ports.files import read_json
 from ports.training.checkpoint import write_file
 from ports.training.online import PROTOTYPE_DTYPE, chosen_layers
 from ports.training.records import GENERATION, SUFFIX, SUFFIXES, RecordInfo, parse_info
-from ports.training.verifier import verifier_config
+from ports.verifier.config import verifier_config
 
 HEADER_BYTES = 640
 """What a record's header takes, about."""

@@ -42,7 +42,9 @@ from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.online import FeatureReader, checked_device, load_verifier
 from ports.training.settings import CommandSettings
 from ports.training.stop import end_with_parent
-from ports.training.verifier import open_tokenizer, tokenizer_fingerprint, verifier_config, verifier_fingerprint
+from ports.verifier.config import verifier_config
+from ports.verifier.fingerprint import verifier_fingerprint
+from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
 
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""

@@ -23,8 +23,8 @@ from ports.training.checkpoint import write_file
 from ports.training.draft_config import read_config_dict
 from ports.training.records import RecordInfo, list_records, read_record, recorded_info
 from ports.training.settings import CommandSettings, parse
-from ports.training.verifier import verifier_config
 from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
+from ports.verifier.config import verifier_config
 
 SIZES = (8192, 16384, 32768)
 SHARE = 0.995

@@ -22,7 +22,7 @@ from ports.training.observer import Observer
 from ports.training.runs import Needs, build_source, finish, run_command, start_training
 from ports.training.settings import HassSettings
 from ports.training.shards import full_tensor, own_part
-from ports.training.verifier import check_weights_present, reading_weights
+from ports.verifier.weights import check_weights_present, reading_weights
 
 GRAD_CLIP = 0.5
 

@@ -17,7 +17,8 @@ from ports.errors import InputError
 from ports.training.attention import ttt_cache
 from ports.training.draft_config import read_config_dict
 from ports.training.saving import save_draft
-from ports.training.verifier import check_weights_present, reading_weights, tokenizer_files
+from ports.verifier.tokenizer import tokenizer_files
+from ports.verifier.weights import check_weights_present, reading_weights
 
 D = TypeVar("D", bound=SpeculatorModel)
 

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 from ports.errors import InputError, reason
 from ports.files import read_json
 from ports.training.alignment import Alignment
-from ports.training.verifier import verifier_config
+from ports.verifier.config import verifier_config
 
 LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 """By ``model_type``: the layers that drafts are made of."""

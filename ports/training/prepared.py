@@ -18,7 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from ports.errors import InputError, reason
 from ports.training.data import RecordDataset
 from ports.training.records import FLOATS, WHOLE, Record, check_record, plain_tensor
-from ports.training.verifier import reading_weights, verifier_config
+from ports.verifier.config import verifier_config
+from ports.verifier.weights import reading_weights
 
 MARKS = ("dataset_info.json", "state.json")
 

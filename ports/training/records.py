@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ports.errors import InputError, reason
 from ports.files import check_regular, is_text
-from ports.training.verifier import verifier_fingerprint
+from ports.verifier.fingerprint import verifier_fingerprint
 
 Record = dict[str, Tensor]
 SUFFIX = ".safetensors"

@@ -34,7 +34,8 @@ from ports.training.saving import load_weights, size_of_checkpoint
 from ports.training.settings import TrainingSettings, parse
 from ports.training.stop import EXIT_CODE, StoppedError
 from ports.training.validation import Measure, Validation, hold_out
-from ports.training.verifier import tokenizer_files, verifier_config
+from ports.verifier.config import verifier_config
+from ports.verifier.tokenizer import tokenizer_files
 
 S = TypeVar("S", bound=TrainingSettings)
 

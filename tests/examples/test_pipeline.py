@@ -13,7 +13,7 @@ import torch
 
 from ports.evaluate.prompts import read_questions
 from ports.training.records import list_records
-from ports.training.verifier import open_tokenizer
+from ports.verifier.tokenizer import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 

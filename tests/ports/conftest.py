@@ -199,3 +199,9 @@ def _hold(directory: Path, name: str) -> None:
     else:
         print("held", lock.file, flush=True)
         time.sleep(600)  # until it is killed
+
+
+@pytest.fixture(params=TRAIN)
+def algorithm(request) -> str:
+    """Either of them."""
+    return request.param

@@ -13,7 +13,7 @@ from ports.evaluate.verifier import open_verifier
 from ports.generate.records import geometry_of
 from ports.training.online import FeatureReader, load_verifier
 from ports.training.records import list_records, read_record
-from ports.training.verifier import verifier_config
+from ports.verifier.config import verifier_config
 
 LAYERS = [3, 4, 5]
 

@@ -20,7 +20,7 @@ from ports.evaluate.verifier import end_tokens
 from ports.generate import answers as module
 from ports.generate import engines
 from ports.generate.answers import main
-from ports.training.verifier import open_tokenizer
+from ports.verifier.tokenizer import open_tokenizer
 from tests.ports.conftest import words_of
 
 SAID = [("human", "Hi"), ("gpt", "Yes"), ("human", "So")]

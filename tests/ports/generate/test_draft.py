@@ -24,7 +24,7 @@ from ports.generate import draft as module
 from ports.generate.draft import DraftSettings, Run, best_checkpoint, derived_config, main
 from ports.training.records import GENERATION
 from ports.training.settings import parse
-from ports.training.verifier import verifier_config
+from ports.verifier.config import verifier_config
 from tests.ports.conftest import words_of
 from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template

@@ -15,7 +15,7 @@ from ports.generate.run import GenerationSettings, Task, work
 from ports.training.observer import Observer
 from ports.training.records import GENERATION, list_records, read_record
 from ports.training.runs import finish
-from ports.training.verifier import verifier_fingerprint
+from ports.verifier.fingerprint import verifier_fingerprint
 from tests.ports.conftest import TRAIN, settings_of
 
 VERIFIER = FIXTURE / "verifier"

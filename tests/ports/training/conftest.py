@@ -76,12 +76,6 @@ class StopAfter(Observer):
         self.lines.append(line)
 
 
-@pytest.fixture(params=PREFIX)
-def algorithm(request) -> str:
-    """Either of them."""
-    return request.param
-
-
 def words_of(fixture: Path, algorithm: str, cpdir: Path, *switches: str, **changes) -> list[str]:
     """A command line for either algorithm; of what is None the flag alone."""
     values = {**data_of(fixture, algorithm), "cpdir": cpdir, "bs": 1, "lr": 1e-3, "epoch": 0, "num_workers": 0}

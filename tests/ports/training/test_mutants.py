@@ -14,7 +14,7 @@ from ports.training.checkpoint import seal
 from ports.training.records import read_record
 from ports.training.resume import choose
 from ports.training.saving import load_weights, save_draft
-from ports.training.verifier import check_weights_present
+from ports.verifier.weights import check_weights_present
 from tests.mutants import COUNT, try_all
 from tests.ports.training.conftest import bits
 from tests.ports.training.test_records import as_safetensors

@@ -16,7 +16,7 @@ from ports.eagle3 import train as eagle3
 from ports.generate.records import write_record
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.training.records import KEY, RecordInfo, list_records, parse_info, read_record
-from ports.training.verifier import verifier_fingerprint
+from ports.verifier.fingerprint import verifier_fingerprint
 
 WIDTHS = {"hidden_state": 6, "target": 2}
 INFO = RecordInfo(

@@ -9,16 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from parity.fixtures.tokenizer import build_tokenizer
 from ports.hass import train as hass
-from ports.training.verifier import (
-    SAMPLE,
-    check_weights_present,
-    full_head,
-    open_tokenizer,
-    tokenizer_files,
-    tokenizer_fingerprint,
-    verifier_config,
-    verifier_fingerprint,
-)
+from ports.verifier.config import verifier_config
+from ports.verifier.fingerprint import SAMPLE, verifier_fingerprint
+from ports.verifier.tokenizer import open_tokenizer, tokenizer_files, tokenizer_fingerprint
+from ports.verifier.weights import check_weights_present, full_head
 from tests.ports.conftest import TRAIN, settings_of
 
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"

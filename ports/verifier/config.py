@@ -1,0 +1,43 @@
+"""A verifier's config, and where its files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from speculators.config import VerifierConfig
+from transformers import AutoConfig
+
+from ports.errors import InputError, reason
+from ports.files import read_json
+
+
+def verifier_config(name_or_path: str) -> Any:
+    """The text model's config of a verifier directory or hub id (``text_config`` of a multimodal one, in whose config
+    the precision may stand).
+
+    Raises:
+        InputError: a directory without ``config.json``, or with one that cannot be read.
+    """
+    directory = Path(name_or_path)
+    if directory.exists():
+        if not (directory / "config.json").is_file():
+            raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
+        read_json(directory / "config.json", "basepath", "a model directory or hub id")  # transformers hides why not
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+        VerifierConfig.from_config(config)  # a draft's config will name it
+    except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
+        raise InputError(name_or_path, "basepath", reason(error), "a model directory or hub id") from error
+    text = config.get_text_config()
+    if getattr(text, "dtype", None) is None:
+        text.dtype = getattr(config, "dtype", None)
+    return text
+
+
+def model_directory(name_or_path: str, patterns: Sequence[str]) -> Path:
+    """Where the files lie; those of a hub id are fetched."""
+    path = Path(name_or_path)
+    return path if path.is_dir() else Path(snapshot_download(name_or_path, allow_patterns=list(patterns)))

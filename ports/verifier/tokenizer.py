@@ -1,0 +1,53 @@
+"""A verifier's tokenizer, its files, and how to know it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from ports.errors import InputError, reason
+from ports.verifier.config import model_directory
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+)
+
+PROBE = "Hello, world!\n\n  x = 3.14; é漢🙂 <|eot_id|>"
+
+
+def open_tokenizer(name_or_path: str) -> Any:
+    """The verifier's tokenizer; InputError if it has none, or one that does not give ids."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        torch.tensor(tokenizer("Hello, world!")["input_ids"], dtype=torch.int64)
+    except Exception as error:  # what a missing or damaged tokenizer raises differs by its class
+        expected = "the verifier's tokenizer files (prompts of token ids need none)"
+        raise InputError(name_or_path, "tokenizer", reason(error), expected) from error
+    return tokenizer
+
+
+def tokenizer_files(name_or_path: str) -> list[Path]:
+    """The verifier's tokenizer files, as they lie; empty when it has none."""
+    directory = model_directory(name_or_path, TOKENIZER_FILES)
+    return sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern) if file.is_file()})
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """16 hex digits from vocabulary, special tokens, chat template and how a fixed text is split."""
+    content = {
+        "vocabulary": tokenizer.get_vocab(),
+        "special": {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+        "probe": tokenizer(PROBE)["input_ids"],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
