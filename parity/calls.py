@@ -1,8 +1,8 @@
 """What passes through a module and its parts during a forward, and the gradients that come back.
 
 Values are found wherever they are: tensors, tuples, dicts, dataclasses, model outputs, block masks. A module that is
-called several times has several calls, numbered from 0. Inputs reach a module through a view of their own, so that
-their gradient is what this call alone sent back.
+called several times has several calls, numbered from 0. Every argument reaches a module as the object that it is; the
+gradient of an input is what this call alone sent back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from parity.trace import Trace
@@ -175,13 +176,76 @@ class Call:
         return f"{self.module}#{self.number}"
 
 
-def keep(value: Any, values: dict[str, Tensor], grads: dict[str, Tensor], place: str = "") -> None:
+def keep(value: Any, values: dict[str, Tensor], grads: dict[str, Tensor] | None, place: str = "") -> None:
     """Keep the tensors of a value as they are, and sum up the gradients that reach those that want one."""
     for at, tensor in tensors_of(value, place).items():
         values[at] = tensor.detach().clone()
-        if tensor.requires_grad:
+        if tensor.requires_grad and grads is not None:
             grads[at] = torch.zeros_like(tensor, requires_grad=False)
             tensor.register_hook(lambda grad, at=at: grads.update({at: grads[at] + grad.detach()}))
+
+
+class SentBack:
+    """What a call alone sends back to its inputs, which stay the objects that they are.
+
+    Read off the graph: gradients of all nodes that were made since, where they go to an input.
+
+    Args:
+        given: the inputs.
+        grads: by place, filled by the backward; zero where the call sends nothing.
+        place: before every place.
+    """
+
+    def __init__(self, given: Any, grads: dict[str, Tensor], place: str = "") -> None:
+        held = tensors_of(given, place) if torch.is_grad_enabled() else {}
+        self.inputs = {at: tensor for at, tensor in held.items() if tensor.requires_grad}
+        self.edges = {at: _edge(tensor) for at, tensor in self.inputs.items()}
+        self.grads, self.began = grads, _next_node() if self.edges else 0
+        grads.update({at: torch.zeros_like(tensor, requires_grad=False) for at, tensor in self.inputs.items()})
+
+    def by(self, left: Any) -> None:
+        """The call has ended; ``left`` is what it may have written to, and last what it gives.
+
+        What it hands on as it is has the gradient of all its readers.
+        """
+        out = [*tensors_of(left[-1:]).values()]
+        for at in [at for at, given in self.inputs.items() if any(given is tensor for tensor in out)]:
+            self.inputs[at].register_hook(functools.partial(self._add, at))
+            del self.edges[at]
+        tensors = (tensor for tensor in tensors_of(left).values() if tensor.requires_grad) if self.edges else ()
+        waiting, seen = [_edge(tensor)[0] for tensor in tensors], set[Any]()
+        while waiting:
+            node = waiting.pop()
+            if node in seen or node._sequence_nr() < self.began:
+                continue
+            seen.add(node)
+            waiting += [after for after, _ in node.next_functions if after is not None]
+            places = [
+                (n, at) for n, edge in enumerate(node.next_functions) for at, to in self.edges.items() if edge == to
+            ]
+            if places:
+                node.register_hook(functools.partial(self._sent, places))
+        self.inputs, self.edges = {}, {}  # else the graph would hold itself
+
+    def _sent(self, places: Sequence[tuple[int, str]], gradients: Sequence[Tensor | None], _: Any) -> None:
+        for n, at in places:
+            if (grad := gradients[n]) is not None:
+                self._add(at, grad)
+
+    def _add(self, at: str, grad: Tensor) -> None:
+        """As the engine takes it: of a tensor that was broadcast, the sum."""
+        self.grads[at] = self.grads[at] + grad.detach().sum_to_size(self.grads[at].shape).to(self.grads[at].dtype)
+
+
+def _next_node() -> int:
+    """The number that a node of the graph would have now."""
+    return int(_edge(torch.ones((), requires_grad=True).view(()))[0]._sequence_nr())
+
+
+def _edge(tensor: Tensor) -> tuple[Any, int]:
+    """The node of the graph that a tensor's gradient goes to, and the place there."""
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
 
 
 @contextlib.contextmanager
@@ -197,25 +261,27 @@ def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -
     """
     calls: list[Call] = []
     counts: Counter[str] = Counter()
-    running: dict[str, list[Call]] = defaultdict(list)
+    running: dict[str, list[tuple[Call, SentBack | None]]] = defaultdict(list)
 
-    def before(name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def before(name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = Call(name, counts[name], arguments=snapshot((args, kwargs)) if arguments else None)
         counts[name] += 1
-        running[name].append(call)
-        args, kwargs = with_tensors((args, kwargs), own_view) if own_inputs else (args, kwargs)
-        keep(by_name(part, args, kwargs), call.into, call.into_grad)
-        return args, kwargs
+        given = by_name(part, args, kwargs)
+        keep(given, call.into, None if own_inputs else call.into_grad)
+        running[name].append((call, SentBack(given, call.into_grad) if own_inputs else None))
 
-    def after(name: str, part: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        calls.append(running[name].pop())
-        keep(lone(out), calls[-1].out, calls[-1].out_grad)
+    def after(name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        call, sent = running[name].pop()
+        calls.append(call)
+        keep(lone(out), call.out, call.out_grad)
+        if sent is not None:
+            sent.by((args, kwargs, out))
 
     with contextlib.ExitStack() as hooks:
         for name, part in module.named_modules():
             entered, left = (functools.partial(hook, name or WHOLE) for hook in (before, after))
             hooks.callback(part.register_forward_pre_hook(entered, with_kwargs=True).remove)
-            hooks.callback(part.register_forward_hook(left).remove)
+            hooks.callback(part.register_forward_hook(left, with_kwargs=True).remove)
         yield calls
 
 
@@ -225,11 +291,6 @@ def call_of(module: str, number: int, into: Tensor, out: Tensor) -> Call:
     keep(into, call.into, call.into_grad)
     keep(out, call.out, call.out_grad)
     return call
-
-
-def own_view(tensor: Tensor) -> Tensor:
-    """A view whose gradient is what its readers alone send back."""
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor
 
 
 def by_name(part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

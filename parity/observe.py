@@ -1,7 +1,8 @@
 """A run observed: calls of modules, values that taps show, and what was drawn at random.
 
-``tap`` gives back what it is given; inside a run it also keeps the value and its gradient. Functions of an original
-that must not be edited are tapped from outside. Draws of one side are recorded and replayed in the other.
+``tap`` gives back what it is given; inside a run it also keeps the value and its gradient. What is looked at stays the
+same object, so that what is computed stays the same. Functions of an original that must not be edited are tapped from
+outside. Draws of one side are recorded and replayed in the other.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.calls import Call, below, keep, keep_calls, open_ended, own_view, snapshot, tensors_of, watch, with_tensors
+from parity.calls import Call, SentBack, below, keep, keep_calls, open_ended, snapshot, tensors_of, watch, with_tensors
 from parity.compare import Subject
 from parity.errors import InputError
 from parity.trace import Trace
@@ -68,20 +69,18 @@ class Observation:
     counts: Counter[str] = field(default_factory=Counter)
     over: bool = False
 
-    def tap(self, name: str, value: Any, inside: str = "") -> Any:
-        """Keep the tensors of a value, each under its place if there are several, and give them back.
+    def tap(self, name: str, value: Any, inside: str = "") -> None:
+        """Keep the tensors of a value, each under its place if there are several.
 
         Or the one that has the place ``inside``; InputError where nothing has.
         """
-        if inside:
-            tensors = tensors_of(value)
-            if inside not in tensors:
-                raise InputError("tap", name, f"nothing at {inside}", f"one of {', '.join(tensors)}")
-            keep(tensors[inside], self.taps, self.tap_grads, self.key(name))
-            return value
-        value = with_tensors(value, own_view)
-        keep(value, self.taps, self.tap_grads, self.key(name))
-        return value
+        keep(_inside(name, value, inside), self.taps, self.tap_grads, self.key(name))
+
+    def given(self, name: str, value: Any, inside: str = "") -> SentBack:
+        """The same of an argument, whose gradient is what the function alone sends back."""
+        value, key = _inside(name, value, inside), self.key(name)
+        keep(value, self.taps, None, key)
+        return SentBack(value, self.tap_grads, key)
 
     def key(self, name: str) -> str:
         self.counts[name] += 1
@@ -103,7 +102,17 @@ def tap(name: str, value: Value) -> Value:
     For what no module gives out: labels, masks, the terms of a loss. Called several times it has numbers from 0.
     """
     running = _RUNNING.get()
-    return value if running is None else running.tap(name, value)
+    if running is not None:
+        running.tap(name, value)
+    return value
+
+
+def _inside(name: str, value: Any, place: str) -> Any:
+    """The tensor that has this place in a value, the value itself by the empty one."""
+    tensors: dict[str, Any] = tensors_of(value) if place else {"": value}
+    if place not in tensors:
+        raise InputError("tap", name, f"nothing at {place}", f"one of {', '.join(tensors)}")
+    return tensors[place]
 
 
 @dataclass(frozen=True)
@@ -182,14 +191,14 @@ def _tapped(
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if seen.over:
             return function(*args, **kwargs)
-        bound = signature.bind(*args, **kwargs)
-        for name, word, inside in paths:
-            held = bound.arguments if word in bound.arguments else bound.arguments.get(rest, {})
-            if word in held:
-                held[word] = seen.tap(name, held[word], inside)
-        out = function(*bound.args, **bound.kwargs)
-        for name, word, inside in paths:
-            out = seen.tap(name, out, inside) if word == RETURNED else out
+        bound = signature.bind(*args, **kwargs).arguments
+        held = {**bound.get(rest, {}), **bound}
+        sent = [seen.given(name, held[word], inside) for name, word, inside in paths if word in held]
+        out = function(*args, **kwargs)
+        for one in sent:
+            one.by((args, kwargs, out))
+        for name, _, inside in (path for path in paths if path[1] == RETURNED):
+            seen.tap(name, out, inside)
         return out
 
     return wrapper

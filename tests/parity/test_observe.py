@@ -132,6 +132,59 @@ def test_readers_of_one_tensor_are_told_apart(own: bool, expected: tuple[float, 
     assert tuple(float(call.into_grad["input"]) for call in calls[:2]) == expected
 
 
+class Remembering(nn.Linear):
+    """Writes what it has seen into what it is given, as a cache is filled."""
+
+    size = 1.0
+
+    def forward(self, x: Tensor, seen: list[Tensor], held: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        held["last"] = x
+        seen.append(super().forward(x) * self.size)
+        found: Tensor = torch.stack(seen).sum(0)
+        return found
+
+
+class WithCache(nn.Module):
+    """Two calls, the second reads what the first wrote; one tensor is handed in three times, which torch looks for."""
+
+    def __init__(self, size: float = 1.0) -> None:
+        super().__init__()
+        self.part, self.mix = Remembering(4, 4), nn.MultiheadAttention(4, 2)
+        self.part.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen, self.held, self.given = list[Tensor](), dict[str, Tensor](), x
+        x = self.part(self.mix(x, x, x)[0], self.seen, self.held)
+        found: Tensor = self.part(x, self.seen, self.held)
+        assert len(self.seen) == 2
+        assert self.held["last"] is x
+        return found
+
+
+def returned(value: Any) -> Any:
+    return value
+
+
+def test_hooks_and_taps_leave_every_argument_the_same_object() -> None:
+    module, x = WithCache(), torch.randn(3, 4, requires_grad=True)
+    plain = module(x)
+    with observe(module, {f"{HERE}.returned": ("value", "returned")}) as seen:
+        found = module(x)
+        assert torch.equal(found, plain)
+        assert module.given is x
+        given = {"a": [x * 1]}
+        assert tap("t", given) is returned(given) is given
+    found.sum().backward()
+    assert {"t#0.a.0", "returned.value#0.a.0", "returned.returned#0.a.0"} == {*seen.taps}
+    assert all(call.into_grad for call in seen.calls)
+
+
+def test_a_cache_that_is_too_large_is_seen() -> None:
+    batches = [torch.randn(3, 4)]
+    compare_sides(Side(WithCache), Side(WithCache), batches).raise_if_failed()
+    assert compare_sides(Side(WithCache), Side(lambda: WithCache(1.5)), batches).failed == ("forward",)
+
+
 def test_a_forward_that_raises_leaves_no_hook() -> None:
     module = Outer()
     with pytest.raises(RuntimeError), watch(module):
