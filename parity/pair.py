@@ -97,6 +97,14 @@ class Pair:
     baseline: str = ""
     copy_weights: bool = True
 
+    def __post_init__(self) -> None:
+        """InputError: two of what is held against the original have one name, so that no row could say whose it is."""
+        names = [side.name for side in (*self.sides, self.port)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            found = f"several called {twice[0] or 'nothing'}"
+            raise InputError(self.name, "sides", found, "names, Side(name=...), of sides and port that differ")
+
     @property
     def every_check(self) -> tuple[Check, ...]:
         return with_own(self.checks)

@@ -94,31 +94,34 @@ class CaseRun:
     pair: Pair
     case: Any
     stack: ExitStack
-    held: dict[str, Any] = field(default_factory=dict)
+    held: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     @contextmanager
     def apart(self, side: AnySide) -> Iterator[Evidence]:
         """A further side against the same original, for as long as it is looked at."""
         with ExitStack() as stack:
-            yield replace(self, stack=stack, held={"original()": self.original()})._evidence(side)
+            original = self.pair.original, self.original()
+            yield replace(self, stack=stack, held={id(self.pair.original): original})._evidence(side)
 
     def original(self) -> Run:
         """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
-        return self._once("original()", self._original)
+        return self._once(self.pair.original, self._original)
 
     def evidence(self, side: AnySide) -> Evidence:
         """A side against the original. Whatever the code of either raises comes through, as above."""
-        return self._once(side.name, partial(self._evidence, side))
+        return self._once(side, partial(self._evidence, side))
 
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self.held:
+    def _once(self, of: Any, make: Callable[[], Any]) -> Any:
+        """What is made once for this very object, which is kept beside it, so that no other one gets its identity."""
+        if id(of) not in self.held:
             try:
-                self.held[name] = make()
+                self.held[id(of)] = of, make()
             except Exception as error:
-                self.held[name] = error
-        if isinstance(self.held[name], Exception):
-            raise self.held[name]
-        return self.held[name]
+                self.held[id(of)] = of, error
+        found = self.held[id(of)][1]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _original(self) -> Run:
         side = self.pair.original
@@ -138,7 +141,9 @@ class CaseRun:
         drawn = {name: laid_out(value, at_port[name]) if name in at_port else value for name, value in drawn.items()}
         expected.tensors.update({f"mb0.draw.{name}": value for name, value in drawn.items()})
         left_out = (*expected.left_out, *found.left_out)
-        oracle = pair.oracle and partial(_oracle, self._once("oracle()", partial(pair.oracle, case)), found, pair.views)
+        oracle = pair.oracle and partial(
+            _oracle, self._once(pair.oracle, partial(pair.oracle, case)), found, pair.views
+        )
         expected, found = viewed(expected, found, pair.views)
         expected = replace(expected, run="original") if expected.run == found.run else expected
         return Evidence(

@@ -6,16 +6,21 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from parity import fixtures
 from parity.environment import describe
+from parity.errors import InputError
 from parity.pair import find_pair
 from parity.report.page import flows
-from parity.run import TRACED, run_pair
+from parity.run import TRACED, Runner, run_pair
+from parity.side import trace_case
 from parity.trace import read_trace
 
 pytest_plugins = ["pytester"]
@@ -247,7 +252,7 @@ def test_bad_input_exits_with_two(
     [
         ("PAIR", [], 0, set()),
         ("RENAMED", [], 0, set()),
-        ("PAIR", ["-k", "two", "--checks", "loss,forward"], 0, set()),
+        ("PAIR", ["-k", "two", "--checks", "loss, forward"], 0, set()),
         ("PAIR", ["-k", "three"], 1, set()),
         ("LOUD", [], 1, {("one", "forward"), ("two", "forward")}),
         ("BROKEN", [], 1, {("one", "run")}),
@@ -363,6 +368,17 @@ def test_a_side_that_raises_while_it_is_traced_is_a_line(
 def test_a_hint_that_raises_takes_no_report_with_it(toy: Path) -> None:
     first = next(row for row in run_pair(find_pair(f"{toy}:MUTE")).rows if row.hint)
     assert first.hint.startswith(f"no hint: ZeroDivisionError at {toy}:")
+
+
+def test_evidence_is_a_side_s_own_and_names_tell_sides_apart(toy: Path) -> None:
+    pair = find_pair(f"{toy}:PAIR")
+    with closing(Runner(pair, ["loss"])) as runner:
+        for side in (pair.port, replace(pair.port, build=find_pair(f"{toy}:LOUD").port.build)):
+            loss = runner.hold(pair.find_cases(None)[0]).evidence(side).found.tensors["mb0.loss"]
+            assert torch.equal(loss, trace_case(side, pair.find_cases(None)[0]).tensors["mb0.loss"])
+    for name in ("", "mine"):
+        with pytest.raises(InputError, match=f"toy: sides: found several called {name or 'nothing'}, expected names"):
+            replace(pair, sides=[replace(pair.port, name=name)], port=replace(pair.port, name=name))
 
 
 def test_what_gets_no_gradient_on_both_sides_is_no_alarm(toy: Path) -> None:
