@@ -73,15 +73,16 @@ def hush() -> None:
     logging.set_verbosity_error()
 
 
-def describe(seed: int | None = None) -> dict[str, Any]:
-    """Versions, machine and numeric modes as they are now."""
+def describe(seed: int | None = None, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Versions, machine and numeric modes as they are now; ``device`` is the one that the run is on."""
+    device = torch.device(device)
     return {
         **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "matmul_precision": torch.get_float32_matmul_precision(),

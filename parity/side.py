@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -122,11 +121,11 @@ class Side:
         optimizer: from the parameters that require a gradient.
         schedule: a learning rate scheduler of the optimizer, stepped after it.
         step: what happens between backward and the next batch; ``optimizer.step()`` by default. A ``Clip``: torch clips
-            so before it, and ``clip`` is that.
+            so before it, and every step is held to that.
         save, load: into a folder and back from it; ``save_pretrained`` and ``from_pretrained`` where the module has
             them, else its state dict as safetensors.
         taps: functions to tap from outside, see :data:`parity.observe.Taps`.
-        clip: what ``step`` is to do to the gradients, so that every step can be held to it.
+        clip: what a ``step`` of your own is to do to the gradients, so that every step can be held to it.
         rate: the learning rate of optimizer step n = 0, 1, ... as a formula, likewise.
         backward: False for a side that is only run forward.
         name: in reports.
@@ -145,10 +144,19 @@ class Side:
     backward: bool = True
     name: str = ""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.step, Clip):
-            object.__setattr__(self, "clip", self.step)
-            object.__setattr__(self, "step", partial(clipped_step, self.step))
+    @property
+    def clips(self) -> Clip | None:
+        """What every step's gradients are held to."""
+        return self.step if isinstance(self.step, Clip) else self.clip
+
+    def make_step(self, module: nn.Module, optimizer: Any) -> None:
+        """What ``step`` says; a ``Clip`` clips by torch before the optimizer steps."""
+        if not isinstance(self.step, Clip):
+            return self.step(module, optimizer)
+        clip_by = nn.utils.clip_grad_norm_ if self.step.kind == "norm" else nn.utils.clip_grad_value_
+        clip_by(module.parameters(), self.step.limit)
+        optimizer.step()
+        return None
 
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
@@ -263,13 +271,6 @@ def run_command(words: Sequence[str], what: str, timeout: float | None, **option
     raise SideError(f"{what} {became}: " + ("\n".join(lines) or "nothing on its standard error"))
 
 
-def clipped_step(clip: Clip, module: nn.Module, optimizer: Any) -> None:
-    """A step of the optimizer, the gradients clipped by torch."""
-    clip_by = nn.utils.clip_grad_norm_ if clip.kind == "norm" else nn.utils.clip_grad_value_
-    clip_by(module.parameters(), clip.limit)
-    optimizer.step()
-
-
 class Training:
     """A module in training, its optimizer and schedule, and a point for every step that was made.
 
@@ -301,7 +302,7 @@ class Training:
         inner, own = [*optimizers_in(self.optimizer, set())], set(map(id, trained.values()))
         if len(inner) != 1 or own.isdisjoint(id(each) for group in inner[0].param_groups for each in group["params"]):
             return []
-        self.auditor = StepAuditor(Rule(None, self.side.clip, self.side.rate), trained, inner[0])
+        self.auditor = StepAuditor(Rule(None, self.side.clips, self.side.rate), trained, inner[0])
         return self.auditor.audits
 
     def run(self, batches: Sequence[Batch], until: int) -> None:
@@ -337,7 +338,7 @@ class Training:
         norm, self._used = global_norm(self.gradients().values()), rate_of(self.optimizer)
         if self.auditor is not None:
             self.auditor.entered()
-        cast(Any, self.side.step)(self.module, self.optimizer)
+        self.side.make_step(self.module, self.optimizer)
         if self.auditor is not None:
             self.auditor.left()
         if self.schedule is not None:
@@ -371,7 +372,7 @@ def trace_case(side: Side, case: Case) -> Trace:
     with deterministic(case.seed):
         module = side.build()
         training = Training(side, module)
-        setup, said = setup_of(module, training.optimizer), {"clip": asdict(side.clip)} if side.clip else {}
+        setup, said = setup_of(module, training.optimizer), {"clip": asdict(side.clips)} if side.clips else {}
         give(module, case.weights)
         trained = {name: value.requires_grad for name, value in module.named_parameters()}
         trace = Trace(
@@ -394,7 +395,7 @@ def trace_case(side: Side, case: Case) -> Trace:
         trace.keep("mb0.draw", drawn.draws)
         keep_samples(trace, drawn)
         trace.keep("final", state_of(module))
-        trace.environment = describe(case.seed)
+        trace.environment = describe(case.seed, next((one.device for one in module.parameters()), "cpu"))
     return trace
 
 

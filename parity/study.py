@@ -68,7 +68,8 @@ def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
 
     def switch(side: Any) -> Any:
         called = {name: getattr(side, name) for name in CALLED if getattr(side, name) is not None}
-        return replace(side, **{name: inside(function) for name, function in called.items()})
+        called["step"] = side.make_step
+        return replace(side, clip=side.clips, **{name: inside(function) for name, function in called.items()})
 
     return switch
 

@@ -99,7 +99,7 @@ def run_port(case: Case, cpdir: Path, seed: int = 0, live: bool = False, **chang
         tracer.describe(loop.plan)
         with quietly():  # the trace keeps what the loop prints
             finish(loop)
-        tracer.trace.environment = describe(seed)
+        tracer.trace.environment = describe(seed, loop.accelerator.device)
     return PortRun(tracer.trace, loop.plan.objective.draft, cpdir)
 
 

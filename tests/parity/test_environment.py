@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import benchmarks.conftest
+from parity import Side, trace_side
 from parity.checks import MODES
 from parity.environment import PACKAGES, describe, deterministic
 from parity.pair import find_pair
@@ -95,3 +97,11 @@ def test_the_description_names_versions_and_machine(monkeypatch: pytest.MonkeyPa
     assert all(found[name] for name in (*PACKAGES, "cpu", "cores") if name != "deepspeed")
     assert found["no-such-package-anywhere"] is None
     assert found["seed"] == 7
+
+
+def test_the_device_is_the_run_s_not_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
+    assert describe()["device"] == trace_side(Side(lambda: nn.Linear(3, 3)), [torch.ones(2, 3)]).environment["device"]
+    assert describe()["device"] == "cpu"
+    assert describe(device="cuda")["device"] == "a card"

@@ -91,6 +91,17 @@ def test_a_step_clips_as_the_side_says(clip: Clip | None, moved: float) -> None:
     compare_sides(side, side, ONES).raise_if_failed()
 
 
+def test_another_step_is_not_held_to_the_clip_of_the_one_before() -> None:
+    side = Side(lambda: nn.Linear(3, 3), step=Clip("norm", 1e-3))
+    for other in (replace(side, step=Side.step), replace(side, step=Clip("norm", 2.0))):
+        trace = trace_side(other, ONES, steps=1)
+        assert trace.configuration.get("clip") == (
+            {"kind": "norm", "limit": 2.0} if other.step is not Side.step else None
+        )
+        assert trace.audits[0].norm_after == trace.audits[0].norm_before > 1e-2
+    assert trace_side(replace(side, name="same"), ONES, steps=1).configuration["clip"]["limit"] == 1e-3
+
+
 class Answers(nn.Linear):
     """As Speculators' models answer."""
 
