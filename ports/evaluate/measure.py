@@ -20,11 +20,12 @@ from ports.evaluate.drafter import untrained as fresh_draft
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
-from ports.evaluate.verifier import end_tokens, longest_prompt, open_verifier
+from ports.evaluate.verifier import end_tokens, longest_prompt
 from ports.generate.conversations import ConversationError
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
 from ports.training.settings import TrainingSettings
+from ports.verifier.loading import load_verifier
 
 TOGETHER, TOO_LONG = 8, "too long for the verifier"
 
@@ -146,7 +147,7 @@ def measure(
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
     entries = read_files(prompts, name, family, longest, limit)
-    judge = open_verifier(name, Dtype(dtype).value, place)
+    judge = load_verifier(name, Dtype(dtype).value, place, head=True)
     limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
     proposing = fresh_draft(model, seed) if untrained else model
     for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32

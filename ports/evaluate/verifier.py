@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from ports.errors import InputError
 from ports.evaluate.sampling import Choice, Proposal, checked_logits
 from ports.verifier.config import verifier_config
-from ports.verifier.weights import reading_weights
 
 Features = Callable[[Sequence[Tensor]], Tensor]
 """From the verifier's n+1 hidden states [B, Q, h] to features [B, Q, F]."""
@@ -162,17 +160,6 @@ class Reader:
         nothing = ids.new_empty(*ids.shape, 0, dtype=torch.float32)
         logits = read.logits if read.logits.shape[1] == len(asked) else read.logits[:, asked]  # models that give all
         return logits, self.features(read.hidden_states) if self.features else nothing
-
-
-def open_verifier(name_or_path: str, dtype: str, device: torch.device) -> Any:
-    """The model in eval mode; ``dtype`` is a name of torch's or auto.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    with reading_weights(name_or_path):
-        model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-    return model.eval().to(device)
 
 
 def end_tokens(verifier: Any) -> frozenset[int]:

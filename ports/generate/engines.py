@@ -23,9 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from ports.errors import InputError, reason
-from ports.evaluate.verifier import end_tokens, open_verifier
-from ports.numerics import best_device
+from ports.evaluate.verifier import end_tokens
 from ports.verifier.config import verifier_config
+from ports.verifier.loading import check_verifier, load_verifier
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class TransformersEngine:
 
     @cached_property
     def _verifier(self) -> Any:
-        model = open_verifier(self.model, "auto", best_device())
+        model = load_verifier(self.model, "auto", head=True)
         # its own says how to sample and what to punish, and would fill in whatever a call leaves open
         model.generation_config = GenerationConfig(eos_token_id=sorted(end_tokens(model)) or None)
         return model
@@ -157,6 +157,7 @@ class VllmEngine:
     def _engine(self) -> Any:
         from vllm import LLM
 
+        check_verifier(self.model)  # vLLM fills what is missing with whatever was in memory
         own = str(getattr(verifier_config(self.model), "dtype", None) or "auto").removeprefix("torch.")
         try:
             return LLM(

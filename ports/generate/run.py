@@ -39,11 +39,12 @@ from ports.generate.records import (
 )
 from ports.numerics import best_device, fix_numerics, numerics
 from ports.training.checkpoint import DirectoryLock, sweep
-from ports.training.online import FeatureReader, checked_device, load_verifier
+from ports.training.online import FeatureReader, checked_device
 from ports.training.settings import CommandSettings
 from ports.training.stop import end_with_parent
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
+from ports.verifier.loading import load_verifier
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
 
 SHOWN = 10

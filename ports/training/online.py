@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel
-from transformers.utils import logging
 
 from ports.errors import InputError, reason
-from ports.numerics import best_device
 from ports.training.data import RecordDataset, Skipped
 from ports.training.records import Record, check_record, read_record
+from ports.verifier.loading import load_verifier
 
 PROTOTYPE_DTYPE = {"eagle3": "auto", "hass": "float16"}
 """The prototypes' precision of the verifier."""
@@ -68,25 +66,6 @@ def chosen_layers(choice: str, verifier: str, num_layers: int) -> list[int]:
         expected = f"prototype, speculators, or {NUM_FEATURES} different entries below {num_layers}, as in 2,16,29"
         raise InputError("command line", "--aux_layers", f"{choice} ({layers})", expected)
     return layers
-
-
-def load_verifier(name_or_path: str, dtype: str, device: str | None = None, spread: bool = False) -> Any:
-    """The verifier without its head, in eval mode; InputError if transformers cannot load it.
-
-    Args:
-        name_or_path: directory or hub id.
-        dtype: ``auto`` or a name of torch's.
-        device: where it goes; default: the accelerator if there is one.
-        spread: over all visible devices.
-    """
-    where = device or best_device()
-    logging.set_verbosity_error()  # it would report that the head, which is not wanted, was not loaded
-    try:
-        if spread:
-            return AutoModel.from_pretrained(name_or_path, dtype=dtype, device_map="auto").eval()
-        return AutoModel.from_pretrained(name_or_path, dtype=dtype).to(where).eval()
-    except Exception as error:  # transformers', safetensors' and torch's own
-        raise InputError(name_or_path, "model_path", reason(error), "a model that transformers loads") from error
 
 
 def checked_device(name: str) -> torch.device:

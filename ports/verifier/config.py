@@ -14,9 +14,8 @@ from ports.errors import InputError, reason
 from ports.files import read_json
 
 
-def verifier_config(name_or_path: str) -> Any:
-    """The text model's config of a verifier directory or hub id (``text_config`` of a multimodal one, in whose config
-    the precision may stand).
+def full_config(name_or_path: str) -> Any:
+    """The config of a verifier directory or hub id, as it stands.
 
     Raises:
         InputError: a directory without ``config.json``, or with one that cannot be read.
@@ -31,6 +30,16 @@ def verifier_config(name_or_path: str) -> Any:
         VerifierConfig.from_config(config)  # a draft's config will name it
     except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
         raise InputError(name_or_path, "basepath", reason(error), "a model directory or hub id") from error
+    return config
+
+
+def verifier_config(name_or_path: str) -> Any:
+    """The text model's config (``text_config`` of a multimodal one, in whose config the precision may stand).
+
+    Raises:
+        InputError: as :func:`full_config`.
+    """
+    config = full_config(name_or_path)
     text = config.get_text_config()
     if getattr(text, "dtype", None) is None:
         text.dtype = getattr(config, "dtype", None)

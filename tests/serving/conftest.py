@@ -22,8 +22,8 @@ from parity.fixtures.verifier import VerifierSpec
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
 from ports.evaluate.measure import Counters, count, evaluate
-from ports.evaluate.verifier import open_verifier
 from ports.serving.bench import METHODS, start_engine
+from ports.verifier import loading
 
 ROOT = Path(__file__).parents[2]
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)
@@ -119,6 +119,6 @@ def counted(served: dict[str, Any]) -> Counters:
 
 def evaluated(trained: Trained, draft: Path, drafter: Callable[[Any], Drafter] = drafter_of) -> Counters:
     """What our own evaluation counts."""
-    verifier = open_verifier(str(trained.verifier), "float32", torch.device("cpu"))
+    verifier = loading.load_verifier(str(trained.verifier), "float32", torch.device("cpu"), head=True)
     prompts, limits = trained.prompts[:NUM_PROMPTS], Limits(LENGTH)
     return count(evaluate(verifier, drafter(open_draft(draft)), prompts, limits, TTT_STEPS), TTT_STEPS)

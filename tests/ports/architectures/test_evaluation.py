@@ -11,9 +11,10 @@ import torch
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import drafter_of, open_draft
 from ports.evaluate.measure import count, evaluate
-from ports.evaluate.verifier import Memory, longest_prompt, open_verifier
+from ports.evaluate.verifier import Memory, longest_prompt
 from ports.training.records import list_records, read_record
 from ports.training.saving import save_draft
+from ports.verifier.loading import load_verifier
 from tests.ports.architectures.conftest import DRAFTS, STEPS
 from tests.ports.conftest import enliven
 from tests.ports.evaluate.plain import continue_greedily, simulate
@@ -32,7 +33,7 @@ def prompts_of(tiny) -> list[list[int]]:
 
 @pytest.fixture
 def judge(draft):
-    return open_verifier(str(draft.tiny.verifier), "float32", torch.device("cpu"))
+    return load_verifier(str(draft.tiny.verifier), "float32", torch.device("cpu"), head=True)
 
 
 @pytest.fixture

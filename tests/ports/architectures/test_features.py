@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from ports.estimate import EstimateSettings, estimate
-from ports.evaluate.verifier import open_verifier
 from ports.generate.records import geometry_of
-from ports.training.online import FeatureReader, load_verifier
+from ports.training.online import FeatureReader
 from ports.training.records import list_records, read_record
 from ports.verifier.config import verifier_config
+from ports.verifier.loading import load_verifier
 
 LAYERS = [3, 4, 5]
 
@@ -44,7 +44,7 @@ def test_the_precision_may_be_named_outside_of_the_text_model(own_verifier, dtyp
 
 
 def test_records_hold_the_named_layers_and_the_state_after_the_norm(tiny):
-    judge = open_verifier(str(tiny.verifier), "float32", torch.device("cpu"))
+    judge = load_verifier(str(tiny.verifier), "float32", torch.device("cpu"), head=True)
     for file in list_records(tiny.folder / "data_eagle3")[:2]:
         record = load_file(file)
         with torch.no_grad():

@@ -11,8 +11,8 @@ import torch
 
 from parity.fixtures.features import hidden_states
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
-from ports.evaluate.verifier import open_verifier
 from ports.training.saving import save_draft
+from ports.verifier.loading import load_verifier
 from tests.ports.conftest import TRAIN, enliven, settings_of
 
 
@@ -52,7 +52,7 @@ def cpu() -> torch.device:
 @pytest.fixture
 def pair(build, fixture, tmp_path, cpu) -> Pair:
     directory, verifier = save_draft(enliven(build()), tmp_path / "draft"), fixture / "verifier"
-    return Pair(directory, verifier, open_draft(directory), open_verifier(str(verifier), "float32", cpu))
+    return Pair(directory, verifier, open_draft(directory), load_verifier(str(verifier), "float32", cpu, head=True))
 
 
 @pytest.fixture

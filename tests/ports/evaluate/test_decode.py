@@ -13,7 +13,8 @@ from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.measure import count, evaluate
 from ports.evaluate.sampling import Proposal
-from ports.evaluate.verifier import Memory, open_verifier
+from ports.evaluate.verifier import Memory
+from ports.verifier.loading import load_verifier
 from tests.ports.evaluate.plain import continue_greedily, propose, simulate
 
 LENGTH, SIZE = 17, 3
@@ -104,7 +105,7 @@ def test_one_window_for_all_layers_changes_no_token(fixture, pair, prompts, cpu)
     file = fixture / "verifier" / "config.json"
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
     file.write_text(json.dumps({**json.loads(file.read_text()), **mistral}))
-    windowed = open_verifier(str(file.parent), "float32", cpu)
+    windowed = load_verifier(str(file.parent), "float32", cpu, head=True)
     wanted = [continue_greedily(windowed, prompt, 40) for prompt in prompts]
     assert wanted != [continue_greedily(pair.judge, prompt, 40) for prompt in prompts]
     drafter = Scripted(pair.drafter, prompts, [prompt + more for prompt, more in zip(prompts, wanted)])

@@ -15,8 +15,9 @@ from transformers import AutoConfig, LlamaConfig, Qwen3Config
 
 from ports.evaluate.drafter import drafter_of, open_draft, untrained
 from ports.evaluate.sampling import Choice
-from ports.evaluate.verifier import Memory, Reader, open_verifier
+from ports.evaluate.verifier import Memory, Reader
 from ports.training.saving import save_draft
+from ports.verifier.loading import load_verifier
 from tests.ports.conftest import enliven
 
 
@@ -147,7 +148,7 @@ def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, pro
     Its training lets a window grow with the steps, unlike a server: with one, only the first step is the same.
     """
     directory, theirs = stock_draft(fixture, tmp_path / "stock", layer, **switches)
-    reader = Reader(open_verifier(str(fixture / "verifier"), "float32", cpu), None)
+    reader = Reader(load_verifier(str(fixture / "verifier"), "float32", cpu, head=True), None)
     drafter = drafter_of(open_draft(directory))
     reader.features = drafter.features
     block = reader.start([prompts[2]])

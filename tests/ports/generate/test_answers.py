@@ -291,7 +291,7 @@ def test_what_is_whole_is_left_alone_and_needs_neither_verifier_nor_server(ask, 
     assert (ask(), ask(server=url, out=file)) == (0, 0)
     server.shutdown()
     server.server_close()
-    monkeypatch.setattr(engines, "open_verifier", None)
+    monkeypatch.setattr(engines, "load_verifier", None)
     whole = file.read_bytes()
     assert (ask(), ask(server=url, out=file), ask(server=url)) == (0, 0, 2)
     assert file.read_bytes() == whole

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity.fixtures.features import hidden_states
-from ports.evaluate.verifier import open_verifier
 from ports.training.alignment import Alignment
 from ports.training.data import collate, make_sample, pack
 from ports.training.loss import count_chains
+from ports.verifier.loading import load_verifier
 from tests.ports.conftest import TRAIN, enliven, settings_of
 from tests.ports.evaluate.plain import agreeing, continue_greedily, propose
 
@@ -39,7 +39,7 @@ def test_counts_are_those_of_a_loop_over_chains(length, steps, random):
 
 @pytest.fixture
 def judge(fixture):
-    return open_verifier(str(fixture / "verifier"), "float32", torch.device("cpu"))
+    return load_verifier(str(fixture / "verifier"), "float32", torch.device("cpu"), head=True)
 
 
 @pytest.fixture(params=["eagle3", "hass"])

@@ -12,10 +12,10 @@ from parity.run import run_pair
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafter import drafter_of, open_draft
 from ports.evaluate.measure import evaluate
-from ports.evaluate.verifier import open_verifier
 from ports.training.attention import fast_ttt_attention, ttt_attention
 from ports.training.loss import Verifier, fused_kl
 from ports.training.saving import save_draft
+from ports.verifier.loading import load_verifier
 from tests.needs import GPU
 from tests.ports.conftest import TRAIN, enliven, settings_of
 from tests.ports.training import test_loss
@@ -109,7 +109,7 @@ def test_the_evaluation_counts_the_same_and_changes_no_token(device, algorithm, 
     saved = save_draft(enliven(TRAIN[algorithm][0].build(settings)), tmp_path / "draft")
     prompts, counted = [[5, 9, 11, 30], [7, 3, 50]], []
     for place, together in (("cpu", 2), (device, 1)):
-        judge = open_verifier(str(fixture / "verifier"), "float64", torch.device(place))
+        judge = load_verifier(str(fixture / "verifier"), "float64", torch.device(place), head=True)
         drafter = drafter_of(open_draft(saved).to(place, torch.float64))
         answers = evaluate(judge, drafter, prompts, Limits(12), 3, together)
         assert all(answer.tokens == answer.plain for answer in answers)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from parity.fixtures import FIXTURE
-from ports.training.online import FeatureReader, load_verifier
+from ports.training.online import FeatureReader
 from ports.training.records import list_records
 from ports.training.runs import finish
+from ports.verifier.loading import load_verifier
 from tests.ports.conftest import data_of
 from tests.ports.generate.test_same_curve import CURVE, Curve, distance
 
@@ -85,5 +86,5 @@ def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, t
 
 
 def test_a_verifier_that_cannot_be_loaded_is_refused(tmp_path, refuses) -> None:
-    with refuses(tmp_path, "model_path", "", "a model that transformers loads"):
+    with refuses(tmp_path, "weights", "", "a model that transformers loads"):
         load_verifier(str(tmp_path), "float32", "cpu")

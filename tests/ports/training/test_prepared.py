@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file, save_file
 
-from ports.training.online import load_verifier
+from ports.verifier.loading import load_verifier
 from tests.ports.conftest import TRAIN, settings_of
 from tests.ports.training.conftest import PREFIX
 
