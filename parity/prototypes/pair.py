@@ -143,8 +143,6 @@ def _port(case: Case, folder: Path, afresh: bool) -> Run:
         ran = run_port(case, folder, seed=case.seed or PROTOTYPE_SEED, live=afresh)
     except StoppedError as stopped:  # by a signal, which is meant for the whole process
         raise KeyboardInterrupt from stopped
-    if steps is not None:  # what is printed at the end of a pass is then of fewer batches
-        ran.trace.prints = ran.trace.prints[:1]
     return Run(ran.trace, ran)
 
 
