@@ -21,7 +21,7 @@ from ports.errors import InputError
 from ports.files import read_json
 from ports.training.checkpoint import write_file
 from ports.training.online import PROTOTYPE_DTYPE, chosen_layers
-from ports.training.records import GENERATION, SUFFIX, SUFFIXES, RecordInfo, parse_info
+from ports.training.records import GENERATION, OLDER, SCHEMA, SUFFIX, SUFFIXES, RecordInfo, parse_info
 from ports.verifier.config import verifier_config
 
 HEADER_BYTES = 640
@@ -103,7 +103,7 @@ class Manifest:
     tokens: int
     supervised: int
     rows: str
-    format_version: int = 1
+    format_version: int = SCHEMA
 
     def info(self, row: Row) -> RecordInfo:
         """What the record of ``row`` says about itself."""
@@ -129,6 +129,7 @@ def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: 
     Raises:
         InputError: something lies there without a manifest, or with one that says otherwise or cannot be read.
     """
+    made = {"format_version": SCHEMA, **made}
     if not file.exists():
         if lies_there:
             raise InputError(
@@ -139,6 +140,10 @@ def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: 
     content = read_json(file, "manifest", "what this command wrote")
     if not isinstance(content, dict):
         raise InputError(file, "manifest", type(content).__name__, "what this command wrote")
+    version = content.get("format_version", 1)
+    if version != SCHEMA:
+        why = OLDER if version == 1 else "written by another release: make it anew"
+        raise InputError(file, "format_version", version, f"{SCHEMA}; {why}, in another --{field}")
     for name, value in made.items():
         found = content.get(name, "nothing")
         if found != value:

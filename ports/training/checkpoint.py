@@ -30,13 +30,15 @@ from ports.errors import InputError
 from ports.files import read_json
 from ports.training.metrics import Count, PassTotals, Strict
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOLDER = "training_state"
 STATE, MANIFEST = f"{FOLDER}/state.json", f"{FOLDER}/manifest.json"
 BEST = "best.json"
 OPTIMIZER, GENERATORS = f"{FOLDER}/optimizer.safetensors", f"{FOLDER}/generators.safetensors"
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
+"""1 knew the verifier of a run by its embedding and head alone."""
+
 LARGEST = 64 << 20
 """Bytes of JSON that are read at most: a manifest or a state is a few kilobytes."""
 
@@ -74,7 +76,7 @@ class State(Strict):
     records, so that unchanged ones are not opened again.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     serial: Count
     epoch: Count
     micro_batch: Count
@@ -92,15 +94,15 @@ class State(Strict):
 class Manifest(Strict):
     """Every file of a checkpoint, so that a torn or bit-flipped one is recognised."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     files: dict[str, Digest]
 
 
 S = TypeVar("S", bound=Strict)
 
 
-class NewerFormatError(InputError):
-    """A checkpoint that a newer release wrote: intact, but not for us."""
+class OtherFormatError(InputError):
+    """A checkpoint that a newer or older release wrote: intact, but not for us."""
 
 
 def write_state(directory: Path, state: State) -> None:
@@ -112,7 +114,7 @@ def read_state(directory: Path) -> State:
     """The state that lies in a checkpoint.
 
     Raises:
-        InputError: unreadable, oversized, of a newer format (:class:`NewerFormatError`), or a field that does not fit.
+        InputError: unreadable, oversized, of another format (:class:`OtherFormatError`), or a field that does not fit.
     """
     return _read(directory / STATE, State)
 
@@ -124,7 +126,11 @@ def _read(file: Path, schema: type[S]) -> S:
     content = read_json(file, field, "a readable JSON object")
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise NewerFormatError(file, "format_version", version, f"at most {FORMAT_VERSION}: written by a newer release")
+        raise OtherFormatError(file, "format_version", version, f"at most {FORMAT_VERSION}: written by a newer release")
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        older = "written by an older release, which knew the run's verifier by a part of its weights"
+        expected = f"{FORMAT_VERSION}: {older}; --ckpt_path {file.parent.parent} --weights_only starts from its weights"
+        raise OtherFormatError(file, "format_version", version, expected)
     try:
         return schema.model_validate(content)
     except ValidationError as error:
@@ -143,14 +149,19 @@ def seal(directory: Path) -> None:
 def verify(directory: Path) -> None:
     """Every file that the manifest names is there, byte for byte.
 
-    Files beside them are not looked at: users put notes into checkpoints.
+    It must name the draft, its config, and all that training goes on from. Files beside them are not looked at: users
+    put notes into checkpoints.
 
     Raises:
-        InputError: no manifest, one that cannot be read, one of a newer format, or a file that differs from it.
+        InputError: no manifest, one that cannot be read, leaves something out or is of another format, or a file that
+            differs from it.
     """
     files = _read(directory / MANIFEST, Manifest).files
-    if STATE not in files:
-        raise InputError(directory / MANIFEST, "files", f"no {STATE}", "a manifest that names the state")
+    there = sorted(f"{FOLDER}/{path.name}" for path in (directory / FOLDER).glob("*.safetensors"))
+    for name in [STATE, WEIGHTS, CONFIG, OPTIMIZER, GENERATORS, *there]:
+        if name not in files:
+            expected = "a manifest of the draft, its config and everything of its training state"
+            raise InputError(directory / MANIFEST, "files", f"no {name}", expected)
     for name, entry in files.items():
         path = directory / name
         found = _digest(path) if os.path.isfile(path) else "no file"

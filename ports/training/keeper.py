@@ -42,6 +42,7 @@ from ports.training.records import SUFFIX
 from ports.training.saving import SHARD, adam_state, write_draft, zero_state
 from ports.training.settings import TrainingSettings
 from ports.training.shards import full_tensor, in_rows, own_part, tensors_digest
+from ports.verifier.fingerprint import verifier_fingerprint
 
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
@@ -241,7 +242,8 @@ def take_fingerprint(loop: Loop, saved: State | None = None) -> tuple[Fingerprin
     """What a run depends on, and how its records look from outside.
 
     Settings by name, the number of loader processes where they draw the noise; precision, processes and what shards the
-    states; digests of the records, of those held out, of the draft's config, the verifier's weights and the map.
+    states; digests of the records, of those held out, of the draft's config, the verifier, what the draft has of it,
+    and the map.
     """
     settings, accelerator, draft = loop.plan.settings, loop.accelerator, loop.objective.draft
     files, validation = getattr(loop.plan.loader.dataset, "files", ()), loop.plan.validation
@@ -259,7 +261,8 @@ def take_fingerprint(loop: Loop, saved: State | None = None) -> tuple[Fingerprin
         "sharding": sharding(accelerator),
         "algorithm": draft.config.speculators_model_type,
         "draft": hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16],
-        "verifier": tensors_digest({n: value for n, value in draft.named_parameters() if not value.requires_grad}),
+        "verifier": verifier_fingerprint(settings.basepath),
+        "frozen": tensors_digest({n: value for n, value in draft.named_parameters() if not value.requires_grad}),
         "vocabulary": tensors_digest({n: value for n, value in draft.named_buffers() if n in ("t2d", "d2t")}),
         "records": unchanged or records_digest(settings.tmpdir, files),
     }

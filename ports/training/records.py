@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ports.errors import InputError, reason
-from ports.files import check_regular, is_text
+from ports.files import check_regular, is_text, read_json
 from ports.verifier.fingerprint import verifier_fingerprint
 
 Record = dict[str, Tensor]
@@ -33,6 +34,11 @@ WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.in
 KEY = "speculator_record"
 """The only key of the metadata: safetensors writes several in no fixed order."""
 
+SCHEMA = 2
+"""Of what a record and its directory say; 1 knew a verifier by samples of its weights alone."""
+
+OLDER = "written by an older release, which knew a verifier by a part of its weights: make it anew"
+
 GENERATION = "generation.json"
 """The file in a directory of records that says what all of them were made from."""
 
@@ -42,7 +48,7 @@ class RecordInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: int = Field(1, ge=1, le=1)
+    schema_version: int = Field(SCHEMA, ge=SCHEMA, le=SCHEMA)
     algorithm: str
     verifier: str
     tokenizer: str
@@ -66,7 +72,8 @@ def parse_info(file: Path, metadata: dict[str, str] | None) -> RecordInfo:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join([KEY, *map(str, first["loc"])])
-        raise InputError(file, field, repr(first.get("input"))[:80], first["msg"]) from error
+        why = f"{SCHEMA}; {OLDER}" if first["loc"] == ("schema_version",) and first["input"] == 1 else first["msg"]
+        raise InputError(file, field, repr(first.get("input"))[:80], why) from error
 
 
 def list_records(directory: Path, field: str = "tmpdir") -> list[Path]:
@@ -122,6 +129,37 @@ def check_origin(
     wanted |= {} if layers is None else {"feature_layers": list(layers)}
     _check_kind(files[0].parent, info, wanted, "by --basepath and the draft's config")
     return info
+
+
+def complete_records(directory: Path, field: str = "tmpdir") -> list[Path]:
+    """:func:`list_records`, as many as the manifests in and above ``directory`` say: another number, another draft.
+
+    Raises:
+        InputError: what that function refuses, a manifest that cannot be read, or records that are gone or were added.
+    """
+    files = list_records(directory, field)
+    folders = Counter(folder for file in files for folder in {file.parent, file.parent.parent})
+    made = {folder: _made_in(folder / GENERATION) for folder in folders if folder.is_relative_to(directory)}
+    wanted = {folder: sum(counts) for folder, counts in made.items()}
+    above = _made_in(directory.parent / GENERATION)
+    if directory.name.isdecimal() and int(directory.name) < len(above):  # one process' records
+        wanted[directory] = above[int(directory.name)]
+    for folder, number in wanted.items():
+        if number and folders[folder] != number:
+            expected = f"{number}, as {GENERATION} says; the command that made them makes those that are missing"
+            raise InputError(folder, "records", folders[folder], expected)
+    return files
+
+
+def _made_in(manifest: Path) -> list[int]:
+    """How many records every process made; none without a manifest."""
+    if not manifest.is_file():
+        return []
+    content = read_json(manifest, "manifest", "what speculator records wrote")
+    counts = content.get("processes") if isinstance(content, dict) else None
+    if not isinstance(counts, list) or not all(type(each) is int for each in counts):
+        raise InputError(manifest, "processes", repr(counts)[:80], "the number of records of every process")
+    return counts
 
 
 def read_record(path: Path, widths: Mapping[str, int], vocab_size: int, like: RecordInfo | None = None) -> Record:

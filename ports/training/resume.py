@@ -18,7 +18,7 @@ from ports.training.checkpoint import (
     STATE,
     WEIGHTS,
     Digest,
-    NewerFormatError,
+    OtherFormatError,
     State,
     read_state,
     remove_directory,
@@ -37,7 +37,7 @@ AUTO = Path("auto")
 SHOWN = 5
 """Drafts in a used directory that are named."""
 
-FIXED = frozenset({"algorithm", "draft", "verifier", "vocabulary"})
+FIXED = frozenset({"algorithm", "draft", "verifier", "frozen", "vocabulary"})
 """A run with another one of these is another run: not even ``--resume_anyway`` goes on."""
 
 ORDER = frozenset(
@@ -108,7 +108,7 @@ def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | Non
     """The checkpoint in ``cpdir`` that was saved last and is as its manifest says; damaged ones are passed over.
 
     Raises:
-        InputError: one was written by a newer release, or there are some and every one is damaged.
+        InputError: one was written by another release, or there are some and every one is damaged.
     """
     states, damaged = states_in(cpdir)
     chosen = None
@@ -120,7 +120,7 @@ def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | Non
         except InputError as error:
             damaged[directory] = error
     for why in damaged.values():
-        if isinstance(why, NewerFormatError):
+        if isinstance(why, OtherFormatError):
             raise why
     if chosen is None and damaged:
         found = f"only damaged checkpoints; the first: {next(iter(damaged.values()))}"

@@ -28,7 +28,7 @@ from ports.training.objective import TTTObjective
 from ports.training.observer import Observer
 from ports.training.online import PROTOTYPE_DTYPE, OnlineDataset, chosen_layers
 from ports.training.prepared import PreparedDataset, is_prepared, prepared_files
-from ports.training.records import GENERATION, check_origin, list_records, recorded_info
+from ports.training.records import GENERATION, check_origin, complete_records, list_records, recorded_info
 from ports.training.resume import Checkpoint, check_named, choose, log_to_keep, remove_run, resume
 from ports.training.saving import load_weights, size_of_checkpoint
 from ports.training.settings import TrainingSettings, parse
@@ -89,7 +89,7 @@ def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.ra
             expected = "a directory of records; --online reads their ids alone"
             raise InputError(directory, "--online", "an arrow data set", expected)
         return PreparedDataset(prepared_files(directory), **common, directory=directory, basepath=basepath)
-    files = list_records(directory)
+    files = complete_records(directory)
     if not settings.online:
         return RecordDataset(files, **common, like=check_origin(files, needs.algorithm, basepath, layers))
     own = PROTOTYPE_DTYPE[needs.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype

@@ -29,7 +29,7 @@ from ports.training.launch import JsonLinesTracker
 from ports.training.loop import Loop
 from ports.training.loss import mean_over
 from ports.training.prepared import PreparedDataset, is_prepared
-from ports.training.records import check_origin, list_records
+from ports.training.records import check_origin, complete_records
 from ports.training.settings import TrainingSettings
 from ports.training.shards import reshard
 from ports.training.stop import loader_context, start_worker
@@ -229,7 +229,7 @@ def _other_records(source: RecordDataset, settings: TrainingSettings, directory:
     if isinstance(source, PreparedDataset) or is_prepared(directory):
         expected = "records beside records; of an arrow data set --val_fraction takes a share"
         raise InputError(directory, "--val_dir", "an arrow data set here or in --tmpdir", expected)
-    files = list_records(directory, "--val_dir")
+    files = complete_records(directory, "--val_dir")
     if {file.resolve() for file in source.files} & {file.resolve() for file in files}:
         raise InputError(directory, "--val_dir", "records of --tmpdir", "records that are not trained on")
     if not settings.online:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ports.errors import InputError, reason
 from ports.files import check_regular, read_json
+from ports.verifier.config import model_directory
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def check_weights_present(name_or_path: str) -> None:
@@ -31,16 +34,40 @@ def check_weights_present(name_or_path: str) -> None:
         raise InputError(directory, "lm_head.weight", "missing", expected)
 
 
+def weight_files(name_or_path: str) -> list[Path]:
+    """The safetensors that transformers and Speculators load, and no others that lie there; a hub id's are fetched.
+
+    Raises:
+        InputError: none; an index that names files outside the directory, or others than the one that lies there.
+    """
+    directory = model_directory(name_or_path, [INDEX])
+    shards = sorted(set(_weight_map(directory / INDEX).values())) if (directory / INDEX).exists() else [SINGLE]
+    directory = model_directory(name_or_path, [*shards, SINGLE])
+    files = [directory / shard for shard in shards]
+    if shards != [SINGLE] and (directory / SINGLE).exists():  # transformers takes this file, Speculators the others
+        raise InputError(directory, "weights", f"both {SINGLE} and an index of other files", "one of the two")
+    for file in files:
+        check_regular(file, "weights")
+    if not files or not any(file.exists() for file in files):
+        raise InputError(name_or_path, "weights", f"no {' or '.join(shards[:3])}", "a verifier's weights")
+    return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file every tensor is in; InputError for one outside the directory: nobody asked to read there."""
+    weight_map: dict[str, str] = read_json(index, "weight_map", "an object that maps tensors to shards")["weight_map"]
+    for shard in weight_map.values():
+        if not shard or Path(shard).is_absolute() or ".." in Path(shard).parts:
+            raise InputError(index, "weight_map", shard, "files in the verifier's own directory")
+    return weight_map
+
+
 def _names(directory: Path) -> list[str]:
     """Of all tensors, where Speculators looks for them."""
-    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.is_file():
-        weight_map = read_json(index, "weight_map", "an object that maps tensors to shards")["weight_map"]
-        for shard in set(weight_map.values()):
-            check_regular(directory / shard, "weights")
-        return list(weight_map)
-    check_regular(single, "weights")
-    with safe_open(single, "pt") as tensors:
+    files = weight_files(str(directory))
+    if (directory / INDEX).is_file():
+        return list(_weight_map(directory / INDEX))
+    with safe_open(files[0], "pt") as tensors:
         return list(tensors.keys())
 
 

@@ -26,7 +26,7 @@ from ports.generate.__main__ import main
 from ports.generate.records import write_or_check
 from ports.generate.run import GenerationSettings, _own_devices, length_buckets, prepare, work
 from ports.training.checkpoint import MARK
-from ports.training.records import list_records, read_record, recorded_info
+from ports.training.records import complete_records, list_records, read_record, recorded_info
 from ports.training.settings import parse
 from tests.ports.generate.conftest import SPEC, contents
 from tests.processes import await_end_of, children
@@ -181,6 +181,21 @@ def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in times}, "what is whole"
 
 
+@pytest.mark.parametrize("inside", ["", "0"])
+def test_records_that_are_gone_are_missed(generate, refuses, inside) -> None:
+    """They would make another draft; so would those that somebody put in between."""
+    folder = generate() / inside
+    assert len(complete_records(folder)) == 8
+    first, kept = next(folder.rglob("data_3.*")), folder.parent / "kept"
+    first.rename(kept)
+    with refuses(folder, "records", "7", "8, as generation.json says"):
+        complete_records(folder)
+    kept.rename(first)
+    shutil.copy(first, first.with_name("data_99.safetensors"))
+    with refuses(folder, "records", "9", "8, as generation.json says"):
+        complete_records(folder)
+
+
 def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path) -> None:
     """The processes of a killed command end by themselves; until then their folders are in use."""
     settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
@@ -222,7 +237,11 @@ def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold,
     hold(tmp_path / "records" / "0")
     assert main(flags()) == 2
     assert "outdir: found in use by process" in capsys.readouterr().err
-    (tmp_path / "records" / "generation.json").unlink()
+    manifest = tmp_path / "records" / "generation.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+    assert main(flags()) == 2
+    assert "format_version: found 1, expected 2; written by an older release" in capsys.readouterr().err
+    manifest.unlink()
     assert main(flags()) == 2
     assert "outdir: found records without generation.json" in capsys.readouterr().err
 

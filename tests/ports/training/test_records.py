@@ -155,7 +155,8 @@ METADATA = [
     ({"format": "pt"}, KEY, "['format']", "a record that speculator-generate wrote"),
     ({KEY: "{"}, KEY, "", "Invalid JSON"),
     ({KEY: "{}"}, f"{KEY}.algorithm", "", "Field required"),
-    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 2})}, f"{KEY}.schema_version", "2", "less than or equal"),
+    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 3})}, f"{KEY}.schema_version", "3", "less than or equal"),
+    ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 1})}, f"{KEY}.schema_version", "1", "make it anew"),
 ]
 
 

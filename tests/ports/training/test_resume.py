@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import ports.training.resume
 import ports.training.runs
 from ports.errors import InputError
-from ports.training.checkpoint import MANIFEST, STATE, seal
+from ports.training.checkpoint import FOLDER, MANIFEST, OPTIMIZER, STATE, seal, verify
 from ports.training.resume import newest_intact
 from ports.training.runs import take_directory
 
@@ -142,7 +142,7 @@ def another_layers(fixture):
     ("change", "said"),
     [
         (another_map, "another vocabulary map"),
-        (another_verifier, "fingerprint: found verifier was"),
+        (another_verifier, "fingerprint: found frozen was .* verifier was"),
         (another_layers, "fingerprint: found draft was"),
     ],
 )
@@ -224,8 +224,8 @@ FORGED = {
     "a count that is text": (state(lambda content: content.update(best=["0", 1.0])), "state.json: best.0: found '0'"),
     "a field of no release": (state(lambda content: content.update(more=1)), "state.json: more: found 1"),
     "a newer format": (
-        state(lambda content: content.update(format_version=2, more=1)),
-        "2, expected at most 1: written by a newer release",
+        state(lambda content: content.update(format_version=3, more=1)),
+        "3, expected at most 2: written by a newer release",
     ),
 }
 
@@ -242,10 +242,41 @@ def test_a_training_state_that_does_not_fit(stopped, start_run, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [MANIFEST, STATE])
-def test_a_newer_format_is_not_passed_over(stopped, name):
-    (stopped / name).write_text(json.dumps({**json.loads((stopped / name).read_text()), "format_version": 2}))
-    with pytest.raises(InputError, match="2, expected at most 1: written by a newer release"):
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [(3, "at most 2: written by a newer release"), (1, "2: written by an older release, .* --weights_only starts")],
+)
+def test_another_format_is_not_passed_over(stopped, name, version, said):
+    (stopped / name).write_text(json.dumps({**json.loads((stopped / name).read_text()), "format_version": version}))
+    with pytest.raises(InputError, match=f"found {version}, expected {said}"):
         newest_intact(stopped.parent)
+
+
+@pytest.mark.parametrize("name", [STATE, "config.json", "model.safetensors", OPTIMIZER, f"{FOLDER}/{GENERATORS}"])
+def test_a_manifest_that_leaves_something_out_vouches_for_nothing(stopped, name):
+    content = json.loads((stopped / MANIFEST).read_text())
+    del content["files"][name]
+    (stopped / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"manifest.json: files: found no {name}, expected a manifest of the draft"):
+        verify(stopped)
+
+
+def test_shards_that_the_manifest_does_not_tell_of_are_refused(stopped):
+    shutil.copy(stopped / OPTIMIZER, stopped / FOLDER / "optimizer_1.safetensors")
+    with pytest.raises(InputError, match=r"found no training_state/optimizer_1\.safetensors"):
+        verify(stopped)
+
+
+def another_activation(fixture):
+    config = json.loads((fixture / "verifier" / "config.json").read_text())
+    (fixture / "verifier" / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+
+
+def test_another_verifier_is_refused_whatever_part_of_it_differs(stopped, fixture, start_run, tmp_path):
+    """Its embedding and head, all that the draft has of it, are the same."""
+    another_activation(fixture)
+    with pytest.raises(InputError, match="fingerprint: found verifier was"):
+        start_run("eagle3", tmp_path / "cp", ckpt_path=stopped)
 
 
 def flip(file: Path) -> None:
