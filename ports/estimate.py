@@ -26,7 +26,6 @@ from ports.commands import exit_code
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.eagle3.model import thaw_head
 from ports.eagle3.objective import Eagle3Objective
-from ports.errors import InputError
 from ports.files import gigabytes
 from ports.generate.records import geometry_of
 from ports.hass.config import HassSpeculatorConfig
@@ -38,6 +37,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.settings import CommandSettings, parse
 from ports.verifier.config import verifier_config
+from ports.verifier.trust import opening, trusts_remote_code
 
 PROBES = (16, 48)
 """Tokens of the two measured batches."""
@@ -124,11 +124,9 @@ def estimate(settings: EstimateSettings) -> Estimate:
 
 def verifier_parameters(name_or_path: str) -> int:
     """Of the verifier without its head."""
-    try:
-        with torch.device("meta"):
-            model = AutoModel.from_config(AutoConfig.from_pretrained(name_or_path))
-    except Exception as error:  # transformers' own
-        raise InputError(name_or_path, "model_path", str(error)[:200], "a config of transformers") from error
+    trust = {"trust_remote_code": trusts_remote_code()}
+    with opening(name_or_path, "model_path", "a config of transformers"), torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 if "gpu" not in sys.argv:  # pytest -m gpu; all other tests are of the CPU, whatever the machine has
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # digests of weights
+os.environ["XDG_CACHE_HOME"] = os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # digests of weights; code of models
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ports  # noqa: F401, I001  (first: its guard must run before anything imports transformers)

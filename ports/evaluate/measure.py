@@ -25,7 +25,9 @@ from ports.generate.conversations import ConversationError
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
 from ports.training.settings import TrainingSettings
+from ports.verifier import trust
 from ports.verifier.loading import load_verifier
+from ports.verifier.trust import HELP
 
 TOGETHER, TOO_LONG = 8, "too long for the verifier"
 
@@ -131,6 +133,7 @@ def measure(
     plot: Annotated[
         Path | None, typer.Option(help="draw the acceptance by position here: .svg or .png; needs matplotlib")
     ] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", "--trust-remote-code", help=HELP)] = False,
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
 ) -> dict[str, Any]:
     """Decode with a draft's proposals and count what the verifier accepts, as vLLM counts.
@@ -139,6 +142,8 @@ def measure(
     input.
     """
     check_outputs(json, plot)
+    if trust_remote_code:
+        trust.trust_remote_code()
     fix_numerics()
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choice, model = choice_of(temperature, seed, place), open_draft(draft, verifier)

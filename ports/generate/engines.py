@@ -26,6 +26,7 @@ from ports.errors import InputError, reason
 from ports.evaluate.verifier import end_tokens
 from ports.verifier.config import verifier_config
 from ports.verifier.loading import check_verifier, load_verifier
+from ports.verifier.trust import trusts_remote_code
 
 T = TypeVar("T")
 
@@ -163,6 +164,7 @@ class VllmEngine:
             return LLM(
                 model=self.model,
                 dtype=own,
+                trust_remote_code=trusts_remote_code(),
                 max_num_seqs=TOGETHER,
                 max_model_len=longest_dialogue(self.model),
                 enable_prefix_caching=False,  # what was asked before must not matter

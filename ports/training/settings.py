@@ -19,6 +19,7 @@ from ports.files import read_yaml
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation
 from ports.training.loss import LossImplementation
+from ports.verifier.trust import HELP, trust_remote_code
 
 Precision = Literal["no", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
@@ -34,6 +35,8 @@ class CommandSettings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid", cli_implicit_flags=True, cli_avoid_json=True, protected_namespaces=()
     )
+
+    trust_remote_code: bool = Field(False, description=HELP)
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]
@@ -203,6 +206,8 @@ def linear_schedule_steps(num_files: int, epoch: int, samples_per_step: int) -> 
 def parse(settings_class: type[S], argv: Sequence[str]) -> S:
     """Settings from flags, environment, YAML file and defaults, in that order; ``--a-flag`` is ``--a_flag``.
 
+    ``--trust_remote_code`` holds from then on.
+
     Raises:
         InputError: a wrong value or unknown key, with where it came from.
         SystemExit: argparse's, on an unknown flag or ``--help``.
@@ -220,12 +225,15 @@ def parse(settings_class: type[S], argv: Sequence[str]) -> S:
     Layered.__name__, Layered.__doc__ = settings_class.__name__, settings_class.__doc__
     flags = [_with_underscores(settings_class, word) for word in words]
     try:
-        return Layered(_cli_parse_args=flags, _cli_prog_name=Path(sys.argv[0]).name, **values)
+        settings = Layered(_cli_parse_args=flags, _cli_prog_name=Path(sys.argv[0]).name, **values)
     except ValidationError as error:
         raise _explain(error, file) from error
     except SettingsError as error:  # a list that begins like JSON and is none
         expected = "words, as in --log_with tensorboard"
         raise InputError("command line or environment", "settings", reason(error), expected) from error
+    if getattr(settings, "trust_remote_code", False):
+        trust_remote_code()
+    return settings
 
 
 def _take_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:

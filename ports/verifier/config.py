@@ -10,26 +10,27 @@ from huggingface_hub import snapshot_download
 from speculators.config import VerifierConfig
 from transformers import AutoConfig
 
-from ports.errors import InputError, reason
+from ports.errors import InputError
 from ports.files import read_json
+from ports.verifier.trust import opening, trusts_remote_code
 
 
 def full_config(name_or_path: str) -> Any:
     """The config of a verifier directory or hub id, as it stands.
 
     Raises:
-        InputError: a directory without ``config.json``, or with one that cannot be read.
+        InputError: a directory without ``config.json``, or with one that cannot be read or wants code of its own run.
     """
     directory = Path(name_or_path)
     if directory.exists():
         if not (directory / "config.json").is_file():
             raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
         read_json(directory / "config.json", "basepath", "a model directory or hub id")  # transformers hides why not
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
+    with opening(name_or_path, "basepath", "a model directory or hub id"):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trusts_remote_code())
         VerifierConfig.from_config(config)  # a draft's config will name it
-    except Exception as error:  # a damaged config.json makes transformers raise whatever its values run into
-        raise InputError(name_or_path, "basepath", reason(error), "a model directory or hub id") from error
+    if type(config).__module__.startswith("transformers_modules."):  # Speculators opens it again, and would ask
+        AutoConfig.register(config.model_type, type(config), exist_ok=True)
     return config
 
 

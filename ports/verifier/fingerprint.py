@@ -19,6 +19,7 @@ from xxhash import xxh3_128_hexdigest
 from ports.files import read_json
 from ports.verifier.config import model_directory
 from ports.verifier.tokenizer import tokenizer_files
+from ports.verifier.trust import trusts_remote_code
 from ports.verifier.weights import reading_weights, weight_files
 
 CONFIGS = ("config.json", "generation_config.json")
@@ -40,8 +41,8 @@ SHOWN = 1 << 30
 def verifier_fingerprint(name_or_path: str) -> str:
     """16 hex digits from config, generation config, tokenizer, chat template and every byte of the weights.
 
-    Neither shards matter, nor the order or layout of a JSON file. Weights are read once: what they digest to is kept in
-    the user's cache by their place, size and times of change.
+    And from code that lies beside them, where it is run. Neither shards matter, nor the order or layout of a JSON file.
+    Weights are read once: what they digest to is kept in the user's cache by their place, size and times of change.
 
     Raises:
         InputError: no readable weights there, or a config that is none.
@@ -50,7 +51,8 @@ def verifier_fingerprint(name_or_path: str) -> str:
         tensors = _tensors(weight_files(name_or_path))
     directory = model_directory(name_or_path, CONFIGS)
     told = [directory / name for name in CONFIGS if (directory / name).is_file()]
-    words = {file.name: _content(file) for file in [*told, *tokenizer_files(name_or_path)]}
+    code = sorted(model_directory(name_or_path, ["*.py"]).glob("*.py")) if trusts_remote_code() else []
+    words = {file.name: _content(file) for file in [*told, *tokenizer_files(name_or_path), *code]}
     return hashlib.sha256(json.dumps([tensors, words], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -6,7 +6,6 @@ loads it here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import cached_file, logging
 
-from ports.errors import InputError, reason
+from ports.errors import InputError
 from ports.files import check_regular
 from ports.numerics import best_device
+from ports.verifier.trust import opening, trusts_remote_code
+from ports.verifier.weights import INDEX, SINGLE, weight_map
 
 OUTER = frozenset({"model", "language_model", "text_model"})
 """Parts of a tensor's name that come and go with what a text model stands in."""
@@ -34,8 +35,6 @@ NUMBERED = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 SHOWN = 3
 """Tensors that a refusal names."""
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-
 
 def load_verifier(
     name_or_path: str,
@@ -43,7 +42,6 @@ def load_verifier(
     device: Any = None,
     spread: bool = False,
     head: bool = False,
-    trust_remote_code: bool = False,
 ) -> Any:
     """The verifier in eval mode, with its head or as the backbone alone.
 
@@ -53,14 +51,13 @@ def load_verifier(
         device: where it goes; default: the accelerator if there is one.
         spread: over all visible devices.
         head: as what gives logits.
-        trust_remote_code: run code that lies beside the weights.
 
     Raises:
         InputError: transformers cannot load it; weights that are missing, nowhere expected, of another shape, zero or
             not finite, by name.
     """
     wanted = {"device_map": "auto"} if spread else {}
-    model = _loaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **wanted)
+    model = _loaded(name_or_path, dtype=dtype, **wanted)
     for name, value in model.named_parameters():
         check_tensor(name_or_path, name, value)
     _check_norms(name_or_path, model)
@@ -69,13 +66,13 @@ def load_verifier(
     return model.eval() if spread else model.eval().to(device or best_device())
 
 
-def check_verifier(name_or_path: str, trust_remote_code: bool = False) -> None:
+def check_verifier(name_or_path: str) -> None:
     """The same of a verifier that something else will load (vLLM): nothing is kept, every tensor is read once.
 
     Raises:
         InputError: as :func:`load_verifier`.
     """
-    model = _loaded(name_or_path, device_map="meta", trust_remote_code=trust_remote_code)
+    model = _loaded(name_or_path, device_map="meta")
     norms = {bare(name): module for name, module in model.named_modules() if _is_norm(module)}
     for name, value in _tensors(name_or_path):
         check_tensor(name_or_path, name, value)
@@ -132,9 +129,7 @@ def tensor_files(name_or_path: str) -> dict[str, str]:
     """Which file every tensor of the checkpoint is in; of a hub id no more is fetched than that takes."""
     index = cached_file(name_or_path, INDEX, _raise_exceptions_for_missing_entries=False)
     if index is not None:
-        check_regular(index, "weights")
-        entries: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        return entries
+        return weight_map(Path(index))
     with safe_open(_file(name_or_path, SINGLE), "pt") as tensors:
         return dict.fromkeys(tensors.keys(), SINGLE)
 
@@ -155,10 +150,11 @@ def _loaded(name_or_path: str, **wanted: Any) -> Any:
     """From transformers, with every name and shape as the class has it."""
     logging.set_verbosity_error()  # what it would report is refused
     load = partial(AutoModelForCausalLM.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
-    try:
-        model, info = load(name_or_path, **wanted)
-    except Exception as error:  # transformers', safetensors' and torch's own
-        raise InputError(name_or_path, "weights", reason(error), "a model that transformers loads") from error
+    with opening(name_or_path, "weights", "a model that transformers loads"):
+        index = cached_file(name_or_path, INDEX, _raise_exceptions_for_missing_entries=False)
+        if index is not None:  # transformers would follow it anywhere
+            weight_map(Path(index))
+        model, info = load(name_or_path, trust_remote_code=trusts_remote_code(), **wanted)
     _refuse(name_or_path, "missing", info["missing_keys"], "every tensor that its class has")
     shapes = [f"{name} {tuple(found)} (not {tuple(own)})" for name, found, own in info["mismatched_keys"]]
     _refuse(name_or_path, "of another shape", shapes, "the config's sizes")

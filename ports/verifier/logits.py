@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from ports.errors import InputError, reason
 from ports.verifier.config import full_config
 from ports.verifier.loading import check_tensor, read_parameters
+from ports.verifier.trust import opening, trusts_remote_code
 from ports.verifier.weights import reading_weights
 
 PROBES = 4
@@ -177,11 +178,8 @@ def _skeleton(name_or_path: str) -> tuple[Any, nn.Module]:
     config = copy.deepcopy(full_config(name_or_path))
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # norm and head are in the precision of the others
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # transformers' own
-        raise InputError(name_or_path, "architectures", reason(error), "a causal language model") from error
+    with opening(name_or_path, "architectures", "a causal language model"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_remote_code())
     return model.eval(), _find_norm(name_or_path, model)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from ports.errors import InputError, reason
 from ports.verifier.config import model_directory
+from ports.verifier.trust import opening, trusts_remote_code
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -26,13 +26,10 @@ PROBE = "Hello, world!\n\n  x = 3.14; é漢🙂 <|eot_id|>"
 
 
 def open_tokenizer(name_or_path: str) -> Any:
-    """The verifier's tokenizer; InputError if it has none, or one that does not give ids."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    """The verifier's tokenizer; InputError if it has none, or one that does not give ids or wants its own code run."""
+    with opening(name_or_path, "tokenizer", "the verifier's tokenizer files (prompts of token ids need none)"):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trusts_remote_code())
         torch.tensor(tokenizer("Hello, world!")["input_ids"], dtype=torch.int64)
-    except Exception as error:  # what a missing or damaged tokenizer raises differs by its class
-        expected = "the verifier's tokenizer files (prompts of token ids need none)"
-        raise InputError(name_or_path, "tokenizer", reason(error), expected) from error
     return tokenizer
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from safetensors import safe_open
 from speculators.utils.loading import load_model_layers
 from torch import Tensor
 
-from ports.errors import InputError, reason
+from ports.errors import InputError
 from ports.files import check_regular, read_json
 from ports.verifier.config import model_directory
+from ports.verifier.trust import opening
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -41,7 +41,7 @@ def weight_files(name_or_path: str) -> list[Path]:
         InputError: none; an index that names files outside the directory, or others than the one that lies there.
     """
     directory = model_directory(name_or_path, [INDEX])
-    shards = sorted(set(_weight_map(directory / INDEX).values())) if (directory / INDEX).exists() else [SINGLE]
+    shards = sorted(set(weight_map(directory / INDEX).values())) if (directory / INDEX).exists() else [SINGLE]
     directory = model_directory(name_or_path, [*shards, SINGLE])
     files = [directory / shard for shard in shards]
     if shards != [SINGLE] and (directory / SINGLE).exists():  # transformers takes this file, Speculators the others
@@ -53,20 +53,20 @@ def weight_files(name_or_path: str) -> list[Path]:
     return files
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
     """Which file every tensor is in; InputError for one outside the directory: nobody asked to read there."""
-    weight_map: dict[str, str] = read_json(index, "weight_map", "an object that maps tensors to shards")["weight_map"]
-    for shard in weight_map.values():
+    places: dict[str, str] = read_json(index, "weight_map", "an object that maps tensors to shards")["weight_map"]
+    for shard in places.values():
         if not shard or Path(shard).is_absolute() or ".." in Path(shard).parts:
             raise InputError(index, "weight_map", shard, "files in the verifier's own directory")
-    return weight_map
+    return places
 
 
 def _names(directory: Path) -> list[str]:
     """Of all tensors, where Speculators looks for them."""
     files = weight_files(str(directory))
     if (directory / INDEX).is_file():
-        return list(_weight_map(directory / INDEX))
+        return list(weight_map(directory / INDEX))
     with safe_open(files[0], "pt") as tensors:
         return list(tensors.keys())
 
@@ -79,16 +79,9 @@ def _is_untied(directory: Path) -> bool:
     return bool(flags) and not any(flags)
 
 
-@contextmanager
-def reading_weights(name_or_path: str) -> Iterator[None]:
+def reading_weights(name_or_path: str) -> AbstractContextManager[None]:
     """What is wrong with a verifier's weights is bad input (InputError), whichever library meets it first."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # safetensors', torch's and Speculators' own
-        expected = "whole safetensors with embed_tokens and lm_head in the config's sizes"
-        raise InputError(name_or_path, "weights", reason(error), expected) from error
+    return opening(name_or_path, "weights", "whole safetensors with embed_tokens and lm_head in the config's sizes")
 
 
 def full_head(name_or_path: str) -> Tensor:
