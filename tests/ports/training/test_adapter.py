@@ -164,5 +164,5 @@ def test_what_could_not_be_served_is_refused(refuses, make, port, fixture):
     with refuses("no.json", "configpath", "no such file", "a draft config"):
         own.EConfig.from_pretrained("no.json")
     (fixture / "verifier" / "model.safetensors.index.json").unlink()
-    with refuses("verifier", "weights", "No such file", "whole safetensors"):
+    with refuses("verifier", "weights", "no model.safetensors", "a verifier's weights"):
         make()
