@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ports.commands import run_app
 from ports.evaluate.measure import measure
+from ports.evaluate.ties import described
 
 NOT_COMPARED = (
     "tokens not compared with plain decoding: drawn ones differ from run to run; rejection keeps their distribution"
@@ -47,11 +48,10 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     console.print(f"acceptance length {result['acceptance_length']:.3f} over {result['prompts']} prompts")
     for row in result["files"]:
         for found in row["differences"]:
-            console.print(
-                f"{row['name']}: prompt {found['prompt']}, turn {found['turn']}, token {found['place']}: "
-                f"{found['plain']} without the draft, "
-                f"{found['drafted']} with it; --dtype float32 tells a near tie from a mistake"
-            )
+            where = f"{row['name']}: prompt {found['prompt']}, turn {found['turn']}, token {found['place']}"
+            console.print(f"{where}: {described(found)}", markup=False)
+    if result["near_ties"]:
+        console.print(f"{result['near_ties']} near ties, which rounding decides; texts go apart from there")
 
 
 def main() -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import repeat
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.sampling import Choice, Proposal
+from ports.evaluate.ties import UNKNOWN, Verdict, verdict_on
 from ports.evaluate.verifier import Memory, Reader
 
 
@@ -31,20 +37,44 @@ class Limits:
 @dataclass
 class Answer:
     """The ``tokens`` after one prompt, how many tokens of each proposal were ``accepted``, and the ``plain`` tokens, if
-    it was decoded without a draft too."""
+    it was decoded without a draft too; then ``logits`` [V] of the first token that is another, and the ``verdict``."""
 
     tokens: list[int]
     accepted: list[int] = field(default_factory=list)
     plain: list[int] | None = None
+    logits: Tensor | None = None
+    verdict: Verdict = UNKNOWN
+
+    def grow(self, tokens: Sequence[int], logits: Tensor) -> None:
+        """By ``tokens``, each chosen from its row of ``logits`` [Q, V]."""
+        expected = (self.plain or [])[len(self.tokens) :] if self.logits is None else []
+        wrong = [place for place, (one, other) in enumerate(zip(tokens, expected)) if one != other]
+        self.tokens += tokens
+        self.logits = logits[wrong[0]].clone() if wrong else self.logits
 
     @property
-    def difference(self) -> dict[str, int] | None:
-        """Where drafting changed it: the first place, and both tokens (-1: none there)."""
+    def difference(self) -> dict[str, Any] | None:
+        """Where drafting changed it: the first place, both tokens (-1: none there), and the verdict on it."""
         if self.plain in (None, self.tokens):
             return None
         plain, drafted = [*(self.plain or ()), -1], [*self.tokens, -1]
         place = next(place for place, pair in enumerate(zip(plain, drafted)) if pair[0] != pair[1])
-        return {"place": place, "plain": plain[place], "drafted": drafted[place]}
+        return {"place": place, "plain": plain[place], "drafted": drafted[place], **asdict(self.verdict)}
+
+
+class Told(Choice):
+    """Takes the ``tokens`` [B, n] of texts that are known, one after the other, whatever is likeliest."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.coming = list(tokens.split(1, dim=1))[::-1]
+
+    def pick(self, logits: Tensor) -> tuple[Tensor, None]:
+        """See :class:`ports.evaluate.sampling.Choice`."""
+        return self.coming.pop()[:, 0], None
+
+    def judge(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
+        """Of an empty proposal nothing is accepted."""
+        return self.coming.pop(), proposal.tokens.new_zeros(len(logits))
 
 
 def decode(
@@ -61,24 +91,56 @@ def decode_speculatively(
     limits: Limits,
     size: int,
     choice: Choice | None = None,
+    plain: Sequence[list[int]] | None = None,
 ) -> list[Answer]:
     """The same tokens, in fewer passes of the verifier where proposals of ``size`` are accepted; drawn ones have the
-    same distribution."""
-    return _decode(Reader(verifier, drafter.features, choice), drafter, prompts, limits, size)
+    same distribution. Held against ``plain`` ones, if there are any, with a verdict on the first that is another."""
+    answers = _decode(Reader(verifier, drafter.features, choice), drafter, prompts, limits, size, plain)
+    _judge(verifier, prompts, answers)
+    return answers
 
 
 def _decode(
-    reader: Reader, drafter: Drafter | None, prompts: Sequence[Sequence[int]], limits: Limits, size: int
+    reader: Reader,
+    drafter: Drafter | None,
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    size: int,
+    plain: Sequence[list[int]] | None = None,
 ) -> list[Answer]:
     """Without a drafter every proposal is empty, and the verifier's own token is all that a pass gives."""
     block = reader.start(prompts)
     memory, nothing = Memory(len(prompts), block.ids.device), Proposal(block.ids[:, :0])
-    answers = [Answer([token]) for token in reader.last.tolist()]
+    answers = [Answer([], plain=tokens) for tokens in plain or repeat(None, len(prompts))]
+    for answer, token, logits in zip(answers, reader.last.tolist(), reader.logits):
+        answer.grow([token], logits)
     while not all(limits.reached(answer.tokens) for answer in answers):
         proposal = drafter.propose(memory, block, size, reader.choice) if drafter else nothing
         block, accepted = reader.check(proposal)
-        for answer, count, tokens in zip(answers, accepted.tolist(), block.ids.tolist()):
+        for answer, count, tokens, logits in zip(answers, accepted.tolist(), block.ids.tolist(), reader.logits):
             if not limits.reached(answer.tokens):
-                answer.tokens += tokens[: count + 1]
+                answer.grow(tokens[: count + 1], logits)
                 answer.accepted += [count] if drafter else []
-    return [Answer(limits.cut(answer.tokens), answer.accepted) for answer in answers]
+    return [replace(answer, tokens=limits.cut(answer.tokens)) for answer in answers]
+
+
+def _judge(verifier: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> None:
+    """Give a verdict on the first token of each answer that is another than in plain decoding.
+
+    Its plain logits are computed again as they were: the same prompts side by side, the same tokens one by one.
+    """
+    changed = [(row, answer.logits, answer.difference) for row, answer in enumerate(answers)]
+    told = [(row, logits, found) for row, logits, found in changed if logits is not None and found is not None]
+    length = max((found["place"] + 1 for _, _, found in told), default=0)
+    if not length:
+        return
+    known = [torch.tensor((answer.plain or [])[:length], device=verifier.device) for answer in answers]
+    reader = Reader(verifier, choice=Told(pad_sequence(known, batch_first=True)))
+    nothing = Proposal(reader.start(prompts).ids[:, :0])
+    for place in range(length):
+        if place:
+            reader.check(nothing)
+        for row, logits, found in told:
+            if found["place"] == place:
+                tokens = found["plain"], found["drafted"]
+                answers[row].verdict = verdict_on(reader.logits[row, 0], logits, tokens, verifier.dtype)

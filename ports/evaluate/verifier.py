@@ -106,9 +106,13 @@ class Block:
 
 
 class Reader:
-    """Texts that a verifier reads side by side; ``last`` [B] are their last tokens, which it has not read yet."""
+    """Texts that a verifier reads side by side; ``last`` [B] are their last tokens, which it has not read yet.
+
+    ``logits`` [B, Q, V] of the last pass are those from which each token that it added was chosen.
+    """
 
     last: Tensor
+    logits: Tensor
     position: Tensor
     memory: Memory
 
@@ -125,7 +129,8 @@ class Reader:
         self.memory, fresh = Memory(len(prompts), device), places < lengths[:, None]
         ends, of_row = lengths.sub(1).unique(return_inverse=True)
         logits, features = self._read(ids, places, fresh, ends)
-        self.last, self.position = self.choice.pick(checked_logits(logits[rows, of_row], "verifier"))[0], lengths
+        self.logits, self.position = logits[rows, of_row][:, None], lengths
+        self.last = self.choice.pick(checked_logits(self.logits[:, 0], "verifier"))[0]
         following = ids.roll(-1, dims=1)
         following[rows, lengths - 1] = self.last
         return Block(following, features, places, fresh)
@@ -135,8 +140,8 @@ class Reader:
         ids = torch.cat([self.last[:, None], proposal.tokens], dim=1)
         offsets = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         positions = self.position[:, None] + offsets
-        logits, features = self._read(ids, positions, torch.ones_like(ids, dtype=torch.bool), offsets[0])
-        choices, accepted = self.choice.judge(checked_logits(logits, "verifier"), proposal)
+        self.logits, features = self._read(ids, positions, torch.ones_like(ids, dtype=torch.bool), offsets[0])
+        choices, accepted = self.choice.judge(checked_logits(self.logits, "verifier"), proposal)
         fresh = offsets <= accepted[:, None]
         self.memory.keep(fresh)
         self.last, self.position = choices.gather(1, accepted[:, None])[:, 0], self.position + accepted + 1

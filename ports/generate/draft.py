@@ -491,7 +491,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def make(settings: DraftSettings) -> int:
-    """Everything that is not done yet; 1 if drafting changed a token, else 0, or what a phase ended with.
+    """Everything that is not done yet; 1 if drafting changed a token beyond rounding, else 0, or how a phase ended.
 
     Raises:
         InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
@@ -538,11 +538,16 @@ def _done(out: Path, inputs: dict[str, Any], phases: dict[str, tuple[Path, Calla
 
 
 def report(out: Path) -> int:
-    """Say what came of it."""
-    found = told(out / "evaluation.json", acceptance_length=float, prompts=int, lossless=bool)
+    """Say what came of it; the exit code is that of evaluation."""
+    file = out / "evaluation.json"
+    found = told(file, acceptance_length=float, prompts=int, lossless=bool, near_ties=int)
     counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
-    say(f"{counted}; serve {out / 'draft'}")
-    return 0 if found["lossless"] else 1
+    ties = f", {found['near_ties']} of them a near tie" if found["near_ties"] else ""
+    if found["lossless"]:
+        say(f"{counted}{ties}; serve {out / 'draft'}")
+        return 0
+    say(f"{counted}{ties}; drafting changed tokens beyond rounding, see differences in {file}")
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

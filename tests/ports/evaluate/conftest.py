@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from parity.fixtures.features import hidden_states
+from ports.evaluate.__main__ import main
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
 from ports.training.saving import save_draft
 from ports.verifier.loading import load_verifier
@@ -60,3 +62,16 @@ def prompts(fixture) -> list[list[int]]:
     """The ids of the fixture's records: 9, 5, 12, 7, 3 and 10 tokens."""
     files = sorted((fixture / "data_eagle3").iterdir())
     return [torch.load(file, weights_only=True)["input_ids"].tolist() for file in files]
+
+
+@pytest.fixture
+def command(pair, prompts, tmp_path, run_app, capsys):
+    """Runs the command here; gives exit code, JSON result and what was printed."""
+    file, answer = tmp_path / "prompts.jsonl", tmp_path / "result.json"
+    file.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts))
+
+    def run(*words):
+        code = run_app(main, pair.directory, "--prompts", file, "--json", answer, *words)
+        return code, json.loads(answer.read_text()) if answer.exists() else {}, capsys.readouterr()
+
+    return run

@@ -345,3 +345,18 @@ def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_pa
     (tmp_path / "best.json").write_text(json.dumps({"checkpoint": "model7"}))
     with refuses(tmp_path, "checkpoint", "model7", "what training saved"):
         best_checkpoint(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("lossless", "ties", "code", "said"),
+    [
+        (True, 0, 0, "over 9 held-out prompts; serve"),
+        (True, 2, 0, "prompts, 2 of them a near tie; serve"),
+        (False, 1, 1, "beyond rounding, see differences in"),
+    ],
+)
+def test_a_near_tie_is_said_and_only_a_mistake_is_exit_code_1(tmp_path, capsys, lossless, ties, code, said) -> None:
+    found = {"acceptance_length": 2.0, "prompts": 9, "lossless": lossless, "near_ties": ties}
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert module.report(tmp_path) == code
+    assert said in "".join(capsys.readouterr())
