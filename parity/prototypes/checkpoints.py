@@ -38,7 +38,7 @@ STOP = 3
 LAYERS = "eagle_aux_hidden_state_layer_ids"
 """After how many layers of the verifier the features of an Eagle3 draft are taken."""
 
-OF_THE_FILE = ("_name_or_path", "transformers_version", "speculators_version")
+OF_THE_FILE = ("_commit_hash", "_name_or_path", "transformers_version", "speculators_version")
 """Entries of a saved configuration that say where it lies and what wrote it."""
 
 BEYOND = 2
