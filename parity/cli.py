@@ -19,6 +19,7 @@ from parity.errors import InputError
 from parity.evidence import raised
 from parity.files import check_output
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
+from parity.power import run_with_power
 from parity.report import print_report, write_html, write_json
 from parity.run import TRACED, KitReport, compare_folders, joined, leaves_out, read_names, run_pair
 from parity.scaffold import new_pair, new_port
@@ -51,6 +52,9 @@ def run(
     checks: Annotated[str, typer.Option(help="comma-separated, of jobs too; default: all of the pair")] = "",
     baseline: Annotated[File, typer.Option(help="stored speed to hold the port's against")] = None,
     save_baseline: Annotated[File, typer.Option(help="store the port's speed here")] = None,
+    power: Annotated[
+        bool, typer.Option("--power", help="plant faults in the port: which would have been seen?")
+    ] = False,
 ) -> None:
     """Hold a port against its original and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
     _check_outputs({"--report": report, "--json": json, "--save-baseline": save_baseline})
@@ -58,8 +62,9 @@ def run(
     options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
     console, pairs = Console(), _pairs(pair)
     _check_used({"--baseline": baseline, "--save-baseline": save_baseline}, pairs, options)
+    judge = run_with_power if power else run_pair
     with console.status("running") as status:
-        result = joined([run_pair(one, options, lambda line: status.update(line)) for one in pairs])
+        result = joined([judge(one, options, lambda line: status.update(line)) for one in pairs])
     _show(result, report, json, console)
 
 

@@ -23,6 +23,7 @@ from parity.compare import View
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, place_of
 from parity.names import NameMap
+from parity.plants import Fault
 from parity.side import AnySide, Case, FolderSide, Side
 from parity.study import Cause
 from parity.tolerances import GENERIC, Tolerances
@@ -67,6 +68,12 @@ class Pair:
         extend: adds to a port's trace, for ``parity trace``, what a run does not need.
         baseline: what the report calls the original's run; default: the original's name.
         copy_weights: give a port of callables the original's initial weights, by the map.
+        batch_keys: for ``--power``, what the entries of a batch are: ``ids``, ``labels``, ``positions``, ``attention``,
+            ``mask`` (of the loss), each to its key in a batch that is a mapping.
+        faults: further ones that ``--power`` plants in the port.
+        unseen: those of ``--power`` that no check sees, each with the reason; any other that goes unseen is then a
+            failure. None: the table alone says so.
+        short: the pair as ``--power`` runs it; default: its first case, of five steps.
     """
 
     name: str
@@ -96,6 +103,10 @@ class Pair:
     extend: Callable[[Any, Trace], None] | None = None
     baseline: str = ""
     copy_weights: bool = True
+    batch_keys: Mapping[str, str] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
+    unseen: Mapping[str, str] | None = None
+    short: Callable[[Pair], Pair] | None = None
 
     def __post_init__(self) -> None:
         """InputError: two of what is held against the original have one name, so that no row could say whose it is."""

@@ -31,7 +31,7 @@ from parity.operators import Live, with_operator
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.report import print_report, write_html, write_json
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
-from parity.study import as_it_is, effect_rows, raised_rows, study, switched
+from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
 from parity.tolerances import Tolerances, table_for
 from parity.trace import META, Trace, read_trace
 from parity.verdict import Curve, Ledger, Report, Row, Skip, Status
@@ -100,12 +100,12 @@ class CaseRun:
     def apart(self, side: AnySide) -> Iterator[Evidence]:
         """A further side against the same original, for as long as it is looked at."""
         with ExitStack() as stack:
-            original = self.pair.original, self.original()
-            yield replace(self, stack=stack, held={id(self.pair.original): original})._evidence(side)
+            self.original()
+            yield replace(self, stack=stack)._evidence(side)
 
     def original(self) -> Run:
         """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
-        return self._once(self.pair.original, self._original)
+        return self._once(self.case, self._original)  # of the case: a pair may hold a side against itself
 
     def evidence(self, side: AnySide) -> Evidence:
         """A side against the original. Whatever the code of either raises comes through, as above."""
@@ -298,6 +298,7 @@ class Runner:
             rows = effect_rows(subject, self.pair.causes, self.report.ledgers)
             self.report.rows += rows if strict else []
             self.report.notes += [] if strict else [row.detail for row in rows if not row.passed]
+            self.report.notes += unheld(self.pair.causes)
 
     def _guarded(self, subject: Subject, ask: Callable[[], Any]) -> Any:
         try:

@@ -25,6 +25,7 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, keep_samples, observe
+from parity.plants import Ground
 from parity.setup import groups_of, optimizer_for, optimizers_in, rate_of, settings, setup_of, varied
 from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import META, Point, StepAudit, Trace, read_trace
@@ -162,6 +163,14 @@ class Side:
     def trace(self, case: Case) -> Iterator[Run]:
         """Runs now; what it leaves can be run again."""
         yield Run(trace_case(self, case), Alive(self, case))
+
+    def planted(self, ground: Ground) -> Side:
+        """With a fault in what it builds and in what its loss is given."""
+        build, loss = (
+            (lambda: ground.build(self.build())),
+            (lambda module, batch: self.loss(module, ground.feed(batch))),
+        )
+        return replace(self, build=build, loss=loss)
 
     def write(self, module: nn.Module, folder: Path) -> None:
         """Save the module into a folder that exists."""

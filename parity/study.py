@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce, wraps
 from typing import Any
 
@@ -74,23 +74,55 @@ def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
     return switch
 
 
+@dataclass(frozen=True)
+class Instead:
+    """What :func:`instead` gives. Of the functions, those that were called, and those whose own was called, too."""
+
+    functions: Mapping[str, Callable[..., Any]]
+    called: set[str] = field(default_factory=set)
+    passed_on: set[str] = field(default_factory=set)
+
+    def __call__(self, side: Any) -> Any:
+        return within(self._enter)(side)
+
+    @contextmanager
+    def _enter(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for target in self.functions:
+                stack.enter_context(replaced(target, partial(self._standing_in, target)))
+            yield
+
+    def _standing_in(self, target: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(real)
+        def own(*arguments: Any, **named: Any) -> Any:
+            self.passed_on.add(target)
+            return real(*arguments, **named)
+
+        @wraps(real)
+        def run(*arguments: Any, **named: Any) -> Any:
+            self.called.add(target)
+            return self.functions[target](own, *arguments, **named)
+
+        return run
+
+
 def instead(functions: Mapping[str, Callable[..., Any]]) -> Switch:
     """For a side of callables: while they run, others stand in functions' places, wherever these were imported.
 
     Each is given the one that it stands for, and its arguments: ``{"ours.losses:half": lambda real, x: 2 * real(x)}``.
+    What a function computes that its stand-in does not ask for is held by no check, see :func:`unheld`.
     """
+    return Instead(functions)
 
-    def standing_in(new: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
-        return wraps(real)(lambda *arguments, **named: new(real, *arguments, **named))
 
-    @contextmanager
-    def enter() -> Iterator[None]:
-        with ExitStack() as stack:
-            for target, new in functions.items():
-                stack.enter_context(replaced(target, partial(standing_in, new)))
-            yield
-
-    return within(enter)
+def unheld(causes: Iterable[Cause]) -> list[str]:
+    """A line for each function that ran only in a cause's place, so that nothing was held of what it computes."""
+    return [
+        f"cause {cause.id} stands in for {target} without calling it: no check holds what that computes"
+        for cause in causes
+        if isinstance(cause.switch, Instead)
+        for target in sorted(cause.switch.called - cause.switch.passed_on)
+    ]
 
 
 def changed(**changes: Callable[[Any], object]) -> Switch:

@@ -248,6 +248,40 @@ class Ledger:
         return found
 
 
+class Sight(str, Enum):
+    """What became of a planted fault.
+
+    ``BELOW``: of its own size nothing saw it, of a larger one something did. ``NOT_PLANTABLE``: nothing of that kind
+    runs, ``detail`` says what is missing.
+    """
+
+    SEEN = "seen"
+    BELOW = "below rounding"
+    UNSEEN = "unseen"
+    NOT_PLANTABLE = "not plantable"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One fault that was planted in a running port, and the first check that saw it.
+
+    ``beyond`` is the largest measured / allowed of that check's failed rows, infinite where nothing is allowed, None
+    where nothing is measured. ``size`` is the smallest that was seen, of those tried. ``fails``: it is unseen, and the
+    pair says of no reason why it may be.
+    """
+
+    case: str
+    run: str
+    fault: str
+    sight: Sight
+    place: str = ""
+    size: float = 1.0
+    check: str = ""
+    beyond: float | None = None
+    detail: str = ""
+    fails: bool = False
+
+
 @dataclass
 class Report:
     """Everything one ``parity run`` has to say.
@@ -261,6 +295,7 @@ class Report:
     gradient_flow: list[GradientFlow] = field(default_factory=list)
     speeds: list[Speed] = field(default_factory=list)
     ledgers: list[Ledger] = field(default_factory=list)
+    planted: list[Planted] = field(default_factory=list)
     deviations: list[Deviation] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -285,9 +320,14 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True when something was compared and nothing failed or was blocked."""
+        """True when something was compared, nothing failed or was blocked, and no planted fault went unseen."""
         compared = [row.passed for row in self.rows if row.compared]
-        return bool(compared) and all(compared)
+        return bool(compared) and all(compared) and not any(one.fails for one in self.planted)
+
+    def sights(self) -> dict[Sight, int]:
+        """How many planted faults were seen, and how many were not."""
+        found = [one.sight for one in self.planted]
+        return {sight: found.count(sight) for sight in Sight}
 
     def verdict_line(self) -> str:
         """``PASS: port against prototype 4 of 4; itself 2 of 2; reference against prototype 4 of 4``."""

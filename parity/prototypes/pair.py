@@ -19,6 +19,7 @@ from parity.compare import View, compare_groups
 from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
+from parity.plants import Ground
 from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip, steps_of
 from parity.prototypes.deviations import LEDGER
@@ -26,12 +27,12 @@ from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, initial
 from parity.prototypes.original.checkout import verify
 from parity.prototypes.original.child import record_original
-from parity.prototypes.port import ALGORITHMS, run_port
+from parity.prototypes.port import ALGORITHMS, planted_in_port, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.prototypes.reference.loop import float64_oracle, trace_reference
 from parity.prototypes.speed import throughput
 from parity.prototypes.spread import check_equivalence
-from parity.side import Run
+from parity.side import STEPS, Run
 from parity.trace import Trace
 from parity.verdict import Against, Row
 from ports.training.stop import StoppedError
@@ -81,7 +82,7 @@ def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
 PORT: Need = (lambda e: e.live is not None, "only a port saves checkpoints and has options")
 IN_FP32: Need = (lambda e: not e.in_half, "half precision: compared in float32")
 IN_HALF: Need = (lambda e: e.in_half, "float32: compared directly")
-STEPS: Need = (lambda e: steps_of(e.case)[1] > 1, "one optimizer step: there is none to stop before")
+SEVERAL: Need = (lambda e: steps_of(e.case)[1] > 1, "one optimizer step: there is none to stop before")
 FINAL: Need = (lambda e: e.expected.group("final."), "the recording kept no final parameters")
 
 WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
@@ -95,7 +96,7 @@ CHECKS = (
     Check("configuration", configuration),
     *(replace(check, run=optimizer_step) for check in OF_ANY_PAIR if check.name == "optimizer_step"),
     Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
-    Check("resume", check_resume, ("round_trip",), needs(PORT, STEPS), Against.ITSELF),
+    Check("resume", check_resume, ("round_trip",), needs(PORT, SEVERAL), Against.ITSELF),
     Check("equivalence", check_equivalence, (), needs(PORT, IN_HALF), Against.REFERENCE),
 )
 EAGLE3_CHECKS = (
@@ -103,6 +104,9 @@ EAGLE3_CHECKS = (
     Check("converted", check_converted, ("curve", "round_trip"), needs(FINAL, PORT, IN_FP32), Against.LIBRARY),
 )
 
+
+BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "features", "target": "target"}
+"""What of a port's batch is one position's, by its key."""
 
 OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
 
@@ -125,6 +129,15 @@ class Runs:
         with tempfile.TemporaryDirectory() as folder:
             yield self.run(case, Path(folder))
 
+    def planted(self, ground: Ground) -> Runs:
+        """With a fault in the draft that the port's loop trains and in the batches it draws."""
+
+        def run(case: Case, folder: Path) -> Run:
+            with planted_in_port(ground):
+                return self.run(case, folder)
+
+        return replace(self, run=run)
+
 
 def in_fp32(reason: str) -> Callable[[Case], str | None]:
     """Why a side runs in float32 alone."""
@@ -137,18 +150,20 @@ def without_deepspeed(case: Case) -> str | None:
     return "DeepSpeed is not installed: pip install -e '.[deepspeed]'" if missing else None
 
 
-def _port(case: Case, folder: Path, afresh: bool) -> Run:
+def _port(case: Case, folder: Path, afresh: bool, steps: int | None = None) -> Run:
     """The port's own loop; its checkpoints are kept for the checks."""
     try:
-        ran = run_port(case, folder, seed=case.seed or PROTOTYPE_SEED, live=afresh)
+        ran = run_port(case, folder, seed=case.seed or PROTOTYPE_SEED, live=afresh, max_steps=steps)
     except StoppedError as stopped:  # by a signal, which is meant for the whole process
         raise KeyboardInterrupt from stopped
+    if steps is not None:  # what is printed at the end of a pass is then of fewer batches
+        ran.trace.prints = ran.trace.prints[:1]
     return Run(ran.trace, ran)
 
 
-def port(afresh: bool = False) -> Runs:
-    """The port; ``afresh`` draws order and noise anew from the case's seed instead of replaying them."""
-    return Runs("port", partial(_port, afresh=afresh))
+def port(afresh: bool = False, steps: int | None = None) -> Runs:
+    """The port, or its first steps; ``afresh`` draws order and noise from the case's seed instead of replaying them."""
+    return Runs("port", partial(_port, afresh=afresh, steps=steps))
 
 
 def live_original(root: Path) -> Runs:
@@ -175,6 +190,19 @@ def adapter(root: Path) -> Runs:
 
 RECORDED = Runs("recorded", lambda case, folder: Run(load_recorded(case)))
 """What a prototype computed once, from disk."""
+
+
+def _recorded_steps(case: Case, folder: Path, steps: int) -> Run:
+    whole = load_recorded(case).without(("final",))
+    return Run(replace(whole, curve=whole.curve[:steps], prints=whole.prints[:1], left_out=()))
+
+
+def few_steps(pair: Pair, steps: int = STEPS) -> Pair:
+    """The port's first optimizer steps against as much of the recordings; of the cases with three TTT steps."""
+    cases = [case for case in pair.find_cases(None) if case.name.endswith("_k3")]
+    recorded = Runs("recorded", partial(_recorded_steps, steps=steps))
+    return replace(pair, cases=cases, original=recorded, port=port(steps=steps))
+
 
 REFERENCE = Runs(
     "reference",
@@ -206,6 +234,9 @@ def prototype_pair(name: str) -> Pair:
         record=record_original,
         extend=trace_calls,
         baseline="prototype",
+        batch_keys=BATCH,
+        unseen={},
+        short=few_steps,
     )
 
 

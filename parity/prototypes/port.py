@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -21,6 +24,7 @@ import ports.hass.train
 from parity.calls import gradients_of
 from parity.environment import describe, deterministic, quietly
 from parity.files import read_tensors
+from parity.plants import Ground
 from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
 from parity.prototypes.recorded import LOGGED, ReplaySampler, refuse_misfits, replayed, samples_per_pass, start_of
 from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
@@ -119,6 +123,22 @@ def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer |
     with patch_environment(accelerate_use_cpu=os.environ.get("ACCELERATE_USE_CPU", "true")):
         loop: Loop = train.start(settings, draft, dataset, sampler, observer)
     return loop
+
+
+@contextmanager
+def planted_in_port(ground: Ground) -> Iterator[None]:
+    """A fault in the draft, after the case's weights were loaded into it, and in the batches of the training loop."""
+    load, batches = load_initial, Loop._batches
+
+    def loaded(draft: SpeculatorModel, case: Case) -> None:
+        load(draft, case)
+        ground.build(draft)
+
+    def fed(self: Loop) -> Iterator[Batch]:
+        return map(ground.feed, batches(self))
+
+    with mock.patch.object(sys.modules[__name__], "load_initial", loaded), mock.patch.object(Loop, "_batches", fed):
+        yield
 
 
 def trace_port(case: Case, **changes: Any) -> Trace:

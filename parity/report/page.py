@@ -22,7 +22,7 @@ from parity.files import write_whole
 from parity.report import summary
 from parity.report.figures import Axes, Series, draw
 from parity.report.ledger import LINES, difference_lines, summed_up, told
-from parity.report.summary import count, ended, grouped, severity, short, unique, words
+from parity.report.summary import SIGHTS, count, ended, grouped, severity, short, sights, unique, words
 from parity.verdict import Curve, GradientFlow, Ledger, Report, Row, Status
 
 UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm"}
@@ -70,6 +70,7 @@ def render_html(report: Report) -> str:
         failures=grouped(ended(report.rows, Status.FAILED), attrgetter("case")),
         blocked=summary.blocked(report),
         ledgers=[_ledger_tables(one) for one in report.ledgers],
+        planted={case: Table([(name, "") for name in SIGHTS], lines) for case, lines in sights(report).items()},
         curves=curves(report),
         errors={case: sorted(rows, key=severity, reverse=True) for case, rows in compared.items()},
         flows={case: flows(found, report.baseline) for case, found in _by_case(report.gradient_flow).items()},

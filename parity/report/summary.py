@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from parity.files import strict_json, write_whole
-from parity.verdict import Report, Row, Status
+from parity.verdict import Planted, Report, Row, Sight, Status
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -73,6 +73,30 @@ def not_applicable(report: Report) -> list[tuple[str, str, str, str]]:
         checks, runs, cases = zip(*((row.check, row.run, row.case) for row in rows))
         found.append((reason, listing(checks, 8), listing(runs, 8), listing(cases, 8)))
     return found
+
+
+def sights(report: Report) -> dict[str, list[list[str]]]:
+    """By case, of every planted fault: its name and place, what became of it, by which check, how far beyond."""
+    return {
+        f"{case}, {run}: {summed(found)}": [_sight_cells(one) for one in found]
+        for (case, run), found in grouped(report.planted, attrgetter("case", "run")).items()
+    }
+
+
+def summed(found: Iterable[Planted]) -> str:
+    """``3 seen, 1 unseen``."""
+    named = grouped(found, attrgetter("sight"))
+    return ", ".join(f"{len(named[sight])} {sight.value}" for sight in Sight if sight in named)
+
+
+def _sight_cells(one: Planted) -> list[str]:
+    beyond = MISSING if one.beyond is None else "exact" if math.isinf(one.beyond) else f"{short(one.beyond)} times"
+    told = f"{one.sight.value}, but at {one.size:g}" if one.sight is Sight.BELOW else one.sight.value
+    seen = one.sight in (Sight.SEEN, Sight.BELOW)
+    return [one.fault, one.place, told, one.check if seen else "", beyond if seen else "", "" if seen else one.detail]
+
+
+SIGHTS = ("fault", "planted in", "", "seen by", "beyond its bound", "why not")
 
 
 def short(value: float | None, digits: int = 3) -> str:

@@ -11,8 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.report.ledger import print_ledgers
-from parity.report.summary import blocked, count, ended, grouped, not_applicable, short, status_of, unique, worst
-from parity.verdict import Report, Row, Status
+from parity.report.summary import (
+    SIGHTS,
+    blocked,
+    count,
+    ended,
+    grouped,
+    not_applicable,
+    short,
+    sights,
+    status_of,
+    unique,
+    worst,
+)
+from parity.verdict import Report, Row, Sight, Status
 
 STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.BLOCKED: "yellow"}
 LEFT = ("check", "against", "where", "verdict")
@@ -27,6 +39,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         if lines:
             console.print(Text(f"\n{heading}", style="bold"), *lines, sep="\n")
     print_ledgers(report.ledgers, console)
+    for title, planted in sights(report).items():
+        console.print(_planted(title, planted))
     console.print()
     console.print(Text(report.verdict_line(), style="bold green" if report.passed else "bold red"), soft_wrap=True)
 
@@ -41,6 +55,17 @@ def _table(run: str, rows: list[Row]) -> Table:
         table.add_row(Text(check), against.value, *_cells(found))
     table.caption = Text("worst = largest measured / allowed; above 1 fails", style="dim")
     table.caption_justify = "left"
+    return table
+
+
+def _planted(title: str, lines: list[list[str]]) -> Table:
+    """A line for each planted fault."""
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold", title_justify="left")
+    table.title = Text(f"\nPlanted faults of {title}", style="bold")
+    for name in SIGHTS:
+        table.add_column(name, justify="right" if name.startswith("beyond") else "left")
+    for cells in lines:
+        table.add_row(*map(Text, cells), style=None if cells[2] == Sight.SEEN.value else "yellow")
     return table
 
 

@@ -49,6 +49,6 @@ def test_the_core_knows_no_port_and_no_prototype(file: Path) -> None:
     assert not {name for name in imported(file) if name.startswith("parity.prototypes")}
 
 
-def test_only_command_and_plugin_are_above_a_run() -> None:
+def test_only_commands_and_plugin_are_above_a_run() -> None:
     above = {name for name, found in GRAPH.items() if "parity.run" in found and "prototypes" not in name}
-    assert above <= {"parity", "parity.cli", "parity.plugin", "parity.scaffold", "parity.single"}
+    assert above <= {"parity", "parity.cli", "parity.plugin", "parity.power", "parity.scaffold", "parity.single"}

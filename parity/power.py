@@ -1,0 +1,152 @@
+"""The power of a verdict: faults planted in the running port one at a time, and what each check makes of them.
+
+What a pair is asked stays what it is: the same original, the same checks, the same bounds. Only the port has a fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from parity.checks import CHECKS, ON_REQUEST, run_checks
+from parity.compare import Subject
+from parity.evidence import raised
+from parity.pair import EVERYTHING, Options, Pair, matches
+from parity.plants import GENERIC, SOUND, Fault, Ground, in_field, inside, of_batches, of_buffers
+from parity.run import SILENT, CaseRun, KitReport, Progress, leaves_out, run_pair
+from parity.side import STEPS, Side
+from parity.study import Cause, Instead, switched
+from parity.verdict import Planted, Row, Sight, Skip, Status
+
+BUFFERS = 4
+"""Names of buffers, at most, of which each gets a fault."""
+
+ONE_RUN = {check.name for check in CHECKS} - {"round_trip", "resume", *ON_REQUEST}
+"""Checks that look at one run of a port: the others open or run it again, and are asked for faults of their own."""
+
+
+def run_with_power(pair: Pair, options: Options = EVERYTHING, progress: Progress = SILENT) -> KitReport:
+    """:func:`parity.run_pair`, and besides every fault planted in the port of its shortest cases.
+
+    Raises:
+        InputError: as there.
+    """
+    result = run_pair(pair, options, progress)
+    short = (pair.short or shortest)(pair.at(options.original, options.recordings))
+    for case in (case for case in short.find_cases(options.recordings) if matches(options.keyword, case.name)):
+        with ExitStack() as stack:
+            found = Battery(short, case, CaseRun(short, case, stack), progress).run()
+        if isinstance(found, Skip):
+            result.report.skips.append(found)
+        else:
+            result.report.planted += found
+    return result
+
+
+def shortest(pair: Pair) -> Pair:
+    """Its first case, of five steps where both sides are run; a recorded one is as long as it is."""
+    cases = pair.find_cases(None)[:1]
+    if isinstance(pair.original, Side) and isinstance(pair.port, Side):
+        cases = [replace(case, steps=STEPS) for case in cases]
+    return replace(pair, cases=cases)
+
+
+@dataclass
+class Battery:
+    """All faults of one case of a pair; ``held`` keeps the original's run."""
+
+    pair: Pair
+    case: Any
+    held: CaseRun
+    progress: Progress = SILENT
+
+    def run(self) -> list[Planted] | Skip:
+        """Every fault; or why none was planted."""
+        name, port = self.case.name or "case", self.pair.port
+        if reason := leaves_out(port, self.case):
+            return Skip("power", name, reason, "another case")
+        if not hasattr(port, "planted"):
+            reason = f"not plantable: {port.name or 'the port'} does not run in this process"
+            return Skip("power", name, reason, "a Side of callables")
+        sound = Ground()
+        if wrong := first_failed(self._rows(SOUND, 1.0, sound, ONE_RUN)):
+            return Skip("power", name, f"without a fault {wrong[0].check} fails: {wrong[0].detail}", "mend it first")
+        return [self.plant(fault, sound) for fault in self.faults(sound)]
+
+    def faults(self, sound: Ground) -> Iterator[Fault]:
+        """Of any port, of its buffers, of its batches, those that the pair declares, and those inside of causes."""
+        yield from GENERIC
+        yield from of_buffers(sound.buffers[:BUFFERS])
+        yield from of_batches(self.pair.batch_keys)
+        yield from self.pair.faults
+        for cause in self.pair.causes:
+            yield from in_cause(self.pair.port, cause)
+
+    def plant(self, fault: Fault, sound: Ground) -> Planted:
+        """One fault, of its own size; if that is not seen, of those from which on it may be."""
+        self.progress(f"{self.case.name}: {fault.name}")
+        names = ONE_RUN | ({fault.named_by} - {""})
+        for size in fault.sizes:
+            ground = Ground(sound.called)
+            rows = first_failed(self._rows(fault, size, ground, names))
+            if rows:
+                return self._told(fault, Sight.SEEN if size == fault.sizes[0] else Sight.BELOW, ground, size, rows)
+            if not ground.place:
+                missed = Sight.UNSEEN if fault.hidden else Sight.NOT_PLANTABLE
+                return self._told(fault, missed, ground, size, detail=fault.otherwise)
+        return self._told(fault, Sight.UNSEEN, ground, fault.sizes[0])
+
+    def _rows(self, fault: Fault, size: float, ground: Ground, names: Iterable[str]) -> list[Row]:
+        """What checks say of the port with a fault; what it raises then, also a refusal of its own, is a failed row."""
+        checks = [check for check in self.pair.every_check if check.name in names]
+        try:
+            with fault.plant(ground, size):
+                side = switched(ground.of_port(self.pair.port), self.pair.causes).planted(ground)
+                with self.held.apart(side) as evidence:
+                    return run_checks(evidence, checks)
+        except Exception as error:  # whatever the code of a side raises
+            return [raised(Subject("run", self.case.name, self.pair.port.name or "port"), error)]
+
+    def _told(
+        self, fault: Fault, sight: Sight, ground: Ground, size: float, rows: Sequence[Row] = (), detail: str = ""
+    ) -> Planted:
+        known = self.pair.unseen
+        excuse = (known or {}).get(fault.name, "") if sight is Sight.UNSEEN else ""
+        ratios = [row.ratio for row in rows if row.ratio is not None]
+        return Planted(
+            case=self.case.name or self.pair.name,
+            run=self.pair.port.name or "port",
+            fault=fault.name,
+            sight=sight,
+            place=ground.place,
+            size=size,
+            check=rows[0].check if rows else "",
+            beyond=max(ratios, key=lambda ratio: math.inf if math.isnan(ratio) else ratio, default=None),
+            detail=excuse or detail or (rows[0].detail if rows else ""),
+            fails=sight is Sight.UNSEEN and known is not None and not excuse,
+        )
+
+
+def first_failed(rows: Sequence[Row]) -> list[Row]:
+    """The failed rows of the first check that has any."""
+    failed = [row for row in rows if row.status is Status.FAILED]
+    return [row for row in failed if row.check == failed[0].check]
+
+
+def in_cause(port: Any, cause: Cause) -> Iterator[Fault]:
+    """Faults inside of what a cause replaces: functions, or what the port's side itself steps with."""
+    why = "what the cause puts in its place never calls it"
+    if isinstance(cause.switch, Instead):
+        for target in cause.switch.functions:
+            name = f"inside {target.replace(':', '.').rpartition('.')[2]}, under cause {cause.id}"
+            yield Fault(name, inside(target), hidden=True, otherwise=why)
+    elif isinstance(port, Side):
+        other = cause.switch(port)
+        for field in ("loss", "optimizer", "schedule", "step"):
+            own, new = getattr(port, field), getattr(other, field)
+            if own is not None and new is not own and getattr(new, "__wrapped__", None) is not own:
+                name = f"inside the port's {field}, under cause {cause.id}"
+                yield Fault(name, in_field(field), hidden=True, otherwise=why)

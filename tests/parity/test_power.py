@@ -1,0 +1,175 @@
+"""Faults planted in running ports: which check sees each, what no check sees, and where none can be planted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import parity.power
+from parity import Case, Cause, Clip, CommandSide, Pair, Side, instead
+from parity.plants import Fault, Ground, patched
+from parity.power import run_with_power
+from parity.verdict import Planted, Sight
+from tests.parity import example
+
+
+class Net(nn.Module):
+    """Two layers, a buffer, and a frozen weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.register_buffer("scale", torch.full((3,), 2.0))
+        self.down.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, 3] -> [B, 3]."""
+        found: Tensor = self.up(self.down(x)) * self.scale * mask[:, None]
+        return found
+
+
+def distance(x: Tensor) -> Tensor:
+    """What a cause stands in for."""
+    return x.square().mean()
+
+
+def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return distance(net(**batch))
+
+
+def batches() -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    return [{"x": torch.randn(4, 3, generator=draw), "mask": torch.tensor([1.0, 0, 1, 1])} for _ in range(2)]
+
+
+def falling(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10)
+
+
+SIDE = Side(Net, loss, schedule=falling, step=Clip("norm", 0.01), name="net")
+PAIR = Pair("toy", SIDE, replace(SIDE, name="port"), [Case("toy", batches())], batch_keys={"mask": "mask"})
+
+
+def sights(pair: Pair) -> dict[str, Planted]:
+    return {one.fault: one for one in run_with_power(pair).report.planted}
+
+
+def test_every_fault_of_any_port_is_seen_by_a_check() -> None:
+    """And names the check and how far beyond its bound it is; what is not planted says what is missing."""
+    found = sights(PAIR)
+    named = {one.fault: one.check for one in found.values() if one.sight is Sight.SEEN}
+    assert {*found} - {*named} == {"a norm's eps times 10"}
+    assert found["a norm's eps times 10"].detail == "no module has an eps"
+    assert {name: named[name] for name in EXPECTED} == EXPECTED
+    assert all(one.place and (one.beyond is None or one.beyond > 1) for one in found.values() if one.fault in named)
+
+
+EXPECTED = {
+    "matmul precision lowered": "environment",
+    "rate times 1.01": "curve",
+    "weight decay off or on": "configuration",
+    "clip times 1.02": "clip",
+    "schedule a step late": "curve",
+    "a step skipped": "optimizer_step",
+    "the update's sign": "optimizer_step",
+    "one gradient times 1.01": "gradients",
+    "one module's output times 1.001": "forward",
+    "buffer scale changed": "forward",
+    "one token more in the loss": "forward",
+    "a saved tensor changed": "round_trip",
+    "the optimizer not resumed": "resume",
+}
+
+
+@contextmanager
+def nothing(ground: Ground, size: float) -> Iterator[None]:
+    ground.place = "nowhere"
+    yield
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No faults but the pair's own."""
+    monkeypatch.setattr(parity.power, "GENERIC", ())
+    monkeypatch.setattr(parity.power, "BUFFERS", 0)
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_no_check_sees_fails_a_pair_that_asks_for_it() -> None:
+    pair = replace(PAIR, batch_keys={}, faults=[Fault("none at all", nothing)])
+    assert run_with_power(pair).passed
+    report = run_with_power(replace(pair, unseen={})).report
+    assert (report.passed, report.planted[0].sight, report.planted[0].fails) == (False, Sight.UNSEEN, True)
+    excused = run_with_power(replace(pair, unseen={"none at all": "it is none"}))
+    assert (excused.passed, excused.report.planted[0].detail) == (True, "it is none")
+    assert "it is none" in str(excused)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_fault_too_small_to_be_seen_says_from_which_size_on_it_is() -> None:
+    def times(ground: Ground, size: float) -> Any:
+        return patched(sys.modules[__name__], "distance", lambda real: lambda x: real(x) * size)(ground, size)
+
+    (one,) = sights(replace(PAIR, batch_keys={}, faults=[Fault("scaled", times, (1 + 1e-9, 1.5))])).values()
+    assert (one.sight, one.size, one.check) == (Sight.BELOW, 1.5, "loss")
+
+
+STANDS_IN = {f"{__name__}:distance": lambda real, x: x.square().mean()}
+ASKS = {f"{__name__}:distance": lambda real, x: real(x)}
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("functions", "sight"), [(STANDS_IN, Sight.UNSEEN), (ASKS, Sight.SEEN)])
+def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(
+    functions: dict[str, Callable[..., Any]], sight: Sight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passes: the cause is judged by what it leaves, so the report says what is held by nothing."""
+    pair = replace(PAIR, batch_keys={}, causes=[Cause("mean", "squares, averaged", instead(functions))])
+    report = run_with_power(pair).report
+    assert [(one.fault, one.sight) for one in report.planted] == [("inside distance, under cause mean", sight)]
+    said = f"cause mean stands in for {__name__}:distance without calling it: no check holds what that computes"
+    assert (said in report.notes) is (sight is Sight.UNSEEN)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_fault_inside_of_what_a_cause_puts_aside_is_unseen() -> None:
+    own = Cause("schedule", "falls", lambda side: replace(side, schedule=lambda x: falling(x)))
+    (one,) = sights(replace(PAIR, batch_keys={}, causes=[own])).values()
+    assert (one.fault, one.sight) == ("inside the port's schedule, under cause schedule", Sight.UNSEEN)
+
+
+@pytest.mark.parametrize(
+    ("port", "reason"),
+    [
+        (CommandSide(["python", "{out}"], "away"), "not plantable: away does not run in this process"),
+        (replace(SIDE, loss=lambda net, batch: 1.1 * loss(net, batch), name="port"), "without a fault loss fails"),
+    ],
+    ids=["a command", "a port that fails"],
+)
+def test_where_nothing_can_be_planted_the_report_says_why(port: Any, reason: str) -> None:
+    (skip,) = run_with_power(replace(PAIR, port=port)).report.skips
+    assert skip.reason.startswith(reason)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_command_line_shows_what_was_seen(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--json", tmp_path / "report.json", "--report", tmp_path / "report.html"]
+    assert command("run", f"{example.FILE}:PAIR", "--power", *places) == 0
+    assert "Planted" not in capsys.readouterr().out  # none was
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity.power, "GENERIC", [Fault("none at all", nothing)])
+        assert command("run", f"{example.FILE}:PAIR", "--power", *places) == 0
+    assert "none at all" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["planted"][0]["sight"] == "unseen"
+    assert "Planted faults" in (tmp_path / "report.html").read_text()
