@@ -25,7 +25,7 @@ from speculators import SpeculatorModel
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor
 
-from parity.fixtures.architectures import ARCHITECTURES
+from parity.fixtures.architectures import ARCHITECTURES, STUDIED
 from parity.fixtures.architectures.training import PROMPT, build_answers
 from parity.fixtures.folder import write_json
 from parity.fixtures.trainer import train_draft
@@ -51,7 +51,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(help=__doc__)
 def run(
     output: Annotated[Path, typer.Argument(help="fixtures, checkpoints and result.json go here; missing or empty")],
-    architecture: Annotated[list[str], typer.Option(help="one of them, or several")] = list(ARCHITECTURES),  # noqa: B006
+    architecture: Annotated[list[str], typer.Option(help="one of them, or several")] = list(STUDIED),  # noqa: B006
     passes: Annotated[int, typer.Option(min=1, help="passes of each draft over the answers")] = 24,
 ) -> None:
     output = output.resolve()

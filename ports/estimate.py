@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from ports.commands import exit_code
 from ports.eagle3.config import load_draft_config as eagle3_config
@@ -123,10 +123,10 @@ def estimate(settings: EstimateSettings) -> Estimate:
 
 
 def verifier_parameters(name_or_path: str) -> int:
-    """Of the verifier without its head."""
+    """Of the verifier that is loaded: the text model, without its head."""
     trust = {"trust_remote_code": trusts_remote_code()}
     with opening(name_or_path, "model_path", "a config of transformers"), torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust).base_model
     return sum(parameter.numel() for parameter in model.parameters())
 
 

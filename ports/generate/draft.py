@@ -48,6 +48,7 @@ from ports.hass.config import load_draft_config as load_hass
 from ports.numerics import best_device, has_bf16_units
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory
+from ports.training.derived import derived_config
 from ports.training.draft_config import read_config_dict
 from ports.training.records import list_records
 from ports.training.settings import Precision, parse
@@ -393,20 +394,6 @@ class PhaseError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
-
-
-def derived_config(verifier: Any) -> dict[str, Any]:
-    """One Llama layer in the verifier's sizes and rotary embedding, as the prototypes' draft JSON has it."""
-    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-    names = (*sizes, "max_position_embeddings", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling")
-    found = {name: getattr(verifier, name, None) for name in names}
-    if rope := found["rope_parameters"]:  # by kind of layer, where a verifier has several
-        rope = dict(rope.get("full_attention", rope))
-        if rope.pop("partial_rotary_factor", 1) != 1:  # a Llama layer turns whole heads
-            rope = {"rope_theta": rope["rope_theta"]}
-        found |= {"rope_parameters": rope, "rope_theta": None, "rope_scaling": None}
-    said = {name: value for name, value in found.items() if value is not None}
-    return {"model_type": "llama", **said, "num_hidden_layers": 1, "hidden_act": "silu", "tie_word_embeddings": False}
 
 
 def best_checkpoint(cpdir: Path, passes: int) -> Path:

@@ -18,7 +18,9 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 from ports.errors import InputError, reason
 from ports.files import read_json
 from ports.training.alignment import Alignment
+from ports.training.derived import divisors_up_to
 from ports.verifier.config import verifier_config
+from ports.verifier.tokenizer import SPECIAL_IDS, special_ids
 
 LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 """By ``model_type``: the layers that drafts are made of."""
@@ -100,10 +102,21 @@ def prototype_layer(
         expected = " and ".join([f"keys of a {kind} config", *own_keys])
         raise InputError(configpath, unknown[0], "an unknown key", expected)
     values = {key: value for key, value in source.items() if key not in FORMAT_KEYS | set(own_keys)}
+    _check_heads(configpath, {**LAYER_CONFIGS[kind]().to_dict(), **values})
+    values = {**dict.fromkeys(SPECIAL_IDS), **values}  # what is not said is the verifier's, not Llama's
     try:
         return LAYER_CONFIGS[kind].from_dict(values)
     except Exception as error:  # what transformers raises here differs from release to release
         raise InputError(configpath, "config", reason(error), f"values of a {kind} config") from error
+
+
+def _check_heads(configpath: str, values: dict[str, Any]) -> None:
+    """Refuse (InputError) what transformers' layers refuse without saying what would do."""
+    size, heads = values["hidden_size"], values["num_attention_heads"]
+    if type(size) is int and type(heads) is int and size > 0 < heads and size % heads:
+        fits = divisors_up_to(size, heads)[0]
+        expected = f"a divisor of hidden_size {size}, as Llama layers have it beside a head_dim too: {fits}, for one"
+        raise InputError(configpath, "num_attention_heads", heads, expected)
 
 
 def _check_layer(configpath: str, field: str, kind: Any, algorithm: str) -> None:
@@ -141,6 +154,9 @@ def attach(configpath: str, config: Any, basepath: str, ttt_steps: int, alignmen
             values that no draft can be built of.
     """
     check_sizes(configpath, config.transformer_layer_config, verifier_config(basepath))
+    for name, value in special_ids(basepath).items():
+        if getattr(config.transformer_layer_config, name) is None:
+            setattr(config.transformer_layer_config, name, value)
     _check_trainable(configpath, config.transformer_layer_config, alignment)
     check_builds(configpath, SpeculatorModel.registered_model_class_from_config(config), config)
     config.speculators_config = attach_verifier(config.speculators_model_type, basepath, ttt_steps)

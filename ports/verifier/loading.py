@@ -21,6 +21,7 @@ from transformers.utils import cached_file, logging
 from ports.errors import InputError
 from ports.files import check_regular
 from ports.numerics import best_device
+from ports.verifier.config import verifier_config
 from ports.verifier.trust import opening, trusts_remote_code
 from ports.verifier.weights import INDEX, SINGLE, weight_map
 
@@ -57,13 +58,21 @@ def load_verifier(
             not finite, by name.
     """
     wanted = {"device_map": "auto"} if spread else {}
-    model = _loaded(name_or_path, dtype=dtype, **wanted)
+    model = _loaded(name_or_path, dtype=_named_dtype(name_or_path) if dtype == "auto" else dtype, **wanted)
     for name, value in model.named_parameters():
         check_tensor(name_or_path, name, value)
     _check_norms(name_or_path, model)
     if not head:
         model = model.base_model
     return model.eval() if spread else model.eval().to(device or best_device())
+
+
+def _named_dtype(name_or_path: str) -> Any:
+    """The one in the config, maybe outside of the text model's; auto where it names none, or is refused on loading."""
+    try:
+        return verifier_config(name_or_path).dtype or "auto"
+    except InputError:
+        return "auto"
 
 
 def check_verifier(name_or_path: str) -> None:

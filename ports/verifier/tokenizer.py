@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
-from ports.verifier.config import model_directory
+from ports.errors import InputError
+from ports.verifier.config import model_directory, verifier_config
 from ports.verifier.trust import opening, trusts_remote_code
 
 TOKENIZER_FILES = (
@@ -22,6 +24,8 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 
+SPECIAL_IDS = ("bos_token_id", "eos_token_id")
+
 PROBE = "Hello, world!\n\n  x = 3.14; é漢🙂 <|eot_id|>"
 
 
@@ -31,6 +35,27 @@ def open_tokenizer(name_or_path: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trusts_remote_code())
         torch.tensor(tokenizer("Hello, world!")["input_ids"], dtype=torch.int64)
     return tokenizer
+
+
+def special_ids(name_or_path: str) -> dict[str, Any]:
+    """``bos_token_id`` and ``eos_token_id``: an id, several, or None.
+
+    By the generation config; what it does not say, by the tokenizer; of a verifier without one, by its config.
+
+    Raises:
+        InputError: neither a directory with a config nor a hub id.
+    """
+    generation: Any = None
+    with suppress(OSError, ValueError, TypeError):  # none there, or none that can be read
+        generation = GenerationConfig.from_pretrained(name_or_path)
+    found = {name: getattr(generation, name, None) for name in SPECIAL_IDS}
+    if None in found.values():
+        try:
+            other: Any = open_tokenizer(name_or_path)
+        except InputError:
+            other = verifier_config(name_or_path)
+        found = {name: getattr(other, name, None) if value is None else value for name, value in found.items()}
+    return found
 
 
 def tokenizer_files(name_or_path: str) -> list[Path]:

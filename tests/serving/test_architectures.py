@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from parity.fixtures.architectures import ARCHITECTURES
-from parity.fixtures.architectures.llama4 import CHUNK
+from parity.fixtures.architectures import ARCHITECTURES, STUDIED
+from parity.fixtures.architectures.table import CHUNK
 from parity.fixtures.architectures.training import PROMPT, build_answers
 from tests.needs import VLLM
 from tests.serving.conftest import LENGTH, NUM_PROMPTS, TTT_STEPS, Trained, counted, drafted, evaluated, train
@@ -19,8 +19,8 @@ pytestmark = VLLM
 ENGINE: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}, "block_size": CHUNK}}
 """Beside the models: no images, for which the fixture has no processor, and blocks that chunks hold whole."""
 
-SERVED = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
-SERVED += [(name, "hass", "llama") for name in ARCHITECTURES]
+SERVED = [(name, "eagle3", layer) for name in STUDIED for layer in ARCHITECTURES[name].drafts]
+SERVED += [(name, "hass", "llama") for name in STUDIED]
 
 
 @pytest.fixture(scope="module")

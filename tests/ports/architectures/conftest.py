@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from parity.fixtures.architectures import ARCHITECTURES, Architecture, build_architecture
+from parity.fixtures.architectures import ARCHITECTURES, STUDIED, Architecture, build_architecture
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate.__main__ import main as generate
 from ports.training.runs import finish
 from tests.ports.conftest import TRAIN, settings_of, words_of
 
 DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
-DRAFTS = [(name, "eagle3", layer) for name, each in ARCHITECTURES.items() for layer in each.drafts]
-DRAFTS += [(name, "hass", "llama") for name in ARCHITECTURES]
+DRAFTS = [(name, "eagle3", layer) for name in STUDIED for layer in ARCHITECTURES[name].drafts]
+DRAFTS += [(name, "hass", "llama") for name in STUDIED]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
     return make
 
 
-@pytest.fixture(params=list(ARCHITECTURES))
+@pytest.fixture(params=STUDIED)
 def tiny(request: pytest.FixtureRequest, tiny_of) -> Tiny:
     return tiny_of(request.param)
 
