@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from parity import (
     Joined,
@@ -301,6 +301,27 @@ def test_names_are_suggested_by_their_ends_and_shapes(
     assert {name: suggestion.names.to_port(name) for name in names} == names
     assert suggestion.unmatched_original == unmatched
     assert bool(suggestion.names.prefixes) == (set(names) != set(names.values()) and bool(names))
+
+
+class Turned(nn.Linear):
+    """Stores its matrix the other way round, as GPT-2's Conv1D does."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(out, into, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_what_both_sides_call_alike_is_matched_with_itself_alone_and_what_is_turned_is_said() -> None:
+    mine = tree(c_fc=(4, 8), c_proj=(8, 4), square=4, same=4, odd=(4, 8))
+    theirs = tree(c_fc=Turned(4, 8), c_proj=Turned(8, 4), square=Turned(4, 4), same=4, odd=(6, 8), other=(4, 8))
+    found = suggest_names(mine, theirs)
+    assert {*found.names.joined} == {"c_fc.weight", "c_proj.weight", "square.weight"}
+    assert {*found.unmatched_original, *found.unmatched_port} == {"odd.weight", "other.weight"}
+    weights = found.names.parameters({name: one.detach() for name, one in mine.named_parameters()})
+    assert torch.equal(weights["square.weight"], mine.square.weight.T)  # type: ignore[union-attr,operator]
+    assert "transposed('square.weight', 'square.weight')" in str(found)
 
 
 def test_what_is_suggested_is_said_once() -> None:
