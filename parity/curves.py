@@ -21,9 +21,11 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def curve_rows(evidence: Evidence) -> list[Row]:
-    """One row a series. In half precision only what no rounding reaches: the rates."""
-    points = [*evidence.expected.curve, *evidence.found.curve]
-    unrolled = all(point.step_losses for point in points)
+    """One row a series. In half precision only what no rounding reaches: the rates.
+
+    Losses of the steps of an unrolled model are asked for where the original has any.
+    """
+    unrolled = any(point.step_losses for point in evidence.expected.curve)
     sides = [[numbers_of(point, unrolled) for point in trace.curve] for trace in evidence.traces]
     names = dict.fromkeys(name for point in chain(*sides) for name in point)
     chosen = [name for name in names if name in WITHOUT_ROUNDING or not evidence.in_half]

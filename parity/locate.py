@@ -1,4 +1,4 @@
-"""Where it goes wrong: the first module whose inputs agree with the original's and whose outputs do not.
+"""Where it goes wrong: the module whose inputs agree with the original's and whose outputs are furthest from it.
 
 Forward first, then backward: there the question is for the gradient that enters a module from behind and the one that
 leaves it. A container is named when everything inside it agrees, so that the fault lies between its modules. A module
@@ -8,7 +8,8 @@ with an input that already differs is never blamed: the finding says which input
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,13 @@ LOSS = "(loss)"
 BLOCKED_FROM = -1e4
 """An additive mask's entries up to here hide a position: implementations take anything from -10000 to -inf."""
 
-Apart = Callable[[Tensor, Tensor], str]
-"""How two tensors differ, in words; empty where they agree."""
+ALONE = 1.0
+"""The factor of what one side alone has, or has in another shape: any number that is too far goes before it."""
+
+NEAR, AMPLIFIED = 10.0, 20.0
+"""An input up to ``NEAR`` times its bound is not what an output is so many times further off by."""
+
+NEVER = "the port never makes this call", ALONE
 
 Pairs = list[tuple[str, Tensor | None, Tensor | None]]
 
@@ -50,15 +56,28 @@ class Finding:
         return f"{self.check}{way} first goes wrong in {place}: {self.detail}{below}"
 
 
+@dataclass(frozen=True)
+class Apart:
+    """The one comparison, relative to the largest entry, in words; empty where two agree, as nothing and nothing do."""
+
+    bound: float
+
+    def __call__(self, expected: Tensor, found: Tensor) -> str:
+        return self.told(expected, found)[0]
+
+    def told(self, expected: Tensor, found: Tensor) -> tuple[str, float]:
+        """And how many bounds they are apart: 0 within one, infinite where that is no number, 1 of another shape."""
+        tolerance = Tolerance(Kind.OF_MAX, self.bound, None, "")
+        row = compare_named(Subject("", "", ""), "", "", expected, found, tolerance)
+        if row.passed or expected.numel() == found.numel() == 0:
+            return "", 0.0
+        factor = ALONE if row.measured is None else row.ratio or 0.0
+        return row.detail, factor if factor <= math.inf else math.inf
+
+
 def within(bound: float) -> Apart:
-    """The one comparison, relative to the largest entry; nothing on both sides agrees."""
-    subject, tolerance = Subject("", "", ""), Tolerance(Kind.OF_MAX, bound, None, "")
-
-    def apart(expected: Tensor, found: Tensor) -> str:
-        row = compare_named(subject, "", "", expected, found, tolerance)
-        return "" if row.passed or expected.numel() == found.numel() == 0 else row.detail
-
-    return apart
+    """A comparison by one bound."""
+    return Apart(bound)
 
 
 def paired(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Pairs:
@@ -145,50 +164,63 @@ def compare_inputs(subject: Subject, expected: Call, found: Call, tolerance: Tol
 def first_forward(
     expected: Sequence[Call], found: Sequence[Call], apart: Apart, every_module: bool = False
 ) -> Finding | None:
-    """In the order in which modules finish, so that an inner module is named before the one around it.
+    """The module that is most bounds off by its own doing; of equals, the first that finishes, so that inner ones are.
 
-    A state that differs and makes no difference to the outputs, read for its dtype alone, is nothing to name.
-    With ``every_module`` one that the other side never calls is a finding. A call that the other side lacks is one
-    only if nothing went wrong before it.
+    By its own doing: its inputs agree and all modules inside it, or are a little beyond the bound, which explains
+    nothing as large. A state that differs and makes no difference to the outputs, read for its dtype alone, is nothing
+    to name. With ``every_module`` one that the other side never calls is a finding. A call that the other side lacks
+    is one only if nothing went wrong before it.
     """
     other = {call.key: call for call in found}
     both = {call: other[call.key] for call in expected if call.key in other}
-    details = {call: _outputs(call, match, apart) for call, match in both.items()}
-    differ = {call: _differing(call, match, apart, bool(details[call])) for call, match in both.items()}
-    inputs = {call: said for call, said in differ.items() if said}
+    outputs = {call: _outputs(call, match, apart) for call, match in both.items()}
+    inputs = {call: _differing(call, match, apart, bool(outputs[call][0])) for call, match in both.items()}
+    inputs = {call: said for call, said in inputs.items() if said[1]}
     called = {call.module for call in found}
-    wrong: list[tuple[Call, str]] = []
+    wrong: list[Call] = []
+    own: dict[Call, float] = {}
     for call in (call for call in expected if every_module or call.module in called):
-        detail = details.get(call, "the port never makes this call")
-        if detail and call not in inputs and not (call not in both and wrong):
-            inner = _first_input(expected, _inside_call(expected, call), inputs)
-            blamed = [(call, "; ".join([detail, *(f"{one.key}: {words}" for one, words in inner)]))]
-            break
-        wrong += [(call, detail)] if detail and call in both else []
-    else:
-        blamed = [*_first_input(expected, expected, inputs), *wrong] if wrong else []
+        detail, factor = outputs.get(call, NEVER)
+        if not detail or (call not in both and wrong):
+            continue
+        around = max((own[one] for one in _inside_call(expected, call) if one in own), default=0.0)
+        around = max(around, inputs[call][2] if call in inputs else 0.0)
+        if not around or (around < NEAR and factor > AMPLIFIED * around):
+            own[call] = factor
+        wrong += [call] if call in both else []
+    blamed = [*_first_input(expected, expected, inputs), *((call, outputs[call][0]) for call in wrong)] if wrong else []
+    if own:
+        call = max(own, key=lambda call: own[call])
+        inner = _first_input(expected, _inside_call(expected, call), inputs)
+        blamed = [(call, "; ".join([outputs.get(call, NEVER)[0], *(f"{one.key}: {words}" for one, words in inner)]))]
     return next((Finding("forward", "forward", call.module, call.number, detail) for call, detail in blamed), None)
 
 
-def _outputs(expected: Call, found: Call, apart: Apart) -> str:
-    """The first output that differs, in words; empty when all agree."""
+def _outputs(expected: Call, found: Call, apart: Apart) -> tuple[str, float]:
+    """The output that is most bounds off, in words and bounds; empty when all agree."""
+    worst = "", 0.0
     for place, mine, theirs in paired(expected.out, found.out):
         if mine is None or theirs is None:
-            return f"output {place or 'tensor'} is {'missing' if theirs is None else 'not expected'}"
-        if said := apart(mine, theirs):
-            return said
-    return ""
+            said = f"output {place or 'tensor'} is {'missing' if theirs is None else 'not expected'}", ALONE
+        else:
+            said = apart.told(mine, theirs)
+        worst = max(worst, said, key=lambda one: one[1])
+    return worst
 
 
-def _differing(expected: Call, found: Call, apart: Apart, states: bool) -> tuple[str, str] | None:
-    """The first input that differs and how: integers and masks before ``states``, since these may follow from them."""
+def _differing(expected: Call, found: Call, apart: Apart, states: bool) -> tuple[str, str, float]:
+    """The first input that differs and how: integers and masks before ``states``, since these may follow from them.
+
+    And how many bounds: infinite for integers and masks; empty words where all agree.
+    """
     pairs = sorted(paired_inputs(expected, found), key=lambda pair: pair[1].is_floating_point())
-    told = ((place, apart(*pair)) for place, *pair in pairs if states or not pair[0].is_floating_point())
-    return next(((place, said) for place, said in told if said), None)
+    told = [(place, *apart.told(*pair), pair[0]) for place, *pair in pairs if states or not pair[0].is_floating_point()]
+    differ = [(place, said, by if one.is_floating_point() else math.inf) for place, said, by, one in told if said]
+    return (*differ[0][:2], max(by for *_, by in differ)) if differ else ("", "", 0.0)
 
 
 def _first_input(
-    calls: Sequence[Call], among: Sequence[Call], inputs: Mapping[Call, tuple[str, str]]
+    calls: Sequence[Call], among: Sequence[Call], inputs: Mapping[Call, tuple[str, str, float]]
 ) -> list[tuple[Call, str]]:
     """The call whose input is the first to differ, and what is to be said of it; none where all agree.
 
@@ -198,7 +230,7 @@ def _first_input(
     if not wrong:
         return []
     call = next((one for one in reversed(wrong) if wrong[0] in _inside_call(calls, one)), wrong[0])
-    place, said = inputs[call]
+    place, said, _ = inputs[call]
     named = f"`{place}` " if place else ""
     return [(call, f"its input {named}already differs, {said}, {_origin(calls, call, place)}")]
 
@@ -257,14 +289,24 @@ def inside_of(name: str, around: str) -> bool:
 
 
 def _parts(expected: Call, found: Call, apart: Apart) -> str:
-    """Where the gradients of the outputs agree and one of the inputs' does not, its difference; else empty."""
+    """Where the gradients of the outputs agree and one of the inputs' does not, its difference; else empty.
+
+    An input that has another shape by design says nothing.
+    """
     if not _reached(expected, found, apart):
         return ""
     shared = [place for place in expected.into_grad if place in found.into_grad]
     pairs = [(f"input {place}", expected.into_grad[place], found.into_grad[place]) for place in shared]
     first = first_of(expected.into_grad), first_of(found.into_grad)
     pairs += [("its input", first[0], first[1])] if first[0] is not None and first[1] is not None else []
-    return next((f"gradient of {what}: {said}" for what, *pair in pairs if (said := apart(*pair))), "")
+    return next(
+        (
+            f"gradient of {what}: {said}"
+            for what, *pair in pairs
+            if pair[0].shape == pair[1].shape and (said := apart(*pair))
+        ),
+        "",
+    )
 
 
 def _reached(expected: Call, found: Call, apart: Apart) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
@@ -37,15 +39,15 @@ def quiet_interrupt() -> None:
 
 
 def skip_torchaudio() -> None:
-    """Let transformers conclude, once, that torchaudio is absent; one that is loaded already is left alone."""
-    if "torchaudio" in sys.modules or "transformers.audio_utils" in sys.modules:
+    """Let transformers conclude, once, that a torchaudio whose import fails is absent; any other is left alone."""
+    if {"torchaudio", "transformers.audio_utils"} & sys.modules.keys() or find_spec("torchaudio") is None:
         return
-    sys.modules["torchaudio"] = None  # type: ignore[assignment]
     try:
-        importlib.import_module("transformers.audio_utils")
-    except ModuleNotFoundError:
-        pass
-    finally:
+        importlib.import_module("torchaudio")
+    except Exception:  # what a library of another build raises
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]
+        with suppress(ModuleNotFoundError):
+            importlib.import_module("transformers.audio_utils")
         del sys.modules["torchaudio"]
 
 

@@ -30,6 +30,11 @@ def has_bf16_units(device: torch.device) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What sums over many batches are kept in: float64, which Apple's devices do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def numerics() -> dict[str, str | int | bool]:
     """The modes of this process that numbers depend on, as every result holds them."""
     return {

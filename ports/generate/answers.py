@@ -1,14 +1,15 @@
 """``speculator answers``: the verifier answers prompts itself, so that its draft learns what it will have to foresee.
 
-The result has one line a dialogue, in the order of the prompts: ``{"messages": [...], "finish_reason": "stop"}``, or
-``"length"`` where an answer was cut; ``speculator records`` reads it as it lies. Prompts go to the engine a window at a
-time, and a window's lines are written together: what is left to do after a kill is whole windows, so that the same
-command meets the same neighbours and ends with the same answers.
+The result has one line a dialogue, in the order of the prompts: ``{"messages": [...], "finish_reason": "stop",
+"finish_reasons": ["stop", ...]}``, one an answer, ``"length"`` where it was cut; ``speculator records`` reads it as it
+lies. Prompts go to the engine a window at a time, and a window's lines are written together: what is left to do after a
+kill is whole windows, so that the same command meets the same neighbours and ends with the same answers.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,9 @@ WINDOW = 128
 
 PRIME = 1_000_003
 """Seeds of neighbouring dialogues are that far apart."""
+
+BEYOND = 0.05
+"""Share of the answers that may be cut without another limit being proposed."""
 
 Dialogue = list[Message]
 
@@ -87,6 +91,25 @@ def answer(settings: AnswersSettings) -> None:
     finally:
         lock.release()
     print(f"{len(dialogues):,} answered dialogues in {settings.out}", file=sys.stderr)
+    for line in told_of_cuts(settings.out, settings.max_new_tokens, longest_dialogue(settings.model)):
+        print(line, file=sys.stderr)
+
+
+def told_of_cuts(file: Path, limit: int, longest: int) -> list[str]:
+    """How many answers in ``file`` were cut at ``limit`` tokens, if any were, and a limit that would cut fewer.
+
+    The limit is the one that lengths which fall off exponentially, as many as are beyond ``limit``, reach in 95 %; at
+    most four times ``limit``, and half of the ``longest`` dialogue.
+    """
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    reasons = [why for row in rows for why in row.get("finish_reasons", [row["finish_reason"]])]
+    cut, answers = reasons.count("length"), len(reasons)
+    if not cut:
+        return []
+    said = f"{cut:,} of {answers:,} answers were cut at --max_new_tokens {limit}"
+    beyond = min(cut, answers - 0.5) / answers
+    longer = min(math.ceil(limit * min(4, math.log(BEYOND) / math.log(beyond))), longest // 2)
+    return [said + (f"; --max_new_tokens {longer} would cut fewer" if beyond > BEYOND and longer > limit else "")]
 
 
 def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
@@ -118,7 +141,7 @@ def rounds_of(dialogue: Dialogue) -> list[Dialogue]:
 class Talk:
     """A dialogue on its way: ``said`` so far, the ``rounds`` to come, and whether any answer was ``cut``.
 
-    ``special`` is an answer with special tokens in it.
+    ``reasons`` say it of each answer; ``special`` is an answer with special tokens in it.
     """
 
     row: int
@@ -126,10 +149,12 @@ class Talk:
     said: Dialogue = field(default_factory=list)
     cut: bool = False
     special: str = ""
+    reasons: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """As it is written."""
-        return json.dumps({"messages": self.said, "finish_reason": "length" if self.cut else "stop"}) + "\n"
+        whole = "length" if self.cut else "stop"
+        return json.dumps({"messages": self.said, "finish_reason": whole, "finish_reasons": self.reasons}) + "\n"
 
 
 @dataclass
@@ -216,6 +241,7 @@ class Asking:
             asked = [talk for talk in asked if talk.row in prompts]
             for number, reply in engine.answer(list(prompts.values()), drawn) if asked else ():
                 asked[number].said.append({"role": "assistant", "content": reply.text})
+                asked[number].reasons.append("length" if reply.cut else "stop")
                 asked[number].cut |= reply.cut
                 asked[number].special = asked[number].special or (reply.whole if reply.whole != reply.text else "")
                 bar.update(not asked[number].rounds)

@@ -185,18 +185,22 @@ class LossMask(str, Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A dialogue: ``ids`` [T] and ``loss_mask`` [T] of 0 and 1, and the text they come from."""
+    """A dialogue: ``ids`` [T] and ``loss_mask`` [T] of 0 and 1, the text they come from, and how many answers of it
+    were ``cut`` where they were made."""
 
     ids: list[int]
     loss_mask: list[int]
     text: str = ""
+    cut: int = 0
 
 
 @dataclass
 class Encoder:
     """Renders a dialogue with the tokenizer's chat template, else the family's, and masks its answers.
 
-    ``leading_space`` puts a space before every answer; more than ``max_length`` tokens are cut off.
+    ``leading_space`` puts a space before every answer; more than ``max_length`` tokens are cut off. Of an answer whose
+    ``finish_reason`` is "length" the verifier never said the end that the template puts after it: an exact mask leaves
+    out the token before it, and where it is the dialogue's last, all ends there.
 
     Raises:
         InputError: no chat template, a tokenizer that has no offsets, or a family without a prototype mask
@@ -224,13 +228,13 @@ class Encoder:
             ConversationError: the template refuses the dialogue, or there is no telling where its answers are.
         """
         space = {"assistant": " "} if self.leading_space else {}
-        spaced = [{**turn, "content": space.get(turn["role"], "") + turn["content"]} for turn in messages]
-        turns = self.family.opened(spaced)
+        spaced = [{"role": each["role"], "content": space.get(each["role"], "") + each["content"]} for each in messages]
+        turns, cut = self.family.opened(spaced), [each.get("finish_reason") == "length" for each in messages]
         text = self.render(turns)
-        ids, mask = self._exact(text, turns) if self.loss_mask is LossMask.EXACT else self._prototype(text)
+        ids, mask = self._exact(text, turns, cut) if self.loss_mask is LossMask.EXACT else self._prototype(text)
         if not ids:
             raise ConversationError("found no tokens, expected at least one")
-        return Encoded(ids[: self.max_length], mask[: self.max_length], text)
+        return Encoded(ids[: self.max_length], mask[: self.max_length], text, sum(cut))
 
     def render(self, turns: Sequence[Message]) -> str:
         """The text of a dialogue; a template's complaint is a ConversationError, and so is what is no text."""
@@ -242,12 +246,20 @@ class Encoder:
             raise ConversationError(f"found a lone surrogate in {ascii(text)[:60]}, expected text")
         return text
 
-    def _exact(self, text: str, turns: Sequence[Message]) -> tuple[list[int], list[int]]:
+    def _exact(self, text: str, turns: Sequence[Message], cut: Sequence[bool]) -> tuple[list[int], list[int]]:
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         template = self.family.checked_template(self.tokenizer)
         blocks = GENERATION_BLOCK.search(template) is not None
         spans = self._generation_blocks(template, turns) if blocks else answer_spans(turns, self.render)
-        return list(tokens["input_ids"]), mask_of(spans, tokens["offset_mapping"], len(text))
+        ids, mask = list(tokens["input_ids"]), mask_of(spans, tokens["offset_mapping"], len(text))
+        for place, span in _cut_spans(text, spans, turns[-len(cut) :], cut) if any(cut) else ():
+            own = mask_of([span], tokens["offset_mapping"], len(text))
+            reached = max(at for at, inside in enumerate(own) if inside)
+            if place == len(cut) - 1:
+                return ids[: reached + 1], mask[: reached + 1]
+            end = mask.index(0, reached) if 0 in mask[reached:] else len(mask)  # a block may hold the end of a turn
+            mask[reached:end] = [0] * (end - reached)
+        return ids, mask
 
     def _generation_blocks(self, template: str, turns: Sequence[Message]) -> list[Span]:
         """Where the template says that the assistant speaks, with ``{% generation %}``.
@@ -292,6 +304,27 @@ def answer_spans(messages: Sequence[Message], render: Render) -> list[Span]:
         raise ConversationError("the chat template repeats or splits an answer, expected each of them once")
     places = [mark.start() - number for number, mark in enumerate(marks)]  # in the text without them
     return list(zip(places[::2], places[1::2]))
+
+
+def _cut_spans(
+    text: str, spans: Sequence[Span], turns: Sequence[Message], cut: Sequence[bool]
+) -> list[tuple[int, Span]]:
+    """The places among ``turns`` of the answers that were ``cut``, in order, and where in ``text`` what was said is.
+
+    Raises:
+        ConversationError: the template shows another number of answers, so that there is no telling.
+    """
+    said = [place for place, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip()]
+    shown = [span for span in spans if text[slice(*span)].strip()]
+    if len(said) != len(shown):
+        raise ConversationError(f"found {len(shown)} answers in the text, expected {len(said)}, to tell which were cut")
+    found = []
+    for place, (start, stop) in zip(said, shown, strict=True):
+        words = turns[place]["content"].strip()
+        at = text.rfind(words, start, stop)
+        if cut[place]:
+            found.append((place, (start, stop if at < 0 else at + len(words))))
+    return found
 
 
 def _as_inserted(messages: Sequence[Message], place: int, render: Render, text: str) -> Message:

@@ -16,7 +16,7 @@ from ports.files import check_regular, is_text
 
 Kind = Literal["sharegpt", "ultrachat", "any"]
 Message = dict[str, str]
-"""``role`` (system, user or assistant) and ``content``."""
+"""``role`` (system, user or assistant) and ``content``; of an answer that was cut ``finish_reason``, "length"."""
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 COLUMNS = {"sharegpt": "conversations", "ultrachat": "messages"}
@@ -47,12 +47,19 @@ class Conversations:
 def dialogue_of(row: Mapping[str, Any]) -> list[Message]:
     """The turns of a row, by the first of :data:`FORMS` that it has a value for.
 
-    A ShareGPT dialogue loses a first turn that is the assistant's.
+    A ShareGPT dialogue loses a first turn that is the assistant's. Which answers were cut is what the row's
+    ``finish_reasons`` say, one an answer, or its ``finish_reason``, of the last turn.
 
     Raises:
         ConversationError: none of them, no turns, an unknown role, or a turn without text that can be written.
     """
-    return FORMS[form_of(row)](row)
+    turns = FORMS[form_of(row)](row)
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    last = [row.get("finish_reason")] if turns[-1:] == answers[-1:] else []
+    reasons = row.get("finish_reasons") or ["stop"] * (len(answers) - 1) + last
+    for turn, why in zip(answers, reasons):
+        turn.update({"finish_reason": "length"} if why == "length" else {})
+    return turns
 
 
 def form_of(row: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from ports.errors import InputError
 from ports.files import read_json
 from ports.training.checkpoint import write_file
 from ports.training.online import PROTOTYPE_DTYPE, chosen_layers
-from ports.training.records import GENERATION, OLDER, SCHEMA, SUFFIX, SUFFIXES, RecordInfo, parse_info
+from ports.training.records import GENERATION, OLDER, SCHEMA, SUFFIX, SUFFIXES, RecordInfo, check_rows, parse_info
 from ports.verifier.config import verifier_config
 
 HEADER_BYTES = 640
@@ -30,11 +30,15 @@ HEADER_BYTES = 640
 
 @dataclass(frozen=True)
 class Row:
-    """A dialogue that will be a record: its number in the data set's order, ``ids`` [T] and ``loss_mask`` [T]."""
+    """A dialogue that will be a record: its number in the data set's order, ``ids`` [T] and ``loss_mask`` [T].
+
+    ``cut`` counts the answers that were cut where they were made.
+    """
 
     number: int
     ids: list[int]
     loss_mask: list[int]
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,13 +182,15 @@ def write_record(file: Path, tensors: Mapping[str, Tensor], info: RecordInfo) ->
     """One record at ``file``.
 
     Raises:
-        InputError: a feature that is NaN or Inf, or a disk that is full or broken.
+        InputError: a feature that is NaN or Inf, rows that no verifier computes, or a disk that is full or broken.
     """
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    states = {name: value for name, value in plain.items() if value.is_floating_point()}
+    for name, value in states.items():
+        if not bool(value.isfinite().all()):
             expected = f"finite values: {value.dtype} cannot hold what the verifier computes, see --dtype"
             raise InputError(file, name, "NaN or Inf", expected)
-    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    check_rows(file, states, plain["input_ids"])
     write_file(file, save(plain, info.as_metadata()))
 
 

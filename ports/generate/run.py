@@ -234,7 +234,7 @@ def _encode(conversations: Conversations, encoder: Encoder, number: int, on_bad:
         return f"{place}: {error}"
     if not any(encoded.loss_mask):  # a record that would teach nothing
         return f"{place}: no token of an answer"
-    return Row(number, encoded.ids, encoded.loss_mask)
+    return Row(number, encoded.ids, encoded.loss_mask, encoded.cut)
 
 
 def summary(prepared: Prepared) -> list[str]:
@@ -245,6 +245,9 @@ def summary(prepared: Prepared) -> list[str]:
     lines = [f"skipped {reason}" for reason in skipped[:SHOWN]]
     counts = f"{len(lengths):,} dialogues, {manifest.tokens:,} tokens, {share:.0%} of them in the loss"
     lines.append(f"{counts}, {len(skipped)} skipped")
+    cut = sum(row.cut for task in prepared.tasks for row in task.rows)
+    if cut:
+        lines.append(f"{cut:,} answers were cut where they were made; the end of turn after them is in no loss")
     if longer:  # features of tokens that the verifier was not made for are of little worth, and no library says so
         found = f"{len(longer):,} of them longer than the verifier's {shape.positions:,} positions"
         lines.append(f"{found}, up to {max(longer):,} tokens; --max_length {shape.positions} cuts them")

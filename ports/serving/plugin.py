@@ -6,9 +6,12 @@ norm and speaks through the verifier's head.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from transformers import LlamaConfig
+
+from ports.errors import reason
 
 ARCHITECTURE = "EagleHassForCausalLM"
 """vLLM takes the names of EAGLE models as they are only if they start with Eagle."""
@@ -17,13 +20,21 @@ MODEL = f"ports.serving.vllm_hass:{ARCHITECTURE}"
 
 
 def register() -> None:
-    """Tell vLLM of the model, by name, and of the config of ``hass`` checkpoints; may be called again."""
-    from vllm import ModelRegistry
-    from vllm.transformers_utils.configs.speculators.algos import register_speculator
+    """Tell vLLM of the model, by name, and of the config of ``hass`` checkpoints; may be called again.
 
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, MODEL)
-    register_speculator("hass")(describe)
+    vLLM calls this in every server of its environment: where its insides are others, a line says that HASS is not there
+    and why, and nothing else is touched.
+    """
+    try:
+        from vllm import ModelRegistry
+        from vllm.transformers_utils.configs.speculators.algos import register_speculator
+
+        if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+            ModelRegistry.register_model(ARCHITECTURE, MODEL)
+        register_speculator("hass")(describe)
+    except Exception as error:  # a module that moved, a registry of another kind
+        warning = "HASS drafts cannot be served by this release of vLLM, everything else can: %s"
+        logging.getLogger(__name__).warning(warning, reason(error))
 
 
 def describe(config_dict: dict[str, Any], pre_trained_config: dict[str, Any]) -> None:

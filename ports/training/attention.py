@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
 
+from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.flash import attend_documents
 from ports.training.flash_kernels import kernel_for, repeat_heads
@@ -31,7 +32,7 @@ from ports.training.tuning import product_dtype
 
 
 class AttentionImplementation(str, Enum):
-    """``EAGER``: dense scores, written for reading. ``FAST``: O(T) memory. ``AUTO`` takes the fast one."""
+    """``EAGER``: dense scores, written for reading. ``FAST``: O(T) memory. ``AUTO``: that, where torch has it."""
 
     AUTO = "auto"
     EAGER = "eager"
@@ -41,6 +42,24 @@ class AttentionImplementation(str, Enum):
 def attention_name(alignment: Alignment, implementation: AttentionImplementation = AttentionImplementation.AUTO) -> str:
     """What transformers knows this attention by; with "flash" in the name it would look for the flash-attn package."""
     return f"ttt_{alignment.value}" + ("" if implementation is AttentionImplementation.EAGER else "_fast")
+
+
+def attention_line(implementation: AttentionImplementation, device: torch.device, dtype: torch.dtype) -> str:
+    """What a run says of the attention that it takes, for products in ``dtype``.
+
+    Raises:
+        InputError: the fast one by name, where torch ships no kernel for it.
+    """
+    if implementation is AttentionImplementation.EAGER:
+        return "attention: dense, in O(T^2) memory, as asked for"
+    if kernel_for(device, dtype) is not None:
+        return "attention: fast, in O(T) memory"
+    place = "ROCm" if device.type == "cuda" and torch.version.hip else device.type
+    found = f"torch has no kernel for {str(dtype).removeprefix('torch.')} on this {place} device"
+    if implementation is AttentionImplementation.FAST:
+        expected = "auto or eager, which are dense here, in O(T^2) memory"
+        raise InputError("command line", "--attn_implementation", f"fast: {found}", expected)
+    return f"attention: dense, in O(T^2) memory: {found}"
 
 
 class StepLayer(DynamicLayer):

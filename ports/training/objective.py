@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ports.numerics import wide_dtype
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name, documents_of
 from ports.training.data import Batch, rows_mask
@@ -184,13 +185,13 @@ class TTTObjective(nn.Module):
         """What chains would have accepted on a batch that was made for chain alignment.
 
         Returns:
-            [4, k] float64, sums that add up over batches: KL divergence, rows in the loss, and what
-            :func:`ports.training.loss.count_chains` counts.
+            [4, k] float64 (float32 where the device has none), sums that add up over batches: KL divergence, rows in
+            the loss, and what :func:`ports.training.loss.count_chains` counts.
         """
         with self._served():
             steps, masks, (norm, head) = self.unroll(batch), self.masks(batch), self.output()
         target = batch["target"].flatten(0, 1)
-        kl = torch.zeros(len(steps), dtype=torch.float64, device=target.device)
+        kl = torch.zeros(len(steps), dtype=wide_dtype(target.device), device=target.device)
         right = torch.zeros(len(steps), *masks[0].shape, dtype=torch.bool, device=target.device)
         for chunk in masks[0].flatten().nonzero().squeeze(1).split(ROWS):
             probabilities, tokens = self.verifier(target[chunk]).probabilities, self.target_tokens(target[chunk])

@@ -39,6 +39,9 @@ SCHEMA = 2
 
 OLDER = "written by an older release, which knew a verifier by a part of its weights: make it anew"
 
+SAMPLED = 64
+"""Numbers of a row that are looked at first, where rows are compared."""
+
 GENERATION = "generation.json"
 """The file in a directory of records that says what all of them were made from."""
 
@@ -234,7 +237,61 @@ def check_record(path: Path, record: Mapping[str, Any], widths: Mapping[str, int
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise InputError(path, "loss_mask", "values other than 0 and 1", "0 or 1")
     floats = {name: _floats(path, record, name, (ids.shape[0], width)) for name, width in widths.items()}
+    check_rows(path, floats, ids)
     return {"input_ids": ids, "loss_mask": mask, **floats}
+
+
+def check_rows(path: Path, states: Mapping[str, Tensor], ids: Tensor) -> None:
+    """Refuse what no verifier computes: numbers that are none, a layer of one number alone, a state at two tokens.
+
+    Two rows may be the same where tokens explain it: where the same token stands at both, after the same one.
+
+    Args:
+        path: the record.
+        states: ``hidden_state`` [T, F] and ``target`` [T, h], those that there are.
+        ids: [T] int64.
+
+    Raises:
+        InputError: names the field and the first such row.
+    """
+    size = min((value.shape[-1] for value in states.values()), default=1)
+    for name, value in states.items():
+        if not bool(torch.stack(value.aminmax()).isfinite().all()):  # in one pass: both are NaN where any number is
+            raise InputError(path, name, "NaN or Inf", "finite values")
+        flat = _flat(value.reshape(len(ids), -1, size))
+        if flat is not None:
+            row, layer = flat
+            found = f"the same number, {float(value[row, layer * size])}, in all of row {row}'s layer {layer}"
+            raise InputError(path, name, found, "the verifier's states")
+        again = _repeated(value, ids)
+        if again is not None:
+            found = "row {} again as row {}, of another token".format(*again)
+            raise InputError(path, name, found, "a state of its own for every token")
+
+
+def _some(values: Tensor) -> Tensor:
+    """A few of the numbers of every row: what is the same in all is the same in these, of which most rows differ."""
+    return values[..., torch.linspace(0, values.shape[-1] - 1, SAMPLED).long()]
+
+
+def _flat(states: Tensor) -> tuple[int, int] | None:
+    """The row and the layer of ``states`` [T, layers, h] that is one number alone, if there is one."""
+    few = _some(states)
+    for row, layer in (few == few[..., :1]).all(-1).nonzero().tolist() if states.shape[-1] > 1 else ():
+        if bool((states[row, layer] == states[row, layer, 0]).all()):
+            return row, layer
+    return None
+
+
+def _repeated(states: Tensor, ids: Tensor) -> tuple[int, int] | None:
+    """Two rows of ``states`` [T, F] with the same numbers at different tokens, if there are any."""
+    sums, order = _some(states).float().sum(-1).sort(stable=True)
+    ids = ids.to(states.device)
+    before, same = torch.cat([ids[:1], ids[:-1]]), sums[1:] == sums[:-1]
+    first, again = order[:-1][same], order[1:][same]
+    unlike = (ids[first] != ids[again]) | (before[first] != before[again])
+    pairs = zip(first[unlike].tolist(), again[unlike].tolist(), strict=True)
+    return next(((one, other) for one, other in pairs if torch.equal(states[one], states[other])), None)
 
 
 def plain_tensor(path: Path, record: Mapping[str, Any], name: str) -> Tensor:
@@ -258,6 +315,4 @@ def _floats(path: Path, record: Mapping[str, Any], name: str, shape: tuple[int, 
     if value.dtype not in FLOATS or tuple(value.shape) != shape:
         expected = f"floating point {shape}, of 16 bits and more"
         raise InputError(path, name, f"{value.dtype} {tuple(value.shape)}", expected)
-    if not bool(torch.stack(value.aminmax()).isfinite().all()):  # in one pass: both are NaN where any number is
-        raise InputError(path, name, "NaN or Inf", "finite values")
     return value

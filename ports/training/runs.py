@@ -19,6 +19,7 @@ from ports.commands import exit_code, unread
 from ports.errors import InputError
 from ports.files import check_output
 from ports.numerics import fix_numerics
+from ports.training.attention import attention_line
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
 from ports.training.keeper import CheckpointKeeper
@@ -134,12 +135,16 @@ def start_training(
     validation = None if held is None and measure is None else Validation(settings, held, measure)
     plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
     accelerator = build_accelerator(settings)
+    half = accelerator.mixed_precision == "bf16"
+    dtype = torch.bfloat16 if half else next(objective.draft.parameters()).dtype
+    attention = attention_line(settings.attn_implementation, accelerator.device, dtype)
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
     resumed = take_directory(settings, accelerator)
     kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
     start_trackers(accelerator, settings, kept)
     if resumed is not None:
         load_weights(objective.draft, resumed.directory)
+    accelerator.print(attention)
     loop = Loop(plan, accelerator, observer or Observer())
     if validation is not None:
         validation.check(loop)

@@ -141,7 +141,7 @@ class TrainingSettings(CommandSettings):
     )
     attn_implementation: AttentionImplementation = Field(
         AttentionImplementation.AUTO,
-        description="fast: O(T) memory; eager: dense, for reading; auto takes the fast one",
+        description="fast: O(T) memory; eager: dense, for reading; auto takes the fast one where torch has a kernel",
     )
     loss_implementation: LossImplementation = Field(
         LossImplementation.FUSED, description="fused: logits of a few rows at a time; eager: all of them, for reading"

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from ports.errors import InputError, reason
 from ports.files import name_in
+from ports.numerics import wide_dtype
 from ports.training.alignment import Alignment
 from ports.training.data import Batch, RecordDataset, in_float32
 from ports.training.launch import JsonLinesTracker
@@ -120,7 +121,8 @@ class Validation:
 
     def _score(self, loop: Loop, epoch: int) -> Acceptance:
         """The mean over all rows of all processes: the same on each."""
-        total = torch.zeros(4, self.settings.forward_num_total, dtype=torch.float64, device=loop.accelerator.device)
+        device, steps = loop.accelerator.device, self.settings.forward_num_total
+        total = torch.zeros(4, steps, dtype=wide_dtype(device), device=device)
         loop.module.eval()
         with torch.no_grad():
             for batch in self._batches(loop):

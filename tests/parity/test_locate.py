@@ -365,28 +365,34 @@ def test_a_call_that_is_never_made_does_not_hide_what_went_wrong_before() -> Non
 
 def chain_of(*calls: tuple[str, float, float]) -> list[Call]:
     """Calls of a name, an input and an output."""
-    return [Call(name, 0, {"x": torch.tensor([1.0, into])}, {"": torch.tensor([1.0, out])}) for name, into, out in calls]
+    return [
+        Call(name, 0, {"x": torch.tensor([1.0, into])}, {"": torch.tensor([1.0, out])}) for name, into, out in calls
+    ]
 
 
 def test_the_largest_factor_beyond_the_bound_is_blamed() -> None:
     """A norm a little beyond it, since rounding adds up, is not the place where something is wrong."""
     expected = chain_of(("norm", 0.5, 0.5), ("gate", 0.5, 0.5), ("up", 0.5, 0.5), (WHOLE, 0.5, 0.5))
-    found = chain_of(("norm", 0.5, 0.500011), ("gate", 0.500009, 0.501), ("up", 0.9, 0.9), (WHOLE, 0.5, 0.501))
+    found = chain_of(("norm", 0.5, 0.500011), ("gate", 0.500011, 0.501), ("up", 0.501, 0.9), (WHOLE, 0.5, 0.9))
     assert blamed(expected, found) == "gate"
     assert blamed(expected[:1], found[:1]) == "norm"
+    assert blamed(expected[2:], found[2:]) == WHOLE  # what its part was given differs
 
 
 def test_what_agrees_while_its_parts_do_not_is_looked_into() -> None:
-    """The container's own output stays within the bound, and so does no child's."""
-    expected = chain_of(("mlp.gate", 0.5, 0.5), ("mlp", 0.5, 0.5), ("head", 0.5, 0.5))
-    found = chain_of(("mlp.gate", 0.5, 0.6), ("mlp", 0.5, 0.500001), ("head", 0.500001, 0.50002))
+    """The container's own output stays within the bound, and what comes before and after is a little beyond it."""
+    expected = chain_of(*[(name, 0.5, 0.5) for name in ("norm", "mlp.gate", "mlp", "head")])
+    found = chain_of(
+        ("norm", 0.5, 0.500011), ("mlp.gate", 0.500011, 0.6), ("mlp", 0.500011, 0.500001), ("head", 0.500001, 0.50002)
+    )
     assert blamed(expected, found) == "mlp.gate"
 
 
 def test_another_shape_by_design_takes_no_blame_before_a_wrong_parameter() -> None:
     def calls(shape: tuple[int, ...]) -> list[Call]:
         x = torch.ones(shape)
-        return [Call("norm", 0, {"x": x}, {"": x}, {"x": x}, {"": x}), Call("head", 0, {}, {}, {}, {"": torch.ones(2)})]
+        two = {"": torch.ones(2)}
+        return [Call("norm", 0, {"x": x}, two, {"x": x}, two), Call("head", 0, {}, two, {}, two)]
 
     grads = ({"head.weight": torch.ones(2)}, {"head.weight": torch.tensor([1.0, 1.5])})
     found = first_backward(calls((2, 3)), calls((1, 6)), grads, within(1e-5))

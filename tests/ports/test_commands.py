@@ -140,6 +140,20 @@ def test_transformers_imports_beside_a_broken_torchaudio_after_ports(tmp_path, c
     assert (result.returncode == 0) is (said == ""), result.stderr
 
 
+KNOWN = "from transformers.utils import is_torchaudio_available as known; assert known()"
+
+
+@pytest.mark.parametrize("first", ["import ports", "import ports, transformers.audio_utils"])
+def test_a_torchaudio_that_works_is_left_to_transformers(tmp_path, first):
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("__version__ = '9.9.0'\n")
+    (tmp_path / "torchaudio-9.9.0.dist-info").mkdir()
+    (tmp_path / "torchaudio-9.9.0.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 9.9.0\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    result = subprocess.run([sys.executable, "-c", f"{first}; {KNOWN}"], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_every_script_of_the_project_is_known():
     scripts = re.findall(r'^([\w-]+) = "[\w.]+:main"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert set(scripts) == SCRIPTS

@@ -66,7 +66,7 @@ def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answer
         "What is one and one?", "Be brief.", "Name a river.", "Hi", "Bye"
     ]  # fmt: skip
     for line in found:
-        cut = False
+        reasons = []
         for place, turn in enumerate(line["messages"]):
             if turn["role"] == "assistant":
                 said = line["messages"][:place]
@@ -74,8 +74,38 @@ def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answer
                 tokens = decode(model, [tokenizer(text, add_special_tokens=False)["input_ids"]], limits)[0].tokens
                 ended = tokens[-1] in limits.stop
                 assert turn["content"] == tokenizer.decode(tokens[: len(tokens) - ended], skip_special_tokens=True)
-                cut |= not ended
-        assert line["finish_reason"] == ("length" if cut else "stop")
+                reasons.append("stop" if ended else "length")
+        assert line["finish_reasons"] == reasons
+        assert line["finish_reason"] == ("length" if "length" in reasons else "stop")
+
+
+REPLIES = [
+    ([9] * 8, "8 of 8 answers were cut at --max_new_tokens 9; --max_new_tokens 36 would cut fewer"),
+    ([9] * 4 + [4] * 4, "4 of 8 answers were cut at --max_new_tokens 9; --max_new_tokens 36 would cut fewer"),
+    ([9] + [4] * 39, "1 of 40 answers were cut at --max_new_tokens 9"),
+    ([4] * 8, ""),
+]
+
+
+def test_cut_answers_are_counted_and_a_length_is_proposed(ask, answered, verifier, monkeypatch, capsys) -> None:
+    """Of all in the file, whichever command wrote them."""
+    tokenizer = open_tokenizer(str(verifier))
+    for case, (lengths, said) in enumerate(REPLIES):
+        replies = iter(lengths)
+
+        def answer(self, prompts, drawn, replies=replies):
+            for number in range(len(prompts)):
+                length = next(replies)
+                yield number, engines._reply(tokenizer, [65] * length, length == LENGTH)
+
+        monkeypatch.setattr(engines.TransformersEngine, "answer", answer)
+        assert ask([{"prompt": "Hi"}] * len(lengths), out=verifier.parent / f"{case}" / "a.jsonl") == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if " were cut " in line]
+        assert [line[: len(said)] for line in told] == [said] * bool(said)
+        assert ask([{"prompt": "Hi"}] * len(lengths), out=verifier.parent / f"{case}" / "a.jsonl") == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if " were cut " in line] == told, (
+            "nothing was left to do"
+        )
 
 
 def test_spaces_are_the_verifiers_own_where_a_tokenizer_would_clean_them_up(verifier) -> None:

@@ -203,6 +203,39 @@ def test_an_answer_that_repeats_is_in_the_loss_each_time_and_the_oracle_sees_a_s
     assert expected(list(WRITERS[name](turns)), bytes_of(made.tokenizer, encoded.ids)) != [0, *encoded.loss_mask[:-1]]
 
 
+CLOSED = """\
+{%- for m in messages -%}
+    {{- '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>' -}}
+    {%- if m.role == 'assistant' -%}{%- generation -%}{{- m.content | trim ~ '<|eot_id|>' -}}{%- endgeneration -%}
+    {%- else -%}{{- m.content ~ '<|eot_id|>' -}}{%- endif -%}
+{%- endfor -%}
+"""
+TALK = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "Yes, x1."},
+    {"role": "user", "content": "b"},
+    {"role": "assistant", "content": "Perhaps not. "},
+]
+
+
+@pytest.mark.parametrize("template", [TEMPLATES["llama"], BLOCKS, CLOSED])
+@pytest.mark.parametrize("cut", [(), (1,), (3,), (1, 3)])
+def test_the_end_that_a_cut_answer_never_came_to_is_in_no_loss(template: str, cut: tuple[int, ...]) -> None:
+    """A record ends with a last answer that was cut; of an earlier one the token before that end is out."""
+    made = Encoder(fast_tokenizer(template), ChatFamily())
+    plain = made(TALK)
+    found = made([{**turn, "finish_reason": "length"} if place in cut else turn for place, turn in enumerate(TALK)])
+    assert found.ids == plain.ids[: len(found.ids)]
+    ends = [at for at, token in enumerate(plain.ids) if made.tokenizer.decode(token) == "<|eot_id|>"]
+    first, last = ends[-3], ends[-1]
+    assert len(found.ids) == (last if 3 in cut else len(plain.ids))
+    assert made.tokenizer.decode(found.ids).rstrip().endswith("not.") == (3 in cut)
+    before = list(plain.loss_mask)
+    before[first - 1 : first + 1] = [0, 0] if 1 in cut else before[first - 1 : first + 1]
+    assert found.loss_mask == before[: len(found.ids)]
+    assert found.cut == len(cut)
+
+
 REFUSED = [
     ("{% for m in messages %}{{ m.content | length }}{{ m.content }}{% endfor %}", "Yes.", "changes with the text"),
     (ARCHITECTURES["qwen3"].chat.template, "<think>\nWell.\n</think>\n\nYes.", "repeats or splits an answer"),

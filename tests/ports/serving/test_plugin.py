@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import pytest
 from transformers import LlamaConfig
 
 from ports.serving.plugin import ARCHITECTURE, describe, register
@@ -24,6 +27,28 @@ def test_it_imports_without_vllm(fork):
     done = fork(exec, f"{code}; import ports.serving.plugin, ports.serving.__main__")
     assert done.ended() == ""
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("lost", ["vllm.transformers_utils.configs.speculators.algos", "vllm.ModelRegistry"])
+def test_a_server_whose_insides_moved_goes_on_without_hass(monkeypatch, caplog, lost):
+    """vLLM calls the plugin in every server; nothing is half registered."""
+    registered = []
+    registry = SimpleNamespace(
+        get_supported_archs=lambda: registered, register_model=lambda *model: registered.append(model)
+    )
+    path = ["vllm", "transformers_utils", "configs", "speculators", "algos"]
+    for length in range(1, len(path) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(path[:length]), ModuleType(".".join(path[:length])))
+    if lost == "vllm.ModelRegistry":
+        sys.modules[".".join(path)].register_speculator = lambda name: lambda describe: describe
+    else:
+        sys.modules["vllm"].ModelRegistry = registry
+        monkeypatch.setitem(sys.modules, lost, None)
+    register()
+    (line,) = caplog.messages
+    assert line.startswith("HASS drafts cannot be served by this release of vLLM, everything else can: ")
+    assert lost.rpartition(".")[2] in line
+    assert registered == []
 
 
 def test_the_config_is_completed(hass_draft, tmp_path):

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_flatten
 
 from ports.training import attention, flash
 from ports.training.alignment import Alignment
-from ports.training.attention import fast_ttt_attention, ttt_attention
+from ports.training.attention import AttentionImplementation, attention_line, fast_ttt_attention, ttt_attention
 from ports.training.flash_kernels import ATEN, Causal, CpuFlash, CudaEfficient, CudaFlash, CudaFlashPacked
 from tests.ports.training.test_attention import BOTH, draw, errors, numbered, right_padding, run
 
@@ -150,3 +150,42 @@ def test_the_borders_of_documents_are_what_a_card_is_handed(lengths, step, align
     with Varlen():
         found = run(fast_ttt_attention, inputs, grad, alignment, numbered(lengths))
     assert max(errors(found, wanted, floor=largest)) <= 1e-14
+
+
+CARDS = {
+    "mps": ((), None, "mps", torch.float32, "float32 on this mps device"),
+    "xpu": ((), None, "xpu", torch.bfloat16, "bfloat16 on this xpu device"),
+    "ROCm": ((9, 0), "6.2", "cuda", torch.bfloat16, "bfloat16 on this ROCm device"),
+    "V100": ((7, 0), None, "cuda", torch.bfloat16, "bfloat16 on this cuda device"),
+    "V100, whole": ((7, 0), None, "cuda", torch.float32, ""),
+    "H100": ((9, 0), None, "cuda", torch.bfloat16, ""),
+    "cpu": ((), None, "cpu", torch.bfloat16, ""),
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_run_says_which_attention_it_takes(monkeypatch, refuses, card):
+    """Dense where torch has no kernel, unless the fast one is asked for by name."""
+    capability, hip, kind, dtype, missing = CARDS[card]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    device = torch.device(kind)
+    said = f"dense, in O(T^2) memory: torch has no kernel for {missing}" if missing else "fast, in O(T) memory"
+    assert attention_line(AttentionImplementation.AUTO, device, dtype) == f"attention: {said}"
+    assert "as asked for" in attention_line(AttentionImplementation.EAGER, device, dtype)
+    if not missing:
+        assert attention_line(AttentionImplementation.FAST, device, dtype) == f"attention: {said}"
+        return
+    with refuses("command line", "--attn_implementation", f"fast: torch has no kernel for {missing}", "auto or eager"):
+        attention_line(AttentionImplementation.FAST, device, dtype)
+
+
+def test_a_run_without_a_kernel_takes_the_dense_one_or_none(start_run, tmp_path, monkeypatch, capsys, refuses):
+    start_run("hass", tmp_path / "a")
+    assert "attention: fast, in O(T) memory\n" in capsys.readouterr().out
+    monkeypatch.setattr(attention, "kernel_for", lambda *_: None)
+    start_run("hass", tmp_path / "b")
+    assert "attention: dense, in O(T^2) memory: torch has no kernel for float32" in capsys.readouterr().out
+    with refuses("command line", "--attn_implementation", "fast: torch has no kernel for float32", "auto or eager"):
+        start_run("hass", tmp_path / "c", attn_implementation="fast")
+    assert not (tmp_path / "c").exists()

@@ -61,7 +61,7 @@ mapped = pytest.mark.parametrize("write", ["safetensors"], indirect=True)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_good_record_comes_back_as_it_was(write, dtype):
-    record = {**good(), "target": torch.nn.Parameter(torch.ones(4, 2, dtype=dtype))}
+    record = {**good(), "target": torch.nn.Parameter(torch.randn(4, 2, dtype=dtype))}
     read = read_record(write(**record), WIDTHS, 10)
     assert set(read) == set(record)
     assert all(torch.equal(read[name], record[name]) for name in record)
@@ -85,6 +85,34 @@ BAD = [
     ({"loss_mask": torch.ones(4).to(torch.float8_e4m3fn)}, "loss_mask", "float8_e4m3fn", "bool, integers, or floats"),
     ({"hidden_state": torch.ones(4, 6).to(torch.float8_e5m2)}, "hidden_state", "torch.float8_e5m2", "16 bits and more"),
 ]
+
+
+def holed(rows, columns=slice(None), value=0.0):
+    """Features with the same number at ``rows`` and ``columns``."""
+    features = torch.randn(4, 6)
+    features[rows, columns] = value
+    return {"hidden_state": features}
+
+
+ROWS = [
+    (holed(slice(None)), "hidden_state", "the same number, 0.0, in all of row 0's layer 0", "the verifier's states"),
+    (holed(slice(2, 4)), "hidden_state", "the same number, 0.0, in all of row 2's layer 0", "the verifier's states"),
+    (holed(3, slice(2, 4)), "hidden_state", "in all of row 3's layer 1", "the verifier's states"),
+    (holed(1, slice(4, 6), 7.5), "hidden_state", "the same number, 7.5, in all of row 1's layer 2", "the verifier's"),
+    (
+        {"target": torch.zeros(4, 2)},
+        "target",
+        "the same number, 0.0, in all of row 0's layer 0",
+        "the verifier's states",
+    ),
+    ({"target": torch.randn(4, 2)[[0, 1, 2, 1]]}, "target", "row 1 again as row 3, of another token", "a state of its"),
+    (
+        {"hidden_state": torch.randn(1, 6).repeat(4, 1)},
+        "hidden_state",
+        "row 0 again as row 1, of another token",
+        "a st",
+    ),
+]
 NOT_IN_SAFETENSORS = [
     ({"input_ids": [0, 1, 2, 3]}, "input_ids", "list", "a tensor"),
     ({"loss_mask": torch.ones(4).to_sparse()}, "loss_mask", "a sparse", "plain tensor"),
@@ -94,13 +122,28 @@ NOT_IN_SAFETENSORS = [
 ]
 
 
-@pytest.mark.parametrize(("change", "field", "found", "expected"), BAD)
+@pytest.mark.parametrize(("change", "field", "found", "expected"), BAD + ROWS)
 def test_a_bad_field_is_refused(write, refuses, change, field, found, expected):
     path = write(**change)
     if path.suffix == ".safetensors":  # names its fields in an order of its own
         expected = expected.split("fields present")[0]
     with refuses(path, field, found, expected):
         read_record(path, WIDTHS, 10)
+
+
+@pytest.mark.parametrize(("change", "field", "found", "expected"), ROWS)
+def test_rows_that_no_verifier_computes_are_not_written(tmp_path, refuses, change, field, found, expected):
+    with refuses(tmp_path / "a.safetensors", field, found, expected):
+        write_record(tmp_path / "a.safetensors", {**good(), **change}, INFO)
+    assert not any(tmp_path.iterdir())
+
+
+def test_rows_that_tokens_explain_may_be_the_same(write):
+    """The first tokens where all are one, and those of an answer that says one thing for ever."""
+    features, ids = torch.randn(8, 6).bfloat16(), torch.tensor([1, 1, 2, 3, 2, 3, 2, 3])
+    rows = [0, 0, 1, 2, 3, 2, 3, 2]
+    changes = {"input_ids": ids, "loss_mask": torch.ones(8), "hidden_state": features[rows]}
+    read_record(write(**changes, target=torch.randn(8, 2)), WIDTHS, 10)
 
 
 @pickled

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ports.eagle3 import train as eagle3
 from ports.evaluate.measure import measure
+from ports.numerics import wide_dtype
 from ports.training.alignment import Alignment
 from ports.training.data import collate, make_sample
 from ports.training.runs import finish
@@ -230,3 +232,27 @@ def test_what_cannot_be_validated_on_is_refused_before_training(fixture, tmp_pat
     assert said in error
     assert "Traceback" not in error
     assert not list((tmp_path / "checkpoints").glob("m*"))
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """As Apple's devices are."""
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        out = operation(*arguments, **(options or {}))
+        if isinstance(out, torch.Tensor) and out.dtype is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return out
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_a_device_without_float64_validates(start_run, tmp_path, monkeypatch, algorithm):
+    """The sums are float32 there, and the same but for rounding."""
+    loop = start_run(algorithm, tmp_path / "cp", val_fraction=0.5)
+    validation, mps = loop.plan.validation, torch.device("mps")
+    exact = validation._score(loop, 0)
+    for module in ("objective", "validation"):
+        monkeypatch.setattr(f"ports.training.{module}.wide_dtype", lambda device: wide_dtype(mps))
+    with WithoutFloat64():
+        rounded = validation._score(loop, 0)
+    assert rounded.accuracies == exact.accuracies
+    assert rounded.loss == pytest.approx(exact.loss, rel=1e-5)
