@@ -6,6 +6,7 @@ of its own, and what it needs to have a subject; where that is missing, one row 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,7 +23,7 @@ from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, inside_of
 from parity.observe import compare_samplers, samples_of
 from parity.precision import precision_rows
-from parity.rerun import resume_rows, round_trip_rows, throughput_rows
+from parity.rerun import resume_rows, round_trip_rows, throughput_rows, unobserved_loss
 from parity.setup import initial_rows, setting_rows
 from parity.side import Alive
 from parity.step import audit_row, update_rows
@@ -81,9 +82,15 @@ def _tensor_row(evidence: Evidence, check: str, name: str) -> Row:
 
 
 def check_environment(evidence: Evidence) -> list[Row]:
-    """The numeric modes that make a run repeatable, as they must be."""
+    """The numeric modes that make a run repeatable, as they must be; and that looking on changes no bit of the loss."""
     subject, found = evidence.subject("environment"), evidence.found.environment
-    return [compare_value(subject, "mode", name, value, found.get(name)) for name, value in MODES.items()]
+    rows = [compare_value(subject, "mode", name, value, found.get(name)) for name, value in MODES.items()]
+    for trace, alive in zip(evidence.traces, (evidence.original, evidence.live)):
+        if isinstance(alive, Alive):
+            plain, watched = unobserved_loss(alive), trace.curve[0].loss
+            both = (None, None) if math.isnan(plain) and math.isnan(watched) else (plain, watched)
+            rows.append(compare_value(subject, "observed", f"loss of {trace.run}", *both))
+    return rows
 
 
 def check_configuration(evidence: Evidence) -> list[Row]:

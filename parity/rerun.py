@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -131,6 +131,22 @@ def _loss(alive: Alive, module: nn.Module) -> float:
     set_seed(alive.case.seed)
     with torch.no_grad(), _drawing(alive):
         return float(alive.side.loss(module, alive.case.batches[0]))
+
+
+def unobserved_loss(alive: Alive) -> float:
+    """The first loss of the run, made once more in a fresh build by a side that nothing looks at.
+
+    What the other side drew takes the place of this one's draws, which nothing else touches.
+    """
+    case, side = alive.case, alive.side
+    with deterministic(case.seed):
+        module = start(side, case.weights)
+        set_seed(case.seed)
+        with (
+            drawing(case.draws, case.replayed) if case.replayed else nullcontext(),
+            torch.set_grad_enabled(side.backward),
+        ):
+            return float(side.loss(module, case.batches[0]).detach())
 
 
 def throughput_rows(evidence: Evidence) -> list[Row]:

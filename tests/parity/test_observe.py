@@ -179,6 +179,19 @@ def test_hooks_and_taps_leave_every_argument_the_same_object() -> None:
     assert all(call.into_grad for call in seen.calls)
 
 
+class Watched(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + 1e-6 * len(self._forward_hooks))
+
+
+@pytest.mark.parametrize("sides", [(Watched, Watched), (Watched, nn.Linear), (nn.Linear, nn.Linear)])
+def test_the_observed_loss_is_the_unobserved_one_to_the_bit(sides: tuple[type[nn.Linear], ...]) -> None:
+    original, port = (Side(lambda part=part: part(4, 4), name=name) for part, name in zip(sides, ("paper", "mine")))
+    rows = compare_sides(original, port, [torch.randn(3, 4)], checks=["environment"]).rows
+    found = {row.tensor: row.passed for row in rows if row.quantity == "observed"}
+    assert found == {f"loss of {name}": part is not Watched for name, part in zip(("paper", "mine"), sides)}
+
+
 def test_a_cache_that_is_too_large_is_seen() -> None:
     batches = [torch.randn(3, 4)]
     compare_sides(Side(WithCache), Side(WithCache), batches).raise_if_failed()
