@@ -29,6 +29,7 @@ from parity.fixtures.verifier import VerifierSpec, build_verifier
 from ports import estimate
 from ports.eagle3 import train as eagle3
 from ports.generate import __main__ as generate
+from ports.generate import answers
 from ports.hass import train as hass
 from tests.mutants import TooLongError, in_time
 
@@ -112,6 +113,10 @@ class Place:
         values = {"model_path": self.verifier, "outdir": self.out, "data_path": self.share, "dataset": "sharegpt"}
         return {**values, "chat_template": "plain", "no-progress": True}
 
+    def _answers(self) -> dict[str, Any]:
+        files = {"model": self.verifier, "data": self.share, "out": self.out / "answers.jsonl"}
+        return {**files, "engine": "transformers", "max_new_tokens": 4, "no-progress": True}
+
     def _show(self) -> dict[str, Any]:
         return {"": "show", **self._generate(), "outdir": None}
 
@@ -134,6 +139,7 @@ MAINS: dict[str, Callable[[list[str]], object]] = {
     **dict.fromkeys(("eagle3", "arrow"), eagle3.main),
     **dict.fromkeys(("hass", "online"), hass.main),
     **dict.fromkeys(("generate", "show", "vocabulary"), generate.main),
+    "answers": answers.main,
     "estimate": estimate.main,
     "evaluate": lambda words: ports.evaluate.__main__.main(),
     "serving": lambda words: ports.serving.__main__.main(),

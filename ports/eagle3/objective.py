@@ -8,21 +8,20 @@ from collections.abc import Callable
 import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 from torch import Tensor
-from torch.nn import functional as F
 
 from ports.eagle3.model import unroll
 from ports.training.alignment import Alignment
 from ports.training.data import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
-from ports.verifier.weights import full_head
+from ports.verifier.logits import VerifierHead
 
 
 class Eagle3Objective(TTTObjective):
     """Nothing is detached between the steps.
 
-    The verifier's head rows stay in float32 and outside the module's parameters: a cast of the module to bfloat16 must
-    not touch the target distribution.
+    The verifier's head rows and what its class does after them stay in float32 and outside the module's parameters: a
+    cast of the module to bfloat16 must not touch the target distribution.
     """
 
     def __init__(
@@ -34,8 +33,11 @@ class Eagle3Objective(TTTObjective):
         recompute: bool = False,
     ) -> None:
         super().__init__(draft, ttt_steps, alignment, implementation, recompute)
-        self._outside = {"head": draft.verifier_lm_head.weight.detach()}
         self._name = draft.config.speculators_config.verifier.name_or_path
+        head = VerifierHead.load(self._name, draft.t2d)
+        self._outside: dict[str, Tensor | VerifierHead] = {
+            "head": draft.verifier_lm_head.weight.detach() if head.is_linear else head
+        }
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :func:`ports.eagle3.model.unroll`."""
@@ -51,13 +53,12 @@ class Eagle3Objective(TTTObjective):
         if self.draft.t2d is None:
             return super().target_tokens(hidden)
         if "whole head" not in self._outside:
-            self._outside["whole head"] = full_head(self._name)
-        with torch.autocast(hidden.device.type, enabled=False):
-            tokens = F.linear(hidden.float(), self._beside("whole head", hidden)).argmax(-1)
+            self._outside["whole head"] = VerifierHead.load(self._name)
+        tokens = Verifier(hidden, self._beside("whole head", hidden)).logits.argmax(-1)
         said = self.draft.t2d.to(hidden.device).bool()
         return torch.where(said[tokens], said.cumsum(0)[tokens] - 1, -1)
 
-    def _beside(self, name: str, hidden: Tensor) -> Tensor:
+    def _beside(self, name: str, hidden: Tensor) -> Tensor | VerifierHead:
         """A head of the verifier, moved once to where the hidden states are."""
         if self._outside[name].device != hidden.device:
             self._outside[name] = self._outside[name].to(hidden.device)

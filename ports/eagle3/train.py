@@ -21,6 +21,7 @@ from ports.training.runs import Needs, build_source, finish, recorded_layers, ru
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import full_tensor
 from ports.training.vocabulary import VOCABULARY_KEY, check_digest, load_vocabulary_map
+from ports.verifier.logits import check_ends
 from ports.verifier.weights import check_weights_present, reading_weights
 
 GRAD_CLIP = 1.0
@@ -45,6 +46,7 @@ def build(settings: Eagle3Settings) -> Eagle3DraftModel:
     check_digest(vocabulary.digest, settings.t2d, (settings.tmpdir, settings.t2d.parent), named)
     setattr(config, VOCABULARY_KEY, vocabulary.digest)  # one that named no map names this from now on
     check_weights_present(settings.basepath)
+    check_ends(settings.basepath)
     with reading_weights(settings.basepath):
         return build_draft(config, vocabulary, settings.ttt_alignment, settings.attn_implementation)
 

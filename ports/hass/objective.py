@@ -15,14 +15,15 @@ from torch import Tensor
 from ports.training.data import Batch, in_float32, make_sample, pack, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
-from ports.training.prepared import final_norm
+from ports.verifier.logits import VerifierHead, applied, final_norm
 
 
 class HassObjective(TTTObjective):
     """Of a ``HassDraftModel``.
 
     A step's input is detached, so one backward through the sum of the steps' losses adds up what a backward after each
-    step would give.
+    step would give. The draft speaks through the verifier's head weight alone, as it is served; the target is what the
+    verifier's class makes of it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class HassObjective(TTTObjective):
     ) -> None:
         super().__init__(draft, ttt_steps, draft.alignment, implementation, recompute)
         self.topk = topk
+        self._head = _head(_name(draft))
 
     def unroll(self, batch: Batch) -> list[Step]:
         """See :meth:`ports.hass.model.HassDraftModel.unroll`."""
@@ -42,7 +44,9 @@ class HassObjective(TTTObjective):
         return self.draft.unroll(*inputs, self.ttt_steps, self.recompute, batch["loss_mask"])
 
     def verifier(self, hidden: Tensor) -> Verifier:
-        """The target over all of V; its head runs in autocast like the draft's."""
+        """The target over all of V; a head that is a product runs in autocast like the draft's, another in float32."""
+        if self._head is not None:
+            return Verifier(hidden, self._head.to(hidden.device))
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         return Verifier(hidden, self.draft.lm_head.weight.detach(), dtype)
@@ -54,6 +58,22 @@ class HassObjective(TTTObjective):
     def reported(self, losses: Tensor) -> Tensor:
         """Their mean."""
         return losses.detach().mean()
+
+
+def _name(draft: Any) -> str | None:
+    attached = draft.config.speculators_config
+    return None if attached is None else attached.verifier.name_or_path
+
+
+def _head(verifier: str | None) -> VerifierHead | None:
+    """What gives the verifier's logits where that is more than a product with its head."""
+    head = None if verifier is None else VerifierHead.load(verifier)
+    return None if head is None or head.is_linear else head
+
+
+@lru_cache(maxsize=1)  # Speculators' trainer comes for every batch
+def _objective(draft: Any, ttt_steps: int) -> HassObjective:
+    return HassObjective(draft, ttt_steps, topk=0)
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +94,7 @@ def packed_batch(
         loss_mask: [1, T], 1 on the tokens of answers; default: on all.
     """
     norm = _norm(draft.config.speculators_config.verifier.name_or_path, states.device)
-    hidden = norm(states[0].detach().to(norm.weight.dtype)).detach()
+    hidden = applied(norm, states[0])
     mask = torch.ones_like(input_ids) if loss_mask is None else loss_mask
     lengths = torch.unique_consecutive(document_ids[0][document_ids[0] >= 0], return_counts=True)[1].tolist()
     fields = {"input_ids": input_ids[0], "loss_mask": mask[0], "hidden_state": hidden}
@@ -94,7 +114,7 @@ def train_forward(draft: Any, batch: Batch | None, ttt_steps: int) -> tuple[list
     if batch is None:
         nothing = sum(value.sum() for value in draft.parameters() if value.requires_grad) * 0.0
         return [], nothing, {"loss_sum": nothing.detach(), "loss_total": torch.ones_like(nothing)}
-    objective = HassObjective(draft, ttt_steps, topk=0)
+    objective = _objective(draft, ttt_steps)
     outcome = objective(batch)
     losses, one = outcome.step_losses.detach(), torch.ones_like(outcome.loss)
     metrics = {"loss_sum": losses.sum(), "loss_total": one}

@@ -22,6 +22,7 @@ from ports.training.observer import Observer
 from ports.training.runs import Needs, build_source, finish, run_command, start_training
 from ports.training.settings import HassSettings
 from ports.training.shards import full_tensor, own_part
+from ports.verifier.logits import check_ends
 from ports.verifier.weights import check_weights_present, reading_weights
 
 GRAD_CLIP = 0.5
@@ -40,6 +41,7 @@ def build(settings: HassSettings) -> HassDraftModel:
     if settings.topk > vocab_size:
         raise InputError("command line", "--topk", settings.topk, f"at most {vocab_size}, the vocabulary")
     check_weights_present(settings.basepath)
+    check_ends(settings.basepath)
     draft = HassDraftModel(config)
     config.transformer_layer_config._attn_implementation = attention_name(
         settings.ttt_alignment, settings.attn_implementation

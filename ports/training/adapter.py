@@ -17,6 +17,7 @@ from ports.errors import InputError
 from ports.training.attention import ttt_cache
 from ports.training.draft_config import read_config_dict
 from ports.training.saving import save_draft
+from ports.verifier.logits import check_ends
 from ports.verifier.tokenizer import tokenizer_files
 from ports.verifier.weights import check_weights_present, reading_weights
 
@@ -61,6 +62,7 @@ class PrototypeModel(nn.Module, Generic[D]):
         if path is None or not load_emb:
             raise InputError(config.configpath, "path, load_emb", (path, load_emb), "a verifier and its embedding")
         check_weights_present(path)
+        check_ends(path)
         with reading_weights(path):
             draft = self.build(config.configpath, path, ttt_steps)
         self._outside: dict[str, Any] = {"draft": draft, "verifier": path}

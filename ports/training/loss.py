@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ports.training.tuning import product_dtype
+from ports.verifier.logits import VerifierHead
 
 EPSILON = 1e-5
 """Keeps the mean finite where no row is in the loss; both the prototypes and Speculators add it."""
@@ -70,16 +71,24 @@ class Verifier:
     """What the target distribution t is made from.
 
     ``hidden`` [B, T, h] is the verifier's last hidden state after its final norm, shifted; ``head`` [D, h] its output
-    head or the rows of the draft vocabulary; ``dtype`` that of their product.
+    head or the rows of the draft vocabulary, or what gives logits where there is more to it than a product (scales,
+    caps, biases); ``dtype`` that of the product.
     """
 
     hidden: Tensor
-    head: Tensor
+    head: Tensor | VerifierHead
     dtype: torch.dtype = torch.float32
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it speaks, D."""
+        return len(self.head if isinstance(self.head, Tensor) else self.head.weight)
 
     @cached_property
     def logits(self) -> Tensor:
         """Over all positions, [B, T, D] float32, without gradient; computed when somebody asks."""
+        if not isinstance(self.head, Tensor):
+            return self.head(self.hidden)
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             return F.linear(self.hidden.to(self.dtype), self.head.to(self.dtype)).float()
 
@@ -243,7 +252,7 @@ class _Chunks:
     def __init__(self, verifier: Verifier, weights: Tensor, topk: int) -> None:
         self.verifier, self.topk = verifier, topk
         self.weights = weights.to(torch.promote_types(verifier.dtype, torch.float32))
-        (steps, self.count), self.vocabulary = weights.shape, len(verifier.head)
+        (steps, self.count), self.vocabulary = weights.shape, verifier.vocabulary
         self.kl, self.entropies = self.weights.new_zeros(steps), self.weights.new_zeros(2)
         self.correct = torch.zeros((), dtype=torch.int64, device=weights.device)
         self.top = self.correct.new_zeros(min(TOP_K, self.vocabulary))
@@ -254,8 +263,9 @@ class _Chunks:
 
     def targets(self) -> Iterator[slice]:
         """The chunks, of one size but for the last, each with the verifier's distribution made."""
-        dtype = self.verifier.dtype
-        hidden, head = self.verifier.hidden.to(dtype), self.verifier.head.to(dtype)
+        hidden, head = self.verifier.hidden, self.verifier.head
+        if isinstance(head, Tensor):
+            hidden, head = hidden.to(self.verifier.dtype), head.to(self.verifier.dtype)
         for start in range(0, self.count, self.size):
             rows = slice(start, min(start + self.size, self.count))
             logits = self.product(hidden[rows], head)
@@ -265,9 +275,11 @@ class _Chunks:
             self.negentropy = logits.mul_(self.target).sum(-1) - logsumexp
             yield rows
 
-    def product(self, hidden: Tensor, head: Tensor) -> Tensor:
+    def product(self, hidden: Tensor, head: Tensor | VerifierHead) -> Tensor:
         """Logits [C, D] of ``hidden`` [C, h], in the buffer and in its dtype."""
         logits = self.buffer[: len(hidden)]
+        if not isinstance(head, Tensor):
+            return logits.copy_(head(hidden))
         if head.dtype == logits.dtype:
             return torch.mm(hidden, head.t(), out=logits)
         narrow = self.spare.flatten().view(head.dtype)[: logits.numel()].view(logits.shape)

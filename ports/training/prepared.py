@@ -11,15 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from speculators.utils.loading import load_model_layers
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ports.errors import InputError, reason
 from ports.training.data import RecordDataset
 from ports.training.records import FLOATS, WHOLE, Record, check_record, plain_tensor
 from ports.verifier.config import verifier_config
-from ports.verifier.weights import reading_weights
+from ports.verifier.logits import applied, final_norm
 
 MARKS = ("dataset_info.json", "state.json")
 
@@ -72,15 +70,18 @@ class PreparedDataset(RecordDataset):
         return ArrowDataset(self.max_len, self.directory, on_missing="raise")
 
     @cached_property
-    def _norm(self) -> LlamaRMSNorm:
+    def _norm(self) -> Any:
         return final_norm(self.basepath)
 
+    @cached_property
+    def _width(self) -> int:
+        return int(verifier_config(self.basepath).hidden_size)
+
     def _normed(self, file: Path, last: Tensor) -> Tensor:
-        weight = self._norm.weight
-        if last.dtype not in FLOATS or last.shape[-1] != len(weight):
+        if last.dtype not in FLOATS or last.shape[-1] != self._width:
             found = f"{last.dtype}, width {last.shape[-1]}"
-            raise InputError(file, "hidden_states", found, f"floats of 16 bits and more, the verifier's {len(weight)}")
-        return self._norm(last.to(weight.dtype)).detach()
+            raise InputError(file, "hidden_states", found, f"floats of 16 bits and more, the verifier's {self._width}")
+        return applied(self._norm, last)
 
 
 def prepared_files(directory: Path) -> list[Path]:
@@ -96,12 +97,3 @@ def prepared_files(directory: Path) -> list[Path]:
     if not files:
         raise InputError(directory, "tmpdir", "no rows", "at least one")
     return files
-
-
-def final_norm(basepath: str) -> LlamaRMSNorm:
-    """The verifier's final norm in the precision of its weights; InputError for weights without it."""
-    with reading_weights(basepath):
-        weight = load_model_layers(["model.norm.weight"], basepath)["model.norm.weight"]
-    norm = LlamaRMSNorm(weight.shape[0], eps=verifier_config(basepath).rms_norm_eps).to(weight.dtype)
-    norm.weight.data.copy_(weight)
-    return norm

@@ -23,7 +23,7 @@ from ports.files import check_regular
 from ports.numerics import best_device
 from ports.verifier.config import verifier_config
 from ports.verifier.trust import opening, trusts_remote_code
-from ports.verifier.weights import INDEX, SINGLE, weight_map
+from ports.verifier.weights import INDEX, SINGLE, reading_weights, weight_map
 
 OUTER = frozenset({"model", "language_model", "text_model"})
 """Parts of a tensor's name that come and go with what a text model stands in."""
@@ -61,7 +61,8 @@ def load_verifier(
     model = _loaded(name_or_path, dtype=_named_dtype(name_or_path) if dtype == "auto" else dtype, **wanted)
     for name, value in model.named_parameters():
         check_tensor(name_or_path, name, value)
-    _check_norms(name_or_path, model)
+    for name, module in model.named_modules():
+        check_norm(name_or_path, name, module)
     if not head:
         model = model.base_model
     return model.eval() if spread else model.eval().to(device or best_device())
@@ -83,12 +84,13 @@ def check_verifier(name_or_path: str) -> None:
     """
     model = _loaded(name_or_path, device_map="meta")
     norms = {bare(name): module for name, module in model.named_modules() if _is_norm(module)}
-    for name, value in _tensors(name_or_path):
-        check_tensor(name_or_path, name, value)
-        norm = norms.get(bare(name.rpartition(".")[0]))
-        if norm is not None and not value.any():
-            norm.to_empty(device="cpu").load_state_dict({key: torch.zeros_like(value) for key in norm.state_dict()})
-            _check_norm(name_or_path, name, norm)
+    with reading_weights(name_or_path):
+        for name, value in _tensors(name_or_path):
+            check_tensor(name_or_path, name, value)
+            norm = norms.get(bare(name.rpartition(".")[0]))
+            if norm is not None and not value.any():
+                norm.to_empty(device="cpu").load_state_dict({key: torch.zeros_like(value) for key in norm.state_dict()})
+                check_norm(name_or_path, name.rpartition(".")[0], norm)
 
 
 def check_tensor(name_or_path: str, name: str, value: Tensor) -> None:
@@ -104,6 +106,21 @@ def check_tensor(name_or_path: str, name: str, value: Tensor) -> None:
         raise InputError(name_or_path, name, "NaN or infinity", "finite weights")
     if value.dim() > 1 and "bias" not in name and not bool(low) and not bool(high):
         raise InputError(name_or_path, name, "nothing but zeros", "a verifier's weights")
+
+
+@torch.no_grad()
+def check_norm(name_or_path: str, name: str, module: nn.Module) -> None:
+    """Refuse a norm of zeros that lets nothing through; Gemma's, which adds 1, does.
+
+    Raises:
+        InputError: names its weight.
+    """
+    weight: Any = module.weight if _is_norm(module) else None
+    if weight is None or weight.is_meta or bool(weight.any()):
+        return
+    states = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype).view(weight.shape)
+    if not bool(module(states).any()):
+        raise InputError(name_or_path, f"{name}.weight", "nothing but zeros", "a norm that lets something through")
 
 
 def bare(name: str) -> str:
@@ -200,20 +217,6 @@ def _is_part(model: Any) -> bool:
     return bool(str(model.config.model_type).endswith("_text"))
 
 
-def _check_norms(name_or_path: str, model: Any) -> None:
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if _is_norm(module) and isinstance(weight, Tensor) and not weight.is_meta and not bool(weight.any()):
-            _check_norm(name_or_path, f"{name}.weight", module)
-
-
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
-
-
-@torch.no_grad()
-def _check_norm(name_or_path: str, name: str, norm: nn.Module) -> None:
-    """A norm of zeros is refused where it lets nothing through; Gemma's, which adds 1, is as it should be."""
-    weight: Any = norm.weight
-    if not bool(norm(torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)).any()):
-        raise InputError(name_or_path, name, "nothing but zeros", "a norm that lets something through")
+    kind = "norm" in type(module).__name__.lower() and not list(module.children())
+    return kind and isinstance(getattr(module, "weight", None), Tensor)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from ports.errors import InputError, reason
 from ports.verifier.config import full_config
-from ports.verifier.loading import check_tensor, read_parameters
+from ports.verifier.loading import check_norm, check_tensor, read_parameters
 from ports.verifier.trust import opening, trusts_remote_code
 from ports.verifier.weights import reading_weights
 
@@ -79,6 +79,11 @@ class VerifierHead:
     def norm(self, state: Tensor) -> Tensor:
         """States [..., h] after the final norm, of states before it."""
         return applied(self._final, state)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.weight.device
 
     def to(self, device: torch.device | str) -> VerifierHead:
         """Moved there."""
@@ -144,6 +149,18 @@ def applied(norm: nn.Module, state: Tensor) -> Tensor:
     weight = next(norm.parameters(), None)
     normed: Tensor = norm(state if weight is None else state.to(weight.dtype))
     return normed
+
+
+def check_ends(name_or_path: str) -> None:
+    """Refuse a verifier whose embedding, final norm or head is missing, zero or not finite, before any is copied.
+
+    Raises:
+        InputError: as :meth:`VerifierHead.load`.
+    """
+    model, norm = _skeleton(name_or_path)
+    with reading_weights(name_or_path):
+        for module in (model.get_input_embeddings(), norm, model.get_output_embeddings()):
+            _filled(name_or_path, model, module, None)
 
 
 class _Given(nn.Module):
@@ -213,14 +230,14 @@ def _find_norm(name_or_path: str, model: Any) -> nn.Module:
 
 
 def _filled(name_or_path: str, model: Any, module: Any, dtype: torch.dtype | None) -> Any:
-    """A copy of ``module`` with its weights from the checkpoint, in ``dtype`` or their own."""
+    """``module``, which has no modules of its own, with its weights from the checkpoint, in ``dtype`` or theirs."""
     prefix = next(name for name, part in model.named_modules() if part is module)
     wanted = {f"{prefix}.{name}": name for name, _ in module.named_parameters()}
     for name, value in read_parameters(name_or_path, model, list(wanted)).items():
         check_tensor(name_or_path, name, value)
-        owner = module.get_submodule(wanted[name].rpartition(".")[0])
         kept = value if dtype is None else value.to(dtype)
-        setattr(owner, wanted[name].rpartition(".")[2], nn.Parameter(kept, requires_grad=False))
+        setattr(module, wanted[name], nn.Parameter(kept, requires_grad=False))
+    check_norm(name_or_path, prefix, module)
     return module
 
 

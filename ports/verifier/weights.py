@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from safetensors import safe_open
-from speculators.utils.loading import load_model_layers
-from torch import Tensor
 
 from ports.errors import InputError
 from ports.files import check_regular, read_json
@@ -82,9 +80,3 @@ def _is_untied(directory: Path) -> bool:
 def reading_weights(name_or_path: str) -> AbstractContextManager[None]:
     """What is wrong with a verifier's weights is bad input (InputError), whichever library meets it first."""
     return opening(name_or_path, "weights", "whole safetensors with embed_tokens and lm_head in the config's sizes")
-
-
-def full_head(name_or_path: str) -> Tensor:
-    """The verifier's whole output head [V, h] in float32; a tied verifier's is its embedding."""
-    weights = load_model_layers(["lm_head.weight", "embed_tokens.weight"], name_or_path)
-    return weights.get("lm_head.weight", weights["embed_tokens.weight"]).float()

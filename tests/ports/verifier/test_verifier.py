@@ -13,8 +13,9 @@ from ports.hass import train as hass
 from ports.verifier import fingerprint
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import cache_directory, verifier_fingerprint
+from ports.verifier.logits import VerifierHead
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_files, tokenizer_fingerprint
-from ports.verifier.weights import check_weights_present, full_head
+from ports.verifier.weights import check_weights_present
 from tests.ports.conftest import TRAIN, settings_of
 
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"
@@ -144,7 +145,7 @@ def test_a_head_is_the_embedding_where_the_two_are_tied_and_only_there(built, we
     del weights[HEAD]
     draft = built(weights, lambda source: {**source, "tie_word_embeddings": True})
     assert torch.equal(draft.lm_head.weight, weights[EMBEDDING])
-    assert torch.equal(full_head(str(tmp_path / "rewritten")), weights[EMBEDDING])
+    assert torch.equal(VerifierHead.load(str(tmp_path / "rewritten")).weight, weights[EMBEDDING])
     (tmp_path / "rewritten").rename(tmp_path / "tied")
     with refuses(tmp_path / "rewritten", HEAD, "missing", UNTIED):
         built(weights)
@@ -152,7 +153,7 @@ def test_a_head_is_the_embedding_where_the_two_are_tied_and_only_there(built, we
 
 @pytest.mark.parametrize("name", [EMBEDDING, HEAD])
 def test_weights_of_another_shape_are_refused(built, weights, refuses, tmp_path, name):
-    with refuses(tmp_path / "rewritten", "weights", name.removeprefix("model."), "in the config's sizes"):
+    with refuses(tmp_path / "rewritten", name, "(60, 32)", "(61, 32), by the config's sizes"):
         built({**weights, name: weights[name][:-1].clone()})
 
 
