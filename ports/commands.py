@@ -61,8 +61,15 @@ def _code_of(error: BaseException, refused: tuple[type[Exception], ...]) -> int:
         said = f"error: the system: found {error}, expected files and streams that can be read and written"
         return _end(BAD_INPUT, said)
     if isinstance(error, refused):
-        return _end(BAD_INPUT, f"error: {error}".replace("\n", "\\n"))  # names of files may have any character
+        return _end(BAD_INPUT, printable(f"error: {error}"))
     raise error
+
+
+def printable(text: str) -> str:
+    """``text`` in one line that moves no cursor: names of files, servers and templates may hold any character."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

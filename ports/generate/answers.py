@@ -12,8 +12,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from ports.generate.chat import ChatFamily, Encoder, load_family
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.engines import Engine, Prompt, choose_engine, longest_dialogue
 from ports.generate.records import digest, start_or_go_on
-from ports.training.checkpoint import DirectoryLock
+from ports.training.checkpoint import DirectoryLock, write_file
 from ports.training.settings import CommandSettings, parse
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
@@ -63,6 +64,7 @@ class AnswersSettings(CommandSettings):
         "auto", description="auto: vLLM where it is installed, else transformers"
     )
     server: str | None = Field(None, description="ask this OpenAI-compatible server instead, as http://localhost:8000")
+    served_model: str | None = Field(None, description="the server's name for the verifier; default: --model")
     batch_size: int = Field(32, ge=1, description="prompts at a time, with transformers")
     chat_template: str = Field("auto", description="as in speculator records")
     progress: bool = Field(True, description="show a progress bar")
@@ -81,7 +83,14 @@ def answer(settings: AnswersSettings) -> None:
     asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
     dialogues = read_dialogues(settings.data, settings.samples)
     asking.check(dialogues)
-    engine = choose_engine(settings.model, asking.tokenizer, settings.engine, settings.server, settings.batch_size)
+    engine = choose_engine(
+        settings.model,
+        asking.tokenizer,
+        settings.engine,
+        settings.server,
+        settings.batch_size,
+        settings.served_model,
+    )
     made = _how_made(asking, engine.name, dialogues)
     lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
     try:
@@ -150,6 +159,11 @@ class Talk:
     cut: bool = False
     special: str = ""
     reasons: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Has every round its answer, or was the dialogue cut before one?"""
+        return not self.rounds and (self.cut or self.said[-1]["role"] == "assistant")
 
     def line(self) -> str:
         """As it is written."""
@@ -255,12 +269,35 @@ def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: 
         for first in range(done, len(dialogues), WINDOW):
             window = range(first, min(first + WINDOW, len(dialogues)))
             talks = [Talk(row, rounds_of(dialogues[row])) for row in window]
-            asking.finish(engine, talks, bar)
+            with keeping(settings.out, talks, engine.independent):
+                asking.finish(engine, [talk for talk in talks if talk.rounds], bar)
             if first == 0:
                 asking.judge(talks)
             stream.write("".join(talk.line() for talk in talks))
             stream.flush()
             os.fsync(stream.fileno())
+
+
+@contextmanager
+def keeping(out: Path, talks: Sequence[Talk], independent: bool) -> Iterator[None]:
+    """Of a window that breaks off the dialogues that are whole are kept beside ``out``, for the next start.
+
+    Only where answers do not depend on what is asked beside them: else all of the window is asked again.
+    """
+    file = out.with_name(f".{out.name}.kept")
+    if independent and file.exists():
+        known = {talk.row: talk for talk in talks}
+        for kept in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            if kept["row"] in known:
+                vars(known[kept["row"]]).update(kept)
+    try:
+        yield
+    except BaseException:
+        whole = [talk for talk in talks if talk.is_whole]
+        if independent and whole:
+            write_file(file, "".join(json.dumps(asdict(talk)) + "\n" for talk in whole).encode())
+        raise
+    file.unlink(missing_ok=True)
 
 
 def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ class Run:
     def inputs(self) -> dict[str, Any]:
         """What everything depends on, by name."""
         elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress"}
-        elsewhere |= {"trust_remote_code"}  # what the code is stands in the verifier's fingerprint
+        elsewhere |= {"served_model", "trust_remote_code"}  # what the code is stands in the verifier's fingerprint
         return {
             "verifier": verifier_fingerprint(self.settings.model),
             "data": digest([self.dialogues]),

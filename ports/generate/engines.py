@@ -5,17 +5,12 @@ An engine's models are loaded at its first prompt: a run that has nothing left t
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
-from urllib.request import Request, urlopen
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -24,17 +19,11 @@ from transformers import GenerationConfig
 
 from ports.errors import InputError, reason
 from ports.evaluate.verifier import end_tokens
+from ports.generate.replies import TOGETHER, VLLM_PACE, Drawn, Prompt, Reply
+from ports.generate.server import ServerEngine
 from ports.verifier.config import verifier_config
 from ports.verifier.loading import check_verifier, load_verifier
 from ports.verifier.trust import trusts_remote_code
-
-T = TypeVar("T")
-
-TOGETHER = 64
-"""Requests that a server or vLLM holds at a time."""
-
-VLLM_PACE = 0.7
-"""On one core it was measured as 0.45, and on another machine's as 0.95."""
 
 LONGEST = 8192
 """Tokens of a dialogue at most, as in records."""
@@ -47,30 +36,6 @@ VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Where the user has set nothing else."""
-
-
-Drawn = dict[str, float]
-"""How tokens are drawn, by vLLM's names: ``max_tokens`` of an answer, ``temperature`` (0: greedily), ``top_p``."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids up to where the verifier speaks, and the seed of its answer's draws."""
-
-    ids: list[int]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer without what ends it; ``cut``: nothing ended it but its length.
-
-    ``whole`` is the text with the special tokens that were in it, which no text can hold; a server does not tell.
-    """
-
-    text: str
-    cut: bool
-    whole: str
 
 
 def _reply(tokenizer: Any, ids: Sequence[int], cut: bool) -> Reply:
@@ -89,7 +54,7 @@ def longest_dialogue(model: str) -> int:
 class TransformersEngine:
     """Batches of prompts of about equal length, padded on the left."""
 
-    pace = 1.0
+    pace, independent = 1.0, False
 
     def __init__(self, model: str, tokenizer: Any, batch_size: int) -> None:
         self.model, self.tokenizer, self.together = model, tokenizer, batch_size
@@ -136,7 +101,7 @@ class TransformersEngine:
 class VllmEngine:
     """vLLM in this process."""
 
-    together, pace = TOGETHER, VLLM_PACE
+    together, pace, independent = TOGETHER, VLLM_PACE, False
 
     def __init__(self, model: str, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -192,67 +157,22 @@ class VllmEngine:
         raise InputError(self.model, "vllm", reason(error), expected) from error
 
 
-class ServerEngine:
-    """An OpenAI-compatible server that serves the verifier, by its ``/v1/completions``."""
-
-    name, together, pace = "server", TOGETHER, VLLM_PACE
-
-    def __init__(self, model: str, server: str) -> None:
-        self.model, self.server = model, server.rstrip("/").removesuffix("/v1")
-
-    @cached_property
-    def _served(self) -> str:
-        """The verifier by the name that the server has for it; InputError if it does not answer."""
-
-        def chosen(given: Any) -> str:
-            names = [str(each["id"]) for each in given["data"]]
-            return self.model if self.model in names else names[0]
-
-        return self._ask("models", None, "a server with a model", chosen)
-
-    def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
-        """See :data:`Engine`."""
-        with ThreadPoolExecutor(TOGETHER) as threads:
-            yield from enumerate(threads.map(lambda prompt: self._complete(prompt, drawn), prompts))
-
-    def _complete(self, prompt: Prompt, drawn: Drawn) -> Reply:
-        def read(given: Any) -> Reply:
-            first = given["choices"][0]
-            return Reply(str(first["text"]), first["finish_reason"] == "length", str(first["text"]))
-
-        asked = {"model": self._served, "prompt": prompt.ids, "seed": prompt.seed, **drawn}
-        return self._ask("completions", asked, "choices with text", read)
-
-    def _ask(self, what: str, content: dict[str, Any] | None, expected: str, read: Callable[[Any], T]) -> T:
-        """What ``read`` takes from the reply, which holds what is ``expected``, or so it should."""
-        data, field = None if content is None else json.dumps(content).encode(), f"--server /v1/{what}"
-        try:
-            request = Request(f"{self.server}/v1/{what}", data, {"Content-Type": "application/json"})
-            with urlopen(request, timeout=600) as stream:
-                given = json.load(stream)
-        except (OSError, HTTPException, ValueError, RecursionError) as error:
-            serving = "an OpenAI-compatible server that serves the verifier"
-            raise InputError(self.server, field, reason(error), serving) from error
-        try:
-            return read(given)
-        except (KeyError, IndexError, TypeError) as error:
-            raise InputError(self.server, field, str(given)[:80], expected) from error
-
-
 Engine = TransformersEngine | VllmEngine | ServerEngine
 """``name`` says what answers, with its version: another one's answers are others. ``answer`` gives the number of a
 prompt and its answer, as they come, and loads the models at the first. Of ``together`` prompts a token takes ``pace``
-times what transformers' layers take, about."""
+times what transformers' layers take, about; ``independent`` answers do not depend on the prompts beside them."""
 
 
-def choose_engine(model: str, tokenizer: Any, named: str, server: str | None, batch_size: int) -> Engine:
-    """The engine ``named`` vllm, transformers or auto, or the server.
+def choose_engine(
+    model: str, tokenizer: Any, named: str, server: str | None, batch_size: int, served: str | None = None
+) -> Engine:
+    """The engine ``named`` vllm, transformers or auto, or the server, which may have a name of its own for the model.
 
     Raises:
         InputError: vLLM is asked for and not installed.
     """
     if server is not None:
-        return ServerEngine(model, server)
+        return ServerEngine(model, tokenizer, server, served)
     if named == "transformers" or (named == "auto" and find_spec("vllm") is None):
         return TransformersEngine(model, tokenizer, batch_size)
     if find_spec("vllm") is None:

@@ -1,0 +1,34 @@
+"""What an engine is asked, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TOGETHER = 64
+"""Requests that a server or vLLM holds at a time."""
+
+VLLM_PACE = 0.7
+"""On one core it was measured as 0.45, and on another machine's as 0.95."""
+
+Drawn = dict[str, float]
+"""How tokens are drawn, by vLLM's names: ``max_tokens`` of an answer, ``temperature`` (0: greedily), ``top_p``."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids up to where the verifier speaks, and the seed of its answer's draws."""
+
+    ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer without what ends it; ``cut``: nothing ended it but its length.
+
+    ``whole`` is the text with the special tokens that were in it, which no text can hold; a server does not tell.
+    """
+
+    text: str
+    cut: bool
+    whole: str

@@ -1,0 +1,283 @@
+"""A server is not believed: what is no answer ends the command in a line, what is refused for now is asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ports.generate import server as module
+from ports.generate.answers import main
+from tests.ports.conftest import words_of
+
+MODEL, LENGTH, PROMPTS = "tiny", 160, 9
+COMPLETIONS, MODELS = "/v1/completions", "/v1/models"
+
+
+def choice(**changes):
+    return {"choices": [{"text": "Yes.", "finish_reason": "stop", **changes}]}
+
+
+def without(name):
+    content = choice()
+    del content["choices"][0][name]
+    return content
+
+
+def send(status=200, content=b"", **headers):
+    """A reply of that content, JSON if it is not bytes."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+
+    def reply(handler):
+        handler.send_response(status)
+        for name, value in {"content-length": len(body), **headers}.items():
+            handler.send_header(name.replace("_", "-"), str(value))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return reply
+
+
+def cut_off(handler):
+    """A ninth of what was announced."""
+    send(200, json.dumps(choice()).encode()[:9], content_length=500)(handler)
+    handler.close_connection = True
+
+
+def reset(handler):
+    """A connection that breaks before a byte of the reply."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+
+
+def flood(handler):
+    """A body without an end."""
+    handler.send_response(200)
+    handler.end_headers()
+    while not handler.server.over.is_set():
+        handler.wfile.write(b" " * (1 << 16))
+
+
+def hang(handler):
+    handler.server.over.wait(60)
+
+
+def trickle(handler):
+    """A byte now and then."""
+    handler.send_response(200)
+    handler.end_headers()
+    while not handler.server.over.wait(0.05):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+
+
+PASSING = {
+    "status 503": send(503),
+    "status 500": send(500, b"<html>"),
+    "status 502": send(502),
+    "status 429": send(429, retry_after=0),
+    "status 429 until a date": send(429, retry_after="Wed, 21 Oct 2026 07:28:00 GMT"),
+    "status 408": send(408),
+    "cut off": cut_off,
+    "a connection that breaks": reset,
+}
+"""What a busy server does for now."""
+
+ANSWERS = {
+    "an empty body": (send(), "Expecting value"),
+    "HTML": (send(200, b"<html>Sign in</html>"), "Expecting value"),
+    "half of the JSON": (send(200, json.dumps(choice()).encode()[:20]), "Unterminated|Expecting"),
+    "bytes that are no UTF-8": (send(200, b'{"choices": [{"text": "\xff"}]}'), "utf-8"),
+    "JSON nested for ever": (send(200, b"[" * 200_000), "recursion|nest"),
+    "a list": (send(200, [1]), r"found \[1\], expected choices with text"),
+    "a number": (send(200, 3), "found 3, expected choices with text"),
+    "null": (send(200, None), "found None, expected choices with text"),
+    "no choices": (send(200, {}), r"found \{\}, expected choices with text"),
+    "empty choices": (send(200, {"choices": []}), "expected choices with text, one of them"),
+    "choices that are no list": (send(200, {"choices": {"0": 1}}), "one of them"),
+    "two choices": (send(200, {"choices": choice()["choices"] * 2}), "one of them"),
+    "a choice that is null": (send(200, {"choices": [None]}), "one of them"),
+    "text null": (send(200, choice(text=None)), "found text None"),
+    "text that is a list": (send(200, choice(text=["a"])), r"found text \['a'\]"),
+    "text that is a number": (send(200, choice(text=5)), "found text 5"),
+    "text that is an object": (send(200, choice(text={})), r"found text \{\}"),
+    "no text": (send(200, without("text")), "found text None"),
+    "half of a surrogate pair": (send(200, choice(text="\ud800")), "found text"),
+    "no reason": (send(200, without("finish_reason")), "found finish_reason None, expected stop or length"),
+    "reason null": (send(200, choice(finish_reason=None)), "found finish_reason None"),
+    "reason abort": (send(200, choice(finish_reason="abort")), "found finish_reason 'abort'"),
+    "reason of a number": (send(200, choice(finish_reason=1)), "found finish_reason 1"),
+    "3,000 words": (send(200, choice(text="yes " * 3000)), "tokens, expected at most the 160 asked for"),
+    "usage of 3,000": (send(200, {**choice(), "usage": {"completion_tokens": 3000}}), "found 3,000 tokens"),
+    "moved": (send(301, location="/v1/elsewhere"), "found status 301"),
+    "moved to itself": (send(307, location=COMPLETIONS), "found status 307"),
+    "status 400": (send(400, {"error": "\x1b[31mred"}), "found status 400"),
+    "status 401": (send(401), "found status 401"),
+    "status 404": (send(404), "found status 404"),
+    "status 204": (send(204), "found status 204"),
+    "a flood": (flood, "found more than 8,388,608 bytes"),
+    "never anything but 503": (send(503), r"found status 503 \(8 times\)"),
+    "only broken connections": (reset, r"\(8 times\)"),
+}
+"""Each with what is said of it."""
+
+LISTS = {
+    "another model": (send(200, {"data": [{"id": "other"}]}), "found 'other', expected tiny, or the server's name"),
+    "no model": (send(200, {"data": []}), "found no model"),
+    "names without objects": (send(200, {"data": ["tiny"]}), "a server with a model"),
+    "no list": (send(200, {"data": None}), "a server with a model"),
+    "HTML for a list": (send(200, b"<html>"), "Expecting value"),
+    "escapes in a name": (send(200, {"data": [{"id": "\x1b[31mred\x07"}]}), r"found '\\x1b\[31mred\\x07'"),
+}
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Does to every n-th request of a path what the test says, and serves the model ``tiny`` otherwise."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.serve(MODELS, {"data": [{"id": MODEL, "root": "/models/tiny"}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        self.serve(COMPLETIONS, choice(text=f"{len(asked['prompt'])} words"))
+
+    def serve(self, path, content):
+        with self.server.counting:
+            self.server.times[path] = self.server.times.get(path, 0) + 1
+            times = self.server.times[path]
+        does, every = self.server.does.get(path, (None, 1))
+        try:
+            (does if does and times % every == 0 else send(200, content))(self)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(module, "PAUSES", (0.001, 0.01))
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
+    serving.daemon_threads = True
+    serving.handle_error = lambda *words: None
+    serving.asked, serving.times, serving.does = [], {}, {}
+    serving.counting, serving.over = threading.Lock(), threading.Event()
+    threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
+    yield serving
+    serving.over.set()
+    serving.shutdown()
+    serving.server_close()
+
+
+@pytest.fixture
+def words(verifier, tmp_path, server):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "Hi " * number}) + "\n" for number in range(1, PROMPTS + 1)))
+    url, out = f"http://127.0.0.1:{server.server_port}/v1/", tmp_path / "answers" / "a.jsonl"
+    chosen = {"model": verifier, "data": data, "out": out, "server": url, "max_new_tokens": LENGTH}
+    return lambda **changes: words_of({**chosen, "served_model": MODEL, "no-progress": None, **changes})
+
+
+@pytest.fixture
+def answered(tmp_path):
+    file = tmp_path / "answers" / "a.jsonl"
+    return lambda: [json.loads(line)["messages"][-1]["content"] for line in file.read_text().splitlines()]
+
+
+def test_a_server_is_asked_for_completions_of_ids(server, words, answered) -> None:
+    assert main(words(temperature=0.5, top_p=0.9)) == 0
+    assert [int(text.split()[0]) for text in answered()] == sorted(len(asked["prompt"]) for asked in server.asked)
+    assert len({asked["seed"] for asked in server.asked}) == PROMPTS
+    how = {(asked["model"], asked["temperature"], asked["top_p"], asked["max_tokens"]) for asked in server.asked}
+    assert how == {(MODEL, 0.5, 0.9, LENGTH)}
+
+
+@pytest.mark.parametrize("does", PASSING.values(), ids=PASSING)
+def test_a_busy_server_is_asked_again(server, words, answered, does) -> None:
+    server.does = {COMPLETIONS: (does, 5), MODELS: (does, 2)}
+    server.times[MODELS] = 1  # the first request of it is refused too
+    assert main(words()) == 0
+    assert len(answered()) == PROMPTS
+    assert server.times[COMPLETIONS] > PROMPTS
+
+
+@pytest.mark.parametrize(("does", "said"), ANSWERS.values(), ids=ANSWERS)
+def test_what_is_no_answer_ends_the_command_and_loses_no_other(server, words, answered, capfd, does, said) -> None:
+    server.does[COMPLETIONS] = does, 1
+    assert refusal(words(), capfd, said, "completions")
+    assert answered() == []
+    server.does.clear()
+    assert main(words()) == 0
+    assert len(answered()) == PROMPTS
+
+
+@pytest.mark.parametrize(("does", "said"), LISTS.values(), ids=LISTS)
+def test_a_server_without_the_verifier_is_asked_for_nothing(server, words, capfd, does, said) -> None:
+    server.does[MODELS] = does, 1
+    assert refusal(words(), capfd, said, "models")
+    assert server.asked == []
+
+
+def refusal(words, capfd, said, path):
+    """One line, in print, that says so."""
+    assert main(words) == 2
+    line = capfd.readouterr().err
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    assert f"--server /v1/{path}: found " in line
+    return re.search(said, line)
+
+
+def test_the_name_of_the_file_that_is_served_will_do(server, words) -> None:
+    assert main(words(served_model="/models/tiny")) == 0
+    assert {asked["model"] for asked in server.asked} == {MODEL}
+
+
+def test_a_server_that_is_gone_is_asked_only_where_something_is_missing(
+    server, words, answered, tmp_path
+) -> None:
+    assert main(words()) == 0
+    server.shutdown()
+    server.server_close()
+    assert main(words()) == 0
+    (tmp_path / "answers" / "a.jsonl").write_text("")
+    assert main(words()) == 2
+    assert answered() == []
+
+
+def test_dialogues_that_are_whole_are_not_asked_for_again(server, words, answered) -> None:
+    """Of nine the last is refused for good."""
+    server.does[COMPLETIONS] = send(), PROMPTS
+    assert main(words()) == 2
+    assert len(server.asked) == PROMPTS
+    server.does.clear()
+    assert main(words()) == 0
+    assert len(server.asked) < 2 * PROMPTS
+    assert sorted(answered(), key=lambda text: int(text.split()[0])) == answered()
+    assert len(answered()) == PROMPTS
+
+
+@pytest.mark.parametrize("does", [hang, trickle])
+def test_the_first_ctrl_c_ends_it(server, words, fork, does) -> None:
+    server.does[COMPLETIONS] = does, 1
+    process = fork(main, words())
+    while COMPLETIONS not in server.times:
+        assert process.returncode is None, process.said
+        server.over.wait(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    said = process.ended(10)
+    assert process.returncode == 130, said
+    assert said.rstrip().endswith("interrupted")
+    assert "Traceback" not in said
