@@ -13,6 +13,7 @@ Else it is a mistake: of what the verifier remembers, of a mask or of what is ac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,18 @@ def verdict_on(plain: Tensor, drafted: Tensor, tokens: tuple[int, int], dtype: t
     margin, units = max(leads[1], leads[2]), distance / unit if unit else 0.0
     chosen = leads[0] == leads[3] == 0
     return Verdict(chosen and margin <= 2 * distance and units <= UNITS[dtype], margin, distance, units)
+
+
+def verdict_on_likeliest(
+    plain: Mapping[int, float], drafted: Mapping[int, float], tokens: tuple[int, int], dtype: torch.dtype
+) -> Verdict:
+    """:func:`verdict_on` from the logits of each decoding's likeliest tokens, over those that both name."""
+    both = sorted(plain.keys() & drafted.keys())
+    needed = {*tokens, max(plain, key=plain.__getitem__), max(drafted, key=drafted.__getitem__)} if both else {*tokens}
+    if not needed.issubset(both):
+        return UNKNOWN
+    first, second = (torch.tensor([logits[token] for token in both]) for logits in (plain, drafted))
+    return verdict_on(first, second, (both.index(tokens[0]), both.index(tokens[1])), dtype)
 
 
 def described(found: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,10 +29,12 @@ from rich.table import Table
 
 from ports.commands import run_app
 from ports.errors import InputError
+from ports.evaluate.decode import Answer
 from ports.evaluate.drafter import open_draft, read_vocabulary
 from ports.evaluate.measure import TOO_LONG, Counters, Dtype, measure
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
+from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.evaluate.verifier import longest_prompt
 from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.verifier import trust
@@ -40,8 +43,8 @@ from ports.verifier.trust import HELP
 METHODS = {"eagle3": "eagle3", "hass": "eagle"}
 """vLLM's name for what runs a draft, by the checkpoint's type."""
 
-ENGINE = {"enable_prefix_caching": False, "disable_log_stats": False, "seed": 0}
-"""What every engine is given: no turn finds anything of another's, and vLLM counts."""
+ENGINE = {"enable_prefix_caching": False, "disable_log_stats": False, "seed": 0, "logprobs_mode": "raw_logits"}
+"""What every engine is given: no turn finds anything of another's, vLLM counts, and tells logits where it is asked."""
 
 SIZES, BATCH_SIZES = (1, 2, 3, 4), (1, 4, 16)
 COLUMNS = ("batch", "k", "tok/s", "times plain", "first token ms", "length", "rates", "draft : verifier", "other")
@@ -89,9 +92,9 @@ def run(
 ) -> None:
     """Serve prompts by vLLM with a draft and without it, in turns, and say what the draft buys and which k is best.
 
-    Exit code 0: answers with and without the draft are the same, 1: some differ, or an engine failed after the first
-    round, 2: bad input. In half precision and in batches a near tie may fall either way; --dtype float32 and a batch of
-    one tell.
+    In the first round, before the clock, every engine answers once more and tells the logits of the likeliest tokens:
+    these answers are compared. Exit code 0: with and without the draft they are the same but for near ties, which
+    rounding decides, 1: some differ, or an engine failed after the first round, 2: bad input.
     """
     check_outputs(json, plot)
     if trust_remote_code:
@@ -135,7 +138,8 @@ def run(
     finally:  # what fails or is interrupted after the turns takes nothing with it
         if json is not None:
             write_json(json, result)
-    raise typer.Exit(1 if failed or any(row["other_answers"] for row in result["rows"]) else 0)
+    wrong = any(row["other_answers"] > row["near_ties"] for row in result["rows"])
+    raise typer.Exit(1 if failed or wrong else 0)
 
 
 def _take_turns(
@@ -154,7 +158,8 @@ def _take_turns(
         for number, size in enumerate(progress.track([*sizes] * rounds, description="engines")):
             more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
             try:
-                found = start_engine({**request, "engine": {**request["engine"], **more}}, cores)
+                asked = {**request, "engine": {**request["engine"], **more}, "told": number < len(sizes)}
+                found = start_engine(asked, cores)
             except InputError as error:
                 if number < len(sizes):
                     raise
@@ -192,7 +197,11 @@ def summarise(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     fastest: dict[tuple[int, int], dict[str, Any]] = {}
     for turn in sorted(turns, key=_rate, reverse=True):
         fastest.setdefault((turn["batch_size"], turn["size"]), turn)
-    rows = [_row(turn, fastest[turn["batch_size"], 0]) for _, turn in sorted(fastest.items())]
+    told = {(turn["batch_size"], turn["size"]): turn["told"] for turn in turns if "told" in turn}
+    rows = [
+        {**_row(turn, fastest[turn["batch_size"], 0]), **_compared(told[place], told[place[0], 0])}
+        for place, turn in sorted(fastest.items())
+    ]
     best: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
         best.setdefault(str(row["batch_size"]), row)
@@ -220,10 +229,29 @@ def _row(turn: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
         "drafts": counted.drafts,
         "acceptance_length": counted.acceptance_length,
         "rate_per_position": counted.rate_per_position,
-        "other_answers": sum(one != other for one, other in zip(turn["tokens"], plain["tokens"])),
         **shares,
         **({"overhead_share": 1 - sum(shares.values())} if shares else {}),
     }
+
+
+def _compared(drafted: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Of what :func:`ports.serving.engine.serve` told with a draft and without: answers that differ, with verdicts."""
+    differences = []
+    for number, answers in enumerate(zip(drafted["tokens"], plain["tokens"])):
+        if found := Answer(answers[0], plain=answers[1]).difference:
+            place, tokens = found["place"], (found["plain"], found["drafted"])
+            if plain["logits"] and drafted["logits"] and -1 not in tokens:
+                logits = [_by_token(each["logits"][number][place]) for each in (plain, drafted)]
+                verdict = verdict_on_likeliest(logits[0], logits[1], tokens, getattr(torch, plain["dtype"]))
+                found |= asdict(verdict)
+            differences.append({"prompt": number, **found})
+    ties = sum(found["near_tie"] for found in differences)
+    return {"other_answers": len(differences), "near_ties": ties, "differences": differences}
+
+
+def _by_token(told: dict[str, float]) -> dict[int, float]:
+    """JSON has texts for keys."""
+    return {int(token): logit for token, logit in told.items()}
 
 
 def _evaluated(draft: Path, prompts: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
@@ -242,11 +270,16 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     for row in result["rows"]:
         rates = " ".join(f"{rate:.3f}" for rate in row["rate_per_position"])
         shares = f"{row['draft_share']:.0%} : {row['verifier_share']:.0%}" if "draft_share" in row else ""
-        first, other = 1000 * row["first_token_seconds"], row["other_answers"]
+        first, ties = 1000 * row["first_token_seconds"], row["near_ties"]
+        other = f"{row['other_answers']}" + (f", {ties} near ties" if ties else "")
         numbers = f"{row['tokens_per_second']:.1f}", f"{row['times_plain']:.2f}", f"{first:.0f}"
         places = f"{row['batch_size']}", f"{row['speculative_tokens'] or 'none'}"
-        table.add_row(*places, *numbers, f"{row['acceptance_length']:.3f}", rates, shares, str(other))
+        table.add_row(*places, *numbers, f"{row['acceptance_length']:.3f}", rates, shares, other)
     console.print(table)
+    for row in result["rows"]:
+        for found in row["differences"]:
+            where = f"batch {row['batch_size']}, k = {row['speculative_tokens']}, prompt {found['prompt']}"
+            console.print(f"{where}, token {found['place']}: {described(found)}", markup=False)
     for batch_size, row in result["best"].items():
         size = row["speculative_tokens"]
         words = f"k = {size}, {row['times_plain']:.2f} times plain decoding" if size else "no draft"

@@ -25,6 +25,8 @@ COUNTERS = {
     "vllm:spec_decode_num_accepted_tokens_per_pos": "accepted_per_position",
 }
 WARM_UP_TOKENS = 8
+LIKELIEST = 20
+"""Of how many tokens the logits are told at each place; vLLM gives no more unless it is started so."""
 
 
 def serve(
@@ -34,6 +36,7 @@ def serve(
     batch_sizes: Sequence[int] = (1,),
     ignore_eos: bool = False,
     parts: bool = False,
+    told: bool = False,
 ) -> list[dict[str, Any]]:
     """Greedy answers to all prompts at every batch size, with times and what vLLM counted meanwhile.
 
@@ -45,6 +48,8 @@ def serve(
         ignore_eos: go on past a token that ends an answer.
         parts: measure the seconds in the draft's proposing and in the verifier's forward, which needs an engine in this
             process and a device that is waited for (a CPU).
+        told: before the clock runs, answer once more with the logits of the likeliest tokens: ``told`` are these tokens
+            and ``logits``, by place a dictionary from token to logit, and ``dtype`` what the verifier computes in.
     """
     llm, spent = LLM(**engine), dict.fromkeys(("draft_seconds", "verifier_seconds") if parts else (), 0.0)
     if parts:
@@ -54,12 +59,27 @@ def serve(
     _answer(llm, [min(prompts, key=len)] * most, few, most)
     found = []
     for batch_size in batch_sizes:
+        more = _tell(llm, prompts, greedy, batch_size) if told else {}
         before = counters(llm)
         spent.update(dict.fromkeys(spent, 0.0))
         run = _answer(llm, prompts, greedy, batch_size)
         counted = {name: (value - before.get(name, 0)).tolist() for name, value in counters(llm).items()}
-        found.append({"batch_size": batch_size, **run, **counted, **spent})
+        found.append({"batch_size": batch_size, **run, **counted, **spent, **more})
     return found
+
+
+def _tell(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batch_size: int) -> dict[str, Any]:
+    """Answers with their logits, whatever it costs."""
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=params.max_tokens,
+        ignore_eos=params.ignore_eos,
+        logprobs=LIKELIEST,
+        detokenize=False,
+    )
+    run = _answer(llm, prompts, params, batch_size)
+    dtype = str(llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
+    return {"told": {"tokens": run["tokens"], "logits": run.get("logits"), "dtype": dtype}}
 
 
 def _watch(runner: Any, spent: dict[str, float]) -> None:
@@ -81,9 +101,11 @@ def _timed(act: Callable[..., Any], spent: dict[str, float], part: str) -> Calla
 
 
 def _answer(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batch_size: int) -> dict[str, Any]:
-    """Answers with ``batch_size`` requests in flight: tokens, seconds of all, seconds to each one's first token."""
+    """Answers with ``batch_size`` requests in flight: tokens, seconds of all, seconds to each one's first token;
+    and logits by place and token, where ``params`` ask for them."""
     engine, waiting = llm.llm_engine, list(enumerate(prompts))[::-1]
     tokens: dict[int, list[int]] = {}
+    logits: dict[int, list[dict[int, float]]] = {}
     asked: dict[int, float] = {}
     first: dict[int, float] = {}
     start = time.perf_counter()
@@ -96,10 +118,14 @@ def _answer(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batc
             number = int(output.request_id.partition("-")[0])
             first.setdefault(number, time.perf_counter() - asked[number])
             if output.finished:
-                tokens[number] = list(output.outputs[0].token_ids)
+                answer = output.outputs[0]
+                tokens[number] = list(answer.token_ids)
+                places = getattr(answer, "logprobs", None) or []
+                logits[number] = [{token: each.logprob for token, each in place.items()} for place in places]
     seconds = time.perf_counter() - start
     order = range(len(prompts))
-    return {"seconds": seconds, "tokens": [tokens[n] for n in order], "first_token_seconds": [first[n] for n in order]}
+    found = {"seconds": seconds, "tokens": [tokens[n] for n in order], "first_token_seconds": [first[n] for n in order]}
+    return found | ({"logits": [logits[n] for n in order]} if any(logits.values()) else {})
 
 
 def counters(llm: LLM) -> dict[str, np.ndarray]:

@@ -27,10 +27,14 @@ def prompts(tmp_path):
 def engines(monkeypatch):
     """Plays engines: by k the ``seconds`` of its answers, twice as many in its first turn, and their ``last`` token.
 
+    By k the ``logits`` of the tokens 7 and 8 there.
+
     ``started`` are the k of the turns so far; after ``fails`` of them an engine fails.
     """
     monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: name)
-    played = SimpleNamespace(seconds={0: 4.0, 1: 3.0, 2: 2.0}, last={0: 7, 1: 7, 2: 7}, started=[], fails=None)
+    played = SimpleNamespace(
+        seconds={0: 4.0, 1: 3.0, 2: 2.0}, last={0: 7, 1: 7, 2: 7}, started=[], fails=None, logits={}
+    )
 
     def play(request, cores=""):
         size = request["engine"].get("speculative_config", {}).get("num_speculative_tokens", 0)
@@ -38,7 +42,11 @@ def engines(monkeypatch):
             raise InputError("verifier", "vLLM", "no memory", "an engine that serves")
         seconds = played.seconds[size] * (1 if size in played.started else 2)
         played.started.append(size)
-        run = {"seconds": seconds, "tokens": [[5, 6], [played.last[size]]], "first_token_seconds": [0.1, 0.3]}
+        answers = [[5, 6], [played.last[size]]]
+        run = {"seconds": seconds, "tokens": answers, "first_token_seconds": [0.1, 0.3]}
+        if request["told"]:
+            said = [[{"5": 1.0}, {"6": 1.0}], [played.logits[size]]] if played.logits else None
+            run["told"] = {"tokens": answers, "logits": said, "dtype": "bfloat16"}
         counted = {"drafts": 4, "accepted_per_position": [2, 1][:size]} if size else {}
         return [{"batch_size": batch_size, **run, **counted} for batch_size in request["batch_sizes"]]
 
@@ -85,6 +93,26 @@ def test_no_draft_may_be_the_best_and_answers_that_a_draft_changed_are_counted(e
     assert [row["other_answers"] for row in result["rows"][:3]] == [0, 0, 1]
     assert result["best"]["1"]["speculative_tokens"] == 0
     assert "<svg" in prompts.with_name("rates.svg").read_text()
+
+
+LOGITS = {"7": 20.0, "8": 19.875}
+
+
+@pytest.mark.parametrize(
+    ("drafted", "code", "words"),
+    [
+        ({"7": 19.875, "8": 20.0}, 0, "7 without the draft, 8 with it: near tie, margin 0.125, logits 0.125"),
+        ({"7": 17.0, "8": 20.0}, 1, "8 with it: no near tie, margin 3, logits 3 or 19.2 roundings apart"),
+        ({"7": 20.0, "8": 19.875}, 1, "8 with it: no near tie, margin 0.125, logits 0 or 0 roundings apart"),
+        ({"8": 20.0}, 1, "8 with it: no near tie, one decoding has no logits of both"),
+    ],
+)
+def test_a_near_tie_of_vllms_is_no_fault_of_the_draft(engines, measured, capsys, drafted, code, words):
+    """With 2 tokens in a proposal; logits far apart, a token that is not the likeliest, and one without logits are."""
+    engines.last[2], engines.logits = 8, {0: LOGITS, 1: LOGITS, 2: drafted}
+    found, result = measured()
+    assert (found, result["rows"][2]["other_answers"], result["rows"][2]["near_ties"]) == (code, 1, 1 - code)
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_engine_that_fails_in_a_later_round_takes_nothing_with_it(engines, measured, capsys):
@@ -144,19 +172,23 @@ from types import SimpleNamespace
 SamplingParams = SimpleNamespace
 
 class LLM:
+    vllm_config = SimpleNamespace(model_config=SimpleNamespace(dtype="torch.bfloat16"))
+
     def __init__(self, model):
         exec(model)
         self.llm_engine, self.asked, self.together = self, [], []
 
     def add_request(self, name, prompt, params):
         self.asked.append(name)
+        self.place = [{3: SimpleNamespace(logprob=0.5)}] if getattr(params, "logprobs", None) else None
 
     def has_unfinished_requests(self):
         return bool(self.asked)
 
     def step(self):
         self.together.append(len(self.asked))
-        answer, asked, self.asked = [SimpleNamespace(token_ids=list(self.together))], self.asked, []
+        answer = [SimpleNamespace(token_ids=list(self.together), logprobs=self.place)]
+        asked, self.asked = self.asked, []
         return [SimpleNamespace(request_id=f"{name}-0", finished=True, outputs=answer) for name in asked]
 
     def get_metrics(self):
@@ -175,6 +207,13 @@ def vllm(tmp_path, monkeypatch):
 def test_an_engine_answers_whatever_it_says_and_is_warm_at_its_largest_batch(vllm):
     found = start_engine(vllm("os.write(1, bytes([255]))"))
     assert [run["tokens"] for run in found] == [[[2, 1], [2, 1, 1]], [[2, 1, 1, 2]] * 2]
+
+
+def test_an_engine_tells_logits_before_the_clock_where_it_is_asked(vllm):
+    found = start_engine({**vllm("pass"), "told": True})
+    told = [run["told"] for run in found]
+    assert [(each["logits"][0], each["dtype"]) for each in told] == [([{"3": 0.5}], "bfloat16")] * 2
+    assert not any("logits" in run for run in found)
 
 
 @pytest.mark.parametrize(
