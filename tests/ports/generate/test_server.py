@@ -245,9 +245,7 @@ def test_the_name_of_the_file_that_is_served_will_do(server, words) -> None:
     assert {asked["model"] for asked in server.asked} == {MODEL}
 
 
-def test_a_server_that_is_gone_is_asked_only_where_something_is_missing(
-    server, words, answered, tmp_path
-) -> None:
+def test_a_server_that_is_gone_is_asked_only_where_something_is_missing(server, words, answered, tmp_path) -> None:
     assert main(words()) == 0
     server.shutdown()
     server.server_close()
