@@ -78,6 +78,7 @@ def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
         **{own: getattr(case, name) for name, own in SETTINGS.items()},
         "topk": case.topk,
         "num_workers": 0,
+        "records_check": "off",  # the prototype's side reads the same files
         "mixed_precision": "no" if case.dtype == "fp32" else "bf16",
         "progress": False,
     }

@@ -47,7 +47,7 @@ from ports.verifier.fingerprint import verifier_fingerprint
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
     | {"overwrite", "resume_anyway", "weights_only", "topk_w", "mixed_precision", "prefetch_factor", "report_data_wait"}
-    | {"activation_checkpointing", "val_steps", "val_prompts", "val_tokens", "trust_remote_code"}
+    | {"activation_checkpointing", "val_steps", "val_prompts", "val_tokens", "trust_remote_code", "records_check"}
 )
 """Settings that no number depends on, or whose resolved value is taken instead."""
 

@@ -22,6 +22,7 @@ from ports.numerics import fix_numerics
 from ports.training.attention import attention_line
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
+from ports.training.held import hold_records
 from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator, start_trackers
 from ports.training.loop import Clip, Loop, Plan
@@ -114,7 +115,8 @@ def start_training(
     for the others see :class:`ports.training.loop.Plan`.
 
     Raises:
-        InputError: a run that would train nothing, before anything is written; a tracker or launch that is refused; a
+        InputError: a run that would train nothing, or on records that are not the verifier's, before anything is
+            written; a tracker or launch that is refused; a
             checkpoint that does not fit.
     """
     trained, held = hold_out(dataset, settings, objective.draft)
@@ -139,6 +141,9 @@ def start_training(
     dtype = torch.bfloat16 if half else next(objective.draft.parameters()).dtype
     attention = attention_line(settings.attn_implementation, accelerator.device, dtype)
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
+    layers = getattr(objective.draft.config, "eagle_aux_hidden_state_layer_ids", None)
+    others = [held] if held is not None and settings.val_dir is not None else []
+    hold_records(settings, layers, [dataset, *others], accelerator)
     resumed = take_directory(settings, accelerator)
     kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
     start_trackers(accelerator, settings, kept)

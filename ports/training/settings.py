@@ -116,6 +116,11 @@ class TrainingSettings(CommandSettings):
     on_bad_record: Literal["fail", "skip"] = Field(
         "fail", description="a record that cannot be used: end the run, or leave it out, say so and count it"
     )
+    records_check: Literal["full", "head", "off"] = Field(
+        "full",
+        description="before the first step: some records against the verifier, run on their ids (where it has no room, "
+        "its head alone); head: its head alone; off: nothing, which is said",
+    )
     online: bool = Field(
         False,
         description="run the verifier beside the draft: of the records in tmpdir only ids and masks are read, "

@@ -71,6 +71,7 @@ def settings_of(fixture: Path, algorithm: str, **values):
     data = data_of(fixture, algorithm)
     texts = {name: str(data.pop(name)) for name in ("basepath", "configpath")}
     quiet = {"lr": 1e-3, "num_workers": 0, "mixed_precision": "no", "progress": False}
+    quiet |= {"records_check": "off"}  # random features
     quiet["overwrite"] = "ckpt_path" not in values
     return TRAIN[algorithm][1](**{**texts, **data, **quiet, **values})
 
@@ -112,6 +113,7 @@ def settings(fixture, tmp_path, port):
 def flags(fixture, tmp_path, port):
     """The same as a command line, shuffled and with noise."""
     values = {**data_of(fixture, port), "cpdir": tmp_path / "checkpoints", "bs": 2, "num_workers": 0, "epoch": 0}
+    values |= {"records_check": "off"}
 
     return lambda **changes: words_of({**values, "no-progress": None, **changes})
 

@@ -79,7 +79,7 @@ class StopAfter(Observer):
 def words_of(fixture: Path, algorithm: str, cpdir: Path, *switches: str, **changes) -> list[str]:
     """A command line for either algorithm; of what is None the flag alone."""
     values = {**data_of(fixture, algorithm), "cpdir": cpdir, "bs": 1, "lr": 1e-3, "epoch": 0, "num_workers": 0}
-    values |= {"mixed_precision": "no", "forward_num_total": 2, "no-progress": None}
+    values |= {"mixed_precision": "no", "forward_num_total": 2, "no-progress": None, "records_check": "off"}
     return [*conftest.words_of({**values, **changes}), *switches]
 
 
