@@ -28,8 +28,9 @@ from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_outside, check_regular
 from ports.generate.chat import ChatFamily, Encoder, load_family
 from ports.generate.conversations import ConversationError, Message, load_conversations
-from ports.generate.engines import Engine, Prompt, choose_engine, longest_dialogue
+from ports.generate.engines import Engine, choose_engine, longest_dialogue
 from ports.generate.records import digest, start_or_go_on
+from ports.generate.replies import Prompt
 from ports.training.checkpoint import DirectoryLock, write_file
 from ports.training.settings import CommandSettings, parse
 from ports.verifier.fingerprint import verifier_fingerprint
