@@ -37,6 +37,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.settings import CommandSettings, parse
 from ports.verifier.config import verifier_config
+from ports.verifier.loading import backbone
 from ports.verifier.trust import opening, trusts_remote_code
 
 PROBES = (16, 48)
@@ -126,7 +127,8 @@ def verifier_parameters(name_or_path: str) -> int:
     """Of the verifier that is loaded: the text model, without its head."""
     trust = {"trust_remote_code": trusts_remote_code()}
     with opening(name_or_path, "model_path", "a config of transformers"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust).base_model
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust)
+    model = getattr(model, backbone(model) or "", model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

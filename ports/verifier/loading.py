@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from ports.errors import InputError
@@ -64,7 +64,7 @@ def load_verifier(
     for name, module in model.named_modules():
         check_norm(name_or_path, name, module)
     if not head:
-        model = model.base_model
+        model = getattr(model, backbone(model) or "", model)
     return model.eval() if spread else model.eval().to(device or best_device())
 
 
@@ -121,6 +121,12 @@ def check_norm(name_or_path: str, name: str, module: nn.Module) -> None:
     states = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype).view(weight.shape)
     if not bool(module(states).any()):
         raise InputError(name_or_path, f"{name}.weight", "nothing but zeros", "a norm that lets something through")
+
+
+def backbone(model: Any) -> str | None:
+    """The name of what gives the last state inside a causal language model; Llama 4's has another than it says."""
+    own = [name for name, part in model.named_children() if isinstance(part, PreTrainedModel)]
+    return next((name for name in own if name == model.base_model_prefix), own[0] if own else None)
 
 
 def bare(name: str) -> str:

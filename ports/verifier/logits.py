@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from ports.errors import InputError, reason
 from ports.verifier.config import full_config
-from ports.verifier.loading import check_norm, check_tensor, read_parameters
+from ports.verifier.loading import backbone, check_norm, check_tensor, read_parameters
 from ports.verifier.trust import opening, trusts_remote_code
 from ports.verifier.weights import reading_weights
 
@@ -41,6 +41,7 @@ class VerifierHead:
 
     def __init__(self, name_or_path: str, model: Any, norm: nn.Module, head: nn.Module) -> None:
         self.name, self.model, self._final, self._head = name_or_path, model, norm, head
+        self._given = next(part for part in model.modules() if isinstance(part, _Given))
         self.is_linear = self._is_linear()
 
     @classmethod
@@ -92,11 +93,11 @@ class VerifierHead:
         return self
 
     def _forward(self, states: Tensor) -> Tensor:
-        self.model.base_model.states = states
+        self._given.states = states
         try:
             logits: Tensor = self.model(inputs_embeds=states, use_cache=False).logits
         finally:
-            self.model.base_model.states = None
+            self._given.states = None
         return logits
 
     def _only(self, rows: Tensor) -> VerifierHead:
@@ -203,6 +204,7 @@ def _skeleton(name_or_path: str) -> tuple[Any, nn.Module]:
 def _find_norm(name_or_path: str, model: Any) -> nn.Module:
     """The module whose output is the ``last_hidden_state`` of a backbone without layers."""
     decoder, given = model.get_decoder(), list[tuple[nn.Module, Any]]()
+    decoder = getattr(model, backbone(model) or "", model) if decoder is model else decoder
     config = decoder.config.get_text_config()
     stacks = [name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)]
     layers = {name: getattr(decoder, name) for name in stacks}
@@ -242,8 +244,8 @@ def _filled(name_or_path: str, model: Any, module: Any, dtype: torch.dtype | Non
 
 
 def _without_backbone(name_or_path: str, model: Any) -> Any:
-    prefix = model.base_model_prefix
-    if not isinstance(getattr(model, prefix, None), nn.Module):
+    prefix = backbone(model)
+    if prefix is None:
         raise _unknown(name_or_path, model, "no backbone", "logits of a backbone's last state")
     setattr(model, prefix, _Given())
     return model
