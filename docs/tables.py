@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
+from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
 from ports.generate.conversations import load_conversations
+from ports.serving.interfaces import KNOWN
 from ports.training.settings import Eagle3Settings, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +92,21 @@ def encoder_of(recording: Recording, loss_mask: LossMask) -> Encoder:
     return Encoder(word_tokenizer(recording.family), family, loss_mask, leading_space=leading_space)
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {"training.md": ("flags", flags), "data.md": ("masks", masks)}
+def verifiers() -> str:
+    """The tiny verifiers, and what the newest vLLM that was tried says of their classes."""
+    known = json.loads(KNOWN.read_text())
+    lines = [f"| verifier | class | EAGLE-3 in vLLM {known['version']} |", "| --- | --- | --- |"]
+    for name, each in ARCHITECTURES.items():
+        (kind,) = each.config["architectures"]
+        lines.append(f"| {name} | `{kind}` | {'yes' if known['eagle3'][kind] else 'no'} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "architectures.md": ("verifiers", verifiers),
+    "training.md": ("flags", flags),
+    "data.md": ("masks", masks),
+}
 
 
 def updated(text: str, mark: str, table: Callable[[], str]) -> str:

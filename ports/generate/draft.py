@@ -46,6 +46,7 @@ from ports.generate.run import bytes_in, say
 from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabulary
 from ports.hass.config import load_draft_config as load_hass
 from ports.numerics import best_device, has_bf16_units
+from ports.serving.interfaces import serving_of
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory
 from ports.training.derived import derived_config
@@ -486,11 +487,13 @@ def make(settings: DraftSettings) -> int:
     check_output(settings.out, "out")
     check_outside(settings.out, "out", settings.data, "data")
     run = Run(settings)
+    if (served := serving_of(settings.algorithm, settings.model)).serves is not True:
+        say(f"warning: {served.why}")
     try:
         _go_through(run, [] if (settings.out / "evaluation.json").exists() else run.forecast())
     except PhaseError as error:
         return error.code
-    return report(settings.out)
+    return report(settings.out, served.serves is not False)
 
 
 def _go_through(run: Run, lines: Sequence[str]) -> None:
@@ -524,14 +527,14 @@ def _done(out: Path, inputs: dict[str, Any], phases: dict[str, tuple[Path, Calla
     return list(takewhile(lambda name: name in marked and name in there, phases))
 
 
-def report(out: Path) -> int:
-    """Say what came of it; the exit code is that of evaluation."""
+def report(out: Path, served: bool = True) -> int:
+    """Say what came of it, ``served`` by vLLM, as far as is known; the exit code is that of evaluation."""
     file = out / "evaluation.json"
     found = told(file, acceptance_length=float, prompts=int, lossless=bool, near_ties=int)
     counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
     ties = f", {found['near_ties']} of them a near tie" if found["near_ties"] else ""
     if found["lossless"]:
-        say(f"{counted}{ties}; serve {out / 'draft'}")
+        say(f"{counted}{ties}; {'serve' if served else 'not served by vLLM:'} {out / 'draft'}")
         return 0
     say(f"{counted}{ties}; drafting changed tokens beyond rounding, see differences in {file}")
     return 1

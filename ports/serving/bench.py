@@ -37,6 +37,7 @@ from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.evaluate.verifier import longest_prompt
 from ports.generate.engines import VLLM_ENVIRONMENT
+from ports.serving.interfaces import refuse_unserved
 from ports.verifier import trust
 from ports.verifier.trust import HELP
 
@@ -107,6 +108,7 @@ def run(
     if vocabulary is not None:
         read_vocabulary(vocabulary, model)
     name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
+    refuse_unserved(kind, name)
     longest = longest_prompt(name, tokens, sizes[-1] + 1)
     entries = read_files(prompts, name, family_of(draft), longest, limit)
     asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
