@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3.objective import Eagle3Objective
 from ports.hass.objective import HassObjective
+from ports.training.data import collate
 from ports.training.loss import LossImplementation
 from ports.verifier.loading import load_verifier
 from ports.verifier.logits import VerifierHead, applied, final_norm
@@ -88,10 +89,12 @@ def test_targets_are_the_models_own_distribution(verifier, fixture, tmp_path, al
         assert torch.equal(objective.target_tokens(last[0]) >= 0, draft.t2d.bool()[logits[0].argmax(-1)])
 
 
-def test_both_losses_read_a_capped_target_alike(verifier, fixture, tmp_path, algorithm, batch_of):
+def test_both_losses_read_a_capped_target_alike(verifier, fixture, tmp_path, algorithm):
     verifier("Gemma2", BEYOND["Gemma2"])
-    draft = TRAIN[algorithm][0].build(settings_of(fixture, algorithm, cpdir=tmp_path / "checkpoints"))
-    batch = batch_of(0, 2)
+    settings, train = settings_of(fixture, algorithm, cpdir=tmp_path / "checkpoints"), TRAIN[algorithm][0]
+    draft = train.build(settings)
+    dataset = train.build_dataset(settings, draft.config)
+    batch = collate([dataset[index] for index in (0, 2)])
     fused, eager = (
         OBJECTIVES[algorithm](draft, 2, implementation=each)(batch).step_losses
         for each in (LossImplementation.FUSED, LossImplementation.EAGER)
