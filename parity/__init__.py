@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from parity.names import Copied, Joined, NameMap, Suggestion, suggest_names, transposed
     from parity.observe import Draw, tap
     from parity.pair import Options, Pair
+    from parity.plants import Fault
     from parity.run import KitReport, ParityError, compare_sides, compare_traces, run_pair
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
@@ -30,6 +31,7 @@ PLACES = {
     "names": ("Copied", "Joined", "NameMap", "Suggestion", "suggest_names", "transposed"),
     "observe": ("Draw", "tap"),
     "pair": ("Options", "Pair"),
+    "plants": ("Fault",),
     "run": ("KitReport", "ParityError", "compare_sides", "compare_traces", "run_pair"),
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
@@ -43,7 +45,7 @@ HOME = {name: place for place, names in PLACES.items() for name in names}
 __all__ = ["Case", "Cause", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap"]
 __all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
 __all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "run_pair", "single_step"]
-__all__ += ["as_built", "changed", "instead", "within"]
+__all__ += ["Fault", "as_built", "changed", "instead", "within"]
 __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 
 

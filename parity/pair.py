@@ -71,8 +71,8 @@ class Pair:
         batch_keys: for ``--power``, what the entries of a batch are: ``ids``, ``labels``, ``positions``, ``attention``,
             ``mask`` (of the loss), each to its key in a batch that is a mapping.
         faults: further ones that ``--power`` plants in the port.
-        unseen: those of ``--power`` that no check sees, each with the reason; any other that goes unseen is then a
-            failure. None: the table alone says so.
+        unseen: those of ``--power`` that no check sees, each with the reason, or with a function of the case to one or
+            None; any other that goes unseen is then a failure. None: the table alone says so.
         short: the pair as ``--power`` runs it; default: its first case, of five steps.
     """
 
@@ -105,7 +105,7 @@ class Pair:
     copy_weights: bool = True
     batch_keys: Mapping[str, str] = field(default_factory=dict)
     faults: Sequence[Fault] = ()
-    unseen: Mapping[str, str] | None = None
+    unseen: Mapping[str, str | Callable[[Any], str | None]] | None = None
     short: Callable[[Pair], Pair] | None = None
 
     def __post_init__(self) -> None:

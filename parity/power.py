@@ -9,16 +9,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from typing import Any
+
+import torch
 
 from parity.checks import CHECKS, ON_REQUEST, run_checks
 from parity.compare import Subject
 from parity.evidence import raised
+from parity.faults import GENERIC, SOUND, in_field, inside, of_batches, of_buffers
 from parity.pair import EVERYTHING, Options, Pair, matches
-from parity.plants import GENERIC, SOUND, Fault, Ground, in_field, inside, of_batches, of_buffers
+from parity.plants import Fault, Ground
 from parity.run import SILENT, CaseRun, KitReport, Progress, leaves_out, run_pair
 from parity.side import STEPS, Side
 from parity.study import Cause, Instead, switched
+from parity.trace import Trace
 from parity.verdict import Planted, Row, Sight, Skip, Status
 
 BUFFERS = 4
@@ -79,7 +84,7 @@ class Battery:
     def faults(self, sound: Ground) -> Iterator[Fault]:
         """Of any port, of its buffers, of its batches, those that the pair declares, and those inside of causes."""
         yield from GENERIC
-        yield from of_buffers(sound.buffers[:BUFFERS])
+        yield from of_buffers(dict([*sound.buffers.items()][:BUFFERS]))
         yield from of_batches(self.pair.batch_keys)
         yield from self.pair.faults
         for cause in self.pair.causes:
@@ -88,7 +93,7 @@ class Battery:
     def plant(self, fault: Fault, sound: Ground) -> Planted:
         """One fault, of its own size; if that is not seen, of those from which on it may be."""
         self.progress(f"{self.case.name}: {fault.name}")
-        names = ONE_RUN | ({fault.named_by} - {""})
+        names = {fault.named_by} if fault.named_by else ONE_RUN
         for size in fault.sizes:
             ground = Ground(sound.called)
             rows = first_failed(self._rows(fault, size, ground, names))
@@ -97,6 +102,8 @@ class Battery:
             if not ground.place:
                 missed = Sight.UNSEEN if fault.hidden else Sight.NOT_PLANTABLE
                 return self._told(fault, missed, ground, size, detail=fault.otherwise)
+        if fault.idle and alike(sound.found, ground.found):
+            return self._told(fault, Sight.NOT_PLANTABLE, ground, size, detail=fault.idle)
         return self._told(fault, Sight.UNSEEN, ground, fault.sizes[0])
 
     def _rows(self, fault: Fault, size: float, ground: Ground, names: Iterable[str]) -> list[Row]:
@@ -106,7 +113,8 @@ class Battery:
             with fault.plant(ground, size):
                 side = switched(ground.of_port(self.pair.port), self.pair.causes).planted(ground)
                 with self.held.apart(side) as evidence:
-                    return run_checks(evidence, checks)
+                    ground.found = evidence.found
+                    return run_checks(replace(evidence, original=None), checks)  # no fault is for the original to run
         except Exception as error:  # whatever the code of a side raises
             return [raised(Subject("run", self.case.name, self.pair.port.name or "port"), error)]
 
@@ -114,7 +122,8 @@ class Battery:
         self, fault: Fault, sight: Sight, ground: Ground, size: float, rows: Sequence[Row] = (), detail: str = ""
     ) -> Planted:
         known = self.pair.unseen
-        excuse = (known or {}).get(fault.name, "") if sight is Sight.UNSEEN else ""
+        said = (known or {}).get(fault.name) if sight is Sight.UNSEEN else None
+        excuse = said(self.case) if callable(said) else said
         ratios = [row.ratio for row in rows if row.ratio is not None]
         return Planted(
             case=self.case.name or self.pair.name,
@@ -128,6 +137,13 @@ class Battery:
             detail=excuse or detail or (rows[0].detail if rows else ""),
             fails=sight is Sight.UNSEEN and known is not None and not excuse,
         )
+
+
+def alike(*sides: Trace | None) -> bool:
+    """Did two runs compute the same, to the bit?"""
+    mine, theirs = (side.tensors if side else {} for side in sides)
+    same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return bool(mine) and same
 
 
 def first_failed(rows: Sequence[Row]) -> list[Row]:
@@ -147,6 +163,6 @@ def in_cause(port: Any, cause: Cause) -> Iterator[Fault]:
         other = cause.switch(port)
         for field in ("loss", "optimizer", "schedule", "step"):
             own, new = getattr(port, field), getattr(other, field)
-            if own is not None and new is not own and getattr(new, "__wrapped__", None) is not own:
+            if own is not None and unwrap(new) is not unwrap(own):
                 name = f"inside the port's {field}, under cause {cause.id}"
                 yield Fault(name, in_field(field), hidden=True, otherwise=why)

@@ -23,6 +23,7 @@ from parity.plants import Ground
 from parity.prototypes.case import Case, find_cases, read_case
 from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip, steps_of
 from parity.prototypes.deviations import LEDGER
+from parity.prototypes.faults import OF_BOTH, OF_EAGLE3, OF_HASS, UNSEEN
 from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, initial
 from parity.prototypes.original.checkout import verify
@@ -235,7 +236,8 @@ def prototype_pair(name: str) -> Pair:
         extend=trace_calls,
         baseline="prototype",
         batch_keys=BATCH,
-        unseen={},
+        faults=(*OF_BOTH, *(OF_EAGLE3 if name == "eagle3" else OF_HASS)),
+        unseen=UNSEEN,
         short=few_steps,
     )
 

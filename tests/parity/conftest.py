@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -18,10 +16,7 @@ from parity import fixtures
 from parity.evidence import Evidence
 from parity.pair import find_pair
 from parity.prototypes.case import Case, find_cases, read_case
-from parity.prototypes.port import run_port
-from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
 from parity.run import CaseRun
-from parity.side import Run
 
 
 @pytest.fixture(scope="session")
@@ -45,47 +40,9 @@ def copy(tmp_path: Path, case: Case) -> Case:
     return read_case(tmp_path / case.name)
 
 
-STEPS = 3
-"""Optimizer steps that show most faults."""
-
-
-@dataclass(frozen=True)
-class FewSteps:
-    """The port, for its first steps."""
-
-    name: str = "port"
-
-    @contextmanager
-    def trace(self, case: Case) -> Iterator[Run]:
-        with TemporaryDirectory() as folder:
-            ran = run_port(case, Path(folder), seed=PROTOTYPE_SEED, max_steps=STEPS)
-            yield Run(replace(ran.trace, prints=ran.trace.prints[:1]), ran)
-
-
-@dataclass(frozen=True)
-class FewRecorded:
-    """The recording up to there."""
-
-    name: str = "recorded"
-
-    @contextmanager
-    def trace(self, case: Case) -> Iterator[Run]:
-        whole = load_recorded(case)
-        tensors = {key: value for key, value in whole.tensors.items() if not key.startswith("final.")}
-        yield Run(replace(whole, tensors=tensors, curve=whole.curve[:STEPS], prints=whole.prints[:1]))
-
-
-def _evidence_of(case: Case, stack: ExitStack, few: bool = False) -> Evidence:
+def _evidence_of(case: Case, stack: ExitStack) -> Evidence:
     pair = find_pair(case.algorithm)
-    pair = replace(pair, original=FewRecorded(), port=FewSteps()) if few else pair
     return CaseRun(pair, case, stack).evidence(pair.port)
-
-
-@pytest.fixture
-def few_steps(cases: dict[str, Case]) -> Iterator[Callable[[str], Evidence]]:
-    """The port's first steps on a case, as it is patched at that moment, against the recording up to there."""
-    with ExitStack() as stack:
-        yield lambda name: _evidence_of(cases[name], stack, few=True)
 
 
 @pytest.fixture

@@ -82,35 +82,6 @@ def changed(when: Callable[[int], bool] = lambda number: True, **changes: Any) -
     return plant
 
 
-def noisy(toy: Toy) -> None:
-    def step(number: int) -> None:
-        for parameter in toy.module.parameters():
-            assert parameter.grad is not None
-            parameter.grad.mul_(1 + 1e-3 * torch.randn_like(parameter.grad))
-        toy.optimizer.step()
-
-    toy.step = step
-
-
-def skipping(toy: Toy) -> None:
-    step = toy.step
-    toy.step = lambda number: None if number == 9 else step(number)
-
-
-def looser(toy: Toy) -> None:
-    toy.limit = 0.51
-
-
-def late(toy: Toy) -> None:
-    rate = toy.rate
-    toy.rate = lambda n: rate(max(0, n - 1))
-
-
-def lower_after_eight(toy: Toy) -> None:
-    rate = toy.rate
-    toy.rate = lambda n: rate(n) * (0.9 if n >= 8 else 1.0)
-
-
 def frozen(toy: Toy) -> None:
     toy.module.bias.requires_grad_(False)
 
@@ -186,15 +157,6 @@ FAULTS: dict[str, tuple[Callable[[Toy], None], set[str]]] = {
     ),
     "a parameter frozen": (frozen, set()),
     "a frozen parameter moved": (moving, {"optimizer_step"}),
-    "rate 3 % low from step 2": (changed(bool, lr=lambda rate: rate * 0.97), {"optimizer_step"}),
-    "decay off": (changed(weight_decay=0.0), {"optimizer_step"}),
-    "beta2 0.951": (changed(betas=(0.9, 0.951)), {"optimizer_step"}),
-    "eps 1e-6": (changed(eps=1e-6), {"optimizer_step"}),
-    "clip 2 % off": (looser, {"clip"}),
-    "schedule one step late": (late, {"schedule"}),
-    "rate 10 % low after step 8": (lower_after_eight, {"schedule"}),
-    "tenth step skipped": (skipping, {"optimizer_step"}),
-    "gradients with 0.1 % noise": (noisy, {"clip"}),
 }
 
 

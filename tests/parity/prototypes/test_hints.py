@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+import ports.eagle3.train
+import ports.training.optimizer
 from parity.evidence import Evidence
+from parity.plants import Ground, Plant, giving, patched
 from parity.prototypes.case import Case
+from parity.prototypes.faults import in_config, swapped, unnormed_residual
 from parity.prototypes.hints import hint, localise
 from parity.verdict import Row, Status
-from tests.parity.faults import FAULTS, Plant, change_draft
 
 
-def planted(name: str) -> Plant:
-    return next(fault.plant for fault in FAULTS if fault.name == name)
+def change_draft(change: Callable[[Any], object]) -> Plant:
+    """Alter the draft after building."""
+    return giving(ports.eagle3.train, "build_draft", lambda draft: (change(draft), draft)[1])
 
 
 def detach_mlp_input(draft: Any) -> None:
@@ -33,24 +37,32 @@ def forget_head(draft: Any) -> None:
     draft.norm.register_forward_hook(lambda module, args, out: torch.nan * out)
 
 
+def wrong_rope(config: Any) -> None:
+    parameters = getattr(config.transformer_layer_config, "rope_parameters", None)
+    (parameters or config.transformer_layer_config.rope_scaling)["factor"] = 2.0
+
+
+def freeze_head(draft: Any) -> None:
+    draft.lm_head.weight.requires_grad_(False)
+
+
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
-        (planted("own-position keys off"), ("forward", "layers.0.self_attn", 2)),
-        (planted("residual un-normed"), ("forward", "layers.0", 0)),
-        (planted("wrong rope scaling"), ("forward", "layers.0.self_attn", 0)),
-        (planted("one weight detached"), ("backward", "norm", 0)),
-        (planted("lm_head frozen"), ("backward", "lm_head", 0)),
-        (planted("Adam beta off"), None),
+        (swapped("ttt_prototype_fast", "ttt_chain_fast"), ("forward", "layers.0.self_attn", 2)),
+        (in_config(unnormed_residual), ("forward", "layers.0", 0)),
+        (in_config(wrong_rope), ("forward", "layers.0.self_attn", 0)),
+        (change_draft(freeze_head), ("backward", "lm_head", 0)),
+        (patched(ports.training.optimizer, "BETAS", lambda real: (0.9, 0.999)), None),
         (change_draft(detach_mlp_input), ("backward", "layers.0.mlp", 2)),
         (change_draft(shift_down_proj), ("forward", "layers.0.mlp.down_proj", 0)),
         (change_draft(forget_head), ("forward", "norm", 0)),
     ],
     ids=lambda value: "" if callable(value) else str(value),
 )
-def test_a_fault_is_found_where_it_is(plant: Plant, found: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch)
-    finding = localise(case)
+def test_a_fault_is_found_where_it_is(plant: Plant, found: Any, case: Case) -> None:
+    with plant(Ground(), 1.0):
+        finding = localise(case)
     assert (finding and (finding.direction, finding.module, finding.call)) == found
 
 
@@ -59,11 +71,9 @@ def test_without_a_fault_nothing_is_found(name: str, cases: dict[str, Case]) -> 
     assert localise(cases[name]) is None
 
 
-def test_in_half_precision_rounding_is_not_taken_for_the_fault(
-    cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planted("own-position keys off")(monkeypatch)
-    assert "forward first goes wrong in layers.0.self_attn, call 2" in str(localise(cases["eagle3_bf16ds_k3"]))
+def test_in_half_precision_rounding_is_not_taken_for_the_fault(cases: dict[str, Case]) -> None:
+    with swapped("ttt_prototype_fast", "ttt_chain_fast")(Ground(), 1.0):
+        assert "forward first goes wrong in layers.0.self_attn, call 2" in str(localise(cases["eagle3_bf16ds_k3"]))
 
 
 @pytest.mark.parametrize(("check", "told"), [("gradients", "module by module both sides agree"), ("hits", "")])

@@ -11,7 +11,6 @@ import ports.hass.train
 from parity.prototypes.case import Case
 from parity.prototypes.spread import Losses, final_losses, judge_spread
 from ports.training.settings import HassSettings
-from tests.parity.faults import takes
 from tests.parity.prototypes.test_synthetic import Shape, make
 
 PROTOTYPE = (4.0, 4.1, 3.9, 4.05, 3.95, 4.02)
@@ -58,7 +57,8 @@ def test_both_sides_run_under_every_seed(
 ) -> None:
     """As it is, and with three times the rate."""
     case = make(Shape("any"), tmp_path, algorithm="hass", dtype="bf16", k=1, bs=3, epoch=3)
-    takes(ports.hass.train, "start", lambda settings, *rest: (at(rate, settings), *rest))(monkeypatch)
+    start = ports.hass.train.start
+    monkeypatch.setattr(ports.hass.train, "start", lambda settings, *rest: start(at(rate, settings), *rest))
     prototype, port = final_losses(case, seeds=(1, 2, 3))
     assert len(set(prototype)) == len(set(port)) == 3
     assert judge_spread(case, prototype, port).passed is passed

@@ -1,0 +1,432 @@
+"""The faults that any port can have, as ``parity run --power`` plants them, and those that a batch or a cause can."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from parity.calls import tensors_of, with_tensors
+from parity.observe import replaced
+from parity.plants import Fault, Ground, Plant, at_first_forward, gradient, matrix, middle, on_build, output, scouted
+
+
+def _wider_eps(ground: Ground, module: nn.Module, size: float) -> str | None:
+    for name in ground.called:
+        part = dict(module.named_modules()).get(name)
+        for word in ("eps", "variance_epsilon"):
+            if isinstance(held := getattr(part, word, None), float):
+                setattr(part, word, held * size)
+                return f"{name}.{word}"
+    return None
+
+
+def _one_entry(module: nn.Module, size: float) -> str:
+    """The largest one of a matrix."""
+    name = matrix(module)
+    if name:
+        flat = dict(module.named_parameters())[name].data.view(-1)
+        flat[flat.abs().argmax()] *= size
+    return name
+
+
+def _other_buffer(word: str, module: nn.Module, size: float) -> str | None:
+    """All of those of a name."""
+    found = [(name, value) for name, value in module.named_buffers() if name.rpartition(".")[2] == word]
+    for _, value in found:
+        value.copy_(~value if value.dtype == torch.bool else value * size if value.is_floating_point() else value + 1)
+    return ", ".join(name for name, _ in found)
+
+
+def _trained(wanted: bool, ground: Ground, module: nn.Module, size: float) -> str:
+    name = matrix(module, not wanted)
+    if name:
+        dict(module.named_parameters())[name].requires_grad_(wanted)
+    return name
+
+
+def _lower_precision(module: nn.Module, size: float) -> str:
+    torch.set_float32_matmul_precision("high")
+    return "matmul precision"
+
+
+@contextmanager
+def _steps(ground: Ground, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
+    """Around every step of an optimizer of what the side built; both are given it and the step's number."""
+    counts, numbers = Counter[int](), dict[int, int]()
+
+    def mine(optimizer: Optimizer) -> bool:
+        return any(id(value) in ground.held for group in optimizer.param_groups for value in group["params"])
+
+    def begins(optimizer: Optimizer, *_: Any) -> None:
+        if mine(optimizer):
+            numbers[id(optimizer)] = counts[id(optimizer)]
+            counts[id(optimizer)] += 1
+            before(optimizer, numbers[id(optimizer)])
+
+    def ended(optimizer: Optimizer, *_: Any) -> None:
+        if mine(optimizer):
+            after(optimizer, numbers[id(optimizer)])
+
+    hooks = register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ended)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def setting(name: str, change: Callable[[Any, float], Any], first: int = 0) -> Plant:
+    """A setting of all groups while the optimizer steps, from a step on."""
+
+    def plant(ground: Ground, size: float) -> AbstractContextManager[None]:
+        held: dict[int, Any] = {}
+
+        def before(optimizer: Optimizer, number: int) -> None:
+            for group in optimizer.param_groups if number >= first else ():
+                if name in group:
+                    held[id(group)] = group[name]
+                    group[name], ground.place = change(group[name], size), f"{type(optimizer).__name__} {name}"
+
+        def after(optimizer: Optimizer, number: int) -> None:
+            for group in optimizer.param_groups:
+                group[name] = held.pop(id(group), group.get(name))
+
+        return _steps(ground, before, after)
+
+    return plant
+
+
+def update(change: Callable[[Tensor, Tensor], Tensor], only: int | None = None) -> Plant:
+    """What a step makes of every weight, from the weights before and after; the skipped one leaves no state either."""
+
+    def plant(ground: Ground, size: float) -> AbstractContextManager[None]:
+        held: dict[int, Any] = {}
+
+        def before(optimizer: Optimizer, number: int) -> None:
+            if only in (None, number):
+                parameters = [value for group in optimizer.param_groups for value in group["params"]]
+                held[id(optimizer)] = [(value, value.detach().clone()) for value in parameters]
+
+        def after(optimizer: Optimizer, number: int) -> None:
+            for value, old in held.pop(id(optimizer), ()):
+                value.data.copy_(change(old, value.detach().clone()))
+                ground.place = f"{type(optimizer).__name__}, {'every step' if only is None else f'step {only + 1}'}"
+
+        return _steps(ground, before, after)
+
+    return plant
+
+
+@contextmanager
+def _clipped(ground: Ground, size: float) -> Iterator[None]:
+    """Torch's clipping at another limit."""
+
+    def at_another(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(real)
+        def run(parameters: Any, limit: float, *rest: Any, **named: Any) -> Any:
+            parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            grads = [value.grad for value in parameters if value.grad is not None]
+            size_of = (
+                torch.nn.utils.get_total_norm if kind == "norm" else lambda grads: max(g.abs().max() for g in grads)
+            )
+            if grads and float(size_of(grads)) > limit * min(1.0, size):
+                ground.place = f"{kind} at {limit:g}"
+            return real(parameters, limit * size, *rest, **named)
+
+        return run
+
+    with ExitStack() as stack:
+        for kind in ("norm", "value"):
+            target = f"torch.nn.utils.clip_grad:clip_grad_{kind}_"
+            stack.enter_context(replaced(target, partial(at_another, kind)))
+        yield
+
+
+@contextmanager
+def _late(ground: Ground, size: float) -> Iterator[None]:
+    """The first step of a schedule, after the one that begins it, is left out."""
+    counts, real = Counter[int](), lr_scheduler.LRScheduler.step
+
+    def step(self: Any, *args: Any, **named: Any) -> None:
+        counts[id(self)] += 1
+        if counts[id(self)] != 2:
+            before = [group["lr"] for group in self.optimizer.param_groups]
+            real(self, *args, **named)
+            if counts[id(self)] > 2 and before != [group["lr"] for group in self.optimizer.param_groups]:
+                ground.place = type(self).__name__
+
+    with mock.patch.object(lr_scheduler.LRScheduler, "step", step):
+        yield
+
+
+def feeding(change: Callable[[int, Any], Any]) -> Plant:
+    """Another batch, by its number; None: the same."""
+
+    @contextmanager
+    def plant(ground: Ground, size: float) -> Iterator[None]:
+        def fed(number: int, batch: Any) -> Any:
+            other = change(number, batch)
+            if other is None:
+                return batch
+            ground.place = ground.place or f"batch {number}"
+            return other
+
+        ground.fed = fed
+        yield
+
+    return plant
+
+
+def _twice() -> Plant:
+    """The first in the place of the second."""
+
+    @contextmanager
+    def plant(ground: Ground, size: float) -> Iterator[None]:
+        first: list[Any] = []
+
+        def fed(number: int, batch: Any) -> Any:
+            if number == 0:
+                first[:] = [with_tensors(batch, Tensor.clone)]
+            if number != 1 or _same(batch, first[0]):
+                return batch
+            ground.place = "batch 1"
+            return first[0]
+
+        ground.fed = fed
+        yield
+
+    return plant
+
+
+def _same(*batches: Any) -> bool:
+    mine, theirs = map(tensors_of, batches)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def _turned(number: int, batch: Any) -> Any:
+    """The samples of a batch in another order; none where it has one."""
+    sizes = [len(value) for value in tensors_of(batch).values() if value.dim() > 1 and len(value) > 1]
+    if not sizes:
+        return None
+    return with_tensors(batch, lambda value: value.roll(1, 0) if value.dim() and len(value) == sizes[0] else value)
+
+
+def _at(key: str, change: Callable[[Tensor], Tensor]) -> Plant:
+    """One entry of every batch that is a mapping."""
+
+    def other(number: int, batch: Any) -> Any:
+        if not isinstance(batch, Mapping) or not isinstance(batch.get(key), Tensor):
+            return None
+        changed: Any = {**batch, key: change(batch[key])}
+        return changed
+
+    return feeding(other)
+
+
+def _shifted(value: Tensor) -> Tensor:
+    """By one position, the second axis, to the right."""
+    return value.roll(1, min(1, value.dim() - 1))
+
+
+def _one_more(value: Tensor) -> Tensor:
+    """The first entry that is off, on."""
+    value = value.clone()
+    off = (value.view(-1) == 0).nonzero()
+    if len(off):
+        value.view(-1)[off[0]] = 1
+    return value
+
+
+def _one_less(value: Tensor) -> Tensor:
+    """The first entry that is on, off; of scores, which are added, a position in the middle out of sight."""
+    value = value.clone()
+    floating = value.is_floating_point()
+    on = (value == 0 if floating else value != 0).view(-1).nonzero()
+    if len(on):
+        value.view(-1)[on[len(on) // 2 if floating else 0]] = torch.finfo(value.dtype).min if floating else 0
+    return value
+
+
+def of_batches(keys: Mapping[str, str]) -> list[Fault]:
+    """Faults of what a batch holds, by what its entries are: ``ids``, ``labels``, ``positions``, ``mask`` of the loss,
+    ``attention``, or another word, to the batch's own keys."""
+    why = "no batch has that entry"
+    found = [Fault(f"{word} shifted by one", _at(key, _shifted), otherwise=why) for word, key in keys.items()]
+    changes = {"mask": ("one token more in the loss", _one_more), "attention": ("one position less seen", _one_less)}
+    return found + [
+        Fault(name, _at(keys[word], do), otherwise=why) for word, (name, do) in changes.items() if word in keys
+    ]
+
+
+def saved(change: Callable[[dict[str, Tensor], str], object]) -> Plant:
+    """A trained tensor in whatever file of safetensors or of torch holds it."""
+
+    @contextmanager
+    def plant(ground: Ground, size: float) -> Iterator[None]:
+        def saving(real: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(real)
+            def run(tensors: Any, *rest: Any, **named: Any) -> Any:
+                names = sorted(ground.names & {*tensors}) if isinstance(tensors, Mapping) else []
+                if names:
+                    tensors, ground.place = dict(tensors), middle(names)
+                    change(tensors, ground.place)
+                return real(tensors, *rest, **named)
+
+            return run
+
+        with replaced("safetensors.torch:save_file", saving), replaced("torch:save", saving):
+            yield
+
+    return plant
+
+
+def _other_entry(tensors: dict[str, Tensor], name: str) -> None:
+    tensors[name] = tensors[name].clone()
+    tensors[name].view(-1)[0] += 1
+
+
+def _forgetting(*kinds: type) -> Plant:
+    """State dicts that are loaded into nothing."""
+
+    @contextmanager
+    def plant(ground: Ground, size: float) -> Iterator[None]:
+        def nothing(self: Any, state: Any) -> None:
+            if state.get("state", True):  # of an optimizer that has not stepped there is nothing to load
+                ground.place = type(self).__name__
+
+        with ExitStack() as stack:
+            for kind in (kind for kind in kinds if "load_state_dict" in vars(kind)):
+                stack.enter_context(mock.patch.object(kind, "load_state_dict", nothing))
+            yield
+
+    return plant
+
+
+def inside(target: str) -> Plant:
+    """What a function gives, times 1.1 and 3 more; whole numbers in another order."""
+
+    def wrong(value: Tensor) -> Tensor:
+        return value * 1.1 + 3 if value.is_floating_point() else value.flatten().roll(1).view_as(value)
+
+    @contextmanager
+    def plant(ground: Ground, size: float) -> Iterator[None]:
+        def standing_in(real: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(real)
+            def run(*args: Any, **named: Any) -> Any:
+                ground.place = target
+                return with_tensors(real(*args, **named), wrong)
+
+            return run
+
+        with replaced(target, standing_in):
+            yield
+
+    return plant
+
+
+def in_field(name: str) -> Plant:
+    """What a side of callables steps with, before any cause is switched."""
+
+    def wrong(ground: Ground, real: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(real)
+        def run(*given: Any) -> Any:
+            ground.place = f"the port's {name}"
+            found: Any = None if name == "step" else real(*given)
+            if name == "loss":
+                return found * 1.1 + 3
+            for group in getattr(found, "param_groups", ()):
+                group["lr"] *= 1.01
+            if name == "schedule":
+                found.base_lrs = [1.01 * rate for rate in found.base_lrs]
+            return found
+
+        return run
+
+    @contextmanager
+    def plant(ground: Ground, size: float) -> Iterator[None]:
+        ground.of_port = lambda side: replace(side, **{name: wrong(ground, getattr(side, name))})
+        yield
+
+    return plant
+
+
+SOUND = Fault("none", scouted)
+SCHEDULES = [kind for kind in vars(lr_scheduler).values() if isinstance(kind, type) and kind is not Optimizer]
+NO_SETTING = "no optimizer of torch's steps the module's parameters with such a setting"
+NO_STEP = "no optimizer of torch's steps the module's parameters"
+NO_CLIP = "no gradient reaches a limit of torch's clipping"
+NO_FILE = "nothing that trains is saved by safetensors or torch"
+
+GENERIC = (
+    Fault("matmul precision lowered", at_first_forward(_lower_precision)),
+    Fault("rate times 1.01", setting("lr", lambda rate, size: rate * size), (1.01,), otherwise=NO_SETTING),
+    Fault("rate times 1.01 from step 3 on", setting("lr", lambda rate, by: rate * by, 2), (1.01,), otherwise=NO_STEP),
+    Fault(
+        "weight decay off or on",
+        setting("weight_decay", lambda decay, size: 0.0 if decay else 0.01),
+        otherwise=NO_SETTING,
+    ),
+    Fault(
+        "beta2 off by 0.001",
+        setting("betas", lambda held, by: (held[0], held[1] - by)),
+        (1e-3,),
+        otherwise=NO_SETTING,
+    ),
+    Fault("eps times 10", setting("eps", lambda eps, size: eps * size), (10, 1e3, 1e5), otherwise=NO_SETTING),
+    Fault("clip times 1.02", _clipped, (1.02,), otherwise=NO_CLIP),
+    Fault("clip at a thousandth", _clipped, (1e-3,), otherwise=NO_CLIP),
+    Fault("schedule a step late", _late, otherwise="no rate follows a schedule of torch's"),
+    Fault("a step skipped", update(lambda old, new: old, 2), otherwise=NO_STEP),
+    Fault("the update's sign", update(lambda old, new: 2 * old - new), otherwise=NO_STEP),
+    Fault("the update made twice", update(lambda old, new: 2 * new - old), otherwise=NO_STEP),
+    Fault("one gradient times 1.01", gradient(lambda grad, size: grad * size), (1.01, 1.1, 2)),
+    Fault("one gradient lost", gradient(lambda grad, size: torch.zeros_like(grad))),
+    Fault("one gradient permuted", gradient(lambda grad, size: grad.roll(1, -1))),
+    Fault("one module's output times 1.001", output(lambda out, size: out * size), (1.001, 1.01, 1.1)),
+    Fault("dropout left on", output(lambda out, size: F.dropout(out, size)), (0.1,)),
+    Fault("a norm's eps times 10", on_build(_wider_eps), (10, 100, 1e3, 1e4), otherwise="no module has an eps"),
+    Fault("one weight's largest entry off by 1 %", at_first_forward(_one_entry), (1.01, 1.1, 2)),
+    Fault("a frozen parameter trained", on_build(partial(_trained, True)), otherwise="none is frozen"),
+    Fault("a trained parameter frozen", on_build(partial(_trained, False)), otherwise="none is trained"),
+    Fault("a batch twice", _twice(), otherwise="there is one batch, or one step"),
+    Fault("samples in another order", feeding(_turned), otherwise="a batch is one sample"),
+    Fault("a saved tensor changed", saved(_other_entry), named_by="round_trip", otherwise=NO_FILE),
+    Fault(
+        "a saved tensor left out", saved(lambda held, name: held.pop(name)), named_by="round_trip", otherwise=NO_FILE
+    ),
+    Fault(
+        "the optimizer not resumed",
+        _forgetting(Optimizer),
+        named_by="resume",
+        otherwise="no state is loaded into an optimizer by its load_state_dict",
+    ),
+    Fault(
+        "the schedule not resumed",
+        _forgetting(*SCHEDULES),
+        named_by="resume",
+        otherwise="no state is loaded into a schedule by its load_state_dict",
+    ),
+)
+"""What any port can have."""
+
+
+def of_buffers(names: Mapping[str, bool]) -> list[Fault]:
+    """A fault of the buffers of each of these names; one that is in no file counts if anything reads it."""
+    idle = "nothing reads it, and no file holds it"
+    return [
+        Fault(
+            f"buffer {name} changed", at_first_forward(partial(_other_buffer, name)), (1.01,), idle="" if kept else idle
+        )
+        for name, kept in names.items()
+    ]

@@ -1,0 +1,122 @@
+"""The prototypes' pairs: every fault that is planted in a port is seen, and every check is there for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+
+import pytest
+import torch
+from speculators.convert.eagle.eagle3_converter import Eagle3Converter
+
+from parity.checks import run_checks
+from parity.evidence import Evidence
+from parity.pair import find_pair
+from parity.plants import Ground, Plant, patched, taking
+from parity.power import Battery
+from parity.prototypes.case import Case
+from parity.prototypes.faults import swapped
+from parity.prototypes.pair import WIPE, few_steps
+from parity.run import CaseRun, hinted
+from parity.trace import Trace
+from parity.verdict import Row, Status
+from ports.training.settings import TrainingSettings
+
+Evident = Callable[[str], Evidence]
+PAIRS = {name: find_pair(name) for name in ("eagle3", "hass")}
+NAMES = {check.name for pair in PAIRS.values() for check in pair.every_check}
+
+ELSEWHERE = frozenset({"draws", "equivalence", "initialisation", "samplers", "throughput"})
+"""Named by faults in other tests: of what is drawn, of final losses over seeds, of speed."""
+
+OF_ALL = {"environment", "batches", "clip", "schedule", "optimizer_step", "hits", "round_trip", "resume"}
+IN_FP32 = OF_ALL | {"targets", "forward", "loss", "paths", "gradients", "curve"}
+SEEING = {
+    "eagle3_fp32_k3": IN_FP32 | {"configuration", "gradient_flow", "chain"},
+    "eagle3_bf16ds_k3": OF_ALL | {"precision", "paths"},
+    "hass_fp32_k3": IN_FP32 - {"targets"} | {"weights"},
+    "hass_bf16_k3": OF_ALL | {"precision", "paths"},
+}
+"""By case, checks that are the first to see a fault there."""
+
+
+def entered(plant: Plant) -> AbstractContextManager[object]:
+    return plant(Ground(), 1.0)
+
+
+def judged(evidence: Evidence, only: frozenset[str] | set[str] | None = None) -> list[Row]:
+    return run_checks(evidence, PAIRS[evidence.case.algorithm].every_check, only)
+
+
+def failed(rows: list[Row]) -> set[str]:
+    return {row.check for row in rows if row.status is Status.FAILED}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_every_planted_fault_is_seen(name: str, cases: dict[str, Case]) -> None:
+    """Or is below rounding in bfloat16, or has a reason; in float32 none is below."""
+    short = few_steps(PAIRS[cases[name].algorithm])
+    with ExitStack() as stack:
+        found = Battery(short, cases[name], CaseRun(short, cases[name], stack)).run()
+    assert isinstance(found, list)
+    assert not [one for one in found if one.fails or ("fp32" in name and one.sight.value == "below rounding")]
+    assert {one.check for one in found} >= SEEING[name]
+
+
+WHOLE: dict[str, tuple[str, Plant, set[str]]] = {
+    "a converter leaves a weight out": (
+        "eagle3_fp32_k3",
+        taking(
+            Eagle3Converter,
+            "_save_converted_checkpoint",
+            lambda self, config, held, *rest: (self, config, {**held, "fc.weight": torch.zeros(1)}, *rest),
+        ),
+        {"converted"},
+    ),
+    "accumulation forgotten in the schedule": (
+        "eagle3_fp32_k3_ga2",
+        patched(TrainingSettings, "samples_per_step", lambda real: lambda self, processes=1: self.bs),
+        {"configuration", "schedule"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "plant", "checks"), WHOLE.values(), ids=WHOLE)
+def test_a_fault_of_a_whole_run_is_named(name: str, plant: Plant, checks: set[str], whole_run: Evident) -> None:
+    with entered(plant):
+        assert failed(judged(whole_run(name), (NAMES - {"equivalence", "resume", "chain"}))) == checks
+
+
+def test_every_check_has_a_fault() -> None:
+    named = {name for _, _, checks in WHOLE.values() for name in checks}
+    assert named.union(*SEEING.values()) == NAMES - ELSEWHERE
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_without_a_fault_nothing_fails(name: str, sound: Evident) -> None:
+    rows = judged(sound(name), NAMES - {"equivalence"})
+    assert all(row.passed or row.status is Status.NOT_APPLICABLE for row in rows)
+
+
+def test_what_lost_gradients_reach_is_not_compared(sound: Evident) -> None:
+    rows = judged(sound("eagle3_fp32_k3_ga2"), NAMES - {"equivalence"})
+    assert not failed(rows)
+    assert {row.check for row in rows if WIPE in row.detail} >= {"gradients", "curve", "hits"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"chain", "resume", "converted", "round_trip"} - ELSEWHERE))
+def test_zero_comparisons_fail(name: str, sound: Evident) -> None:
+    """Both sides empty: nothing was compared, which no check may let pass."""
+    evidence = sound("eagle3_bf16ds_k3" if name == "precision" else "eagle3_fp32_k3")
+    sides = [Trace(run, evidence.case.name, evidence.case.dtype) for run in ("recorded", "port", "reference")]
+    empty = replace(evidence, expected=sides[0], found=sides[1], live=None, oracle=lambda: sides[2])
+    assert not any(row.passed for row in judged(empty, {name}))
+
+
+def test_a_fault_is_located(whole_run: Evident) -> None:
+    with entered(swapped("ttt_prototype_fast", "ttt_chain_fast")):
+        evidence = whole_run("eagle3_fp32_k3")
+        rows = hinted(judged(evidence, {"batches", "forward"}), evidence, None, PAIRS["eagle3"])
+    hint = next(row.hint for row in rows if row.status is Status.FAILED)
+    assert "forward first goes wrong in layers.0.self_attn, call 2" in hint
