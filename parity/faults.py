@@ -240,12 +240,12 @@ def _shifted(value: Tensor) -> Tensor:
 
 
 def _one_more(value: Tensor) -> Tensor:
-    """The first entry that is off, on."""
-    value = value.clone()
-    off = (value.view(-1) == 0).nonzero()
-    if len(off):
-        value.view(-1)[off[0]] = 1
-    return value
+    """The first entry that is off after one that is on, on."""
+    flat = value.clone().view(-1)
+    off = (flat == 0).nonzero().flatten()
+    after = off[(off > 0) & (flat[off - 1] != 0)]
+    flat[(after if len(after) else off)[:1]] = 1
+    return flat.view_as(value)
 
 
 def _one_less(value: Tensor) -> Tensor:

@@ -192,6 +192,13 @@ NAMES = NameMap(
     only_port=["verifier_norm", "verifier_lm_head"],
     copied=[Copied("lm_head", ("lm_head", "verifier_lm_head"))],
 )
+BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "hidden_states", "target": "verifier_last_hidden_states"}
+UNSEEN = {
+    "inside the port's schedule, under cause schedule": "the original's rates run in its place",
+    "inside the port's optimizer, under cause decay": "an AdamW without decay runs in its place",
+    "inside the port's step, under cause clip": "a step that clips to 0.5 runs in its place",
+    "target shifted by one": "under cause labels nothing reads the verifier's states",
+}
 DFLASH = Pair(
     "dflash",
     FolderSide(Path(__file__).parent / "recorded" / "dflash", "SpecForge"),
@@ -207,6 +214,8 @@ DFLASH = Pair(
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, None, "SpecForge multiplies its cosine up")},
     asked=["initialisation"],
+    batch_keys=BATCH,
+    unseen=UNSEEN,
     live=original,
     package="specforge",
     remedy="git clone https://github.com/sgl-project/SpecForge DIR && git -C DIR checkout a6b6b023",

@@ -193,6 +193,13 @@ NAMES = NameMap(
     calls={"lm_head#0": "verifier_lm_head", "lm_head#1": "lm_head", "markov_head.markov_w1#1": None},
     arguments={"target_hidden_states": "target_hidden"},
 )
+BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "hidden_states", "target": "verifier_last_hidden_states"}
+UNSEEN = {
+    "inside _masked_decayed_mean, under cause decayed-mean": "a cause's own mean runs in its place",
+    "inside loss_function, under cause decayed-mean": "a cause's own mean runs in its place",
+    "inside the port's schedule, under cause schedule": "the original's rates run in its place",
+    "inside the port's optimizer, under cause decay": "an AdamW without decay runs in its place",
+}
 DSPARK = Pair(
     "dspark",
     FolderSide(Path(__file__).parent / "recorded" / "dspark", "DeepSpec"),
@@ -205,6 +212,8 @@ DSPARK = Pair(
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, None, "DeepSpec multiplies its cosine up")},
     asked=["initialisation"],
+    batch_keys=BATCH,
+    unseen=UNSEEN,
     live=original,
     package="deepspec",
     remedy="git clone https://github.com/deepseek-ai/DeepSpec DIR && git -C DIR checkout afdfa7c9",
