@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -74,10 +75,11 @@ def distance(a: list[tuple[float, ...]], b: list[tuple[float, ...]]) -> float:
 def test_generated_records_train_to_the_recorded_samples_curve(algorithm, tmp_path, reset_accelerator) -> None:
     """Noise and shuffling on: the same draws on both sides."""
     write_again(algorithm, tmp_path / "generated")
-    (tmp_path / "generated" / GENERATION).write_text("how the records were made")
+    made = json.dumps({"processes": [len(list_records(tmp_path / "generated"))]})
+    (tmp_path / "generated" / GENERATION).write_text(made)
     recorded = curve_of(algorithm, FIXTURE / f"data_{algorithm}", tmp_path / "a", reset_accelerator)
     generated = curve_of(algorithm, tmp_path / "generated", tmp_path / "b", reset_accelerator)
-    assert [file.read_text() for file in (tmp_path / "b").glob(f"*/{GENERATION}")] == ["how the records were made"] * 2
+    assert [file.read_text() for file in (tmp_path / "b").glob(f"*/{GENERATION}")] == [made] * 2
     assert not list((tmp_path / "a").glob(f"*/{GENERATION}"))
     assert len(recorded) == len(generated) == 16
     print(f"{algorithm}: largest difference of the curves {distance(recorded, generated):.2g}")
