@@ -51,7 +51,7 @@ from ports.training.alignment import Alignment
 from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory
 from ports.training.derived import derived_config
 from ports.training.draft_config import read_config_dict
-from ports.training.records import list_records
+from ports.training.records import SCHEMA, list_records
 from ports.training.settings import Precision, parse
 from ports.training.stop import SIGNALS, end_with_parent
 from ports.verifier.config import verifier_config
@@ -191,6 +191,7 @@ class Run:
         elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress"}
         elsewhere |= {"served_model", "trust_remote_code"}  # what the code is stands in the verifier's fingerprint
         return {
+            "format_version": SCHEMA,
             "verifier": verifier_fingerprint(self.settings.model),
             "data": digest([self.dialogues]),
             "draft": self.config,
@@ -305,7 +306,7 @@ class Run:
         write_directory(self.out / "data", fill)
 
     def _answer(self) -> None:
-        shared = AnswersSettings.model_fields.keys() - {"data", "out", "samples", "progress"}
+        shared = AnswersSettings.model_fields.keys() - {"data", "out", "samples", "progress", "trust_remote_code"}
         values = {name: getattr(self.settings, name) for name in shared}
         files = {"data": self.out / "data/train.jsonl", "out": self.out / "answers/answers.jsonl"}
         self._command("answers", **values, **files)
