@@ -34,6 +34,7 @@ OF_ALL = {"environment", "batches", "clip", "schedule", "optimizer_step", "hits"
 IN_FP32 = OF_ALL | {"targets", "forward", "loss", "paths", "gradients", "curve"}
 SEEING = {
     "eagle3_fp32_k3": IN_FP32 | {"configuration", "gradient_flow", "chain"},
+    "hass_fp32_k3": IN_FP32 - {"targets"} | {"weights"},
     "hass_bf16_k3": OF_ALL | {"weights", "precision"},
 }
 """By case, checks that are the first to see a fault there."""
