@@ -139,15 +139,21 @@ def lone(out: Any) -> Any:
     return next(iter(tensors.values())) if len(tensors) == 1 else out
 
 
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor that may lie in shards; every process must ask for it, in the same order."""
+    found: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return found
+
+
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters and of the buffers that are saved."""
     held = {**module.state_dict(), **dict(module.named_parameters())}
-    return {name: value.detach().clone() for name, value in held.items() if isinstance(value, Tensor)}
+    return {name: whole(value.detach()).clone() for name, value in held.items() if isinstance(value, Tensor)}
 
 
 def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of the parameters that have one."""
-    return {name: value.grad for name, value in parameters.items() if value.grad is not None}
+    return {name: whole(value.grad) for name, value in parameters.items() if value.grad is not None}
 
 
 def part_of(module: nn.Module, name: str) -> nn.Module:

@@ -85,6 +85,10 @@ def check_environment(evidence: Evidence) -> list[Row]:
     """The numeric modes that make a run repeatable, as they must be; and that looking on changes no bit of the loss."""
     subject, found = evidence.subject("environment"), evidence.found.environment
     rows = [compare_value(subject, "mode", name, value, found.get(name)) for name, value in MODES.items()]
+    for trace in evidence.traces:
+        if said := trace.configuration.get("ranks"):
+            rows.append(compare_value(subject, "ranks", f"{trace.run}: not the same on all", [], said["apart"]))
+            rows.append(compare_value(subject, "ranks", f"{trace.run}: seeds", said["wanted"], said["seeds"]))
     for trace, alive in zip(evidence.traces, (evidence.original, evidence.live)):
         if isinstance(alive, Alive):
             plain, watched = unobserved_loss(alive), trace.curve[0].loss

@@ -12,3 +12,6 @@ class InputError(ValueError):
     def __init__(self, file: str | Path, field: str, found: Any, expected: Any) -> None:
         self.file, self.field, self.found, self.expected = str(file), field, found, expected
         super().__init__(f"{file}: {field}: found {found}, expected {expected}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, Any, Any]]:
+        return InputError, (self.file, self.field, self.found, self.expected)

@@ -185,15 +185,15 @@ def matrix(module: nn.Module, trained: bool = True) -> str:
 
 
 def gradient(change: Callable[[Tensor, float], Tensor]) -> Plant:
-    """Of one parameter, as the backward gives it."""
+    """Of one parameter, as the backward gives it; what is sharded is whole from the first forward on."""
 
-    def built(ground: Ground, module: nn.Module, size: float) -> str:
+    def called(module: nn.Module, size: float) -> str:
         name = matrix(module)
         if name:
             dict(module.named_parameters())[name].register_hook(lambda grad: change(grad, size))
         return name
 
-    return on_build(built)
+    return at_first_forward(called)
 
 
 def output(change: Callable[[Tensor, float], Tensor]) -> Plant:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from functools import partial
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import state_of, tensors_of
+from parity.calls import state_of, tensors_of, whole
 from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
 from parity.evidence import Evidence
 from parity.names import NameMap
 from parity.observe import drawing
+from parity.ranks import one_folder, reduced
 from parity.setup import setting_rows, setup_of
 from parity.side import Alive, Training, give, start
 from parity.speed import Steps, alternate, prototype_rows, speed_of
@@ -31,7 +32,16 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
 
     The step starts from what no build gives, see :func:`move`: what is not in the checkpoint cannot open right.
     """
-    alive: Alive = evidence.live
+    return _everywhere(evidence, _round_trip)
+
+
+def _everywhere(evidence: Evidence, rows: Callable[[Evidence, Alive], list[Row]]) -> list[Row]:
+    """On every rank of the side; of each row the worst."""
+    found: list[list[Row]] = evidence.live.everywhere(partial(rows, evidence))
+    return [max(each, key=lambda row: not row.passed) for each in zip(*found)]
+
+
+def _round_trip(evidence: Evidence, alive: Alive) -> list[Row]:
     subject, exact = evidence.subject("round_trip"), evidence.tolerance("round_trip")
     with deterministic(alive.case.seed):
         with _drawing(alive):
@@ -49,7 +59,10 @@ def resume_rows(evidence: Evidence) -> list[Row]:
 
     Both runs start from what no build gives, as in ``round_trip``.
     """
-    alive: Alive = evidence.live
+    return _everywhere(evidence, _resume)
+
+
+def _resume(evidence: Evidence, alive: Alive) -> list[Row]:
     subject, exact = evidence.subject("resume"), evidence.tolerance("resume")
     end = max(2, alive.case.steps)
     with deterministic(alive.case.seed):
@@ -79,7 +92,7 @@ def _begun(alive: Alive, steps: int) -> Training:
     set_seed(alive.case.seed)
     move(module := start(alive.side, alive.case.weights))
     training = Training(alive.side, module)
-    set_seed(alive.case.seed)
+    alive.side.seed(alive.case.seed)
     training.run(alive.case.batches, steps)
     return training
 
@@ -100,11 +113,11 @@ def move(module: nn.Module) -> None:
 
 def _reopened(alive: Alive, module: nn.Module) -> nn.Module:
     """Saved and opened. What is frozen and opens as NaN is loaded from elsewhere, a verifier's: it is given again."""
-    with tempfile.TemporaryDirectory() as folder:
-        alive.side.write(module, Path(folder))
-        reopened = alive.side.read(Path(folder))
+    with one_folder() as folder:
+        alive.side.write(module, folder)
+        reopened = alive.side.read(folder)
     opened, held = dict(reopened.named_parameters()), dict(module.named_parameters())
-    frozen = {name: value for name, value in held.items() if name in opened and not value.requires_grad}
+    frozen = {name: whole(value) for name, value in held.items() if name in opened and not value.requires_grad}
     give(reopened, {name: value for name, value in frozen.items() if bool(opened[name].isnan().any())})
     return reopened
 
@@ -124,11 +137,11 @@ def _resumed(alive: Alive, stopped: Training) -> Training:
 def _everything(training: Training) -> dict[str, Tensor]:
     """Parameters, buffers, and the optimizer's tensors, wherever its state has them."""
     state = {} if training.optimizer is None else tensors_of(training.optimizer.state_dict(), "optimizer")
-    return {**state_of(training.module), **state}
+    return {**state_of(training.module), **{name: whole(value) for name, value in state.items()}}
 
 
 def _loss(alive: Alive, module: nn.Module) -> float:
-    set_seed(alive.case.seed)
+    alive.side.seed(alive.case.seed)
     with torch.no_grad(), _drawing(alive):
         return float(alive.side.loss(module, alive.case.batches[0]))
 
@@ -138,10 +151,14 @@ def unobserved_loss(alive: Alive) -> float:
 
     What the other side drew takes the place of this one's draws, which nothing else touches.
     """
+    return float(reduced(alive.everywhere(_plain_loss), alive.side.reduce))
+
+
+def _plain_loss(alive: Alive) -> float:
     case, side = alive.case, alive.side
     with deterministic(case.seed):
-        module = start(side, case.weights)
-        set_seed(case.seed)
+        module = side.wrapped(start(side, case.weights))
+        side.seed(case.seed)
         with (
             drawing(case.draws, case.replayed) if case.replayed else nullcontext(),
             torch.set_grad_enabled(side.backward),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parity.calls import whole
 from parity.compare import Subject, compare_value
 from parity.errors import InputError
 from parity.names import NameMap
@@ -144,7 +145,7 @@ def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def moments(values: Tensor) -> list[float]:
     """Mean, standard deviation, kurtosis, number of entries, in float64."""
-    wide = values.detach().to("cpu", torch.float64)
+    wide = whole(values.detach()).to("cpu", torch.float64)
     mean = wide.mean()
     variance = (wide - mean).square().mean()
     kurtosis = (wide - mean).pow(4).mean() / variance.square() if variance > 0 else torch.ones(())
@@ -159,7 +160,12 @@ def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap
     Where both sides say which parameter has which settings, that is one row, and how the same groups are split or
     ordered is of no account.
     """
-    left_out = ["initial", "grouped", *(key for key in SAID_BY_BOTH if not (expected.get(key) and found.get(key)))]
+    left_out = [
+        "initial",
+        "grouped",
+        "ranks",
+        *(key for key in SAID_BY_BOTH if not (expected.get(key) and found.get(key))),
+    ]
     sides = [{key: value for key, value in side.items() if key not in left_out} for side in (expected, found)]
     sides = [{**side, "groups": [*map(settings, side["groups"])]} if "groups" in side else side for side in sides]
     grouped = "grouped" in expected and "grouped" in found

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from accelerate.utils import set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from parity import ranks as processes
 from parity.calls import first_of, gradients_of, state_of, tensors_of
 from parity.environment import describe, deterministic
 from parity.errors import InputError
@@ -30,6 +30,7 @@ from parity.setup import groups_of, optimizer_for, optimizers_in, rate_of, setti
 from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import META, Point, StepAudit, Trace, read_trace
 
+Found = TypeVar("Found")
 Batch = Any
 """What ``loss`` is given. Without a ``loss``: keyword arguments (a mapping), arguments (a tuple) or one argument."""
 
@@ -130,6 +131,12 @@ class Side:
         rate: the learning rate of optimizer step n = 0, 1, ... as a formula, likewise.
         backward: False for a side that is only run forward.
         name: in reports.
+        ranks: processes that it runs on, each with its ``share`` of every batch, see :mod:`parity.ranks`.
+        wrap: what each makes of the module: ``ddp``, ``fsdp2``, or a function to what ``loss`` is given.
+        share: a batch, a rank and the number of ranks to the rank's part.
+        reduce: the whole loss is the ``mean`` of the ranks' losses, or their ``sum``.
+        one_seed: all draw alike while they train; else each has a seed of its own.
+        ground: of a planted fault.
     """
 
     build: Callable[[], nn.Module]
@@ -144,6 +151,12 @@ class Side:
     rate: Callable[[int], float] | None = None
     backward: bool = True
     name: str = ""
+    ranks: int = 1
+    wrap: processes.Wrap = "ddp"
+    share: Callable[[Batch, int, int], Batch] = processes.by_samples
+    reduce: str = "mean"
+    one_seed: bool = False
+    ground: Ground | None = None
 
     @property
     def clips(self) -> Clip | None:
@@ -162,10 +175,25 @@ class Side:
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
         """Runs now; what it leaves can be run again."""
-        yield Run(trace_case(self, case), Alive(self, case))
+        alive = Alive(self, case)
+        found = alive.everywhere(lambda alive: trace_case(alive.side, alive.case))
+        yield Run(found[0] if self.ranks == 1 else processes.joined(found, self.reduce), alive)
+
+    def seed(self, number: int) -> None:
+        """Of what is drawn while training."""
+        processes.seed(number, self.one_seed)
+
+    def wrapped(self, module: nn.Module) -> Any:
+        """What the loss is given: on several ranks, what wraps the module; a planted fault is in that."""
+        found = processes.wrapped(module, self.wrap) if self.ranks > 1 else module
+        if self.ground is not None:
+            self.ground.build(module)
+        return found
 
     def planted(self, ground: Ground) -> Side:
         """With a fault in what it builds and in what its loss is given."""
+        if self.ranks > 1:  # what is sharded has other parameters than what was built
+            return replace(self, loss=lambda module, batch: self.loss(module, ground.feed(batch)), ground=ground)
         build, loss = (
             (lambda: ground.build(self.build())),
             (lambda module, batch: self.loss(module, ground.feed(batch))),
@@ -173,7 +201,15 @@ class Side:
         return replace(self, build=build, loss=loss)
 
     def write(self, module: nn.Module, folder: Path) -> None:
-        """Save the module into a folder that exists."""
+        """Save the module into a folder that exists; of several ranks the first does, all of the module."""
+        if any(hasattr(value, "full_tensor") for value in module.parameters()):
+            module, state = self.build(), state_of(module)
+            give(module, state)
+        if processes.is_first():
+            self._save(module, folder)
+        processes.wait()
+
+    def _save(self, module: nn.Module, folder: Path) -> None:
         if self.save is not None:
             self.save(module, folder)
         elif hasattr(module, "save_pretrained"):
@@ -199,6 +235,17 @@ class Alive:
 
     side: Side
     case: Case
+
+    def everywhere(self, work: Callable[[Alive], Found]) -> list[Found]:
+        """What is made of it in this process, or on every rank of the side, each with its share of the case."""
+        if self.side.ranks == 1 or processes.inside():
+            return [work(self)]
+        return processes.together(self.side.ranks, lambda: work(self._of_rank()), self.side.ground)
+
+    def _of_rank(self) -> Alive:
+        case, count = self.case, processes.samples_in(self.case.batches[:1])
+        batches, drawn = processes.shares(case.batches, self.side.share), processes.share_of_draws(case.replayed, count)
+        return Alive(self.side, replace(case, batches=batches, replayed=drawn))
 
 
 @dataclass(frozen=True)
@@ -287,7 +334,7 @@ class Training:
     """
 
     def __init__(self, side: Side, module: nn.Module) -> None:
-        self.side, self.module = side, module
+        self.side, self.module, self.wrapped = side, module, side.wrapped(module)
         self.optimizer: Any = optimizer_for(side.optimizer, module) if side.backward else None
         self.schedule: Any = side.schedule(self.optimizer) if side.schedule and self.optimizer is not None else None
         self.auditor: StepAuditor | None = None
@@ -324,7 +371,7 @@ class Training:
     def loss(self, batch: Batch) -> Tensor:
         """A scalar, with a graph unless the side is only run forward."""
         with torch.set_grad_enabled(self.side.backward):
-            loss = self.side.loss(self.module, batch)
+            loss = self.side.loss(self.wrapped, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"the loss of {self.side.name or 'a side'} must be one number, found {found}")
@@ -380,9 +427,11 @@ def trace_case(side: Side, case: Case) -> Trace:
         raise InputError("comparison", "steps", case.steps, "at least 1")
     with deterministic(case.seed):
         module = side.build()
-        training = Training(side, module)
-        setup, said = setup_of(module, training.optimizer), {"clip": asdict(side.clips)} if side.clips else {}
+        initial = setup_of(module)["initial"]
         give(module, case.weights)
+        training = Training(side, module)
+        setup = {**setup_of(module, training.optimizer), "initial": initial}
+        said = {"clip": asdict(side.clips)} if side.clips else {}
         trained = {name: value.requires_grad for name, value in module.named_parameters()}
         trace = Trace(
             run=side.name or "side",
@@ -395,7 +444,7 @@ def trace_case(side: Side, case: Case) -> Trace:
             audits=training.audit(),
         )
         trace.keep("init", state_of(module))
-        set_seed(case.seed)
+        side.seed(case.seed)
         with drawing(case.draws, case.replayed) as drawn:
             _first_step(trace, training, case.batches[0])
             training.run(case.batches, case.steps)
@@ -404,6 +453,9 @@ def trace_case(side: Side, case: Case) -> Trace:
         trace.keep("mb0.draw", drawn.draws)
         keep_samples(trace, drawn)
         trace.keep("final", state_of(module))
+        if processes.inside():
+            seeds, samples = "one" if side.one_seed else "own", processes.samples_in(case.batches[:1])
+            trace.configuration["ranks"] = {"seed": torch.initial_seed(), "samples": samples, "wanted": seeds}
         trace.environment = describe(case.seed, next((one.device for one in module.parameters()), "cpu"))
     return trace
 

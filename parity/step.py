@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parity.calls import gradients_of, whole
 from parity.compare import Subject, compare_series
 from parity.tolerances import Tolerance
 from parity.trace import Deviation, StepAudit
@@ -152,14 +153,18 @@ class StepAuditor:
             self._given[name] = parameter.grad.detach().clone()
 
     def _gradients(self) -> dict[str, Tensor]:
-        return {n: value.grad.detach().clone() for n, value in self.parameters.items() if value.grad is not None}
+        return {name: value.detach().clone() for name, value in gradients_of(self.parameters).items()}
 
     def entered(self) -> None:
-        """The backward is done; nothing has been clipped, nothing has stepped. May be called again before the step."""
+        """The backward is done; nothing has been clipped, nothing has stepped. May be called again before the step.
+
+        What has a gradient now was given that one: only now have several processes reduced it.
+        """
+        self._given.update(self._gradients())
         for name, value in self.parameters.items():
             state = {key: held.detach().clone() for key, held in self._state(value).items()}
             made = self._made.setdefault(name, self._counted(value) or 0)
-            self._before[name] = Before(value.detach().clone(), state, made + 1)
+            self._before[name] = Before(whole(value.detach()).clone(), state, made + 1)
         self._set()
 
     def _set(self) -> None:
@@ -215,7 +220,7 @@ class StepAuditor:
                 expected = clipped.get(name, torch.zeros_like(weight))  # zero where no backward gave one
                 yield "clip", _deviation(name, expected, gradient, expected.abs())
             if gradient is None:
-                yield "weight", _deviation(name, weight, parameter.detach(), weight.abs())
+                yield "weight", _deviation(name, weight, whole(parameter.detach()), weight.abs())
             else:
                 yield from self._updated(name, weight, gradient.double())
 
@@ -228,7 +233,8 @@ class StepAuditor:
         after, states = before.update(weight, gradient, state, before.lr, before.step)
         state = {key: value.abs() for key, value in state.items()}
         size, sizes = before.update(weight.abs(), gradient.abs(), state, before.lr, before.step)
-        yield "weight", _deviation(name, after, parameter.detach(), weight.abs() + (size - weight.abs()).abs())
+        moved = (size - weight.abs()).abs()
+        yield "weight", _deviation(name, after, whole(parameter.detach()), weight.abs() + moved)
         own = self._state(parameter)
         for key in (key for key in states if key != "step"):
             yield key, _deviation(name, states[key], own.get(key), sizes[key].abs())
@@ -241,7 +247,7 @@ class StepAuditor:
     def _state(self, parameter: Tensor) -> State:
         """The optimizer's tensors of a parameter."""
         held = self.optimizer.state.get(parameter, {})
-        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        return {name: whole(value) for name, value in held.items() if isinstance(value, Tensor)}
 
 
 def stays(weight: Tensor, gradient: Tensor, state: State, lr: float, step: int) -> tuple[Tensor, State]:

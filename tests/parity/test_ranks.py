@@ -1,0 +1,142 @@
+"""One process against two: the same numbers by DDP and by FSDP2, and what only several processes can get wrong."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from parity import Case, Clip, Draw, Pair, Side, run_pair
+from parity.errors import InputError
+from parity.pair import Options
+from parity.plants import Ground
+from parity.power import Battery
+from parity.ranks import FAULTS, RankError, by_samples, inside, together
+from parity.run import CaseRun, ExitStack
+from parity.verdict import Sight
+
+
+class Net(nn.Module):
+    """Layers, a buffer and what is frozen; a table that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm, self.up = nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 3)
+        self.register_buffer("scale", torch.full((3,), 2.0))
+        self.up.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 6] -> [B, 3]."""
+        found: Tensor = self.up(torch.tanh(self.norm(self.down(x)))) * self.scale
+        return found
+
+
+def uniforms(like: Tensor) -> Tensor:
+    return torch.rand_like(like)
+
+
+def loss(module: nn.Module, batch: dict[str, Tensor], ranks: int | None = None) -> Tensor:
+    """A mean over the rows of all ranks, given that gradients are averaged over so many afterwards."""
+    rows = batch["mask"].sum()
+    if inside():
+        dist.all_reduce(rows)
+    out = module(batch["x"] + 0.1 * uniforms(batch["x"]))
+    squares = ((out - batch["y"]).square().sum(-1) * batch["mask"]).sum()
+    return squares / rows * (ranks or (dist.get_world_size() if inside() else 1))
+
+
+def batches() -> list[dict[str, Tensor]]:
+    """Three samples each, so that shares are uneven, and so are the rows of them that count."""
+    masks = torch.tensor([[1.0, 1, 1], [0, 1, 1], [1, 0, 1]])
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"x": 6, "y": 3}
+    return [{name: torch.randn(3, sizes[name], generator=draw) for name in sizes} | {"mask": mask} for mask in masks]
+
+
+ONE = Side(Net, loss, step=Clip("norm", 0.1), name="one")
+NOISE = Draw("noise", f"{__name__}:uniforms", f"{__name__}:uniforms", seeds=3)
+
+
+def pair(**how: Any) -> Pair:
+    return Pair("ranks", ONE, replace(ONE, ranks=2, name="two", **how), [Case("noise", batches())], draws=[NOISE])
+
+
+WRAPS = pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
+
+
+@WRAPS
+def test_two_processes_compute_what_one_does(wrap: str) -> None:
+    """Reads gradients after the all-reduce, whole tensors of shards, one trace of both shares; saves and resumes."""
+    result = run_pair(pair(wrap=wrap))
+    result.raise_if_failed()
+    held = {row.check for row in result.rows if row.measured is not None}
+    wanted = {"forward", "loss", "gradients", "clip", "optimizer_step", "curve", "round_trip", "resume", "samplers"}
+    assert wanted <= held
+
+
+SEEN = {
+    "one rank's gradient not reduced": {"environment", "gradients"},
+    "a mean of the ranks' means": {"loss", "forward"},
+    "a rank skips a batch": {"clip", "curve"},
+    "ranks start from different weights": {"environment", "weights"},
+    "one seed for all ranks, or not": {"environment"},
+}
+
+
+@WRAPS
+def test_what_several_processes_can_get_wrong_is_seen(wrap: str) -> None:
+    planted = pair(wrap=wrap)
+    case = planted.find_cases(None)[0]
+    with ExitStack() as stack:
+        battery = Battery(planted, case, CaseRun(planted, case, stack))
+        found = {one.fault: one for one in (battery.plant(fault, Ground()) for fault in FAULTS)}
+    assert found.keys() == SEEN.keys()
+    for name, one in found.items():
+        assert one.sight is Sight.SEEN, one
+        assert one.place, one
+        assert one.check in SEEN[name], one
+
+
+def summed(module: nn.Module) -> nn.Module:
+    """DDP whose gradients are summed."""
+    found = DistributedDataParallel(module)
+
+    def add(group: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+    found.register_comm_hook(None, add)
+    return found
+
+
+def test_a_function_wraps_and_losses_are_reduced_as_the_side_says() -> None:
+    """The seeds are one here, and what is drawn comes from the one process."""
+    how = {"wrap": summed, "reduce": "sum", "one_seed": True, "loss": lambda module, batch: loss(module, batch, 1)}
+    checks = ("environment", "forward", "loss", "gradients", "curve")
+    result = run_pair(pair(**how), Options(checks=checks))
+    result.raise_if_failed()
+    wrong = run_pair(pair(**{**how, "reduce": "mean"}), Options(checks=checks))
+    assert wrong.failed[0] == "loss"
+
+
+def broken() -> None:
+    if dist.get_rank() == 1:
+        raise ValueError("no such thing")
+
+
+def test_a_rank_that_ends_says_which_and_where() -> None:
+    with pytest.raises(RankError, match=r"rank 1: ValueError: no such thing at .*test_ranks\.py:\d+"):
+        together(2, broken)
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="batches: found 1 samples, expected at least one for each of 2 ranks"):
+        by_samples({"x": torch.zeros(1, 3)}, 0, 2)
+    result = pair(wrap="fsdp7")
+    with pytest.raises(InputError, match="wrap: found fsdp7, expected ddp, fsdp2 or a function of the module"):
+        run_pair(result)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES= before the command"):
+        together(2, broken)
