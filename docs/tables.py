@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
+from docs.served import SERVED
+from docs.verifiers import TRIED, write
 from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
@@ -93,12 +95,16 @@ def encoder_of(recording: Recording, loss_mask: LossMask) -> Encoder:
 
 
 def verifiers() -> str:
-    """The tiny verifiers, and what the newest vLLM that was tried says of their classes."""
-    known = json.loads(KNOWN.read_text())
-    lines = [f"| verifier | class | EAGLE-3 in vLLM {known['version']} |", "| --- | --- | --- |"]
+    """The tiny verifiers: what :mod:`docs.verifiers` found, vLLM's classes say, and :mod:`docs.served` found."""
+    known, tried, served = (json.loads(file.read_text()) for file in (KNOWN, TRIED, SERVED))
+    names = ["verifier", "class", "trains", "evaluates", f"EAGLE-3 in vLLM {known['version']}"]
+    names.append(f"tried with vLLM {served['version']} on the CPU")
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
     for name, each in ARCHITECTURES.items():
         (kind,) = each.config["architectures"]
-        lines.append(f"| {name} | `{kind}` | {'yes' if known['eagle3'][kind] else 'no'} |")
+        found = [tried[name]["trains"], tried[name]["evaluates"], "yes" if known["eagle3"][kind] else "no"]
+        found.append(served["trials"].get(name, "not tried"))
+        lines.append(f"| {name} | `{kind}` | {' | '.join(cell.replace('|', '/') for cell in found)} |")
     return "\n".join(lines)
 
 
@@ -123,5 +129,6 @@ def pages() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
+    write()
     for path, content in pages().items():
         path.write_text(content)
