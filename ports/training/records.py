@@ -141,7 +141,8 @@ def complete_records(directory: Path, field: str = "tmpdir") -> list[Path]:
         InputError: what that function refuses, a manifest that cannot be read, or records that are gone or were added.
     """
     files = list_records(directory, field)
-    folders = Counter(folder for file in files for folder in {file.parent, file.parent.parent})
+    own = [file for file in files if file.suffix == SUFFIX]  # the prototypes' may lie beside
+    folders = Counter(folder for file in own for folder in {file.parent, file.parent.parent})
     made = {folder: _made_in(folder / GENERATION) for folder in folders if folder.is_relative_to(directory)}
     wanted = {folder: sum(counts) for folder, counts in made.items()}
     above = _made_in(directory.parent / GENERATION)

@@ -141,7 +141,7 @@ FIFOS = [
     ("evaluate", "prompts.jsonl", "--prompts"),
     ("evaluate", "trained_eagle3/model.safetensors", "ckpt_path"),
     ("generate", "share.json", "data_path"),
-    ("generate", "verifier/z.safetensors", "weights"),
+    ("generate", "verifier/model-00001-of-00002.safetensors", "weights"),
 ]
 NO_THETA = {"rope_theta": "x"}
 SITUATIONS = [

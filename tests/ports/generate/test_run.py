@@ -191,6 +191,8 @@ def test_records_that_are_gone_are_missed(generate, refuses, inside) -> None:
     with refuses(folder, "records", "7", "8, as generation.json says"):
         complete_records(folder)
     kept.rename(first)
+    shutil.copy(first, first.with_name("data_99.ckpt"))
+    assert len(complete_records(folder)) == 9, "the prototypes' may lie beside"
     shutil.copy(first, first.with_name("data_99.safetensors"))
     with refuses(folder, "records", "9", "8, as generation.json says"):
         complete_records(folder)
