@@ -371,6 +371,7 @@ FINITE: Need = (lambda e: not _not_finite(e.found), "its weights are no numbers 
 HITS: Need = (has_hits, "neither side counts rows or prints")
 ALIVE: Need = (lambda e: isinstance(e.live, Alive), "a trace leaves nothing to run again")
 BOTH_ALIVE: Need = (lambda e: isinstance(e.original, Alive), ALIVE[1])
+ALONE: Need = (lambda e: e.original.side.ranks == e.live.side.ranks == 1, "a side runs on several processes")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -400,7 +401,7 @@ CHECKS: tuple[Check, ...] = (
     Check("round_trip", round_trip_rows, (), needs(ALIVE, FINITE), Against.ITSELF),
     Check("resume", resume_rows, ("round_trip",), needs(ALIVE, FINITE), Against.ITSELF),
     Check("initialisation", check_initialisation, (), needs(SETUP)),
-    Check("throughput", throughput_rows, (), needs(ALIVE, BOTH_ALIVE)),
+    Check("throughput", throughput_rows, (), needs(ALIVE, BOTH_ALIVE, ALONE)),
 )
 NAMES = tuple(check.name for check in CHECKS if check.name not in ON_REQUEST)
 """What is compared by default."""

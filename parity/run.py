@@ -385,7 +385,7 @@ def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:
 def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
     """The first operator below the module too, where both sides can be run again."""
     original, port = evidence.original, evidence.live
-    if not (isinstance(original, Alive) and isinstance(port, Alive)):
+    if not all(isinstance(one, Alive) and one.side.ranks == 1 for one in (original, port)):
         return finding
     apart = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
     try:

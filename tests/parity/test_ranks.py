@@ -121,6 +121,19 @@ def test_a_function_wraps_and_losses_are_reduced_as_the_side_says() -> None:
     assert wrong.failed[0] == "loss"
 
 
+def other_norm() -> Net:
+    found = Net()
+    found.norm.eps = 0.1
+    return found
+
+
+def test_what_is_wrong_on_every_rank_is_found_in_its_place() -> None:
+    result = run_pair(pair(build=other_norm), Options(checks=("weights", "forward", "throughput")))
+    assert (result.failed, result.first and result.first.module) == (("forward",), "norm")
+    reasons = {row.check: row.detail for row in result.rows}
+    assert reasons["throughput"] == "a side runs on several processes"
+
+
 def broken() -> None:
     if dist.get_rank() == 1:
         raise ValueError("no such thing")
