@@ -36,7 +36,7 @@ Found = TypeVar("Found")
 Wrap = str | Callable[[nn.Module], nn.Module]
 """``ddp``, ``fsdp2`` (the whole module one group), or what makes of a module the one that is called."""
 
-PATIENCE = timedelta(minutes=3)
+PATIENCE = timedelta(minutes=2)
 """How long a rank waits for another one."""
 
 FSDP = "torch.distributed.fsdp"
