@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parity.allowed import moved
     from parity.checks import NAMES as CHECKS
     from parity.compare import View
     from parity.locate import Finding
@@ -37,6 +38,7 @@ PLACES = {
     "single": ("single_step",),
     "step": ("Clip",),
     "study": ("Cause", "as_built", "changed", "instead", "within"),
+    "allowed": ("moved",),
     "tolerances": ("Kind", "Tolerance"),
     "trace": ("Trace", "read_trace", "write_trace"),
 }
@@ -44,7 +46,7 @@ HOME = {name: place for place, names in PLACES.items() for name in names}
 
 __all__ = ["Case", "Cause", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap"]
 __all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
-__all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "run_pair", "single_step"]
+__all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair", "single_step"]
 __all__ += ["Fault", "as_built", "changed", "instead", "within"]
 __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 

@@ -9,26 +9,27 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 
 import torch
-from torch import Tensor
 
+from parity.allowed import clear, gradient_of, hidden, update_of
 from parity.calls import WHOLE, calls_of
-from parity.compare import compare, compare_groups, compare_named, compare_series, compare_value
+from parity.compare import compare, compare_grown, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, inside_of
 from parity.observe import compare_samplers, samples_of
-from parity.precision import precision_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows, unobserved_loss
 from parity.setup import initial_rows, setting_rows
 from parity.side import Alive
 from parity.step import audit_row, update_rows
+from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import STATES, Trace
-from parity.verdict import Against, GradientFlow, Row, explained
+from parity.verdict import Against, GradientFlow, Row, Status, explained
 
 PLACES = (
     (re.compile(r"mb\d+\.batch\."), "batches", "batch"),
@@ -56,8 +57,8 @@ MODES = {
 ON_REQUEST = ("initialisation", "throughput")
 """Asked for by name: weights that the original gives are drawn by nobody, and speed takes time."""
 
-MOST_UNDETERMINED = 0.02
-"""A row of parameters that needs more of its entries left out than this fails all the same."""
+BY_REFERENCE = ("gradients", "paths")
+"""Checks of what an original's trace may lack altogether, and the formulas run again have."""
 
 
 def place_of_tensor(name: str) -> tuple[str, str]:
@@ -65,20 +66,37 @@ def place_of_tensor(name: str) -> tuple[str, str]:
     return next(((check, quantity) for form, check, quantity in PLACES if form.match(name)), ("", ""))
 
 
+def _original_of(evidence: Evidence, check: str) -> tuple[Trace, Against]:
+    """The original's trace, or the reference's where that alone has what a check is about."""
+    here = any(
+        place_of_tensor(name)[0] == check and not name.endswith("grad_norm") for name in evidence.expected.tensors
+    )
+    if here or evidence.reference is None or check not in BY_REFERENCE:
+        return evidence.expected, Against.PROTOTYPE
+    return evidence.reference(), Against.REFERENCE
+
+
 def _names(evidence: Evidence, check: str) -> list[str]:
     """The original's, and those of the port that it must have; gradients of micro-batches it kept none of are not."""
-    expected, found = ([n for n in trace.tensors if place_of_tensor(n)[0] == check] for trace in evidence.traces)
+    sides = _original_of(evidence, check)[0], evidence.found
+    expected, found = ([n for n in trace.tensors if place_of_tensor(n)[0] == check] for trace in sides)
     kept = {name.partition(".grad.")[0] for name in expected if ".grad." in name}
     further = [n for n in found if evidence.names.expected_of(n.partition(".grad.")[2] or n)]
     return sorted({*expected, *(n for n in further if check != "gradients" or not kept or n.partition(".")[0] in kept)})
 
 
 def _tensor_row(evidence: Evidence, check: str, name: str) -> Row:
-    word = place_of_tensor(name)[1] or name.rpartition(".")[2]
-    quantity = word if word in evidence.table else "out"
-    subject, tolerance = evidence.subject(check), evidence.tolerance(quantity)
-    expected, found = (trace.tensors.get(name) for trace in evidence.traces)
-    return compare_named(subject, quantity, name, expected, found, tolerance)
+    """One tensor under its bound. A loss that is no number on both sides is a fault all the same."""
+    source, against = _original_of(evidence, check)
+    if name in evidence.expected.tensors:
+        source, against = evidence.expected, Against.PROTOTYPE
+    quantity = place_of_tensor(name)[1] or "out"
+    expected, found = source.tensors.get(name), evidence.found.tensors.get(name)
+    dtype = torch.float32 if expected is None else expected.dtype
+    subject, bound = evidence.subject(check, against), evidence.allowed(quantity, name, dtype)
+    if quantity == "loss" and expected is not None and found is not None:
+        return compare(subject, quantity, name, expected, found, bound)
+    return compare_named(subject, quantity, name, expected, found, bound)
 
 
 def check_environment(evidence: Evidence) -> list[Row]:
@@ -125,8 +143,8 @@ def _not_finite(trace: Trace) -> list[str]:
 
 
 def check_optimizer_step(evidence: Evidence) -> list[Row]:
-    """Every parameter and saved buffer after the first step, unless rounding dominates; every step computed again."""
-    rows, audits = [] if evidence.in_half else states(evidence, "after"), evidence.found.audits
+    """What the first step made of every parameter and saved buffer; every step computed again."""
+    rows, audits = states(evidence, "after"), evidence.found.audits
     allowed = [evidence.tolerance(name) for name in ("update", "state", "rows")]
     subject = evidence.subject("optimizer_step", Against.REFERENCE)
     return rows + (update_rows(subject, audits, *allowed) if audits else [])
@@ -134,7 +152,7 @@ def check_optimizer_step(evidence: Evidence) -> list[Row]:
 
 def check_curve(evidence: Evidence) -> list[Row]:
     """Every series of the curve, and what the state is at its end."""
-    return curve_rows(evidence) + ([] if evidence.in_half else states(evidence, "final"))
+    return curve_rows(evidence) + states(evidence, "final")
 
 
 def states(evidence: Evidence, group: str) -> list[Row]:
@@ -144,38 +162,40 @@ def states(evidence: Evidence, group: str) -> list[Row]:
     if not (expected and found) and (not expected or group in (*evidence.expected.left_out, *evidence.found.left_out)):
         return []
     names = sorted({*expected, *evidence.wanted(found)})
-    pairs = {f"{group}.{name}": (expected.get(name), found.get(name)) for name in names}
-    return compare_states(evidence, check, quantity, pairs)
+    return [state_row(evidence, check, quantity, f"{group}.{name}") for name in names]
 
 
-def compare_states(
-    evidence: Evidence, check: str, quantity: str, pairs: Mapping[str, tuple[Tensor | None, Tensor | None]]
-) -> list[Row]:
-    """What only entries break whose gradient is below its own tolerance passes.
+def state_row(evidence: Evidence, check: str, quantity: str, name: str) -> Row:
+    """One parameter or buffer: what the run made of it, ``after - init``, relative to what the original's made.
 
-    Adam's first step is lr * sign(g): there two correct implementations may go either way, and differ by 2 * lr.
+    Entries that rounding may send either way are set aside, see :func:`parity.allowed.clear`; what the weight's last
+    place hides is allowed besides. What the original does not train, starts and whole numbers are held as they are.
     """
-    subject, tolerance, rows = evidence.subject(check), evidence.tolerance(quantity), []
-    for name, (expected, found) in pairs.items():
-        row = compare_named(subject, quantity, name, expected, found, tolerance)
-        if not row.passed and row.measured is not None and expected is not None and found is not None:
-            clear = _determined(evidence, name.partition(".")[2], expected) if quantity != "weights" else None
-            if clear is not None:
-                mine, theirs = (side.where(clear, torch.zeros_like(side)) for side in (expected, found))
-                row = compare(subject, quantity, name, mine, theirs, tolerance)
-                count = f"{int((~clear).sum())} of {clear.numel()} entries"
-                row = replace(row, detail=f"{count} left out: their gradient is below its own tolerance. {row.detail}")
-        rows.append(row)
-    return rows
+    group, _, parameter = name.partition(".")
+    sides, subject = evidence.traces, evidence.subject(check)
+    mine, theirs = (trace.tensors.get(name) for trace in sides)
+    if mine is None or theirs is None or mine.shape != theirs.shape or group == "init" or quantity in evidence.own:
+        return compare_named(subject, quantity, name, mine, theirs, evidence.own.get(quantity, EXACT))
+    moves = [update_of(trace, group, parameter) for trace in sides]
+    if not mine.is_floating_point() or parameter not in evidence.trained_by_original():
+        row = compare_named(subject, quantity, name, mine, theirs, EXACT if mine.dtype == theirs.dtype else ALIKE)
+        starts = [trace.tensors.get(f"init.{parameter}") for trace in sides]
+        still = all(start is not None and torch.equal(start, end) for start, end in zip(starts, (mine, theirs)))
+        return replace(row, status=Status.UNMOVED) if still and row.passed else row
+    moves = [update_of(trace, group, parameter) for trace in sides]
+    if moves[0] is None or moves[1] is None:
+        return subject.silent(quantity, name, None, None, "a trace without its start: nobody knows how far it moved")
+    gradient = gradient_of(_original_of(evidence, "gradients")[0], parameter)
+    kept = clear(gradient, moves[0], evidence.spread, parameter)
+    steps = sum(point.stepped for point in evidence.expected.curve) if group == "final" else 1
+    rounding, last = evidence.allowed(quantity, name), hidden(mine, moves[0], kept, theirs.dtype, steps)
+    reason, aside = f"{rounding.reason}; {last:.1e} hidden by the weights' last place", int((~kept).sum())
+    reason += f"; {aside} of {kept.numel()} entries set aside, whose gradient is 0 within rounding" if aside else ""
+    bound = Tolerance(Kind.RMS, rounding.bound + last, reason)
+    return compare(subject, quantity, name, moves[0] * kept, moves[1] * kept, bound)
 
 
-def _determined(evidence: Evidence, name: str, like: Tensor) -> Tensor | None:
-    """bool: the entries of a parameter whose gradient is above its tolerance; None where that leaves out too few."""
-    grad = evidence.expected.tensors.get(f"mb{evidence.micro_batches()[-1]}.grad.{name}")
-    if grad is None or grad.shape != like.shape:
-        return None
-    clear = grad.abs() > evidence.tolerance("grad").bound * grad.abs().max()
-    return clear if 0 < int((~clear).sum()) <= MOST_UNDETERMINED * clear.numel() else None
+ALIKE = Tolerance(Kind.RMS, 2.0**-8, "frozen, and stored in half precision on one side")
 
 
 def check_samplers(evidence: Evidence) -> list[Row]:
@@ -189,15 +209,15 @@ def check_forward(evidence: Evidence) -> list[Row]:
     """Taps, what the trace names, then every output of every call in the order in which the original's calls end."""
     named = sorted(_names(evidence, "forward"), key=lambda name: (".tap." not in name, name))
     rows = [_tensor_row(evidence, "forward", name) for name in named]
-    subject, tolerance = evidence.subject("forward"), evidence.tolerance("out")
+    subject, allowed = evidence.subject("forward"), partial(evidence.allowed, "out")
     expected, found = (calls_of(trace) for trace in evidence.traces)
     if not (expected and found):
         return rows
     other, modules = {call.key: call for call in found}, {call.module for call in found}
     for call in (call for call in expected if call.module in modules):
         match = other.get(call.key)
-        rows += [] if match is None else compare_inputs(subject, call, match, tolerance)
-        rows += compare_calls(subject, call, match, tolerance)
+        rows += [] if match is None else compare_inputs(subject, call, match, allowed)
+        rows += compare_calls(subject, call, match, allowed)
     return rows + _one_sided(evidence)
 
 
@@ -228,20 +248,6 @@ def _is_wanted(evidence: Evidence, module: str) -> bool:
     sources = [name for entry in names.joined.values() for name in entry.originals]
     targets = [*filter(None, names.prefixes.values()), *names.joined, *sources]
     return not any(target.startswith(f"{module}.") for target in targets)
-
-
-def check_paths(evidence: Evidence) -> list[Row]:
-    """|d loss_s / d hidden_i| for every pair of steps i <= s: against the oracle where there is one, else the original.
-
-    A path that is cut on one side shows as a norm of zero there, or as a contribution that is missing from the norm.
-    """
-    against = Against.PROTOTYPE if evidence.oracle is None else Against.REFERENCE
-    sides = evidence.expected if evidence.oracle is None else evidence.oracle(), evidence.found
-    mine, theirs = (
-        {"loss{} -> hidden{}".format(*name.split(".")): norm.double() for name, norm in side.group("mb0.path.").items()}
-        for side in sides
-    )
-    return compare_groups(evidence.subject("paths", against), "path", mine, theirs, evidence.tolerance("path"))
 
 
 def check_gradient_flow(evidence: Evidence) -> list[Row]:
@@ -280,28 +286,23 @@ def gradient_flow(trace: Trace) -> list[GradientFlow]:
 
 
 def check_clip(evidence: Evidence) -> list[Row]:
-    """By the rule where one is known, and beside the original's norms before and after where those are.
+    """By the rule where one is known, and beside the original's norms after clipping.
 
-    Every step is compared up to the first that gets other gradients than the original's: what differs then is an
-    earlier step's doing.
+    These are compared up to the first step that gets other gradients than the original's: that is an earlier step's
+    doing, and ``curve`` fails, which holds the norms before.
     """
-    sides, rows = [trace.audits for trace in evidence.traces], []
+    (mine, theirs), rows = (trace.audits for trace in evidence.traces), []
     if _has_rule(evidence):
-        rows.append(
-            audit_row(evidence.subject("clip", Against.REFERENCE), sides[1], "clip", evidence.tolerance("clip"))
-        )
-    if not sides[0]:
+        rows.append(audit_row(evidence.subject("clip", Against.REFERENCE), theirs, "clip", evidence.tolerance("clip")))
+    if not mine:
         return rows
-    subject, tolerance = evidence.subject("clip"), evidence.tolerance("grad_norm")
-    before, after = (
-        [[getattr(audit, name) for audit in side] for side in sides] for name in ("norm_before", "norm_after")
-    )
-    alike = (compare_series(subject, "", "", [mine], [theirs], tolerance).passed for mine, theirs in zip(*before))
-    count = max(1, sum(takewhile(bool, alike))) if len(sides[0]) == len(sides[1]) else None
-    return rows + [
-        compare_series(subject, "grad_norm", name, mine[:count], theirs[:count], tolerance)
-        for name, (mine, theirs) in {"norm_before": before, "norm_after": after}.items()
-    ]
+    bounds, reason = evidence.grown("grad_norm", "grad_norm", len(mine))
+    gaps = (abs(a.norm_before - b.norm_before) / (a.norm_before or 1.0) for a, b in zip(mine, theirs))
+    alike = max(1, sum(takewhile(bool, (gap <= bound for gap, bound in zip(gaps, bounds)))))
+    count = alike if len(mine) == len(theirs) else None
+    series = [[audit.norm_after for audit in side][:count] for side in (mine, theirs)]
+    name = "norm_after" if count == len(mine) else f"norm_after, the first {count} of {len(mine)} steps"
+    return [*rows, compare_grown(evidence.subject("clip"), "grad_norm", name, series, bounds[:count], reason)]
 
 
 def _has_rule(evidence: Evidence) -> bool:
@@ -341,10 +342,6 @@ def _kept(group: str) -> tuple[Need, Need]:
     )
 
 
-DIRECT: Need = (lambda e: not e.in_half, "half precision: judged by its error against float64 (precision)")
-"""Numbers are compared with each other unless rounding dominates."""
-
-ORACLE: Need = (lambda e: e.in_half, "no half precision with a float64 oracle: compared directly")
 AUDITS: Need = (lambda e: e.found.audits, "no optimizer step was computed again")
 RATE: Need = (
     lambda e: any(audit.lr_expected is not None for audit in e.found.audits),
@@ -359,10 +356,6 @@ SETUP: Need = (
 )
 SAMPLES: Need = (lambda e: any(map(samples_of, e.traces)), "neither side draws anything that has a name")
 OUTPUTS: Need = (lambda e: all(t.calls for t in e.traces) or _names(e, "forward"), "no output is in both traces")
-PATHS: Need = (
-    lambda e: e.expected.group("mb0.path.") or (e.oracle and e.found.group("mb0.path.")),
-    "the model is not unrolled",
-)
 FLOW: Need = (
     lambda e: (e.found.trained or e.found.frozen) and e.found.group("mb") and not e.found.left_out,
     "a trace without gradients",
@@ -381,12 +374,11 @@ CHECKS: tuple[Check, ...] = (
     _of_tensors("batches", ("weights",), "both sides are given the same batches"),
     _of_tensors("draws", ("batches",), "neither side draws anything that has a name"),
     Check("samplers", check_samplers, (), needs(SAMPLES)),
-    _of_tensors("targets", ("batches", "draws"), "there are no targets by name", DIRECT),
-    Check("forward", check_forward, ("weights", "batches", "draws"), needs(DIRECT, OUTPUTS)),
-    _of_tensors("loss", ("targets", "forward"), "no loss is in a trace", DIRECT),
-    Check("precision", precision_rows, ("batches",), needs(ORACLE)),
-    Check("paths", check_paths, ("loss",), needs(PATHS)),
-    _of_tensors("gradients", ("loss", "paths"), "no gradient is in a trace", DIRECT),
+    _of_tensors("targets", ("batches", "draws"), "there are no targets by name"),
+    Check("forward", check_forward, ("weights", "batches", "draws"), needs(OUTPUTS)),
+    _of_tensors("loss", ("targets", "forward"), "no loss is in a trace"),
+    _of_tensors("paths", ("loss",), "the model is not unrolled"),
+    _of_tensors("gradients", ("loss", "paths"), "no gradient is in a trace"),
     Check("gradient_flow", check_gradient_flow, (), needs(FLOW, FINITE)),
     Check("clip", check_clip, ("gradients",), needs(AUDITS, CLIP)),
     Check("schedule", check_schedule, (), needs(AUDITS, RATE)),
@@ -394,7 +386,7 @@ CHECKS: tuple[Check, ...] = (
         "optimizer_step",
         check_optimizer_step,
         ("gradients", "clip", "schedule"),
-        lambda e: None if e.found.audits else needs(DIRECT, *_kept("after"))(e),
+        lambda e: None if e.found.audits else needs(*_kept("after"))(e),
     ),
     Check("curve", check_curve, ("optimizer_step",)),
     Check("hits", hits_rows, ("curve",), needs(HITS)),

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from parity.allowed import draws_of, spread_of
 from parity.compare import Subject
 from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
@@ -179,10 +180,12 @@ def _chosen(pairs: list[Pair], recordings: Path | None, keyword: str) -> list[tu
 
 
 def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[str] = ()) -> None:
-    """Run a side of a pair and write its trace."""
+    """Run a side of a pair and write its trace, with what one rounding does to it where it can be run again."""
     with contextlib.ExitStack() as stack:
         try:
             ran = stack.enter_context(side.trace(case))
+            if draws := draws_of(side, case, ran.trace):
+                ran.trace.spread = spread_of(ran.trace, draws)
         except InputError:
             raise
         except Exception as error:  # whatever the code of a side raises

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import takewhile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from parity.allowed import SAYS_NOTHING, relative, relative_each
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import Trace
 from parity.verdict import Against, Row, Status
@@ -31,6 +33,11 @@ class Subject:
         return Row(
             self.check, self.case, self.run, quantity, tensor, measured, allowed, status, detail, against=self.against
         )
+
+    def silent(self, quantity: str, tensor: str, measured: float | None, allowed: float | None, reason: str) -> Row:
+        """A row that says nothing: what it compares cannot be told from rounding."""
+        row = self.row(quantity, tensor, measured, allowed, True, reason)
+        return replace(row, status=Status.SILENT)
 
     def inapplicable(self, reason: str) -> Row:
         """The one row of a check that has no subject here."""
@@ -92,6 +99,8 @@ def compare(
 ) -> Row:
     """Compare two tensors; fails on another shape, on NaN or Inf on either side, and on zero entries.
 
+    Where rounding moves all of a quantity, the row says nothing.
+
     Args:
         subject: names the row.
         quantity: key of the tolerance table.
@@ -108,10 +117,14 @@ def compare(
         return subject.row(quantity, name, None, bound, False, "nothing compared")
     difference = _difference(mine, theirs, tolerance.kind)
     measured = float(difference.sum() if tolerance.kind is Kind.EQUAL else difference.max())
+    measured = relative(mine, theirs) if tolerance.kind is Kind.RMS else measured
     worst = int(difference.nan_to_num(nan=torch.inf).argmax())
     index = tuple(map(int, np.unravel_index(worst, tuple(shape))))
     detail = f"at {index}: expected {mine[worst].item()!r}, found {theirs[worst].item()!r}"
     broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
+    if tolerance.kind is Kind.RMS and bound >= SAYS_NOTHING and not broken:
+        return subject.silent(quantity, name, measured, bound, f"{tolerance.reason}: rounding alone moves all of it")
+    detail = f"{detail}; {tolerance.reason}" if tolerance.kind is Kind.RMS else detail
     return subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
 
 
@@ -119,11 +132,10 @@ def _difference(expected: Tensor, found: Tensor, kind: Kind) -> Tensor:
     """Entry by entry, float64. Equal is judged in the sides' own dtype: float64 cannot hold large integers."""
     if kind is Kind.EQUAL:
         return (expected != found if expected.dtype == found.dtype else torch.ones(expected.shape)).double()
-    size = expected.double().abs()
     gap = (found.double() - expected.double()).abs()
     if kind is Kind.OF_MAX:
-        return gap / size.max().clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(gap == 0, gap, gap / size) if kind is Kind.RELATIVE else gap
+        return gap / expected.double().abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    return relative_each(expected, found) if kind is Kind.RELATIVE else gap
 
 
 def _not_finite(values: Tensor, side: str) -> str:
@@ -141,19 +153,22 @@ def compare_named(
 ) -> Row:
     """Compare one tensor that either side may lack; lacking it fails.
 
-    Whole numbers must be equal whatever the tolerance, and what is infinite on both sides alike agrees.
+    Whole numbers must be equal whatever the tolerance, unless a rounding of the original changes them: then the row
+    says nothing, and nor does one of what is infinite everywhere. What is infinite on both sides alike agrees.
     """
     if expected is None or found is None:
         detail = "missing" if found is None else "unexpected: the original has none"
         return subject.row(quantity, name, None, tolerance.bound, False, detail)
     if not (expected.is_floating_point() or expected.is_complex()):
-        return compare(subject, quantity, name, expected, found, EXACT)
+        row = compare(subject, quantity, name, expected, found, EXACT)
+        flips = tolerance.kind is Kind.RMS and tolerance.bound >= SAYS_NOTHING and row.measured is not None
+        return subject.silent(quantity, name, row.measured, 0.0, "rounding alone changes it") if flips else row
     if expected.shape != found.shape or tolerance.kind is Kind.EQUAL:
         return compare(subject, quantity, name, expected, found, tolerance)
     expected, found = expected.detach().cpu(), found.detach().cpu()
     endless = torch.isinf(expected) & (expected == found)
     if bool(endless.any()) and bool(endless.all()):
-        return subject.row(quantity, name, 0.0, tolerance.bound, True, "infinite everywhere, on both sides alike")
+        return subject.silent(quantity, name, None, None, "infinite everywhere, on both sides alike")
     expected, found = (side.masked_fill(endless, 0) for side in (expected, found))
     return compare(subject, quantity, name, expected, found, tolerance)
 
@@ -178,8 +193,27 @@ def compare_value(subject: Subject, quantity: str, name: str, expected: object, 
 
 
 def compare_series(
-    subject: Subject, quantity: str, name: str, expected: list[float], found: list[float], tolerance: Tolerance
+    subject: Subject, quantity: str, name: str, expected: Sequence[float], found: Sequence[float], tolerance: Tolerance
 ) -> Row:
-    """Two curves, step by step."""
+    """Two curves, step by step, under one bound."""
     mine, theirs = (torch.tensor(side, dtype=torch.float64) for side in (expected, found))
     return compare(subject, quantity, name, mine, theirs, tolerance)
+
+
+def compare_grown(
+    subject: Subject, quantity: str, name: str, sides: Sequence[Sequence[float]], bounds: Sequence[float], reason: str
+) -> Row:
+    """Two curves under a bound for every point; the worst is told, of those where the bound says something."""
+    count = sum(1 for _ in takewhile(lambda bound: bound < SAYS_NOTHING, bounds))
+    if len(sides[0]) != len(sides[1]) or not sides[0]:
+        return compare_series(subject, quantity, name, sides[0], sides[1], Tolerance(Kind.RELATIVE, bounds[0], reason))
+    mine, theirs = (torch.tensor(side, dtype=torch.float64) for side in sides)
+    broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
+    if not count and not broken:
+        return subject.silent(quantity, name, None, bounds[0], f"{reason}: rounding alone moves all of it")
+    sizes, allowed = relative_each(mine, theirs)[: count or None], torch.tensor(bounds[: count or None])
+    worst = int((sizes / allowed).nan_to_num(nan=torch.inf).argmax())
+    measured, bound = float(sizes[worst]), float(allowed[worst])
+    told = "" if count == len(bounds) else f"; from ({count},) on rounding alone moves all of it"
+    detail = f"at ({worst},): expected {sides[0][worst]!r}, found {sides[1][worst]!r}; {reason}{told}"
+    return subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)

@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from parity.compare import Subject, compare_series, compare_value
+from parity.allowed import numbers_of
+from parity.compare import Subject, compare_grown, compare_series, compare_value
 from parity.evidence import Evidence
 from parity.tolerances import Tolerance
-from parity.trace import Point
 from parity.verdict import Row
 
-OWN = {"lr_used": "lr", "lr_after": "lr", "loss": "curve", "grad_norm": "grad_norm"}
-"""Numbers that every point has or lacks, each with its quantity of the tolerance table; others are like a loss."""
-
-WITHOUT_ROUNDING = ("lr_used", "lr_after")
+OWN = {"grad_norm": "grad_norm"}
+RATES = ("lr_used", "lr_after")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def curve_rows(evidence: Evidence) -> list[Row]:
-    """One row a series. In half precision only what no rounding reaches: the rates.
+    """One row a series: rates, which no rounding reaches, and all numbers of the points under bounds that grow.
 
     Losses of the steps of an unrolled model are asked for where the original has any.
     """
-    unrolled = any(point.step_losses for point in evidence.expected.curve)
-    sides = [[numbers_of(point, unrolled) for point in trace.curve] for trace in evidence.traces]
-    names = dict.fromkeys(name for point in chain(*sides) for name in point)
-    chosen = [name for name in names if name in WITHOUT_ROUNDING or not evidence.in_half]
-    subject, rows = evidence.subject("curve"), []
-    for name in chosen:
+    subject, curves = evidence.subject("curve"), (evidence.expected.curve, evidence.found.curve)
+    rates = [[[getattr(point, name) for point in curve] for curve in curves] for name in RATES]
+    rows = [_series(subject, "lr", name, sides, evidence.tolerance("lr")) for name, sides in zip(RATES, rates)]
+    unrolled = any(point.step_losses for point in curves[0])
+    sides = [[numbers_of(point, unrolled) for point in curve] for curve in curves]
+    for name in dict.fromkeys(name for point in chain(*sides) for name in point):
         quantity, values = OWN.get(name, "curve"), [[point.get(name) for point in side] for side in sides]
-        rows.append(_series(subject, quantity, name, values, evidence.tolerance(quantity)))
+        count = len(_places(values[0]))
+        if quantity in evidence.own or not count or _places(values[0]) != _places(values[1]):
+            rows.append(_series(subject, quantity, name, values, evidence.tolerance(quantity)))
+            continue
+        bounds, reason = evidence.grown(quantity, name, count)
+        present = [[value for value in side if value is not None] for side in values]
+        rows.append(compare_grown(subject, quantity, name, present, bounds, reason))
     return rows
 
 
-def numbers_of(point: Point, unrolled: bool) -> dict[str, float]:
-    """What a point says, what an algorithm logs besides, and the losses of every step of an unrolled model."""
-    steps = {f"loss of step {n}": loss for n, loss in enumerate(point.step_losses) if unrolled}
-    own = {name: getattr(point, name) for name in OWN}
-    return {name: value for name, value in {**own, **point.logged, **steps}.items() if value is not None}
+def _places(side: Sequence[Any]) -> list[int]:
+    return [place for place, value in enumerate(side) if value is not None]
 
 
 def _series(subject: Subject, quantity: str, name: str, sides: Sequence[Sequence[Any]], allowed: Tolerance) -> Row:
     """Points without a value have none on either side: micro-batches that only accumulate have no gradient norm."""
-    present = [[place for place, value in enumerate(side) if value is not None] for side in sides]
+    present = [_places(side) for side in sides]
     if present[0] != present[1]:
         apart = min({*present[0]} ^ {*present[1]})
         said = [f"{len(places)} points, {'a' if apart in places else 'no'} value at ({apart},)" for places in present]
@@ -64,15 +66,13 @@ def hits_rows(evidence: Evidence) -> list[Row]:
     subject, curves = evidence.subject("hits"), (evidence.expected.curve, evidence.found.curve)
     counted = [[point.rows for point in curve] for curve in curves]
     rows = [_series(subject, "rows", "rows", counted, evidence.tolerance("rows"))]
-    if evidence.in_half:
-        return rows
     for place in range(max((len(point.top) for point in chain(*curves)), default=0)):
         counts = [[point.top[place] for point in curve if place < len(point.top)] for curve in curves]
         rows.append(_counts(subject, f"top_{place + 1}", counts[0], counts[1], _ties(evidence, place)))
     counts = [[point.correct for point in curve] for curve in curves]
     rows.append(_counts(subject, "hits", counts[0], counts[1], _ties(evidence, 0)))
     lines = evidence.expected.prints, evidence.found.prints
-    return rows + ([_lines(subject, *lines, evidence.tolerance("prints"))] if any(lines) else [])
+    return rows + ([_lines(evidence, *lines)] if any(lines) else [])
 
 
 def _ties(evidence: Evidence, place: int) -> list[int]:
@@ -92,13 +92,32 @@ def _counts(subject: Subject, name: str, expected: Sequence[int], found: Sequenc
     detail = f"at ({worst},): expected {expected[worst]}, found {found[worst]}, {ties[worst]} near ties"
     if not any(beyond) and any(gaps):
         detail = f"{sum(gaps)} of {sum(expected)} fall the other way, {sum(ties)} are near ties"
+    if not any(beyond) and 2 * sum(ties) >= max(1, sum(expected)):
+        return subject.silent("hits", name, 0.0, 0.0, f"near ties decide {sum(ties)} of {sum(expected)}")
     return subject.row("hits", name, float(sum(beyond)), 0.0, not any(beyond), detail)
 
 
-def _lines(subject: Subject, expected: Sequence[str], found: Sequence[str], tolerance: Tolerance) -> Row:
-    """The same printed lines; the numbers in them may be rounded either way in the last digit."""
+def _lines(evidence: Evidence, expected: Sequence[str], found: Sequence[str]) -> Row:
+    """The same printed lines: each number within a unit and a half of its last digit, and what rounding does to a loss.
+
+    A percentage, which counts hits, besides within what near ties decide.
+    """
+    subject = evidence.subject("hits")
     words = [[NUMBER.sub("#", line) for line in side] for side in (expected, found)]
     if words[0] != words[1]:
         return compare_value(subject, "prints", "lines", list(expected), list(found))
-    mine, theirs = ([float(number) for line in side for number in NUMBER.findall(line)] for side in (expected, found))
-    return compare_series(subject, "prints", "numbers", mine, theirs, tolerance)
+    bounds, _ = evidence.grown("curve", "loss", max(1, len(evidence.expected.curve)))
+    ties = [tie / point.rows for point, tie in zip(evidence.expected.curve, _ties(evidence, 0)) if point.rows]
+    sides = [
+        [(n, line[n.end() : n.end() + 1]) for line in side for n in NUMBER.finditer(line)] for side in (expected, found)
+    ]
+    worst = (0.0, "")
+    for (mine, unit), (theirs, _) in zip(*sides):
+        last = 10.0 ** -len(mine[0].partition(".")[2]) if "." in mine[0] else 0.0
+        allowed = 1.5 * last + (
+            100 * max(ties, default=0.0) if unit == "%" else bounds[-1] * float(mine[0]) * bool(last)
+        )
+        gap = abs(float(mine[0]) - float(theirs[0]))
+        ratio = gap / allowed if allowed else math.inf if gap else 0.0
+        worst = max(worst, (ratio, f"expected {mine[0]}, found {theirs[0]}, allowed {allowed:.3g}"))
+    return subject.row("prints", "numbers", worst[0], 1.0, worst[0] <= 1.0, worst[1])

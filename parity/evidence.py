@@ -6,14 +6,16 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from parity.allowed import FEW, TIMES, Spread, pool_of, precision_of
 from parity.compare import Subject
 from parity.names import NameMap
-from parity.tolerances import Tolerance
+from parity.tolerances import HELD, UNITS, Kind, Tolerance, Tolerances, by_dtype
 from parity.trace import Trace
 from parity.verdict import RAISED, Against, Row, Speed
 
@@ -25,37 +27,66 @@ MACHINERY = (Path(torch.__file__).parent, Path(__file__).parent)
 class Evidence:
     """Two traces of one case under the port's names, and what the checks beyond them need.
 
-    ``original`` and ``live`` are what can be run again of the two sides, or None. ``oracle`` computes the original's
-    first optimizer step in float64, in the shared coordinates, when it is asked for, where a pair has such formulas.
-    ``table`` are the tolerances. ``speeds`` is filled by checks that measure any.
+    ``original`` and ``live`` are what can be run again of the two sides, or None. ``reference`` gives, when it is asked
+    for, what the original's trace lacks, in the shared coordinates: the formulas run again, where a pair has them.
+    ``own`` are a user's tolerances, ``moved`` gives the original's spread, empty where nobody can move it.
+    ``speeds`` is filled by checks that measure any.
     """
 
     case: Any
     expected: Trace
     found: Trace
-    table: dict[str, Tolerance]
+    own: Tolerances = field(default_factory=dict)
+    moved: Callable[[], Spread] = dict
     live: Any = None
     original: Any = None
     names: NameMap = field(default_factory=NameMap)
-    oracle: Callable[[], Trace] | None = None
+    reference: Callable[[], Trace] | None = None
     not_applicable: dict[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
 
     def subject(self, check: str, against: Against = Against.PROTOTYPE) -> Subject:
         return Subject(check, self.found.case, self.found.run, against)
 
+    @cached_property
+    def spread(self) -> Spread:
+        """What one rounding does to the original."""
+        return self.moved()
+
     def tolerance(self, quantity: str) -> Tolerance:
-        """The row of a quantity; what a table has no row for is an output like any other."""
-        return self.table.get(quantity, self.table["out"])
+        """A user's own, else what holds whatever the original computes, else the table's."""
+        if quantity in self.own:
+            return self.own[quantity]
+        known = quantity if quantity in UNITS else "out"
+        return HELD[quantity] if quantity in HELD else by_dtype(known, str(precision_of(self.expected))[6:])
+
+    def allowed(self, quantity: str, name: str, dtype: torch.dtype = torch.float32) -> Tolerance:
+        """The bound on a tensor: ``TIMES`` what one rounding does, and a few units of its ``dtype`` at least."""
+        pool = name if name in self.spread else pool_of(name)
+        if quantity in self.own or quantity in HELD or pool not in self.spread:
+            return self.tolerance(quantity)
+        size = self.spread[pool][0]
+        return Tolerance(Kind.RMS, max(TIMES * size, self.few(dtype)), f"{TIMES:g} times one rounding, {size:.1e}")
+
+    def few(self, dtype: torch.dtype) -> float:
+        """A few units of a quantity's own dtype, or of what it was computed in if that is wider than float32."""
+        eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+        wide = precision_of(self.expected) == torch.float64
+        return FEW * max(eps, torch.finfo(torch.float64 if wide else torch.float32).eps)
+
+    def grown(self, quantity: str, name: str, count: int) -> tuple[list[float], str]:
+        """The bound on each of so many points of a series, and why it is what it is."""
+        spread = self.spread.get(f"curve.{name}")
+        if spread is None or quantity in self.own:
+            table = self.tolerance(quantity)
+            return [table.bound] * count, table.reason
+        sizes = [*spread, *[spread[-1]] * count][:count]
+        bounds = [max(TIMES * size, self.few(torch.float32)) for size in sizes]
+        return bounds, f"{TIMES:g} times one rounding, which grows to {sizes[-1]:.1e}"
 
     @property
     def traces(self) -> tuple[Trace, Trace]:
         return self.expected, self.found
-
-    @property
-    def in_half(self) -> bool:
-        """Does rounding dominate, so that a float64 oracle has to say who is wrong, and by how much?"""
-        return self.found.dtype.startswith(("bf16", "fp16", "bfloat16", "float16")) and self.oracle is not None
 
     def micro_batches(self) -> list[int]:
         """Those of the original's first optimizer step; at least one is asked for."""

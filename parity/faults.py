@@ -426,7 +426,10 @@ def of_buffers(names: Mapping[str, bool]) -> list[Fault]:
     idle = "nothing reads it, and no file holds it"
     return [
         Fault(
-            f"buffer {name} changed", at_first_forward(partial(_other_buffer, name)), (1.01,), idle="" if kept else idle
+            f"buffer {name} changed",
+            at_first_forward(partial(_other_buffer, name)),
+            (1.01, 1.1, 2.0),
+            idle="" if kept else idle,
         )
         for name, kept in names.items()
     ]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from parity.calls import WHOLE, Call, below, dotted, first_of
+from parity.calls import CALLS, WHOLE, Call, below, dotted, first_of
 from parity.compare import Subject, compare_named
 from parity.tolerances import Kind, Tolerance
 from parity.verdict import Row
@@ -31,6 +31,9 @@ NEAR, AMPLIFIED = 10.0, 20.0
 """An input up to ``NEAR`` times its bound is not what an output is so many times further off by."""
 
 NEVER = "the port never makes this call", ALONE
+
+Allowed = Callable[[str, torch.dtype], Tolerance]
+"""The bound on a tensor of a call, by its name in a trace and its dtype."""
 
 Pairs = list[tuple[str, Tensor | None, Tensor | None]]
 
@@ -58,26 +61,30 @@ class Finding:
 
 @dataclass(frozen=True)
 class Apart:
-    """The one comparison, relative to the largest entry, in words; empty where two agree, as nothing and nothing do."""
+    """The one comparison, by root mean squares, in words; empty where two agree, as nothing and nothing do.
+
+    ``own`` has by the identity of the original's tensor the bound that is its own; ``bound`` is that of all others.
+    """
 
     bound: float
+    own: Mapping[int, float] = field(default_factory=dict)
 
     def __call__(self, expected: Tensor, found: Tensor) -> str:
         return self.told(expected, found)[0]
 
     def told(self, expected: Tensor, found: Tensor) -> tuple[str, float]:
         """And how many bounds they are apart: 0 within one, infinite where that is no number, 1 of another shape."""
-        tolerance = Tolerance(Kind.OF_MAX, self.bound, None, "")
+        tolerance = Tolerance(Kind.RMS, self.own.get(id(expected), self.bound), "")
         row = compare_named(Subject("", "", ""), "", "", expected, found, tolerance)
-        if row.passed or expected.numel() == found.numel() == 0:
+        if not row.compared or row.passed or expected.numel() == found.numel() == 0:
             return "", 0.0
         factor = ALONE if row.measured is None else row.ratio or 0.0
         return row.detail, factor if factor <= math.inf else math.inf
 
 
-def within(bound: float) -> Apart:
-    """A comparison by one bound."""
-    return Apart(bound)
+def within(bound: float, own: Mapping[int, float] | None = None) -> Apart:
+    """A comparison by one bound, but for those tensors that have another."""
+    return Apart(bound, own or {})
 
 
 def paired(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Pairs:
@@ -132,8 +139,8 @@ def _without_leading(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def compare_calls(subject: Subject, expected: Call, found: Call | None, tolerance: Tolerance) -> list[Row]:
-    """One row for every output, and one for all that one side alone gives."""
+def compare_calls(subject: Subject, expected: Call, found: Call | None, allowed: Allowed) -> list[Row]:
+    """One row for every output under its own bound, and one for all that one side alone gives."""
     if found is None:
         return [subject.row("out", expected.key, None, None, False, "missing: the port makes fewer calls")]
     pairs = paired(expected.out, found.out)
@@ -141,21 +148,31 @@ def compare_calls(subject: Subject, expected: Call, found: Call | None, toleranc
     extra = [place or "a lone tensor" for place, mine, _ in pairs if mine is None]
     alone = len(lacking) + len(extra)
     rows = [
-        compare_named(subject, "out", dotted(expected.key, place), mine, theirs, tolerance)
+        compare_named(
+            subject, "out", dotted(expected.key, place), mine, theirs, _bound(allowed, expected, "out", place)
+        )
         for place, mine, theirs in pairs
         if alone < 2 or (mine is not None and theirs is not None)
     ]
     if alone > 1:
         said = [f"{word}: {', '.join(names)}" for word, names in (("missing", lacking), ("unexpected", extra)) if names]
         detail = "; ".join([*said, f"None in the name map for {expected.module}, if that is right"])
-        rows.append(subject.row("out", expected.key, None, tolerance.bound, False, detail))
+        rows.append(subject.row("out", expected.key, None, None, False, detail))
     return rows
 
 
-def compare_inputs(subject: Subject, expected: Call, found: Call, tolerance: Tolerance) -> list[Row]:
+def _bound(allowed: Allowed, call: Call, kind: str, place: str) -> Tolerance:
+    value = getattr(call, kind).get(place)
+    dtype = torch.float32 if value is None else value.dtype
+    return allowed(dotted(f"{CALLS}{call.key}.{kind}", place), dtype)
+
+
+def compare_inputs(subject: Subject, expected: Call, found: Call, allowed: Allowed) -> list[Row]:
     """One row for every id, position and mask that both sides have; states are somebody's outputs."""
     return [
-        compare_named(subject, "in", dotted(expected.key, place), mine, theirs, tolerance)
+        compare_named(
+            subject, "in", dotted(expected.key, place), mine, theirs, _bound(allowed, expected, "into", place)
+        )
         for place, mine, theirs in paired_inputs(expected, found)
         if "mask" in place or not mine.is_floating_point()
     ]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from parity.allowed import Spread
 from parity.calls import CALL, CALLS, WHOLE, below, dotted, state_of
 from parity.errors import InputError
 from parity.trace import Trace
@@ -216,6 +217,22 @@ class NameMap:
             counts[name] += 1
         return found
 
+    def spread(self, spread: Spread, original: Trace, port: Collection[str] | None = None) -> Spread:
+        """What one rounding does to the original, as :mod:`parity.allowed` has it, by the port's names.
+
+        What is joined has the largest of its parts'.
+        """
+        calls, found = self.call_keys(original.calls), dict[str, Sequence[float]]()
+        for group in ("grad.", "after.", "final."):
+            held = {name[len(group) :]: sizes for name, sizes in spread.items() if name.startswith(group)}
+            found |= {f"{group}{name}": sizes for name, sizes in self.rename(held, port).items()}
+            for entry in self.joined.values():
+                parts = [held[name] for name in entry.originals if name in held]
+                found |= {f"{group}{entry.port}": max(parts, key=max)} if parts else {}
+        rest = {name: sizes for name, sizes in spread.items() if not name.startswith(("grad.", "after.", "final."))}
+        renamed = {new: one for name, one in rest.items() if (new := _renamed(f"mb0.{name}", self, calls)) is not None}
+        return {**found, **{name[4:]: sizes for name, sizes in renamed.items()}}
+
     def argument(self, module: str, place: str) -> str:
         """The port's name of a place among the arguments of a module of the original."""
         first, dot, rest = place.partition(".")
@@ -252,7 +269,7 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
     """
     grads = [f"mb{j}.grad." for j in original.micro_batches()]
     groups = {prefix: (original.group(prefix), port.group(prefix)) for prefix in (*STATES, *grads)}
-    known = {*port.trained, *port.frozen}.union(*(theirs for _, theirs in groups.values()))
+    known = known_to(port)
     for prefix, (mine, theirs) in groups.items():
         summed = names.gradients(mine, theirs, known) if prefix in grads else (names.parameters(mine, known), theirs)
         groups[prefix] = summed
@@ -273,6 +290,12 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
         calls=tuple(calls[key] for key in original.calls if key in calls),
     )
     return aligned, replace(port, tensors={**rest[1], **sides[1]})
+
+
+def known_to(trace: Trace) -> set[str]:
+    """Every parameter and buffer that a trace names."""
+    prefixes = (*STATES, *(f"mb{j}.grad." for j in trace.micro_batches()))
+    return {*trace.trained, *trace.frozen}.union(*(trace.group(prefix) for prefix in prefixes))
 
 
 def _renamed(name: str, names: NameMap, calls: Mapping[str, str]) -> str | None:

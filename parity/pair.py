@@ -26,7 +26,7 @@ from parity.names import NameMap
 from parity.plants import Fault
 from parity.side import AnySide, Case, FolderSide, Side
 from parity.study import Cause
-from parity.tolerances import GENERIC, Tolerances
+from parity.tolerances import Tolerances
 from parity.trace import Trace
 from parity.verdict import Deviation, Report, Row
 
@@ -52,7 +52,7 @@ class Pair:
         causes: what the original does another way; the port is judged with all of them switched, and a ledger says what
             each explains. One that explains nothing is a note; ``strict``: it fails, in a run of all cases and checks.
         deviations: known ones, for the report.
-        tolerances: rows in the places of the default table's; ``tables`` names a table of ``tolerances.yaml`` by dtype.
+        tolerances: bounds of your own, by quantity, in the places of what is measured.
         checks: of its own, instead of those of the same name or beside them.
         asked: names of checks that run on request alone and that the pair asks for.
         not_applicable: by check, why it does not apply: a reason, or a function of the evidence to one or None.
@@ -60,7 +60,7 @@ class Pair:
         live: from the root of a checkout to the original's side, or to the pair as it is to be run then.
         remedy: how to get such a checkout; ``package`` is a folder in its root that is imported from there.
         verify: from that root to one line for every file that is not as it should be.
-        oracle: from a case to a function that gives the original's first optimizer step in float64.
+        reference: from a case to a trace of what the original's lacks: its formulas, run again.
         hint: a failed row and its evidence to what it looks like; empty: nothing known.
         jobs: by name, what is measured once and for no case; each gives rows and speeds as a report. They run unless
             checks are named and they are not among them.
@@ -87,7 +87,6 @@ class Pair:
     strict: bool = False
     deviations: Sequence[Deviation] = ()
     tolerances: Tolerances = field(default_factory=dict)
-    tables: Mapping[str, str] = field(default_factory=lambda: GENERIC)
     checks: Sequence[Check] = ()
     asked: Sequence[str] = ()
     not_applicable: Mapping[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
@@ -96,7 +95,7 @@ class Pair:
     remedy: str = ""
     package: str = ""
     verify: Callable[[Path], list[str]] | None = None
-    oracle: Callable[[Any], Callable[[], Trace]] | None = None
+    reference: Callable[[Any], Trace] | None = None
     hint: Callable[[Row, Evidence], str] | None = None
     jobs: Mapping[str, Job] = field(default_factory=dict)
     record: Callable[[Any, Path, Path], Path] | None = None

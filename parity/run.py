@@ -17,22 +17,23 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from parity.allowed import SAYS_NOTHING, Spread, draws_of, pool_of, spread_of
 from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, run_check, run_checks
-from parity.compare import Subject, View, viewed
+from parity.compare import Subject, viewed
 from parity.environment import described, deterministic
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, place_of, raised
 from parity.files import read_object
-from parity.locate import LOSS, Finding, first_backward, first_forward, within
-from parity.names import NameMap, align, as_map
+from parity.locate import LOSS, Apart, Finding, first_backward, first_forward, within
+from parity.names import NameMap, align, as_map, known_to
 from parity.observe import drawing, given, laid_out
 from parity.operators import Live, with_operator
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.report import print_report, write_html, write_json
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
 from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
-from parity.tolerances import Tolerances, table_for
+from parity.tolerances import Tolerances, checked
 from parity.trace import META, Trace, read_trace
 from parity.verdict import Curve, Ledger, Report, Row, Skip, Status
 
@@ -128,6 +129,10 @@ class CaseRun:
         assert side is not None
         return self.stack.enter_context(side.trace(self.pair.for_original(self.case)))
 
+    def _draws(self) -> list[Trace]:
+        """The original again, moved by a unit in the last place; none where it cannot be."""
+        return draws_of(self.pair.original, self.pair.for_original(self.case), self.original().trace)
+
     def _evidence(self, side: AnySide) -> Evidence:
         run, names, pair = self.original(), as_map(self.pair.names), self.pair
         case, drawn = run.case or self.case, given(pair.draws, run.trace.group("mb0.draw."))
@@ -141,27 +146,28 @@ class CaseRun:
         drawn = {name: laid_out(value, at_port[name]) if name in at_port else value for name, value in drawn.items()}
         expected.tensors.update({f"mb0.draw.{name}": value for name, value in drawn.items()})
         left_out = (*expected.left_out, *found.left_out)
-        oracle = pair.oracle and partial(
-            _oracle, self._once(pair.oracle, partial(pair.oracle, case)), found, pair.views
-        )
-        expected, found = viewed(expected, found, pair.views)
-        expected = replace(expected, run="original") if expected.run == found.run else expected
+        reference = pair.reference and partial(self._once, pair.reference, partial(pair.reference, case))
+        mine, theirs = viewed(expected, found, pair.views)
+        mine = replace(mine, run="original") if mine.run == theirs.run else mine
+
+        def moved() -> Spread:
+            if run.trace.spread:
+                return names.spread(run.trace.spread, run.trace, known_to(ran.trace))
+            draws = [align(draw, ran.trace, names)[0] for draw in self._once(pair, self._draws)]
+            return spread_of(mine, [viewed(draw, found, pair.views)[0] for draw in draws]) if draws else {}
+
         return Evidence(
             case=case,
-            expected=expected.without(left_out),
-            found=found.without(left_out),
-            table=table_for(found.dtype, pair.tolerances, pair.tables),
+            expected=mine.without(left_out),
+            found=theirs.without(left_out),
+            own=checked(pair.tolerances),
+            moved=moved,
             live=ran.live,
             original=run.live,
             names=names,
-            oracle=oracle,
+            reference=reference and (lambda: viewed(reference(), found, pair.views)[0]),
             not_applicable=dict(pair.not_applicable),
         )
-
-
-def _oracle(compute: Callable[[], Trace], found: Trace, views: Sequence[View]) -> Trace:
-    """In the coordinates that the original shares with the other side, ``found`` in its own."""
-    return viewed(compute(), found, views)[0]
 
 
 def sides_of(pair: Pair) -> list[AnySide]:
@@ -375,11 +381,20 @@ def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:
     if row is None:
         return None
     if row.check == "forward" and all(sides) and row.quantity != "calls":
-        finding = first_forward(*sides, within(evidence.tolerance("out").bound))
+        finding = first_forward(*sides, _apart(evidence, "out"))
     elif row.check == "gradients" and all(sides):
         grads = evidence.expected.group("mb0.grad."), evidence.found.group("mb0.grad.")
-        finding = first_backward(*sides, grads, within(evidence.tolerance("grad").bound))
+        finding = first_backward(*sides, grads, _apart(evidence, "grad"))
     return _with_operator(finding, evidence) if finding else _of_row(row)
+
+
+def _apart(evidence: Evidence, quantity: str) -> Apart:
+    """Do two tensors differ by more than rounding? Each by its own bound; what has none by the largest there is."""
+    traced = {name: value for name, value in evidence.expected.tensors.items() if pool_of(name)}
+    own = {id(value): evidence.allowed(quantity, name, value.dtype).bound for name, value in traced.items()}
+    said = [bound for bound in own.values() if bound < SAYS_NOTHING]
+    table = evidence.tolerance(quantity)
+    return within(max(said, default=table.bound) if evidence.spread else table.bound, own)
 
 
 def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
@@ -387,7 +402,7 @@ def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
     original, port = evidence.original, evidence.live
     if not all(isinstance(one, Alive) and one.side.ranks == 1 for one in (original, port)):
         return finding
-    apart = within(evidence.tolerance("grad" if finding.direction == "backward" else "out").bound)
+    apart = _apart(evidence, "grad" if finding.direction == "backward" else "out")
     try:
         return with_operator(finding, _to_follow(original), _to_follow(port), apart, evidence.names)
     except Exception as error:  # whatever a module does that cannot be followed
@@ -476,7 +491,7 @@ def compare_traces(
         names, tolerances, checks: as there.
 
     Raises:
-        InputError: traces of another dtype than there is a table for.
+        InputError: traces without a spread, of another dtype than there is a table for.
     """
     return compare_sides(TraceSide(original), TraceSide(port), names=names, tolerances=tolerances, checks=checks)
 
@@ -503,14 +518,7 @@ def compare_folders(
             results[0].rows.append(Subject("trace", name, "trace").row("trace", "", None, None, False, missing))
             continue
         pair = read_trace(sides[0][name]), read_trace(sides[1][name])
-        try:
-            results.append(compare_traces(*pair, names=names, tolerances=tolerances, checks=checks))
-        except InputError as error:
-            if error.field != "dtype" or tolerances:
-                raise
-            reason = f"there are no default tolerances for {pair[1].dtype}"
-            skip = Skip("trace", name or pair[1].case, reason, "--tolerances FILE, see docs/kit.md")
-            results[0].report.skips.append(skip)
+        results.append(compare_traces(*pair, names=names, tolerances=tolerances, checks=checks))
     return joined(results)
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from parity import ranks as processes
+from parity.allowed import autocast_seen, computed_in, move_module, moved
 from parity.calls import first_of, gradients_of, state_of, tensors_of
 from parity.environment import describe, deterministic
 from parity.errors import InputError
@@ -37,7 +39,7 @@ Batch = Any
 STEPS = 5
 """Optimizer steps of a curve."""
 
-PLACE = "{out}"
+PLACE, DRAW = "{out}", "{draw}"
 LAST_LINES = 15
 """Of what a command that failed says."""
 
@@ -175,9 +177,11 @@ class Side:
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
         """Runs now; what it leaves can be run again."""
-        alive = Alive(self, case)
-        found = alive.everywhere(lambda alive: trace_case(alive.side, alive.case))
-        yield Run(found[0] if self.ranks == 1 else processes.joined(found, self.reduce), alive)
+        yield Run(self._traced(case), Alive(self, case))
+
+    def _traced(self, case: Case, *moved: Any) -> Trace:
+        found = Alive(self, case).everywhere(lambda alive: trace_case(alive.side, alive.case, *moved))
+        return found[0] if self.ranks == 1 else processes.joined(found, self.reduce)
 
     def seed(self, number: int) -> None:
         """Of what is drawn while training."""
@@ -189,6 +193,10 @@ class Side:
         if self.ground is not None:
             self.ground.build(module)
         return found
+
+    def draw(self, case: Case, number: int, precision: torch.dtype) -> Trace:
+        """The same with inputs and weights moved by one unit in the last place of a precision."""
+        return self._traced(case, number, precision)
 
     def planted(self, ground: Ground) -> Side:
         """With a fault in what it builds and in what its loss is given."""
@@ -282,7 +290,8 @@ class FolderSide:
 class CommandSide:
     """A side in a process of its own, on this machine, that leaves a trace.
 
-    ``{out}`` in its words is the trace's folder, ``{case}`` the case's name.
+    ``{out}`` in its words is the trace's folder, ``{case}`` the case's name. One with ``{draw}`` is run again with the
+    numbers 1, 2, ... in its place, 0 the first time: then it is to move its weights and inputs by ``parity.moved``.
     """
 
     words: Sequence[str]
@@ -296,15 +305,28 @@ class CommandSide:
         Raises:
             InputError: no ``{out}`` in its words, or a folder that is no trace; else as :func:`run_command`.
         """
-        program = self.words[0] if self.words else "command"
+        with tempfile.TemporaryDirectory() as folder, self._run(case, Path(folder), 0).trace(case) as ran:
+            yield ran
+
+    def draw(self, case: Any, number: int, precision: torch.dtype) -> Trace | None:
+        """The same, moved; None where the command has no word for it."""
+        if not any(DRAW in word for word in self.words):
+            return None
+        with tempfile.TemporaryDirectory() as folder, self._run(case, Path(folder), number).trace(case) as ran:
+            return ran.trace
+
+    def _run(self, case: Any, folder: Path, number: int) -> FolderSide:
+        """Where a draw's trace lies once the command has run."""
+        program, out = self.words[0] if self.words else "command", folder / "trace"
         if not any(PLACE in word for word in self.words):
             raise InputError(program, "words", list(self.words), f"{PLACE}, where the trace goes, in one of them")
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "trace"
-            words = [word.replace(PLACE, str(out)).replace("{case}", case.name) for word in self.words]
-            run_command(words, program, self.timeout)
-            with FolderSide(out, self.name).trace(case) as ran:
-                yield ran
+        words = {PLACE: str(out), DRAW: str(number), "{case}": str(case.name)}
+        run_command(
+            [reduce(lambda word, key: word.replace(key, words[key]), words, one) for one in self.words],
+            program,
+            self.timeout,
+        )
+        return FolderSide(out, self.name)
 
 
 def run_command(words: Sequence[str], what: str, timeout: float | None, **options: Any) -> None:
@@ -419,8 +441,12 @@ def trace_side(side: Side, batches: Sequence[Batch], *, seed: int = 0, steps: in
     return trace_case(side, Case("", batches, seed, steps))
 
 
-def trace_case(side: Side, case: Case) -> Trace:
-    """The trace of a side on a case; errors as in :func:`trace_side`."""
+def trace_case(side: Side, case: Case, draw: int = 0, precision: torch.dtype = torch.float32) -> Trace:
+    """The trace of a side on a case; errors as in :func:`trace_side`.
+
+    Args:
+        draw: a number other than 0 moves weights and batches by one unit of ``precision``, at random.
+    """
     if not case.batches:
         raise InputError("comparison", "batches", "none", "at least one batch")
     if case.steps < 1:
@@ -429,6 +455,9 @@ def trace_case(side: Side, case: Case) -> Trace:
         module = side.build()
         initial = setup_of(module)["initial"]
         give(module, case.weights)
+        if draw:
+            move_module(module, draw, precision)
+        batches = [moved(batch, draw, precision, part) for part, batch in enumerate(case.batches, 1)]
         training = Training(side, module)
         setup = {**setup_of(module, training.optimizer), "initial": initial}
         said = {"clip": asdict(side.clips)} if side.clips else {}
@@ -446,8 +475,8 @@ def trace_case(side: Side, case: Case) -> Trace:
         trace.keep("init", state_of(module))
         side.seed(case.seed)
         with drawing(case.draws, case.replayed) as drawn:
-            _first_step(trace, training, case.batches[0])
-            training.run(case.batches, case.steps)
+            _first_step(trace, training, batches[0])
+            training.run(batches, case.steps)
         if changed := varied(training.settings):
             trace.configuration["in_steps"] = changed
         trace.keep("mb0.draw", drawn.draws)
@@ -461,8 +490,9 @@ def trace_case(side: Side, case: Case) -> Trace:
 
 
 def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
-    with observe(training.module, training.side.taps) as seen:
+    with observe(training.module, training.side.taps) as seen, autocast_seen(training.module) as autocast:
         loss = training.loss(batch)
+    trace.precision = computed_in(training.module, autocast)
     training.backward(loss)
     seen.keep(trace)
     trace.keep("mb0.grad", training.gradients())

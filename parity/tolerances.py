@@ -1,7 +1,7 @@
-"""How close is close enough: ``tolerances.yaml`` read, one table for each kind of comparison. No check has a number.
+"""Bounds that no run has to be moved for: what is exact, what counts units of rounding, a user's own, and a table.
 
-A row holds the bound, what is measured, the floor that was seen where nothing was wrong, where it was seen, and why the
-bound is what it is. A pair's own rows take the places of a table's.
+All others are measured, see :mod:`parity.allowed`. The table is for traces of which nobody knows what one rounding does
+to them: old ones, and those of programs that cannot be run again.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from parity.errors import InputError
 from parity.files import read_object, validated
 
-FILE = Path(__file__).with_suffix(".yaml")
 Size = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
 
@@ -30,6 +27,7 @@ class Kind(str, Enum):
     ABSOLUTE = "largest absolute difference"
     OF_MAX = "largest difference over the largest entry"
     RELATIVE = "largest relative difference"
+    RMS = "root mean square of the difference over that of the original"
     RATIO = "ratio"
     ROUNDING = "units of rounding"
 
@@ -42,55 +40,67 @@ def _kind(name: Any) -> Kind:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A bound on one quantity; ``machine`` says where the floor was seen, with versions."""
+    """A bound on one quantity, and why it is what it is."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     kind: Annotated[Kind, BeforeValidator(_kind)]
     bound: Size
-    floor: Size | None
     reason: Annotated[str, Field(pattern=r"\S")]
-    machine: str = ""
 
 
 Tolerances = Mapping[str, Tolerance]
-Row = Annotated[Tolerance, BeforeValidator(lambda row: {"floor": None, **row} if isinstance(row, dict) else row)]
-"""A tolerance as a file has it: its kind by name, a floor where one is known."""
 
-EXACT = Tolerance(Kind.EQUAL, 0.0, None, "data movement and whole numbers leave no room for rounding")
+EXACT = Tolerance(Kind.EQUAL, 0.0, "data movement and whole numbers leave no room for rounding")
 
-GENERIC = {"float32": "float32", "fp32": "float32", "float64": "float64"}
-"""The table of any two modules, by dtype."""
+HELD: Tolerances = {
+    **dict.fromkeys(("weights", "configuration", "batch", "draw", "lr", "rows", "hits", "round_trip", "resume"), EXACT),
+    "clip": Tolerance(Kind.ROUNDING, 64, "a norm over all entries, summed up in float32"),
+    "update": Tolerance(Kind.ROUNDING, 4, "each of four operations rounds once, by half a unit"),
+    "state": Tolerance(Kind.ROUNDING, 3, "two products and a sum, each rounds by half a unit"),
+    "throughput": Tolerance(Kind.RATIO, 1 / 0.9, "the port's seconds over the other's: at most 10 % slower"),
+}
+"""By quantity, what holds in every precision."""
 
-SCALE_FREE, OF_ANY_DTYPE = (Kind.EQUAL, Kind.ROUNDING), ("throughput", "prints")
-"""Rows that hold in every dtype: what must be equal, what is counted in units of rounding, and what is no tensor."""
+UNITS = {
+    "out": 128,
+    "loss": 64,
+    "grad": 256,
+    "grad_norm": 256,
+    "curve": 256,
+    "path": 1024,
+    "after": 4096,
+    "final": 4096,
+}
+"""By quantity, how many of a dtype's :data:`STEPS` apart two correct implementations may be, where nothing is known."""
+
+STEPS = {"float32": 2.0**-23, "float64": 2.0**-26, "float16": 2.0**-15, "bfloat16": 2.0**-12}
+"""By dtype. Norms and rotary angles of a float64 model are often float32; in half precision sums are wider."""
+
+QUANTITIES = (*HELD, *UNITS)
+"""What a user may give a bound of his own for; whatever has another name is an ``out``."""
 
 
-@cache
-def tables() -> dict[str, dict[str, Tolerance]]:
-    """Every table of ``tolerances.yaml``."""
-    document = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return {name: validated(FILE, dict[str, Row], rows) for name, rows in document["tables"].items()}
-
-
-def table_for(dtype: str, own: Tolerances | None = None, by_dtype: Mapping[str, str] = GENERIC) -> dict[str, Tolerance]:
-    """A table with a user's own rows in their places.
+def by_dtype(quantity: str, dtype: str) -> Tolerance:
+    """The table's row.
 
     Raises:
-        InputError: an unknown quantity, or a dtype without a table and rows missing in the user's own.
+        InputError: there is none for this dtype.
     """
-    own = dict(own or {})
-    known = tables()[by_dtype.get(dtype, GENERIC["float32"])]
-    unknown = sorted(set(own) - set(known))
-    if unknown:
-        raise InputError("comparison", "tolerances", unknown[0], f"one of {', '.join(known)}")
-    fixed = {name: row for name, row in known.items() if row.kind in SCALE_FREE or name in OF_ANY_DTYPE}
-    table = {**(known if dtype in by_dtype else fixed), **own}
-    missing = sorted(set(known) - set(table))
-    if missing:
-        expected = f"tolerances for {', '.join(missing)}: there is no default table for this dtype"
-        raise InputError("comparison", "dtype", dtype, expected)
-    return table
+    if dtype not in STEPS:
+        raise InputError("comparison", "dtype", dtype, f"one of {', '.join(STEPS)}, or tolerances of your own")
+    return Tolerance(Kind.RMS, UNITS[quantity] * STEPS[dtype], f"the table's for {dtype}: nobody moved the original")
+
+
+def checked(own: Tolerances) -> Tolerances:
+    """A user's own.
+
+    Raises:
+        InputError: an unknown quantity.
+    """
+    if unknown := sorted({*own} - {*QUANTITIES}):
+        raise InputError("comparison", "tolerances", unknown[0], f"one of {', '.join(QUANTITIES)}")
+    return own
 
 
 def read_tolerances(file: Path) -> dict[str, Tolerance]:
@@ -99,4 +109,4 @@ def read_tolerances(file: Path) -> dict[str, Tolerance]:
     Raises:
         InputError: another form, an unknown kind, or no reason.
     """
-    return dict(validated(file, dict[str, Row], read_object(file)))
+    return dict(validated(file, dict[str, Tolerance], read_object(file)))

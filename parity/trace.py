@@ -28,14 +28,11 @@ from torch import Tensor
 from parity.errors import InputError
 from parity.files import read_object, read_tensors, strict_json, validated, write_folder
 
-FORMAT = 2
-"""Format 1, which is read too, has no ``ties`` in its points and no audits."""
+FORMAT = 3
+"""Format 1, which is read too, has no ``ties`` in its points and no audits; 2 has no ``spread`` and ``precision``."""
 
 META, TENSORS = "trace.json", "tensors.safetensors"
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-TIE = 2e-5
-"""How close two logits are that may come in either order: twice what a logit may be off by."""
 
 GROUPS = {"init": "init.", "after": "after.", "final": "final.", "calls": "mb0.call."}
 """Groups of tensors that a trace may do without, and how their names begin."""
@@ -53,7 +50,7 @@ class Point:
     """One micro-batch. ``grad_norm`` is the norm before clipping, where one was taken.
 
     ``correct`` and ``top`` count the ``rows`` whose target is the first choice, and among the first 1, 2, ...; ``ties``
-    how many of those counts rounding decides: rows whose target's logit lies within ``TIE`` of the place's edge.
+    how many of those counts rounding decides: rows whose target's logit lies so close to the place's edge.
     ``logged`` holds what an algorithm logs besides loss, rate and hits, under its names.
     """
 
@@ -119,7 +116,8 @@ class Trace:
 
     ``configuration`` holds what the run says it ran with, read from its live objects where it can be. ``trained`` and
     ``frozen`` name the parameters, so that gradient flow can be judged. ``audits`` has one entry for every optimizer
-    step that was computed again from what entered it.
+    step that was computed again from what entered it. ``precision`` is the dtype that it computes in, where that is not
+    ``dtype``: autocast's. ``spread`` is what one rounding does to it, see :func:`parity.allowed.spread_of`.
     """
 
     __pydantic_config__ = STRICT
@@ -137,6 +135,8 @@ class Trace:
     calls: tuple[Annotated[str, Field(pattern=r"^.+#[0-9]{1,9}$")], ...] = ()
     left_out: tuple[Group, ...] = ()
     audits: list[StepAudit] = field(default_factory=list)
+    precision: str = ""
+    spread: dict[str, list[float]] = field(default_factory=dict)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below ``prefix``, without it: ``group("after.")`` is the state after the first step."""
@@ -195,14 +195,14 @@ def read_trace(folder: str | Path) -> Trace:
         raise InputError(folder, "trace", "no such folder", "a folder that parity trace or write_trace wrote")
     document = read_object(file, "a trace's trace.json")
     version, listed = document.pop("format_version", None), document.pop("tensors", None)
-    if version not in (1, FORMAT):
-        raise InputError(file, "format_version", repr(version)[:80], f"1 or {FORMAT}")
+    if version not in range(1, FORMAT + 1):
+        raise InputError(file, "format_version", repr(version)[:80], f"1 to {FORMAT}")
     tensors = read_tensors(folder / TENSORS)
     odd = sorted(tensors.keys() ^ (set(map(str, listed)) if isinstance(listed, list) else set()))
     if odd:
         found = "a tensor that trace.json does not list" if odd[0] in tensors else "missing"
         raise InputError(folder / TENSORS, odd[0], found, "the tensors that trace.json lists")
-    whole = {"left_out": [], "audits": [], **document, "tensors": tensors}
+    whole = {"left_out": [], "audits": [], "precision": "", "spread": {}, **document, "tensors": tensors}
     absent = [one.name for one in fields(Trace) if one.name not in whole]
     if absent:
         raise InputError(file, absent[0], "nothing", "a value")

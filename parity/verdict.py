@@ -24,13 +24,16 @@ class Status(str, Enum):
 
     ``BLOCKED`` means that an earlier check of the same case and run failed, so this one was computed but says nothing
     about its own subject: a wrong batch makes every gradient wrong. ``NOT_APPLICABLE`` rows compare nothing: ``detail``
-    says why the check has no subject in this case.
+    says why the check has no subject in this case. ``SILENT`` ones say nothing, since rounding moves all of what they
+    compare; ``UNMOVED`` ones are of tensors that cannot move, and did not. Neither counts.
     """
 
     PASSED = "passed"
     FAILED = "failed"
     BLOCKED = "blocked"
     NOT_APPLICABLE = "not applicable"
+    SILENT = "says nothing"
+    UNMOVED = "cannot move"
 
 
 ABSENT = Status.NOT_APPLICABLE.value
@@ -76,8 +79,8 @@ class Row:
 
     @property
     def compared(self) -> bool:
-        """False where the check had no subject: such a row counts neither as passed nor as failed."""
-        return self.status is not Status.NOT_APPLICABLE
+        """False where nothing could have failed: such a row counts neither as passed nor as failed."""
+        return self.status in (Status.PASSED, Status.FAILED, Status.BLOCKED)
 
     @property
     def ratio(self) -> float | None:
@@ -305,7 +308,7 @@ class Report:
         """By run, the port first: terminal, page and JSON take their numbers from here alone.
 
         ``passed`` and ``total`` by what was held against; under ``not applicable`` the number of checks without a
-        subject.
+        subject. Rows that say nothing, and those of what cannot move, are in none of them.
         """
         order, found = list(Against), dict[str, dict[str, Any]]()
         for row in sorted(self.rows, key=lambda row: (row.run != PORT, order.index(row.against))):
@@ -315,7 +318,7 @@ class Report:
                 numbers["passed"] += row.passed
                 numbers["total"] += 1
             else:
-                held[ABSENT] += 1
+                held[ABSENT] += row.status is Status.NOT_APPLICABLE
         return found
 
     @property
@@ -333,12 +336,14 @@ class Report:
         """``PASS: port against prototype 4 of 4; itself 2 of 2; reference against prototype 4 of 4``."""
         nothing = [] if any(row.compared for row in self.rows) else ["Nothing was compared, so nothing was shown"]
         told = [_told(run, held) for run, held in self.counts().items()]
+        if silent := sum(row.status is Status.SILENT for row in self.rows):
+            told.append(f"{silent} within rounding, which say nothing")
         return f"{'PASS' if self.passed else 'FAIL'}: " + "; ".join([*nothing, *told])
 
 
 def _told(run: str, held: dict[str, Any]) -> str:
     """``port against prototype 4 of 4; itself 2 of 2; 1 check not applicable``."""
-    compared = {against: numbers for against, numbers in held.items() if against != ABSENT}
+    compared = {against: numbers for against, numbers in held.items() if isinstance(numbers, dict)}
     words = [f"{against} {numbers['passed']} of {numbers['total']}" for against, numbers in compared.items()]
     if number := held[ABSENT]:
         words.append(f"{number} check{'' if number == 1 else 's'} not applicable")

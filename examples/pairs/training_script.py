@@ -169,7 +169,6 @@ def pair(
         views=views,
         causes=[Cause(one, text, flag(one)) for one, text in texts.items()],
         strict=True,
-        tables={"float32": "explained"},
         not_applicable={"curve": "one step is taken", "configuration": "docs/originals.md lists the script's settings"},
         live=lambda root: script.side(file, root),
         remedy=script.remedy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 import ports.eagle3.model
-from parity.checks import compare_states
+from parity.checks import state_row
 from parity.compare import Subject, compare, compare_groups, compare_series, compare_value
 from parity.environment import deterministic, quietly
 from parity.evidence import Evidence
@@ -26,6 +27,7 @@ from parity.prototypes.case import Case
 from parity.prototypes.port import ALGORITHMS, start_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, samples_per_pass
 from parity.setup import setting_rows
+from parity.tolerances import EXACT
 from parity.verdict import Row
 from ports.training.saving import adam_state
 
@@ -58,7 +60,7 @@ def check_round_trip(evidence: Evidence) -> list[Row]:
     Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else.
     """
     subject, folder, draft = evidence.subject("round_trip"), last_checkpoint(evidence), evidence.live.draft
-    stored, exact = read_tensors(folder / "model.safetensors"), evidence.tolerance("round_trip")
+    stored, exact = read_tensors(folder / "model.safetensors"), EXACT
     ignored = set(draft._keys_to_ignore_on_save or [])
     trained = {name: value for name, value in draft.state_dict().items() if name not in ignored}
     rows = compare_groups(subject, "round_trip", trained, stored, exact)
@@ -86,7 +88,7 @@ def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
     attention = draft.config.transformer_layer_config._attn_implementation
     reopened.config.transformer_layer_config._attn_implementation = attention
     expected, found = (_last_logits(model, evidence) for model in (draft, reopened))
-    return [*rows, compare(subject, "round_trip", "logits", expected, found, evidence.tolerance("round_trip"))]
+    return [*rows, compare(subject, "round_trip", "logits", expected, found, EXACT)]
 
 
 def _config_rows(subject: Subject, *configs: Any) -> list[Row]:
@@ -141,10 +143,14 @@ def check_converted(evidence: Evidence) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         converted = _convert(evidence, Path(folder))
     exact = {name for name in converted if not converted[name].is_floating_point()} | {"embed_tokens.weight"}
-    pairs = {f"final.{name}": (converted.get(name), native.get(name)) for name in sorted({*converted, *native} - exact)}
-    given = _only(converted, exact), _only(native, exact)
-    rows = compare_groups(subject, "converted", *given, evidence.tolerance("converted"))
-    return rows + compare_states(evidence, "converted", "final", pairs)
+    rows = compare_groups(subject, "converted", _only(converted, exact), _only(native, exact), EXACT)
+    names = sorted({*converted, *native} - exact)
+    sides = [
+        replace(trace, tensors={**trace.tensors, **{f"final.{name}": held[name] for name in names if name in held}})
+        for trace, held in zip(evidence.traces, (converted, native))
+    ]
+    evidence = replace(evidence, expected=sides[0], found=sides[1])
+    return rows + [state_row(evidence, "converted", "final", f"final.{name}") for name in names]
 
 
 def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
@@ -162,7 +168,7 @@ def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
 
 def check_resume(evidence: Evidence) -> list[Row]:
     """Stopped and resumed against never stopped: equal in everything, with the case's settings, shuffle and noise."""
-    case, subject, exact = evidence.case, evidence.subject("resume"), evidence.tolerance("resume")
+    case, subject, exact = evidence.case, evidence.subject("resume"), EXACT
     stop = min(STOP, steps_of(case)[1] - 1)
     with tempfile.TemporaryDirectory() as folder:
         straight = Path(folder) / "straight"

@@ -21,7 +21,7 @@ from parity.evidence import Evidence
 from parity.prototypes.case import find_cases
 from parity.prototypes.port import ALGORITHMS, settings_for
 from parity.prototypes.recorded import FROM_VERIFIER
-from parity.tolerances import EXACT
+from parity.tolerances import EXACT, by_dtype
 from parity.verdict import Against, Report, Row
 from ports.eagle3.objective import Eagle3Objective
 from ports.hass.model import HassDraftModel
@@ -65,16 +65,16 @@ def _compare(
     for s, (expected, step) in enumerate(zip(expected_logits, outcome.steps)):
         length = expected.shape[1] - s
         pair = expected[:, :length], step.logits.detach()[:, s : s + length]
-        rows.append(compare(subject, "chain_logits", f"{name}.step{s}", *pair, evidence.tolerance("chain_logits")))
+        rows.append(compare(subject, "chain_logits", f"{name}.step{s}", *pair, by_dtype("out", "float32")))
     losses = expected_loss.detach().reshape(1), outcome.loss.detach().reshape(1)
-    rows.append(compare_named(subject, "chain_loss", name, *losses, evidence.tolerance("chain_loss")))
+    rows.append(compare_named(subject, "chain_loss", name, *losses, by_dtype("loss", "float32")))
     expected_loss.backward()
     outcome.backward_loss.backward()
     expected_grads, grads = (
         {f"{name}: {each}": value.grad for each, value in draft.named_parameters() if value.grad is not None}
         for draft in (theirs, ours)
     )
-    return rows + compare_groups(subject, "grad", expected_grads, grads, evidence.tolerance("grad"))
+    return rows + compare_groups(subject, "grad", expected_grads, grads, by_dtype("grad", "float32"))
 
 
 def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -> tuple[list[Tensor], Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from parity import fixtures
 from parity.checks import CHECKS as OF_ANY_PAIR
 from parity.checks import Need, check_configuration, check_optimizer_step, needs
-from parity.compare import View, compare_groups
+from parity.compare import compare_groups
 from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
@@ -30,11 +30,11 @@ from parity.prototypes.original.checkout import verify
 from parity.prototypes.original.child import record_original
 from parity.prototypes.port import ALGORITHMS, planted_in_port, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
-from parity.prototypes.reference.loop import float64_oracle, trace_reference
+from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.speed import throughput
-from parity.prototypes.spread import check_equivalence
+from parity.prototypes.spread import VIEWS, margin_of, with_spread, write_spread
 from parity.side import STEPS, Run
-from parity.trace import Trace
+from parity.tolerances import EXACT
 from parity.verdict import Against, Row
 from ports.training.stop import StoppedError
 
@@ -42,14 +42,6 @@ CHECKOUT = (
     "git clone https://github.com/vllm-project/speculators && git -C speculators checkout 227b8a1b, "
     "then --original speculators"
 )
-BY_POSITION = ("mb*.target_p", "mb*.step*.hidden_in", "mb*.step*.hidden", "mb*.step*.logits")
-TABLES = {"fp32": "prototype_fp32", "bf16": "prototype_bf16", "bf16ds": "prototype_bf16"}
-
-
-def real_positions(trace: Trace, name: str) -> Tensor | None:
-    """bool [B, T]: a micro-batch's positions that are not padding."""
-    mask = trace.tensors.get(f"{name.partition('.')[0]}.batch.attention_mask")
-    return None if mask is None else mask.bool()
 
 
 def configuration(evidence: Evidence) -> list[Row]:
@@ -60,8 +52,7 @@ def configuration(evidence: Evidence) -> list[Row]:
     stored = read_tensors(evidence.case.initial)
     expected: dict[str, Tensor] = {name: stored[name] for name in ("t2d", "d2t") if name in stored}
     found: dict[str, Tensor] = {name: getattr(evidence.live.draft, name) for name in expected}
-    subject, exact = evidence.subject("configuration"), evidence.tolerance("vocabulary")
-    return rows + compare_groups(subject, "vocabulary", expected, found, exact)
+    return rows + compare_groups(evidence.subject("configuration"), "vocabulary", expected, found, EXACT)
 
 
 def optimizer_step(evidence: Evidence) -> list[Row]:
@@ -81,25 +72,23 @@ def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
 
 
 PORT: Need = (lambda e: e.live is not None, "only a port saves checkpoints and has options")
-IN_FP32: Need = (lambda e: not e.in_half, "half precision: compared in float32")
-IN_HALF: Need = (lambda e: e.in_half, "float32: compared directly")
+IN_FP32: Need = (lambda e: e.case.dtype == "fp32", "half precision: compared in float32")
 SEVERAL: Need = (lambda e: steps_of(e.case)[1] > 1, "one optimizer step: there is none to stop before")
 FINAL: Need = (lambda e: e.expected.group("final."), "the recording kept no final parameters")
 
 WIPE = "accumulation-wipe: the prototype loses accumulated gradients, the port does not; the reference stands in"
 MOVED = "the first steps of a recording in half precision do not show which parameters it trains"
 NOT_APPLICABLE = {
-    **dict.fromkeys(("gradients", "precision", "curve", "hits", "equivalence", "converted"), wiped),
+    **dict.fromkeys(("gradients", "curve", "hits", "converted"), wiped),
     "configuration": not_for_the_reference("the reference is told what the recording says"),
     "weights": not_for_the_reference("the reference starts from the recording's own file"),
-    "paths": not_for_the_reference("the reference in float64 is what others are held against"),
+    "paths": not_for_the_reference("the reference is what others are held against"),
 }
 CHECKS = (
     Check("configuration", configuration),
     *(replace(check, run=optimizer_step) for check in OF_ANY_PAIR if check.name == "optimizer_step"),
     Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
     Check("resume", check_resume, ("round_trip",), needs(PORT, SEVERAL), Against.ITSELF),
-    Check("equivalence", check_equivalence, (), needs(PORT, IN_HALF), Against.REFERENCE),
 )
 EAGLE3_CHECKS = (
     Check("chain", check_chain, ("loss", "paths", "gradients"), needs(PORT, IN_FP32), Against.LIBRARY),
@@ -155,7 +144,8 @@ def without_deepspeed(case: Case) -> str | None:
 def _port(case: Case, folder: Path, afresh: bool, steps: int | None = None) -> Run:
     """The port's own loop; its checkpoints are kept for the checks."""
     try:
-        ran = run_port(case, folder, seed=case.seed or PROTOTYPE_SEED, live=afresh, max_steps=steps)
+        margin = margin_of(case)
+        ran = run_port(case, folder, case.seed or PROTOTYPE_SEED, afresh, margin, max_steps=steps)
     except StoppedError as stopped:  # by a signal, which is meant for the whole process
         raise KeyboardInterrupt from stopped
     if steps is not None:  # what is printed at the end of a pass is then of fewer batches
@@ -173,7 +163,7 @@ def live_original(root: Path) -> Runs:
 
     def run(case: Case, folder: Path) -> Run:
         fresh = read_case(record_original(case, root, folder, link_fixture=True))
-        return Run(load_recorded(fresh, run="original"), case=fresh)
+        return Run(with_spread(load_recorded(fresh, run="original"), fresh), case=fresh)
 
     return Runs("original", run, without_deepspeed)
 
@@ -190,12 +180,12 @@ def adapter(root: Path) -> Runs:
     return Runs("adapter", run, fitting, OF_THE_ADAPTER)
 
 
-RECORDED = Runs("recorded", lambda case, folder: Run(load_recorded(case)))
+RECORDED = Runs("recorded", lambda case, folder: Run(with_spread(load_recorded(case), case)))
 """What a prototype computed once, from disk."""
 
 
 def _recorded_steps(case: Case, folder: Path, steps: int) -> Run:
-    whole = load_recorded(case).without(("final",))
+    whole = with_spread(load_recorded(case), case).without(("final",))
     return Run(replace(whole, curve=whole.curve[:steps], prints=whole.prints[:1], left_out=()))
 
 
@@ -203,17 +193,20 @@ def few_steps(pair: Pair, steps: int = STEPS) -> Pair:
     """The port's first optimizer steps against as much of the recordings; of the cases with three TTT steps."""
     cases = [case for case in pair.find_cases(None) if case.name.endswith("_k3")]
     recorded = Runs("recorded", partial(_recorded_steps, steps=steps))
-    flow = {"gradient_flow": lambda e: MOVED if e.in_half else None}
+    flow = {"gradient_flow": lambda e: MOVED if e.case.dtype != "fp32" else None}
     not_applicable = {**pair.not_applicable, **flow}
     return replace(pair, cases=cases, original=recorded, port=port(steps=steps), not_applicable=not_applicable)
 
 
-REFERENCE = Runs(
-    "reference",
-    lambda case, folder: Run(trace_reference(case)),
-    in_fp32("the float64 reference is the oracle"),
-)
-"""The formulas written again, in float32; in half precision it is what others are judged by."""
+REFERENCE = Runs("reference", lambda case, folder: Run(trace_reference(case, margin=margin_of(case))))
+"""The formulas written again, in the case's own precision; also what others are held to where a recording is silent."""
+
+
+def record(case: Case, root: Path, output: Path) -> Path:
+    """The unmodified script's recording, with what one rounding does to it."""
+    folder = record_original(case, root, output)
+    write_spread(read_case(folder))
+    return folder
 
 
 def prototype_pair(name: str) -> Pair:
@@ -223,19 +216,18 @@ def prototype_pair(name: str) -> Pair:
         original=RECORDED,
         port=port(),
         cases=lambda recordings: find_cases(recordings or fixtures.RECORDINGS, name),
-        views=tuple(View(each, rows=real_positions) for each in BY_POSITION),
+        views=VIEWS,
         deviations=LEDGER,
-        tables=TABLES,
         checks=(*CHECKS, *(EAGLE3_CHECKS if name == "eagle3" else ())),
         not_applicable=NOT_APPLICABLE,
         sides=(REFERENCE,),
         live=partial(live_pair, name),
         remedy=CHECKOUT,
         verify=lambda root: verify(root, name),
-        oracle=float64_oracle,
+        reference=partial(trace_reference, optimizer_steps=1),
         hint=hint,
         jobs={f"{name}_throughput": partial(throughput, name), **({"hass_initial": initial} if name == "hass" else {})},
-        record=record_original,
+        record=record,
         extend=trace_calls,
         baseline="prototype",
         batch_keys=BATCH,

@@ -88,7 +88,9 @@ def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
     return algorithm.settings(**{**values, **changes})
 
 
-def run_port(case: Case, cpdir: Path, seed: int = 0, live: bool = False, **changes: Any) -> PortRun:
+def run_port(
+    case: Case, cpdir: Path, seed: int = 0, live: bool = False, margin: float = 0.0, **changes: Any
+) -> PortRun:
     """Train the port on ``case`` and trace it.
 
     Args:
@@ -96,10 +98,11 @@ def run_port(case: Case, cpdir: Path, seed: int = 0, live: bool = False, **chang
         cpdir: where its checkpoints go.
         seed: set before the model is built, and again at the start of the loop when ``live``.
         live: draw order and noise afresh from ``seed`` instead of replaying the recorded ones.
+        margin: within which near ties are counted, see :func:`parity.prototypes.reference.loop.near_ties`.
         changes: settings that differ from the case's.
     """
     with deterministic(seed):
-        tracer = Tracer(case, seed, reseed=live)
+        tracer = Tracer(case, seed, live, margin)
         loop = start_port(case, cpdir, live, tracer, **changes)
         tracer.describe(loop.plan)
         with quietly():  # the trace keeps what the loop prints
@@ -167,8 +170,8 @@ def reset_accelerate() -> None:
 class Tracer(Observer):
     """Writes the first optimizer step's tensors and every micro-batch's scalars into a trace."""
 
-    def __init__(self, case: Case, seed: int, reseed: bool) -> None:
-        self.case, self.seed, self.reseed = case, seed, reseed
+    def __init__(self, case: Case, seed: int, reseed: bool, margin: float) -> None:
+        self.case, self.seed, self.reseed, self.margin = case, seed, reseed, margin
         self.trace = Trace("port", case.name, case.dtype)
         self.first_step = True
         self.rows = torch.zeros(0, dtype=torch.bool)
@@ -210,7 +213,7 @@ class Tracer(Observer):
     def outcome(self, micro_batch: int, outcome: Any) -> None:
         target_p = outcome.target.probabilities
         with torch.no_grad():
-            self.ties = near_ties(outcome.steps[-1].logits, target_p, self.rows)
+            self.ties = near_ties(outcome.steps[-1].logits, target_p, self.rows, self.margin)
         if self.first_step:
             name, losses = f"mb{micro_batch}", list(outcome.step_losses)
             keep_steps(self.trace, name, target_p, outcome.loss, outcome.steps, losses)

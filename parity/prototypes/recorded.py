@@ -30,6 +30,9 @@ PARTS = (".ploss", ".topk_loss")
 
 VERSIONS = ("torch", "transformers", "accelerate", "numpy", "python")
 
+MASTERS = "final.fp32_master_flat"
+"""DeepSpeed's, of all parameters in one, which no other run has."""
+
 RENAMED_QUANTITIES = {"predict": "hidden", "kldiv_loss": "loss"}
 
 
@@ -46,6 +49,7 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
         stored |= {f"final.{name}": value for name, value in read_tensors(final).items()}
         aliases |= {f"final.{name}": source for name, source in case.meta.final_aliases.items()}
     stored |= _aliased(case, aliases, {**initial, **stored})
+    stored.pop(MASTERS, None)
     stored |= {f"init.{name}": value for name, value in start_of(case, initial).items()}
     file = case.directory / "trajectory.jsonl"
     curve = [_point(file, number, line) for number, line in enumerate(read_lines(file), 1)]

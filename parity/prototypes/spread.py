@@ -1,71 +1,82 @@
-"""Final losses over seeds: is the port's bfloat16 training equivalent to the prototype's, given how that one varies?"""
+"""What one rounding does to a prototype, by the reference, which is itself held against the recordings.
+
+A recording carries it in ``spread.json``, in the form of :func:`parity.allowed.spread_of`; what has none, one that was
+just made for example, is measured when it is asked for.
+"""
 
 from __future__ import annotations
 
-import math
-import statistics
-import tempfile
-from collections.abc import Sequence
+import json
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from scipy.stats import t as student
+from torch import Tensor
 
-from parity.compare import Subject
-from parity.evidence import Evidence
+from parity.allowed import TIMES, spread_of
+from parity.compare import View, viewed
+from parity.errors import InputError
+from parity.files import read_object, write_whole
 from parity.prototypes.case import Case
-from parity.prototypes.port import trace_port
 from parity.prototypes.reference.loop import trace_reference
-from parity.prototypes.synthetic import reseeded
 from parity.trace import Trace
-from parity.verdict import Row
 
-SEEDS = (1, 2, 3, 4, 5, 6)
-CONFIDENCE = 0.95
-
-Losses = Sequence[float]
-"""Mean loss of the last pass, under each seed."""
+FILE = "spread.json"
+DRAWS = 8
+"""How often the reference is moved: once and for all, so that single numbers are known too."""
 
 
-def check_equivalence(evidence: Evidence) -> list[Row]:
-    """Of the port with the reference in the case's precision."""
-    return [judge_spread(evidence.case, *final_losses(evidence.case))]
+def real_positions(trace: Trace, name: str) -> Tensor | None:
+    """bool [B, T]: a micro-batch's positions that are not padding."""
+    mask = trace.tensors.get(f"{name.partition('.')[0]}.batch.attention_mask")
+    return None if mask is None else mask.bool()
 
 
-def final_losses(case: Case, seeds: Sequence[int] = SEEDS) -> tuple[Losses, Losses]:
-    """The prototype's as launched, by the reference, and the port's; both on one order and noise, from one start."""
-    pairs = []
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            seeded = reseeded(case, Path(folder), seed)
-            pairs.append((_final(trace_reference(seeded, torch.bfloat16)), _final(trace_port(seeded))))
-    prototype, port = zip(*pairs)
-    return prototype, port
+BY_POSITION = ("mb*.target_p", "mb*.step*.hidden_in", "mb*.step*.hidden", "mb*.step*.logits")
+VIEWS = tuple(View(each, rows=real_positions) for each in BY_POSITION)
+_MEASURED: dict[Path, dict[str, list[float]]] = {}
 
 
-def _final(trace: Trace) -> float:
-    last = trace.curve[-1].epoch
-    return statistics.fmean(point.loss for point in trace.curve if point.epoch == last)
+def measure(case: Case, draws: int = DRAWS) -> dict[str, list[float]]:
+    """The spread of a case, by running the reference anew."""
+    base, *moved = (trace_reference(case, draw=number) for number in range(draws + 1))
+    alike = [viewed(base, trace, VIEWS) for trace in moved]
+    return spread_of(alike[0][0], [trace for _, trace in alike])
 
 
-def judge_spread(case: Case, prototype: Losses, port: Losses) -> Row:
-    """Two one-sided tests (Schuirmann 1987): the mean difference lies within the prototype's own spread at 95 %.
+def write_spread(case: Case) -> Path:
+    """Measure it and put it beside what the case's prototype computed."""
+    lines = (f"{json.dumps(name)}: {json.dumps(sizes)}" for name, sizes in measure(case).items())
+    write_whole(case.directory / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
+    return case.directory / FILE
 
-    That spread is the standard deviation over seeds. One that never varies, or diverged, proves nothing.
+
+def spread_for(case: Case) -> dict[str, list[float]]:
+    """Of a case: as its recording has it, else measured, once.
+
+    Raises:
+        InputError: a file that holds something else.
     """
-    finite = all(map(math.isfinite, (*prototype, *port)))
-    bound, reach = (statistics.stdev(prototype), _reach(prototype, port)) if finite else (0.0, math.inf)
-    measured = reach / bound if bound else math.inf
-    detail = (
-        f"mean of the last pass over {len(port)} seeds: prototype {statistics.fmean(prototype):.4f} "
-        f"+- {bound:.4f}, port {statistics.fmean(port):.4f}; paired difference reaches {reach:.4f}"
-    )
-    subject = Subject("equivalence", case.name, "port")
-    return subject.row("final_loss", "last pass", measured, 1.0, measured <= 1.0, detail)
+    file = case.directory / FILE
+    if file.exists():
+        return _read(file)
+    if file not in _MEASURED:
+        _MEASURED[file] = measure(case)
+    return _MEASURED[file]
 
 
-def _reach(prototype: Losses, port: Losses) -> float:
-    """The far end of the 90 % interval of the mean paired difference, in absolute value."""
-    gaps = [one - other for one, other in zip(port, prototype)]
-    error = statistics.stdev(gaps) / len(gaps) ** 0.5
-    return abs(statistics.fmean(gaps)) + float(student.ppf(CONFIDENCE, len(gaps) - 1)) * error
+def _read(file: Path) -> dict[str, list[float]]:
+    document = read_object(file, "a recording's spread")
+    for name, sizes in document.items():
+        if not isinstance(sizes, list) or not all(isinstance(size, (int, float)) and size >= 0 for size in sizes):
+            raise InputError(file, name, repr(sizes)[:80], "a list of sizes")
+    return document
+
+
+def with_spread(trace: Trace, case: Case) -> Trace:
+    """A recording's trace with what one rounding does to it."""
+    return replace(trace, spread=spread_for(case))
+
+
+def margin_of(case: Case) -> float:
+    """How far rounding may move a logit by the end of a run, of their root mean square."""
+    return TIMES * max(spread_for(case).get("last.logits", [0.0]))

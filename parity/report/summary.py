@@ -17,7 +17,7 @@ Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 
 MISSING = "–"
-WORST_LAST = (Status.NOT_APPLICABLE, Status.PASSED, Status.BLOCKED, Status.FAILED)
+WORST_LAST = (Status.NOT_APPLICABLE, Status.UNMOVED, Status.SILENT, Status.PASSED, Status.BLOCKED, Status.FAILED)
 """Of a group, whose worst row decides."""
 FORMAT_VERSION = 2
 

@@ -18,7 +18,7 @@ from parity.observe import SAMPLES
 from parity.side import pattern_loss
 from parity.verdict import Against, Status
 
-AUDITS = {"precision"}
+AUDITS: set[str] = set()
 """Checks whose rows another file makes, with the tests that plant their faults."""
 
 
@@ -65,10 +65,6 @@ def gives(part: str, change: Callable[[Tensor], Tensor], dtype: torch.dtype = to
         net.get_submodule(part).register_forward_hook(lambda module, args, out: change(out))
 
     return changed(plant, dtype)
-
-
-def rounded(out: Tensor) -> Tensor:
-    return out * (1 + 1e-5)
 
 
 def calls(inner: str) -> Callable[[], nn.Module]:
@@ -170,8 +166,10 @@ FAULTS = (
     harms("a bias detached", "gradients gradient_flow", detached),
     harms("a bias frozen", "configuration gradients gradient_flow", lambda net: net.down.bias.requires_grad_(False)),
     fault("another decay", "configuration optimizer_step", Side(Net, optimizer=lambda ps: adamw(ps, weight_decay=0.5))),
-    fault("a group without decay", "configuration", Side(Net, optimizer=lambda ps: decaying(ps, 1, 2, 3))),
-    fault("decay off by hand", "configuration curve", Side(Net, step=without_decay)),
+    fault(
+        "a group without decay", "configuration optimizer_step", Side(Net, optimizer=lambda ps: decaying(ps, 1, 2, 3))
+    ),
+    fault("decay off by hand", "configuration optimizer_step", Side(Net, step=without_decay)),
     fault("the step made twice", "optimizer_step", Side(Net, step=lambda net, adam: (adam.step(), adam.step())[0])),
     harms("a buffer that counts", "optimizer_step", lambda net: net.register_forward_pre_hook(counting)),
     fault("another schedule", "curve", Side(Net, schedule=falling)),
@@ -219,17 +217,16 @@ def test_a_clip_that_the_port_says_is_held_to_the_original_s_own() -> None:
     rows = {row.tensor: (row.passed, row.against) for row in report.rows if row.check == "clip"}
     assert rows == {
         "5 steps": (True, Against.REFERENCE),
-        "norm_before": (True, Against.PROTOTYPE),
         "norm_after": (False, Against.PROTOTYPE),
     }
 
 
 def test_a_parameter_in_the_other_group_is_named() -> None:
-    """One step's decay is within the tolerance."""
+    """And what one step's decay makes of it."""
     original, port = (Side(Net, optimizer=lambda ps, n=n: decaying(ps, 0, n)) for n in (2, 3))
     report = compare_sides(original, port, batches())
-    assert report.failed == ("configuration",)
-    (row,) = (row for row in report.rows if row.compared and not row.passed)
+    assert report.failed == ("configuration", "optimizer_step")
+    row = next(row for row in report.rows if row.compared and not row.passed)
     assert row.detail.endswith(
         "weight_decay 0.01: down.weight; found weight_decay 0.01, expected weight_decay 0.0: down.bias"
     )
@@ -325,7 +322,7 @@ def logging(*places: int, value: float = 1.0) -> Trace:
     ("found", "detail"),
     [
         (logging(0, 2), ""),
-        (logging(0, 2, value=2.0), "at (2,): expected 1.0, found 2.0"),
+        (logging(0, 2, value=2.0), ": expected 1.0, found 2.0"),
         (logging(0, 3), "found '2 points, no value at (2,)', expected '2 points, a value at (2,)'"),
     ],
     ids=["the same", "another value", "at another point"],
@@ -364,54 +361,51 @@ def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
     assert report.report.speeds[0].ratio > 1.2
 
 
-def test_float64_is_held_to_its_own_table() -> None:
-    wide, exact = [batch.double() for batch in batches()], Side(changed(lambda net: None, torch.float64))
-    assert compare_sides(exact, exact, wide).passed
-    assert compare_sides(exact, Side(gives("", rounded, torch.float64)), wide).failed == ("forward",)
-    assert compare_sides(Side(Net), Side(gives("", rounded)), batches(), checks=["forward"]).passed
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_precision_is_held_to_what_its_own_rounding_does(dtype: torch.dtype) -> None:
+    """Also one that no table is for: a port whose matrix is one unit off passes, at twenty it does not."""
+    given = [batch.to(dtype) for batch in batches()]
+
+    def off(units: float) -> Side:
+        return Side(gives("", lambda out: out * (1 + units * torch.finfo(dtype).eps), dtype))
+
+    assert compare_sides(off(0), off(1), given, checks=["forward"]).passed
+    assert compare_sides(off(0), off(40), given, checks=["forward"]).failed == ("forward",)
 
 
-GRAD = torch.ones(100).index_fill(0, torch.tensor([0]), 1e-6)
-"""The first entry is below the tolerance of gradients."""
+GRAD = torch.ones(100).index_fill(0, torch.tensor([0]), 1e-8)
+"""Rounding may turn the first entry's sign."""
 
 
 @pytest.mark.parametrize(
     ("grad", "entries", "passed", "detail"),
     [
-        (GRAD, [0], True, "1 of 100 entries left out"),
+        (GRAD, [0], True, "1 of 100 entries set aside"),
         (GRAD, [0, 1], False, "at (1,)"),
         (GRAD, [], True, ""),
-        (torch.ones(100).index_fill(0, torch.arange(50, 100), 1e-9), [50], False, "at (50,)"),
+        (GRAD / 0, [0], False, "at (0,)"),
     ],
 )
-def test_entries_that_no_gradient_determines_are_left_out(
-    grad: Tensor, entries: list[int], passed: bool, detail: str
-) -> None:
-    after = torch.zeros(100)
-    after[entries] = 2e-3
-    traces = [
-        Trace(run, "one", "float32", {"mb0.grad.w": grad, "after.w": value})
-        for run, value in zip("ab", (0 * after, after))
-    ]
+def test_entries_that_rounding_turns_are_set_aside(grad: Tensor, entries: list[int], passed: bool, detail: str) -> None:
+    """Adam's first step is the rate times the gradient's sign."""
+    start, right = torch.zeros(100), torch.full((100,), -1e-3)
+    wrong = right.clone()
+    wrong[entries] = 1e-3
+    held = {"mb0.grad.w": grad.nan_to_num(posinf=1.0), "init.w": start}
+    traces = [Trace(run, "one", "float32", {**held, "after.w": value}) for run, value in (("a", right), ("b", wrong))]
+    traces[0].spread, traces[0].trained = {"grad.w": [1e-7], "after.w": [1e-7]}, ("w",)
     report = compare_traces(*traces, checks=["optimizer_step"])
     assert report.passed is passed
     assert detail in report.rows[0].detail
-
-
-HALF = Side(changed(lambda net: None, torch.bfloat16))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"checks": ["speed"]}, "comparison: checks: found speed"),
-        ({"tolerances": {"output": Tolerance(Kind.ABSOLUTE, 1.0, None, "")}}, "tolerances: found output"),
+        ({"tolerances": {"output": Tolerance(Kind.ABSOLUTE, 1.0, "")}}, "tolerances: found output"),
         ({"steps": 0}, "comparison: steps: found 0"),
         ({"batches": []}, "batches: found none"),
-        (
-            {"original": HALF, "port": HALF, "batches": [batch.bfloat16() for batch in batches()]},
-            "dtype: found bfloat16, expected tolerances for",
-        ),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:

@@ -155,7 +155,7 @@ def test_a_recorded_case_passes(command: Run, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["case"] for row in rows} == {"eagle3_fp32_k1"}
     assert {row["run"] for row in rows} == {"reference", "port"}
-    assert all(row["passed"] for row in rows if row["status"] != "not applicable")
+    assert all(row["passed"] is not False for row in rows)
 
 
 @pytest.mark.parametrize(("keyword", "code"), [("k3_noise or bf16ds", 0), ("bf16ds", 2)])

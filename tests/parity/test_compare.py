@@ -33,7 +33,7 @@ ONES = torch.ones(3, 4)
 
 
 def within(kind: Kind, bound: float = LOOSE) -> Tolerance:
-    return Tolerance(kind, bound, None, "")
+    return Tolerance(kind, bound, "")
 
 
 def judged(expected: Tensor, found: Tensor, kind: Kind, bound: float = LOOSE) -> Row:
@@ -109,7 +109,7 @@ def test_what_is_measured(expected: object, found: object, kind: Kind, measured:
         (None, ONES, False, "unexpected: the original has none"),
         (None, None, False, "missing"),
         (torch.ones(3).long(), torch.full((3,), 2), False, "expected 1, found 2"),
-        (torch.full((3,), -math.inf), torch.full((3,), -math.inf), True, "infinite everywhere"),
+        (torch.full((3,), -math.inf), torch.full((3,), -math.inf), False, "infinite everywhere"),
         (torch.tensor([math.inf, 1.0]), torch.tensor([math.inf, 1.5]), True, "at (1,): expected 1.0, found 1.5"),
         (torch.tensor([math.inf, 1.0]), torch.tensor([-math.inf, 1.0]), False, "1 NaN or Inf on the expected side"),
     ],
@@ -166,18 +166,22 @@ def test_a_view_gives_both_sides_the_same_coordinates(view: View, place: str, fo
     tensors = {"original": {"mb0.call.head#0.out": PADDED}, "port": {f"mb0.call.head#0.{place}": found}}
     traces = [Trace(run, "", "", held, calls=("head#0",)) for run, held in tensors.items()]
     (mine,), (theirs,) = map(calls_of, viewed(*traces, [View("*"), view]))
-    (row,) = compare_calls(SUBJECT, mine, theirs, within(Kind.ABSOLUTE, 0.0))
+    (row,) = compare_calls(SUBJECT, mine, theirs, exactly)
     assert row.passed == passed
+
+
+def exactly(name: str, dtype: torch.dtype) -> Tolerance:
+    return within(Kind.ABSOLUTE, 0.0)
 
 
 def test_outputs_that_one_side_alone_gives_are_one_row() -> None:
     def called(*places: str) -> Call:
         return Call("(whole)", 0, out={place: torch.ones(2) for place in places})
 
-    rows = compare_calls(SUBJECT, called("loss", "a", "b"), called("loss", "c"), within(Kind.ABSOLUTE, 0.0))
+    rows = compare_calls(SUBJECT, called("loss", "a", "b"), called("loss", "c"), exactly)
     assert [(row.tensor, row.passed) for row in rows] == [("(whole)#0.loss", True), ("(whole)#0", False)]
     assert rows[1].detail == "missing: a, b; unexpected: c; None in the name map for (whole), if that is right"
-    (_, row) = compare_calls(SUBJECT, called("loss", "a"), called("loss"), within(Kind.ABSOLUTE, 0.0))
+    (_, row) = compare_calls(SUBJECT, called("loss", "a"), called("loss"), exactly)
     assert (row.tensor, row.passed, row.detail) == ("(whole)#0.a", False, "missing")
 
 

@@ -191,7 +191,7 @@ FILES = {
         ("LOUD", ["--tolerances", "loose.json"], 0, "PASS"),
         ("RENAMED", [], 1, "FAIL"),
         ("RENAMED", ["--names", "names.json"], 0, "PASS"),
-        ("HALF", [], 1, "no default tolerances for bfloat16; to run it: --tolerances FILE"),
+        ("HALF", [], 1, "weights first goes wrong in down: init.down.bias"),
     ],
 )
 def test_traces_are_compared(
@@ -336,7 +336,7 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeyp
     lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
     result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
     checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"initialisation", "throughput"}
-    unused = {"batches", "draws", "samplers", "targets", "paths", "hits", "schedule", "precision"}
+    unused = {"batches", "draws", "samplers", "targets", "paths", "hits", "schedule"}
     result.assert_outcomes(passed=2 * len(checks - unused), skipped=2 * len(unused))
     result.stdout.fnmatch_lines(
         ["PASS: mine against prototype *", "SKIPPED*neither side draws anything that has a name"]
@@ -352,7 +352,7 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeyp
     meant.assert_outcomes(passed=2, deselected=2 * len(checks))
     loud = pytester.runpytest_inprocess("--pair", f"{toy}:LOUD", "-k", "two-mine-forward", *lean)
     loud.assert_outcomes(failed=1)
-    loud.stdout.fnmatch_lines(["(whole)#0: *> 1e-05 at *"])
+    loud.stdout.fnmatch_lines(["(whole)#0: *> * at *"])
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     raced = pytester.runpytest_inprocess("--pair", f"{toy}:RACED", "-k", "lap", *lean)
     raced.assert_outcomes(passed=1, deselected=len(checks))

@@ -22,10 +22,10 @@ from parity.speed import (
     read_baseline,
     save_baseline,
 )
-from parity.tolerances import tables
+from parity.tolerances import HELD
 from parity.verdict import Status
 
-ALLOWED = tables()["float32"]["throughput"]
+ALLOWED = HELD["throughput"]
 SUBJECT = Subject("throughput", "case", "port")
 
 

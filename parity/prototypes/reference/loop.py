@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parity.allowed import DTYPES, moved, moved_by_one
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
@@ -19,11 +19,14 @@ from parity.prototypes.recorded import configuration, samples_per_pass, start_of
 from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.drafts import Unrolled, eagle3, hass
 from parity.step import AdamW, Clip, Rule, State, global_norm, linear_schedule
-from parity.trace import TIE, Point, Trace
+from parity.trace import Point, Trace
 
 CLIP = {"eagle3": Clip("norm", 1.0), "hass": Clip("value", 0.5)}
 HEAD = "init.lm_head.weight"
 """What an initial file may leave out of what Eagle3 trains: the verifier's rows that the draft can say."""
+
+TARGETS = {**DTYPES, "bf16ds": torch.float32}
+"""What a case's targets are computed in; under DeepSpeed the verifier's head and states stay in float32."""
 
 PLACES = 3
 """First choices of the draft that hits are counted among: 1, 2, 3."""
@@ -92,21 +95,43 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
     )
 
 
-def trace_reference(case: Case, dtype: torch.dtype = torch.float32, optimizer_steps: int | None = None) -> Trace:
-    """The reference's trace of a case; ``optimizer_steps`` ends it early."""
+def trace_reference(
+    case: Case,
+    dtype: torch.dtype | None = None,
+    optimizer_steps: int | None = None,
+    draw: int = 0,
+    margin: float = 0.0,
+) -> Trace:
+    """The reference's trace of a case.
+
+    Args:
+        dtype: of the computation; default: the case's own.
+        optimizer_steps: ends it early.
+        draw: a number other than 0 moves weights and batches by one unit in the last place, at random.
+        margin: within which near ties are counted, see :func:`near_ties`.
+    """
+    dtype = dtype or DTYPES[case.dtype]
     with deterministic():
-        run = Run(prepare(case, dtype))
+        run = Run(_moved(prepare(case, dtype), draw), draw=draw, margin=margin)
         for _ in run.optimizer_steps(optimizer_steps):
             pass
         run.trace.keep("final", run.parameters)
+        run.trace.keep("last", {"logits": run.logits})
         run.trace.environment = describe()
     return run.trace
 
 
-def float64_oracle(case: Case) -> Callable[[], Trace]:
-    """Gives the first optimizer step in float64, computed when it is first asked for; in bfloat16 the whole run."""
-    steps = 1 if case.dtype == "fp32" else None
-    return functools.cache(lambda: trace_reference(case, torch.float64, optimizer_steps=steps))
+def _moved(setup: Setup, draw: int) -> Setup:
+    """Every weight, one unit of the dtype of the computation up or down."""
+    if not draw:
+        return setup
+    dtype, generator = DTYPES[setup.case.dtype], torch.Generator().manual_seed(draw)
+    masters, frozen = (
+        {name: moved_by_one(value, dtype, generator) for name, value in weights.items()}
+        for weights in (setup.masters, setup.frozen)
+    )
+    head = moved_by_one(setup.head, TARGETS[setup.case.dtype], generator)
+    return replace(setup, masters=masters, frozen=frozen, head=head)
 
 
 def rule_of(case: Case) -> Rule:
@@ -120,8 +145,9 @@ def rule_of(case: Case) -> Rule:
 class Run:
     """One run of the reference and the trace it fills; not ``observed``, it does only what the prototype does."""
 
-    def __init__(self, setup: Setup, observed: bool = True) -> None:
-        self.setup, self.case, self.observed = setup, setup.case, observed
+    def __init__(self, setup: Setup, observed: bool = True, draw: int = 0, margin: float = 0.0) -> None:
+        self.setup, self.case, self.observed, self.draw, self.margin = setup, setup.case, observed, draw, margin
+        self.logits = torch.zeros(0)
         self.rule: Any = rule_of(setup.case)
         self.states: dict[str, State] = {name: {} for name in setup.masters}
         self.steps = 0
@@ -152,6 +178,8 @@ class Run:
     def _micro_batch(self, epoch: int, batch: dict[str, Tensor], stepped: bool) -> None:
         """Gradients of earlier micro-batches are gone: the prototypes zero them at the top of each."""
         weights, masters = self.setup.weights(), self.setup.masters
+        target = moved(batch["target"], self.draw, TARGETS[self.case.dtype], len(self.trace.curve))
+        batch = {**moved(batch, self.draw, DTYPES[self.case.dtype], len(self.trace.curve)), "target": target}
         out = self.setup.forward(weights, batch)
         name, first_step = f"mb{len(self.trace.curve)}", self.observed and self.steps == 0
         if first_step:
@@ -184,7 +212,7 @@ class Run:
     ) -> Point:
         rows = batch["loss_mask"].bool()
         scored = out.steps[-1].logits.detach(), out.target_p, rows
-        top = hits(*scored)
+        top, self.logits = hits(*scored), scored[0][rows]
         return Point(
             epoch=epoch,
             loss=out.loss.item(),
@@ -195,7 +223,7 @@ class Run:
             correct=top[0],
             rows=int(batch["loss_mask"].sum()),
             top=top,
-            ties=near_ties(*scored),
+            ties=near_ties(*scored, self.margin),
             stepped=stepped,
             logged=out.logged if bool(rows.any()) else {},
         )
@@ -215,17 +243,19 @@ def hits(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def near_ties(logits: Tensor, target_p: Tensor, rows: Tensor) -> tuple[int, ...]:
-    """For places 1, 2, 3 the rows in the loss whose target's logit lies within ``TIE`` of that place's other candidate.
+def near_ties(logits: Tensor, target_p: Tensor, rows: Tensor, margin: float) -> tuple[int, ...]:
+    """For places 1, 2, 3 the rows in the loss whose target's logit lies so close to that place's other candidate.
 
     Args:
+        margin: of the root mean square of the logits, how far rounding may move one.
         logits, target_p: [B, T, D], the draft's at the last step and the verifier's distribution.
         rows: bool [B, T], the positions in the loss.
     """
     chosen, wanted = logits[rows].double(), target_p[rows].argmax(-1, keepdim=True)
     own = chosen.gather(1, wanted)
     others = chosen.scatter(1, wanted, -torch.inf).topk(min(PLACES, chosen.shape[-1]), dim=-1).values
-    return tuple(((own - others).abs() <= TIE).sum(0).tolist())
+    apart = 2**0.5 * margin * float(chosen.square().mean().sqrt()) if chosen.numel() else 0.0
+    return tuple(((own - others).abs() <= apart).sum(0).tolist())
 
 
 def keep_steps(

@@ -1,0 +1,262 @@
+"""What is allowed is measured: how far one rounding of inputs and weights moves what the original computes.
+
+The original is run again with each floating-point input and weight moved by a random unit in the last place of the
+precision that it computes in, after TTrace (arXiv 2506.09280). A port's relative error may be ``TIMES`` as large as
+what that does. All sizes are root mean squares over what the views count, relative to the original's, pooled over draws
+and micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from parity.calls import with_tensors
+from parity.trace import Point, Trace
+
+Value = TypeVar("Value")
+Spread = Mapping[str, Sequence[float]]
+"""By what :func:`pool_of` says one number; by ``curve.<series>`` one for every point that has a value."""
+
+DRAWS = 3
+"""How often a live original is moved; a recording's may be moved more often, once and for all."""
+
+TIMES = 4.0
+"""How far a port may be off, of what one rounding does: independent implementations were seen at 1.1 and less."""
+
+FEW = 4.0
+"""Units of a quantity's own dtype that are always allowed: draws of a single number may agree by chance."""
+
+SAYS_NOTHING = 0.5
+"""A bound of so much of the quantity says nothing."""
+
+NEIGHBOURS = 2
+"""Points before and after one that its spread is pooled with: a single loss may stay where it is by chance."""
+
+LARGEST = 1e3
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16ds": torch.bfloat16}
+MICRO_BATCH = re.compile(r"mb\d+\.")
+NOT_MEASURED = ("batch.", "draw.")
+
+
+def unit_of(values: Tensor, eps: float) -> Tensor:
+    """One unit in the last place of each entry, float64, for a precision of this ``eps``; 0 where the entry is 0."""
+    wide = values.detach().double()
+    exponents = torch.frexp(wide)[1] - 1
+    units = torch.ldexp(torch.full_like(wide, eps), exponents)
+    return units.where(wide != 0, torch.zeros_like(wide))
+
+
+def moved(value: Value, draw: int, dtype: torch.dtype = torch.float32, part: int = 0) -> Value:
+    """The same structure with every floating-point entry one unit of ``dtype`` up or down, at random.
+
+    Args:
+        value: tensors, in dicts, lists and tuples. Those that are narrower than ``dtype`` enter exactly, and stay; so
+            do those of whole numbers, masks for example.
+        draw: its number, which seeds the choice with ``part``; 0 moves nothing.
+        part: so that several values of a draw move independently.
+    """
+    generator = torch.Generator().manual_seed(1000 * draw + part)
+
+    def move(tensor: Tensor) -> Tensor:
+        whole = not tensor.is_floating_point() or bool((tensor == tensor.round()).all())
+        return tensor if whole else moved_by_one(tensor, dtype, generator)
+
+    return with_tensors(value, move) if draw else value
+
+
+def moved_by_one(tensor: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Every entry one unit of ``dtype`` up or down, 0 and what is infinite aside; a narrower tensor as it is."""
+    eps = torch.finfo(dtype).eps
+    if torch.finfo(tensor.dtype).eps > eps:
+        return tensor
+    signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    found = tensor.detach().double().cpu()
+    limits = torch.finfo(tensor.dtype)
+    found = torch.where(found.isfinite(), (found + signs * unit_of(found, eps)).clamp(limits.min, limits.max), found)
+    return found.to(tensor)
+
+
+@torch.no_grad()
+def move_module(module: nn.Module, draw: int, dtype: torch.dtype) -> None:
+    """Parameters and saved buffers, in place; what is tied stays tied."""
+    saved, generator = module.state_dict(), torch.Generator().manual_seed(1000 * draw)
+    held = [*module.parameters(), *(value for name, value in module.named_buffers() if name in saved)]
+    for value in (value for value in held if value.is_floating_point()):
+        value.copy_(moved_by_one(value.detach(), dtype, generator))
+
+
+@contextmanager
+def autocast_seen(module: nn.Module) -> Iterator[set[torch.dtype]]:
+    """Collects the dtypes of autocast that the module's parts run under: there these are computed in, not their own."""
+    seen = set[torch.dtype]()
+
+    def look(part: nn.Module, args: Any) -> None:
+        for device in {value.device.type for value in part.parameters()}:
+            if torch.is_autocast_enabled(device):
+                seen.add(torch.get_autocast_dtype(device))
+
+    handles = [part.register_forward_pre_hook(look) for part in module.modules()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def computed_in(module: nn.Module, seen: Collection[torch.dtype]) -> str:
+    """The dtype of the module's matrices, or of autocast where it runs under one; the narrowest, in torch's words."""
+    held = [value for value in module.parameters() if value.is_floating_point()]
+    dtypes = {value.dtype for value in held if value.dim() > 1} or {value.dtype for value in held} or {torch.float32}
+    return str(max({*dtypes, *seen}, key=lambda dtype: torch.finfo(dtype).eps)).removeprefix("torch.")
+
+
+def draws_of(side: Any, case: Any, base: Trace) -> list[Trace]:
+    """A side that gave ``base``, moved ``DRAWS`` times; none where it cannot be run again."""
+    draw, precision = getattr(side, "draw", None), precision_of(base)
+    found = (draw(case, number, precision) for number in range(1, DRAWS + 1)) if draw else ()
+    return [trace for trace in found if trace is not None]
+
+
+def precision_of(trace: Trace) -> torch.dtype:
+    """What a trace's run computed in; float32 where it says nothing that torch knows."""
+    found = DTYPES.get(trace.dtype) or getattr(torch, trace.precision or trace.dtype, None)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def pool_of(name: str) -> str:
+    """What a tensor's spread is pooled under; empty: it is not measured.
+
+    Micro-batches are pooled, and single numbers of one kind, whose draws agree by chance.
+    """
+    if name.startswith("last."):
+        return name
+    match = MICRO_BATCH.match(name)
+    rest = name[match.end() :] if match else ""
+    if rest.startswith(NOT_MEASURED):
+        return ""
+    return "loss" if rest.rpartition(".")[2] == "loss" else "path" if rest.startswith("path.") else rest
+
+
+def relative(expected: Tensor, found: Tensor) -> float:
+    """|found - expected| over |expected|; of whole numbers whether any differs. Infinite where nothing can be said.
+
+    What is infinite on both sides alike does not differ.
+    """
+    if expected.shape != found.shape:
+        return math.inf
+    if not expected.is_floating_point():
+        return float(not torch.equal(expected, found))
+    mine, theirs = expected.detach().double(), found.detach().double()
+    endless = torch.isinf(mine) & (mine == theirs)
+    mine, theirs = (side.masked_fill(endless, 0) for side in (mine, theirs))
+    gap, size = float((theirs - mine).norm()), float(mine.norm())
+    return 0.0 if gap == 0 else gap / size if size and math.isfinite(gap / size) else math.inf
+
+
+def relative_each(expected: Tensor, found: Tensor) -> Tensor:
+    """Entry by entry; equal ones do not differ, even where they are 0."""
+    gap = (found.double() - expected.double()).abs()
+    sizes = torch.where(gap == 0, gap, gap / expected.double().abs())
+    return sizes.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def spread_of(base: Trace, draws: Sequence[Trace]) -> dict[str, list[float]]:
+    """What moving the original's inputs and weights did, by quantity.
+
+    Args:
+        base: of the original as it is.
+        draws: of the same, moved; in the same coordinates.
+    """
+    pools: dict[str, list[float]] = defaultdict(list)
+    for name in (name for name in base.tensors if pool_of(name)):
+        there = [draw.tensors[name] for draw in draws if name in draw.tensors]
+        pools[pool_of(name)] += [relative(base.tensors[name], value) for value in there]
+    spread = {name: [pooled(sizes)] for name, sizes in pools.items()}
+    for group in ("after", "final"):
+        for name in base.group(f"{group}."):
+            updates = [update_of(trace, group, name) for trace in (base, *draws)]
+            if updates[0] is not None and not any(update is None for update in updates):
+                kept = clear(gradient_of(base, name), updates[0], spread, name)
+                mine, *moves = (update[kept] for update in updates if update is not None)
+                spread[f"{group}.{name}"] = [pooled([relative(mine, one) for one in moves])]
+    spread |= series_of(base, draws)
+    for name in ("loss", "grad_norm"):
+        if name in spread and f"curve.{name}" in spread:
+            spread[name] = [max(spread[name][0], spread[f"curve.{name}"][0])]
+    return spread
+
+
+def pooled(sizes: Sequence[float]) -> float:
+    """Their root mean square, with three digits, which a file can hold."""
+    size = math.sqrt(sum(min(one, LARGEST) ** 2 for one in sizes) / max(1, len(sizes)))
+    return float(f"{size:.3g}")
+
+
+def update_of(trace: Trace, group: str, name: str) -> Tensor | None:
+    """``after`` or ``final`` minus ``init``, float64; None where a trace has not both."""
+    end, begin = (trace.tensors.get(f"{one}.{name}") for one in (group, "init"))
+    if end is None or begin is None or end.shape != begin.shape or not end.is_floating_point():
+        return None
+    return end.double() - begin.double()
+
+
+def clear(gradient: Tensor | None, update: Tensor, spread: Spread, parameter: str) -> Tensor:
+    """bool, as the update: entries whose gradient is further from zero than rounding moves it.
+
+    Adam's first step is lr * sign(g): the others may go either way, and are set aside. All are clear where no gradient
+    is known, and where all of it is 0.
+    """
+    if gradient is None or gradient.shape != update.shape or f"grad.{parameter}" not in spread or not gradient.any():
+        return torch.ones(update.shape, dtype=torch.bool)
+    size = gradient.double().abs()
+    return size > TIMES * spread[f"grad.{parameter}"][0] * size.square().mean().sqrt()
+
+
+def gradient_of(trace: Trace, parameter: str) -> Tensor | None:
+    """The one that the first optimizer step was made with."""
+    return trace.tensors.get(f"mb{(trace.micro_batches() or [0])[-1]}.grad.{parameter}")
+
+
+def hidden(weight: Tensor, update: Tensor, kept: Tensor, dtype: torch.dtype, steps: int) -> float:
+    """What a weight's own last place hides of its update: |units| * sqrt(steps) over |update|, on the entries kept.
+
+    Where the two sides store the weight in other dtypes, ``dtype`` being the found side's, the wider one is rounded
+    once, to the narrower.
+    """
+    eps = max(torch.finfo(each).eps for each in (weight.dtype, dtype))
+    size = float(update[kept].norm())
+    gap = float(unit_of(weight, eps)[kept].norm()) * math.sqrt(max(1, steps if weight.dtype == dtype else 1))
+    return gap / size if size else math.inf
+
+
+def numbers_of(point: Point, unrolled: bool = True) -> dict[str, float]:
+    """What a point says that rounding moves: loss, gradient norm, what is logged, the losses of an unrolled model."""
+    steps = {f"loss of step {n}": loss for n, loss in enumerate(point.step_losses) if unrolled}
+    own = {"loss": point.loss, "grad_norm": point.grad_norm}
+    return {name: value for name, value in {**own, **point.logged, **steps}.items() if value is not None}
+
+
+def series_of(base: Trace, draws: Sequence[Trace]) -> dict[str, list[float]]:
+    """The spread of every series, point by point; it grows with the steps as the draws do, and never shrinks again."""
+    sides = [[numbers_of(point) for point in trace.curve] for trace in (base, *draws)]
+    found = {}
+    for name in dict.fromkeys(name for point in sides[0] for name in point):
+        series = [torch.tensor([point[name] for point in side if name in point], dtype=torch.float64) for side in sides]
+        if not draws or any(len(one) != len(series[0]) for one in series):
+            continue
+        sizes = torch.stack([relative_each(series[0], one) for one in series[1:]])
+        grown, largest = [], 0.0
+        for n in range(len(series[0])):
+            near = sizes[:, max(0, n - NEIGHBOURS) : n + NEIGHBOURS + 1].flatten()
+            largest = max(largest, pooled(near.tolist()))
+            grown.append(largest)
+        found[f"curve.{name}"] = grown
+    return found
