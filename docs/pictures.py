@@ -11,12 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from parity.pair import Options, find_pair
+from parity.plants import Ground
+from parity.prototypes.faults import in_config, unnormed_residual
 from parity.report import write_html
-from parity.run import run_all
-from tests.parity.faults import FAULTS
+from parity.run import joined, run_pair
 
 DOCS = Path(__file__).parent
 PLAIN = "not (noise or ga2 or bs1)"
@@ -26,11 +25,11 @@ PICTURES = {"report.png": 1790, "report_failed.png": 1500}
 
 def main() -> int:
     """Run, draw, photograph."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as folder:
         pages = {name: Path(folder) / f"{name}.html" for name in PICTURES}
         draw(pages["report.png"], ("eagle3", "hass"))
-        next(fault for fault in FAULTS if fault.name == "residual un-normed").plant(patch)
-        draw(pages["report_failed.png"], ("eagle3",))
+        with in_config(unnormed_residual)(Ground(), 1.0):
+            draw(pages["report_failed.png"], ("eagle3",))
         for name, height in PICTURES.items():
             photograph(pages[name], DOCS / name, height)
     return 0
@@ -39,7 +38,7 @@ def main() -> int:
 def draw(page: Path, algorithms: tuple[str, ...]) -> None:
     """The report of the three-step float32 cases."""
     options = Options(keyword=f"fp32_k3 and {PLAIN}")
-    write_html(run_all([find_pair(name) for name in algorithms], options, print).report, page)
+    write_html(joined([run_pair(find_pair(name), options, print) for name in algorithms]).report, page)
 
 
 def photograph(page: Path, picture: Path, height: int) -> None:
