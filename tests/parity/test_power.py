@@ -75,7 +75,7 @@ def test_every_fault_of_any_port_is_seen_by_a_check() -> None:
 
 EXPECTED = {
     "matmul precision lowered": "environment",
-    "rate times 1.01": "curve",
+    "rate times 1.01": "optimizer_step",
     "weight decay off or on": "configuration",
     "clip times 1.02": "clip",
     "schedule a step late": "curve",
