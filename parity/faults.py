@@ -269,6 +269,11 @@ def of_batches(keys: Mapping[str, str]) -> list[Fault]:
     ]
 
 
+def _ends(own: str, name: str) -> bool:
+    """Is it that parameter's name, or its name in a part of the module, which alone may be saved?"""
+    return isinstance(name, str) and f".{own}".endswith(f".{name}")
+
+
 def saved(change: Callable[[dict[str, Tensor], str], object]) -> Plant:
     """A trained tensor in whatever file of safetensors or of torch holds it."""
 
@@ -277,7 +282,8 @@ def saved(change: Callable[[dict[str, Tensor], str], object]) -> Plant:
         def saving(real: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(real)
             def run(tensors: Any, *rest: Any, **named: Any) -> Any:
-                names = sorted(ground.names & {*tensors}) if isinstance(tensors, Mapping) else []
+                held = [*tensors] if isinstance(tensors, Mapping) else []
+                names = sorted(name for name in held if any(_ends(own, name) for own in ground.names))
                 if names:
                     tensors, ground.place = dict(tensors), middle(names)
                     change(tensors, ground.place)

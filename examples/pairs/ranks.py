@@ -78,12 +78,13 @@ def load(algorithm: str, folder: Path) -> Any:
 
 @cache
 def batches(algorithm: str) -> list[dict[str, Tensor]]:
-    """Two of three recorded samples each, without noise."""
+    """Two of three recorded samples each, without noise and of one length, so that either can stand for the other."""
     case = read_case(RECORDINGS / f"{algorithm}_fp32_k3")
     settings: Any = settings_for(case, Path("unused"), noise=False)
     train = ALGORITHMS[algorithm].train
     dataset = train.build_dataset(settings, train.build(settings).config)
-    return [collate([dataset[SAMPLES * n + place] for place in range(SAMPLES)]) for n in range(2)]
+    whole = collate([dataset[place] for place in range(2 * SAMPLES)])
+    return [{name: value[n * SAMPLES :][:SAMPLES] for name, value in whole.items()} for n in range(2)]
 
 
 def cases(algorithm: str) -> list[Case]:
