@@ -237,6 +237,12 @@ def hidden(weight: Tensor, update: Tensor, kept: Tensor, dtype: torch.dtype, ste
     return gap / size if size else math.inf
 
 
+def around(sizes: Tensor) -> Tensor:
+    """[..., points]: the root mean square of each point and its ``NEIGHBOURS`` on either side."""
+    windows = [sizes[..., max(0, n - NEIGHBOURS) : n + NEIGHBOURS + 1] for n in range(sizes.shape[-1])]
+    return torch.stack([window.square().mean(-1).sqrt() for window in windows], dim=-1)
+
+
 def numbers_of(point: Point, unrolled: bool = True) -> dict[str, float]:
     """What a point says that rounding moves: loss, gradient norm, what is logged, the losses of an unrolled model."""
     steps = {f"loss of step {n}": loss for n, loss in enumerate(point.step_losses) if unrolled}
@@ -253,10 +259,6 @@ def series_of(base: Trace, draws: Sequence[Trace]) -> dict[str, list[float]]:
         if not draws or any(len(one) != len(series[0]) for one in series):
             continue
         sizes = torch.stack([relative_each(series[0], one) for one in series[1:]])
-        grown, largest = [], 0.0
-        for n in range(len(series[0])):
-            near = sizes[:, max(0, n - NEIGHBOURS) : n + NEIGHBOURS + 1].flatten()
-            largest = max(largest, pooled(near.tolist()))
-            grown.append(largest)
-        found[f"curve.{name}"] = grown
+        grown = around(sizes.clamp(max=LARGEST)).square().mean(0).sqrt().cummax(0).values
+        found[f"curve.{name}"] = [float(f"{size:.3g}") for size in grown.tolist()]
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.allowed import SAYS_NOTHING, relative, relative_each
+from parity.allowed import SAYS_NOTHING, around, relative, relative_each
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import Trace
 from parity.verdict import Against, Row, Status
@@ -203,7 +203,10 @@ def compare_series(
 def compare_grown(
     subject: Subject, quantity: str, name: str, sides: Sequence[Sequence[float]], bounds: Sequence[float], reason: str
 ) -> Row:
-    """Two curves under a bound for every point; the worst is told, of those where the bound says something."""
+    """Two curves under a bound for every point; the worst is told, of those where the bound says something.
+
+    The size at a point is the root mean square of it and its neighbours, as that of its bound is.
+    """
     count = sum(1 for _ in takewhile(lambda bound: bound < SAYS_NOTHING, bounds))
     if len(sides[0]) != len(sides[1]) or not sides[0]:
         return compare_series(subject, quantity, name, sides[0], sides[1], Tolerance(Kind.RELATIVE, bounds[0], reason))
@@ -211,7 +214,7 @@ def compare_grown(
     broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
     if not count and not broken:
         return subject.silent(quantity, name, None, bounds[0], f"{reason}: rounding alone moves all of it")
-    sizes, allowed = relative_each(mine, theirs)[: count or None], torch.tensor(bounds[: count or None])
+    sizes, allowed = around(relative_each(mine, theirs)[: count or None]), torch.tensor(bounds[: count or None])
     worst = int((sizes / allowed).nan_to_num(nan=torch.inf).argmax())
     measured, bound = float(sizes[worst]), float(allowed[worst])
     told = "" if count == len(bounds) else f"; from ({count},) on rounding alone moves all of it"

@@ -1,0 +1,70 @@
+"""What one rounding does to a prototype: stored as it is measured; and the reference that says so is held itself."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from parity.checks import run_checks
+from parity.errors import InputError
+from parity.pair import find_pair
+from parity.prototypes.case import Case
+from parity.prototypes.pair import REFERENCE
+from parity.prototypes.reference.layer import Layer
+from parity.prototypes.spread import FILE, measure, spread_for
+from parity.run import CaseRun
+from parity.verdict import Against
+
+
+def test_a_stored_spread_is_what_is_measured(cases: dict[str, Case]) -> None:
+    """On another machine within a few tenths."""
+    case = cases["eagle3_fp32_k1"]
+    found = measure(case)
+    stored = json.loads((case.directory / FILE).read_text())
+    assert found.keys() == stored.keys()
+    tensors = [name for name in stored if name.startswith(("grad.", "step", "target"))]
+    assert all(found[name] == pytest.approx(stored[name], rel=0.5) for name in tensors if not name.endswith("norm"))
+
+
+def test_every_case_has_one(cases: dict[str, Case]) -> None:
+    assert all((case.directory / FILE).exists() for case in cases.values())
+
+
+def test_a_spread_that_is_none_is_named(copy: Case) -> None:
+    (copy.directory / FILE).write_text('{"loss": [-1]}')
+    with pytest.raises(InputError, match=r"spread.json: loss: found \[-1\]"):
+        spread_for(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "failing"),
+    [("eagle3_bf16ds_k3", 1.0, set()), ("hass_bf16_k3", 1.0, set()), ("hass_bf16_k3", -0.3, {"forward", "loss"})],
+)
+def test_the_reference_is_held_against_half_precision_too(
+    name: str, factor: float, failing: set[str], cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that a port is judged by stands outside of the recordings."""
+    real = Layer.logits
+    monkeypatch.setattr(Layer, "logits", lambda self, out: factor * real(self, out))
+    pair = find_pair(cases[name].algorithm)
+    with ExitStack() as stack:
+        evidence = CaseRun(replace(pair, port=REFERENCE, sides=()), cases[name], stack).evidence(REFERENCE)
+        rows = run_checks(evidence, pair.every_check, {"forward", "loss"})
+    assert {row.check for row in rows if row.compared and not row.passed} == failing
+
+
+def test_a_case_without_recorded_gradients_is_held_to_the_reference_s(cases: dict[str, Case]) -> None:
+    pair = find_pair("eagle3")
+    with ExitStack() as stack:
+        evidence = CaseRun(pair, cases["eagle3_bf16ds_k3"], stack).evidence(pair.port)
+        rows = run_checks(evidence, pair.every_check, {"gradients"})
+        held = [row for row in rows if ".grad." in row.tensor]
+        assert len(held) == 13
+        assert all(row.passed and row.against is Against.REFERENCE for row in held)
+        for name, value in evidence.found.group("mb0.grad.").items():
+            evidence.found.tensors[f"mb0.grad.{name}"] = -0.3 * value
+        rows = run_checks(evidence, pair.every_check, {"gradients"})
+        assert not any(row.passed for row in rows if ".grad." in row.tensor)
