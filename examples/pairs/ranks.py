@@ -49,8 +49,8 @@ def build(algorithm: str) -> Any:
     load_initial(draft, case)
     for value in draft.parameters():  # a file's memory is not aligned as torch's own, and last bits depend on that
         value.data = value.data.clone()
-    for layer in draft.layers:  # where nobody looks at one, it is computed faster, to another last bit
-        layer.register_forward_hook(lambda *_: None)
+    for part in draft.modules():  # where nobody looks at one, it is computed faster, to another last bit
+        part.register_forward_hook(lambda *_: None)
     steps = settings.forward_num_total
     found = HassObjective(draft, steps, settings.topk) if algorithm == "hass" else Eagle3Objective(draft, steps)
     found.normalisation = Normalisation(Accelerator(cpu=True), together=True)
