@@ -214,9 +214,10 @@ def compare_grown(
     broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
     if not count and not broken:
         return subject.silent(quantity, name, None, bounds[0], f"{reason}: rounding alone moves all of it")
-    sizes, allowed = around(relative_each(mine, theirs)[: count or None]), torch.tensor(bounds[: count or None])
-    worst = int((sizes / allowed).nan_to_num(nan=torch.inf).argmax())
+    apart, allowed = relative_each(mine, theirs)[: count or None], torch.tensor(bounds[: count or None])
+    sizes = around(apart)
+    worst, place = (int((each / allowed).nan_to_num(nan=torch.inf).argmax()) for each in (sizes, apart))
     measured, bound = float(sizes[worst]), float(allowed[worst])
     told = "" if count == len(bounds) else f"; from ({count},) on rounding alone moves all of it"
-    detail = f"at ({worst},): expected {sides[0][worst]!r}, found {sides[1][worst]!r}; {reason}{told}"
+    detail = f"at ({place},): expected {sides[0][place]!r}, found {sides[1][place]!r}; {reason}{told}"
     return subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
