@@ -173,6 +173,13 @@ class _Given(nn.Module):
         return _Output(self.states)
 
 
+class _Nothing(nn.Module):
+    """Stands where rotary embeddings stood: without layers nobody reads them."""
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        return None
+
+
 @dataclass
 class _Output:
     """What a backbone gives: nothing but its last state, by name or as the first of all."""
@@ -206,14 +213,16 @@ def _find_norm(name_or_path: str, model: Any) -> nn.Module:
     decoder, given = model.get_decoder(), list[tuple[nn.Module, Any]]()
     decoder = getattr(model, backbone(model) or "", model) if decoder is model else decoder
     config = decoder.config.get_text_config()
-    stacks = [name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)]
-    layers = {name: getattr(decoder, name) for name in stacks}
+    layers = {name: part for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)}
+    turning = {name: part for name, part in decoder.named_children() if "rotary" in name}  # some read their positions
     hooks = [
         part.register_forward_hook(lambda module, _, out: given.append((module, out))) for part in decoder.modules()
     ]
     try:
-        for name in stacks:
+        for name in layers:
             setattr(decoder, name, nn.ModuleList())
+        for name in turning:
+            setattr(decoder, name, _Nothing())
         with torch.device("meta"):
             state = torch.empty(1, 2, config.hidden_size, dtype=decoder.dtype)
             mask = torch.empty(1, 1, 2, 2, dtype=decoder.dtype)  # made already, so that nobody looks into it
@@ -223,7 +232,7 @@ def _find_norm(name_or_path: str, model: Any) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
-        for name, part in layers.items():
+        for name, part in {**layers, **turning}.items():
             setattr(decoder, name, part)
     norms = [module for module, out in given if out is last and module is not decoder]
     if not norms:
