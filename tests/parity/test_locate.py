@@ -373,7 +373,7 @@ def chain_of(*calls: tuple[str, float, float]) -> list[Call]:
 def test_the_largest_factor_beyond_the_bound_is_blamed() -> None:
     """A norm a little beyond it, since rounding adds up, is not the place where something is wrong."""
     expected = chain_of(("norm", 0.5, 0.5), ("gate", 0.5, 0.5), ("up", 0.5, 0.5), (WHOLE, 0.5, 0.5))
-    found = chain_of(("norm", 0.5, 0.500011), ("gate", 0.500011, 0.501), ("up", 0.501, 0.9), (WHOLE, 0.5, 0.9))
+    found = chain_of(("norm", 0.5, 0.500012), ("gate", 0.500012, 0.501), ("up", 0.501, 0.9), (WHOLE, 0.5, 0.9))
     assert blamed(expected, found) == "gate"
     assert blamed(expected[:1], found[:1]) == "norm"
     assert blamed(expected[2:], found[2:]) == WHOLE  # what its part was given differs
@@ -383,7 +383,7 @@ def test_what_agrees_while_its_parts_do_not_is_looked_into() -> None:
     """The container's own output stays within the bound, and what comes before and after is a little beyond it."""
     expected = chain_of(*[(name, 0.5, 0.5) for name in ("norm", "mlp.gate", "mlp", "head")])
     found = chain_of(
-        ("norm", 0.5, 0.500011), ("mlp.gate", 0.500011, 0.6), ("mlp", 0.500011, 0.500001), ("head", 0.500001, 0.50002)
+        ("norm", 0.5, 0.500012), ("mlp.gate", 0.500012, 0.6), ("mlp", 0.500012, 0.500001), ("head", 0.500001, 0.50002)
     )
     assert blamed(expected, found) == "mlp.gate"
 
