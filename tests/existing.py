@@ -40,7 +40,7 @@ FAULTS: dict[str, tuple[Switch, str, str, str]] = {
         "its input `position_ids` already differs, at (0, 37): expected 12, found 13, made outside of any module",
     ),
     "one side clips": (
-        lambda side: replace(side, step=lambda _, optimizer: optimizer.step()),
+        lambda side: replace(side, clip=side.clips, step=lambda _, optimizer: optimizer.step()),
         "clip",
         "(whole)",
         "8 of 8 steps are",
