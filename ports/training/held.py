@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -26,8 +25,10 @@ def hold_records(
     layers: Sequence[int] | None,
     datasets: Sequence[RecordDataset],
     accelerator: Accelerator,
-) -> None:
+) -> list[str]:
     """The main process holds some records of each of ``datasets`` against the verifier; all end if one does not hold.
+
+    What it found is for the user, a line a dataset, once nothing else refuses the run.
 
     Args:
         settings: ``records_check`` says how.
@@ -39,15 +40,15 @@ def hold_records(
         InputError: see :func:`ports.verifier.states.check_states`.
     """
     if settings.records_check == "off":
-        accelerator.print("records NOT held against the verifier: --records_check off", file=sys.stderr)
-        return
+        return ["records NOT held against the verifier: --records_check off"]
+    held: list[str] = []
     found: list[InputError | None] = [None]
     try:
         for dataset in datasets if accelerator.is_main_process else ():
             stored = [] if isinstance(dataset, OnlineDataset) else some_of(dataset, layers, settings.basepath)
             if stored:
                 alone = settings.records_check == "head"
-                accelerator.print(check_states(settings.basepath, stored, accelerator.device, alone), file=sys.stderr)
+                held.append(check_states(settings.basepath, stored, accelerator.device, alone))
     except InputError as error:
         found = [error]
     finally:
@@ -56,6 +57,7 @@ def hold_records(
     (wrong,) = broadcast_object_list(found)
     if wrong is not None:
         raise wrong
+    return held
 
 
 def some_of(dataset: RecordDataset, layers: Sequence[int] | None, verifier: str) -> list[Stored]:

@@ -143,7 +143,7 @@ def start_training(
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
     layers = getattr(objective.draft.config, "eagle_aux_hidden_state_layer_ids", None)
     others = [held] if held is not None and settings.val_dir is not None else []
-    hold_records(settings, layers, [dataset, *others], accelerator)
+    records = hold_records(settings, layers, [dataset, *others], accelerator)
     resumed = take_directory(settings, accelerator)
     kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
     start_trackers(accelerator, settings, kept)
@@ -157,6 +157,8 @@ def start_training(
         resume(loop, resumed, keeper)
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
+    for line in records:
+        accelerator.print(line, file=sys.stderr)
     return loop
 
 

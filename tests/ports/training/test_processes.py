@@ -220,7 +220,8 @@ def test_two_processes_stop_together_and_count_together(words, run_ranks, start_
     data, spoilt, common = fixture / "data_eagle3", fixture / "spoilt", ("--no-shuffle", "--no-noise")
     shutil.copytree(data, spoilt)
     record = torch.load(spoilt / "data_3.ckpt", weights_only=True)
-    torch.save({**record, "hidden_state": torch.full_like(record["hidden_state"], 3e38)}, spoilt / "data_3.ckpt")
+    beyond = torch.empty_like(record["hidden_state"]).uniform_(2e38, 3e38)
+    torch.save({**record, "hidden_state": beyond}, spoilt / "data_3.ckpt")
     refused = {
         "idle": ({"bs": 4}, {}, "records: found 6, expected at least bs = 4 * 2 processes = 8", set()),
         "loss": (
