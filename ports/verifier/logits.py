@@ -74,7 +74,8 @@ class VerifierHead:
         with torch.autocast(last_state.device.type, enabled=False):
             states = last_state.to(self.weight.dtype).reshape(1, -1, last_state.shape[-1])
             logits: Tensor = self._forward(states)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).view(*last_state.shape[:-1], logits.shape[-1])
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return wide.view(*last_state.shape[:-1], wide.shape[-1])
 
     @torch.no_grad()
     def norm(self, state: Tensor) -> Tensor:

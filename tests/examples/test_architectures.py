@@ -78,5 +78,5 @@ def test_what_is_not_good(example, name, value):
 
 
 def test_an_unknown_architecture_is_bad_input(example, tmp_path):
-    with pytest.raises(ValueError, match="--architecture: found gpt_oos, expected .*gpt_oss or llama4"):
+    with pytest.raises(ValueError, match=r"--architecture: found gpt_oos, expected .*gpt_oss or llama4"):
         example.rows_of("gpt_oos", tmp_path, 1)
