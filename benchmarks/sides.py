@@ -14,9 +14,9 @@ from torch import nn
 
 from benchmarks.shapes import Shape
 from parity.prototypes.case import Case
-from parity.prototypes.library import speculators_inputs
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import Run, prepare
+from ports.check.trained import speculators_inputs
 from ports.eagle3.model import thaw_head
 from ports.eagle3.train import GRAD_CLIP
 from ports.training.observer import Observer, StepRecord

@@ -21,6 +21,7 @@ SECTIONS = {
         "training.md",
         "data.md",
         "resume.md",
+        "check.md",
         "serving.md",
         "results.md",
         "architectures.md",

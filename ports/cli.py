@@ -22,6 +22,7 @@ COMMANDS = {
     "vocabulary": ("ports.generate.vocabulary", "which tokens an Eagle3 draft can say"),
     "train eagle3": ("ports.eagle3.train", "train an Eagle3 draft on records"),
     "train hass": ("ports.hass.train", "train a HASS draft on records"),
+    "check": ("ports.check.command", "a draft from its files to served tokens: what is wrong, and what to do"),
     "evaluate": ("ports.evaluate.__main__", "acceptance of a draft's proposals on held-out prompts"),
     "bench": ("ports.serving.bench", "tokens per second of a server with the draft and without"),
 }

@@ -6,9 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from speculators import SpeculatorModel
-from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 from speculators.utils.loading import load_model_layers
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from parity.prototypes.port import ALGORITHMS, settings_for
 from parity.prototypes.recorded import FROM_VERIFIER
 from parity.tolerances import EXACT, by_dtype
 from parity.verdict import Against, Report, Row
+from ports.check.trained import speculators_inputs
 from ports.eagle3.objective import Eagle3Objective
 from ports.hass.model import HassDraftModel
 from ports.training.alignment import Alignment
@@ -83,18 +82,6 @@ def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -
     with draft.lm_head.register_forward_hook(lambda module, args, out: logits.append(out.detach())):
         _, loss, _ = draft(**speculators_inputs(batch, ttt_steps))
     return logits, loss
-
-
-def speculators_inputs(batch: Batch, ttt_steps: int) -> dict[str, Any]:
-    """Keywords of Speculators' forward for one sample, without its last position; its fused losses want Triton."""
-    names = {"features": "hidden_states", "input_ids": "input_ids", "target": "verifier_last_hidden_states"}
-    return {
-        **{theirs: batch[ours][:, :-1] for ours, theirs in names.items()},
-        "document_ids": torch.zeros_like(batch["input_ids"][:, :-1]),
-        "loss_mask": batch["loss_mask"][:, :-1].bool(),
-        "ttt_steps": ttt_steps,
-        "loss_config": resolve_loss_config("kl_div", "eager"),
-    }
 
 
 def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:

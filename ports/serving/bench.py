@@ -39,6 +39,7 @@ from ports.evaluate.verifier import longest_prompt
 from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.serving.interfaces import refuse_unserved
 from ports.verifier import trust
+from ports.verifier.states import own_dtype
 from ports.verifier.trust import HELP
 
 METHODS = {"eagle3": "eagle3", "hass": "eagle"}
@@ -114,7 +115,7 @@ def run(
     asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
     engine = {
         "model": name,
-        "dtype": Dtype(dtype).value,
+        "dtype": dtype_name(name) if dtype == Dtype.AUTO else Dtype(dtype).value,
         "trust_remote_code": trust.trusts_remote_code(),
         "max_model_len": max(map(len, asked)) + tokens + sizes[-1] + 1,
         "max_num_seqs": batches[-1],
@@ -168,6 +169,11 @@ def _take_turns(
                 return turns, f"k = {size or 'none'} in round {number // len(sizes) + 1}: {error}"
             turns += [{"size": size, **each} for each in found]
     return turns, None
+
+
+def dtype_name(verifier: str) -> str:
+    """The verifier's own precision by name: vLLM's "auto" runs float32 weights in halves."""
+    return str(own_dtype(verifier)).removeprefix("torch.")
 
 
 def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any]]:

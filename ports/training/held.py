@@ -60,8 +60,8 @@ def hold_records(
     return held
 
 
-def some_of(dataset: RecordDataset, layers: Sequence[int] | None, verifier: str) -> list[Stored]:
-    """:data:`COUNT` records, spread over all; those that cannot be used are left to the run, where it skips them.
+def some_of(dataset: RecordDataset, layers: Sequence[int] | None, verifier: str, count: int = COUNT) -> list[Stored]:
+    """``count`` records, spread over all; those that cannot be used are left to the run, where it skips them.
 
     A prototype's record has its features by the prototypes' rule, which names an entry twice for verifiers of 4 to 6
     layers, where the draft's config names a neighbour.
@@ -72,7 +72,7 @@ def some_of(dataset: RecordDataset, layers: Sequence[int] | None, verifier: str)
     size = verifier_config(verifier).num_hidden_layers
     rule = [3, size // 2 + 1, size - 2]
     found = []
-    for index in torch.linspace(0, len(dataset) - 1, min(COUNT, len(dataset))).long().tolist():
+    for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist():
         try:
             file, record = dataset.files[index], dataset.record(index)
         except InputError:

@@ -1,0 +1,157 @@
+"""``speculator check``: a draft from its files to served tokens, step by step; the first fault is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from ports.check.accepted import (
+    expected,
+    look_at_acceptance,
+    look_at_contexts,
+    look_at_serving,
+    positions_of,
+    prompts_of,
+)
+from ports.check.files import look_at_files
+from ports.check.findings import Finding, finding_of, left_out
+from ports.check.trained import look_at_forwards, look_at_records, records_of
+from ports.commands import printable, run_app
+from ports.errors import InputError
+from ports.evaluate.decode import Answer, Limits
+from ports.evaluate.drafter import drafter_of
+from ports.evaluate.measure import evaluate
+from ports.evaluate.plot import check_outputs, write_json
+from ports.evaluate.prompts import family_of, read_files
+from ports.evaluate.verifier import end_tokens, longest_prompt
+from ports.numerics import fix_numerics, numerics
+from ports.training.online import checked_device
+from ports.verifier.loading import load_verifier
+
+PROMPTS = 16
+"""Asked of the records, where no file of prompts is given."""
+
+FILES = "open the directory that training saved, with the verifier it was trained for"
+STATES = "make the records again with this verifier: speculator records"
+NO_RECORDS = "no records", "--records DIR: what the draft was trained on"
+MARKS = {"ok": "ok    ", "fault": "FAULT ", "left out": "-     "}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft")],
+    verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
+    records: Annotated[Path | None, typer.Option(help="what the draft was trained on")] = None,
+    prompts: Annotated[
+        list[Path] | None, typer.Option(help="asked of draft and verifier; default: what 16 of the records ask")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="entries of each file at most")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 64,
+    device: Annotated[str, typer.Option(help="default: cuda if there is one")] = "",
+    json: Annotated[Path | None, typer.Option(help="write what was found here as JSON")] = None,
+) -> None:
+    """Check a draft from its files to served tokens: files, records, training, acceptance, context, serving.
+
+    The first fault is explained, with what to do. Exit code 0: no fault, 1: a fault, 2: bad input.
+    """
+    check_outputs(json, None)
+    if not (draft / "config.json").is_file():
+        raise InputError(draft, "DRAFT", "no config.json", "a Speculators checkpoint directory")
+    fix_numerics()
+    found, console = [], Console(highlight=False)
+    for finding in check(draft, verifier, records, prompts or [], limit, tokens, device):
+        found.append(finding)
+        console.print(
+            f"{MARKS[finding.state]} {finding.step:9} {printable(finding.figure)}", markup=False, soft_wrap=True
+        )
+    wrong = next((each for each in found if each.state == "fault"), None)
+    if json is not None:
+        write_json(json, {"draft": str(draft), "findings": [each.as_json() for each in found], "numerics": numerics()})
+    for each in found:
+        if each is wrong or each.state == "left out":
+            console.print(f"{each.step}: {printable(each.advice)}", markup=False, soft_wrap=True)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def check(
+    draft: Path,
+    verifier: str | None,
+    records: Path | None,
+    prompts: list[Path],
+    limit: int = 64,
+    tokens: int = 64,
+    device: str = "",
+) -> Iterator[Finding]:
+    """Every step's finding, one after the other; none after one that leaves nothing to look at.
+
+    Raises:
+        InputError: prompts that cannot be read.
+    """
+    opened: list[Any] = []
+
+    def files() -> Finding:
+        model, finding = look_at_files(draft, verifier)
+        opened.append(model)
+        return finding
+
+    yield finding_of("files", FILES, files)
+    if not opened:
+        return
+    model, place = opened[0], checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    size = model.config.speculators_config.proposal_methods[0].speculative_tokens
+    promised, dataset = None, None
+    if records is None:
+        yield left_out("records", *NO_RECORDS)
+        yield left_out("trained", *NO_RECORDS)
+    else:
+        dataset = records_of(model, records)
+        yield finding_of("records", STATES, lambda: look_at_records(model, dataset, place))
+        yield finding_of("trained", STATES, lambda: look_at_forwards(model, dataset, size))
+        promised = expected(model, dataset, size)
+    asked = _asked(draft, model, dataset, prompts, limit, tokens, size)
+    if not asked:
+        yield left_out("accepted", "no prompts", "--prompts FILE, or --records DIR")
+        return
+    answers = _answers(model, asked, tokens, size, place)
+    yield look_at_acceptance(answers, size, None if prompts else promised)
+    yield look_at_contexts(asked, answers, positions_of(model))
+    yield finding_of(
+        "served", "see docs/serving.md", lambda: look_at_serving(draft, model, asked, answers, size, tokens)
+    )
+
+
+def _asked(
+    draft: Path, model: Any, dataset: Any, prompts: list[Path], limit: int, tokens: int, size: int
+) -> list[list[int]]:
+    name = model.config.speculators_config.verifier.name_or_path
+    longest = longest_prompt(name, tokens, size)
+    if prompts:
+        entries = read_files(prompts, name, family_of(draft), longest, limit)
+        return [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
+    found = [] if dataset is None else prompts_of(dataset, PROMPTS)
+    return [ids for ids in found if len(ids) <= longest]
+
+
+def _answers(model: Any, asked: list[list[int]], tokens: int, size: int, place: torch.device) -> list[Answer]:
+    """Greedy ones, in the verifier's own precision."""
+    judge = load_verifier(model.config.speculators_config.verifier.name_or_path, "auto", place, head=True)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(judge.dtype)
+    limits = Limits(tokens, end_tokens(judge))
+    return evaluate(judge, drafter_of(model.to(place)), asked, limits, size)
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()
