@@ -18,7 +18,7 @@ import torch
 
 from parity.allowed import clear, gradient_of, hidden, update_of
 from parity.calls import WHOLE, calls_of
-from parity.compare import compare, compare_grown, compare_named, compare_series, compare_value
+from parity.compare import bits_of, compare, compare_grown, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, inside_of
@@ -180,8 +180,9 @@ def state_row(evidence: Evidence, check: str, quantity: str, name: str) -> Row:
     if not mine.is_floating_point() or parameter not in evidence.trained_by_original():
         row = compare_named(subject, quantity, name, mine, theirs, EXACT if mine.dtype == theirs.dtype else ALIKE)
         starts = [trace.tensors.get(f"init.{parameter}") for trace in sides]
-        still = all(start is not None and torch.equal(start, end) for start, end in zip(starts, (mine, theirs)))
-        return replace(row, status=Status.UNMOVED) if still and row.passed else row
+        known = [(start, end) for start, end in zip(starts, (mine, theirs)) if start is not None]
+        still = bool(known) and all(torch.equal(start.to(end.dtype), end) for start, end in known)
+        return row.uncounted(Status.UNMOVED) if still else row
     moves = [update_of(trace, group, parameter) for trace in sides]
     if moves[0] is None or moves[1] is None:
         return subject.silent(quantity, name, None, None, "a trace without its start: nobody knows how far it moved")
@@ -191,7 +192,7 @@ def state_row(evidence: Evidence, check: str, quantity: str, name: str) -> Row:
     rounding, last = evidence.allowed(quantity, name), hidden(mine, moves[0], kept, theirs.dtype, steps)
     reason, aside = f"{rounding.reason}; {last:.1e} hidden by the weights' last place", int((~kept).sum())
     reason += f"; {aside} of {kept.numel()} entries set aside, whose gradient is 0 within rounding" if aside else ""
-    bound = Tolerance(Kind.RMS, rounding.bound + last, reason)
+    bound = Tolerance(Kind.RMS, rounding.bound + last, reason, rounding.source)
     return compare(subject, quantity, name, moves[0] * kept, moves[1] * kept, bound)
 
 
@@ -251,24 +252,24 @@ def _is_wanted(evidence: Evidence, module: str) -> bool:
 
 
 def check_gradient_flow(evidence: Evidence) -> list[Row]:
-    """The same parameters trained; each with a finite gradient that is not zero, and moved; each frozen one neither.
+    """The same parameters trained as in the original; each with a finite gradient that is not zero, and moved.
 
-    What is wrong in the same way with the original is no difference.
+    Of each frozen one neither. What is wrong in the same way with the original is no difference.
     """
     subject, expected = evidence.subject("gradient_flow"), evidence.trained_by_original()
     if not expected:
         detail = "nothing compared: no parameter of the original is known to move"
-        rows = [subject.row("trained", "", None, 0.0, False, detail)]
-    else:
-        found = evidence.wanted(evidence.found.trained)
-        named = {"frozen here": sorted(expected - found), "trained here only": sorted(found - expected)}
-        detail = "; ".join(f"{said}: {names}" for said, names in named.items() if names)
-        rows = [subject.row("trained", "", float(len(expected ^ found)), 0.0, not detail, detail)]
-    own = {flow.parameter: flow.fault for flow in gradient_flow(evidence.expected)}
-    for flow in gradient_flow(evidence.found):
-        fine = not flow.fault or own.get(flow.parameter) == flow.fault
-        rows.append(subject.row("flow", flow.parameter, flow.grad_max, None, fine, flow.fault))
-    return rows
+        return [subject.row("trained", "", None, 0.0, False, detail)]
+    found = evidence.wanted(evidence.found.trained)
+    named = {"frozen here": sorted(expected - found), "trained here only": sorted(found - expected)}
+    detail = "; ".join(f"{said}: {names}" for said, names in named.items() if names)
+    trained = subject.row("trained", "", float(len(expected ^ found)), 0.0, not detail, detail)
+    sides = [{flow.parameter: flow.fault for flow in gradient_flow(trace)} for trace in evidence.traces]
+    wrong = {name: fault for name, fault in sides[1].items() if fault and sides[0].get(name) != fault}
+    detail = "; ".join(f"{name}: {fault}" for name, fault in wrong.items())
+    detail = detail or f"{len(sides[1])} parameters get gradients and move as the original's do, or do neither"
+    flow = subject.row("flow", next(iter(wrong), ""), float(len(wrong)), 0.0, not wrong, detail)
+    return [replace(trained, bits=bits_of(sorted(expected), sorted(found))), flow]
 
 
 def gradient_flow(trace: Trace) -> list[GradientFlow]:
@@ -296,13 +297,13 @@ def check_clip(evidence: Evidence) -> list[Row]:
         rows.append(audit_row(evidence.subject("clip", Against.REFERENCE), theirs, "clip", evidence.tolerance("clip")))
     if not mine:
         return rows
-    bounds, reason = evidence.grown("grad_norm", "grad_norm", len(mine))
+    bounds, last = evidence.grown("grad_norm", "grad_norm", len(mine))
     gaps = (abs(a.norm_before - b.norm_before) / (a.norm_before or 1.0) for a, b in zip(mine, theirs))
     alike = max(1, sum(takewhile(bool, (gap <= bound for gap, bound in zip(gaps, bounds)))))
     count = alike if len(mine) == len(theirs) else None
     series = [[audit.norm_after for audit in side][:count] for side in (mine, theirs)]
     name = "norm_after" if count == len(mine) else f"norm_after, the first {count} of {len(mine)} steps"
-    return [*rows, compare_grown(evidence.subject("clip"), "grad_norm", name, series, bounds[:count], reason)]
+    return [*rows, compare_grown(evidence.subject("clip"), "grad_norm", name, series, bounds[:count], last)]
 
 
 def _has_rule(evidence: Evidence) -> bool:
@@ -423,4 +424,6 @@ def run_check(evidence: Evidence, check: Check) -> list[Row]:
     except Exception as error:  # a port that gives something no check was ready for
         return [raised(subject, error)]
     rows = [row if row.against is not Against.PROTOTYPE else replace(row, against=check.against) for row in rows]
+    rows = [row.uncounted(Status.GIVEN) if row.tensor in evidence.handed else row for row in rows]
+    rows = [replace(row, beside=True) for row in rows] if evidence.beside else rows
     return rows or [subject.row("comparisons", "", None, None, False, "nothing compared")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -125,7 +126,9 @@ def compare(
     if tolerance.kind is Kind.RMS and bound >= SAYS_NOTHING and not broken:
         return subject.silent(quantity, name, measured, bound, f"{tolerance.reason}: rounding alone moves all of it")
     detail = f"{detail}; {tolerance.reason}" if tolerance.kind is Kind.RMS else detail
-    return subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
+    row = subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
+    source = "" if tolerance.kind is Kind.EQUAL else tolerance.source
+    return replace(row, bound=source, bits=bits_of(mine, theirs))
 
 
 def _difference(expected: Tensor, found: Tensor, kind: Kind) -> Tensor:
@@ -173,6 +176,18 @@ def compare_named(
     return compare(subject, quantity, name, expected, found, tolerance)
 
 
+def bits_of(*sides: object) -> str:
+    """A digest of what is compared: tensors with dtype and shape, other values as they are written."""
+    digest = hashlib.blake2b(digest_size=8)
+    for side in sides:
+        if isinstance(side, Tensor):
+            digest.update(f"{side.dtype} {tuple(side.shape)}".encode())
+            digest.update(side.contiguous().resolve_conj().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{side!r};".encode())
+    return digest.hexdigest()
+
+
 def compare_groups(
     subject: Subject, quantity: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance
 ) -> list[Row]:
@@ -189,7 +204,8 @@ def compare_value(subject: Subject, quantity: str, name: str, expected: object, 
     """Two plain values that must be equal."""
     equal = expected == found
     detail = "" if equal else f"found {found!r}, expected {expected!r}"
-    return subject.row(quantity, name, 0.0 if equal else 1.0, 0.0, equal, detail)
+    row = subject.row(quantity, name, 0.0 if equal else 1.0, 0.0, equal, detail)
+    return replace(row, bits=bits_of(expected, found))
 
 
 def compare_series(
@@ -201,23 +217,30 @@ def compare_series(
 
 
 def compare_grown(
-    subject: Subject, quantity: str, name: str, sides: Sequence[Sequence[float]], bounds: Sequence[float], reason: str
+    subject: Subject,
+    quantity: str,
+    name: str,
+    sides: Sequence[Sequence[float]],
+    bounds: Sequence[float],
+    last: Tolerance,
 ) -> Row:
     """Two curves under a bound for every point; the worst is told, of those where the bound says something.
 
-    The size at a point is the root mean square of it and its neighbours, as that of its bound is.
+    ``last`` says why they are what they are. The size at a point is the root mean square of it and its neighbours, as
+    that of its bound is.
     """
     count = sum(1 for _ in takewhile(lambda bound: bound < SAYS_NOTHING, bounds))
     if len(sides[0]) != len(sides[1]) or not sides[0]:
-        return compare_series(subject, quantity, name, sides[0], sides[1], Tolerance(Kind.RELATIVE, bounds[0], reason))
+        return compare_series(subject, quantity, name, sides[0], sides[1], replace(last, kind=Kind.RELATIVE))
     mine, theirs = (torch.tensor(side, dtype=torch.float64) for side in sides)
     broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
     if not count and not broken:
-        return subject.silent(quantity, name, None, bounds[0], f"{reason}: rounding alone moves all of it")
+        return subject.silent(quantity, name, None, bounds[0], f"{last.reason}: rounding alone moves all of it")
     apart, allowed = relative_each(mine, theirs)[: count or None], torch.tensor(bounds[: count or None])
     sizes = around(apart)
     worst, place = (int((each / allowed).nan_to_num(nan=torch.inf).argmax()) for each in (sizes, apart))
     measured, bound = float(sizes[worst]), float(allowed[worst])
     told = "" if count == len(bounds) else f"; from ({count},) on rounding alone moves all of it"
-    detail = f"at ({place},): expected {sides[0][place]!r}, found {sides[1][place]!r}; {reason}{told}"
-    return subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
+    detail = f"at ({place},): expected {sides[0][place]!r}, found {sides[1][place]!r}; {last.reason}{told}"
+    row = subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
+    return replace(row, bound=last.source, bits=bits_of(mine, theirs))

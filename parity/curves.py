@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from parity.allowed import numbers_of
-from parity.compare import Subject, compare_grown, compare_series, compare_value
+from parity.compare import Subject, bits_of, compare_grown, compare_series, compare_value
 from parity.evidence import Evidence
 from parity.tolerances import Tolerance
-from parity.verdict import Row
+from parity.verdict import Row, Status
 
 OWN = {"grad_norm": "grad_norm"}
 RATES = ("lr_used", "lr_after")
@@ -35,9 +36,9 @@ def curve_rows(evidence: Evidence) -> list[Row]:
         if quantity in evidence.own or not count or _places(values[0]) != _places(values[1]):
             rows.append(_series(subject, quantity, name, values, evidence.tolerance(quantity)))
             continue
-        bounds, reason = evidence.grown(quantity, name, count)
+        bounds, last = evidence.grown(quantity, name, count)
         present = [[value for value in side if value is not None] for side in values]
-        rows.append(compare_grown(subject, quantity, name, present, bounds, reason))
+        rows.append(compare_grown(subject, quantity, name, present, bounds, last))
     return rows
 
 
@@ -69,8 +70,10 @@ def hits_rows(evidence: Evidence) -> list[Row]:
     for place in range(max((len(point.top) for point in chain(*curves)), default=0)):
         counts = [[point.top[place] for point in curve if place < len(point.top)] for curve in curves]
         rows.append(_counts(subject, f"top_{place + 1}", counts[0], counts[1], _ties(evidence, place)))
+    first = rows[1].bits if len(rows) > 1 else ""
     counts = [[point.correct for point in curve] for curve in curves]
-    rows.append(_counts(subject, "hits", counts[0], counts[1], _ties(evidence, 0)))
+    hits = _counts(subject, "hits", counts[0], counts[1], _ties(evidence, 0))
+    rows.append(hits.uncounted(Status.REPEATED) if hits.bits == first else hits)  # the first of the first choices
     lines = evidence.expected.prints, evidence.found.prints
     return rows + ([_lines(evidence, *lines)] if any(lines) else [])
 
@@ -94,7 +97,8 @@ def _counts(subject: Subject, name: str, expected: Sequence[int], found: Sequenc
         detail = f"{sum(gaps)} of {sum(expected)} fall the other way, {sum(ties)} are near ties"
     if not any(beyond) and 2 * sum(ties) >= max(1, sum(expected)):
         return subject.silent("hits", name, 0.0, 0.0, f"near ties decide {sum(ties)} of {sum(expected)}")
-    return subject.row("hits", name, float(sum(beyond)), 0.0, not any(beyond), detail)
+    row = subject.row("hits", name, float(sum(beyond)), 0.0, not any(beyond), detail)
+    return replace(row, bits=bits_of(list(expected), list(found)))
 
 
 def _lines(evidence: Evidence, expected: Sequence[str], found: Sequence[str]) -> Row:

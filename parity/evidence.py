@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,8 @@ class Evidence:
     ``original`` and ``live`` are what can be run again of the two sides, or None. ``reference`` gives, when it is asked
     for, what the original's trace lacks, in the shared coordinates: the formulas run again, where a pair has them.
     ``own`` are a user's tolerances, ``moved`` gives the original's spread, empty where nobody can move it.
-    ``speeds`` is filled by checks that measure any.
+    ``speeds`` is filled by checks that measure any. ``handed`` are the names of rows on what the harness itself hands
+    to both sides. ``beside``: the found side is not the port.
     """
 
     case: Any
@@ -44,6 +45,8 @@ class Evidence:
     reference: Callable[[], Trace] | None = None
     not_applicable: dict[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
+    handed: Collection[str] = ()
+    beside: bool = False
 
     def subject(self, check: str, against: Against = Against.PROTOTYPE) -> Subject:
         return Subject(check, self.found.case, self.found.run, against)
@@ -66,7 +69,8 @@ class Evidence:
         if quantity in self.own or quantity in HELD or pool not in self.spread:
             return self.tolerance(quantity)
         size = self.spread[pool][0]
-        return Tolerance(Kind.RMS, max(TIMES * size, self.few(dtype)), f"{TIMES:g} times one rounding, {size:.1e}")
+        bound, reason = max(TIMES * size, self.few(dtype)), f"{TIMES:g} times one rounding, {size:.1e}"
+        return Tolerance(Kind.RMS, bound, reason, "rounding")
 
     def few(self, dtype: torch.dtype) -> float:
         """A few units of a quantity's own dtype, or of what it was computed in if that is wider than float32."""
@@ -74,15 +78,16 @@ class Evidence:
         wide = precision_of(self.expected) == torch.float64
         return FEW * max(eps, torch.finfo(torch.float64 if wide else torch.float32).eps)
 
-    def grown(self, quantity: str, name: str, count: int) -> tuple[list[float], str]:
-        """The bound on each of so many points of a series, and why it is what it is."""
+    def grown(self, quantity: str, name: str, count: int) -> tuple[list[float], Tolerance]:
+        """The bound on each of so many points of a series, and the last of them as a tolerance."""
         spread = self.spread.get(f"curve.{name}")
         if spread is None or quantity in self.own:
             table = self.tolerance(quantity)
-            return [table.bound] * count, table.reason
+            return [table.bound] * count, table
         sizes = [*spread, *[spread[-1]] * count][:count]
         bounds = [max(TIMES * size, self.few(torch.float32)) for size in sizes]
-        return bounds, f"{TIMES:g} times one rounding, which grows to {sizes[-1]:.1e}"
+        reason = f"{TIMES:g} times one rounding, which grows to {sizes[-1]:.1e}"
+        return bounds, Tolerance(Kind.RELATIVE, bounds[-1], reason, "rounding")
 
     @property
     def traces(self) -> tuple[Trace, Trace]:

@@ -202,7 +202,7 @@ def first_forward(
             continue
         around = max((own[one] for one in _inside_call(expected, call) if one in own), default=0.0)
         around = max(around, inputs[call][2] if call in inputs else 0.0)
-        if not around or (around < NEAR and factor > AMPLIFIED * around):
+        if _by_itself(factor, around):
             own[call] = factor
         wrong += [call] if call in both else []
     blamed = [*_first_input(expected, expected, inputs), *((call, outputs[call][0]) for call in wrong)] if wrong else []
@@ -282,22 +282,36 @@ def first_backward(
     gradients: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     apart: Apart,
 ) -> Finding | None:
-    """From the loss back: gradients of outputs agree, those of inputs do not; then parameters on their own."""
+    """The module that sends back what is most bounds off by its own doing; of equals, the first from the loss back.
+
+    By its own doing: the gradients of its outputs agree, and what all modules inside it send back, or are a little
+    beyond the bound, which explains nothing as large. A parameter's gradient counts with the module that has it.
+    """
     other = {call.key: call for call in found}
-    both = [(call, other[call.key]) for call in reversed(expected) if call.key in other]
-    parting = [(call, detail) for call, match in both if (detail := _parts(call, match, apart))]
-    if parting:
-        call, detail = _innermost(parting)
-        return Finding("gradients", "backward", call.module, call.number, detail)
-    return _first_parameter(*gradients, both, apart)
+    both = {call: other[call.key] for call in expected if call.key in other}
+    behind = {call: _behind(call, match, apart) for call, match in both.items()}
+    differ = {name: told for name in {*gradients[0], *gradients[1]} if (told := _gradient(name, *gradients, apart))[0]}
+    own: dict[Call, tuple[str, float]] = {}
+    for call, match in both.items():  # those inside of others end before them
+        detail, factor = _parts(call, match, apart)
+        inner = max((own[one][1] for one in _inside_call(expected, call) if one in own), default=0.0)
+        if detail and _by_itself(factor, max(inner, behind[call])):
+            own[call] = detail, factor
+    blamed = [(call.module, call.number, *own[call]) for call in reversed(both) if call in own]
+    for name, told in sorted(differ.items()):
+        module = max((call.module for call in both if inside_of(name, call.module)), key=_depth, default="")
+        got = max((behind[call] for call in both if call.module == module), default=math.inf)
+        if _by_itself(told[1], got) and module not in {one for one, *_ in blamed}:
+            blamed.append((module, 0, *told))
+    if not blamed:
+        return _around(differ, [call for call in reversed(both) if not behind[call]])
+    module, number, detail, _ = max(blamed, key=lambda one: one[3])
+    return Finding("gradients", "backward", module, number, detail)
 
 
-def _innermost(parting: Sequence[tuple[Call, str]]) -> tuple[Call, str]:
-    """A container starts first going back, so a module inside it is preferred."""
-    first = parting[0]
-    while inner := [entry for entry in parting if inside_of(entry[0].module, first[0].module)]:
-        first = inner[0]
-    return first
+def _by_itself(factor: float, around: float) -> bool:
+    """Does what is off by ``around`` bounds not explain what is off by ``factor``?"""
+    return not around or (around < NEAR and factor > AMPLIFIED * around)
 
 
 def inside_of(name: str, around: str) -> bool:
@@ -305,59 +319,51 @@ def inside_of(name: str, around: str) -> bool:
     return name != around and (around == WHOLE or below(name, around))
 
 
-def _parts(expected: Call, found: Call, apart: Apart) -> str:
-    """Where the gradients of the outputs agree and one of the inputs' does not, its difference; else empty.
+def _parts(expected: Call, found: Call, apart: Apart) -> tuple[str, float]:
+    """The input whose gradient is most bounds off, in words and bounds; empty when all agree.
 
     An input that has another shape by design says nothing.
     """
-    if not _reached(expected, found, apart):
-        return ""
     shared = [place for place in expected.into_grad if place in found.into_grad]
     pairs = [(f"input {place}", expected.into_grad[place], found.into_grad[place]) for place in shared]
     first = first_of(expected.into_grad), first_of(found.into_grad)
     pairs += [("its input", first[0], first[1])] if first[0] is not None and first[1] is not None else []
-    return next(
-        (
-            f"gradient of {what}: {said}"
-            for what, *pair in pairs
-            if pair[0].shape == pair[1].shape and (said := apart(*pair))
-        ),
-        "",
-    )
+    told = [(what, *apart.told(*pair)) for what, *pair in pairs if pair[0].shape == pair[1].shape]
+    worst = max(told, key=lambda one: one[2], default=("", "", 0.0))
+    return (f"gradient of {worst[0]}: {worst[1]}", worst[2]) if worst[1] else ("", 0.0)
 
 
-def _reached(expected: Call, found: Call, apart: Apart) -> bool:
-    """Do all gradients of outputs agree, and is there one?"""
+def _behind(expected: Call, found: Call, apart: Apart) -> float:
+    """How many bounds the gradients of outputs are off; infinite where there is none, or one side alone has one."""
     pairs = [(mine, theirs) for _, mine, theirs in paired(expected.out_grad, found.out_grad)]
-    return bool(pairs) and not any(mine is None or theirs is None or apart(mine, theirs) for mine, theirs in pairs)
+    sizes = [math.inf if mine is None or theirs is None else apart.told(mine, theirs)[1] for mine, theirs in pairs]
+    return max(sizes, default=math.inf)
 
 
-def _first_parameter(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], both: Sequence[tuple[Call, Call]], apart: Apart
-) -> Finding | None:
+def _around(differ: Mapping[str, tuple[str, float]], right: Sequence[Call]) -> Finding | None:
     """The innermost module around a wrong gradient that itself got the right one from behind; else the loss.
 
     A parameter's gradient is the sum over all calls, so the call is not told.
     """
-    differ = {name: detail for name in {*expected, *found} if (detail := _gradient(name, expected, found, apart))}
     if not differ:
         return None
-    right = [call for call, match in both if _reached(call, match, apart)]
     around = ((name, [call for call in right if inside_of(name, call.module)]) for name in sorted(differ))
-    blamed = [(max(calls, key=_depth), differ[name]) for name, calls in around if calls]
+    blamed = [(max(calls, key=lambda call: _depth(call.module)), differ[name][0]) for name, calls in around if calls]
     if not blamed:
-        return Finding("gradients", "backward", LOSS, 0, min(differ.values()))
-    call, detail = _innermost(sorted(blamed, key=lambda entry: right.index(entry[0])))
+        return Finding("gradients", "backward", LOSS, 0, min(differ.values())[0])
+    call, detail = max(blamed, key=lambda entry: _depth(entry[0].module))
     return Finding("gradients", "backward", call.module, 0, detail)
 
 
-def _depth(call: Call) -> int:
-    return -1 if call.module == WHOLE else len(call.module)
+def _depth(module: str) -> int:
+    return -1 if module == WHOLE else len(module)
 
 
-def _gradient(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], apart: Apart) -> str:
+def _gradient(
+    name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], apart: Apart
+) -> tuple[str, float]:
     mine, theirs = expected.get(name), found.get(name)
     if mine is None or theirs is None:
-        return f"gradient of {name}: {'the original' if mine is None else 'the port'} has none"
-    said = apart(mine, theirs)
-    return f"gradient of {name}: {said}" if said else ""
+        return f"gradient of {name}: {'the original' if mine is None else 'the port'} has none", ALONE
+    said, factor = apart.told(mine, theirs)
+    return (f"gradient of {name}: {said}", factor) if said else ("", 0.0)

@@ -124,7 +124,7 @@ class RowsItem(pytest.Item):
                 pytest.skip(f"the side did not run: {type(error).__name__}")
             self.parent.told.append(error)
             raise
-        if rows and not any(row.compared for row in rows):
+        if rows and all(row.status.value in ("not applicable", "says nothing") for row in rows):
             pytest.skip(rows[0].detail)
         self.config.stash[COMPARED] += rows
         failed = [row for row in rows if row.compared and not row.passed]
@@ -152,4 +152,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         from parity.verdict import Report
 
         terminalreporter.section("parity")
-        terminalreporter.write_line(Report(rows=rows).verdict_line())
+        report = Report()
+        report.add(rows)
+        terminalreporter.write_line(report.verdict_line())

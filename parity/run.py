@@ -35,10 +35,13 @@ from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide
 from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
 from parity.tolerances import Tolerances, checked
 from parity.trace import META, Trace, read_trace
-from parity.verdict import Curve, Ledger, Report, Row, Skip, Status
+from parity.verdict import Against, Curve, Ledger, Report, Row, Skip, Status, one_row_a_check
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
+
+TOLD = ("seed", "steps")
+"""Entries of a configuration that the harness tells callables."""
 
 Progress = Callable[[str], object]
 SILENT: Progress = str
@@ -136,10 +139,12 @@ class CaseRun:
     def _evidence(self, side: AnySide) -> Evidence:
         run, names, pair = self.original(), as_map(self.pair.names), self.pair
         case, drawn = run.case or self.case, given(pair.draws, run.trace.group("mb0.draw."))
+        handed: set[str] = {*getattr(side, "told", ())}
         if isinstance(side, Side):
-            if pair.copy_weights and not case.weights:
-                case = replace(case, weights=names.parameters(run.trace.group("init.")))
-            case = replace(case, draws={draw: draw.port for draw in pair.draws}, replayed=drawn)
+            copied = names.parameters(run.trace.group("init.")) if pair.copy_weights else {}
+            handed = {*TOLD, *(f"init.{name}" for name in copied), *(f"mb0.draw.{name}" for name in drawn)}
+            weights = {**case.weights, **copied}
+            case = replace(case, weights=weights, draws={draw: draw.port for draw in pair.draws}, replayed=drawn)
         ran = self.stack.enter_context(side.trace(case))
         expected, found = align(run.trace, ran.trace, names)
         at_port = found.group("mb0.draw.")
@@ -167,6 +172,8 @@ class CaseRun:
             names=names,
             reference=reference and (lambda: viewed(reference(), found, pair.views)[0]),
             not_applicable=dict(pair.not_applicable),
+            handed=handed,
+            beside=any(side is one for one in pair.sides),
         )
 
 
@@ -212,7 +219,10 @@ def joined(results: Sequence[KitReport]) -> KitReport:
 
 def add(whole: Report, part: Report) -> None:
     """Put what one report found at the end of another; notes and deviations that both have are said once."""
-    for name in (one.name for one in fields(Report) if isinstance(getattr(whole, one.name), list)):
+    whole.add(part.rows)
+    for name in (
+        one.name for one in fields(Report) if isinstance(getattr(whole, one.name), list) and one.name != "rows"
+    ):
         known = getattr(whole, name)
         known += [one for one in getattr(part, name) if name not in ("notes", "deviations") or one not in known]
     whole.environment.update(part.environment)
@@ -258,7 +268,7 @@ class Runner:
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
-        subject = Subject("environment", self.pair.name, "original")
+        subject = Subject("environment", self.pair.name, "original", Against.ITSELF)
         if self.pair.verify is not None:
             wrong = [(line.partition(":")[0], line) for line in self.pair.verify(root)] or [("all", "")]
             self.report.rows += [
@@ -274,14 +284,16 @@ class Runner:
         if reason:
             self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
             return
-        run = self._guarded(Subject("run", name, original.name or "original"), held.original)
+        run = self._guarded(Subject("run", name, original.name or "original", Against.ITSELF), held.original)
         if run is None:
             return
         self.report.curves += curves(run.trace, self.report.baseline)
         port, causes = self.pair.port, self.pair.causes
-        sides = self._guarded(Subject("causes", name, port.name or "port"), partial(sides_of, self.pair))
+        sides = self._guarded(
+            Subject("causes", name, port.name or "port", Against.ITSELF), partial(sides_of, self.pair)
+        )
         for side in sides or ():
-            subject, reason = Subject("run", name, side.name or "port"), leaves_out(side, case) or ""
+            subject, reason = Subject("run", name, side.name or "port", Against.ITSELF), leaves_out(side, case) or ""
             if reason:
                 self.report.rows.append(subject.inapplicable(reason))
             elif evidence := self._guarded(subject, partial(held.evidence, side)):
@@ -291,7 +303,7 @@ class Runner:
 
     def _causes(self, case: str, ledger: Ledger) -> None:
         """What causes explain in one case, and what the port raises as it is."""
-        rows = raised_rows(Subject("run", case, ledger.run or "port"), self.pair.causes, ledger)
+        rows = raised_rows(Subject("run", case, ledger.run or "port", Against.ITSELF), self.pair.causes, ledger)
         wrong = next((row for row in rows if not row.passed), None)
         self.first = self.first or (Finding("run", "run", wrong.run, 0, wrong.detail) if wrong else None)
         self.report.ledgers.append(ledger)
@@ -300,7 +312,7 @@ class Runner:
     def judge_causes(self, strict: bool) -> None:
         """A cause that explains nothing in any case is a failed row, or a note."""
         if self.report.ledgers:
-            subject = Subject("causes", self.pair.name, self.pair.port.name or "port")
+            subject = Subject("causes", self.pair.name, self.pair.port.name or "port", Against.ITSELF)
             rows = effect_rows(subject, self.pair.causes, self.report.ledgers)
             self.report.rows += rows if strict else []
             self.report.notes += [] if strict else [row.detail for row in rows if not row.passed]
@@ -323,7 +335,7 @@ class Runner:
         rows = run_checks(evidence, checks)
         first = first_place(rows, evidence)
         self.first = self.first or first
-        report.rows += hinted(rows, evidence, first, self.pair)
+        report.add(one_row_a_check(hinted(rows, evidence, first, self.pair), ("round_trip", "resume")))
         report.speeds += evidence.speeds
         report.notes += [note for note in notes_of(evidence) if note not in report.notes]
         theirs, own = evidence.expected.environment, evidence.found.environment
@@ -515,7 +527,9 @@ def compare_folders(
     for name in sorted({*sides[0], *sides[1]}):
         if name not in sides[0] or name not in sides[1]:
             missing = f"missing in {port if name in sides[0] else original}"
-            results[0].rows.append(Subject("trace", name, "trace").row("trace", "", None, None, False, missing))
+            results[0].rows.append(
+                Subject("trace", name, "trace", Against.ITSELF).row("trace", "", None, None, False, missing)
+            )
             continue
         pair = read_trace(sides[0][name]), read_trace(sides[1][name])
         results.append(compare_traces(*pair, names=names, tolerances=tolerances, checks=checks))

@@ -18,7 +18,7 @@ from parity.compare import Subject
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, raised
 from parity.observe import replaced
-from parity.verdict import RAISED, Difference, Ledger, Row
+from parity.verdict import RAISED, Against, Difference, Ledger, Row
 
 Switch = Callable[[Any], Any]
 """From a side to one that does a thing as the original does it."""
@@ -28,6 +28,8 @@ Ask = Callable[[Any], AbstractContextManager[Evidence]]
 
 Rows = Mapping[tuple[str, str, str], Row]
 """By check, quantity and tensor."""
+
+MISSING = Subject("", "", "").row("", "", None, None, True)
 
 LEFT_OUT = ("environment", "resume", "throughput")
 """Checks whose rows no cause can explain, or that follow from others'."""
@@ -184,7 +186,7 @@ def study(case: str, port: Any, causes: Sequence[Cause], ask: Ask, checks: Itera
     checks = [check for check in checks if check.name not in LEFT_OUT]
 
     def rows(chosen: Iterable[Cause]) -> Rows:
-        found = _rows(Subject("run", case, port.name), lambda: ask(switched(port, chosen)), checks)
+        found = _rows(Subject("run", case, port.name, Against.ITSELF), lambda: ask(switched(port, chosen)), checks)
         failed_last = sorted(found, key=lambda row: not row.passed)
         return {(row.check, row.quantity, row.tensor): row for row in failed_last}
 
@@ -218,7 +220,7 @@ def _difference(key: tuple[str, str, str], plain: Rows, full: Rows, without: Map
         apart=key in plain and not plain[key].passed,
         left=left,
         because={name: size for name, size in sizes.items() if not left or size != _size(row)},
-        detail=plain[key].detail if key in plain else "",
+        detail=(row if row is not None and left and key[1] != RAISED else plain.get(key, MISSING)).detail,
         raised={name: rows[key].detail for name, rows in without.items() if key in rows and key[1] == RAISED},
     )
 
@@ -241,7 +243,7 @@ def raised_rows(subject: Subject, causes: Sequence[Cause], ledger: Ledger) -> li
 
 def as_it_is(case: str, port: Any, causes: Sequence[Cause], ask: Ask) -> list[Row]:
     """Does the port run without its causes? :func:`raised_rows` where not; no check is asked."""
-    subject = Subject("run", case, port.name or "port")
+    subject = Subject("run", case, port.name or "port", Against.ITSELF)
     if not _rows(subject, lambda: ask(port), ()):
         return [subject.row("as it is", "", None, None, True)]
     return raised_rows(subject, causes, study(case, port, causes, ask, ()))

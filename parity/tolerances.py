@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -40,13 +40,14 @@ def _kind(name: Any) -> Kind:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A bound on one quantity, and why it is what it is."""
+    """A bound on one quantity, why it is what it is, and where it is from: ``rounding``, ``table`` or ``own``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     kind: Annotated[Kind, BeforeValidator(_kind)]
     bound: Size
     reason: Annotated[str, Field(pattern=r"\S")]
+    source: Literal["rounding", "table", "own"] = "own"
 
 
 Tolerances = Mapping[str, Tolerance]
@@ -89,7 +90,8 @@ def by_dtype(quantity: str, dtype: str) -> Tolerance:
     """
     if dtype not in STEPS:
         raise InputError("comparison", "dtype", dtype, f"one of {', '.join(STEPS)}, or tolerances of your own")
-    return Tolerance(Kind.RMS, UNITS[quantity] * STEPS[dtype], f"the table's for {dtype}: nobody moved the original")
+    reason = f"the table's for {dtype}: nobody moved the original"
+    return Tolerance(Kind.RMS, UNITS[quantity] * STEPS[dtype], reason, "table")
 
 
 def checked(own: Tolerances) -> Tolerances:

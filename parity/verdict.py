@@ -12,11 +12,24 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-PORT = "port"
-"""The run whose counts a verdict names first."""
-
 RAISED = "raised"
 """The quantity of a row that an exception left."""
+
+
+SHOWN = 5
+"""Names of failed tensors that a row tells beside its own."""
+
+NO_QUANTITY = "throughput"
+"""The check whose rows measure something else than what the original computes."""
+
+HELD = {
+    "round_trip": "saved",
+    "resume": "resumed",
+    NO_QUANTITY: NO_QUANTITY,
+    "reference": "formulas",
+    "library": "library",
+}
+"""By check, else by what it was held against, what a verdict calls a port's checks; others by their own names."""
 
 
 class Status(str, Enum):
@@ -25,7 +38,8 @@ class Status(str, Enum):
     ``BLOCKED`` means that an earlier check of the same case and run failed, so this one was computed but says nothing
     about its own subject: a wrong batch makes every gradient wrong. ``NOT_APPLICABLE`` rows compare nothing: ``detail``
     says why the check has no subject in this case. ``SILENT`` ones say nothing, since rounding moves all of what they
-    compare; ``UNMOVED`` ones are of tensors that cannot move, and did not. Neither counts.
+    compare; ``UNMOVED`` ones are of tensors that cannot move, and did not; ``GIVEN`` ones of what the harness hands to
+    both sides; ``REPEATED`` ones repeat, to the bit, what has been counted. None of these four counts.
     """
 
     PASSED = "passed"
@@ -34,9 +48,11 @@ class Status(str, Enum):
     NOT_APPLICABLE = "not applicable"
     SILENT = "says nothing"
     UNMOVED = "cannot move"
+    GIVEN = "given to both sides"
+    REPEATED = "counted before"
 
 
-ABSENT = Status.NOT_APPLICABLE.value
+UNCOUNTED = (Status.GIVEN, Status.UNMOVED, Status.REPEATED, Status.SILENT)
 
 
 class Against(str, Enum):
@@ -58,7 +74,9 @@ class Row:
 
     ``measured`` and ``allowed`` carry the unit of the quantity's tolerance (absolute, relative to the largest entry,
     a ratio, a count). ``detail`` holds the largest deviation's index and both values, or the reason; ``hint`` says
-    where to look first when the row failed.
+    where to look first when the row failed. ``bound`` says where what is allowed came from: ``rounding`` of the
+    original, the ``table`` by dtype, the user's ``own``; empty: nothing but equality. ``bits`` is a digest of what was
+    compared, of both sides. ``beside``: the run is not the port, it is held against the original beside it.
     """
 
     check: str
@@ -72,10 +90,22 @@ class Row:
     detail: str = ""
     hint: str = ""
     against: Against = Against.PROTOTYPE
+    bound: str = ""
+    bits: str = ""
+    beside: bool = False
 
     @property
     def passed(self) -> bool:
         return self.status is Status.PASSED
+
+    @property
+    def is_quantity(self) -> bool:
+        """Does it hold what a port computed against the original's own?"""
+        return self.against is Against.PROTOTYPE and not self.beside and self.check != NO_QUANTITY
+
+    def uncounted(self, status: Status) -> Row:
+        """The same row, which counts no more for this reason; what failed stays so."""
+        return replace(self, status=status) if self.passed else self
 
     @property
     def compared(self) -> bool:
@@ -118,6 +148,23 @@ def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> li
         if cause := next(found, None):
             causes[check] = cause
     return [row.following(causes[row.check]) if row.check in causes else row for row in rows]
+
+
+def one_row_a_check(rows: Iterable[Row], checks: Iterable[str]) -> list[Row]:
+    """The rows, but one for each of these checks: the worst, which says how many there were, and what else failed."""
+    rows = list(rows)
+    held = {check: [row for row in rows if row.check == check and row.compared] for check in checks}
+    last = {id(each[-1]): _worst_of(each) for each in held.values() if each}
+    return [last.get(id(row), row) for row in rows if id(row) in last or not row.compared or row.check not in held]
+
+
+def _worst_of(rows: list[Row]) -> Row:
+    worst = max(rows, key=lambda row: (not row.passed, row.ratio or 0.0))
+    failed = [row.tensor or row.quantity for row in rows if not row.passed and row is not worst]
+    more = f"; also {', '.join(failed[:SHOWN])}{' ...' * (len(failed) > SHOWN)}" * bool(failed)
+    hint = next((row.hint for row in rows if row.hint), "")
+    detail = f"{len(failed) + (not worst.passed)} of {len(rows)} differ, the worst: {worst.detail}{more}"
+    return replace(worst, detail=detail, hint=hint, bits="")
 
 
 @dataclass(frozen=True)
@@ -203,7 +250,8 @@ class Difference:
     """One quantity of two sides: how far apart as they are, and with every cause switched; ``left``: that is too far.
 
     ``because`` has the causes without which it is too far, each with what is then measured. Infinity: one side alone
-    has it, or it has no number. None: nothing to measure. ``detail``: both values, as they are. ``raised``: by cause,
+    has it, or it has no number. None: nothing to measure. ``detail``: both values, as they are; of what is left those
+    with every cause switched. ``raised``: by cause,
     what the run raises without it.
     """
 
@@ -285,6 +333,27 @@ class Planted:
     fails: bool = False
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a report comes to; terminal, page and JSON take their numbers from here alone.
+
+    ``matched`` of ``quantities`` of the original agree with a port's, each once a case and only where both came by
+    ways of their own; ``closest`` is the largest measured / allowed of those that rounding may move, ``measured`` says
+    whether all of these bounds are what rounding does to the original. ``checks`` are (passed, run) by what was held: a
+    check of a case is one. ``uncounted`` are rows, by status.
+    """
+
+    cases: int
+    matched: int
+    quantities: int
+    closest: float | None
+    measured: bool
+    seen: int
+    planted: int
+    checks: dict[str, tuple[int, int]]
+    uncounted: dict[str, int]
+
+
 @dataclass
 class Report:
     """Everything one ``parity run`` has to say.
@@ -304,22 +373,35 @@ class Report:
     notes: list[str] = field(default_factory=list)
     baseline: str = "prototype"
 
-    def counts(self) -> dict[str, dict[str, Any]]:
-        """By run, the port first: terminal, page and JSON take their numbers from here alone.
+    def add(self, rows: Iterable[Row]) -> None:
+        """Further rows, in which what an earlier one compared to the bit, under the same name, counts no more."""
+        known = {_computed(row) for row in self.rows}
+        for row in rows:
+            again = row.bits and row.against is not Against.ITSELF and _computed(row) in known
+            self.rows.append(row.uncounted(Status.REPEATED) if again else row)
+            known.add(_computed(row))
 
-        ``passed`` and ``total`` by what was held against; under ``not applicable`` the number of checks without a
-        subject. Rows that say nothing, and those of what cannot move, are in none of them.
-        """
-        order, found = list(Against), dict[str, dict[str, Any]]()
-        for row in sorted(self.rows, key=lambda row: (row.run != PORT, order.index(row.against))):
-            held = found.setdefault(row.run, {ABSENT: 0})
-            if row.compared:
-                numbers = held.setdefault(row.against.value, {"passed": 0, "total": 0})
-                numbers["passed"] += row.passed
-                numbers["total"] += 1
-            else:
-                held[ABSENT] += row.status is Status.NOT_APPLICABLE
-        return found
+    def counts(self) -> Counts:
+        """Of all rows and planted faults."""
+        compared = [row for row in self.rows if row.compared]
+        quantities = [row for row in compared if row.is_quantity]
+        bounded = [row.ratio for row in quantities if row.bound and row.ratio is not None]
+        held: dict[str, dict[tuple[str, str, str], bool]] = {}
+        for row in (row for row in compared if not row.is_quantity):
+            ended, key = held.setdefault(_held(row), {}), (row.run, row.case, row.check)
+            ended[key] = ended.get(key, True) and row.passed
+        planted = [one.sight for one in self.planted if one.sight is not Sight.NOT_PLANTABLE]
+        return Counts(
+            cases=len({row.case for row in quantities}),
+            matched=sum(row.passed for row in quantities),
+            quantities=len(quantities),
+            closest=max(bounded, key=lambda ratio: math.inf if math.isnan(ratio) else ratio, default=None),
+            measured={row.bound for row in quantities} <= {"", "rounding"},
+            seen=planted.count(Sight.SEEN),
+            planted=len(planted),
+            checks={word: (sum(ended.values()), len(ended)) for word, ended in held.items()},
+            uncounted={one.value: n for one in UNCOUNTED if (n := sum(row.status is one for row in self.rows))},
+        )
 
     @property
     def passed(self) -> bool:
@@ -333,18 +415,39 @@ class Report:
         return {sight: found.count(sight) for sight in Sight}
 
     def verdict_line(self) -> str:
-        """``PASS: port against prototype 4 of 4; itself 2 of 2; reference against prototype 4 of 4``."""
-        nothing = [] if any(row.compared for row in self.rows) else ["Nothing was compared, so nothing was shown"]
-        told = [_told(run, held) for run, held in self.counts().items()]
-        if silent := sum(row.status is Status.SILENT for row in self.rows):
+        """``PASS: 2 cases; 40 quantities of the prototype matched, the closest at 0.4 of what ...; saved 2 of 2``."""
+        found = self.counts()
+        told = [] if any(row.compared for row in self.rows) else ["Nothing was compared, so nothing was shown"]
+        if found.quantities:
+            told.append(f"{found.cases} case{'' if found.cases == 1 else 's'}")
+            whose = "the " * (self.baseline in ("prototype", "original")) + self.baseline
+            told.append(f"{_matched(found)} of {whose} matched{_closest(found)}")
+        if found.planted:
+            told.append(f"{found.seen} of {found.planted} planted faults would have been seen")
+        told += [f"{word} {passed} of {run}" for word, (passed, run) in found.checks.items()]
+        if silent := found.uncounted.get(Status.SILENT.value):
             told.append(f"{silent} within rounding, which say nothing")
-        return f"{'PASS' if self.passed else 'FAIL'}: " + "; ".join([*nothing, *told])
+        return f"{'PASS' if self.passed else 'FAIL'}: " + "; ".join(told)
 
 
-def _told(run: str, held: dict[str, Any]) -> str:
-    """``port against prototype 4 of 4; itself 2 of 2; 1 check not applicable``."""
-    compared = {against: numbers for against, numbers in held.items() if isinstance(numbers, dict)}
-    words = [f"{against} {numbers['passed']} of {numbers['total']}" for against, numbers in compared.items()]
-    if number := held[ABSENT]:
-        words.append(f"{number} check{'' if number == 1 else 's'} not applicable")
-    return (f"{run} against " if compared else f"{run}: ") + "; ".join(words)
+def _computed(row: Row) -> tuple[str, ...]:
+    """What a row is of, whatever the case."""
+    return row.run, row.against.value, row.check, row.quantity, row.tensor, row.bits
+
+
+def _held(row: Row) -> str:
+    """What a verdict calls a check that is no quantity: by itself, by what it was held against, or by another run."""
+    return row.run if row.beside else HELD.get(row.check) or HELD.get(row.against.value, row.check)
+
+
+def _matched(found: Counts) -> str:
+    count = f"{found.matched} of " if found.matched < found.quantities else ""
+    return f"{count}{found.quantities} {'quantity' if found.quantities == 1 else 'quantities'}"
+
+
+def _closest(found: Counts) -> str:
+    if found.closest is None:
+        return ""
+    whose = "what its own rounding allows" if found.measured else "what is allowed"
+    word = "closest" if found.closest <= 1 else "furthest"
+    return f", the {word} at {found.closest:.2g} of {whose}"

@@ -175,6 +175,12 @@ def _flags(file: Path, argv: list[str]) -> Flags:
         raise InputError(file, f"argv --{first['loc'][0]}", value[:80], first["msg"]) from error
 
 
+def command_line(case: Case) -> dict[str, str]:
+    """The prototype's flags of a case, each with its value, ``cpdir`` aside."""
+    said = {field.alias or name: str(getattr(case, name)) for name, field in Flags.model_fields.items()}
+    return {"basepath": str(case.verifier), **said}
+
+
 def _check_order(file: Path, meta: Meta, flags: Flags) -> None:
     """Does the recorded order fill every pass?"""
     count, order, passes = len(meta.samples_files), meta.sample_index_order, flags.epoch + 1

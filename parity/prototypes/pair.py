@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from parity import fixtures
 from parity.checks import CHECKS as OF_ANY_PAIR
-from parity.checks import Need, check_configuration, check_optimizer_step, needs
-from parity.compare import compare_groups
+from parity.checks import Need, check_configuration, check_environment, check_optimizer_step, needs
+from parity.compare import compare_groups, compare_value
 from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
@@ -29,7 +29,7 @@ from parity.prototypes.library import check_chain, initial
 from parity.prototypes.original.checkout import verify
 from parity.prototypes.original.child import record_original
 from parity.prototypes.port import ALGORITHMS, planted_in_port, run_port
-from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded
+from parity.prototypes.recorded import PROTOTYPE_SEED, deeds, load_recorded
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.speed import throughput
 from parity.prototypes.spread import VIEWS, margin_of, with_spread, write_spread
@@ -44,9 +44,19 @@ CHECKOUT = (
 )
 
 
+def environment(evidence: Evidence) -> list[Row]:
+    """As of any side, and that looking on changes no bit of the port's first loss."""
+    rows = check_environment(evidence)
+    if evidence.live is None or evidence.live.unobserved is None:
+        return rows
+    losses = evidence.live.unobserved(), evidence.found.curve[0].loss
+    return [*rows, compare_value(evidence.subject("environment"), "observed", f"loss of {evidence.found.run}", *losses)]
+
+
 def configuration(evidence: Evidence) -> list[Row]:
-    """What both sides say they run with, and the draft's vocabulary map."""
-    rows = check_configuration(evidence)
+    """What both sides say they run with, what they then did, and the draft's vocabulary map."""
+    sides = [replace(side, configuration={**side.configuration, **deeds(side)}) for side in evidence.traces]
+    rows = check_configuration(replace(evidence, expected=sides[0], found=sides[1]))
     if evidence.live is None or getattr(evidence.live.draft, "d2t", None) is None:
         return rows
     stored = read_tensors(evidence.case.initial)
@@ -85,6 +95,7 @@ NOT_APPLICABLE = {
     "paths": not_for_the_reference("the reference is what others are held against"),
 }
 CHECKS = (
+    *(replace(check, run=environment) for check in OF_ANY_PAIR if check.name == "environment"),
     Check("configuration", configuration),
     *(replace(check, run=optimizer_step) for check in OF_ANY_PAIR if check.name == "optimizer_step"),
     Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
@@ -99,6 +110,9 @@ EAGLE3_CHECKS = (
 BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "features", "target": "target"}
 """What of a port's batch is one position's, by its key."""
 
+TOLD = ("noise", "shuffle", "bs", "accumulation", "epoch", "ttt_steps", "ttt_alignment")
+"""Entries of its configuration that the port was told, and what the run did says once more."""
+
 OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
 
 
@@ -107,12 +121,14 @@ class Runs:
     """A side that is a function of a case and of a folder, which is there for as long as the run is looked at.
 
     ``leaves_out`` says why it does not run a case. ``checks`` are those that it is held to; None: all.
+    ``told`` are entries of its configuration that the harness tells it, or that its run says otherwise.
     """
 
     name: str
     run: Callable[[Case, Path], Run]
     leaves_out: Callable[[Case], str | None] = lambda case: None
     checks: tuple[str, ...] | None = None
+    told: Collection[str] = ()
 
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
@@ -125,7 +141,8 @@ class Runs:
 
         def run(case: Case, folder: Path) -> Run:
             with planted_in_port(ground):
-                return self.run(case, folder)
+                ran = self.run(case, folder)
+            return replace(ran, live=replace(ran.live, unobserved=None))  # without the fault it is another loss
 
         return replace(self, run=run)
 
@@ -155,7 +172,7 @@ def _port(case: Case, folder: Path, afresh: bool, steps: int | None = None) -> R
 
 def port(afresh: bool = False, steps: int | None = None) -> Runs:
     """The port, or its first steps; ``afresh`` draws order and noise from the case's seed instead of replaying them."""
-    return Runs("port", partial(_port, afresh=afresh, steps=steps))
+    return Runs("port", partial(_port, afresh=afresh, steps=steps), told=TOLD)
 
 
 def live_original(root: Path) -> Runs:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,27 +15,32 @@ from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import patch_environment, set_seed
+from accelerate.utils import clear_environment, patch_environment, set_seed
+from safetensors.torch import save_file
 from speculators import SpeculatorModel
 from torch import Tensor, nn
 
 import ports.eagle3.train
 import ports.hass.train
+import ports.training.runs
 from parity.calls import gradients_of
 from parity.environment import describe, deterministic, quietly
 from parity.files import read_tensors
 from parity.plants import Ground
-from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
+from parity.prototypes.case import SETTINGS, TO_NATIVE, Case, command_line
 from parity.prototypes.recorded import LOGGED, ReplaySampler, refuse_misfits, replayed, samples_per_pass, start_of
 from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
 from parity.step import StepAuditor
 from parity.trace import Point, Trace
+from ports.numerics import fix_numerics
 from ports.training.alignment import Alignment
+from ports.training.checkpoint import WEIGHTS
 from ports.training.data import Batch
 from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish
-from ports.training.settings import Eagle3Settings, HassSettings, TrainingSettings
+from ports.training.saving import load_weights
+from ports.training.settings import Eagle3Settings, HassSettings, TrainingSettings, parse
 
 
 @dataclass(frozen=True)
@@ -61,28 +66,33 @@ ALGORITHMS = {
 
 @dataclass
 class PortRun:
-    """A finished run: its trace, the trained draft and where its checkpoints lie."""
+    """A finished run: its trace, the trained draft, where its checkpoints lie; ``unobserved`` makes its first loss."""
 
     trace: Trace
     draft: SpeculatorModel
     checkpoints: Path
+    unobserved: Callable[[], float] | None
 
 
 def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
-    """The port's settings that mean what the case's recorded command line means."""
+    """What the port's own parser makes of the case's command line, whatever the environment says.
+
+    ``changes`` are settings beside it, as are those that no flag of the prototypes has.
+    """
+    algorithm = ALGORITHMS[case.algorithm]
+    words = [word for flag, value in command_line(case).items() for word in (f"--{flag}", value)]
+    with clear_environment():
+        read = parse(algorithm.settings, [*words, "--cpdir", str(cpdir)])
     values: dict[str, Any] = {
-        "basepath": str(case.verifier),
-        "configpath": str(case.configpath),
-        "tmpdir": case.tmpdir,
-        "cpdir": cpdir,
-        **{own: getattr(case, name) for name, own in SETTINGS.items()},
-        "topk": case.topk,
+        **{name: getattr(read, name) for name in read.model_fields_set},
+        "noise": case.noise,
+        "shuffle": case.shuffle,
         "num_workers": 0,
         "records_check": "off",  # the prototype's side reads the same files
         "mixed_precision": "no" if case.dtype == "fp32" else "bf16",
         "progress": False,
+        **({} if case.seed is None else {"seed": case.seed}),
     }
-    algorithm = ALGORITHMS[case.algorithm]
     if algorithm.owns_vocabulary:
         values |= {"t2d": case.fixture / "t2d.npy", "d2t": case.fixture / "d2t.npy"}
     return algorithm.settings(**{**values, **changes})
@@ -103,28 +113,63 @@ def run_port(
     """
     with deterministic(seed):
         tracer = Tracer(case, seed, live, margin)
-        loop = start_port(case, cpdir, live, tracer, **changes)
+        loop = start_port(case, cpdir, live, tracer, seeded=True, **changes)
         tracer.describe(loop.plan)
         with quietly():  # the trace keeps what the loop prints
             finish(loop)
         tracer.trace.environment = describe(seed, loop.accelerator.device)
-    return PortRun(tracer.trace, loop.plan.objective.draft, cpdir)
+    unobserved = partial(first_loss, case, seed, live, **changes)
+    return PortRun(tracer.trace, loop.plan.objective.draft, cpdir, unobserved)
 
 
-def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer | None = None, **changes: Any) -> Loop:
+def first_loss(case: Case, seed: int, live: bool, **changes: Any) -> float:
+    """Of the first micro-batch of such a run, which is told when the step is made and not looked at before."""
+    told = Told()
+    with tempfile.TemporaryDirectory() as folder, deterministic(seed), quietly():
+        loop = start_port(case, Path(folder), live, told, seeded=True, **changes)
+        if live:
+            set_seed(seed)
+        next(loop.optimizer_steps())
+    return told.losses[0]
+
+
+class Told(Observer):
+    """Keeps the losses that a run tells, and looks at nothing."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def stepped(self, record: StepRecord, objective: nn.Module) -> None:
+        self.losses.append(record.loss)
+
+
+def start_port(
+    case: Case, cpdir: Path, live: bool = False, observer: Observer | None = None, seeded: bool = False, **changes: Any
+) -> Loop:
     """The port's training loop on ``case``, from the recorded weights, ready to go.
 
+    The weights are loaded as a user's are, from a checkpoint that ``--ckpt_path`` names; ``changes`` may name another.
     On the CPU, as recordings are; elsewhere if ``ACCELERATE_USE_CPU`` in the environment is false.
+
+    Args:
+        seeded: by the port's own setting, as its command does before it builds anything.
     """
     reset_accelerate()
     settings = settings_for(case, cpdir, **changes)
+    if seeded:
+        fix_numerics(settings.seed)
     train = ALGORITHMS[case.algorithm].train
     draft = train.build(settings)
-    load_initial(draft, case)
     draw = replayed(case.uniforms) if case.uniforms and not live else torch.rand_like
     dataset = train.build_dataset(settings, draft.config, draw)
     sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
-    with patch_environment(accelerate_use_cpu=os.environ.get("ACCELERATE_USE_CPU", "true")):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch_environment(accelerate_use_cpu=os.environ.get("ACCELERATE_USE_CPU", "true")),
+    ):
+        if settings.ckpt_path is None:
+            write_initial(draft, case, Path(folder))
+            settings = settings.model_copy(update={"ckpt_path": Path(folder), "weights_only": True})
         loop: Loop = train.start(settings, draft, dataset, sampler, observer)
     return loop
 
@@ -132,16 +177,16 @@ def start_port(case: Case, cpdir: Path, live: bool = False, observer: Observer |
 @contextmanager
 def planted_in_port(ground: Ground) -> Iterator[None]:
     """A fault in the draft, after the case's weights were loaded into it, and in the batches of the training loop."""
-    load, batches = load_initial, Loop._batches
+    batches = Loop._batches
 
-    def loaded(draft: SpeculatorModel, case: Case) -> None:
-        load(draft, case)
+    def loaded(draft: SpeculatorModel, folder: Path) -> None:
+        load_weights(draft, folder)
         ground.build(draft)
 
     def fed(self: Loop) -> Iterator[Batch]:
         return map(ground.feed, batches(self))
 
-    with mock.patch.object(sys.modules[__name__], "load_initial", loaded), mock.patch.object(Loop, "_batches", fed):
+    with mock.patch.object(ports.training.runs, "load_weights", loaded), mock.patch.object(Loop, "_batches", fed):
         yield
 
 
@@ -152,13 +197,25 @@ def trace_port(case: Case, **changes: Any) -> Trace:
 
 
 def load_initial(draft: SpeculatorModel, case: Case) -> None:
-    """Give the draft the weights the recorded run started from; InputError where they do not fit."""
-    native = TO_NATIVE[case.algorithm]
+    """Give the draft the weights the recorded run started from, as a user loads them; errors as below."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_initial(draft, case, Path(folder))
+        load_weights(draft, Path(folder))
+
+
+def write_initial(draft: SpeculatorModel, case: Case, folder: Path) -> None:
+    """A checkpoint of the weights the recorded run started from; what it took from the verifier is the draft's own.
+
+    Raises:
+        InputError: they do not fit the draft.
+    """
+    native, ignored = TO_NATIVE[case.algorithm], {*(draft._keys_to_ignore_on_save or ())}
     weights = {native(name): value for name, value in start_of(case, read_tensors(case.initial)).items()}
     wanted = {*weights, *(name for name, value in draft.named_parameters() if value.requires_grad)}
-    own = {name: value for name, value in draft.state_dict().items() if name in wanted}
-    refuse_misfits(case.initial, weights, own)
-    draft.load_state_dict(weights, strict=False)
+    held = draft.state_dict()
+    refuse_misfits(case.initial, weights, {name: value for name, value in held.items() if name in wanted})
+    whole = {**{name: value for name, value in held.items() if name not in ignored}, **weights}
+    save_file({name: value.contiguous().clone() for name, value in whole.items()}, folder / WEIGHTS)
 
 
 def reset_accelerate() -> None:
@@ -188,7 +245,6 @@ class Tracer(Observer):
             "samples": [file.name for file in dataset.files],
             "total_steps": total,
             "warmup_steps": warmup,
-            "seed": self.seed,
         }
 
     def started(self, objective: nn.Module, optimizer: Any) -> None:
@@ -203,6 +259,7 @@ class Tracer(Observer):
         self.trace.audits = self.auditor.audits
         if self.reseed:
             set_seed(self.seed)
+        self.trace.configuration["seed"] = torch.initial_seed()
 
     def batch(self, micro_batch: int, batch: Batch) -> None:
         self.rows = batch["loss_mask"].bool()

@@ -22,6 +22,9 @@ PROTOTYPE_SEED = 0
 FROM_VERIFIER = ("embed_tokens.weight", "lm_head.weight")
 """Initial weights that a recording may leave out, since the draft takes them from the verifier."""
 
+EMBEDDING = "init.embed_tokens.weight"
+"""Which no prototype trains."""
+
 LOGGED = ("train/ploss", "train/topkloss")
 """Metrics of HASS beyond loss, rate and hits."""
 
@@ -50,7 +53,8 @@ def load_recorded(case: Case, run: str = "recorded") -> Trace:
         aliases |= {f"final.{name}": source for name, source in case.meta.final_aliases.items()}
     stored |= _aliased(case, aliases, {**initial, **stored})
     stored.pop(MASTERS, None)
-    stored |= {f"init.{name}": value for name, value in start_of(case, initial).items()}
+    held = {name: value for name, value in initial.items() if name.startswith("init.") and name != EMBEDDING}
+    stored |= {name: value.bfloat16().float() for name, value in held.items()} if case.dtype == "bf16ds" else held
     file = case.directory / "trajectory.jsonl"
     curve = [_point(file, number, line) for number, line in enumerate(read_lines(file), 1)]
     extra, native = case.meta.model_extra or {}, TO_NATIVE[case.algorithm]
@@ -91,6 +95,19 @@ def configuration(case: Case) -> dict[str, Any]:
         "max_len": config.get("max_len", 8192),
         "seed": PROTOTYPE_SEED if case.seed is None else case.seed,
         "ttt_alignment": "prototype",
+    }
+
+
+def deeds(trace: Trace) -> dict[str, Any]:
+    """What a run did, by its own first batch and curve, whatever it was told."""
+    curve, ids = trace.curve, trace.tensors.get("mb0.batch.input_ids")
+    stepped = [number for number, point in enumerate(curve, 1) if point.stepped]
+    return {
+        "run.samples of a batch": None if ids is None else len(ids),
+        "run.batches of a step": stepped[0] if stepped else None,
+        "run.batches": len(curve),
+        "run.passes": len({point.epoch for point in curve}),
+        "run.TTT steps": len(curve[0].step_losses) if curve else None,
     }
 
 

@@ -58,11 +58,11 @@ def write_html(report: Report, path: str | Path) -> None:
 def render_html(report: Report) -> str:
     """The page as text."""
     checks, lines = matrix(report)
-    compared = grouped((row for row in report.rows if row.compared), attrgetter("case"))
+    compared = grouped((row for row in report.rows if row.status is not Status.NOT_APPLICABLE), attrgetter("case"))
     page = _template().render(
         title="Parity report",
         report=report,
-        counts=report.counts(),
+        counted=Table([("what", "name"), ("passed", "number"), ("of", "number")], summary.counted(report)),
         anchors={case: number for number, case in enumerate(unique(row.case for row in report.rows), 1)},
         checks=checks,
         matrix=lines,

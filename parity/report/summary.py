@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from parity.files import strict_json, write_whole
-from parity.verdict import Planted, Report, Row, Sight, Status
+from parity.verdict import UNCOUNTED, Planted, Report, Row, Sight, Status
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 
 MISSING = "–"
-WORST_LAST = (Status.NOT_APPLICABLE, Status.UNMOVED, Status.SILENT, Status.PASSED, Status.BLOCKED, Status.FAILED)
+WORST_LAST = (Status.NOT_APPLICABLE, *UNCOUNTED, Status.PASSED, Status.BLOCKED, Status.FAILED)
 """Of a group, whose worst row decides."""
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
@@ -54,6 +54,15 @@ def severity(row: Row) -> tuple[bool, bool, bool, float]:
 def worst(rows: Iterable[Row]) -> Row | None:
     """The row nearest to or furthest beyond its tolerance; blocked rows do not count."""
     return max(ended(rows, Status.PASSED, Status.FAILED), key=severity, default=None)
+
+
+def counted(report: Report) -> list[tuple[str, int | str, int]]:
+    """Lines of what a report comes to: a name, how many passed, of how many; then the rows that do not count."""
+    found = report.counts()
+    quantities = [(f"quantities of the {report.baseline}", found.matched, found.quantities)] * bool(found.quantities)
+    planted = [("planted faults", found.seen, found.planted)] * bool(found.planted)
+    checks = [(f"checks: {word}", *numbers) for word, numbers in found.checks.items()]
+    return [*quantities, *planted, *checks, *(("not counted: " + word, "", n) for word, n in found.uncounted.items())]
 
 
 def blocked(report: Report) -> list[str]:
@@ -141,5 +150,5 @@ def write_json(report: Report, path: str | Path) -> None:
         InputError: ``path`` cannot be written.
     """
     head = {"format_version": FORMAT_VERSION, "passed": report.passed, "verdict": report.verdict_line()}
-    rows = [row.as_json() for row in report.rows]
-    write_whole(Path(path), strict_json({**head, "counts": report.counts(), **asdict(report), "rows": rows}))
+    rows, counts = [row.as_json() for row in report.rows], asdict(report.counts())
+    write_whole(Path(path), strict_json({**head, "counts": counts, **asdict(report), "rows": rows}))

@@ -89,6 +89,8 @@ def _sections(report: Report) -> Iterator[tuple[str, list[Padding]]]:
     heading = "Blocked: computed, but not judged, since an earlier check of the same case failed"
     yield f"Failed ({count(len(failed))})", list(_failures(failed))
     yield heading, [*map(_line, blocked(report))]
+    uncounted = [f"{word}: {count(n)}" for word, n in report.counts().uncounted.items()]
+    yield "Compared, and not counted", [*map(_line, uncounted)]
     yield f"Not applicable ({count(len(absent))})", [*map(_line, reasons)]
     yield f"Skipped ({count(len(skips))})", [*map(_line, skips)]
     yield "Known deviations in force", [_line(", ".join(ids))] if ids else []

@@ -400,6 +400,32 @@ def test_another_shape_by_design_takes_no_blame_before_a_wrong_parameter() -> No
     assert (found.module, found.detail.partition(":")[0]) == ("head", "gradient of head.weight")
 
 
+def sent_back(*calls: tuple[str, float, float]) -> list[Call]:
+    """Calls of a name, the gradients of an output and of an input; in the order in which they end."""
+    x = {"": torch.ones(2)}
+    given = [(name, torch.tensor([1.0, behind]), torch.tensor([1.0, sent])) for name, behind, sent in calls]
+    return [Call(name, 0, {"x": x[""]}, x, {"x": sent}, {"": behind}) for name, behind, sent in given]
+
+
+@pytest.mark.parametrize("parameter", [False, True])
+def test_the_largest_factor_of_what_is_sent_back_is_blamed(parameter: bool) -> None:
+    """Not the first one from the loss back that is a little beyond its bound; what only follows is not either."""
+    names = ("up", "mlp.gate_proj", "mlp", "norm")
+    expected = sent_back(*[(name, 0.5, 0.5) for name in names])
+    gate = 0.500012 if parameter else 0.6
+    found = sent_back(
+        ("up", 0.6, 0.9), ("mlp.gate_proj", 0.500012, gate), ("mlp", 0.500012, gate), ("norm", 0.5, 0.500012)
+    )
+    weights = {name: torch.tensor([1.0, 0.5]) for name in ("up.weight", "mlp.gate_proj.weight", "norm.weight")}
+    wrong = {**weights, "up.weight": torch.ones(2)} | ({"mlp.gate_proj.weight": torch.zeros(2)} if parameter else {})
+    finding = first_backward(expected, found, (weights, wrong), within(1e-5))
+    assert finding is not None
+    assert finding.module == "mlp.gate_proj"
+    alone = first_backward(expected[-1:], found[-1:], ({}, {}), within(1e-5))
+    assert alone is not None
+    assert alone.module == "norm"
+
+
 def blamed(expected: list[Call], found: list[Call]) -> str:
     finding = first_forward(expected, found, within(1e-5))
     assert finding is not None

@@ -39,14 +39,15 @@ COMPARING = """
 
     def test_one(compared):
         for run, status in (("port", Status.PASSED), ("port", Status.FAILED), ("reference", Status.PASSED)):
-            compared.append(Row("forward", "one", run, "logits", "mb0.a", 2e-6, 1e-5, status))
+            row = Row("forward", "one", run, "logits", "mb0.a", 2e-6, 1e-5, status, beside=run == "reference")
+            compared.append(row)
 """
 
 
 def test_what_was_compared_is_one_line(pytester: pytest.Pytester) -> None:
     result = run(pytester, COMPARING)
     result.assert_outcomes(passed=1)
-    verdict = "FAIL: port against prototype 1 of 2; reference against prototype 1 of 1"
+    verdict = "FAIL: 1 case; 1 of 2 quantities of the prototype matched; reference 1 of 1"
     result.stdout.fnmatch_lines(["*= parity =*", verdict])
 
 

@@ -339,7 +339,10 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeyp
     unused = {"batches", "draws", "samplers", "targets", "paths", "hits", "schedule"}
     result.assert_outcomes(passed=2 * len(checks - unused), skipped=2 * len(unused))
     result.stdout.fnmatch_lines(
-        ["PASS: mine against prototype *", "SKIPPED*neither side draws anything that has a name"]
+        [
+            "PASS: 2 cases; * quantities of the prototype matched, *",
+            "SKIPPED*neither side draws anything that has a name",
+        ]
     )
     broken = pytester.runpytest_inprocess("--pair", f"{toy}:BROKEN", "-k", "one", "-rs", *lean)
     broken.assert_outcomes(failed=1, skipped=len(checks) - 1, deselected=len(checks))

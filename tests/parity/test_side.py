@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,22 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import parity
-from parity import Case, Clip, CommandSide, Pair, Side, compare_sides, run_pair, single_step, trace_side, write_trace
+from parity import (
+    Case,
+    Clip,
+    CommandSide,
+    NameMap,
+    Pair,
+    Side,
+    compare_sides,
+    run_pair,
+    single_step,
+    trace_side,
+    write_trace,
+)
 from parity.errors import InputError
 from parity.rerun import move
+from parity.run import CaseRun
 from parity.side import pattern_loss
 from parity.step import global_norm
 from parity.verdict import Status
@@ -75,7 +89,8 @@ def test_checkpoints_go_through_save_pretrained(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save)
     report = compare_sides(model(), model(), [IDS], checks=["round_trip"])
-    assert {row.tensor for row in report.rows if not row.passed} == {"model.norm.weight", "loss"}
+    (row,) = report.rows
+    assert (row.tensor, "also loss" in row.detail, row.passed) == ("model.norm.weight", True, False)
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(Clip("value", 1e-3), 1e-3), (Clip("norm", 2e-3), 2e-3), (None, 0.5)])
@@ -251,8 +266,36 @@ def test_a_command_is_an_original_whose_weights_go_to_the_port(command: CommandS
     report.write_json(tmp_path / "report.json")
     assert "mine" in (tmp_path / "report.html").read_text()
     assert '"passed": true' in (tmp_path / "report.json").read_text()
-    assert {row.check for row in report.rows if row.passed} >= {"weights", "forward", "curve", "round_trip", "resume"}
+    assert {row.check for row in report.rows if row.passed} >= {"forward", "curve", "round_trip", "resume"}
+    assert {row.status for row in report.rows if row.check == "weights"} == {Status.GIVEN}
     assert compare_sides(command, Side(Net), ONES, copy_weights=False).failed == ("weights",)
+
+
+class Renamed(nn.Linear):
+    """A weight of another name, and one that the original lacks."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.twin, self.extra = self.weight, nn.Parameter(torch.zeros(3))
+        del self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.twin, self.bias) + self.extra
+
+
+def test_weights_of_a_case_do_not_switch_copying_off() -> None:
+    """They are by each side's own names; the port's start is the original's, and its own where that has none."""
+    weights = {"weight": torch.eye(3), "extra": torch.ones(3)}
+    names = NameMap({"weight": "twin"}, only_port=["extra"])
+    pair = Pair(
+        "named", Side(lambda: nn.Linear(3, 3)), Side(Renamed, name="port"), [Case("one", ONES, 0, 2, weights)], names
+    )
+    with ExitStack() as stack:
+        held = CaseRun(pair, pair.find_cases(None)[0], stack).evidence(pair.port)
+    found = held.found.group("init.")
+    assert torch.equal(found["twin"], torch.eye(3))
+    assert torch.equal(found["bias"], held.expected.tensors["init.bias"])
+    assert torch.equal(found["extra"], torch.ones(3))
 
 
 def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command: CommandSide) -> None:

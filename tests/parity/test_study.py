@@ -107,10 +107,12 @@ def test_causes_that_are_all_of_the_difference() -> None:
 
 
 def test_what_no_cause_explains_fails_and_is_left() -> None:
-    report, _, lines = ledger_of(replace(PAIR, causes=(ROWS,)))
+    report, ledger, lines = ledger_of(replace(PAIR, causes=(ROWS,)))
     assert not report.passed
     assert lines["mb0.loss"].left
     assert lines["mb0.loss"].explained == pytest.approx(0.5)
+    failed = next(row for row in report.rows if row.tensor == "mb0.loss" and row.check == "loss")
+    assert f"mb0.loss {failed.detail}" in [text for _, text in summed_up(ledger)]  # with all causes switched
 
 
 TWICE = instead({"tests.parity.test_study:halved": lambda real, value: 2 * real(value)})

@@ -7,43 +7,87 @@ from dataclasses import replace
 
 import pytest
 
-from parity.verdict import Against, GradientFlow, Report, Row, Status, explained
+from parity.verdict import Against, GradientFlow, Planted, Report, Row, Sight, Status, explained, one_row_a_check
 
 PASSED, FAILED, BLOCKED, ABSENT = Status.PASSED, Status.FAILED, Status.BLOCKED, Status.NOT_APPLICABLE
 
 
-def row(
-    status: Status = PASSED, run: str = "port", against: Against = Against.PROTOTYPE, check: str = "forward"
-) -> Row:
-    return Row(check, "case", run, "logits", "t", 0.5, 1.0, status, against=against)
+def row(status: Status = PASSED, against: Against = Against.PROTOTYPE, check: str = "forward", **words: object) -> Row:
+    plain = Row(check, "case", "port", "logits", "t", 0.5, 1.0, status, against=against, bound="rounding")
+    return replace(plain, **words)  # type: ignore[arg-type]
 
 
-OTHERS = [row(run="reference"), *(row(against=one) for one in Against), row(ABSENT), row(run="adapter")]
+ONE = "1 case; 1 quantity of the prototype matched, the closest at 0.5 of what its own rounding allows"
+OTHERS = [
+    row(run="reference", beside=True),
+    *(row(against=one) for one in Against),
+    row(against=Against.ITSELF, check="round_trip"),
+    *[row(against=Against.ITSELF, check="resume")] * 3,
+    row(ABSENT),
+    row(run="adapter", beside=True),
+]
+SILENT = [row(one) for one in (Status.SILENT, Status.UNMOVED, Status.GIVEN, Status.REPEATED)]
+SIGHTS = [Planted("case", "port", "a fault", sight) for sight in Sight]
 
 
 @pytest.mark.parametrize(
     ("rows", "line"),
     [
         ([], "FAIL: Nothing was compared, so nothing was shown"),
-        ([row(ABSENT)], "FAIL: Nothing was compared, so nothing was shown; port: 1 check not applicable"),
-        ([row()], "PASS: port against prototype 1 of 1"),
-        ([row(), row(FAILED)], "FAIL: port against prototype 1 of 2"),
-        ([row(), row(BLOCKED)], "FAIL: port against prototype 1 of 2"),
-        ([row(), row(ABSENT), row(ABSENT)], "PASS: port against prototype 1 of 1; 2 checks not applicable"),
+        ([row(ABSENT)], "FAIL: Nothing was compared, so nothing was shown"),
+        (SILENT, "FAIL: Nothing was compared, so nothing was shown; 1 within rounding, which say nothing"),
+        ([row()], f"PASS: {ONE}"),
+        ([row(), *SILENT], f"PASS: {ONE}; 1 within rounding, which say nothing"),
+        (
+            [row(), row(case="b", bound="table")],
+            "PASS: 2 cases; 2 quantities of the prototype matched, the closest at 0.5 of what is allowed",
+        ),
+        (
+            [row(), row(FAILED, measured=7.0)],
+            "FAIL: 1 case; 1 of 2 quantities of the prototype matched, "
+            "the furthest at 7 of what its own rounding allows",
+        ),
+        ([row(), row(BLOCKED)], f"FAIL: {ONE}".replace("1 quantity", "1 of 2 quantities")),
+        ([row(bound="")], "PASS: 1 case; 1 quantity of the prototype matched"),
         (
             OTHERS,
-            "PASS: port against prototype 1 of 1; reference 1 of 1; library 1 of 1; itself 1 of 1; "
-            "1 check not applicable; reference against prototype 1 of 1; adapter against prototype 1 of 1",
+            f"PASS: {ONE}; reference 1 of 1; formulas 1 of 1; library 1 of 1; forward 1 of 1; saved 1 of 1; "
+            "resumed 1 of 1; adapter 1 of 1",
         ),
-        (
-            [row(), row(FAILED, "reference", Against.LIBRARY)],
-            "FAIL: port against prototype 1 of 1; reference against library 0 of 1",
-        ),
+        ([row(), row(FAILED, Against.LIBRARY), row(against=Against.LIBRARY)], f"FAIL: {ONE}; library 0 of 1"),
+        ([row(), row(check="throughput")], f"PASS: {ONE}; throughput 1 of 1"),
     ],
 )
 def test_the_verdict(rows: list[Row], line: str) -> None:
     report = Report(rows=rows)
     assert (report.verdict_line(), report.passed) == (line, line.startswith("PASS"))
+
+
+def test_planted_faults_are_told_where_some_were() -> None:
+    told = Report(rows=[row()], planted=SIGHTS).verdict_line()
+    assert told == f"PASS: {ONE}; 1 of 3 planted faults would have been seen"
+
+
+def test_what_other_cases_share_to_the_bit_counts_once() -> None:
+    """Under the same name, with the same bits on both sides, of the same run; a failure counts wherever it is."""
+    report = Report()
+    for case, *held in (("a", "x"), ("b", "x"), ("c", "y"), ("d", "")):
+        report.add([row(case=case, bits=bits) for bits in held])
+    report.add([row(case="a", bits="x", tensor="u"), row(case="e", bits="x", run="other"), row(FAILED, bits="x")])
+    report.add([row(case=case, against=Against.ITSELF, bits="x", check="environment") for case in "ab"])
+    assert [each.status for each in report.rows].count(Status.REPEATED) == 1
+    assert report.rows[1].status is Status.REPEATED
+    assert (report.counts().quantities, report.counts().checks) == (6, {"environment": (2, 2)})
+
+
+def test_what_is_saved_is_one_row_that_names_the_worst() -> None:
+    saved = [row(against=Against.ITSELF, check="round_trip", tensor=name, measured=0.0) for name in "abc"]
+    (one,) = one_row_a_check(saved, ("round_trip",))
+    assert (one.passed, one.detail) == (True, "0 of 3 differ, the worst: ")
+    saved[1:] = [replace(each, status=FAILED, measured=size) for each, size in zip(saved[1:], (2.0, 3.0))]
+    one, other = one_row_a_check([*saved, row()], ("round_trip",))
+    assert (one.tensor, one.status, one.detail) == ("c", FAILED, "2 of 3 differ, the worst: ; also b")
+    assert other == row()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import parity.prototypes.port
+import parity.prototypes.recorded
+import ports.eagle3.train
+import ports.numerics
+import ports.training.loop
+import ports.training.runs
+from parity.checks import run_checks
 from parity.errors import InputError
-from parity.prototypes.case import Case
-from parity.prototypes.port import settings_for, start_port, trace_port
+from parity.evidence import Evidence
+from parity.pair import find_pair
+from parity.plants import Ground, Plant, patched, taking
+from parity.prototypes.case import SETTINGS, Case
+from parity.prototypes.pair import port
+from parity.prototypes.port import Tracer, settings_for, start_port, trace_port
+from parity.prototypes.recorded import start_of
+from parity.run import CaseRun
+from ports.training.loop import Loop
 from tests.parity.prototypes.test_synthetic import Shape, make
 
 
@@ -94,3 +110,66 @@ def test_recorded_weights_are_given_to_the_draft(case: Case, tmp_path: Path) -> 
 def test_weights_that_do_not_fit_are_named(changes: dict[str, Any], message: str, case: Case, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         start_port(altered(case, tmp_path, changes), tmp_path / "out")
+
+
+def failing(evidence: Evidence, check: str) -> set[str]:
+    rows = run_checks(evidence, find_pair(evidence.case.algorithm).every_check, {check})
+    return {row.tensor for row in rows if row.compared and not row.passed}
+
+
+def one_pass_less(real: Callable[..., None]) -> Callable[..., None]:
+    def ended(self: Loop) -> None:
+        real(self)
+        self.epoch += 1
+
+    return ended
+
+
+MISREAD: dict[str, tuple[Plant, set[str]]] = {
+    "seed": (taking(ports.numerics, "set_seed", lambda seed: (seed + 1,)), {"seed"}),
+    "bs": (
+        taking(ports.training.runs, "build_loader", lambda data, bs, *rest: (data, 1, *rest)),
+        {"run.samples of a batch", "run.batches"},
+    ),
+    "epoch": (patched(Loop, "_next_pass", one_pass_less), {"run.passes", "run.batches"}),
+    "TTT steps": (
+        taking(ports.eagle3.train, "Eagle3Objective", lambda draft, steps, *rest: (draft, steps + 1, *rest)),
+        {"run.TTT steps"},
+    ),
+    "rate": (taking(ports.training.loop, "build_optimizer", lambda module, lr: (module, 2 * lr)), {"lr"}),
+}
+"""What the port's run does otherwise than its command line says."""
+
+
+@pytest.mark.parametrize(("plant", "entries"), MISREAD.values(), ids=MISREAD)
+def test_what_the_run_does_otherwise_than_it_was_told_is_a_row(
+    plant: Plant, entries: set[str], whole_run: Callable[[str], Evidence]
+) -> None:
+    with plant(Ground(), 1.0):
+        assert failing(whole_run("eagle3_fp32_k1"), "configuration") == entries
+
+
+@pytest.mark.parametrize("name", ["lr", "bs", "accumulation", "epoch", "ttt_steps"])
+def test_every_flag_is_read_by_the_port_s_own_parser(name: str, case: Case, tmp_path: Path) -> None:
+    given = replace(case, **{name: 3 * getattr(case, name)})
+    assert getattr(settings_for(given, tmp_path), SETTINGS[name]) == 3 * getattr(case, name)
+
+
+def test_weights_are_the_port_s_own_after_it_loaded_them(
+    cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written for the port to load is other than what the prototype started from."""
+    for module in (parity.prototypes.port, parity.prototypes.recorded):
+        monkeypatch.setattr(module, "start_of", lambda *given: {n: 2 * w + 1 for n, w in start_of(*given).items()})
+    case, pair = cases["eagle3_fp32_k1"], replace(find_pair("eagle3"), port=port(steps=1))
+    with ExitStack() as stack:
+        held = CaseRun(pair, case, stack).evidence(pair.port)
+    assert failing(held, "weights") == {f"init.{name}" for name in held.found.trained}
+
+
+def test_looking_on_that_changes_the_loss_is_seen(whole_run: Callable[[str], Evidence]) -> None:
+    with taking(Tracer, "batch", lambda self, number, batch: (self, number, batch, batch["features"].add_(1))[:3])(
+        Ground(), 1.0
+    ):
+        held = whole_run("eagle3_fp32_k1")
+    assert failing(held, "environment") == {"loss of port"}

@@ -50,7 +50,7 @@ def test_names_are_not_taken_for_markup_and_a_row_without_numbers_has_none() -> 
         "t[red]x (q) ",
         "at [0, 1]",
         "c[bold] · k[/red] · r[b]",
-        "FAIL: r[b] against prototype 0 of 1",
+        "FAIL: 1 case; 0 of 1 quantity of the prototype matched",
     ):
         assert part in text
     assert "measured" not in text.partition("Failed")[2]
