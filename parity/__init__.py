@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from parity.compare import View
     from parity.locate import Finding
     from parity.names import Copied, Joined, NameMap, Suggestion, suggest_names, transposed
-    from parity.observe import Draw, tap
+    from parity.observe import Draw, tap, unrolled
     from parity.pair import Options, Pair
     from parity.plants import Fault
     from parity.run import KitReport, ParityError, compare_sides, compare_traces, run_pair
@@ -30,7 +30,7 @@ PLACES = {
     "compare": ("View",),
     "locate": ("Finding",),
     "names": ("Copied", "Joined", "NameMap", "Suggestion", "suggest_names", "transposed"),
-    "observe": ("Draw", "tap"),
+    "observe": ("Draw", "tap", "unrolled"),
     "pair": ("Options", "Pair"),
     "plants": ("Fault",),
     "run": ("KitReport", "ParityError", "compare_sides", "compare_traces", "run_pair"),
@@ -44,7 +44,7 @@ PLACES = {
 }
 HOME = {name: place for place, names in PLACES.items() for name in names}
 
-__all__ = ["Case", "Cause", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap"]
+__all__ = ["Case", "Cause", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap", "unrolled"]
 __all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
 __all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair", "single_step"]
 __all__ += ["Fault", "as_built", "changed", "instead", "within"]

@@ -25,7 +25,6 @@ from parity.locate import compare_calls, compare_inputs, inside_of
 from parity.observe import compare_samplers, samples_of
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows, unobserved_loss
 from parity.setup import initial_rows, setting_rows
-from parity.side import Alive
 from parity.step import audit_row, update_rows
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import STATES, Trace
@@ -107,8 +106,8 @@ def check_environment(evidence: Evidence) -> list[Row]:
         if said := trace.configuration.get("ranks"):
             rows.append(compare_value(subject, "ranks", f"{trace.run}: not the same on all", [], said["apart"]))
             rows.append(compare_value(subject, "ranks", f"{trace.run}: seeds", said["wanted"], said["seeds"]))
-    for trace, alive in zip(evidence.traces, (evidence.original, evidence.live)):
-        if isinstance(alive, Alive):
+    for trace, alive in zip(evidence.traces, (evidence.original, evidence.alive)):
+        if alive is not None:
             plain, watched = unobserved_loss(alive), trace.curve[0].loss
             both = (None, None) if math.isnan(plain) and math.isnan(watched) else (plain, watched)
             rows.append(compare_value(subject, "observed", f"loss of {trace.run}", *both))
@@ -363,9 +362,12 @@ FLOW: Need = (
 )
 FINITE: Need = (lambda e: not _not_finite(e.found), "its weights are no numbers before any step")
 HITS: Need = (has_hits, "neither side counts rows or prints")
-ALIVE: Need = (lambda e: isinstance(e.live, Alive), "a trace leaves nothing to run again")
-BOTH_ALIVE: Need = (lambda e: isinstance(e.original, Alive), ALIVE[1])
-ALONE: Need = (lambda e: e.original.side.ranks == e.live.side.ranks == 1, "a side runs on several processes")
+ALIVE: Need = (lambda e: e.alive, "a trace leaves nothing to run again")
+BOTH_ALIVE: Need = (lambda e: e.original, ALIVE[1])
+ALONE: Need = (
+    lambda e: {1} == {one.side.ranks for one in (e.original, e.alive) if one},
+    "a side runs on several processes",
+)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -378,7 +380,7 @@ CHECKS: tuple[Check, ...] = (
     _of_tensors("targets", ("batches", "draws"), "there are no targets by name"),
     Check("forward", check_forward, ("weights", "batches", "draws"), needs(OUTPUTS)),
     _of_tensors("loss", ("targets", "forward"), "no loss is in a trace"),
-    _of_tensors("paths", ("loss",), "the model is not unrolled"),
+    _of_tensors("paths", ("loss",), "nobody says that the model is unrolled: parity.unrolled"),
     _of_tensors("gradients", ("loss", "paths"), "no gradient is in a trace"),
     Check("gradient_flow", check_gradient_flow, (), needs(FLOW, FINITE)),
     Check("clip", check_clip, ("gradients",), needs(AUDITS, CLIP)),

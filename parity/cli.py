@@ -51,18 +51,15 @@ def run(
     json: Json = None,
     keyword: Keyword = "",
     checks: Annotated[str, typer.Option(help="comma-separated, of jobs too; default: all of the pair")] = "",
-    baseline: Annotated[File, typer.Option(help="stored speed to hold the port's against")] = None,
-    save_baseline: Annotated[File, typer.Option(help="store the port's speed here")] = None,
     power: Annotated[
         bool, typer.Option("--power", help="plant faults in the port: which would have been seen?")
     ] = False,
 ) -> None:
     """Hold a port against its original and print a verdict. Exit code 0: all passed, 1: not, 2: bad input."""
-    _check_outputs({"--report": report, "--json": json, "--save-baseline": save_baseline})
+    _check_outputs({"--report": report, "--json": json})
     chosen = _words("--checks", checks) or None
-    options = Options(original, recordings, keyword, chosen, baseline, save_baseline)
+    options = Options(original, recordings, keyword, chosen)
     console, pairs = Console(), _pairs(pair)
-    _check_used({"--baseline": baseline, "--save-baseline": save_baseline}, pairs, options)
     judge = run_with_power if power else run_pair
     with console.status("running") as status:
         result = joined([judge(one, options, lambda line: status.update(line)) for one in pairs])
@@ -198,15 +195,6 @@ def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[s
 def _check_outputs(places: dict[str, Path | None]) -> None:
     for option, place in places.items():
         check_output(place, option)
-
-
-def _check_used(files: dict[str, Path | None], pairs: list[Pair], options: Options) -> None:
-    """Files of speeds are for jobs."""
-    if not any(one.find_jobs(options) for one in pairs):
-        for option, file in files.items():
-            if file is not None:
-                known = "; ".join(f"{one.name} has {', '.join(one.jobs) or 'none'}" for one in pairs)
-                raise InputError("command line", option, file, f"a job that takes it: {known}")
 
 
 def _words(option: str, text: str, known: Collection[str] | None = None) -> tuple[str, ...]:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from parity.allowed import FEW, TIMES, Spread, pool_of, precision_of
 from parity.compare import Subject
+from parity.errors import place_of
 from parity.names import NameMap
+from parity.side import Alive
 from parity.tolerances import HELD, UNITS, Kind, Tolerance, Tolerances, by_dtype
 from parity.trace import Trace
 from parity.verdict import RAISED, Against, Row, Speed
-
-INSTALLED = "site-packages"
-MACHINERY = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 @dataclass
 class Evidence:
     """Two traces of one case under the port's names, and what the checks beyond them need.
 
-    ``original`` and ``live`` are what can be run again of the two sides, or None. ``reference`` gives, when it is asked
-    for, what the original's trace lacks, in the shared coordinates: the formulas run again, where a pair has them.
+    ``original`` and ``alive`` are the two sides as they can be run again, or None; ``left`` is what the found side's
+    run left behind, of a pair's own kind. ``reference`` gives, when it is asked for, what the original's trace lacks,
+    in the shared coordinates: the formulas run again, where a pair has them.
     ``own`` are a user's tolerances, ``moved`` gives the original's spread, empty where nobody can move it.
     ``speeds`` is filled by checks that measure any. ``handed`` are the names of rows on what the harness itself hands
     to both sides. ``beside``: the found side is not the port.
@@ -39,8 +36,9 @@ class Evidence:
     found: Trace
     own: Tolerances = field(default_factory=dict)
     moved: Callable[[], Spread] = dict
-    live: Any = None
-    original: Any = None
+    alive: Alive | None = None
+    original: Alive | None = None
+    left: Any = None
     names: NameMap = field(default_factory=NameMap)
     reference: Callable[[], Trace] | None = None
     not_applicable: dict[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
@@ -140,28 +138,3 @@ def raised(subject: Subject, error: BaseException) -> Row:
     """The row of an exception: its text, and the last place that is the user's."""
     said = f"{type(error).__name__}: {str(error)[:300]}"
     return subject.row(RAISED, "", None, None, False, f"{said} at {place_of(error)}")
-
-
-def place_of(error: BaseException) -> str:
-    """``file:line``: of the innermost frame outside of torch, the harness and Python's own library, if there is one.
-
-    A file of an installed package is named from that package's folder on.
-    """
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{_short(error.filename)}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_machinery(frame.filename)]
-    return f"{_short((own or frames)[-1].filename)}:{(own or frames)[-1].lineno}" if frames else "nowhere"
-
-
-def _is_machinery(file: str) -> bool:
-    """A frame that runs what a user wrote, or that it calls: torch's, the harness', Python's."""
-    inside = [Path(file).is_relative_to(folder) for folder in (*MACHINERY, sysconfig.get_path("stdlib"))]
-    return file.startswith("<") or any(inside[:-1]) or (inside[-1] and INSTALLED not in Path(file).parts)
-
-
-def _short(file: str) -> str:
-    path, here = Path(file), Path.cwd()
-    if path.is_relative_to(here) and INSTALLED not in path.relative_to(here).parts:
-        return str(path.relative_to(here))
-    return file.rpartition(f"{INSTALLED}/")[2]

@@ -68,6 +68,7 @@ class Observation:
     samplers: dict[Draw, Callable[[], Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     over: bool = False
+    unrolled: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
 
     def tap(self, name: str, value: Any, inside: str = "") -> None:
         """Keep the tensors of a value, each under its place if there are several.
@@ -85,6 +86,14 @@ class Observation:
     def key(self, name: str) -> str:
         self.counts[name] += 1
         return f"{name}#{self.counts[name] - 1}"
+
+    def keep_paths(self, trace: Trace) -> None:
+        """Put losses of steps and how they reach states into a trace, before the backward, which begins anew."""
+        trace.keep("mb0.path", path_norms(*self.unrolled))
+        for step, loss in enumerate(self.unrolled[0]):
+            trace.keep(f"mb0.step{step}", {"loss": loss.detach().reshape(1)})
+        for grads in (self.tap_grads, *(held for call in self.calls for held in (call.into_grad, call.out_grad))):
+            grads.update({at: torch.zeros_like(grad) for at, grad in grads.items()})
 
     def keep(self, trace: Trace) -> None:
         """Put calls and taps into a trace."""
@@ -105,6 +114,31 @@ def tap(name: str, value: Value) -> Value:
     if running is not None:
         running.tap(name, value)
     return value
+
+
+def unrolled(losses: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    """Say that a draft runs on its own output: the loss of each step, and the state [..., h] that enters it.
+
+    Called in a loss or a forward. Inside a run, how strongly each loss reaches each earlier state is the check
+    ``paths``; what every step's loss is, a row of ``loss``.
+    """
+    running = _RUNNING.get()
+    if running is not None:
+        running.unrolled = [*losses], [*states]
+
+
+def path_norms(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """|d loss_s / d hidden_i| for every i <= s, named ``s.i``; zero where no path leads.
+
+    ``hidden_i`` is the state that enters step i. The graph is kept for the backward that follows.
+    """
+    norms = {f"{s}.{i}": torch.zeros(1) for s in range(len(losses)) for i in range(s + 1)}
+    for s, loss in enumerate(losses):
+        entered = {i: state for i, state in enumerate(states[: s + 1]) if state.requires_grad and loss.requires_grad}
+        inputs = [*entered.values()]
+        grads = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True) if inputs else ()
+        norms |= {f"{s}.{i}": grad.double().norm().reshape(1) for i, grad in zip(entered, grads)}
+    return norms
 
 
 def _inside(name: str, value: Any, place: str) -> Any:

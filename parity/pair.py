@@ -20,8 +20,8 @@ from _pytest.mark.expression import Expression
 
 from parity.checks import ON_REQUEST, with_own
 from parity.compare import View
-from parity.errors import InputError
-from parity.evidence import Check, Evidence, place_of
+from parity.errors import InputError, place_of
+from parity.evidence import Check, Evidence
 from parity.names import NameMap
 from parity.plants import Fault
 from parity.side import AnySide, Case, FolderSide, Side
@@ -181,15 +181,12 @@ class Options:
 
     ``original`` is the root of a checkout, ``recordings`` a folder of recorded cases or traces, ``keyword`` chooses
     cases and jobs by words of their names, ``checks`` are names, of jobs too; None: those of the pair.
-    ``baseline`` is a file of stored speeds to hold the port's against, ``save_baseline`` one to store them in.
     """
 
     original: Path | None = None
     recordings: Path | None = None
     keyword: str = ""
     checks: tuple[str, ...] | None = None
-    baseline: Path | None = None
-    save_baseline: Path | None = None
 
 
 EVERYTHING = Options()

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from parity.checks import CHECKS, ON_REQUEST, run_checks
+from parity.checks import CHECKS, ON_REQUEST, run_check
 from parity.compare import Subject
-from parity.evidence import raised
+from parity.evidence import Check, Evidence, raised
 from parity.faults import GENERIC, SOUND, in_field, inside, of_batches, of_buffers
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.plants import Fault, Ground
@@ -77,7 +77,7 @@ class Battery:
             reason = f"not plantable: {port.name or 'the port'} does not run in this process"
             return Skip("power", name, reason, "a Side of callables")
         sound = Ground()
-        if wrong := first_failed(self._rows(SOUND, 1.0, sound, ONE_RUN)):
+        if wrong := self._rows(SOUND, 1.0, sound, ONE_RUN):
             return Skip("power", name, f"without a fault {wrong[0].check} fails: {wrong[0].detail}", "mend it first")
         return [self.plant(fault, sound) for fault in self.faults(sound)]
 
@@ -96,7 +96,7 @@ class Battery:
         names = {fault.named_by} if fault.named_by else ONE_RUN
         for size in fault.sizes:
             ground = Ground(sound.called)
-            rows = first_failed(self._rows(fault, size, ground, names))
+            rows = self._rows(fault, size, ground, names)
             if rows:
                 return self._told(fault, Sight.SEEN if size == fault.sizes[0] else Sight.BELOW, ground, size, rows)
             if not ground.place:
@@ -107,14 +107,14 @@ class Battery:
         return self._told(fault, Sight.UNSEEN, ground, fault.sizes[0])
 
     def _rows(self, fault: Fault, size: float, ground: Ground, names: Iterable[str]) -> list[Row]:
-        """What checks say of the port with a fault; what it raises then, also a refusal of its own, is a failed row."""
+        """What fails of the port with a fault; what it raises then, also a refusal of its own, is a failed row."""
         checks = [check for check in self.pair.every_check if check.name in names]
         try:
             with fault.plant(ground, size):
                 side = switched(ground.of_port(self.pair.port), self.pair.causes).planted(ground)
                 with self.held.apart(side) as evidence:
                     ground.found = evidence.found
-                    return run_checks(replace(evidence, original=None), checks)  # no fault is for the original to run
+                    return first_seen(replace(evidence, original=None), checks)  # no fault is for the original to run
         except Exception as error:  # whatever the code of a side raises
             return [raised(Subject("run", self.case.name, self.pair.port.name or "port"), error)]
 
@@ -146,10 +146,10 @@ def alike(*sides: Trace | None) -> bool:
     return bool(mine) and same
 
 
-def first_failed(rows: Sequence[Row]) -> list[Row]:
-    """The failed rows of the first check that has any."""
-    failed = [row for row in rows if row.status is Status.FAILED]
-    return [row for row in failed if row.check == failed[0].check]
+def first_seen(evidence: Evidence, checks: Iterable[Check]) -> list[Row]:
+    """The failed rows of the first check that has any; no later one is asked."""
+    found = ([row for row in run_check(evidence, check) if row.status is Status.FAILED] for check in checks)
+    return next(filter(None, found), [])
 
 
 def in_cause(port: Any, cause: Cause) -> Iterator[Fault]:

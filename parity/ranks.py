@@ -27,8 +27,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from torch.nn.parallel import DistributedDataParallel
 
 from parity.calls import tensors_of, with_tensors
-from parity.errors import InputError
-from parity.evidence import place_of
+from parity.errors import InputError, place_of
 from parity.plants import Fault, Ground, Plant, at_first_forward, matrix, patched
 from parity.trace import Trace, read_trace, write_trace
 

@@ -37,7 +37,8 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
 
 def _everywhere(evidence: Evidence, rows: Callable[[Evidence, Alive], list[Row]]) -> list[Row]:
     """On every rank of the side; of each row the worst."""
-    found: list[list[Row]] = evidence.live.everywhere(partial(rows, evidence))
+    assert evidence.alive is not None
+    found = evidence.alive.everywhere(partial(rows, evidence))
     return [max(each, key=lambda row: not row.passed) for each in zip(*found)]
 
 
@@ -168,8 +169,10 @@ def _plain_loss(alive: Alive) -> float:
 
 def throughput_rows(evidence: Evidence) -> list[Row]:
     """Time per optimizer step of the port over the original's, by both clocks, alternating, one thread."""
-    sides = {"original": evidence.original, "port": evidence.live}
-    with deterministic(evidence.live.case.seed):
+    assert evidence.original is not None
+    assert evidence.alive is not None
+    sides = {"original": evidence.original, "port": evidence.alive}
+    with deterministic(evidence.alive.case.seed):
         times = alternate({name: _steps(alive) for name, alive in sides.items()}, TIMED_STEPS, ROUNDS)
     names = evidence.expected.run, evidence.found.run
     evidence.speeds.append(speed_of(evidence.found.case, times["original"], times["port"], names, tokens=0))

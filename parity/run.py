@@ -22,8 +22,8 @@ from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, run_check, run_checks
 from parity.compare import Subject, viewed
 from parity.environment import described, deterministic
-from parity.errors import InputError
-from parity.evidence import Check, Evidence, place_of, raised
+from parity.errors import InputError, place_of
+from parity.evidence import Check, Evidence, raised
 from parity.files import read_object
 from parity.locate import LOSS, Apart, Finding, first_backward, first_forward, within
 from parity.names import NameMap, align, as_map, known_to
@@ -167,8 +167,9 @@ class CaseRun:
             found=theirs.without(left_out),
             own=checked(pair.tolerances),
             moved=moved,
-            live=ran.live,
-            original=run.live,
+            alive=ran.alive,
+            original=run.alive,
+            left=ran.left,
             names=names,
             reference=reference and (lambda: viewed(reference(), found, pair.views)[0]),
             not_applicable=dict(pair.not_applicable),
@@ -411,8 +412,8 @@ def _apart(evidence: Evidence, quantity: str) -> Apart:
 
 def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
     """The first operator below the module too, where both sides can be run again."""
-    original, port = evidence.original, evidence.live
-    if not all(isinstance(one, Alive) and one.side.ranks == 1 for one in (original, port)):
+    original, port = evidence.original, evidence.alive
+    if original is None or port is None or original.side.ranks > 1 or port.side.ranks > 1:
         return finding
     apart = _apart(evidence, "grad" if finding.direction == "backward" else "out")
     try:

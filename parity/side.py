@@ -69,11 +69,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """A trace, what can be run again (None: nothing), and the case where the run itself fixed something of it."""
+    """A trace, the side as it can be run again, and the case where the run itself fixed something of it.
+
+    ``left`` is what it left behind beside the trace, of a pair's own kind, for that pair's checks.
+    """
 
     trace: Trace
-    live: Any = None
+    alive: Alive | None = None
     case: Any = None
+    left: Any = None
 
 
 class AnySide(Protocol):
@@ -493,6 +497,7 @@ def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
     with observe(training.module, training.side.taps) as seen, autocast_seen(training.module) as autocast:
         loss = training.loss(batch)
     trace.precision = computed_in(training.module, autocast)
+    seen.keep_paths(trace)
     training.backward(loss)
     seen.keep(trace)
     trace.keep("mb0.grad", training.gradients())

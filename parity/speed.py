@@ -3,9 +3,7 @@
 On a shared machine medians of one run after the other wander by 10 %; alternating steps and their minima do not. The
 wall clock sees what sleeps and waits, the CPU clock what computes, whatever else runs on the cores.
 
-Two gates. Against the prototype: the port may be at most a tenth slower, by either clock. Against its own baseline:
-CPU time over that of a yardstick, a fixed mix of matrix products and small operators timed in the same run, so that a
-faster or busier machine moves both.
+The port may be at most a tenth slower, by either clock. What it was yesterday ``pytest benchmarks`` compares it with.
 """
 
 from __future__ import annotations
@@ -15,30 +13,22 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import count, product
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
 from torch.utils.flop_counter import FlopCounterMode
 
 from parity.compare import Subject
-from parity.environment import describe
-from parity.files import read_object, validated, write_whole
 from parity.tolerances import Tolerance
-from parity.verdict import Row, Speed, Status
+from parity.verdict import Row, Speed
 
 Steps = Callable[[], Iterator[Any]]
 """Starts a fresh run and yields after every optimizer step."""
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.process_time}
-YARDSTICK = "yardstick"
-
-Figures = Mapping[str, float]
-"""By case, CPU time of a step over the yardstick's."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +82,6 @@ def alternate(sides: Mapping[str, Steps], steps: int, rounds: int) -> dict[str, 
     return {name: Times(taken[name], flops[name]) for name in sides}
 
 
-def yardstick() -> Iterator[int]:
-    """A fixed mix of matrix products and small operators, about as much of each as a small draft's step has."""
-    draw = torch.Generator().manual_seed(0)
-    rows, inner, vocabulary = (torch.randn(shape, generator=draw) for shape in ((352, 128), (128, 384), (128, 1024)))
-    for number in count(1):
-        for _ in range(6):
-            hidden = (rows @ inner).relu() @ inner.T / 384
-            (torch.log_softmax(hidden @ vocabulary, -1).sum(-1) + hidden.square().mean(-1)).mean()
-        for _ in range(120):
-            rows.mul(0.5).add(1.0).rsqrt_().nan_to_num_()
-        yield number
-
-
 def flop_counter() -> FlopCounterMode:
     """Counts matrix products, also those that add to what is there, which torch's own list leaves out."""
     in_place = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _product_flops}
@@ -131,7 +108,7 @@ def peak_bytes() -> int:
 
 
 def prototype_rows(subject: Subject, prototype: Times, port: Times, name: str, allowed: Tolerance) -> list[Row]:
-    """Gate one: time per step of the port over that of ``name``, by both clocks; at most 1 / 0.9."""
+    """Time per step of the port over that of ``name``, by both clocks; at most 1 / 0.9."""
     rows = []
     for clock in CLOCKS:
         low, high = interval(prototype, port, clock)
@@ -140,23 +117,6 @@ def prototype_rows(subject: Subject, prototype: Times, port: Times, name: str, a
         passed = 1 / faster <= allowed.bound
         rows.append(subject.row("throughput", f"{clock} time per step", 1 / faster, allowed.bound, passed, detail))
     return rows
-
-
-def baseline_row(subject: Subject, port: Times, gauge: Times, stored: Figures | None, tolerance: Tolerance) -> Row:
-    """Gate two: the port's CPU time over the yardstick's against what was stored; at most a tenth more.
-
-    A tenth less passes as stale: the baseline should be saved anew, or it will let the gain be lost again.
-    """
-    quantity, allowed, found = "CPU time over the yardstick", tolerance.bound, ratio(port, gauge)
-    if stored is None or subject.case not in stored:
-        missing = "no baseline" if stored is None else "the baseline has no figure for this case"
-        reason = f"{missing}: parity run --save-baseline FILE makes one, --baseline FILE compares with it"
-        return replace(subject.row("baseline", quantity, found, None, True, reason), status=Status.NOT_APPLICABLE)
-    expected = stored[subject.case]
-    change = found / expected
-    stale = f"stale, save the baseline anew: {1 / change:.2f} times as fast. " if change < 1 / allowed else ""
-    detail = f"{stale}{found:.2f} yardsticks a step, {expected:.2f} in the baseline"
-    return subject.row("baseline", quantity, change, allowed, change <= allowed, detail)
 
 
 def speed_of(case: str, prototype: Times, port: Times, names: tuple[str, str], tokens: int) -> Speed:
@@ -173,27 +133,3 @@ def speed_of(case: str, prototype: Times, port: Times, names: tuple[str, str], t
         interval=interval(prototype, port),
         tokens=tokens,
     )
-
-
-class Stored(BaseModel):
-    """A baseline as a file has it."""
-
-    format_version: Literal[1]
-    cpu_over_yardstick: dict[str, Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]]
-    environment: dict[str, Any] = {}
-
-
-def save_baseline(file: Path, figures: Figures) -> None:
-    """Write figures for ``--baseline``, with the machine they come from; InputError where that cannot be."""
-    document = Stored(format_version=1, cpu_over_yardstick=dict(figures), environment=describe())
-    write_whole(file, document.model_dump_json(indent=1) + "\n")
-
-
-def read_baseline(file: Path) -> dict[str, float]:
-    """The figures that :func:`save_baseline` wrote.
-
-    Raises:
-        InputError: missing, damaged, or of another format.
-    """
-    stored: Stored = validated(file, Stored, read_object(file, "a baseline that parity run --save-baseline wrote"))
-    return stored.cpu_over_yardstick

@@ -50,7 +50,7 @@ BEYOND = 2
 def last_checkpoint(evidence: Evidence) -> Path:
     """The newest draft directory of the run."""
     prefix = ALGORITHMS[evidence.case.algorithm].checkpoint
-    saved: list[Path] = [file.parent for file in evidence.live.checkpoints.glob(f"{prefix}*/config.json")]
+    saved: list[Path] = [file.parent for file in evidence.left.checkpoints.glob(f"{prefix}*/config.json")]
     return max(saved, key=lambda folder: int(folder.name.removeprefix(prefix)))
 
 
@@ -59,7 +59,7 @@ def check_round_trip(evidence: Evidence) -> list[Row]:
 
     Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else.
     """
-    subject, folder, draft = evidence.subject("round_trip"), last_checkpoint(evidence), evidence.live.draft
+    subject, folder, draft = evidence.subject("round_trip"), last_checkpoint(evidence), evidence.left.draft
     stored, exact = read_tensors(folder / "model.safetensors"), EXACT
     ignored = set(draft._keys_to_ignore_on_save or [])
     trained = {name: value for name, value in draft.state_dict().items() if name not in ignored}
@@ -82,7 +82,7 @@ def _only(tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
 
 
 def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
-    draft, reopened = evidence.live.draft, SpeculatorModel.from_pretrained(folder)
+    draft, reopened = evidence.left.draft, SpeculatorModel.from_pretrained(folder)
     rows = [compare_value(subject, "class", "model", type(draft).__name__, type(reopened).__name__)]
     rows += [*_config_rows(subject, draft.config, reopened.config), *_serving_rows(evidence, subject, reopened.config)]
     attention = draft.config.transformer_layer_config._attn_implementation
@@ -155,7 +155,7 @@ def check_converted(evidence: Evidence) -> list[Row]:
 
 def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
     """Write what the prototype's final state holds in the converter's input layout, convert it, read it back."""
-    maps = () if evidence.live.draft.d2t is None else ("t2d", "d2t")
+    maps = () if evidence.left.draft.d2t is None else ("t2d", "d2t")
     vocabulary = _only(read_tensors(evidence.case.initial), maps)
     source, target = folder / "source", folder / "target"
     source.mkdir()

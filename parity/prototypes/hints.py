@@ -35,7 +35,7 @@ Passages = tuple[list[Call], dict[str, Tensor]]
 
 def hint(row: Row, evidence: Evidence) -> str:
     """Where the port parts from the reference, for a failed row of the forward or backward; empty: nothing known."""
-    if evidence.live is None or row.check not in LOCALISED:
+    if evidence.left is None or row.check not in LOCALISED:
         return ""
     return str(localise(evidence.case) or "module by module both sides agree on the first batch")
 

@@ -40,7 +40,7 @@ def check_chain(evidence: Evidence) -> list[Row]:
     Drafts of two layers, which the prototype cannot train, are compared too.
     """
     settings = settings_for(evidence.case, Path("nowhere"), noise=False, ttt_alignment=Alignment.CHAIN)
-    dataset = ALGORITHMS["eagle3"].train.build_dataset(settings, evidence.live.draft.config)
+    dataset = ALGORITHMS["eagle3"].train.build_dataset(settings, evidence.left.draft.config)
     batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
     batch = next(batch for batch in batches if batch["input_ids"].shape[1] > evidence.case.ttt_steps)
     subject, rows = evidence.subject("chain", Against.LIBRARY), []
@@ -86,12 +86,12 @@ def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -
 
 def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
     """Speculators' model on the run's initial weights; the files hold post-norm targets, so its norm is an identity."""
-    config = copy.deepcopy(evidence.live.draft.config)
+    config = copy.deepcopy(evidence.left.draft.config)
     config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
     config.transformer_layer_config.num_hidden_layers = layers
     with deterministic():
         draft = Eagle3DraftModel(config)
-    draft.load_state_dict({**evidence.live.draft.state_dict(), **evidence.expected.group("init.")}, strict=False)
+    draft.load_state_dict({**evidence.left.draft.state_dict(), **evidence.expected.group("init.")}, strict=False)
     draft.verifier_norm = nn.Identity()
     return draft.eval()
 

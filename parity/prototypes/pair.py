@@ -47,9 +47,9 @@ CHECKOUT = (
 def environment(evidence: Evidence) -> list[Row]:
     """As of any side, and that looking on changes no bit of the port's first loss."""
     rows = check_environment(evidence)
-    if evidence.live is None or evidence.live.unobserved is None:
+    if evidence.left is None or evidence.left.unobserved is None:
         return rows
-    losses = evidence.live.unobserved(), evidence.found.curve[0].loss
+    losses = evidence.left.unobserved(), evidence.found.curve[0].loss
     return [*rows, compare_value(evidence.subject("environment"), "observed", f"loss of {evidence.found.run}", *losses)]
 
 
@@ -57,11 +57,11 @@ def configuration(evidence: Evidence) -> list[Row]:
     """What both sides say they run with, what they then did, and the draft's vocabulary map."""
     sides = [replace(side, configuration={**side.configuration, **deeds(side)}) for side in evidence.traces]
     rows = check_configuration(replace(evidence, expected=sides[0], found=sides[1]))
-    if evidence.live is None or getattr(evidence.live.draft, "d2t", None) is None:
+    if evidence.left is None or getattr(evidence.left.draft, "d2t", None) is None:
         return rows
     stored = read_tensors(evidence.case.initial)
     expected: dict[str, Tensor] = {name: stored[name] for name in ("t2d", "d2t") if name in stored}
-    found: dict[str, Tensor] = {name: getattr(evidence.live.draft, name) for name in expected}
+    found: dict[str, Tensor] = {name: getattr(evidence.left.draft, name) for name in expected}
     return rows + compare_groups(evidence.subject("configuration"), "vocabulary", expected, found, EXACT)
 
 
@@ -73,7 +73,7 @@ def optimizer_step(evidence: Evidence) -> list[Row]:
 
 def wiped(evidence: Evidence) -> str | None:
     """Why nothing that comes of accumulated gradients is compared with a port, which alone keeps them."""
-    return WIPE if evidence.live is not None and evidence.case.accumulation > 1 else None
+    return WIPE if evidence.left is not None and evidence.case.accumulation > 1 else None
 
 
 def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
@@ -81,7 +81,7 @@ def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
     return lambda evidence: said if evidence.found.run == "reference" else None
 
 
-PORT: Need = (lambda e: e.live is not None, "only a port saves checkpoints and has options")
+PORT: Need = (lambda e: e.left is not None, "only a port saves checkpoints and has options")
 IN_FP32: Need = (lambda e: e.case.dtype == "fp32", "half precision: compared in float32")
 SEVERAL: Need = (lambda e: steps_of(e.case)[1] > 1, "one optimizer step: there is none to stop before")
 FINAL: Need = (lambda e: e.expected.group("final."), "the recording kept no final parameters")
@@ -142,7 +142,7 @@ class Runs:
         def run(case: Case, folder: Path) -> Run:
             with planted_in_port(ground):
                 ran = self.run(case, folder)
-            return replace(ran, live=replace(ran.live, unobserved=None))  # without the fault it is another loss
+            return replace(ran, left=replace(ran.left, unobserved=None))  # without the fault it is another loss
 
         return replace(self, run=run)
 
@@ -167,7 +167,7 @@ def _port(case: Case, folder: Path, afresh: bool, steps: int | None = None) -> R
         raise KeyboardInterrupt from stopped
     if steps is not None:  # what is printed at the end of a pass is then of fewer batches
         ran.trace.prints = ran.trace.prints[:1]
-    return Run(ran.trace, ran)
+    return Run(ran.trace, left=ran)
 
 
 def port(afresh: bool = False, steps: int | None = None) -> Runs:

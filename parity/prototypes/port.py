@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import clear_environment, patch_environment, set_seed
-from safetensors.torch import save_file
+from safetensors.torch import save
 from speculators import SpeculatorModel
 from torch import Tensor, nn
 
@@ -215,7 +215,7 @@ def write_initial(draft: SpeculatorModel, case: Case, folder: Path) -> None:
     held = draft.state_dict()
     refuse_misfits(case.initial, weights, {name: value for name, value in held.items() if name in wanted})
     whole = {**{name: value for name, value in held.items() if name not in ignored}, **weights}
-    save_file({name: value.contiguous().clone() for name, value in whole.items()}, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save({name: value.contiguous().clone() for name, value in whole.items()}))
 
 
 def reset_accelerate() -> None:

@@ -37,7 +37,7 @@ LIVE_STEPS, LIVE_ROUNDS, WARMUP = 4, 3, 2
 ALLOWED = HELD["throughput"]
 
 Timed = Mapping[str, core.Times]
-"""By side: ``reference`` or ``original``, ``port``, and the yardstick where there is one."""
+"""By side: ``reference`` or ``original``, and ``port``."""
 
 
 @contextlib.contextmanager
@@ -49,31 +49,22 @@ def speed_case(algorithm: str = "eagle3") -> Iterator[Case]:
 
 
 def throughput(algorithm: str, options: Any) -> Report:
-    """Both gates beside the reference, and gate one beside the live original where there is a checkout.
-
-    ``options`` are a run's: its baseline is compared with, and the port's figure saved beside those that are there.
-    """
+    """Beside the reference, and beside the live original where ``options`` name a checkout."""
     with speed_case(algorithm) as case:
-        stored = core.read_baseline(options.baseline) if options.baseline else None
-        report = judged(case, times := measure(case), stored)
+        report = judged(case, measure(case))
         if options.original is not None:
-            gate_one(report, case, measure_live(case, options.original), "original", Against.PROTOTYPE)
-        if options.save_baseline is not None:
-            file = options.save_baseline
-            before = core.read_baseline(file) if file.exists() else {}
-            core.save_baseline(file, {**before, case.name: core.ratio(times["port"], times[core.YARDSTICK])})
+            held(report, case, measure_live(case, options.original), "original", Against.PROTOTYPE)
     return report
 
 
-def judged(case: Case, times: Timed, stored: core.Figures | None) -> Report:
-    """The port beside the reference, and beside what was stored before."""
-    report, subject = Report(), Subject("throughput", case.name, "port", Against.ITSELF)
-    gate_one(report, case, times, "reference", Against.REFERENCE)
-    report.rows.append(core.baseline_row(subject, times["port"], times[core.YARDSTICK], stored, ALLOWED))
+def judged(case: Case, times: Timed) -> Report:
+    """The port beside the reference."""
+    report = Report()
+    held(report, case, times, "reference", Against.REFERENCE)
     return report
 
 
-def gate_one(report: Report, case: Case, times: Timed, prototype: str, against: Against) -> None:
+def held(report: Report, case: Case, times: Timed, prototype: str, against: Against) -> None:
     """The port beside whoever stands for the prototype: rows, and what is drawn."""
     sides = times[prototype], times["port"]
     report.rows += core.prototype_rows(Subject("throughput", case.name, "port", against), *sides, prototype, ALLOWED)
@@ -82,13 +73,13 @@ def gate_one(report: Report, case: Case, times: Timed, prototype: str, against: 
 
 
 def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timed:
-    """The reference, which does what the prototype does, the port and the yardstick; one thread, alternating.
+    """The reference, which does what the prototype does, and the port; one thread, alternating.
 
     The reference keeps no trace, which the prototype does not compute; the port loads its data in its training loop.
     """
     with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
         sides = {"reference": lambda: Run(prepare(case), observed=False).optimizer_steps()}
-        sides |= {"port": port_steps(case, Path(folder)), core.YARDSTICK: core.yardstick}
+        sides |= {"port": port_steps(case, Path(folder))}
         return core.alternate(sides, steps, rounds)
 
 

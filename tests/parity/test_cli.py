@@ -92,7 +92,6 @@ PLACES = {
     "run --json /no/where/x.json": "error: /no/where/x.json: --json: found no folder /no/where",
     "run --report /no/where/x.html": "error: /no/where/x.html: --report: found no folder /no/where",
     "run --report {tmp}": "--report: found a folder, expected a file",
-    "run --save-baseline /no/where/x.json": "error: /no/where/x.json: --save-baseline: found no folder",
     "compare {tmp} {tmp} --json /no/where/x": "error: /no/where/x: --json: found no folder /no/where",
     "record --prototype /no --output /proc/no": "error: /proc/no: --output: found ",
     "record --prototype /no --output {tmp}/one/meta.json/no": "meta.json/no: --output: found no folder",

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
-from parity import Side, Trace, compare_sides, single_step
+from parity import Side, Trace, compare_sides, single_step, trace_side, unrolled
 from parity.calls import tensors_of, watch
 from parity.compare import Subject
 from parity.errors import InputError
@@ -547,3 +547,38 @@ def test_a_side_is_sampled_over_seeds() -> None:
     assert all(map(torch.equal, found, again))
     masked = Draw("m", draw.original, "", values=lambda drawn: drawn[drawn > 0])
     assert min(int(one.min()) for one in sampled(masked, run, range(40))) == 1
+
+
+class Recurrent(nn.Module):
+    """Two steps on its own output; ``cut``: the second sends nothing back through the first."""
+
+    def __init__(self, cut: bool = False, says: bool = True) -> None:
+        super().__init__()
+        self.cell, self.cut, self.says = nn.Linear(3, 3), cut, says
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.clone().requires_grad_()
+        states = [first, self.cell(first)]
+        states[1] = states[1].detach().requires_grad_() if self.cut else states[1]
+        losses = [self.cell(state).square().mean() for state in states]
+        if self.says:
+            unrolled(losses, states)
+        return torch.stack(losses).sum()
+
+
+def recurrent(name: str, **words: bool) -> Side:
+    return Side(partial(Recurrent, **words), lambda module, x: module(x), name=name)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_pair_says_that_its_draft_is_unrolled(cut: bool) -> None:
+    report = compare_sides(recurrent("a"), recurrent("b", cut=cut), [torch.ones(2, 3)], steps=1)
+    paths = {row.tensor: row.passed for row in report.rows if row.check == "paths" and row.compared}
+    assert paths == {"mb0.path.0.0": True, "mb0.path.1.0": not cut, "mb0.path.1.1": True}
+    assert report.failed[:1] == (("paths",) if cut else ())
+
+
+def test_looking_at_paths_leaves_what_the_backward_sends() -> None:
+    said, silent = (trace_side(recurrent("a", says=says), [torch.ones(2, 3)], steps=1) for says in (True, False))
+    assert {*said.tensors} - {*silent.tensors} >= {"mb0.path.1.0", "mb0.step0.loss", "mb0.step1.loss"}
+    assert all(torch.equal(value, said.tensors[name]) for name, value in silent.tensors.items())

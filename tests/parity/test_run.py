@@ -231,9 +231,6 @@ COMPARE = ["compare", "{traced}", "{traced}"]
         (["run", "{toy}:NEEDY"], "", "--original: found nothing, expected a checkout. git clone it"),
         (["run", "{toy}:PAIR", "--original", "{tmp}"], "", "expected nothing: toy runs without a checkout"),
         (["run", "{toy}:LAZY", "--recordings", "{tmp}/no"], "", "no/one: trace: found no such folder"),
-        (["run", "{toy}:PAIR", "--baseline", "{file}"], "", "--baseline: found {file}, expected a job that takes it"),
-        (["run", "{toy}:RACED", "-k", "one", "--save-baseline", "{file}"], "", "that takes it: raced has lap"),
-        (["run", "{toy}:RACED", "--checks", "loss", "--baseline", "{file}"], "", "that takes it: raced has lap"),
     ],
 )
 def test_bad_input_exits_with_two(

@@ -14,6 +14,7 @@ from parity.allowed import DTYPES, moved, moved_by_one
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
+from parity.observe import path_norms
 from parity.prototypes.case import TO_NATIVE, Case
 from parity.prototypes.recorded import configuration, samples_per_pass, start_of
 from parity.prototypes.reference.data import batches_of
@@ -272,17 +273,3 @@ def keep_steps(
         quantities = {"hidden": step.hidden, "logits": step.logits, "loss": own.reshape(1)}
         trace.keep(f"{name}.step{number}", quantities)
     trace.keep(f"{name}.path", path_norms(losses, [step.hidden_in for step in steps]))
-
-
-def path_norms(losses: Sequence[Tensor], states: Sequence[Tensor]) -> dict[str, Tensor]:
-    """|d loss_s / d hidden_i| for every i <= s, named ``s.i``; zero where no path leads.
-
-    ``hidden_i`` is the state that enters step i. The graph is kept for the backward that follows.
-    """
-    norms = {f"{s}.{i}": torch.zeros(1) for s in range(len(losses)) for i in range(s + 1)}
-    for s, loss in enumerate(losses):
-        entered = {i: state for i, state in enumerate(states[: s + 1]) if state.requires_grad and loss.requires_grad}
-        inputs = [*entered.values()]
-        grads = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True) if inputs else ()
-        norms |= {f"{s}.{i}": grad.double().norm().reshape(1) for i, grad in zip(entered, grads)}
-    return norms

@@ -80,4 +80,4 @@ def test_in_half_precision_rounding_is_not_taken_for_the_fault(cases: dict[str, 
 def test_a_failed_row_of_a_module_s_numbers_has_a_hint(check: str, told: str, sound: Callable[[str], Evidence]) -> None:
     row = Row(check, "one", "port", "q", "t", 1.0, 0.0, Status.FAILED)
     assert hint(row, sound("eagle3_fp32_k3")).startswith(told)
-    assert not hint(row, replace(sound("eagle3_fp32_k3"), live=None))
+    assert not hint(row, replace(sound("eagle3_fp32_k3"), left=None))

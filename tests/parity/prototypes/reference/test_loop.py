@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
+from parity.observe import path_norms
 from parity.prototypes.case import Case
-from parity.prototypes.reference.loop import near_ties, path_norms, prepare, trace_reference
+from parity.prototypes.reference.loop import near_ties, prepare, trace_reference
 
 
 def test_a_run_can_end_early_and_only_the_last_micro_batch_of_a_window_counts(cases: dict[str, Case]) -> None:
