@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,11 +80,9 @@ def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
     ``changes`` are settings beside it, as are those that no flag of the prototypes has.
     """
     algorithm = ALGORITHMS[case.algorithm]
-    words = [word for flag, value in command_line(case).items() for word in (f"--{flag}", value)]
-    with clear_environment():
-        read = parse(algorithm.settings, [*words, "--cpdir", str(cpdir)])
     values: dict[str, Any] = {
-        **{name: getattr(read, name) for name in read.model_fields_set},
+        **read_words(algorithm.settings, *(f"--{flag}={value}" for flag, value in command_line(case).items())),
+        "cpdir": cpdir,
         "noise": case.noise,
         "shuffle": case.shuffle,
         "num_workers": 0,
@@ -96,6 +94,14 @@ def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
     if algorithm.owns_vocabulary:
         values |= {"t2d": case.fixture / "t2d.npy", "d2t": case.fixture / "d2t.npy"}
     return algorithm.settings(**{**values, **changes})
+
+
+@cache
+def read_words(settings: type[TrainingSettings], *words: str) -> Mapping[str, Any]:
+    """What the port's parser makes of the words of a command line, by its own names."""
+    with clear_environment():
+        read = parse(settings, [*words, "--cpdir=elsewhere"])
+    return {name: getattr(read, name) for name in read.model_fields_set}
 
 
 def run_port(
