@@ -27,7 +27,16 @@ SECTIONS = {
         "architectures.md",
         "performance.md",
     ),
-    "Parity": ("parity.md", "report.md", "deviations.md", "originals.md", "porting.md", "existing.md", "kit.md"),
+    "Parity": (
+        "parity.md",
+        "report.md",
+        "deviations.md",
+        "originals.md",
+        "porting.md",
+        "existing.md",
+        "kit.md",
+        "ci.md",
+    ),
 }
 SOURCES = "source"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from parity.errors import InputError
 
-NEEDED = ("matplotlib", "pytest", "scipy")
+NEEDED = ("matplotlib", "pytest")
 """What the extra ``[parity]`` adds to what the ports need."""
 
 

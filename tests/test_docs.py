@@ -176,7 +176,34 @@ def test_the_front_page_opens_what_was_trained(tmp_path: Path) -> None:
     assert (len(codes), done.stdout.count("DraftModel")) == (2, 2)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/llama_3_1_8b/README.md"])
+@pytest.mark.parametrize("page", [*(file.name for file in ROOT.glob("*.md")), "examples/llama_3_1_8b/README.md"])
 def test_links_of_pages_outside_of_the_site_hold(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", (ROOT / page).read_text())
+    links = re.findall(r"(?:\]\(|src=\")(?!https?:)([^)#\"\s]+)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_one_version_is_told() -> None:
+    told = {
+        "pyproject.toml": r'^version = "(.+)"$',
+        "CITATION.cff": r"^version: (.+)$",
+        "CHANGELOG.md": r"^## (\d.+?) - ",
+    }
+    found = [re.findall(said, (ROOT / name).read_text(), re.MULTILINE)[0] for name, said in told.items()]
+    assert len(set(found)) == 1, found
+    assert f"git tag -s v{found[0]}" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_workflows_fit_their_schema(tmp_path: Path) -> None:
+    """Those of this project and the one for another's; actionlint, which sees more, runs in the workflow itself."""
+    pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed: pip install -e '.[dev]'")
+    from check_jsonschema import main
+
+    (page,) = blocks("ci.md", r'yaml title="[^"]+"')
+    assert page.count("\n") <= 20
+    (tmp_path / "page.yml").write_text(page)
+    (tmp_path / "broken.yml").write_text(page.replace("runs-on:", "runs_on:"))
+    files = [*(ROOT / ".github" / "workflows").glob("*.yml"), tmp_path / "page.yml"]
+    for given, code in ((files, 0), ([tmp_path / "broken.yml"], 1)):
+        with pytest.raises(SystemExit) as end:
+            main(["--quiet", "--builtin-schema", "vendor.github-workflows", *map(str, given)])
+        assert end.value.code == code

@@ -49,7 +49,7 @@ def test_what_only_the_harness_needs_is_an_extra(wheel: zipfile.ZipFile) -> None
     found = [match for need in needs if (match := REQUIREMENT.fullmatch(need))]
     assert len(found) == len(needs)
     named = {extra: {match["name"] for match in found if match["extra"] == extra} for extra in (None, "parity")}
-    assert named["parity"] == {"matplotlib", "pytest", "scipy"}
+    assert named["parity"] == {"matplotlib", "pytest"}
     assert named["parity"].isdisjoint(named[None])
     (ours,) = [match["of"] for match in found if match["name"] == "speculator-parity" and match["extra"] == "dev"]
     assert "parity" in ours.split(",")
@@ -60,7 +60,7 @@ def test_the_harness_without_its_extra_says_what_to_install(words: list[str]) ->
     done = without_the_extra("from parity.__main__ import main; main()", *words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines() == [
-        "error: environment: pytest, scipy: found nothing, expected what comes with "
+        "error: environment: matplotlib, pytest: found nothing, expected what comes with "
         "pip install 'speculator-parity[parity]'"
     ]
 
@@ -80,6 +80,6 @@ def test_the_ports_and_the_fixtures_run_without_the_extra() -> None:
 
 
 def without_the_extra(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    absent = "import sys; sys.modules.update(pytest=None, scipy=None)"
+    absent = "import sys; sys.modules.update(pytest=None, matplotlib=None)"
     command = [sys.executable, "-c", f"{absent}\n{code}", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
