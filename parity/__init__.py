@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from parity.allowed import moved
     from parity.checks import NAMES as CHECKS
     from parity.compare import View
+    from parity.engine import EngineSide
     from parity.locate import Finding
     from parity.names import Copied, Joined, NameMap, Suggestion, suggest_names, transposed
     from parity.observe import Draw, tap, unrolled
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PLACES = {
     "checks": ("CHECKS",),
     "compare": ("View",),
+    "engine": ("EngineSide",),
     "locate": ("Finding",),
     "names": ("Copied", "Joined", "NameMap", "Suggestion", "suggest_names", "transposed"),
     "observe": ("Draw", "tap", "unrolled"),
@@ -44,7 +46,7 @@ PLACES = {
 }
 HOME = {name: place for place, names in PLACES.items() for name in names}
 
-__all__ = ["Case", "Cause", "CommandSide", "Draw", "FolderSide", "Pair", "Side", "View", "tap", "unrolled"]
+__all__ = ["Case", "Cause", "CommandSide", "Draw", "EngineSide", "FolderSide", "Pair", "Side", "View", "tap", "unrolled"]
 __all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
 __all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair", "single_step"]
 __all__ += ["Fault", "as_built", "changed", "instead", "within"]

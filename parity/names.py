@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Joined:
     """A parameter of the port that is made of the original's: concatenated, transposed, cut, scaled.
 
     ``join`` is the axis to concatenate along, or a linear function of the list of the original's tensors. Gradients and
-    updated weights go through the same function.
+    updated weights go through the same function; so do the outputs of modules, where these are what is named.
     """
 
     port: str
@@ -217,6 +217,24 @@ class NameMap:
             counts[name] += 1
         return found
 
+    def joined_calls(self, original: Trace) -> dict[tuple[str, str], dict[str, Tensor]]:
+        """Tensors of calls of modules that the port joins in one, by name, by such a call and its last part's key.
+
+        The parts are given one and the same; call n is made of the call n of each.
+        """
+        order, found = {key: at for at, key in enumerate(original.calls)}, {}
+        for entry in self.joined.values():
+            for key in (key for key in original.calls if _split(key)[0] == entry.originals[0]):
+                parts = [f"{name}#{_split(key)[1]}" for name in entry.originals]
+                outs = [original.tensors.get(f"{CALLS}{part}.out") for part in parts]
+                if all(out is not None for out in outs):
+                    call = f"{entry.port}#{_split(key)[1]}"
+                    into = original.group(f"{CALLS}{key}.into")
+                    tensors = {f"{CALLS}{call}.into{place}": value for place, value in into.items()}
+                    tensors[f"{CALLS}{call}.out"] = entry(cast(list[Tensor], outs))
+                    found[call, max(parts, key=order.__getitem__)] = tensors
+        return found
+
     def spread(self, spread: Spread, original: Trace, port: Collection[str] | None = None) -> Spread:
         """What one rounding does to the original, as :mod:`parity.allowed` has it, by the port's names.
 
@@ -281,13 +299,19 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
         for trace in (original, port)
     ]
     calls = names.call_keys(original.calls)
+    made = names.joined_calls(original)
     renamed = {new: one for name, one in rest[0].items() if (new := _renamed(name, names, calls)) is not None}
     aligned = replace(
         original,
-        tensors={**sides[0], **renamed},
+        tensors={**sides[0], **renamed, **{name: one for call in made.values() for name, one in call.items()}},
         trained=names.parameter_names(original.trained, known),
         frozen=names.parameter_names(original.frozen, known),
-        calls=tuple(calls[key] for key in original.calls if key in calls),
+        calls=tuple(
+            key
+            for one in original.calls
+            for key in (calls.get(one), *(key for key, last in made if last == one))
+            if key
+        ),
     )
     return aligned, replace(port, tensors={**rest[1], **sides[1]})
 

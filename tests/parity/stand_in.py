@@ -1,0 +1,213 @@
+"""A stand-in for vLLM: what :mod:`parity.inside_vllm` touches of it, around a model of one token at a time.
+
+Its steps hold parts of several prompts, one after the other in an order of their own, and padding behind them; its
+modules are fused and carry a residual beside the hidden state, as vLLM's are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WIDTH, VOCABULARY, LAYERS = 8, 24, 2
+LOADER = "vllm.model_executor.model_loader.default_loader"
+
+
+class Norm(nn.Module):
+    """RMS norm; with a residual, of their sum, which it gives too."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(WIDTH)), eps
+
+    def forward(self, *args: Any) -> Any:
+        return self.forward_native(*args)
+
+    def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        whole = x if residual is None else x + residual
+        normed = whole * torch.rsqrt(whole.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return normed if residual is None else (normed, whole)
+
+
+class Attention(nn.Module):
+    """The mean of query, key and value stands for attention."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        for name in ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj"):
+            setattr(self, name, nn.Linear(WIDTH, 3 * WIDTH if fused else WIDTH))
+        self.o_proj = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        parts = [self.qkv_proj] if self.fused else [self.q_proj, self.k_proj, self.v_proj]
+        found = torch.cat([part(hidden_states) for part in parts], -1)
+        return self.o_proj(found.unflatten(-1, (3, WIDTH)).mean(-2))
+
+
+class Layer(nn.Module):
+    def __init__(self, eps: float, fused: bool) -> None:
+        super().__init__()
+        self.input_layernorm, self.self_attn = Norm(eps), Attention(fused)
+
+
+class PlainLayer(Layer):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.self_attn(self.input_layernorm(hidden_states))
+
+
+class FusedLayer(Layer):
+    def forward(self, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            return self.self_attn(self.input_layernorm(hidden_states)), hidden_states
+        hidden_states, residual = self.input_layernorm(hidden_states, residual)
+        return self.self_attn(hidden_states), residual
+
+
+class Body(nn.Module):
+    def __init__(self, eps: float, fused: bool) -> None:
+        super().__init__()
+        self.embed_tokens, self.norm = nn.Embedding(VOCABULARY, WIDTH), Norm(eps)
+        self.layers = nn.ModuleList((FusedLayer if fused else PlainLayer)(eps, fused) for _ in range(LAYERS))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        states, residual = self.embed_tokens(input_ids), None
+        for layer in self.layers:
+            if isinstance(layer, FusedLayer):
+                states, residual = layer(states, residual)
+            else:
+                states = layer(states)
+        return self.norm(states) if residual is None else self.norm(states, residual)[0]
+
+
+class Plain(nn.Module):
+    """As transformers has a model."""
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.model, self.lm_head = Body(eps, fused=False), nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+        return SimpleNamespace(logits=self.lm_head(self.model(input_ids)))
+
+
+class Fused(nn.Module):
+    """As vLLM has one."""
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.model, self.lm_head = Body(eps, fused=True), nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        return self.model(input_ids)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.lm_head.weight.T
+
+
+def plain() -> Plain:
+    """Weights that are not all alike, norms' neither."""
+    torch.manual_seed(0)
+    module = Plain()
+    for value in module.parameters():
+        nn.init.normal_(value, std=0.5)
+    return module.eval()
+
+
+class Runner:
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.input_batch = model, SimpleNamespace(req_ids=[])
+
+    def execute_model(self, scheduled: Any) -> Tensor:
+        return self.model(input_ids=scheduled.ids, positions=scheduled.positions)
+
+
+class Engine:
+    """Requests in turns of at most ``budget`` tokens, the last that came first; then greedy tokens one by one."""
+
+    def __init__(self, runner: Runner, budget: int, dtype: torch.dtype) -> None:
+        self.runner, self.budget, self.waiting = runner, budget, dict[str, Any]()
+        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(dtype=dtype))
+
+    def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
+        ids = prompt["prompt_token_ids"]
+        one = SimpleNamespace(ids=[*ids], prompt=len(ids), done=0, params=params, logits=[])
+        self.waiting = {f"{name}-abc": one, **self.waiting}
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.waiting)
+
+    @torch.inference_mode()
+    def step(self) -> list[Any]:
+        parts, left = dict[str, int](), self.budget
+        for name, one in self.waiting.items():
+            parts[name] = min(left, len(one.ids) - one.done)
+            left -= parts[name]
+        self.runner.input_batch.req_ids = list(parts)
+        spans = {name: range(one.done, one.done + parts[name]) for name, one in self.waiting.items()}
+        ids = [self.waiting[name].ids[at] for name, span in spans.items() for at in span] + [0, 0, 0]
+        places = [at for span in spans.values() for at in span] + [0, 0, 0]
+        scheduled = SimpleNamespace(ids=torch.tensor(ids), positions=torch.tensor(places), num_scheduled_tokens=parts)
+        logits, start = self.runner.model.compute_logits(self.runner.execute_model(scheduled)), 0
+        for name, one in self.waiting.items():
+            one.logits += logits[start : start + parts[name]].log_softmax(-1)
+            one.done, start = one.done + parts[name], start + parts[name]
+            if one.done == len(one.ids):
+                one.ids.append(int(one.logits[-1].argmax()))
+        ended = {name: one for name, one in self.waiting.items() if len(one.ids) == one.prompt + one.params.max_tokens}
+        self.waiting = {name: one for name, one in self.waiting.items() if name not in ended}
+        return [answered(name, one) for name, one in ended.items()]
+
+
+def answered(name: str, one: Any) -> Any:
+    told = [None, *({n: SimpleNamespace(logprob=float(value)) for n, value in enumerate(row)} for row in one.logits)]
+    return SimpleNamespace(
+        request_id=name,
+        finished=True,
+        prompt_token_ids=one.ids[: one.prompt],
+        prompt_logprobs=told[: one.prompt],
+        outputs=[SimpleNamespace(token_ids=one.ids[one.prompt :])],
+    )
+
+
+@contextmanager
+def vllm(weights: dict[str, Tensor], alter: Callable[[nn.Module], object] = id, eps: float = 1e-5) -> Iterator[None]:
+    """In vLLM's place, for as long as the body runs; ``weights`` are what it loads, ``alter`` is done to its model."""
+
+    class DefaultModelLoader:
+        enable_weights_track: bool | None = None
+
+        def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            held = dict(model.named_parameters())
+            for name, value in weights.items():
+                held[name].data.copy_(value)
+            assert self.enable_weights_track is False or weights.keys() == held.keys()
+
+    def engine(dtype: str, max_num_batched_tokens: int = 5, **_: Any) -> Any:
+        model = Fused(eps).to(getattr(torch, dtype))
+        DefaultModelLoader().load_weights(model, None)
+        alter(model)
+        runner = Runner(model)
+        worker = SimpleNamespace(model_runner=runner)
+        engine = Engine(runner, max_num_batched_tokens, getattr(torch, dtype))
+        return SimpleNamespace(llm_engine=engine, collective_rpc=lambda act: [act(worker)])
+
+    names = ["vllm", *(LOADER.rsplit(".", n)[0] for n in (2, 1)), LOADER]
+    modules, before = {name: ModuleType(name) for name in names}, {name: sys.modules.get(name) for name in names}
+    modules["vllm"].__dict__.update(
+        LLM=engine, SamplingParams=lambda **named: SimpleNamespace(**named), __version__="0"
+    )
+    modules[LOADER].__dict__.update(DefaultModelLoader=DefaultModelLoader)
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            del sys.modules[name]
+            sys.modules.update({name: module} if module else {})

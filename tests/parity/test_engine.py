@@ -1,0 +1,121 @@
+"""An engine as a side, with a stand-in for vLLM; with vLLM itself: tests/serving/test_engine.py."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from parity import Case, EngineSide, Pair, Side, engine, inside_vllm, run_pair
+from parity.errors import InputError
+from parity.run import KitReport
+from tests.parity import stand_in
+
+ANSWER = 3
+NAMES = engine.engine_names(stand_in.plain())
+
+
+def prompts() -> torch.Tensor:
+    """Drawn ids and what the plain model answers."""
+    ids, model = (
+        torch.randint(0, stand_in.VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0)),
+        stand_in.plain(),
+    )
+    for _ in range(ANSWER):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], -1)
+    return ids
+
+
+CASE = Case("tiny", [{"input_ids": prompts()}], steps=1)
+
+
+def in_process(words, what, timeout, env):
+    """The program in this process: what stands for vLLM is there."""
+    assert words[:3] == [sys.executable, "-m", "parity.inside_vllm"]
+    inside_vllm.main(*words[3:])
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """A report of the plain model against the stand-in's."""
+    monkeypatch.setattr(engine, "run_command", in_process)
+
+    def judge(lacks: str = "", dtype: str = "float32", **options) -> KitReport:
+        side = EngineSide("folder", dtype, answer=ANSWER, python=(sys.executable,))
+        original = Side(
+            lambda: stand_in.plain().to(getattr(torch, dtype)), engine.likelihood, backward=False, name="plain"
+        )
+        weights = NAMES.parameters(stand_in.plain().state_dict())
+        weights = {name: weights[name] for name in dict(stand_in.Fused().named_parameters()) if name != lacks}
+        with stand_in.vllm(weights, **options):
+            return run_pair(Pair("tiny", original, side, [CASE], NAMES, checks=engine.CHECKS))
+
+    return judge
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_engine_that_does_the_same_passes(judged, dtype):
+    report = judged(dtype=dtype)
+    assert report.passed, report
+    ended = [row.tensor for row in report.rows if row.check == "forward" and row.quantity == "out"]
+    layer = "model.layers.1"
+    wanted = [f"{layer}.input_layernorm#0", f"{layer}.self_attn.qkv_proj#0", f"{layer}.self_attn#0", f"{layer}#0"]
+    assert [name for name in ended if name in wanted] == wanted
+    assert {"lm_head#0", "mb0.tap.logprobs#0"} <= {*ended}
+    assert len([row for row in report.rows if row.check == "tokens"]) == 3
+
+
+def rolled(model):
+    """A vocabulary shifted by one."""
+    model.lm_head.weight.data = model.lm_head.weight.data.roll(1, 0)
+
+
+def scaled(model):
+    model.model.layers[1].self_attn.register_forward_hook(lambda module, given, out: out * 1.01)
+
+
+def forgetful(model):
+    """Whoever reads the residual finds half of it."""
+    model.model.norm.register_forward_pre_hook(lambda module, given: (given[0], given[1] / 2))
+
+
+PLANTED = {
+    "eps": ({"eps": 1e-2}, "forward", "model.layers.0.input_layernorm"),
+    "scaled": ({"alter": scaled}, "forward", "model.layers.1.self_attn"),
+    "residual": ({"alter": forgetful}, "forward", "model"),
+    "head": ({"alter": rolled}, "forward", "lm_head"),
+    "unfilled": ({"lacks": "model.layers.1.self_attn.o_proj.weight"}, "weights", "model.layers.1.self_attn.o_proj"),
+}
+
+
+@pytest.mark.parametrize(("options", "check", "module"), PLANTED.values(), ids=PLANTED)
+def test_a_fault_is_placed(judged, options, check, module):
+    report = judged(**options)
+    assert report.first is not None
+    assert (report.first.check, report.first.module) == (check, module)
+
+
+def test_log_probabilities_and_answers_are_told_apart(judged):
+    rows = {row.check: row for row in judged(alter=rolled).rows if row.check in ("logprobs", "tokens")}
+    assert rows["logprobs"].measured > 0.1
+    assert "the largest" in rows["logprobs"].detail
+    assert "token 0 of the answer" in rows["tokens"].detail
+    assert not rows["tokens"].passed
+
+
+def test_another_layout_is_said(judged):
+    report = judged(alter=lambda model: setattr(model, "compute_logits", None))
+    assert "tried with 0.32.0, this is 0;" in report.rows[0].detail
+
+
+def test_what_an_engine_cannot_be_given(monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"EngineSide\(python="):
+        EngineSide("folder", "float32").trace(CASE).__enter__()
+    for batch in (torch.zeros(3), {"input_ids": torch.zeros(3, dtype=torch.int64)}):
+        with pytest.raises(InputError, match="input_ids"):
+            engine.prompts_of(Case("", [batch]))
+    padded = {"input_ids": prompts(), "attention_mask": torch.tensor([[1, 0]])}
+    with pytest.raises(InputError, match="attention_mask"):
+        engine.prompts_of(Case("", [padded]))
