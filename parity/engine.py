@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -35,8 +35,8 @@ from parity.verdict import Row
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """vLLM's names of what it computes at once, with their parts elsewhere."""
 
-OTHERWISE = ("rotary_emb", "act_fn", "attn")
-"""Modules that one side has otherwise or not at all; what they give is another module's input."""
+OTHERWISE = {"self_attn": ("rotary_emb", "attn"), "mlp": ("act_fn",), "model": ("rotary_emb",)}
+"""By what they are inside of, modules that a side has otherwise or not at all; what they give is another's input."""
 
 ENGINE = {"enforce_eager": True, "enable_prefix_caching": False, "seed": 0, "logprobs_mode": "raw_logprobs"}
 ENVIRONMENT = {
@@ -60,6 +60,7 @@ class EngineSide:
     Args:
         model: a folder that vLLM opens.
         dtype: what it computes in; it has no default, since vLLM's runs float32 weights in half precision.
+        drafter: an Eagle3 draft that runs beside it; its modules stand below ``draft``.
         engine: further arguments of ``vllm.LLM``, ``hf_overrides`` for example.
         answer: the last so many ids of a prompt are an answer to those before, which vLLM is asked for besides.
         chunk: tokens of a step at most; default: what vLLM takes.
@@ -70,6 +71,7 @@ class EngineSide:
 
     model: str | Path
     dtype: str
+    drafter: str | Path | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     answer: int = 0
     chunk: int | None = None
@@ -104,7 +106,10 @@ class EngineSide:
     def request(self, case: Any) -> dict[str, Any]:
         """What the program is asked, see :mod:`parity.inside_vllm`."""
         ids = prompts_of(case)
-        room = {"max_model_len": ids.shape[1] + 1}
+        room: dict[str, Any] = {"max_model_len": ids.shape[1] + 1}
+        if self.drafter is not None:
+            speculative = {"method": "eagle3", "model": str(self.drafter), "num_speculative_tokens": 1}
+            room = {"max_model_len": ids.shape[1] + 2, "speculative_config": speculative}
         pace = {"max_num_batched_tokens": self.chunk, "max_num_seqs": self.chunk} if self.chunk else {}
         engine = {**ENGINE, **room, **pace, **self.engine, "model": str(self.model), "dtype": self.dtype}
         run = {"run": self.name, "case": case.name or "prompts"}
@@ -139,19 +144,26 @@ def likelihood(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return -tap(LIKELY, found).mean()
 
 
-def engine_names(original: nn.Module, prefixes: Mapping[str, str | None] | None = None) -> NameMap:
-    """A map of a model of transformers to vLLM's: what is fused, and what each has otherwise; ``prefixes`` besides."""
-    parts = {name: part for name, part in original.named_modules() if name}
-    none: dict[str, str | None] = {name: None for name in parts if name.rpartition(".")[2] in OTHERWISE}
-    own = [dotted(name, word) for name in parts for word in OTHERWISE]
-    joined: list[Joined] = []
-    for name in parts:
+def engine_names(
+    original: nn.Module, prefixes: Mapping[str, str | None] | None = None, further: Iterable[Joined] = ()
+) -> NameMap:
+    """A map of a model of transformers to vLLM's: what is fused, and what each has otherwise.
+
+    ``prefixes`` are names that differ besides, ``further`` weights that vLLM has in another layout.
+    """
+    parts, plain = {name: part for name, part in original.named_modules() if name}, NameMap(prefixes)
+    inside = [(name, word) for name in parts for word in OTHERWISE.get(name.rpartition(".")[2], ())]
+    none: dict[str, str | None] = {whole: None for one in inside if (whole := dotted(*one)) in parts}
+    ports = {name: port for name in parts if (port := plain.to_port(name)) is not None}
+    own = [dotted(ports[name], word) for name, word in inside if name in ports]
+    joined = [*further]
+    for name, port in ports.items():
         for fused, words in FUSED.items():
             pieces = tuple(f"{name}.{word}" for word in words)
             if all(piece in parts for piece in pieces):
                 held = [kind for kind, _ in parts[pieces[0]].named_parameters(recurse=False)]
-                joined.append(Joined(f"{name}.{fused}", pieces, -1))
-                joined += [Joined(f"{name}.{fused}.{kind}", tuple(f"{one}.{kind}" for one in pieces)) for kind in held]
+                joined.append(Joined(f"{port}.{fused}", pieces, -1))
+                joined += [Joined(f"{port}.{fused}.{kind}", tuple(f"{one}.{kind}" for one in pieces)) for kind in held]
     return NameMap({**none, WHOLE: None, **(prefixes or {})}, joined, own)
 
 

@@ -32,6 +32,9 @@ HEAD, OF_HEAD = "lm_head", "logits_processor"
 """vLLM never calls the first, and the second for the last token alone: all logits stand under the first's name."""
 
 RESIDUAL = "residual"
+DRAFT = "draft"
+"""Before names of the drafter's."""
+
 LIKELY, ANSWER = "logprobs", "answer.tokens"
 """The tap of the log-probabilities of a prompt's own tokens, and the greedy answers' name in a trace."""
 
@@ -65,62 +68,76 @@ def weights_caught() -> Iterator[list[dict[str, Tensor]]]:
 
 
 class Watcher:
-    """The calls of a worker's model, step by step, handed to the requests whose tokens went through it.
+    """The calls of a worker's models, step by step, handed to the requests whose tokens went through them.
 
     ``rows`` are by request the tensors of its tokens, step after step, each [tokens, ...], until there are as many as
-    ``wanted``; requests without an entry are not kept. ``order`` has the calls in the order in which they end.
+    ``wanted``; requests without an entry are not kept. ``order`` has the calls in the order in which they end. Of the
+    drafter, below ``draft``, the pass over what the verifier has just seen is kept; its proposals follow from that.
     """
 
     def __init__(self, runner: Any, wanted: Mapping[str, int]) -> None:
-        self.runner, self.model, self.wanted = runner, runner.model, wanted
-        self.forms = {name or WHOLE: Form(module) for name, module in self.model.named_modules()}
+        self.runner, self.left = runner, {number: [count, count] for number, count in wanted.items()}
         self.rows: dict[str, dict[str, list[Tensor]]] = {number: {} for number in wanted}
         self.order: dict[str, None] = {}
-        self.execute = runner.execute_model
-        runner.execute_model = self.step
+        self.scheduled: Mapping[str, int] = {}
+        self.rotated = 0
+        self.execute, runner.execute_model = runner.execute_model, self.step
+        if (drafter := getattr(runner, "drafter", None)) is not None:
+            self.propose, drafter.propose = drafter.propose, self.proposed
 
     def step(self, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         """One step of the engine, watched."""
-        with watch(self.model) as calls:
+        model, self.scheduled, self.rotated = self.runner.model, scheduled.num_scheduled_tokens, 0
+        with watch(model) as calls:
             out = self.execute(scheduled, *args, **kwargs)
-        whole = next((call for call in calls if call.module == WHOLE), None)
-        if whole is not None:
-            self.share(self.seen(calls, whole), whole.into["positions"].shape[-1], scheduled.num_scheduled_tokens)
+        self.keep(model, calls, "")
+        return out
+
+    def proposed(self, *args: Any, **kwargs: Any) -> Any:
+        """One call of the drafter, watched."""
+        model = self.runner.drafter.model
+        with watch(model) as calls:
+            out = self.propose(*args, **kwargs)
+        states = inspect.signature(self.propose).bind(*args, **kwargs).arguments["target_hidden_states"]
+        self.keep(model, [call for call in calls if call.number == 0], DRAFT, {"hidden_states": states})
         return out
 
     @torch.inference_mode()
-    def seen(self, calls: Sequence[Call], whole: Call) -> dict[str, Tensor]:
-        """Every tensor of the step by its name in a trace, logits and rotated queries and keys too."""
-        hidden, tensors, rotated = next(iter(whole.out.values())), dict[str, Tensor](), 0
-        logits = Call(HEAD, 0, {"input": hidden}, {"": self.model.compute_logits(hidden)})
-        for call in [
-            *(self.forms[one.module].common(one) for one in calls if one.module not in (HEAD, OF_HEAD, WHOLE)),
-            logits,
-        ]:
-            self.order[call.key] = None
-            held = {
-                dotted(f"{CALLS}{call.key}.{kind}", at): value
-                for kind in ("into", "out")
-                for at, value in getattr(call, kind).items()
-            }
-            tensors |= held
-            if size := self.forms.get(call.module, NO_FORM).head_size:
-                for word, value in zip(("query", "key"), call.out.values()):
-                    tensors[f"mb0.tap.rotated.{word}#{rotated}"] = value.unflatten(-1, (-1, size))
-                rotated += 1
-        return tensors
+    def keep(self, model: Any, calls: Sequence[Call], prefix: str, handed: Mapping[str, Tensor] | None = None) -> None:
+        """Every tensor of the calls by its name in a trace; logits, rotated heads, and what a drafter is handed."""
+        whole = next((call for call in calls if call.module == WHOLE), None)
+        if whole is None:
+            return
+        hidden, tensors = next(iter(whole.out.values())), dict[str, Tensor]()
+        logits = model.logits_processor(model.lm_head, hidden)
+        forms = {name: Form(module) for name, module in model.named_modules()}
+        seen = [(call, forms[call.module]) for call in calls if call.module not in (HEAD, OF_HEAD, WHOLE)]
+        for call, form in [*seen, (Call(HEAD, 0, {"input": hidden}, {"": logits}), Form(nn.Identity()))]:
+            key, common = dotted(prefix, call.key), form.common(call)
+            self.order[key] = None
+            for kind in ("into", "out"):
+                places = getattr(common, kind).items()
+                tensors |= {dotted(f"{CALLS}{key}.{kind}", at): value for at, value in places}
+            if form.head_size:
+                for word, value in zip(("query", "key"), common.out.values()):
+                    tensors[f"mb0.tap.rotated.{word}#{self.rotated}"] = value.unflatten(-1, (-1, form.head_size))
+                self.rotated += 1
+        if handed is not None:
+            ids = {"input_ids": whole.into["input_ids"].long()}
+            tensors |= {f"mb0.tap.handed.{name}#0": value for name, value in {**handed, **ids}.items()}
+        self.share(tensors, whole.into["positions"].shape[-1], int(prefix == DRAFT))
 
-    def share(self, tensors: Mapping[str, Tensor], count: int, scheduled: Mapping[str, int]) -> None:
+    def share(self, tensors: Mapping[str, Tensor], count: int, of: int) -> None:
         """Of ``count`` tokens, one request after the other in the order of the worker's batch, then padding."""
         start = 0
         for request in self.runner.input_batch.req_ids:
-            number, tokens = request.partition("-")[0], scheduled.get(request, 0)
+            number, tokens = request.partition("-")[0], self.scheduled.get(request, 0)
             rows = self.rows.get(number)
-            if rows is not None and self.wanted[number] > 0:
+            if rows is not None and self.left[number][of] > 0:
                 for name, tensor in tensors.items():
                     if tensor.dim() and tensor.shape[0] == count:
                         rows.setdefault(name, []).append(tensor[start : start + tokens])
-                self.wanted = {**self.wanted, number: self.wanted[number] - tokens}
+                self.left[number][of] -= tokens
             start += tokens
 
     def whole(self, number: str, length: int) -> dict[str, Tensor]:
@@ -156,9 +173,6 @@ class Form:
         return Call(call.module, call.number, into, out)
 
 
-NO_FORM = Form(nn.Identity())
-
-
 def padded(parts: Sequence[Tensor]) -> Tensor:
     """[prompts, longest, ...]."""
     return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
@@ -178,7 +192,7 @@ def traced(request: Mapping[str, Any]) -> Trace:
     trace = Trace(run=request["run"], case=request["case"], dtype=dtype, precision=dtype)
     trace.environment = {"vllm": vllm.__version__, "torch": torch.__version__}
     trace.configuration = {"engine": {name: repr(value) for name, value in options.items()}}
-    trace.keep("init", weights[0])
+    trace.keep("init", loaded(watcher.runner, weights))
     trace.calls = tuple(watcher.order)
     rows = [watcher.whole(*one) for one in wanted.items()]
     trace.tensors |= {name: padded([one[name] for one in rows]) for name in rows[0]}
@@ -187,6 +201,17 @@ def traced(request: Mapping[str, Any]) -> Trace:
     if greedy:
         trace.tensors[ANSWER] = torch.tensor([list(one.outputs[0].token_ids) for one in greedy])
     return trace
+
+
+def loaded(runner: Any, caught: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The weights of verifier and drafter; those that the drafter shares are the verifier's."""
+    found = dict(caught[0])
+    if (drafter := getattr(runner, "drafter", None)) is not None:
+        theirs = {id(value): name for name, value in runner.model.named_parameters()}
+        shared = {name: theirs[id(value)] for name, value in drafter.model.named_parameters() if id(value) in theirs}
+        own = {**caught[1], **{name: caught[0][other] for name, other in shared.items()}}
+        found |= {dotted(DRAFT, name): value for name, value in own.items()}
+    return found
 
 
 def finished(llm: Any, prompts: Sequence[Sequence[int]], answer: int, first: int) -> tuple[list[Any], list[Any]]:

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from parity import Case, EngineSide, Pair, Side, engine
+from parity import Case, EngineSide, Joined, Pair, Side, View, engine
 from parity.fixtures.architectures import ARCHITECTURES, build_architecture
 
 PYTHON = shlex.split(os.environ.get("VLLM_PYTHON", ""))
+BIASED = ARCHITECTURES["qwen3"]  # with biases, of which vLLM's class drops the one on the attention's output
+MODELS = {
+    **ARCHITECTURES,
+    "qwen3": replace(BIASED, config={**BIASED.config, "attention_bias": False}),
+    "qwen3_biased": BIASED,
+}
 PROMPTS, LENGTH, ANSWER = 2, 20, 6
 
 
@@ -34,7 +41,7 @@ def folder(name: str) -> Path:
     """A tiny model with the tokenizer that belongs to it."""
     place = tempfile.TemporaryDirectory()
     atexit.register(place.cleanup)
-    return build_architecture(ARCHITECTURES[name], Path(place.name) / name)
+    return build_architecture(MODELS[name], Path(place.name) / name)
 
 
 def without(name: str, tensor: str) -> Path:
@@ -60,9 +67,32 @@ def prompts(name: str, dtype: str) -> Tensor:
     return opened(name, dtype).generate(ids, max_new_tokens=ANSWER, min_new_tokens=ANSWER, do_sample=False)
 
 
+def gpt_oss(empty: nn.Module) -> tuple[dict[str, str | None], list[Joined]]:
+    """vLLM's own names of its parts, and its experts' matrices, the other way round."""
+    names: dict[str, str | None] = {"model.embed_tokens": "model.embedding"}
+    experts = []
+    for name, part in empty.named_modules():
+        if name.endswith(".self_attn"):
+            names[name] = name.replace("self_attn", "attn")
+        if name.endswith(".experts"):
+            for mine, port in (("gate_up_proj", "w13"), ("down_proj", "w2")):
+                own = f"{name}.routed_experts.{port}"
+                experts.append(Joined(f"{own}_weight", (f"{name}.{mine}",), lambda held: held[0].transpose(1, 2)))
+                names[f"{name}.{mine}_bias"] = f"{own}_bias"
+    return names, experts
+
+
+BY_TOKEN = [
+    View(f"mb0.call.*.mlp.{part}#0.*", original=lambda held, trace: held.unflatten(0, (PROMPTS, -1)))
+    for part in ("router", "experts")
+]
+"""A mixture of experts sees one token after the other in transformers."""
+
+
 def pair(name: str, dtype: str = "float32", **engine_options: Any) -> Pair:
     """Of a model; ``engine_options`` are of its side in vLLM."""
-    rotary = f"transformers.models.{name}.modeling_{name}:apply_rotary_pos_emb"
+    family = MODELS[name].name
+    rotary = f"transformers.models.{family}.modeling_{family}:apply_rotary_pos_emb"
     original = Side(
         lambda: opened(name, dtype),
         engine.likelihood,
@@ -77,8 +107,8 @@ def pair(name: str, dtype: str = "float32", **engine_options: Any) -> Pair:
         original,
         EngineSide(**{"model": folder(name), "dtype": dtype, "answer": ANSWER, "python": PYTHON, **engine_options}),
         cases=lambda: [Case(name, [{"input_ids": prompts(name, dtype)}], steps=1)],
-        names=engine.engine_names(empty),
-        views=engine.VIEWS,
+        names=engine.engine_names(empty, *(gpt_oss(empty) if name == "gpt_oss" else ())),
+        views=[*engine.VIEWS, *BY_TOKEN],
         checks=engine.CHECKS,
     )
 

@@ -103,12 +103,18 @@ class Fused(nn.Module):
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
         self.model, self.lm_head = Body(eps, fused=True), nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.logits_processor = Logits()
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         return self.model(input_ids)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ self.lm_head.weight.T
+        return self.logits_processor(self.lm_head, hidden)
+
+
+class Logits(nn.Module):
+    def forward(self, head: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden @ head.weight.T
 
 
 def plain() -> Plain:

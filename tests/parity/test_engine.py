@@ -105,7 +105,7 @@ def test_log_probabilities_and_answers_are_told_apart(judged):
 
 
 def test_another_layout_is_said(judged):
-    report = judged(alter=lambda model: setattr(model, "compute_logits", None))
+    report = judged(alter=lambda model: setattr(model, "logits_processor", None))
     assert "tried with 0.32.0, this is 0;" in report.rows[0].detail
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from examples.pairs import engine
 from parity import run_pair
+from parity.pair import module_of
 from tests.needs import VLLM
+from tests.serving.conftest import ROOT
 
 pytestmark = [VLLM, pytest.mark.usefixtures("serve")]
 
@@ -14,14 +15,20 @@ MEAN = {"float32": 1e-5, "bfloat16": 3e-3}
 """Nats that the log-probabilities may differ by on average, whatever rounding may do."""
 
 
+@pytest.fixture(scope="module")
+def pairs(serve):
+    """The example, which makes its models when it is imported."""
+    return module_of(str(ROOT / "examples" / "pairs" / "engine.py"))
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("llama", "float32"), ("qwen3", "float32"), ("qwen3", "bfloat16")])
-def test_every_module_is_within_rounding(name, dtype) -> None:
-    report = run_pair(engine.pair(name, dtype))
+def test_every_module_is_within_rounding(pairs, name, dtype) -> None:
+    report = run_pair(pairs.pair(name, dtype))
     assert report.passed, report
     rows = {row.tensor: row for row in report.rows}
     assert {"model.layers.6.self_attn.qkv_proj#0", "lm_head#0", "mb0.tap.rotated.key#6"} <= rows.keys()
     assert rows["logprobs"].measured < MEAN[dtype]
-    assert len([row for row in report.rows if row.check == "tokens"]) == engine.PROMPTS
+    assert len([row for row in report.rows if row.check == "tokens"]) == pairs.PROMPTS
 
 
 PLACES = {
@@ -32,8 +39,14 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("fault", engine.FAULTS)
-def test_a_fault_is_placed(fault) -> None:
-    report = run_pair(engine.pair("qwen3", **engine.FAULTS[fault]("qwen3")))
+@pytest.mark.parametrize("fault", PLACES)
+def test_a_fault_is_placed(pairs, fault) -> None:
+    report = run_pair(pairs.pair("qwen3", **pairs.FAULTS[fault]("qwen3")))
     assert report.first is not None
     assert (report.first.check, report.first.module) == PLACES[fault]
+
+
+def test_a_bias_that_vllm_drops_is_named(pairs) -> None:
+    first = run_pair(pairs.pair("qwen3_biased")).first
+    assert first is not None
+    assert (first.check, first.module) == ("weights", "model.layers.0.self_attn.o_proj")

@@ -1,0 +1,126 @@
+"""Speculators' Eagle3 draft behind transformers' verifier, beside the two in vLLM.
+
+``parity run examples/pairs/engine_draft.py:EAGLE3``; ``VLLM_PYTHON`` as for ``engine.py``.
+"""
+
+from __future__ import annotations
+
+import ports  # noqa: F401  # isort: skip  (a torchaudio of another build must not break transformers)
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import engine as tiny
+import torch
+from safetensors.torch import load_file, save_file
+from speculators.models.eagle3 import Eagle3DraftModel
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from parity import Case, EngineSide, Pair, Side, engine, tap
+from parity.fixtures.architectures.architecture import llama_draft
+from parity.names import NameMap
+
+VERIFIER, LAYERS, KEPT = "llama", [2, 4, 5], 2  # every second token has a place in the draft's vocabulary
+
+
+@cache
+def folder() -> Path:
+    """A draft of drawn weights, as Speculators saves it."""
+    place, size = tiny.folder(VERIFIER).with_name("eagle3"), llama_draft()["vocab_size"]
+    t2d = torch.arange(size) % KEPT == 0
+    draft = Eagle3DraftModel.from_training_args(
+        LlamaConfig(**{name: value for name, value in llama_draft().items() if name != "model_type"}),
+        norm_before_residual=True,
+        t2d=t2d,
+        d2t=t2d.nonzero()[:, 0] - torch.arange(size // KEPT),
+        draft_vocab_size=size // KEPT,
+        ttt_steps=1,
+        target_layer_ids=LAYERS,
+        verifier_name_or_path=str(tiny.folder(VERIFIER)),
+        draft_attn_impl="sdpa",
+    )
+    torch.manual_seed(0)
+    for name, value in draft.requires_grad_(True).named_parameters():
+        nn.init.normal_(value, mean=float("norm" in name), std=0.2)
+    draft.save_pretrained(place)
+    return place
+
+
+class Drafted(nn.Module):
+    """A verifier and its draft."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = Eagle3DraftModel.config_class.from_pretrained(folder())
+        config.transformer_layer_config._attn_implementation = "sdpa"
+        self.verifier = tiny.opened(VERIFIER, "float32")
+        self.draft = Eagle3DraftModel.from_pretrained(folder(), config=config)
+
+
+def run(module: Drafted, batch: dict[str, Tensor]) -> Tensor:
+    """The draft on the verifier's features of a prompt, each beside the token that follows, the last beside its choice."""
+    ids = batch["input_ids"]
+    out = module.verifier(ids, output_hidden_states=True, use_cache=False)
+    features = torch.cat([out.hidden_states[layer] for layer in LAYERS], -1)
+    following = torch.cat([ids[:, 1:], out.logits[:, -1:].argmax(-1)], -1)
+    module.draft(
+        hidden_states=tap("handed.hidden_states", features),
+        input_ids=tap("handed.input_ids", following),
+        document_ids=torch.zeros_like(ids),
+        position_ids=torch.arange(ids.shape[1])[None],
+        ttt_steps=1,
+    )
+    tap("logprobs", out.logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0])
+    return out.logits.mean()
+
+
+def names() -> NameMap:
+    """vLLM has the draft's layers in a model of its own, and the verifier's copies that Speculators trains with not."""
+    inner = {f"draft.{part}": f"draft.model.{part}" for part in ("layers", "fc", "norm", "embed_tokens")}
+    own = {"draft.d2t": "draft.draft_id_to_target_id", "draft.lm_head": "draft.lm_head", "draft": None}
+    return engine.engine_names(
+        Drafted(), {"verifier.model": "model", "verifier.lm_head": "lm_head", "verifier": None, **inner, **own}
+    )
+
+
+def served(**options: Any) -> Pair:
+    """``options`` are of the side in vLLM."""
+    rotary = "transformers.models.llama.modeling_llama:apply_rotary_pos_emb"
+    taps = {rotary: {"returned.0": "rotated.query", "returned.1": "rotated.key"}}
+    side = {"model": tiny.folder(VERIFIER), "dtype": "float32", "drafter": folder(), "python": tiny.PYTHON, **options}
+    return Pair(
+        "engine-eagle3",
+        Side(Drafted, run, taps=taps, backward=False, name="speculators"),
+        EngineSide(**side),
+        cases=lambda: [Case("eagle3", [{"input_ids": tiny.prompts(VERIFIER, "float32")[:1]}], steps=1)],
+        names=names(),
+        views=engine.VIEWS,
+        checks=engine.CHECKS,
+    )
+
+
+def changed(name: str, config: Callable[[dict[str, Any]], Any] = id, tensors: Callable[..., Any] = id) -> Path:
+    """A copy of the draft whose config or tensors are others."""
+    copy = shutil.copytree(folder(), folder().with_name(name), dirs_exist_ok=True)
+    said, held = json.loads((copy / "config.json").read_text()), load_file(copy / "model.safetensors")
+    config(said)
+    tensors(held)
+    (copy / "config.json").write_text(json.dumps(said))
+    save_file(held, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+FAULTS: dict[str, Callable[[], Path]] = {
+    "norm after": lambda: changed("after", lambda said: said.update(norm_before_residual=False)),
+    "another layer": lambda: changed("layer", lambda said: said.update(eagle_aux_hidden_state_layer_ids=[1, 4, 5])),
+    "map shifted": lambda: changed("map", tensors=lambda held: held.update(d2t=held["d2t"] + 1)),
+    "left random": lambda: changed("random", tensors=lambda held: held.pop("fc.weight")),
+}
+"""By name, a folder to serve with that fault: ``served(drafter=FAULTS["map shifted"]())``."""
+
+EAGLE3 = served()
