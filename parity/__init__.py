@@ -46,10 +46,10 @@ PLACES = {
 }
 HOME = {name: place for place, names in PLACES.items() for name in names}
 
-__all__ = ["Case", "Cause", "CommandSide", "Draw", "EngineSide", "FolderSide", "Pair", "Side", "View", "tap", "unrolled"]
+__all__ = ["Case", "Cause", "CommandSide", "Draw", "EngineSide", "FolderSide", "Pair", "Side", "View", "tap"]
 __all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
 __all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair", "single_step"]
-__all__ += ["Fault", "as_built", "changed", "instead", "within"]
+__all__ += ["Fault", "as_built", "changed", "instead", "unrolled", "within"]
 __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 
 

@@ -71,7 +71,7 @@ def gpt_oss(empty: nn.Module) -> tuple[dict[str, str | None], list[Joined]]:
     """vLLM's own names of its parts, and its experts' matrices, the other way round."""
     names: dict[str, str | None] = {"model.embed_tokens": "model.embedding"}
     experts = []
-    for name, part in empty.named_modules():
+    for name in dict(empty.named_modules()):
         if name.endswith(".self_attn"):
             names[name] = name.replace("self_attn", "attn")
         if name.endswith(".experts"):

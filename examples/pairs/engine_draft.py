@@ -63,7 +63,7 @@ class Drafted(nn.Module):
 
 
 def run(module: Drafted, batch: dict[str, Tensor]) -> Tensor:
-    """The draft on the verifier's features of a prompt, each beside the token that follows, the last beside its choice."""
+    """The draft on a prompt's features, each beside the token that follows; the last beside the verifier's choice."""
     ids = batch["input_ids"]
     out = module.verifier(ids, output_hidden_states=True, use_cache=False)
     features = torch.cat([out.hidden_states[layer] for layer in LAYERS], -1)
