@@ -1,54 +1,69 @@
-"""Which module may import which: no circle, nothing upwards, and a core that knows no port and no prototype."""
+"""The contracts in ``pyproject.toml`` on who may import whom hold, and can fail; ways are drawn from the imports."""
 
 from __future__ import annotations
 
-import ast
-from graphlib import TopologicalSorter
+import re
+from graphlib import CycleError
 from pathlib import Path
 
 import pytest
 
+from docs import ways
+
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(file for package in ("parity", "ports") for file in (ROOT / package).rglob("*.py"))
+PROJECT = (ROOT / "pyproject.toml").read_text()
+BROKEN = {
+    "circles": (r"(?s)ignore_imports = \[\n    # known.*?\]", "ignore_imports = []", "No cycles are allowed in ports"),
+    "core": (r'"parity\.fixtures\.\*\* -> ports\.\*\*",', "", "parity is not allowed to import ports"),
+    "run": (r'"parity\.plugin", ', "", "parity.plugin -> parity.run"),
+    "layers": (
+        r'"training",\n    "verifier"',
+        '"verifier",\n    "training"',
+        "ports.training is not allowed to import ports.verifier",
+    ),
+}
 
 
-def name_of(file: Path) -> str:
-    return ".".join(part for part in file.relative_to(ROOT).with_suffix("").parts if part != "__init__")
+def judged(project: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> tuple[int, str]:
+    """Exit code and output of import-linter under a ``pyproject.toml``."""
+    pytest.importorskip("importlinter", reason="import-linter is not installed: pip install -e '.[dev]'")
+    from importlinter.cli import lint_imports
+
+    monkeypatch.chdir(ROOT)
+    (folder / "pyproject.toml").write_text(project)
+    code = lint_imports(config_filename=str(folder / "pyproject.toml"), cache_dir=str(folder / "cache"))
+    return code, " ".join(capsys.readouterr().out.split())
 
 
-MODULES = {name_of(file): file for file in FILES}
+def test_the_contracts_hold(tmp_path, capsys, monkeypatch) -> None:
+    code, said = judged(PROJECT, tmp_path, capsys, monkeypatch)
+    assert code == 0, said
 
 
-def imported(file: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, under ``TYPE_CHECKING`` and inside of functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            parts = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {part if part in MODULES else node.module for part in parts}
-    return found
+def test_a_contract_that_allows_less_fails(tmp_path, capsys, monkeypatch) -> None:
+    project = PROJECT
+    for old, new, _ in BROKEN.values():
+        project, count = re.subn(old, new, project, count=1)
+        assert count == 1, old
+    code, said = judged(project, tmp_path, capsys, monkeypatch)
+    assert code == 1
+    assert [name for name, (*_, complaint) in BROKEN.items() if complaint not in said] == []
 
 
-GRAPH = {name: imported(file) & MODULES.keys() - {name} for name, file in MODULES.items()}
+def test_there_is_no_circle_of_modules_and_ways_lead_downwards() -> None:
+    known = ways.modules()
+    for way in ways.WAYS.values():
+        rows = ways.levels(*way)
+        row_of = {name: row for row, names in enumerate(rows) for name in names}
+        assert len(row_of) > 20
+        for name, row in row_of.items():
+            assert all(row_of[each] > row for each in ways.imports(known[name], known) & row_of.keys()), name
 
 
-def test_there_is_no_circle() -> None:
-    order = list(TopologicalSorter(GRAPH).static_order())
-    assert len(order) == len(MODULES)
-
-
-NOT_CORE = {"ports", "prototypes", "suite"}
-CORE = [file for file in FILES if not NOT_CORE & set(file.relative_to(ROOT).with_suffix("").parts)]
-
-
-@pytest.mark.parametrize("file", CORE, ids=name_of)
-def test_the_core_knows_no_port_and_no_prototype(file: Path) -> None:
-    assert not {name for name in imported(file) if name.partition(".")[0] == "ports"}
-    assert not {name for name in imported(file) if name.startswith("parity.prototypes")}
-
-
-def test_only_commands_and_plugin_are_above_a_run() -> None:
-    above = {name for name, found in GRAPH.items() if "parity.run" in found and "prototypes" not in name}
-    assert above <= {"parity", "parity.cli", "parity.plugin", "parity.power", "parity.scaffold", "parity.single"}
+def test_a_circle_ends_the_drawing(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "parity").mkdir()
+    (tmp_path / "parity" / "one.py").write_text("from parity import two\n")
+    (tmp_path / "parity" / "two.py").write_text("import parity.one\n")
+    monkeypatch.setattr(ways, "ROOT", tmp_path)
+    with pytest.raises(CycleError):
+        ways.levels("parity.one", ("parity.",), ())
