@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ports  # noqa: F401  # isort: skip  (a torchaudio of another build must not break transformers)
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import blocks
 import torch
+from blocks import CORE, RATE, STEPS, WARMUP, B, N, T
 from speculators import SpeculatorsConfig, VerifierConfig
 from speculators.losses import dflash_loss_decay, dpace_loss_decay, eager
 from speculators.models.dflash import DFlashDraftModel, DFlashSpeculatorConfig
@@ -27,7 +28,6 @@ from speculators.proposals.greedy import GreedyTokenProposalConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen3Config, get_linear_schedule_with_warmup
 
 from parity import (
@@ -43,15 +43,14 @@ from parity import (
     Side,
     Tolerance,
     View,
-    as_built,
     instead,
     tap,
 )
 
-CORE, LOSSES = "speculators.models.dflash.core", "speculators.losses.utils"
+LOSSES = "speculators.losses.utils"
 BACKBONE = f"{CORE}:DFlashDraftModel._backbone_forward"
 FAMILY = "specforge.algorithms.common.dflash_family_model"
-T, B, N, V, H, STEPS, WARMUP, RATE, GAMMA = 37, 4, 6, 23, 12, 8, 2, 6e-4, 7.0
+V, H, GAMMA = 23, 12, 7.0
 SIZES = {"vocab_size": V, "hidden_size": H, "intermediate_size": 20, "num_hidden_layers": 2, "head_dim": 6}
 HEADS = {"num_attention_heads": 3, "num_key_value_heads": 1, "attn_implementation": "sdpa"}
 
@@ -62,14 +61,8 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def batches(*spans: tuple[int, int], weight: str) -> list[dict[str, Any]]:
-    """Two of one sequence each, as Speculators' forward takes them; the tokens of the spans are in the loss."""
-    draw = torch.Generator().manual_seed(0)
-    mask = torch.tensor([[any(begin <= place < end for begin, end in spans) for place in range(T)]]).long()
-    states = [[torch.randn(1, T, size, generator=draw) for size in (2 * H, H)] for _ in range(2)]
-    ids = [torch.randint(V - 1, (1, T), generator=draw) for _ in range(2)]
-    rest = {"loss_mask": mask, "document_ids": torch.zeros_like(mask), "max_anchors": N, "gamma": GAMMA}
-    rest |= {"loss_config": {"ce": (ce, 1.0)}, "per_position_loss_weight": weight}
-    return [dict(rest, hidden_states=x, verifier_last_hidden_states=y, input_ids=z) for (x, y), z in zip(states, ids)]
+    own = {"loss_config": {"ce": (ce, 1.0)}, "per_position_loss_weight": weight}
+    return blocks.sequences(spans, H, V - 1, gamma=GAMMA, **own)
 
 
 def original(_: Path) -> Side:
@@ -158,12 +151,6 @@ def overhang(side: Side) -> Side:
     return backbone(inside)(instead({f"{CORE}:get_base_indices_for_anchored_blocks": slots})(side))
 
 
-def rate(step: int) -> float:
-    """Of SpecForge's warm-up and cosine, over the peak rate."""
-    turns = [1 + math.cos(math.pi * n / (STEPS - WARMUP)) for n in (step - WARMUP, 1)]
-    return (step + 1) / WARMUP if step < WARMUP else turns[0] / turns[1]
-
-
 def label(targets: Tensor, mask: Tensor, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     return F.one_hot(ids[:, places], V).float(), mask
 
@@ -171,8 +158,6 @@ def label(targets: Tensor, mask: Tensor, ids: Tensor, places: Tensor) -> tuple[T
 MEAN = divided(dflash_loss_decay, lambda mask, slots: (mask * dflash_loss_decay(slots, GAMMA)).sum())
 SUM = divided(dpace_loss_decay, lambda *_: 1)
 CANDIDATES = {f"{CORE}:select_anchors": lambda real, mask, *x: real(F.pad(both(mask), (0, B)), *x)}
-FROZEN = [f"{name}.weight.requires_grad" for name in ("embed_tokens", "lm_head", "verifier_lm_head", "verifier_norm")]
-ATTENTION = "config.transformer_layer_config._attn_implementation", "_create_mask_fn"
 CAUSES = [
     Cause("labels", "cross-entropy with the data's token, not the verifier's likeliest", backbone(label)),
     Cause("decayed-mean", "divided by the sum of decayed weights, not by the count of rows", MEAN),
@@ -180,11 +165,8 @@ CAUSES = [
     Cause("candidates", "an anchor's next token counts, not its block", instead(CANDIDATES)),
     Cause("width", "as many blocks as candidates if fewer", instead({BACKBONE: width}), raises="expanded size"),
     Cause("overhang", "a block may pass the end of the sequence", overhang, raises="IndexError"),
-    Cause("schedule", "from lr / 2, once past the peak", lambda x: replace(x, schedule=lambda y: LambdaLR(y, rate))),
-    Cause("decay", "no weight decay", lambda x: replace(x, optimizer=lambda y: AdamW(y, RATE, weight_decay=0.0))),
     Cause("clip", "gradients clipped to 0.5, not 1", lambda x: replace(x, step=Clip("norm", 0.5))),
-    Cause("frozen", "what is frozen stays so when opened again", as_built(*FROZEN)),
-    Cause("attention", "opens with the attention that it was trained with", as_built(*ATTENTION)),
+    *blocks.CAUSES,
 ]
 NAMES = NameMap(
     {"(whole)": None, "draft_model": None}
@@ -192,10 +174,7 @@ NAMES = NameMap(
     only_port=["verifier_norm", "verifier_lm_head"],
     copied=[Copied("lm_head", ("lm_head", "verifier_lm_head"))],
 )
-BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "hidden_states", "target": "verifier_last_hidden_states"}
-UNSEEN = {
-    "inside the port's schedule, under cause schedule": "the original's rates run in its place",
-    "inside the port's optimizer, under cause decay": "an AdamW without decay runs in its place",
+UNSEEN = blocks.UNSEEN | {
     "inside the port's step, under cause clip": "a step that clips to 0.5 runs in its place",
     "target shifted by one": "under cause labels nothing reads the verifier's states",
 }
@@ -214,7 +193,7 @@ DFLASH = Pair(
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, "SpecForge multiplies its cosine up")},
     asked=["initialisation"],
-    batch_keys=BATCH,
+    batch_keys=blocks.BATCH,
     unseen=UNSEEN,
     live=original,
     package="specforge",

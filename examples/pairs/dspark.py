@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import ports  # noqa: F401  # isort: skip  (a torchaudio of another build must not break transformers)
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import blocks
 import torch
+from blocks import CORE, RATE, STEPS, WARMUP, B, N, T
 from speculators import SpeculatorsConfig, VerifierConfig
 from speculators.losses import eager
 from speculators.models.dspark import DSparkDraftModel, DSparkSpeculatorConfig
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_mask
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen3Config, get_linear_schedule_with_warmup
 
 from parity import (
@@ -43,14 +42,13 @@ from parity import (
     Side,
     Tolerance,
     View,
-    as_built,
     changed,
     instead,
     tap,
 )
 
-CORE, METRICS = "speculators.models.dflash.core", "speculators.models.dspark.metrics"
-T, B, N, STEPS, WARMUP, RATE, GAMMA = 37, 4, 6, 8, 2, 6e-4, 4.0
+METRICS = "speculators.models.dspark.metrics"
+GAMMA = 4.0
 SIZES = {"vocab_size": 53, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "sdpa"}
 SHARED = {"block_size": B, "mask_token_id": 52, "markov_rank": 8, "markov_head_type": "vanilla"}
@@ -67,13 +65,7 @@ OBJECTIVE = {"loss_config": {"ce": (ce, 0.1), "l1": (lambda *x: eager.tv_loss(*x
 
 
 def batches(*spans: tuple[int, int]) -> list[dict[str, Any]]:
-    """Two of one sequence each, as Speculators' forward takes them; the tokens of the spans are in the loss."""
-    draw = torch.Generator().manual_seed(0)
-    mask = torch.tensor([[any(begin <= place < end for begin, end in spans) for place in range(T)]]).long()
-    states = [[torch.randn(1, T, size, generator=draw) for size in (64, 32)] for _ in range(2)]
-    ids = [torch.randint(52, (1, T), generator=draw) for _ in range(2)]
-    rest = {"loss_mask": mask, "document_ids": torch.zeros_like(mask), "max_anchors": N, "gamma": GAMMA, **OBJECTIVE}
-    return [dict(rest, hidden_states=x, verifier_last_hidden_states=y, input_ids=z) for (x, y), z in zip(states, ids)]
+    return blocks.sequences(spans, 32, 52, gamma=GAMMA, **OBJECTIVE)
 
 
 def original(_: Path) -> Side:
@@ -155,12 +147,6 @@ def mean_of(real: Any, logits: Tensor, targets: Tensor, *rest: Any, loss_fn: Any
     return mean(real, loss_fn(logits, targets), *rest)
 
 
-def rate(step: int) -> float:
-    """Of DeepSpec's warm-up and cosine, over the peak rate."""
-    turns = [1 + math.cos(math.pi * n / (STEPS - WARMUP)) for n in (step - WARMUP, 1)]
-    return (step + 1) / WARMUP if step < WARMUP else turns[0] / turns[1]
-
-
 def heads(model: Any) -> None:
     for value in (*model.markov_head.parameters(), *model.confidence_head.parameters()):
         nn.init.normal_(value, std=0.02 * (value.dim() > 1))
@@ -171,8 +157,6 @@ PREFIX = backbone(lambda own, *_: own.view(N, B).cumprod(-1).view(1, -1))
 NEXT_MASK = backbone(lambda own, _, __, mask: mask * own[:, ::B].repeat_interleave(B, 1))
 TWICE = {"speculators.losses.eager:tv_loss": lambda real, *given: 2 * real(*given)}
 CANDIDATES = {f"{CORE}:select_anchors": lambda real, mask, *x: real(F.pad(mask[:, :-1] * mask[:, 1:], (0, B)), *x)}
-FROZEN = [f"{name}.weight.requires_grad" for name in ("embed_tokens", "lm_head", "verifier_lm_head", "verifier_norm")]
-ATTENTION = "config.transformer_layer_config._attn_implementation", "_create_mask_fn"
 CAUSES = [
     Cause("labels", "cross-entropy with the data's token, not the verifier's likeliest", backbone(label)),
     Cause("l1-not-tv", "sum |p - q|, twice the total variation", instead(TWICE)),
@@ -180,11 +164,8 @@ CAUSES = [
     Cause("prefix", "a block counts up to its first token that is not in the loss", PREFIX),
     Cause("next-mask", "slot k is in the loss if token p + k + 1 is, not p + k", NEXT_MASK),
     Cause("candidates", "an anchor's next token counts, not its block", instead(CANDIDATES)),
-    Cause("schedule", "from lr / 2, once past the peak", lambda x: replace(x, schedule=lambda y: LambdaLR(y, rate))),
-    Cause("decay", "no weight decay", lambda x: replace(x, optimizer=lambda y: AdamW(y, RATE, weight_decay=0.0))),
     Cause("heads", "Markov and confidence heads are drawn with 0.02 like all else", changed(build=heads)),
-    Cause("frozen", "what is frozen stays so when opened again", as_built(*FROZEN)),
-    Cause("attention", "opens with the attention that it was trained with", as_built(*ATTENTION)),
+    *blocks.CAUSES,
 ]
 NAMES = NameMap(
     {"(whole)": None},
@@ -193,12 +174,9 @@ NAMES = NameMap(
     calls={"lm_head#0": "verifier_lm_head", "lm_head#1": "lm_head", "markov_head.markov_w1#1": None},
     arguments={"target_hidden_states": "target_hidden"},
 )
-BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "hidden_states", "target": "verifier_last_hidden_states"}
-UNSEEN = {
+UNSEEN = blocks.UNSEEN | {
     "inside _masked_decayed_mean, under cause decayed-mean": "a cause's own mean runs in its place",
     "inside loss_function, under cause decayed-mean": "a cause's own mean runs in its place",
-    "inside the port's schedule, under cause schedule": "the original's rates run in its place",
-    "inside the port's optimizer, under cause decay": "an AdamW without decay runs in its place",
 }
 DSPARK = Pair(
     "dspark",
@@ -212,7 +190,7 @@ DSPARK = Pair(
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, "DeepSpec multiplies its cosine up")},
     asked=["initialisation"],
-    batch_keys=BATCH,
+    batch_keys=blocks.BATCH,
     unseen=UNSEEN,
     live=original,
     package="deepspec",

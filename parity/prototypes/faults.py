@@ -172,12 +172,12 @@ OF_EAGLE3 = (
     Fault("target of a rounded head", taking(EAGLE3.objective, "Verifier", rounded_head)),
     Fault("hidden states too coarse", giving(EAGLE3.objective, "unroll", coarse)),
     Fault("history detached", giving(EAGLE3.model, "next_hidden", Tensor.detach)),
-    Fault("own-position keys off", swapped("ttt_prototype_fast", "ttt_chain_fast")),
+    Fault("own-position keys off", swapped("ttt_prototype_auto", "ttt_chain_auto")),
     Fault("residual un-normed", in_config(unnormed_residual)),
     Fault("embedding thawed", unwatched(giving(EAGLE3.train, "build_draft", thawed))),
     Fault("d2t off by one in the file", saved(off_by_one), named_by="round_trip"),
     Fault("feature layers off by one", in_config(layers_off), named_by="round_trip"),
-    Fault("chain keys at the own position", swapped("ttt_chain_fast", "ttt_prototype_fast"), named_by="chain"),
+    Fault("chain keys at the own position", swapped("ttt_chain_auto", "ttt_prototype_auto"), named_by="chain"),
     Fault("later layers cut off", patched(EAGLE3.model, "run_layers", later_layers_cut_off), named_by="chain"),
 )
 OF_HASS = (

@@ -56,6 +56,7 @@ from ports.training.settings import Precision, parse
 from ports.training.stop import SIGNALS, end_with_parent
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
+from ports.verifier.loading import check_verifier
 from ports.verifier.tokenizer import open_tokenizer
 
 STEPS = 2000
@@ -259,7 +260,8 @@ class Run:
         """Time and disk that the phases take, about.
 
         Raises:
-            InputError: see :meth:`likely_config` and :meth:`work`; or too little room on the disk.
+            InputError: see :meth:`likely_config`, :meth:`work` and :func:`ports.verifier.loading.check_verifier`; or
+                too little room on the disk.
             PhaseError: the process that measures it ended otherwise.
         """
         settings, objective = self.settings, build_objective(self.likely_config(), self.settings.forward_num_total)
@@ -271,6 +273,7 @@ class Run:
         shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
         disk = shape.bytes_of(tokens) + kept * (self.passes + 1)
         check_output(self.out, "out", disk - bytes_in(self.out))
+        check_verifier(settings.model)
         minutes = {name: (START + each) / 60 for name, each in self._timed(given, answers).items()}
         listed = ", ".join(f"{name} {math.ceil(each):,}" for name, each in minutes.items())
         return [
@@ -531,9 +534,9 @@ def _done(out: Path, inputs: dict[str, Any], phases: dict[str, tuple[Path, Calla
 def report(out: Path, served: bool = True) -> int:
     """Say what came of it, ``served`` by vLLM, as far as is known; the exit code is that of evaluation."""
     file = out / "evaluation.json"
-    found = told(file, acceptance_length=float, prompts=int, lossless=bool, near_ties=int)
+    found = told(file, acceptance_length=float, prompts=int, lossless=bool)
     counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
-    ties = f", {found['near_ties']} of them a near tie" if found["near_ties"] else ""
+    ties = f", {found['near_ties']} of them a near tie" if found.get("near_ties") else ""
     if found["lossless"]:
         say(f"{counted}{ties}; {'serve' if served else 'not served by vLLM:'} {out / 'draft'}")
         return 0

@@ -39,6 +39,7 @@ from ports.evaluate.verifier import longest_prompt
 from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.serving.interfaces import refuse_unserved
 from ports.verifier import trust
+from ports.verifier.loading import check_verifier
 from ports.verifier.states import own_dtype
 from ports.verifier.trust import HELP
 
@@ -110,6 +111,7 @@ def run(
         read_vocabulary(vocabulary, model)
     name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
     refuse_unserved(kind, name)
+    check_verifier(name)
     longest = longest_prompt(name, tokens, sizes[-1] + 1)
     entries = read_files(prompts, name, family_of(draft), longest, limit)
     asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]

@@ -13,6 +13,7 @@ end to end in a single row, which has the number of the document at every positi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -30,9 +31,14 @@ from ports.training.flash import attend_documents
 from ports.training.flash_kernels import kernel_for, repeat_heads
 from ports.training.tuning import product_dtype
 
+DENSE_HERE = "auto or eager, which are dense here, in O(T^2) memory"
+
 
 class AttentionImplementation(str, Enum):
-    """``EAGER``: dense scores, written for reading. ``FAST``: O(T) memory. ``AUTO``: that, where torch has it."""
+    """``EAGER``: dense scores, for reading. ``FAST``: O(T) memory, or a refusal. ``AUTO``: fast where it can be.
+
+    Where it cannot, torch has no kernel or padding stands before or between documents: ``AUTO`` warns and is dense.
+    """
 
     AUTO = "auto"
     EAGER = "eager"
@@ -41,7 +47,8 @@ class AttentionImplementation(str, Enum):
 
 def attention_name(alignment: Alignment, implementation: AttentionImplementation = AttentionImplementation.AUTO) -> str:
     """What transformers knows this attention by; with "flash" in the name it would look for the flash-attn package."""
-    return f"ttt_{alignment.value}" + ("" if implementation is AttentionImplementation.EAGER else "_fast")
+    dense = implementation is AttentionImplementation.EAGER
+    return f"ttt_{alignment.value}" + ("" if dense else f"_{implementation.value}")
 
 
 def attention_line(implementation: AttentionImplementation, device: torch.device, dtype: torch.dtype) -> str:
@@ -54,12 +61,15 @@ def attention_line(implementation: AttentionImplementation, device: torch.device
         return "attention: dense, in O(T^2) memory, as asked for"
     if kernel_for(device, dtype) is not None:
         return "attention: fast, in O(T) memory"
-    place = "ROCm" if device.type == "cuda" and torch.version.hip else device.type
-    found = f"torch has no kernel for {str(dtype).removeprefix('torch.')} on this {place} device"
+    found = _no_kernel(device, dtype)
     if implementation is AttentionImplementation.FAST:
-        expected = "auto or eager, which are dense here, in O(T^2) memory"
-        raise InputError("command line", "--attn_implementation", f"fast: {found}", expected)
+        raise InputError("command line", "--attn_implementation", f"fast: {found}", DENSE_HERE)
     return f"attention: dense, in O(T^2) memory: {found}"
+
+
+def _no_kernel(device: torch.device, dtype: torch.dtype) -> str:
+    place = "ROCm" if device.type == "cuda" and torch.version.hip else device.type
+    return f"torch has no kernel for {str(dtype).removeprefix('torch.')} on this {place} device"
 
 
 class StepLayer(DynamicLayer):
@@ -209,22 +219,47 @@ def fast_ttt_attention(
     """:func:`ttt_attention` without a [T, T] tensor, see :mod:`ports.training.flash`.
 
     With padding on the right no real row sees a padded column, so nothing needs masking (nor with ``mask`` None). A
-    packed row is one call where a kernel knows documents, else one for each. Any other mask goes to the dense form, as
-    does what torch ships no kernel for.
+    packed row is one call where a kernel knows documents, else one for each.
 
     Returns:
         [B, H, T, e] in the query's dtype, in autocast in that dtype. Rows of padded positions are finite and mean
         nothing.
+
+    Raises:
+        ValueError: any other mask, or what torch ships no kernel for.
     """
     dtype, lengths = product_dtype(query), _lengths(mask, query.shape[2])
-    if kernel_for(query.device, dtype) is None or not lengths:
-        dense = torch.ones_like(query[:, 0, :, 0], dtype=torch.int64) if mask is None else mask
-        return ttt_attention(query, keys, values, dense, scale, alignment)
+    if why := _why_dense(query, mask):
+        raise ValueError(f"attn_implementation: found fast: {why}, expected {DENSE_HERE}")
     if len(lengths) == 1 or kernel_for(query.device, dtype, lengths) is not None:
         return attend_documents(query, keys, values, scale, alignment, lengths)
     steps, rows = len(keys), zip(*(states.split(lengths, dim=2) for states in (query, *keys, *values)))
     outs = [attend_documents(row, kv[:steps], kv[steps:], scale, alignment, row.shape[2:3]) for row, *kv in rows]
     return torch.cat(outs, dim=2)
+
+
+def auto_ttt_attention(
+    query: Tensor,
+    keys: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    mask: Tensor | None,
+    scale: float,
+    alignment: Alignment,
+) -> Tensor:
+    """:func:`fast_ttt_attention`, or :func:`ttt_attention` and a warning that says why."""
+    if (why := _why_dense(query, mask)) is None:
+        return fast_ttt_attention(query, keys, values, mask, scale, alignment)
+    warnings.warn(f"attention: dense, in O(T^2) memory: {why}", stacklevel=2)
+    dense = torch.ones_like(query[:, 0, :, 0], dtype=torch.int64) if mask is None else mask
+    return ttt_attention(query, keys, values, dense, scale, alignment)
+
+
+def _why_dense(query: Tensor, mask: Tensor | None) -> str | None:
+    """None where the fast form is possible."""
+    dtype = product_dtype(query)
+    if kernel_for(query.device, dtype) is None:
+        return _no_kernel(query.device, dtype)
+    return None if _lengths(mask, query.shape[2]) else "padding before or between the real positions of a row"
 
 
 def _lengths(mask: Tensor | None, length: int) -> tuple[int, ...]:
@@ -261,4 +296,5 @@ def _register(name: str, attend: Attend, alignment: Alignment) -> None:
 
 for _alignment in Alignment:
     _register(attention_name(_alignment, AttentionImplementation.EAGER), ttt_attention, _alignment)
-    _register(attention_name(_alignment), fast_ttt_attention, _alignment)
+    _register(attention_name(_alignment, AttentionImplementation.FAST), fast_ttt_attention, _alignment)
+    _register(attention_name(_alignment), auto_ttt_attention, _alignment)

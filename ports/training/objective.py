@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ports.numerics import wide_dtype
 from ports.training.alignment import Alignment
-from ports.training.attention import AttentionImplementation, attention_name, documents_of
+from ports.training.attention import documents_of
 from ports.training.data import Batch, rows_mask
 from ports.training.loss import (
     ROWS,
@@ -206,8 +206,8 @@ class TTTObjective(nn.Module):
         """Chain alignment, in which drafts are served, whatever they are trained in."""
         layer = self.draft.config.transformer_layer_config
         before = self.alignment, layer._attn_implementation
-        fast = AttentionImplementation.FAST if before[1].endswith("_fast") else AttentionImplementation.EAGER
-        self.alignment, layer._attn_implementation = Alignment.CHAIN, attention_name(Alignment.CHAIN, fast)
+        same = layer._attn_implementation.replace(*(f"ttt_{each.value}" for each in (self.alignment, Alignment.CHAIN)))
+        self.alignment, layer._attn_implementation = Alignment.CHAIN, same
         try:
             yield
         finally:

@@ -114,7 +114,7 @@ def test_zero_comparisons_fail(name: str, sound: Evident) -> None:
 
 
 def test_a_fault_is_located(whole_run: Evident) -> None:
-    with entered(swapped("ttt_prototype_fast", "ttt_chain_fast")):
+    with entered(swapped("ttt_prototype_auto", "ttt_chain_auto")):
         evidence = whole_run("eagle3_fp32_k3")
         rows = hinted(judged(evidence, {"batches", "forward"}), evidence, None, PAIRS["eagle3"])
     hint = next(row.hint for row in rows if row.status is Status.FAILED)

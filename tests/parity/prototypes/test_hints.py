@@ -49,7 +49,7 @@ def freeze_head(draft: Any) -> None:
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
-        (swapped("ttt_prototype_fast", "ttt_chain_fast"), ("forward", "layers.0.self_attn", 2)),
+        (swapped("ttt_prototype_auto", "ttt_chain_auto"), ("forward", "layers.0.self_attn", 2)),
         (in_config(unnormed_residual), ("forward", "layers.0", 0)),
         (in_config(wrong_rope), ("forward", "layers.0.self_attn", 0)),
         (change_draft(freeze_head), ("backward", "lm_head", 0)),
@@ -72,7 +72,7 @@ def test_without_a_fault_nothing_is_found(name: str, cases: dict[str, Case]) -> 
 
 
 def test_in_half_precision_rounding_is_not_taken_for_the_fault(cases: dict[str, Case]) -> None:
-    with swapped("ttt_prototype_fast", "ttt_chain_fast")(Ground(), 1.0):
+    with swapped("ttt_prototype_auto", "ttt_chain_auto")(Ground(), 1.0):
         assert "forward first goes wrong in layers.0.self_attn, call 2" in str(localise(cases["eagle3_bf16ds_k3"]))
 
 

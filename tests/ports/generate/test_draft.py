@@ -28,6 +28,7 @@ from ports.verifier.config import verifier_config
 from tests.ports.conftest import words_of
 from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template
+from tests.ports.verifier.test_loading import LOST, lose
 from tests.processes import await_end_of, children
 
 QUESTIONS = [{"question": f"What is {number} and {number}?", "answer": f"It is {2 * number}."} for number in range(12)]
@@ -228,6 +229,10 @@ def takes_no_system(verifier):
     template.write_text(text.replace("'system', ", ""))
 
 
+def loses_a_tensor(verifier):
+    lose(verifier, LOST["renamed"][0])
+
+
 LAST = [*QUESTIONS[:-1], {"messages": [{"role": role, "content": "Hi"} for role in ("system", "user")]}]
 REFUSED = [
     ({"model": "/nowhere"}, None, "/nowhere: basepath: found "),
@@ -238,6 +243,7 @@ REFUSED = [
     ({"draft_vocab_size": 513}, None, "draft_vocab_size: found 513, expected 1..512"),
     ({"algorithm": "hass", "draft_vocab_size": 5}, None, "--draft_vocab_size: found 5, expected Eagle3"),
     ({"data": "{root}"}, None, "out: found inside {root}, expected a place outside --data"),
+    ({}, loses_a_tensor, "model.layers.3.mlp.down_proj.weight missing, expected every tensor"),
     ({}, linear, "layer_types: found linear_attention, expected full_attention"),
     ({"bs": 11}, None, "--bs: found 11, expected at most 10, the dialogues to train on"),
     ({"rows": QUESTIONS * 5, "bs": 47}, None, "--bs: found 47, expected at most 46, the dialogues to train on"),
@@ -351,12 +357,14 @@ def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_pa
     ("lossless", "ties", "code", "said"),
     [
         (True, 0, 0, "over 9 held-out prompts; serve"),
+        (True, None, 0, "over 9 held-out prompts; serve"),  # as an evaluation wrote it that knew none
         (True, 2, 0, "prompts, 2 of them a near tie; serve"),
         (False, 1, 1, "beyond rounding, see differences in"),
     ],
 )
 def test_a_near_tie_is_said_and_only_a_mistake_is_exit_code_1(tmp_path, capsys, lossless, ties, code, said) -> None:
-    found = {"acceptance_length": 2.0, "prompts": 9, "lossless": lossless, "near_ties": ties}
+    known = {} if ties is None else {"near_ties": ties}
+    found = {"acceptance_length": 2.0, "prompts": 9, "lossless": lossless, **known}
     (tmp_path / "evaluation.json").write_text(json.dumps(found))
     assert module.report(tmp_path) == code
     assert said in "".join(capsys.readouterr())

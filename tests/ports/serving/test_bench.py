@@ -13,6 +13,7 @@ import ports.serving.bench
 from ports.errors import InputError
 from ports.serving.bench import main, start_engine
 from ports.training.saving import save_draft
+from tests.ports.verifier.test_loading import LOST, lose
 from tests.processes import await_end_of, wait_for
 
 
@@ -125,6 +126,13 @@ def test_an_engine_that_fails_in_a_later_round_takes_nothing_with_it(engines, me
     engines.started, engines.fails = [], 2
     assert measured("--json", "/dev/null")[0] == 2
     assert "error: verifier: vLLM: found no memory" in capsys.readouterr().err
+
+
+def test_a_verifier_that_lacks_a_tensor_is_refused_before_an_engine_starts(engines, draft, prompts, run_app, fixture):
+    """vLLM would fill it with whatever was in memory."""
+    lose(fixture / "verifier", LOST["renamed"][0])
+    assert run_app(main, draft, "--prompts", prompts, "--no-evaluator") == 2
+    assert engines.started == []
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_what_is_counted_is_what_chains_from_every_place_have_accepted(
     loop.run()
     samples = [make_sample(record, 8192, Alignment.CHAIN) for _, record in answered]
     padded, packed = (loop.objective(lay(samples), None, True) for lay in (collate, pack))
-    assert draft.config.transformer_layer_config._attn_implementation == f"ttt_{alignment}_fast", "put back"
+    assert draft.config.transformer_layer_config._attn_implementation == f"ttt_{alignment}_auto", "put back"
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     assert padded[2:].tolist() == drafted(draft, judge, answered)
     reached, accepted = padded[2:].tolist()

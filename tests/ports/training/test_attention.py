@@ -11,13 +11,13 @@ from ports.training.alignment import Alignment
 from ports.training.attention import (
     AttentionImplementation,
     attention_name,
+    auto_ttt_attention,
     documents_of,
-    fast_ttt_attention,
     ttt_attention,
 )
 
 BOTH = list(Alignment)
-FORMS = {"eager": ttt_attention, "fast": fast_ttt_attention}
+FORMS = {"eager": ttt_attention, "fast": auto_ttt_attention}
 SHAPES = [(1, 1, 1, 1, 2), (2, 4, 2, 7, 6), (2, 3, 1, 5, 4), (1, 2, 2, 9, 10)]
 """B, query heads, key/value heads, T, head dim."""
 

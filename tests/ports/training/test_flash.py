@@ -7,7 +7,13 @@ from torch.utils._pytree import tree_flatten
 
 from ports.training import attention, flash
 from ports.training.alignment import Alignment
-from ports.training.attention import AttentionImplementation, attention_line, fast_ttt_attention, ttt_attention
+from ports.training.attention import (
+    AttentionImplementation,
+    attention_line,
+    auto_ttt_attention,
+    fast_ttt_attention,
+    ttt_attention,
+)
 from ports.training.flash_kernels import ATEN, Causal, CpuFlash, CudaEfficient, CudaFlash, CudaFlashPacked
 from tests.ports.training.test_attention import BOTH, draw, errors, numbered, right_padding, run
 
@@ -42,12 +48,15 @@ def test_float32_and_bfloat16_err_like_the_dense_form(shape, step, alignment):
         assert max(found) <= max(least, 1.25 * max(dense)), (dtype, found, dense)
 
 
-@pytest.mark.parametrize("rows", [[0, 0, 1, 1, 1], [1, 0, 1, 1, 1]])
+@pytest.mark.parametrize("row", [[0, 0, 1, 1, 1], [1, 0, 1, 1, 1]])
 @pytest.mark.parametrize("alignment", BOTH)
-def test_any_other_padding_goes_to_the_dense_form(alignment, rows):
-    query, *states = draw((1, 2, 1, 5, 4), 3)
-    arguments = (query, tuple(states[:3]), tuple(states[3:]), torch.tensor([rows]), 0.5, alignment)
-    assert torch.equal(fast_ttt_attention(*arguments), ttt_attention(*arguments))
+def test_one_row_with_other_padding_is_dense_with_a_word_or_refused(alignment, row):
+    query, *states = draw((2, 2, 1, 5, 4), 3)
+    arguments = (query, tuple(states[:3]), tuple(states[3:]), torch.tensor([[1, 1, 1, 0, 0], row]), 0.5, alignment)
+    with pytest.warns(UserWarning, match=r"dense, in O\(T\^2\) memory: padding before or between"):
+        assert torch.equal(auto_ttt_attention(*arguments), ttt_attention(*arguments))
+    with pytest.raises(ValueError, match=r"found fast: padding before or between .* expected auto or eager"):
+        fast_ttt_attention(*arguments)
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 5), torch.tensor([[1, 1, 2, 2, 2]])])
@@ -56,7 +65,10 @@ def test_a_device_without_a_kernel_takes_the_dense_form(monkeypatch, mask):
     arguments = (query, tuple(states[:3]), tuple(states[3:]))
     fast = fast_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
     monkeypatch.setattr(attention, "kernel_for", lambda *_: None)
-    dense = fast_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
+    with pytest.warns(UserWarning, match="torch has no kernel for float64 on this cpu device"):
+        dense = auto_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
+    with pytest.raises(ValueError, match="found fast: torch has no kernel"):
+        fast_ttt_attention(*arguments, mask, 0.5, Alignment.CHAIN)
     own = torch.ones(1, 5) if mask is None else mask
     assert torch.equal(dense, ttt_attention(*arguments, own, 0.5, Alignment.CHAIN))
     torch.testing.assert_close(dense, fast)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,7 +81,11 @@ def before_the_norm(value, verifier, ids, algorithm):
     return kept[0]
 
 
-LAST = "last"
+def of_a_longer_header(ids, *_):
+    return torch.cat([ids[:1], ids[:-1]])
+
+
+LAST, IDS = "last", "ids"
 DAMAGES = {
     "all zero": (None, lambda value, *_: value * 0),
     "half of a record zero": (None, half_zero),
@@ -88,6 +94,7 @@ DAMAGES = {
     "rolled by one": (None, rolled),
     "targets rolled by one": (LAST, rolled),
     "another record's": (None, of_others),
+    "another template's ids": (IDS, of_a_longer_header),
     "another layer's": (None, of_layers(3, 4, 6)),
     "layers one off": (None, of_layers(2, 4, 5)),
     "random": (None, lambda value, *_: torch.randn(value.shape, generator=torch.Generator().manual_seed(0))),
@@ -103,9 +110,10 @@ DAMAGES = {
 def test_damaged_records_end_a_run_before_its_first_step(genuine, algorithm, damage, tmp_path, capsys):
     field, change = DAMAGES[damage]
     where = "target" if field is LAST and algorithm == "eagle3" else "hidden_state"
+    changed = "input_ids" if field is IDS else where
     for file in list_records(genuine / f"data_{algorithm}"):
         record = torch.load(file, weights_only=True)
-        record[where] = change(record[where], genuine / "verifier", record["input_ids"], algorithm)
+        record[changed] = change(record[changed], genuine / "verifier", record["input_ids"], algorithm)
         torch.save(record, file)
     assert TRAIN[algorithm][0].main(words_of(genuine, algorithm, tmp_path / "cp", records_check="full")) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -119,6 +127,28 @@ def test_right_records_train_and_a_check_that_is_off_is_said(genuine, algorithm,
         assert TRAIN[algorithm][0].main(line) == 0
         assert said in capsys.readouterr().err
         assert f'"records_check": "{check}"' in (tmp_path / check / "settings.json").read_text()
+
+
+def test_records_to_validate_on_are_held_too(genuine, tmp_path, capsys):
+    """Right ones are counted on a line of their own, wrong ones are named."""
+    others = Path(shutil.copytree(genuine / "data_hass", tmp_path / "val"))
+    line = words_of(genuine, "hass", tmp_path / "cp", records_check="full", val_dir=others)
+    assert TRAIN["hass"][0].main(line) == 0
+    assert capsys.readouterr().err.count("6 records held against the verifier: at most ") == 2
+    wrong = list_records(others)[-1]
+    record = torch.load(wrong, weights_only=True)
+    torch.save({**record, "hidden_state": record["hidden_state"].roll(1, 0)}, wrong)
+    assert TRAIN["hass"][0].main([*line, "--overwrite"]) == 2
+    assert f"error: {wrong}: hidden_state: found " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("room", "said"), [(1e9, "held against the verifier: at most"), (1e5, "NOT held against")])
+def test_a_verifier_without_room_is_asked_by_its_head_alone(genuine_once, monkeypatch, room, said):
+    """Its weights take 0.2 MB; six short records are too few for the head to tell."""
+    monkeypatch.setattr("ports.verifier.states.psutil.virtual_memory", lambda: SimpleNamespace(available=room))
+    file = list_records(genuine_once / "data_hass")[0]
+    stored = Stored(file, torch.load(file, weights_only=True))
+    assert said in check_states(str(genuine_once / "verifier"), [stored])
 
 
 @pytest.mark.parametrize("stored", HALVES)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -87,12 +86,12 @@ def built(tmp_path_factory):
 
 READERS = ("generate", "answers", "online", "evaluate")
 ENDS = ("norm", "head", "embedding", "zero norm", "all zero")
-COMMANDS = [*zip(cycle(READERS), LOST), *((name, way) for name in ("eagle3", "hass", "arrow") for way in ENDS)]
+COMMANDS = [*((name, "renamed") for name in READERS), *(("eagle3", way) for way in ENDS), ("hass", "embedding")]
 
 
-@pytest.mark.parametrize(("command", "way"), COMMANDS)
+@pytest.mark.parametrize(("command", "way"), [*COMMANDS, ("arrow", "head")])
 def test_no_command_goes_on_without_a_tensor(built, tmp_path, command, way):
-    """Training on stored records reads the verifier's ends alone."""
+    """Training on stored records reads the verifier's ends alone. Of ``draft`` and ``bench`` their own tests tell."""
     place = places.Place(Path(shutil.copytree(built.root, tmp_path / "place")))
     how, name, found = LOST[way]
     lose(place.verifier, how)
