@@ -1,17 +1,12 @@
 """Stopped anywhere and resumed, a run ends where the one that was never stopped ended: to the bit."""
 
-import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
-MICRO_BATCHES = 12  # six samples, two passes
 DTYPES = torch.float32, torch.bfloat16, torch.float16
-CASES = list(itertools.product(["eagle3", "hass"], ["no", "bf16"]))
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +26,17 @@ def never_stopped(straight, run_to_the_end, tmp_path_factory):
     return get
 
 
-ANY_TIME = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-"""Hypothesis chooses where to stop."""
+STOPPED = [  # at a micro-batch, with so many in a step
+    *(("eagle3", "no", stop, 1) for stop in (0, 6, 11)),  # the first of the run, of the second pass, the run's last
+    ("eagle3", "no", 4, 4),  # the first of a pass' last, shorter window
+    ("hass", "no", 5, 1),  # the last of a pass
+    ("hass", "no", 1, 4),  # in the middle of a window
+    ("eagle3", "bf16", 8, 2),
+    ("hass", "bf16", 11, 1),
+]
 
 
-@pytest.mark.parametrize(("algorithm", "precision"), CASES)
-@settings(ANY_TIME, max_examples=2)
-@given(stop=st.integers(0, MICRO_BATCHES - 1), accumulation=st.sampled_from([1, 2, 4]))
-@example(stop=0, accumulation=1)  # the first step of the run
-@example(stop=5, accumulation=1)  # the last step of a pass
-@example(stop=6, accumulation=1)  # the first of the next
-@example(stop=11, accumulation=1)  # the last of the run
-@example(stop=4, accumulation=4)  # the first micro-batch of a pass' last, shorter window
-@example(stop=1, accumulation=4)  # in the middle of a window
+@pytest.mark.parametrize(("algorithm", "precision", "stop", "accumulation"), STOPPED)
 def test_stopped_anywhere(
     never_stopped, run_until, run_to_the_end, tmp_path_factory, algorithm, precision, stop, accumulation
 ):
@@ -66,13 +59,9 @@ def test_loader_processes_draw_the_noise(never_stopped):
 KEYED, SKIP = {"noise_stream": "keyed"}, {"on_bad_record": "skip"}
 HELD_OUT = [
     ("eagle3", 3, {}),  # the last step of a pass, validated before it was stopped
-    ("hass", 6, {}),
-    ("eagle3", 5, {"num_workers": 2}),
     ("hass", 6, {"num_workers": 2, "group_by_length": True}),
     ("hass", 2, {**KEYED, "bs": 2, "packing": True, "group_by_length": True}),
-    ("eagle3", 6, {**KEYED, "num_workers": 2, "save_steps": 3}),
-    ("eagle3", 6, SKIP),
-    ("hass", 3, {**SKIP, **KEYED, "bs": 2, "num_workers": 2}),
+    ("eagle3", 6, {**KEYED, **SKIP, "num_workers": 2, "save_steps": 3}),
     ("eagle3", 6, {"online": True}),
     ("hass", 1, {**KEYED, **SKIP, "online": True, "bs": 2, "group_by_length": True}),
 ]
@@ -108,7 +97,7 @@ def test_saving_often_changes_nothing_and_every_save_can_be_gone_on_from(
     assert never_stopped(algorithm).differs_from(found) == []
     saved = {int(path.name[5:]) for path in (tmp_path / "saved").glob("step_*")}
     assert saved == set(range(2 if algorithm == "eagle3" else 1, 13)), "Eagle3's first draw has no row in the loss"
-    for step in (2, 7, 12):
+    for step in (2, 7):
         found = run_to_the_end(algorithm, tmp_path / f"from_{step}", ckpt_path=tmp_path / "saved" / f"step_{step}")
         assert never_stopped(algorithm).differs_from(found) == [], step
 

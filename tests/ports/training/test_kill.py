@@ -1,8 +1,9 @@
 """Kills and signals at random moments of a run, to it or to its group, each time resumed with ``--ckpt_path auto``.
 
-A few by default; ``KILLS=200 pytest tests/ports/training/test_kill.py -s`` for the long form.
+A few of one run by default; ``KILLS=200 pytest tests/ports/training/test_kill.py -s`` for the long form, of all.
 """
 
+import itertools
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from tests.ports.training.conftest import PREFIX, Left, Saved
 from tests.ports.training.victims import Order, run
 
 KILLS = int(os.environ.get("KILLS", "6"))
+CASES = list(itertools.product(["eagle3", "hass"], ["keyed", "drawn"]))[: None if "KILLS" in os.environ else 1]
 LATEST = 0.6
 """Of the time that a whole run takes: a process is killed then at the latest, or is done."""
 
@@ -68,7 +70,7 @@ def wrong(cpdir, saved, straight):
     return wrongs
 
 
-@pytest.mark.parametrize("noise_stream", ["drawn", "keyed"])
+@pytest.mark.parametrize(("algorithm", "noise_stream"), CASES)
 def test_nothing_saved_is_ever_lost(strike, straight, words, tmp_path, algorithm, noise_stream):
     expected, seconds = straight(algorithm, noise_stream=noise_stream)
     last = f"{PREFIX[algorithm]}{OPTIONS['epoch']}"
@@ -116,16 +118,16 @@ def test_a_lost_or_another_checkpoint_is_named(straight, tmp_path):
 
 
 FAULTS = {
-    "hang": ({"patience": 2}, "hung", ["in _sleep_on_a_lock", "in optimizer_steps"]),
-    "spin": ({}, "failed with 1", ["Timeout (0:00:05)!", "in optimizer_steps"]),
-    "leave": ({}, "left 2 processes behind", []),
+    "hang": ({"patience": 1}, "hung", ["in _sleep_on_a_lock", "in optimizer_steps"]),
+    "spin": ({}, "failed with 1", ["Timeout (0:00:03)!", "in optimizer_steps"]),
+    "leave": ({"leave": 1}, "left 2 processes behind", []),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_victim_that_hangs_or_leaves_something_is_noticed(strike, words, tmp_path, fault):
     limits, what, said = FAULTS[fault]
-    options = {**OPTIONS, "num_workers": 0 if fault == "hang" else 2}  # it must not be waiting for them
+    options = {**OPTIONS, "num_workers": 2 if fault == "spin" else 0}  # "hang" must not be waiting for them
     end = strike("hass", words("hass", tmp_path / "cp", max_steps=1, **options), fault=fault, **limits)
     assert (end.what, end.saved) == (what, 1)
     assert all(line in end.said for line in said)

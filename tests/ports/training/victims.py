@@ -24,7 +24,7 @@ from tests.processes import members
 PATIENCE, LIMIT = 60.0, 300.0
 """Seconds asleep after which a victim hangs, and seconds after which one that is busy does."""
 
-SOON = 5.0
+SOON = 3.0
 """Seconds after its first save in which a victim with a planted fault has to end."""
 
 LEAVE = 10.0
@@ -64,6 +64,7 @@ class Order:
     fault: str = ""
     patience: float = PATIENCE
     limit: float = LIMIT
+    leave: float = LEAVE
 
 
 def run(fork: Callable[..., Forked], folder: Path, order: Order) -> End:
@@ -157,7 +158,7 @@ class Watch:
 
     def _left(self) -> str:
         """Loader processes may take a moment to notice; a line if there are any for longer."""
-        end = time.monotonic() + LEAVE
+        end = time.monotonic() + self.order.leave
         while left := members(self.pid):
             if time.monotonic() > end:
                 os.killpg(self.pid, signal.SIGKILL)
