@@ -402,7 +402,7 @@ GENERIC = (
     Fault("one module's output times 1.001", output(lambda out, size: out * size), (1.001, 1.01, 1.1)),
     Fault("dropout left on", output(lambda out, size: F.dropout(out, size)), (0.1,)),
     Fault("a norm's eps times 10", on_build(_wider_eps), (10, 100, 1e3, 1e4), otherwise="no module has an eps"),
-    Fault("one weight's largest entry off by 1 %", at_first_forward(_one_entry), (1.01, 1.1, 2)),
+    Fault("one weight's largest entry off by 1 %", at_first_forward(_one_entry), (1.01, 1.1, 2, 8, 64)),
     Fault("a frozen parameter trained", on_build(partial(_trained, True)), otherwise="none is frozen"),
     Fault("a trained parameter frozen", on_build(partial(_trained, False)), otherwise="none is trained"),
     Fault("a batch twice", _twice(), otherwise="there is one batch, or one step"),

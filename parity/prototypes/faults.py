@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -94,11 +94,17 @@ def rounded_head(hidden: Tensor, head: Tensor, *rest: Any) -> tuple[Any, ...]:
     return hidden, head.bfloat16().float(), *rest
 
 
-def coarse(steps: list[Any]) -> None:
-    """Three bits of mantissa."""
+def coarse(levels: float, steps: list[Any]) -> None:
+    """So many levels of mantissa: three bits are 8."""
     for step in steps:
         mantissa, exponent = torch.frexp(step.hidden.float())
-        step.hidden = step.hidden + (torch.ldexp((mantissa * 8).round() / 8, exponent) - step.hidden).detach()
+        rounded = torch.ldexp((mantissa * levels).round() / levels, exponent)
+        step.hidden = step.hidden + (rounded - step.hidden).detach()
+
+
+def coarsened(ground: Ground, size: float) -> AbstractContextManager[object]:
+    """Hidden states of every step, before the loss."""
+    return giving(EAGLE3.objective, "unroll", partial(coarse, size))(ground, size)
 
 
 def averaged(outcome: Any) -> Any:
@@ -170,7 +176,7 @@ OF_EAGLE3 = (
     Fault("gradients averaged", giving(EAGLE3.objective.Eagle3Objective, "forward", averaged)),
     Fault("target normed twice", taking(EAGLE3.objective, "Verifier", normed_again)),
     Fault("target of a rounded head", taking(EAGLE3.objective, "Verifier", rounded_head)),
-    Fault("hidden states too coarse", giving(EAGLE3.objective, "unroll", coarse)),
+    Fault("hidden states too coarse", coarsened, (8.0, 4.0, 2.0, 1.0)),
     Fault("history detached", giving(EAGLE3.model, "next_hidden", Tensor.detach)),
     Fault("own-position keys off", swapped("ttt_prototype_auto", "ttt_chain_auto")),
     Fault("residual un-normed", in_config(unnormed_residual)),

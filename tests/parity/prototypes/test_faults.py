@@ -36,6 +36,7 @@ SEEING = {
     "eagle3_fp32_k3": IN_FP32 | {"configuration", "gradient_flow", "chain"},
     "hass_fp32_k3": IN_FP32 - {"targets"} | {"weights"},
     "hass_bf16_k3": OF_ALL | {"weights", "gradients"},
+    "eagle3_bf16ds_k3": {"forward", "gradients", "hits", "optimizer_step", "paths", "resume", "schedule"},
 }
 """By case, checks that are the first to see a fault there."""
 
