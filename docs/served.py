@@ -29,8 +29,8 @@ ENGINE = {"dtype": "float32", "max_model_len": 128, "enforce_eager": True, "disa
 OWN: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}, "block_size": CHUNK}}
 SAME = "the same tokens"
 
-PLAINER: dict[str, dict[str, Any]] = {"qwen3_moe": {"attention_bias": False}}
-"""What is tried beside: vLLM's class has no bias on the attention's output, and drops the checkpoint's."""
+PLAINER: dict[str, dict[str, Any]] = {name: {"attention_bias": False} for name in ("qwen3", "qwen3_moe")}
+"""What is tried beside: vLLM's classes have no bias on the attention's output, and drop the checkpoint's."""
 
 
 def served(name: str, folder: Path, **changes: Any) -> str:
