@@ -73,7 +73,7 @@ class State(Strict):
 
     ``serial`` counts the checkpoints of a directory, ``schedule`` the scheduler's steps, of which the rates follow;
     ``best`` is the number and mean loss of the best pass. ``records_seen`` digests names, sizes and times of the
-    records, so that unchanged ones are not opened again.
+    records, so that unchanged ones are not opened again; ``owes`` says that a stop came before a validation.
     """
 
     format_version: Literal[2] = FORMAT_VERSION
@@ -88,6 +88,7 @@ class State(Strict):
     best_accepted: Best | None = None
     fingerprint: dict[str, Any]
     records_seen: str
+    owes: bool = False
     numerics: dict[str, str | int | bool]
 
 

@@ -186,6 +186,7 @@ class CheckpointKeeper:
             best_accepted=self.best_accepted,
             fingerprint=fingerprint,
             records_seen=self._records_seen,
+            owes=loop.owes,
             numerics=numerics(),
         )
 

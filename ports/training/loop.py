@@ -86,7 +86,8 @@ class Loop:
 
     ``epoch``, ``totals``, ``micro_batch`` and ``steps`` say where it stands; ``pass_start`` are the generators from the
     start of the pass, from which a resumed run draws the same batches again. ``learned`` says whether a row of the pass
-    was in the loss on any process, ``moved`` whether the weights were seen to move.
+    was in the loss on any process, ``moved`` whether the weights were seen to move, ``owes`` whether the last step is
+    still to be validated, ``cut_short`` whether a pass that ``--max_steps`` ends is still to be saved.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, observer: Observer) -> None:
@@ -101,7 +102,7 @@ class Loop:
         self.objective.after_cast()
         self.micro_batch = self.steps = self.epoch = 0
         self.totals, self.pass_start, self.clock = PassTotals(), self.generators(), PassClock()
-        self.learned = self.moved = False
+        self.learned = self.moved = self.owes = self.cut_short = False
         self.replay: Replay | None = None
         self.stop = StopRequest()
         together = plan.settings.loss_normalisation == "global" and accelerator.num_processes > 1
@@ -129,21 +130,20 @@ class Loop:
         self.accelerator.print(f"processes: {self.accelerator.num_processes}, on {self.accelerator.device.type}")
         self.say(f"training on {self.plan.num_files} examples total")
         self.observer.started(self.objective, self.optimizer)
-        while self.epoch <= self.plan.settings.epoch and not self._enough():
+        while self.epoch <= self.plan.settings.epoch and (self.cut_short or not self._enough()):
             yield from self._run_pass()
         self.observer.finished(self.objective)
 
     def _run_pass(self) -> Iterator[int]:
         self.module.train()
-        epoch, ended = self.epoch, True
-        for window in self._windows():
+        ended, self.cut_short = not self._enough(), False
+        if self.owes:
+            self._after_step()
+        for window in self._windows() if ended else self._batches_seen():
             self._optimizer_step(window)
-            if self.plan.validation is not None:
-                self.plan.validation.after_step(self)
-            if self.learned or self.epoch > 0:
-                self.plan.keeper.after_step(self)
+            self._after_step()
             yield self.steps
-            self._stop_if_asked()
+            self.stop_if_asked()
             if self._enough():
                 ended = False
                 break
@@ -151,11 +151,22 @@ class Loop:
         if self.plan.settings.report_data_wait:
             self._report_times()
         self._refuse_no_effect(totals, ended)
+        if self.plan.validation is not None:
+            self.plan.validation.after_pass(self)
+        epoch = self.epoch
         if ended:
             self._next_pass()
-        if self.plan.validation is not None:
-            self.plan.validation.after_pass(self, epoch)
         self.plan.keeper.after_pass(self, epoch, totals.mean if ended else None)
+
+    def _after_step(self) -> None:
+        """What is due after an optimizer step; a run that is asked to stop saves first, and owes it to the resumed."""
+        self.owes = self.plan.validation is not None and self.plan.validation.is_due(self.steps)
+        self.stop_if_asked()
+        if self.owes:
+            self.plan.validation.after_step(self)
+        self.owes = False
+        if self.learned or self.epoch > 0:
+            self.plan.keeper.after_step(self)
 
     def _next_pass(self) -> None:
         self.epoch, self.totals, self.learned = self.epoch + 1, PassTotals(), False
@@ -187,6 +198,11 @@ class Loop:
         batches = self._batches()
         while window := deque(islice(batches, self.plan.settings.gradient_accumulation_steps)):
             yield window
+
+    def _batches_seen(self) -> tuple[()]:
+        """Of a pass that was stopped with its last step done: no more than where its generators are is wanted."""
+        self._batches()
+        return ()
 
     def _batches(self) -> Iterator[Batch]:
         """What is left of the pass. Batches that a resumed run has seen are drawn again and dropped."""
@@ -248,7 +264,12 @@ class Loop:
         generator = getattr(loader, "synchronized_generator", None) or getattr(sampler, "generator", None)
         return generator if isinstance(generator, torch.Generator) else None
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
+        """Every process must ask.
+
+        Raises:
+            StoppedError: a signal asked any of them to stop; everything is saved.
+        """
         asked = self.stop.requested
         if self.accelerator.num_processes > 1:
             asked = self._sum_over_processes(int(asked)) > 0

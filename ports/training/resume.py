@@ -217,7 +217,8 @@ def _restore_position(loop: Loop, directory: Path, state: State) -> None:
         {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         for prefix in (f"{rank}.now.", f"{rank}.start.")
     )
-    loop.replay = Replay(start, now, file)
+    loop.replay, loop.owes = Replay(start, now, file), state.owes
+    loop.cut_short = directory.name == f"step_{state.steps}"
 
 
 def log_to_keep(name: str, checkpoint: Checkpoint | None, anyway: bool) -> bytes:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 from pathlib import Path
 from types import FrameType
@@ -40,11 +40,15 @@ class StoppedError(Exception):
         self.steps, self.checkpoint = steps, checkpoint
 
 
+class _Interruption(BaseException):
+    """No Exception: nobody may take it for a failure of what it ends."""
+
+
 class StopRequest:
     """Set by a signal, read at the end of every optimizer step."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._interrupts = False
         self._since = -math.inf
 
     @contextmanager
@@ -61,6 +65,8 @@ class StopRequest:
         def handle(number: int, frame: FrameType | None) -> None:
             if not self.requested:
                 self.requested, self._since = True, time.monotonic()
+                if self._interrupts:
+                    raise _Interruption
             elif number != signal.SIGTERM or time.monotonic() - self._since > FORWARDED:
                 _put_back(before)
                 os.kill(os.getpid(), number)
@@ -72,6 +78,19 @@ class StopRequest:
         finally:
             if not self.requested:
                 _put_back(before)
+
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """The block ends, and is left without an error, as soon as a stop is requested: it may change nothing."""
+        with suppress(_Interruption):
+            self._interrupts = True
+            try:
+                if self.requested:
+                    raise _Interruption
+                yield
+            finally:
+                self._interrupts = False
 
 
 def _put_back(handlers: Mapping[signal.Signals, object]) -> None:

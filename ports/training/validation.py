@@ -96,42 +96,53 @@ class Validation:
             )
         loop.accelerator.print(f"validating on {len(self.share)} records")
 
-    def after_step(self, loop: Loop) -> None:
+    def is_due(self, steps: int) -> bool:
         """Every n-th optimizer step."""
         every = self.settings.val_steps
-        if self.share is not None and every is not None and loop.steps % every == 0:
-            self._log(loop, loop.epoch, self._look(loop, loop.epoch))
+        return self.share is not None and every is not None and steps % every == 0
 
-    def after_pass(self, loop: Loop, epoch: int) -> None:
+    def after_step(self, loop: Loop) -> None:
+        """Where :meth:`is_due`.
+
+        Raises:
+            StoppedError: a signal came meanwhile, as in :meth:`after_pass`; what was found is forgotten.
+        """
+        self._log(loop, self._look(loop))
+
+    def after_pass(self, loop: Loop) -> None:
         """Every pass, also one that ``--max_steps`` cut short; before it is saved."""
-        found = {} if self.share is None else self._look(loop, epoch)
+        loop.stop_if_asked()
+        found = {} if self.share is None else self._look(loop)
         if self.measure is not None:
             found |= self._decode(loop, self.measure)
         if found:
-            self._log(loop, epoch, found)
+            self._log(loop, found)
 
-    def _look(self, loop: Loop, epoch: int) -> dict[str, Any]:
+    def _look(self, loop: Loop) -> dict[str, Any]:
         if self.last is None or self.last.steps != loop.steps:
-            self.last = self._score(loop, epoch)
+            self.last = self._score(loop)
         return {
             "val_loss": self.last.loss,
             "val_accuracies": self.last.accuracies,
             "val_expected_acceptance": self.last.expected,
         }
 
-    def _score(self, loop: Loop, epoch: int) -> Acceptance:
+    def _score(self, loop: Loop) -> Acceptance:
         """The mean over all rows of all processes: the same on each."""
         device, steps = loop.accelerator.device, self.settings.forward_num_total
         total = torch.zeros(4, steps, dtype=wide_dtype(device), device=device)
         loop.module.eval()
-        with torch.no_grad():
-            for batch in self._batches(loop):
-                total += loop.forward(batch, None, True)
-        loop.module.train()
-        reshard(loop.module)
+        try:
+            with torch.no_grad():
+                for batch in self._batches(loop):
+                    total += loop.forward(batch, None, True)
+                    loop.stop_if_asked()
+        finally:
+            loop.module.train()
+            reshard(loop.module)
         counts: Tensor = loop.accelerator.reduce(total, "sum").cpu()
         losses = mean_over(counts[0], counts[1])
-        return Acceptance(loop.steps, epoch, float(loop.objective.reported(losses)), accuracies_of(counts[2:]))
+        return Acceptance(loop.steps, loop.epoch, float(loop.objective.reported(losses)), accuracies_of(counts[2:]))
 
     def _batches(self, loop: Loop) -> Iterator[Batch]:
         """This process's. No random state is drawn from."""
@@ -168,16 +179,18 @@ class Validation:
         folder = loop.plan.keeper.write_draft(loop)
         if loop.accelerator.is_main_process:
             try:
-                found["chain_acceptance"] = measure(folder)
+                with loop.stop.interrupts():
+                    found["chain_acceptance"] = measure(folder)
             except Exception as error:  # out of memory, the verifier's own
                 loop.accelerator.print(f"not decoded: {self.settings.val_prompts}: {reason(error)}")
             shutil.rmtree(folder, ignore_errors=True)
         loop.put_back(before)
         loop.accelerator.wait_for_everyone()
+        loop.stop_if_asked()
         return found
 
-    def _log(self, loop: Loop, epoch: int, found: dict[str, Any]) -> None:
-        line = {**found, "steps": loop.steps, "pass": epoch}
+    def _log(self, loop: Loop, found: dict[str, Any]) -> None:
+        line = {**found, "steps": loop.steps, "pass": loop.epoch}
         for tracker in loop.accelerator.trackers:
             tracker.log(line if isinstance(tracker, JsonLinesTracker) else _flat(line), step=loop.micro_batch)
         said = ", ".join(f"{name} {value:.4f}" for name, value in _flat(found).items())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from ports.numerics import wide_dtype
 from ports.training.alignment import Alignment
 from ports.training.data import collate, make_sample
 from ports.training.runs import finish
+from ports.training.stop import StoppedError
 from ports.training.validation import Acceptance, Validation, drawn
 from tests.ports.training.conftest import PREFIX, Saved
 
@@ -148,6 +152,47 @@ def test_the_best_checkpoint_is_named_and_kept(start_run, tmp_path, found):
     assert {path.name for path in cpdir.iterdir() if path.is_dir()} == {"model1", "model3"}
     finish(start_run("eagle3", cpdir, overwrite=True))
     assert not (cpdir / "best.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["in the step before", "at a step", "after a pass", "decoding"])
+def test_a_stop_is_saved_before_anything_is_looked_at(start_run, fixture, tmp_path, monkeypatch, moment):
+    """A validation is abandoned, which the resumed run makes up for: its log is that of the run that went on."""
+    file = fixture / "prompts.jsonl"
+    file.write_text("[3, 4, 5]\n")
+    options = {"val_fraction": 0.34, "val_prompts": file, "val_tokens": 2, "val_steps": 3, "bs": 1, "epoch": 0}
+    finish(start_run("eagle3", tmp_path / "straight", **options))
+    loop = start_run("eagle3", tmp_path / "cp", **options)
+    forward, looks = loop.forward, []
+
+    def ask() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def watched(*inputs):
+        looking = not loop.module.training
+        looks.append(loop.steps if looking else None)
+        if moment == "in the step before" and not looking and loop.steps == 2:
+            ask()
+        if looking and loop.steps == {"at a step": 3, "after a pass": 4}.get(moment):
+            ask()
+        return forward(*inputs)
+
+    def decode(directory):
+        ask()
+        looks.append("decoded")
+
+    loop.forward = watched
+    if moment == "decoding":
+        loop.plan.validation.measure = decode
+    with pytest.raises(StoppedError) as stopped:
+        finish(loop)
+    steps = 3 if "step" in moment else 4
+    assert (stopped.value.steps, stopped.value.checkpoint.name) == (steps, f"step_{steps}")
+    assert looks.count(steps) == {"in the step before": 0, "decoding": 2}.get(moment, 1)
+    assert "decoded" not in looks
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    finish(start_run("eagle3", tmp_path / "cp", ckpt_path=Path("auto"), **options))
+    assert Saved(tmp_path / "cp/model0").differs_from(Saved(tmp_path / "straight/model0")) == []
+    assert lines_of(tmp_path / "cp", "") == lines_of(tmp_path / "straight", "")
 
 
 def test_what_was_written_over_is_the_best_no_longer(start_run, tmp_path, found):
