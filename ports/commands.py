@@ -72,6 +72,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """``text`` with its lines, and nothing else that a terminal obeys."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ports.commands import run_app
+from ports.commands import printable, run_app
 from ports.evaluate.measure import measure
 from ports.evaluate.ties import described
 
@@ -42,7 +42,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         table.add_row(row["name"], *counts, f"{row['acceptance_length']:.3f}", *rates)
     console.print(table)
     for why, count in result["left_out_reasons"].items():
-        console.print(f"{count} prompts left out: {why}", markup=False)
+        console.print(f"{count} prompts left out: {printable(why)}", markup=False)
     if result["lossless"] is None:
         console.print(NOT_COMPARED)
     console.print(f"acceptance length {result['acceptance_length']:.3f} over {result['prompts']} prompts")

@@ -9,7 +9,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.text import Text
 
-from ports.commands import exit_code
+from ports.commands import exit_code, printable_lines
 from ports.generate.conversations import ConversationError, load_conversations
 from ports.generate.run import GenerationSettings, generate, prepare, say, summary
 from ports.generate.vocabulary import choose_vocabulary
@@ -31,7 +31,7 @@ def run_show(argv: Sequence[str]) -> None:
     conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
     for number in range(min(settings.rows, len(conversations))):
         encoded = encoder(conversations.messages(number))
-        words = zip(map(tokenizer.decode, encoded.ids), encoded.loss_mask)
+        words = zip(map(printable_lines, map(tokenizer.decode, encoded.ids)), encoded.loss_mask)
         console.rule(f"dialogue {number}: {sum(encoded.loss_mask)} of {len(encoded.ids)} tokens in the loss")
         console.print(Text.assemble(*((word, "bold green" if on else "dim") for word, on in words)))
 

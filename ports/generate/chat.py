@@ -24,6 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ports.errors import InputError
 from ports.files import is_text, read_yaml
 from ports.generate.conversations import ConversationError, Message
+from ports.generate.rendering import rendered
 
 TABLE = Path(__file__).parent / "families.yaml"
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
@@ -143,14 +144,26 @@ class ChatFamily(BaseModel):
         return self.template
 
     def render(self, tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-        """The text of a dialogue; raises InputError as :meth:`checked_template`, and whatever the template does."""
+        """The text of a dialogue; whatever the template raises, it may.
+
+        Raises:
+            InputError: as :meth:`checked_template` and :func:`ports.generate.rendering.rendered`.
+        """
         own = {"tokenize": False, "chat_template": self.checked_template(tokenizer)}
-        return str(tokenizer.apply_chat_template(list(messages), **self.variables, **options, **own))
+
+        def render() -> str:
+            return str(tokenizer.apply_chat_template(list(messages), **self.variables, **options, **own))
+
+        return rendered(tokenizer, messages, render)
 
     def prompt_ids(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-        """The dialogue, opened, up to where the assistant speaks; raises as :meth:`render`."""
+        """The dialogue, opened, up to where the assistant speaks; raises as :meth:`render`, and if it is nothing."""
         text = self.render(tokenizer, self.opened(messages), add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            expected = "a template that writes the turns out"
+            raise InputError(_name(tokenizer), "chat_template", f"no token of {len(messages)} turns", expected)
+        return ids
 
 
 def _name(tokenizer: Any) -> str:
@@ -240,6 +253,8 @@ class Encoder:
         """The text of a dialogue; a template's complaint is a ConversationError, and so is what is no text."""
         try:
             text = self.family.render(self.tokenizer, turns)
+        except InputError:
+            raise
         except Exception as error:  # jinja's, whatever a template raises
             raise ConversationError(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from error
         if not is_text(text):
@@ -267,14 +282,21 @@ class Encoder:
         ``return_assistant_tokens_mask`` would go on from here with ``char_to_token``, which knows no token for white
         space that a tokenizer trims from its offsets: such a mask runs to the end of the text, or stops short.
         """
-        _, blocks = render_jinja_template(
-            conversations=[list(turns)],
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-            **self.family.variables,
-        )
-        return [(start, stop) for start, stop in blocks[0]]
+        found: list[Span] = []
+
+        def render() -> str:
+            texts, blocks = render_jinja_template(
+                conversations=[list(turns)],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+                **self.family.variables,
+            )
+            found.extend((start, stop) for start, stop in blocks[0])
+            return str(texts[0])
+
+        rendered(self.tokenizer, turns, render)
+        return found
 
     def _prototype(self, text: str) -> tuple[list[int], list[int]]:
         ids, rule = list(self.tokenizer(text, add_special_tokens=False)["input_ids"]), self.family.prototype_mask

@@ -21,7 +21,7 @@ from pydantic_settings import SettingsConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
-from ports.commands import exit_code
+from ports.commands import exit_code, printable_lines
 from ports.errors import InputError
 from ports.files import check_output, check_outside, gigabytes
 from ports.generate.chat import Encoder, LossMask, load_family
@@ -163,7 +163,7 @@ class Prepared:
 
 def say(line: str) -> None:
     """To stderr, where the progress bars are."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable_lines(line), file=sys.stderr, flush=True)
 
 
 def prepare(settings: GenerationSettings) -> Prepared:

@@ -35,7 +35,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
 
     Raises:
         InputError: a tracker that is not installed, or launched with the first version of FSDP, with DeepSpeed and
-            another stage of ZeRO than 1 and 2, or in another precision than bf16.
+            another stage of ZeRO than 1 and 2, in another precision than bf16, or as one process where more were meant.
     """
     for name in settings.log_with:
         if not TRACKERS[name]():
@@ -55,6 +55,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     )
     _keep_process_group()
     fix_numerics()  # for some launchers accelerate has turned TF32 on
+    _refuse_lonely(accelerator)
     _refuse_unnamed_states(accelerator)
     _check_precision(accelerator.mixed_precision)  # DeepSpeed's config has one of its own
     if accelerator.distributed_type is DistributedType.FSDP:  # it would round features, targets, gradients and losses
@@ -85,6 +86,14 @@ def _check_precision(found: str) -> None:
     if found not in get_args(Precision):
         expected = " or ".join(get_args(Precision))
         raise InputError("accelerate launch", "mixed_precision", found, f"{expected}: --mixed_precision bf16")
+
+
+def _refuse_lonely(accelerator: Accelerator) -> None:
+    """On a CPU ``accelerate launch`` starts one process of several: it says where to meet, and not how many will."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ:
+        expected = "all of them: python -m ports.torchrun --nproc_per_node N -m ..., or --num_processes 1"
+        raise InputError("accelerate launch", "num_processes", "one process of several", expected)
 
 
 def _refuse_unnamed_states(accelerator: Accelerator) -> None:

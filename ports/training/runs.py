@@ -34,7 +34,7 @@ from ports.training.records import GENERATION, check_origin, complete_records, l
 from ports.training.resume import Checkpoint, check_named, choose, log_to_keep, remove_run, resume
 from ports.training.saving import load_weights, size_of_checkpoint
 from ports.training.settings import TrainingSettings, parse
-from ports.training.stop import EXIT_CODE, StoppedError
+from ports.training.stop import EXIT_CODE, StoppedError, stop_with_launcher
 from ports.training.validation import Measure, Validation, hold_out
 from ports.verifier.config import verifier_config
 from ports.verifier.tokenizer import tokenizer_files
@@ -232,6 +232,7 @@ def run_command(settings_class: type[S], execute: Callable[[S], object], argv: S
 
 
 def _execute(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str]) -> int:
+    stop_with_launcher()
     settings = parse(settings_class, argv)
     check_output(settings.cpdir, "cpdir")
     fix_numerics(settings.seed)

@@ -2,7 +2,8 @@
 
 At SIGTERM or SIGINT a run finishes the optimizer step, saves, and leaves with a code of its own. A scheduler signals
 every process of a job, while that step still needs its batches: no other's signal ends a loader process. And a trainer
-that is killed can tell its processes nothing: each would keep its standard output open for those who read it.
+that is killed can tell its processes nothing: each would keep its standard output open for those who read it. Nor can a
+launcher that is: the trainer it leaves behind would hold its directory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 from pathlib import Path
 from types import FrameType
 
+import psutil  # type: ignore[import-untyped]  # which accelerate requires
+
 EXIT_CODE = 75
 """EX_TEMPFAIL: start the same command again with ``--ckpt_path auto``."""
 
@@ -30,6 +33,13 @@ FORWARDED = 5.0
 
 SECONDS = 0.5
 """A process ends at most that long after the one that started it."""
+
+
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "torch.distributed.run", "ports.torchrun")
+"""Who starts a trainer and waits for it, by a word of its command line."""
+
+_asked = threading.Event()
+"""Whether a signal has asked a run of this process to stop."""
 
 
 class StoppedError(Exception):
@@ -65,6 +75,7 @@ class StopRequest:
         def handle(number: int, frame: FrameType | None) -> None:
             if not self.requested:
                 self.requested, self._since = True, time.monotonic()
+                _asked.set()
                 if self._interrupts:
                     raise _Interruption
             elif number != signal.SIGTERM or time.monotonic() - self._since > FORWARDED:
@@ -78,7 +89,6 @@ class StopRequest:
         finally:
             if not self.requested:
                 _put_back(before)
-
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:
@@ -96,6 +106,22 @@ class StopRequest:
 def _put_back(handlers: Mapping[signal.Signals, object]) -> None:
     for name, handler in handlers.items():
         signal.signal(name, handler)  # type: ignore[arg-type]
+
+
+def stop_with_launcher() -> None:
+    """From now on, the end of a launcher that started this process is a SIGTERM, if none came before."""
+    parent = os.getppid()
+    with suppress(psutil.Error):
+        words = psutil.Process(parent).cmdline()
+        if any(os.path.basename(word).removesuffix(".py") in LAUNCHERS for word in words):
+            threading.Thread(target=_stop_after, args=(parent,), daemon=True).start()
+
+
+def _stop_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS)
+    if not _asked.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def end_with_parent(blocked: Collection[signal.Signals] = (), parent: int | None = None) -> None:

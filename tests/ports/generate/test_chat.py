@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import resource
+import signal
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -251,6 +253,31 @@ REFUSED = [
 def test_a_dialogue_without_a_certain_mask_is_refused(template, answer, said) -> None:
     with pytest.raises(ConversationError, match=said):
         Encoder(fast_tokenizer(template), ChatFamily())([SHORT[0], {"role": "assistant", "content": answer}])
+
+
+ENDLESS = "".join(f"{{% for {each} in range(9999) %}}" for each in "abc") + "{% endfor %}" * 3
+DOUBLING = "{% set n = namespace(x='x') %}{% for a in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+UNBOUNDED = {
+    "loops": (ENDLESS, "not done after 0.2 s"),
+    "doubles": (DOUBLING, "more than "),
+    "1 GB": ("{{ messages[0].content * 1000000000 }}", "more than "),
+    "2 MB": ("{{ 'x' * 2000000 }}", "more than 1,048,"),
+    "nothing": ("{# #}", "no token of 1 turns"),
+}
+
+
+@pytest.mark.parametrize("kind", UNBOUNDED)
+def test_what_a_template_may_make_of_a_dialogue_is_bounded(refuses, monkeypatch, kind) -> None:
+    """And the process is as it was."""
+    monkeypatch.setattr("ports.generate.rendering.SECONDS", 0.2 if kind == "loops" else 10)
+    template, found = UNBOUNDED[kind]
+    limits = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    with refuses("", "chat_template", found, "a template that "):
+        ChatFamily().prompt_ids(fast_tokenizer(template), [{"role": "user", "content": "Hello"}])
+    assert limits == (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM))
+    if kind != "nothing":
+        with refuses("", "chat_template", found, "a template that "):
+            Encoder(fast_tokenizer(template), ChatFamily())(SHORT)
 
 
 SLOW = SimpleNamespace(name_or_path="slow", chat_template="x", get_chat_template=lambda: "x")

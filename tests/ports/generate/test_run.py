@@ -328,3 +328,12 @@ def test_show_prints_who_is_supervised(flags, capsys, monkeypatch) -> None:
     said = capsys.readouterr().out
     assert said.count("tokens in the loss") == 2
     assert "\x1b[1;32m" in said, "an answer"
+
+
+def test_what_a_template_writes_moves_no_cursor(flags, verifier, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    (verifier / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\x1b[2J\x07{% endfor %}")
+    assert main(["show", *flags(outdir=False, samples=False, model_path=verifier), "--rows", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "\\x1b[2J\\x07" in said
+    assert not {"\x1b", "\x07"} & set(said)

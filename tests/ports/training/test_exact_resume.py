@@ -85,7 +85,9 @@ def test_what_is_held_out_is_looked_at_as_if_nothing_had_been(
     found = run_to_the_end(algorithm, tmp_path, ckpt_path=Path("auto"), **options)
     assert expected.differs_from(found) == []
     assert found.lines[-4:] == expected.lines[-4:], "with what was skipped in the pass"
-    assert found.metrics.count(b"val_expected_acceptance") == options.get("max_steps", 8 // options.get("bs", 1)) // 2 + 2
+    assert (
+        found.metrics.count(b"val_expected_acceptance") == options.get("max_steps", 8 // options.get("bs", 1)) // 2 + 2
+    )
     best = json.loads((tmp_path / "best.json").read_text())
     assert best == {{"epoch": "pass"}.get(name, name): value for name, value in found.state["best_accepted"].items()}
     assert (tmp_path / best["checkpoint"]).is_dir()

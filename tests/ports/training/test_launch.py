@@ -40,6 +40,15 @@ def test_a_refused_launch_writes_nothing(settings, monkeypatch, tmp_path, kind):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_one_process_where_several_were_meant_is_refused(settings, monkeypatch, tmp_path):
+    """``accelerate launch --cpu --num_processes 2`` starts one, and leaves it this."""
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"num_processes: found one process of several, expected .*ports\.torchrun"):
+        launch.build_accelerator(settings())
+    assert not (tmp_path / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_there_is_refused(settings, monkeypatch, tmp_path, name):
     monkeypatch.setitem(launch.TRACKERS, name, lambda: False)

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from ports.eagle3.train import main
+from ports.training import stop
 from ports.training.data import RecordDataset, build_loader
 from ports.training.stop import EXIT_CODE, SIGNALS, StopRequest
 from tests.processes import await_end_of, children, family, is_running, members, wait_for
@@ -44,6 +45,25 @@ def test_a_stop_saves_and_exits_with_75(fork, flags, tmp_path, told):
     assert members(process.pid) == []
 
 
+def launched(words: list[str]) -> int:
+    """Whose command line says ``-c``, as if that were a launcher's: it starts a trainer and waits."""
+    stop.LAUNCHERS = ("-c",)
+    if os.fork() == 0:
+        print(f"ended with {main(words)}", flush=True)
+        os._exit(0)
+    return os.wait()[1]
+
+
+def test_a_trainer_whose_launcher_is_gone_saves_and_ends(fork, flags, tmp_path):
+    launcher = fork(launched, flags(epoch=2000))
+    wait_for(tmp_path / "checkpoints" / "metrics.jsonl")
+    (trainer,) = children(launcher.pid)
+    launcher.kill()
+    await_end_of([trainer])
+    assert f"ended with {EXIT_CODE}" in launcher.said
+    assert list((tmp_path / "checkpoints").glob("step_*/training_state/manifest.json"))
+
+
 AGAIN = {
     "Ctrl-C twice": ((signal.SIGINT, signal.SIGINT), math.inf, ["before"]),
     "Ctrl-C after SIGTERM": ((signal.SIGTERM, signal.SIGINT), math.inf, ["before"]),
@@ -56,12 +76,12 @@ AGAIN = {
 def test_a_signal_sets_the_flag_and_another_one_acts_as_before(monkeypatch, again):
     numbers, forwarded, expected = AGAIN[again]
     monkeypatch.setattr("ports.training.stop.FORWARDED", forwarded)
-    stop, seen = StopRequest(), []
+    request, seen = StopRequest(), []
     before = {number: signal.signal(number, lambda *_: seen.append("before")) for number in SIGNALS}
     try:
-        with stop.on_signals():
+        with request.on_signals():
             os.kill(os.getpid(), numbers[0])
-            assert (stop.requested, seen) == (True, [])
+            assert (request.requested, seen) == (True, [])
             os.kill(os.getpid(), numbers[1])
             assert seen == expected
         os.kill(os.getpid(), signal.SIGTERM)  # until the process has left
