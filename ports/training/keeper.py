@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,9 @@ FEATURE_LAYERS = "eagle_aux_hidden_state_layer_ids"
 PATHS = frozenset({"basepath", "configpath", "tmpdir", "t2d", "d2t", "val_dir"})
 """Files may move: what they hold is compared."""
 
+SLOW = 10.0
+"""Seconds of a save that is told of: after a signal too it takes as long, and not all who send one wait."""
+
 TAIL = 4096
 """A ``*.ckpt`` is a zip archive, whose last bytes list the checksums of everything in it; a ``*.safetensors`` begins
 with its header, ids and mask, and is digested from both ends."""
@@ -78,6 +83,7 @@ class CheckpointKeeper:
         self._fingerprint: Fingerprint | None = None
         self._records_seen = ""
         self._last: tuple[int, Path] | None = None
+        self._told = False
 
     def after_step(self, loop: Loop) -> None:
         """Every n-th optimizer step."""
@@ -104,7 +110,7 @@ class CheckpointKeeper:
         Raises:
             InputError: it could not be written; older ones are intact.
         """
-        directory, accelerator = self.settings.cpdir / name, loop.accelerator
+        directory, accelerator, begun = self.settings.cpdir / name, loop.accelerator, time.monotonic()
         times = {"now": loop.generators(), "start": loop.pass_start}
         every = gather_object([(loop.totals, {f"{t}.{name}": one for t in times for name, one in times[t].items()})])
         zero = accelerator.distributed_type is DistributedType.DEEPSPEED
@@ -130,6 +136,10 @@ class CheckpointKeeper:
             self._thin_out()
         accelerator.wait_for_everyone()
         self._last = loop.steps, directory
+        if not self._told and time.monotonic() - begun > SLOW:
+            self._told = True
+            took = math.ceil(time.monotonic() - begun)
+            accelerator.print(f"a save takes {took} s: after a signal too; torchrun kills after 30 (docs/resume.md)")
         return directory
 
     def write_draft(self, loop: Loop) -> Path:

@@ -190,6 +190,13 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_stands_unless_it_just_did(st
     assert saved == [("step_1", False), ("step_2", True), ("step_3", False)]
 
 
+@pytest.mark.parametrize(("slow", "told"), [(0.0, 1), (600.0, 0)])
+def test_how_long_a_save_takes_is_said_where_it_is_long(start_run, tmp_path, monkeypatch, capsys, slow, told):
+    monkeypatch.setattr("ports.training.keeper.SLOW", slow)
+    start_run("eagle3", tmp_path / "cp", save_steps=1, max_steps=2).run()
+    assert capsys.readouterr().out.count("a save takes 1 s") == told
+
+
 def test_keep_last_and_the_best_pass(run_to_the_end, tmp_path):
     cpdir = tmp_path / "cp"
     run_to_the_end("eagle3", cpdir, save_steps=2, keep_last=2, epoch=3, bs=2, noise=False, max_steps=10)
