@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from ports.errors import InputError
 from ports.files import check_output
 from ports.training.checkpoint import write_file
 from ports.training.draft_config import read_config_dict
-from ports.training.records import RecordInfo, list_records, read_record, recorded_info
+from ports.training.prepared import is_prepared, prepared_files, prepared_texts
+from ports.training.records import Record, RecordInfo, list_records, read_record, recorded_info
 from ports.training.settings import CommandSettings, parse
 from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
 from ports.verifier.config import verifier_config
@@ -39,7 +40,7 @@ class Counts(str, Enum):
 
 
 class VocabularySettings(CommandSettings):
-    """Write t2d.npy, d2t.npy and vocabulary.json from the tokens of records."""
+    """Write t2d.npy, d2t.npy and vocabulary.json from the tokens of records, or of what Speculators prepared."""
 
     model_config = SettingsConfigDict(env_prefix="SPECULATOR_GENERATE_")
 
@@ -57,9 +58,13 @@ def count_tokens(
     files: Sequence[Path], vocab_size: int, counts: Counts, like: RecordInfo | None = None
 ) -> Counter[int]:
     """How often each id occurs in records of the kind of ``like``; of each only ids and masks count."""
+    records = (read_record(file, {}, vocab_size, like) for file in tqdm(files, desc="counting", leave=False))
+    return _counted(records, vocab_size, counts)
+
+
+def _counted(records: Iterable[Record], vocab_size: int, counts: Counts) -> Counter[int]:
     totals = torch.zeros(vocab_size, dtype=torch.int64)
-    for file in tqdm(files, desc="counting", leave=False):
-        record = read_record(file, {}, vocab_size, like)
+    for record in records:
         ids = record["input_ids"]
         kept = ids if counts is Counts.ALL else ids[record["loss_mask"].bool()]
         totals += torch.bincount(kept, minlength=vocab_size)
@@ -82,9 +87,13 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
     check_output(folder, "output")
     vocab_size = verifier_config(settings.basepath).vocab_size
     named = _draft_vocab_size(settings, vocab_size)
-    files = list_records(settings.tmpdir)
-    info = recorded_info(files)
-    counts = count_tokens(files, vocab_size, settings.counts, info)
+    prepared, info = is_prepared(settings.tmpdir), None
+    files = prepared_files(settings.tmpdir) if prepared else list_records(settings.tmpdir)
+    if prepared:
+        counts = _counted(prepared_texts(settings.tmpdir, vocab_size), vocab_size, settings.counts)
+    else:
+        info = recorded_info(files)
+        counts = count_tokens(files, vocab_size, settings.counts, info)
     size = named or covering_size(counts, vocab_size)
     chosen = build_map(counts, size, vocab_size)
     content = VocabularyFile(

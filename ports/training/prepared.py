@@ -6,11 +6,13 @@ here is after it, so that norm is applied on reading.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ports.errors import InputError, reason
@@ -97,3 +99,20 @@ def prepared_files(directory: Path) -> list[Path]:
     if not files:
         raise InputError(directory, "tmpdir", "no rows", "at least one")
     return files
+
+
+def prepared_texts(directory: Path, vocab_size: int) -> Iterator[Record]:
+    """Ids and mask of every row; the hidden states are not read.
+
+    Raises:
+        InputError: a column that is missing or of another length, or an id that the verifier does not have.
+    """
+    from datasets import load_from_disk
+
+    for number, row in enumerate(load_from_disk(str(directory)).with_format("numpy")):
+        try:
+            record = {name: torch.as_tensor(row[name]).long() for name in ("input_ids", "loss_mask")}
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            expected = "input_ids and loss_mask, as Speculators prepares them"
+            raise InputError(directory, f"row {number}", reason(error), expected) from error
+        yield check_record(directory, record, {}, vocab_size)

@@ -64,7 +64,12 @@ def recorded_layers(settings: TrainingSettings) -> Sequence[int] | None:
     if settings.online or not settings.tmpdir.is_dir():
         return None
     if is_prepared(settings.tmpdir):
-        return chosen_layers("speculators", settings.basepath, verifier_config(settings.basepath).num_hidden_layers)
+        count = verifier_config(settings.basepath).num_hidden_layers
+        try:
+            return chosen_layers("speculators", settings.basepath, count)
+        except InputError as error:
+            expected = "three different ones below it: speculator records takes others than Speculators' preparation"
+            raise InputError(settings.basepath, "num_hidden_layers", f"{count}: {error.found}", expected) from error
     info = recorded_info(list_records(settings.tmpdir))
     return None if info is None else info.feature_layers or None
 

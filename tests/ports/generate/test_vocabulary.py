@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
@@ -15,6 +17,7 @@ from ports.eagle3 import train as eagle3
 from ports.generate.__main__ import main
 from ports.generate.vocabulary import covering_size
 from ports.training.records import list_records, read_record
+from ports.training.runs import recorded_layers
 from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
 
@@ -32,6 +35,32 @@ def test_a_size_that_nobody_names_covers_what_is_said() -> None:
     counts = Counter(range(9000))
     assert (covering_size(counts, 61), covering_size(counts, 10**5)) == (61, 16384)
     assert covering_size(counts + Counter({0: 10**6}), 10**5) == 8192
+
+
+@pytest.mark.parametrize("counts", ["all", "answers"])
+def test_what_speculators_prepared_has_the_map_of_the_same_records(choose, tmp_path, fixture, counts) -> None:
+    files, prepared = list_records(fixture / "data_eagle3"), tmp_path / "prepared"
+    records = [read_record(file, {}, 61) for file in files]
+    Dataset.from_dict(
+        {name: [each[name].tolist() for each in records] for name in ("input_ids", "loss_mask")}
+    ).save_to_disk(prepared)
+    size = ("--draft_vocab_size", "23", "--counts", counts)
+    assert choose(tmp_path / "records", *size) == choose(tmp_path / "arrow", "--tmpdir", str(prepared), *size) == 0
+    for name in ("t2d.npy", "d2t.npy"):
+        assert (tmp_path / "records" / name).read_bytes() == (tmp_path / "arrow" / name).read_bytes()
+    Dataset.from_dict({"input_ids": [[1, 61]], "loss_mask": [[1, 1]]}).save_to_disk(tmp_path / "other")
+    assert choose(tmp_path / "none", "--tmpdir", str(tmp_path / "other"), *size) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_layers_that_nobody_named_are_the_verifiers_matter(settings, tmp_path, refuses) -> None:
+    """Speculators' rule for six layers names one of them twice."""
+    Dataset.from_dict({"input_ids": [[1, 2]], "loss_mask": [[1, 1]]}).save_to_disk(tmp_path / "prepared")
+    chosen = settings(tmpdir=tmp_path / "prepared")
+    config = json.loads((file := Path(chosen.basepath) / "config.json").read_text())
+    file.write_text(json.dumps(config | {"num_hidden_layers": 6}))
+    with refuses(chosen.basepath, "num_hidden_layers", "6: speculators ([2, 3, 3])", "three different ones"):
+        recorded_layers(chosen)
 
 
 @pytest.mark.parametrize("counts", ["all", "answers"])

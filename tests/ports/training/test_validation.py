@@ -130,8 +130,8 @@ def found(monkeypatch):
     """``found({steps: acceptance})``: what the records say after so many steps."""
 
     def say(expected):
-        def score(self, loop, epoch):
-            return Acceptance(loop.steps, epoch, 5.0, [expected[loop.steps]])
+        def score(self, loop):
+            return Acceptance(loop.steps, loop.epoch, 5.0, [expected[loop.steps]])
 
         monkeypatch.setattr(Validation, "_score", score)
 
@@ -294,10 +294,10 @@ def test_a_device_without_float64_validates(start_run, tmp_path, monkeypatch, al
     """The sums are float32 there, and the same but for rounding."""
     loop = start_run(algorithm, tmp_path / "cp", val_fraction=0.5)
     validation, mps = loop.plan.validation, torch.device("mps")
-    exact = validation._score(loop, 0)
+    exact = validation._score(loop)
     for module in ("objective", "validation"):
         monkeypatch.setattr(f"ports.training.{module}.wide_dtype", lambda device: wide_dtype(mps))
     with WithoutFloat64():
-        rounded = validation._score(loop, 0)
+        rounded = validation._score(loop)
     assert rounded.accuracies == exact.accuracies
     assert rounded.loss == pytest.approx(exact.loss, rel=1e-5)
