@@ -161,6 +161,7 @@ def engine_names(
         for fused, words in FUSED.items():
             pieces = tuple(f"{name}.{word}" for word in words)
             if all(piece in parts for piece in pieces):
+                none |= dict.fromkeys(pieces)
                 held = [kind for kind, _ in parts[pieces[0]].named_parameters(recurse=False)]
                 joined.append(Joined(f"{port}.{fused}", pieces, -1))
                 joined += [Joined(f"{port}.{fused}.{kind}", tuple(f"{one}.{kind}" for one in pieces)) for kind in held]
