@@ -13,9 +13,9 @@ import torch
 
 from ports.check.findings import Finding, fault, left_out, ok
 from ports.check.trained import HELD, objective_of
+from ports.evaluate.acceptance import Counters, by_context, count
 from ports.evaluate.decode import Answer
 from ports.evaluate.intervals import Estimate, ratio
-from ports.evaluate.measure import Counters, count
 from ports.serving.bench import ENGINE, METHODS, dtype_name, start_engine
 from ports.serving.interfaces import serving_of
 from ports.training.alignment import Alignment
@@ -27,9 +27,6 @@ SHARE = 0.7
 
 NOTHING = 1.05
 """Tokens a pass that a draft which speeds nothing up may give."""
-
-CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
-"""Where a verifier's positions are divided."""
 
 
 def expected(draft: Any, dataset: RecordDataset, size: int) -> list[float]:
@@ -61,7 +58,7 @@ def look_at_acceptance(answers: Sequence[Answer], size: int, promised: Sequence[
     """What was accepted, per position, beside what the records' accuracies promise."""
     length, counters = length_of(answers), count(answers, size)
     rates = counters.rate_per_position
-    numbers: dict[str, Any] = {"length": vars(length), "rates": rates}
+    numbers: dict[str, Any] = {"length": length.as_json(), "rates": rates}
     figure = f"{length} tokens a pass, rates {' '.join(f'{rate:.3f}' for rate in rates)}"
     changed = [each.difference for each in answers if each.difference]
     if any(not each["near_tie"] for each in changed):
@@ -85,7 +82,7 @@ def look_at_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]
     """Acceptance by the position that a proposal begins at; ``positions`` are the draft's."""
     rows = by_context(prompts, answers)
     told = ", ".join(f"{name} {length}" for name, length in rows.items())
-    numbers = {name: vars(length) for name, length in rows.items()}
+    numbers = {name: length.as_json() for name, length in rows.items()}
     longest = max(len(prompt) + len(answer.tokens) for prompt, answer in zip(prompts, answers))
     if positions is not None and longest > positions:
         advice = "its rotary positions end there: train with a longer max_position_embeddings, or serve shorter prompts"
@@ -93,26 +90,6 @@ def look_at_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]
             "context", f"{told}; the draft has {positions} positions, texts reach {longest}", advice, **numbers
         )
     return ok("context", f"tokens a pass {told}; texts reach {longest}", **numbers)
-
-
-def by_context(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> dict[str, Estimate]:
-    """Tokens a pass by where proposals begin, of the parts of :data:`CONTEXTS` that were reached."""
-    edges = (0, *CONTEXTS)
-    found: dict[int, list[list[int]]] = {}
-    for prompt, answer in zip(prompts, answers):
-        begins = accumulate((accepted + 1 for accepted in answer.accepted), initial=len(prompt))
-        parts: dict[int, list[int]] = {}
-        for begin, accepted in zip(begins, answer.accepted):
-            parts.setdefault(max(edge for edge in edges if edge <= begin), []).append(accepted)
-        for edge, each in parts.items():
-            found.setdefault(edge, []).append(each)
-    lengths = {edge: ratio(list(map(sum, each)), list(map(len, each))).plus(1) for edge, each in sorted(found.items())}
-    return {_part(edge): length for edge, length in lengths.items()}
-
-
-def _part(edge: int) -> str:
-    above = next((each for each in CONTEXTS if each > edge), None)
-    return f"from {edge}" if above is None else f"{edge} to {above}" if edge else f"under {above}"
 
 
 def look_at_serving(

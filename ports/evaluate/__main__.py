@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ports.commands import printable, run_app
+from ports.evaluate.intervals import from_json
 from ports.evaluate.measure import measure
 from ports.evaluate.ties import described
 
@@ -34,18 +35,23 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{kind}: {result['drafts']:,} proposals for {result['tokens']:,} tokens")
     table.add_column("prompts", overflow="fold")
     places = range(1, result["speculative_tokens"] + 1)
-    for name in ("tokens", "proposals", "length", *(f"rate {place}" for place in places)):
+    expected = ["expected"] if "expected_length" in result else []
+    parts = list(result.get("contexts", ()))
+    for name in ("tokens", "proposals", "length", *expected, *(f"rate {place}" for place in places), *parts):
         table.add_column(name, justify="right")
     for row in result["files"]:
-        rates = [f"{rate:.3f}" for rate in row["rate_per_position"]]
-        counts = f"{row['tokens']:,}", f"{row['drafts']:,}"
-        table.add_row(row["name"], *counts, f"{row['acceptance_length']:.3f}", *rates)
+        told, counts = row["intervals"], (f"{row['tokens']:,}", f"{row['drafts']:,}")
+        lengths = [told["acceptance_length"], *([told["expected_length"]] if expected else [])]
+        places_read = [row["contexts"].get(part) for part in parts]
+        figures = [*lengths, *told["rate_per_position"], *places_read]
+        table.add_row(row["name"], *counts, *(f"{from_json(each):.3f}" if each else "" for each in figures))
     console.print(table)
     for why, count in result["left_out_reasons"].items():
         console.print(f"{count} prompts left out: {printable(why)}", markup=False)
     if result["lossless"] is None:
         console.print(NOT_COMPARED)
-    console.print(f"acceptance length {result['acceptance_length']:.3f} over {result['prompts']} prompts")
+    length = from_json(result["intervals"]["acceptance_length"])
+    console.print(f"acceptance length {length.value:.3f} over {result['prompts']} prompts, 95 % interval {length}")
     for row in result["files"]:
         for found in row["differences"]:
             where = f"{row['name']}: prompt {found['prompt']}, turn {found['turn']}, token {found['place']}"

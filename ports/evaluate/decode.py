@@ -37,13 +37,17 @@ class Limits:
 @dataclass
 class Answer:
     """The ``tokens`` after one prompt, how many tokens of each proposal were ``accepted``, and the ``plain`` tokens, if
-    it was decoded without a draft too; then ``logits`` [V] of the first token that is another, and the ``verdict``."""
+    it was decoded without a draft too; then ``logits`` [V] of the first token that is another, and the ``verdict``.
+
+    Of drawn ones ``expected`` holds the probability for each proposal, by position, that it is accepted so far.
+    """
 
     tokens: list[int]
     accepted: list[int] = field(default_factory=list)
     plain: list[int] | None = None
     logits: Tensor | None = None
     verdict: Verdict = UNKNOWN
+    expected: list[list[float]] = field(default_factory=list)
 
     def grow(self, tokens: Sequence[int], logits: Tensor) -> None:
         """By ``tokens``, each chosen from its row of ``logits`` [Q, V]."""
@@ -117,10 +121,14 @@ def _decode(
     while not all(limits.reached(answer.tokens) for answer in answers):
         proposal = drafter.propose(memory, block, size, reader.choice) if drafter else nothing
         block, accepted = reader.check(proposal)
-        for answer, count, tokens, logits in zip(answers, accepted.tolist(), block.ids.tolist(), reader.logits):
+        chances = reader.choice.expected if drafter else None
+        drawn = repeat([]) if chances is None else [[each] for each in chances.tolist()]
+        given = zip(answers, accepted.tolist(), block.ids.tolist(), reader.logits, drawn)
+        for answer, count, tokens, logits, expected in given:
             if not limits.reached(answer.tokens):
                 answer.grow(tokens[: count + 1], logits)
                 answer.accepted += [count] if drafter else []
+                answer.expected += expected
     return [replace(answer, tokens=limits.cut(answer.tokens)) for answer in answers]
 
 

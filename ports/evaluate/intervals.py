@@ -8,7 +8,7 @@ freedom makes an interval of it. The turns of a dialogue are one prompt: they ha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,20 +28,67 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def __format__(self, digits: str) -> str:
+        """The value and half of the interval, in so many digits: ``{estimate:.2f}``; the value alone of one prompt."""
+        half = self.high - self.value
+        return format(self.value, digits) + (f" ±{half:{digits}}" if math.isfinite(half) else "")
+
     def plus(self, number: float) -> Estimate:
         """Moved by a constant."""
         return Estimate(self.value + number, self.low + number, self.high + number)
 
+    def times(self, number: float) -> Estimate:
+        """In another unit."""
+        return Estimate(self.value * number, self.low * number, self.high * number)
+
+    def as_json(self) -> dict[str, float | None]:
+        """JSON has no infinity: null."""
+        return {name: number if math.isfinite(number) else None for name, number in vars(self).items()}
+
+
+def from_json(told: Mapping[str, float | None]) -> Estimate:
+    """What :meth:`Estimate.as_json` has given."""
+    ends = {"value": 0.0, "low": -math.inf, "high": math.inf}
+    found = {name: told[name] for name in ends}
+    return Estimate(**{name: end if (number := found[name]) is None else number for name, end in ends.items()})
+
+
+class Ratio:
+    """sum(numerators) / sum(denominators) as ``value``, an entry of each for a prompt; 0 where the latter are all 0.
+
+    ``moves`` [prompts] are what each prompt adds to it, to first order: their mean is 0, and the variance of ``value``
+    is that of their mean.
+    """
+
+    def __init__(self, numerators: Sequence[float], denominators: Sequence[float]) -> None:
+        y, x = np.asarray(numerators, float), np.asarray(denominators, float)
+        total = float(x.sum())
+        self.value = float(y.sum()) / total if total else 0.0
+        self.moves = (y - self.value * x) / (total / len(x)) if total else np.full(len(x), np.inf)
+
+    def estimate(self) -> Estimate:
+        """With its interval."""
+        return interval(self.value, self.moves)
+
+    def over(self, other: Ratio) -> Estimate:
+        """How many times ``other``, of the same prompts."""
+        times = self.value / other.value
+        return interval(times, (self.moves - times * other.moves) / other.value)
+
+    def minus(self, other: Ratio, level: float = LEVEL) -> Estimate:
+        """By how much it is more than ``other``, of the same prompts."""
+        return interval(self.value - other.value, self.moves - other.moves, level)
+
+
+def interval(value: float, moves: np.ndarray, level: float = LEVEL) -> Estimate:
+    """By t, from what each prompt adds to ``value``."""
+    count = len(moves)
+    if count < 2 or not np.isfinite(moves).all():
+        return Estimate(value, -math.inf, math.inf)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt((moves**2).sum() / (count - 1) / count))
+    return Estimate(value, value - half, value + half)
+
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """sum(numerators) / sum(denominators), an entry of each for a prompt; 0 where the latter are all 0."""
-    y, x = np.asarray(numerators, float), np.asarray(denominators, float)
-    total, count = float(x.sum()), len(x)
-    if not total:
-        return Estimate(0.0, -math.inf, math.inf)
-    value = float(y.sum()) / total
-    if count < 2:
-        return Estimate(value, -math.inf, math.inf)
-    spread = float(np.sqrt(((y - value * x) ** 2).sum() / (count - 1) / count)) / (total / count)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread
-    return Estimate(value, value - half, value + half)
+    """A :class:`Ratio` with its interval."""
+    return Ratio(numerators, denominators).estimate()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +11,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ports.evaluate.acceptance import Turn, by_prompt, summary
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
+from ports.evaluate.intervals import from_json
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt
-from ports.generate.conversations import ConversationError
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
 from ports.training.settings import TrainingSettings
@@ -29,39 +28,6 @@ from ports.verifier.loading import load_verifier
 from ports.verifier.trust import HELP
 
 TOGETHER, TOO_LONG = 8, "too long for the verifier"
-
-
-@dataclass(frozen=True)
-class Counters:
-    """``drafts`` proposals; ``accepted_per_position[i]`` of them had their tokens 0..i accepted.
-
-    A draft is one proposal that the verifier has checked; the token that the verifier makes of the prompt alone belongs
-    to none. Tokens accepted past the end of an answer (its length, or a token that ends it) are counted too.
-    """
-
-    drafts: int
-    accepted_per_position: tuple[int, ...]
-
-    @classmethod
-    def of(cls, accepted: Iterable[int], size: int) -> Counters:
-        """From the number of accepted tokens, 0..``size``, of every proposal."""
-        lengths = list(accepted)
-        return cls(len(lengths), tuple(sum(length > place for length in lengths) for place in range(size)))
-
-    @property
-    def acceptance_length(self) -> float:
-        """Mean tokens that one pass of the verifier gives: those accepted and its own one; 1 without any draft."""
-        return 1.0 + sum(self.accepted_per_position) / max(self.drafts, 1)
-
-    @property
-    def rate_per_position(self) -> list[float]:
-        """Which share of the proposals was accepted at least up to each position."""
-        return [count / max(self.drafts, 1) for count in self.accepted_per_position]
-
-
-def count(answers: Iterable[Answer], size: int) -> Counters:
-    """Over all of their proposals."""
-    return Counters.of((accepted for answer in answers for accepted in answer.accepted), size)
 
 
 def evaluate(
@@ -127,6 +93,7 @@ def measure(
     chat_template: Annotated[
         str, typer.Option(help="chat family of conversations; default: as in the records that the draft was trained on")
     ] = "",
+    contexts: Annotated[bool, typer.Option("--contexts", help="also by where in the text a proposal begins")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="draw the acceptance by position here: .svg or .png; needs matplotlib")
     ] = None,
@@ -134,6 +101,8 @@ def measure(
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
 ) -> dict[str, Any]:
     """Decode with a draft's proposals and count what the verifier accepts, as vLLM counts.
+
+    Every figure has its 95 % interval over prompts; the turns of a dialogue are one.
 
     Every greedy answer is decoded without the draft too. Exit code 0: the tokens are the same but for near ties, which
     rounding decides, 1: they differ, 2: bad input.
@@ -163,13 +132,14 @@ def measure(
         "algorithm": model.config.speculators_model_type,
         "untrained": untrained,
         "draft_vocab_size": drafter.config.vocab_size if drafter.kept is None else len(drafter.kept),
+        "length": tokens,
         "temperature": temperature,
         "seed": seed,
         "chat": family.model_dump(mode="json", exclude_defaults=True),
-        **summary(asked, size),
+        **summary(asked, size, contexts),
         "files": [
-            {"file": str(file), "name": name, **summary([turn for turn in asked if turn.file == place], size)}
-            for place, (file, name) in enumerate(zip(prompts, names(prompts)))
+            {"file": str(file), "name": name, **summary(turns, size, contexts), "by_prompt": by_prompt(turns, size)}
+            for file, name, turns in zip(prompts, names(prompts), _by_file(asked, len(prompts)))
         ],
         "numerics": numerics(),
         "seconds": round(time.perf_counter() - start, 3),
@@ -195,41 +165,22 @@ def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
     return lambda directory: float(measure(directory, [file], verifier=verifier, tokens=tokens)["acceptance_length"])
 
 
+def _by_file(turns: Sequence[Turn], files: int) -> list[list[Turn]]:
+    return [[turn for turn in turns if turn.file == place] for place in range(files)]
+
+
 def _draw(result: dict[str, Any], file: Path) -> None:
-    """Acceptance by position, a line for each file of prompts."""
+    """Acceptance by position with its intervals, a line for each file of prompts."""
     rows = {f"{row['name']}: {row['acceptance_length']:.2f} tokens a pass": row for row in result["files"]}
     draw(
         file,
         range(1, result["speculative_tokens"] + 1),
-        {label: row["rate_per_position"] for label, row in rows.items()},
+        {label: list(map(from_json, row["intervals"]["rate_per_position"])) for label, row in rows.items()},
         xlabel="position in the proposal",
         ylabel="accepted up to it",
         ylim=(0, 1),
         title=f"{result['algorithm']} draft, temperature {result['temperature']:g}",
     )
-
-
-@dataclass
-class Turn:
-    """A prompt by its file, its entry there and its turn in it; either its ``answer`` or why it was ``left_out``."""
-
-    file: int
-    entry: int
-    turn: int
-    prompt: Prompt
-    answer: Answer | None = None
-    left_out: str = ""
-
-    def next(self) -> Turn:
-        """The turn after this answer, left out where no prompt can be made of it."""
-        assert self.prompt.ask_on is not None
-        assert self.answer is not None
-        following = replace(self, turn=self.turn + 1, answer=None)
-        try:
-            following.prompt = self.prompt.ask_on(self.answer.tokens)
-        except ConversationError as error:
-            following.left_out = str(error)
-        return following
 
 
 def ask(
@@ -253,33 +204,6 @@ def ask(
         asked += waiting
         waiting = [turn.next() for turn in fitting if turn.prompt.ask_on]
     return sorted(asked, key=lambda turn: (turn.file, turn.entry, turn.turn))
-
-
-def summary(turns: Sequence[Turn], size: int) -> dict[str, Any]:
-    """Everything that is counted of these turns, in JSON types; a difference names its entry as its prompt."""
-    done = [(turn, turn.answer) for turn in turns if turn.answer]
-    counters = count((answer for _, answer in done), size)
-    compared = all(answer.plain is not None for _, answer in done)
-    differences = [
-        {"prompt": turn.entry, "turn": turn.turn, **answer.difference} for turn, answer in done if answer.difference
-    ]
-    reasons = Counter(turn.left_out for turn in turns if turn.left_out)
-    return {
-        "prompts": len(done),
-        "speculative_tokens": size,
-        "tokens": sum(len(answer.tokens) for _, answer in done),
-        "drafts": counters.drafts,
-        "proposed": counters.drafts * size,
-        "accepted": sum(counters.accepted_per_position),
-        "accepted_per_position": list(counters.accepted_per_position),
-        "rate_per_position": counters.rate_per_position,
-        "acceptance_length": counters.acceptance_length,
-        "lossless": all(found["near_tie"] for found in differences) if compared else None,
-        "near_ties": sum(found["near_tie"] for found in differences),
-        "differences": differences,
-        "left_out": reasons.total(),
-        "left_out_reasons": dict(reasons),
-    }
 
 
 def names(files: Sequence[Path]) -> list[str]:

@@ -6,10 +6,12 @@ import json as json_format
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ports.errors import InputError
+from ports.evaluate.intervals import Estimate
 from ports.files import check_output_file
 from ports.training.checkpoint import write_file
 
@@ -49,8 +51,13 @@ def write_json(file: Path, result: Mapping[str, Any]) -> None:
         write_file(file, content)
 
 
-def draw(file: Path, places: Sequence[int], lines: Mapping[str, Sequence[float]], **axes_settings: Any) -> None:
-    """Draw ``lines`` by their labels over ``places``, the same bytes each time; ``axes_settings`` are of matplotlib."""
+def draw(
+    file: Path, places: Sequence[int], lines: Mapping[str, Sequence[float | Estimate]], **axes_settings: Any
+) -> None:
+    """Draw ``lines`` by their labels over ``places``, the same bytes each time, estimates with their intervals.
+
+    ``axes_settings`` are of matplotlib.
+    """
     import matplotlib as mpl  # here, since it takes a while
     from matplotlib.figure import Figure
 
@@ -58,7 +65,11 @@ def draw(file: Path, places: Sequence[int], lines: Mapping[str, Sequence[float]]
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         for label, values in lines.items():
-            axes.plot(places, values, marker="o", label=label.replace("$", r"\$"))  # no formula
+            told = [each if isinstance(each, Estimate) else Estimate(each, each, each) for each in values]
+            halves = [each.high - each.value if isfinite(each.high) else 0.0 for each in told]
+            means = [each.value for each in told]
+            name = label.replace("$", r"\$")  # no formula
+            axes.errorbar(places, means, halves if any(halves) else None, marker="o", capsize=3, label=name)
         axes.set(xticks=places, **axes_settings)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -29,7 +29,13 @@ class Proposal:
 
 
 class Choice:
-    """How draft and verifier choose: the likeliest token."""
+    """How draft and verifier choose: the likeliest token.
+
+    Of the last proposal that was judged, ``expected`` [B, k] is how probable it was, before luck, that the tokens up to
+    each were accepted; None where nothing is drawn.
+    """
+
+    expected: Tensor | None = None
 
     def pick(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """A place [B] in each row of logits [B, D], and what it was drawn from, [B, D], if it was drawn."""
@@ -62,8 +68,10 @@ class Sampling(Choice):
         if proposal.probabilities is not None:
             drawn_from[:, :-1] = proposal.probabilities
         p, q = (each[:, :-1].gather(2, tokens[..., None])[..., 0] for each in (target, drawn_from))
+        likely = acceptance(p, q)
+        self.expected = chances(target[:, :-1], drawn_from[:, :-1], likely)
         luck = torch.rand(tokens.shape, generator=self.generator, device=tokens.device)
-        accepted = (luck < acceptance(p, q)).cumprod(1).sum(1)
+        accepted = (luck < likely).cumprod(1).sum(1)
         rows = torch.arange(len(tokens), device=tokens.device)
         own = self._draw(residual(target[rows, accepted], drawn_from[rows, accepted]))
         choices = torch.cat([tokens, own[:, None]], dim=1)
@@ -91,6 +99,17 @@ def checked_logits(logits: Tensor, whose: str) -> Tensor:
 def acceptance(p: Tensor, q: Tensor) -> Tensor:
     """The probability of accepting a token that verifier and draft give ``p`` and ``q`` > 0; capped by its use at 1."""
     return p / q
+
+
+def chances(p: Tensor, q: Tensor, likely: Tensor) -> Tensor:
+    """How probable it is [B, k] that tokens are accepted up to each, whatever the last of them is.
+
+    The tokens before are those of the proposal, accepted with probability ``likely`` [B, k]; the one there is accepted
+    with sum(min(p, q)), over the distributions [B, k, V]. Its mean is that of what is accepted, with less noise.
+    """
+    before = likely.clamp(max=1).cumprod(1).roll(1, dims=1)
+    before[:, :1] = 1
+    return before * torch.minimum(p, q).sum(-1)
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:

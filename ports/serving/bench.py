@@ -29,9 +29,10 @@ from rich.table import Table
 
 from ports.commands import run_app
 from ports.errors import InputError
+from ports.evaluate.acceptance import Counters
 from ports.evaluate.decode import Answer
 from ports.evaluate.drafter import open_draft, read_vocabulary
-from ports.evaluate.measure import TOO_LONG, Counters, Dtype, measure
+from ports.evaluate.measure import TOO_LONG, Dtype, measure
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest

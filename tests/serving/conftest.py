@@ -19,9 +19,10 @@ from parity.fixtures.features import load_verifier
 from parity.fixtures.samples import build_training_fixture, sample_of, write_samples
 from parity.fixtures.trainer import train_draft
 from parity.fixtures.verifier import VerifierSpec
+from ports.evaluate.acceptance import Counters, count
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
-from ports.evaluate.measure import Counters, count, evaluate
+from ports.evaluate.measure import evaluate
 from ports.serving.bench import METHODS, start_engine
 from ports.verifier import loading
 

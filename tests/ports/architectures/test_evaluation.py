@@ -8,9 +8,10 @@ import json
 import pytest
 import torch
 
+from ports.evaluate.acceptance import count
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import drafter_of, open_draft
-from ports.evaluate.measure import count, evaluate
+from ports.evaluate.measure import evaluate
 from ports.evaluate.verifier import Memory, longest_prompt
 from ports.training.records import list_records, read_record
 from ports.training.saving import save_draft

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from ports.check import accepted
 from ports.check import trained as steps
-from ports.check.accepted import by_context, look_at_acceptance, look_at_contexts
+from ports.check.accepted import look_at_acceptance, look_at_contexts
 from ports.check.command import check, main
+from ports.evaluate.acceptance import by_context
 from ports.evaluate.decode import Answer
 from ports.evaluate.drafter import open_draft
 

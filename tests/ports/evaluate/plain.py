@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parity.fixtures.features import hidden_states
-from ports.evaluate.measure import Counters
+from ports.evaluate.acceptance import Counters
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name, ttt_cache
 

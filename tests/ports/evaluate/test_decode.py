@@ -9,9 +9,10 @@ import random
 import pytest
 import torch
 
+from ports.evaluate.acceptance import count
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
-from ports.evaluate.measure import count, evaluate
+from ports.evaluate.measure import evaluate
 from ports.evaluate.sampling import Proposal
 from ports.evaluate.verifier import Memory
 from ports.verifier.loading import load_verifier

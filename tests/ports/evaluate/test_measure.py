@@ -12,9 +12,10 @@ import torch
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec
+from ports.evaluate.acceptance import Counters, count, summary
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
-from ports.evaluate.measure import Counters, ask, count, evaluate, measure, summary
+from ports.evaluate.measure import ask, evaluate, measure
 from ports.evaluate.plot import draw, write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
@@ -65,6 +66,14 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts, cpu, words):
     assert (result["temperature"], result["seed"]) == (0.8 if drawn else 0, 5 if fresh else 4 if drawn else 0)
     assert result["accepted_per_position"] == list(found.accepted_per_position)
     assert result["acceptance_length"] == found.acceptance_length
+    (row,), told = result["files"], result["intervals"]
+    assert np.sum([each["accepted_per_position"] for each in row["by_prompt"]], 0).tolist() == list(
+        found.accepted_per_position
+    )
+    assert sum(each["drafts"] for each in row["by_prompt"]) == found.drafts
+    assert told["acceptance_length"]["low"] < told["acceptance_length"]["value"] == result["acceptance_length"]
+    assert result["acceptance_length"] == pytest.approx(1 + sum(each["value"] for each in told["rate_per_position"]))
+    assert ("expected_length" in result) == ("expected" in said.out) == drawn
     assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
     assert f"acceptance length {found.acceptance_length:.3f} over 6 prompts" in said.out
     assert ("untrained" in said.out) == fresh
@@ -200,5 +209,9 @@ def test_benchmarks_are_asked_turn_by_turn(tmp_path):
     rows = [(row["name"], row["prompts"], row["tokens"]) for row in found["files"]]
     assert rows == [("gsm8k", 2, 12), ("mt_bench", 4, 24)]
     assert (found["prompts"], found["lossless"], found["left_out"]) == (6, True, 0)
-    few = measure(draft, files, tokens=6, ignore_eos=True, limit=1)
+    assert [[each["prompt"] for each in row["by_prompt"]] for row in found["files"]] == [[0, 1], [0, 1]]
+    few = measure(draft, files, tokens=6, ignore_eos=True, limit=1, contexts=True)
     assert [row["prompts"] for row in few["files"]] == [1, 2]
+    (context,) = few["files"][1]["contexts"].items()
+    assert context == ("under 512", few["files"][1]["intervals"]["acceptance_length"])
+    assert context[1]["low"] is None  # two turns, one dialogue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -123,6 +124,25 @@ def test_a_fault_in_the_rule_or_in_the_reading_of_a_draft_vocabulary_is_seen(mon
 
 def test_a_seed_repeats_its_draws_and_another_gives_others():
     assert drawn(Guesser()) == drawn(Guesser()) != drawn(Guesser(), seed=6)
+
+
+def away(pairs: list[tuple[float, float]]) -> float:
+    """Standard errors that the mean difference is from nothing."""
+    moved = np.subtract(*np.transpose(pairs))
+    return abs(float(moved.mean() / moved.std() * len(moved) ** 0.5))
+
+
+@pytest.mark.parametrize("fault", [None, lambda p, q, likely: torch.minimum(p, q).sum(-1), lambda p, q, likely: likely])
+def test_what_is_expected_is_what_luck_gives_with_less_noise(monkeypatch, cpu, fault):
+    """The first proposal of each answer; faults: the tokens before are forgotten, one's chance for all."""
+    if fault:
+        monkeypatch.setattr("ports.evaluate.sampling.chances", fault)
+    prompts, choice = [[START]] * DRAWS, Sampling(TEMPERATURE, SEED, cpu)
+    answers = decode_speculatively(Verifier(), Guesser(), prompts, Limits(LENGTH), SIZE, choice)
+    pairs = [(sum(each.expected[0]), float(each.accepted[0])) for each in answers]
+    assert (away(pairs) < 3) == (fault is None)
+    if fault is None:
+        assert np.std([one for one, _ in pairs]) < 0.7 * np.std([other for _, other in pairs])
 
 
 def test_a_draft_draws_what_it_says_and_nothing_else(pair, prompts, cpu):
