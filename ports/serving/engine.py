@@ -16,14 +16,9 @@ from typing import Any
 import numpy as np
 from vllm import LLM, SamplingParams
 
+from ports.serving.running import COUNTERS
 from ports.training.stop import end_with_parent
 
-COUNTERS = {
-    "vllm:spec_decode_num_drafts": "drafts",
-    "vllm:spec_decode_num_draft_tokens": "proposed",
-    "vllm:spec_decode_num_accepted_tokens": "accepted",
-    "vllm:spec_decode_num_accepted_tokens_per_pos": "accepted_per_position",
-}
 WARM_UP_TOKENS = 8
 LIKELIEST = 20
 """Of how many tokens the logits are told at each place; vLLM gives no more unless it is started so."""
@@ -101,13 +96,15 @@ def _timed(act: Callable[..., Any], spent: dict[str, float], part: str) -> Calla
 
 
 def _answer(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batch_size: int) -> dict[str, Any]:
-    """Answers with ``batch_size`` requests in flight: tokens, seconds of all, seconds to each one's first token;
-    and logits by place and token, where ``params`` ask for them."""
+    """Answers with ``batch_size`` requests in flight: tokens, seconds of all, of each and to each one's first token,
+    how many tokens each had after every step, and logits by place and token, where ``params`` ask for them."""
     engine, waiting = llm.llm_engine, list(enumerate(prompts))[::-1]
     tokens: dict[int, list[int]] = {}
     logits: dict[int, list[dict[int, float]]] = {}
     asked: dict[int, float] = {}
     first: dict[int, float] = {}
+    took: dict[int, float] = {}
+    grown: dict[int, list[int]] = {}
     start = time.perf_counter()
     while waiting or engine.has_unfinished_requests():
         while waiting and len(asked) - len(tokens) < batch_size:
@@ -117,14 +114,17 @@ def _answer(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batc
         for output in engine.step():
             number = int(output.request_id.partition("-")[0])
             first.setdefault(number, time.perf_counter() - asked[number])
+            answer = output.outputs[0]
+            grown.setdefault(number, []).append(len(answer.token_ids))
             if output.finished:
-                answer = output.outputs[0]
+                took[number] = time.perf_counter() - asked[number]
                 tokens[number] = list(answer.token_ids)
                 places = getattr(answer, "logprobs", None) or []
                 logits[number] = [{token: each.logprob for token, each in place.items()} for place in places]
     seconds = time.perf_counter() - start
     order = range(len(prompts))
-    found = {"seconds": seconds, "tokens": [tokens[n] for n in order], "first_token_seconds": [first[n] for n in order]}
+    each: dict[str, dict[int, Any]] = {"tokens": tokens, "first_token_seconds": first, "took": took, "grown": grown}
+    found = {"seconds": seconds, **{name: [values[n] for n in order] for name, values in each.items()}}
     return found | ({"logits": [logits[n] for n in order]} if any(logits.values()) else {})
 
 

@@ -71,9 +71,10 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts, cpu, words):
         found.accepted_per_position
     )
     assert sum(each["drafts"] for each in row["by_prompt"]) == found.drafts
-    assert told["acceptance_length"]["low"] < told["acceptance_length"]["value"] == result["acceptance_length"]
+    assert told["acceptance_length"]["value"] == result["acceptance_length"]
+    assert (told["acceptance_length"]["low"] < result["acceptance_length"]) == (sum(found.accepted_per_position) > 0)
     assert result["acceptance_length"] == pytest.approx(1 + sum(each["value"] for each in told["rate_per_position"]))
-    assert ("expected_length" in result) == ("expected" in said.out) == drawn
+    assert ("expected_length" in result) == ("by the distributions" in said.out) == drawn
     assert result["numerics"] == {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
     assert f"acceptance length {found.acceptance_length:.3f} over 6 prompts" in said.out
     assert ("untrained" in said.out) == fresh

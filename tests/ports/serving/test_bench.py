@@ -34,7 +34,7 @@ def engines(monkeypatch):
     """
     monkeypatch.setattr(ports.serving.bench, "find_spec", lambda name: name)
     played = SimpleNamespace(
-        seconds={0: 4.0, 1: 3.0, 2: 2.0}, last={0: 7, 1: 7, 2: 7}, started=[], fails=None, logits={}
+        seconds={0: 4.0, 1: 3.0, 2: 2.0}, last={0: 7, 1: 7, 2: 7}, started=[], fails=None, logits={}, lost=0
     )
 
     def play(request, cores=""):
@@ -45,10 +45,12 @@ def engines(monkeypatch):
         played.started.append(size)
         answers = [[5, 6], [played.last[size]]]
         run = {"seconds": seconds, "tokens": answers, "first_token_seconds": [0.1, 0.3]}
+        run |= {"took": [seconds, seconds / 3], "grown": [[1, 2], [1]]}
         if request["told"]:
             said = [[{"5": 1.0}, {"6": 1.0}], [played.logits[size]]] if played.logits else None
             run["told"] = {"tokens": answers, "logits": said, "dtype": "bfloat16"}
-        counted = {"drafts": 4, "accepted_per_position": [2, 1][:size]} if size else {}
+        places = [2, 1][:size]
+        counted = {"drafts": 4, "accepted": sum(places) + played.lost, "accepted_per_position": places} if size else {}
         return [{"batch_size": batch_size, **run, **counted} for batch_size in request["batch_sizes"]]
 
     monkeypatch.setattr(ports.serving.bench, "start_engine", play)
@@ -82,8 +84,17 @@ def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured, promp
     assert [row["tokens_per_second"] for row in result["rows"][:3]] == [3 / 4, 1.0, 3 / 2]
     assert [row["times_plain"] for row in result["rows"][:3]] == [1.0, 4 / 3, 2.0]
     assert result["rows"][2]["acceptance_length"] == 1 + 3 / 4
+    for name, told in list(result["rows"][2]["intervals"].items())[:3]:
+        assert told["low"] <= told["value"] <= told["high"], name
+        assert told["value"] == pytest.approx(result["rows"][2][name])
     assert result["rows"][2]["first_token_seconds"] == 0.2
     assert {size: row["speculative_tokens"] for size, row in result["best"].items()} == {"1": 2, "4": 2}
+
+
+def test_counters_whose_length_is_not_one_and_the_rates_are_refused(engines, run_app, draft, prompts, capfd):
+    engines.lost = 1
+    assert run_app(main, draft, "--prompts", prompts, "--k", 1, "--no-evaluator") == 2
+    assert "vLLM: accepted tokens: found 3, expected 2, those of all positions" in capfd.readouterr().err
 
 
 def test_no_draft_may_be_the_best_and_answers_that_a_draft_changed_are_counted(engines, measured, prompts):
