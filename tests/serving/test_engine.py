@@ -54,3 +54,32 @@ def test_a_bias_that_vllm_drops_is_named(pairs) -> None:
     first = run_pair(pairs.pair("qwen3_biased")).first
     assert first is not None
     assert (first.check, first.module) == ("weights", "model.layers.0.self_attn.o_proj")
+
+
+@pytest.fixture(scope="module")
+def drafts(serve):
+    """The example with a draft."""
+    return module_of(str(ROOT / "examples" / "pairs" / "engine_draft.py"))
+
+
+def test_a_draft_is_within_rounding(drafts) -> None:
+    report = run_pair(drafts.EAGLE3)
+    assert report.passed, report
+    rows = {row.tensor for row in report.rows}
+    assert {"draft.lm_head#0", "mb0.tap.handed.hidden_states#0", "mb0.tap.handed.input_ids#0"} <= rows
+
+
+DRAFTS = {
+    "norm after": ("forward", "draft.model.layers.0.post_attention_layernorm#0"),
+    "another layer": ("forward", "mb0.tap.handed.hidden_states#0"),
+    "map shifted": ("weights", "init.draft.draft_id_to_target_id"),
+    "left random": ("weights", "init.draft.model.fc.weight"),
+}
+"""The check and the first row that fails."""
+
+
+@pytest.mark.parametrize("fault", DRAFTS)
+def test_a_fault_of_a_draft_is_named(drafts, fault) -> None:
+    report = run_pair(drafts.served(drafter=drafts.FAULTS[fault]()))
+    row = next(row for row in report.rows if not row.passed)
+    assert (row.check, row.tensor) == DRAFTS[fault]
