@@ -11,8 +11,8 @@ from tests.serving.conftest import ROOT
 
 pytestmark = [VLLM, pytest.mark.usefixtures("serve")]
 
-MEAN = {"float32": 1e-5, "bfloat16": 3e-3}
-"""Nats that the log-probabilities may differ by on average, whatever rounding may do."""
+MEAN = 1e-5
+"""Nats that the log-probabilities may differ by on average in float32; bfloat16 of drawn weights to rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_every_module_is_within_rounding(pairs, name, dtype) -> None:
     rows = {row.tensor: row for row in report.rows}
     assert {"lm_head#0", "mb0.tap.rotated.key#6"} <= rows.keys()
     assert len([name for name in rows if name.endswith(".qkv_proj#0")]) == 7
-    assert rows["logprobs"].measured < MEAN[dtype]
+    assert rows["logprobs"].measured < (MEAN if dtype == "float32" else rows["logprobs"].allowed)
     assert len([row for row in report.rows if row.check == "tokens"]) == pairs.PROMPTS
 
 
