@@ -18,6 +18,7 @@ from parity.fixtures.dialogues import Recording, recordings, system_message, wor
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
 from ports.generate.conversations import load_conversations
 from ports.serving.interfaces import KNOWN
+from ports.spellings import HIDDEN
 from ports.training.settings import Eagle3Settings, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,13 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def flags() -> str:
     """Every flag of the trainers, its default and what it is for."""
     lines = ["| flag | default | |", "| --- | --- | --- |"]
-    return "\n".join([*lines, *(_flag(name, field) for name, field in Eagle3Settings.model_fields.items())])
+    shown = {name: field for name, field in Eagle3Settings.model_fields.items() if name not in HIDDEN}
+    return "\n".join([*lines, *(_flag(name, field) for name, field in shown.items())])
 
 
 def _flag(name: str, field: FieldInfo) -> str:
     alone = "" if name in TrainingSettings.model_fields else "Eagle3: "
     text = f"{alone}{field.description or ''}".replace("|", "\\|").replace("<n>", "N").replace("*", "\\*")
-    return f"| `--{name}` | {_default(field)} | {text} |"
+    return f"| `--{(field.alias or name).replace('_', '-')}` | {_default(field)} | {text} |"
 
 
 def _default(field: FieldInfo) -> str:

@@ -165,7 +165,9 @@ class Way:
             if whole.argmax(-1).tolist() != answer.tokens:
                 raise AssertionError(f"{answer.tokens} after {prompt}, the model says {whole.argmax(-1).tolist()}")
         (self.folder / "prompts.json").write_text(json.dumps(prompts))
-        found = measure(self.draft, [self.folder / "prompts.json"], tokens=ANSWER, ignore_eos=True, device="cpu")
+        found = measure(
+            self.draft, [self.folder / "prompts.json"], max_new_tokens=ANSWER, ignore_eos=True, device="cpu"
+        )
         if found["lossless"] is not True:
             raise AssertionError(f"other tokens with a draft: {found}")
 

@@ -82,7 +82,7 @@ def row_of(data: Path, folder: Path, algorithm: str, layer: str, passes: int) ->
     """Train, open, compare, measure."""
     name = f"{algorithm}_{layer}"
     draft = train_draft(data, folder / name, algorithm, f"draft_{name}.json", passes, TTT_STEPS, quiet=True)
-    asked = {"draft": draft, "prompts": [data / "prompts.json"], "tokens": LENGTH, "ignore_eos": True}
+    asked = {"draft": draft, "prompts": [data / "prompts.json"], "max_new_tokens": LENGTH, "ignore_eos": True}
     found = [measure(**asked, untrained=untrained) for untrained in (True, False)]
     return {
         "draft": f"{algorithm}, {layer} layer",

@@ -188,7 +188,7 @@ class Study:
         """
         made = {"verifier": verifier_fingerprint(str(self.model)), "questions": digest(lines)}
         done = KEPT if (self.out / KEPT).exists() else ""
-        start_or_go_on(self.out / "study.json", {**made, "mixed_precision": self.mixed_precision}, "out", done)
+        start_or_go_on(self.out / "study.json", {**made, "mixed-precision": self.mixed_precision}, "out", done)
         (self.out / "questions.jsonl").write_text("".join(lines))
 
     def trained_and_measured(self) -> dict[str, Any]:
@@ -223,8 +223,8 @@ class Study:
 
     def draft(self, name: str, data: Path, algorithm: str = "eagle3") -> Path:
         """Trained by one command on the answers in ``data``."""
-        chain = ("draft", "--model", self.model, "--data", data, "--answers", "given", "--algorithm", algorithm)
-        rate = ("--lr", RATE, "--passes", PASSES[algorithm], "--mixed_precision", self.mixed_precision)
+        chain = ("draft", "--verifier", self.model, "--data", data, "--answers", "given", "--algorithm", algorithm)
+        rate = ("--lr", RATE, "--epochs", PASSES[algorithm], "--mixed-precision", self.mixed_precision)
         run = self.folder(name)
         self.run(name, *chain, *rate, "--out", run, writes=run / "evaluation.json")
         return run / "draft"
@@ -233,19 +233,19 @@ class Study:
         """Trained in prototype alignment on the records of the draft in ``own``."""
         run, cpdir = own.parent, self.folder(PROTOTYPE) / "checkpoints"
         flags = {
-            "basepath": self.model,
-            "configpath": run / "draft.json",
-            "tmpdir": run / "records",
+            "verifier": self.model,
+            "draft-config": run / "draft.json",
+            "data": run / "records",
             "t2d": run / "records" / "t2d.npy",
             "d2t": run / "records" / "d2t.npy",
-            "cpdir": cpdir,
-            "ckpt_path": "auto",
-            "epoch": PASSES["eagle3"] - 1,
+            "out": cpdir,
+            "resume": "auto",
+            "epochs": PASSES["eagle3"],
             "lr": RATE,
-            "bs": 1,
-            "num_workers": 0,
-            "val_fraction": 0.05,
-            "mixed_precision": self.mixed_precision,
+            "batch-size": 1,
+            "num-workers": 0,
+            "val-fraction": 0.05,
+            "mixed-precision": self.mixed_precision,
         }
         self.run(
             PROTOTYPE, "train", "eagle3", *(word for flag, value in flags.items() for word in (f"--{flag}", value))
@@ -262,12 +262,12 @@ class Study:
         """vLLM's tokens per second on the first benchmark; HASS with the frequent rows of its head."""
         run = self.folder(name)
         words = ["--prompts", self.files[0], *self.limits, "--rounds", self.rounds]
-        words += [word for size in SIZES for word in ("--k", size)]
+        words += [word for size in SIZES for word in ("--speculative-tokens", size)]
         if name == HASS:
             records, frequent, folded = run / "records", run / "frequent", run / "folded"
-            vocabulary = ("--tmpdir", records, "--basepath", self.model, "--output", frequent)
-            self.run("frequent", "vocabulary", *vocabulary, "--draft_vocab_size", FREQUENT)
-            self.run("folded", run / "draft", folded, "--vocabulary", frequent, module="ports.serving")
+            vocabulary = ("--data", records, "--verifier", self.model, "--out", frequent)
+            self.run("frequent", "vocabulary", *vocabulary, "--draft-vocab-size", FREQUENT)
+            self.run("folded", "serve", run / "draft", folded, "--vocabulary", frequent)
             words += ["--served", folded, "--vocabulary", frequent]
         file = run / f"bench_{self.prompts}_{self.tokens}_{self.rounds}.json"
         return self.result_of(f"{name}: vLLM", file, "bench", run / "draft", *words)
@@ -286,7 +286,7 @@ class Study:
             partial.rename(file)
         return dict(json.loads(file.read_text()))
 
-    def run(self, what: str, *words: object, writes: Path | None = None, module: str = "ports") -> None:
+    def run(self, what: str, *words: object, writes: Path | None = None) -> None:
         """Run a command unless it has ended well; ``seconds.json`` says which have, and adds up what each took.
 
         Raises:
@@ -295,7 +295,7 @@ class Study:
         if self.kept(what).get("done") and (writes is None or writes.exists()):
             return
         start = time.monotonic()
-        code = subprocess.run([sys.executable, "-m", module, *map(str, words)], check=False).returncode
+        code = subprocess.run([sys.executable, "-m", "ports", *map(str, words)], check=False).returncode
         done = code in ((0,) if writes is None else (0, 1)) and (writes is None or writes.exists())
         self.kept(what, time.monotonic() - start, done)
         if not done:

@@ -108,7 +108,7 @@ def answer_samples(directory: Path, prompts: Path) -> list[Sample]:
 
 def measure_both(draft: Path, data: Path, tokens: int) -> dict[str, Any]:
     """The draft and its untrained self on the held-out prompts."""
-    asked = {"draft": draft, "prompts": [data / "held_out.jsonl"], "tokens": tokens, "ignore_eos": True}
+    asked = {"draft": draft, "prompts": [data / "held_out.jsonl"], "max_new_tokens": tokens, "ignore_eos": True}
     trained, untrained = measure(**asked), measure(**asked, untrained=True)
     ratio = trained["acceptance_length"] / untrained["acceptance_length"]
     return {"ratio": ratio, "trained": trained, "untrained": untrained}

@@ -8,66 +8,215 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any, NamedTuple
 
-from ports.commands import exit_code
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ports import flags
 from ports.errors import InputError, reason
+from ports.spellings import new_command
+
+MAKE, LOOK, SERVE = "From data to a draft", "Before and after", "Serving"
+
+
+class Entry(NamedTuple):
+    """Where a command is (``module:name``), under which heading and line the help has it, and a line to copy."""
+
+    place: str
+    panel: str
+    help: str
+    example: str
+
 
 COMMANDS = {
-    "draft": ("ports.generate.draft", "from a chat model to a draft to serve: all of the following, in order"),
-    "answers": ("ports.generate.answers", "the verifier answers prompts itself"),
-    "records": (
-        "ports.generate.__main__",
-        "from dialogues to what a draft is trained on; also: records show, estimate",
+    "draft": Entry(
+        "ports.generate.draft:command",
+        MAKE,
+        "from a chat model to a draft to serve: all of the following, in order",
+        "--verifier Qwen/Qwen3-0.6B --data prompts.jsonl --out runs/mine",
     ),
-    "vocabulary": ("ports.generate.vocabulary", "which tokens an Eagle3 draft can say"),
-    "train eagle3": ("ports.eagle3.train", "train an Eagle3 draft on records"),
-    "train hass": ("ports.hass.train", "train a HASS draft on records"),
-    "check": ("ports.check.command", "a draft from its files to served tokens: what is wrong, and what to do"),
-    "evaluate": ("ports.evaluate.__main__", "acceptance of a draft's proposals on held-out prompts"),
-    "compare": ("ports.evaluate.compare", "which of two drafts is accepted more, and how sure that is"),
-    "bench": ("ports.serving.bench", "tokens per second of a server with the draft and without"),
+    "answers": Entry(
+        "ports.generate.answers:command",
+        MAKE,
+        "the verifier answers prompts itself",
+        "--verifier Qwen/Qwen3-0.6B --data prompts.jsonl --out answers.jsonl",
+    ),
+    "records": Entry(
+        "ports.generate.__main__:records",
+        MAKE,
+        "from dialogues to what a draft is trained on; also: records show, records estimate",
+        "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any --out records",
+    ),
+    "records show": Entry(
+        "ports.generate.__main__:show",
+        MAKE,
+        "who is supervised, in colour",
+        "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any",
+    ),
+    "records estimate": Entry(
+        "ports.generate.__main__:estimate",
+        MAKE,
+        "tokens and bytes; nothing is loaded or written",
+        "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any --out records",
+    ),
+    "vocabulary": Entry(
+        "ports.generate.vocabulary:command",
+        MAKE,
+        "which tokens an Eagle3 draft can say",
+        "--verifier Qwen/Qwen3-0.6B --data records --draft-vocab-size 16384",
+    ),
+    "train eagle3": Entry(
+        "ports.eagle3.train:command",
+        MAKE,
+        "train an Eagle3 draft on records",
+        "--verifier Qwen/Qwen3-0.6B --draft-config draft.json --data records --t2d records/t2d.npy "
+        "--d2t records/d2t.npy --out checkpoints",
+    ),
+    "train hass": Entry(
+        "ports.hass.train:command",
+        MAKE,
+        "train a HASS draft on records",
+        "--verifier Qwen/Qwen3-0.6B --draft-config draft.json --data records --out checkpoints",
+    ),
+    "estimate": Entry(
+        "ports.estimate:command",
+        LOOK,
+        "disk and memory that a recipe will take",
+        "--verifier Qwen/Qwen3-0.6B --draft-config draft.json",
+    ),
+    "check": Entry(
+        "ports.check.command:command",
+        LOOK,
+        "a draft from its files to served tokens: what is wrong, and what to do",
+        "checkpoints/model4 --records records",
+    ),
+    "evaluate": Entry(
+        "ports.evaluate.__main__:command",
+        LOOK,
+        "acceptance of a draft's proposals on held-out prompts",
+        "checkpoints/model4 --prompts held_out.jsonl",
+    ),
+    "compare": Entry(
+        "ports.evaluate.compare:command",
+        LOOK,
+        "which of two drafts is accepted more, and how sure that is",
+        "a.json b.json",
+    ),
+    "serve": Entry(
+        "ports.serving.__main__:command",
+        SERVE,
+        "prepare a HASS checkpoint for a server: half the multiplications in fc",
+        "checkpoints/state_4 served",
+    ),
+    "bench": Entry(
+        "ports.serving.bench:command",
+        SERVE,
+        "tokens per second of a server with the draft and without",
+        "checkpoints/model4 --prompts held_out.jsonl",
+    ),
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit codes are the command's, see :func:`ports.commands.exit_code`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: run(words))
+class Group(TyperGroup):
+    """Commands by their words, of which one may begin with another; what comes ``after`` words of it alone."""
+
+    after = ""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """First words."""
+        names = [name[len(self.after) :] for name in COMMANDS if name.startswith(self.after)]
+        return list(dict.fromkeys(name.split()[0] for name in names))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Enough of one for the help."""
+        name = self.after + cmd_name
+        if name in COMMANDS:
+            entry = COMMANDS[name]
+            return TyperCommand(cmd_name, help=entry.help, rich_help_panel=entry.panel)
+        if not any(each.startswith(f"{name} ") for each in COMMANDS):
+            return None
+        group = Group(name=cmd_name, help="train a draft on records: eagle3, hass", no_args_is_help=False)
+        group.after, group.rich_help_panel = f"{name} ", COMMANDS[f"{name} eagle3"].panel
+        return group
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command itself, imported now.
+
+        Raises:
+            InputError: there is none, or what it needs cannot be imported.
+        """
+        words = [word for word in args[:2] if not word.startswith("-")]
+        for count in range(len(words), 0, -1):
+            name = self.after + " ".join(words[:count])
+            if name in COMMANDS:
+                return name.removeprefix(self.after), load(name), args[count:]
+        found = self.get_command(ctx, args[0])
+        if found is None:
+            known = [name for name in COMMANDS if name.startswith(self.after)]
+            raise InputError("command line", "command", self.after + args[0], " | ".join(known))
+        return args[0], found, args[1:]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Raises InputError for words that are only the beginning of a command."""
+        if self.after and not ctx._protected_args:
+            of_one = [name for name in COMMANDS if name.startswith(self.after)]
+            raise InputError("command line", "command", self.after.strip(), " | ".join(of_one))
+        return super().invoke(ctx)
+
+    @property
+    def every_flag(self) -> set[str]:
+        """Of all commands; a YAML file may serve several."""
+        return {str(each.name) for name in COMMANDS for each in load(name).params}
 
 
-def run(words: Sequence[str]) -> int:
-    """The command that ``words`` begin with.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not words or words[0] in ("--help", "-h", "help"):
-        print(usage())
-        return 0
-    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
-    if name is None:
-        of_one = [name for name in COMMANDS if name.split()[0] == words[0]]
-        found = " ".join(words[:2] if of_one else words[:1])
-        raise InputError("command line", "command", found, " | ".join(of_one or COMMANDS))
-    return dispatch(name, words[len(name.split()) :])
-
-
-def usage() -> str:
-    """Every command in a line."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["speculator COMMAND --help: the flags of a command", "", *lines])
-
-
-def dispatch(name: str, words: Sequence[str]) -> int:
-    """Run a command by its name; ``sys.argv`` becomes what its own program's would be.
+def load(name: str) -> flags.Command:
+    """A command by its words.
 
     Raises:
         InputError: what it needs cannot be imported.
     """
+    module, _, attribute = COMMANDS[name].place.partition(":")
     try:
-        entry = import_module(COMMANDS[name][0]).main
+        found: flags.Command = getattr(import_module(module), attribute)
     except ImportError as error:
         raise InputError(f"speculator {name}", "import", reason(error), "what it needs, installed") from error
-    sys.argv = [f"speculator {name}", *words]
-    return int(entry() or 0)
+    found.epilog = f"Example: speculator {name} {COMMANDS[name].example}"
+    return found
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"speculator {version('speculator-parity')}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback(no_args_is_help=False, invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="say the version and end")
+    ] = False,
+) -> None:
+    """Train drafts for speculative decoding, measure and serve them. COMMAND --help tells the flags of a command."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(words: Sequence[str]) -> Any:
+    """Do what a command line asks for; errors are raised."""
+    return flags.carry_out(typer.main.get_command(app), words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit codes are the command's, see :func:`ports.commands.exit_code`."""
+    return flags.run(typer.main.get_command(app), sys.argv[1:] if argv is None else argv)
+
+
+def former_main() -> int:
+    """Entry point of the programs that ``speculator`` has taken in, for one version."""
+    return main(new_command(sys.argv[0], sys.argv[1:]))

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import typer
@@ -129,6 +130,17 @@ def unread() -> Iterator[None]:
     """Work that is not lost when nobody reads what it says: neither stdout nor stderr fails in this block."""
     with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
         yield
+
+
+def hushed(act: Callable[..., Any]) -> Callable[..., Any]:
+    """``act`` with :func:`hush_libraries` before it."""
+
+    @wraps(act)
+    def run(*arguments: Any, **choices: Any) -> Any:
+        hush_libraries()
+        return act(*arguments, **choices)
+
+    return run
 
 
 def hush_libraries() -> None:

@@ -1,4 +1,4 @@
-"""What a recipe will take, before anything is downloaded: ``speculator-estimate ...`` or ``python -m ports.estimate``.
+"""What a recipe will take, before anything is downloaded: ``speculator estimate ...``.
 
 Bytes on disk and of weights and optimizer are counted, activations measured: the draft is built without its weights
 and run at two short lengths on the CPU. What autograd keeps for the backward grows linearly with the number of tokens,
@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from ports.commands import exit_code
+from ports import flags
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.eagle3.model import thaw_head
 from ports.eagle3.objective import Eagle3Objective
@@ -35,7 +34,7 @@ from ports.hass.objective import HassObjective
 from ports.numerics import best_device
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
-from ports.training.settings import CommandSettings, parse
+from ports.training.settings import CommandSettings
 from ports.verifier.config import verifier_config
 from ports.verifier.loading import backbone
 from ports.verifier.trust import opening, trusts_remote_code
@@ -58,8 +57,6 @@ Clock = Callable[[], float]
 class EstimateSettings(CommandSettings):
     """What a recipe will take; only config.json is needed of the verifier."""
 
-    model_config = SettingsConfigDict(env_prefix="SPECULATOR_ESTIMATE_")
-
     algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
     model_path: str = Field(description="verifier: directory with config.json, or hub id")
     configpath: str = Field(description="draft: prototype JSON or Speculators config")
@@ -69,7 +66,7 @@ class EstimateSettings(CommandSettings):
     forward_num_total: int = Field(3, ge=1, description="TTT steps")
     supervised: float = Field(0.6, gt=0, le=1, description="share of the tokens in the loss")
     samples: int = Field(68000, ge=0, description="dialogues, less one")
-    tokens: int = Field(1000, ge=1, description="of a dialogue in the mean; speculator-generate estimate counts them")
+    tokens: int = Field(1000, ge=1, description="of a dialogue in the mean; speculator records estimate counts them")
     batch_tokens: int = Field(16384, ge=1, description="tokens of one forward in generation")
 
 
@@ -126,7 +123,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
 def verifier_parameters(name_or_path: str) -> int:
     """Of the verifier that is loaded: the text model, without its head."""
     trust = {"trust_remote_code": trusts_remote_code()}
-    with opening(name_or_path, "model_path", "a config of transformers"), torch.device("meta"):
+    with opening(name_or_path, "verifier", "a config of transformers"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust)
     model = getattr(model, backbone(model) or "", model)
     return sum(parameter.numel() for parameter in model.parameters())
@@ -260,11 +257,9 @@ def step_seconds(
     return seconds_of(step, clock)
 
 
+command = flags.command(EstimateSettings, lambda settings: print("\n".join(estimate(settings).lines())))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see :func:`ports.commands.exit_code`."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_code(lambda: print("\n".join(estimate(parse(EstimateSettings, words)).lines())))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return flags.run(command, sys.argv[1:] if argv is None else argv)

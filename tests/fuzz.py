@@ -29,13 +29,14 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.estimate import EstimateSettings
+from ports.flags import parse
 from ports.generate.__main__ import ShowSettings
 from ports.generate.run import GenerationSettings
 from ports.generate.vocabulary import VocabularySettings
 from ports.hass import train as hass
 from ports.training.checkpoint import seal
 from ports.training.records import list_records
-from ports.training.settings import Eagle3Settings, HassSettings, parse
+from ports.training.settings import Eagle3Settings, HassSettings
 from ports.training.vocabulary import load_vocabulary_map
 from tests.mutants import VALUES, mutate, mutate_json, mutate_words
 from tests.place import DRAFT_VOCAB_SIZE, SPEC, Place, Ran, run

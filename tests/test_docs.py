@@ -127,7 +127,7 @@ def test_the_first_run_prints_what_the_guide_shows(programs: Path, tmp_path: Pat
     script, shown = blocks("training.md", "sh")[0], blocks("training.md", "text")[0]
     assert "runs/first" in script
     script = script.replace("runs/first", shlex.quote(str(tmp_path / "first")))
-    script = script.replace("eagle3-train", f"{shlex.quote(str(programs / 'python'))} -m ports.eagle3.train")
+    script = script.replace("speculator ", f"{shlex.quote(str(programs / 'python'))} -m ports ")
     done = subprocess.run(["bash", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     said = [line for line in done.stdout.splitlines() if line and not line.startswith("[")]  # DeepSpeed's, if installed
     assert [NUMBER.sub("N", line) for line in said] == [NUMBER.sub("N", line) for line in shown.splitlines()]
@@ -142,7 +142,7 @@ def test_the_first_run_prints_what_the_guide_shows(programs: Path, tmp_path: Pat
     ("words", "complaint"),
     [
         ("--configpath {f}/draft_eagle3.json", "draft_vocab_size: found an unknown key"),
-        ("--configpath {f}/draft_hass.json --bs 200", "records: found 17, expected at least bs = 200"),
+        ("--configpath {f}/draft_hass.json --bs 200", "records: found 17, expected at least batch_size = 200"),
     ],
 )
 def test_failures_of_the_guide(words: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,21 +26,21 @@ if (( 8 % gpus )); then
     exit 2
 fi
 
-python -m ports.generate --algorithm "$algorithm" --model_path "$model" --outdir "$work/records" --total_gpus "$gpus" \
-    --dataset sharegpt --data_path "$data" \
-    --on_bad_conversation skip ${generate[@]+"${generate[@]}"}
+python -m ports records --algorithm "$algorithm" --verifier "$model" --out "$work/records" --total-gpus "$gpus" \
+    --dataset sharegpt --data "$data" \
+    --on-bad-conversation skip ${generate[@]+"${generate[@]}"}
 
 maps=()
 if [[ $algorithm == eagle3 ]]; then
-    [[ -f $work/records/vocabulary.json ]] || python -m ports.generate vocabulary --tmpdir "$work/records" \
-        --basepath "$model" --configpath "$draft" ${vocabulary[@]+"${vocabulary[@]}"}
+    [[ -f $work/records/vocabulary.json ]] || python -m ports vocabulary --data "$work/records" \
+        --verifier "$model" --draft-config "$draft" ${vocabulary[@]+"${vocabulary[@]}"}
     maps=(--t2d "$work/records/t2d.npy" --d2t "$work/records/d2t.npy")
 fi
 
 launch=(--num_processes "$gpus")
 (( gpus == 1 )) || launch+=(--multi_gpu)
-accelerate launch "${launch[@]}" --mixed_precision bf16 -m "ports.$algorithm.train" \
-    --basepath "$model" --configpath "$draft" --tmpdir "$work/records" --cpdir "$work/checkpoints" ${maps[@]+"${maps[@]}"} \
-    --epoch 4 --bs "$samples_per_gpu" --gradient-accumulation-steps $(( 8 / gpus )) \
-    --topk_w 0 --topk 1 --lr 8e-5 --forward_num_total 3 --ckpt_path auto --save_steps 500 --keep_last 3 \
+accelerate launch "${launch[@]}" --mixed_precision bf16 -m ports train "$algorithm" \
+    --verifier "$model" --draft-config "$draft" --data "$work/records" --out "$work/checkpoints" ${maps[@]+"${maps[@]}"} \
+    --epochs 5 --batch-size "$samples_per_gpu" --gradient-accumulation-steps $(( 8 / gpus )) \
+    --topk 1 --lr 8e-5 --ttt-steps 3 --resume auto --save-steps 500 --keep-last 3 \
     ${train[@]+"${train[@]}"}

@@ -32,6 +32,7 @@ from parity.prototypes.recorded import LOGGED, ReplaySampler, refuse_misfits, re
 from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
 from parity.step import StepAuditor
 from parity.trace import Point, Trace
+from ports.flags import parse
 from ports.numerics import fix_numerics
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import WEIGHTS
@@ -40,7 +41,7 @@ from ports.training.loop import Loop, Plan
 from ports.training.observer import Observer, StepRecord
 from ports.training.runs import finish
 from ports.training.saving import load_weights
-from ports.training.settings import Eagle3Settings, HassSettings, TrainingSettings, parse
+from ports.training.settings import Eagle3Settings, HassSettings, TrainingSettings
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import torch
 import typer
 from rich.console import Console
 
+from ports import flags
 from ports.check.accepted import (
     expected,
     look_at_acceptance,
@@ -21,7 +23,7 @@ from ports.check.accepted import (
 from ports.check.files import look_at_files
 from ports.check.findings import Finding, finding_of, left_out
 from ports.check.trained import look_at_forwards, look_at_records, records_of
-from ports.commands import printable, run_app
+from ports.commands import hushed, printable
 from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of
@@ -41,10 +43,7 @@ STATES = "make the records again with this verifier: speculator records"
 NO_RECORDS = "no records", "--records DIR: what the draft was trained on"
 MARKS = {"ok": "ok    ", "fault": "FAULT ", "left out": "-     "}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def run(
     draft: Annotated[Path, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft")],
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
@@ -53,10 +52,10 @@ def run(
         list[Path] | None, typer.Option(help="asked of draft and verifier; default: what 16 of the records ask")
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="entries of each file at most")] = 64,
-    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 64,
     device: Annotated[str, typer.Option(help="default: cuda if there is one")] = "",
     json: Annotated[Path | None, typer.Option(help="write what was found here as JSON")] = None,
-) -> None:
+) -> int:
     """Check a draft from its files to served tokens: files, records, training, acceptance, context, serving.
 
     The first fault is explained, with what to do. Exit code 0: no fault, 1: a fault, 2: bad input.
@@ -66,7 +65,7 @@ def run(
         raise InputError(draft, "DRAFT", "no config.json", "a Speculators checkpoint directory")
     fix_numerics()
     found, console = [], Console(highlight=False)
-    for finding in check(draft, verifier, records, prompts or [], limit, tokens, device):
+    for finding in check(draft, verifier, records, prompts or [], limit, max_new_tokens, device):
         found.append(finding)
         console.print(
             f"{MARKS[finding.state]} {finding.step:9} {printable(finding.figure)}", markup=False, soft_wrap=True
@@ -77,7 +76,7 @@ def run(
     for each in found:
         if each is wrong or each.state == "left out":
             console.print(f"{each.step}: {printable(each.advice)}", markup=False, soft_wrap=True)
-    raise typer.Exit(1 if wrong else 0)
+    return int(wrong is not None)
 
 
 def check(
@@ -148,10 +147,9 @@ def _answers(model: Any, asked: list[list[int]], tokens: int, size: int, place: 
     return evaluate(judge, drafter_of(model.to(place)), asked, limits, size)
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
+command = flags.function_command(hushed(run))
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    return flags.run(command, sys.argv[1:] if argv is None else argv)

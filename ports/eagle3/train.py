@@ -1,4 +1,7 @@
-"""Train an Eagle3 draft: ``python -m ports.eagle3.train ...`` or ``accelerate launch -m ports.eagle3.train ...``."""
+"""Train an Eagle3 draft: ``speculator train eagle3 ...`` or ``accelerate launch -m ports train eagle3 ...``.
+
+``python -m ports.eagle3.train`` takes the prototype's command line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ports.evaluate.measure import acceptance_of
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from ports.training.runs import Needs, build_source, finish, recorded_layers, run_command, start_training
+from ports.training.runs import Needs, build_source, finish, recorded_layers, run_command, start_training, train_command
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import full_tensor
 from ports.training.vocabulary import VOCABULARY_KEY, check_digest, load_vocabulary_map
@@ -88,6 +91,9 @@ def execute(settings: Eagle3Settings) -> None:
     """Build and train what ``settings`` describe."""
     draft = build(settings)
     finish(start(settings, draft, build_dataset(settings, draft.config)))
+
+
+command = train_command(Eagle3Settings, execute)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,32 +1,32 @@
-"""``python -m ports.evaluate``: acceptance of a draft's proposals by its verifier."""
+"""``speculator evaluate``: acceptance of a draft's proposals by its verifier."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from ports.commands import printable, run_app
+from ports import cli, flags
+from ports.commands import hushed, printable
 from ports.evaluate.intervals import from_json
 from ports.evaluate.measure import measure
 from ports.evaluate.ties import described
+from ports.spellings import EVALUATE, new_command
 
 NOT_COMPARED = (
     "tokens not compared with plain decoding: drawn ones differ from run to run; rejection keeps their distribution"
 )
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 @wraps(measure)
-def run(**choices: Any) -> None:
+def run(**choices: Any) -> int:
     result = measure(**choices)
     print_result(result, Console())
-    raise typer.Exit(1 if result["lossless"] is False else 0)
+    return int(result["lossless"] is False)
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -62,10 +62,13 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(f"{result['near_ties']} near ties, which rounding decides; texts go apart from there")
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
+command = flags.function_command(hushed(run), EVALUATE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    return flags.run(command, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(new_command("python -m ports.evaluate", sys.argv[1:])))

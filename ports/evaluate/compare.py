@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats  # type: ignore[import-untyped]
 
-from ports.commands import printable, run_app
+from ports import flags
+from ports.commands import hushed, printable
 from ports.errors import InputError, reason
 from ports.evaluate.acceptance import Counted, per_pass
 from ports.evaluate.intervals import LEVEL, Estimate
@@ -29,10 +31,7 @@ MARGIN, POWER = 0.03, 0.8
 SAME = ("speculative_tokens", "temperature", "length")
 """What two measurements must have in common."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def run(
     first: Annotated[Path, typer.Argument(metavar="A", help="a draft, or what evaluate --json wrote")],
     second: Annotated[Path, typer.Argument(metavar="B", help="likewise")],
@@ -41,12 +40,12 @@ def run(
         float | None, typer.Option(min=1e-4, max=1, help="share of B's length that does not matter; default 0.03")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="entries of each file; default: all")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     speculative_tokens: Annotated[int | None, typer.Option(min=1, help="tokens in a proposal")] = None,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws")] = 0,
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
-) -> None:
+) -> int:
     """Say whether draft A is accepted more than draft B, of the same prompts: better, worse, or cannot tell.
 
     The difference of their acceptance lengths with its 95 % interval, paired over prompts; two one-sided tests say
@@ -56,7 +55,7 @@ def run(
     check_outputs(json, None)
     options = {
         "limit": limit,
-        "tokens": tokens,
+        "max_new_tokens": max_new_tokens,
         "speculative_tokens": speculative_tokens,
         "temperature": temperature,
         "seed": seed,
@@ -71,7 +70,7 @@ def run(
         write_json(json, {"a": str(first), "b": str(second), "margin": margin or MARGIN, "rows": in_rows(found)})
     last = list(found.values())[-1]
     good = last.word != "worse" if margin is None else last.word == "better" or last.same
-    raise typer.Exit(0 if good else 1)
+    return 0 if good else 1
 
 
 @dataclass(frozen=True)
@@ -182,10 +181,9 @@ def print_rows(found: dict[str, Verdict], margin: float, console: Console) -> No
         console.print(printable(line), markup=False, soft_wrap=True)
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
+command = flags.function_command(hushed(run), {})
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    return flags.run(command, sys.argv[1:] if argv is None else argv)

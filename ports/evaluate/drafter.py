@@ -172,7 +172,7 @@ def drafter_of(model: SpeculatorModel, vocabulary: VocabularyMap | None = None) 
 
 
 def read_vocabulary(folder: Path, model: SpeculatorModel) -> VocabularyMap:
-    """What ``speculator-generate vocabulary`` wrote into ``folder``: the tokens that a HASS draft proposes from.
+    """What ``speculator vocabulary`` wrote into ``folder``: the tokens that a HASS draft proposes from.
 
     The prototype has no such thing: its draft proposes from the verifier's whole vocabulary.
 

@@ -73,11 +73,11 @@ def measure(
     ],
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="entries of each file; default: all")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     speculative_tokens: Annotated[
         int | None, typer.Option(min=1, help="tokens in a proposal; default: as many as the checkpoint names")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="prompts at a time")] = TOGETHER,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="prompts at a time")] = TOGETHER,
     temperature: Annotated[
         float, typer.Option(help="draft and verifier draw their tokens; 0: both take the likeliest")
     ] = 0.0,
@@ -86,7 +86,9 @@ def measure(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of draws and untrained weights")] = 0,
     vocabulary: Annotated[
         Path | None,
-        typer.Option(help="folder of a vocabulary map: a HASS draft proposes these tokens, as ports.serving writes it"),
+        typer.Option(
+            help="folder of a vocabulary map: a HASS draft proposes these tokens, as speculator serve writes it"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="where both models run; default: cuda if there is one")] = "",
     dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
@@ -97,7 +99,7 @@ def measure(
     plot: Annotated[
         Path | None, typer.Option(help="draw the acceptance by position here: .svg or .png; needs matplotlib")
     ] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", "--trust-remote-code", help=HELP)] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=HELP)] = False,
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
 ) -> dict[str, Any]:
     """Decode with a draft's proposals and count what the verifier accepts, as vLLM counts.
@@ -116,16 +118,16 @@ def measure(
     chosen = None if vocabulary is None else read_vocabulary(vocabulary, model)
     attached = model.config.speculators_config
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
-    family, longest = family_of(draft, chat_template), longest_prompt(name, tokens, size)
+    family, longest = family_of(draft, chat_template), longest_prompt(name, max_new_tokens, size)
     entries = read_files(prompts, name, family, longest, limit)
     judge = load_verifier(name, Dtype(dtype).value, place, head=True)
-    limits = Limits(tokens, frozenset() if ignore_eos else end_tokens(judge))
+    limits = Limits(max_new_tokens, frozenset() if ignore_eos else end_tokens(judge))
     proposing = fresh_draft(model, seed) if untrained else model
     for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32
         parameter.data = parameter.data.to(judge.dtype)
     drafter = drafter_of(proposing.to(place), chosen)
     start = time.perf_counter()
-    asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, batch_size, choice))
+    asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, max_concurrency, choice))
     result = {
         "draft": str(draft),
         "verifier": name,
@@ -152,7 +154,7 @@ def measure(
 
 
 def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
-    """From a draft's directory to its acceptance length on ``--val_prompts``, if a trainer has any.
+    """From a draft's directory to its acceptance length on ``--val-prompts``, if a trainer has any.
 
     Raises:
         InputError: a file that holds no prompts, or none that fits, before anything is trained.
@@ -162,7 +164,9 @@ def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
         return None
     longest = longest_prompt(verifier, tokens, settings.forward_num_total)
     read_files([file], verifier, family_of(settings.tmpdir), longest)
-    return lambda directory: float(measure(directory, [file], verifier=verifier, tokens=tokens)["acceptance_length"])
+    return lambda directory: float(
+        measure(directory, [file], verifier=verifier, max_new_tokens=tokens)["acceptance_length"]
+    )
 
 
 def _by_file(turns: Sequence[Turn], files: int) -> list[list[Turn]]:

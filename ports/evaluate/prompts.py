@@ -33,7 +33,7 @@ def family_of(draft: Path, named: str = "") -> ChatFamily:
     file = draft / GENERATION
     if named or not file.is_file():
         return load_family(named or "auto")
-    content = read_json(file, "manifest", "what speculator-generate wrote")
+    content = read_json(file, "manifest", "what speculator records wrote")
     try:
         return ChatFamily.model_validate(content.get("chat", {}))
     except (ValidationError, AttributeError) as error:

@@ -191,5 +191,7 @@ def longest_prompt(name_or_path: str, length: int, size: int) -> int:
     if getattr(config, "attn_temperature_tuning", False):
         room = min(room, config.floor_scale - 1 - length * (size + 1))
     if room < 1:
-        raise InputError(name_or_path, "--tokens", length, f"less: the verifier has no room for {1 - room} of them")
+        raise InputError(
+            name_or_path, "--max-new-tokens", length, f"less: the verifier has no room for {1 - room} of them"
+        )
     return int(room)

@@ -1,54 +1,66 @@
-"""``speculator-generate [show|estimate|vocabulary] ...`` or ``python -m ports.generate ...``."""
+"""``speculator records [show|estimate]``; ``python -m ports.generate`` takes the prototypes' command lines."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import Field
 from rich.console import Console
 from rich.text import Text
 
-from ports.commands import exit_code, printable_lines
+from ports import flags
+from ports.commands import printable_lines
+from ports.errors import InputError
+from ports.generate import vocabulary
 from ports.generate.conversations import ConversationError, load_conversations
 from ports.generate.run import GenerationSettings, generate, prepare, say, summary
-from ports.generate.vocabulary import choose_vocabulary
-from ports.training.settings import parse
+from ports.spellings import new_command
 from ports.verifier.tokenizer import open_tokenizer
 
 
 class ShowSettings(GenerationSettings):
-    """The same flags, and how many dialogues to print."""
+    """The flags of records, and how many dialogues to print."""
 
+    outdir: Path = Field(Path(), description="not used")
     rows: int = Field(3, ge=1, description="dialogues to print")
 
 
-def run_show(argv: Sequence[str]) -> None:
-    """Print who is supervised: the first dialogues, what is in the loss in bold green."""
-    settings, console = parse(ShowSettings, ["--outdir", ".", *argv]), Console()
-    tokenizer = open_tokenizer(settings.model_path)
+def run_show(settings: ShowSettings) -> None:
+    """Print who is supervised: the first dialogues, what is in the loss in bold green.
+
+    Raises:
+        InputError: a dialogue that cannot be used.
+    """
+    tokenizer, console = open_tokenizer(settings.model_path), Console()
     encoder = settings.encoder(tokenizer)
     conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
     for number in range(min(settings.rows, len(conversations))):
-        encoded = encoder(conversations.messages(number))
+        try:
+            encoded = encoder(conversations.messages(number))
+        except ConversationError as error:
+            place = f"row {conversations.order[number]}"
+            raise InputError(conversations.source, place, error, "a dialogue that can be used") from error
         words = zip(map(printable_lines, map(tokenizer.decode, encoded.ids)), encoded.loss_mask)
         console.rule(f"dialogue {number}: {sum(encoded.loss_mask)} of {len(encoded.ids)} tokens in the loss")
         console.print(Text.assemble(*((word, "bold green" if on else "dim") for word, on in words)))
 
 
-def run_estimate(argv: Sequence[str]) -> None:
-    """Say what a run would take."""
-    say("\n".join(summary(prepare(parse(GenerationSettings, argv)))))
+records = flags.command(GenerationSettings, generate)
+show = flags.command(ShowSettings, run_show)
+estimate = flags.command(GenerationSettings, lambda settings: say("\n".join(summary(prepare(settings)))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
+    """Entry point of the prototypes' command lines; see :func:`ports.commands.exit_code`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {"show": run_show, "estimate": run_estimate, "vocabulary": choose_vocabulary}
+    commands = {"show": show, "estimate": estimate, "vocabulary": vocabulary.command}
     if words and words[0] in commands:
-        return exit_code(lambda: commands[words[0]](words[1:]), ConversationError)
-    return exit_code(lambda: generate(parse(GenerationSettings, words)), ConversationError)
+        return flags.run(commands[words[0]], words[1:])
+    return flags.run(records, words)
 
 
 if __name__ == "__main__":
+    new_command("python -m ports.generate", sys.argv[1:])
     sys.exit(main())

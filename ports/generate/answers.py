@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 from tqdm import tqdm
 
-from ports.commands import exit_code, hush_libraries
+from ports import flags
+from ports.commands import hushed
 from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_outside, check_regular
 from ports.generate.chat import ChatFamily, Encoder, load_family
@@ -31,8 +31,9 @@ from ports.generate.conversations import ConversationError, Message, load_conver
 from ports.generate.engines import Engine, choose_engine, longest_dialogue
 from ports.generate.records import digest, start_or_go_on
 from ports.generate.replies import Prompt
+from ports.spellings import ANSWERS
 from ports.training.checkpoint import DirectoryLock, write_file
-from ports.training.settings import CommandSettings, parse
+from ports.training.settings import CommandSettings
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
 
@@ -51,8 +52,6 @@ Dialogue = list[Message]
 class AnswersSettings(CommandSettings):
     """The verifier answers the turns of the users; answers that the data hold are left out."""
 
-    model_config = SettingsConfigDict(env_prefix="SPECULATOR_ANSWERS_")
-
     model: str = Field(description="verifier: Hugging Face directory or hub id")
     data: str = Field(description="prompts: .jsonl, .json, .parquet or .txt file, a directory of them, or a hub id")
     out: Path = Field(description="the .jsonl file to write, or to go on with")
@@ -65,8 +64,8 @@ class AnswersSettings(CommandSettings):
         "auto", description="auto: vLLM where it is installed, else transformers"
     )
     server: str | None = Field(None, description="ask this OpenAI-compatible server instead, as http://localhost:8000")
-    served_model: str | None = Field(None, description="the server's name for the verifier; default: --model")
-    batch_size: int = Field(32, ge=1, description="prompts at a time, with transformers")
+    served_model: str | None = Field(None, description="the server's name for the verifier; default: --verifier")
+    max_concurrency: int = Field(32, ge=1, description="prompts at a time, with transformers")
     chat_template: str = Field("auto", description="as in speculator records")
     progress: bool = Field(True, description="show a progress bar")
 
@@ -89,7 +88,7 @@ def answer(settings: AnswersSettings) -> None:
         asking.tokenizer,
         settings.engine,
         settings.server,
-        settings.batch_size,
+        settings.max_concurrency,
         settings.served_model,
     )
     made = _how_made(asking, engine.name, dialogues)
@@ -116,10 +115,10 @@ def told_of_cuts(file: Path, limit: int, longest: int) -> list[str]:
     cut, answers = reasons.count("length"), len(reasons)
     if not cut:
         return []
-    said = f"{cut:,} of {answers:,} answers were cut at --max_new_tokens {limit}"
+    said = f"{cut:,} of {answers:,} answers were cut at --max-new-tokens {limit}"
     beyond = min(cut, answers - 0.5) / answers
     longer = min(math.ceil(limit * min(4, math.log(BEYOND) / math.log(beyond))), longest // 2)
-    return [said + (f"; --max_new_tokens {longer} would cut fewer" if beyond > BEYOND and longer > limit else "")]
+    return [said + (f"; --max-new-tokens {longer} would cut fewer" if beyond > BEYOND and longer > limit else "")]
 
 
 def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
@@ -187,7 +186,7 @@ class Asking:
     def __post_init__(self) -> None:
         longest, length = longest_dialogue(self.settings.model), self.settings.max_new_tokens
         if longest <= length:
-            raise InputError("command line", "--max_new_tokens", length, f"below {longest}")
+            raise InputError("command line", "--max-new-tokens", length, f"below {longest}")
         self.room = longest - length
         self.encoder = Encoder(self.tokenizer, self.family)  # as records will have it
 
@@ -224,7 +223,7 @@ class Asking:
         found = [self._unfit(talk) for talk in judged]
         if all(found):
             fits = f"none of {len(found)} that a record can hold, the first: {found[0]}"
-            expected = "a chat template that asks for answers without thoughts, as --chat_template qwen makes Qwen 3's"
+            expected = "a chat template that asks for answers without thoughts, as --chat-template qwen makes Qwen 3's"
             raise InputError(self.settings.model, "answers", fits, expected)
 
     def _unfit(self, talk: Talk) -> str:
@@ -332,12 +331,9 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
     return done
 
 
+command = flags.command(AnswersSettings, hushed(answer), ANSWERS)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see :func:`ports.commands.exit_code`."""
-    words = sys.argv[1:] if argv is None else argv
-    hush_libraries()
-    return exit_code(lambda: answer(parse(AnswersSettings, words)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return flags.run(command, sys.argv[1:] if argv is None else argv)

@@ -139,7 +139,7 @@ class ChatFamily(BaseModel):
         if getattr(tokenizer, "chat_template", None):
             return str(tokenizer.get_chat_template())
         if self.template is None:
-            expected = "a tokenizer with a chat template, or --chat_template with a family that has one, as chatml"
+            expected = "a tokenizer with a chat template, or --chat-template with a family that has one, as chatml"
             raise InputError(_name(tokenizer), "chat_template", "nothing", expected)
         return self.template
 
@@ -229,10 +229,10 @@ class Encoder:
     def __post_init__(self) -> None:
         self.family.checked_template(self.tokenizer)
         if self.loss_mask is LossMask.EXACT and not getattr(self.tokenizer, "is_fast", False):
-            expected = "a fast tokenizer, for --loss_mask exact"
+            expected = "a fast tokenizer, for --loss-mask exact"
             raise InputError(_name(self.tokenizer), "is_fast", "a tokenizer without offsets", expected)
         if self.loss_mask is LossMask.PROTOTYPE and self.family.prototype_mask is None:
-            raise InputError("command line", "--loss_mask", "prototype", "a family with a prototype_mask")
+            raise InputError("command line", "--loss-mask", "prototype", "a family with a prototype_mask")
 
     def __call__(self, messages: Sequence[Message]) -> Encoded:
         """Encode one dialogue.

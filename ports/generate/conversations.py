@@ -150,7 +150,7 @@ def load_conversations(kind: Kind, data_path: str, split: str = "sft") -> Conver
 def _load(name: str, split: str) -> Dataset:
     path = Path(name)
     for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
-        check_regular(file, "data_path")
+        check_regular(file, "data")
     try:
         if path.is_dir():
             return load_dataset(str(path), split="train")
@@ -164,7 +164,7 @@ def _load(name: str, split: str) -> Dataset:
         return load_dataset(hub, config or None, split=split)
     except Exception as error:  # datasets', pyarrow's, fsspec's and the hub's own
         expected = "a JSON, parquet or text file, a directory of them, or a hub id"
-        raise InputError(name, "data_path", reason(error.__cause__ or error), expected) from error
+        raise InputError(name, "data", reason(error.__cause__ or error), expected) from error
 
 
 def split_range(samples: int, parts: int) -> list[range]:

@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 
-from ports import cli
-from ports.commands import exit_code, hush_libraries
+from ports import cli, flags
+from ports.commands import exit_code, hush_libraries, hushed
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.estimate import Clock, build_objective, step_seconds, verifier_seconds
@@ -47,17 +46,19 @@ from ports.generate.vocabulary import SIZES, VocabularySettings, write_vocabular
 from ports.hass.config import load_draft_config as load_hass
 from ports.numerics import best_device, has_bf16_units
 from ports.serving.interfaces import serving_of
+from ports.spellings import PREFIX, public_name
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import BEST, FOLDER, DirectoryLock, sweep, write_directory
 from ports.training.derived import derived_config
 from ports.training.draft_config import read_config_dict
 from ports.training.records import SCHEMA, list_records
-from ports.training.settings import Precision, parse
+from ports.training.settings import Precision
 from ports.training.stop import SIGNALS, end_with_parent
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.loading import check_verifier
 from ports.verifier.tokenizer import open_tokenizer
+from ports.verifier.trust import TRUSTED
 
 STEPS = 2000
 """Optimizer steps that a small data set is trained for, as far as :data:`PASSES` lets it."""
@@ -91,8 +92,6 @@ BATCH_TOKENS = 4096
 
 class DraftSettings(AnswersSettings):
     """Train a draft for a chat model on its own answers, measure it, and leave a directory to serve."""
-
-    model_config = SettingsConfigDict(env_prefix="SPECULATOR_DRAFT_")
 
     out: Path = Field(description="directory of the run: records, checkpoints, draft/, evaluation.json")
     algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
@@ -130,7 +129,9 @@ class Run:
         longest_prompt(settings.model, self.evaluated, settings.forward_num_total)
         trained = self.seen - validated(self.seen)
         if settings.bs > trained:
-            raise InputError("command line", "--bs", settings.bs, f"at most {trained}, the dialogues to train on")
+            raise InputError(
+                "command line", "--batch-size", settings.bs, f"at most {trained}, the dialogues to train on"
+            )
 
     @property
     def evaluated(self) -> int:
@@ -170,7 +171,7 @@ class Run:
         named, given = self.settings.configpath, self.settings.draft_vocab_size
         config = derived_config(self.verifier) if named is None else read_config_dict(named)
         if given is not None and (self.settings.algorithm == "hass" or "draft_vocab_size" in config):
-            raise InputError("command line", "--draft_vocab_size", given, "Eagle3, and a config that does not say it")
+            raise InputError("command line", "--draft-vocab-size", given, "Eagle3, and a config that does not say it")
         return config if given is None else {**config, "draft_vocab_size": given}
 
     def likely_config(self) -> Any:
@@ -189,7 +190,7 @@ class Run:
 
     def inputs(self) -> dict[str, Any]:
         """What everything depends on, by name."""
-        elsewhere = {"model", "data", "out", "samples", "configpath", "server", "batch_size", "progress"}
+        elsewhere = {"model", "data", "out", "samples", "configpath", "server", "max_concurrency", "progress"}
         elsewhere |= {"served_model", "trust_remote_code"}  # what the code is stands in the verifier's fingerprint
         return {
             "format_version": SCHEMA,
@@ -234,7 +235,7 @@ class Run:
         settings, answer = self.settings, self.settings.max_new_tokens
         tokens = given + answers * answer
         length = math.ceil(tokens / self.seen)
-        engine = choose_engine(settings.model, None, settings.engine, settings.server, settings.batch_size)
+        engine = choose_engine(settings.model, None, settings.engine, settings.server, settings.max_concurrency)
         rows, together = min(self.seen, max(1, BATCH_TOKENS // length)), min(max(1, answers), engine.together)
         held = min(TOGETHER, self.held_out)
         shapes = [(rows, 0), (together, 1), (held, 1), (held, settings.forward_num_total + 1)]
@@ -353,7 +354,7 @@ class Run:
             tmpdir=records,
             cpdir=self.out / "checkpoints",
             ckpt_path="auto",
-            epoch=self.passes - 1,
+            epochs=self.passes,
             ttt_alignment=Alignment.CHAIN.value,
             num_workers=0,
             lr=self.lr,
@@ -374,12 +375,13 @@ class Run:
 
     def _evaluate(self) -> None:
         words = [str(self.out / "draft"), "--prompts", str(self.out / "data/held_out.jsonl")]
-        words += ["--tokens", str(self.evaluated)]
+        words += ["--max-new-tokens", str(self.evaluated)]
         in_process("evaluate", [*words, "--json", str(self.out / "evaluation.json")], (0, 1))
 
-    def _command(self, name: str, **flags: object) -> None:
-        """Run one; a flag whose value is None is left out."""
-        words = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
+    def _command(self, name: str, **values: object) -> None:
+        """Run one, on settings by their fields; a flag whose value is None is left out."""
+        named = {public_name(field).replace("_", "-"): value for field, value in values.items() if value is not None}
+        words = [f"--{flag}={value}" for flag, value in named.items()]
         in_process(name, [*words, "--progress" if self.settings.progress else "--no-progress"])
 
 
@@ -431,7 +433,7 @@ def told(file: Path, **kinds: type) -> Any:
 
 def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> None:
     """A command :func:`apart`."""
-    apart(name, partial(cli.dispatch, name, list(words)), good)
+    apart(name, partial(cli.run, [*name.split(), *words]), good)
 
 
 def apart(name: str, act: Callable[[], Any], good: Sequence[int] = (0,)) -> None:
@@ -460,6 +462,8 @@ def _phase(act: Callable[[], Any]) -> None:
     os.setsid()
     end_with_parent()
     hush_libraries()
+    for name in [name for name in os.environ if name.startswith(PREFIX) and name != TRUSTED]:
+        del os.environ[name]  # it was for the whole, which hands on what a phase needs
 
     def run() -> Any:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -544,12 +548,9 @@ def report(out: Path, served: bool = True) -> int:
     return 1
 
 
+command = flags.command(DraftSettings, hushed(make))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see :func:`ports.commands.exit_code`."""
-    words = sys.argv[1:] if argv is None else argv
-    hush_libraries()
-    return exit_code(lambda: make(parse(DraftSettings, words)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return flags.run(command, sys.argv[1:] if argv is None else argv)

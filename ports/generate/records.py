@@ -170,7 +170,7 @@ def write_or_check(outdir: Path, manifest: Manifest) -> None:
         InputError: another run's records are in there, or some that no manifest tells about.
     """
     there = outdir.is_dir() and any(each.suffix in SUFFIXES for each in outdir.rglob("*"))
-    start_or_go_on(outdir / GENERATION, asdict(manifest), "outdir", "records" if there else "")
+    start_or_go_on(outdir / GENERATION, asdict(manifest), "out", "records" if there else "")
 
 
 def record_file(folder: Path, index: int) -> Path:

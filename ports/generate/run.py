@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import SettingsConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
@@ -57,12 +56,13 @@ Read = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
 
 
 class GenerationSettings(CommandSettings):
-    """Flags, then environment (``SPECULATOR_GENERATE_SAMPLES=10``), then ``--config file.yaml``, then the defaults."""
+    """Put dialogues through the verifier, and keep what a draft is trained on.
 
-    model_config = SettingsConfigDict(env_prefix="SPECULATOR_GENERATE_")
+    Rows, processes and devices are shared out as the prototypes' ge_data.allocation does.
+    """
 
     model_path: str = Field(description="verifier: Hugging Face directory or hub id")
-    outdir: Path = Field(description="records go to outdir/<process>/data_<i>.safetensors")
+    outdir: Path = Field(description="records go to out/<process>/data_<i>.safetensors")
     data_path: str = Field(
         "0", description="file, directory or hub id; left out, ultrachat is the hub's ultrachat_200k"
     )
@@ -75,7 +75,7 @@ class GenerationSettings(CommandSettings):
         "auto", description="auto: the tokenizer's own; or a family: chatml, llama, qwen, ..., or FILE.yaml:NAME"
     )
     prototype: Literal["llama", "qwen", "mistral"] | None = Field(
-        None, description="all as that family's prototype script has it: --chat_template, --loss_mask, --leading_space"
+        None, description="all as that family's prototype script has it: --chat-template, --loss-mask, --leading-space"
     )
     samples: int = Field(68000, ge=0, description="last row to take, so samples + 1 of them, as the prototypes take")
     total_gpus: int = Field(1, ge=1, description="devices to share out; without any, the number of processes")
@@ -172,7 +172,7 @@ def prepare(settings: GenerationSettings) -> Prepared:
     Raises:
         InputError: whatever is wrong with dialogues, tokenizer or verifier, or the records would lie among dialogues.
     """
-    check_outside(settings.outdir, "outdir", settings.data_path, "data_path")
+    check_outside(settings.outdir, "out", settings.data_path, "data")
     device = best_device() if settings.device is None else checked_device(settings.device)
     shape = geometry_of(settings.algorithm, settings.model_path, settings.aux_layers, settings.dtype)
     tokenizer = open_tokenizer(settings.model_path)
@@ -207,7 +207,7 @@ def encode_rows(settings: GenerationSettings, tokenizer: Any) -> tuple[list[list
     """All dialogues, split over the processes, and why some are left out.
 
     Raises:
-        InputError: one that cannot be used, unless ``--on_bad_conversation skip`` says otherwise; or none is left. One
+        InputError: one that cannot be used, unless ``--on-bad-conversation skip`` says otherwise; or none is left. One
             without an answer is left out in any case.
     """
     conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
@@ -229,7 +229,7 @@ def _encode(conversations: Conversations, encoder: Encoder, number: int, on_bad:
         encoded = encoder(conversations.messages(number))
     except ConversationError as error:
         if on_bad == "fail":
-            expected = "a dialogue that can be used; --on_bad_conversation skip leaves it out"
+            expected = "a dialogue that can be used; --on-bad-conversation skip leaves it out"
             raise InputError(conversations.source, place, error, expected) from error
         return f"{place}: {error}"
     if not any(encoded.loss_mask):  # a record that would teach nothing
@@ -250,7 +250,7 @@ def summary(prepared: Prepared) -> list[str]:
         lines.append(f"{cut:,} answers were cut where they were made; the end of turn after them is in no loss")
     if longer:  # features of tokens that the verifier was not made for are of little worth, and no library says so
         found = f"{len(longer):,} of them longer than the verifier's {shape.positions:,} positions"
-        lines.append(f"{found}, up to {max(longer):,} tokens; --max_length {shape.positions} cuts them")
+        lines.append(f"{found}, up to {max(longer):,} tokens; --max-length {shape.positions} cuts them")
     lines.append(f"{shape}, {shape.bytes_of(1000) // 1000:,} bytes a token")
     return [*lines, f"{gigabytes(prepared.disk)} of records"]
 
@@ -265,11 +265,11 @@ def generate(settings: GenerationSettings) -> None:
     fix_numerics()
     visible = torch.accelerator.device_count()
     if settings.device is None and 0 < visible < settings.total_gpus:
-        raise InputError("command line", "--total_gpus", settings.total_gpus, f"at most {visible}, the visible devices")
-    check_output(settings.outdir, "outdir")
+        raise InputError("command line", "--total-gpus", settings.total_gpus, f"at most {visible}, the visible devices")
+    check_output(settings.outdir, "out")
     prepared = prepare(settings)
     say("\n".join(summary(prepared)))
-    check_output(settings.outdir, "outdir", prepared.disk - bytes_in(settings.outdir))
+    check_output(settings.outdir, "out", prepared.disk - bytes_in(settings.outdir))
     write_or_check(settings.outdir, prepared.manifest)
     if len(prepared.tasks) == settings.gpus_per_model == 1:
         work(prepared.tasks[0])
@@ -332,7 +332,7 @@ def work(task: Task) -> None:
         InputError: the folder is in use, the verifier cannot be loaded, or a record cannot be written.
     """
     settings, manifest = task.settings, task.manifest
-    lock = DirectoryLock(task.folder, "outdir")
+    lock = DirectoryLock(task.folder, "out")
     try:
         sweep(task.folder)
         whole = [is_whole(record_file(task.folder, index), manifest.info(row)) for index, row in enumerate(task.rows)]

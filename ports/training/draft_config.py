@@ -46,9 +46,9 @@ def read_config_dict(configpath: str) -> dict[str, Any]:
     """
     path = Path(configpath)
     file = path / "config.json" if path.is_dir() else path
-    content = read_json(file, "configpath", "a readable JSON object") if path.exists() else _fetch(configpath)
+    content = read_json(file, "draft_config", "a readable JSON object") if path.exists() else _fetch(configpath)
     if not isinstance(content, dict) or not content:
-        raise InputError(file, "configpath", type(content).__name__, "a non-empty JSON object")
+        raise InputError(file, "draft_config", type(content).__name__, "a non-empty JSON object")
     return content
 
 
@@ -56,7 +56,7 @@ def _fetch(hub_id: str) -> Any:
     try:
         return PretrainedConfig.get_config_dict(hub_id)[0]
     except OSError as error:
-        raise InputError(hub_id, "configpath", "no such file, directory or hub id", "a draft config") from error
+        raise InputError(hub_id, "draft_config", "no such file, directory or hub id", "a draft config") from error
 
 
 def is_native(source: dict[str, Any]) -> bool:
@@ -203,7 +203,7 @@ def check_builds(configpath: str | Path, model: type[SpeculatorModel], config: S
 
 def _check_trainable(configpath: str, layer: Any, alignment: Alignment) -> None:
     if layer.num_hidden_layers > 1 and alignment is Alignment.PROTOTYPE:
-        expected = "1: the prototype's alignment is defined for one layer; --ttt_alignment chain takes more"
+        expected = "1: the prototype's alignment is defined for one layer; --ttt-alignment chain takes more"
         raise InputError(configpath, "num_hidden_layers", layer.num_hidden_layers, expected)
     if "sliding_attention" in (getattr(layer, "layer_types", None) or []):
         raise InputError(configpath, "layer_types", "sliding_attention", "full_attention: TTT attention has no window")

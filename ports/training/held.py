@@ -40,7 +40,7 @@ def hold_records(
         InputError: see :func:`ports.verifier.states.check_states`.
     """
     if settings.records_check == "off":
-        return ["records NOT held against the verifier: --records_check off"]
+        return ["records NOT held against the verifier: --records-check off"]
     held: list[str] = []
     found: list[InputError | None] = [None]
     try:

@@ -70,7 +70,7 @@ Fingerprint = dict[str, Any]
 
 
 class CheckpointKeeper:
-    """Saves ``cpdir/<prefix><pass>`` after every pass; ``cpdir/step_<n>`` every ``--save_steps`` and on a signal.
+    """Saves ``cpdir/<prefix><pass>`` after every pass; ``cpdir/step_<n>`` every ``--save-steps`` and on a signal.
 
     ``best`` is the number and mean loss of the best pass, ``best_accepted`` the checkpoint that expects most to be
     accepted on held-out records; :data:`BEST` names it.
@@ -92,7 +92,7 @@ class CheckpointKeeper:
             self.save(loop, f"step_{loop.steps}")
 
     def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None:
-        """Every pass, also one that ``--max_steps`` cut short: its mean ``loss`` is None."""
+        """Every pass, also one that ``--max-steps`` cut short: its mean ``loss`` is None."""
         if loss is not None and (self.best is None or loss < self.best[1]):
             self.best = (epoch, loss)
         self._compete(loop, f"{self.prefix}{epoch}")
@@ -303,7 +303,7 @@ def records_seen(directory: Path, files: Iterable[Path]) -> str:
 
 
 def _ends_of(file: Path) -> tuple[int, bytes]:
-    """Size and last bytes; a record that cannot be read, which ``--on_bad_record skip`` allows, has neither."""
+    """Size and last bytes; a record that cannot be read, which ``--on-bad-record skip`` allows, has neither."""
     try:
         size = file.stat().st_size
         if not file.is_file():  # a FIFO would be waited for

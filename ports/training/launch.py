@@ -27,7 +27,7 @@ TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available
 """Is it installed? Accelerate passes over one that is not."""
 
 PATIENCE = timedelta(hours=24)
-"""How long processes wait for the one that decodes ``--val_prompts``; NCCL's default is 10 minutes."""
+"""How long processes wait for the one that decodes ``--val-prompts``; NCCL's default is 10 minutes."""
 
 
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -40,7 +40,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     for name in settings.log_with:
         if not TRACKERS[name]():
             found = f"{name}, which is not installed"
-            raise InputError("command line", "--log_with", found, f"it: pip install 'speculator-parity[{name}]'")
+            raise InputError("command line", "--log-with", found, f"it: pip install 'speculator-parity[{name}]'")
     if settings.debug:
         logging.basicConfig(level=logging.DEBUG)
         torch.autograd.set_detect_anomaly(True)
@@ -85,7 +85,7 @@ def _check_precision(found: str) -> None:
     """float16 would need its losses scaled, float8 its layers replaced: neither is what the prototypes compute."""
     if found not in get_args(Precision):
         expected = " or ".join(get_args(Precision))
-        raise InputError("accelerate launch", "mixed_precision", found, f"{expected}: --mixed_precision bf16")
+        raise InputError("accelerate launch", "mixed_precision", found, f"{expected}: --mixed-precision bf16")
 
 
 def _refuse_lonely(accelerator: Accelerator) -> None:

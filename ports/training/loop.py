@@ -185,7 +185,7 @@ class Loop:
         if not self.learned and (ended or self.epoch == 0):
             found = f"no row in the loss in a pass of {totals.batches} batches ({totals.skipped} bad records, "
             found += f"{totals.empty} outside the loss)"
-            raise InputError(self.plan.settings.tmpdir, "records", found, "answers within --max_len")
+            raise InputError(self.plan.settings.tmpdir, "records", found, "answers within --max-length")
 
     def _report_times(self) -> None:
         """Of the process that waited longest."""

@@ -64,7 +64,7 @@ def chosen_layers(choice: str, verifier: str, num_layers: int) -> list[int]:
     layers = [2, num_layers // 2, num_layers - 3] if choice == "speculators" else listed
     if len(set(layers)) != NUM_FEATURES or not all(0 <= layer < num_layers for layer in layers):
         expected = f"prototype, speculators, or {NUM_FEATURES} different entries below {num_layers}, as in 2,16,29"
-        raise InputError("command line", "--aux_layers", f"{choice} ({layers})", expected)
+        raise InputError("command line", "--aux-layers", f"{choice} ({layers})", expected)
     return layers
 
 
@@ -158,7 +158,7 @@ class OnlineDataset(RecordDataset):
         positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and length > positions:
             said = f"some dialogues are longer than the verifier's {positions} positions"
-            warnings.warn(f"{said}; --max_len {positions} cuts them", stacklevel=2)
+            warnings.warn(f"{said}; --max-length {positions} cuts them", stacklevel=2)
 
     def _complete(self, visit: tuple[int, Record], features: Record) -> Any:
         index, tokens = visit

@@ -95,9 +95,9 @@ def prepared_files(directory: Path) -> list[Path]:
         rows.data.validate(full=True)  # reading past an offset that is wrong ends the process, not the call
         files = [directory / "hidden_states" / f"hs_{index}.safetensors" for index in range(len(rows))]
     except Exception as error:  # datasets' and arrow's own
-        raise InputError(directory, "tmpdir", reason(error), "an arrow data set that Speculators prepared") from error
+        raise InputError(directory, "data", reason(error), "an arrow data set that Speculators prepared") from error
     if not files:
-        raise InputError(directory, "tmpdir", "no rows", "at least one")
+        raise InputError(directory, "data", "no rows", "at least one")
     return files
 
 

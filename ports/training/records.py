@@ -69,7 +69,7 @@ def parse_info(file: Path, metadata: dict[str, str] | None) -> RecordInfo:
     """The info in a file's metadata; InputError for none, one that is not understood, or one of a newer release."""
     text = (metadata or {}).get(KEY)
     if text is None:
-        raise InputError(file, KEY, f"metadata {sorted(metadata or {})}", "a record that speculator-generate wrote")
+        raise InputError(file, KEY, f"metadata {sorted(metadata or {})}", "a record that speculator records wrote")
     try:
         return RecordInfo.model_validate_json(text)
     except ValidationError as error:
@@ -79,7 +79,7 @@ def parse_info(file: Path, metadata: dict[str, str] | None) -> RecordInfo:
         raise InputError(file, field, repr(first.get("input"))[:80], why) from error
 
 
-def list_records(directory: Path, field: str = "tmpdir") -> list[Path]:
+def list_records(directory: Path, field: str = "data") -> list[Path]:
     """All records below ``directory`` in natural order (``data_2`` before ``data_10``), whatever the disk's.
 
     Raises:
@@ -93,7 +93,7 @@ def list_records(directory: Path, field: str = "tmpdir") -> list[Path]:
         raise InputError(directory, field, f"no {' or '.join(f'*{end}' for end in SUFFIXES)}", "at least one record")
     for file in files:
         if not is_text(str(file)):  # it could be opened, but neither printed nor logged
-            raise InputError(directory, "tmpdir", f"the record {os.fsencode(file.name)!r}", "names in UTF-8")
+            raise InputError(directory, "data", f"the record {os.fsencode(file.name)!r}", "names in UTF-8")
     return files
 
 
@@ -130,11 +130,11 @@ def check_origin(
         return None
     wanted: dict[str, Any] = {"algorithm": algorithm, "verifier": verifier_fingerprint(basepath)}
     wanted |= {} if layers is None else {"feature_layers": list(layers)}
-    _check_kind(files[0].parent, info, wanted, "by --basepath and the draft's config")
+    _check_kind(files[0].parent, info, wanted, "by --verifier and the draft's config")
     return info
 
 
-def complete_records(directory: Path, field: str = "tmpdir") -> list[Path]:
+def complete_records(directory: Path, field: str = "data") -> list[Path]:
     """:func:`list_records`, as many as the manifests in and above ``directory`` say: another number, another draft.
 
     Raises:

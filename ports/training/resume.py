@@ -38,7 +38,7 @@ SHOWN = 5
 """Drafts in a used directory that are named."""
 
 FIXED = frozenset({"algorithm", "draft", "verifier", "frozen", "vocabulary"})
-"""A run with another one of these is another run: not even ``--resume_anyway`` goes on."""
+"""A run with another one of these is another run: not even ``--resume-anyway`` goes on."""
 
 ORDER = frozenset(
     {"records", "bs", "num_workers", "shuffle", "group_by_length", "noise", "noise_stream", "processes", "max_len"}
@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def choose(settings: TrainingSettings, say: Say = lambda line: None) -> Checkpoint | None:
-    """The checkpoint that ``--ckpt_path`` means, verified; None for a fresh start.
+    """The checkpoint that ``--resume`` means, verified; None for a fresh start.
 
     Raises:
         InputError: what was named is damaged or of a newer format; ``auto`` found checkpoints, none of them intact; or
@@ -66,8 +66,8 @@ def choose(settings: TrainingSettings, say: Say = lambda line: None) -> Checkpoi
     """
     cpdir, path = settings.cpdir.resolve(), settings.ckpt_path
     if settings.overwrite and path is not None and (path == AUTO or path.resolve().is_relative_to(cpdir)):
-        expected = "no --ckpt_path, or one outside --cpdir: the run that is there goes"
-        raise InputError("command line", "overwrite", f"--ckpt_path {path}", expected)
+        expected = "no --resume, or one outside --out: the run that is there goes"
+        raise InputError("command line", "overwrite", f"--resume {path}", expected)
     chosen = newest_intact(settings.cpdir, say) if path == AUTO else _named(settings)
     goes_on = chosen is not None and chosen.state is not None and chosen.directory.resolve().parent == cpdir
     if not settings.overwrite and not goes_on:
@@ -76,10 +76,10 @@ def choose(settings: TrainingSettings, say: Say = lambda line: None) -> Checkpoi
 
 
 def check_named(path: Path | None) -> None:
-    """Refuse (InputError) a ``--ckpt_path`` that names nothing to start from."""
+    """Refuse (InputError) a ``--resume`` that names nothing to start from."""
     if path is not None and path != AUTO and not any((path / name).exists() for name in (FOLDER, WEIGHTS)):
         expected = "a Speculators checkpoint's model.safetensors"
-        raise InputError(path / WEIGHTS, "ckpt_path", "no such file", expected)
+        raise InputError(path / WEIGHTS, "resume", "no such file", expected)
 
 
 def _named(settings: TrainingSettings) -> Checkpoint | None:
@@ -97,11 +97,11 @@ def _refuse_used(cpdir: Path, auto: bool) -> None:
     drafts = [path.name for path in saved_in(cpdir)]
     if auto and drafts:
         expected = "a checkpoint to go on from; --overwrite starts afresh over them"
-        raise InputError(cpdir, "ckpt_path", f"no training state in {', '.join(drafts[:SHOWN])}", expected)
+        raise InputError(cpdir, "resume", f"no training state in {', '.join(drafts[:SHOWN])}", expected)
     logged = [name for name in (LOG, SETTINGS) if (cpdir / name).exists()]
     if not auto and drafts + logged:
-        expected = "--ckpt_path auto to go on with it, --overwrite to start afresh over it, or another --cpdir"
-        raise InputError(cpdir, "cpdir", f"a run: {', '.join([*drafts[:SHOWN], *logged])}", expected)
+        expected = "--resume auto to go on with it, --overwrite to start afresh over it, or another --out"
+        raise InputError(cpdir, "out", f"a run: {', '.join([*drafts[:SHOWN], *logged])}", expected)
 
 
 def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | None:
@@ -124,7 +124,7 @@ def newest_intact(cpdir: Path, say: Say = lambda line: None) -> Checkpoint | Non
             raise why
     if chosen is None and damaged:
         found = f"only damaged checkpoints; the first: {next(iter(damaged.values()))}"
-        raise InputError(cpdir, "ckpt_path", found, "one that can be gone on from")
+        raise InputError(cpdir, "resume", found, "one that can be gone on from")
     for directory, why in damaged.items():
         say(f"passing over {directory.name}, which is damaged: {why}")
     say(f"resuming from {chosen.directory}" if chosen else f"no checkpoint in {cpdir} yet: a fresh start")
@@ -184,9 +184,9 @@ def check_same(file: Path, stored: Fingerprint, own: Fingerprint, anyway: bool) 
     fixed = {name: text for name, text in found.items() if name in FIXED}
     if fixed or (found and not anyway):
         listed = "; ".join(f"{name} was {text}" for name, text in (fixed or found).items())
-        way_out = "--weights_only starts a new run from its weights"
+        way_out = "--weights-only starts a new run from its weights"
         if not fixed:
-            way_out = f"--resume_anyway goes on with the new values, {way_out}"
+            way_out = f"--resume-anyway goes on with the new values, {way_out}"
         raise InputError(file, "fingerprint", listed, f"the run that was saved; {way_out}")
     return found
 
@@ -232,7 +232,7 @@ def log_to_keep(name: str, checkpoint: Checkpoint | None, anyway: bool) -> bytes
     log, source = checkpoint.state.log, checkpoint.directory.parent / name
     content = _beginning(source, log)
     if content is None and not anyway:
-        expected = f"the {log.bytes} bytes that the run logged; --resume_anyway starts a new log"
+        expected = f"the {log.bytes} bytes that the run logged; --resume-anyway starts a new log"
         raise InputError(source, "log", "missing or another log", expected)
     return content or b""
 

@@ -15,7 +15,8 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Sampler
 
-from ports.commands import exit_code, unread
+from ports import flags
+from ports.commands import unread
 from ports.errors import InputError
 from ports.files import check_output
 from ports.numerics import fix_numerics
@@ -33,7 +34,7 @@ from ports.training.prepared import PreparedDataset, is_prepared, prepared_files
 from ports.training.records import GENERATION, check_origin, complete_records, list_records, recorded_info
 from ports.training.resume import Checkpoint, check_named, choose, log_to_keep, remove_run, resume
 from ports.training.saving import load_weights, size_of_checkpoint
-from ports.training.settings import TrainingSettings, parse
+from ports.training.settings import TrainingSettings
 from ports.training.stop import EXIT_CODE, StoppedError, stop_with_launcher
 from ports.training.validation import Measure, Validation, hold_out
 from ports.verifier.config import verifier_config
@@ -78,7 +79,7 @@ def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.ra
     """The samples of one pass: records, Speculators' prepared data, or the verifier itself.
 
     Raises:
-        InputError: no data below ``--tmpdir``, or data of another verifier or of other layers.
+        InputError: no data below ``--data``, or data of another verifier or of other layers.
     """
     common: dict[str, Any] = {
         "widths": needs.widths,
@@ -116,7 +117,7 @@ def start_training(
 ) -> Loop:
     """A run of ``objective`` on ``dataset``, ready to go, that saves ``cpdir/<checkpoint><pass>`` after every pass.
 
-    A ``sampler`` takes the place of shuffling and of grouping, ``measure`` decodes ``--val_prompts`` after each pass;
+    A ``sampler`` takes the place of shuffling and of grouping, ``measure`` decodes ``--val-prompts`` after each pass;
     for the others see :class:`ports.training.loop.Plan`.
 
     Raises:
@@ -136,7 +137,7 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
-    check_output(settings.cpdir, "cpdir", size_of_checkpoint(objective.draft))
+    check_output(settings.cpdir, "out", size_of_checkpoint(objective.draft))
     keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
     validation = None if held is None and measure is None else Validation(settings, held, measure)
@@ -177,7 +178,7 @@ def refuse_idle(settings: TrainingSettings, num_files: int, batches: int, proces
     """
     if batches < processes:
         together = f" * {processes} processes = {settings.bs * processes}" if processes > 1 else ""
-        raise InputError(settings.tmpdir, "records", num_files, f"at least bs = {settings.bs}{together}")
+        raise InputError(settings.tmpdir, "records", num_files, f"at least batch_size = {settings.bs}{together}")
     passes, accumulation = settings.epoch + 1, settings.gradient_accumulation_steps
     total, warmup = settings.schedule(num_files, processes)
     if total == 0:
@@ -192,7 +193,7 @@ def warn_of_longer(settings: TrainingSettings) -> None:
     """Features of positions that the verifier was not made for are of little worth; the default is the prototypes'."""
     positions = getattr(verifier_config(settings.basepath), "max_position_embeddings", None)
     if "max_len" in settings.model_fields_set and positions is not None and settings.max_len > positions:
-        warnings.warn(f"--max_len {settings.max_len}: the verifier has {positions} positions", stacklevel=2)
+        warnings.warn(f"--max-length {settings.max_len}: the verifier has {positions} positions", stacklevel=2)
 
 
 def files_beside(settings: TrainingSettings) -> list[Path]:
@@ -228,18 +229,22 @@ def finish(loop: Loop) -> nn.Module:
     return trained
 
 
-def run_command(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str] | None = None) -> int:
-    """Parse a command line, seed, and execute; returns 75 when a signal stopped the run.
+def train_command(settings_class: type[S], execute: Callable[[S], object]) -> flags.Command:
+    """A command that seeds and executes; its exit code is 75 when a signal stopped the run.
 
-    For other exit codes see :func:`ports.commands.exit_code`. Output that nobody reads does not end a run.
+    Output that nobody reads does not end a run.
     """
-    return exit_code(lambda: _execute(settings_class, execute, sys.argv[1:] if argv is None else argv))
+    return flags.command(settings_class, lambda settings: _execute(settings, execute))
 
 
-def _execute(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str]) -> int:
+def run_command(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str] | None = None) -> int:
+    """Do what a command line asks of :func:`train_command`; exit codes: :func:`ports.commands.exit_code`."""
+    return flags.run(train_command(settings_class, execute), sys.argv[1:] if argv is None else argv)
+
+
+def _execute(settings: S, execute: Callable[[S], object]) -> int:
     stop_with_launcher()
-    settings = parse(settings_class, argv)
-    check_output(settings.cpdir, "cpdir")
+    check_output(settings.cpdir, "out")
     fix_numerics(settings.seed)
     try:
         with unread():

@@ -68,7 +68,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         InputError: no such file, not safetensors (a pickle under that name is never executed), or no numbers that a
             draft is made of.
     """
-    weights = read_tensors(file, "ckpt_path", "a Speculators checkpoint's model.safetensors")
+    weights = read_tensors(file, "resume", "a Speculators checkpoint's model.safetensors")
     for name, value in weights.items():
         if value.dtype not in (*FLOATS, *WHOLE):
             raise InputError(file, name, value.dtype, "floats of 16 bits and more, or integers of a vocabulary map")

@@ -1,54 +1,53 @@
-"""Every flag of the trainers: the prototypes' arguments by their names, and what users expect besides.
+"""Every setting of the trainers: the prototypes' arguments by their names, and what users expect besides.
 
-:func:`parse` reads a command line of any of the project's settings, and speaks plainly about mistakes.
+Outside, in flags, files and environment, they are called what :mod:`ports.spellings` says.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ports.errors import InputError, reason
-from ports.files import read_yaml
+from ports.spellings import IDLE, public_name
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation
 from ports.training.loss import LossImplementation
-from ports.verifier.trust import HELP, trust_remote_code
+from ports.verifier.trust import HELP
 
 Precision = Literal["no", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
-S = TypeVar("S", bound=BaseSettings)
 
 
-class CommandSettings(BaseSettings):
-    """Flags, then environment (by the class' ``env_prefix``), then ``--config file.yaml``, then the defaults.
+class CommandSettings(BaseModel):
+    """What a command is told: flags, environment, ``--config file.yaml``, defaults, see :mod:`ports.flags`.
 
-    All of that by :func:`parse`; made in Python, settings are the arguments and the defaults, whatever the environment.
+    Made in Python, settings are the arguments, by either name, and the defaults, whatever the environment.
     """
 
-    model_config = SettingsConfigDict(
-        extra="forbid", cli_implicit_flags=True, cli_avoid_json=True, protected_namespaces=()
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), alias_generator=public_name, populate_by_name=True
     )
 
     trust_remote_code: bool = Field(False, description=HELP)
 
-    @classmethod
-    def settings_customise_sources(  # type: ignore[override]
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (sources["init_settings"],)
-
 
 class TrainingSettings(CommandSettings):
-    """Flags, then environment (``SPECULATOR_PORT_LR=1e-4``), then ``--config file.yaml``, then the defaults below."""
+    """What both algorithms are told."""
 
-    model_config = SettingsConfigDict(env_prefix="SPECULATOR_PORT_")
+    panels: ClassVar[dict[str, str]] = {
+        "lr": "Optimisation",
+        "max_len": "Data",
+        "max_steps": "Length, checkpoints and resuming",
+        "val_fraction": "Validation",
+        "loss_normalisation": "Records, verifier and loader",
+        "ttt_alignment": "Computation",
+        "debug": "What is said",
+        "data_num": "Without effect, for the prototypes' command lines",
+        "t2d": "Vocabulary",
+    }
+    """Headings of the help, by the first field below each."""
 
     basepath: str = Field(description="verifier: Hugging Face directory (stored as an absolute path) or hub id")
     configpath: str = Field(description="draft: prototype JSON, Speculators config or checkpoint directory, or hub id")
@@ -63,17 +62,10 @@ class TrainingSettings(CommandSettings):
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="micro-batches per optimizer step; the gradient equals that of the big batch"
     )
-    epoch: int = Field(40, ge=0, description="training makes epoch + 1 passes over the data, as the prototypes do")
+    epochs: int = Field(41, ge=1, exclude=True, description="passes over the data")
+    epoch: int = Field(40, ge=0, description="the prototypes' word for it: one less than the passes")
     forward_num_total: int = Field(3, ge=1, description="TTT steps: how often the draft runs on its own output")
     topk: int = Field(10, ge=1, description="HASS: how many of the verifier's largest probabilities topkloss covers")
-    topk_w: float = Field(1.0, description="HASS: weight of topkloss; the prototypes log it and never add it")
-    ckpt_path: Path | None = Field(
-        None,
-        description="checkpoint directory to go on from exactly, or to start from its weights if it holds no training "
-        "state; auto: the newest whole one in cpdir, else a fresh start",
-    )
-    data_num: int = Field(68000, description="accepted for the prototypes' command lines; they never use it")
-    debug: bool = Field(False, description="log at debug level and stop at the first operation that gives NaN")
 
     max_len: int = Field(8192, ge=2, description="samples are cut to this many tokens")
     noise: bool = Field(True, description="add the prototypes' uniform noise to the features")
@@ -94,6 +86,14 @@ class TrainingSettings(CommandSettings):
         description="keep this many checkpoints, and the best: by expected acceptance, or by mean loss if nothing is "
         "validated on; default: all of them",
     )
+    ckpt_path: Path | None = Field(
+        None,
+        description="checkpoint directory to go on from exactly, or to start from its weights if it holds no training "
+        "state; auto: the newest whole one in out, else a fresh start",
+    )
+    overwrite: bool = Field(False, description="start afresh in an out that holds a run, whose checkpoints and log go")
+    resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
+    weights_only: bool = Field(False, description="take nothing but the weights of --resume")
     val_fraction: float | None = Field(
         None, gt=0, lt=1, description="hold this share of the records out of training, by seed and name, to validate on"
     )
@@ -105,9 +105,6 @@ class TrainingSettings(CommandSettings):
         None, description="after each pass, decode these prompts with the draft and log how much is accepted"
     )
     val_tokens: int = Field(64, ge=1, description="tokens of an answer to such a prompt, at most")
-    overwrite: bool = Field(False, description="start afresh in a cpdir that holds a run, whose checkpoints and log go")
-    resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
-    weights_only: bool = Field(False, description="take nothing but the weights of --ckpt_path")
     loss_normalisation: Literal["rank", "global"] = Field(
         "rank",
         description="several processes: the mean of every process's mean loss, as the prototypes train, or the mean "
@@ -123,7 +120,7 @@ class TrainingSettings(CommandSettings):
     )
     online: bool = Field(
         False,
-        description="run the verifier beside the draft: of the records in tmpdir only ids and masks are read, "
+        description="run the verifier beside the draft: of the records in data only ids and masks are read, "
         "by this process",
     )
     verifier_dtype: Literal["default", "auto", "float16", "bfloat16", "float32"] = Field(
@@ -155,13 +152,26 @@ class TrainingSettings(CommandSettings):
         False, description="keep no activations of the draft's layers and run them again in the backward: less memory"
     )
     mixed_precision: Precision | None = Field(None, description="bf16 or no; default: what accelerate launch says")
-    log_with: list[Tracker] = Field(default_factory=list, description="trackers beside cpdir/metrics.jsonl")
+    debug: bool = Field(False, description="log at debug level and stop at the first operation that gives NaN")
+    log_with: list[Tracker] = Field(default_factory=list, description="trackers beside out/metrics.jsonl")
     progress: bool = Field(True, description="show a progress bar")
+    data_num: int = Field(68000, description=f"does nothing: {IDLE['data_num']}")
+    topk_w: float = Field(1.0, description=f"HASS; does nothing: {IDLE['topk_w']}")
+
+    @model_validator(mode="after")
+    def _count_passes(self) -> TrainingSettings:
+        """``epoch`` and ``epochs`` say one thing."""
+        if "epoch" not in self.model_fields_set:
+            self.__dict__["epoch"] = self.epochs - 1  # which says nothing of who gave it
+        elif "epochs" in self.model_fields_set and self.epochs != self.epoch + 1:
+            raise ValueError("epochs and epoch both say how many passes: one of them")
+        self.__dict__["epochs"] = self.epoch + 1
+        return self
 
     @model_validator(mode="after")
     def _go_together(self) -> TrainingSettings:
         if self.weights_only and (self.ckpt_path is None or str(self.ckpt_path) == "auto"):
-            raise ValueError("weights_only needs the directory of a checkpoint as ckpt_path")
+            raise ValueError("weights_only needs the directory of a checkpoint as resume")
         if self.group_by_length and not self.shuffle:
             raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         if self.val_fraction is not None and self.val_dir is not None:
@@ -169,7 +179,7 @@ class TrainingSettings(CommandSettings):
         for name in ("tmpdir", "val_dir"):
             place = getattr(self, name)
             if place is not None and self.cpdir.resolve().is_relative_to(place.resolve()):
-                raise ValueError(f"cpdir lies in {name}, where checkpoints would be read as records")
+                raise ValueError(f"out lies in {public_name(name)}, where checkpoints would be read as records")
         if self.val_steps is not None and self.val_fraction is None and self.val_dir is None:
             raise ValueError("val_steps needs something to validate on: val_fraction or val_dir")
         return self
@@ -206,71 +216,3 @@ def linear_schedule_steps(num_files: int, epoch: int, samples_per_step: int) -> 
     """(total, warm-up) steps of the prototypes' linear schedule; a hundredth of the run warms up."""
     total = int(num_files * (epoch + 1) / samples_per_step)
     return total, total // 100
-
-
-def parse(settings_class: type[S], argv: Sequence[str]) -> S:
-    """Settings from flags, environment, YAML file and defaults, in that order; ``--a-flag`` is ``--a_flag``.
-
-    ``--trust_remote_code`` holds from then on.
-
-    Raises:
-        InputError: a wrong value or unknown key, with where it came from.
-        SystemExit: argparse's, on an unknown flag or ``--help``.
-    """
-    file, words = _take_config_flag(argv)
-    values = {} if file is None else _read_config(file, settings_class)
-
-    class Layered(settings_class):  # type: ignore[misc,valid-type]
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return sources["env_settings"], sources["init_settings"]  # pydantic puts the flags before them
-
-    Layered.__name__, Layered.__doc__ = settings_class.__name__, settings_class.__doc__
-    flags = [_with_underscores(settings_class, word) for word in words]
-    try:
-        settings = Layered(_cli_parse_args=flags, _cli_prog_name=Path(sys.argv[0]).name, **values)
-    except ValidationError as error:
-        raise _explain(error, file) from error
-    except SettingsError as error:  # a list that begins like JSON and is none
-        expected = "words, as in --log_with tensorboard"
-        raise InputError("command line or environment", "settings", reason(error), expected) from error
-    if getattr(settings, "trust_remote_code", False):
-        trust_remote_code()
-    return settings
-
-
-def _take_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file that ``--config`` names, and the other words."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path)
-    try:
-        known, words = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError("command line", "--config", "no file name", "a YAML file") from error
-    return known.config, words
-
-
-def _read_config(file: Path, settings_class: type[BaseSettings]) -> dict[str, Any]:
-    content = read_yaml(file, "--config", "a mapping of settings")
-    values = {key.replace("-", "_"): value for key, value in content.items()}
-    for name in values.keys() - settings_class.model_fields.keys():
-        raise InputError(file, name, "an unknown key", f"one of {', '.join(sorted(settings_class.model_fields))}")
-    return values
-
-
-def _with_underscores(settings_class: type[BaseSettings], word: str) -> str:
-    flag, equals, value = word.partition("=")
-    name = flag.removeprefix("--").replace("-", "_")
-    return f"--{name}{equals}{value}" if flag.startswith("--") and name in settings_class.model_fields else word
-
-
-def _explain(error: ValidationError, file: Path | None) -> InputError:
-    first = error.errors()[0]
-    where = f"command line, environment or {file}" if file else "command line or environment"
-    field = ".".join(str(part) for part in first["loc"])
-    if not field:
-        return InputError(where, "settings", "several that do not go together", first["msg"])
-    found = "nothing" if first["type"] == "missing" else repr(first.get("input"))
-    return InputError(where, field, found, first["msg"])

@@ -24,7 +24,7 @@ from types import FrameType
 import psutil  # type: ignore[import-untyped]  # which accelerate requires
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL: start the same command again with ``--ckpt_path auto``."""
+"""EX_TEMPFAIL: start the same command again with ``--resume auto``."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -46,7 +46,7 @@ class StoppedError(Exception):
     """A run was asked to stop and has saved ``checkpoint`` after ``steps`` optimizer steps."""
 
     def __init__(self, steps: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped after optimizer step {steps}, saved {checkpoint}; --ckpt_path auto goes on from it")
+        super().__init__(f"stopped after optimizer step {steps}, saved {checkpoint}; --resume auto goes on from it")
         self.steps, self.checkpoint = steps, checkpoint
 
 

@@ -67,7 +67,7 @@ def accuracies_of(counts: Tensor) -> list[float]:
 
 @dataclass
 class Validation:
-    """When a loop is validated, and on what: every ``--val_steps`` optimizer steps and after each pass.
+    """When a loop is validated, and on what: every ``--val-steps`` optimizer steps and after each pass.
 
     ``share`` are the records, if there are any; ``measure`` decodes prompts after each pass, if there are any. ``last``
     is what was found last.
@@ -92,7 +92,7 @@ class Validation:
         if int(loop.accelerator.reduce(rows, "sum")) == 0:
             found = f"no row in the loss in {len(self.share)} held-out records"
             raise InputError(
-                self.settings.val_dir or self.settings.tmpdir, "records", found, "answers within --max_len"
+                self.settings.val_dir or self.settings.tmpdir, "records", found, "answers within --max-length"
             )
         loop.accelerator.print(f"validating on {len(self.share)} records")
 
@@ -110,7 +110,7 @@ class Validation:
         self._log(loop, self._look(loop))
 
     def after_pass(self, loop: Loop) -> None:
-        """Every pass, also one that ``--max_steps`` cut short; before it is saved."""
+        """Every pass, also one that ``--max-steps`` cut short; before it is saved."""
         loop.stop_if_asked()
         found = {} if self.share is None else self._look(loop)
         if self.measure is not None:
@@ -210,7 +210,7 @@ def hold_out(
 ) -> tuple[RecordDataset, RecordDataset | None]:
     """What is trained on, and what is not: clean, in chain alignment, as drafts are served.
 
-    That is all and nothing without ``--val_fraction`` and ``--val_dir``.
+    That is all and nothing without ``--val-fraction`` and ``--val-dir``.
 
     Raises:
         InputError: a share that is nothing or everything, or a directory of records that are trained on or do not
@@ -225,7 +225,7 @@ def hold_out(
     held = drawn([name_in(settings.tmpdir, file) for file in source.files], settings.val_fraction, settings.seed)
     if not 0 < len(held) < count:
         found = f"{settings.val_fraction} of {count} records, which is {len(held)}"
-        raise InputError(settings.tmpdir, "--val_fraction", found, "a share that leaves some on either side")
+        raise InputError(settings.tmpdir, "--val-fraction", found, "a share that leaves some on either side")
     kept = [place for place in range(count) if place not in held]
     return _part(source, kept), _part(source, sorted(held), **AS_SERVED)
 
@@ -242,11 +242,11 @@ def drawn(names: Sequence[str], fraction: float, seed: int) -> set[int]:
 
 def _other_records(source: RecordDataset, settings: TrainingSettings, directory: Path, draft: Any) -> list[Path]:
     if isinstance(source, PreparedDataset) or is_prepared(directory):
-        expected = "records beside records; of an arrow data set --val_fraction takes a share"
-        raise InputError(directory, "--val_dir", "an arrow data set here or in --tmpdir", expected)
-    files = complete_records(directory, "--val_dir")
+        expected = "records beside records; of an arrow data set --val-fraction takes a share"
+        raise InputError(directory, "--val-dir", "an arrow data set here or in --data", expected)
+    files = complete_records(directory, "--val-dir")
     if {file.resolve() for file in source.files} & {file.resolve() for file in files}:
-        raise InputError(directory, "--val_dir", "records of --tmpdir", "records that are not trained on")
+        raise InputError(directory, "--val-dir", "records of --data", "records that are not trained on")
     if not settings.online:
         layers = getattr(draft.config, "eagle_aux_hidden_state_layer_ids", None)
         check_origin(files, draft.config.speculators_model_type, settings.basepath, layers)

@@ -98,7 +98,7 @@ def read_vocabulary_file(file: Path) -> VocabularyFile:
     try:
         return VocabularyFile.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        expected = "what speculator-generate vocabulary wrote"
+        expected = "what speculator vocabulary wrote"
         raise InputError(file, "vocabulary", reason(error), expected) from error
 
 

@@ -24,9 +24,9 @@ def full_config(name_or_path: str) -> Any:
     directory = Path(name_or_path)
     if directory.exists():
         if not (directory / "config.json").is_file():
-            raise InputError(directory, "basepath", "no config.json", "a Hugging Face model directory")
-        read_json(directory / "config.json", "basepath", "a model directory or hub id")  # transformers hides why not
-    with opening(name_or_path, "basepath", "a model directory or hub id"):
+            raise InputError(directory, "verifier", "no config.json", "a Hugging Face model directory")
+        read_json(directory / "config.json", "verifier", "a model directory or hub id")  # transformers hides why not
+    with opening(name_or_path, "verifier", "a model directory or hub id"):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trusts_remote_code())
         VerifierConfig.from_config(config)  # a draft's config will name it
     if type(config).__module__.startswith("transformers_modules."):  # Speculators opens it again, and would ask

@@ -40,7 +40,7 @@ def opening(name_or_path: str, field: str, expected: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file makes transformers raise whatever its values run into
         if not trusts_remote_code() and ("trust_remote_code" in str(error) or _is_own(name_or_path)):
-            found, allowed = "code of its own, which is not run", "--trust_remote_code from who has read it"
+            found, allowed = "code of its own, which is not run", "--trust-remote-code from who has read it"
             raise InputError(name_or_path, field, found, allowed) from error
         raise InputError(name_or_path, field, reason(error), expected) from error
 

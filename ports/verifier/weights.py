@@ -71,7 +71,7 @@ def _names(directory: Path) -> list[str]:
 
 def _is_untied(directory: Path) -> bool:
     """Does the config say so, and nothing else?"""
-    config = read_json(directory / "config.json", "basepath", "a model directory or hub id")
+    config = read_json(directory / "config.json", "verifier", "a model directory or hub id")
     parts = [config, config.get("text_config")] if isinstance(config, dict) else []
     flags = [part["tie_word_embeddings"] for part in parts if isinstance(part, dict) and "tie_word_embeddings" in part]
     return bool(flags) and not any(flags)

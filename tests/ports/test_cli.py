@@ -2,40 +2,111 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ports import cli
+from ports import cli, flags
+from ports.estimate import EstimateSettings
+from ports.spellings import COMMANDS, NOW
 
 LIBRARIES = "('torch', 'transformers.models', 'speculators', 'datasets')"
-LAZY = f"import sys, ports.cli; ports.cli.main(['--help']); print([n for n in {LIBRARIES} if n in sys.modules])"
+LAZY = f"import sys, ports.cli; ports.cli.main(sys.argv[1:]); print([n for n in {LIBRARIES} if n in sys.modules])"
 
 
-def test_help_names_every_command_and_loads_no_library() -> None:
-    said = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, check=True).stdout
-    for name in cli.COMMANDS:
-        assert f"\n  {name} " in said
-    assert said.endswith("[]\n")
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_help_and_version_load_no_library(words) -> None:
+    done = subprocess.run([sys.executable, "-c", LAZY, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    for name in cli.COMMANDS if words == ["--help"] else ():
+        assert re.search(rf"^│ {name.split()[0]} ", done.stdout, re.MULTILINE), name
+    if words == ["--version"]:
+        assert re.match(r"speculator \d+\.\d+", done.stdout)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_an_entry_point_of_its_own(name) -> None:
-    if name == "bench":
-        pytest.importorskip(cli.COMMANDS[name][0])
-    assert callable(import_module(cli.COMMANDS[name][0]).main)
+def test_every_example_of_the_help_is_a_command_line(name, monkeypatch, capsys) -> None:
+    """And the help of every command shows it, says what its flags are for, and lists one name a thing."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    command = cli.load(name)
+    assert callable(flags.read(command, cli.COMMANDS[name].example.split()))
+    assert cli.main([*name.split(), "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Example: speculator {name} {cli.COMMANDS[name].example}" in said
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        assert parameter.name not in command.old, parameter.name
+    assert {word.replace("-", "_") for word in re.findall(r"--([a-z][\w-]*)", said)} & command.old.keys() == set()
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A command that says what it was given, and what is to be said of it."""
+
+    def put(answer) -> list[EstimateSettings]:
+        given: list[EstimateSettings] = []
+        command = flags.command(EstimateSettings, lambda settings: given.append(settings) or answer)
+        monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(command=command))
+        monkeypatch.setitem(cli.COMMANDS, "try out", cli.Entry("stand_in:command", "", "a test", ""))
+        return given
+
+    return put
+
+
+LINE = ["try", "out", "--verifier", "a", "--draft-config=b"]
 
 
 @pytest.mark.parametrize(("said", "code"), [(75, 75), (None, 0)])
-def test_words_and_exit_codes_are_handed_on(monkeypatch, said, code) -> None:
-    monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(main=lambda: said))
-    monkeypatch.setitem(cli.COMMANDS, "try out", ("stand_in", "a test"))
-    monkeypatch.setattr(sys, "argv", [])
-    assert cli.main(["try", "out", "--flag", "1"]) == code
-    assert sys.argv == ["speculator try out", "--flag", "1"]
+def test_words_and_exit_codes_are_handed_on(stand_in, said, code) -> None:
+    given = stand_in(said)
+    assert cli.main([*LINE, "--batch_size", "2"]) == code
+    assert (given[0].model_path, given[0].configpath, given[0].bs) == ("a", "b", 2)
+
+
+@pytest.mark.parametrize(("words", "field", "said"), [(["--bs=2"], "bs", "--bs is --batch-size now")])
+def test_an_old_flag_is_understood_with_a_line_that_names_the_new(stand_in, capsys, words, field, said) -> None:
+    given = stand_in(0)
+    assert cli.main([*LINE, *words]) == 0
+    assert getattr(given[0], field) == 2
+    assert capsys.readouterr().err == f"note: {said}\n"
+
+
+def test_a_file_serves_several_commands(stand_in, tmp_path, capsys) -> None:
+    """Keys of others are left to them, what nobody has is refused, and an old key is told."""
+    given, file = stand_in(0), tmp_path / "run.yaml"
+    file.write_text("verifier: a\ndraft_config: b\nbs: 2\nheld_out: 3\nval-fraction: 0.1\n")
+    assert cli.main(["try", "out", "--config", str(file)]) == 0
+    assert (given[0].model_path, given[0].bs) == ("a", 2)
+    assert capsys.readouterr().err == f"note: {file}: bs is batch_size now\n"
+    file.write_text("verifier: a\nheldout: 3\n")
+    assert cli.main(["try", "out", "--config", str(file)]) == 2
+    assert f"{file}: heldout: found an unknown key, expected one of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("old", "new"), COMMANDS.items())
+def test_an_old_program_goes_on_as_the_new_one(monkeypatch, capsys, old, new) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(cli, "main", lambda words: ran.append(words) or 0)
+    program, *words = [old] if old.startswith("python") else old.split()
+    monkeypatch.setattr(sys, "argv", [str(Path("/usr/bin", program)) if words else program, *words, "--flag", "1"])
+    assert cli.former_main() == 0
+    assert ran == [[*new.split(), "--flag", "1"]]
+    assert capsys.readouterr().err == f"note: {old} is speculator {new} now\n"
+
+
+def test_a_shell_completes_commands_flags_and_values(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("_SPECULATOR_COMPLETE", "complete_bash")
+    for line, expected in [("speculator tr", "train"), ("speculator train eagle3 --ttt-s", "--ttt-steps")]:
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+        with pytest.raises(SystemExit):
+            cli.typer.main.get_command(cli.app)(prog_name="speculator")
+        assert expected in capsys.readouterr().out.split()
 
 
 REFUSED = [
@@ -46,16 +117,19 @@ REFUSED = [
         ["absent"],
         "speculator absent: import: found No module named 'no_such_module', expected what it needs, installed",
     ),
-    (["answers", "--data", "x"], "model: found nothing"),
+    (["answers", "--data", "x"], "--verifier: found nothing"),
 ]
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED)
 def test_what_is_no_command_is_refused_in_a_line(words, said, capsys, monkeypatch) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "absent", ("no_such_module", "a test"))
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setitem(cli.COMMANDS, "absent", cli.Entry("no_such_module:command", "", "a test", ""))
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert said in error
+
+
+def test_no_name_of_now_was_an_old_one() -> None:
+    assert set(NOW.values()) & set(NOW) == set()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ports.spellings import public_name
 from tests import place as places
 
 NOWHERE = "/proc/no/such"
@@ -115,7 +116,7 @@ def test_an_output_that_cannot_be_written_is_met_first(place, monkeypatch, comma
         changes = {**known, field: output.format(root=place.root)}
     else:
         disk(monkeypatch)
-    refused(place.run(command, **changes), f"{field}: found ", "expected ")
+    refused(place.run(command, **changes), f"{public_name(field)}: found ", "expected ")
     assert tree(place.root) == before
 
 
@@ -163,14 +164,14 @@ SITUATIONS = [
         for command in ("eagle3", "estimate")
     ),
     *(
-        (name, {}, changed("verifier/config.json", architectures={"a": 1}), ["verifier: basepath: found ", "architect"])
+        (name, {}, changed("verifier/config.json", architectures={"a": 1}), ["verifier: verifier: found ", "architect"])
         for name in ("eagle3", "hass", "arrow")
     ),
     ("generate", {}, changed("verifier/config.json", vocab_size=40), ["tokenizer: found id ", "ids below 40"]),
     ("evaluate", {}, changed("verifier/tokenizer_config.json", model_input_names=0.5), ["verifier: tokenizer: found "]),
     ("evaluate", {}, far_map, ["trained_eagle3/model.safetensors: d2t: found draft id 39 ->"]),
     ("eagle3", {}, text("verifier/model.safetensors.index.json", "{,"), ["weight_map: found Expecting property name"]),
-    ("eagle3", {}, text("verifier/config.json", "{,"), ["basepath: found Expecting property name"]),
+    ("eagle3", {}, text("verifier/config.json", "{,"), ["verifier: found Expecting property name"]),
     ("eagle3", {"debug": True, "lr": 1e30, "epoch": 2}, None, ["data_", "loss: found nan at optimizer step"]),
     ("eagle3", {"debug": True}, huge, [".ckpt"]),
 ]

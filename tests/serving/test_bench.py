@@ -17,7 +17,8 @@ pytestmark = VLLM
 def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path, monkeypatch):
     file, prompts = tmp_path / "result.json", tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(ids) + "\n" for ids in trained.prompts[:NUM_PROMPTS]))
-    flags = ["--prompts", str(prompts), "--k", "3", "--batch-size", "1", "--rounds", "1", "--tokens", "32"]
+    flags = ["--prompts", str(prompts), "--speculative-tokens", "3", "--max-concurrency", "1", "--rounds", "1"]
+    flags += ["--max-new-tokens", "32"]
     words = [str(trained.draft), *flags, "--cores", CORE, "--dtype", "float32", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["bench", *words])
     with pytest.raises(SystemExit) as ended:

@@ -36,15 +36,15 @@ assert 'torchaudio' not in sys.modules
 """
 OPEN = "from speculators import SpeculatorModel; print(type(SpeculatorModel.from_pretrained({!r})).__name__)"
 GENERATE = (
-    "speculator-generate --model_path verifier --dataset sharegpt --data_path dialogues.json --chat_template plain "
+    "speculator records --verifier verifier --dataset sharegpt --data dialogues.json --chat-template plain "
     "--samples 7 --no-progress --algorithm {0} --outdir {0}_records"
 )
-VOCABULARY = "speculator-generate vocabulary --tmpdir eagle3_records --basepath verifier --configpath eagle3.json"
+VOCABULARY = "speculator vocabulary --data eagle3_records --verifier verifier --draft-config eagle3.json"
 TRAIN = (
     "{0}-train --basepath {1} --configpath {0}.json --tmpdir {0}_records --cpdir {0}_run --bs 2 --num_workers 0 "
     "--lr 1e-3 --epoch 1 --mixed_precision no --no-progress --ckpt_path auto"
 )
-EVALUATE = "python -m ports.evaluate ../{0}_run/{1} --prompts ../prompts.json --tokens 16 --dtype float32"
+EVALUATE = "speculator evaluate ../{0}_run/{1} --prompts ../prompts.json --max-new-tokens 16 --dtype float32"
 MAPS = " --t2d eagle3_records/t2d.npy --d2t eagle3_records/d2t.npy"
 
 

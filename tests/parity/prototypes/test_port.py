@@ -52,7 +52,7 @@ def test_a_replayed_run_repeats_itself_whatever_the_seed(noisy: Case) -> None:
 def test_no_environment_steers_the_port(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = settings_for(case, tmp_path)
     for name, value in (("LOSS_IMPLEMENTATION", "eager"), ("MAX_STEPS", "1"), ("LOG_WITH", '["tensorboard"]')):
-        monkeypatch.setenv(f"SPECULATOR_PORT_{name}", value)
+        monkeypatch.setenv(f"SPECULATOR_{name}", value)
     assert settings_for(case, tmp_path) == plain
 
 

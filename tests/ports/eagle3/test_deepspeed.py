@@ -8,8 +8,9 @@ import torch
 
 from parity.prototypes.original.child import deepspeed_environment
 from ports.eagle3 import train as eagle3
+from ports.flags import parse
 from ports.training.observer import Observer
-from ports.training.settings import Eagle3Settings, parse
+from ports.training.settings import Eagle3Settings
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install deepspeed"

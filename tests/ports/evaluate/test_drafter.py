@@ -77,7 +77,7 @@ SPOILT = [
     (renamed_or_filled("fc", 1), "tensors", "fc.weight", "exactly the draft's tensors"),
     (renamed_or_filled("fc.weight", torch.nan), "fc.weight", "NaN or Inf", "finite values"),
     (renamed_or_filled("fc.weight", torch.inf), "fc.weight", "NaN or Inf", "finite values"),
-    (lambda directory: (directory / "model.safetensors").write_bytes(b"\0" * 64), "ckpt_path", "", "safetensors"),
+    (lambda directory: (directory / "model.safetensors").write_bytes(b"\0" * 64), "resume", "", "safetensors"),
     (lambda directory: (directory / "config.json").unlink(), "DRAFT", "no config.json", "checkpoint"),
     (config(speculators_model_type="dflash"), "speculators_model_type", "dflash", "eagle3 or hass"),
     (config(speculators_model_type=["hass"]), "speculators_model_type", "['hass']", "eagle3 or hass"),

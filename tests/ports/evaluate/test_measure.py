@@ -58,7 +58,7 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts, cpu, words):
     limits = Limits(11, end_tokens(pair.judge) if fresh else frozenset())
     drafter, size = drafter_of(untrained(pair.draft, 5)) if fresh else pair.drafter, 2 if fresh else 3
     answers = evaluate(pair.judge, drafter, prompts, limits, size, choice=Sampling(0.8, 4, cpu) if drawn else None)
-    code, result, said = command("--tokens", 11, *words)
+    code, result, said = command("--max-new-tokens", 11, *words)
     found, tokens = count(answers, size), sum(len(answer.tokens) for answer in answers)
     assert (code, result["lossless"], result["differences"]) == (0, None if drawn else True, [])
     assert (result["prompts"], result["left_out"], result["tokens"]) == (6, 0, tokens)
@@ -92,7 +92,7 @@ def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, p
         return block, torch.full_like(accepted, size)
 
     monkeypatch.setattr(Reader, "check", credulous)
-    code, result, said = command("--tokens", 9, "--ignore-eos")
+    code, result, said = command("--max-new-tokens", 9, "--ignore-eos")
     assert (code, result["lossless"]) == (1, False)
     assert result["differences"]
     for found in result["differences"]:
@@ -107,8 +107,8 @@ def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, p
     [
         (("--prompts", "none.txt"), "--prompts"),
         (("--verifier", "nowhere/at-all"), "basepath"),
-        (("--tokens", 5000), "--tokens"),
-        (("--tokens", 507), "prompts"),
+        (("--max-new-tokens", 5000), "--max-new-tokens"),
+        (("--max-new-tokens", 507), "prompts"),
         (("--temperature", "nan"), "--temperature"),
         (("--temperature", 0.001), "--temperature"),
         (("--plot", "picture.pdf"), "--plot"),
@@ -127,7 +127,7 @@ def test_a_vocabulary_limits_what_a_hass_draft_proposes(command, pair, prompts, 
     """The same draft by hand: its head says nothing for other tokens."""
     records = {"tmpdir": fixture / "data_hass", "basepath": str(fixture / "verifier"), "output": fixture}
     write_vocabulary(VocabularySettings(**records, draft_vocab_size=31))
-    code, result, said = command("--tokens", 9, "--ignore-eos", "--vocabulary", fixture)
+    code, result, said = command("--max-new-tokens", 9, "--ignore-eos", "--vocabulary", fixture)
     if pair.draft.config.speculators_model_type == "eagle3":
         assert (code, result) == (2, {})
         assert "--vocabulary: found a draft of type eagle3, expected hass" in said.err
@@ -145,21 +145,21 @@ def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_al
     """A picture that cannot be drawn takes no result with it; a name with two dollars is no formula."""
     pictures = [tmp_path / name for name in ("0.svg", "1.svg", "2.png")]
     for picture, dtype in zip(pictures, ("auto", "auto", "bfloat16")):
-        assert command("--tokens", 5, "--plot", picture, "--dtype", dtype)[1]["drafts"] > 0
+        assert command("--max-new-tokens", 5, "--plot", picture, "--dtype", dtype)[1]["drafts"] > 0
     first, second, other = (picture.read_bytes() for picture in pictures)
     assert first == second
     assert (first[:5], other[:4]) == (b"<?xml", b"\x89PNG")
     before = (tmp_path / "result.json").read_bytes()
     with monkeypatch.context() as broken:
         broken.setattr(os, "rename", lambda source, target: os.stat("/a broken disk"))
-        code, _, said = command("--tokens", 2)
+        code, _, said = command("--max-new-tokens", 2)
     assert (code, (tmp_path / "result.json").read_bytes()) == (2, before)
     assert "result.json: file: found [Errno 2] No such file or directory: '/a broken disk'" in said.err
     assert [path.name for path in tmp_path.glob("*result.json*")] == ["result.json"]
     (tmp_path / "result.json").unlink()
     with monkeypatch.context() as broken:
         broken.setattr("ports.evaluate.measure.draw", lambda *_, **options: os.stat("/a full disk"))
-        assert command("--tokens", 2, "--plot", tmp_path / "3.svg")[0] == 2
+        assert command("--max-new-tokens", 2, "--plot", tmp_path / "3.svg")[0] == 2
     assert (tmp_path / "result.json").exists()
     draw(tmp_path / "4.svg", [1], {r"$\x$.jsonl": [0.5]})
 
@@ -206,12 +206,12 @@ def test_benchmarks_are_asked_turn_by_turn(tmp_path):
     for file in files:
         file.parent.mkdir()
         file.write_text("".join(f"{json.dumps({'turns': each})}\n" for each in turns[file.parent.name]))
-    found = measure(draft, files, tokens=6, ignore_eos=True)
+    found = measure(draft, files, max_new_tokens=6, ignore_eos=True)
     rows = [(row["name"], row["prompts"], row["tokens"]) for row in found["files"]]
     assert rows == [("gsm8k", 2, 12), ("mt_bench", 4, 24)]
     assert (found["prompts"], found["lossless"], found["left_out"]) == (6, True, 0)
     assert [[each["prompt"] for each in row["by_prompt"]] for row in found["files"]] == [[0, 1], [0, 1]]
-    few = measure(draft, files, tokens=6, ignore_eos=True, limit=1, contexts=True)
+    few = measure(draft, files, max_new_tokens=6, ignore_eos=True, limit=1, contexts=True)
     assert [row["prompts"] for row in few["files"]] == [1, 2]
     (context,) = few["files"][1]["contexts"].items()
     assert context == ("under 512", few["files"][1]["intervals"]["acceptance_length"])

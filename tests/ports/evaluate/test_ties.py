@@ -51,7 +51,7 @@ FAULTS = {
 def test_a_mistake_is_exit_code_1_with_its_ids_its_place_and_its_margin(command, monkeypatch, name, dtype):
     owner, fault = FAULTS[name]
     monkeypatch.setattr(owner, name, fault)
-    code, result, said = command("--tokens", 12, "--ignore-eos", "--dtype", dtype)
+    code, result, said = command("--max-new-tokens", 12, "--ignore-eos", "--dtype", dtype)
     assert (code, result["lossless"]) == (1, False)
     wrong = [found for found in result["differences"] if not found["near_tie"]]
     assert wrong
@@ -74,7 +74,7 @@ def test_a_near_tie_is_counted_and_shown_and_exit_code_0(command, monkeypatch, d
         return logits * (1 + up * logits.sign() * torch.finfo(logits.dtype).eps), features
 
     monkeypatch.setattr(Reader, "_read", rounded)
-    code, result, said = command("--tokens", 12, "--ignore-eos", "--dtype", dtype)
+    code, result, said = command("--max-new-tokens", 12, "--ignore-eos", "--dtype", dtype)
     assert (code, result["lossless"]) == (0, True)
     assert result["near_ties"] == len(result["differences"]) > 0
     assert f"{result['near_ties']} near ties" in said.out

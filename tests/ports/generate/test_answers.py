@@ -78,9 +78,9 @@ def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answer
 
 
 REPLIES = [
-    ([9] * 8, "8 of 8 answers were cut at --max_new_tokens 9; --max_new_tokens 36 would cut fewer"),
-    ([9] * 4 + [4] * 4, "4 of 8 answers were cut at --max_new_tokens 9; --max_new_tokens 36 would cut fewer"),
-    ([9] + [4] * 39, "1 of 40 answers were cut at --max_new_tokens 9"),
+    ([9] * 8, "8 of 8 answers were cut at --max-new-tokens 9; --max-new-tokens 36 would cut fewer"),
+    ([9] * 4 + [4] * 4, "4 of 8 answers were cut at --max-new-tokens 9; --max-new-tokens 36 would cut fewer"),
+    ([9] + [4] * 39, "1 of 40 answers were cut at --max-new-tokens 9"),
     ([4] * 8, ""),
 ]
 
@@ -223,12 +223,12 @@ LATER = [
     {"messages": [{"role": role, "content": "Hi"} for role in ("user", "system", "user")]},
 ]
 REFUSED = [
-    ({"data": "/nowhere.jsonl", "rows": None}, None, "data_path: found "),
+    ({"data": "/nowhere.jsonl", "rows": None}, None, "data: found "),
     ({"rows": [""], "form": "txt"}, None, "messages: found no rows"),
     ({"rows": [{"turns": []}]}, None, "row 0: found turns: found [], expected a list of turns"),
     ({"rows": [{"messages": [{"role": "assistant", "content": "Yes"}]}]}, None, "expected a turn of a user"),
     ({"model": "/nowhere"}, None, "/nowhere: tokenizer: found "),
-    ({"max_new_tokens": 512}, None, "--max_new_tokens: found 512, expected below 512"),
+    ({"max_new_tokens": 512}, None, "--max-new-tokens: found 512, expected below 512"),
     ({"top_p": 0}, None, "top_p: found '0'"),
     ({}, without_template, "expected a tokenizer with a chat template"),
     ({"out": "/proc/nowhere/a.jsonl"}, None, ": out: found "),

@@ -284,7 +284,7 @@ SLOW = SimpleNamespace(name_or_path="slow", chat_template="x", get_chat_template
 UNFIT = [
     (fast_tokenizer(None), LossMask.EXACT, "", "chat_template", "nothing", "a tokenizer with a chat template"),
     (SLOW, LossMask.EXACT, "slow", "is_fast", "a tokenizer without offsets", "a fast tokenizer"),
-    (SLOW, LossMask.PROTOTYPE, "command line", "--loss_mask", "prototype", "a family with a prototype_mask"),
+    (SLOW, LossMask.PROTOTYPE, "command line", "--loss-mask", "prototype", "a family with a prototype_mask"),
 ]
 
 

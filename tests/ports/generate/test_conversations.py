@@ -49,11 +49,11 @@ def test_a_directory_of_files_is_read(tmp_path) -> None:
 
 TURN = '{"from": "human", "value": "Hi"}'
 FILES = [
-    ("{", "sharegpt", "data_path", "a JSON, parquet or text file"),
+    ("{", "sharegpt", "data", "a JSON, parquet or text file"),
     (f'[{{"conversations": [null, {TURN}]}}, {{"conversations": [{TURN}]}}]', "sharegpt", "conversations", "no null"),
     ('[{"a": 1}]', "sharegpt", "conversations", "sharegpt rows with conversations"),
     ('[{"a": 1}]', "ultrachat", "messages", "ultrachat rows with messages"),
-    (None, "sharegpt", "data_path", "a JSON, parquet or text file, a directory of them, or a hub id"),
+    (None, "sharegpt", "data", "a JSON, parquet or text file, a directory of them, or a hub id"),
 ]
 
 

@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import ports.hass  # noqa: F401, registers its model
 from ports import cli
 from ports.estimate import build_objective
+from ports.flags import parse
 from ports.generate import draft as module
 from ports.generate.draft import DraftSettings, Run, best_checkpoint, derived_config, main
 from ports.training.records import GENERATION
-from ports.training.settings import parse
 from ports.verifier.config import verifier_config
 from tests.ports.conftest import words_of
 from tests.ports.generate.conftest import contents, forking
@@ -140,7 +140,7 @@ def test_the_forecast_is_made_by_a_process_that_ends(words, fork) -> None:
     """Not by the one that waits for the phases: what that held on a GPU would be missing there."""
     process = fork(forking, measured, words())
     assert "elsewhere\n" in process.ended()
-    assert "error: /nowhere: basepath: found " in process.said
+    assert "error: /nowhere: verifier: found " in process.said
     assert process.returncode == 2
 
 
@@ -160,7 +160,7 @@ def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, ph
         if PHASES.get(name) not in phases:
             raise KeyboardInterrupt
         with FlopCounterMode(display=False) as clock:
-            assert cli.dispatch(name, arguments) == 0
+            assert cli.run([*name.split(), *arguments]) == 0
         counted[PHASES[name]] = clock.get_total_flops()
 
     monkeypatch.setattr(module, "in_process", here)
@@ -235,18 +235,18 @@ def loses_a_tensor(verifier):
 
 LAST = [*QUESTIONS[:-1], {"messages": [{"role": role, "content": "Hi"} for role in ("system", "user")]}]
 REFUSED = [
-    ({"model": "/nowhere"}, None, "/nowhere: basepath: found "),
+    ({"model": "/nowhere"}, None, "/nowhere: verifier: found "),
     ({"rows": QUESTIONS[:4]}, None, "rows: found 4, expected at least 5"),
     ({}, without_template, "expected a tokenizer with a chat template"),
     ({"out": "/proc/nowhere"}, None, ": out: found "),
-    ({"configpath": "/nowhere.json"}, None, "configpath: found no such file"),
+    ({"configpath": "/nowhere.json"}, None, "draft_config: found no such file"),
     ({"draft_vocab_size": 513}, None, "draft_vocab_size: found 513, expected 1..512"),
-    ({"algorithm": "hass", "draft_vocab_size": 5}, None, "--draft_vocab_size: found 5, expected Eagle3"),
+    ({"algorithm": "hass", "draft_vocab_size": 5}, None, "--draft-vocab-size: found 5, expected Eagle3"),
     ({"data": "{root}"}, None, "out: found inside {root}, expected a place outside --data"),
     ({}, loses_a_tensor, "model.layers.3.mlp.down_proj.weight missing, expected every tensor"),
     ({}, linear, "layer_types: found linear_attention, expected full_attention"),
-    ({"bs": 11}, None, "--bs: found 11, expected at most 10, the dialogues to train on"),
-    ({"rows": QUESTIONS * 5, "bs": 47}, None, "--bs: found 47, expected at most 46, the dialogues to train on"),
+    ({"bs": 11}, None, "--batch-size: found 11, expected at most 10, the dialogues to train on"),
+    ({"rows": QUESTIONS * 5, "bs": 47}, None, "--batch-size: found 47, expected at most 46, the dialogues to train on"),
     ({"rows": LAST}, takes_no_system, "row 11: found role system"),
     ({"rows": LAST, "answers": "given"}, takes_no_system, "row 11: found role system"),
 ]

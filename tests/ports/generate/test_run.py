@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from parity.fixtures.conversations import SHAREGPT
+from ports.flags import parse
 from ports.generate import records as record_files
 from ports.generate import run as module
 from ports.generate.__main__ import main
@@ -27,7 +28,6 @@ from ports.generate.records import write_or_check
 from ports.generate.run import GenerationSettings, _own_devices, length_buckets, prepare, work
 from ports.training.checkpoint import MARK
 from ports.training.records import complete_records, list_records, read_record, recorded_info
-from ports.training.settings import parse
 from tests.ports.generate.conftest import SPEC, contents
 from tests.processes import await_end_of, children
 
@@ -158,7 +158,7 @@ def test_devices_that_are_not_there_are_refused_and_one_process_gets_no_more_tha
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(module, "_in_processes", lambda tasks: started.append([task.index for task in tasks]))
     assert main(flags(total_gpus=3)) == 2
-    assert "--total_gpus: found 3, expected at most 2" in capsys.readouterr().err
+    assert "--total-gpus: found 3, expected at most 2" in capsys.readouterr().err
     assert main(["estimate", *flags(total_gpus=3)]) == 0, "of another machine"
     assert main(flags(total_gpus=2, gpus_per_model=2)) == 0
     assert started == [[0]]
@@ -238,14 +238,14 @@ def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold,
     assert contents(generate()) == before
     hold(tmp_path / "records" / "0")
     assert main(flags()) == 2
-    assert "outdir: found in use by process" in capsys.readouterr().err
+    assert "out: found in use by process" in capsys.readouterr().err
     manifest = tmp_path / "records" / "generation.json"
     manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
     assert main(flags()) == 2
     assert "format_version: found 1, expected 2; written by an older release" in capsys.readouterr().err
     manifest.unlink()
     assert main(flags()) == 2
-    assert "outdir: found records without generation.json" in capsys.readouterr().err
+    assert "out: found records without generation.json" in capsys.readouterr().err
 
 
 def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsys, monkeypatch) -> None:
@@ -262,7 +262,7 @@ def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsy
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=4000))
     generate()
     assert main(flags(outdir=folder.with_name("other"))) == 2
-    assert "outdir: found 4e-06 GB free" in capsys.readouterr().err
+    assert "out: found 4e-06 GB free" in capsys.readouterr().err
 
 
 def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spawn, verifier) -> None:
@@ -308,11 +308,11 @@ def test_dialogues_that_are_bad_or_without_an_answer_are_left_out_and_counted(fl
 BAD = [
     ({"chat_template": "alpaca"}, "one of auto, chatml, llama, qwen, mistral, harmony, llama4, plain"),
     ({"prototype": "qwen"}, "prototype says what chat_template is"),
-    ({"aux_layers": "3,3,4"}, "--aux_layers"),
-    ({"aux_layers": "1,2,7"}, "--aux_layers"),
+    ({"aux_layers": "3,3,4"}, "--aux-layers"),
+    ({"aux_layers": "1,2,7"}, "--aux-layers"),
     ({"total_gpus": 3, "gpus_per_model": 2}, "does not divide"),
-    ({"loss_mask": "prototype"}, "--loss_mask"),
-    ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a place outside --data_path"),
+    ({"loss_mask": "prototype"}, "--loss-mask"),
+    ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a place outside --data"),
 ]
 
 

@@ -24,8 +24,8 @@ from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 @pytest.fixture
 def choose(fixture):
     def go(output, *flags) -> int:
-        values = ["--tmpdir", str(fixture / "data_eagle3"), "--basepath", str(fixture / "verifier")]
-        return main(["vocabulary", *values, "--output", str(output), *flags])
+        values = ["--data", str(fixture / "data_eagle3"), "--verifier", str(fixture / "verifier")]
+        return main(["vocabulary", *values, "--out", str(output), *flags])
 
     return go
 
@@ -66,7 +66,7 @@ def test_layers_that_nobody_named_are_the_verifiers_matter(settings, tmp_path, r
 @pytest.mark.parametrize("counts", ["all", "answers"])
 def test_the_most_frequent_tokens_are_kept_and_training_reads_them(choose, tmp_path, fixture, counts) -> None:
     """Of all tokens or of those in the loss; ties go by id."""
-    assert choose(tmp_path / "map", "--configpath", str(fixture / "draft_eagle3.json"), "--counts", counts) == 0
+    assert choose(tmp_path / "map", "--draft-config", str(fixture / "draft_eagle3.json"), "--counts", counts) == 0
     content = read_vocabulary_file(tmp_path / "map" / "vocabulary.json")
     loaded = load_vocabulary_map(tmp_path / "map" / "t2d.npy", tmp_path / "map" / "d2t.npy", 61, 23)
     records = [read_record(file, {}, 61) for file in list_records(fixture / "data_eagle3")]
@@ -80,9 +80,9 @@ def test_the_most_frequent_tokens_are_kept_and_training_reads_them(choose, tmp_p
 
 
 BAD = [
-    (("--draft_vocab_size", "62"), "draft_vocab_size: found 62, expected 1..61"),
-    (("--draft_vocab_size", "5", "--configpath", "x"), "--draft_vocab_size: found 5"),
-    (("--configpath", "hass"), "draft_vocab_size: found None"),
+    (("--draft-vocab-size", "62"), "draft_vocab_size: found 62, expected 1..61"),
+    (("--draft-vocab-size", "5", "--draft-config", "x"), "--draft-vocab-size: found 5"),
+    (("--draft-config", "hass"), "draft_vocab_size: found None"),
 ]
 
 
@@ -97,7 +97,7 @@ def test_a_bad_size_is_refused(choose, tmp_path, fixture, capsys, flags, said) -
 @pytest.fixture
 def mapped(choose, fixture, settings):
     """Settings of a run whose data name their map."""
-    assert choose(fixture / "data_eagle3", "--draft_vocab_size", "23") == 0
+    assert choose(fixture / "data_eagle3", "--draft-vocab-size", "23") == 0
     data = fixture / "data_eagle3"
     return lambda **changes: settings(**{"t2d": data / "t2d.npy", "d2t": data / "d2t.npy", **changes})
 
@@ -118,7 +118,7 @@ def test_the_hash_is_in_data_config_and_checkpoint(mapped, tmp_path, fixture) ->
 @pytest.fixture
 def other(choose, tmp_path):
     """A map of the same size and well formed: only the hash tells that it is another one."""
-    assert choose(tmp_path / "other", "--draft_vocab_size", "23", "--counts", "answers") == 0
+    assert choose(tmp_path / "other", "--draft-vocab-size", "23", "--counts", "answers") == 0
     return {name: tmp_path / "other" / f"{name}.npy" for name in ("t2d", "d2t")}
 
 
@@ -132,5 +132,5 @@ def test_another_map_than_the_datas_or_the_configs_is_refused(mapped, fixture, o
     with refuses(other["t2d"], "vocabulary", "a map with hash", "native"):
         eagle3.build(mapped(configpath=str(tmp_path / "native"), **other))
     file.write_text("{}")
-    with refuses(file, "vocabulary", "", "speculator-generate vocabulary wrote"):
+    with refuses(file, "vocabulary", "", "speculator vocabulary wrote"):
         eagle3.build(mapped())

@@ -66,7 +66,7 @@ def draft(hass_draft, tmp_path):
 def measured(run_app, draft, prompts):
     def run(*words):
         file = prompts.with_name("result.json")
-        sizes = ("--k", 1, "--k", 2, "--batch-size", 1, "--batch-size", 4)
+        sizes = ("--speculative-tokens", 1, "--speculative-tokens", 2, "--max-concurrency", 1, "--max-concurrency", 4)
         code = run_app(main, draft, "--prompts", prompts, *sizes, "--no-evaluator", "--json", file, *words)
         return code, json.loads(file.read_text())
 
@@ -76,7 +76,7 @@ def measured(run_app, draft, prompts):
 def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured, prompts, capsys):
     with prompts.open("a") as lines:
         lines.write(f"{[7] * 500}\n")
-    code, result = measured("--tokens", 20)
+    code, result = measured("--max-new-tokens", 20)
     assert (result["prompts"], result["left_out"]) == (2, 1)
     assert "1 prompts left out: too long for the verifier" in capsys.readouterr().out
     assert (code, engines.started) == (0, [0, 1, 2, 0, 1, 2])
@@ -168,7 +168,7 @@ def test_what_fails_after_the_turns_takes_nothing_with_it(engines, measured, mon
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--tokens", "100000"), "--tokens: found 100000"),
+        (("--max-new-tokens", "100000"), "--max-new-tokens: found 100000"),
         (("--plot", "rates.pdf"), "--plot: found a name with .pdf"),
         (("--vocabulary", "nowhere"), "vocabulary: found"),
         (("--json", "no/such/folder.json"), "--json: found no folder"),

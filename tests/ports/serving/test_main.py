@@ -112,7 +112,7 @@ def test_what_cannot_be_folded_or_would_be_overwritten_is_refused(command, hass_
     for draft, output, said in (
         (large, folded, "embed_tokens.weight: found NaN or Inf in torch.float32 once folded"),
         (other, folded, "speculators_model_type: found eagle3, expected hass"),
-        (whole, whole, "OUTPUT: found something there, expected a new or empty directory"),
+        (whole, whole, "OUT: found something there, expected a new or empty directory"),
     ):
         code, line = command(draft, output)
         assert (code, folded.exists()) == (2, False)

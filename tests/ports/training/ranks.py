@@ -23,9 +23,9 @@ from accelerate.utils import DistributedType, set_seed
 from safetensors.torch import save_file
 
 from ports.errors import InputError
+from ports.flags import parse
 from ports.training import keeper
 from ports.training.observer import Observer
-from ports.training.settings import parse
 from ports.training.shards import full_tensor
 from tests.ports.conftest import TRAIN
 

@@ -161,7 +161,7 @@ def test_what_could_not_be_served_is_refused(refuses, make, port, fixture):
         own.Model(config)
     with refuses(f"draft_{port}.json", "path, load_emb", "False", expected):
         own.Model(config, load_emb=False, path=str(fixture / "verifier"))
-    with refuses("no.json", "configpath", "no such file", "a draft config"):
+    with refuses("no.json", "draft_config", "no such file", "a draft config"):
         own.EConfig.from_pretrained("no.json")
     (fixture / "verifier" / "model.safetensors.index.json").unlink()
     with refuses("verifier", "weights", "no model.safetensors", "a verifier's weights"):

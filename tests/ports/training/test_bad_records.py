@@ -113,7 +113,7 @@ def test_what_is_no_number_stops_before_the_step_and_names_the_samples(
 
 
 AT_START = {
-    "no batch": ({"bs": 7}, "records: found 6, expected at least bs = 7"),
+    "no batch": ({"bs": 7}, "records: found 6, expected at least batch_size = 7"),
     "accumulation over more than there are": (
         {"gradient_accumulation_steps": 16},
         "records: found 6 in 1 passes, expected at least 16, as many as an optimizer step takes",

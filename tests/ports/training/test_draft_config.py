@@ -93,7 +93,7 @@ BAD = [
     (BOTH, "num_hidden_layers", 0, "0", "a positive integer"),
     (BOTH, "num_key_value_heads", 0, "0", "a positive integer"),
     (BOTH, "attention_dropout", 0.1, "0.1", "0.0: TTT attention has no dropout"),
-    (BOTH, "num_hidden_layers", 2, "2", "1: the prototype's alignment is defined for one layer; --ttt_alignment chain"),
+    (BOTH, "num_hidden_layers", 2, "2", "1: the prototype's alignment is defined for one layer; --ttt-alignment chain"),
     (BOTH, "num_key_value_heads", 3, "4 heads, 3 key/value heads", "a divisor of num_attention_heads"),
     (EAGLE3, "speculators_model_type", "mtp", "mtp", "eagle3"),
     (HASS, "speculators_model_type", "eagle3", "eagle3", "hass"),
@@ -181,7 +181,7 @@ NO_OBJECTS = [
 def test_what_holds_no_object_is_refused(fixture, tmp_path, refuses, content, found, expected):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with refuses(tmp_path / "config.json", "configpath", found, expected):
+    with refuses(tmp_path / "config.json", "draft_config", found, expected):
         load_eagle3(str(tmp_path), str(fixture / "verifier"), 3)
-    with refuses("nobody/nothing", "configpath", "no such file, directory or hub id", "a draft config"):
+    with refuses("nobody/nothing", "draft_config", "no such file, directory or hub id", "a draft config"):
         load_eagle3("nobody/nothing", str(fixture / "verifier"), 3)

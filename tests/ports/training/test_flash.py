@@ -188,7 +188,7 @@ def test_a_run_says_which_attention_it_takes(monkeypatch, refuses, card):
     if not missing:
         assert attention_line(AttentionImplementation.FAST, device, dtype) == f"attention: {said}"
         return
-    with refuses("command line", "--attn_implementation", f"fast: torch has no kernel for {missing}", "auto or eager"):
+    with refuses("command line", "--attn-implementation", f"fast: torch has no kernel for {missing}", "auto or eager"):
         attention_line(AttentionImplementation.FAST, device, dtype)
 
 
@@ -198,6 +198,6 @@ def test_a_run_without_a_kernel_takes_the_dense_one_or_none(start_run, tmp_path,
     monkeypatch.setattr(attention, "kernel_for", lambda *_: None)
     start_run("hass", tmp_path / "b")
     assert "attention: dense, in O(T^2) memory: torch has no kernel for float32" in capsys.readouterr().out
-    with refuses("command line", "--attn_implementation", "fast: torch has no kernel for float32", "auto or eager"):
+    with refuses("command line", "--attn-implementation", "fast: torch has no kernel for float32", "auto or eager"):
         start_run("hass", tmp_path / "c", attn_implementation="fast")
     assert not (tmp_path / "c").exists()

@@ -1,4 +1,4 @@
-"""Kills and signals at random moments of a run, to it or to its group, each time resumed with ``--ckpt_path auto``.
+"""Kills and signals at random moments of a run, to it or to its group, each time resumed with ``--resume auto``.
 
 A few of one run by default; ``KILLS=200 pytest tests/ports/training/test_kill.py -s`` for the long form, of all.
 """

@@ -78,7 +78,7 @@ def test_an_online_run_resumes_to_the_bit_without_the_verifier_for_what_is_seen(
 def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, tmp_path) -> None:
     config = fixture / "verifier" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 11}))
-    with pytest.warns(UserWarning, match="longer than the verifier's 11 positions; --max_len 11 cuts them"):
+    with pytest.warns(UserWarning, match="longer than the verifier's 11 positions; --max-length 11 cuts them"):
         start_run("hass", tmp_path / "a", online=True, epoch=0, verifier_dtype="float32").run()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -144,7 +144,7 @@ def _leads_out_of_the_file(folder):
 @pytest.mark.parametrize("damage", [_names_no_file, _leads_out_of_the_file])
 def test_a_damaged_data_set_is_refused(both, dataset, refuses, damage) -> None:
     damage(both)
-    with refuses(both, "tmpdir", "", "an arrow data set that Speculators prepared"):
+    with refuses(both, "data", "", "an arrow data set that Speculators prepared"):
         dataset("eagle3", both)
 
 

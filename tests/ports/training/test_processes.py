@@ -67,7 +67,7 @@ def torchrun(fork, programs):
 
 
 def two_processes():
-    return ["--standalone", "--nproc_per_node", "2"]
+    return ["--standalone", "--nproc-per-node", "2"]
 
 
 def finish(*jobs) -> list[str]:
@@ -224,7 +224,7 @@ def test_two_processes_stop_together_and_count_together(words, run_ranks, start_
     beyond = torch.empty_like(record["hidden_state"]).uniform_(2e38, 3e38)
     torch.save({**record, "hidden_state": beyond}, spoilt / "data_3.ckpt")
     refused = {
-        "idle": ({"bs": 4}, {}, "records: found 6, expected at least bs = 4 * 2 processes = 8", set()),
+        "idle": ({"bs": 4}, {}, "records: found 6, expected at least batch_size = 4 * 2 processes = 8", set()),
         "loss": (
             {"tmpdir": spoilt},
             {},
@@ -294,13 +294,13 @@ def opens_in_one(checkpoint, parallel):
     assert torch.equal(generators["0.start.sampler"], generators["1.start.sampler"])
 
 
-OPTIONS = ("--packing", "--activation_checkpointing", "--report_data_wait")
+OPTIONS = ("--packing", "--activation-checkpointing", "--report-data-wait")
 
 
 def options_of(words, tmp_path, parallel):
     common = {"bs": 2, "epoch": 1, "loss_normalisation": "global"}
     lines = {
-        (algorithm, name): words(algorithm, tmp_path / f"{algorithm}_{name}", "--group_by_length", *options, **common)
+        (algorithm, name): words(algorithm, tmp_path / f"{algorithm}_{name}", "--group-by-length", *options, **common)
         for algorithm in ALGORITHMS_OF[parallel]
         for name, options in {"padded": (), "packed": OPTIONS}.items()
     }
@@ -337,8 +337,8 @@ def goes_on_in_one(start_run, folder, checkpoint, parallel):
 def test_a_killed_rank_ends_the_job_which_resumes_exactly(torchrun, words, tmp_path):
     """Two "nodes" on loopback run to the end; two processes on one lose a rank, resume, and end at the same bits."""
     algorithm, module, common = "hass", "ports.hass.train", {"epoch": 3, "save_steps": 1}
-    rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "job")
-    node = ["--nnodes", "2", "--nproc_per_node", "1", *rendezvous]
+    rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "job")
+    node = ["--nnodes", "2", "--nproc-per-node", "1", *rendezvous]
     straight = words(algorithm, tmp_path / "straight", **common)
     finish(*(torchrun(node, module, straight) for _ in range(2)))
 

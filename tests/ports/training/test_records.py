@@ -195,7 +195,7 @@ def test_a_record_cannot_run_code(tmp_path, refuses, save):
 
 
 METADATA = [
-    ({"format": "pt"}, KEY, "['format']", "a record that speculator-generate wrote"),
+    ({"format": "pt"}, KEY, "['format']", "a record that speculator records wrote"),
     ({KEY: "{"}, KEY, "", "Invalid JSON"),
     ({KEY: "{}"}, f"{KEY}.algorithm", "", "Field required"),
     ({KEY: json.dumps(INFO.model_dump() | {"schema_version": 3})}, f"{KEY}.schema_version", "3", "less than or equal"),
@@ -245,12 +245,12 @@ def test_files_come_in_natural_order_from_all_folders(tmp_path):
 
 
 def test_a_directory_that_is_missing_or_empty_or_holds_a_name_that_is_no_text_is_refused(tmp_path, refuses):
-    with refuses(tmp_path / "no", "tmpdir", "no such directory", "a directory of records"):
+    with refuses(tmp_path / "no", "data", "no such directory", "a directory of records"):
         list_records(tmp_path / "no")
-    with refuses(tmp_path, "tmpdir", "no *.ckpt or *.safetensors", "at least one record"):
+    with refuses(tmp_path, "data", "no *.ckpt or *.safetensors", "at least one record"):
         list_records(tmp_path)
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/data_\xff.ckpt")).touch()
-    with refuses(tmp_path, "tmpdir", r"the record b'data_\xff.ckpt'", "names in UTF-8"):
+    with refuses(tmp_path, "data", r"the record b'data_\xff.ckpt'", "names in UTF-8"):
         list_records(tmp_path)
 
 
@@ -287,7 +287,7 @@ def test_a_config_that_names_no_layers_takes_those_of_the_records(fixture, setti
 
 
 ORIGINS = [
-    ("eagle3", {"verifier": "ffffffffffffffff"}, "verifier", "ffffffffffffffff", "by --basepath"),
+    ("eagle3", {"verifier": "ffffffffffffffff"}, "verifier", "ffffffffffffffff", "by --verifier"),
     ("hass", {"kind": "eagle3"}, "algorithm", "eagle3", "hass, by"),
     ("eagle3", {"feature_layers": (2, 4, 5)}, "feature_layers", "[2, 4, 5]", "[3, 5, 6], by"),
 ]

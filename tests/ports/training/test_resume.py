@@ -52,7 +52,7 @@ def test_other_settings_are_refused_or_taken_on_request(stopped, start_run, tmp_
     names = {name: {"mixed_precision": "precision"}.get(name, name) for name in changes}
     texts = {f"{names[name]} was {BEFORE[name]}, now {value}" for name, value in changes.items()}
     texts |= {"num_workers was 0, now nothing"} if "noise" in changes else set()
-    with pytest.raises(InputError, match=r"state.json: fingerprint: found .*--resume_anyway") as refused:
+    with pytest.raises(InputError, match=r"state.json: fingerprint: found .*--resume-anyway") as refused:
         start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, **changes)
     assert set(refused.value.found.split("; ")) == texts
     loop = start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, resume_anyway=True, **changes)
@@ -244,7 +244,7 @@ def test_a_training_state_that_does_not_fit(stopped, start_run, tmp_path, name):
 @pytest.mark.parametrize("name", [MANIFEST, STATE])
 @pytest.mark.parametrize(
     ("version", "said"),
-    [(3, "at most 2: written by a newer release"), (1, "2: written by an older release, .* --weights_only starts")],
+    [(3, "at most 2: written by a newer release"), (1, "2: written by an older release, .* --weights-only starts")],
 )
 def test_another_format_is_not_passed_over(stopped, name, version, said):
     (stopped / name).write_text(json.dumps({**json.loads((stopped / name).read_text()), "format_version": version}))

@@ -38,7 +38,7 @@ def test_a_stop_saves_and_exits_with_75(fork, flags, tmp_path, told):
     assert process.returncode == EXIT_CODE == 75, said
     last = said.strip().splitlines()[-1]
     assert last.startswith("stopped after optimizer step ")
-    assert last.endswith("; --ckpt_path auto goes on from it")
+    assert last.endswith("; --resume auto goes on from it")
     steps = int(last.split()[4].rstrip(","))
     assert (tmp_path / "checkpoints" / f"step_{steps}" / "training_state" / "manifest.json").is_file()
     assert "Traceback" not in said

@@ -103,7 +103,7 @@ def test_weights_of_a_native_and_of_a_prototype_checkpoint(settings, lively_draf
 
 REFUSED = [
     ({"topk": 62}, "command line: --topk: found 62, expected at most 61"),
-    ({"ckpt_path": "/nowhere"}, "/nowhere/model.safetensors: ckpt_path: found no such file, expected a Speculators "),
+    ({"ckpt_path": "/nowhere"}, "/nowhere/model.safetensors: resume: found no such file, expected a Speculators "),
 ]
 
 
@@ -118,5 +118,5 @@ def test_a_flag_that_names_nothing_is_refused_and_leaves_nothing(main, flags, tm
 @pytest.mark.parametrize(("length", "said"), [({"max_len": 513}, 1), ({"max_len": 512}, 0), ({}, 0)])
 def test_a_length_beyond_the_verifier_s_positions_is_said(start_run, tmp_path, recwarn, length, said):
     start_run("eagle3", tmp_path / "run", **length)
-    found = [str(warning.message) for warning in recwarn if "--max_len" in str(warning.message)]
-    assert found == ["--max_len 513: the verifier has 512 positions"] * said
+    found = [str(warning.message) for warning in recwarn if "--max-length" in str(warning.message)]
+    assert found == ["--max-length 513: the verifier has 512 positions"] * said

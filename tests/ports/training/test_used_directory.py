@@ -44,22 +44,22 @@ def empty(cpdir):
     cpdir.mkdir()
 
 
-CHOICE = "--ckpt_path auto to go on with it, --overwrite to start afresh over it, or another --cpdir"
+CHOICE = "--resume auto to go on with it, --overwrite to start afresh over it, or another --out"
 LOGS = "metrics.jsonl, settings.json"
-RUN = f"cpdir: found a run: model0, step_2, {LOGS}, expected {CHOICE}"
-FEW = "records: found 6, expected at least bs = 7"
-NO_STATE = "ckpt_path: found no training state in model0, step_2, expected a checkpoint to go on from; --overwrite"
+RUN = f"out: found a run: model0, step_2, {LOGS}, expected {CHOICE}"
+FEW = "records: found 6, expected at least batch_size = 7"
+NO_STATE = "resume: found no training state in model0, step_2, expected a checkpoint to go on from; --overwrite"
 OWN_WEIGHTS, WEIGHTS = ({"ckpt_path": path, "weights_only": None} for path in ("cp/model0", "run"))
 STARTS = {
     "over a run": (nothing, {}, 2, RUN),
-    "over a run's log": (without_checkpoints, {}, 2, f"cpdir: found a run: {LOGS}, expected {CHOICE}"),
+    "over a run's log": (without_checkpoints, {}, 2, f"out: found a run: {LOGS}, expected {CHOICE}"),
     "over drafts": (without_states, {}, 2, RUN),
     "over a run, from another one's weights": (nothing, WEIGHTS, 2, RUN),
     "over a run, on with another one": (nothing, {"ckpt_path": "run"}, 2, RUN),
     "over a run, from its own weights": (nothing, OWN_WEIGHTS, 2, RUN),
     "on, but no state is left": (without_states, {"ckpt_path": "auto"}, 2, NO_STATE),
-    "both": (nothing, {"ckpt_path": "auto", "overwrite": None}, 2, "overwrite: found --ckpt_path auto, expected"),
-    "over what it starts from": (nothing, OWN_WEIGHTS | {"overwrite": None}, 2, "overwrite: found --ckpt_path "),
+    "both": (nothing, {"ckpt_path": "auto", "overwrite": None}, 2, "overwrite: found --resume auto, expected"),
+    "over what it starts from": (nothing, OWN_WEIGHTS | {"overwrite": None}, 2, "overwrite: found --resume "),
     "refused late": (empty, {"bs": 7}, 2, FEW),
     "refused late, over a run": (nothing, {"overwrite": None, "bs": 7}, 2, FEW),
     "refused late, with another one": (nothing, {"overwrite": None, "ckpt_path": "run", "lr": 1}, 2, "lr was"),

@@ -196,7 +196,7 @@ def test_a_stop_is_saved_before_anything_is_looked_at(start_run, fixture, tmp_pa
 
 
 def test_what_was_written_over_is_the_best_no_longer(start_run, tmp_path, found):
-    """As by a run that ``--max_steps`` cut short, once it may go on."""
+    """As by a run that ``--max-steps`` cut short, once it may go on."""
     found({2: 0.9, 3: 0.1})
     options = {"val_fraction": 0.5, "epoch": 0}
     finish(start_run("hass", tmp_path, max_steps=2, **options))
@@ -223,7 +223,9 @@ def test_prompts_are_decoded_after_each_pass(start_run, fixture, tmp_path):
     found = lines_of(tmp_path / "cp", "chain_acceptance")
     assert [(line["steps"], line["pass"]) for line in found] == [(6, 0), (12, 1)]
     for number, line in enumerate(found):
-        wanted = measure(tmp_path / "cp" / f"model{number}", [prompts], verifier=str(fixture / "verifier"), tokens=8)
+        wanted = measure(
+            tmp_path / "cp" / f"model{number}", [prompts], verifier=str(fixture / "verifier"), max_new_tokens=8
+        )
         assert line["chain_acceptance"] == wanted["acceptance_length"]
     assert lines_of(tmp_path / "plain", "train/loss") == lines_of(tmp_path / "cp", "train/loss")
 
@@ -246,12 +248,12 @@ def spoil(folder, **values):
 
 
 REFUSED = [
-    ({"val_fraction": 0.05}, "--val_fraction: found 0.05 of 6 records, which is 0"),
-    ({"val_fraction": 0.95}, "--val_fraction: found 0.95 of 6 records, which is 6"),
-    ({"val_fraction": 0.7, "bs": 3}, "records: found 2, expected at least bs = 3"),
-    ({"val_dir": "data_eagle3"}, "--val_dir: found records of --tmpdir"),
-    ({"val_dir": "nowhere"}, "--val_dir: found no such directory"),
-    ({"val_dir": "verifier"}, "a record that speculator-generate wrote"),
+    ({"val_fraction": 0.05}, "--val-fraction: found 0.05 of 6 records, which is 0"),
+    ({"val_fraction": 0.95}, "--val-fraction: found 0.95 of 6 records, which is 6"),
+    ({"val_fraction": 0.7, "bs": 3}, "records: found 2, expected at least batch_size = 3"),
+    ({"val_dir": "data_eagle3"}, "--val-dir: found records of --data"),
+    ({"val_dir": "nowhere"}, "--val-dir: found no such directory"),
+    ({"val_dir": "verifier"}, "a record that speculator records wrote"),
     ({"val_dir": "silent"}, "records: found no row in the loss in 6 held-out records"),
     ({"val_dir": "broken"}, "hidden_state: found NaN or Inf"),
     ({"val_dir": "verifier", "cpdir": "verifier/cp"}, "cpdir lies in val_dir"),

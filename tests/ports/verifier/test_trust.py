@@ -8,9 +8,9 @@ import pytest
 
 from parity.fixtures.tokenizer import build_tokenizer
 from ports.estimate import verifier_parameters
+from ports.flags import parse
 from ports.generate import __main__ as records
 from ports.generate import answers
-from ports.training.settings import parse
 from ports.verifier import trust
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
@@ -75,7 +75,7 @@ OPENED = {
 
 @pytest.mark.parametrize("part", OPENED)
 def test_code_is_not_run_and_nobody_is_asked(own, trace, asked, refuses, part):
-    with refuses(own, part.split(",")[0], "code of its own, which is not run", "--trust_remote_code from who has"):
+    with refuses(own, part.split(",")[0], "code of its own, which is not run", "--trust-remote-code from who has"):
         OPENED[part](own)
     assert not trace.exists()
     assert asked == []
@@ -83,7 +83,7 @@ def test_code_is_not_run_and_nobody_is_asked(own, trace, asked, refuses, part):
 
 @pytest.mark.parametrize("part", OPENED)
 def test_who_trusts_it_runs_it(own, trace, asked, part):
-    parse(answers.AnswersSettings, ["--model", own, "--data", "none", "--out", "none", "--trust-remote-code"])
+    parse(answers.AnswersSettings, ["--verifier", own, "--data", "none", "--out", "none", "--trust-remote-code"])
     OPENED[part](own)
     assert trace.exists()
     assert asked == []
@@ -93,12 +93,11 @@ def test_who_trusts_it_runs_it(own, trace, asked, part):
 @pytest.mark.parametrize("command", [records.main, answers.main])
 def test_a_command_says_so_in_a_line(own, trace, asked, tmp_path, capsys, command):
     (tmp_path / "talk.jsonl").write_text('{"prompt": "Hello"}\n')
-    model, out = ("--model_path", "--outdir") if command is records.main else ("--model", "--out")
-    data = ["--data_path", "--dataset=any"] if command is records.main else ["--data"]
-    words = [model, own, out, str(tmp_path / "out"), data[0], str(tmp_path / "talk.jsonl"), *data[1:]]
+    words = ["--verifier", own, "--out", str(tmp_path / "out"), "--data", str(tmp_path / "talk.jsonl")]
+    words += ["--dataset=any"] if command is records.main else []
     assert command(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "code of its own, which is not run, expected --trust_remote_code from who has read it" in line
+    assert "code of its own, which is not run, expected --trust-remote-code from who has read it" in line
     assert (trace.exists(), asked) == (False, [])
 
 

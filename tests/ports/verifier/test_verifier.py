@@ -33,13 +33,13 @@ def test_a_config_that_cannot_be_read_is_refused(folder, refuses, content):
     if content is not None:
         (folder / "config.json").write_text(content)
     expected = "a Hugging Face model directory" if content is None else "a model directory or hub id"
-    with refuses(folder, "basepath", "no config.json" if content is None else "", expected):
+    with refuses(folder, "verifier", "no config.json" if content is None else "", expected):
         verifier_config(str(folder))
 
 
 def test_what_is_on_the_hub_is_not_looked_for_on_the_disk(refuses):
     check_weights_present("org/hub-id")
-    with refuses("nobody/nothing", "basepath", "", "a model directory or hub id"):
+    with refuses("nobody/nothing", "verifier", "", "a model directory or hub id"):
         verifier_config("nobody/nothing")
 
 

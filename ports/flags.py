@@ -1,0 +1,251 @@
+"""A command line from settings: a pydantic model says names, kinds, defaults and help, Typer reads the words.
+
+What is given counts in this order: flags, environment (``SPECULATOR_LR=1e-4``), ``--config file.yaml``, defaults. Flags
+and keys are read with hyphens and underscores alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
+
+from ports.commands import exit_code
+from ports.errors import InputError
+from ports.files import read_yaml
+from ports.spellings import HIDDEN, NOW, PREFIX, refuse_old_environment, respelled, tell
+
+UsageError: Any = typer.BadParameter.__base__
+KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
+"""What a reader of the help sees."""
+
+CONFIG = f"YAML file, a flag and its value a line; the environment ({PREFIX}LR=1e-4) counts more, flags most"
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Command(TyperCommand):
+    """A command line that knows its ``old`` words; parsed, it gives what is to be run, without arguments."""
+
+    old: Mapping[str, str] = NOW
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Of the words, respelled; old ones are told under ``speculator``, and stand for themselves elsewhere."""
+        known = {str(parameter.name) for parameter in self.params}
+        if not ctx.resilient_parsing:
+            refuse_old_environment(known, self.old)
+        return super().parse_args(ctx, respelled(args, known, self.old, ctx.parent is None or ctx.resilient_parsing))
+
+
+def command(settings: type[S], run: Callable[[S], Any], old: Mapping[str, str] | None = None) -> Command:
+    """A command whose flags become ``settings``, which ``run`` gets; what it returns is the exit code.
+
+    Args:
+        settings: where it has ``panels``, these are headings of the help, by the first field below each.
+        run: does the work.
+        old: words that only this command had.
+    """
+
+    def call(context: typer.Context, config: Path | None, **values: Any) -> Any:
+        given = {name: value for name, value in values.items() if _source(context, name) != "DEFAULT"}
+        return partial(run, _validated(settings, given, context, config))
+
+    panels, panel, options = getattr(settings, "panels", {}), None, []
+    for name, field in settings.model_fields.items():
+        panel = panels.get(name, panel)
+        options.append(_parameter(field.alias or name, field, panel))
+    return _made(call, options, settings.__doc__, old)
+
+
+def function_command(function: Callable[..., Any], old: Mapping[str, str] | None = None) -> Command:
+    """The same of a function with Typer's annotations."""
+
+    def call(context: typer.Context, config: Path | None, **values: Any) -> Any:
+        return partial(function, **values)
+
+    given = inspect.signature(function, eval_str=True).parameters.values()
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in given]
+    return _made(call, keywords, function.__doc__, old)
+
+
+def _made(
+    call: Callable[..., Any], options: Sequence[inspect.Parameter], doc: str | None, old: Mapping[str, str] | None
+) -> Command:
+    help_text = inspect.cleandoc(doc or "").partition("\n\nArgs:")[0].partition("\n\nRaises:")[0]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    flag = typer.Option(is_eager=True, callback=_read_config, metavar="PATH", help=CONFIG)
+    extra = [
+        inspect.Parameter("context", keyword, annotation=typer.Context),
+        inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, flag]),
+    ]
+    call.__signature__ = inspect.Signature([*options, *extra])  # type: ignore[attr-defined]
+    call.__annotations__ = {}
+    app = typer.Typer(add_completion=False)
+    context = {"auto_envvar_prefix": PREFIX.rstrip("_"), "help_option_names": ["-h", "--help"]}
+    app.command(cls=Command, help=help_text, context_settings=context)(call)
+    made: Any = typer.main.get_command(app)
+    made.old = {**NOW, **(old or {})}
+    for parameter in made.params:
+        parameter.show_envvar = False
+    return made
+
+
+def _parameter(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
+    """One flag: its text is for pydantic to read, of its kind only the help knows."""
+    flag, kind = f"--{name.replace('_', '-')}", _plain(field.annotation)
+    several, choices = get_origin(kind) is list, _choices(kind)
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=field.description,
+        metavar=None if kind is bool else "|".join(choices) or KINDS.get(kind, "TEXT"),
+        autocompletion=(lambda: choices) if choices else None,
+        rich_help_panel=panel,
+        hidden=name in HIDDEN,
+        show_default=default not in (None, []),
+    )
+    if not field.is_required() and not isinstance(default, (bool, list, type(None))):
+        default = str(default.value if isinstance(default, Enum) else default)
+    read_as: Any = bool if kind is bool else list[str] if several else str | None
+    if field.is_required():
+        default, read_as = inspect.Parameter.empty, str
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[read_as, option]
+    )
+
+
+def _plain(annotation: Any) -> Any:
+    """Of a union with None the other part."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        [kind] = [part for part in get_args(annotation) if part is not type(None)]
+        return kind
+    return annotation
+
+
+def _choices(kind: Any) -> list[str]:
+    """The words that a flag may have for a value, if these are all."""
+    if get_origin(kind) is list:
+        return _choices(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return [str(each) for each in get_args(kind)]
+    return [str(each.value) for each in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
+
+
+def _source(context: typer.Context, name: str) -> str:
+    """Where a value is from, as Typer names it."""
+    source = context.get_parameter_source(name)
+    return "DEFAULT" if source is None else source.name
+
+
+def _read_config(context: typer.Context, file: Path | None) -> Path | None:
+    """``--config``: what the file says stands below flags and environment.
+
+    Keys that only another command of ``speculator`` has are for that one: a file serves several.
+
+    Raises:
+        InputError: unreadable, or a key that is no flag.
+    """
+    if file is None or context.resilient_parsing:
+        return file
+    mine: Any = context.command
+    flags, root = {str(each.name): each for each in mine.params if each.name != "config"}, context.find_root().command
+    values = {}
+    for key, value in read_yaml(file, "--config", "a mapping of settings").items():
+        name = key.replace("-", "_")
+        if name not in flags and name in mine.old:
+            name = mine.old[name]
+            tell(f"{file}: {key} is {name} now")
+        if name in flags:
+            values[name] = [value] if flags[name].multiple and isinstance(value, str) else value
+        elif name not in getattr(root, "every_flag", ()):
+            raise InputError(file, name, "an unknown key", f"one of {', '.join(sorted(flags))}")
+    context.default_map = values
+    return file
+
+
+def _validated(settings: type[S], given: Mapping[str, Any], context: typer.Context, file: Path | None) -> S:
+    """Settings of what was ``given``.
+
+    Raises:
+        InputError: a wrong value, with where it came from.
+    """
+    try:
+        chosen = settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if not field:
+            where = "command line or environment" + (f" or {file}" if file else "")
+            raise InputError(where, "settings", "several that do not go together", first["msg"]) from error
+        place, name = _place(_source(context, str(first["loc"][0])), field, file)
+        raise InputError(place, name, repr(first.get("input")), first["msg"]) from error
+    if getattr(chosen, "trust_remote_code", False):
+        from ports.verifier.trust import trust_remote_code  # with transformers, which help and version do not need
+
+        trust_remote_code()
+    return chosen
+
+
+def _place(source: str, field: str, file: Path | None) -> tuple[str | Path, str]:
+    """Where a value is from, and what it is called there."""
+    if source == "ENVIRONMENT":
+        return "environment", PREFIX + field.upper()
+    if source == "DEFAULT_MAP" and file is not None:
+        return file, field
+    return "command line", f"--{field.replace('_', '-')}"
+
+
+def read(made: Any, words: Sequence[str]) -> Any:
+    """What a command line asks for, to be called; or the exit code of one that asks for help.
+
+    Raises:
+        InputError: a flag or a command that is none, or a value that is missing or wrong.
+    """
+    try:
+        return made.main(args=list(words), standalone_mode=False)
+    except UsageError as error:
+        found = _without_markup(error)
+        raise InputError("command line", *found, "what --help lists") from error
+
+
+def _without_markup(error: Any) -> tuple[str, str]:
+    """What is wrong with which word."""
+    parameter = getattr(error, "param", None)
+    name = getattr(error, "option_name", None) or (parameter.opts[0] if parameter is not None else "words")
+    missing = parameter is not None and not error.message
+    message = "nothing" if missing else " ".join(str(error.format_message()).split())
+    return str(name), message.rstrip(".")
+
+
+def parse(settings: type[S], words: Sequence[str]) -> S:
+    """Settings of a command line, environment and file.
+
+    Raises:
+        InputError: see :func:`read`.
+        SystemExit: ``--help``.
+    """
+    found = read(command(settings, lambda chosen: chosen), words)
+    if not callable(found):
+        raise SystemExit(found)
+    chosen: S = found()
+    return chosen
+
+
+def carry_out(made: Any, words: Sequence[str]) -> Any:
+    """Read a command line and do what it asks for; errors are raised."""
+    found = read(made, words)
+    return found() if callable(found) else found
+
+
+def run(made: Any, words: Sequence[str]) -> int:
+    """The same for a terminal; for exit codes see :func:`ports.commands.exit_code`."""
+    return exit_code(lambda: carry_out(made, words))

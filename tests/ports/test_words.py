@@ -1,0 +1,92 @@
+"""Old names stand in ``ports/spellings.py`` alone: not in pages, recipes, messages or docstrings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from ports.spellings import COMMANDS, HIDDEN, NOW, PREFIXES, public_name, respelled
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [file for suffix in ("md", "sh") for file in (ROOT / "examples").rglob(f"*.{suffix}")]
+QUOTES = {"originals.md"}
+"""Pages of the originals' own command lines."""
+
+SOURCES = [file for file in (ROOT / "ports").rglob("*.py") if file.name != "spellings.py"]
+THEIRS = "multi_gpu|use_fsdp|fsdp_version|zero_stage|use_deepspeed|num_processes|mixed_precision|data-path|output"
+"""Flags of accelerate, pytest, Speculators and parity."""
+
+FLAG = re.compile(rf"(?<![\w-])--(?!(?:{THEIRS})\b)([a-z][a-z0-9]*(?:[_-][a-z0-9]+)*)")
+PROGRAM = re.compile("|".join(rf"{re.escape(name)}(?![\w.-])" for name in COMMANDS))
+VARIABLE = re.compile(rf"SPECULATOR_(?:{'|'.join(PREFIXES)})(?!CONFIG|VOCAB)")
+MAIN = re.compile(r'new_command\("[^"]+"|SCRIPTS = .*')
+"""Where an old program hands on, and the names that ``ports`` knows itself by."""
+
+
+def old_names(text: str) -> list[str]:
+    """Of flags, programs and variables in a text; what is said of the prototypes' own programs is theirs."""
+    found = []
+    for line in text.splitlines():
+        if "prototype" in line.lower() or "ports.eagle3.train" in line or "python -m ports.generate" in line:
+            continue
+        flags = [name for name in FLAG.findall(line) if name.replace("-", "_") in {*NOW, *HIDDEN} or "_" in name]
+        found += flags + PROGRAM.findall(line) + VARIABLE.findall(line)
+    return found
+
+
+def old_fields(source: str) -> list[str]:
+    """What messages call a thing: old names that are arguments of errors, and of what raises them."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RAISERS:
+            words = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            found += [word for word in words if word in NOW]
+    return found
+
+
+RAISERS = {"InputError", "check_output", "check_outside", "check_regular", "read_json", "read_tensors", "opening"}
+RAISERS |= {"DirectoryLock", "list_records", "complete_records", "start_or_go_on"}
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_no_page_uses_an_old_name(file) -> None:
+    assert file.name in QUOTES or old_names(file.read_text()) == []
+
+
+def test_no_message_and_no_docstring_uses_an_old_name() -> None:
+    found = {file.name: old_names(MAIN.sub("", file.read_text())) + old_fields(file.read_text()) for file in SOURCES}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
+PLANTED = ["use --basepath DIR", "`--ckpt-path auto`", "--loss_mask exact", "--epoch 3", "speculator-generate show"]
+PLANTED += ["python -m ports.evaluate draft", "eagle3-train", "SPECULATOR_PORT_LR=1", "SPECULATOR_DRAFT_BS"]
+
+
+@pytest.mark.parametrize("line", PLANTED)
+def test_an_old_name_would_be_seen(line) -> None:
+    assert len(old_names(f"It says {line}.")) == 1
+
+
+def test_an_old_field_would_be_seen() -> None:
+    assert old_fields('InputError(file, "tmpdir", 1, 2); DirectoryLock(folder, "cpdir")') == ["tmpdir", "cpdir"]
+
+
+@pytest.mark.parametrize("old", sorted(NOW))
+def test_every_old_flag_becomes_the_new_one(old, capsys) -> None:
+    new = public_name(old)
+    flag = f"--{new.replace('_', '-')}"
+    for word in (old, old.replace("_", "-")):
+        assert respelled([f"--{word}=a/--{old}", "b"], {new}, NOW, False) == [f"{flag}=a/--{old}", "b"]
+        assert capsys.readouterr().err == f"note: --{word} is {flag} now\n"
+    assert respelled([f"--{old}", "b"], {new}, NOW, True) == [flag, "b"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["data_num", "topk-w"])
+def test_a_flag_that_does_nothing_says_so(name, capsys) -> None:
+    respelled([f"--{name}", "1"], {"data_num", "topk_w"}, NOW, True)
+    assert capsys.readouterr().err.startswith(f"note: --{name.replace('-', '_')} does nothing: the prototypes ")
