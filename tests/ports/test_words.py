@@ -21,7 +21,7 @@ THEIRS = "multi_gpu|use_fsdp|fsdp_version|zero_stage|use_deepspeed|num_processes
 """Flags of accelerate, pytest, Speculators and parity."""
 
 FLAG = re.compile(rf"(?<![\w-])--(?!(?:{THEIRS})\b)([a-z][a-z0-9]*(?:[_-][a-z0-9]+)*)")
-PROGRAM = re.compile("|".join(rf"{re.escape(name)}(?![\w.-])" for name in COMMANDS))
+PROGRAM = re.compile("|".join(rf"{re.escape(name)}(?![\w-])(?!\.\w)" for name in COMMANDS))
 VARIABLE = re.compile(rf"SPECULATOR_(?:{'|'.join(PREFIXES)})(?!CONFIG|VOCAB)")
 MAIN = re.compile(r'new_command\("[^"]+"|SCRIPTS = .*')
 """Where an old program hands on, and the names that ``ports`` knows itself by."""

@@ -99,7 +99,7 @@ def test_a_fault_is_found_by_its_step(trained, fault):
 
 def test_a_good_draft_passes_every_step(trained, run_app, tmp_path, capsys):
     told = tmp_path / "told.json"
-    words = (trained / "draft", "--records", trained / "data_eagle3", "--tokens", 24, "--json", told)
+    words = (trained / "draft", "--records", trained / "data_eagle3", "--max-new-tokens", 24, "--json", told)
     assert run_app(main, *words) == 0, capsys.readouterr()
     found = json.loads(told.read_text())["findings"]
     assert [each["step"] for each in found] == STEPS
