@@ -207,9 +207,9 @@ def _root(
         print(context.get_help())
 
 
-def run(words: Sequence[str]) -> Any:
-    """Do what a command line asks for; errors are raised."""
-    return flags.carry_out(typer.main.get_command(app), words)
+def run(words: Sequence[str]) -> int:
+    """Do what a command line asks for, and give its exit code; errors are raised."""
+    return int(flags.carry_out(typer.main.get_command(app), words) or 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

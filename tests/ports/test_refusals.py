@@ -136,12 +136,12 @@ def refused(ran, *words):
 FIFOS = [
     ("eagle3", "eagle3/0/data_1.ckpt", "file"),
     ("eagle3", "eagle3/0/data_1.safetensors", "file"),
-    ("eagle3", "draft_eagle3.json", "configpath"),
+    ("eagle3", "draft_eagle3.json", "draft_config"),
     ("eagle3", "t2d.npy", "t2d"),
     ("eagle3", "run.yaml", "--config"),
     ("evaluate", "prompts.jsonl", "--prompts"),
-    ("evaluate", "trained_eagle3/model.safetensors", "ckpt_path"),
-    ("generate", "share.json", "data_path"),
+    ("evaluate", "trained_eagle3/model.safetensors", "resume"),
+    ("generate", "share.json", "data"),
     ("generate", "verifier/model-00001-of-00002.safetensors", "weights"),
 ]
 NO_THETA = {"rope_theta": "x"}
