@@ -87,7 +87,7 @@ class Loop:
     ``epoch``, ``totals``, ``micro_batch`` and ``steps`` say where it stands; ``pass_start`` are the generators from the
     start of the pass, from which a resumed run draws the same batches again. ``learned`` says whether a row of the pass
     was in the loss on any process, ``moved`` whether the weights were seen to move, ``owes`` whether the last step is
-    still to be validated, ``cut_short`` whether a pass that ``--max_steps`` ends is still to be saved.
+    still to be validated, ``cut_short`` whether a pass that ``--max-steps`` ends is still to be saved.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, observer: Observer) -> None:
