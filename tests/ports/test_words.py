@@ -17,7 +17,8 @@ QUOTES = {"originals.md"}
 """Pages of the originals' own command lines."""
 
 SOURCES = [file for file in (ROOT / "ports").rglob("*.py") if file.name != "spellings.py"]
-THEIRS = "multi_gpu|nproc_per_node|use_fsdp|fsdp_version|zero_stage|use_deepspeed|num_processes|mixed_precision|data-path|output"
+THEIRS = "multi_gpu|nproc_per_node|use_fsdp|fsdp_version|zero_stage|use_deepspeed|num_processes|mixed_precision"
+THEIRS += "|data-path|output"
 """Flags of accelerate, pytest, Speculators and parity."""
 
 FLAG = re.compile(rf"(?<![\w-])--(?!(?:{THEIRS})\b)([a-z][a-z0-9]*(?:[_-][a-z0-9]+)*)")
