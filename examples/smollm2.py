@@ -275,7 +275,7 @@ class Study:
     @property
     def limits(self) -> tuple[object, ...]:
         """Of every measurement."""
-        return ("--limit", self.prompts, "--tokens", self.tokens, "--dtype", "float32")
+        return ("--limit", self.prompts, "--max-new-tokens", self.tokens, "--dtype", "float32")
 
     def result_of(self, what: str, file: Path, *words: object) -> dict[str, Any]:
         """What a measurement finds; kept in ``file``, whole, with a plot beside it."""

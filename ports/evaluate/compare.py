@@ -181,7 +181,7 @@ def print_rows(found: dict[str, Verdict], margin: float, console: Console) -> No
         console.print(printable(line), markup=False, soft_wrap=True)
 
 
-command = flags.function_command(hushed(run), {})
+command = flags.function_command(hushed(run))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

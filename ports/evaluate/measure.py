@@ -134,7 +134,7 @@ def measure(
         "algorithm": model.config.speculators_model_type,
         "untrained": untrained,
         "draft_vocab_size": drafter.config.vocab_size if drafter.kept is None else len(drafter.kept),
-        "length": tokens,
+        "length": max_new_tokens,
         "temperature": temperature,
         "seed": seed,
         "chat": family.model_dump(mode="json", exclude_defaults=True),
