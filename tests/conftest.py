@@ -20,6 +20,7 @@ import ports  # noqa: F401, I001  (first: its guard must run before anything imp
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from loguru import logger
 
 from tests.forked import Forked, serve, write_clients
@@ -27,6 +28,8 @@ from tests.needs import CHECKOUTS, add_checkouts, checkout
 
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
+settings.register_profile("here", deadline=None, derandomize=True)  # a busy machine is slow, and every run is the same
+settings.load_profile("here")
 pytest.register_assert_rewrite("tests.existing")
 prototype_dir, eagle_dir, hass_dir, deepspec_dir, specforge_dir = map(checkout, CHECKOUTS)
 

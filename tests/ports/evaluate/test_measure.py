@@ -106,7 +106,7 @@ def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, p
     ("words", "field"),
     [
         (("--prompts", "none.txt"), "--prompts"),
-        (("--verifier", "nowhere/at-all"), "basepath"),
+        (("--verifier", "nowhere/at-all"), "verifier"),
         (("--max-new-tokens", 5000), "--max-new-tokens"),
         (("--max-new-tokens", 507), "prompts"),
         (("--temperature", "nan"), "--temperature"),

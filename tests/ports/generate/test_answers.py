@@ -229,7 +229,7 @@ REFUSED = [
     ({"rows": [{"messages": [{"role": "assistant", "content": "Yes"}]}]}, None, "expected a turn of a user"),
     ({"model": "/nowhere"}, None, "/nowhere: tokenizer: found "),
     ({"max_new_tokens": 512}, None, "--max-new-tokens: found 512, expected below 512"),
-    ({"top_p": 0}, None, "top_p: found '0'"),
+    ({"top_p": 0}, None, "--top-p: found '0'"),
     ({}, without_template, "expected a tokenizer with a chat template"),
     ({"out": "/proc/nowhere/a.jsonl"}, None, ": out: found "),
     ({"out": "{root}"}, None, ": out: found a directory"),
