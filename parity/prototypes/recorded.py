@@ -99,15 +99,17 @@ def configuration(case: Case) -> dict[str, Any]:
 
 
 def deeds(trace: Trace) -> dict[str, Any]:
-    """What a run did, by its own first batch and curve, whatever it was told."""
+    """What a run did, by its own first batch and curve, whatever it was told; nothing without a curve."""
     curve, ids = trace.curve, trace.tensors.get("mb0.batch.input_ids")
+    if not curve:
+        return {}
     stepped = [number for number, point in enumerate(curve, 1) if point.stepped]
     return {
         "run.samples of a batch": None if ids is None else len(ids),
         "run.batches of a step": stepped[0] if stepped else None,
         "run.batches": len(curve),
         "run.passes": len({point.epoch for point in curve}),
-        "run.TTT steps": len(curve[0].step_losses) if curve else None,
+        "run.TTT steps": len(curve[0].step_losses),
     }
 
 

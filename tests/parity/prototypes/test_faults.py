@@ -111,7 +111,7 @@ def test_zero_comparisons_fail(name: str, sound: Evident) -> None:
     evidence = sound("eagle3_fp32_k3")
     sides = [Trace(run, evidence.case.name, evidence.case.dtype) for run in ("recorded", "port", "reference")]
     empty = replace(evidence, expected=sides[0], found=sides[1], left=None, reference=lambda: sides[2])
-    assert not any(row.passed for row in judged(empty, {name}))
+    assert not [row for row in judged(empty, {name}) if row.passed]
 
 
 def test_a_fault_is_located(whole_run: Evident) -> None:
