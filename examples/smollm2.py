@@ -188,7 +188,7 @@ class Study:
         """
         made = {"verifier": verifier_fingerprint(str(self.model)), "questions": digest(lines)}
         done = KEPT if (self.out / KEPT).exists() else ""
-        start_or_go_on(self.out / "study.json", {**made, "mixed-precision": self.mixed_precision}, "out", done)
+        start_or_go_on(self.out / "study.json", {**made, "mixed_precision": self.mixed_precision}, "out", done)
         (self.out / "questions.jsonl").write_text("".join(lines))
 
     def trained_and_measured(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
             time.sleep(0.2)
             (tmp_path / "answers.jsonl").write_text("")
         elif words[:2] == ["train", "eagle3"]:
-            cpdir = Path(words[words.index("--cpdir") + 1])
+            cpdir = Path(words[words.index("--out") + 1])
             log_training(cpdir)
             (cpdir / "best.json").write_text(json.dumps({"checkpoint": "state_3"}))
             assert (tmp_path / "eagle3_own_answers" / "evaluation.json").exists()
@@ -145,7 +145,7 @@ def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_wha
     }
     trained = [words for words in study.asked if words[1] in ("draft", "train")]
     assert len(trained) == 4
-    assert all(words[words.index("--mixed_precision") + 1] == "bf16" for words in trained)
+    assert all(words[words.index("--mixed-precision") + 1] == "bf16" for words in trained)
     kept = json.loads((tmp_path / "seconds.json").read_text())
     assert all(each["done"] for each in kept.values())
     assert len(kept) == 9
@@ -215,6 +215,6 @@ def test_hass_is_served_with_the_frequent_rows_of_its_head(study, tmp_path):
     frequent, folded = str(folder / "frequent"), str(folder / "folded")
     assert vocabulary[:2] == ["ports", "vocabulary"]
     assert frequent in vocabulary
-    assert fold == ["ports.serving", str(folder / "draft"), folded, "--vocabulary", frequent]
+    assert fold == ["ports", "serve", str(folder / "draft"), folded, "--vocabulary", frequent]
     assert bench[bench.index("--served") + 1] == folded
     assert bench[bench.index("--vocabulary") + 1] == frequent

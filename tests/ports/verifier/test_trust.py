@@ -65,11 +65,11 @@ def edit(file, **values):
 
 
 OPENED = {
-    "basepath": verifier_config,
+    "verifier": verifier_config,
     "tokenizer": open_tokenizer,
     "weights": lambda name: load_verifier(name, "auto", head=True),
     "weights, for vLLM": check_verifier,
-    "model_path": verifier_parameters,
+    "verifier, to count": verifier_parameters,
 }
 
 
