@@ -30,7 +30,7 @@ def recipe(tmp_path, programs):
         "PYTHONPATH": str(ROOT),
         "MODEL": str(model),
         "GENERATE": "--samples 7 --no-progress",
-        "TRAIN": "--epoch 1 --num_workers 0 --no-progress",
+        "TRAIN": "--epochs 2 --num-workers 0 --no-progress",
     }
 
     def go(algorithm: str, gpus: str = "1", **changes: str) -> subprocess.CompletedProcess[str]:
