@@ -135,10 +135,11 @@ class Group(TyperGroup):
         if name in COMMANDS:
             entry = COMMANDS[name]
             return TyperCommand(cmd_name, help=entry.help, rich_help_panel=entry.panel)
-        if not any(each.startswith(f"{name} ") for each in COMMANDS):
+        inside = [each for each in COMMANDS if each.startswith(f"{name} ")]
+        if not inside:
             return None
-        group = Group(name=cmd_name, help="train a draft on records: eagle3, hass", no_args_is_help=False)
-        group.after, group.rich_help_panel = f"{name} ", COMMANDS[f"{name} eagle3"].panel
+        group = Group(name=cmd_name, help=" | ".join(inside), no_args_is_help=False)
+        group.after, group.rich_help_panel = f"{name} ", COMMANDS[inside[0]].panel
         return group
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:

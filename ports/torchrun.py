@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-import psutil  # type: ignore[import-untyped]  # which accelerate requires
+import psutil  # type: ignore[import-untyped]
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ports.check.findings import Finding, fault, left_out, ok
-from ports.check.trained import HELD, objective_of
+from ports.check.trained import HELD, chain_objective
 from ports.evaluate.acceptance import Counters, by_context, count
 from ports.evaluate.decode import Answer
 from ports.evaluate.intervals import Estimate, ratio
@@ -31,7 +31,7 @@ NOTHING = 1.05
 
 def expected(draft: Any, dataset: RecordDataset, size: int) -> list[float]:
     """Accuracies a_1 .. a_k of chains on records, each given those before; see :class:`ports.training.validation`."""
-    objective, counts = objective_of(draft, size, Alignment.CHAIN), torch.zeros(2, size, dtype=torch.float64)
+    objective, counts = chain_objective(draft, size), torch.zeros(2, size, dtype=torch.float64)
     for place in torch.linspace(0, len(dataset) - 1, min(HELD, len(dataset))).long().tolist():
         batch = collate([make_sample(dataset.record(place), dataset.max_len, Alignment.CHAIN)])
         counts += objective.chains(batch)[2:].double()
@@ -131,9 +131,3 @@ def look_at_serving(
 
 def _rates(counters: Counters) -> str:
     return " ".join(f"{rate:.3f}" for rate in counters.rate_per_position)
-
-
-def positions_of(model: Any) -> int | None:
-    """How far the draft's rotary positions go, where its config says so."""
-    found: int | None = getattr(model.config.transformer_layer_config, "max_position_embeddings", None)
-    return found

@@ -17,7 +17,6 @@ from ports.check.accepted import (
     look_at_acceptance,
     look_at_contexts,
     look_at_serving,
-    positions_of,
     prompts_of,
 )
 from ports.check.files import look_at_files
@@ -120,7 +119,8 @@ def check(
         return
     answers = _answers(model, asked, tokens, size, place)
     yield look_at_acceptance(answers, size, None if prompts else promised)
-    yield look_at_contexts(asked, answers, positions_of(model))
+    positions = getattr(model.config.transformer_layer_config, "max_position_embeddings", None)
+    yield look_at_contexts(asked, answers, positions)
     yield finding_of(
         "served", "see docs/serving.md", lambda: look_at_serving(draft, model, asked, answers, size, tokens)
     )

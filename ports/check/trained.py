@@ -9,7 +9,6 @@ T tokens of a record, k TTT steps, D the draft's vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,6 @@ CHAINS = 16
 TIMES, UNITS = 4, 8
 """Times what one rounding of the features moves logits, and the least that this may be, in units of float32."""
 
-BETTER = 0.9
-"""A loss below that share of the other alignment's says which one a draft was trained in."""
-
 
 def records_of(model: Any, directory: Path) -> RecordDataset:
     """Those of ``directory``, made for this draft's verifier and layers.
@@ -73,17 +69,13 @@ def look_at_records(model: Any, dataset: RecordDataset, device: torch.device) ->
     verifier = model.config.speculators_config.verifier.name_or_path
     layers = getattr(model.config, "eagle_aux_hidden_state_layer_ids", None)
     said = check_states(verifier, some_of(dataset, layers, verifier, HELD), device)
-    return fault("records", said, "give records with answers in them") if "NOT" in said else ok("records", said)
+    return left_out("records", said, "give records with answers in them") if "NOT" in said else ok("records", said)
 
 
 def look_at_forwards(model: Any, dataset: RecordDataset, size: int) -> Finding:
-    """The training forward's logits against Speculators' own and the evaluator's, at every step, in float32.
-
-    Then the loss in both alignments: a draft that foresees the record far better as the prototypes unroll it was
-    trained so, and is served as a chain.
-    """
+    """The training forward's logits against Speculators' own and the evaluator's, at every step, in float32."""
     draft = copy.deepcopy(model).float().cpu()
-    records = [dataset.record(place) for place in range(min(len(dataset), HELD))]
+    records = (dataset.record(place) for place in range(min(len(dataset), HELD)))
     record = max(records, key=lambda each: min(len(each["input_ids"]), LENGTH))
     if len(record["input_ids"]) < size + 2:
         return left_out("trained", f"no record of {size + 2} tokens", "give longer records")
@@ -106,12 +98,6 @@ def look_at_forwards(model: Any, dataset: RecordDataset, size: int) -> Finding:
                 return fault(
                     "trained", figure, "what is evaluated is not what was trained: see docs/check.md", **numbers
                 )
-    losses = {alignment.value: _loss(draft, records, size, alignment) for alignment in Alignment}
-    numbers["losses"] = losses
-    if losses["prototype"] < BETTER * losses["chain"]:
-        figure = f"loss {losses['chain']:.3f} as a chain, {losses['prototype']:.3f} as the prototypes unroll it"
-        advice = "it was trained in prototype alignment and is served as a chain: train with --ttt_alignment chain"
-        return fault("trained", figure, advice, **numbers)
     worst = max(max(found) for found in apart.values())
     return ok("trained", f"{len(apart) + 1} forwards agree to {worst:.1g} of {allowed:.1g}", **numbers)
 
@@ -122,21 +108,21 @@ def _apart(one: Tensor, other: Tensor) -> float:
     return float((one - other)[there].norm() / one[there].norm().clamp_min(1e-30))
 
 
-def objective_of(draft: Any, size: int, alignment: Alignment) -> TTTObjective:
-    """In plain torch; ``draft``'s attention is set for it."""
+def chain_objective(draft: Any, size: int) -> TTTObjective:
+    """As drafts are served, in plain torch; ``draft``'s attention is set for it."""
     layer = draft.config.transformer_layer_config
-    layer._attn_implementation = attention_name(alignment, AttentionImplementation.EAGER)
+    layer._attn_implementation = attention_name(Alignment.CHAIN, AttentionImplementation.EAGER)
     if isinstance(draft, Eagle3DraftModel):
-        return Eagle3Objective(draft, size, alignment, LossImplementation.EAGER)
+        return Eagle3Objective(draft, size, Alignment.CHAIN, LossImplementation.EAGER)
     made = HassObjective(draft, size, topk=0, implementation=LossImplementation.EAGER)
-    made.alignment = alignment
+    made.alignment = Alignment.CHAIN
     return made
 
 
 @torch.no_grad()
 def chain_logits(draft: Any, batch: Batch, size: int) -> list[Tensor]:
     """[T, D] of every step in training's forward; row q + s of step s belongs to the chain from row q."""
-    return [step.logits[0] for step in objective_of(draft, size, Alignment.CHAIN).unroll(batch)]
+    return [step.logits[0] for step in chain_objective(draft, size).unroll(batch)]
 
 
 @torch.no_grad()
@@ -198,14 +184,3 @@ def evaluated_logits(draft: Any, batch: Batch, size: int) -> list[Tensor]:
     for step, each in enumerate(forced.seen):
         rows[step][starts + step] = each
     return rows
-
-
-@torch.no_grad()
-def _loss(draft: Any, records: Sequence[Any], size: int, alignment: Alignment) -> float:
-    """Mean KL divergence at the last TTT step, in nats, over the rows in the loss."""
-    objective, found = objective_of(draft, size, alignment), []
-    for record in records:
-        batch = collate([make_sample(record, LENGTH, alignment)])
-        if bool(objective.rows(batch)[-1]):
-            found.append(float(objective(batch).step_losses[-1]))
-    return sum(found) / max(1, len(found))

@@ -29,7 +29,12 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def __format__(self, digits: str) -> str:
-        """The value and half of the interval, in so many digits: ``{estimate:.2f}``; the value alone of one prompt."""
+        """The value and half of the interval, in so many digits: ``{estimate:.2f}``; the value alone of one prompt.
+
+        Without digits as ``str``.
+        """
+        if not digits:
+            return str(self)
         half = self.high - self.value
         return format(self.value, digits) + (f" ±{half:{digits}}" if math.isfinite(half) else "")
 

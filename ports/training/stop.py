@@ -21,7 +21,7 @@ from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 from pathlib import Path
 from types import FrameType
 
-import psutil  # type: ignore[import-untyped]  # which accelerate requires
+import psutil  # type: ignore[import-untyped]
 
 EXIT_CODE = 75
 """EX_TEMPFAIL: start the same command again with ``--resume auto``."""

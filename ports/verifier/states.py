@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # accelerate's
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 

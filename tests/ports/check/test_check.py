@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -106,7 +107,9 @@ def test_a_good_draft_passes_every_step(trained, run_app, tmp_path, capsys):
     assert {each["state"] for each in found[:-1]} == {"ok"}
     assert found[-1]["state"] == "left out"
     assert "vllm" in found[-1]["advice"]
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[: len(STEPS)]] == STEPS
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[: len(STEPS)]] == STEPS
+    assert re.search(r"accepted +\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\] tokens a pass", lines[3])
 
 
 def test_a_fault_ends_with_exit_code_1_and_is_explained(trained, run_app, capsys):

@@ -16,6 +16,12 @@ def test_a_ratio_of_sums_and_what_a_single_prompt_tells():
     assert ratio([0, 0], [0, 0]).value == 0.0
 
 
+def test_it_is_told_in_as_many_digits_as_are_asked_for():
+    estimate = ratio([1, 2, 3], [4, 4, 4])
+    assert f"{estimate}" == str(estimate) == "0.500 [-0.121, 1.121]"
+    assert f"{estimate:.1f}" == "0.5 ±0.6"
+
+
 @pytest.mark.parametrize(("prompts", "least"), [(16, 0.90), (64, 0.93), (256, 0.93)])
 def test_nineteen_of_twenty_hold_the_truth(prompts, least):
     """Prompts differ in length and in what is accepted of them, as real ones do; 2,000 draws."""
