@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ways.md"
 WAYS = {
     "A pair, through `parity run`": ("parity.cli", ("parity.",), ("parity.prototypes", "parity.scaffold")),
-    "A dialogue, through `speculator draft`": ("ports.generate.draft", ("ports.",), ("ports.cli",)),
+    "A dialogue, through `speculator draft`": ("ports.draft.command", ("ports.",), ("ports.cli",)),
 }
 """What begins a way, what belongs to it, and what stands beside it."""
 

@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "draft": Entry(
-        "ports.generate.draft:command",
+        "ports.draft.command:command",
         MAKE,
         "from a chat model to a draft to serve: all of the following, in order",
         "--verifier Qwen/Qwen3-0.6B --data prompts.jsonl --out runs/mine",

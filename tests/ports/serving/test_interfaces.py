@@ -9,8 +9,9 @@ import pytest
 
 import ports.serving.interfaces
 from parity.fixtures.architectures import ARCHITECTURES
-from ports.generate import draft
-from ports.generate.draft import DraftSettings, make
+from ports.draft import command
+from ports.draft.command import make
+from ports.draft.settings import DraftSettings
 from ports.serving.interfaces import KNOWN, interfaces, refuse_unserved, serving_of
 from tests.needs import VLLM
 
@@ -65,8 +66,8 @@ def test_draft_says_it_before_it_makes_anything(tmp_path, monkeypatch, capsys) -
     def begin(*_: object) -> None:
         raise BegunError
 
-    monkeypatch.setattr(draft, "Run", lambda settings: None)
-    monkeypatch.setattr(draft, "_go_through", begin)
+    monkeypatch.setattr(command, "Plan", lambda settings: None)
+    monkeypatch.setattr(command, "_go_through", begin)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "evaluation.json").write_text(
         '{"acceptance_length": 1.5, "prompts": 2, "lossless": true, "near_ties": 0}'
@@ -77,7 +78,7 @@ def test_draft_says_it_before_it_makes_anything(tmp_path, monkeypatch, capsys) -
     with pytest.raises(BegunError):
         make(settings)
     assert "no EAGLE-3 interface in Gemma3ForCausalLM" in capsys.readouterr().err
-    monkeypatch.setattr(draft, "_go_through", lambda *_: None)
+    monkeypatch.setattr(command, "_go_through", lambda *_: None)
     assert make(settings) == 0
     assert "not served by vLLM: " in capsys.readouterr().err
 

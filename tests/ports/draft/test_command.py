@@ -19,10 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ports.hass  # noqa: F401, registers its model
 from ports import cli
+from ports.draft import command, forecast, phases, plan, processes
+from ports.draft.command import main
+from ports.draft.phases import best_checkpoint, phases_of
+from ports.draft.plan import Plan
+from ports.draft.settings import DraftSettings
 from ports.estimate import build_objective
 from ports.flags import parse
-from ports.generate import draft as module
-from ports.generate.draft import DraftSettings, Run, best_checkpoint, derived_config, main
+from ports.training.derived import derived_config
 from ports.training.records import GENERATION
 from ports.verifier.config import verifier_config
 from tests.ports.conftest import words_of
@@ -50,7 +54,7 @@ def words(verifier, tmp_path):
 @pytest.fixture(autouse=True)
 def forecast_here(monkeypatch):
     """Commands in this process spare themselves the imports of another one; those of ``spawn`` do not."""
-    monkeypatch.setattr(module, "apart", lambda name, act: act())
+    monkeypatch.setattr(forecast, "run_subprocess", lambda name, act: act())
 
 
 @pytest.fixture
@@ -119,20 +123,20 @@ def test_a_draft_of_a_verifier_that_turns_a_part_of_its_heads_turns_whole_ones(w
     """As Phi-4-mini: LongRoPE's factors are for 3 of the 4 pairs of a head."""
     file = verifier / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **LONGROPE}))
-    run = Run(parse(DraftSettings, words()))
-    layer = run.likely_config().transformer_layer_config
+    made = Plan(parse(DraftSettings, words()))
+    layer = made.likely_config().transformer_layer_config
     assert layer.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
-    assert run.seconds(50, 0, build_objective(run.likely_config(), 3))["training"] > 0
+    assert forecast.seconds(made, 50, 0, build_objective(made.likely_config(), 3))["training"] > 0
 
 
 def measured(argv: list[str]) -> int:
     """Says where it is measured, and ends as the command does where that is refused."""
-    run = pickle.loads(pickle.dumps(Run(parse(DraftSettings, argv))))  # as it reaches another process
-    Run.seconds = lambda *_: {"process": os.getpid()}
-    print("elsewhere" if run._timed(50, 0)["process"] != os.getpid() else "here")
-    run.settings.model = "/nowhere"
-    Run.forecast = lambda run: run._timed(50, 0)
-    module.Run = lambda settings: run
+    made = pickle.loads(pickle.dumps(Plan(parse(DraftSettings, argv))))  # as it reaches another process
+    forecast.seconds = lambda *_: {"process": os.getpid()}
+    print("elsewhere" if forecast._timed(made, 50, 0)["process"] != os.getpid() else "here")
+    made.settings.model = "/nowhere"
+    command.forecast = lambda made: forecast._timed(made, 50, 0)
+    command.Plan = lambda settings: made
     return main(argv)
 
 
@@ -148,8 +152,8 @@ PHASES = {"answers": "answers", "records": "records", "train eagle3": "training"
 TOLD = [{**row, "answer": f"{row['answer']} For {row['question'][:-1]} or more?"} for row in QUESTIONS]
 
 
-@pytest.mark.parametrize(("answers", "phases"), [("own", {"answers"}), ("given", {"records", "training"})])
-def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, phases) -> None:
+@pytest.mark.parametrize(("answers", "taken"), [("own", {"answers"}), ("given", {"records", "training"})])
+def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, taken) -> None:
     """In floating point operations, which are the same on every machine, in the place of seconds.
 
     A random verifier's own answers are no text that is as long again: records and training are of given ones.
@@ -157,20 +161,22 @@ def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, ph
     counted: dict[str, int] = {}
 
     def here(name, arguments, good=(0,)):
-        if PHASES.get(name) not in phases:
+        if PHASES.get(name) not in taken:
             raise KeyboardInterrupt
         with FlopCounterMode(display=False) as clock:
             assert cli.run([*name.split(), *arguments]) == 0
         counted[PHASES[name]] = clock.get_total_flops()
 
-    monkeypatch.setattr(module, "in_process", here)
+    monkeypatch.setattr(phases, "in_process", here)
     monkeypatch.setattr(sys, "argv", ["draft"])
     chosen = words(TOLD, max_new_tokens=40, passes=3, answers=answers)
-    run = Run(parse(DraftSettings, chosen))
+    made = Plan(parse(DraftSettings, chosen))
     with FlopCounterMode(display=False) as clock:
-        told = run.seconds(*run.work(), build_objective(run.likely_config(), 3), clock.get_total_flops)
+        told = forecast.seconds(
+            made, *forecast.work(made), build_objective(made.likely_config(), 3), clock.get_total_flops
+        )
     assert main(chosen) == 130
-    assert set(counted) == phases
+    assert set(counted) == taken
     for phase, count in counted.items():
         assert told[phase] == pytest.approx(count, rel=0.25), phase
 
@@ -181,15 +187,15 @@ PRECISIONS = [("no", True, "no"), ("bf16", False, "bf16"), ("auto", True, "bf16"
 @pytest.mark.parametrize(("asked", "units", "precision"), PRECISIONS)
 def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, asked, units, precision) -> None:
     """What is recorded, what the forecast times, and what the trainer is told (a run of it is above)."""
-    monkeypatch.setattr(module, "has_bf16_units", lambda device: units)
-    run, told = Run(parse(DraftSettings, words(mixed_precision=asked))), {}
-    monkeypatch.setattr(run, "_command", lambda name, **flags: told.update(flags))
-    monkeypatch.setattr(module, "list_records", lambda folder: [])
-    run._train()
-    assert told["mixed_precision"] == run.inputs()["mixed_precision"] == precision
-    objective, given = build_objective(run.likely_config(), 3), set()
+    monkeypatch.setattr(plan, "has_bf16_units", lambda device: units)
+    made, told = Plan(parse(DraftSettings, words(mixed_precision=asked))), {}
+    monkeypatch.setattr(phases, "_command", lambda made, name, **flags: told.update(flags))
+    monkeypatch.setattr(phases, "list_records", lambda folder: [])
+    next(phase for phase in phases_of(made) if phase.name == "training").run()
+    assert told["mixed_precision"] == made.inputs()["mixed_precision"] == precision
+    objective, given = build_objective(made.likely_config(), 3), set()
     objective.draft.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, out: given.add(out.dtype))
-    run.seconds(50, 0, objective)
+    forecast.seconds(made, 50, 0, objective)
     assert given == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
@@ -271,8 +277,8 @@ def test_bad_input_is_refused_before_anything_is_written(
     [(8192, None, 1e-4), (4096, None, 1e-4), (2048, None, 1.62e-4), (576, None, 3.95e-4), (64, None, 4e-4), (64, 1, 1)],
 )
 def test_narrow_drafts_learn_at_a_higher_rate(width, asked, rate) -> None:
-    run = SimpleNamespace(settings=SimpleNamespace(lr=asked), verifier=SimpleNamespace(hidden_size=width))
-    assert Run.lr.fget(run) == pytest.approx(rate, rel=1e-2)
+    made = SimpleNamespace(settings=SimpleNamespace(lr=asked), verifier=SimpleNamespace(hidden_size=width))
+    assert Plan.lr.fget(made) == pytest.approx(rate, rel=1e-2)
 
 
 def other_verifier(verifier):
@@ -298,7 +304,7 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_p
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "in_process", stop)
+    monkeypatch.setattr(phases, "in_process", stop)
     with monkeypatch.context() as full:
         full.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
         assert main(words()) == 2
@@ -331,9 +337,9 @@ def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monke
 
     def ended(name, arguments, good=(0,)):
         assert (name, "--samples=9" in arguments) == ("records", True)
-        raise module.PhaseError(code if code > 0 else 128 - code)
+        raise processes.PhaseError(code if code > 0 else 128 - code)
 
-    monkeypatch.setattr(module, "in_process", ended)
+    monkeypatch.setattr(phases, "in_process", ended)
     assert main(words(answers="given")) == (code if code > 0 else 137)
 
 
@@ -366,5 +372,5 @@ def test_a_near_tie_is_said_and_only_a_mistake_is_exit_code_1(tmp_path, capsys, 
     known = {} if ties is None else {"near_ties": ties}
     found = {"acceptance_length": 2.0, "prompts": 9, "lossless": lossless, **known}
     (tmp_path / "evaluation.json").write_text(json.dumps(found))
-    assert module.report(tmp_path) == code
+    assert command.report(tmp_path) == code
     assert said in "".join(capsys.readouterr())

@@ -1,0 +1,100 @@
+"""``speculator draft``: from a chat model and prompts to a draft that can be served, phase by phase.
+
+``OUT/`` holds ``data/`` (what is trained on, and what is held out), ``answers/``, ``records/`` with the vocabulary,
+``draft.json``, ``checkpoints/``, ``draft/``, which is what a server opens, and ``evaluation.json``. ``run.json`` says
+what all of it is made from, and which phases are done: the same command goes on with the first that is not. Phases that
+compute are commands of their own, each in a process that gives its memory back.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from ports import flags
+from ports.commands import hushed
+from ports.draft.forecast import forecast
+from ports.draft.phases import Phase, phases_of, read_result
+from ports.draft.plan import Plan
+from ports.draft.processes import PhaseError
+from ports.draft.settings import DraftSettings
+from ports.files import check_output, check_outside
+from ports.generate.records import start_or_go_on, write_manifest
+from ports.generate.run import say
+from ports.serving.interfaces import serving_of
+from ports.training.checkpoint import DirectoryLock, sweep
+
+RUN = "run.json"
+
+
+def make(settings: DraftSettings) -> int:
+    """Everything that is not done yet; 1 if drafting changed a token beyond rounding, else 0, or how a phase ended.
+
+    Raises:
+        InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
+    """
+    check_output(settings.out, "out")
+    check_outside(settings.out, "out", settings.data, "data")
+    plan = Plan(settings)
+    if (served := serving_of(settings.algorithm, settings.model)).serves is not True:
+        say(f"warning: {served.why}")
+    try:
+        _go_through(plan, [] if (settings.out / "evaluation.json").exists() else forecast(plan))
+    except PhaseError as error:
+        return error.code
+    return report(settings.out, served.serves is not False)
+
+
+def _go_through(plan: Plan, lines: Sequence[str]) -> None:
+    """Say ``lines``, and do what is not done yet."""
+    out, inputs, phases = plan.out, plan.inputs(), phases_of(plan)
+    lock = DirectoryLock(out, "out")
+    try:
+        sweep(out)
+        done = _done(out, inputs, phases)
+        for line in lines:
+            say(line)
+        for number, phase in enumerate(phases, 1):
+            if phase.name not in done:
+                say(f"{number} of {len(phases)}, {phase.name}: {phase.result}")
+                phase.run()
+                done = [*done, phase.name]
+                write_manifest(out / RUN, {**inputs, "done": done})
+    finally:
+        lock.release()
+
+
+def _done(out: Path, inputs: dict[str, Any], phases: Sequence[Phase]) -> list[str]:
+    """The phases up to the first that is not done, or whose result is gone.
+
+    Raises:
+        InputError: another run in ``out``.
+    """
+    there = {phase.name: phase.result.name for phase in phases if phase.result.exists()}
+    start_or_go_on(out / RUN, inputs, "out", ", ".join(there.values()), done=[])
+    marked = read_result(out / RUN, done=list)["done"]
+    return list(takewhile(lambda name: name in marked and name in there, (phase.name for phase in phases)))
+
+
+def report(out: Path, served: bool = True) -> int:
+    """Say what came of it, ``served`` by vLLM, as far as is known; the exit code is that of evaluation."""
+    file = out / "evaluation.json"
+    found = read_result(file, acceptance_length=float, prompts=int, lossless=bool)
+    counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
+    ties = f", {found['near_ties']} of them a near tie" if found.get("near_ties") else ""
+    if found["lossless"]:
+        say(f"{counted}{ties}; {'serve' if served else 'not served by vLLM:'} {out / 'draft'}")
+        return 0
+    say(f"{counted}{ties}; drafting changed tokens beyond rounding, see differences in {file}")
+    return 1
+
+
+command = flags.command(DraftSettings, hushed(make))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see :func:`ports.commands.exit_code`."""
+    return flags.run(command, sys.argv[1:] if argv is None else argv)

@@ -1,0 +1,180 @@
+"""The phases of a run, in order: what is there when one is done, and how it is done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ports.draft.plan import VALIDATED, Plan, validated
+from ports.draft.processes import in_process
+from ports.errors import InputError
+from ports.files import read_json
+from ports.generate.answers import AnswersSettings, rounds_of
+from ports.generate.records import write_manifest
+from ports.generate.run import say
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
+from ports.spellings import public_name
+from ports.training.alignment import Alignment
+from ports.training.checkpoint import BEST, FOLDER, write_directory
+from ports.training.records import list_records
+
+BATCH_TOKENS = 4096
+"""Tokens of a forward of the verifier, whose hidden states are all held."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``run`` makes ``result``, from what the phases before it made."""
+
+    name: str
+    result: Path
+    run: Callable[[], None]
+
+
+def phases_of(plan: Plan) -> list[Phase]:
+    """In order."""
+    found = [
+        ("data", "data", _divide),
+        ("answers", "answers", _answer),
+        ("records", "records", _record),
+        ("config", "draft.json", _configure),
+        ("training", "checkpoints", _train),
+        ("draft", "draft", _publish),
+        ("evaluation", "evaluation.json", _evaluate),
+    ]
+    given = plan.settings.answers == "given"
+    return [
+        Phase(name, plan.out / result, partial(run, plan))
+        for name, result, run in found
+        if name != "answers" or not given
+    ]
+
+
+def _divide(plan: Plan) -> None:
+    first_round = [rounds_of(dialogue)[0] for dialogue in plan.dialogues[plan.seen :]]
+    parts = {"train": plan.dialogues[: plan.seen], "held_out": first_round}
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        for name, rows in parts.items():
+            lines = [json.dumps({"messages": turns}) + "\n" for turns in rows]
+            (folder / f"{name}.jsonl").write_text("".join(lines))
+
+    write_directory(plan.out / "data", fill)
+
+
+def _answer(plan: Plan) -> None:
+    shared = AnswersSettings.model_fields.keys() - {"data", "out", "samples", "progress", "trust_remote_code"}
+    values = {name: getattr(plan.settings, name) for name in shared}
+    files = {"data": plan.out / "data/train.jsonl", "out": plan.out / "answers/answers.jsonl"}
+    _command(plan, "answers", **values, **files)
+
+
+def _record(plan: Plan) -> None:
+    settings = plan.settings
+    texts = "answers/answers.jsonl" if settings.answers == "own" else "data/train.jsonl"
+    _command(
+        plan,
+        "records",
+        model_path=settings.model,
+        data_path=plan.out / texts,
+        dataset="any",
+        samples=plan.seen - 1,
+        outdir=plan.out / "records",
+        algorithm=settings.algorithm,
+        chat_template=settings.chat_template,
+        dtype="auto",
+        batch_tokens=BATCH_TOKENS,
+        on_bad_conversation="skip",
+    )
+
+
+def _configure(plan: Plan) -> None:
+    """The vocabulary is written before the config, which names its size."""
+    config, records = plan.config, plan.out / "records"
+    if plan.settings.algorithm == "eagle3":
+        named = config.get("draft_vocab_size")
+        chosen = write_vocabulary(
+            VocabularySettings(tmpdir=records, basepath=plan.settings.model, draft_vocab_size=named)
+        )
+        say(f"{chosen.draft_vocab_size:,} tokens cover {chosen.covered / max(chosen.tokens, 1):.2%} of the records")
+        config = {**config, "draft_vocab_size": chosen.draft_vocab_size}
+    write_manifest(plan.out / "draft.json", config)
+
+
+def _train(plan: Plan) -> None:
+    settings, records = plan.settings, plan.out / "records"
+    maps = {name: records / f"{name}.npy" for name in ("t2d", "d2t")} if settings.algorithm == "eagle3" else {}
+    _command(
+        plan,
+        f"train {settings.algorithm}",
+        basepath=settings.model,
+        configpath=plan.out / "draft.json",
+        tmpdir=records,
+        cpdir=plan.out / "checkpoints",
+        ckpt_path="auto",
+        epochs=plan.passes,
+        ttt_alignment=Alignment.CHAIN.value,
+        num_workers=0,
+        lr=plan.lr,
+        mixed_precision=plan.precision,
+        **{name: getattr(settings, name) for name in ("bs", "forward_num_total", "seed")},
+        **maps,
+        **({"val_fraction": VALIDATED} if validated(len(list_records(records))) else {}),
+    )
+
+
+def _publish(plan: Plan) -> None:
+    """The best checkpoint without the state of its training."""
+    chosen = best_checkpoint(plan.out / "checkpoints", plan.passes)
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(chosen, folder, ignore=shutil.ignore_patterns(FOLDER))
+
+    write_directory(plan.out / "draft", fill)
+
+
+def _evaluate(plan: Plan) -> None:
+    words = [str(plan.out / "draft"), "--prompts", str(plan.out / "data/held_out.jsonl")]
+    words += ["--max-new-tokens", str(plan.evaluated)]
+    in_process("evaluate", [*words, "--json", str(plan.out / "evaluation.json")], (0, 1))
+
+
+def _command(plan: Plan, name: str, **values: object) -> None:
+    """Run one, on settings by their fields; a flag whose value is None is left out."""
+    named = {public_name(field).replace("_", "-"): value for field, value in values.items() if value is not None}
+    words = [f"--{flag}={value}" for flag, value in named.items()]
+    in_process(name, [*words, "--progress" if plan.settings.progress else "--no-progress"])
+
+
+def best_checkpoint(cpdir: Path, passes: int) -> Path:
+    """The one that ``best.json`` names, else that of the last pass.
+
+    Raises:
+        InputError: there is none.
+    """
+    numbered = sorted(cpdir.glob(f"*[a-z_]{passes - 1}"))
+    name = read_result(cpdir / BEST, checkpoint=str)["checkpoint"] if (cpdir / BEST).is_file() else None
+    found = [cpdir / name] if name else [each for each in numbered if not each.name.startswith("step_")]
+    if not found or not (found[0] / "config.json").is_file():
+        raise InputError(cpdir, "checkpoint", name or "none of the last pass", "what training saved")
+    return found[0]
+
+
+def read_result(file: Path, **kinds: type) -> Any:
+    """What a phase left in a JSON ``file``.
+
+    Raises:
+        InputError: unreadable, or a value that is absent or of another kind.
+    """
+    content = read_json(file, file.stem, "what this command wrote")
+    for name, kind in kinds.items():
+        found = content.get(name) if isinstance(content, dict) else content
+        if not isinstance(found, kind):
+            raise InputError(file, name, repr(found)[:80], f"a value of kind {kind.__name__}")
+    return content

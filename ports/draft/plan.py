@@ -1,0 +1,141 @@
+"""What a run of ``speculator draft`` will do, and what all of it depends on, before anything is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ports.draft.settings import DraftSettings
+from ports.eagle3.config import load_draft_config as load_eagle3
+from ports.errors import InputError
+from ports.evaluate.verifier import longest_prompt
+from ports.generate.answers import read_dialogues
+from ports.generate.records import digest
+from ports.generate.vocabulary import SIZES
+from ports.hass.config import load_draft_config as load_hass
+from ports.numerics import best_device, has_bf16_units
+from ports.training.alignment import Alignment
+from ports.training.derived import derived_config
+from ports.training.draft_config import read_config_dict
+from ports.training.records import SCHEMA
+from ports.training.settings import Precision
+from ports.verifier.config import verifier_config
+from ports.verifier.fingerprint import verifier_fingerprint
+
+STEPS = 2000
+"""Optimizer steps that a small data set is trained for, as far as :data:`PASSES` lets it."""
+
+PASSES = (2, 8)
+"""At least and at most."""
+
+WIDE, RATES = 4096, (1e-4, 4e-4)
+"""Peak learning rate of a draft so wide or wider, about what EAGLE-3's are trained at, and the highest, which at
+h = 576 is worth more than that or 1e-3 (docs/results.md). In between it goes with h^-0.7, through the two."""
+
+EVALUATED = 128
+"""Tokens of an answer to a held-out prompt at most."""
+
+VALIDATED = 0.05
+"""Share of the records that the best checkpoint is chosen by, where there are enough of them."""
+
+
+class Plan:
+    """Of a run in ``settings.out``: the dialogues, and every number that the command line left open.
+
+    Raises:
+        InputError: dialogues, verifier or flags that no run can be made of.
+    """
+
+    def __init__(self, settings: DraftSettings) -> None:
+        self.settings = DraftSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
+        self.out = settings.out
+        self.dialogues = read_dialogues(settings.data, settings.samples)
+        self.held_out = min(settings.held_out, len(self.dialogues) // 5)
+        if self.held_out == 0:
+            raise InputError(settings.data, "rows", len(self.dialogues), "at least 5: some of them are held out")
+        self.verifier = verifier_config(settings.model)
+        longest_prompt(settings.model, self.evaluated, settings.forward_num_total)
+        trained = self.seen - validated(self.seen)
+        if settings.bs > trained:
+            raise InputError(
+                "command line", "--batch-size", settings.bs, f"at most {trained}, the dialogues to train on"
+            )
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens of an answer to a held-out prompt at most."""
+        return min(EVALUATED, self.settings.max_new_tokens)
+
+    @property
+    def seen(self) -> int:
+        """Dialogues that the draft is trained on."""
+        return len(self.dialogues) - self.held_out
+
+    @property
+    def passes(self) -> int:
+        """Over the records."""
+        least, most = PASSES
+        return self.settings.passes or max(least, min(most, math.ceil(STEPS * self.settings.bs / self.seen)))
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: the one asked for, or one that goes with the verifier's width."""
+        least, most = RATES
+        return self.settings.lr or max(least, min(most, least * (WIDE / self.verifier.hidden_size) ** 0.7))
+
+    @property
+    def precision(self) -> Precision:
+        """Of training: the one asked for, or the fastest that this machine has units for."""
+        asked = self.settings.mixed_precision
+        return ("bf16" if has_bf16_units(best_device()) else "no") if asked == "auto" else asked
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The draft's config, without ``draft_vocab_size`` where the records will tell it.
+
+        Raises:
+            InputError: unreadable, or a size that is said twice or of a HASS draft.
+        """
+        named, given = self.settings.configpath, self.settings.draft_vocab_size
+        config = derived_config(self.verifier) if named is None else read_config_dict(named)
+        if given is not None and (self.settings.algorithm == "hass" or "draft_vocab_size" in config):
+            raise InputError("command line", "--draft-vocab-size", given, "Eagle3, and a config that does not say it")
+        return config if given is None else {**config, "draft_vocab_size": given}
+
+    def likely_config(self) -> Any:
+        """As Speculators has it; the vocabulary may turn out larger.
+
+        Raises:
+            InputError: a config that no draft of this verifier can have.
+        """
+        eagle3 = self.settings.algorithm == "eagle3"
+        guessed = {"draft_vocab_size": min(SIZES[0], self.verifier.vocab_size)} if eagle3 else {}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "draft.json"
+            file.write_text(json.dumps({**guessed, **self.config}))
+            load = load_eagle3 if eagle3 else load_hass
+            return load(str(file), self.settings.model, self.settings.forward_num_total, Alignment.CHAIN)
+
+    def inputs(self) -> dict[str, Any]:
+        """What everything depends on, by name."""
+        elsewhere = {"model", "data", "out", "samples", "configpath", "server", "max_concurrency", "progress"}
+        elsewhere |= {"served_model", "trust_remote_code"}  # what the code is stands in the verifier's fingerprint
+        return {
+            "format_version": SCHEMA,
+            "verifier": verifier_fingerprint(self.settings.model),
+            "data": digest([self.dialogues]),
+            "draft": self.config,
+            **self.settings.model_dump(mode="json", exclude=elsewhere),
+            "passes": self.passes,
+            "lr": self.lr,
+            "mixed_precision": self.precision,
+        }
+
+
+def validated(records: int) -> int:
+    """How many of them the best checkpoint is chosen by, and are not trained on."""
+    return round(VALIDATED * records) if VALIDATED * records >= 2 else 0

@@ -1,0 +1,83 @@
+"""Phases that compute are commands of their own, each in a process that gives its memory back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import resource_tracker
+from typing import Any
+
+from ports import cli
+from ports.commands import exit_code, hush_libraries
+from ports.generate.run import say
+from ports.spellings import PREFIX
+from ports.training.stop import SIGNALS, end_with_parent
+from ports.verifier.trust import TRUSTED
+
+
+class PhaseError(Exception):
+    """A phase ended with ``code``, and has said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> None:
+    """A command by :func:`run_subprocess`."""
+    run_subprocess(name, partial(cli.run, [*name.split(), *words]), good)
+
+
+def run_subprocess(name: str, act: Callable[[], Any], good: Sequence[int] = (0,)) -> None:
+    """``act`` in a process of its own, which gets the signals that ask this one to stop.
+
+    Raises:
+        PhaseError: it ended with another exit code than those that are ``good``.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_phase, args=(act,))
+    resource_tracker.ensure_running()  # whose start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    process.start()
+    assert process.pid is not None  # it was started
+    with _forwarding(process.pid):
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process.join()
+    code = process.exitcode or 0
+    if code < 0:
+        say(f"speculator {name}: ended by signal {-code}; the same command goes on")
+    if code not in good:
+        raise PhaseError(code if code > 0 else 128 - code)
+
+
+def _phase(act: Callable[[], Any]) -> None:
+    """In its own session: a terminal's Ctrl-C reaches it once, through the process that waits for it, and is a line."""
+    os.setsid()
+    end_with_parent()
+    hush_libraries()
+    for name in [name for name in os.environ if name.startswith(PREFIX) and name != TRUSTED]:
+        del os.environ[name]  # it was for the whole, which hands on what a phase needs
+
+    def run() -> Any:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return act()
+
+    sys.exit(exit_code(run))
+
+
+@contextmanager
+def _forwarding(pid: int) -> Iterator[None]:
+    def forward(number: int, frame: object) -> None:
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, number)
+
+    before = {name: signal.signal(name, forward) for name in SIGNALS}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

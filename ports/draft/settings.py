@@ -1,0 +1,36 @@
+"""What ``speculator draft`` is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ports.generate.answers import AnswersSettings
+from ports.training.settings import Precision
+
+
+class DraftSettings(AnswersSettings):
+    """Train a draft for a chat model on its own answers, measure it, and leave a directory to serve."""
+
+    out: Path = Field(description="directory of the run: records, checkpoints, draft/, evaluation.json")
+    algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
+    answers: Literal["own", "given"] = Field("own", description="own: the verifier answers; given: those in the data")
+    held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")
+    configpath: str | None = Field(None, description="draft config; default: one layer in the verifier's sizes")
+    draft_vocab_size: int | None = Field(
+        None, ge=1, description="tokens that an Eagle3 draft can say; default: as speculator vocabulary chooses"
+    )
+    passes: int | None = Field(None, ge=1, description="over the records; default: 2 to 8, about 2,000 steps")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="peak learning rate; default: 1e-4 to 4e-4, by the verifier's width",
+    )
+    bs: int = Field(1, ge=1, description="samples of an optimizer step")
+    mixed_precision: Literal["auto", Precision] = Field(
+        "auto", description="of training; auto: bf16 where the device is faster in it, else no"
+    )
+    forward_num_total: int = Field(3, ge=1, description="TTT steps, and tokens that a server proposes")
