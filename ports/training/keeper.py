@@ -48,6 +48,7 @@ from ports.verifier.fingerprint import verifier_fingerprint
 
 NEUTRAL = frozenset(
     {"cpdir", "ckpt_path", "progress", "debug", "log_with", "max_steps", "save_steps", "keep_last", "data_num"}
+    | {"from_checkpoint"}
     | {"overwrite", "resume_anyway", "weights_only", "topk_w", "mixed_precision", "prefetch_factor", "report_data_wait"}
     | {"activation_checkpointing", "val_steps", "val_prompts", "val_tokens", "trust_remote_code", "records_check"}
 )

@@ -37,6 +37,7 @@ from ports.training.saving import load_weights, size_of_checkpoint
 from ports.training.settings import TrainingSettings
 from ports.training.stop import EXIT_CODE, StoppedError, stop_with_launcher
 from ports.training.validation import Measure, Validation, hold_out
+from ports.training.warm import start_from
 from ports.verifier.config import verifier_config
 from ports.verifier.tokenizer import tokenizer_files
 
@@ -137,6 +138,7 @@ def start_training(
         settings.packing,
         settings.prefetch_factor,
     )
+    begun = None if settings.from_checkpoint is None else start_from(objective.draft, settings.from_checkpoint)
     check_output(settings.cpdir, "out", size_of_checkpoint(objective.draft))
     keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
@@ -155,6 +157,8 @@ def start_training(
     start_trackers(accelerator, settings, kept)
     if resumed is not None:
         load_weights(objective.draft, resumed.directory)
+    elif begun is not None:
+        accelerator.print(begun)
     accelerator.print(attention)
     loop = Loop(plan, accelerator, observer or Observer())
     if validation is not None:

@@ -94,6 +94,11 @@ class TrainingSettings(CommandSettings):
     overwrite: bool = Field(False, description="start afresh in an out that holds a run, whose checkpoints and log go")
     resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
     weights_only: bool = Field(False, description="take nothing but the weights of --resume")
+    from_checkpoint: Path | None = Field(
+        None,
+        description="begin with the weights of this draft, which Speculators opens and which has the same verifier, "
+        "vocabulary map and sizes; with --resume auto only where there is nothing to go on from",
+    )
     val_fraction: float | None = Field(
         None, gt=0, lt=1, description="hold this share of the records out of training, by seed and name, to validate on"
     )
@@ -172,6 +177,8 @@ class TrainingSettings(CommandSettings):
     def _go_together(self) -> TrainingSettings:
         if self.weights_only and (self.ckpt_path is None or str(self.ckpt_path) == "auto"):
             raise ValueError("weights_only needs the directory of a checkpoint as resume")
+        if self.from_checkpoint is not None and str(self.ckpt_path or "auto") != "auto":
+            raise ValueError("from_checkpoint and resume both name a checkpoint to start from: one of them")
         if self.group_by_length and not self.shuffle:
             raise ValueError("group_by_length draws an order of its own: it needs shuffle")
         if self.val_fraction is not None and self.val_dir is not None:
