@@ -29,7 +29,7 @@ from ports.eagle3.objective import Eagle3Objective
 from ports.errors import InputError
 from ports.evaluate.decode import Limits, decode
 from ports.evaluate.measure import measure
-from ports.evaluate.verifier import Reader
+from ports.evaluate.verifier import TargetModel
 from ports.generate.__main__ import main as generate
 from ports.training.derived import derived_config
 from ports.training.records import list_records
@@ -156,10 +156,10 @@ class Way:
 
     def evaluate(self) -> None:
         """The evaluator's logits and tokens are the model's own, and no token changes by the draft's proposals."""
-        prompts, judge = self.prompts, load_verifier(self.verifier, "float32", "cpu", head=True)
-        reader = Reader(judge)
-        reader.start(prompts)
-        for said, prompt, answer in zip(reader.logits, prompts, decode(judge, prompts, Limits(ANSWER)), strict=True):
+        prompts, verifier = self.prompts, load_verifier(self.verifier, "float32", "cpu", head=True)
+        target = TargetModel(verifier)
+        target.prefill(prompts)
+        for said, prompt, answer in zip(target.logits, prompts, decode(verifier, prompts, Limits(ANSWER)), strict=True):
             torch.testing.assert_close(said[0], self.logits(torch.tensor(prompt))[-1], rtol=0, atol=CLOSE)
             whole = self.logits(torch.tensor(prompt + answer.tokens))[len(prompt) - 1 : -1]
             if whole.argmax(-1).tolist() != answer.tokens:

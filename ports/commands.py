@@ -100,7 +100,7 @@ def to_nowhere(stream: Any) -> None:
         os.close(nowhere)
 
 
-class Patient:
+class IgnoreBrokenPipe:
     """A stream whose reader may go: the command goes on without it."""
 
     def __init__(self, stream: Any) -> None:
@@ -128,7 +128,8 @@ class Patient:
 @contextlib.contextmanager
 def unread() -> Iterator[None]:
     """Work that is not lost when nobody reads what it says: neither stdout nor stderr fails in this block."""
-    with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
+    out, err = IgnoreBrokenPipe(sys.stdout), IgnoreBrokenPipe(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
 

@@ -17,7 +17,7 @@ import ports.eagle3.objective
 import ports.eagle3.train
 import ports.hass.objective
 import ports.hass.train
-import ports.training.keeper
+import ports.training.checkpoint_manager
 import ports.training.loop
 import ports.training.objective
 import ports.training.resume
@@ -29,7 +29,7 @@ from ports.training.attention import ttt_cache
 from ports.training.objective import Step, next_hidden
 
 EAGLE3, HASS, OBJECTIVE = ports.eagle3, ports.hass, ports.training.objective
-LOOP, KEEPER, RESUME = ports.training.loop.Loop, ports.training.keeper, ports.training.resume
+LOOP, MANAGER, RESUME = ports.training.loop.Loop, ports.training.checkpoint_manager, ports.training.resume
 LAYERS = "eagle_aux_hidden_state_layer_ids"
 
 
@@ -168,7 +168,7 @@ OF_BOTH = (
     Fault("rows overcounted", giving(OBJECTIVE, "fused_scores", one_more_row)),
     Fault("a tensor too many in the file", saved(spare), named_by="round_trip"),
     Fault("generators not resumed", several(patched(LOOP, "put_back", nothing), UNCHECKED), named_by="resume"),
-    Fault("Adam's moments saved in bfloat16", giving(KEEPER, "adam_state", coarse_moments), named_by="resume"),
+    Fault("Adam's moments saved in bfloat16", giving(MANAGER, "adam_state", coarse_moments), named_by="resume"),
     Fault("the sampler restarted", several(patched(LOOP, "_batches", restarted), UNCHECKED), named_by="resume"),
     Fault("the log renumbered", giving(RESUME, "_beginning", renumbered), named_by="resume"),
 )

@@ -140,11 +140,11 @@ def _asked(
 
 def _answers(model: Any, asked: list[list[int]], tokens: int, size: int, place: torch.device) -> list[Answer]:
     """Greedy ones, in the verifier's own precision."""
-    judge = load_verifier(model.config.speculators_config.verifier.name_or_path, "auto", place, head=True)
+    target = load_verifier(model.config.speculators_config.verifier.name_or_path, "auto", place, head=True)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(judge.dtype)
-    limits = Limits(tokens, end_tokens(judge))
-    return evaluate(judge, drafter_of(model.to(place)), asked, limits, size)
+        parameter.data = parameter.data.to(target.dtype)
+    limits = Limits(tokens, end_tokens(target))
+    return evaluate(target, drafter_of(model.to(place)), asked, limits, size)
 
 
 command = flags.function_command(hushed(run))

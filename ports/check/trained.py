@@ -21,7 +21,7 @@ from ports.check.findings import Finding, fault, left_out, ok
 from ports.eagle3.objective import Eagle3Objective
 from ports.evaluate.drafter import drafter_of
 from ports.evaluate.sampling import Choice
-from ports.evaluate.verifier import Block, Memory
+from ports.evaluate.verifier import Block, KVCache
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name
@@ -179,7 +179,7 @@ def evaluated_logits(draft: Any, batch: Batch, size: int) -> list[Tensor]:
         ids[:most].expand(count, most), features[:most].expand(count, most, -1), places, places <= starts[:, None]
     )
     forced = Forced(ids[starts[:, None] + 1 + torch.arange(size)])
-    drafter.propose(Memory(count, ids.device), block, size, forced)
+    drafter.propose(KVCache(count, ids.device), block, size, forced)
     rows = [torch.full((length, each.shape[-1]), torch.nan) for each in forced.seen]
     for step, each in enumerate(forced.seen):
         rows[step][starts + step] = each

@@ -14,7 +14,7 @@ from ports.draft.phases import BATCH_TOKENS
 from ports.draft.plan import Plan
 from ports.draft.processes import run_subprocess
 from ports.estimate import Clock, build_objective, step_seconds, verifier_seconds
-from ports.evaluate.measure import TOGETHER
+from ports.evaluate.measure import DEFAULT_CONCURRENCY
 from ports.files import check_output, gigabytes
 from ports.generate.answers import Asking, rounds_of
 from ports.generate.chat import load_family
@@ -69,8 +69,8 @@ def seconds(plan: Plan, given: int, answers: int, objective: Any, clock: Clock =
     tokens = given + answers * answer
     length = math.ceil(tokens / plan.seen)
     engine = choose_engine(settings.model, None, settings.engine, settings.server, settings.max_concurrency)
-    rows, together = min(plan.seen, max(1, BATCH_TOKENS // length)), min(max(1, answers), engine.together)
-    held = min(TOGETHER, plan.held_out)
+    rows, together = min(plan.seen, max(1, BATCH_TOKENS // length)), min(max(1, answers), engine.max_concurrency)
+    held = min(DEFAULT_CONCURRENCY, plan.held_out)
     shapes = [(rows, 0), (together, 1), (held, 1), (held, settings.forward_num_total + 1)]
     read, said, plain, checked = verifier_seconds(settings.model, length, shapes, clock)
     token = read / rows / length

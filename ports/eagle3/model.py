@@ -20,7 +20,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name, documents_of, ttt_cache
 from ports.training.draft_config import DRAFT_LAYERS
 from ports.training.objective import Step, in_this_precision, next_hidden
-from ports.training.tuning import Layer, OpenLayer, SharedHalf, TrainedRows, can_split, run_layers
+from ports.training.shared_compute import Layer, OpenLayer, SharedHalf, TrainedRows, can_split, run_layers
 from ports.training.vocabulary import VocabularyMap
 
 
@@ -73,7 +73,7 @@ def unroll(
         attention_mask: [B, T], 1 on real positions; or one packed row of :mod:`ports.training.attention`.
         recompute: keep no activations of the layers.
         loss_mask: [B, T], not 0 on the rows in the loss: only there does the last step have a gradient, see
-            :mod:`ports.training.tuning`. Default: everywhere.
+            :mod:`ports.training.shared_compute`. Default: everywhere.
     """
     embeds, documents, cache = embed(draft, input_ids), documents_of(attention_mask), ttt_cache()
     rotary = draft.rotary_emb(embeds, documents.positions)

@@ -20,7 +20,15 @@ from ports.evaluate.measure import acceptance_of
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from ports.training.runs import Needs, build_source, finish, recorded_layers, run_command, start_training, train_command
+from ports.training.runs import (
+    RecordSpec,
+    build_source,
+    finish,
+    recorded_layers,
+    run_command,
+    start_training,
+    train_command,
+)
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import full_tensor
 from ports.training.vocabulary import VOCABULARY_KEY, check_digest, load_vocabulary_map
@@ -59,7 +67,7 @@ def build_dataset(
 ) -> RecordDataset:
     """The samples that the settings name."""
     layer, layers = config.transformer_layer_config, config.eagle_aux_hidden_state_layer_ids
-    return build_source(settings, Needs("eagle3", layer.hidden_size, layer.vocab_size, layers), draw)
+    return build_source(settings, RecordSpec("eagle3", layer.hidden_size, layer.vocab_size, layers), draw)
 
 
 def start(

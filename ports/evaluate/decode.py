@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.sampling import Choice, Proposal
 from ports.evaluate.ties import UNKNOWN, Verdict, verdict_on
-from ports.evaluate.verifier import Memory, Reader
+from ports.evaluate.verifier import KVCache, TargetModel
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Answer:
         return {"place": place, "plain": plain[place], "drafted": drafted[place], **asdict(self.verdict)}
 
 
-class Told(Choice):
+class KnownTokens(Choice):
     """Takes the ``tokens`` [B, n] of texts that are known, one after the other, whatever is likeliest."""
 
     def __init__(self, tokens: Tensor) -> None:
@@ -76,7 +76,7 @@ class Told(Choice):
         """See :class:`ports.evaluate.sampling.Choice`."""
         return self.coming.pop()[:, 0], None
 
-    def judge(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
+    def verify(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
         """Of an empty proposal nothing is accepted."""
         return self.coming.pop(), proposal.tokens.new_zeros(len(logits))
 
@@ -85,7 +85,7 @@ def decode(
     verifier: Any, prompts: Sequence[Sequence[int]], limits: Limits, choice: Choice | None = None
 ) -> list[Answer]:
     """The verifier's likeliest tokens, or those of ``choice``, one after the other."""
-    return _decode(Reader(verifier, None, choice), None, prompts, limits, 0)
+    return _decode(TargetModel(verifier, None, choice), None, prompts, limits, 0)
 
 
 def decode_speculatively(
@@ -99,13 +99,13 @@ def decode_speculatively(
 ) -> list[Answer]:
     """The same tokens, in fewer passes of the verifier where proposals of ``size`` are accepted; drawn ones have the
     same distribution. Held against ``plain`` ones, if there are any, with a verdict on the first that is another."""
-    answers = _decode(Reader(verifier, drafter.features, choice), drafter, prompts, limits, size, plain)
+    answers = _decode(TargetModel(verifier, drafter.features, choice), drafter, prompts, limits, size, plain)
     _judge(verifier, prompts, answers)
     return answers
 
 
 def _decode(
-    reader: Reader,
+    target: TargetModel,
     drafter: Drafter | None,
     prompts: Sequence[Sequence[int]],
     limits: Limits,
@@ -113,17 +113,17 @@ def _decode(
     plain: Sequence[list[int]] | None = None,
 ) -> list[Answer]:
     """Without a drafter every proposal is empty, and the verifier's own token is all that a pass gives."""
-    block = reader.start(prompts)
-    memory, nothing = Memory(len(prompts), block.ids.device), Proposal(block.ids[:, :0])
+    block = target.prefill(prompts)
+    cache, nothing = KVCache(len(prompts), block.ids.device), Proposal(block.ids[:, :0])
     answers = [Answer([], plain=tokens) for tokens in plain or repeat(None, len(prompts))]
-    for answer, token, logits in zip(answers, reader.last.tolist(), reader.logits):
+    for answer, token, logits in zip(answers, target.last.tolist(), target.logits):
         answer.grow([token], logits)
     while not all(limits.reached(answer.tokens) for answer in answers):
-        proposal = drafter.propose(memory, block, size, reader.choice) if drafter else nothing
-        block, accepted = reader.check(proposal)
-        chances = reader.choice.expected if drafter else None
+        proposal = drafter.propose(cache, block, size, target.choice) if drafter else nothing
+        block, accepted = target.verify(proposal)
+        chances = target.choice.expected if drafter else None
         drawn = repeat([]) if chances is None else [[each] for each in chances.tolist()]
-        given = zip(answers, accepted.tolist(), block.ids.tolist(), reader.logits, drawn)
+        given = zip(answers, accepted.tolist(), block.ids.tolist(), target.logits, drawn)
         for answer, count, tokens, logits, expected in given:
             if not limits.reached(answer.tokens):
                 answer.grow(tokens[: count + 1], logits)
@@ -143,12 +143,12 @@ def _judge(verifier: Any, prompts: Sequence[Sequence[int]], answers: Sequence[An
     if not length:
         return
     known = [torch.tensor((answer.plain or [])[:length], device=verifier.device) for answer in answers]
-    reader = Reader(verifier, choice=Told(pad_sequence(known, batch_first=True)))
-    nothing = Proposal(reader.start(prompts).ids[:, :0])
+    target = TargetModel(verifier, choice=KnownTokens(pad_sequence(known, batch_first=True)))
+    nothing = Proposal(target.prefill(prompts).ids[:, :0])
     for place in range(length):
         if place:
-            reader.check(nothing)
+            target.verify(nothing)
         for row, logits, found in told:
             if found["place"] == place:
                 tokens = found["plain"], found["drafted"]
-                answers[row].verdict = verdict_on(reader.logits[row, 0], logits, tokens, verifier.dtype)
+                answers[row].verdict = verdict_on(target.logits[row, 0], logits, tokens, verifier.dtype)

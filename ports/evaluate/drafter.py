@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ports.eagle3.model import build_draft
 from ports.errors import InputError
 from ports.evaluate.sampling import Choice, Proposal, checked_logits
-from ports.evaluate.verifier import GLOBAL, Block, Memory
+from ports.evaluate.verifier import GLOBAL, Block, KVCache
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import WEIGHTS
@@ -71,16 +71,16 @@ class Drafter(ABC):
         """Of the next token, [B, D], after hidden states [B, h]."""
 
     @torch.no_grad()
-    def propose(self, memory: Memory, block: Block, size: int, choice: Choice) -> Proposal:
-        """The ``size`` tokens that the draft chooses after the block; only the block stays in memory."""
+    def propose(self, cache: KVCache, block: Block, size: int, choice: Choice) -> Proposal:
+        """The ``size`` tokens that the draft chooses after the block; only the block stays in the cache."""
         rows, last = torch.arange(len(block.ids), device=block.ids.device), block.fresh.sum(1) - 1
-        hidden = self._run(memory, block.ids, self.enter(block.features), block.positions, block.fresh)[rows, last]
-        position, written, picked = block.positions[rows, last], memory.slots, [self._pick(hidden, choice)]
+        hidden = self._run(cache, block.ids, self.enter(block.features), block.positions, block.fresh)[rows, last]
+        position, written, picked = block.positions[rows, last], cache.slots, [self._pick(hidden, choice)]
         for step in range(1, size):
             token, where = picked[-1][0][:, None], position[:, None] + step
-            hidden = self._run(memory, token, hidden[:, None], where, torch.ones_like(token, dtype=torch.bool))[:, 0]
+            hidden = self._run(cache, token, hidden[:, None], where, torch.ones_like(token, dtype=torch.bool))[:, 0]
             picked.append(self._pick(hidden, choice))
-        memory.crop(written)
+        cache.crop(written)
         tokens, weights = zip(*picked)
         return Proposal(torch.stack(tokens, 1), None if weights[0] is None else torch.stack(weights, 1))
 
@@ -93,14 +93,16 @@ class Drafter(ABC):
             weights = weights.new_zeros(len(tokens), self.config.vocab_size).index_copy(1, self.kept, weights)
         return self.kept[tokens], weights
 
-    def _run(self, memory: Memory, ids: Tensor, hidden: Tensor, positions: Tensor, fresh: Tensor) -> Tensor:
+    def _run(self, cache: KVCache, ids: Tensor, hidden: Tensor, positions: Tensor, fresh: Tensor) -> Tensor:
         """The next hidden states [B, Q, h]."""
-        memory.announce(fresh, positions)
+        cache.append(fresh, positions)
         out = self.fuse(ids, hidden)
         rotary = self.model.rotary_emb(out, positions)
-        masks = {kind: memory.mask(ids.shape[1], kind, self.config, out.dtype) for kind in set(self.kinds)}
+        masks = {kind: cache.mask(ids.shape[1], kind, self.config, out.dtype) for kind in set(self.kinds)}
         for layer, kind in zip(self.model.layers, self.kinds):
-            out = layer(out, attention_mask=masks[kind], past_key_values=memory.cache, position_embeddings=rotary)
+            out = layer(
+                out, attention_mask=masks[kind], past_key_values=cache.past_key_values, position_embeddings=rotary
+            )
         return self.leave(out)
 
 

@@ -27,7 +27,7 @@ from ports.verifier import trust
 from ports.verifier.loading import load_verifier
 from ports.verifier.trust import HELP
 
-TOGETHER, TOO_LONG = 8, "too long for the verifier"
+DEFAULT_CONCURRENCY, TOO_LONG = 8, "too long for the verifier"
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
     prompts: Sequence[Sequence[int]],
     limits: Limits,
     size: int,
-    batch_size: int = TOGETHER,
+    batch_size: int = DEFAULT_CONCURRENCY,
     choice: Choice | None = None,
 ) -> list[Answer]:
     """Decoding with proposals and, where it is greedy, without; ``batch_size`` prompts of about equal length at a time.
@@ -77,7 +77,7 @@ def measure(
     speculative_tokens: Annotated[
         int | None, typer.Option(min=1, help="tokens in a proposal; default: as many as the checkpoint names")
     ] = None,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="prompts at a time")] = TOGETHER,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="prompts at a time")] = DEFAULT_CONCURRENCY,
     temperature: Annotated[
         float, typer.Option(help="draft and verifier draw their tokens; 0: both take the likeliest")
     ] = 0.0,
@@ -120,14 +120,14 @@ def measure(
     name, size = attached.verifier.name_or_path, speculative_tokens or attached.proposal_methods[0].speculative_tokens
     family, longest = family_of(draft, chat_template), longest_prompt(name, max_new_tokens, size)
     entries = read_files(prompts, name, family, longest, limit)
-    judge = load_verifier(name, Dtype(dtype).value, place, head=True)
-    limits = Limits(max_new_tokens, frozenset() if ignore_eos else end_tokens(judge))
+    target = load_verifier(name, Dtype(dtype).value, place, head=True)
+    limits = Limits(max_new_tokens, frozenset() if ignore_eos else end_tokens(target))
     proposing = fresh_draft(model, seed) if untrained else model
     for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32
-        parameter.data = parameter.data.to(judge.dtype)
+        parameter.data = parameter.data.to(target.dtype)
     drafter = drafter_of(proposing.to(place), chosen)
     start = time.perf_counter()
-    asked = ask(entries, longest, lambda texts: evaluate(judge, drafter, texts, limits, size, max_concurrency, choice))
+    asked = ask(entries, longest, lambda texts: evaluate(target, drafter, texts, limits, size, max_concurrency, choice))
     result = {
         "draft": str(draft),
         "verifier": name,

@@ -31,8 +31,8 @@ class Proposal:
 class Choice:
     """How draft and verifier choose: the likeliest token.
 
-    Of the last proposal that was judged, ``expected`` [B, k] is how probable it was, before luck, that the tokens up to
-    each were accepted; None where nothing is drawn.
+    Of the last proposal that was verified, ``expected`` [B, k] is how probable it was, before luck, that the tokens up
+    to each were accepted; None where nothing is drawn.
     """
 
     expected: Tensor | None = None
@@ -41,7 +41,7 @@ class Choice:
         """A place [B] in each row of logits [B, D], and what it was drawn from, [B, D], if it was drawn."""
         return logits.argmax(-1), None
 
-    def judge(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
+    def verify(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
         """Of a proposal and the verifier's logits [B, k+1, V] before and after its tokens, what the text grows by.
 
         Gives tokens [B, k+1] and how many [B] of the proposal are accepted: the first that many and one are the text's.
@@ -61,7 +61,7 @@ class Sampling(Choice):
         probabilities = self._probabilities(logits)
         return self._draw(probabilities), probabilities
 
-    def judge(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
+    def verify(self, logits: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
         """See :class:`Choice`, and the head of this file."""
         target, tokens = self._probabilities(logits), proposal.tokens
         drawn_from = torch.zeros_like(target)

@@ -41,18 +41,19 @@ def layer_types(config: Any) -> list[str]:
     return sorted(set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else GLOBAL]))
 
 
-class Memory:
+class KVCache:
     """A key/value cache for rows of different lengths.
 
     Every pass writes Q slots for all rows at once; a row owns only those whose token is part of its text. The others
     stay as holes that nobody looks at. Rotary positions are put into the keys before they are stored, so holes shift
     nothing; masks are made from positions, where transformers would take slots for them.
 
-    ``cache`` is for transformers' layers; ``owned`` [B, K] is true on the slots that a row reads, ``positions`` [B, K].
+    ``past_key_values`` is for transformers' layers; ``owned`` [B, K] is true on the slots that a row reads,
+    ``positions`` [B, K].
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self.cache = DynamicCache()
+        self.past_key_values = DynamicCache()
         self.owned = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         self.positions = torch.zeros(rows, 0, dtype=torch.int64, device=device)
 
@@ -61,19 +62,19 @@ class Memory:
         """How many slots were written, K."""
         return self.owned.shape[1]
 
-    def announce(self, fresh: Tensor, positions: Tensor) -> None:
+    def append(self, fresh: Tensor, positions: Tensor) -> None:
         """The next pass writes slots: ``fresh`` [B, Q] where a row owns them, at ``positions`` [B, Q] of its text."""
         self.owned = torch.cat([self.owned, fresh], dim=1)
         self.positions = torch.cat([self.positions, positions], dim=1)
 
-    def keep(self, fresh: Tensor) -> None:
+    def accept(self, fresh: Tensor) -> None:
         """Of the last Q slots a row owns only ``fresh`` [B, Q]; the others become holes."""
         self.owned = torch.cat([self.owned[:, : self.slots - fresh.shape[1]], fresh], dim=1)
 
     def crop(self, slots: int) -> None:
         """Take back what was written after the first ``slots``."""
         if slots < self.slots:
-            self.cache.crop(slots - self.slots)
+            self.past_key_values.crop(slots - self.slots)
         self.owned, self.positions = self.owned[:, :slots], self.positions[:, :slots]
 
     def mask(self, width: int, kind: str, config: Any, dtype: torch.dtype) -> Tensor:
@@ -105,7 +106,7 @@ class Block:
     fresh: Tensor
 
 
-class Reader:
+class TargetModel:
     """Texts that a verifier reads side by side; ``last`` [B] are their last tokens, which it has not read yet.
 
     ``logits`` [B, Q, V] of the last pass are those from which each token that it added was chosen.
@@ -114,19 +115,19 @@ class Reader:
     last: Tensor
     logits: Tensor
     position: Tensor
-    memory: Memory
+    cache: KVCache
 
     def __init__(self, verifier: Any, features: Features | None = None, choice: Choice | None = None) -> None:
         self.verifier, self.features, self.choice = verifier, features, choice or Choice()
         self.config = verifier.config.get_text_config()
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Block:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Block:
         """Read the prompts, each of at least one token, and choose a token after each of them."""
         device = self.verifier.device
         ids = pad_sequence([torch.tensor(prompt, device=device) for prompt in prompts], batch_first=True)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         places, rows = torch.arange(ids.shape[1], device=device).expand_as(ids), torch.arange(len(ids), device=device)
-        self.memory, fresh = Memory(len(prompts), device), places < lengths[:, None]
+        self.cache, fresh = KVCache(len(prompts), device), places < lengths[:, None]
         ends, of_row = lengths.sub(1).unique(return_inverse=True)
         logits, features = self._read(ids, places, fresh, ends)
         self.logits, self.position = logits[rows, of_row][:, None], lengths
@@ -135,29 +136,29 @@ class Reader:
         following[rows, lengths - 1] = self.last
         return Block(following, features, places, fresh)
 
-    def check(self, proposal: Proposal) -> tuple[Block, Tensor]:
+    def verify(self, proposal: Proposal) -> tuple[Block, Tensor]:
         """What becomes part of the texts, and how many tokens [B] of a proposal were accepted."""
         ids = torch.cat([self.last[:, None], proposal.tokens], dim=1)
         offsets = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         positions = self.position[:, None] + offsets
         self.logits, features = self._read(ids, positions, torch.ones_like(ids, dtype=torch.bool), offsets[0])
-        choices, accepted = self.choice.judge(checked_logits(self.logits, "verifier"), proposal)
+        choices, accepted = self.choice.verify(checked_logits(self.logits, "verifier"), proposal)
         fresh = offsets <= accepted[:, None]
-        self.memory.keep(fresh)
+        self.cache.accept(fresh)
         self.last, self.position = choices.gather(1, accepted[:, None])[:, 0], self.position + accepted + 1
         return Block(choices, features, positions, fresh), accepted
 
     @torch.no_grad()
     def _read(self, ids: Tensor, positions: Tensor, fresh: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """Logits after the columns ``asked`` of ``ids``, and features of all; nothing [B, Q, 0] for plain decoding."""
-        self.memory.announce(fresh, positions)
+        self.cache.append(fresh, positions)
         kinds, dtype = layer_types(self.config), self.verifier.dtype
-        masks = {kind: self.memory.mask(ids.shape[1], kind, self.config, dtype) for kind in kinds}
+        masks = {kind: self.cache.mask(ids.shape[1], kind, self.config, dtype) for kind in kinds}
         read = self.verifier(
             input_ids=ids,
             attention_mask=masks if len(kinds) > 1 else masks[kinds[0]],
             position_ids=positions,
-            past_key_values=self.memory.cache,
+            past_key_values=self.cache.past_key_values,
             use_cache=True,
             logits_to_keep=asked,
             output_hidden_states=self.features is not None,

@@ -213,7 +213,7 @@ class Asking:
                 self.ids(row, said)
                 said.append({"role": "assistant", "content": "Yes."})
 
-    def judge(self, talks: Sequence[Talk]) -> None:
+    def refuse_useless(self, talks: Sequence[Talk]) -> None:
         """Refuse answers that are of no use to a draft.
 
         Raises:
@@ -272,7 +272,7 @@ def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: 
             with keeping(settings.out, talks, engine.independent):
                 asking.finish(engine, [talk for talk in talks if talk.rounds], bar)
             if first == 0:
-                asking.judge(talks)
+                asking.refuse_useless(talks)
             stream.write("".join(talk.line() for talk in talks))
             stream.flush()
             os.fsync(stream.fileno())

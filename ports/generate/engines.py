@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from ports.errors import InputError, reason
 from ports.evaluate.verifier import end_tokens
-from ports.generate.replies import TOGETHER, VLLM_PACE, Drawn, Prompt, Reply
+from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply
 from ports.generate.server import ServerEngine
 from ports.verifier.config import verifier_config
 from ports.verifier.loading import check_verifier, load_verifier
@@ -57,12 +57,12 @@ class TransformersEngine:
     pace, independent = 1.0, False
 
     def __init__(self, model: str, tokenizer: Any, batch_size: int) -> None:
-        self.model, self.tokenizer, self.together = model, tokenizer, batch_size
+        self.model, self.tokenizer, self.max_concurrency = model, tokenizer, batch_size
 
     @property
     def name(self) -> str:
         """Another size of the batches gives other sums, and in the end other answers."""
-        return f"transformers {transformers.__version__}, {self.together} at a time"
+        return f"transformers {transformers.__version__}, {self.max_concurrency} at a time"
 
     @cached_property
     def _verifier(self) -> Any:
@@ -74,8 +74,8 @@ class TransformersEngine:
     def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
         """See :data:`Engine`."""
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
-        for start in range(0, len(order), self.together):
-            chosen = order[start : start + self.together]
+        for start in range(0, len(order), self.max_concurrency):
+            chosen = order[start : start + self.max_concurrency]
             yield from zip(chosen, self._batch([prompts[number] for number in chosen], drawn))
 
     def _batch(self, prompts: Sequence[Prompt], drawn: Drawn) -> list[Reply]:
@@ -101,7 +101,7 @@ class TransformersEngine:
 class VllmEngine:
     """vLLM in this process."""
 
-    together, pace, independent = TOGETHER, VLLM_PACE, False
+    max_concurrency, pace, independent = MAX_CONCURRENCY, VLLM_PACE, False
 
     def __init__(self, model: str, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -130,7 +130,7 @@ class VllmEngine:
                 model=self.model,
                 dtype=own,
                 trust_remote_code=trusts_remote_code(),
-                max_num_seqs=TOGETHER,
+                max_num_seqs=MAX_CONCURRENCY,
                 max_model_len=longest_dialogue(self.model),
                 enable_prefix_caching=False,  # what was asked before must not matter
                 enforce_eager=not torch.cuda.is_available(),
@@ -159,8 +159,9 @@ class VllmEngine:
 
 Engine = TransformersEngine | VllmEngine | ServerEngine
 """``name`` says what answers, with its version: another one's answers are others. ``answer`` gives the number of a
-prompt and its answer, as they come, and loads the models at the first. Of ``together`` prompts a token takes ``pace``
-times what transformers' layers take, about; ``independent`` answers do not depend on the prompts beside them."""
+prompt and its answer, as they come, and loads the models at the first. Of ``max_concurrency`` prompts a token takes
+``pace`` times what transformers' layers take, about; ``independent`` answers do not depend on the prompts beside
+them."""
 
 
 def choose_engine(

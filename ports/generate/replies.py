@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TOGETHER = 64
+MAX_CONCURRENCY = 64
 """Requests that a server or vLLM holds at a time."""
 
 VLLM_PACE = 0.7

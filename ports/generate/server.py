@@ -19,7 +19,7 @@ import httpx
 
 from ports.errors import InputError, reason
 from ports.files import is_text
-from ports.generate.replies import TOGETHER, VLLM_PACE, Drawn, Prompt, Reply
+from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply
 
 TIMES = 8
 """Requests for one answer at most, of which all but the last were refused for now."""
@@ -67,7 +67,7 @@ class ServerEngine:
     server: str
     served: str | None = None
 
-    name, together, pace, independent = "server", TOGETHER, VLLM_PACE, True
+    name, max_concurrency, pace, independent = "server", MAX_CONCURRENCY, VLLM_PACE, True
 
     def __post_init__(self) -> None:
         self.server = self.server.rstrip("/").removesuffix("/v1")
@@ -102,7 +102,7 @@ class ServerEngine:
             InputError: one cannot be had; those that are whole by then come before.
         """
         model, loop, client = self._model, asyncio.new_event_loop(), self._client()
-        gate = asyncio.Semaphore(TOGETHER)
+        gate = asyncio.Semaphore(MAX_CONCURRENCY)
 
         async def complete(number: int, prompt: Prompt) -> tuple[int, Reply]:
             asked = {"model": model, "prompt": prompt.ids, "seed": prompt.seed, **drawn}
@@ -119,7 +119,7 @@ class ServerEngine:
             loop.close()
 
     def _client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=TOGETHER)
+        limits = httpx.Limits(max_connections=MAX_CONCURRENCY)
         return httpx.AsyncClient(timeout=httpx.Timeout(PATIENCE, connect=30), limits=limits)
 
     async def _ask(self, client: httpx.AsyncClient, what: str, content: dict[str, Any] | None) -> Any:

@@ -18,16 +18,16 @@ from ports.hass.config import HassSpeculatorConfig
 from ports.hass.objective import packed_batch, train_forward
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name, documents_of, ttt_cache
-from ports.training.frozen_ends import FrozenEnds
 from ports.training.objective import Step, in_this_precision, next_hidden
-from ports.training.tuning import SharedHalf, TrainedRows, can_split, run_layers
+from ports.training.shared_compute import SharedHalf, TrainedRows, can_split, run_layers
+from ports.training.tied_verifier_ends import TiedVerifierEnds
 
 Fusion = Callable[[Tensor], Tensor]
 """From a normed hidden state [B, T, h] to what enters the layers [B, T, h]."""
 
 
 @SpeculatorModel.register("hass")
-class HassDraftModel(FrozenEnds):
+class HassDraftModel(TiedVerifierEnds):
     """Decoder layers between the verifier's embedding and the verifier's head.
 
     The embedded token and the hidden state are normed apart, fused by ``fc``, and run through Llama layers, of which
@@ -106,7 +106,7 @@ class HassDraftModel(FrozenEnds):
             ttt_steps: k.
             recompute: keep no activations of the layers.
             loss_mask: [B, T], not 0 on the rows in the loss: only there has a step's output a gradient, see
-                :mod:`ports.training.tuning`. Default: everywhere.
+                :mod:`ports.training.shared_compute`. Default: everywhere.
 
         Returns:
             One :class:`~ports.training.objective.Step` for each of the k steps, logits [B, T, V].

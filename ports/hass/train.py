@@ -22,7 +22,7 @@ from ports.training.attention import attention_name
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from ports.training.runs import Needs, build_source, finish, run_command, start_training, train_command
+from ports.training.runs import RecordSpec, build_source, finish, run_command, start_training, train_command
 from ports.training.settings import HassSettings
 from ports.training.shards import full_tensor, own_part
 from ports.verifier.logits import check_ends
@@ -57,7 +57,7 @@ def build(settings: HassSettings) -> HassDraftModel:
 def build_dataset(settings: HassSettings, config: HassSpeculatorConfig, draw: Draw = torch.rand_like) -> RecordDataset:
     """The samples that the settings name."""
     layer = config.transformer_layer_config
-    return build_source(settings, Needs("hass", layer.hidden_size, layer.vocab_size), draw)
+    return build_source(settings, RecordSpec("hass", layer.hidden_size, layer.vocab_size), draw)
 
 
 def start(

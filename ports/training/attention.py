@@ -29,7 +29,7 @@ from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.flash import attend_documents
 from ports.training.flash_kernels import kernel_for, repeat_heads
-from ports.training.tuning import product_dtype
+from ports.training.shared_compute import product_dtype
 
 DENSE_HERE = "auto or eager, which are dense here, in O(T^2) memory"
 

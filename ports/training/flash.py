@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from ports.training.alignment import Alignment
 from ports.training.flash_kernels import Causal, Gradients, Kernel, grouped, kernel_for
-from ports.training.tuning import product_dtype
+from ports.training.shared_compute import product_dtype
 
 
 def attend_documents(

@@ -44,8 +44,8 @@ class Plan:
 
     ``objective(batch, window_rows)`` returns an outcome with ``backward_loss``, ``loss``, ``step_losses`` and ``hits``;
     ``objective.rows(batch)`` counts the rows in the loss; ``objective.after_cast()`` runs once everything is prepared.
-    ``keeper`` is a :class:`ports.training.keeper.CheckpointKeeper`, ``validation``, which looks at the draft on other
-    records, a :class:`ports.training.validation.Validation`.
+    ``checkpoint_manager`` is a :class:`ports.training.checkpoint_manager.CheckpointManager`, ``validation``, which
+    looks at the draft on other records, a :class:`ports.training.validation.Validation`.
     """
 
     settings: TrainingSettings
@@ -53,7 +53,7 @@ class Plan:
     loader: DataLoader[Any]
     num_files: int
     clip: Clip
-    keeper: Any
+    checkpoint_manager: Any
     validation: Any = None
 
 
@@ -156,7 +156,7 @@ class Loop:
         epoch = self.epoch
         if ended:
             self._next_pass()
-        self.plan.keeper.after_pass(self, epoch, totals.mean if ended else None)
+        self.plan.checkpoint_manager.after_pass(self, epoch, totals.mean if ended else None)
 
     def _after_step(self) -> None:
         """What is due after an optimizer step; a run that is asked to stop saves first, and owes it to the resumed."""
@@ -166,7 +166,7 @@ class Loop:
             self.plan.validation.after_step(self)
         self.owes = False
         if self.learned or self.epoch > 0:
-            self.plan.keeper.after_step(self)
+            self.plan.checkpoint_manager.after_step(self)
 
     def _next_pass(self) -> None:
         self.epoch, self.totals, self.learned = self.epoch + 1, PassTotals(), False
@@ -274,7 +274,7 @@ class Loop:
         if self.accelerator.num_processes > 1:
             asked = self._sum_over_processes(int(asked)) > 0
         if asked:
-            raise StoppedError(self.steps, self.plan.keeper.on_stop(self))
+            raise StoppedError(self.steps, self.plan.checkpoint_manager.on_stop(self))
 
     def _optimizer_step(self, batches: deque[Batch]) -> None:
         self.optimizer.zero_grad()

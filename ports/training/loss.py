@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ports.training.tuning import product_dtype
+from ports.training.shared_compute import product_dtype
 from ports.verifier.logits import VerifierHead
 
 EPSILON = 1e-5

@@ -27,7 +27,7 @@ from ports.training.checkpoint import (
     states_in,
     verify,
 )
-from ports.training.keeper import CheckpointKeeper, Fingerprint
+from ports.training.checkpoint_manager import CheckpointManager, Fingerprint
 from ports.training.launch import LOG, SETTINGS
 from ports.training.loop import Loop, Replay
 from ports.training.saving import load_adam_state, load_zero_state, read_adam_state, read_tensors, shards_in
@@ -139,7 +139,7 @@ def remove_run(cpdir: Path, prefix: str) -> None:
             remove_directory(directory)
 
 
-def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None:
+def resume(loop: Loop, checkpoint: Checkpoint, checkpoint_manager: CheckpointManager) -> None:
     """Put ``loop``, whose draft has the weights of ``checkpoint``, where that was saved.
 
     Raises:
@@ -148,24 +148,25 @@ def resume(loop: Loop, checkpoint: Checkpoint, keeper: CheckpointKeeper) -> None
     directory, state = checkpoint.directory, checkpoint.state
     if state is None:
         return
-    anyway = keeper.settings.resume_anyway
-    changed = check_same(directory / STATE, state.fingerprint, keeper.fingerprint(loop, state), anyway)
+    anyway = checkpoint_manager.settings.resume_anyway
+    changed = check_same(directory / STATE, state.fingerprint, checkpoint_manager.fingerprint(loop, state), anyway)
     zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
     load, shards = load_zero_state if zero else load_adam_state, shards_in(directory)
     if loop.accelerator.distributed_type is DistributedType.FSDP and len(shards) == loop.accelerator.num_processes:
         shards = [shards[loop.accelerator.process_index]]
     load(directory / OPTIMIZER, read_adam_state(directory, shards), loop.objective, loop.optimizer)
     _restore_schedule(loop, state.schedule)
-    keeper.best = state.best
+    checkpoint_manager.best = state.best
     best = state.best_accepted
-    if best is not None and "validation" not in changed and (keeper.settings.cpdir / best.checkpoint).is_dir():
-        keeper.best_accepted = best
+    cpdir = checkpoint_manager.settings.cpdir
+    if best is not None and "validation" not in changed and (cpdir / best.checkpoint).is_dir():
+        checkpoint_manager.best_accepted = best
     loop.steps, loop.micro_batch, loop.epoch = state.steps, state.micro_batch, state.epoch
     loop.loader.iteration = state.epoch
     if not ORDER & set(changed):
         _restore_position(loop, directory, state)
     if best is not None and loop.accelerator.is_main_process:  # it may have been killed before it could
-        keeper.write_best()
+        checkpoint_manager.write_best()
     for name, text in changed.items():
         loop.accelerator.print(f"resuming although {name} was {text}")
 

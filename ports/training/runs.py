@@ -22,9 +22,9 @@ from ports.files import check_output
 from ports.numerics import fix_numerics
 from ports.training.attention import attention_line
 from ports.training.checkpoint import DirectoryLock, sweep
+from ports.training.checkpoint_manager import CheckpointManager
 from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
 from ports.training.held import hold_records
-from ports.training.keeper import CheckpointKeeper
 from ports.training.launch import LOG, build_accelerator, start_trackers
 from ports.training.loop import Clip, Loop, Plan
 from ports.training.objective import TTTObjective
@@ -45,7 +45,7 @@ S = TypeVar("S", bound=TrainingSettings)
 
 
 @dataclass(frozen=True)
-class Needs:
+class RecordSpec:
     """What an algorithm reads: ``layers`` are the draft config's; HASS has none."""
 
     algorithm: str
@@ -76,15 +76,15 @@ def recorded_layers(settings: TrainingSettings) -> Sequence[int] | None:
     return None if info is None else info.feature_layers or None
 
 
-def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.rand_like) -> RecordDataset:
+def build_source(settings: TrainingSettings, spec: RecordSpec, draw: Draw = torch.rand_like) -> RecordDataset:
     """The samples of one pass: records, Speculators' prepared data, or the verifier itself.
 
     Raises:
         InputError: no data below ``--data``, or data of another verifier or of other layers.
     """
     common: dict[str, Any] = {
-        "widths": needs.widths,
-        "vocab_size": needs.vocab_size,
+        "widths": spec.widths,
+        "vocab_size": spec.vocab_size,
         "max_len": settings.max_len,
         "alignment": settings.ttt_alignment,
         "noise": settings.noise,
@@ -92,7 +92,7 @@ def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.ra
         "noise_seed": settings.seed if settings.noise_stream == "keyed" else None,
         "skip_bad": settings.on_bad_record == "skip",
     }
-    directory, basepath, layers = settings.tmpdir, settings.basepath, needs.layers
+    directory, basepath, layers = settings.tmpdir, settings.basepath, spec.layers
     if is_prepared(directory):
         if settings.online:
             expected = "a directory of records; --online reads their ids alone"
@@ -100,8 +100,8 @@ def build_source(settings: TrainingSettings, needs: Needs, draw: Draw = torch.ra
         return PreparedDataset(prepared_files(directory), **common, directory=directory, basepath=basepath)
     files = complete_records(directory)
     if not settings.online:
-        return RecordDataset(files, **common, like=check_origin(files, needs.algorithm, basepath, layers))
-    own = PROTOTYPE_DTYPE[needs.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype
+        return RecordDataset(files, **common, like=check_origin(files, spec.algorithm, basepath, layers))
+    own = PROTOTYPE_DTYPE[spec.algorithm] if settings.verifier_dtype == "default" else settings.verifier_dtype
     like = recorded_info(files)
     return OnlineDataset(files, **common, like=like, basepath=basepath, layers=layers, dtype=own)
 
@@ -140,10 +140,10 @@ def start_training(
     )
     begun = None if settings.from_checkpoint is None else start_from(objective.draft, settings.from_checkpoint)
     check_output(settings.cpdir, "out", size_of_checkpoint(objective.draft))
-    keeper = CheckpointKeeper(settings, checkpoint, files_beside(settings))
+    checkpoint_manager = CheckpointManager(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
     validation = None if held is None and measure is None else Validation(settings, held, measure)
-    plan = Plan(settings, objective, loader, len(trained), clip, keeper, validation)
+    plan = Plan(settings, objective, loader, len(trained), clip, checkpoint_manager, validation)
     accelerator = build_accelerator(settings)
     half = accelerator.mixed_precision == "bf16"
     dtype = torch.bfloat16 if half else next(objective.draft.parameters()).dtype
@@ -164,7 +164,7 @@ def start_training(
     if validation is not None:
         validation.check(loop)
     if resumed is not None:
-        resume(loop, resumed, keeper)
+        resume(loop, resumed, checkpoint_manager)
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
     for line in records:

@@ -176,7 +176,7 @@ class Validation:
         Nothing is found where it fails: that is said, and the pass, which is not saved yet, goes on.
         """
         before, found = loop.generators(), {}
-        folder = loop.plan.keeper.write_draft(loop)
+        folder = loop.plan.checkpoint_manager.write_draft(loop)
         if loop.accelerator.is_main_process:
             try:
                 with loop.stop.interrupts():

@@ -2,7 +2,7 @@
 
 import pytest
 
-import ports.training.frozen_ends
+import ports.training.tied_verifier_ends
 from parity.pair import EVERYTHING
 from parity.prototypes.library import initial
 from parity.verdict import Status
@@ -20,12 +20,12 @@ def test_a_draft_of_speculators_arguments_is_as_asked_for():
 
 
 def test_a_draft_without_its_verifier_is_named(monkeypatch: pytest.MonkeyPatch):
-    attach = ports.training.frozen_ends.attach_verifier
+    attach = ports.training.tied_verifier_ends.attach_verifier
 
     def forgetful(*words):
         attached = attach(*words)
         attached.verifier.name_or_path = None
         return attached
 
-    monkeypatch.setattr(ports.training.frozen_ends, "attach_verifier", forgetful)
+    monkeypatch.setattr(ports.training.tied_verifier_ends, "attach_verifier", forgetful)
     assert ("extension", "config") in failed(initial(EVERYTHING))

@@ -148,6 +148,6 @@ def test_a_command_that_loses_something(
     if fault == "a tensor is not saved":
         monkeypatch.setattr(model, "_keys_to_ignore_on_save", [*model._keys_to_ignore_on_save, "fc.bias"])
     else:
-        monkeypatch.setattr(ports.training.runs, "resume", lambda loop, checkpoint, keeper: None)
+        monkeypatch.setattr(ports.training.runs, "resume", lambda loop, checkpoint, checkpoint_manager: None)
     with pytest.raises(AssertionError, match=r"fc\.bias"):
         suite.test_the_command_resumes_exactly_and_speculators_opens_its_checkpoint(tmp_path)

@@ -12,7 +12,7 @@ from ports.evaluate.acceptance import count
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import drafter_of, open_draft
 from ports.evaluate.measure import evaluate
-from ports.evaluate.verifier import Memory, longest_prompt
+from ports.evaluate.verifier import KVCache, longest_prompt
 from ports.training.records import list_records, read_record
 from ports.training.saving import save_draft
 from ports.verifier.loading import load_verifier
@@ -69,13 +69,13 @@ def test_accepted_and_rejected_tokens_change_no_token_either(draft, lively, judg
 @pytest.mark.parametrize("draft", LOCAL, indirect=True, ids="-".join)
 def test_windows_counted_in_slots_would_change_tokens(draft, lively, judge, monkeypatch):
     """The planted fault: holes count as positions, as transformers' own masks have it."""
-    mask = Memory.mask
+    mask = KVCache.mask
 
-    def by_slots(memory, *words):
-        memory.positions = torch.arange(memory.slots).expand_as(memory.positions)
-        return mask(memory, *words)
+    def by_slots(cache, *words):
+        cache.positions = torch.arange(cache.slots).expand_as(cache.positions)
+        return mask(cache, *words)
 
-    monkeypatch.setattr(Memory, "mask", by_slots)
+    monkeypatch.setattr(KVCache, "mask", by_slots)
     found, plain = right_proposals(draft, lively, judge)
     assert [answer.tokens for answer in found] != plain
 

@@ -14,7 +14,7 @@ from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.measure import evaluate
 from ports.evaluate.sampling import Proposal
-from ports.evaluate.verifier import Memory
+from ports.evaluate.verifier import KVCache
 from ports.verifier.loading import load_verifier
 from tests.ports.evaluate.plain import continue_greedily, propose, simulate
 
@@ -29,8 +29,8 @@ class Scripted:
         self.grown = [list(text) for text in texts]
         self.said: list[tuple[list[int], list[int]]] = []
 
-    def propose(self, memory, block, size, choice):
-        said = self.drafter.propose(memory, block, size, choice).tokens
+    def propose(self, cache, block, size, choice):
+        said = self.drafter.propose(cache, block, size, choice).tokens
         proposals = []
         for row, text in enumerate(self.grown):
             new = block.ids[row, block.fresh[row]].tolist()
@@ -66,13 +66,13 @@ def test_plain_decoding_is_the_verifiers_generate(pair, prompts):
     assert found == answers_of(pair, prompts)
 
 
-@pytest.mark.parametrize(("fault", "seen"), [("", (False, False)), ("crop", (True, False)), ("keep", (True, True))])
+@pytest.mark.parametrize(("fault", "seen"), [("", (False, False)), ("crop", (True, False)), ("accept", (True, True))])
 def test_proposals_after_any_acceptance_are_those_of_drafting_without_a_cache(
     pair, scripted, prompts, monkeypatch, fault, seen
 ):
     """The planted faults: the draft keeps what it cached of its own proposals, the verifier of rejected ones."""
     if fault:
-        monkeypatch.setattr(Memory, fault, lambda self, words: None)
+        monkeypatch.setattr(KVCache, fault, lambda self, words: None)
     plain, found = copy.deepcopy(pair.draft), decode_speculatively(pair.judge, scripted, prompts, Limits(LENGTH), SIZE)
     wrong = [said != propose(plain, pair.states(text[:-1]), text, SIZE) for text, said in scripted.said]
     assert (any(wrong), [answer.tokens for answer in found] != answers_of(pair, prompts)) == seen

@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen3Config
 
 from ports.evaluate.drafter import drafter_of, open_draft, untrained
 from ports.evaluate.sampling import Choice
-from ports.evaluate.verifier import Memory, Reader
+from ports.evaluate.verifier import KVCache, TargetModel
 from ports.training.saving import save_draft
 from ports.verifier.loading import load_verifier
 from tests.ports.conftest import enliven
@@ -148,13 +148,13 @@ def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, pro
     Its training lets a window grow with the steps, unlike a server: with one, only the first step is the same.
     """
     directory, theirs = stock_draft(fixture, tmp_path / "stock", layer, **switches)
-    reader = Reader(load_verifier(str(fixture / "verifier"), "float32", cpu, head=True), None)
+    target = TargetModel(load_verifier(str(fixture / "verifier"), "float32", cpu, head=True), None)
     drafter = drafter_of(open_draft(directory))
-    reader.features = drafter.features
-    block = reader.start([prompts[2]])
+    target.features = drafter.features
+    block = target.prefill([prompts[2]])
     proposal: list[torch.Tensor] = []
     found = logits_of(
-        drafter.model, lambda: proposal.append(drafter.propose(Memory(1, cpu), block, 3, Choice()).tokens)
+        drafter.model, lambda: proposal.append(drafter.propose(KVCache(1, cpu), block, 3, Choice()).tokens)
     )
     ids, end = torch.cat([block.ids, proposal[0]], dim=1), block.ids.shape[1] - 1
     features = torch.nn.functional.pad(block.features, (0, 0, 0, 3))

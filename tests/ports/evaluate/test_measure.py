@@ -19,7 +19,7 @@ from ports.evaluate.measure import ask, evaluate, measure
 from ports.evaluate.plot import draw, write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
-from ports.evaluate.verifier import Reader, end_tokens
+from ports.evaluate.verifier import TargetModel, end_tokens
 from ports.generate.conversations import ConversationError
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.hass import train as hass
@@ -83,7 +83,7 @@ def test_the_result_is_that_of_evaluating(command, pair, prompts, cpu, words):
 
 def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, prompts, monkeypatch):
     """The planted fault: whatever the draft proposes becomes part of the text."""
-    check = Reader.check
+    check = TargetModel.verify
 
     def credulous(self, proposal):
         block, accepted = check(self, proposal)
@@ -91,7 +91,7 @@ def test_a_draft_that_changes_tokens_is_told_of_and_exit_code_1(command, pair, p
         block.ids[:, :size] = proposal.tokens
         return block, torch.full_like(accepted, size)
 
-    monkeypatch.setattr(Reader, "check", credulous)
+    monkeypatch.setattr(TargetModel, "verify", credulous)
     code, result, said = command("--max-new-tokens", 9, "--ignore-eos")
     assert (code, result["lossless"]) == (1, False)
     assert result["differences"]

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter
 from ports.evaluate.sampling import Sampling, choice_of
-from ports.evaluate.verifier import Memory, Reader
+from ports.evaluate.verifier import KVCache, TargetModel
 
 DRAWS, LENGTH, SIZE, TEMPERATURE, SEED = 20_000, 5, 3, 0.7, 7
 VOCAB_SIZE, KEPT, START = 6, (0, 2, 3, 5), 1
@@ -147,12 +147,12 @@ def test_what_is_expected_is_what_luck_gives_with_less_noise(monkeypatch, cpu, f
 
 def test_a_draft_draws_what_it_says_and_nothing_else(pair, prompts, cpu):
     """Of either algorithm: its tokens' weights are those of its head at the temperature, and 0 on the others."""
-    reader = Reader(pair.judge, pair.drafter.features)
-    block, size = reader.start(prompts), 2
+    target = TargetModel(pair.judge, pair.drafter.features)
+    block, size = target.prefill(prompts), 2
     drafter, said = pair.drafter, []
     logits = drafter.logits
     drafter.logits = lambda hidden: said.append(logits(hidden)) or said[-1]
-    found = drafter.propose(Memory(len(prompts), cpu), block, size, Sampling(TEMPERATURE, SEED, cpu))
+    found = drafter.propose(KVCache(len(prompts), cpu), block, size, Sampling(TEMPERATURE, SEED, cpu))
     kept = torch.arange(61) if pair.draft.config.speculators_model_type == "hass" else pair.draft.t2d.nonzero()[:, 0]
     wanted = torch.zeros(len(prompts), size, 61)
     wanted[:, :, kept] = torch.softmax(torch.stack(said, 1) / TEMPERATURE, -1)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from ports.evaluate.ties import UNITS, verdict_on
-from ports.evaluate.verifier import Memory, Reader
+from ports.evaluate.verifier import KVCache, TargetModel
 
 DTYPES = ["float32", "bfloat16"]
 ONE = pytest.mark.parametrize("build", ["eagle3"], indirect=True)
 
 
 def late(self, fresh):
-    """The verifier's memory keeps one rejected token."""
+    """The verifier's cache keeps one rejected token."""
     width = fresh.shape[1]
     more = torch.arange(width) <= fresh.sum(1, keepdim=True)
     self.owned = torch.cat([self.owned[:, : self.slots - width], fresh | more], dim=1)
@@ -39,9 +39,9 @@ def credulous(check):
 
 
 FAULTS = {
-    "keep": (Memory, late),
-    "mask": (Memory, leaking(Memory.mask)),
-    "check": (Reader, credulous(Reader.check)),
+    "accept": (KVCache, late),
+    "mask": (KVCache, leaking(KVCache.mask)),
+    "verify": (TargetModel, credulous(TargetModel.verify)),
 }
 
 
@@ -65,7 +65,7 @@ def test_a_mistake_is_exit_code_1_with_its_ids_its_place_and_its_margin(command,
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_near_tie_is_counted_and_shown_and_exit_code_0(command, monkeypatch, dtype):
     """The planted ties: every token has a twin with its logit, and a pass of several tokens rounds half of them up."""
-    read = Reader._read
+    read = TargetModel._read
 
     def rounded(self, ids, *rest):
         logits, features = read(self, ids, *rest)
@@ -73,7 +73,7 @@ def test_a_near_tie_is_counted_and_shown_and_exit_code_0(command, monkeypatch, d
         up = torch.arange(logits.shape[-1]) % 2 if 1 < ids.shape[1] < 5 else 0
         return logits * (1 + up * logits.sign() * torch.finfo(logits.dtype).eps), features
 
-    monkeypatch.setattr(Reader, "_read", rounded)
+    monkeypatch.setattr(TargetModel, "_read", rounded)
     code, result, said = command("--max-new-tokens", 12, "--ignore-eos", "--dtype", dtype)
     assert (code, result["lossless"]) == (0, True)
     assert result["near_ties"] == len(result["differences"]) > 0

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from ports.errors import InputError
 from ports.flags import parse
-from ports.training import keeper
+from ports.training import checkpoint_manager
 from ports.training.observer import Observer
 from ports.training.shards import full_tensor
 from tests.ports.conftest import TRAIN
@@ -82,7 +82,9 @@ def refused_file(cpdir: Path, rank: int) -> Path:
 
 
 def run(algorithm: str, words: list[str], refused: bool = False, full: bool = False, **watch) -> None:
-    disk = mock.patch.object(keeper, "save_file", side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    disk = mock.patch.object(
+        checkpoint_manager, "save_file", side_effect=OSError(errno.ENOSPC, "No space left on device")
+    )
     try:
         with disk if full and os.environ["RANK"] == "1" else contextlib.nullcontext():
             train(algorithm, words, **watch)

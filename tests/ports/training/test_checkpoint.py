@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training import keeper, runs
+from ports.training import checkpoint_manager, runs
 from ports.training.checkpoint import (
     LARGEST,
     MARK,
@@ -37,11 +37,11 @@ from ports.training.saving import load_weights, save_draft
 
 PHASES = {
     "the log": (os, "fsync", 1),
-    "the draft": (keeper, "write_draft", 1),
-    "the optimizer": (keeper, "save_file", 1),
-    "the generators": (keeper, "save_file", 2),
-    "the state": (keeper, "write_state", 1),
-    "the manifest": (keeper, "seal", 1),
+    "the draft": (checkpoint_manager, "write_draft", 1),
+    "the optimizer": (checkpoint_manager, "save_file", 1),
+    "the generators": (checkpoint_manager, "save_file", 2),
+    "the state": (checkpoint_manager, "write_state", 1),
+    "the manifest": (checkpoint_manager, "seal", 1),
     "the first sync": (os, "fsync", 2),
     "a later sync": (os, "fsync", 6),
     "moving the old one aside": (os, "rename", 1),
@@ -66,7 +66,7 @@ def fail(monkeypatch, phase: str, act) -> None:
     def faulty(*arguments, **named):
         calls.append(arguments)
         if len(calls) == call:
-            if owner is keeper:
+            if owner is checkpoint_manager:
                 real(*arguments, **named)
             act()
         return real(*arguments, **named)
@@ -91,7 +91,7 @@ def test_an_error(saved_twice, tmp_path, monkeypatch, phase, code):
 
     fail(monkeypatch, phase, lambda: fails(code))
     with pytest.raises(InputError) as failed:
-        saved_twice.plan.keeper.save(saved_twice, "step_2")
+        saved_twice.plan.checkpoint_manager.save(saved_twice, "step_2")
     monkeypatch.undo()
     assert str(failed.value).startswith(f"{cpdir / 'step_2'}: checkpoint: found [Errno {code}]")
     assert contents(cpdir) == before
@@ -106,7 +106,7 @@ def test_a_crash(saved_twice, start_run, tmp_path, monkeypatch, phase):
     if child == 0:
         try:
             fail(monkeypatch, phase, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            saved_twice.plan.keeper.save(saved_twice, "step_2")
+            saved_twice.plan.checkpoint_manager.save(saved_twice, "step_2")
         finally:  # whatever it raises, this is no second pytest
             os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -185,14 +185,14 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_stands_unless_it_just_did(st
     loop, saved = start_run("eagle3", tmp_path / "cp", save_steps=2), []
     for _ in zip(range(3), loop.optimizer_steps()):
         before = {path.name: path.stat().st_ino for path in (tmp_path / "cp").glob("step_*")}
-        found = loop.plan.keeper.on_stop(loop)
+        found = loop.plan.checkpoint_manager.on_stop(loop)
         saved.append((found.name, before.get(found.name) == found.stat().st_ino))
     assert saved == [("step_1", False), ("step_2", True), ("step_3", False)]
 
 
 @pytest.mark.parametrize(("slow", "told"), [(0.0, 1), (600.0, 0)])
 def test_how_long_a_save_takes_is_said_where_it_is_long(start_run, tmp_path, monkeypatch, capsys, slow, told):
-    monkeypatch.setattr("ports.training.keeper.SLOW", slow)
+    monkeypatch.setattr("ports.training.checkpoint_manager.SLOW", slow)
     start_run("eagle3", tmp_path / "cp", save_steps=1, max_steps=2).run()
     assert capsys.readouterr().out.count("a save takes 1 s") == told
 

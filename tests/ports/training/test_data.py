@@ -10,7 +10,7 @@ import torch
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
-from ports.training import data, keeper
+from ports.training import checkpoint_manager, data
 from ports.training.alignment import Alignment
 from ports.training.data import (
     LengthGroupedSampler,
@@ -141,11 +141,11 @@ def test_noise_is_drawn_on_the_host_and_added_where_the_features_lie(dataset, de
 
 
 class Reads:
-    """The records that were read whole, had their header read, or were opened by the keeper, in any process."""
+    """The records that were read whole, had their header read, or opened by the manager, in any process."""
 
     def __init__(self, log, monkeypatch):
         self.log = log
-        for module, name in ((data, "read_record"), (data, "record_header"), (keeper, "_ends_of")):
+        for module, name in ((data, "read_record"), (data, "record_header"), (checkpoint_manager, "_ends_of")):
             monkeypatch.setattr(module, name, self.logged(getattr(module, name)))
 
     def logged(self, function):

@@ -311,7 +311,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_by_auto(stopped
 def test_auto_takes_the_checkpoint_saved_last_not_the_one_of_most_steps(stopped, start_run, tmp_path):
     """A run that went back to an older one by name is not sent to where it had been."""
     loop = start_run("eagle3", tmp_path / "cp", ckpt_path=tmp_path / "cp" / "model0")
-    loop.plan.keeper.save(loop, "model0")
+    loop.plan.checkpoint_manager.save(loop, "model0")
     assert newest_intact(tmp_path / "cp").directory.name == "model0"
 
 

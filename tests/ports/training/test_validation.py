@@ -209,7 +209,7 @@ def test_the_best_on_other_records_is_forgotten(start_run, other, tmp_path, opti
     finish(start_run("hass", tmp_path, val_dir=other("hass"), max_steps=2))
     assert (tmp_path / "best.json").is_file()
     loop = start_run("hass", tmp_path, ckpt_path=tmp_path / "state_0", resume_anyway=True, **options)
-    assert loop.plan.keeper.best_accepted is None
+    assert loop.plan.checkpoint_manager.best_accepted is None
     finish(loop)
     assert (tmp_path / "best.json").is_file() == bool(options)
 

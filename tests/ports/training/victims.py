@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ports.training.keeper as keeper
+import ports.training.checkpoint_manager as checkpoint_manager
 from ports.commands import INTERRUPTED
 from ports.training.stop import EXIT_CODE, StopRequest
 from tests.forked import Forked
@@ -81,7 +81,7 @@ def _train(order: Order, told_file: str) -> int:
     faulthandler.enable()
     faulthandler.dump_traceback_later(order.limit, exit=True)
     told = os.open(told_file, os.O_WRONLY | os.O_APPEND)
-    real = keeper.CheckpointKeeper.save
+    real = checkpoint_manager.CheckpointManager.save
 
     def save(self: Any, loop: Any, name: str) -> Path:
         directory = real(self, loop, name)
@@ -91,7 +91,7 @@ def _train(order: Order, told_file: str) -> int:
         FAULTS[order.fault]()
         return directory
 
-    keeper.CheckpointKeeper.save = save  # type: ignore[method-assign]
+    checkpoint_manager.CheckpointManager.save = save  # type: ignore[method-assign]
     listen = StopRequest.on_signals
 
     @contextmanager

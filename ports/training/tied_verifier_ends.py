@@ -19,7 +19,7 @@ from ports.training.draft_config import attach_verifier
 VERIFIER_WEIGHTS = ["embed_tokens.weight", "lm_head.weight"]
 
 
-class FrozenEnds(SpeculatorModel):
+class TiedVerifierEnds(SpeculatorModel):
     """A draft between the verifier's embedding [V, h] and the verifier's head [V, h], both frozen and in no checkpoint.
 
     A subclass makes its own modules after ``super().__init__(config)`` and calls ``post_init()`` last.

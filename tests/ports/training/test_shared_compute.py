@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ports.eagle3.model
 import ports.hass.model
-from ports.training import tuning
+from ports.training import shared_compute
 from ports.training.alignment import Alignment
 from ports.training.attention import StepLayer
 from ports.training.data import collate, pack
-from ports.training.tuning import TrainedRows, can_split
+from ports.training.shared_compute import TrainedRows, can_split
 
 MODELS = (ports.eagle3.model, ports.hass.model)
 
@@ -81,7 +81,7 @@ def test_a_cache_written_twice_is_noticed(prepared, algorithm, monkeypatch):
     """The planted fault: the second run finds the keys of all steps, its own among them."""
     objective, batch = prepared(algorithm, forward_num_total=3)
     objective.recompute, made = True, layers_made(monkeypatch)
-    monkeypatch.setattr(tuning, "_OnceWritten", lambda cache: cache)
+    monkeypatch.setattr(shared_compute, "_OnceWritten", lambda cache: cache)
     with pytest.raises(CheckpointError, match=r"different metadata|number of tensors"):
         learn(objective, batch)
     assert len(made[0].step_keys) > 3
@@ -177,7 +177,7 @@ def test_the_first_use_of_weights_is_one_with_gradient():
 def test_a_layer_that_is_watched_or_of_another_make_is_called_as_it_is(prepared, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        tuning.OpenLayer, "__init__", lambda self, layer: opened.append(layer) or setattr(self, "layer", layer)
+        shared_compute.OpenLayer, "__init__", lambda self, layer: opened.append(layer) or setattr(self, "layer", layer)
     )
     objective, batch = prepared("hass", forward_num_total=1)
     learn(objective, batch)
@@ -185,7 +185,7 @@ def test_a_layer_that_is_watched_or_of_another_make_is_called_as_it_is(prepared,
     objective.draft.layers[-1].mlp.register_forward_hook(lambda *_: None)
     learn(objective, batch)
     other = nn.TransformerEncoderLayer(8, 2)
-    assert tuning._on_rows(other, TrainedRows(torch.ones(1, 3))) is other
+    assert shared_compute._on_rows(other, TrainedRows(torch.ones(1, 3))) is other
     assert len(opened) == 1
 
 

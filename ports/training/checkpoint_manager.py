@@ -70,7 +70,7 @@ Fingerprint = dict[str, Any]
 """What a run depends on, by name: a resumed run must have the same."""
 
 
-class CheckpointKeeper:
+class CheckpointManager:
     """Saves ``cpdir/<prefix><pass>`` after every pass; ``cpdir/step_<n>`` every ``--save-steps`` and on a signal.
 
     ``best`` is the number and mean loss of the best pass, ``best_accepted`` the checkpoint that expects most to be
