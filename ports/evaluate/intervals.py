@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 LEVEL = 0.95
@@ -85,7 +86,7 @@ class Ratio:
         return interval(self.value - other.value, self.moves - other.moves, level)
 
 
-def interval(value: float, moves: np.ndarray, level: float = LEVEL) -> Estimate:
+def interval(value: float, moves: NDArray[np.float64], level: float = LEVEL) -> Estimate:
     """By t, from what each prompt adds to ``value``."""
     count = len(moves)
     if count < 2 or not np.isfinite(moves).all():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from vllm import LLM, SamplingParams
 
 from ports.serving.running import COUNTERS
@@ -128,7 +129,7 @@ def _answer(llm: LLM, prompts: Sequence[list[int]], params: SamplingParams, batc
     return found | ({"logits": [logits[n] for n in order]} if any(logits.values()) else {})
 
 
-def counters(llm: LLM) -> dict[str, np.ndarray]:
+def counters(llm: LLM) -> dict[str, NDArray[Any]]:
     """The counters of speculative decoding under short names; none of them without a draft."""
     found = {COUNTERS[metric.name]: metric for metric in llm.get_metrics() if metric.name in COUNTERS}
     return {name: np.array(getattr(each, "values", None) or getattr(each, "value", 0)) for name, each in found.items()}

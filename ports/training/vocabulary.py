@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -50,7 +52,7 @@ def load_vocabulary_map(t2d_file: Path, d2t_file: Path, vocab_size: int, draft_v
 
 
 def check_map(
-    files: tuple[Path, Path], arrays: tuple[np.ndarray, np.ndarray], vocab_size: int, draft_vocab_size: int
+    files: tuple[Path, Path], arrays: tuple[NDArray[Any], NDArray[Any]], vocab_size: int, draft_vocab_size: int
 ) -> VocabularyMap:
     """The map that ``arrays``, t2d and d2t out of ``files``, are; see :func:`load_vocabulary_map`."""
     for file, field, array, size in zip(files, ("t2d", "d2t"), arrays, (vocab_size, draft_vocab_size)):
@@ -65,7 +67,7 @@ def check_map(
     return VocabularyMap(torch.from_numpy(t2d), torch.from_numpy(d2t))
 
 
-def _read(file: Path, field: str) -> np.ndarray:
+def _read(file: Path, field: str) -> NDArray[Any]:
     expected = "a .npy array without pickled objects"
     check_regular(file, field)
     try:
