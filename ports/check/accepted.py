@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ports.check.findings import Finding, fault, left_out, ok
-from ports.check.trained import HELD, chain_objective
+from ports.check.trained import chain_objective
 from ports.evaluate.acceptance import Counters, by_context, count
 from ports.evaluate.decode import Answer
 from ports.evaluate.intervals import Estimate, ratio
@@ -29,10 +29,10 @@ NOTHING = 1.05
 """Tokens a pass that a draft which speeds nothing up may give."""
 
 
-def expected(draft: Any, dataset: RecordDataset, size: int) -> list[float]:
+def expected(draft: Any, dataset: RecordDataset, size: int, held: int) -> list[float]:
     """Accuracies a_1 .. a_k of chains on records, each given those before; see :class:`ports.training.validation`."""
     objective, counts = chain_objective(draft, size), torch.zeros(2, size, dtype=torch.float64)
-    for place in torch.linspace(0, len(dataset) - 1, min(HELD, len(dataset))).long().tolist():
+    for place in torch.linspace(0, len(dataset) - 1, min(held, len(dataset))).long().tolist():
         batch = collate([make_sample(dataset.record(place), dataset.max_len, Alignment.CHAIN)])
         counts += objective.chains(batch)[2:].double()
     return accuracies_of(counts)

@@ -21,7 +21,7 @@ from ports.check.accepted import (
 )
 from ports.check.files import look_at_files
 from ports.check.findings import Finding, finding_of, left_out
-from ports.check.trained import look_at_forwards, look_at_records, records_of
+from ports.check.trained import HELD, look_at_forwards, look_at_records, records_of
 from ports.commands import hushed, printable
 from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits
@@ -51,6 +51,7 @@ def run(
         list[Path] | None, typer.Option(help="asked of draft and verifier; default: what 16 of the records ask")
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="entries of each file at most")] = 64,
+    held: Annotated[int, typer.Option(min=1, help="records that are computed again, spread over all")] = HELD,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 64,
     device: Annotated[str, typer.Option(help="default: cuda if there is one")] = "",
     json: Annotated[Path | None, typer.Option(help="write what was found here as JSON")] = None,
@@ -64,7 +65,7 @@ def run(
         raise InputError(draft, "DRAFT", "no config.json", "a Speculators checkpoint directory")
     fix_numerics()
     found, console = [], Console(highlight=False)
-    for finding in check(draft, verifier, records, prompts or [], limit, max_new_tokens, device):
+    for finding in check(draft, verifier, records, prompts or [], limit, max_new_tokens, device, held):
         found.append(finding)
         console.print(
             f"{MARKS[finding.state]} {finding.step:9} {printable(finding.figure)}", markup=False, soft_wrap=True
@@ -86,6 +87,7 @@ def check(
     limit: int = 64,
     tokens: int = 64,
     device: str = "",
+    held: int = HELD,
 ) -> Iterator[Finding]:
     """Every step's finding, one after the other; none after one that leaves nothing to look at.
 
@@ -110,9 +112,9 @@ def check(
         yield left_out("trained", *NO_RECORDS)
     else:
         dataset = records_of(model, records)
-        yield finding_of("records", STATES, lambda: look_at_records(model, dataset, place))
+        yield finding_of("records", STATES, lambda: look_at_records(model, dataset, place, held))
         yield finding_of("trained", STATES, lambda: look_at_forwards(model, dataset, size))
-        promised = expected(model, dataset, size)
+        promised = expected(model, dataset, size, held)
     asked = _asked(draft, model, dataset, prompts, limit, tokens, size)
     if not asked:
         yield left_out("accepted", "no prompts", "--prompts FILE, or --records DIR")

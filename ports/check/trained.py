@@ -33,7 +33,7 @@ from ports.training.records import check_origin, complete_records
 from ports.verifier.states import check_states
 
 HELD = 32
-"""Records that are computed again, spread over all."""
+"""Records that are computed again, spread over all, unless told otherwise."""
 
 LENGTH = 256
 """Tokens of a record that the forwards are compared on."""
@@ -60,7 +60,7 @@ def records_of(model: Any, directory: Path) -> RecordDataset:
     return RecordDataset(files, widths, vocab_size, noise=False, like=like, alignment=Alignment.CHAIN)
 
 
-def look_at_records(model: Any, dataset: RecordDataset, device: torch.device) -> Finding:
+def look_at_records(model: Any, dataset: RecordDataset, device: torch.device, held: int = HELD) -> Finding:
     """:func:`ports.verifier.states.check_states` of some of them.
 
     Raises:
@@ -68,7 +68,7 @@ def look_at_records(model: Any, dataset: RecordDataset, device: torch.device) ->
     """
     verifier = model.config.speculators_config.verifier.name_or_path
     layers = getattr(model.config, "eagle_aux_hidden_state_layer_ids", None)
-    said = check_states(verifier, some_of(dataset, layers, verifier, HELD), device)
+    said = check_states(verifier, some_of(dataset, layers, verifier, held), device)
     return left_out("records", said, "give records with answers in them") if "NOT" in said else ok("records", said)
 
 

@@ -1,9 +1,9 @@
 """``speculator draft``: from a chat model and prompts to a draft that can be served, phase by phase.
 
 ``OUT/`` holds ``data/`` (what is trained on, and what is held out), ``answers/``, ``records/`` with the vocabulary,
-``draft.json``, ``checkpoints/``, ``draft/``, which is what a server opens, and ``evaluation.json``. ``run.json`` says
-what all of it is made from, and which phases are done: the same command goes on with the first that is not. Phases that
-compute are commands of their own, each in a process that gives its memory back.
+``draft.json``, ``checkpoints/``, ``draft/``, which is what a server opens, ``evaluation.json`` and ``check.json``.
+``run.json`` says what all of it is made from, and which phases are done: the same command goes on with the first that
+is not. Phases that compute are commands of their own, each in a process that gives its memory back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ RUN = "run.json"
 
 
 def make(settings: DraftSettings) -> int:
-    """Everything that is not done yet; 1 if drafting changed a token beyond rounding, else 0, or how a phase ended.
+    """Everything that is not done yet; 1 if a check fails or drafting changed a token beyond rounding, or how a phase
+    ended, else 0.
 
     Raises:
         InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
@@ -45,7 +46,7 @@ def make(settings: DraftSettings) -> int:
         _go_through(plan, [] if (settings.out / "evaluation.json").exists() else forecast(plan))
     except PhaseError as error:
         return error.code
-    return report(settings.out, served.serves is not False)
+    return report(settings.out)
 
 
 def _go_through(plan: Plan, lines: Sequence[str]) -> None:
@@ -79,17 +80,22 @@ def _done(out: Path, inputs: dict[str, Any], phases: Sequence[Phase]) -> list[st
     return list(takewhile(lambda name: name in marked and name in there, (phase.name for phase in phases)))
 
 
-def report(out: Path, served: bool = True) -> int:
-    """Say what came of it, ``served`` by vLLM, as far as is known; the exit code is that of evaluation."""
-    file = out / "evaluation.json"
+def report(out: Path) -> int:
+    """Say what came of it; 1 if the check of the draft found a fault, or evaluation a token that drafting changed."""
+    file, draft = out / "evaluation.json", out / "draft"
     found = read_result(file, acceptance_length=float, prompts=int, lossless=bool)
     counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
     ties = f", {found['near_ties']} of them a near tie" if found.get("near_ties") else ""
-    if found["lossless"]:
-        say(f"{counted}{ties}; {'serve' if served else 'not served by vLLM:'} {out / 'draft'}")
-        return 0
-    say(f"{counted}{ties}; drafting changed tokens beyond rounding, see differences in {file}")
-    return 1
+    findings = read_result(out / "check.json", findings=list)["findings"]
+    fault = next((each for each in findings if each["state"] == "fault"), None)
+    if not found["lossless"]:
+        say(f"{counted}{ties}; drafting changed tokens beyond rounding, see differences in {file}")
+    elif fault is not None:
+        say(f"{counted}{ties}; {draft} is not what it should be: {fault['step']}: {fault['figure']}: {fault['advice']}")
+    else:
+        missing = [f"{each['step']} not checked: {each['advice']}" for each in findings if each["state"] == "left out"]
+        say("; ".join([f"{counted}{ties}", f"serve {draft}", *missing]))
+    return int(fault is not None or not found["lossless"])
 
 
 command = flags.command(DraftSettings, hushed(make))

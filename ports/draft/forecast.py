@@ -10,7 +10,7 @@ from functools import partial
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
-from ports.draft.phases import BATCH_TOKENS
+from ports.draft.phases import BATCH_TOKENS, CHECKED
 from ports.draft.plan import Plan
 from ports.draft.processes import run_subprocess
 from ports.estimate import Clock, build_objective, step_seconds, verifier_seconds
@@ -76,11 +76,13 @@ def seconds(plan: Plan, given: int, answers: int, objective: Any, clock: Clock =
     token = read / rows / length
     supervised = answers * answer / tokens or SUPERVISED
     step = step_seconds(objective, settings.bs, length, supervised, clock, half=plan.precision == "bf16")
+    decoding = (plain + checked / 2) * plan.evaluated * math.ceil(plan.held_out / held)
     found = {
         "answers": engine.pace * (token * given + said * answer * math.ceil(answers / together)) if answers else 0,
         "records": token * tokens,
         "training": step * math.ceil(plan.seen / settings.bs) * plan.passes,
-        "evaluation": (plain + checked / 2) * plan.evaluated * math.ceil(plan.held_out / held),
+        "evaluation": decoding,
+        "check": decoding + token * tokens * min(1, CHECKED / plan.seen),
     }
     return {name: seconds for name, seconds in found.items() if seconds}
 

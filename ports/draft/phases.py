@@ -26,6 +26,9 @@ from ports.training.records import list_records
 BATCH_TOKENS = 4096
 """Tokens of a forward of the verifier, whose hidden states are all held."""
 
+CHECKED = 8
+"""Records that are computed again at the end; training has held some against the verifier already."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -46,6 +49,7 @@ def phases_of(plan: Plan) -> list[Phase]:
         ("training", "checkpoints", _train),
         ("draft", "draft", _publish),
         ("evaluation", "evaluation.json", _evaluate),
+        ("check", "check.json", _check),
     ]
     given = plan.settings.answers == "given"
     return [
@@ -143,6 +147,12 @@ def _evaluate(plan: Plan) -> None:
     words = [str(plan.out / "draft"), "--prompts", str(plan.out / "data/held_out.jsonl")]
     words += ["--max-new-tokens", str(plan.evaluated)]
     in_process("evaluate", [*words, "--json", str(plan.out / "evaluation.json")], (0, 1))
+
+
+def _check(plan: Plan) -> None:
+    words = [str(plan.out / "draft"), "--records", str(plan.out / "records"), "--held", str(CHECKED)]
+    words += ["--max-new-tokens", str(plan.evaluated), "--json", str(plan.out / "check.json")]
+    in_process("check", words, (0, 1))
 
 
 def _command(plan: Plan, name: str, **values: object) -> None:

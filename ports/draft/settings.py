@@ -14,7 +14,7 @@ from ports.training.settings import Precision
 class DraftSettings(AnswersSettings):
     """Train a draft for a chat model on its own answers, measure it, and leave a directory to serve."""
 
-    out: Path = Field(description="directory of the run: records, checkpoints, draft/, evaluation.json")
+    out: Path = Field(description="directory of the run: records, checkpoints, draft/, evaluation.json, check.json")
     algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
     answers: Literal["own", "given"] = Field("own", description="own: the verifier answers; given: those in the data")
     held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")

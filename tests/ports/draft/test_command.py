@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -65,16 +66,17 @@ def spawn(words, fork):
 def results(out: Path) -> dict[str, bytes]:
     """What must be the same, whenever it was made."""
     kept = {name: content for name, content in contents(out).items() if not name.startswith("checkpoints/")}
-    found = json.loads(kept.pop("evaluation.json"))
-    del found["seconds"], found["draft"], found["files"]
-    return {**kept, "evaluation": json.dumps(found).encode()}
+    found, checked = json.loads(kept.pop("evaluation.json")), json.loads(kept.pop("check.json"))
+    del found["seconds"], found["draft"], found["files"], checked["draft"]
+    return {**kept, "evaluation": json.dumps(found).encode(), "check": json.dumps(checked).encode()}
 
 
 def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, tmp_path, verifier) -> None:
-    process, out = spawn(), tmp_path / "out"
+    learns = {"passes": 8, "lr": 0.01}  # its own answers by heart
+    process, out = spawn(**learns), tmp_path / "out"
     said = process.ended()
     assert process.returncode == 0, said
-    assert "10 dialogues to train on in 2 passes, 2 held out; at most " in said
+    assert "10 dialogues to train on in 8 passes, 2 held out; at most " in said
     assert "minutes (answers" in said
     for line in (out / "answers" / "answers.jsonl").read_text().splitlines():
         assert json.loads(line)["messages"][1]["content"] != "", "its own words"
@@ -94,16 +96,25 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert not (out / "draft" / "training_state").exists()
     assert json.loads((out / "evaluation.json").read_text())["prompts"] == 2
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    again = spawn()
-    assert "acceptance length" in again.ended()
+    again = spawn(**learns)
+    assert "served not checked: pip install vllm" in again.ended()
     assert again.returncode == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
+    weights = load_file(out / "draft" / "model.safetensors")
+    save_file({**weights, "fc.weight": weights["fc.weight"] * 0}, out / "draft" / "model.safetensors", {"format": "pt"})
+    (out / "check.json").unlink()
+    wrong = spawn(**learns)
+    assert "8 of 8, check" in wrong.ended()
+    assert "is not what it should be: files: fc.weight: all zero" in wrong.said
+    assert f"; serve {out}" not in wrong.said
+    assert wrong.returncode == 1
 
 
 def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16(spawn, tmp_path) -> None:
     process, out = spawn(algorithm="hass", answers="given", mixed_precision="bf16"), tmp_path / "out"
     process.ended()
-    assert process.returncode == 0, process.said
+    assert "is not what it should be: accepted: 1.000 [1.000, 1.000] tokens a pass" in process.said, "of two passes"
+    assert process.returncode == 1
     assert json.loads((out / "checkpoints" / "settings.json").read_text())["mixed_precision"] == "bf16"
     assert not (out / "answers").exists()
     assert SpeculatorModel.from_pretrained(out / "draft").config.speculators_model_type == "hass"
@@ -360,17 +371,25 @@ def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("lossless", "ties", "code", "said"),
+    ("lossless", "ties", "state", "code", "said"),
     [
-        (True, 0, 0, "over 9 held-out prompts; serve"),
-        (True, None, 0, "over 9 held-out prompts; serve"),  # as an evaluation wrote it that knew none
-        (True, 2, 0, "prompts, 2 of them a near tie; serve"),
-        (False, 1, 1, "beyond rounding, see differences in"),
+        (True, 0, "ok", 0, "over 9 held-out prompts; serve"),
+        (True, None, "ok", 0, "over 9 held-out prompts; serve"),  # as an evaluation wrote it that knew none
+        (True, 2, "left out", 0, "prompts, 2 of them a near tie; serve {out}/draft; served not checked: do it"),
+        (False, 1, "ok", 1, "beyond rounding, see differences in"),
+        (True, 0, "fault", 1, "9 held-out prompts; {out}/draft is not what it should be: served: few: do it"),
     ],
 )
-def test_a_near_tie_is_said_and_only_a_mistake_is_exit_code_1(tmp_path, capsys, lossless, ties, code, said) -> None:
+def test_a_fault_is_exit_code_1_and_no_success(tmp_path, capsys, lossless, ties, state, code, said) -> None:
     known = {} if ties is None else {"near_ties": ties}
     found = {"acceptance_length": 2.0, "prompts": 9, "lossless": lossless, **known}
     (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    findings = [
+        {"step": "files", "state": "ok"},
+        {"step": "served", "state": state, "figure": "few", "advice": "do it"},
+    ]
+    (tmp_path / "check.json").write_text(json.dumps({"findings": findings}))
     assert command.report(tmp_path) == code
-    assert said in "".join(capsys.readouterr())
+    told = "".join(capsys.readouterr())
+    assert said.format(out=tmp_path) in told
+    assert ("serve " in told) is (code == 0)
