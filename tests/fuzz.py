@@ -41,7 +41,7 @@ from ports.training.vocabulary import load_vocabulary_map
 from tests.mutants import VALUES, mutate, mutate_json, mutate_words
 from tests.place import DRAFT_VOCAB_SIZE, SPEC, Place, Ran, run
 
-COUNT = int(os.environ.get("FUZZ", "44"))
+COUNT = int(os.environ.get("FUZZ", "24"))
 CODES = {0, 1, 2, 75}
 TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 TRAINERS |= {"online": TRAINERS["hass"], "arrow": TRAINERS["eagle3"]}

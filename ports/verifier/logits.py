@@ -200,17 +200,26 @@ def _unknown(name_or_path: str, model: Any, found: str, expected: str) -> InputE
 
 
 def _skeleton(name_or_path: str) -> tuple[Any, nn.Module]:
-    """The verifier's model without memory, and which of its modules is the final norm."""
+    """The verifier's model without memory and without layers, and which of its modules is the final norm."""
     config = copy.deepcopy(full_config(name_or_path))
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # norm and head are in the precision of the others
-    with opening(name_or_path, "architectures", "a causal language model"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_remote_code())
-    return model.eval(), _find_norm(name_or_path, model)
+    key = type(config), repr(config.to_dict())
+    if key not in _SKELETONS:
+        with opening(name_or_path, "architectures", "a causal language model"), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_remote_code())
+        made = model.eval(), _find_norm(name_or_path, model)
+        _SKELETONS.clear()
+        _SKELETONS[key] = made
+    return copy.deepcopy(_SKELETONS[key])
+
+
+_SKELETONS: dict[tuple[type, str], tuple[Any, nn.Module]] = {}
+"""The last one, by its config: a run asks for the same one several times, and fills in a copy of it."""
 
 
 def _find_norm(name_or_path: str, model: Any) -> nn.Module:
-    """The module whose output is the ``last_hidden_state`` of a backbone without layers."""
+    """The module whose output is the ``last_hidden_state`` of a backbone without layers, which it leaves without."""
     decoder, given = model.get_decoder(), list[tuple[nn.Module, Any]]()
     decoder = getattr(model, backbone(model) or "", model) if decoder is model else decoder
     config = decoder.config.get_text_config()
@@ -233,7 +242,7 @@ def _find_norm(name_or_path: str, model: Any) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
-        for name, part in {**layers, **turning}.items():
+        for name, part in turning.items():
             setattr(decoder, name, part)
     norms = [module for module, out in given if out is last and module is not decoder]
     if not norms:

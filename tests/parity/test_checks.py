@@ -32,46 +32,6 @@ def test_a_port_that_says_nothing_of_its_steps_has_failed_rows() -> None:
     assert compare_traces(trace, unrolled).passed  # a pair that does not say what an original's steps are
 
 
-def test_a_port_that_says_nothing_of_its_steps_has_failed_rows() -> None:
-    trace = trace_side(Side(lambda: nn.Linear(6, 6)), batches(), steps=2)
-    unrolled = replace(trace, curve=[replace(point, step_losses=(1.0, 2.0)) for point in trace.curve])
-    last = replace(trace, curve=[replace(point, step_losses=(1.0,)) for point in trace.curve])
-    for port, lost in ((trace, {0, 1}), (last, {1}), (unrolled, set())):
-        rows = compare_traces(unrolled, port, checks=["curve"]).rows
-        assert {row.tensor for row in rows if not row.passed} == {f"loss of step {n}" for n in lost}
-    assert compare_traces(trace, unrolled).passed  # a pair that does not say what an original's steps are
-
-
-def test_a_port_that_says_nothing_of_its_steps_has_failed_rows() -> None:
-    trace = trace_side(Side(lambda: nn.Linear(6, 6)), batches(), steps=2)
-    unrolled = replace(trace, curve=[replace(point, step_losses=(1.0, 2.0)) for point in trace.curve])
-    last = replace(trace, curve=[replace(point, step_losses=(1.0,)) for point in trace.curve])
-    for port, lost in ((trace, {0, 1}), (last, {1}), (unrolled, set())):
-        rows = compare_traces(unrolled, port, checks=["curve"]).rows
-        assert {row.tensor for row in rows if not row.passed} == {f"loss of step {n}" for n in lost}
-    assert compare_traces(trace, unrolled).passed  # a pair that does not say what an original's steps are
-
-
-def test_a_port_that_says_nothing_of_its_steps_has_failed_rows() -> None:
-    trace = trace_side(Side(lambda: nn.Linear(6, 6)), batches(), steps=2)
-    unrolled = replace(trace, curve=[replace(point, step_losses=(1.0, 2.0)) for point in trace.curve])
-    last = replace(trace, curve=[replace(point, step_losses=(1.0,)) for point in trace.curve])
-    for port, lost in ((trace, {0, 1}), (last, {1}), (unrolled, set())):
-        rows = compare_traces(unrolled, port, checks=["curve"]).rows
-        assert {row.tensor for row in rows if not row.passed} == {f"loss of step {n}" for n in lost}
-    assert compare_traces(trace, unrolled).passed  # a pair that does not say what an original's steps are
-
-
-def test_a_port_that_says_nothing_of_its_steps_has_failed_rows() -> None:
-    trace = trace_side(Side(lambda: nn.Linear(6, 6)), batches(), steps=2)
-    unrolled = replace(trace, curve=[replace(point, step_losses=(1.0, 2.0)) for point in trace.curve])
-    last = replace(trace, curve=[replace(point, step_losses=(1.0,)) for point in trace.curve])
-    for port, lost in ((trace, {0, 1}), (last, {1}), (unrolled, set())):
-        rows = compare_traces(unrolled, port, checks=["curve"]).rows
-        assert {row.tensor for row in rows if not row.passed} == {f"loss of step {n}" for n in lost}
-    assert compare_traces(trace, unrolled).passed  # a pair that does not say what an original's steps are
-
-
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,11 @@ def failed(rows: list[Row]) -> set[str]:
     return {row.check for row in rows if row.status is Status.FAILED}
 
 
-@pytest.mark.parametrize("name", SEEING)
+BY_NIGHT = {name: [pytest.mark.nightly] for name in SEEING if "fp32" not in name}
+"""Half precision: what it is the first to see there, float32 sees too."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=BY_NIGHT.get(name, ())) for name in SEEING])
 def test_every_planted_fault_is_seen(name: str, cases: dict[str, Case]) -> None:
     """Or is below rounding in bfloat16, or has a reason; in float32 none is below."""
     short = few_steps(PAIRS[cases[name].algorithm])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -15,11 +17,12 @@ PASSES = 6
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory) -> Path:
+def trained_once(tmp_path_factory, programs) -> Path:
     """verifier/, data_eagle3/, t2d.npy, d2t.npy and draft/."""
     folder = tmp_path_factory.mktemp("trained")
     data = build_answers(ARCHITECTURES["llama"], folder / "data")
-    draft = train_draft(data, folder / "run", "eagle3", "draft_eagle3_llama.json", PASSES, 3, quiet=True)
+    with mock.patch.object(sys, "executable", str(programs / "python")):
+        draft = train_draft(data, folder / "run", "eagle3", "draft_eagle3_llama.json", PASSES, 3, quiet=True)
     shutil.copytree(draft, data / "draft", ignore=shutil.ignore_patterns("training*"))
     return data
 

@@ -1,6 +1,6 @@
 """Kills and signals at random moments of a run, to it or to its group, each time resumed with ``--resume auto``.
 
-A few of one run by default; ``KILLS=200 pytest tests/ports/training/test_kill.py -s`` for the long form, of all.
+Two of one run by default; ``KILLS=200 pytest tests/ports/training/test_kill.py -s`` for the long form, of all.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from ports.training.resume import newest_intact
 from tests.ports.training.conftest import PREFIX, Left, Saved
 from tests.ports.training.victims import Order, run
 
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "2"))
 CASES = list(itertools.product(["eagle3", "hass"], ["keyed", "drawn"]))[: None if "KILLS" in os.environ else 1]
 LATEST = 0.6
 """Of the time that a whole run takes: a process is killed then at the latest, or is done."""
