@@ -35,7 +35,7 @@ ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = ENVIRONMENT / "installed.txt"
 LOCK = ROOT / ".venv.lock"
-WORKERS = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+WORKERS = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
 JOBS = {
     "parity": [["-m", "parity", "run", "--report", "report.html", "--json", "report.json"]],
     "test": [["-m", "pytest", *WORKERS]],

@@ -17,8 +17,10 @@ os.environ["XDG_CACHE_HOME"] = os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ports  # noqa: F401, I001  (first: its guard must run before anything imports transformers)
+import functools
 import numpy as np
 import pytest
+import speculators.config
 import torch
 from hypothesis import settings
 from loguru import logger
@@ -26,6 +28,7 @@ from loguru import logger
 from tests.forked import Forked, serve, write_clients
 from tests.needs import CHECKOUTS, add_checkouts, checkout
 
+speculators.config.version = functools.cache(speculators.config.version)  # every config asks, milliseconds each time
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
 settings.register_profile("here", deadline=None, derandomize=True)  # a busy machine is slow, and every run is the same

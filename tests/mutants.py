@@ -19,7 +19,7 @@ from typing import Any
 from parity.errors import InputError
 from ports.errors import InputError as PortInputError
 
-COUNT = int(os.environ.get("MUTANTS", "15"))
+COUNT = int(os.environ.get("MUTANTS", "7"))
 SECONDS, STANDSTILL = 20, 300
 """Of processor time, and of any: a reader that takes longer hangs. A machine that stands still for a while does not."""
 

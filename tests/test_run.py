@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ PYTHON = """\
 #!/bin/sh
 echo "begin $*" >> log
 [ -z "$FAILS" ] || exit 7
-sleep 1
+while [ -e busy ]; do sleep 0.02; done
 echo "end $*" >> log
 """
 DRIVER = f"""
@@ -39,10 +40,13 @@ INSTALL, JOB = "-m pip --disable-pip-version-check install", "-m mkdocs"
 
 
 class Project:
-    """A folder with ``run.py`` in it; its environment's python only writes down when it was asked what."""
+    """A folder with ``run.py`` in it; its environment's python only writes down when it was asked what.
+
+    Whatever that began goes on while there is the file ``busy``.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.busy = folder, folder / "busy"
         shutil.copy(ROOT / "run.py", folder)
         (folder / "driver.py").write_text(DRIVER)
         self.declare("one")
@@ -51,20 +55,17 @@ class Project:
         """Change what is to be installed."""
         (self.folder / "pyproject.toml").write_text(content)
 
-    def start(self, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "driver.py"],
-            cwd=self.folder,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        """What it says goes to a file of its number."""
+        command, environment = [sys.executable, "driver.py"], {**os.environ, **environment}
+        with (self.folder / "saying").open("wb") as out:
+            process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=out, stderr=out)
+        (self.folder / "saying").rename(self.folder / f"said_{process.pid}")
+        return process
 
-    def said(self, process: subprocess.Popen[str], code: int = 0) -> str:
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == code
-        return said
+    def said(self, process: subprocess.Popen[bytes], code: int = 0) -> str:
+        assert process.wait(timeout=60) == code
+        return (self.folder / f"said_{process.pid}").read_text()
 
     def log(self) -> list[str]:
         file = self.folder / "log"
@@ -77,12 +78,18 @@ class Project:
     def ended(self, what: str) -> list[int]:
         return [number for number, line in enumerate(self.log()) if line.startswith(f"end {what}")]
 
-    def wait_for(self, what: str) -> None:
-        for _ in range(600):
-            if self.begun(what):
-                return
-            time.sleep(0.05)
-        pytest.fail(f"{what} never began")
+    def wait_for(self, what: str, times: int = 1) -> None:
+        self.until(lambda: len(self.begun(what)) >= times)
+
+    def until_it_waits(self, process: subprocess.Popen[bytes]) -> None:
+        """For another one, as it says."""
+        self.until(lambda: "waiting" in (self.folder / f"said_{process.pid}").read_text())
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not happened():
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 @pytest.fixture
@@ -91,48 +98,64 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_started_twice_at_a_time_it_installs_once(project: Project) -> None:
+    project.busy.touch()
     first = project.start()
     project.wait_for(INSTALL)
-    said = project.said(project.start())
-    assert said.count("waiting") == 1
+    second = project.start()
+    project.until_it_waits(second)
+    project.busy.unlink()
+    assert project.said(second).count("waiting") == 1
     assert "waiting" not in project.said(first)
     assert (len(project.begun(INSTALL)), len(project.begun(JOB))) == (1, 2)
 
 
 def test_jobs_of_one_environment_run_side_by_side(project: Project) -> None:
     project.said(project.start())
+    project.busy.touch()
     both = project.start(), project.start()
+    project.wait_for(JOB, 3)
+    assert len(project.ended(JOB)) == 1
+    project.busy.unlink()
     assert [project.said(process) for process in both] == ["", ""]
-    assert project.begun(JOB)[2] < project.ended(JOB)[1]
 
 
 def test_an_environment_in_use_is_not_replaced(project: Project) -> None:
     project.said(project.start())
+    project.busy.touch()
     first = project.start()
-    while len(project.begun(JOB)) < 2:
-        time.sleep(0.05)
+    project.wait_for(JOB, 2)
     project.declare("two")
-    assert "waiting" in project.said(project.start())
+    second = project.start()
+    project.until_it_waits(second)
+    project.busy.unlink()
+    project.said(second)
     project.said(first)
     assert project.ended(JOB)[1] < project.begun(INSTALL)[1]
 
 
 def test_a_killed_installation_is_made_anew_once_its_pip_is_gone(project: Project) -> None:
+    project.busy.touch()
     first = project.start()
     project.wait_for(INSTALL)
     first.kill()
-    project.said(project.start())
-    first.communicate()
+    second = project.start()
+    project.until_it_waits(second)
+    project.busy.unlink()
+    project.said(second)
+    first.wait()
     assert project.ended(INSTALL)[0] < project.begun(INSTALL)[1]
     assert len(project.begun(JOB)) == 1
 
 
 def test_an_interrupt_is_the_jobs_to_answer(project: Project) -> None:
+    project.said(project.start())
+    project.busy.touch()
     process = project.start()
-    project.wait_for(JOB)
+    project.wait_for(JOB, 2)
     process.send_signal(signal.SIGINT)
+    project.busy.unlink()
     assert "Traceback" not in project.said(process)
-    assert len(project.ended(JOB)) == 1
+    assert len(project.ended(JOB)) == 2
 
 
 def test_an_installation_that_fails_is_a_line(project: Project) -> None:

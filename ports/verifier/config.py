@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,23 @@ def full_config(name_or_path: str) -> Any:
         InputError: a directory without ``config.json``, or with one that cannot be read or wants code of its own run.
     """
     directory = Path(name_or_path)
-    if directory.exists():
-        if not (directory / "config.json").is_file():
-            raise InputError(directory, "verifier", "no config.json", "a Hugging Face model directory")
-        read_json(directory / "config.json", "verifier", "a model directory or hub id")  # transformers hides why not
+    if not directory.exists():
+        return _read(name_or_path)
+    file = directory / "config.json"
+    if not file.is_file():
+        raise InputError(directory, "verifier", "no config.json", "a Hugging Face model directory")
+    read_json(file, "verifier", "a model directory or hub id")  # transformers hides why not
+    content = file.read_bytes()
+    return _read(name_or_path) if b"auto_map" in content else copy.deepcopy(_unchanged(name_or_path, content))
+
+
+@lru_cache(maxsize=1)
+def _unchanged(name_or_path: str, content: bytes) -> Any:
+    """What was read last, while the file holds the same: a run asks several times, and may change what it gets."""
+    return _read(name_or_path)
+
+
+def _read(name_or_path: str) -> Any:
     with opening(name_or_path, "verifier", "a model directory or hub id"):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trusts_remote_code())
         VerifierConfig.from_config(config)  # a draft's config will name it

@@ -77,6 +77,7 @@ def test_the_other_numbers() -> None:
     assert effects("l1-not-tv")["out"] == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.nightly  # DFlash's tests plant them in the same core
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_blamed_where_it_is(name: str) -> None:
     DSPARK.assert_blamed(*FAULTS[name])

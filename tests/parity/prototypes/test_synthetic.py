@@ -90,11 +90,25 @@ def against_the_reference(case: Case) -> list[Row]:
 
 DIRECT = {"batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve", "hits", "paths"}
 HALF = {"eagle3": "bf16ds", "hass": "bf16"}
-RUNS = [(shape, False) for shape in SHAPES] + [(shape, True) for shape in SHAPES[2:7]]
+RUNS = [
+    (shape, algorithm, half)
+    for half, shapes in ((False, SHAPES), (True, SHAPES[2:7]))
+    for shape in shapes
+    for algorithm in ("eagle3", "hass")
+]
+BY_DAY = {(shape.name, ("eagle3", "hass")[number % 2], False) for number, shape in enumerate(SHAPES)}
+BY_DAY |= {(SHAPES[2].name, "eagle3", True), (SHAPES[3].name, "hass", True)}
+"""Every shape once, and either algorithm in half precision; by night all."""
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-@pytest.mark.parametrize(("shape", "half"), RUNS, ids=[f"{shape.name}, {half}" for shape, half in RUNS])
+@pytest.mark.parametrize(
+    ("shape", "algorithm", "half"),
+    [
+        pytest.param(*run, id="-".join(map(str, name)), marks=() if name in BY_DAY else pytest.mark.nightly)
+        for run in RUNS
+        for name in [(run[0].name, *run[1:])]
+    ],
+)
 def test_port_and_reference_agree_on_sizes_nobody_recorded(
     shape: Shape, algorithm: str, half: bool, tmp_path: Path
 ) -> None:

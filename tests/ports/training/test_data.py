@@ -181,7 +181,10 @@ SEEN = [
 """Of six records: those that a resume reads whole, and those whose header is; all, where a bad one drew nothing."""
 
 
-@pytest.mark.parametrize(("algorithm", "form", "options", "whole", "headers"), SEEN)
+@pytest.mark.parametrize(
+    ("algorithm", "form", "options", "whole", "headers"),
+    [pytest.param(*each, marks=pytest.mark.nightly if index in (3, 4) else ()) for index, each in enumerate(SEEN)],
+)
 def test_of_the_batches_that_a_resume_has_seen_only_headers_are_read(
     run_to_the_end, run_until, reads, fixture, tmp_path, algorithm, form, options, whole, headers
 ):

@@ -27,12 +27,19 @@ def never_stopped(straight, run_to_the_end, tmp_path_factory):
 
 
 STOPPED = [  # at a micro-batch, with so many in a step
-    *(("eagle3", "no", stop, 1) for stop in (0, 6, 11)),  # the first of the run, of the second pass, the run's last
+    ("eagle3", "no", 6, 1),  # the first of the second pass
     ("eagle3", "no", 4, 4),  # the first of a pass' last, shorter window
     ("hass", "no", 5, 1),  # the last of a pass
-    ("hass", "no", 1, 4),  # in the middle of a window
-    ("eagle3", "bf16", 8, 2),
-    ("hass", "bf16", 11, 1),
+    ("hass", "bf16", 11, 1),  # the run's last
+    *(
+        pytest.param(*each, marks=pytest.mark.nightly)
+        for each in (
+            ("eagle3", "no", 0, 1),  # the first of the run
+            ("eagle3", "no", 11, 1),
+            ("hass", "no", 1, 4),  # in the middle of a window
+            ("eagle3", "bf16", 8, 2),
+        )
+    ),
 ]
 
 
@@ -59,12 +66,17 @@ def test_loader_processes_draw_the_noise(never_stopped):
 KEYED, SKIP = {"noise_stream": "keyed"}, {"on_bad_record": "skip"}
 HELD_OUT = [
     ("eagle3", 3, {}),  # the last step of a pass, which is stopped before it is validated
-    ("hass", 5, {"max_steps": 6}),  # the last of the run
-    ("hass", 6, {"num_workers": 2, "group_by_length": True}),
-    ("hass", 2, {**KEYED, "bs": 2, "packing": True, "group_by_length": True}),
     ("eagle3", 6, {**KEYED, **SKIP, "num_workers": 2, "save_steps": 3}),
-    ("eagle3", 6, {"online": True}),
     ("hass", 1, {**KEYED, **SKIP, "online": True, "bs": 2, "group_by_length": True}),
+    *(
+        pytest.param(*each, marks=pytest.mark.nightly)
+        for each in (
+            ("hass", 5, {"max_steps": 6}),  # the last of the run
+            ("hass", 6, {"num_workers": 2, "group_by_length": True}),
+            ("hass", 2, {**KEYED, "bs": 2, "packing": True, "group_by_length": True}),
+            ("eagle3", 6, {"online": True}),
+        )
+    ),
 ]
 
 

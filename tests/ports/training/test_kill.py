@@ -124,6 +124,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.nightly  # the judge of the long form
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_victim_that_hangs_or_leaves_something_is_noticed(strike, words, tmp_path, fault):
     limits, what, said = FAULTS[fault]
