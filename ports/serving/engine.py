@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm import LLM, SamplingParams
 
-from ports.serving.running import COUNTERS
+from ports.serving import COUNTERS
 from ports.training.stop import end_with_parent
 
 WARM_UP_TOKENS = 8

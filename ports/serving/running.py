@@ -19,13 +19,8 @@ from rich.table import Table
 from ports.errors import InputError, reason
 from ports.evaluate.acceptance import Counters, in_json
 from ports.evaluate.intervals import Estimate, Ratio, from_json, ratio
+from ports.serving import COUNTERS
 
-COUNTERS = {
-    "vllm:spec_decode_num_drafts": "drafts",
-    "vllm:spec_decode_num_draft_tokens": "proposed",
-    "vllm:spec_decode_num_accepted_tokens": "accepted",
-    "vllm:spec_decode_num_accepted_tokens_per_pos": "accepted_per_position",
-}
 GENERATED = "vllm:generation_tokens"
 LINE = re.compile(r"(?P<name>[\w:]+?)(?:_total)?(?:\{(?P<labels>.*)\})? (?P<value>[\d.eE+-]+)")
 POSITION = re.compile(r'position="(\d+)"')

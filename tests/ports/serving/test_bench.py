@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -218,9 +217,8 @@ class LLM:
 
 
 @pytest.fixture
-def vllm(tmp_path, monkeypatch, programs):
+def vllm(tmp_path, monkeypatch):
     (tmp_path / "vllm.py").write_text(VLLM)
-    monkeypatch.setattr(sys, "executable", str(programs / "python"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return lambda model: {"engine": {"model": model}, "prompts": [[1], [2, 3]], "length": 4, "batch_sizes": [1, 2]}
 
