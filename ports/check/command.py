@@ -19,6 +19,7 @@ from ports.check.accepted import (
     look_at_serving,
     prompts_of,
 )
+from ports.check.converted import look_at_conversion
 from ports.check.files import look_at_files
 from ports.check.findings import Finding, finding_of, left_out
 from ports.check.trained import HELD, look_at_forwards, look_at_records, records_of
@@ -38,6 +39,7 @@ PROMPTS = 16
 """Asked of the records, where no file of prompts is given."""
 
 FILES = "open the directory that training saved, with the verifier it was trained for"
+CONVERT = "speculators convert ORIGINAL --algorithm eagle3 --verifier MODEL opens them"
 STATES = "make the records again with this verifier: speculator records"
 NO_RECORDS = "no records", "--records DIR: what the draft was trained on"
 MARKS = {"ok": "ok    ", "fault": "FAULT ", "left out": "-     "}
@@ -49,6 +51,9 @@ def run(
     records: Annotated[Path | None, typer.Option(help="what the draft was trained on")] = None,
     prompts: Annotated[
         list[Path] | None, typer.Option(help="asked of draft and verifier; default: what 16 of the records ask")
+    ] = None,
+    converted_from: Annotated[
+        Path | None, typer.Option(help="the EAGLE or SpecForge checkpoint that a converter made the draft from")
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="entries of each file at most")] = 64,
     held: Annotated[int, typer.Option(min=1, help="records that are computed again, spread over all")] = HELD,
@@ -65,7 +70,7 @@ def run(
         raise InputError(draft, "DRAFT", "no config.json", "a Speculators checkpoint directory")
     fix_numerics()
     found, console = [], Console(highlight=False)
-    for finding in check(draft, verifier, records, prompts or [], limit, max_new_tokens, device, held):
+    for finding in check(draft, verifier, records, prompts or [], limit, max_new_tokens, device, held, converted_from):
         found.append(finding)
         console.print(
             f"{MARKS[finding.state]} {finding.step:9} {printable(finding.figure)}", markup=False, soft_wrap=True
@@ -88,6 +93,7 @@ def check(
     tokens: int = 64,
     device: str = "",
     held: int = HELD,
+    original: Path | None = None,
 ) -> Iterator[Finding]:
     """Every step's finding, one after the other; none after one that leaves nothing to look at.
 
@@ -106,6 +112,8 @@ def check(
         return
     model, place = opened[0], checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = model.config.speculators_config.proposal_methods[0].speculative_tokens
+    if original is not None:
+        yield finding_of("converted", CONVERT, lambda: look_at_conversion(model, draft, original, size))
     promised, dataset = None, None
     if records is None:
         yield left_out("records", *NO_RECORDS)

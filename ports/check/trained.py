@@ -9,6 +9,7 @@ T tokens of a record, k TTT steps, D the draft's vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +81,29 @@ def look_at_forwards(model: Any, dataset: RecordDataset, size: int) -> Finding:
     if len(record["input_ids"]) < size + 2:
         return left_out("trained", f"no record of {size + 2} tokens", "give longer records")
     batch = collate([make_sample(record, LENGTH, Alignment.CHAIN)])
-    own = chain_logits(draft, batch, size)
-    eps = torch.finfo(torch.float32).eps
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.rand(batch["features"].shape, generator=generator) - 0.5
-    moved = chain_logits(draft, {**batch, "features": batch["features"] * (1 + 2 * eps * draw)}, size)
-    allowed = TIMES * max(UNITS * eps, max(map(_apart, own, moved)))
     others = {"the evaluator's": evaluated_logits(draft, batch, size)}
     if isinstance(model, Eagle3DraftModel):
         others["Speculators' own"] = speculators_logits(draft, batch, size)
+    return compared("trained", draft, batch, size, others, "what is evaluated is not what was trained")
+
+
+def compared(
+    step: str, draft: Any, batch: Batch, size: int, others: Mapping[str, Sequence[Tensor]], advice: str
+) -> Finding:
+    """The training forward's logits of a draft in float32 against ``others``, as :func:`chain_logits` has them."""
+    own, eps = chain_logits(draft, batch, size), torch.finfo(torch.float32).eps
+    draw = torch.rand(batch["features"].shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    moved = chain_logits(draft, {**batch, "features": batch["features"] * (1 + 2 * eps * draw)}, size)
+    allowed = TIMES * max(UNITS * eps, max(map(_apart, own, moved)))
     apart = {name: [_apart(ours, theirs) for ours, theirs in zip(own, each)] for name, each in others.items()}
     numbers = {"allowed": allowed, "apart": apart}
     for name, found in apart.items():
-        for step, distance in enumerate(found, 1):
+        for number, distance in enumerate(found, 1):
             if not distance <= allowed:
-                figure = f"step {step}: {name} forward {distance:.2g} from training's, at most {allowed:.2g}"
-                return fault(
-                    "trained", figure, "what is evaluated is not what was trained: see docs/check.md", **numbers
-                )
+                figure = f"step {number}: {name} forward {distance:.2g} from training's, at most {allowed:.2g}"
+                return fault(step, figure, advice, **numbers)
     worst = max(max(found) for found in apart.values())
-    return ok("trained", f"{len(apart) + 1} forwards agree to {worst:.1g} of {allowed:.1g}", **numbers)
+    return ok(step, f"{len(apart) + 1} forwards agree to {worst:.1g} of {allowed:.1g}", **numbers)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -24,7 +24,7 @@ from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import WEIGHTS
 from ports.training.draft_config import check_builds, native_config, read_config_dict
-from ports.training.saving import put_weights, read_weights
+from ports.training.saving import LENT, put_weights, read_weights
 from ports.training.vocabulary import (
     FILE,
     VocabularyMap,
@@ -205,7 +205,7 @@ def open_draft(directory: Path, verifier: str | None = None) -> SpeculatorModel:
     config, file = _read_config(directory, verifier), directory / WEIGHTS
     weights = read_weights(file)
     model = _fresh(config, _vocabulary(file, weights, config))
-    put_weights(model, file, weights)
+    put_weights(model, file, weights, LENT)
     return model.eval()
 
 
@@ -248,7 +248,8 @@ def _read_config(directory: Path, verifier: str | None) -> Any:
     source = read_config_dict(str(directory))
     kind = source.get("speculators_model_type")
     if kind not in tuple(KINDS):  # a file may have anything there
-        raise InputError(file, "speculators_model_type", kind, " or ".join(KINDS))
+        door = "; EAGLE's and SpecForge's are opened by speculators convert" if kind is None else ""
+        raise InputError(file, "speculators_model_type", kind, f"{' or '.join(KINDS)}{door}")
     config = native_config(str(directory), source, kind)
     check_builds(file, KINDS[kind][1], config)
     if config.speculators_config is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ports.training.shards import own_part, sharded_like
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NEVER_NEGATIVE = ("exp_avg_sq.", "step.")
 SHARD = "optimizer_"
+LENT = frozenset({"embed_tokens.weight"})
+"""What Speculators takes from the verifier where a checkpoint has none, as those that EAGLE's are converted to."""
 ABSENT = "no such tensor"
 
 
@@ -85,10 +87,15 @@ def read_tensors(file: Path, field: str = "tensors", expected: str = "a safetens
     return tensors
 
 
-def put_weights(draft: SpeculatorModel, file: Path, weights: dict[str, Tensor]) -> None:
-    """Put what :func:`read_weights` read from ``file`` into ``draft``; raises as :func:`load_weights`."""
+def put_weights(
+    draft: SpeculatorModel, file: Path, weights: dict[str, Tensor], lent: Collection[str] = frozenset()
+) -> None:
+    """Put what :func:`read_weights` read from ``file`` into ``draft``; raises as :func:`load_weights`.
+
+    What is ``lent`` may be missing there: the draft has the verifier's.
+    """
     own = draft.state_dict()
-    ignored = set(draft._keys_to_ignore_on_save or [])
+    ignored = {*(draft._keys_to_ignore_on_save or []), *lent}
     missing, extra = sorted(set(own) - set(weights) - ignored), sorted(set(weights) - set(own))
     if missing or extra:
         raise InputError(file, "tensors", f"missing {missing}, unexpected {extra}", "exactly the draft's tensors")

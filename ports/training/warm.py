@@ -9,7 +9,7 @@ from typing import Any
 from ports.errors import InputError
 from ports.training.checkpoint import WEIGHTS
 from ports.training.draft_config import native_config, read_config_dict
-from ports.training.saving import put_weights, read_weights
+from ports.training.saving import LENT, put_weights, read_weights
 from ports.training.vocabulary import VOCABULARY_KEY
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
@@ -47,7 +47,7 @@ def start_from(draft: Any, directory: Path) -> str:
     for name, found, expected in _apart(theirs, ours):
         raise InputError(file, name, found, f"{expected}, this run's")
     weights = read_weights(directory / WEIGHTS)
-    put_weights(draft, directory / WEIGHTS, weights)
+    put_weights(draft, directory / WEIGHTS, weights, LENT)
     count = sum(value.numel() for value in weights.values() if value.is_floating_point())
     said = f", which says {own.draft_vocab_size:,} tokens" if "t2d" in weights else ""
     return (
