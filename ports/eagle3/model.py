@@ -17,8 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 from ports.training.alignment import Alignment
-from ports.training.attention import AttentionImplementation, attention_name, documents_of, ttt_cache
+from ports.training.attention import AttentionImplementation, attention_name, ttt_cache
 from ports.training.draft_config import DRAFT_LAYERS
+from ports.training.masks import documents_of
 from ports.training.objective import Step, in_this_precision, next_hidden
 from ports.training.shared_compute import Layer, OpenLayer, SharedHalf, TrainedRows, can_split, run_layers
 from ports.training.vocabulary import VocabularyMap

@@ -89,10 +89,10 @@ def start(
     return start_training(settings, objective, dataset, clip_by_norm, "model", sampler, observer, measure)
 
 
-def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> float | None:
+def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> Tensor | None:
     """Scale all gradients so that their global norm is at most 1."""
     norm: Tensor | None = accelerator.clip_grad_norm_(module.parameters(), GRAD_CLIP)
-    return None if norm is None else float(full_tensor(norm))
+    return None if norm is None else full_tensor(torch.as_tensor(norm))
 
 
 def execute(settings: Eagle3Settings) -> None:

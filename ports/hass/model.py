@@ -17,7 +17,8 @@ from transformers.cache_utils import Cache
 from ports.hass.config import HassSpeculatorConfig
 from ports.hass.objective import packed_batch, train_forward
 from ports.training.alignment import Alignment
-from ports.training.attention import attention_name, documents_of, ttt_cache
+from ports.training.attention import attention_name, ttt_cache
+from ports.training.masks import documents_of
 from ports.training.objective import Step, in_this_precision, next_hidden
 from ports.training.shared_compute import SharedHalf, TrainedRows, can_split, run_layers
 from ports.training.tied_verifier_ends import TiedVerifierEnds

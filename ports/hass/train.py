@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import nn
+from torch import Tensor, nn
 
 from ports.errors import InputError
 from ports.evaluate.measure import acceptance_of
@@ -86,10 +86,10 @@ def start(
     return start_training(settings, objective, dataset, clip_by_value, "state_", sampler, observer, measure)
 
 
-def clip_by_value(accelerator: Accelerator, module: nn.Module) -> float:
+def clip_by_value(accelerator: Accelerator, module: nn.Module) -> Tensor:
     """Clamp every gradient element to [-0.5, 0.5]; returns the global norm from before."""
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    norm = float(full_tensor(torch.nn.utils.get_total_norm(grads)))
+    norm = full_tensor(torch.nn.utils.get_total_norm(grads))
     if accelerator.distributed_type is not DistributedType.FSDP:
         accelerator.clip_grad_value_(module.parameters(), GRAD_CLIP)
     else:  # accelerate refuses, since it knows FSDP1 too; element by element the shards need not know each other

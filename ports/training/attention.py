@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
 
@@ -29,6 +27,7 @@ from ports.errors import InputError
 from ports.training.alignment import Alignment
 from ports.training.flash import attend_documents
 from ports.training.flash_kernels import kernel_for, repeat_heads
+from ports.training.masks import documents_of
 from ports.training.shared_compute import product_dtype
 
 DENSE_HERE = "auto or eager, which are dense here, in O(T^2) memory"
@@ -90,54 +89,6 @@ class StepLayer(DynamicLayer):
 def ttt_cache() -> Cache:
     """A fresh cache for one pass over the TTT steps."""
     return Cache(layer_class_to_replicate=StepLayer)
-
-
-@dataclass(frozen=True)
-class Documents:
-    """The documents of a mask.
-
-    ``lengths`` are those of a packed row, in tokens; none where every row is one document. ``positions`` [1, T] int64
-    count from 0 in every document. ``first`` [1, T] bool marks where they are 0, None where that is column 0 alone.
-    ``right_padded``: every row is one document, and all padding comes after it. Attention that never looks ahead needs
-    no mask then.
-    """
-
-    lengths: tuple[int, ...]
-    positions: Tensor
-    first: Tensor | None
-    right_padded: bool
-
-
-_known = WeakIdKeyDictionary()
-"""By mask tensor: its version and its documents, which must not hold the mask itself."""
-
-
-def documents_of(mask: Tensor) -> Documents:
-    """Read a mask [B, T]; waits for its device once per mask tensor, and not once per step and layer.
-
-    Raises:
-        ValueError: several documents in a row of a batch of several rows, or out of order.
-    """
-    version = 0 if mask.is_inference() else mask._version
-    if _known.get(mask, (None,))[0] != version:
-        _known[mask] = (version, _read_documents(mask))
-    documents: Documents = _known[mask][1]
-    return documents
-
-
-def _read_documents(mask: Tensor) -> Documents:
-    columns, real = torch.arange(mask.shape[1], device=mask.device)[None], mask.bool()
-    ones_first = (real[:, :-1] | ~real[:, 1:]).all()
-    packed, right_padded = torch.stack([(mask > 1).any(), ones_first]).tolist()
-    if not packed:
-        return Documents((), columns, None, right_padded)
-    numbers, counts = torch.unique_consecutive(mask, return_counts=True)
-    if mask.shape[0] > 1 or numbers.tolist() != list(range(1, len(numbers) + 1)):
-        found = f"{tuple(mask.shape)} with numbers {numbers.tolist()[:5]}"
-        raise ValueError(f"document_ids: found {found}, expected one row [1, T] numbered 1, 2, 3, ..")
-    lengths = tuple(counts.tolist())
-    positions = torch.cat([columns[0, :length] for length in lengths])[None]
-    return Documents(lengths, positions, positions == 0, right_padded=False)
 
 
 def ttt_attention(

@@ -80,7 +80,7 @@ def _pairs(lengths: tuple[int, ...], distance: int, device: torch.device) -> _Pa
         return _Pairs(slice(distance, None), slice(lengths[0] - distance), left)
     starts = accumulate(lengths, initial=0)
     columns = torch.cat([start + torch.arange(max(length - distance, 0)) for start, length in zip(starts, lengths)])
-    columns = columns.to(device)
+    columns = columns.to(device, non_blocking=device.type == "cuda")
     return _Pairs(columns + distance, columns, left)
 
 

@@ -149,7 +149,8 @@ class CudaFlashPacked:
 
     def _borders(self, query: Tensor) -> tuple[Tensor, Tensor, int, int]:
         """Of the documents in queries and keys, [D + 1] int32, and the longest of either."""
-        ends = torch.tensor([*accumulate(self.lengths, initial=0)], dtype=torch.int32, device=query.device)
+        ends = torch.tensor([*accumulate(self.lengths, initial=0)], dtype=torch.int32)
+        ends = ends.to(query.device, non_blocking=True)
         return ends, ends, max(self.lengths), max(self.lengths)
 
 

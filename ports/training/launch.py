@@ -53,7 +53,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         project_dir=settings.cpdir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    _keep_process_group()
+    _keep(torch.distributed.group.WORLD)
     fix_numerics()  # for some launchers accelerate has turned TF32 on
     _refuse_lonely(accelerator)
     _refuse_unnamed_states(accelerator)
@@ -63,14 +63,23 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     return accelerator
 
 
-def _keep_process_group() -> None:
+def _keep(group: Any) -> None:
     """Of several processes: a reference that nobody lets go of.
 
     Gloo's threads need the interpreter's lock to let go of the last collective, and who lets go of their process group
     waits for them with that lock in hand: a run that had saved everything could wait for ever.
     """
-    if torch.distributed.is_initialized():
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(torch.distributed.group.WORLD))
+    if group is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+def host_group() -> Any:
+    """Of several processes: those over which they can ask each other without waiting for their devices; else None."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_backend() == "gloo":
+        return torch.distributed.group.WORLD
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    _keep(group)
+    return group
 
 
 def start_trackers(accelerator: Accelerator, settings: TrainingSettings, kept: bytes = b"") -> None:

@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ports.errors import InputError, reason
 from ports.training.data import Batch, in_float32
-from ports.training.metrics import PassClock, PassTotals, log_entry, times_line
+from ports.training.launch import host_group
+from ports.training.masks import moved
+from ports.training.metrics import PassClock, PassTotals, fetch, log_entry, times_line
 from ports.training.objective import Normalisation
 from ports.training.observer import Observer, StepRecord
 from ports.training.optimizer import build_optimizer, build_schedule
@@ -34,7 +36,7 @@ SHOWN = 8
 Generators = dict[str, Tensor]
 """States of the random generators of a process: ``torch``; ``cuda`` and ``sampler`` where there is one."""
 
-Clip = Callable[[Accelerator, nn.Module], "float | None"]
+Clip = Callable[[Accelerator, nn.Module], "Tensor | None"]
 """Clips the gradients of a module in place; returns the norm it found, if it took one."""
 
 
@@ -104,7 +106,7 @@ class Loop:
         self.totals, self.pass_start, self.clock = PassTotals(), self.generators(), PassClock()
         self.learned = self.moved = self.owes = self.cut_short = False
         self.replay: Replay | None = None
-        self.stop = StopRequest()
+        self.stop, self._group = StopRequest(), host_group()
         together = plan.settings.loss_normalisation == "global" and accelerator.num_processes > 1
         self.normalisation = Normalisation(accelerator, together)
         _refuse_foreign_accumulation(accelerator)
@@ -290,21 +292,21 @@ class Loop:
 
     def _window(self, batches: Iterable[Batch]) -> Window:
         files = [self._take_visits(batch) for batch in batches]
-        rows = torch.stack([self.objective.rows(batch) for batch in batches]).sum(0).to(self.accelerator.device)
+        rows = torch.stack([self.objective.rows(batch) for batch in batches]).sum(0)
+        rows = rows.to(self.accelerator.device, non_blocking=True)
         return Window(files, rows, self.normalisation.sum(rows))
 
     def _micro_batch(self, batch: Batch, window: Window, last: bool, unmoved: bool) -> None:
-        """Nothing of it is held when this returns."""
-        batch = in_float32(send_to_device(batch, self.accelerator.device))
+        """Nothing of it is held when this returns; the host waits for the device once, before the step is taken."""
+        batch = in_float32(moved(batch, self.accelerator.device))
         self.observer.batch(self.micro_batch, batch)
         with self._anomalies(window.files[len(window.losses)]):
             outcome = self._forward_backward(batch, window, last)
         self.observer.gradients(self.micro_batch, self.objective)
-        lr_used = self._lr()
-        if last and unmoved and window.teaches:
-            self._refuse_unreached()
-        grad_norm = self._update(window) if last else None
-        self._record(batch, outcome, lr_used, grad_norm, last)
+        lr_used, told = self._lr(), self._told(batch, outcome, window, last)
+        if last:
+            self._update(window, told, unmoved)
+        self._record(told, lr_used, last)
         self.micro_batch += 1
 
     def forward(self, *inputs: Any) -> Any:
@@ -318,18 +320,27 @@ class Loop:
             outcome = self.forward(batch, window.divisor)
             self.observer.outcome(self.micro_batch, outcome)
             window.losses.append(outcome.loss)
-            if last:  # DeepSpeed's backward takes the step
-                self._agree(window)
+            if last and self._agrees_early:
+                self._agree(window, *self._seen(window).tolist())
             self.accelerator.backward(self.normalisation.loss(outcome.backward_loss))
         return outcome
 
-    def _agree(self, window: Window) -> None:
+    @property
+    def _agrees_early(self) -> bool:
+        """Before the backward: DeepSpeed's takes the step, and ``--debug`` would blame the gradient of such a loss."""
+        return self.accelerator.distributed_type is DistributedType.DEEPSPEED or torch.is_anomaly_enabled()
+
+    def _seen(self, window: Window) -> Tensor:
+        """[2] int64, of all processes: losses that are NaN or Inf, and rows in the loss."""
+        wrong = (~torch.stack(window.losses).isfinite()).sum()
+        seen: Tensor = self.accelerator.reduce(torch.stack([wrong, window.rows[0]]), "sum")
+        return seen
+
+    def _agree(self, window: Window, count: int, rows: int) -> None:
         """All processes see whether any has a row, and stop together if a loss of any is NaN or Inf."""
-        wrong = ~torch.stack(window.losses).isfinite()
-        seen = torch.stack([wrong.sum(), window.rows[0]])
-        count, rows = self.accelerator.reduce(seen, "sum").tolist()
         window.teaches = rows > 0
         if count:
+            wrong = ~torch.stack(window.losses).isfinite()
             first = self.micro_batch + 1 - len(window.losses)
             found = [
                 (window.files[place], f"{float(window.losses[place])} at {self._here()}, micro-batch {first + place}")
@@ -381,25 +392,37 @@ class Loop:
             found = f"{error} at {self._here()}, micro-batch {self.micro_batch}"
             raise InputError(", ".join(files), "gradient", found, "finite numbers; no step was taken") from error
 
-    def _update(self, window: Window) -> float | None:
-        grad_norm = self.plan.clip(self.accelerator, self.module)
+    def _told(self, batch: Batch, local: Any, window: Window, last: bool) -> dict[str, Any]:
+        """The numbers of a micro-batch, and of the window that it closes, with gradients clipped: read in one go."""
+        outcome = self.normalisation.report(local, self.objective, batch)
+        tensors = {"loss": outcome.loss, "step_losses": outcome.step_losses, **vars(outcome.hits), **outcome.extra}
+        tensors |= {"own_correct": local.hits.correct, "own_rows": local.hits.rows}
+        if last:
+            norm = self.plan.clip(self.accelerator, self.module)
+            found = {} if norm is None else {"grad_norm": norm.to(self.accelerator.device)}
+            tensors |= {"seen": self._seen(window), **found}
+        return fetch(tensors)
+
+    def _update(self, window: Window, told: dict[str, Any], unmoved: bool) -> None:
+        self._agree(window, *told["seen"])
+        if unmoved and window.teaches:
+            self._refuse_unreached()
+        grad_norm = told.get("grad_norm")
         if grad_norm is not None and not math.isfinite(grad_norm):  # the same on every process
             files = [file for files in window.files for file in files]
             self._refuse_no_number("gradient norm", [(files, f"{grad_norm} at {self._here()}")])
         self.optimizer.step()
         self.schedule.step()
-        return grad_norm
 
-    def _record(self, batch: Batch, local: Any, lr_used: float, grad_norm: float | None, stepped: bool) -> None:
-        outcome = self.normalisation.report(local, self.objective, batch)
-        hits, loss, lr_after = outcome.hits, outcome.loss.item(), self._lr()
-        self.totals.add(loss, local.hits)
-        logged = log_entry(lr_after, loss, hits, getattr(outcome, "extra", None))
+    def _record(self, told: dict[str, Any], lr_used: float, stepped: bool) -> None:
+        self.totals.add(told["loss"], told["own_correct"], told["own_rows"])
+        lr_after = self._lr()
+        logged = log_entry(lr_after, told)
         if logged:
             self.accelerator.log(logged, step=self.micro_batch)
-        losses, counted = tuple(outcome.step_losses.tolist()), (int(hits.correct), int(hits.rows))
-        taken = lr_used, lr_after, grad_norm, *counted, tuple(hits.top.tolist()), stepped, logged
-        self.observer.stepped(StepRecord(self.micro_batch, self.epoch, loss, losses, *taken), self.objective)
+        losses, top = (tuple(told[name]) for name in ("step_losses", "top"))
+        taken = lr_used, lr_after, told.get("grad_norm"), told["correct"], told["rows"], top, stepped, logged
+        self.observer.stepped(StepRecord(self.micro_batch, self.epoch, told["loss"], losses, *taken), self.objective)
 
     def _lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -408,8 +431,12 @@ class Loop:
         return self.plan.settings.max_steps is not None and self.steps >= self.plan.settings.max_steps
 
     def _sum_over_processes(self, count: int) -> int:
-        counts = torch.tensor(count, device=self.accelerator.device)
-        return int(self.accelerator.reduce(counts, "sum"))
+        """On the host, which does not wait for its device."""
+        if self._group is None:
+            return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), "sum"))
+        counts = torch.tensor(count)
+        torch.distributed.all_reduce(counts, group=self._group)
+        return int(counts)
 
     def say(self, line: str) -> None:
         """Print it, once, and tell the observer."""

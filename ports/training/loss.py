@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ports.training.masks import rows_in_loss
 from ports.training.shared_compute import product_dtype
 from ports.verifier.logits import VerifierHead
 
@@ -183,7 +184,7 @@ def fused_scores(
         norm, head: the draft's, from hidden states to logits.
         topk: how many of the verifier's likeliest tokens the second cross-entropy covers; 0 for neither of them.
     """
-    rows = masks[0].flatten().nonzero().squeeze(1)
+    rows = rows_in_loss(masks[0]).inside
     target = Verifier(verifier.hidden.flatten(0, 1)[rows], verifier.head, verifier.dtype)
     normed = torch.stack([norm(states.flatten(0, 1)[rows]) for states in hidden])
     return fused_kl(normed, head, target, torch.stack([mask.flatten()[rows] for mask in masks]), topk)

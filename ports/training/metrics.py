@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import Annotated, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Annotated, Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ports.training.loss import Hits
+from ports.numerics import wide_dtype
 
 T = TypeVar("T")
 
@@ -23,13 +25,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def log_entry(lr: float, loss: float, hits: Hits, extra: dict[str, float] | None = None) -> dict[str, float]:
-    """The prototypes' per-batch dict, empty where no row is in the loss; ``lr`` is the scheduler's next."""
-    rows = int(hits.rows)
+def fetch(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Numbers, and lists of them, from tensors on one device: the only time that the host waits for a step.
+
+    Their values are kept to the bit, whole ones on a device without float64 up to 2^24.
+    """
+    flat = [value.detach().flatten() for value in tensors.values()]
+    numbers = iter(torch.cat([value.to(wide_dtype(value.device)) for value in flat]).tolist())
+    found = ([*islice(numbers, len(value))] for value in flat)
+    whole = (values if each.is_floating_point() else [*map(int, values)] for each, values in zip(flat, found))
+    return {name: values if value.dim() else values[0] for (name, value), values in zip(tensors.items(), whole)}
+
+
+def log_entry(lr: float, told: Mapping[str, Any]) -> dict[str, float]:
+    """The prototypes' per-batch dict, empty where no row is in the loss; ``lr`` is the scheduler's next.
+
+    ``told`` are numbers: ``loss``, the :class:`ports.training.loss.Hits`, and under their names some more.
+    """
+    rows = told["rows"]
     if rows == 0:
         return {}
-    top = {f"train/top_{k + 1}_acc": int(count) / rows for k, count in enumerate(hits.top)}
-    return {"train/lr": lr, **(extra or {}), "train/loss": loss, "train/acc": int(hits.correct) / rows, **top}
+    top = {f"train/top_{k + 1}_acc": count / rows for k, count in enumerate(told["top"])}
+    more = {name: value for name, value in told.items() if name.startswith("train/")}
+    return {"train/lr": lr, **more, "train/loss": told["loss"], "train/acc": told["correct"] / rows, **top}
 
 
 class PassTotals(Strict):
@@ -51,11 +69,11 @@ class PassTotals(Strict):
         counts = [each.model_dump() for each in processes]
         return cls(**{name: sum(count[name] for count in counts) for name in cls.model_fields})
 
-    def add(self, loss: float, hits: Hits) -> None:
+    def add(self, loss: float, correct: int, rows: int) -> None:
         self.loss += loss
         self.batches += 1
-        self.correct += int(hits.correct)
-        self.rows += int(hits.rows)
+        self.correct += correct
+        self.rows += rows
 
     @property
     def mean(self) -> float:

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from ports.numerics import wide_dtype
 from ports.training.alignment import Alignment
-from ports.training.attention import documents_of
 from ports.training.data import Batch, rows_mask
 from ports.training.loss import (
     ROWS,
@@ -32,6 +31,7 @@ from ports.training.loss import (
     kl_sum,
     mean_over,
 )
+from ports.training.masks import documents_of, rows_in_loss
 
 Head = Callable[[Tensor], Tensor]
 """From a step's hidden states [B, T, h] to its logits [B, T, D]."""
@@ -102,7 +102,7 @@ class Outcome:
     target: Any
     steps: list[Step]
     scores: Scores
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 torch.export.register_dataclass(Outcome)
@@ -193,7 +193,7 @@ class TTTObjective(nn.Module):
         target = batch["target"].flatten(0, 1)
         kl = torch.zeros(len(steps), dtype=wide_dtype(target.device), device=target.device)
         right = torch.zeros(len(steps), *masks[0].shape, dtype=torch.bool, device=target.device)
-        for chunk in masks[0].flatten().nonzero().squeeze(1).split(ROWS):
+        for chunk in rows_in_loss(masks[0]).inside.split(ROWS):
             probabilities, tokens = self.verifier(target[chunk]).probabilities, self.target_tokens(target[chunk])
             for number, (step, mask) in enumerate(zip(steps, masks)):
                 logits = F.linear(norm(step.hidden.flatten(0, 1)[chunk]), head)
@@ -231,10 +231,10 @@ class TTTObjective(nn.Module):
         extra = self.logged(scores.entropies, rows)
         return Outcome(backward, self.reported(losses), losses, scores.hits, verifier, steps, scores, extra)
 
-    def logged(self, entropies: Tensor, rows: Tensor) -> dict[str, float]:
+    def logged(self, entropies: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """The mean cross-entropies of the last step, by name, from their sums [2] over ``rows`` [k]."""
         names = ("train/ploss", "train/topkloss") if self.topk else ()
-        return dict(zip(names, mean_over(entropies, rows[-1]).tolist() if names else ()))
+        return dict(zip(names, mean_over(entropies, rows[-1]).unbind() if names else ()))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
 from ports.training.draft_config import LAYER_CONFIGS
+from ports.training.masks import rows_in_loss
 
 Layer = Callable[..., Tensor]
 """A decoder layer, or what stands for one: from [B, T, h] and the layers' context to [B, T, h]."""
@@ -120,9 +121,7 @@ class TrainedRows:
     """
 
     def __init__(self, mask: Tensor) -> None:
-        marked = mask.flatten() != 0
-        order, count = torch.argsort(marked.int(), stable=True), int(marked.sum())
-        self.others, self.trained = order.split([len(order) - count, count])
+        self.trained, self.others = rows_in_loss(mask)
 
     def apply(self, function: RowWise, states: Tensor) -> Tensor:
         """``function(states)`` [B, T, h]; no gradient enters it on the other rows.

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,6 +28,7 @@ from ports.training.data import Batch, RecordDataset, in_float32
 from ports.training.launch import JsonLinesTracker
 from ports.training.loop import Loop
 from ports.training.loss import mean_over
+from ports.training.masks import moved
 from ports.training.prepared import PreparedDataset, is_prepared
 from ports.training.records import check_origin, complete_records
 from ports.training.settings import TrainingSettings
@@ -161,7 +161,7 @@ class Validation:
             for why in batch["skipped"]:
                 print(f"skipped {why}", flush=True)
             tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            yield in_float32(send_to_device(tensors, loop.accelerator.device))
+            yield in_float32(moved(tensors, loop.accelerator.device))
 
     def _places(self, accelerator: Accelerator, count: int) -> list[list[int]]:
         """The batches of one process. Every other has as many, as a sharded draft needs: the last may be empty."""

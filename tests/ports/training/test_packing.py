@@ -9,8 +9,8 @@ import ports.eagle3.model
 import ports.hass.model
 import ports.training.attention
 import ports.training.objective
-from ports.training.attention import Documents
 from ports.training.data import collate, pack
+from ports.training.masks import Documents
 from tests.ports.training.test_attention import BOTH, FORMS
 
 SAMPLES = (0, 4, 2, 1)
