@@ -92,6 +92,12 @@ COMMANDS = {
         "a draft from its files to served tokens: what is wrong, and what to do",
         "checkpoints/model4 --records records",
     ),
+    "show": Entry(
+        "ports.draft.show:command",
+        LOOK,
+        "what a directory holds: a run of draft, a draft or checkpoint, or records",
+        "runs/mine",
+    ),
     "evaluate": Entry(
         "ports.evaluate.__main__:command",
         LOOK,

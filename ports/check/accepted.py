@@ -16,8 +16,8 @@ from ports.check.trained import chain_objective
 from ports.evaluate.acceptance import Counters, by_context, count
 from ports.evaluate.decode import Answer
 from ports.evaluate.intervals import Estimate, ratio
-from ports.serving.bench import ENGINE, METHODS, dtype_name, start_engine
-from ports.serving.interfaces import serving_of
+from ports.serving.bench import ENGINE, dtype_name, start_engine
+from ports.serving.interfaces import METHODS, serving_of
 from ports.training.alignment import Alignment
 from ports.training.data import RecordDataset, collate, make_sample
 from ports.training.validation import accuracies_of

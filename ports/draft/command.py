@@ -1,9 +1,9 @@
 """``speculator draft``: from a chat model and prompts to a draft that can be served, phase by phase.
 
 ``OUT/`` holds ``data/`` (what is trained on, and what is held out), ``answers/``, ``records/`` with the vocabulary,
-``draft.json``, ``checkpoints/``, ``draft/``, which is what a server opens, ``evaluation.json`` and ``check.json``.
-``run.json`` says what all of it is made from, and which phases are done: the same command goes on with the first that
-is not. Phases that compute are commands of their own, each in a process that gives its memory back.
+``draft.json``, ``checkpoints/``, ``draft/``, which is what a server opens, with its card, ``evaluation.json`` and
+``check.json``. ``run.json`` says what all of it is made from, and which phases are done: the same command goes on with
+the first that is not. Phases that compute are commands of their own, each in a process that gives its memory back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from ports import flags
 from ports.commands import hushed
+from ports.draft.card import RUN
 from ports.draft.forecast import forecast
 from ports.draft.phases import Phase, phases_of, read_result
 from ports.draft.plan import Plan
@@ -26,8 +27,6 @@ from ports.generate.records import start_or_go_on, write_manifest
 from ports.generate.run import say
 from ports.serving.interfaces import serving_of
 from ports.training.checkpoint import DirectoryLock, sweep
-
-RUN = "run.json"
 
 
 def make(settings: DraftSettings) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ports.draft.card import CARD, write_pages
 from ports.draft.plan import VALIDATED, Plan, validated
 from ports.draft.processes import in_process
 from ports.errors import InputError
@@ -50,6 +51,7 @@ def phases_of(plan: Plan) -> list[Phase]:
         ("draft", "draft", _publish),
         ("evaluation", "evaluation.json", _evaluate),
         ("check", "check.json", _check),
+        ("card", f"draft/{CARD}", lambda plan: write_pages(plan.settings)),
     ]
     given = plan.settings.answers == "given"
     return [
@@ -145,7 +147,7 @@ def _publish(plan: Plan) -> None:
 
 def _evaluate(plan: Plan) -> None:
     words = [str(plan.out / "draft"), "--prompts", str(plan.out / "data/held_out.jsonl")]
-    words += ["--max-new-tokens", str(plan.evaluated)]
+    words += ["--max-new-tokens", str(plan.evaluated), "--contexts"]
     in_process("evaluate", [*words, "--json", str(plan.out / "evaluation.json")], (0, 1))
 
 

@@ -16,7 +16,7 @@ from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
 from ports.evaluate.intervals import from_json
-from ports.evaluate.plot import check_outputs, draw, write_json
+from ports.evaluate.plot import Panel, check_outputs, draw, write_json
 from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt
@@ -149,7 +149,7 @@ def measure(
     if json is not None:
         write_json(json, result)
     if plot is not None:
-        _draw(result, plot)
+        draw(plot, acceptance_panel(result))
     return result
 
 
@@ -173,18 +173,14 @@ def _by_file(turns: Sequence[Turn], files: int) -> list[list[Turn]]:
     return [[turn for turn in turns if turn.file == place] for place in range(files)]
 
 
-def _draw(result: dict[str, Any], file: Path) -> None:
-    """Acceptance by position with its intervals, a line for each file of prompts."""
+def acceptance_panel(result: dict[str, Any]) -> Panel:
+    """Acceptance by position with its intervals, a line for each file of prompts, of what :func:`measure` gave."""
     rows = {f"{row['name']}: {row['acceptance_length']:.2f} tokens a pass": row for row in result["files"]}
-    draw(
-        file,
-        range(1, result["speculative_tokens"] + 1),
-        {label: list(map(from_json, row["intervals"]["rate_per_position"])) for label, row in rows.items()},
-        xlabel="position in the proposal",
-        ylabel="accepted up to it",
-        ylim=(0, 1),
-        title=f"{result['algorithm']} draft, temperature {result['temperature']:g}",
-    )
+    title = f"{result['algorithm']} draft, temperature {result['temperature']:g}"
+    places = range(1, result["speculative_tokens"] + 1)
+    axes = {"xlabel": "position in the proposal", "ylabel": "accepted up to it", "ylim": (0, 1), "title": title}
+    lines = {label: list(map(from_json, row["intervals"]["rate_per_position"])) for label, row in rows.items()}
+    return Panel(places, lines, {**axes, "xticks": places})
 
 
 def ask(

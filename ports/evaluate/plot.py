@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ports.errors import InputError
 from ports.evaluate.intervals import Estimate
@@ -16,6 +16,8 @@ from ports.files import check_output_file
 from ports.training.checkpoint import write_file
 
 FORMATS = (".svg", ".png")
+CROWDED = 30
+"""Places of a line that are marked no more."""
 
 
 def check_outputs(json: Path | None, plot: Path | None) -> None:
@@ -51,26 +53,34 @@ def write_json(file: Path, result: Mapping[str, Any]) -> None:
         write_file(file, content)
 
 
-def draw(
-    file: Path, places: Sequence[int], lines: Mapping[str, Sequence[float | Estimate]], **axes_settings: Any
-) -> None:
-    """Draw ``lines`` by their labels over ``places``, the same bytes each time, estimates with their intervals.
+class Panel(NamedTuple):
+    """``lines`` by their labels over ``places``, estimates with their intervals; ``settings`` are matplotlib's."""
 
-    ``axes_settings`` are of matplotlib.
-    """
+    places: Sequence[float]
+    lines: Mapping[str, Sequence[float | Estimate]]
+    settings: Mapping[str, Any]
+
+
+def draw(file: Path, *panels: Panel) -> None:
+    """Draw them side by side, the same bytes each time."""
     import matplotlib as mpl  # here, since it takes a while
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.hashsalt": "measured"}):
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        for label, values in lines.items():
-            told = [each if isinstance(each, Estimate) else Estimate(each, each, each) for each in values]
-            halves = [each.high - each.value if isfinite(each.high) else 0.0 for each in told]
-            means = [each.value for each in told]
-            name = label.replace("$", r"\$")  # no formula
-            axes.errorbar(places, means, halves if any(halves) else None, marker="o", capsize=3, label=name)
-        axes.set(xticks=places, **axes_settings)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            _fill(axes, panel)
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _fill(axes: Any, panel: Panel) -> None:
+    marker = "o" if len(panel.places) < CROWDED else None
+    for label, values in panel.lines.items():
+        told = [each if isinstance(each, Estimate) else Estimate(each, each, each) for each in values]
+        halves = [each.high - each.value if isfinite(each.high) else 0.0 for each in told]
+        means = [each.value for each in told]
+        name = label.replace("$", r"\$")  # no formula
+        axes.errorbar(panel.places, means, halves if any(halves) else None, marker=marker, capsize=3, label=name)
+    axes.set(**panel.settings)
+    axes.grid(alpha=0.3)
+    axes.legend()

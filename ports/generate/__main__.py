@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from rich.console import Console
@@ -42,9 +43,14 @@ def run_show(settings: ShowSettings) -> None:
         except ConversationError as error:
             place = f"row {conversations.order[number]}"
             raise InputError(conversations.source, place, error, "a dialogue that can be used") from error
-        words = zip(map(printable_lines, map(tokenizer.decode, encoded.ids)), encoded.loss_mask)
-        console.rule(f"dialogue {number}: {sum(encoded.loss_mask)} of {len(encoded.ids)} tokens in the loss")
-        console.print(Text.assemble(*((word, "bold green" if on else "dim") for word, on in words)))
+        print_dialogue(console, tokenizer, number, encoded.ids, encoded.loss_mask)
+
+
+def print_dialogue(console: Console, tokenizer: Any, number: int, ids: Sequence[int], loss_mask: Sequence[int]) -> None:
+    """Its tokens, those in the loss in bold green."""
+    words = zip(map(printable_lines, map(tokenizer.decode, ids)), loss_mask)
+    console.rule(f"dialogue {number}: {sum(loss_mask)} of {len(ids)} tokens in the loss")
+    console.print(Text.assemble(*((word, "bold green" if on else "dim") for word, on in words)))
 
 
 records = flags.command(GenerationSettings, generate)

@@ -35,22 +35,19 @@ from ports.evaluate.decode import Answer
 from ports.evaluate.drafter import open_draft, read_vocabulary
 from ports.evaluate.intervals import Estimate, from_json
 from ports.evaluate.measure import TOO_LONG, Dtype, measure
-from ports.evaluate.plot import check_outputs, draw, write_json
+from ports.evaluate.plot import Panel, check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.evaluate.verifier import longest_prompt
 from ports.files import read_json
 from ports.generate.engines import VLLM_ENVIRONMENT
-from ports.serving.interfaces import refuse_unserved
+from ports.serving.interfaces import METHODS, refuse_unserved
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
 from ports.spellings import BENCH, new_command
 from ports.verifier import trust
 from ports.verifier.loading import check_verifier
 from ports.verifier.states import own_dtype
 from ports.verifier.trust import HELP
-
-METHODS = {"eagle3": "eagle3", "hass": "eagle"}
-"""vLLM's name for what runs a draft, by the checkpoint's type."""
 
 ENGINE = {"enable_prefix_caching": False, "disable_log_stats": False, "seed": 0, "logprobs_mode": "raw_logits"}
 """What every engine is given: no turn finds anything of another's, vLLM counts, and tells logits where it is asked."""
@@ -359,7 +356,8 @@ def _draw(result: dict[str, Any], file: Path) -> None:
         speed = from_json(row["intervals"]["tokens_per_second"])
         lines.setdefault(f"batch {row['batch_size']}", []).append(speed)
     sizes = sorted({row["speculative_tokens"] for row in result["rows"]})
-    draw(file, sizes, lines, xlabel="speculative tokens (0: no draft)", ylabel="tokens per second", ylim=(0, None))
+    axes = {"xlabel": "speculative tokens (0: no draft)", "ylabel": "tokens per second", "ylim": (0, None)}
+    draw(file, Panel(sizes, lines, {**axes, "xticks": sizes}))
 
 
 command = flags.function_command(hushed(run), BENCH)

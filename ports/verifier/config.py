@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +17,8 @@ from transformers import AutoConfig
 from ports.errors import InputError
 from ports.files import read_json
 from ports.verifier.trust import opening, trusts_remote_code
+
+ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*(?:/\w[\w.-]*)?")
 
 
 def full_config(name_or_path: str) -> Any:
@@ -60,6 +64,15 @@ def verifier_config(name_or_path: str) -> Any:
     if getattr(text, "dtype", None) is None:
         text.dtype = getattr(config, "dtype", None)
     return text
+
+
+def hub_id(name: str) -> str | None:
+    """The hub's name of a verifier or data set: of an id itself, also of a snapshot in the hub's cache; of no other
+    directory or file."""
+    if os.path.exists(name):
+        cached = re.search(r"/(?:models|datasets)--([^/]+?)(?:--([^/]+))?/snapshots/", f"{Path(name).resolve()}/")
+        return "/".join(filter(None, cached.groups())) if cached else None
+    return name if ID.fullmatch(name) else None
 
 
 def model_directory(name_or_path: str, patterns: Sequence[str]) -> Path:

@@ -23,7 +23,8 @@ from ports.evaluate.acceptance import Counters, count
 from ports.evaluate.decode import Limits
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
 from ports.evaluate.measure import evaluate
-from ports.serving.bench import METHODS, start_engine
+from ports.serving.bench import start_engine
+from ports.serving.interfaces import METHODS
 from ports.verifier import loading
 
 ROOT = Path(__file__).parents[2]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ports.hass  # noqa: F401, registers its model
 from ports import cli
 from ports.draft import command, forecast, phases, plan, processes
+from ports.draft.card import CARD
 from ports.draft.command import main
 from ports.draft.phases import best_checkpoint, phases_of
 from ports.draft.plan import Plan
@@ -95,6 +97,8 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert {"tokenizer.json", GENERATION} <= {path.name for path in (out / "draft").iterdir()}
     assert not (out / "draft" / "training_state").exists()
     assert json.loads((out / "evaluation.json").read_text())["prompts"] == 2
+    assert ModelCard.load(out / "draft" / CARD).data.library_name == "speculators"
+    assert "`evaluation.json`" in (out / CARD).read_text()
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     again = spawn(**learns)
     assert "served not checked: pip install vllm" in again.ended()
@@ -104,10 +108,11 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     save_file({**weights, "fc.weight": weights["fc.weight"] * 0}, out / "draft" / "model.safetensors", {"format": "pt"})
     (out / "check.json").unlink()
     wrong = spawn(**learns)
-    assert "8 of 8, check" in wrong.ended()
+    assert "8 of 9, check" in wrong.ended()
     assert "is not what it should be: files: fc.weight: all zero" in wrong.said
     assert f"; serve {out}" not in wrong.said
     assert wrong.returncode == 1
+    assert "**Not what it should be**" in (out / "draft" / CARD).read_text()
 
 
 def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16(spawn, tmp_path) -> None:

@@ -16,7 +16,7 @@ from ports.evaluate.acceptance import Counters, count, summary
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import drafter_of, untrained
 from ports.evaluate.measure import ask, evaluate, measure
-from ports.evaluate.plot import draw, write_json
+from ports.evaluate.plot import Panel, draw, write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
 from ports.evaluate.verifier import TargetModel, end_tokens
@@ -161,7 +161,7 @@ def test_plots_are_the_same_each_time_and_a_result_is_written_whole_or_not_at_al
         broken.setattr("ports.evaluate.measure.draw", lambda *_, **options: os.stat("/a full disk"))
         assert command("--max-new-tokens", 2, "--plot", tmp_path / "3.svg")[0] == 2
     assert (tmp_path / "result.json").exists()
-    draw(tmp_path / "4.svg", [1], {r"$\x$.jsonl": [0.5]})
+    draw(tmp_path / "4.svg", Panel([1], {r"$\x$.jsonl": [0.5]}, {}))
 
 
 def test_a_result_goes_where_a_rename_would_not_reach(tmp_path):
