@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -145,11 +148,47 @@ def hushed(act: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hush_libraries() -> None:
-    """No log lines of Speculators, no progress bars of datasets, none and no warnings of transformers."""
+    """No log lines of Speculators, no progress bars of datasets, none and no warnings of transformers.
+
+    What is said goes to the file of :func:`log_libraries`, where there is one.
+    """
     import datasets
     from transformers.utils import logging
 
     logger.remove()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    logging.set_verbosity_error()
+    if not _logs:
+        logging.set_verbosity_error()
+        return
+    logger.add(_logs[-1])
+    logging.disable_default_handler()
+    logging.enable_propagation()
+
+
+_logs: list[Any] = []
+"""Where libraries speak."""
+
+
+def log_libraries(file: Path) -> None:
+    """From now on what libraries say in this process is added to ``file``: what they log, warn of, or write themselves.
+
+    What this package prints, and its own warnings, go on to where they went.
+    """
+    log = file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        getattr(sys, name).flush()
+        own = os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        setattr(sys, name, own)
+        os.dup2(log.fileno(), number)
+    _logs.append(log)
+    logging.basicConfig(stream=log, force=True)
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its own handlers write to the terminal
+    here = str(Path(__file__).parent)
+
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        own = filename.startswith(here)
+        text = f"warning: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno, line)
+        (sys.stderr if own else log).write(text)
+
+    warnings.showwarning = show

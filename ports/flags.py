@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -19,9 +20,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from ports.commands import exit_code
+from ports.commands import exit_code, printable
 from ports.errors import InputError
 from ports.files import read_yaml
+from ports.progress import Work, hide
 from ports.spellings import HIDDEN, NOW, PREFIX, refuse_old_environment, respelled, tell
 
 UsageError: Any = typer.BadParameter.__base__
@@ -188,6 +190,8 @@ def _validated(settings: type[S], given: Mapping[str, Any], context: typer.Conte
             raise InputError(where, "settings", "several that do not go together", first["msg"]) from error
         place, name = _place(_source(context, str(first["loc"][0])), field, file)
         raise InputError(place, name, repr(first.get("input")), first["msg"]) from error
+    if not getattr(chosen, "progress", True):
+        hide()
     if getattr(chosen, "trust_remote_code", False):
         from ports.verifier.trust import trust_remote_code  # with transformers, which help and version do not need
 
@@ -241,9 +245,11 @@ def parse(settings: type[S], words: Sequence[str]) -> S:
 
 
 def carry_out(made: Any, words: Sequence[str]) -> Any:
-    """Read a command line and do what it asks for; errors are raised."""
-    found = read(made, words)
-    return found() if callable(found) else found
+    """Read a command line and do what it asks for, as work that is shown; errors are raised."""
+    name = " ".join(takewhile(lambda word: not word.startswith("-"), words[:2]))
+    with Work(printable(name) or "working"):
+        found = read(made, words)
+        return found() if callable(found) else found
 
 
 def run(made: Any, words: Sequence[str]) -> int:

@@ -59,7 +59,8 @@ def _go_through(plan: Plan, lines: Sequence[str]) -> None:
             say(line)
         for number, phase in enumerate(phases, 1):
             if phase.name not in done:
-                say(f"{number} of {len(phases)}, {phase.name}: {phase.result}")
+                following = ", ".join(each.name for each in phases[number:])
+                say(f"{number} of {len(phases)}, {phase.name}: {phase.result}" + (following and f"; then {following}"))
                 phase.run()
                 done = [*done, phase.name]
                 write_manifest(out / RUN, {**inputs, "done": done})

@@ -24,6 +24,9 @@ from ports.training.alignment import Alignment
 from ports.training.checkpoint import BEST, FOLDER, write_directory
 from ports.training.records import list_records
 
+LOG = "log.txt"
+"""What libraries say."""
+
 BATCH_TOKENS = 4096
 """Tokens of a forward of the verifier, whose hidden states are all held."""
 
@@ -148,20 +151,20 @@ def _publish(plan: Plan) -> None:
 def _evaluate(plan: Plan) -> None:
     words = [str(plan.out / "draft"), "--prompts", str(plan.out / "data/held_out.jsonl")]
     words += ["--max-new-tokens", str(plan.evaluated), "--contexts"]
-    in_process("evaluate", [*words, "--json", str(plan.out / "evaluation.json")], (0, 1))
+    in_process("evaluate", [*words, "--json", str(plan.out / "evaluation.json")], (0, 1), plan.out / LOG)
 
 
 def _check(plan: Plan) -> None:
     words = [str(plan.out / "draft"), "--records", str(plan.out / "records"), "--held", str(CHECKED)]
     words += ["--max-new-tokens", str(plan.evaluated), "--json", str(plan.out / "check.json")]
-    in_process("check", words, (0, 1))
+    in_process("check", words, (0, 1), plan.out / LOG)
 
 
 def _command(plan: Plan, name: str, **values: object) -> None:
     """Run one, on settings by their fields; a flag whose value is None is left out."""
     named = {public_name(field).replace("_", "-"): value for field, value in values.items() if value is not None}
     words = [f"--{flag}={value}" for flag, value in named.items()]
-    in_process(name, [*words, "--progress" if plan.settings.progress else "--no-progress"])
+    in_process(name, [*words, "--progress" if plan.settings.progress else "--no-progress"], log=plan.out / LOG)
 
 
 def best_checkpoint(cpdir: Path, passes: int) -> Path:

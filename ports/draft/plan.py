@@ -14,6 +14,7 @@ from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.evaluate.verifier import longest_prompt
 from ports.generate.answers import read_dialogues
+from ports.generate.chat import load_family
 from ports.generate.records import digest
 from ports.generate.vocabulary import SIZES
 from ports.hass.config import load_draft_config as load_hass
@@ -25,6 +26,7 @@ from ports.training.records import SCHEMA
 from ports.training.settings import Precision
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
+from ports.verifier.tokenizer import open_tokenizer
 
 STEPS = 2000
 """Optimizer steps that a small data set is trained for, as far as :data:`PASSES` lets it."""
@@ -58,6 +60,7 @@ class Plan:
         if self.held_out == 0:
             raise InputError(settings.data, "rows", len(self.dialogues), "at least 5: some of them are held out")
         self.verifier = verifier_config(settings.model)
+        load_family(settings.chat_template).checked_template(open_tokenizer(settings.model))
         longest_prompt(settings.model, self.evaluated, settings.forward_num_total)
         trained = self.seen - validated(self.seen)
         if settings.bs > trained:

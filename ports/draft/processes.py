@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from ports import cli
-from ports.commands import exit_code, hush_libraries
+from ports.commands import exit_code, hush_libraries, log_libraries
 from ports.generate.run import say
+from ports.progress import Work
 from ports.spellings import PREFIX
 from ports.training.stop import SIGNALS, end_with_parent
 from ports.verifier.trust import TRUSTED
@@ -28,36 +31,49 @@ class PhaseError(Exception):
         self.code = code
 
 
-def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,)) -> None:
+def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,), log: Path | None = None) -> None:
     """A command by :func:`run_subprocess`."""
-    run_subprocess(name, partial(cli.run, [*name.split(), *words]), good)
+    run_subprocess(name, partial(cli.run, [*name.split(), *words]), good, log)
 
 
-def run_subprocess(name: str, act: Callable[[], Any], good: Sequence[int] = (0,)) -> None:
+def run_subprocess(name: str, act: Callable[[], Any], good: Sequence[int] = (0,), log: Path | None = None) -> None:
     """``act`` in a process of its own, which gets the signals that ask this one to stop.
+
+    What libraries say there goes to ``log``.
 
     Raises:
         PhaseError: it ended with another exit code than those that are ``good``.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_phase, args=(act,))
+    context = multiprocessing.get_context("spawn")
+    begins, begun = context.Pipe(duplex=False)
+    process = context.Process(target=_phase, args=(act, begun, log))
     resource_tracker.ensure_running()  # whose start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process.start()
+    begun.close()
     assert process.pid is not None  # it was started
     with _forwarding(process.pid):
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        process.join()
+        with Work(f"{name} begins"):
+            wait([begins, process.sentinel])
+        with Work(name, shown=False):  # it shows its own
+            process.join()
+    begins.close()
     code = process.exitcode or 0
     if code < 0:
-        say(f"speculator {name}: ended by signal {-code}; the same command goes on")
+        more = f"; what libraries said is in {log}" if log else ""
+        say(f"speculator {name}: ended by signal {-code}; the same command goes on{more}")
     if code not in good:
         raise PhaseError(code if code > 0 else 128 - code)
 
 
-def _phase(act: Callable[[], Any]) -> None:
+def _phase(act: Callable[[], Any], begun: Connection, log: Path | None) -> None:
     """In its own session: a terminal's Ctrl-C reaches it once, through the process that waits for it, and is a line."""
     os.setsid()
     end_with_parent()
+    begun.close()
+    if log is not None:
+        log_libraries(log)
     hush_libraries()
     for name in [name for name in os.environ if name.startswith(PREFIX) and name != TRUSTED]:
         del os.environ[name]  # it was for the whole, which hands on what a phase needs

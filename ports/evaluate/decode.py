@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from typing import Any
@@ -27,6 +27,10 @@ class Limits:
     def reached(self, tokens: Sequence[int]) -> bool:
         """Is this answer at its end, or past it?"""
         return len(tokens) >= self.length or not self.stop.isdisjoint(tokens)
+
+    def share(self, answer: Answer) -> float:
+        """How much of it there is, as far as can be told."""
+        return 1 if self.reached(answer.tokens) else len(answer.tokens) / self.length
 
     def cut(self, tokens: Sequence[int]) -> list[int]:
         """Without what lies past the end."""
@@ -66,6 +70,10 @@ class Answer:
         return {"place": place, "plain": plain[place], "drafted": drafted[place], **asdict(self.verdict)}
 
 
+Tell = Callable[[float], None]
+"""Is told how much is done of a decoding, 1 for each answer."""
+
+
 class KnownTokens(Choice):
     """Takes the ``tokens`` [B, n] of texts that are known, one after the other, whatever is likeliest."""
 
@@ -82,10 +90,14 @@ class KnownTokens(Choice):
 
 
 def decode(
-    verifier: Any, prompts: Sequence[Sequence[int]], limits: Limits, choice: Choice | None = None
+    verifier: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    choice: Choice | None = None,
+    tell: Tell | None = None,
 ) -> list[Answer]:
     """The verifier's likeliest tokens, or those of ``choice``, one after the other."""
-    return _decode(TargetModel(verifier, None, choice), None, prompts, limits, 0)
+    return _decode(TargetModel(verifier, None, choice), None, prompts, limits, 0, tell=tell)
 
 
 def decode_speculatively(
@@ -96,10 +108,11 @@ def decode_speculatively(
     size: int,
     choice: Choice | None = None,
     plain: Sequence[list[int]] | None = None,
+    tell: Tell | None = None,
 ) -> list[Answer]:
     """The same tokens, in fewer passes of the verifier where proposals of ``size`` are accepted; drawn ones have the
     same distribution. Held against ``plain`` ones, if there are any, with a verdict on the first that is another."""
-    answers = _decode(TargetModel(verifier, drafter.features, choice), drafter, prompts, limits, size, plain)
+    answers = _decode(TargetModel(verifier, drafter.features, choice), drafter, prompts, limits, size, plain, tell)
     _judge(verifier, prompts, answers)
     return answers
 
@@ -111,6 +124,7 @@ def _decode(
     limits: Limits,
     size: int,
     plain: Sequence[list[int]] | None = None,
+    tell: Tell | None = None,
 ) -> list[Answer]:
     """Without a drafter every proposal is empty, and the verifier's own token is all that a pass gives."""
     block = target.prefill(prompts)
@@ -129,6 +143,8 @@ def _decode(
                 answer.grow(tokens[: count + 1], logits)
                 answer.accepted += [count] if drafter else []
                 answer.expected += expected
+        if tell:
+            tell(sum(map(limits.share, answers)))
     return [replace(answer, tokens=limits.cut(answer.tokens)) for answer in answers]
 
 

@@ -255,9 +255,16 @@ def _read_config(directory: Path, verifier: str | None) -> Any:
     if config.speculators_config is None:
         raise InputError(file, "speculators_config", "nothing", "the verifier's name")
     named = config.speculators_config.verifier
-    named.name_or_path = verifier or named.name_or_path
+    named.name_or_path = verifier or _found_again(directory, named.name_or_path)
     _check_verifier(file, config, named.name_or_path)
     return config
+
+
+def _found_again(draft: Path, name: str | None) -> str | None:
+    """Where the verifier is: as the config says, or of that name beside the draft, with which it was moved."""
+    beside = draft.resolve().parent / Path(name or "").name
+    gone = name is not None and Path(name).is_absolute() and not Path(name).exists()
+    return str(beside) if gone and beside != draft.resolve() and (beside / "config.json").is_file() else name
 
 
 def _check_verifier(file: Path, config: Any, name: str | None) -> None:

@@ -21,6 +21,7 @@ from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
 from ports.evaluate.verifier import end_tokens, longest_prompt
 from ports.numerics import fix_numerics, numerics
+from ports.progress import Work
 from ports.training.online import checked_device
 from ports.training.settings import TrainingSettings
 from ports.verifier import trust
@@ -45,11 +46,21 @@ def evaluate(
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     found: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        texts = [prompts[index] for index in chosen]
-        plain = None if isinstance(choice, Sampling) else [answer.tokens for answer in decode(verifier, texts, limits)]
-        found.update(zip(chosen, decode_speculatively(verifier, drafter, texts, limits, size, choice, plain)))
+    compared = not isinstance(choice, Sampling)
+    with Work("evaluation: answers", len(order) * (1 + compared)) as work:
+
+        def tell(reached: float) -> None:
+            work.at(work.done, work.done + reached)
+
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            texts, plain = [prompts[index] for index in chosen], None
+            if compared:
+                plain = [answer.tokens for answer in decode(verifier, texts, limits, tell=tell)]
+                work.add(len(texts))
+            drafted = decode_speculatively(verifier, drafter, texts, limits, size, choice, plain, tell)
+            work.add(len(texts))
+            found.update(zip(chosen, drafted))
     return [found[index] for index in range(len(prompts))]
 
 

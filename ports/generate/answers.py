@@ -15,22 +15,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from tqdm import tqdm
 
 from ports import flags
 from ports.commands import hushed
 from ports.errors import InputError, reason
-from ports.files import check_output, check_output_file, check_outside, check_regular
+from ports.files import check_output, check_output_file, check_outside, check_regular, read_json
 from ports.generate.chat import ChatFamily, Encoder, load_family
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.engines import Engine, choose_engine, longest_dialogue
 from ports.generate.records import digest, start_or_go_on
 from ports.generate.replies import Prompt
+from ports.progress import Work
 from ports.spellings import ANSWERS
 from ports.training.checkpoint import DirectoryLock, write_file
 from ports.training.settings import CommandSettings
@@ -83,14 +84,7 @@ def answer(settings: AnswersSettings) -> None:
     asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
     dialogues = read_dialogues(settings.data, settings.samples)
     asking.check(dialogues)
-    engine = choose_engine(
-        settings.model,
-        asking.tokenizer,
-        settings.engine,
-        settings.server,
-        settings.max_concurrency,
-        settings.served_model,
-    )
+    engine = _engine(settings, asking.tokenizer)
     made = _how_made(asking, engine.name, dialogues)
     lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
     try:
@@ -102,6 +96,32 @@ def answer(settings: AnswersSettings) -> None:
     print(f"{len(dialogues):,} answered dialogues in {settings.out}", file=sys.stderr)
     for line in told_of_cuts(settings.out, settings.max_new_tokens, longest_dialogue(settings.model)):
         print(line, file=sys.stderr)
+
+
+def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
+    """What answers; ``auto`` is what began the answers in ``out``, whatever was installed since.
+
+    Raises:
+        InputError: another one has answered there, which is met before anything is loaded.
+    """
+    manifest, named = _manifest(settings.out), settings.engine
+    content = read_json(manifest, "manifest", "what this command wrote") if manifest.is_file() else {}
+    began = str(content.get("engine", "")) if isinstance(content, dict) else ""
+    own: dict[str, Literal["vllm", "transformers"]] = {"vllm": "vllm", "transformers": "transformers"}
+    if named == "auto":
+        named = own.get(began.partition(" ")[0], named)
+    chosen = settings.model, tokenizer, named, settings.server, settings.max_concurrency, settings.served_model
+    engine = choose_engine(*chosen)
+    if began in ("", engine.name):
+        if named != settings.engine and named == "transformers" and find_spec("vllm"):
+            print(f"transformers began {settings.out} and goes on; vLLM answers in another --out", file=sys.stderr)
+        return engine
+    if settings.out.is_file() and settings.out.stat().st_size:
+        expected = f"{engine.name}; what began goes on by --engine, or another answers in another --out"
+        raise InputError(manifest, "engine", began, expected)
+    for file in (manifest, settings.out):  # nothing is answered yet
+        file.unlink(missing_ok=True)
+    return engine
 
 
 def told_of_cuts(file: Path, limit: int, longest: int) -> list[str]:
@@ -235,7 +255,7 @@ class Asking:
             return str(error)
         return ""
 
-    def finish(self, engine: Engine, talks: Sequence[Talk], bar: tqdm[Any]) -> None:
+    def finish(self, engine: Engine, talks: Sequence[Talk], work: Work) -> None:
         """Answer every round of ``talks``, side by side.
 
         A dialogue without room for its next answer ends there, as one that was cut.
@@ -248,29 +268,34 @@ class Asking:
                 talk.said += talk.rounds.pop(0)
                 ids = self.ids(talk.row, talk.said)
                 if len(ids) > self.room:
+                    work.add(1 + len(talk.rounds))
                     talk.cut, talk.rounds = True, []
-                    bar.update()
                 else:
                     prompts[talk.row] = Prompt(ids, (chosen.seed + PRIME * talk.row + len(talk.said)) % 2**31)
             asked = [talk for talk in asked if talk.row in prompts]
-            for number, reply in engine.answer(list(prompts.values()), drawn) if asked else ():
+            before = work.done
+
+            def tell(ended: int, reached: float, before: int = before) -> None:
+                work.at(before + ended, before + reached)
+
+            for number, reply in engine.answer(list(prompts.values()), drawn, tell) if asked else ():
                 asked[number].said.append({"role": "assistant", "content": reply.text})
                 asked[number].reasons.append("length" if reply.cut else "stop")
                 asked[number].cut |= reply.cut
                 asked[number].special = asked[number].special or (reply.whole if reply.whole != reply.text else "")
-                bar.update(not asked[number].rounds)
 
 
 def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: int) -> None:
     """Everything from dialogue ``done`` on."""
-    settings = asking.settings
-    bar = tqdm(total=len(dialogues), initial=done, desc="answering", unit="dialogue", disable=not settings.progress)
-    with bar, settings.out.open("a", encoding="utf-8") as stream:
+    settings, rounds = asking.settings, [len(rounds_of(dialogue)) for dialogue in dialogues]
+    work = Work("answers", sum(rounds), sum(rounds[:done]), settings.progress)
+    with work, settings.out.open("a", encoding="utf-8") as stream:
         for first in range(done, len(dialogues), WINDOW):
             window = range(first, min(first + WINDOW, len(dialogues)))
             talks = [Talk(row, rounds_of(dialogues[row])) for row in window]
             with keeping(settings.out, talks, engine.independent):
-                asking.finish(engine, [talk for talk in talks if talk.rounds], bar)
+                work.add(sum(rounds[talk.row] for talk in talks if talk.is_whole))
+                asking.finish(engine, [talk for talk in talks if talk.rounds], work)
             if first == 0:
                 asking.refuse_useless(talks)
             stream.write("".join(talk.line() for talk in talks))
@@ -300,6 +325,10 @@ def keeping(out: Path, talks: Sequence[Talk], independent: bool) -> Iterator[Non
     file.unlink(missing_ok=True)
 
 
+def _manifest(file: Path) -> Path:
+    return file.with_name(f"{file.name}.manifest")
+
+
 def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
     """What the manifest beside the answers says; ``prompts`` digests the dialogues."""
     settings = asking.settings
@@ -320,7 +349,7 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
     Raises:
         InputError: it was made in another way, or is no file of answers.
     """
-    start_or_go_on(file.with_name(f"{file.name}.manifest"), made, "out", file.name if file.exists() else "")
+    start_or_go_on(_manifest(file), made, "out", file.name if file.exists() else "")
     if not file.exists():
         return 0
     check_regular(file, "out")

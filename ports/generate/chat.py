@@ -29,6 +29,9 @@ from ports.generate.rendering import rendered
 TABLE = Path(__file__).parent / "families.yaml"
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
+FRAME = re.compile(r"<\|\w+\|>")
+"""A token around a turn, as templates write them."""
+
 OPEN, CLOSE = "\ue0f0", "\ue0f1"
 """Two characters of Unicode's private use area."""
 
@@ -139,7 +142,8 @@ class ChatFamily(BaseModel):
         if getattr(tokenizer, "chat_template", None):
             return str(tokenizer.get_chat_template())
         if self.template is None:
-            expected = "a tokenizer with a chat template, or --chat-template with a family that has one, as chatml"
+            fitting = " or ".join(_families_for(tokenizer)) or "FILE.yaml:NAME, a family with one"
+            expected = f"a tokenizer with a chat template, or --chat-template {fitting}"
             raise InputError(_name(tokenizer), "chat_template", "nothing", expected)
         return self.template
 
@@ -164,6 +168,13 @@ class ChatFamily(BaseModel):
             expected = "a template that writes the turns out"
             raise InputError(_name(tokenizer), "chat_template", f"no token of {len(messages)} turns", expected)
         return ids
+
+
+def _families_for(tokenizer: Any) -> list[str]:
+    """Those of the table whose template is made of tokens that the verifier was trained with."""
+    known, entries = tokenizer.get_vocab(), read_yaml(TABLE, "chat_template", "a mapping of families by name")
+    templates = {name: entry["template"] for name, entry in entries.items() if "template" in entry}
+    return [name for name, text in templates.items() if set(FRAME.findall(text)) <= known.keys()]
 
 
 def _name(tokenizer: Any) -> str:

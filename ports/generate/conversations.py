@@ -8,7 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, config, load_dataset
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from pyarrow import ArrowInvalid
 
 from ports.errors import InputError, reason
@@ -22,6 +24,11 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user"
 COLUMNS = {"sharegpt": "conversations", "ultrachat": "messages"}
 SPLITS = {"sharegpt": "train", "ultrachat": "train_{split}", "any": "train"}
 TEXT = ".txt"
+FILES = (".json", ".jsonl", ".parquet", TEXT)
+REACH = 5.0
+"""Seconds that the hub has to say whether it has a data set: loading one asks again and again, for half a minute."""
+
+READABLE = "a JSON, parquet or text file, a directory of them, or a hub id"
 
 
 class ConversationError(ValueError):
@@ -160,11 +167,26 @@ def _load(name: str, split: str) -> Dataset:
                 return Dataset.from_dict({"text": [line for line in lines if line.strip()]})
             form = "parquet" if path.suffix == ".parquet" else "json"
             return load_dataset(form, data_files=str(path), split="train")
-        hub, _, config = name.partition(":")
-        return load_dataset(hub, config or None, split=split)
+        hub, _, chosen = name.partition(":")
+        _check_hub(hub)
+        return load_dataset(hub, chosen or None, split=split)
+    except InputError:
+        raise
     except Exception as error:  # datasets', pyarrow's, fsspec's and the hub's own
-        expected = "a JSON, parquet or text file, a directory of them, or a hub id"
-        raise InputError(name, "data", reason(error.__cause__ or error), expected) from error
+        raise InputError(name, "data", reason(error.__cause__ or error), READABLE) from error
+
+
+def _check_hub(name: str) -> None:
+    """Refuse (InputError) what is no file, and no data set of the hub, or of the cache where that is not reached."""
+    found = "nothing of that name here"
+    if name.endswith(FILES) or name.startswith((".", "/", "~")):
+        raise InputError(name, "data", found, READABLE)
+    try:
+        HfApi().dataset_info(name, timeout=REACH)
+    except Exception as error:  # of the system, of the library that asks, and the hub's own
+        none = isinstance(error, (HFValidationError, RepositoryNotFoundError))
+        if none or not (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists():
+            raise InputError(name, "data", f"{found}, nor on the hub: {reason(error)}", READABLE) from error
 
 
 def split_range(samples: int, parts: int) -> list[range]:

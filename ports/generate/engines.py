@@ -5,22 +5,27 @@ An engine's models are loaded at its first prompt: a run that has nothing left t
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import transformers
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ports.errors import InputError, reason
 from ports.evaluate.verifier import end_tokens
-from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply
+from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply, Tell
 from ports.generate.server import ServerEngine
+from ports.progress import Work
 from ports.verifier.config import verifier_config
 from ports.verifier.loading import check_verifier, load_verifier
 from ports.verifier.trust import trusts_remote_code
@@ -51,6 +56,48 @@ def longest_dialogue(model: str) -> int:
     return min(getattr(verifier_config(model), "max_position_embeddings", None) or LONGEST, LONGEST)
 
 
+@dataclass
+class _Heard:
+    """Hears the tokens of a batch, at most ``longest`` a row, as transformers streams them; ``stop`` ends a row.
+
+    It tells of them and of the ``before`` that are answered.
+    """
+
+    before: int
+    stop: Tensor
+    longest: float
+    tell: Tell
+    steps: int = 0
+    ended: Any = False
+
+    def put(self, tokens: Tensor) -> None:
+        """The prompts [B, T], then the tokens [B] of every step."""
+        if tokens.dim() == 1:
+            self.steps += 1
+            self.ended = self.ended | torch.isin(tokens, self.stop)
+            ended = int(self.ended.sum())
+            left = (len(tokens) - ended) * (1 - self.steps / self.longest)
+            self.tell(self.before + ended, self.before + len(tokens) - left)
+
+    def end(self) -> None:
+        """Is told by transformers, too."""
+
+
+class _Counted(tqdm):  # type: ignore[type-arg]
+    """A bar of vLLM's that nobody sees: it ``tell``s of answers as they end."""
+
+    def __init__(self, *words: Any, tell: Tell, **options: Any) -> None:
+        self._tell = tell
+        super().__init__(*words, **{**options, "file": io.StringIO()})
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Of answers; over what is iterated is something else."""
+        found = super().update(n)
+        if self.iterable is None:
+            self._tell(int(self.n), self.n)
+        return found
+
+
 class TransformersEngine:
     """Batches of prompts of about equal length, padded on the left."""
 
@@ -71,14 +118,14 @@ class TransformersEngine:
         model.generation_config = GenerationConfig(eos_token_id=sorted(end_tokens(model)) or None)
         return model
 
-    def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
+    def answer(self, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell) -> Iterator[tuple[int, Reply]]:
         """See :data:`Engine`."""
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
         for start in range(0, len(order), self.max_concurrency):
             chosen = order[start : start + self.max_concurrency]
-            yield from zip(chosen, self._batch([prompts[number] for number in chosen], drawn))
+            yield from zip(chosen, self._batch([prompts[number] for number in chosen], drawn, start, tell))
 
-    def _batch(self, prompts: Sequence[Prompt], drawn: Drawn) -> list[Reply]:
+    def _batch(self, prompts: Sequence[Prompt], drawn: Drawn, before: int, tell: Tell) -> list[Reply]:
         ids, stop = [torch.tensor(prompt.ids) for prompt in prompts], end_tokens(self._verifier)
         real = [torch.ones_like(each) for each in ids]
         left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
@@ -89,7 +136,9 @@ class TransformersEngine:
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(prompts[0].seed)
             mask, config = pad_sequence(real, **left).to(rows.device), GenerationConfig(**words)
-            given = self._verifier.generate(rows, attention_mask=mask, generation_config=config)
+            heard = _Heard(before, torch.tensor(sorted(stop)), drawn["max_tokens"], tell)
+            given = self._verifier.generate(rows, attention_mask=mask, generation_config=config, streamer=heard)
+        tell(before + len(prompts), before + len(prompts))
         return [self._reply(answer, stop) for answer in given[:, rows.shape[1] :].tolist()]
 
     def _reply(self, ids: Sequence[int], stop: frozenset[int]) -> Reply:
@@ -132,6 +181,7 @@ class VllmEngine:
                 trust_remote_code=trusts_remote_code(),
                 max_num_seqs=MAX_CONCURRENCY,
                 max_model_len=longest_dialogue(self.model),
+                use_tqdm_on_load=False,
                 enable_prefix_caching=False,  # what was asked before must not matter
                 enforce_eager=not torch.cuda.is_available(),
                 disable_log_stats=True,
@@ -139,13 +189,15 @@ class VllmEngine:
         except Exception as error:  # vLLM's own
             self._refuse(error)
 
-    def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
+    def answer(self, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell) -> Iterator[tuple[int, Reply]]:
         """See :data:`Engine`."""
-        engine = self._engine
+        with Work("vLLM starts"):
+            engine = self._engine
         from vllm import SamplingParams
 
         params = [SamplingParams(seed=prompt.seed, detokenize=False, **drawn) for prompt in prompts]
-        given = engine.generate([{"prompt_token_ids": prompt.ids} for prompt in prompts], params, use_tqdm=False)
+        asked = [{"prompt_token_ids": prompt.ids} for prompt in prompts]
+        given = engine.generate(asked, params, use_tqdm=partial(_Counted, tell=tell))
         for number, output in enumerate(given):
             first = output.outputs[0]
             cut = first.finish_reason == "length"
@@ -159,9 +211,9 @@ class VllmEngine:
 
 Engine = TransformersEngine | VllmEngine | ServerEngine
 """``name`` says what answers, with its version: another one's answers are others. ``answer`` gives the number of a
-prompt and its answer, as they come, and loads the models at the first. Of ``max_concurrency`` prompts a token takes
-``pace`` times what transformers' layers take, about; ``independent`` answers do not depend on the prompts beside
-them."""
+prompt and its answer, as they come, and loads the models at the first; of what is on its way it tells. Of
+``max_concurrency`` prompts a token takes ``pace`` times what transformers' layers take, about; ``independent`` answers
+do not depend on the prompts beside them."""
 
 
 def choose_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_CONCURRENCY = 64
@@ -12,6 +13,9 @@ VLLM_PACE = 0.7
 
 Drawn = dict[str, float]
 """How tokens are drawn, by vLLM's names: ``max_tokens`` of an answer, ``temperature`` (0: greedily), ``top_p``."""
+
+Tell = Callable[[int, float], None]
+"""Is told how many of the prompts are answered by now, and how many with the parts of those that are not."""
 
 
 @dataclass(frozen=True)

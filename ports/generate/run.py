@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
-from tqdm import tqdm
 
 from ports.commands import exit_code, printable_lines
 from ports.errors import InputError
@@ -37,6 +36,7 @@ from ports.generate.records import (
     write_record,
 )
 from ports.numerics import best_device, fix_numerics, numerics
+from ports.progress import Work, through
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.online import FeatureReader, checked_device
 from ports.training.settings import CommandSettings
@@ -212,7 +212,7 @@ def encode_rows(settings: GenerationSettings, tokenizer: Any) -> tuple[list[list
     """
     conversations = load_conversations(settings.dataset, settings.data_path, settings.split)
     encoder, last = settings.encoder(tokenizer), min(settings.samples, len(conversations) - 1)
-    numbers = tqdm(range(last + 1), desc="tokenizing", disable=not settings.progress)
+    numbers = through(range(last + 1), "tokenizing", settings.progress)
     found = [_encode(conversations, encoder, number, settings.on_bad_conversation) for number in numbers]
     skipped = [row for row in found if isinstance(row, str)]
     if len(skipped) == len(found):
@@ -367,13 +367,13 @@ def length_buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 def _write(task: Task, buckets: Sequence[Sequence[int]], read: Read) -> None:
     started, name = time.monotonic(), f"process {task.index}"
     total = sum(len(task.rows[index].ids) for bucket in buckets for index in bucket)
-    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, disable=not task.settings.progress) as bar:
+    with Work(f"{name}: tokens", total, shown=task.settings.progress) as work:
         for bucket in buckets:
             ids = [torch.tensor(task.rows[index].ids) for index in bucket]
             for index, row_ids, features in zip(bucket, ids, read(ids), strict=True):
                 row = task.rows[index]
                 tensors = {"input_ids": row_ids, **features, "loss_mask": torch.tensor(row.loss_mask)}
                 write_record(record_file(task.folder, index), tensors, task.manifest.info(row))
-                bar.update(len(row_ids))
+                work.add(len(row_ids))
     seconds = time.monotonic() - started
     say(f"{name}: {total:,} tokens in {seconds:.1f} s, {total / seconds:,.0f} tok/s")

@@ -19,7 +19,7 @@ import httpx
 
 from ports.errors import InputError, reason
 from ports.files import is_text
-from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply
+from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply, Tell
 
 TIMES = 8
 """Requests for one answer at most, of which all but the last were refused for now."""
@@ -95,7 +95,7 @@ class ServerEngine:
             raise self._refused("models", ", ".join(map(ascii, names))[:200] or "no model", expected)
         return found
 
-    def answer(self, prompts: Sequence[Prompt], drawn: Drawn) -> Iterator[tuple[int, Reply]]:
+    def answer(self, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell) -> Iterator[tuple[int, Reply]]:
         """See :data:`~ports.generate.engines.Engine`; answers come as they end.
 
         Raises:
@@ -111,7 +111,9 @@ class ServerEngine:
 
         tasks = [loop.create_task(complete(number, prompt)) for number, prompt in enumerate(prompts)]
         try:
-            yield from _as_they_end(loop, tasks)
+            for count, reply in enumerate(_as_they_end(loop, tasks), 1):
+                tell(count, count)
+                yield reply
         finally:  # Ctrl-C ends up here too, at once
             for task in tasks:
                 task.cancel()

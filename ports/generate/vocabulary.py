@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from pydantic import Field
 from speculators.train.vocab_mapping import build_vocab_mappings_from_distribution
-from tqdm import tqdm
 
 from ports import flags
 from ports.errors import InputError
 from ports.files import check_output
+from ports.progress import through
 from ports.training.checkpoint import write_file
 from ports.training.draft_config import read_config_dict
 from ports.training.prepared import is_prepared, prepared_files, prepared_texts
@@ -55,7 +55,7 @@ def count_tokens(
     files: Sequence[Path], vocab_size: int, counts: Counts, like: RecordInfo | None = None
 ) -> Counter[int]:
     """How often each id occurs in records of the kind of ``like``; of each only ids and masks count."""
-    records = (read_record(file, {}, vocab_size, like) for file in tqdm(files, desc="counting", leave=False))
+    records = (read_record(file, {}, vocab_size, like) for file in through(files, "counting records"))
     return _counted(records, vocab_size, counts)
 
 

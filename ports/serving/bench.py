@@ -24,7 +24,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ports import cli, flags
@@ -41,6 +40,7 @@ from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.evaluate.verifier import longest_prompt
 from ports.files import read_json
 from ports.generate.engines import VLLM_ENVIRONMENT
+from ports.progress import Work
 from ports.serving.interfaces import METHODS, refuse_unserved
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
 from ports.spellings import BENCH, new_command
@@ -205,8 +205,9 @@ def _take_turns(
     """
     turns: list[dict[str, Any]] = []
     request["parts"] = not torch.accelerator.is_available()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        for number, size in enumerate(progress.track([*sizes] * rounds, description="engines")):
+    with Work("engines", len(sizes) * rounds) as work:
+        for number, size in enumerate([*sizes] * rounds):
+            work.at(number)
             more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
             try:
                 asked = {**request, "engine": {**request["engine"], **more}, "told": number < len(sizes)}

@@ -19,6 +19,7 @@ from rich.table import Table
 from ports.errors import InputError, reason
 from ports.evaluate.acceptance import Counters, in_json
 from ports.evaluate.intervals import Estimate, Ratio, from_json, ratio
+from ports.progress import through
 from ports.serving import COUNTERS
 
 GENERATED = "vllm:generation_tokens"
@@ -83,7 +84,7 @@ def measure_servers(
     servers, rows = [Server(url) for url in urls], []
     for server in servers:
         server.turn([min(asked, key=len)] * batch_sizes[-1], WARM_UP_TOKENS, batch_sizes[-1], True)
-    for together in batch_sizes:
+    for together in through(batch_sizes, "requests in flight, turns"):
         turns = [server.turn(asked, length, together, ignore_eos) for server in servers]
         for server, turn in zip(servers, turns):
             counted = counters_of(turn, server.url)

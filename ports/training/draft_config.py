@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from speculators import SpeculatorModel
 from speculators.config import SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
 from speculators.proposals.greedy import GreedyTokenProposalConfig
@@ -27,6 +30,9 @@ LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3
 
 DRAFT_LAYERS = {"eagle3": ("llama", "qwen3")}
 """Which of them, by algorithm; others have Llama's. Speculators' Eagle3 has a first layer for each of the two."""
+
+SNAPSHOT = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]+)")
+"""A model in the hub's cache."""
 
 LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "dtype", "pretraining_tp"})
 FORMAT_KEYS = frozenset(
@@ -166,12 +172,24 @@ def attach(configpath: str, config: Any, basepath: str, ttt_steps: int, alignmen
 def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> SpeculatorsConfig:
     """What Speculators needs to know to propose ``ttt_steps`` tokens and to find the verifier again, from anywhere."""
     place = Path(basepath)
+    verifier = VerifierConfig.from_pretrained(str(place.resolve()) if place.is_dir() else basepath)
+    verifier.name_or_path = hub_id(place) or verifier.name_or_path
     return SpeculatorsConfig(
         algorithm=algorithm,
         proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=ttt_steps)],
         default_proposal_method="greedy",
-        verifier=VerifierConfig.from_pretrained(str(place.resolve()) if place.is_dir() else basepath),
+        verifier=verifier,
     )
+
+
+def hub_id(directory: Path) -> str | None:
+    """Of what lies in the hub's cache, as far as it is what the id stands for there."""
+    place = directory.resolve()
+    found = SNAPSHOT.fullmatch(os.path.relpath(place, Path(constants.HF_HUB_CACHE).resolve()))
+    main = place.parents[1] / "refs" / "main"
+    if found is None or not main.is_file() or main.read_text().strip() != found["commit"]:
+        return None
+    return found["id"].replace("--", "/")
 
 
 def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:

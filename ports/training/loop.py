@@ -16,9 +16,9 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ports.errors import InputError, reason
+from ports.progress import Work
 from ports.training.data import Batch, in_float32
 from ports.training.launch import host_group
 from ports.training.masks import moved
@@ -132,17 +132,27 @@ class Loop:
         self.accelerator.print(f"processes: {self.accelerator.num_processes}, on {self.accelerator.device.type}")
         self.say(f"training on {self.plan.num_files} examples total")
         self.observer.started(self.objective, self.optimizer)
-        while self.epoch <= self.plan.settings.epoch and (self.cut_short or not self._enough()):
-            yield from self._run_pass()
+        with self._work() as self.work:
+            while self.epoch <= self.plan.settings.epoch and (self.cut_short or not self._enough()):
+                yield from self._run_pass()
         self.observer.finished(self.objective)
+
+    def _work(self) -> Work:
+        """What is shown: optimizer steps of all passes, those of before a resume among them."""
+        settings = self.plan.settings
+        total = settings.epochs * math.ceil(len(self.loader) / settings.gradient_accumulation_steps)
+        shown = settings.progress and self.accelerator.is_local_main_process
+        return Work("training: steps", min(total, settings.max_steps or total), self.steps, shown)
 
     def _run_pass(self) -> Iterator[int]:
         self.module.train()
+        self.work.what = f"training: pass {self.epoch + 1} of {self.plan.settings.epochs}, steps"
         ended, self.cut_short = not self._enough(), False
         if self.owes:
             self._after_step()
         for window in self._windows() if ended else self._batches_seen():
             self._optimizer_step(window)
+            self.work.at(self.steps)
             self._after_step()
             yield self.steps
             self.stop_if_asked()
@@ -176,7 +186,7 @@ class Loop:
 
     def _print_totals(self) -> PassTotals:
         totals = PassTotals.together(gather_object([self.totals]))
-        for line in totals.lines(self.epoch, self.plan.settings.epoch):
+        for line in totals.lines(self.epoch, self.plan.settings.last_pass):
             self.say(line)
         if totals.empty:  # the prototypes train on them, and do not say so
             self.accelerator.print(f"Without a row in the loss: {totals.empty} records")
@@ -213,10 +223,9 @@ class Loop:
             self.put_back(replay.start, replay.file)
         self.pass_start = self.generators()
         self.clock = PassClock()
-        show = self.plan.settings.progress and self.accelerator.is_local_main_process
         dataset: Any = self.plan.loader.dataset
         dataset.start_pass(self.epoch, self.totals.batches, self.plan.settings.bs, self.totals.skipped > 0)
-        batches = iter(tqdm(self.loader, dynamic_ncols=True, disable=not show))
+        batches = iter(self.loader)
         for _ in islice(batches, self.totals.batches):
             pass
         if replay is not None:

@@ -83,7 +83,7 @@ class PassTotals(Strict):
     def lines(self, epoch: int, last_epoch: int) -> list[str]:
         """The prototypes' two lines, and a third if records were skipped.
 
-        ``last_epoch`` is the prototypes' ``--epoch``, so the last pass reads one past it.
+        ``last_epoch`` may be the prototypes' ``--epoch``: the last pass then reads one past it.
         """
         accuracy = 100 * self.correct / self.rows if self.rows else 0.0
         lines = [f"Epoch [{epoch + 1}/{last_epoch}], Loss: {self.mean:.4f}", f"Train Accuracy: {accuracy:.2f}%"]

@@ -167,7 +167,7 @@ def start_training(
         resume(loop, resumed, checkpoint_manager)
     if settings.overwrite and loop.accelerator.is_main_process:
         remove_run(settings.cpdir, checkpoint)
-    for line in records:
+    for line in [*records, *told_place(objective.draft.config.speculators_config.verifier.name_or_path)]:
         accelerator.print(line, file=sys.stderr)
     return loop
 
@@ -198,6 +198,12 @@ def warn_of_longer(settings: TrainingSettings) -> None:
     positions = getattr(verifier_config(settings.basepath), "max_position_embeddings", None)
     if "max_len" in settings.model_fields_set and positions is not None and settings.max_len > positions:
         warnings.warn(f"--max-length {settings.max_len}: the verifier has {positions} positions", stacklevel=2)
+
+
+def told_place(verifier: str) -> list[str]:
+    """A line where the draft's config names its verifier by a place that no other machine has."""
+    said = "this machine's, and so the draft's config names it; elsewhere --verifier names another"
+    return [f"the verifier's place {verifier} is {said}"] if Path(verifier).is_dir() else []
 
 
 def files_beside(settings: TrainingSettings) -> list[Path]:

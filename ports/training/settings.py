@@ -191,6 +191,11 @@ class TrainingSettings(CommandSettings):
             raise ValueError("val_steps needs something to validate on: val_fraction or val_dir")
         return self
 
+    @property
+    def last_pass(self) -> int:
+        """What a pass is printed beside: their number, or the prototypes' ``--epoch``, which is one less."""
+        return self.epoch if "epoch" in self.model_fields_set else self.epochs
+
     def as_json(self) -> dict[str, Any]:
         """All values as JSON types, for logs."""
         return self.model_dump(mode="json")

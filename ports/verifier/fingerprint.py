@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from tqdm import tqdm
 from xxhash import xxh3_128_hexdigest
 
 from ports.files import read_json
+from ports.progress import through
 from ports.verifier.config import model_directory
 from ports.verifier.tokenizer import tokenizer_files
 from ports.verifier.trust import trusts_remote_code
@@ -33,9 +33,6 @@ RENAMED = {"torch_dtype": "dtype"}
 
 SETTLED = 2.0
 """Seconds after which a file that changes again has another time: no file system's clock is coarser."""
-
-SHOWN = 1 << 30
-"""Bytes of weights from which on reading them is shown."""
 
 
 def verifier_fingerprint(name_or_path: str) -> str:
@@ -78,8 +75,7 @@ def _plain(value: Any) -> Any:
 def _tensors(files: list[Path]) -> dict[str, str]:
     """Dtype, shape and digest of every tensor, by name."""
     found: dict[str, str] = {}
-    size = sum(file.stat().st_size for file in files)
-    for file in tqdm(files, desc="digests of the verifier's weights", disable=size < SHOWN, delay=1):
+    for file in through(files, "digests of the verifier's weights"):
         found |= _cached(file)
     return found
 

@@ -21,6 +21,7 @@ from transformers.utils import cached_file, logging
 from ports.errors import InputError
 from ports.files import check_regular
 from ports.numerics import best_device
+from ports.progress import Work
 from ports.verifier.config import verifier_config
 from ports.verifier.trust import opening, trusts_remote_code
 from ports.verifier.weights import INDEX, SINGLE, reading_weights, weight_map
@@ -58,14 +59,15 @@ def load_verifier(
             not finite, by name.
     """
     wanted = {"device_map": "auto"} if spread else {}
-    model = _loaded(name_or_path, dtype=_named_dtype(name_or_path) if dtype == "auto" else dtype, **wanted)
-    for name, value in model.named_parameters():
-        check_tensor(name_or_path, name, value)
-    for name, module in model.named_modules():
-        check_norm(name_or_path, name, module)
-    if not head:
-        model = getattr(model, backbone(model) or "", model)
-    return model.eval() if spread else model.eval().to(device or best_device())
+    with Work("loading the verifier"):
+        model = _loaded(name_or_path, dtype=_named_dtype(name_or_path) if dtype == "auto" else dtype, **wanted)
+        for name, value in model.named_parameters():
+            check_tensor(name_or_path, name, value)
+        for name, module in model.named_modules():
+            check_norm(name_or_path, name, module)
+        if not head:
+            model = getattr(model, backbone(model) or "", model)
+        return model.eval() if spread else model.eval().to(device or best_device())
 
 
 def _named_dtype(name_or_path: str) -> Any:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import typer
 from rich.console import Console
+from transformers.utils.logging import get_logger as transformers_logger
 
 from ports import SCRIPTS, commands, estimate, is_command
 from ports.eagle3 import train as eagle3
@@ -138,6 +141,27 @@ def test_transformers_imports_beside_a_broken_torchaudio_after_ports(tmp_path, c
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert said in result.stderr
     assert (result.returncode == 0) is (said == ""), result.stderr
+
+
+def speak(log):
+    """As libraries do, in every way, and as this package."""
+    commands.log_libraries(log)
+    commands.hush_libraries()
+    logging.getLogger("vllm.engine").warning("logged")
+    transformers_logger("transformers.modeling").warning("of transformers")
+    warnings.warn_explicit("warned of", FutureWarning, "torch/nn.py", 1)
+    os.write(2, b"from below\n")
+    warnings.warn_explicit("a server proposes nothing", UserWarning, commands.__file__, 1)
+    print("answers")
+    print("error: bad input", file=sys.stderr)
+    return 0
+
+
+def test_what_libraries_say_goes_to_a_file_and_not_over_what_is_shown(fork, tmp_path):
+    process = fork(speak, tmp_path / "log.txt")
+    assert process.ended().splitlines() == ["warning: a server proposes nothing", "answers", "error: bad input"]
+    said = (tmp_path / "log.txt").read_text()
+    assert all(what in said for what in ("logged", "of transformers", "warned of", "from below\n"))
 
 
 KNOWN = "from transformers.utils import is_torchaudio_available as known; assert known()"

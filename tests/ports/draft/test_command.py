@@ -69,7 +69,7 @@ def results(out: Path) -> dict[str, bytes]:
     """What must be the same, whenever it was made."""
     kept = {name: content for name, content in contents(out).items() if not name.startswith("checkpoints/")}
     found, checked = json.loads(kept.pop("evaluation.json")), json.loads(kept.pop("check.json"))
-    del found["seconds"], found["draft"], found["files"], checked["draft"]
+    del found["seconds"], found["draft"], found["files"], checked["draft"], kept["log.txt"]
     return {**kept, "evaluation": json.dumps(found).encode(), "check": json.dumps(checked).encode()}
 
 
@@ -80,6 +80,10 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert process.returncode == 0, said
     assert "10 dialogues to train on in 8 passes, 2 held out; at most " in said
     assert "minutes (answers" in said
+    following = "records, config, training, draft, evaluation, check, card"
+    assert f"2 of 9, answers: {out / 'answers'}; then {following}\n" in said
+    assert f"8 of 9, check: {out / 'check.json'}; then card\n" in said
+    assert (out / "log.txt").is_file()
     for line in (out / "answers" / "answers.jsonl").read_text().splitlines():
         assert json.loads(line)["messages"][1]["content"] != "", "its own words"
     draft = SpeculatorModel.from_pretrained(out / "draft")
@@ -176,7 +180,7 @@ def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, ta
     """
     counted: dict[str, int] = {}
 
-    def here(name, arguments, good=(0,)):
+    def here(name, arguments, good=(0,), log=None):
         if PHASES.get(name) not in taken:
             raise KeyboardInterrupt
         with FlopCounterMode(display=False) as clock:
@@ -259,7 +263,8 @@ LAST = [*QUESTIONS[:-1], {"messages": [{"role": role, "content": "Hi"} for role 
 REFUSED = [
     ({"model": "/nowhere"}, None, "/nowhere: verifier: found "),
     ({"rows": QUESTIONS[:4]}, None, "rows: found 4, expected at least 5"),
-    ({}, without_template, "expected a tokenizer with a chat template"),
+    ({}, without_template, "expected a tokenizer with a chat template, or --chat-template FILE.yaml:NAME, a family"),
+    ({"data": "x.jsonl"}, None, "x.jsonl: data: found nothing of that name here, expected a JSON, parquet or text"),
     ({"out": "/proc/nowhere"}, None, ": out: found "),
     ({"configpath": "/nowhere.json"}, None, "draft_config: found no such file"),
     ({"draft_vocab_size": 513}, None, "draft_vocab_size: found 513, expected 1..512"),
@@ -317,7 +322,7 @@ OTHERS = [
 def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_path, capsys, monkeypatch) -> None:
     """Stopped after its first phase, and begun again otherwise; or it has no room, or another command is there."""
 
-    def stop(*_):
+    def stop(*_, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(phases, "in_process", stop)
@@ -351,7 +356,7 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_p
 def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monkeypatch, code) -> None:
     """The first of them is told to take every dialogue."""
 
-    def ended(name, arguments, good=(0,)):
+    def ended(name, arguments, good=(0,), log=None):
         assert (name, "--samples=9" in arguments) == ("records", True)
         raise processes.PhaseError(code if code > 0 else 128 - code)
 

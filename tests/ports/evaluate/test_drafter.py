@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,13 @@ def test_the_verifier_may_have_moved(pair, tmp_path, refuses):
     again = open_draft(pair.directory, str(moved))
     assert torch.equal(again.embed_tokens.weight, pair.draft.embed_tokens.weight)
     assert again.config.speculators_config.verifier.name_or_path == str(moved)
+
+
+def test_a_verifier_that_was_moved_beside_the_draft_is_found_there(pair, tmp_path):
+    """To another machine, where the place that the config names is nobody's."""
+    directory = shutil.move(pair.directory, tmp_path / "away" / "draft")
+    beside = Path(shutil.move(pair.verifier, tmp_path / "away" / pair.verifier.name))
+    assert open_draft(Path(directory)).config.speculators_config.verifier.name_or_path == str(beside)
 
 
 def test_untrained_is_the_start_of_training(pair, build):

@@ -23,6 +23,7 @@ from ports.evaluate.verifier import TargetModel, end_tokens
 from ports.generate.conversations import ConversationError
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.hass import train as hass
+from ports.progress import Work
 from ports.training.saving import save_draft
 from tests.ports.conftest import settings_of
 from tests.ports.evaluate.plain import continue_greedily
@@ -41,6 +42,22 @@ def test_a_position_counts_proposals_accepted_at_least_that_far():
 def test_the_first_token_that_differs_is_reported(drafted, found):
     told = Answer(drafted, plain=[5, 6]).difference
     assert (told and tuple(told.values())[:3]) == found
+
+
+def test_an_evaluation_shows_how_far_it_is_token_by_token(pair, prompts, monkeypatch):
+    """And not once a batch, with a draft and without it."""
+    shown = []
+
+    class Shown(Work):
+        def at(self, done, reached=None):
+            super().at(done, reached)
+            shown.append(self.reached / self.total)
+
+    monkeypatch.setattr("ports.evaluate.measure.Work", Shown)
+    evaluate(pair.judge, pair.drafter, prompts, Limits(11), 3, 4)
+    assert shown == sorted(shown)
+    assert shown[-1] == 1
+    assert len(set(shown)) > 2 * len(prompts)
 
 
 WAYS = [

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from parity.fixtures.architectures import ARCHITECTURES
+from ports import progress
 from ports.evaluate.decode import Limits, decode
 from ports.evaluate.prompts import read_questions
 from ports.evaluate.verifier import end_tokens
 from ports.generate import answers as module
 from ports.generate import engines
 from ports.generate.answers import main
+from ports.generate.replies import Prompt
 from ports.verifier.tokenizer import open_tokenizer
 from tests.ports.conftest import words_of
 
@@ -91,7 +93,7 @@ def test_cut_answers_are_counted_and_a_length_is_proposed(ask, answered, verifie
     for case, (lengths, said) in enumerate(REPLIES):
         replies = iter(lengths)
 
-        def answer(self, prompts, drawn, replies=replies):
+        def answer(self, prompts, drawn, tell, replies=replies):
             for number in range(len(prompts)):
                 length = next(replies)
                 yield number, engines._reply(tokenizer, [65] * length, length == LENGTH)
@@ -154,7 +156,7 @@ def test_answers_that_no_record_can_hold_end_the_first_window(
     tokenizer, replies = open_tokenizer(str(verifier)), []
     bad, found = (CHANNELS, f"special tokens in '{CHANNELS}'") if special else (THOUGHTS, "the chat template repeats")
 
-    def answer(self, prompts, drawn):
+    def answer(self, prompts, drawn, tell):
         for number in range(len(prompts)):
             text, cut = replies[number % len(replies)]
             yield number, engines._reply(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], cut)
@@ -274,15 +276,55 @@ def test_what_is_whole_is_left_alone_and_needs_no_verifier(ask, tmp_path, monkey
     assert (tmp_path / "answers" / "a.jsonl").read_bytes() == whole
 
 
+def test_the_engine_that_began_goes_on_whatever_was_installed_since(ask, tmp_path, monkeypatch, capsys) -> None:
+    """Another one is refused before anything is loaded, or begins afresh where nothing is answered."""
+    assert ask(engine="auto", max_concurrency=4) == 0
+    out, manifest = tmp_path / "answers" / "a.jsonl", tmp_path / "answers" / "a.jsonl.manifest"
+    began = json.loads(manifest.read_text())["engine"]
+    assert began.startswith("transformers ")
+    out.write_text("")
+    monkeypatch.setattr(module, "find_spec", lambda name: True)
+    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    capsys.readouterr()
+    assert ask(engine="auto", max_concurrency=4) == 0
+    assert f"transformers began {out} and goes on; vLLM answers in another --out" in capsys.readouterr().err
+    monkeypatch.setattr(module, "verifier_fingerprint", None)
+    assert ask(engine="auto", max_concurrency=2) == 2
+    assert f"{manifest}: engine: found {began}, expected transformers " in capsys.readouterr().err
+    monkeypatch.undo()
+    out.write_text("")
+    assert ask(engine="transformers", max_concurrency=2) == 0
+    assert json.loads(manifest.read_text())["engine"].endswith(", 2 at a time")
+
+
+ALL = [(0, 0.5), (0, 1.0), (0, 1.5), (0, 2.0), (2, 2.0), (2, 2.25), (2, 2.5), (2, 2.75), (2, 3.0), (3, 3.0)]
+ENDED = [(2, 2.0), (2, 2.0), (3, 3.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(frozenset(), ALL), (frozenset(range(512)), ENDED)])
+def test_answers_are_told_of_as_they_are_given(verifier, monkeypatch, stop, expected) -> None:
+    """With what there is of the others: two of three prompts at a time, answers of 4 tokens, or of the first alone."""
+    monkeypatch.setattr(engines, "end_tokens", lambda model: stop)
+    engine, told = engines.TransformersEngine(str(verifier), open_tokenizer(str(verifier)), 2), []
+    prompts, drawn = [Prompt([9, 9], 0)] * 3, {"max_tokens": 4, "temperature": 0.0, "top_p": 1.0}
+    assert len(list(engine.answer(prompts, drawn, lambda *counts: told.append(counts)))) == 3
+    assert told == expected
+
+
 def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, verifier, monkeypatch) -> None:
     """A stand-in for vLLM, which says the prompt's last token twice."""
-    vllm, made = ModuleType("vllm"), []
+    vllm, made, told = ModuleType("vllm"), [], []
 
     class LLM:
         def __init__(self, **options):
             made.append(options)
 
         def generate(self, prompts, params, use_tqdm):
+            assert list(use_tqdm(prompts, desc="Adding requests")) == prompts
+            with use_tqdm(total=len(prompts), desc="Processed prompts") as bar:
+                for _ in prompts:
+                    bar.update(1)
+                    told.append(progress._open[-1].done)
             tails = [prompt["prompt_token_ids"][-1:] * 2 for prompt in prompts]
             ends = ["length" if one.seed % 2 else "stop" for one in params]
             replies = [SimpleNamespace(token_ids=ids, finish_reason=end) for ids, end in zip(tails, ends)]
@@ -303,3 +345,4 @@ def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, 
     words = {line["finish_reason"]: line["messages"][-1]["content"] for line in answered()}
     assert words.keys() == {"length", "stop"}
     assert words["length"] == 2 * words["stop"], "what ends an answer is none of it"
+    assert told == [1, 2, 3, 4, 5, 6, 7], "each as it is given, and not all of them once vLLM is done"

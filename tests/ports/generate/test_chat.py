@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from parity.fixtures.architectures import ARCHITECTURES, STUDIED
 from parity.fixtures.dialogues import TEMPLATES, UNKNOWN
 from parity.fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
+from ports.errors import InputError
 from ports.generate.chat import CLOSE, OPEN, ChatFamily, Encoder, LossMask, load_family
 from ports.generate.conversations import ConversationError, Message
 
@@ -278,6 +279,19 @@ def test_what_a_template_may_make_of_a_dialogue_is_bounded(refuses, monkeypatch,
     if kind != "nothing":
         with refuses("", "chat_template", found, "a template that "):
             Encoder(fast_tokenizer(template), ChatFamily())(SHORT)
+
+
+def test_a_family_is_proposed_to_who_knows_its_tokens_alone() -> None:
+    """Not chatml to Gemma, whose turns stand between others."""
+    for known, proposed in (
+        (["<|im_start|>", "<|im_end|>"], "chatml"),
+        (["<start_of_turn>"], "FILE.yaml:NAME, a family"),
+    ):
+        tokenizer = SimpleNamespace(
+            name_or_path="v", chat_template=None, get_vocab=lambda known=known: dict.fromkeys(known, 0)
+        )
+        with pytest.raises(InputError, match=f"or --chat-template {proposed}"):
+            load_family("auto").checked_template(tokenizer)
 
 
 SLOW = SimpleNamespace(name_or_path="slow", chat_template="x", get_chat_template=lambda: "x")

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import pytest
 from datasets import Dataset
+from huggingface_hub.errors import RepositoryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parity.fixtures.conversations import SHAREGPT, ULTRACHAT
+from ports.errors import InputError
+from ports.generate import conversations
 from ports.generate.conversations import ConversationError, dialogue_of, load_conversations, split_range
 
 
@@ -64,6 +68,42 @@ def test_a_bad_file_is_refused(tmp_path, refuses, text, kind, field, expected) -
         file.write_text(text)
     with refuses(file, field, "", expected):
         load_conversations(kind, str(file), "sft")
+
+
+ABSENT = {
+    "x.jsonl": "nothing of that name here",
+    "./x": "nothing of that name here",
+    "x": "nothing of that name here, nor on the hub: ",
+}
+
+
+@pytest.mark.parametrize(("name", "found"), ABSENT.items())
+def test_what_is_neither_a_file_nor_on_the_hub_is_refused_at_once(monkeypatch, refuses, name, found) -> None:
+    """The hub is asked once; what loads a data set from it would ask for half a minute."""
+    asked = []
+
+    def answers(self, name, timeout):
+        asked.append(name)
+        raise RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "http://hub")))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", answers)
+    monkeypatch.setattr(conversations, "load_dataset", None)
+    with refuses(name, "data", found, conversations.READABLE):
+        load_conversations("any", name)
+    assert asked == [name] * ("hub" in found)
+
+
+def test_a_data_set_in_the_cache_is_read_where_the_hub_cannot_be_reached(monkeypatch, tmp_path) -> None:
+    def answers(self, name, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", answers)
+    monkeypatch.setattr(conversations.config, "HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(conversations, "load_dataset", lambda name, *_, **__: Dataset.from_dict({"prompt": [name]}))
+    with pytest.raises(InputError, match="nor on the hub: no network"):
+        load_conversations("any", "owner/name")
+    (tmp_path / "owner___name").mkdir()
+    assert load_conversations("any", "owner/name").messages(0)[0]["content"] == "owner/name"
 
 
 @given(st.integers(0, 500), st.integers(1, 16))

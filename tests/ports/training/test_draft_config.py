@@ -1,7 +1,9 @@
 """From whatever names a draft to its config, for both algorithms, and every value that is refused on the way."""
 
 import json
+import shutil
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.hass.config import load_draft_config as load_hass
 from ports.training.alignment import Alignment
-from ports.training.draft_config import check_sizes
+from ports.training.draft_config import attach_verifier, check_sizes
 from ports.training.online import aux_layer_ids
 from ports.training.saving import save_draft
 from tests.ports.conftest import TRAIN, enliven, settings_of
@@ -25,6 +27,18 @@ def test_fewer_positions_than_the_verifier_has_are_said(recwarn, own, warned):
     check_sizes("config.json", layer, verifier)
     said = "max_position_embeddings: found 511, the verifier has 512"
     assert [said in str(warning.message) for warning in recwarn] == [True] * warned
+
+
+def test_a_verifier_in_the_hubs_cache_is_named_by_its_id_and_another_by_its_place(fixture, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = tmp_path / "hub" / "models--owner--some-name"
+    place = Path(shutil.copytree(fixture / "verifier", model / "snapshots" / "0a1b"))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0a1b")
+    named = [attach_verifier("hass", str(each), 3).verifier.name_or_path for each in (place, fixture / "verifier")]
+    assert named == ["owner/some-name", str(fixture / "verifier")]
+    (model / "refs" / "main").write_text("ffff")  # the id stands for another one now
+    assert attach_verifier("hass", str(place), 3).verifier.name_or_path == str(place)
 
 
 @pytest.fixture

@@ -153,4 +153,5 @@ def test_a_variable_of_a_former_version_is_refused_with_its_new_name(refuses, mo
 
 def test_passes_are_one_more_than_the_prototypes_epoch():
     assert (chosen("--epochs", "5").epoch, chosen("--epoch", "4").epochs) == (4, 5)
+    assert (chosen("--epochs", "5").last_pass, chosen("--epoch", "4").last_pass) == (5, 4), "as the prototypes print it"
     assert chosen().epochs == Eagle3Settings(basepath="a", draft_config="b", tmpdir="c", out="d", epoch=40).epochs

@@ -46,8 +46,9 @@ def change_draft(fixture, port):
 def test_main_trains_logs_and_writes_checkpoints_with_the_tokenizer(main, port, flags, fixture, tmp_path, capsys):
     (fixture / "verifier" / "tokenizer.json").write_text("{}")
     assert main(flags(epoch=1, lr=1e-3, forward_num_total=2)) == 0
-    said = capsys.readouterr().out.splitlines()
+    said, warned = (text.splitlines() for text in capsys.readouterr())
     assert "training on 6 examples total" in said
+    assert any(line.startswith(f"the verifier's place {fixture / 'verifier'} is this machine's") for line in warned)
     assert [line.split(",")[0] for line in said if line.startswith("Epoch")] == ["Epoch [1/1]", "Epoch [2/1]"]
     folders = [tmp_path / "checkpoints" / f"{PREFIX[port]}{number}" for number in (0, 1)]
     for folder in folders:
