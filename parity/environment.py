@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import platform
@@ -98,6 +99,7 @@ def described() -> dict[str, Any]:
         return describe()
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

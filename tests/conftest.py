@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -29,6 +30,7 @@ from tests.forked import Forked, serve, write_clients
 from tests.needs import CHECKOUTS, add_checkouts, checkout
 
 speculators.config.version = functools.cache(speculators.config.version)  # every config asks, milliseconds each time
+gc.freeze()  # a collection need not look through the libraries
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
 settings.register_profile("here", deadline=None, derandomize=True)  # a busy machine is slow, and every run is the same

@@ -204,7 +204,7 @@ def _skeleton(name_or_path: str) -> tuple[Any, nn.Module]:
     config = copy.deepcopy(full_config(name_or_path))
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # norm and head are in the precision of the others
-    key = type(config), repr(config.to_dict())
+    key = type(config), repr({**config.to_dict(), "_name_or_path": None})
     if key not in _SKELETONS:
         with opening(name_or_path, "architectures", "a causal language model"), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_remote_code())
