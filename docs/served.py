@@ -17,7 +17,7 @@ from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.architectures.table import CHUNK
 from ports.errors import InputError
 from ports.serving.bench import start_engine
-from ports.serving.interfaces import installed
+from ports.verifier.interfaces import installed
 
 SERVED = Path(__file__).with_name("served.json")
 """``version`` of vLLM, and by the name of a verifier what it did."""

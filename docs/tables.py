@@ -17,9 +17,9 @@ from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
 from ports.generate.conversations import load_conversations
-from ports.serving.interfaces import KNOWN
 from ports.spellings import HIDDEN
 from ports.training.settings import Eagle3Settings, TrainingSettings
+from ports.verifier.interfaces import KNOWN
 
 ROOT = Path(__file__).resolve().parents[1]
 

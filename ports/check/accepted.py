@@ -17,10 +17,10 @@ from ports.evaluate.acceptance import Counters, by_context, count
 from ports.evaluate.decode import Answer
 from ports.evaluate.intervals import Estimate, ratio
 from ports.serving.bench import ENGINE, dtype_name, start_engine
-from ports.serving.interfaces import METHODS, serving_of
 from ports.training.alignment import Alignment
 from ports.training.data import RecordDataset, collate, make_sample
 from ports.training.validation import accuracies_of
+from ports.verifier.interfaces import METHODS, serving_of
 
 SHARE = 0.7
 """Of the tokens that records promise beside the verifier's own: fewer, beyond the interval, want a cause."""

@@ -30,11 +30,11 @@ from ports.evaluate.intervals import from_json
 from ports.evaluate.measure import acceptance_panel
 from ports.evaluate.plot import Panel, draw
 from ports.files import read_json
-from ports.serving.interfaces import METHODS, serving_of
 from ports.spellings import public_name
 from ports.training.checkpoint import CONFIG, write_file
 from ports.training.records import GENERATION
 from ports.verifier.config import hub_id
+from ports.verifier.interfaces import METHODS, serving_of
 from ports.verifier.states import own_dtype
 
 CARD, PICTURE, RUN = "README.md", "acceptance.png", "run.json"

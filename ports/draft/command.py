@@ -25,8 +25,8 @@ from ports.draft.settings import DraftSettings
 from ports.files import check_output, check_outside
 from ports.generate.records import start_or_go_on, write_manifest
 from ports.generate.run import say
-from ports.serving.interfaces import serving_of
 from ports.training.checkpoint import DirectoryLock, sweep
+from ports.verifier.interfaces import serving_of
 
 
 def make(settings: DraftSettings) -> int:

@@ -99,6 +99,7 @@ def _record(plan: Plan) -> None:
         chat_template=settings.chat_template,
         dtype="auto",
         batch_tokens=BATCH_TOKENS,
+        engine="transformers" if settings.engine == "transformers" else "auto",  # vllm: it can answer for any class
         on_bad_conversation="skip",
     )
 

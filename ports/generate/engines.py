@@ -6,13 +6,11 @@ An engine's models are loaded at its first prompt: a run that has nothing left t
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
@@ -21,26 +19,17 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from ports.errors import InputError, reason
+from ports.errors import InputError
 from ports.evaluate.verifier import end_tokens
 from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply, Tell
 from ports.generate.server import ServerEngine
 from ports.progress import Work
 from ports.verifier.config import verifier_config
-from ports.verifier.loading import check_verifier, load_verifier
-from ports.verifier.trust import trusts_remote_code
+from ports.verifier.loading import load_verifier
+from ports.verifier.vllm import open_vllm, set_environment, unusable
 
 LONGEST = 8192
 """Tokens of a dialogue at most, as in records."""
-
-VLLM_ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # ends with this process, and draws by its seeds
-    "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-"""Where the user has set nothing else."""
 
 
 def _reply(tokenizer: Any, ids: Sequence[int], cut: bool) -> Reply:
@@ -154,10 +143,7 @@ class VllmEngine:
 
     def __init__(self, model: str, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        for name, value in VLLM_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if Path(model).is_dir():
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        set_environment(model)
 
     @cached_property
     def name(self) -> str:
@@ -165,29 +151,14 @@ class VllmEngine:
         try:
             import vllm
         except Exception as error:  # an installation that does not fit this machine
-            self._refuse(error)
+            raise unusable(self.model, error) from error
         return f"vllm {vllm.__version__}"
 
     @cached_property
     def _engine(self) -> Any:
-        from vllm import LLM
-
-        check_verifier(self.model)  # vLLM fills what is missing with whatever was in memory
         own = str(getattr(verifier_config(self.model), "dtype", None) or "auto").removeprefix("torch.")
-        try:
-            return LLM(
-                model=self.model,
-                dtype=own,
-                trust_remote_code=trusts_remote_code(),
-                max_num_seqs=MAX_CONCURRENCY,
-                max_model_len=longest_dialogue(self.model),
-                use_tqdm_on_load=False,
-                enable_prefix_caching=False,  # what was asked before must not matter
-                enforce_eager=not torch.cuda.is_available(),
-                disable_log_stats=True,
-            )
-        except Exception as error:  # vLLM's own
-            self._refuse(error)
+        longest = longest_dialogue(self.model)
+        return open_vllm(self.model, dtype=own, max_num_seqs=MAX_CONCURRENCY, max_model_len=longest)
 
     def answer(self, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell) -> Iterator[tuple[int, Reply]]:
         """See :data:`Engine`."""
@@ -203,10 +174,6 @@ class VllmEngine:
             cut = first.finish_reason == "length"
             ids = list(first.token_ids) if cut else list(first.token_ids)[:-1]  # the last one ended it
             yield number, _reply(self.tokenizer, ids, cut)
-
-    def _refuse(self, error: Exception) -> NoReturn:
-        expected = "a verifier and a machine for vLLM, or --engine transformers"
-        raise InputError(self.model, "vllm", reason(error), expected) from error
 
 
 Engine = TransformersEngine | VllmEngine | ServerEngine

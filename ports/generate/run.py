@@ -43,8 +43,10 @@ from ports.training.settings import CommandSettings
 from ports.training.stop import end_with_parent
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
+from ports.verifier.interfaces import installed, lacks_states
 from ports.verifier.loading import load_verifier
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
+from ports.verifier.vllm import VllmReader
 
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""
@@ -88,6 +90,9 @@ class GenerationSettings(CommandSettings):
     leading_space: bool = Field(False, description="sharegpt: a space before every answer, as the prototypes put")
     aux_layers: str = Field(
         "prototype", description="eagle3: prototype, speculators, or entries of hidden_states: a,b,c"
+    )
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM where it is installed and gives the verifier's hidden states, else transformers"
     )
     dtype: Literal["default", "auto", "float16", "bfloat16", "float32"] = Field(
         "default", description="verifier: auto for eagle3 and float16 for hass, as in the prototypes"
@@ -143,12 +148,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that has not begun: ``tasks`` of the processes that have rows; ``skipped`` says why rows were left out."""
+    """A run that has not begun: ``tasks`` of the processes that have rows; ``skipped`` says why rows were left out.
+
+    ``engine`` is what reads the features, and why it does.
+    """
 
     manifest: Manifest
     shape: Geometry
     tasks: list[Task]
     skipped: list[str]
+    engine: str
 
     @property
     def lengths(self) -> list[int]:
@@ -181,13 +190,15 @@ def prepare(settings: GenerationSettings) -> Prepared:
     largest, vocab_size = max(max(row.ids) for row in rows), verifier_config(settings.model_path).vocab_size
     if largest >= vocab_size:
         raise InputError(settings.model_path, "tokenizer", f"id {largest}", f"ids below {vocab_size}, the vocabulary")
+    engine = engine_of(settings, max(len(row.ids) for row in rows))
     manifest = Manifest(
         algorithm=settings.algorithm,
         verifier=verifier_fingerprint(settings.model_path),
         tokenizer=tokenizer_fingerprint(tokenizer),
         feature_layers=shape.layers or [],
         dtype=shape.dtype,
-        device=device.type,  # its numbers are another's only to rounding
+        device=device.type,  # its numbers are another's only to rounding, as are
+        engine=engine.partition(": ")[0],
         matmul_precision=str(numerics()["matmul_precision"]),
         chat_template=settings.chat_template.rpartition(":")[2],
         chat=load_family(settings.chat_template).model_dump(mode="json", exclude_defaults=True),
@@ -200,7 +211,27 @@ def prepare(settings: GenerationSettings) -> Prepared:
     )
     plain = GenerationSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
     tasks = [Task(plain, manifest, index, part) for index, part in enumerate(parts) if part]
-    return Prepared(manifest, shape, tasks, skipped)
+    return Prepared(manifest, shape, tasks, skipped, engine)
+
+
+def engine_of(settings: GenerationSettings, longest: int) -> str:
+    """``vllm`` with its version, or ``transformers``, with why not vLLM unless it was asked for.
+
+    Raises:
+        InputError: vLLM was asked for, and cannot.
+    """
+    if settings.algorithm == "ids" or settings.engine == "transformers":
+        return "transformers"
+    why_not = lacks_states(settings.model_path, longest)
+    if settings.device is not None:
+        why_not = "--device is for transformers"
+    elif settings.total_gpus > 1 and not torch.accelerator.is_available():
+        why_not = "vLLM takes all cores for one process"
+    if why_not is None:
+        return f"vllm {installed()}"
+    if settings.engine == "vllm":
+        raise InputError("command line", "--engine", f"vllm: {why_not}", "--engine transformers")
+    return f"transformers: {why_not}"
 
 
 def encode_rows(settings: GenerationSettings, tokenizer: Any) -> tuple[list[list[Row]], list[str]]:
@@ -251,7 +282,8 @@ def summary(prepared: Prepared) -> list[str]:
     if longer:  # features of tokens that the verifier was not made for are of little worth, and no library says so
         found = f"{len(longer):,} of them longer than the verifier's {shape.positions:,} positions"
         lines.append(f"{found}, up to {max(longer):,} tokens; --max-length {shape.positions} cuts them")
-    lines.append(f"{shape}, {shape.bytes_of(1000) // 1000:,} bytes a token")
+    by = f" by {prepared.engine}" if shape.hidden_size else ""
+    lines.append(f"{shape}, {shape.bytes_of(1000) // 1000:,} bytes a token{by}")
     return [*lines, f"{gigabytes(prepared.disk)} of records"]
 
 
@@ -340,6 +372,12 @@ def work(task: Task) -> None:
         buckets = [bucket for bucket in buckets if not all(whole[index] for index in bucket)]
         if buckets and manifest.algorithm == "ids":
             _write(task, buckets, lambda dialogues: [{} for _ in dialogues])
+        elif buckets and manifest.engine.startswith("vllm"):
+            longest, devices = max(len(row.ids) for row in task.rows), settings.gpus_per_model
+            layers, model = manifest.feature_layers or None, settings.model_path
+            with Work("vLLM starts"):
+                reader = VllmReader(model, layers, manifest.dtype, longest, manifest.batch_tokens, devices)
+            _write(task, buckets, reader)
         elif buckets:
             spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
             model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)

@@ -39,15 +39,15 @@ from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.evaluate.verifier import longest_prompt
 from ports.files import read_json
-from ports.generate.engines import VLLM_ENVIRONMENT
 from ports.progress import Work
-from ports.serving.interfaces import METHODS, refuse_unserved
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
 from ports.spellings import BENCH, new_command
 from ports.verifier import trust
+from ports.verifier.interfaces import METHODS, refuse_unserved
 from ports.verifier.loading import check_verifier
 from ports.verifier.states import own_dtype
 from ports.verifier.trust import HELP
+from ports.verifier.vllm import VLLM_ENVIRONMENT
 
 ENGINE = {"enable_prefix_caching": False, "disable_log_stats": False, "seed": 0, "logprobs_mode": "raw_logits"}
 """What every engine is given: no turn finds anything of another's, vLLM counts, and tells logits where it is asked."""

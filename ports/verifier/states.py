@@ -177,7 +177,7 @@ def distances(verifier: str, stored: Sequence[Stored], device: Any = "cpu") -> l
     for dtype in dict.fromkeys(run_in(each.dtype, own_dtype(verifier)) for each in stored):
         model = load_verifier(verifier, str(dtype).removeprefix("torch."), device)
         these = [each for each in stored if run_in(each.dtype, own_dtype(verifier)) is dtype]
-        read = partial(_computed, model, length=None if _lengthy(config) else LENGTH)
+        read = partial(_computed, model, length=None if depends_on_length(config) else LENGTH)
         runs = [(read(each), read(each, eps=torch.finfo(dtype).eps)) for each in these]
         noise = [max(_apart(moved[layer], own[layer]) for own, moved in runs) for layer in range(len(runs[0][0]))]
         unsure = max(_divergence(head, moved[-1], own[-1]) for own, moved in runs)
@@ -203,7 +203,8 @@ def _of_record(stored: Stored, own: Sequence[Tensor], allowed: Sequence[float]) 
     return found
 
 
-def _lengthy(config: Any) -> bool:
+def depends_on_length(config: Any) -> bool:
+    """Do a text's early positions turn otherwise where it is longer?"""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return any(kind in str(rope) for kind in LENGTHY)
 

@@ -24,8 +24,8 @@ from ports.evaluate.decode import Limits
 from ports.evaluate.drafter import Drafter, drafter_of, open_draft
 from ports.evaluate.measure import evaluate
 from ports.serving.bench import start_engine
-from ports.serving.interfaces import METHODS
 from ports.verifier import loading
+from ports.verifier.interfaces import METHODS
 
 ROOT = Path(__file__).parents[2]
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)

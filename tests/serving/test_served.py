@@ -7,7 +7,7 @@ import json
 import pytest
 
 from docs.served import SAME, SERVED, served
-from ports.serving.interfaces import installed
+from ports.verifier.interfaces import installed
 from tests.needs import VLLM
 
 SAID = json.loads(SERVED.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -21,6 +22,7 @@ from ports.generate import engines
 from ports.generate.answers import main
 from ports.generate.replies import Prompt
 from ports.verifier.tokenizer import open_tokenizer
+from ports.verifier.vllm import VLLM_ENVIRONMENT
 from tests.ports.conftest import words_of
 
 SAID = [("human", "Hi"), ("gpt", "Yes"), ("human", "So")]
@@ -334,14 +336,14 @@ def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, 
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setattr(engines, "find_spec", lambda name: True)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    for name in {*engines.VLLM_ENVIRONMENT, "HF_HUB_OFFLINE"} - {"VLLM_CPU_KVCACHE_SPACE"}:
+    for name in {*VLLM_ENVIRONMENT, "HF_HUB_OFFLINE"} - {"VLLM_CPU_KVCACHE_SPACE"}:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     assert ask(engine="auto") == 0
     assert len(made) == 1
     assert (made[0]["model"], made[0]["dtype"]) == (str(verifier), "float32")
-    assert engines.os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1", "the user's own"
-    assert engines.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1", "the user's own"
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     words = {line["finish_reason"]: line["messages"][-1]["content"] for line in answered()}
     assert words.keys() == {"length", "stop"}
     assert words["length"] == 2 * words["stop"], "what ends an answer is none of it"

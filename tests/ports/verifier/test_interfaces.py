@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import ports.serving.interfaces
+import ports.verifier.interfaces
 from parity.fixtures.architectures import ARCHITECTURES
 from ports.draft import command
 from ports.draft.command import make
 from ports.draft.settings import DraftSettings
-from ports.serving.interfaces import KNOWN, interfaces, refuse_unserved, serving_of
+from ports.verifier.interfaces import KNOWN, interfaces, refuse_unserved, serving_of
 from tests.needs import VLLM
 
 VERSION = json.loads(KNOWN.read_text())["version"]
@@ -27,7 +27,7 @@ def config_of(name: str, folder: Path) -> str:
 @pytest.mark.parametrize("here", [None, VERSION])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_classes_of_the_newest_that_was_tried_tell(name, here, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(ports.serving.interfaces, "installed", lambda: here)
+    monkeypatch.setattr(ports.verifier.interfaces, "installed", lambda: here)
     found = serving_of("eagle3", config_of(name, tmp_path))
     assert found.serves is SERVED.get(name, True)
     assert f"vLLM {VERSION}" in found.why
@@ -46,16 +46,16 @@ def test_the_classes_of_the_newest_that_was_tried_tell(name, here, tmp_path, mon
     ],
 )
 def test_another_version_is_asked_itself(told, serves, said, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(ports.serving.interfaces, "installed", lambda: "9.9")
-    monkeypatch.setattr(ports.serving.interfaces, "_ask", lambda architecture: told)
+    monkeypatch.setattr(ports.verifier.interfaces, "installed", lambda: "9.9")
+    monkeypatch.setattr(ports.verifier.interfaces, "_ask", lambda architecture: told)
     found = serving_of("eagle3", config_of("gemma3_text", tmp_path))
     assert found.serves is serves
     assert said in found.why
 
 
 def test_a_version_that_cannot_be_asked_is_none(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(ports.serving.interfaces.sys, "executable", "/bin/false")
-    assert ports.serving.interfaces._ask("LlamaForCausalLM") is None
+    monkeypatch.setattr(ports.verifier.interfaces.sys, "executable", "/bin/false")
+    assert ports.verifier.interfaces._ask("LlamaForCausalLM") is None
 
 
 class BegunError(Exception):

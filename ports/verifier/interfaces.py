@@ -1,7 +1,7 @@
 """Does vLLM serve this draft of this verifier? Known from vLLM's own classes, before anything is trained or started.
 
 ``interfaces.json`` holds what the classes of the newest vLLM that was tried say of themselves (``SupportsEagle3``),
-written by ``python -m ports.serving.interfaces`` where that vLLM is installed. An installed vLLM of another version is
+written by ``python -m ports.verifier.interfaces`` where that vLLM is installed. An installed vLLM of another version is
 asked itself, in a process of its own: it imports half a minute.
 """
 
@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from ports.errors import InputError
 from ports.files import read_json
-from ports.generate.engines import VLLM_ENVIRONMENT
-from ports.verifier.config import full_config
+from ports.verifier.config import full_config, verifier_config
+from ports.verifier.states import depends_on_length
+from ports.verifier.vllm import VLLM_ENVIRONMENT
 
 KNOWN = Path(__file__).with_name("interfaces.json")
 METHODS = {"eagle3": "eagle3", "hass": "eagle"}
@@ -76,7 +77,7 @@ def installed() -> str | None:
 
 def _ask(architecture: str) -> dict[str, Any] | None:
     """The same of one class from the installed vLLM; None if that cannot be had."""
-    command = [sys.executable, "-m", "ports.serving.interfaces", architecture]
+    command = [sys.executable, "-m", "ports.verifier.interfaces", architecture]
     done = subprocess.run(command, env={**VLLM_ENVIRONMENT, **os.environ}, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     try:
@@ -104,6 +105,24 @@ def interfaces(*architectures: str) -> dict[str, Any]:
         except Exception:  # a package that it needs and that is not here, or no such class
             continue
     return {"version": __version__.partition("+")[0], "eagle3": found}
+
+
+def lacks_states(model: str, longest: int) -> str | None:
+    """Why vLLM does not give the hidden states of dialogues of up to ``longest`` tokens here, or None: it does.
+
+    Raises:
+        InputError: a verifier whose config cannot be read.
+    """
+    config, here = verifier_config(model), installed()
+    positions = getattr(config, "max_position_embeddings", None)
+    if here is None:
+        return "vLLM is not installed"
+    if serving_of("eagle3", model).serves is not True or getattr(config, "kv_lora_rank", None):
+        named = getattr(full_config(model), "architectures", None) or ["a class without a name"]
+        return f"vLLM {here} does not give the hidden states of {named[0]}"
+    if positions is not None and longest > positions:
+        return f"vLLM takes no more than the verifier's {positions:,} positions"
+    return "vLLM turns early positions by another length" if depends_on_length(config) else None
 
 
 def refuse_unserved(algorithm: str, verifier: str) -> None:
