@@ -152,6 +152,15 @@ def test_the_line_that_serves_names_what_is_there(made, verifier):
     assert told == {"method": "eagle3", "num_speculative_tokens": 2}
 
 
+def test_a_verifier_and_data_of_the_hub_go_by_their_names_there(made, tmp_path, verifier):
+    cached = tmp_path / "models--meta-llama--Llama-3.1-8B" / "snapshots" / "0123"
+    cached.parent.mkdir(parents=True)
+    card = written(made(verifier.rename(cached), "openai/gsm8k:main"))
+    assert (card.data.base_model, card.data.datasets) == ("meta-llama/Llama-3.1-8B", ["openai/gsm8k"])
+    assert "\nvllm serve meta-llama/Llama-3.1-8B --dtype float32 " in card.text
+    assert "stands for" not in card.text
+
+
 def test_no_path_of_this_machine_stands_in_it(made, tmp_path, monkeypatch):
     found = [{"step": "files", "state": "ok", "figure": f"4 tensors of {tmp_path}/verifier", "advice": ""}]
     settings = made(check=found)
