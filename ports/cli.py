@@ -68,14 +68,14 @@ COMMANDS = {
         "--verifier Qwen/Qwen3-0.6B --data records --draft-vocab-size 16384",
     ),
     "train eagle3": Entry(
-        "ports.eagle3.train:command",
+        "ports.trainers:train_eagle3",
         MAKE,
         "train an Eagle3 draft on records",
         "--verifier Qwen/Qwen3-0.6B --draft-config draft.json --data records --t2d records/t2d.npy "
         "--d2t records/d2t.npy --out checkpoints",
     ),
     "train hass": Entry(
-        "ports.hass.train:command",
+        "ports.trainers:train_hass",
         MAKE,
         "train a HASS draft on records",
         "--verifier Qwen/Qwen3-0.6B --draft-config draft.json --data records --out checkpoints",

@@ -30,10 +30,11 @@ from ports.evaluate.drafter import drafter_of
 from ports.evaluate.measure import evaluate
 from ports.evaluate.plot import check_outputs, write_json
 from ports.evaluate.prompts import family_of, read_files
-from ports.evaluate.verifier import end_tokens, longest_prompt
 from ports.numerics import fix_numerics, numerics
 from ports.training.online import checked_device
+from ports.verifier.attention import longest_prompt
 from ports.verifier.loading import load_verifier
+from ports.verifier.tokenizer import end_tokens
 
 PROMPTS = 16
 """Asked of the records, where no file of prompts is given."""

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ports.draft.settings import DraftSettings
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
-from ports.evaluate.verifier import longest_prompt
 from ports.generate.answers import read_dialogues
 from ports.generate.chat import load_family
 from ports.generate.records import digest
@@ -24,6 +25,7 @@ from ports.training.derived import derived_config
 from ports.training.draft_config import read_config_dict
 from ports.training.records import SCHEMA
 from ports.training.settings import Precision
+from ports.verifier.attention import longest_prompt
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.tokenizer import open_tokenizer
@@ -89,6 +91,11 @@ class Plan:
         """Peak learning rate: the one asked for, or one that goes with the verifier's width."""
         least, most = RATES
         return self.settings.lr or max(least, min(most, least * (WIDE / self.verifier.hidden_size) ** 0.7))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The verifier's, in which a server computes with the draft too."""
+        return getattr(self.verifier, "dtype", None) or torch.float32
 
     @property
     def precision(self) -> Precision:

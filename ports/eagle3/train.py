@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor, nn
 
+from ports import cli, flags
 from ports.eagle3.config import load_draft_config
 from ports.eagle3.model import build_draft
 from ports.eagle3.objective import Eagle3Objective
-from ports.evaluate.measure import acceptance_of
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
@@ -25,12 +25,11 @@ from ports.training.runs import (
     build_source,
     finish,
     recorded_layers,
-    run_command,
     start_training,
-    train_command,
 )
 from ports.training.settings import Eagle3Settings
 from ports.training.shards import full_tensor
+from ports.training.validation import Measure
 from ports.training.vocabulary import VOCABULARY_KEY, check_digest, load_vocabulary_map
 from ports.verifier.logits import check_ends
 from ports.verifier.weights import check_weights_present, reading_weights
@@ -76,9 +75,9 @@ def start(
     dataset: RecordDataset,
     sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
+    measure: Measure | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling."""
-    measure = acceptance_of(settings)
     objective = Eagle3Objective(
         draft,
         settings.forward_num_total,
@@ -95,18 +94,15 @@ def clip_by_norm(accelerator: Accelerator, module: nn.Module) -> Tensor | None:
     return None if norm is None else full_tensor(torch.as_tensor(norm))
 
 
-def execute(settings: Eagle3Settings) -> None:
+def execute(settings: Eagle3Settings, measure: Measure | None = None) -> None:
     """Build and train what ``settings`` describe."""
     draft = build(settings)
-    finish(start(settings, draft, build_dataset(settings, draft.config)))
-
-
-command = train_command(Eagle3Settings, execute)
+    finish(start(settings, draft, build_dataset(settings, draft.config), measure=measure))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 2 on bad input."""
-    return run_command(Eagle3Settings, execute, argv)
+    """Entry point, of the same command as ``speculator train eagle3``; exit code 2 on bad input."""
+    return flags.run(cli.load("train eagle3"), sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ports.eagle3.model import build_draft
 from ports.errors import InputError
 from ports.evaluate.sampling import Choice, Proposal, checked_logits
-from ports.evaluate.verifier import GLOBAL, Block, KVCache
+from ports.evaluate.verifier import Block, KVCache
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import WEIGHTS
@@ -33,6 +33,7 @@ from ports.training.vocabulary import (
     load_vocabulary_map,
     read_vocabulary_file,
 )
+from ports.verifier.attention import GLOBAL
 from ports.verifier.config import verifier_config
 from ports.verifier.weights import check_weights_present, reading_weights
 

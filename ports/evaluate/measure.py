@@ -19,13 +19,14 @@ from ports.evaluate.intervals import from_json
 from ports.evaluate.plot import Panel, check_outputs, draw, write_json
 from ports.evaluate.prompts import Prompt, family_of, read_files
 from ports.evaluate.sampling import Choice, Sampling, choice_of
-from ports.evaluate.verifier import end_tokens, longest_prompt
 from ports.numerics import fix_numerics, numerics
 from ports.progress import Work
 from ports.training.online import checked_device
 from ports.training.settings import TrainingSettings
 from ports.verifier import trust
+from ports.verifier.attention import longest_prompt
 from ports.verifier.loading import load_verifier
+from ports.verifier.tokenizer import end_tokens
 from ports.verifier.trust import HELP
 
 DEFAULT_CONCURRENCY, TOO_LONG = 8, "too long for the verifier"

@@ -20,25 +20,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
-from ports.errors import InputError
 from ports.evaluate.sampling import Choice, Proposal, checked_logits
-from ports.verifier.config import verifier_config
+from ports.verifier.attention import LOCAL, layer_types
 
 Features = Callable[[Sequence[Tensor]], Tensor]
 """From the verifier's n+1 hidden states [B, Q, h] to features [B, Q, F]."""
-
-GLOBAL = "full_attention"
-LOCAL: dict[str, tuple[str, Callable[[Tensor, Tensor, int], Tensor]]] = {
-    "sliding_attention": ("sliding_window", lambda query, key, size: query - key < size),
-    "chunked_attention": ("attention_chunk_size", lambda query, key, size: query // size == key // size),
-}
-"""By a layer's type: the key of the config that holds the size, and which positions are near enough to be seen."""
-
-
-def layer_types(config: Any) -> list[str]:
-    """The types of attention in a text model; older configs have one window for all layers and name no types."""
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return sorted(set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else GLOBAL]))
 
 
 class KVCache:
@@ -166,33 +152,3 @@ class TargetModel:
         nothing = ids.new_empty(*ids.shape, 0, dtype=torch.float32)
         logits = read.logits if read.logits.shape[1] == len(asked) else read.logits[:, asked]  # models that give all
         return logits, self.features(read.hidden_states) if self.features else nothing
-
-
-def end_tokens(verifier: Any) -> frozenset[int]:
-    """The tokens that end an answer, by the verifier's generation config."""
-    found = verifier.generation_config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or [])
-
-
-def longest_prompt(name_or_path: str, length: int, size: int) -> int:
-    """How long a prompt may be when ``length`` tokens follow and proposals of ``size`` reach past them.
-
-    Llama 4's attention that gets sharper with the length counts holes as positions, in the worst case one for each
-    token of a proposal after every token, and is only read as far as that changes nothing.
-
-    Raises:
-        InputError: no room for any prompt, or layers whose state of rejected tokens could not be taken back.
-    """
-    config = verifier_config(name_or_path)
-    unknown = [kind for kind in layer_types(config) if kind not in (GLOBAL, *LOCAL)]
-    if unknown:
-        expected = f"{', '.join([GLOBAL, *LOCAL])}: what other layers keep of rejected tokens cannot be taken back"
-        raise InputError(name_or_path, "layer_types", unknown[0], expected)
-    room = config.max_position_embeddings - length - size
-    if getattr(config, "attn_temperature_tuning", False):
-        room = min(room, config.floor_scale - 1 - length * (size + 1))
-    if room < 1:
-        raise InputError(
-            name_or_path, "--max-new-tokens", length, f"less: the verifier has no room for {1 - room} of them"
-        )
-    return int(room)

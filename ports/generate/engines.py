@@ -20,12 +20,12 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ports.errors import InputError
-from ports.evaluate.verifier import end_tokens
 from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply, Tell
 from ports.generate.server import ServerEngine
 from ports.progress import Work
 from ports.verifier.config import verifier_config
 from ports.verifier.loading import load_verifier
+from ports.verifier.tokenizer import end_tokens
 from ports.verifier.vllm import open_vllm, set_environment, unusable
 
 LONGEST = 8192

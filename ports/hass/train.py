@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
+from ports import cli, flags
 from ports.errors import InputError
-from ports.evaluate.measure import acceptance_of
 from ports.hass.config import HassSpeculatorConfig, load_draft_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
@@ -22,9 +22,10 @@ from ports.training.attention import attention_name
 from ports.training.data import Draw, RecordDataset
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from ports.training.runs import RecordSpec, build_source, finish, run_command, start_training, train_command
+from ports.training.runs import RecordSpec, build_source, finish, start_training
 from ports.training.settings import HassSettings
 from ports.training.shards import full_tensor, own_part
+from ports.training.validation import Measure
 from ports.verifier.logits import check_ends
 from ports.verifier.weights import check_weights_present, reading_weights
 
@@ -66,6 +67,7 @@ def start(
     dataset: RecordDataset,
     sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
+    measure: Measure | None = None,
 ) -> Loop:
     """A training run of ``draft`` on ``dataset``, ready to go; a ``sampler`` takes the place of shuffling.
 
@@ -75,7 +77,6 @@ def start(
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         found = DistributedType.DEEPSPEED.value
         raise InputError("accelerate launch", "distributed_type", found, "one process, --multi_gpu or --use_fsdp")
-    measure = acceptance_of(settings)
     objective = HassObjective(
         draft,
         settings.forward_num_total,
@@ -98,18 +99,15 @@ def clip_by_value(accelerator: Accelerator, module: nn.Module) -> Tensor:
     return norm
 
 
-def execute(settings: HassSettings) -> None:
+def execute(settings: HassSettings, measure: Measure | None = None) -> None:
     """Build and train as ``settings`` say."""
     draft = build(settings)
-    finish(start(settings, draft, build_dataset(settings, draft.config)))
-
-
-command = train_command(HassSettings, execute)
+    finish(start(settings, draft, build_dataset(settings, draft.config), measure=measure))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 2 on bad input."""
-    return run_command(HassSettings, execute, argv)
+    """Entry point, of the same command as ``speculator train hass``; exit code 2 on bad input."""
+    return flags.run(cli.load("train hass"), sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ from ports.evaluate.measure import TOO_LONG, Dtype, measure
 from ports.evaluate.plot import Panel, check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest
-from ports.evaluate.verifier import longest_prompt
 from ports.files import read_json
 from ports.progress import Work
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
 from ports.spellings import BENCH, new_command
 from ports.verifier import trust
+from ports.verifier.attention import longest_prompt
 from ports.verifier.interfaces import METHODS, refuse_unserved
 from ports.verifier.loading import check_verifier
 from ports.verifier.states import own_dtype

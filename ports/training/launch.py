@@ -165,3 +165,11 @@ class JsonLinesTracker(GeneralTracker):
     def finish(self) -> None:
         self._open()
         self._stream.close()
+
+
+def refuse_foreign_accumulation(accelerator: Accelerator) -> None:
+    """A DeepSpeed config that accumulates by itself would divide the loss a second time."""
+    if accelerator.gradient_accumulation_steps != 1:
+        found = accelerator.gradient_accumulation_steps
+        expected = "1 or auto: accumulate with --gradient-accumulation-steps"
+        raise InputError("DeepSpeed config", "gradient_accumulation_steps", found, expected)

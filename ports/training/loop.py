@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -17,15 +17,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ports.errors import InputError, reason
+from ports.errors import InputError
 from ports.progress import Work
-from ports.training.data import Batch, in_float32
-from ports.training.launch import host_group
+from ports.training.data import Batch, RecordDataset, in_float32
+from ports.training.generators import Generators, Replay, generators_of, put_back
+from ports.training.launch import host_group, refuse_foreign_accumulation
 from ports.training.masks import moved
-from ports.training.metrics import PassClock, PassTotals, fetch, log_entry, times_line
+from ports.training.metrics import Acceptance, PassClock, PassTotals, fetch, log_entry, times_line
 from ports.training.objective import Normalisation
 from ports.training.observer import Observer, StepRecord
-from ports.training.optimizer import build_optimizer, build_schedule
+from ports.training.optimizer import build_optimizer, build_schedule, without_gradient
 from ports.training.settings import TrainingSettings
 from ports.training.shards import sums_of_bits
 from ports.training.stop import StoppedError, StopRequest
@@ -33,11 +34,28 @@ from ports.training.stop import StoppedError, StopRequest
 SHOWN = 8
 """Sample files that an error names."""
 
-Generators = dict[str, Tensor]
-"""States of the random generators of a process: ``torch``; ``cuda`` and ``sampler`` where there is one."""
-
 Clip = Callable[[Accelerator, nn.Module], "Tensor | None"]
 """Clips the gradients of a module in place; returns the norm it found, if it took one."""
+
+
+class Saves(Protocol):
+    """What saves a run: :class:`ports.training.checkpoint_manager.CheckpointManager`."""
+
+    def after_step(self, loop: Loop) -> None: ...
+    def after_pass(self, loop: Loop, epoch: int, loss: float | None) -> None: ...
+    def on_stop(self, loop: Loop) -> Path: ...
+    def write_draft(self, loop: Loop) -> Path: ...
+
+
+class Looks(Protocol):
+    """What looks at the draft on other records while it is trained: :class:`ports.training.validation.Validation`."""
+
+    share: RecordDataset | None
+    last: Acceptance | None
+
+    def is_due(self, steps: int) -> bool: ...
+    def after_step(self, loop: Loop) -> None: ...
+    def after_pass(self, loop: Loop) -> None: ...
 
 
 @dataclass
@@ -46,8 +64,6 @@ class Plan:
 
     ``objective(batch, window_rows)`` returns an outcome with ``backward_loss``, ``loss``, ``step_losses`` and ``hits``;
     ``objective.rows(batch)`` counts the rows in the loss; ``objective.after_cast()`` runs once everything is prepared.
-    ``checkpoint_manager`` is a :class:`ports.training.checkpoint_manager.CheckpointManager`, ``validation``, which
-    looks at the draft on other records, a :class:`ports.training.validation.Validation`.
     """
 
     settings: TrainingSettings
@@ -55,17 +71,8 @@ class Plan:
     loader: DataLoader[Any]
     num_files: int
     clip: Clip
-    checkpoint_manager: Any
-    validation: Any = None
-
-
-@dataclass
-class Replay:
-    """How to come back into a pass: the generators at its start, and where they must be after the batches since."""
-
-    start: Generators
-    now: Generators
-    file: Path
+    checkpoint_manager: Saves
+    validation: Looks | None = None
 
 
 @dataclass
@@ -109,7 +116,7 @@ class Loop:
         self.stop, self._group = StopRequest(), host_group()
         together = plan.settings.loss_normalisation == "global" and accelerator.num_processes > 1
         self.normalisation = Normalisation(accelerator, together)
-        _refuse_foreign_accumulation(accelerator)
+        refuse_foreign_accumulation(accelerator)
 
     def run(self) -> nn.Module:
         """Train to the end.
@@ -172,10 +179,11 @@ class Loop:
 
     def _after_step(self) -> None:
         """What is due after an optimizer step; a run that is asked to stop saves first, and owes it to the resumed."""
-        self.owes = self.plan.validation is not None and self.plan.validation.is_due(self.steps)
+        validation = self.plan.validation
+        self.owes = validation is not None and validation.is_due(self.steps)
         self.stop_if_asked()
-        if self.owes:
-            self.plan.validation.after_step(self)
+        if validation is not None and self.owes:
+            validation.after_step(self)
         self.owes = False
         if self.learned or self.epoch > 0:
             self.plan.checkpoint_manager.after_step(self)
@@ -242,38 +250,11 @@ class Loop:
 
     def generators(self) -> Generators:
         """Every random generator that this process draws from, as it is now."""
-        state, sampler = {"torch": torch.get_rng_state()}, self._sampler_generator()
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state()
-        if sampler is not None:
-            state["sampler"] = sampler.get_state()
-        return state
+        return generators_of(self.loader)
 
     def put_back(self, state: Generators, file: Path = Path("generators")) -> None:
-        """Put every generator back to where :meth:`generators` found it.
-
-        Raises:
-            InputError: ``state``, which came from ``file``, is none that these generators can be in.
-        """
-        sampler = self._sampler_generator()
-        try:
-            torch.set_rng_state(state["torch"])
-            if "cuda" in state and torch.cuda.is_available():
-                torch.cuda.set_rng_state(state["cuda"])
-            if sampler is not None:
-                sampler.set_state(state["sampler"])
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(file, "generators", reason(error), "a state of every generator of the run") from error
-
-    def _sampler_generator(self) -> torch.Generator | None:
-        """The generator that the order is drawn from, if it has one of its own.
-
-        Several processes share one that accelerate keeps equal on all; a single process draws from torch's.
-        """
-        loader = self.loader
-        sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else loader.sampler
-        generator = getattr(loader, "synchronized_generator", None) or getattr(sampler, "generator", None)
-        return generator if isinstance(generator, torch.Generator) else None
+        """Put every generator back to where :meth:`generators` found it; see :func:`put_back`."""
+        put_back(self.loader, state, file)
 
     def stop_if_asked(self) -> None:
         """Every process must ask.
@@ -451,16 +432,3 @@ class Loop:
         """Print it, once, and tell the observer."""
         self.accelerator.print(line)
         self.observer.printed(line)
-
-
-def _refuse_foreign_accumulation(accelerator: Accelerator) -> None:
-    """A DeepSpeed config that accumulates by itself would divide the loss a second time."""
-    if accelerator.gradient_accumulation_steps != 1:
-        found = accelerator.gradient_accumulation_steps
-        expected = "1 or auto: accumulate with --gradient-accumulation-steps"
-        raise InputError("DeepSpeed config", "gradient_accumulation_steps", found, expected)
-
-
-def without_gradient(module: nn.Module) -> list[str]:
-    """Trained parameters that a backward has not reached, which an optimizer passes over in silence."""
-    return [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from operator import mul
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -48,6 +50,24 @@ def log_entry(lr: float, told: Mapping[str, Any]) -> dict[str, float]:
     top = {f"train/top_{k + 1}_acc": count / rows for k, count in enumerate(told["top"])}
     more = {name: value for name, value in told.items() if name.startswith("train/")}
     return {"train/lr": lr, **more, "train/loss": told["loss"], "train/acc": told["correct"] / rows, **top}
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """A draft after ``steps`` optimizer steps, in pass ``epoch``, on held-out records.
+
+    ``loss`` is the mean, ``accuracies`` a_1 .. a_k those of tokens whose chain came so far; 0 where none did.
+    """
+
+    steps: int
+    epoch: int
+    loss: float
+    accuracies: list[float]
+
+    @property
+    def expected(self) -> float:
+        """Tokens that one pass of the verifier gives: 1 + a_1 + a_1 a_2 + ..."""
+        return 1.0 + sum(accumulate(self.accuracies, mul))
 
 
 class PassTotals(Strict):

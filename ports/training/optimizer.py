@@ -21,3 +21,8 @@ def build_optimizer(module: nn.Module, lr: float) -> AdamW:
 def build_schedule(optimizer: AdamW, total_steps: int, warmup_steps: int) -> LambdaLR:
     """Linear warm-up to the peak, then linear decay to zero at ``total_steps``."""
     return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
+
+
+def without_gradient(module: nn.Module) -> list[str]:
+    """Trained parameters that a backward has not reached, which an optimizer passes over in silence."""
+    return [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]

@@ -28,8 +28,9 @@ from ports.training.checkpoint import (
     verify,
 )
 from ports.training.checkpoint_manager import CheckpointManager, Fingerprint
+from ports.training.generators import Replay
 from ports.training.launch import LOG, SETTINGS
-from ports.training.loop import Loop, Replay
+from ports.training.loop import Loop
 from ports.training.saving import load_adam_state, load_zero_state, read_adam_state, read_tensors, shards_in
 from ports.training.settings import TrainingSettings
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ports import flags
 from ports.commands import unread
@@ -22,7 +22,7 @@ from ports.files import check_output
 from ports.numerics import fix_numerics
 from ports.training.attention import attention_line
 from ports.training.checkpoint import DirectoryLock, sweep
-from ports.training.checkpoint_manager import CheckpointManager
+from ports.training.checkpoint_manager import FEATURE_LAYERS, CheckpointManager
 from ports.training.data import Draw, LengthGroupedSampler, RecordDataset, build_loader, record_sizes
 from ports.training.held import hold_records
 from ports.training.launch import LOG, build_accelerator, start_trackers
@@ -123,21 +123,10 @@ def start_training(
 
     Raises:
         InputError: a run that would train nothing, or on records that are not the verifier's, before anything is
-            written; a tracker or launch that is refused; a
-            checkpoint that does not fit.
+            written; a tracker or launch that is refused; a checkpoint that does not fit.
     """
     trained, held = hold_out(dataset, settings, objective.draft)
-    if sampler is None and settings.group_by_length:
-        sampler = LengthGroupedSampler(record_sizes(trained.files), settings.bs, settings.seed)
-    loader = build_loader(
-        trained,
-        settings.bs,
-        settings.shuffle,
-        0 if settings.online else settings.num_workers,  # the verifier lives in this process
-        sampler,
-        settings.packing,
-        settings.prefetch_factor,
-    )
+    loader = loader_of(settings, trained, sampler)
     begun = None if settings.from_checkpoint is None else start_from(objective.draft, settings.from_checkpoint)
     check_output(settings.cpdir, "out", size_of_checkpoint(objective.draft))
     checkpoint_manager = CheckpointManager(settings, checkpoint, files_beside(settings))
@@ -145,12 +134,10 @@ def start_training(
     validation = None if held is None and measure is None else Validation(settings, held, measure)
     plan = Plan(settings, objective, loader, len(trained), clip, checkpoint_manager, validation)
     accelerator = build_accelerator(settings)
-    half = accelerator.mixed_precision == "bf16"
-    dtype = torch.bfloat16 if half else next(objective.draft.parameters()).dtype
-    attention = attention_line(settings.attn_implementation, accelerator.device, dtype)
+    attention = _attention(settings, objective, accelerator)
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
-    layers = getattr(objective.draft.config, "eagle_aux_hidden_state_layer_ids", None)
     others = [held] if held is not None and settings.val_dir is not None else []
+    layers = getattr(objective.draft.config, FEATURE_LAYERS, None)
     records = hold_records(settings, layers, [dataset, *others], accelerator)
     resumed = take_directory(settings, accelerator)
     kept = log_to_keep(LOG, resumed, settings.resume_anyway) if accelerator.is_main_process else b""
@@ -170,6 +157,23 @@ def start_training(
     for line in [*records, *told_place(objective.draft.config.speculators_config.verifier.name_or_path)]:
         accelerator.print(line, file=sys.stderr)
     return loop
+
+
+def loader_of(
+    settings: TrainingSettings, dataset: RecordDataset, sampler: Sampler[int] | Iterable[int] | None
+) -> DataLoader[Any]:
+    """Batches of ``dataset`` in the order of the settings, or in that of a ``sampler``."""
+    if sampler is None and settings.group_by_length:
+        sampler = LengthGroupedSampler(record_sizes(dataset.files), settings.bs, settings.seed)
+    workers = 0 if settings.online else settings.num_workers  # the verifier lives in this process
+    order = settings.bs, settings.shuffle, workers, sampler
+    return build_loader(dataset, *order, settings.packing, settings.prefetch_factor)
+
+
+def _attention(settings: TrainingSettings, objective: TTTObjective, accelerator: Accelerator) -> str:
+    half = accelerator.mixed_precision == "bf16"
+    dtype = torch.bfloat16 if half else next(objective.draft.parameters()).dtype
+    return attention_line(settings.attn_implementation, accelerator.device, dtype)
 
 
 def refuse_idle(settings: TrainingSettings, num_files: int, batches: int, processes: int) -> None:

@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
-from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from ports.training.launch import JsonLinesTracker
 from ports.training.loop import Loop
 from ports.training.loss import mean_over
 from ports.training.masks import moved
+from ports.training.metrics import Acceptance
 from ports.training.prepared import PreparedDataset, is_prepared
 from ports.training.records import check_origin, complete_records
 from ports.training.settings import TrainingSettings
@@ -40,24 +39,6 @@ AS_SERVED: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
 
 Measure = Callable[[Path], float]
 """The acceptance length of the draft in a directory, by decoding."""
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """A draft after ``steps`` optimizer steps, in pass ``epoch``, on held-out records.
-
-    ``loss`` is the mean, ``accuracies`` a_1 .. a_k those of tokens whose chain came so far; 0 where none did.
-    """
-
-    steps: int
-    epoch: int
-    loss: float
-    accuracies: list[float]
-
-    @property
-    def expected(self) -> float:
-        """Tokens that one pass of the verifier gives: 1 + a_1 + a_1 a_2 + ..."""
-        return 1.0 + sum(accumulate(self.accuracies, mul))
 
 
 def accuracies_of(counts: Tensor) -> list[float]:

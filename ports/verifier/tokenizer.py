@@ -73,3 +73,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         "probe": tokenizer(PROBE)["input_ids"],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def end_tokens(verifier: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the verifier's generation config."""
+    found = verifier.generation_config.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or [])

@@ -12,9 +12,10 @@ from ports.evaluate.acceptance import count
 from ports.evaluate.decode import Limits, decode, decode_speculatively
 from ports.evaluate.drafter import drafter_of, open_draft
 from ports.evaluate.measure import evaluate
-from ports.evaluate.verifier import KVCache, longest_prompt
+from ports.evaluate.verifier import KVCache
 from ports.training.records import list_records, read_record
 from ports.training.saving import save_draft
+from ports.verifier.attention import longest_prompt
 from ports.verifier.loading import load_verifier
 from tests.ports.architectures.conftest import DRAFTS, STEPS
 from tests.ports.conftest import enliven

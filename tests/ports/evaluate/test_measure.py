@@ -19,12 +19,13 @@ from ports.evaluate.measure import ask, evaluate, measure
 from ports.evaluate.plot import Panel, draw, write_json
 from ports.evaluate.prompts import Prompt
 from ports.evaluate.sampling import Sampling
-from ports.evaluate.verifier import TargetModel, end_tokens
+from ports.evaluate.verifier import TargetModel
 from ports.generate.conversations import ConversationError
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.hass import train as hass
 from ports.progress import Work
 from ports.training.saving import save_draft
+from ports.verifier.tokenizer import end_tokens
 from tests.ports.conftest import settings_of
 from tests.ports.evaluate.plain import continue_greedily
 

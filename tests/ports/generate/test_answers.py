@@ -16,12 +16,11 @@ from parity.fixtures.architectures import ARCHITECTURES
 from ports import progress
 from ports.evaluate.decode import Limits, decode
 from ports.evaluate.prompts import read_questions
-from ports.evaluate.verifier import end_tokens
 from ports.generate import answers as module
 from ports.generate import engines
 from ports.generate.answers import main
 from ports.generate.replies import Prompt
-from ports.verifier.tokenizer import open_tokenizer
+from ports.verifier.tokenizer import end_tokens, open_tokenizer
 from ports.verifier.vllm import VLLM_ENVIRONMENT
 from tests.ports.conftest import words_of
 

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
+from ports.evaluate.measure import acceptance_of
 from ports.training.observer import Observer
 from ports.training.runs import finish
 from ports.training.stop import StoppedError
@@ -99,7 +100,8 @@ def start_run(fixture, reset_accelerator):
         set_seed(settings.seed)
         train, _ = TRAIN[algorithm]
         draft = train.build(settings)
-        return train.start(settings, draft, train.build_dataset(settings, draft.config), None, observer)
+        dataset = train.build_dataset(settings, draft.config)
+        return train.start(settings, draft, dataset, None, observer, acceptance_of(settings))
 
     return start
 
