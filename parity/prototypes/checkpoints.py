@@ -54,13 +54,19 @@ def last_checkpoint(evidence: Evidence) -> Path:
     return max(saved, key=lambda folder: int(folder.name.removeprefix(prefix)))
 
 
+def _stored(evidence: Evidence) -> dict[str, Tensor]:
+    """The newest checkpoint's tensors; what it was given may lie there in 16 bits, where they are exact."""
+    stored, own = read_tensors(last_checkpoint(evidence) / "model.safetensors"), evidence.left.draft.state_dict()
+    return stored | {name: stored[name].to(own[name].dtype) for name in GIVEN if name in stored and name in own}
+
+
 def check_round_trip(evidence: Evidence) -> list[Row]:
     """The file against the trained draft, key by key; the reopened draft against it, in its configuration and logits.
 
     Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else.
     """
     subject, folder, draft = evidence.subject("round_trip"), last_checkpoint(evidence), evidence.left.draft
-    stored, exact = read_tensors(folder / "model.safetensors"), EXACT
+    stored, exact = _stored(evidence), EXACT
     ignored = set(draft._keys_to_ignore_on_save or [])
     trained = {name: value for name, value in draft.state_dict().items() if name not in ignored}
     rows = compare_groups(subject, "round_trip", trained, stored, exact)
@@ -139,7 +145,7 @@ def _last_logits(draft: Any, evidence: Evidence) -> Tensor:
 def check_converted(evidence: Evidence) -> list[Row]:
     """The prototype's own final weights through Speculators' converter: the native checkpoint, tensor by tensor."""
     subject = evidence.subject("converted")
-    native = read_tensors(last_checkpoint(evidence) / "model.safetensors")
+    native = _stored(evidence)
     with tempfile.TemporaryDirectory() as folder:
         converted = _convert(evidence, Path(folder))
     exact = {name for name in converted if not converted[name].is_floating_point()} | {"embed_tokens.weight"}

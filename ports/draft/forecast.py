@@ -31,6 +31,9 @@ START = 15
 SUPERVISED = 0.6
 """Share of the tokens in the loss, where answers are given, about."""
 
+KEPT = 3
+"""Checkpoints on the disk at most: the best, the last, and the one that is being written."""
+
 TURN = 8
 """Tokens that a chat template puts around a turn, about."""
 
@@ -106,10 +109,11 @@ def forecast(plan: Plan) -> list[str]:
     given, answers = work(plan)
     tokens = given + answers * settings.max_new_tokens
     draft = sum(each.numel() for each in objective.parameters() if each.requires_grad)
-    embedding = plan.verifier.hidden_size * plan.verifier.vocab_size
-    kept = 4 * embedding + 12 * draft  # a checkpoint: the verifier's embedding, the draft, and two moments of it
+    embedding = plan.verifier.hidden_size * plan.verifier.vocab_size if settings.algorithm == "eagle3" else 0
+    checkpoints = min(plan.passes, KEPT)  # of the draft and two moments
+    kept = 12 * checkpoints * draft + plan.dtype.itemsize * (embedding * (checkpoints + 1) + draft)
     shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
-    disk = shape.bytes_of(tokens) + kept * (plan.passes + 1)
+    disk = shape.bytes_of(tokens) + kept
     check_output(plan.out, "out", disk - bytes_in(plan.out))
     check_verifier(settings.model)
     minutes = {name: (START + each) / 60 for name, each in _timed(plan, given, answers).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,9 @@ from ports.generate.run import say
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.spellings import public_name
 from ports.training.alignment import Alignment
-from ports.training.checkpoint import BEST, FOLDER, write_directory
+from ports.training.checkpoint import BEST, write_directory
 from ports.training.records import list_records
+from ports.training.saving import write_published
 
 LOG = "log.txt"
 """What libraries say."""
@@ -128,6 +128,7 @@ def _train(plan: Plan) -> None:
         tmpdir=records,
         cpdir=plan.out / "checkpoints",
         ckpt_path="auto",
+        keep_last=1,
         epochs=plan.passes,
         ttt_alignment=Alignment.CHAIN.value,
         num_workers=0,
@@ -140,13 +141,9 @@ def _train(plan: Plan) -> None:
 
 
 def _publish(plan: Plan) -> None:
-    """The best checkpoint without the state of its training."""
+    """The best checkpoint as a server computes with it."""
     chosen = best_checkpoint(plan.out / "checkpoints", plan.passes)
-
-    def fill(folder: Path) -> None:
-        shutil.copytree(chosen, folder, ignore=shutil.ignore_patterns(FOLDER))
-
-    write_directory(plan.out / "draft", fill)
+    write_directory(plan.out / "draft", lambda folder: write_published(chosen, folder, plan.dtype))
 
 
 def _evaluate(plan: Plan) -> None:

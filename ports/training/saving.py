@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 from torch import Tensor, nn
 
 from ports.errors import InputError
-from ports.files import check_regular
-from ports.training.checkpoint import FOLDER, OPTIMIZER, WEIGHTS, write_directory
+from ports.files import check_regular, read_json
+from ports.training.checkpoint import CONFIG, FOLDER, OPTIMIZER, WEIGHTS, write_directory
 from ports.training.records import FLOATS, WHOLE
 from ports.training.shards import own_part, sharded_like
 
@@ -40,15 +41,50 @@ def write_draft(
     draft: SpeculatorModel, folder: Path, extra_files: Sequence[Path] = (), weights: dict[str, Tensor] | None = None
 ) -> None:
     """The files of a Speculators checkpoint; ``weights`` where the draft's own are in shards."""
-    draft.save_pretrained(folder, state_dict=weights)
+    draft.save_pretrained(folder, state_dict=saved_tensors(draft, weights))
     for file in extra_files:
         shutil.copyfile(file, folder / file.name)
 
 
+def write_published(checkpoint: Path, folder: Path, dtype: torch.dtype) -> None:
+    """What a server opens of ``checkpoint``: all but the state of its training, with floating tensors in ``dtype``.
+
+    Raises:
+        InputError: weights that :func:`read_weights` refuses, or no config.
+    """
+    weights = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in read_weights(checkpoint / WEIGHTS).items()
+    }
+    config = read_json(checkpoint / CONFIG, "config", "a Speculators config")
+    named = "torch_dtype" if "torch_dtype" in config else "dtype"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns(FOLDER, WEIGHTS))
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps({**config, named: str(dtype).removeprefix("torch.")}, indent=2) + "\n")
+
+
+def saved_tensors(draft: SpeculatorModel, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What a checkpoint holds of ``weights``, by default the draft's: what is frozen in 16 bits, where they are exact.
+
+    That is the verifier's embedding. It cannot be left out: for an Eagle3 draft without it Speculators 0.9.0 takes what
+    lies in memory, as transformers 5 makes room for a missing tensor, and looks for NaN in it.
+    """
+    ignored = draft._keys_to_ignore_on_save or ()
+    trained = {name for name, value in draft.named_parameters() if value.requires_grad}
+    held = {name: value for name, value in (weights or draft.state_dict()).items() if name not in ignored}
+    return {name: value if name in trained else _in_halves(value) for name, value in held.items()}
+
+
+def _in_halves(value: Tensor) -> Tensor:
+    for half in (torch.bfloat16, torch.float16) if value.dtype is torch.float32 else ():
+        if torch.equal(value.to(half).to(value.dtype), value):
+            return value.to(half)
+    return value
+
+
 def size_of_checkpoint(draft: SpeculatorModel) -> int:
     """Bytes of its tensors: all that are saved of the draft, frozen ones too, and Adam's two moments in float32."""
-    ignored = draft._keys_to_ignore_on_save or ()
-    weights = sum(value.nbytes for name, value in draft.state_dict().items() if name not in ignored)
+    weights = sum(value.nbytes for value in saved_tensors(draft).values())
     return weights + sum(8 * value.numel() for value in draft.parameters() if value.requires_grad)
 
 

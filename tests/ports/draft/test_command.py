@@ -100,6 +100,7 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert draft.config.speculators_config.verifier.name_or_path == str(verifier)
     assert {"tokenizer.json", GENERATION} <= {path.name for path in (out / "draft").iterdir()}
     assert not (out / "draft" / "training_state").exists()
+    assert {value.dtype for value in draft.parameters()} == {config.dtype}
     assert json.loads((out / "evaluation.json").read_text())["prompts"] == 2
     assert ModelCard.load(out / "draft" / CARD).data.library_name == "speculators"
     assert "`evaluation.json`" in (out / CARD).read_text()
@@ -213,6 +214,7 @@ def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, a
     monkeypatch.setattr(phases, "list_records", lambda folder: [])
     next(phase for phase in phases_of(made) if phase.name == "training").run()
     assert told["mixed_precision"] == made.inputs()["mixed_precision"] == precision
+    assert told["keep_last"] == 1, "the best one and the last"
     objective, given = build_objective(made.likely_config(), 3), set()
     objective.draft.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, out: given.add(out.dtype))
     forecast.seconds(made, 50, 0, objective)

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from speculators import SpeculatorModel
 
 from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.training import checkpoint_manager, runs
 from ports.training.checkpoint import (
+    FOLDER,
     LARGEST,
     MARK,
     OPTIMIZER,
@@ -33,7 +35,7 @@ from ports.training.checkpoint import (
     write_file,
 )
 from ports.training.resume import newest_intact
-from ports.training.saving import load_weights, save_draft
+from ports.training.saving import load_weights, save_draft, write_published
 
 PHASES = {
     "the log": (os, "fsync", 1),
@@ -267,6 +269,33 @@ def test_only_the_drafts_own_tensors_are_written_in_their_dtype(lively_draft, tm
     assert {first[name].dtype for name in floats} == {torch.float32}
     assert {second[name].dtype for name in floats} == {torch.bfloat16}
     assert "ttt_" not in (tmp_path / "a" / "config.json").read_text(), "no attention of ours"
+
+
+def test_what_is_frozen_is_saved_in_16_bits_where_they_are_exact(lively_draft, tmp_path):
+    draft = lively_draft()
+    file = save_draft(draft, tmp_path / "draft") / WEIGHTS
+    assert load_file(file)["embed_tokens.weight"].dtype is torch.float32, "no bf16 verifier's"
+    for value in draft.parameters():
+        value.data = value.data.bfloat16().float()
+    tensors = load_file(save_draft(draft, file.parent) / WEIGHTS)
+    floats = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    assert {name for name, value in floats.items() if value.dtype is not torch.float32} == {"embed_tokens.weight"}
+    own = draft.state_dict()
+    for opened in (tensors, SpeculatorModel.from_pretrained(file.parent).state_dict()):
+        assert all(torch.equal(opened[name].to(own[name].dtype), own[name]) for name in floats)
+
+
+def test_a_published_draft_is_the_checkpoints_in_the_verifiers_dtype(lively_draft, tmp_path):
+    draft = lively_draft()
+    source, target = save_draft(draft, tmp_path / "a"), tmp_path / "b"
+    (source / FOLDER).mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    write_published(source, target, torch.bfloat16)
+    assert {path.name for path in target.iterdir()} == {path.name for path in source.iterdir()} - {FOLDER}
+    opened = SpeculatorModel.from_pretrained(target)
+    assert {value.dtype for value in opened.parameters()} == {torch.bfloat16}
+    expected = draft.bfloat16().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in opened.state_dict().items())
 
 
 @pytest.fixture
