@@ -7,7 +7,7 @@ from pathlib import Path
 
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.synthetic import write_case
 
 SPEC = VerifierSpec(
@@ -76,7 +76,7 @@ def sides_of(shape: Shape, original: bool) -> list[str]:
     return [side for side in sides if (dense or side not in DENSE) and (original or side != "original")]
 
 
-def build_case(shape: Shape, fixtures: Path, folder: Path, steps: int) -> Case:
+def build_case(shape: Shape, fixtures: Path, folder: Path, steps: int) -> RecordedCase:
     """A case below ``folder`` with a sample for each of ``steps`` steps, in one pass: it writes no checkpoint.
 
     Verifier and samples are made once in ``fixtures``.

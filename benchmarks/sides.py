@@ -13,9 +13,9 @@ from speculators.models.eagle3 import Eagle3DraftModel
 from torch import nn
 
 from benchmarks.shapes import Shape
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.port import start_port
-from parity.prototypes.reference.loop import Run, prepare
+from parity.prototypes.reference.loop import ReferenceRun, prepare
 from ports.check.trained import speculators_inputs
 from ports.eagle3.model import thaw_head
 from ports.eagle3.train import GRAD_CLIP
@@ -26,14 +26,14 @@ Steps = Iterator[float]
 """The loss of the first micro-batch of every optimizer step."""
 
 
-def reference(case: Case, shape: Shape, cpdir: Path) -> Steps:
+def reference(case: RecordedCase, shape: Shape, cpdir: Path) -> Steps:
     """The same formulas written for reading; what the prototype does, but for its activation checkpointing."""
-    run = Run(prepare(case), observed=False)
+    run = ReferenceRun(prepare(case), observed=False)
     for _ in run.optimizer_steps():
         yield run.trace.curve[-1].loss
 
 
-def port(case: Case, shape: Shape, cpdir: Path, **changes: Any) -> Steps:
+def port(case: RecordedCase, shape: Shape, cpdir: Path, **changes: Any) -> Steps:
     """The port as it comes; ``changes`` are settings."""
     losses = _Losses()
     precision = "bf16" if shape.dtype == "bf16" else "no"
@@ -42,7 +42,7 @@ def port(case: Case, shape: Shape, cpdir: Path, **changes: Any) -> Steps:
         yield losses.last
 
 
-def speculators(case: Case, shape: Shape, cpdir: Path) -> Steps:
+def speculators(case: RecordedCase, shape: Shape, cpdir: Path) -> Steps:
     """Speculators' own forward with sdpa, its eager KL divergence (the fused one wants Triton), the same optimizer."""
     loop = start_port(case, cpdir, ttt_alignment="chain")
     draft = _theirs(loop.objective.draft)
@@ -77,7 +77,7 @@ class _Losses(Observer):
         self.last = record.loss
 
 
-SIDES: dict[str, Callable[[Case, Shape, Path], Steps]] = {
+SIDES: dict[str, Callable[[RecordedCase, Shape, Path], Steps]] = {
     "reference": reference,
     "speculators": speculators,
     "port eager": partial(port, attn_implementation="eager", loss_implementation="eager"),  # all scores, all logits

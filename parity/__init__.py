@@ -8,13 +8,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from parity.renamed import NAMES, new_name
+
 if TYPE_CHECKING:
     from parity.allowed import moved
     from parity.checks import NAMES as CHECKS
     from parity.compare import View
     from parity.engine import EngineSide
     from parity.locate import Finding
-    from parity.names import Copied, Joined, NameMap, Suggestion, suggest_names, transposed
+    from parity.names import Fused, NameMap, Replicated, Suggestion, suggest_names, transposed
     from parity.observe import Draw, tap, unrolled
     from parity.pair import Options, Pair
     from parity.plants import Fault
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
     from parity.single import single_step
     from parity.step import Clip
-    from parity.study import Cause, as_built, changed, instead, within
+    from parity.study import KnownDifference, edit_module, in_context, keep_from_build, replace_functions
     from parity.tolerances import Kind, Tolerance
     from parity.trace import Trace, read_trace, write_trace
 
@@ -31,7 +33,7 @@ PLACES = {
     "compare": ("View",),
     "engine": ("EngineSide",),
     "locate": ("Finding",),
-    "names": ("Copied", "Joined", "NameMap", "Suggestion", "suggest_names", "transposed"),
+    "names": ("Replicated", "Fused", "NameMap", "Suggestion", "suggest_names", "transposed"),
     "observe": ("Draw", "tap", "unrolled"),
     "pair": ("Options", "Pair"),
     "plants": ("Fault",),
@@ -39,21 +41,22 @@ PLACES = {
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
     "single": ("single_step",),
     "step": ("Clip",),
-    "study": ("Cause", "as_built", "changed", "instead", "within"),
+    "study": ("KnownDifference", "keep_from_build", "edit_module", "replace_functions", "in_context"),
     "allowed": ("moved",),
     "tolerances": ("Kind", "Tolerance"),
     "trace": ("Trace", "read_trace", "write_trace"),
 }
 HOME = {name: place for place, names in PLACES.items() for name in names}
 
-__all__ = ["Case", "Cause", "CommandSide", "Draw", "EngineSide", "FolderSide", "Pair", "Side", "View", "tap"]
-__all__ += ["Clip", "Copied", "Joined", "Kind", "NameMap", "Suggestion", "Tolerance", "suggest_names", "transposed"]
+__all__ = ["Case", "CommandSide", "Draw", "EngineSide", "FolderSide", "KnownDifference", "Pair", "Side", "View", "tap"]
+__all__ += ["Clip", "Fused", "Kind", "NameMap", "Replicated", "Suggestion", "Tolerance", "suggest_names", "transposed"]
 __all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair", "single_step"]
-__all__ += ["Fault", "as_built", "changed", "instead", "unrolled", "within"]
+__all__ += ["Fault", "edit_module", "in_context", "keep_from_build", "replace_functions", "unrolled"]
 __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 
 
 def __getattr__(name: str) -> Any:
+    name = new_name(name, NAMES)
     if name not in HOME:
         raise AttributeError(f"module 'parity' has no attribute {name!r}")
     found = getattr(import_module(f"parity.{HOME[name]}"), "NAMES" if name == "CHECKS" else name)

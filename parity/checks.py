@@ -35,7 +35,7 @@ PLACES = (
     (re.compile(r"mb\d+\.draw\."), "draws", "draw"),
     (re.compile(r"mb\d+\.(grad|tap_grad)\."), "gradients", "grad"),
     (re.compile(r"mb\d+\.grad_norm$"), "gradients", "grad_norm"),
-    (re.compile(r"mb\d+\.path\."), "paths", "path"),
+    (re.compile(r"mb\d+\.path\."), "cross_step_grad", "cross_step_grad"),
     (re.compile(r"mb\d+\.target_p$"), "targets", "target_p"),
     (re.compile(r"mb\d+(\.step\d+)?\.loss$"), "loss", "loss"),
     (re.compile(r"mb\d+\.call\."), "", ""),
@@ -56,7 +56,7 @@ MODES = {
 ON_REQUEST = ("initialisation", "throughput")
 """Asked for by name: weights that the original gives are drawn by nobody, and speed takes time."""
 
-BY_REFERENCE = ("gradients", "paths")
+BY_REFERENCE = ("gradients", "cross_step_grad")
 """Checks of what an original's trace may lack altogether, and the formulas run again have."""
 
 
@@ -175,7 +175,6 @@ def state_row(evidence: Evidence, check: str, quantity: str, name: str) -> Row:
     mine, theirs = (trace.tensors.get(name) for trace in sides)
     if mine is None or theirs is None or mine.shape != theirs.shape or group == "init" or quantity in evidence.own:
         return compare_named(subject, quantity, name, mine, theirs, evidence.own.get(quantity, EXACT))
-    moves = [update_of(trace, group, parameter) for trace in sides]
     if not mine.is_floating_point() or parameter not in evidence.trained_by_original():
         row = compare_named(subject, quantity, name, mine, theirs, EXACT if mine.dtype == theirs.dtype else ALIKE)
         starts = [trace.tensors.get(f"init.{parameter}") for trace in sides]
@@ -245,8 +244,8 @@ def _is_wanted(evidence: Evidence, module: str) -> bool:
     names = evidence.names
     if not names.expected_of(module) or (module == WHOLE and names.to_port(WHOLE) is None):
         return False
-    sources = [name for entry in names.joined.values() for name in entry.originals]
-    targets = [*filter(None, names.prefixes.values()), *names.joined, *sources]
+    sources = [name for entry in names.fused.values() for name in entry.originals]
+    targets = [*filter(None, names.prefixes.values()), *names.fused, *sources]
     return not any(target.startswith(f"{module}.") for target in targets)
 
 
@@ -371,7 +370,7 @@ ALONE: Need = (
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("environment", check_environment, (), needs(MODES_KNOWN), Against.ITSELF),
+    Check("environment", check_environment, (), needs(MODES_KNOWN), Against.SELF_CONSISTENCY),
     Check("configuration", check_configuration, (), needs(SETTINGS)),
     Check("weights", check_weights, (), needs(*_kept("init"))),
     _of_tensors("batches", ("weights",), "both sides are given the same batches"),
@@ -380,8 +379,8 @@ CHECKS: tuple[Check, ...] = (
     _of_tensors("targets", ("batches", "draws"), "there are no targets by name"),
     Check("forward", check_forward, ("weights", "batches", "draws"), needs(OUTPUTS)),
     _of_tensors("loss", ("targets", "forward"), "no loss is in a trace"),
-    _of_tensors("paths", ("loss",), "nobody says that the model is unrolled: parity.unrolled"),
-    _of_tensors("gradients", ("loss", "paths"), "no gradient is in a trace"),
+    _of_tensors("cross_step_grad", ("loss",), "nobody says that the model is unrolled: parity.unrolled"),
+    _of_tensors("gradients", ("loss", "cross_step_grad"), "no gradient is in a trace"),
     Check("gradient_flow", check_gradient_flow, (), needs(FLOW, FINITE)),
     Check("clip", check_clip, ("gradients",), needs(AUDITS, CLIP)),
     Check("schedule", check_schedule, (), needs(AUDITS, RATE)),
@@ -393,8 +392,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("curve", check_curve, ("optimizer_step",)),
     Check("hits", hits_rows, ("curve",), needs(HITS)),
-    Check("round_trip", round_trip_rows, (), needs(ALIVE, FINITE), Against.ITSELF),
-    Check("resume", resume_rows, ("round_trip",), needs(ALIVE, FINITE), Against.ITSELF),
+    Check("round_trip", round_trip_rows, (), needs(ALIVE, FINITE), Against.SELF_CONSISTENCY),
+    Check("resume", resume_rows, ("round_trip",), needs(ALIVE, FINITE), Against.SELF_CONSISTENCY),
     Check("initialisation", check_initialisation, (), needs(SETUP)),
     Check("throughput", throughput_rows, (), needs(ALIVE, BOTH_ALIVE, ALONE)),
 )

@@ -26,7 +26,7 @@ from parity.compare import View
 from parity.errors import InputError
 from parity.evidence import Check, Evidence
 from parity.inside_vllm import ANSWER, HEAD, LIKELY
-from parity.names import Joined, NameMap
+from parity.names import Fused, NameMap
 from parity.observe import tap
 from parity.side import Run, run_command
 from parity.trace import read_trace
@@ -145,7 +145,7 @@ def likelihood(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def engine_names(
-    original: nn.Module, prefixes: Mapping[str, str | None] | None = None, further: Iterable[Joined] = ()
+    original: nn.Module, prefixes: Mapping[str, str | None] | None = None, further: Iterable[Fused] = ()
 ) -> NameMap:
     """A map of a model of transformers to vLLM's: what is fused, and what each has otherwise.
 
@@ -156,16 +156,16 @@ def engine_names(
     none: dict[str, str | None] = {whole: None for one in inside if (whole := dotted(*one)) in parts}
     ports = {name: port for name in parts if (port := plain.to_port(name)) is not None}
     own = [dotted(ports[name], word) for name, word in inside if name in ports]
-    joined = [*further]
+    fused = [*further]
     for name, port in ports.items():
-        for fused, words in FUSED.items():
+        for made, words in FUSED.items():
             pieces = tuple(f"{name}.{word}" for word in words)
             if all(piece in parts for piece in pieces):
                 none |= dict.fromkeys(pieces)
                 held = [kind for kind, _ in parts[pieces[0]].named_parameters(recurse=False)]
-                joined.append(Joined(f"{port}.{fused}", pieces, -1))
-                joined += [Joined(f"{port}.{fused}.{kind}", tuple(f"{one}.{kind}" for one in pieces)) for kind in held]
-    return NameMap({**none, WHOLE: None, **(prefixes or {})}, joined, own)
+                fused.append(Fused(f"{port}.{made}", pieces, -1))
+                fused += [Fused(f"{port}.{made}.{kind}", tuple(f"{one}.{kind}" for one in pieces)) for kind in held]
+    return NameMap({**none, WHOLE: None, **(prefixes or {})}, fused, own)
 
 
 def logprob_rows(evidence: Evidence) -> list[Row]:

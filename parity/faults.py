@@ -1,4 +1,4 @@
-"""The faults that any port can have, as ``parity run --power`` plants them, and those that a batch or a cause can."""
+"""The faults that any port can have, as ``parity run --power`` plants them, and those of batches."""
 
 from __future__ import annotations
 
@@ -342,7 +342,7 @@ def inside(target: str) -> Plant:
 
 
 def in_field(name: str) -> Plant:
-    """What a side of callables steps with, before any cause is switched."""
+    """What a side of callables steps with, before any known difference is switched."""
 
     def wrong(ground: Ground, real: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(real)

@@ -82,11 +82,6 @@ class Apart:
         return row.detail, factor if factor <= math.inf else math.inf
 
 
-def within(bound: float, own: Mapping[int, float] | None = None) -> Apart:
-    """A comparison by one bound, but for those tensors that have another."""
-    return Apart(bound, own or {})
-
-
 def paired(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Pairs:
     """Outputs by their place; where one side gives a lone tensor, it is held against the other's first."""
     if expected and found and ("" in expected) != ("" in found):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from parity.allowed import Spread
 from parity.calls import CALL, CALLS, WHOLE, below, dotted, state_of
 from parity.errors import InputError
+from parity.renamed import understands
 from parity.trace import Trace
 
 STATES = ("init.", "after.", "final.")
@@ -25,7 +26,7 @@ Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
-class Joined:
+class Fused:
     """A parameter of the port that is made of the original's: concatenated, transposed, cut, scaled.
 
     ``join`` is the axis to concatenate along, or a linear function of the list of the original's tensors. Gradients and
@@ -40,13 +41,13 @@ class Joined:
         return torch.cat(list(tensors), dim=self.join) if isinstance(self.join, int) else self.join(tensors)
 
 
-def transposed(original: str, port: str) -> Joined:
+def transposed(original: str, port: str) -> Fused:
     """The port stores the matrix the other way round."""
-    return Joined(port, (original,), lambda tensors: tensors[0].T)
+    return Fused(port, (original,), lambda tensors: tensors[0].T)
 
 
 @dataclass(frozen=True)
-class Copied:
+class Replicated:
     """A parameter or module of the original that the port has more than once, all of them starting as it does.
 
     The sum of the copies' gradients is held against the original's.
@@ -56,6 +57,7 @@ class Copied:
     ports: tuple[str, ...]
 
 
+@understands(joined="fused", copied="replicated")
 class NameMap:
     """The original's names to the port's.
 
@@ -63,10 +65,10 @@ class NameMap:
         prefixes: of modules and parameters, ``{"self_attn": "attention", "mlp.up_proj": "mlp.w3"}``. The longest one
             that fits a name counts; names that no prefix fits are the same on both sides. None says that the port has
             no counterpart; the empty string stands before every name, ``WHOLE`` is the module itself and no other.
-        joined: parameters of the port that are made of several of the original's, or of one in another layout. Where
+        fused: parameters of the port that are made of several of the original's, or of one in another layout. Where
             the port has a parameter by its source's own name too, that one is compared as well.
         only_port: prefixes that the original lacks.
-        copied: parameters and modules that the port has more than once.
+        replicated: parameters and modules that the port has more than once.
         calls: single calls, ``{"block#0": "first#0", "block#1": "second#0"}`` where one module is called twice against
             two modules, or the other way round; what is called inside goes along. None: the port makes no such call.
         arguments: ``{"hidden_states": "x", "attention.mask": "bias"}``, of all modules or of one of the original's.
@@ -78,16 +80,16 @@ class NameMap:
     def __init__(
         self,
         prefixes: Mapping[str, str | None] | None = None,
-        joined: Iterable[Joined] = (),
+        fused: Iterable[Fused] = (),
         only_port: Iterable[str] = (),
-        copied: Iterable[Copied] = (),
+        replicated: Iterable[Replicated] = (),
         calls: Mapping[str, str | None] | None = None,
         arguments: Mapping[str, str] | None = None,
     ) -> None:
         self.prefixes = dict(prefixes or {})
-        self.joined = {entry.port: entry for entry in joined}
+        self.fused = {entry.port: entry for entry in fused}
         self.only_port = tuple(only_port)
-        self.copied = tuple(copied)
+        self.replicated = tuple(replicated)
         self.calls = {
             _split(key): _split(target) if target is not None else None for key, target in (calls or {}).items()
         }
@@ -95,7 +97,7 @@ class NameMap:
         targets = [target for target in self.prefixes.values() if target is not None]
         twice = sorted({target for target in targets if targets.count(target) > 1})
         if twice:
-            raise InputError("name map", twice[0], "several of the original's names", "one; Joined takes several")
+            raise InputError("name map", twice[0], "several of the original's names", "one; Fused takes several")
         self._table = {name: "" if target == WHOLE else target for name, target in self.prefixes.items()}
         self._whole = self._table.pop(WHOLE, self._table.get("", None if "" in self._table.values() else ""))
         if self._table.get("", "") is None:  # the module itself has no counterpart, and that says nothing of its parts
@@ -115,17 +117,17 @@ class NameMap:
 
     def copies(self, name: str) -> list[str]:
         """The port's names of something that it has more than once; none where it has it once."""
-        entries = [entry for entry in self.copied if below(name, entry.original)]
+        entries = [entry for entry in self.replicated if below(name, entry.original)]
         return [f"{port}{name[len(entry.original) :]}" for entry in entries for port in entry.ports]
 
     def targets(self, name: str, port: Collection[str] | None = None) -> list[str]:
         """All names that a parameter of the original has in the port, as far as it comes over as it is.
 
-        The source of a ``Joined`` also comes over under its own name, where the port (if given) has that.
+        The source of a ``Fused`` also comes over under its own name, where the port (if given) has that.
         """
         plain = self.copies(name) or [target for target in (self.to_port(name),) if target is not None]
-        if any(name in entry.originals for entry in self.joined.values()):
-            plain = [target for target in plain if target not in self.joined and (port is None or target in port)]
+        if any(name in entry.originals for entry in self.fused.values()):
+            plain = [target for target in plain if target not in self.fused and (port is None or target in port)]
         return plain
 
     def parameters(self, originals: Mapping[str, Tensor], port: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -138,12 +140,12 @@ class NameMap:
         Raises:
             InputError: two different ones of the original's come to the same name.
         """
-        whole = [entry for entry in self.joined.values() if all(name in originals for name in entry.originals)]
+        whole = [entry for entry in self.fused.values() if all(name in originals for name in entry.originals)]
         made = {entry.port: entry([originals[name] for name in entry.originals]) for entry in whole}
         return {**self.rename(originals, port), **made}
 
     def rename(self, originals: Mapping[str, Held], port: Collection[str] | None = None) -> dict[str, Held]:
-        """Anything held by parameter, by the port's names; what is joined is left out.
+        """Anything held by parameter, by the port's names; what is fused is left out.
 
         Raises:
             InputError: two come to the same name.
@@ -181,8 +183,8 @@ class NameMap:
         """The names that :meth:`parameters` gives."""
         known = set(originals)
         plain = [target for name in originals for target in self.targets(name, port)]
-        joined = [name for name, entry in self.joined.items() if known.issuperset(entry.originals)]
-        return tuple(dict.fromkeys([*plain, *joined]))
+        fused = [name for name, entry in self.fused.items() if known.issuperset(entry.originals)]
+        return tuple(dict.fromkeys([*plain, *fused]))
 
     def call_keys(self, keys: Sequence[str]) -> dict[str, str]:
         """The original's calls, in the order in which they ended, each with the port's; those without one are left out.
@@ -217,13 +219,13 @@ class NameMap:
             counts[name] += 1
         return found
 
-    def joined_calls(self, original: Trace) -> dict[tuple[str, str], dict[str, Tensor]]:
+    def fused_calls(self, original: Trace) -> dict[tuple[str, str], dict[str, Tensor]]:
         """Tensors of calls of modules that the port joins in one, by name, by such a call and its last part's key.
 
         The parts are given one and the same; call n is made of the call n of each.
         """
         order, found = {key: at for at, key in enumerate(original.calls)}, {}
-        for entry in self.joined.values():
+        for entry in self.fused.values():
             for key in (key for key in original.calls if _split(key)[0] == entry.originals[0]):
                 parts = [f"{name}#{_split(key)[1]}" for name in entry.originals]
                 outs = [original.tensors.get(f"{CALLS}{part}.out") for part in parts]
@@ -238,13 +240,13 @@ class NameMap:
     def spread(self, spread: Spread, original: Trace, port: Collection[str] | None = None) -> Spread:
         """What one rounding does to the original, as :mod:`parity.allowed` has it, by the port's names.
 
-        What is joined has the largest of its parts'.
+        What is fused has the largest of its parts'.
         """
         calls, found = self.call_keys(original.calls), dict[str, Sequence[float]]()
         for group in ("grad.", "after.", "final."):
             held = {name[len(group) :]: sizes for name, sizes in spread.items() if name.startswith(group)}
             found |= {f"{group}{name}": sizes for name, sizes in self.rename(held, port).items()}
-            for entry in self.joined.values():
+            for entry in self.fused.values():
                 parts = [held[name] for name in entry.originals if name in held]
                 found |= {f"{group}{entry.port}": max(parts, key=max)} if parts else {}
         rest = {name: sizes for name, sizes in spread.items() if not name.startswith(("grad.", "after.", "final."))}
@@ -299,7 +301,7 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
         for trace in (original, port)
     ]
     calls = names.call_keys(original.calls)
-    made = names.joined_calls(original)
+    made = names.fused_calls(original)
     renamed = {new: one for name, one in rest[0].items() if (new := _renamed(name, names, calls)) is not None}
     aligned = replace(
         original,
@@ -341,7 +343,7 @@ class Suggestion:
     unmatched_port: dict[str, tuple[str, ...]]
 
     def __str__(self) -> str:
-        turned = [f"transposed({one.originals[0]!r}, {one.port!r})" for one in self.names.joined.values()]
+        turned = [f"transposed({one.originals[0]!r}, {one.port!r})" for one in self.names.fused.values()]
         lines = ["NameMap({", *(f"    {mine!r}: {port!r}," for mine, port in sorted(self.names.prefixes.items()))]
         lines += ["}, [", *(f"    {one}," for one in turned), "])"] if turned else ["})"]
         for side, unmatched in (("original", self.unmatched_original), ("port", self.unmatched_port)):

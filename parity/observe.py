@@ -120,7 +120,7 @@ def unrolled(losses: Sequence[Tensor], states: Sequence[Tensor]) -> None:
     """Say that a draft runs on its own output: the loss of each step, and the state [..., h] that enters it.
 
     Called in a loss or a forward. Inside a run, how strongly each loss reaches each earlier state is the check
-    ``paths``; what every step's loss is, a row of ``loss``.
+    ``cross_step_grad``; what every step's loss is, a row of ``loss``.
     """
     running = _RUNNING.get()
     if running is not None:

@@ -24,8 +24,9 @@ from parity.errors import InputError, place_of
 from parity.evidence import Check, Evidence
 from parity.names import NameMap
 from parity.plants import Fault
+from parity.renamed import CHECKS, new_name, understands
 from parity.side import AnySide, Case, FolderSide, Side
-from parity.study import Cause
+from parity.study import KnownDifference
 from parity.tolerances import Tolerances
 from parity.trace import Trace
 from parity.verdict import Deviation, Report, Row
@@ -37,6 +38,7 @@ Cases = Sequence[Any] | Callable[[], Sequence[Any]] | Callable[[Path | None], Se
 Job = Callable[[Any], Report]
 
 
+@understands(causes="known_differences")
 @dataclass(frozen=True)
 class Pair:
     """Data alone; :func:`parity.run` runs it.
@@ -49,8 +51,9 @@ class Pair:
         names: the original's names to the port's, as :class:`NameMap` or a mapping of prefixes.
         views: coordinates that the two share, where their own differ.
         draws: what is drawn in one side and replayed in the other.
-        causes: what the original does another way; the port is judged with all of them switched, and a ledger says what
-            each explains. One that explains nothing is a note; ``strict``: it fails, in a run of all cases and checks.
+        known_differences: what the original does another way; the port is judged with all of them switched, and a
+            ledger says what each explains. One that explains nothing is a note; ``strict``: it fails, in a run of all
+            cases and checks.
         deviations: known ones, for the report.
         tolerances: bounds of your own, by quantity, in the places of what is measured.
         checks: of its own, instead of those of the same name or beside them.
@@ -83,7 +86,7 @@ class Pair:
     names: NameMap | Mapping[str, str | None] | None = None
     draws: Sequence[Any] = ()
     views: Sequence[View] = ()
-    causes: Sequence[Cause] = ()
+    known_differences: Sequence[KnownDifference] = ()
     strict: bool = False
     deviations: Sequence[Deviation] = ()
     tolerances: Tolerances = field(default_factory=dict)
@@ -126,6 +129,7 @@ class Pair:
             InputError: an unknown one.
         """
         known = [*(check.name for check in self.every_check), *self.jobs]
+        checks = None if checks is None else [new_name(name, CHECKS) for name in checks]
         for name in checks or ():
             if name not in known:
                 raise InputError("comparison", "checks", name, f"of {', '.join(known)}")

@@ -27,8 +27,8 @@ class Ground:
     ``called`` are the innermost modules with parameters that a run without a fault calls, in order, ``buffers`` the
     last words of buffers' names, each with whether it is saved, ``found`` what the run computed; ``place`` is where the
     fault was planted, empty until then. ``built`` is told of every module, ``fed`` gives what stands for the batch of a
-    number, ``of_port`` changes the port before causes are switched. ``names`` and ``held`` are what trains and the ids
-    of all parameters.
+    number, ``of_port`` changes the port before known differences are switched. ``names`` and ``held`` are what trains
+    and the ids of all parameters.
     """
 
     called: list[str] = field(default_factory=list)

@@ -66,7 +66,7 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Any:
 class PairCollector(pytest.Collector):
     """One item a case, side and check, all asked of one runner, and one a job; a case that is left out has none.
 
-    Of a pair with causes, one more a case: does the port run without them?
+    Of a pair with known differences, one more a case: does the port run without them?
     """
 
     def __init__(self, pair: Any, **words: Any) -> None:
@@ -89,7 +89,7 @@ class PairCollector(pytest.Collector):
                 for check in checks:
                     name = f"{case.name or pair.name}-{side.name or 'port'}-{check.name}"
                     yield RowsItem.from_parent(self, name=name, ask=partial(runner.ask, case, side, check))
-            if pair.causes and not leaves_out(pair.original, case) and not leaves_out(pair.port, case):
+            if pair.known_differences and not leaves_out(pair.original, case) and not leaves_out(pair.port, case):
                 name = f"{case.name or pair.name}-{pair.port.name or 'port'}-as_it_is"
                 yield RowsItem.from_parent(self, name=name, ask=partial(runner.ask_as_it_is, case))
         for name, job in pair.jobs.items():

@@ -22,7 +22,7 @@ from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.plants import Fault, Ground
 from parity.run import SILENT, CaseRun, KitReport, Progress, leaves_out, run_pair
 from parity.side import STEPS, Side
-from parity.study import Cause, Instead, switched
+from parity.study import KnownDifference, ReplacedFunctions, switched
 from parity.trace import Trace
 from parity.verdict import Planted, Row, Sight, Skip, Status
 
@@ -82,13 +82,13 @@ class Battery:
         return [self.plant(fault, sound) for fault in self.faults(sound)]
 
     def faults(self, sound: Ground) -> Iterator[Fault]:
-        """Of any port, of its buffers, of its batches, those that the pair declares, and those inside of causes."""
+        """Of any port, its buffers and batches, those that the pair declares, and those inside of known differences."""
         yield from GENERIC
         yield from of_buffers(dict([*sound.buffers.items()][:BUFFERS]))
         yield from of_batches(self.pair.batch_keys)
         yield from self.pair.faults
-        for cause in self.pair.causes:
-            yield from in_cause(self.pair.port, cause)
+        for difference in self.pair.known_differences:
+            yield from in_known_difference(self.pair.port, difference)
 
     def plant(self, fault: Fault, sound: Ground) -> Planted:
         """One fault, of its own size; if that is not seen, of those from which on it may be."""
@@ -111,7 +111,7 @@ class Battery:
         checks = [check for check in self.pair.every_check if check.name in names]
         try:
             with fault.plant(ground, size):
-                side = switched(ground.of_port(self.pair.port), self.pair.causes).planted(ground)
+                side = switched(ground.of_port(self.pair.port), self.pair.known_differences).planted(ground)
                 with self.held.apart(side) as evidence:
                     ground.found = evidence.found
                     return first_seen(replace(evidence, original=None), checks)  # no fault is for the original to run
@@ -152,17 +152,17 @@ def first_seen(evidence: Evidence, checks: Iterable[Check]) -> list[Row]:
     return next(filter(None, found), [])
 
 
-def in_cause(port: Any, cause: Cause) -> Iterator[Fault]:
-    """Faults inside of what a cause replaces: functions, or what the port's side itself steps with."""
-    why = "what the cause puts in its place never calls it"
-    if isinstance(cause.switch, Instead):
-        for target in cause.switch.functions:
-            name = f"inside {target.replace(':', '.').rpartition('.')[2]}, under cause {cause.id}"
+def in_known_difference(port: Any, difference: KnownDifference) -> Iterator[Fault]:
+    """Faults inside of what a known difference replaces: functions, or what the port's side itself steps with."""
+    why = "what the known difference puts in its place never calls it"
+    if isinstance(difference.patch, ReplacedFunctions):
+        for target in difference.patch.functions:
+            name = f"inside {target.replace(':', '.').rpartition('.')[2]}, under known difference {difference.id}"
             yield Fault(name, inside(target), hidden=True, otherwise=why)
     elif isinstance(port, Side):
-        other = cause.switch(port)
+        other = difference.patch(port)
         for field in ("loss", "optimizer", "schedule", "step"):
             own, new = getattr(port, field), getattr(other, field)
             if own is not None and unwrap(new) is not unwrap(own):
-                name = f"inside the port's {field}, under cause {cause.id}"
+                name = f"inside the port's {field}, under known difference {difference.id}"
                 yield Fault(name, in_field(field), hidden=True, otherwise=why)

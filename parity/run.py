@@ -25,11 +25,12 @@ from parity.environment import described, deterministic
 from parity.errors import InputError, place_of
 from parity.evidence import Check, Evidence, raised
 from parity.files import read_object
-from parity.locate import LOSS, Apart, Finding, first_backward, first_forward, within
+from parity.locate import LOSS, Apart, Finding, first_backward, first_forward
 from parity.names import NameMap, align, as_map, known_to
 from parity.observe import drawing, given, laid_out
 from parity.operators import Live, with_operator
 from parity.pair import EVERYTHING, Options, Pair, matches
+from parity.renamed import CHECKS, new_name
 from parity.report import print_report, write_html, write_json
 from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
 from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
@@ -172,15 +173,15 @@ class CaseRun:
             left=ran.left,
             names=names,
             reference=reference and (lambda: viewed(reference(), found, pair.views)[0]),
-            not_applicable=dict(pair.not_applicable),
+            not_applicable={new_name(name, CHECKS): said for name, said in pair.not_applicable.items()},
             handed=handed,
             beside=any(side is one for one in pair.sides),
         )
 
 
 def sides_of(pair: Pair) -> list[AnySide]:
-    """All that are held against the original, the port last, with every cause switched."""
-    return [*pair.sides, switched(pair.port, pair.causes)]
+    """All that are held against the original, the port last, with every known difference switched."""
+    return [*pair.sides, switched(pair.port, pair.known_differences)]
 
 
 def leaves_out(side: AnySide | None, case: Any) -> str | None:
@@ -202,7 +203,7 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = SIL
             runner.verify(options.original)
         for case in cases:
             runner.judge(case)
-        runner.judge_causes(strict=pair.strict and not options.keyword and options.checks is None)
+        runner.judge_known_differences(strict=pair.strict and not options.keyword and options.checks is None)
         for name in pair.find_jobs(options):
             progress(name)
             add(runner.report, pair.jobs[name](options))
@@ -262,14 +263,14 @@ class Runner:
         return run_check(self.hold(case).evidence(side), check)
 
     def ask_as_it_is(self, case: Any) -> list[Row]:
-        """Whether the port runs without its causes. Whatever the original's code raises comes through."""
+        """Whether the port runs without its known differences. Whatever the original's code raises comes through."""
         held, name = self.hold(case), case.name or "case"
         held.original()
-        return as_it_is(name, self.pair.port, self.pair.causes, held.apart)
+        return as_it_is(name, self.pair.port, self.pair.known_differences, held.apart)
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
-        subject = Subject("environment", self.pair.name, "original", Against.ITSELF)
+        subject = Subject("environment", self.pair.name, "original", Against.SELF_CONSISTENCY)
         if self.pair.verify is not None:
             wrong = [(line.partition(":")[0], line) for line in self.pair.verify(root)] or [("all", "")]
             self.report.rows += [
@@ -285,39 +286,47 @@ class Runner:
         if reason:
             self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
             return
-        run = self._guarded(Subject("run", name, original.name or "original", Against.ITSELF), held.original)
+        run = self._guarded(Subject("run", name, original.name or "original", Against.SELF_CONSISTENCY), held.original)
         if run is None:
             return
         self.report.curves += curves(run.trace, self.report.baseline)
-        port, causes = self.pair.port, self.pair.causes
+        port, known = self.pair.port, self.pair.known_differences
         sides = self._guarded(
-            Subject("causes", name, port.name or "port", Against.ITSELF), partial(sides_of, self.pair)
+            Subject("known_differences", name, port.name or "port", Against.SELF_CONSISTENCY),
+            partial(sides_of, self.pair),
         )
         for side in sides or ():
-            subject, reason = Subject("run", name, side.name or "port", Against.ITSELF), leaves_out(side, case) or ""
+            subject, reason = (
+                Subject("run", name, side.name or "port", Against.SELF_CONSISTENCY),
+                leaves_out(side, case) or "",
+            )
             if reason:
                 self.report.rows.append(subject.inapplicable(reason))
             elif evidence := self._guarded(subject, partial(held.evidence, side)):
                 self._side(evidence, self.checks(side))
-        if causes and not leaves_out(port, case):
-            self._causes(name, study(name, port, causes, held.apart, self.checks(port)))
+        if known and not leaves_out(port, case):
+            self._known_differences(name, study(name, port, known, held.apart, self.checks(port)))
 
-    def _causes(self, case: str, ledger: Ledger) -> None:
-        """What causes explain in one case, and what the port raises as it is."""
-        rows = raised_rows(Subject("run", case, ledger.run or "port", Against.ITSELF), self.pair.causes, ledger)
+    def _known_differences(self, case: str, ledger: Ledger) -> None:
+        """What known differences explain in one case, and what the port raises as it is."""
+        rows = raised_rows(
+            Subject("run", case, ledger.run or "port", Against.SELF_CONSISTENCY), self.pair.known_differences, ledger
+        )
         wrong = next((row for row in rows if not row.passed), None)
         self.first = self.first or (Finding("run", "run", wrong.run, 0, wrong.detail) if wrong else None)
         self.report.ledgers.append(ledger)
         self.report.rows += rows
 
-    def judge_causes(self, strict: bool) -> None:
-        """A cause that explains nothing in any case is a failed row, or a note."""
+    def judge_known_differences(self, strict: bool) -> None:
+        """A known difference that explains nothing in any case is a failed row, or a note."""
         if self.report.ledgers:
-            subject = Subject("causes", self.pair.name, self.pair.port.name or "port", Against.ITSELF)
-            rows = effect_rows(subject, self.pair.causes, self.report.ledgers)
+            subject = Subject(
+                "known_differences", self.pair.name, self.pair.port.name or "port", Against.SELF_CONSISTENCY
+            )
+            rows = effect_rows(subject, self.pair.known_differences, self.report.ledgers)
             self.report.rows += rows if strict else []
             self.report.notes += [] if strict else [row.detail for row in rows if not row.passed]
-            self.report.notes += unheld(self.pair.causes)
+            self.report.notes += unheld(self.pair.known_differences)
 
     def _guarded(self, subject: Subject, ask: Callable[[], Any]) -> Any:
         try:
@@ -407,7 +416,7 @@ def _apart(evidence: Evidence, quantity: str) -> Apart:
     own = {id(value): evidence.allowed(quantity, name, value.dtype).bound for name, value in traced.items()}
     said = [bound for bound in own.values() if bound < SAYS_NOTHING]
     table = evidence.tolerance(quantity)
-    return within(max(said, default=table.bound) if evidence.spread else table.bound, own)
+    return Apart(max(said, default=table.bound) if evidence.spread else table.bound, own)
 
 
 def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
@@ -529,7 +538,7 @@ def compare_folders(
         if name not in sides[0] or name not in sides[1]:
             missing = f"missing in {port if name in sides[0] else original}"
             results[0].rows.append(
-                Subject("trace", name, "trace", Against.ITSELF).row("trace", "", None, None, False, missing)
+                Subject("trace", name, "trace", Against.SELF_CONSISTENCY).row("trace", "", None, None, False, missing)
             )
             continue
         pair = read_trace(sides[0][name]), read_trace(sides[1][name])

@@ -155,7 +155,7 @@ def moments(values: Tensor) -> list[float]:
 def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
     """One row for everything that either side says it runs with; what one side alone says is a difference.
 
-    Parameters are by the port's names. Those of one side alone are the business of ``weights``, and may be joined or
+    Parameters are by the port's names. Those of one side alone are the business of ``weights``, and may be fused or
     copied. A module without a configuration names no attention, and a step of a side's own may clip without saying how.
     Where both sides say which parameter has which settings, that is one row, and how the same groups are split or
     ordered is of no account.
@@ -184,9 +184,9 @@ def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap
 
 
 def _grouped_row(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> Row:
-    """The settings of every parameter that both train: what differs, and of which. Joined ones have their parts'."""
+    """The settings of every parameter that both train: what differs, and of which. Fused ones have their parts'."""
     mine, theirs = _renamed("grouped", expected, found, names)
-    for entry in names.joined.values():
+    for entry in names.fused.values():
         parts = [expected["grouped"][name] for name in entry.originals if name in expected["grouped"]]
         mine |= {entry.port: parts[0] if parts.count(parts[0]) == len(parts) else {"groups": parts}} if parts else {}
     apart: dict[str, list[str]] = {}

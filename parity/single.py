@@ -173,7 +173,7 @@ def _only(names: NameMap, original: str, port: str) -> NameMap:
     inside = {key: target for key, target in names.calls.items() if key[0] != original}
     calls = {"{}#{}".format(*key): target and "{}#{}".format(*target) for key, target in inside.items()}
     return NameMap(
-        {**prefixes, INPUT: INPUT}, names.joined.values(), names.only_port, names.copied, calls, names.arguments
+        {**prefixes, INPUT: INPUT}, names.fused.values(), names.only_port, names.replicated, calls, names.arguments
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from parity.calls import gradients_of, whole
 from parity.compare import Subject, compare_series
 from parity.tolerances import Tolerance
-from parity.trace import Deviation, StepAudit
+from parity.trace import LargestError, StepAudit
 from parity.verdict import Against, Row
 
 State = dict[str, Tensor]
@@ -190,7 +190,7 @@ class StepAuditor:
         self._made.update({name: self._before[name].step for name in gradients})
         counts = {name: self._counted(value) for name, value in self.parameters.items()}
         off = [count - self._made[name] for name, count in counts.items() if count is not None]
-        worst: dict[str, Deviation] = {}
+        worst: dict[str, LargestError] = {}
         for quantity, one in self._deviations(gradients):
             if quantity not in worst or one.rounding > worst[quantity].rounding:
                 worst[quantity] = one
@@ -210,7 +210,7 @@ class StepAuditor:
         self._given, self._reached = {}, {}
         return audit
 
-    def _deviations(self, gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Deviation]]:
+    def _deviations(self, gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, LargestError]]:
         """Every quantity of every parameter; without a gradient, one stays as it is."""
         clip = self.rule.clip
         clipped = {} if clip is None else clip({name: value.double() for name, value in self._given.items()})
@@ -224,7 +224,7 @@ class StepAuditor:
             else:
                 yield from self._updated(name, weight, gradient.double())
 
-    def _updated(self, name: str, weight: Tensor, gradient: Tensor) -> Iterator[tuple[str, Deviation]]:
+    def _updated(self, name: str, weight: Tensor, gradient: Tensor) -> Iterator[tuple[str, LargestError]]:
         """Weight and state; rounding is a multiple of what the same formulas make of absolute values."""
         before, parameter = self._before[name], self.parameters[name]
         if before.update is None:
@@ -272,17 +272,17 @@ def global_norm(tensors: Iterable[Tensor]) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def _deviation(name: str, expected: Tensor, found: Tensor | None, size: Tensor) -> Deviation:
+def _deviation(name: str, expected: Tensor, found: Tensor | None, size: Tensor) -> LargestError:
     """Units of rounding are those of ``size``: of the numbers that were added up."""
     if found is None or found.shape != expected.shape:
-        return Deviation(name, float("inf"), (), float(expected.norm()), float("nan"))
+        return LargestError(name, float("inf"), (), float(expected.norm()), float("nan"))
     if expected.numel() == 0:
-        return Deviation(name, 0.0, (), 0.0, 0.0)
+        return LargestError(name, 0.0, (), 0.0, 0.0)
     eps, tiny = torch.finfo(found.dtype).eps, torch.finfo(found.dtype).tiny
     units = ((found.double() - expected).abs() / (eps * size).clamp(min=tiny)).nan_to_num(nan=math.inf, posinf=math.inf)
     flat = int(units.argmax())
     index = tuple(map(int, np.unravel_index(flat, tuple(units.shape))))
-    return Deviation(name, float(units[index]), index, float(expected[index]), float(found[index]))
+    return LargestError(name, float(units[index]), index, float(expected[index]), float(found[index]))
 
 
 def update_rows(

@@ -1,7 +1,7 @@
-"""Causes: what the original does another way, one thing each, and how much of the difference every one explains.
+"""Known differences: what the original does another way, one thing each, and how much every one explains.
 
-A pair with causes is run with all of them switched, which must agree with the original, and besides as it is and
-without each cause in turn: what then differs is what that cause explains.
+A pair that has some is run with all of them switched, which must agree with the original, and besides as it is and
+without each in turn: what then differs is what that one explains.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from parity.compare import Subject
 from parity.errors import InputError
 from parity.evidence import Check, Evidence, raised
 from parity.observe import replaced
+from parity.renamed import understands
 from parity.verdict import RAISED, Against, Difference, Ledger, Row
 
 Switch = Callable[[Any], Any]
@@ -32,33 +33,34 @@ Rows = Mapping[tuple[str, str, str], Row]
 MISSING = Subject("", "", "").row("", "", None, None, True)
 
 LEFT_OUT = ("environment", "resume", "throughput")
-"""Checks whose rows no cause can explain, or that follow from others'."""
+"""Checks whose rows no known difference can explain, or that follow from others'."""
 
 CALLED = ("build", "loss", "optimizer", "schedule", "step", "load")
 """What a side of callables runs."""
 
 
+@understands(switch="patch")
 @dataclass(frozen=True)
-class Cause:
+class KnownDifference:
     """One thing that the original does another way.
 
     Args:
         id: in reports.
         text: what the original does.
-        switch: from the pair's port to a side that does it, too: :func:`instead`, :func:`changed`, :func:`within`,
-            :func:`flag`, or a function of your own, ``lambda side: replace(side, loss=mean_over_rows)``. Switches
-            follow each other.
-        raises: what the port raises without it, or a part of that: ``IndexError``. What no cause is said to mend fails.
+        patch: from the pair's port to a side that does it, too: :func:`replace_functions`, :func:`edit_module`,
+            :func:`in_context`, :func:`flag`, or a function of your own, ``lambda side: replace(side, loss=mean)``.
+            They follow each other.
+        raises: what the port raises without it, or a part of that: ``IndexError``. What none is said to mend fails.
     """
 
     id: str
     text: str
-    switch: Switch
+    patch: Switch
     raises: str = ""
 
 
-def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
-    """For a side of callables: they run in a context, ``within(lambda: patch.object(losses, "divisor", rows))``."""
+def in_context(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
+    """For a side of callables: they run in a context, ``in_context(lambda: patch.object(losses, "divisor", rows))``."""
 
     def inside(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -77,15 +79,15 @@ def within(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
 
 
 @dataclass(frozen=True)
-class Instead:
-    """What :func:`instead` gives. Of the functions, those that were called, and those whose own was called, too."""
+class ReplacedFunctions:
+    """What :func:`replace_functions` gives. Of the functions, those that were called, and those whose own was, too."""
 
     functions: Mapping[str, Callable[..., Any]]
     called: set[str] = field(default_factory=set)
     passed_on: set[str] = field(default_factory=set)
 
     def __call__(self, side: Any) -> Any:
-        return within(self._enter)(side)
+        return in_context(self._enter)(side)
 
     @contextmanager
     def _enter(self) -> Iterator[None]:
@@ -108,27 +110,27 @@ class Instead:
         return run
 
 
-def instead(functions: Mapping[str, Callable[..., Any]]) -> Switch:
+def replace_functions(functions: Mapping[str, Callable[..., Any]]) -> Switch:
     """For a side of callables: while they run, others stand in functions' places, wherever these were imported.
 
     Each is given the one that it stands for, and its arguments: ``{"ours.losses:half": lambda real, x: 2 * real(x)}``.
     What a function computes that its stand-in does not ask for is held by no check, see :func:`unheld`.
     """
-    return Instead(functions)
+    return ReplacedFunctions(functions)
 
 
-def unheld(causes: Iterable[Cause]) -> list[str]:
-    """A line for each function that ran only in a cause's place, so that nothing was held of what it computes."""
+def unheld(known: Iterable[KnownDifference]) -> list[str]:
+    """A line for each function that only a stand-in ran for, so that nothing was held of what it computes."""
     return [
-        f"cause {cause.id} stands in for {target} without calling it: no check holds what that computes"
-        for cause in causes
-        if isinstance(cause.switch, Instead)
-        for target in sorted(cause.switch.called - cause.switch.passed_on)
+        f"known difference {difference.id} stands in for {target} without calling it: no check holds what that computes"
+        for difference in known
+        if isinstance(difference.patch, ReplacedFunctions)
+        for target in sorted(difference.patch.called - difference.patch.passed_on)
     ]
 
 
-def changed(**changes: Callable[[Any], object]) -> Switch:
-    """For a side of callables: what its ``build`` or ``load`` gives is changed in place, ``changed(load=freeze)``.
+def edit_module(**changes: Callable[[Any], object]) -> Switch:
+    """For a side of callables: what its ``build`` or ``load`` gives is changed in place, ``edit_module(load=freeze)``.
 
     A side without a ``load`` opens as it does by default.
     """
@@ -145,10 +147,10 @@ def changed(**changes: Callable[[Any], object]) -> Switch:
     return switch
 
 
-def as_built(*paths: str) -> Switch:
+def keep_from_build(*paths: str) -> Switch:
     """For a side of callables: what ``load`` gives has these attributes as what ``build`` gives has them.
 
-    ``as_built("lm_head.weight.requires_grad", "config._attn_implementation")``
+    ``keep_from_build("lm_head.weight.requires_grad", "config._attn_implementation")``
     """
 
     def switch(side: Any) -> Any:
@@ -158,23 +160,23 @@ def as_built(*paths: str) -> Switch:
                 owners = [reduce(getattr, around, module) for module in (built, opened)]
                 setattr(owners[1], name, getattr(owners[0], name))
 
-        return changed(load=like_built)(side)
+        return edit_module(load=like_built)(side)
 
     return switch
 
 
 def flag(name: str) -> Switch:
-    """For a side of your own: ``name`` is added to its field ``causes``, a frozenset."""
-    return lambda side: replace(side, causes=side.causes | {name})
+    """For a side of your own: ``name`` is added to its field ``known_differences``, a frozenset."""
+    return lambda side: replace(side, known_differences=side.known_differences | {name})
 
 
-def switched(side: Any, causes: Iterable[Cause]) -> Any:
-    """The side with these causes switched, in their order."""
-    return reduce(lambda found, cause: cause.switch(found), causes, side)
+def switched(side: Any, known: Iterable[KnownDifference]) -> Any:
+    """The side with these known differences switched, in their order."""
+    return reduce(lambda found, difference: difference.patch(found), known, side)
 
 
-def study(case: str, port: Any, causes: Sequence[Cause], ask: Ask, checks: Iterable[Check]) -> Ledger:
-    """Hold the port against the original as it is, with every cause switched, and without each.
+def study(case: str, port: Any, known: Sequence[KnownDifference], ask: Ask, checks: Iterable[Check]) -> Ledger:
+    """Hold the port against the original as it is, with every known difference switched, and without each.
 
     What a check holds the port against by itself, reopened for example, counts as well; how fast it is does not.
 
@@ -185,16 +187,18 @@ def study(case: str, port: Any, causes: Sequence[Cause], ask: Ask, checks: Itera
     """
     checks = [check for check in checks if check.name not in LEFT_OUT]
 
-    def rows(chosen: Iterable[Cause]) -> Rows:
-        found = _rows(Subject("run", case, port.name, Against.ITSELF), lambda: ask(switched(port, chosen)), checks)
+    def rows(chosen: Iterable[KnownDifference]) -> Rows:
+        found = _rows(
+            Subject("run", case, port.name, Against.SELF_CONSISTENCY), lambda: ask(switched(port, chosen)), checks
+        )
         failed_last = sorted(found, key=lambda row: not row.passed)
         return {(row.check, row.quantity, row.tensor): row for row in failed_last}
 
-    plain, full = rows([]), rows(causes)
-    without = {cause.id: rows([other for other in causes if other is not cause]) for cause in causes}
+    plain, full = rows([]), rows(known)
+    without = {difference.id: rows([other for other in known if other is not difference]) for difference in known}
     keys = dict.fromkeys(key for one in (full, plain, *without.values()) for key in one)
     lines = tuple(_difference(key, plain, full, without) for key in keys)
-    return Ledger(case, port.name, {cause.id: cause.text for cause in causes}, lines)
+    return Ledger(case, port.name, {difference.id: difference.text for difference in known}, lines)
 
 
 def _rows(subject: Subject, ask: Callable[[], AbstractContextManager[Evidence]], checks: Iterable[Check]) -> list[Row]:
@@ -231,40 +235,45 @@ def _size(row: Row | None) -> float | None:
     return math.inf if measured is None and row is not None and not row.passed else measured
 
 
-def raised_rows(subject: Subject, causes: Sequence[Cause], ledger: Ledger) -> list[Row]:
-    """A row for each exception of the port as it is, with every cause switched it is gone: is that so on purpose?
+def raised_rows(subject: Subject, known: Sequence[KnownDifference], ledger: Ledger) -> list[Row]:
+    """A row for each exception of the port as it is that is gone with every difference switched: is that so on purpose?
 
-    It fails unless a cause without which it comes says so (``Cause(raises=...)``), and each of them does: what one
-    raises hides what comes after it.
+    It fails unless one without which it comes says so (``KnownDifference(raises=...)``), and each of them does: what
+    one raises hides what comes after it.
     """
     lines = [line for line in ledger.lines if line.quantity == RAISED and line.apart and not line.left]
-    return [_raised_row(subject, causes, line) for line in lines]
+    return [_raised_row(subject, known, line) for line in lines]
 
 
-def as_it_is(case: str, port: Any, causes: Sequence[Cause], ask: Ask) -> list[Row]:
-    """Does the port run without its causes? :func:`raised_rows` where not; no check is asked."""
-    subject = Subject("run", case, port.name or "port", Against.ITSELF)
+def as_it_is(case: str, port: Any, known: Sequence[KnownDifference], ask: Ask) -> list[Row]:
+    """Does the port run without its known differences? :func:`raised_rows` where not; no check is asked."""
+    subject = Subject("run", case, port.name or "port", Against.SELF_CONSISTENCY)
     if not _rows(subject, lambda: ask(port), ()):
         return [subject.row("as it is", "", None, None, True)]
-    return raised_rows(subject, causes, study(case, port, causes, ask, ()))
+    return raised_rows(subject, known, study(case, port, known, ask, ()))
 
 
-def _raised_row(subject: Subject, causes: Sequence[Cause], line: Difference) -> Row:
-    said = {cause.id: cause.raises for cause in causes if cause.id in line.raised or not line.raised}
+def _raised_row(subject: Subject, known: Sequence[KnownDifference], line: Difference) -> Row:
+    said = {difference.id: difference.raises for difference in known if difference.id in line.raised or not line.raised}
     silent = [name for name, found in line.raised.items() if not said[name] or said[name] not in found]
     meant = not silent and any(text and text in line.detail for text in said.values())
     place = "" if line.check == subject.check else f" in {line.check}"
     words = [f"the port as it is raises{place} {line.detail}"]
     words += [f"without {name} alone {line.raised[name]}" for name in silent if line.raised[name] != line.detail]
     if not meant:
-        words.append(f"a cause that mends it on purpose says so, Cause(raises=...): {', '.join(silent) or 'none does'}")
+        words.append(
+            f"one that mends it on purpose says so, KnownDifference(raises=...): {', '.join(silent) or 'none does'}"
+        )
     return subject.row("as it is", "", None, None, meant, "; ".join(words))
 
 
-def effect_rows(subject: Subject, causes: Iterable[Cause], ledgers: Iterable[Ledger]) -> list[Row]:
-    """A row for each cause: does leaving it out change anything, in any of the cases?"""
+def effect_rows(subject: Subject, known: Iterable[KnownDifference], ledgers: Iterable[Ledger]) -> list[Row]:
+    """A row for each known difference: does leaving it out change anything, in any of the cases?"""
     found = [name for ledger in ledgers for line in ledger.lines for name in line.because]
-    details = {cause.id: "" if cause.id in found else f"{cause.id} explains nothing here" for cause in causes}
+    details = {
+        difference.id: "" if difference.id in found else f"{difference.id} explains nothing here"
+        for difference in known
+    }
     return [
         subject.row("effect", name, 1.0 if detail else 0.0, 0.0, not detail, detail) for name, detail in details.items()
     ]

@@ -16,6 +16,8 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from parity.errors import InputError
 from parity.files import read_object, validated
+from parity.renamed import QUANTITIES as OLD_QUANTITIES
+from parity.renamed import new_name
 
 Size = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -69,8 +71,8 @@ UNITS = {
     "grad": 256,
     "grad_norm": 256,
     "curve": 256,
-    "path": 1024,
-    "after": 4096,
+    "cross_step_grad": 1024,
+    "after_step1": 4096,
     "final": 4096,
 }
 """By quantity, how many of a dtype's :data:`STEPS` apart two correct implementations may be, where nothing is known."""
@@ -100,6 +102,7 @@ def checked(own: Tolerances) -> Tolerances:
     Raises:
         InputError: an unknown quantity.
     """
+    own = {new_name(name, OLD_QUANTITIES): bound for name, bound in own.items()}
     if unknown := sorted({*own} - {*QUANTITIES}):
         raise InputError("comparison", "tolerances", unknown[0], f"one of {', '.join(QUANTITIES)}")
     return own

@@ -39,7 +39,7 @@ GROUPS = {"init": "init.", "after": "after.", "final": "final.", "calls": "mb0.c
 
 Group = Annotated[str, Field(pattern=f"^({'|'.join(GROUPS)})$")]
 
-STATES = {"init": ("weights", "weights"), "after": ("optimizer_step", "after"), "final": ("curve", "final")}
+STATES = {"init": ("weights", "weights"), "after": ("optimizer_step", "after_step1"), "final": ("curve", "final")}
 """Groups of parameters and buffers, each with the check and the quantity of the tolerance table it belongs to."""
 
 MICRO_BATCH = re.compile(r"mb(\d{1,9})\.")
@@ -71,7 +71,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Deviation:
+class LargestError:
     """The largest difference of one kind in one step.
 
     ``rounding`` counts units of rounding: the difference over the dtype's epsilon times the size of the numbers that
@@ -106,7 +106,7 @@ class StepAudit:
     norm_before: float
     norm_after: float
     counted: int | None
-    deviations: dict[str, Deviation] = field(default_factory=dict)
+    deviations: dict[str, LargestError] = field(default_factory=dict)
     against: str = "reference"
 
 

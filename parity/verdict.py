@@ -27,6 +27,7 @@ HELD = {
     "resume": "resumed",
     NO_QUANTITY: NO_QUANTITY,
     "reference": "formulas",
+    "speculators": "Speculators",
     "library": "library",
 }
 """By check, else by what it was held against, what a verdict calls a port's checks; others by their own names."""
@@ -59,13 +60,15 @@ class Against(str, Enum):
     """What a row holds a run against.
 
     ``PROTOTYPE``: the original's own numbers, recorded or live. ``REFERENCE``: the formulas written again for reading.
-    ``LIBRARY``: what an upstream library computes or writes. ``ITSELF``: the same run saved, reopened or resumed.
+    ``SPECULATORS``: what Speculators computes or writes. ``LIBRARY``: another library, torch's optimizer for example.
+    ``SELF_CONSISTENCY``: the same run saved, reopened or resumed.
     """
 
     PROTOTYPE = "prototype"
     REFERENCE = "reference"
+    SPECULATORS = "speculators"
     LIBRARY = "library"
-    ITSELF = "itself"
+    SELF_CONSISTENCY = "self_consistency"
 
 
 @dataclass(frozen=True)
@@ -247,12 +250,11 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Difference:
-    """One quantity of two sides: how far apart as they are, and with every cause switched; ``left``: that is too far.
+    """One quantity of two sides: how far apart as they are, and with every known difference switched.
 
-    ``because`` has the causes without which it is too far, each with what is then measured. Infinity: one side alone
-    has it, or it has no number. None: nothing to measure. ``detail``: both values, as they are; of what is left those
-    with every cause switched. ``raised``: by cause,
-    what the run raises without it.
+    ``left``: that is too far. ``because`` has those without which it is too far, each with what is then measured.
+    Infinity: one side alone has it, or it has no number. None: nothing to measure. ``detail``: both values, as they
+    are; of what is left those with all switched. ``raised``: by known difference, what the run raises without it.
     """
 
     check: str
@@ -269,31 +271,31 @@ class Difference:
 
     @property
     def differs(self) -> bool:
-        """Is it too far as it is, left, or only equal since causes cancel out?"""
+        """Is it too far as it is, left, or only equal since known differences cancel out?"""
         return self.apart or self.left or bool(self.because)
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What causes, texts by id, explain of the difference between a run and its original in one case."""
+    """What known differences, texts by id, explain of the difference between a run and its original in one case."""
 
     case: str
     run: str
-    causes: dict[str, str]
+    known_differences: dict[str, str]
     lines: tuple[Difference, ...]
 
-    def raised(self, cause: str | None = None) -> list[str]:
-        """What the run raises, and where: without this cause, or as it is."""
+    def raised(self, difference: str | None = None) -> list[str]:
+        """What the run raises, and where: without this known difference, or as it is."""
         lines = [line for line in self.lines if line.quantity == RAISED]
-        if cause is None:
+        if difference is None:
             return [line.detail for line in lines if line.apart]
-        return [line.raised[cause] for line in lines if cause in line.because]
+        return [line.raised[difference] for line in lines if difference in line.because]
 
-    def effects(self, cause: str) -> dict[str, float]:
-        """By quantity, the largest difference that leaving this cause out makes."""
+    def effects(self, difference: str) -> dict[str, float]:
+        """By quantity, the largest difference that leaving this known difference out makes."""
         found: dict[str, float] = {}
         for line in self.lines:
-            size = line.because.get(cause)
+            size = line.because.get(difference)
             if size is not None:
                 found[line.quantity] = max(size, found.get(line.quantity, 0.0))
         return found
@@ -377,7 +379,7 @@ class Report:
         """Further rows, in which what an earlier one compared to the bit, under the same name, counts no more."""
         known = {_computed(row) for row in self.rows}
         for row in rows:
-            again = row.bits and row.against is not Against.ITSELF and _computed(row) in known
+            again = row.bits and row.against is not Against.SELF_CONSISTENCY and _computed(row) in known
             self.rows.append(row.uncounted(Status.REPEATED) if again else row)
             known.add(_computed(row))
 

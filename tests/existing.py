@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from parity import KitReport, Pair, instead, run_pair
+from parity import KitReport, Pair, replace_functions, run_pair
 from parity.pair import find_pair
 from parity.study import Switch, switched
 from parity.trace import Trace
@@ -28,13 +28,13 @@ def later_anchors(real: Any, **named: Any) -> Any:
 
 FAULTS: dict[str, tuple[Switch, str, str, str]] = {
     "anchor mask": (
-        instead({f"{CORE}:create_anchor_block_mask_mod": later_anchors}),
+        replace_functions({f"{CORE}:create_anchor_block_mask_mod": later_anchors}),
         "forward",
         "layers.0",
         "its input `attention_mask` already differs, at (0, 0, 0, 12): expected False, found True",
     ),
     "positions": (
-        instead({f"{CORE}:get_base_indices_for_anchored_blocks": lambda real, *x: real(*x) + next(SHIFT)}),
+        replace_functions({f"{CORE}:get_base_indices_for_anchored_blocks": lambda real, *x: real(*x) + next(SHIFT)}),
         "forward",
         "rotary_emb",
         "its input `position_ids` already differs, at (0, 37): expected 12, found 13, made outside of any module",
@@ -78,10 +78,10 @@ class Existing:
         return next(line for line in lines if (line.quantity, line.tensor) == (quantity, tensor))
 
     def faulty(self, fault: Switch, case: int = 0, without: str = "") -> KitReport:
-        """One case with every cause switched but one, and a fault in the port."""
+        """One case with every known difference switched but one, and a fault in the port."""
         pair = self.pair
-        port = switched(pair.port, [cause for cause in pair.causes if cause.id != without])
-        return run_pair(replace(pair, port=fault(port), causes=(), cases=[pair.find_cases(None)[case]]))
+        port = switched(pair.port, [difference for difference in pair.known_differences if difference.id != without])
+        return run_pair(replace(pair, port=fault(port), known_differences=(), cases=[pair.find_cases(None)[case]]))
 
     def assert_blamed(self, fault: Switch, check: str, module: str, words: str) -> None:
         """A planted fault is named by its check, at its place, and nothing else fails."""

@@ -14,7 +14,7 @@ import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from parity import Cause, as_built
+from parity import KnownDifference, keep_from_build
 
 CORE = "speculators.models.dflash.core"
 T, B, N, STEPS, WARMUP, RATE = 37, 4, 6, 8, 2, 6e-4
@@ -38,14 +38,18 @@ def rate(step: int) -> float:
 
 FROZEN = [f"{name}.weight.requires_grad" for name in ("embed_tokens", "lm_head", "verifier_lm_head", "verifier_norm")]
 ATTENTION = "config.transformer_layer_config._attn_implementation", "_create_mask_fn"
-CAUSES = [
-    Cause("schedule", "from lr / 2, once past the peak", lambda x: replace(x, schedule=lambda y: LambdaLR(y, rate))),
-    Cause("decay", "no weight decay", lambda x: replace(x, optimizer=lambda y: AdamW(y, RATE, weight_decay=0.0))),
-    Cause("frozen", "what is frozen stays so when opened again", as_built(*FROZEN)),
-    Cause("attention", "opens with the attention that it was trained with", as_built(*ATTENTION)),
+KNOWN = [
+    KnownDifference(
+        "schedule", "from lr / 2, once past the peak", lambda x: replace(x, schedule=lambda y: LambdaLR(y, rate))
+    ),
+    KnownDifference(
+        "decay", "no weight decay", lambda x: replace(x, optimizer=lambda y: AdamW(y, RATE, weight_decay=0.0))
+    ),
+    KnownDifference("frozen", "what is frozen stays so when opened again", keep_from_build(*FROZEN)),
+    KnownDifference("attention", "opens with the attention that it was trained with", keep_from_build(*ATTENTION)),
 ]
 BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "hidden_states", "target": "verifier_last_hidden_states"}
 UNSEEN = {
-    "inside the port's schedule, under cause schedule": "the original's rates run in its place",
-    "inside the port's optimizer, under cause decay": "an AdamW without decay runs in its place",
+    "inside the port's schedule, under known difference schedule": "the original's rates run in its place",
+    "inside the port's optimizer, under known difference decay": "an AdamW without decay runs in its place",
 }

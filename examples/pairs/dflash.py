@@ -32,18 +32,18 @@ from transformers import Qwen3Config, get_linear_schedule_with_warmup
 
 from parity import (
     Case,
-    Cause,
     Clip,
-    Copied,
     Draw,
     FolderSide,
     Kind,
+    KnownDifference,
     NameMap,
     Pair,
+    Replicated,
     Side,
     Tolerance,
     View,
-    instead,
+    replace_functions,
     tap,
 )
 
@@ -116,7 +116,7 @@ def backbone(change: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]
         hidden, logits, targets, mask, places = real(model, x, ids, *rest, **named)
         return hidden, logits, *change(targets, mask, ids, places), places
 
-    return instead({BACKBONE: run})
+    return replace_functions({BACKBONE: run})
 
 
 def divided(decay: Any, divisor: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +126,7 @@ def divided(decay: Any, divisor: Callable[..., Any]) -> Callable[..., Any]:
         loss, (_, _, mask, slots) = real(*given, decay_fn=decay_fn, **named), given
         return loss * (mask.sum() + 1e-5) / divisor(mask, slots) if decay_fn.func is decay else loss
 
-    return instead({f"{LOSSES}:loss_function": run})
+    return replace_functions({f"{LOSSES}:loss_function": run})
 
 
 def both(mask: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def overhang(side: Side) -> Side:
     def slots(real: Any, *given: Any) -> Tensor:
         return real(*given).clamp(max=next(last))
 
-    return backbone(inside)(instead({f"{CORE}:get_base_indices_for_anchored_blocks": slots})(side))
+    return backbone(inside)(replace_functions({f"{CORE}:get_base_indices_for_anchored_blocks": slots})(side))
 
 
 def label(targets: Tensor, mask: Tensor, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,25 +158,27 @@ def label(targets: Tensor, mask: Tensor, ids: Tensor, places: Tensor) -> tuple[T
 MEAN = divided(dflash_loss_decay, lambda mask, slots: (mask * dflash_loss_decay(slots, GAMMA)).sum())
 SUM = divided(dpace_loss_decay, lambda *_: 1)
 CANDIDATES = {f"{CORE}:select_anchors": lambda real, mask, *x: real(F.pad(both(mask), (0, B)), *x)}
-CAUSES = [
-    Cause("labels", "cross-entropy with the data's token, not the verifier's likeliest", backbone(label)),
-    Cause("decayed-mean", "divided by the sum of decayed weights, not by the count of rows", MEAN),
-    Cause("dpace-sum", "D-PACE is a sum per sequence, not a mean over rows", SUM),
-    Cause("candidates", "an anchor's next token counts, not its block", instead(CANDIDATES)),
-    Cause("width", "as many blocks as candidates if fewer", instead({BACKBONE: width}), raises="expanded size"),
-    Cause("overhang", "a block may pass the end of the sequence", overhang, raises="IndexError"),
-    Cause("clip", "gradients clipped to 0.5, not 1", lambda x: replace(x, step=Clip("norm", 0.5))),
-    *blocks.CAUSES,
+KNOWN = [
+    KnownDifference("labels", "cross-entropy with the data's token, not the verifier's likeliest", backbone(label)),
+    KnownDifference("decayed-mean", "divided by the sum of decayed weights, not by the count of rows", MEAN),
+    KnownDifference("dpace-sum", "D-PACE is a sum per sequence, not a mean over rows", SUM),
+    KnownDifference("candidates", "an anchor's next token counts, not its block", replace_functions(CANDIDATES)),
+    KnownDifference(
+        "width", "as many blocks as candidates if fewer", replace_functions({BACKBONE: width}), raises="expanded size"
+    ),
+    KnownDifference("overhang", "a block may pass the end of the sequence", overhang, raises="IndexError"),
+    KnownDifference("clip", "gradients clipped to 0.5, not 1", lambda x: replace(x, step=Clip("norm", 0.5))),
+    *blocks.KNOWN,
 ]
 NAMES = NameMap(
     {"(whole)": None, "draft_model": None}
     | {f"draft_model.{name}": name for name in ("layers", "norm", "fc", "hidden_norm", "rotary_emb")},
     only_port=["verifier_norm", "verifier_lm_head"],
-    copied=[Copied("lm_head", ("lm_head", "verifier_lm_head"))],
+    replicated=[Replicated("lm_head", ("lm_head", "verifier_lm_head"))],
 )
 UNSEEN = blocks.UNSEEN | {
-    "inside the port's step, under cause clip": "a step that clips to 0.5 runs in its place",
-    "target shifted by one": "under cause labels nothing reads the verifier's states",
+    "inside the port's step, under known difference clip": "a step that clips to 0.5 runs in its place",
+    "target shifted by one": "under known difference labels nothing reads the verifier's states",
 }
 DFLASH = Pair(
     "dflash",
@@ -189,7 +191,7 @@ DFLASH = Pair(
     NAMES,
     draws=[Draw("anchors", f"{FAMILY}:OnlineDFlashModel._sample_anchor_positions", f"{CORE}:select_anchors")],
     views=[View("mb0.tap*.*", *[lambda value, _: value.flatten()] * 2)],
-    causes=CAUSES,
+    known_differences=KNOWN,
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, "SpecForge multiplies its cosine up")},
     asked=["initialisation"],

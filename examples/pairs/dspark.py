@@ -31,19 +31,19 @@ from transformers import Qwen3Config, get_linear_schedule_with_warmup
 
 from parity import (
     Case,
-    Cause,
     Clip,
-    Copied,
     Draw,
     FolderSide,
     Kind,
+    KnownDifference,
     NameMap,
     Pair,
+    Replicated,
     Side,
     Tolerance,
     View,
-    changed,
-    instead,
+    edit_module,
+    replace_functions,
     tap,
 )
 
@@ -60,7 +60,7 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits[0], labels[0], reduction="none")[None]
 
 
-# the l1 term looks its function up when it is called, so that a cause can stand in for it and for it alone
+# the l1 term looks its function up when it is called, so that a known difference can stand in for it and for it alone
 OBJECTIVE = {"loss_config": {"ce": (ce, 0.1), "l1": (lambda *x: eager.tv_loss(*x), 0.9)}, "tv_loss_fn": eager.tv_loss}
 
 
@@ -99,7 +99,7 @@ def original(_: Path) -> Side:
         "torch.distributed:get_world_size": lambda _: 1,
     }
     optimizer = partial(BF16Optimizer, lr=RATE, total_steps=STEPS, warmup_ratio=WARMUP / STEPS)
-    return instead(here)(Side(build, loss, optimizer, step=Clip("norm", 1.0), name="DeepSpec"))
+    return replace_functions(here)(Side(build, loss, optimizer, step=Clip("norm", 1.0), name="DeepSpec"))
 
 
 def build() -> Any:
@@ -130,7 +130,7 @@ def backbone(change: Callable[..., Tensor]) -> Any:
         following = (F.pad(one, (0, B))[:, places + 1] for one in (ids, mask))
         return *states, targets, change(own, targets, *following), places
 
-    return instead({f"{CORE}:DFlashDraftModel._backbone_forward": run})
+    return replace_functions({f"{CORE}:DFlashDraftModel._backbone_forward": run})
 
 
 def label(own: Tensor, targets: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -157,26 +157,28 @@ PREFIX = backbone(lambda own, *_: own.view(N, B).cumprod(-1).view(1, -1))
 NEXT_MASK = backbone(lambda own, _, __, mask: mask * own[:, ::B].repeat_interleave(B, 1))
 TWICE = {"speculators.losses.eager:tv_loss": lambda real, *given: 2 * real(*given)}
 CANDIDATES = {f"{CORE}:select_anchors": lambda real, mask, *x: real(F.pad(mask[:, :-1] * mask[:, 1:], (0, B)), *x)}
-CAUSES = [
-    Cause("labels", "cross-entropy with the data's token, not the verifier's likeliest", backbone(label)),
-    Cause("l1-not-tv", "sum |p - q|, twice the total variation", instead(TWICE)),
-    Cause("decayed-mean", "divided by the sum of decayed weights, not by the count of rows", instead(MEANS)),
-    Cause("prefix", "a block counts up to its first token that is not in the loss", PREFIX),
-    Cause("next-mask", "slot k is in the loss if token p + k + 1 is, not p + k", NEXT_MASK),
-    Cause("candidates", "an anchor's next token counts, not its block", instead(CANDIDATES)),
-    Cause("heads", "Markov and confidence heads are drawn with 0.02 like all else", changed(build=heads)),
-    *blocks.CAUSES,
+KNOWN = [
+    KnownDifference("labels", "cross-entropy with the data's token, not the verifier's likeliest", backbone(label)),
+    KnownDifference("l1-not-tv", "sum |p - q|, twice the total variation", replace_functions(TWICE)),
+    KnownDifference(
+        "decayed-mean", "divided by the sum of decayed weights, not by the count of rows", replace_functions(MEANS)
+    ),
+    KnownDifference("prefix", "a block counts up to its first token that is not in the loss", PREFIX),
+    KnownDifference("next-mask", "slot k is in the loss if token p + k + 1 is, not p + k", NEXT_MASK),
+    KnownDifference("candidates", "an anchor's next token counts, not its block", replace_functions(CANDIDATES)),
+    KnownDifference("heads", "Markov and confidence heads are drawn with 0.02 like all else", edit_module(build=heads)),
+    *blocks.KNOWN,
 ]
 NAMES = NameMap(
     {"(whole)": None},
     only_port=["verifier_norm"],
-    copied=[Copied("lm_head", ("lm_head", "verifier_lm_head"))],
+    replicated=[Replicated("lm_head", ("lm_head", "verifier_lm_head"))],
     calls={"lm_head#0": "verifier_lm_head", "lm_head#1": "lm_head", "markov_head.markov_w1#1": None},
     arguments={"target_hidden_states": "target_hidden"},
 )
 UNSEEN = blocks.UNSEEN | {
-    "inside _masked_decayed_mean, under cause decayed-mean": "a cause's own mean runs in its place",
-    "inside loss_function, under cause decayed-mean": "a cause's own mean runs in its place",
+    "inside _masked_decayed_mean, under known difference decayed-mean": "another mean runs in its place",
+    "inside loss_function, under known difference decayed-mean": "another mean runs in its place",
 }
 DSPARK = Pair(
     "dspark",
@@ -186,7 +188,7 @@ DSPARK = Pair(
     NAMES,
     draws=[Draw("anchors", "deepspec.modeling.dspark.common:sample_anchor_positions", f"{CORE}:select_anchors")],
     views=[View(names, *[lambda value, _: value.flatten()] * 2) for names in ("mb0.tap*.*", "mb0.call.*_head*")],
-    causes=CAUSES,
+    known_differences=KNOWN,
     strict=True,
     tolerances={"lr": Tolerance(Kind.RELATIVE, 1e-14, "DeepSpec multiplies its cosine up")},
     asked=["initialisation"],

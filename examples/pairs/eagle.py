@@ -114,43 +114,43 @@ class RawResidual(reference.Eagle3Layer):
         return replace(super().enter(hidden), residual=hidden)
 
 
-def formulas(case: scripts.FirstBatch, causes: frozenset[str]) -> scripts.Tensors:
-    """The prototype's first batch with the given causes in."""
+def formulas(case: scripts.FirstBatch, known: frozenset[str]) -> scripts.Tensors:
+    """The prototype's first batch with the given known differences in."""
     setup, batch = case.setup(), batch_of(case)
     weights = setup.weights()
-    setup.config |= UNSCALED if "rope" in causes else {}
-    layer = RawResidual if "residual" in causes else reference.Eagle3Layer
+    setup.config |= UNSCALED if "rope" in known else {}
+    layer = RawResidual if "residual" in known else reference.Eagle3Layer
     with patch.object(reference, "Eagle3Layer", layer):
-        steps = setup.forward(weights, batch, own_position="chain-keys" not in causes).steps
+        steps = setup.forward(weights, batch, own_position="chain-keys" not in known).steps
     hidden, logits = [step.hidden for step in steps], [step.logits for step in steps]
-    mask = batch["raw_mask" if "last-row" in causes else "loss_mask"]
-    losses = step_losses(logits, batch["target_logits"], setup.t2d, mask, causes, "leading-rows" not in causes)
-    total = total_loss(losses, causes)
+    mask = batch["raw_mask" if "last-row" in known else "loss_mask"]
+    losses = step_losses(logits, batch["target_logits"], setup.t2d, mask, known, "leading-rows" not in known)
+    total = total_loss(losses, known)
     total.backward()
     found = scripts.of_steps(batch, hidden, logits, losses, total) | scripts.gradients(weights)
-    return found | {"mb0.features": features_of(case, "speculators" if "feature-layers" in causes else "prototype")}
+    return found | {"mb0.features": features_of(case, "speculators" if "feature-layers" in known else "prototype")}
 
 
 def step_losses(
-    logits: Sequence[Tensor], target_logits: Tensor, t2d: Tensor, mask: Tensor, causes: frozenset[str], leading: bool
+    logits: Sequence[Tensor], target_logits: Tensor, t2d: Tensor, mask: Tensor, known: frozenset[str], leading: bool
 ) -> list[Tensor]:
     """The loss of every step from logits [B, T, D] at the prototypes' positions; ``leading``: p < s are trained too."""
     target = torch.softmax(target_logits[..., t2d], dim=-1)
-    rows = mask.bool() & t2d[target_logits.argmax(-1)] if "vocabulary-rows" in causes else mask.bool()
-    entropy = 0.0 if "cross-entropy" in causes else torch.special.xlogy(target, target)
+    rows = mask.bool() & t2d[target_logits.argmax(-1)] if "vocabulary-rows" in known else mask.bool()
+    entropy = 0.0 if "cross-entropy" in known else torch.special.xlogy(target, target)
     losses = []
     for step, values in enumerate(logits):
         counted = rows.clone()
         counted[:, : 0 if leading else step] = False
         per_row = (entropy - target * log_softmax(values)).sum(-1)
-        size = float(mask.numel()) if "mean-over-positions" in causes else counted.sum() + 1e-5
+        size = float(mask.numel()) if "mean-over-positions" in known else counted.sum() + 1e-5
         losses.append((per_row * counted).sum() / size)
     return losses
 
 
-def total_loss(losses: Sequence[Tensor], causes: frozenset[str]) -> Tensor:
+def total_loss(losses: Sequence[Tensor], known: frozenset[str]) -> Tensor:
     """What gets a backward."""
-    weight = STEP_WEIGHT if "step-weights" in causes else 1.0
+    weight = STEP_WEIGHT if "step-weights" in known else 1.0
     return torch.stack([weight**step * loss for step, loss in enumerate(losses)]).sum()
 
 
@@ -165,9 +165,9 @@ def features_of(case: scripts.FirstBatch, rule: str) -> Tensor:
     return torch.cat([states[layer] for layer in layers], dim=-1)
 
 
-def speculators(case: scripts.FirstBatch, causes: frozenset[str]) -> scripts.Tensors:
-    """Speculators' own forward on the sample with the given causes in; without any, the loss is Speculators' own."""
-    draft, batch = draft_of(case, causes), batch_of(case)
+def speculators(case: scripts.FirstBatch, known: frozenset[str]) -> scripts.Tensors:
+    """Speculators' own forward on the sample with the given differences in; without any, the loss is its own."""
+    draft, batch = draft_of(case, known), batch_of(case)
     hidden: list[Tensor] = []
     logits: list[Tensor] = []
     draft.layers[-1].register_forward_hook(lambda _, __, out: hidden.append(out[0] if isinstance(out, tuple) else out))
@@ -183,30 +183,30 @@ def speculators(case: scripts.FirstBatch, causes: frozenset[str]) -> scripts.Ten
         loss_config=resolve_loss_config("kl_div", "eager"),
     )
     hidden, logits = ([value.roll(s, 1) for s, value in enumerate(values)] for values in (hidden, logits))
-    mask = batch["raw_mask"] if "mask" in causes else next_mask
-    losses = step_losses(logits, batch["target_logits"], draft.t2d, mask, causes, leading=False)
-    total = total_loss(losses, causes) if causes else own
+    mask = batch["raw_mask"] if "mask" in known else next_mask
+    losses = step_losses(logits, batch["target_logits"], draft.t2d, mask, known, leading=False)
+    total = total_loss(losses, known) if known else own
     total.backward()
     found = scripts.of_steps(batch, hidden, logits, losses, total) | scripts.gradients(dict(draft.named_parameters()))
     return found | {"mb0.features": features_of(case, "speculators")}
 
 
-def draft_of(case: scripts.FirstBatch, causes: frozenset[str]) -> Any:
+def draft_of(case: scripts.FirstBatch, known: frozenset[str]) -> Any:
     """Speculators' model on the case's initial weights. The files hold post-norm targets: its norm is an identity."""
     with tempfile.TemporaryDirectory() as folder, quietly():
         file = Path(folder) / "draft.json"
-        changed = UNSCALED if "rope" in causes else {}
+        changed = UNSCALED if "rope" in known else {}
         file.write_text(json.dumps({**json.loads(case.source.configpath.read_text()), **changed}))
         settings: Any = settings_for(case.source, Path(folder) / "checkpoints", configpath=str(file))
         ours = train.build(settings)
     load_initial(ours, case.source)
     config = copy.deepcopy(ours.config)
     config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
-    config.norm_before_residual = "residual" not in causes
+    config.norm_before_residual = "residual" not in known
     draft = Eagle3DraftModel(config)
     draft.load_state_dict(ours.state_dict(), strict=False)
     draft.verifier_norm = nn.Identity()
-    draft.lm_head.requires_grad_("head" in causes)
+    draft.lm_head.requires_grad_("head" in known)
     return draft
 
 

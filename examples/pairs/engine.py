@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from parity import Case, EngineSide, Joined, Pair, Side, View, engine
+from parity import Case, EngineSide, Fused, Pair, Side, View, engine
 from parity.fixtures.architectures import ARCHITECTURES, build_architecture
 
 PYTHON = shlex.split(os.environ.get("VLLM_PYTHON", ""))
@@ -67,7 +67,7 @@ def prompts(name: str, dtype: str) -> Tensor:
     return opened(name, dtype).generate(ids, max_new_tokens=ANSWER, min_new_tokens=ANSWER, do_sample=False)
 
 
-def gpt_oss(empty: nn.Module) -> tuple[dict[str, str | None], list[Joined]]:
+def gpt_oss(empty: nn.Module) -> tuple[dict[str, str | None], list[Fused]]:
     """vLLM's own names of its parts, and its experts' matrices, the other way round."""
     names: dict[str, str | None] = {"model.embed_tokens": "model.embedding"}
     experts = []
@@ -77,7 +77,7 @@ def gpt_oss(empty: nn.Module) -> tuple[dict[str, str | None], list[Joined]]:
         if name.endswith(".experts"):
             for mine, port in (("gate_up_proj", "w13"), ("down_proj", "w2")):
                 own = f"{name}.routed_experts.{port}"
-                experts.append(Joined(f"{own}_weight", (f"{name}.{mine}",), lambda held: held[0].transpose(1, 2)))
+                experts.append(Fused(f"{own}_weight", (f"{name}.{mine}",), lambda held: held[0].transpose(1, 2)))
                 names[f"{name}.{mine}_bias"] = f"{own}_bias"
     return names, experts
 

@@ -62,38 +62,38 @@ P_W, V_W, TOPK_W = 0.1, 1.0, 1.0
 """The script's weights of the loss' terms."""
 
 NORMS = {"embed_layernorm": "embed-norm", "hidden_layernorm": "hidden-norm", "lm_head_layernorm": "head-norm"}
-"""Norms of the prototype that HASS has not, each with its cause."""
+"""Norms of the prototype that HASS has not, each with its known difference."""
 
 CASES = (scripts.first_batch("hass_fp32_k3"),)
 
 
 class HassLayer(reference.HassLayer):
-    """The prototype's layer with causes in."""
+    """The prototype's layer with known differences in."""
 
-    causes: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        return x if NORMS.get(name) in self.causes else super().norm(x, name)
+        return x if NORMS.get(name) in self.known_differences else super().norm(x, name)
 
     def attend(self, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        if "unmasked-softmax" not in self.causes:
+        if "unmasked-softmax" not in self.known_differences:
             return super().attend(query, keys, values)
         before = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
         weights = torch.softmax(ttt_scores(query, keys, self.own_position) * before, dim=-1) * before
         return ttt_values(weights, values, self.own_position)
 
 
-def formulas(case: scripts.FirstBatch, causes: frozenset[str]) -> scripts.Tensors:
-    """The prototype's first batch with the given causes in."""
+def formulas(case: scripts.FirstBatch, known: frozenset[str]) -> scripts.Tensors:
+    """The prototype's first batch with the given known differences in."""
     setup, batch = case.setup(), make_batch([load_sample(file, None) for file in case.files])
     weights = setup.weights()
-    if "fc-bias" in causes:
+    if "fc-bias" in known:
         weights["fc.bias"] = torch.zeros(len(weights["fc.weight"]), requires_grad=True)
-    setup.config |= {"rope_scaling": None} if "rope" in causes else {}
-    with patch.object(reference, "HassLayer", type("Changed", (HassLayer,), {"causes": causes})):
-        unrolled = setup.forward(weights, batch, own_position="chain-keys" not in causes)
+    setup.config |= {"rope_scaling": None} if "rope" in known else {}
+    with patch.object(reference, "HassLayer", type("Changed", (HassLayer,), {"known_differences": known})):
+        unrolled = setup.forward(weights, batch, own_position="chain-keys" not in known)
     hidden, logits = [step.hidden for step in unrolled.steps], [step.logits for step in unrolled.steps]
-    losses = [step_loss(*step, unrolled.target_p, batch, case.source.topk, causes) for step in zip(hidden, logits)]
+    losses = [step_loss(*step, unrolled.target_p, batch, case.source.topk, known) for step in zip(hidden, logits)]
     for loss in losses:
         loss.backward()
     found = scripts.of_steps(batch, hidden, logits, losses, torch.stack(losses).mean())
@@ -101,16 +101,16 @@ def formulas(case: scripts.FirstBatch, causes: frozenset[str]) -> scripts.Tensor
 
 
 def step_loss(
-    hidden: Tensor, logits: Tensor, target_p: Tensor, batch: Mapping[str, Tensor], topk: int, causes: frozenset[str]
+    hidden: Tensor, logits: Tensor, target_p: Tensor, batch: Mapping[str, Tensor], topk: int, known: frozenset[str]
 ) -> Tensor:
     """The loss of one step, a sum of the terms that are in."""
     mask, terms = batch["loss_mask"], -target_p * log_softmax(logits)
-    entropy = 0.0 if "cross-entropy" in causes else torch.special.xlogy(target_p, target_p)
-    loss = (P_W if "p_w" in causes else 1.0) * masked_mean((entropy + terms).sum(-1), mask)
-    if "smooth-l1" in causes:
+    entropy = 0.0 if "cross-entropy" in known else torch.special.xlogy(target_p, target_p)
+    loss = (P_W if "p_w" in known else 1.0) * masked_mean((entropy + terms).sum(-1), mask)
+    if "smooth-l1" in known:
         distance = torch.nn.functional.smooth_l1_loss(hidden, batch["target"], reduction="none").mean(-1)
         loss = loss + V_W * masked_mean(distance, mask)
-    if "topk" in causes:
+    if "topk" in known:
         likeliest = terms.gather(-1, target_p.topk(topk, dim=-1).indices).sum(-1)
         loss = loss + TOPK_W * masked_mean(likeliest, mask)
     return loss

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity import Cause, CommandSide, FolderSide, Pair, Trace, View, write_trace
+from parity import CommandSide, FolderSide, KnownDifference, Pair, Trace, View, write_trace
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_sample
 from parity.fixtures import RECORDINGS
-from parity.prototypes.case import Case, read_case
+from parity.prototypes.case import RecordedCase, read_case
 from parity.prototypes.reference.loop import Setup, prepare
 from parity.side import Run
 from parity.study import flag
@@ -77,7 +77,7 @@ class Script:
 class FirstBatch:
     """The first batch of a recorded case of a prototype; ``every_row``: all its positions are in the loss."""
 
-    source: Case
+    source: RecordedCase
     every_row: bool = False
 
     @property
@@ -111,17 +111,17 @@ def padded(samples: Sequence[Tensors], name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Formulas:
-    """A side that computes a case's tensors, by a trace's names, with the things named in ``causes`` done otherwise."""
+    """A side that computes a case's tensors, by a trace's names, with ``known_differences`` done otherwise."""
 
     compute: Callable[[FirstBatch, frozenset[str]], Tensors]
     name: str = "formulas"
-    causes: frozenset[str] = frozenset()
+    known_differences: frozenset[str] = frozenset()
 
     @contextmanager
     def trace(self, case: FirstBatch) -> Iterator[Run]:
         """Runs now."""
         with deterministic():
-            yield Run(Trace(self.name, case.name, "float32", self.compute(case, self.causes)))
+            yield Run(Trace(self.name, case.name, "float32", self.compute(case, self.known_differences)))
 
 
 def of_steps(
@@ -159,7 +159,7 @@ def pair(
     views: Sequence[View],
     names: Mapping[str, str | None] | None = None,
 ) -> Pair:
-    """A script against formulas; ``texts`` are the causes by id, ``file`` is the pair's, which runs the script."""
+    """A script against formulas; ``texts`` are known differences by id, ``file`` is the pair's, which runs it."""
     return Pair(
         name=name,
         original=FolderSide(Path(file).parent / "recorded" / script.name.lower(), script.name),
@@ -167,7 +167,7 @@ def pair(
         cases=cases,
         names=names,
         views=views,
-        causes=[Cause(one, text, flag(one)) for one, text in texts.items()],
+        known_differences=[KnownDifference(one, text, flag(one)) for one, text in texts.items()],
         strict=True,
         not_applicable={"curve": "one step is taken", "configuration": "docs/originals.md lists the script's settings"},
         live=lambda root: script.side(file, root),

@@ -80,7 +80,7 @@ class Meta(BaseModel):
 
 
 @dataclass(frozen=True)
-class Case:
+class RecordedCase:
     """One training run of a prototype: its inputs, hyperparameters and the folder of what it computed."""
 
     name: str
@@ -117,7 +117,7 @@ class Case:
         return self.directory / "noise_uniforms.safetensors" if self.noise else None
 
 
-def find_cases(root: Path, algorithm: str | None = None) -> list[Case]:
+def find_cases(root: Path, algorithm: str | None = None) -> list[RecordedCase]:
     """All cases below ``root``, or ``root`` itself, in name order; of one algorithm.
 
     Raises:
@@ -132,7 +132,7 @@ def find_cases(root: Path, algorithm: str | None = None) -> list[Case]:
     return [case for case in cases if algorithm in (None, case.algorithm)]
 
 
-def read_case(directory: Path) -> Case:
+def read_case(directory: Path) -> RecordedCase:
     """The case recorded in ``directory``.
 
     Raises:
@@ -142,7 +142,7 @@ def read_case(directory: Path) -> Case:
     meta: Meta = validated(file, Meta, read_object(file, "a recording's meta.json"))
     fixture, flags = _beside(file, "fixture"), _flags(file, meta.argv)
     _check_order(file, meta, flags)
-    return Case(
+    return RecordedCase(
         name=meta.case,
         algorithm=meta.which,
         dtype=meta.dtype,
@@ -175,7 +175,7 @@ def _flags(file: Path, argv: list[str]) -> Flags:
         raise InputError(file, f"argv --{first['loc'][0]}", value[:80], first["msg"]) from error
 
 
-def command_line(case: Case) -> dict[str, str]:
+def command_line(case: RecordedCase) -> dict[str, str]:
     """The prototype's flags of a case, each with its value, ``cpdir`` aside."""
     said = {field.alias or name: str(getattr(case, name)) for name, field in Flags.model_fields.items()}
     return {"basepath": str(case.verifier), **said}

@@ -23,7 +23,7 @@ from parity.environment import deterministic, quietly
 from parity.evidence import Evidence
 from parity.files import read_lines, read_object, read_tensors
 from parity.names import NameMap
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.port import ALGORITHMS, start_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, samples_per_pass
 from parity.setup import setting_rows
@@ -192,13 +192,13 @@ def check_resume(evidence: Evidence) -> list[Row]:
     return rows
 
 
-def steps_of(case: Case) -> tuple[int, int]:
+def steps_of(case: RecordedCase) -> tuple[int, int]:
     """Optimizer steps of a pass and of the run; the last window of a pass may be a short one."""
     each = math.ceil(samples_per_pass(case) / case.bs / case.accumulation)
     return each, each * (case.epoch + 1)
 
 
-def _run(case: Case, cpdir: Path, disturbance: int, **changes: Any) -> dict[str, dict[str, Any]]:
+def _run(case: RecordedCase, cpdir: Path, disturbance: int, **changes: Any) -> dict[str, dict[str, Any]]:
     """Where the port ends, with draws of its own, after one pass and a little more: weights, Adam's state, the rest.
 
     ``disturbance`` moves the seed of the process: what a resumed run draws must not depend on it.

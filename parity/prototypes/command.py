@@ -20,7 +20,7 @@ from ports.training.runs import finish
 from ports.training.saving import save_draft
 
 
-class Curve(Observer):
+class CurveObserver(Observer):
     """One point for every micro-batch, without the steps' losses, which no side has; the draft's state at the end."""
 
     def __init__(self, trace: Trace) -> None:
@@ -43,7 +43,7 @@ def trace_command(begin: Callable[[Observer], Loop], seed: int = 0) -> Trace:
     with deterministic(seed):
         reset_accelerate()
         set_seed(seed)
-        loop = begin(Curve(trace))
+        loop = begin(CurveObserver(trace))
         with quietly():
             finish(loop)
         trace.environment = describe(seed)

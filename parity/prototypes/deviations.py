@@ -1,4 +1,4 @@
-"""The ledger: where the prototypes depart from what their papers, Speculators or a reader would expect.
+"""Deviations: where the prototypes depart from what their papers, Speculators or a reader would expect.
 
 It is the page ``docs/deviations.md``; ``deviations.md`` beside this file is a link to it.
 """
@@ -16,4 +16,4 @@ ENTRY = re.compile(
     r"The port: (?P<choice>.+)\.\n\nShown by `(?P<test>.+)`\.$",
     re.MULTILINE,
 )
-LEDGER = tuple(Deviation(**entry.groupdict()) for entry in ENTRY.finditer(PAGE.read_text(encoding="utf-8")))
+DEVIATIONS = tuple(Deviation(**entry.groupdict()) for entry in ENTRY.finditer(PAGE.read_text(encoding="utf-8")))

@@ -23,7 +23,7 @@ import ports.training.objective
 import ports.training.resume
 from parity.faults import saved
 from parity.plants import Fault, Ground, Plant, giving, patched, several, taking
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from ports.hass.model import HassDraftModel
 from ports.training.attention import ttt_cache
 from ports.training.objective import Step, next_hidden
@@ -198,7 +198,7 @@ OF_HASS = (
 )
 
 
-def in_half(reason: str) -> Callable[[Case], str | None]:
+def in_half(reason: str) -> Callable[[RecordedCase], str | None]:
     """Why a fault may go unseen in half precision."""
     return lambda case: None if case.dtype == "fp32" else reason
 

@@ -16,8 +16,8 @@ from parity.calls import WHOLE, Call, call_of, gradients_of, keep_calls, watch
 from parity.environment import deterministic
 from parity.evidence import Evidence
 from parity.files import read_tensors
-from parity.locate import Finding, first_backward, first_forward, within
-from parity.prototypes.case import Case
+from parity.locate import Apart, Finding, first_backward, first_forward
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.loop import prepare
@@ -27,7 +27,7 @@ from parity.verdict import Row
 AGREE = 1e-4
 """Relative to the largest entry: far above rounding, far below what a fault does."""
 
-LOCALISED = ("forward", "loss", "paths", "gradients")
+LOCALISED = ("forward", "loss", "cross_step_grad", "gradients")
 
 Passages = tuple[list[Call], dict[str, Tensor]]
 """The modules' calls in the order in which they ended, one a TTT step, and the parameters' gradients."""
@@ -40,30 +40,30 @@ def hint(row: Row, evidence: Evidence) -> str:
     return str(localise(evidence.case) or "module by module both sides agree on the first batch")
 
 
-def localise(case: Case) -> Finding | None:
+def localise(case: RecordedCase) -> Finding | None:
     """Run both sides in float32 on the case's first batch and find where they part, forward before backward."""
     with deterministic():
         (expected, grads), (found, own) = reference_passages(case), port_passages(case, mixed_precision="no")
-    agree = within(AGREE)
+    agree = Apart(AGREE)
     forward = first_forward(expected, found, agree, every_module=True)
     return forward or first_backward(expected, found, (grads, own), agree)
 
 
-def trace_calls(case: Case, trace: Trace) -> None:
+def trace_calls(case: RecordedCase, trace: Trace) -> None:
     """Put the port's calls on the longest row of the first batch into its trace."""
     with deterministic():
         calls, _ = port_passages(case)
     keep_calls(trace, calls)
 
 
-def longest_row(case: Case) -> dict[str, Tensor]:
+def longest_row(case: RecordedCase) -> dict[str, Tensor]:
     """The row of the first batch without padding: at padded positions the two sides may hold what they like."""
     batch = next(batches_of(case))
     row = int(batch["attention_mask"].sum(1).argmax())
     return {name: value[row : row + 1] for name, value in batch.items()}
 
 
-def reference_passages(case: Case) -> Passages:
+def reference_passages(case: RecordedCase) -> Passages:
     """The reference's, but for HASS' norm of the embeddings, which the port makes once for all steps.
 
     Embeddings are the verifier's own, as the port's are: those of a run under DeepSpeed are rounded.
@@ -77,7 +77,7 @@ def reference_passages(case: Case) -> Passages:
     return [call for call in calls if call.module != "embed_layernorm"], gradients_of(weights)
 
 
-def port_passages(case: Case, **changes: Any) -> Passages:
+def port_passages(case: RecordedCase, **changes: Any) -> Passages:
     """The port's, watched; only the eager loss calls norm and head as modules.
 
     Inputs are shared as the reference shares them, so that their gradients are those of all who read them.

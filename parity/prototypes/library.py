@@ -43,7 +43,7 @@ def check_chain(evidence: Evidence) -> list[Row]:
     dataset = ALGORITHMS["eagle3"].train.build_dataset(settings, evidence.left.draft.config)
     batches = (collate([dataset.sample(index)]) for index in range(len(dataset)))
     batch = next(batch for batch in batches if batch["input_ids"].shape[1] > evidence.case.ttt_steps)
-    subject, rows = evidence.subject("chain", Against.LIBRARY), []
+    subject, rows = evidence.subject("chain", Against.SPECULATORS), []
     for layers, name in enumerate(("one layer", "two layers"), 1):
         theirs = _speculators_draft(evidence, layers)
         config = copy.deepcopy(theirs.config)
@@ -104,7 +104,7 @@ def initial(options: Any) -> Report:
     report, cases = Report(), find_cases(options.recordings or fixtures.RECORDINGS, "hass")
     if not cases:
         return report
-    subject, path = Subject("initial", "hass_initial", "port", Against.LIBRARY), str(cases[0].verifier.resolve())
+    subject, path = Subject("initial", "hass_initial", "port", Against.SPECULATORS), str(cases[0].verifier.resolve())
     with deterministic(), quietly():
         layer = AutoConfig.from_pretrained(path)
         made: Any = HassDraftModel.from_training_args(layer, verifier_name_or_path=path, ttt_steps=ASKED, lr=1.0)

@@ -20,9 +20,9 @@ from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
 from parity.plants import Ground
-from parity.prototypes.case import Case, find_cases, read_case
+from parity.prototypes.case import RecordedCase, find_cases, read_case
 from parity.prototypes.checkpoints import check_converted, check_resume, check_round_trip, steps_of
-from parity.prototypes.deviations import LEDGER
+from parity.prototypes.deviations import DEVIATIONS
 from parity.prototypes.faults import OF_BOTH, OF_EAGLE3, OF_HASS, UNSEEN
 from parity.prototypes.hints import hint, trace_calls
 from parity.prototypes.library import check_chain, initial
@@ -92,18 +92,18 @@ NOT_APPLICABLE = {
     **dict.fromkeys(("gradients", "curve", "hits", "converted"), wiped),
     "configuration": not_for_the_reference("the reference is told what the recording says"),
     "weights": not_for_the_reference("the reference starts from the recording's own file"),
-    "paths": not_for_the_reference("the reference is what others are held against"),
+    "cross_step_grad": not_for_the_reference("the reference is what others are held against"),
 }
 CHECKS = (
     *(replace(check, run=environment) for check in OF_ANY_PAIR if check.name == "environment"),
     Check("configuration", configuration),
     *(replace(check, run=optimizer_step) for check in OF_ANY_PAIR if check.name == "optimizer_step"),
-    Check("round_trip", check_round_trip, (), needs(PORT), Against.ITSELF),
-    Check("resume", check_resume, ("round_trip",), needs(PORT, SEVERAL), Against.ITSELF),
+    Check("round_trip", check_round_trip, (), needs(PORT), Against.SELF_CONSISTENCY),
+    Check("resume", check_resume, ("round_trip",), needs(PORT, SEVERAL), Against.SELF_CONSISTENCY),
 )
 EAGLE3_CHECKS = (
-    Check("chain", check_chain, ("loss", "paths", "gradients"), needs(PORT, IN_FP32), Against.LIBRARY),
-    Check("converted", check_converted, ("curve", "round_trip"), needs(FINAL, PORT, IN_FP32), Against.LIBRARY),
+    Check("chain", check_chain, ("loss", "cross_step_grad", "gradients"), needs(PORT, IN_FP32), Against.SPECULATORS),
+    Check("converted", check_converted, ("curve", "round_trip"), needs(FINAL, PORT, IN_FP32), Against.SPECULATORS),
 )
 
 
@@ -125,13 +125,13 @@ class Runs:
     """
 
     name: str
-    run: Callable[[Case, Path], Run]
-    leaves_out: Callable[[Case], str | None] = lambda case: None
+    run: Callable[[RecordedCase, Path], Run]
+    leaves_out: Callable[[RecordedCase], str | None] = lambda case: None
     checks: tuple[str, ...] | None = None
     told: Collection[str] = ()
 
     @contextmanager
-    def trace(self, case: Case) -> Iterator[Run]:
+    def trace(self, case: RecordedCase) -> Iterator[Run]:
         """Runs it."""
         with tempfile.TemporaryDirectory() as folder:
             yield self.run(case, Path(folder))
@@ -139,7 +139,7 @@ class Runs:
     def planted(self, ground: Ground) -> Runs:
         """With a fault in the draft that the port's loop trains and in the batches it draws."""
 
-        def run(case: Case, folder: Path) -> Run:
+        def run(case: RecordedCase, folder: Path) -> Run:
             with planted_in_port(ground):
                 ran = self.run(case, folder)
             return replace(ran, left=replace(ran.left, unobserved=None))  # without the fault it is another loss
@@ -147,18 +147,18 @@ class Runs:
         return replace(self, run=run)
 
 
-def in_fp32(reason: str) -> Callable[[Case], str | None]:
+def in_fp32(reason: str) -> Callable[[RecordedCase], str | None]:
     """Why a side runs in float32 alone."""
     return lambda case: None if case.dtype == "fp32" else f"half precision: {reason}"
 
 
-def without_deepspeed(case: Case) -> str | None:
+def without_deepspeed(case: RecordedCase) -> str | None:
     """Cases under DeepSpeed need it."""
     missing = case.dtype == "bf16ds" and find_spec("deepspeed") is None
     return "DeepSpeed is not installed: pip install -e '.[deepspeed]'" if missing else None
 
 
-def _port(case: Case, folder: Path, afresh: bool, steps: int | None = None) -> Run:
+def _port(case: RecordedCase, folder: Path, afresh: bool, steps: int | None = None) -> Run:
     """The port's own loop; its checkpoints are kept for the checks."""
     try:
         margin = margin_of(case)
@@ -178,7 +178,7 @@ def port(afresh: bool = False, steps: int | None = None) -> Runs:
 def live_original(root: Path) -> Runs:
     """The unmodified script, now, in a process of its own; the case is then as that run drew it."""
 
-    def run(case: Case, folder: Path) -> Run:
+    def run(case: RecordedCase, folder: Path) -> Run:
         fresh = read_case(record_original(case, root, folder, link_fixture=True))
         return Run(with_spread(load_recorded(fresh, run="original"), fresh), case=fresh)
 
@@ -188,7 +188,7 @@ def live_original(root: Path) -> Runs:
 def adapter(root: Path) -> Runs:
     """The unmodified script with its model import redirected to the port's adapter."""
 
-    def run(case: Case, folder: Path) -> Run:
+    def run(case: RecordedCase, folder: Path) -> Run:
         redirect = ALGORITHMS[case.algorithm].adapter
         recording = record_original(case, root, folder, redirect=redirect, link_fixture=True)
         return Run(load_recorded(read_case(recording), run="adapter"))
@@ -201,7 +201,7 @@ RECORDED = Runs("recorded", lambda case, folder: Run(with_spread(load_recorded(c
 """What a prototype computed once, from disk."""
 
 
-def _recorded_steps(case: Case, folder: Path, steps: int) -> Run:
+def _recorded_steps(case: RecordedCase, folder: Path, steps: int) -> Run:
     whole = with_spread(load_recorded(case), case).without(("final",))
     return Run(replace(whole, curve=whole.curve[:steps], prints=whole.prints[:1], left_out=()))
 
@@ -219,7 +219,7 @@ REFERENCE = Runs("reference", lambda case, folder: Run(trace_reference(case, mar
 """The formulas written again, in the case's own precision; also what others are held to where a recording is silent."""
 
 
-def record(case: Case, root: Path, output: Path) -> Path:
+def record(case: RecordedCase, root: Path, output: Path) -> Path:
     """The unmodified script's recording, with what one rounding does to it."""
     folder = record_original(case, root, output)
     write_spread(read_case(folder))
@@ -234,7 +234,7 @@ def prototype_pair(name: str) -> Pair:
         port=port(),
         cases=lambda recordings: find_cases(recordings or fixtures.RECORDINGS, name),
         views=VIEWS,
-        deviations=LEDGER,
+        deviations=DEVIATIONS,
         checks=(*CHECKS, *(EAGLE3_CHECKS if name == "eagle3" else ())),
         not_applicable=NOT_APPLICABLE,
         sides=(REFERENCE,),

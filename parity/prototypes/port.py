@@ -27,7 +27,7 @@ from parity.calls import gradients_of
 from parity.environment import describe, deterministic, quietly
 from parity.files import read_tensors
 from parity.plants import Ground
-from parity.prototypes.case import SETTINGS, TO_NATIVE, Case, command_line
+from parity.prototypes.case import SETTINGS, TO_NATIVE, RecordedCase, command_line
 from parity.prototypes.recorded import LOGGED, ReplaySampler, refuse_misfits, replayed, samples_per_pass, start_of
 from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
 from parity.step import StepAuditor
@@ -75,7 +75,7 @@ class PortRun:
     unobserved: Callable[[], float] | None
 
 
-def settings_for(case: Case, cpdir: Path, **changes: Any) -> TrainingSettings:
+def settings_for(case: RecordedCase, cpdir: Path, **changes: Any) -> TrainingSettings:
     """What the port's own parser makes of the case's command line, whatever the environment says.
 
     ``changes`` are settings beside it, as are those that no flag of the prototypes has.
@@ -106,7 +106,7 @@ def read_words(settings: type[TrainingSettings], *words: str) -> Mapping[str, An
 
 
 def run_port(
-    case: Case, cpdir: Path, seed: int = 0, live: bool = False, margin: float = 0.0, **changes: Any
+    case: RecordedCase, cpdir: Path, seed: int = 0, live: bool = False, margin: float = 0.0, **changes: Any
 ) -> PortRun:
     """Train the port on ``case`` and trace it.
 
@@ -129,7 +129,7 @@ def run_port(
     return PortRun(tracer.trace, loop.plan.objective.draft, cpdir, unobserved)
 
 
-def first_loss(case: Case, seed: int, live: bool, **changes: Any) -> float:
+def first_loss(case: RecordedCase, seed: int, live: bool, **changes: Any) -> float:
     """Of the first micro-batch of such a run, which is told when the step is made and not looked at before."""
     told = Told()
     with tempfile.TemporaryDirectory() as folder, deterministic(seed), quietly():
@@ -151,7 +151,12 @@ class Told(Observer):
 
 
 def start_port(
-    case: Case, cpdir: Path, live: bool = False, observer: Observer | None = None, seeded: bool = False, **changes: Any
+    case: RecordedCase,
+    cpdir: Path,
+    live: bool = False,
+    observer: Observer | None = None,
+    seeded: bool = False,
+    **changes: Any,
 ) -> Loop:
     """The port's training loop on ``case``, from the recorded weights, ready to go.
 
@@ -197,20 +202,20 @@ def planted_in_port(ground: Ground) -> Iterator[None]:
         yield
 
 
-def trace_port(case: Case, **changes: Any) -> Trace:
+def trace_port(case: RecordedCase, **changes: Any) -> Trace:
     """Like :func:`run_port`, with checkpoints in a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         return run_port(case, Path(folder), **changes).trace
 
 
-def load_initial(draft: SpeculatorModel, case: Case) -> None:
+def load_initial(draft: SpeculatorModel, case: RecordedCase) -> None:
     """Give the draft the weights the recorded run started from, as a user loads them; errors as below."""
     with tempfile.TemporaryDirectory() as folder:
         write_initial(draft, case, Path(folder))
         load_weights(draft, Path(folder))
 
 
-def write_initial(draft: SpeculatorModel, case: Case, folder: Path) -> None:
+def write_initial(draft: SpeculatorModel, case: RecordedCase, folder: Path) -> None:
     """A checkpoint of the weights the recorded run started from; what it took from the verifier is the draft's own.
 
     Raises:
@@ -234,7 +239,7 @@ def reset_accelerate() -> None:
 class Tracer(Observer):
     """Writes the first optimizer step's tensors and every micro-batch's scalars into a trace."""
 
-    def __init__(self, case: Case, seed: int, reseed: bool, margin: float) -> None:
+    def __init__(self, case: RecordedCase, seed: int, reseed: bool, margin: float) -> None:
         self.case, self.seed, self.reseed, self.margin = case, seed, reseed, margin
         self.trace = Trace("port", case.name, case.dtype)
         self.first_step = True

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 from parity.errors import InputError
 from parity.files import read_lines, read_tensors
-from parity.prototypes.case import SETTINGS, TO_NATIVE, Case
+from parity.prototypes.case import SETTINGS, TO_NATIVE, RecordedCase
 from parity.trace import Point, Trace
 
 PROTOTYPE_SEED = 0
@@ -39,7 +39,7 @@ MASTERS = "final.fp32_master_flat"
 RENAMED_QUANTITIES = {"predict": "hidden", "kldiv_loss": "loss"}
 
 
-def load_recorded(case: Case, run: str = "recorded") -> Trace:
+def load_recorded(case: RecordedCase, run: str = "recorded") -> Trace:
     """The prototype's trace of ``case``, under Speculators' names.
 
     Raises:
@@ -81,7 +81,7 @@ def rename(name: str, native: Callable[[str], str]) -> str:
     return f"{stem}{dot}{RENAMED_QUANTITIES.get(quantity, quantity)}"
 
 
-def configuration(case: Case) -> dict[str, Any]:
+def configuration(case: RecordedCase) -> dict[str, Any]:
     """What the prototype says it ran with."""
     config = case.meta.train_config
     return {
@@ -113,7 +113,7 @@ def deeds(trace: Trace) -> dict[str, Any]:
     }
 
 
-def start_of(case: Case, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def start_of(case: RecordedCase, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a run trains, as it starts, of what the case's initial file holds, by the prototype's names.
 
     DeepSpeed rounds the weights to bfloat16 before it makes its float32 masters.
@@ -132,7 +132,7 @@ def refuse_misfits(file: Path, stored: Mapping[str, Tensor], own: Mapping[str, T
             raise InputError(file, f"init.{name}", found, expected)
 
 
-def _aliased(case: Case, aliases: Mapping[str, str], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _aliased(case: RecordedCase, aliases: Mapping[str, str], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors left out of the files because they equal one that is stored elsewhere."""
     for name, source in aliases.items():
         if source not in known:
@@ -201,6 +201,6 @@ def replayed(file: Path) -> Callable[[Tensor], Tensor]:
     return draw
 
 
-def samples_per_pass(case: Case) -> int:
+def samples_per_pass(case: RecordedCase) -> int:
     """How many samples a pass visits: incomplete batches are dropped."""
     return len(case.meta.samples_files) // case.bs * case.bs

@@ -14,10 +14,10 @@ from parity.compare import Subject
 from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.original.child import record_original
 from parity.prototypes.port import start_port
-from parity.prototypes.reference.loop import Run, prepare
+from parity.prototypes.reference.loop import ReferenceRun, prepare
 from parity.prototypes.synthetic import write_case
 from parity.tolerances import HELD
 from parity.verdict import Against, Report
@@ -41,7 +41,7 @@ Timed = Mapping[str, core.Times]
 
 
 @contextlib.contextmanager
-def speed_case(algorithm: str = "eagle3") -> Iterator[Case]:
+def speed_case(algorithm: str = "eagle3") -> Iterator[RecordedCase]:
     """A case large enough that arithmetic, not bookkeeping, takes the time; no forward pass is needed to build it."""
     with tempfile.TemporaryDirectory() as folder:
         fixture = build_random_fixture(Path(folder) / "fixture", spec=SPEC, lengths=LENGTHS, draft_vocab_size=512)
@@ -57,14 +57,14 @@ def throughput(algorithm: str, options: Any) -> Report:
     return report
 
 
-def judged(case: Case, times: Timed) -> Report:
+def judged(case: RecordedCase, times: Timed) -> Report:
     """The port beside the reference."""
     report = Report()
     held(report, case, times, "reference", Against.REFERENCE)
     return report
 
 
-def held(report: Report, case: Case, times: Timed, prototype: str, against: Against) -> None:
+def held(report: Report, case: RecordedCase, times: Timed, prototype: str, against: Against) -> None:
     """The port beside whoever stands for the prototype: rows, and what is drawn."""
     sides = times[prototype], times["port"]
     report.rows += core.prototype_rows(Subject("throughput", case.name, "port", against), *sides, prototype, ALLOWED)
@@ -72,23 +72,23 @@ def held(report: Report, case: Case, times: Timed, prototype: str, against: Agai
     report.speeds.append(core.speed_of(case.name, *sides, (prototype, "port"), tokens))
 
 
-def measure(case: Case, steps: int = STEPS, rounds: int = ROUNDS) -> Timed:
+def measure(case: RecordedCase, steps: int = STEPS, rounds: int = ROUNDS) -> Timed:
     """The reference, which does what the prototype does, and the port; one thread, alternating.
 
     The reference keeps no trace, which the prototype does not compute; the port loads its data in its training loop.
     """
     with tempfile.TemporaryDirectory() as folder, deterministic(), quietly():
-        sides = {"reference": lambda: Run(prepare(case), observed=False).optimizer_steps()}
+        sides = {"reference": lambda: ReferenceRun(prepare(case), observed=False).optimizer_steps()}
         sides |= {"port": port_steps(case, Path(folder))}
         return core.alternate(sides, steps, rounds)
 
 
-def port_steps(case: Case, folder: Path) -> core.Steps:
+def port_steps(case: RecordedCase, folder: Path) -> core.Steps:
     """Every run of the port in a place of its own under ``folder``."""
     return lambda: start_port(case, Path(tempfile.mkdtemp(dir=folder))).optimizer_steps()
 
 
-def measure_live(case: Case, prototype: Path) -> Timed:
+def measure_live(case: RecordedCase, prototype: Path) -> Timed:
     """The live original against the port: whole runs in turn, their first steps dropped as warm-up."""
     runs: dict[str, list[core.Times]] = {"original": [], "port": []}
     for _ in range(LIVE_ROUNDS):

@@ -16,7 +16,7 @@ from parity.allowed import TIMES, spread_of
 from parity.compare import View, viewed
 from parity.errors import InputError
 from parity.files import read_object, write_whole
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.loop import trace_reference
 from parity.trace import Trace
 
@@ -36,21 +36,21 @@ VIEWS = tuple(View(each, rows=real_positions) for each in BY_POSITION)
 _MEASURED: dict[Path, dict[str, list[float]]] = {}
 
 
-def measure(case: Case, draws: int = DRAWS) -> dict[str, list[float]]:
+def measure(case: RecordedCase, draws: int = DRAWS) -> dict[str, list[float]]:
     """The spread of a case, by running the reference anew."""
     base, *moved = (trace_reference(case, draw=number) for number in range(draws + 1))
     alike = [viewed(base, trace, VIEWS) for trace in moved]
     return spread_of(alike[0][0], [trace for _, trace in alike])
 
 
-def write_spread(case: Case) -> Path:
+def write_spread(case: RecordedCase) -> Path:
     """Measure it and put it beside what the case's prototype computed."""
     lines = (f"{json.dumps(name)}: {json.dumps(sizes)}" for name, sizes in measure(case).items())
     write_whole(case.directory / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
     return case.directory / FILE
 
 
-def spread_for(case: Case) -> dict[str, list[float]]:
+def spread_for(case: RecordedCase) -> dict[str, list[float]]:
     """Of a case: as its recording has it, else measured, once.
 
     Raises:
@@ -72,11 +72,11 @@ def _read(file: Path) -> dict[str, list[float]]:
     return document
 
 
-def with_spread(trace: Trace, case: Case) -> Trace:
+def with_spread(trace: Trace, case: RecordedCase) -> Trace:
     """A recording's trace with what one rounding does to it."""
     return replace(trace, spread=spread_for(case))
 
 
-def margin_of(case: Case) -> float:
+def margin_of(case: RecordedCase) -> float:
     """How far rounding may move a logit by the end of a run, of their root mean square."""
     return TIMES * max(spread_for(case).get("last.logits", [0.0]))

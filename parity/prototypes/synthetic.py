@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from parity.fixtures.draws import uniform
-from parity.prototypes.case import Case, read_case
+from parity.prototypes.case import RecordedCase, read_case
 from parity.prototypes.port import ALGORITHMS
 from ports.training.records import natural_key
 from ports.training.settings import linear_schedule_steps
@@ -46,7 +46,7 @@ def write_case(
     shuffle: bool = False,
     seed: int = 0,
     initial: Path | None = None,
-) -> Case:
+) -> RecordedCase:
     """A case folder below ``root`` for a fixture folder.
 
     Args:
@@ -85,7 +85,7 @@ def write_case(
     return read_case(folder)
 
 
-def reseeded(case: Case, folder: Path, seed: int) -> Case:
+def reseeded(case: RecordedCase, folder: Path, seed: int) -> RecordedCase:
     """The case with an order and noise drawn from ``seed``; the noise lies in ``folder``."""
     files = [case.tmpdir / name for name in case.meta.samples_files]
     order = sample_order(len(files), case.bs, case.epoch + 1, seed)

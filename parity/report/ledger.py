@@ -1,4 +1,4 @@
-"""What causes explain: what a case comes to, and a table of every quantity that differs."""
+"""What known differences explain: what a case comes to, and a table of every quantity that differs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
         "raised": [f"{AS_IT_IS} {said}" for said in ledger.raised()],
         "shared": ["; ".join(shared)] * bool(shared),
         "draws": [f"{text}; the original's are replayed" for text in draws],
-        "causes": [*_causes(ledger)],
+        "known": [*_known_differences(ledger)],
         "setup": [", ".join(map(values, setup))] * bool(setup),
         "reopened": [", ".join(reopened)] * bool(reopened),
         "left": [f"{len(left)} unexplained", *left],
@@ -81,10 +81,10 @@ def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
     return [("" if n else word, text) for word, lines in texts.items() for n, text in enumerate(lines)]
 
 
-def _causes(ledger: Ledger) -> Iterator[str]:
+def _known_differences(ledger: Ledger) -> Iterator[str]:
     """What each comes to, and in one line those that explain nothing in this case."""
     idle = []
-    for name, text in ledger.causes.items():
+    for name, text in ledger.known_differences.items():
         effects, raised = ledger.effects(name), ledger.raised(name)
         kinds = [kind for kind, most in effects.items() if math.isfinite(most)] or [*effects]
         kind = "loss" if "loss" in kinds else next(iter(kinds), "")
@@ -106,9 +106,9 @@ def _shared(lines: Sequence[Difference], word: str) -> str:
 
 
 def print_ledgers(ledgers: list[Ledger], console: Console) -> None:
-    """What every case comes to; all quantities and all that a cause explains are in the page and in JSON."""
+    """What every case comes to; all quantities and all that a known difference explains are in the page and in JSON."""
     for ledger in ledgers:
-        console.print(Text(f"\nCauses · {ledger.case}: {told(ledger)}", style="bold"))
+        console.print(Text(f"\nKnown differences · {ledger.case}: {told(ledger)}", style="bold"))
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         for line in summed_up(ledger):
             table.add_row(*map(Text, line))

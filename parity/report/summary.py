@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 MISSING = "–"
 WORST_LAST = (Status.NOT_APPLICABLE, *UNCOUNTED, Status.PASSED, Status.BLOCKED, Status.FAILED)
 """Of a group, whose worst row decides."""
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:

@@ -3,7 +3,7 @@
 An exact mask finds answers with the chat template itself: it is rendered a second time with marks around every answer,
 and what lies between the marks is the answer. The marks must leave the rest of the text as it was; otherwise there is
 no mask. The prototypes' masks are computed as theirs, right or not; see ``hard-coded-offsets`` and
-``first-match-mask`` in the ledger. T is the number of tokens of a dialogue; a mask is T numbers, 0 or 1.
+``first-match-mask`` in docs/deviations.md. T is the number of tokens of a dialogue; a mask is T numbers, 0 or 1.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ class Alignment(str, Enum):
     At TTT step s the query of position p meets the keys of step i (1 <= i <= s). The prototypes read k_i[p]; a draft
     that is served reads k_i[p - (s - i)], as EAGLE-3, HASS and Speculators do. The loss follows: ``CHAIN`` also takes
     Speculators' shifted mask and drops the rows p < s. See ``own-position-kv``, ``unshifted-mask`` and
-    ``leading-rows`` in the deviation ledger.
+    ``leading-rows`` in docs/deviations.md.
     """
 
     PROTOTYPE = "prototype"

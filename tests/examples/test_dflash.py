@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parity import Options, instead, run_pair
+from parity import Options, replace_functions, run_pair
 from parity.errors import InputError
 from tests.existing import FAULTS, Existing, own_lines
 
@@ -22,7 +22,9 @@ def test_every_difference_is_explained_by_causes_that_are_real() -> None:
     report = DFLASH.result.report
     assert report.passed
     assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
-    assert {row.tensor for row in report.rows if row.check == "causes"} == {cause.id for cause in DFLASH.pair.causes}
+    assert {row.tensor for row in report.rows if row.check == "known_differences"} == {
+        difference.id for difference in DFLASH.pair.known_differences
+    }
     loss = DFLASH.line("spans", "loss", "mb0.loss")
     assert (loss.explained, loss.apart) == (0.0, True)
 
@@ -47,12 +49,12 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize(("quantity", "tensor", "numbers", "cause"), KNOWN.values(), ids=KNOWN)
-def test_a_known_difference_has_its_number(quantity: str, tensor: str, numbers: str, cause: str) -> None:
+@pytest.mark.parametrize(("quantity", "tensor", "numbers", "known difference"), KNOWN.values(), ids=KNOWN)
+def test_a_known_difference_has_its_number(quantity: str, tensor: str, numbers: str, difference: str) -> None:
     line = DFLASH.line("spans", quantity, tensor)
     assert numbers in line.detail
     assert not line.left
-    assert cause in line.because
+    assert difference in line.because
 
 
 def test_the_other_numbers() -> None:
@@ -68,17 +70,17 @@ CANNOT = {
 }
 
 
-@pytest.mark.parametrize(("cause", "words"), CANNOT.items(), ids=CANNOT)
-def test_what_the_port_cannot_run_is_said(cause: str, words: str) -> None:
+@pytest.mark.parametrize(("known difference", "words"), CANNOT.items(), ids=CANNOT)
+def test_what_the_port_cannot_run_is_said(difference: str, words: str) -> None:
     """Three blocks where it makes six, and one that passes the end, as the original drew them."""
-    assert DFLASH.ledger("end").effects(cause) == {"raised": math.inf}
-    found = DFLASH.faulty(lambda side: side, 1, without=cause)
+    assert DFLASH.ledger("end").effects(difference) == {"raised": math.inf}
+    found = DFLASH.faulty(lambda side: side, 1, without=difference)
     assert found.failed == ("run",)
     assert found.first is not None
     assert words in found.first.detail
 
 
-LOSS = instead({"speculators.losses.eager:ce_loss": lambda real, *x: 1.01 * real(*x)})
+LOSS = replace_functions({"speculators.losses.eager:ce_loss": lambda real, *x: 1.01 * real(*x)})
 PLANTED = {**FAULTS, "loss": (LOSS, "loss", "(loss)", "at (0,): expected 5.2492")}
 
 

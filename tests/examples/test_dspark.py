@@ -27,7 +27,9 @@ def test_every_difference_is_explained_by_causes_that_are_real() -> None:
     report = DSPARK.result.report
     assert report.passed
     assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
-    assert {row.tensor for row in report.rows if row.check == "causes"} == {cause.id for cause in DSPARK.pair.causes}
+    assert {row.tensor for row in report.rows if row.check == "known_differences"} == {
+        difference.id for difference in DSPARK.pair.known_differences
+    }
     loss = DSPARK.line("spans", "loss", "mb0.loss")
     assert (loss.explained, loss.apart) == (0.0, True)
 
@@ -62,12 +64,14 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize(("case", "quantity", "tensor", "numbers", "cause"), KNOWN.values(), ids=KNOWN)
-def test_a_known_difference_has_its_number(case: str, quantity: str, tensor: str, numbers: str, cause: str) -> None:
+@pytest.mark.parametrize(("case", "quantity", "tensor", "numbers", "known difference"), KNOWN.values(), ids=KNOWN)
+def test_a_known_difference_has_its_number(
+    case: str, quantity: str, tensor: str, numbers: str, difference: str
+) -> None:
     line = DSPARK.line(case, quantity, tensor)
     assert numbers in line.detail
     assert (line.apart, line.left) == (True, False)
-    assert cause in line.because
+    assert difference in line.because
 
 
 def test_the_other_numbers() -> None:

@@ -76,7 +76,9 @@ def test_every_difference_is_explained_by_causes_that_are_real(name: str) -> Non
     report = reports()[name]
     assert report.passed
     assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
-    assert {row.tensor for row in report.rows if row.check == "causes"} == {cause.id for cause in pair_of(name).causes}
+    assert {row.tensor for row in report.rows if row.check == "known_differences"} == {
+        difference.id for difference in pair_of(name).known_differences
+    }
     assert sum(row.compared for row in report.rows) >= 30
 
 
@@ -86,21 +88,21 @@ def test_the_page_has_the_numbers(section: str) -> None:
     lines: dict[str, list[Difference]] = {}
     for line in ledger_of(section).lines:
         lines.setdefault(group_of(line.tensor), []).append(line)
-    differences, causes = tables(section)
+    differences, known = tables(section)
     for group, apart, explained, bound, equal, because in differences:
         mine = lines[group]
         assert size(max(line.as_it_is or 0.0 for line in mine)) == apart, group
         assert max(line.explained or 0.0 for line in mine) <= float(bound)
         assert (float(explained) <= float(bound), equal) == (True, "yes")
-        order = list(ledger_of(section).causes)
+        order = list(ledger_of(section).known_differences)
         names = sorted({name for line in mine for name in line.because}, key=order.index)
         assert ", ".join(names) == because, group
-    told = {row[0]: row[2:] for row in causes}
-    for name, text in ledger_of(section).causes.items():
+    told = {row[0]: row[2:] for row in known}
+    for name, text in ledger_of(section).known_differences.items():
         found = ledger_of(section).effects(name)
         sizes = [size(found[kind]) if kind in found else "" for kind in KINDS]
         assert told.get(name, [""] * len(KINDS)) == sizes, name
-        assert name not in told or text == next(row[1] for row in causes if row[0] == name)
+        assert name not in told or text == next(row[1] for row in known if row[0] == name)
 
 
 def test_the_page_sums_up_what_its_tables_have() -> None:
@@ -108,11 +110,11 @@ def test_the_page_sums_up_what_its_tables_have() -> None:
     overview = cells([line for line in top if line.startswith("|")][2:])
     assert len(overview) == len(SECTIONS)
     for section, row in zip(SECTIONS, overview):
-        differences, causes = tables(section)
+        differences, known = tables(section)
         worst = {group: apart for group, apart, *_ in differences}
         assert float(row[4]) == pytest.approx(float(worst["loss, total"]), rel=0.05)
         assert float(row[6]) == max(float(explained) for _, _, explained, *_ in differences)
-        assert (row[2].strip("`"), int(row[7])) == (SECTIONS[section][1].removesuffix("_every_row"), len(causes))
+        assert (row[2].strip("`"), int(row[7])) == (SECTIONS[section][1].removesuffix("_every_row"), len(known))
 
 
 def test_the_page_has_the_settings_of_the_scripts_and_the_prototypes() -> None:
@@ -197,8 +199,8 @@ def test_a_fault_in_the_original_is_left_and_named(name: str, tensor: str) -> No
 
 def test_a_cause_that_is_missing_leaves_what_it_explains() -> None:
     pair = pair_of("hass.py:HASS")
-    causes = [cause for cause in pair.causes if cause.id != "smooth-l1"]
-    (ledger,) = run_pair(replace(pair, causes=causes)).report.ledgers
+    known = [difference for difference in pair.known_differences if difference.id != "smooth-l1"]
+    (ledger,) = run_pair(replace(pair, known_differences=known)).report.ledgers
     left = {line.tensor for line in ledger.lines if line.left}
     assert {"mb0.loss", "mb0.grad.fc.weight"} <= left
     assert not {"mb0.step2.hidden", "mb0.step2.logits"} & left

@@ -15,24 +15,24 @@ import parity.cli
 from parity import fixtures
 from parity.evidence import Evidence
 from parity.pair import find_pair
-from parity.prototypes.case import Case, find_cases, read_case
+from parity.prototypes.case import RecordedCase, find_cases, read_case
 from parity.run import CaseRun
 
 
 @pytest.fixture(scope="session")
-def cases() -> dict[str, Case]:
+def cases() -> dict[str, RecordedCase]:
     """The shipped cases by name."""
     return {case.name: case for case in find_cases(fixtures.RECORDINGS)}
 
 
 @pytest.fixture
-def case() -> Case:
+def case() -> RecordedCase:
     """Three TTT steps in float32, with final parameters."""
     return read_case(fixtures.RECORDINGS / "eagle3_fp32_k3")
 
 
 @pytest.fixture
-def copy(tmp_path: Path, case: Case) -> Case:
+def copy(tmp_path: Path, case: RecordedCase) -> RecordedCase:
     """A recording that a test may break."""
     shutil.copytree(case.directory, tmp_path / case.name)
     shutil.copy(case.initial, tmp_path)
@@ -40,20 +40,20 @@ def copy(tmp_path: Path, case: Case) -> Case:
     return read_case(tmp_path / case.name)
 
 
-def _evidence_of(case: Case, stack: ExitStack) -> Evidence:
+def _evidence_of(case: RecordedCase, stack: ExitStack) -> Evidence:
     pair = find_pair(case.algorithm)
     return CaseRun(pair, case, stack).evidence(pair.port)
 
 
 @pytest.fixture
-def whole_run(cases: dict[str, Case]) -> Iterator[Callable[[str], Evidence]]:
+def whole_run(cases: dict[str, RecordedCase]) -> Iterator[Callable[[str], Evidence]]:
     """The port's run on a case, as it is patched at that moment."""
     with ExitStack() as stack:
         yield lambda name: _evidence_of(cases[name], stack)
 
 
 @pytest.fixture(scope="session")
-def sound(cases: dict[str, Case]) -> Iterator[Callable[[str], Evidence]]:
+def sound(cases: dict[str, RecordedCase]) -> Iterator[Callable[[str], Evidence]]:
     """The same without any fault, run once a session."""
     with ExitStack() as stack:
         yield cache(lambda name: _evidence_of(cases[name], stack))

@@ -280,8 +280,8 @@ TRACED_FAULTS: dict[str, tuple[str, Callable[[Trace], object]]] = {
     "other targets": ("targets", tensor("mb0.target_p")),
     "another tap": ("forward", tensor("mb0.tap.labels#0")),
     "other logits of a later step": ("forward", tensor("mb0.step1.logits")),
-    "a path cut": ("paths", lambda trace: trace.tensors.update({"mb0.path.0.0": torch.zeros(2)})),
-    "no path": ("paths", lambda trace: trace.tensors.pop("mb0.path.0.0")),
+    "a path cut": ("cross_step_grad", lambda trace: trace.tensors.update({"mb0.path.0.0": torch.zeros(2)})),
+    "no path": ("cross_step_grad", lambda trace: trace.tensors.pop("mb0.path.0.0")),
     "another norm": ("gradients", tensor("mb0.grad_norm")),
     "a tensor missing": ("forward", lambda trace: trace.tensors.pop("mb0.step1.logits")),
     "a tensor too many": ("forward", lambda trace: trace.tensors.update({"mb0.step2.logits": torch.ones(2)})),
@@ -353,10 +353,14 @@ def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
     report.raise_if_failed()
     assert [*dict.fromkeys(row.check for row in report.rows)] == [*CHECKS, "throughput"]
     unused = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
-    assert set(unused) == {"batches", "draws", "samplers", "targets", "paths", "hits", "schedule"} | AUDITS
+    assert set(unused) == {"batches", "draws", "samplers", "targets", "cross_step_grad", "hits", "schedule"} | AUDITS
     assert all(unused.values())
     against = {row.check: row.against for row in report.rows}
-    assert {check for check, one in against.items() if one is Against.ITSELF} == {"environment", "round_trip", "resume"}
+    assert {check for check, one in against.items() if one is Against.SELF_CONSISTENCY} == {
+        "environment",
+        "round_trip",
+        "resume",
+    }
     assert report.first is None
     assert report.report.speeds[0].ratio > 1.2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parity.prototypes.case import Case, read_case
+from parity.prototypes.case import RecordedCase, read_case
 from parity.prototypes.recorded import load_recorded
 from tests.mutants import COUNT, try_all
 
@@ -14,7 +14,7 @@ NAMES = ["meta.json", "trajectory.jsonl", "first_step.safetensors", "final.safet
 
 
 @pytest.mark.parametrize("name", [*NAMES, "../initial_eagle3_fp32.safetensors"])
-def test_mutant_recordings(copy: Case, tmp_path: Path, name: str) -> None:
+def test_mutant_recordings(copy: RecordedCase, tmp_path: Path, name: str) -> None:
     whole = load_recorded(copy)
 
     def read() -> None:

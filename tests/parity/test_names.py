@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from parity import (
-    Joined,
+    Fused,
     NameMap,
     Side,
     Trace,
@@ -27,7 +27,7 @@ from parity import (
 )
 from parity.calls import WHOLE
 from parity.errors import InputError
-from parity.names import Copied, align
+from parity.names import Replicated, align
 from parity.verdict import Status
 from tests.parity.example import load
 
@@ -113,7 +113,7 @@ class Split(nn.Module):
         return self.out(self.q(x) * self.k(x))
 
 
-class Fused(nn.Module):
+class FusedNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.qk, self.project = nn.Linear(4, 12), nn.Parameter(torch.randn(6, 4))
@@ -139,18 +139,18 @@ class Second(Frozen):
 
 
 JOINED = [
-    Joined("qk.weight", ("q.weight", "k.weight")),
-    Joined("qk.bias", ("q.bias", "k.bias")),
+    Fused("qk.weight", ("q.weight", "k.weight")),
+    Fused("qk.bias", ("q.bias", "k.bias")),
     transposed("out.weight", "project"),
 ]
 PARTED = [
-    *(Joined(f"q.{name}", (f"qk.{name}",), lambda tensors: tensors[0][:6]) for name in ("weight", "bias")),
-    *(Joined(f"k.{name}", (f"qk.{name}",), lambda tensors: tensors[0][6:]) for name in ("weight", "bias")),
+    *(Fused(f"q.{name}", (f"qk.{name}",), lambda tensors: tensors[0][:6]) for name in ("weight", "bias")),
+    *(Fused(f"k.{name}", (f"qk.{name}",), lambda tensors: tensors[0][6:]) for name in ("weight", "bias")),
     transposed("project", "out.weight"),
 ]
 NEITHER: dict[str, str | None] = {"q": None, "k": None}
-CROSSED = [*JOINED, Joined("qk.weight", ("k.weight", "q.weight"))]
-TURNED = NameMap(joined=[transposed("out.weight", "turned")])
+CROSSED = [*JOINED, Fused("qk.weight", ("k.weight", "q.weight"))]
+TURNED = NameMap(fused=[transposed("out.weight", "turned")])
 
 
 class Tied(nn.Module):
@@ -185,7 +185,7 @@ class Cut(Apart):
 
 TWICE = NameMap(
     {"table": "first"},
-    copied=[Copied("table", ("first", "second"))],
+    replicated=[Replicated("table", ("first", "second"))],
     calls={"table#0": "first#0", "table#1": "second#0"},
 )
 BOTH_WAYS = NameMap({"first": "table", "second": None}, calls={"first#0": "table#0", "second#0": "table#1"})
@@ -200,11 +200,11 @@ def equal_halves(bias: float = 0.0) -> nn.Module:
 # original, port, map, the first check that fails, rows: tensors with words of their details
 PAIRS: dict[str, tuple[Any, Any, NameMap | dict[str, str | None], str, dict[str, str]]] = {
     "swapped": (Two, Two, {"a": "b", "b": "a"}, "forward", {}),
-    "joined": (Split, Fused, NameMap(NEITHER, JOINED, ["scale"]), "", {f"mb0.grad.{j.port}": "" for j in JOINED}),
-    "joined in another order": (Split, Fused, NameMap(NEITHER, CROSSED, ["scale"]), "forward", {}),
-    "parted": (Fused, Split, NameMap({"qk": None, "scale": None}, PARTED), "", {}),
-    "unexpected": (Split, Fused, NameMap(NEITHER, JOINED), "weights", {"init.scale": "unexpected"}),
-    "missing": (Split, Fused, NameMap({}, JOINED[1:], ["scale"]), "weights", {"init.q.weight": "missing"}),
+    "fused": (Split, FusedNet, NameMap(NEITHER, JOINED, ["scale"]), "", {f"mb0.grad.{j.port}": "" for j in JOINED}),
+    "fused in another order": (Split, FusedNet, NameMap(NEITHER, CROSSED, ["scale"]), "forward", {}),
+    "parted": (FusedNet, Split, NameMap({"qk": None, "scale": None}, PARTED), "", {}),
+    "unexpected": (Split, FusedNet, NameMap(NEITHER, JOINED), "weights", {"init.scale": "unexpected"}),
+    "missing": (Split, FusedNet, NameMap({}, JOINED[1:], ["scale"]), "weights", {"init.q.weight": "missing"}),
     "source has a name of its own": (Frozen, Second, TURNED, "", {"init.out.weight": "", "init.turned": ""}),
     "copied": (Tied, Apart, TWICE, "", {"first#0": "", "second#0": ""}),
     "copied, biased": (Tied, lambda: Apart(0.1), TWICE, "forward", {"first#0": "", "second#0": ""}),
@@ -317,7 +317,7 @@ def test_what_both_sides_call_alike_is_matched_with_itself_alone_and_what_is_tur
     mine = tree(c_fc=(4, 8), c_proj=(8, 4), square=4, same=4, odd=(4, 8))
     theirs = tree(c_fc=Turned(4, 8), c_proj=Turned(8, 4), square=Turned(4, 4), same=4, odd=(6, 8), other=(4, 8))
     found = suggest_names(mine, theirs)
-    assert {*found.names.joined} == {"c_fc.weight", "c_proj.weight", "square.weight"}
+    assert {*found.names.fused} == {"c_fc.weight", "c_proj.weight", "square.weight"}
     assert {*found.unmatched_original, *found.unmatched_port} == {"odd.weight", "other.weight"}
     weights = found.names.parameters({name: one.detach() for name, one in mine.named_parameters()})
     assert torch.equal(weights["square.weight"], mine.square.weight.T)  # type: ignore[union-attr,operator]

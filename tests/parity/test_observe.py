@@ -573,9 +573,9 @@ def recurrent(name: str, **words: bool) -> Side:
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_pair_says_that_its_draft_is_unrolled(cut: bool) -> None:
     report = compare_sides(recurrent("a"), recurrent("b", cut=cut), [torch.ones(2, 3)], steps=1)
-    paths = {row.tensor: row.passed for row in report.rows if row.check == "paths" and row.compared}
+    paths = {row.tensor: row.passed for row in report.rows if row.check == "cross_step_grad" and row.compared}
     assert paths == {"mb0.path.0.0": True, "mb0.path.1.0": not cut, "mb0.path.1.1": True}
-    assert report.failed[:1] == (("paths",) if cut else ())
+    assert report.failed[:1] == (("cross_step_grad",) if cut else ())
 
 
 def test_looking_at_paths_leaves_what_the_backward_sends() -> None:

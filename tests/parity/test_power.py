@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import parity.power
-from parity import Case, Cause, Clip, CommandSide, Pair, Side, instead
+from parity import Case, Clip, CommandSide, KnownDifference, Pair, Side, replace_functions
 from parity.plants import Fault, Ground, patched
 from parity.power import run_with_power
 from parity.verdict import Planted, Sight
@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 def distance(x: Tensor) -> Tensor:
-    """What a cause stands in for."""
+    """What a known difference stands in for."""
     return x.square().mean()
 
 
@@ -132,19 +132,27 @@ ASKS = {f"{__name__}:distance": lambda real, x: real(x)}
 def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(
     functions: dict[str, Callable[..., Any]], sight: Sight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It passes: the cause is judged by what it leaves, so the report says what is held by nothing."""
-    pair = replace(PAIR, batch_keys={}, causes=[Cause("mean", "squares, averaged", instead(functions))])
+    """It passes: the known difference is judged by what it leaves, so the report says what is held by nothing."""
+    pair = replace(
+        PAIR,
+        batch_keys={},
+        known_differences=[KnownDifference("mean", "squares, averaged", replace_functions(functions))],
+    )
     report = run_with_power(pair).report
-    assert [(one.fault, one.sight) for one in report.planted] == [("inside distance, under cause mean", sight)]
-    said = f"cause mean stands in for {__name__}:distance without calling it: no check holds what that computes"
+    assert [(one.fault, one.sight) for one in report.planted] == [
+        ("inside distance, under known difference mean", sight)
+    ]
+    said = (
+        f"known difference mean stands in for {__name__}:distance without calling it: no check holds what that computes"
+    )
     assert (said in report.notes) is (sight is Sight.UNSEEN)
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_fault_inside_of_what_a_cause_puts_aside_is_unseen() -> None:
-    own = Cause("schedule", "falls", lambda side: replace(side, schedule=lambda x: falling(x)))
-    (one,) = sights(replace(PAIR, batch_keys={}, causes=[own])).values()
-    assert (one.fault, one.sight) == ("inside the port's schedule, under cause schedule", Sight.UNSEEN)
+    own = KnownDifference("schedule", "falls", lambda side: replace(side, schedule=lambda x: falling(x)))
+    (one,) = sights(replace(PAIR, batch_keys={}, known_differences=[own])).values()
+    assert (one.fault, one.sight) == ("inside the port's schedule, under known difference schedule", Sight.UNSEEN)
 
 
 @pytest.mark.parametrize(

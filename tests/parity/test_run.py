@@ -32,7 +32,7 @@ import torch
 from pathlib import Path
 from torch import nn
 from dataclasses import replace
-from parity import Case, Cause, Clip, Draw, FolderSide, Pair, Side
+from parity import Case, KnownDifference, Clip, Draw, FolderSide, Pair, Side
 from parity.compare import Subject
 from parity.side import pattern_loss
 from parity.verdict import Report
@@ -104,9 +104,9 @@ LOUD = Pair("loud", PAPER, Side(lambda: Net(1.1), name="mine"), CASES)
 MUTE = replace(LOUD, hint=lambda row, evidence: 1 / 0)
 DEAD = Pair("dead", Side(Dead, name="paper"), Side(Dead, name="mine"), CASES[:1])
 BROKEN = Pair("broken", PAPER, Side(lambda: Net(fails=True), name="mine"), CASES)
-MENDS = [Cause("whole", "is written", lambda side: replace(side, build=Net))]
-HIDDEN = Pair("hidden", PAPER, BROKEN.port, CASES, causes=MENDS)
-MEANT = replace(HIDDEN, causes=[replace(MENDS[0], raises="RuntimeError: not written yet")])
+MENDS = [KnownDifference("whole", "is written", lambda side: replace(side, build=Net))]
+HIDDEN = Pair("hidden", PAPER, BROKEN.port, CASES, known_differences=MENDS)
+MEANT = replace(HIDDEN, known_differences=[replace(MENDS[0], raises="RuntimeError: not written yet")])
 RENAMED = Pair("renamed", PAPER, Side(lambda: Net(name="top"), name="mine"), CASES, {"up": "top"})
 HALF = Pair("half", PAPER, Side(lambda: Net().bfloat16(), half_loss, name="mine"), CASES)
 LIVE = Pair("live", FolderSide(Path(__file__).parent / "kept", "kept"), MINE, CASES, live=lambda root: PAPER)
@@ -179,7 +179,7 @@ def test_a_trace_equals_itself(traced: Path, command: Run, tmp_path: Path) -> No
 LOOSE = {"kind": "OF_MAX", "bound": 9.0, "reason": "coarse on purpose"}
 FILES = {
     "names.json": {"up": "top"},
-    "loose.json": dict.fromkeys(("out", "loss", "grad", "grad_norm", "after", "final", "curve"), LOOSE),
+    "loose.json": dict.fromkeys(("out", "loss", "grad", "grad_norm", "after_step1", "final", "curve"), LOOSE),
 }
 
 
@@ -277,7 +277,7 @@ def test_a_stranger_s_pair_is_run(
         assert {row["check"] for row in rows if row["case"] == "two" and row["passed"]} >= {"forward", "curve"}
     if name == "REASONS":
         (row,) = (row for row in rows if row["check"] == "resume")
-        assert (row["status"], row["detail"], row["against"]) == ("not applicable", "no state", "itself")
+        assert (row["status"], row["detail"], row["against"]) == ("not applicable", "no state", "self_consistency")
 
 
 SPOILED = {
@@ -302,7 +302,7 @@ def test_a_recorded_original_stands_for_it(toy: Path, command: Run, tmp_path: Pa
     assert command("record", f"{toy}:PAIR", "--output", tmp_path / "kept") == 0
     assert command("run", f"{toy}:LIVE", "--json", tmp_path / "rows.json") == 0
     against = {row["against"] for row in rows_of(tmp_path / "rows.json") if row["passed"]}
-    assert against == {"prototype", "reference", "itself"}
+    assert against == {"prototype", "reference", "self_consistency"}
     assert [command("run", f"{toy}:{name}", *kept) for name in ("LOUD", "PAIR", "LAZY")] == [1, 0, 0]
     (tmp_path / "kept" / "one" / "trace.json").unlink()
     assert [command("run", f"{toy}:{name}", *kept, "-k", "one") for name in ("PAIR", "LAZY")] == [2, 2]
@@ -333,7 +333,7 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeyp
     lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
     result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
     checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"initialisation", "throughput"}
-    unused = {"batches", "draws", "samplers", "targets", "paths", "hits", "schedule"}
+    unused = {"batches", "draws", "samplers", "targets", "cross_step_grad", "hits", "schedule"}
     result.assert_outcomes(passed=2 * len(checks - unused), skipped=2 * len(unused))
     result.stdout.fnmatch_lines(
         [

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity import Joined, NameMap
+from parity import Fused, NameMap
 from parity.compare import Subject
 from parity.setup import Setup, groups_of, initial_rows, optimizer_for, rate_of, setting_rows, setup_of
 from parity.verdict import Row
@@ -110,9 +110,9 @@ GROUPS: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"names": NameMap({"up": "top"}), "rename": True},
         "found weight_decay 0.1, expected weight_decay 0.0: top.bias",
     ),
-    "joined": (
+    "fused": (
         groups("bias", "down.weight"),
-        {"names": NameMap(joined=[Joined("down.weight", ("up.weight", "norm.weight"))])},
+        {"names": NameMap(fused=[Fused("down.weight", ("up.weight", "norm.weight"))])},
         "found weight_decay 0.0, expected weight_decay 0.1: down.weight",
     ),
     "in no group": (

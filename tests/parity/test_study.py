@@ -1,4 +1,4 @@
-"""The ledger of a pair's causes: what each explains, what is left, and a cause that explains nothing."""
+"""The ledger of a pair's known differences: what each explains, what is left, and one that explains nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity import Case, Cause, Draw, Options, Pair, Side, as_built, changed, instead, run_pair
+from parity import (
+    Case,
+    Draw,
+    KnownDifference,
+    Options,
+    Pair,
+    Side,
+    edit_module,
+    in_context,
+    keep_from_build,
+    replace_functions,
+    run_pair,
+)
 from parity.report.ledger import difference_lines, summed_up, told
-from parity.study import Switch, within
+from parity.study import Switch
 
 RULES: Any = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
 """What the port computes with, as a library's module would hold it."""
@@ -69,22 +81,22 @@ def frozen(module: nn.Module) -> None:
     module.second.requires_grad_(False)  # type: ignore[union-attr]
 
 
-ROWS = Cause("rows", "the sum is divided by rows", within(lambda: patch.object(RULES, "divisor", len)))
-DOUBLE = Cause("double", "the loss is doubled", within(lambda: patch.object(RULES, "double", True)))
-MOON = Cause("moon", "the moon is full", lambda side: side)
+ROWS = KnownDifference("rows", "the sum is divided by rows", in_context(lambda: patch.object(RULES, "divisor", len)))
+DOUBLE = KnownDifference("double", "the loss is doubled", in_context(lambda: patch.object(RULES, "double", True)))
+MOON = KnownDifference("moon", "the moon is full", lambda side: side)
 
 
 def slow(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4)
 
 
-SLOW = Cause("slow", "the rate is lower", lambda side: replace(side, optimizer=slow))
+SLOW = KnownDifference("slow", "the rate is lower", lambda side: replace(side, optimizer=slow))
 PAIR = Pair(
     "toy",
     Side(Both, rows_loss, name="original"),
     Side(Both, loss_of, name="port"),
     (Case("one", [torch.arange(12.0).reshape(4, 3).sin()], steps=2),),
-    causes=(ROWS, DOUBLE),
+    known_differences=(ROWS, DOUBLE),
 )
 
 
@@ -107,37 +119,42 @@ def test_causes_that_are_all_of_the_difference() -> None:
 
 
 def test_what_no_cause_explains_fails_and_is_left() -> None:
-    report, ledger, lines = ledger_of(replace(PAIR, causes=(ROWS,)))
+    report, ledger, lines = ledger_of(replace(PAIR, known_differences=(ROWS,)))
     assert not report.passed
     assert lines["mb0.loss"].left
     assert lines["mb0.loss"].explained == pytest.approx(0.5)
     failed = next(row for row in report.rows if row.tensor == "mb0.loss" and row.check == "loss")
-    assert f"mb0.loss {failed.detail}" in [text for _, text in summed_up(ledger)]  # with all causes switched
+    assert f"mb0.loss {failed.detail}" in [text for _, text in summed_up(ledger)]  # with all known differences switched
 
 
-TWICE = instead({"tests.parity.test_study:halved": lambda real, value: 2 * real(value)})
+TWICE = replace_functions({"tests.parity.test_study:halved": lambda real, value: 2 * real(value)})
 HALF = Side(Both, lambda module, batch: halved(rows_loss(module, batch)))
 SAVED = Side(Opened, rows_loss)
 SWITCHES: dict[str, tuple[Side, Side, Switch, str]] = {
     "instead": (Side(Both, rows_loss), HALF, TWICE, "loss"),
-    "changed build": (SAVED, Side(Both, rows_loss), changed(build=frozen), "configuration"),
-    "changed load": (SAVED, SAVED, changed(load=frozen), "round_trip"),
-    "as built": (SAVED, SAVED, as_built("second.weight.requires_grad"), "round_trip"),
+    "changed build": (SAVED, Side(Both, rows_loss), edit_module(build=frozen), "configuration"),
+    "changed load": (SAVED, SAVED, edit_module(load=frozen), "round_trip"),
+    "as built": (SAVED, SAVED, keep_from_build("second.weight.requires_grad"), "round_trip"),
 }
 
 
 @pytest.mark.parametrize(("original", "port", "switch", "failed"), SWITCHES.values(), ids=SWITCHES)
 def test_a_switch_makes_the_difference_and_is_undone(original: Side, port: Side, switch: Switch, failed: str) -> None:
-    pair = replace(PAIR, original=original, port=port, causes=(Cause("one", "another way", switch),))
+    pair = replace(
+        PAIR, original=original, port=port, known_differences=(KnownDifference("one", "another way", switch),)
+    )
     checks = Options(checks=("configuration", "loss", "round_trip"))
-    found = [run_pair(one, checks).failed for one in (replace(pair, causes=()), pair, replace(pair, causes=()))]
+    found = [
+        run_pair(one, checks).failed
+        for one in (replace(pair, known_differences=()), pair, replace(pair, known_differences=()))
+    ]
     assert found == [(failed,), (), (failed,)]
 
 
 def test_a_cause_may_be_in_the_optimizer() -> None:
     original = Side(Both, rows_loss, slow, name="original")
     assert not run_pair(replace(PAIR, original=original)).passed
-    report, ledger, _ = ledger_of(replace(PAIR, original=original, causes=(ROWS, DOUBLE, SLOW)))
+    report, ledger, _ = ledger_of(replace(PAIR, original=original, known_differences=(ROWS, DOUBLE, SLOW)))
     assert report.passed
     assert {line.check for line in ledger.lines if "slow" in line.because} >= {"configuration", "optimizer_step"}
 
@@ -152,9 +169,9 @@ def test_a_cause_may_be_in_the_optimizer() -> None:
     ],
 )
 def test_a_cause_that_explains_nothing(strict: bool, options: Options, fails: bool) -> None:
-    report = run_pair(replace(PAIR, causes=(*PAIR.causes, MOON), strict=strict), options).report
+    report = run_pair(replace(PAIR, known_differences=(*PAIR.known_differences, MOON), strict=strict), options).report
     failed = [(row.check, row.tensor) for row in report.rows if not row.passed and row.compared]
-    assert failed == ([("causes", "moon")] if fails else [])
+    assert failed == ([("known_differences", "moon")] if fails else [])
     assert ("moon explains nothing here" in report.notes) is not fails
 
 
@@ -172,8 +189,8 @@ def halves(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1 / 0)
 
 
-KEPT = Cause("kept", "saved as torch does", lambda side: replace(side, save=None))
-RAISING: dict[str, tuple[Side, Cause, str, str]] = {
+KEPT = KnownDifference("kept", "saved as torch does", lambda side: replace(side, save=None))
+RAISING: dict[str, tuple[Side, KnownDifference, str, str]] = {
     "loss": (Side(Both, unless_doubled), DOUBLE, "RuntimeError: the moon is full", "raises"),
     "optimizer": (Side(Both, rows_loss, halves), SLOW, "ZeroDivisionError: division by zero", "raises"),
     "save": (Side(Both, rows_loss, save=no_room), KEPT, "OSError: no room", "raises in round_trip"),
@@ -183,19 +200,19 @@ RAISING: dict[str, tuple[Side, Cause, str, str]] = {
 @pytest.mark.parametrize("meant", ["", "another text", "said"])
 @pytest.mark.parametrize(("port", "mends", "raised", "said"), RAISING.values(), ids=RAISING)
 def test_what_the_port_raises_as_it_is_fails_unless_a_cause_says_so(
-    port: Side, mends: Cause, raised: str, said: str, meant: str
+    port: Side, mends: KnownDifference, raised: str, said: str, meant: str
 ) -> None:
-    """The planted fault is a port that does not run: the cause replaces what is broken."""
+    """The planted fault is a port that does not run: the known difference replaces what is broken."""
     mends = replace(mends, raises=raised if meant == "said" else meant)
-    causes = (ROWS, mends) if mends.id == "double" else (mends,)
+    known = (ROWS, mends) if mends.id == "double" else (mends,)
     original = Side(Both, rows_loss, slow if mends.id == "slow" else Side.optimizer, name="original")
-    result = run_pair(replace(PAIR, original=original, port=replace(port, name="port"), causes=causes))
+    result = run_pair(replace(PAIR, original=original, port=replace(port, name="port"), known_differences=known))
     (row,) = [row for row in result.rows if row.quantity == "as it is"]
     assert row.detail.startswith(f"the port as it is {said} {raised} at tests/parity/test_study.py:")
     assert result.passed == row.passed == (meant == "said")
     end = str(result).splitlines()[-1]
     assert (end.startswith("first: run first goes wrong in port: the port as it is") and raised in end) != result.passed
-    assert row.detail.endswith(f"Cause(raises=...): {mends.id}") != result.passed
+    assert row.detail.endswith(f"KnownDifference(raises=...): {mends.id}") != result.passed
     (ledger,) = result.report.ledgers
     place = f"raises {raised} at tests/parity/test_study.py:"
     assert dict(summed_up(ledger))["raised"].startswith(f"the port as it is {place}")
@@ -204,14 +221,18 @@ def test_what_the_port_raises_as_it_is_fails_unless_a_cause_says_so(
 
 
 def test_one_exception_hides_none_that_comes_after_it() -> None:
-    steps = Cause("steps", "steps at all", lambda side: replace(side, step=Side.step))
-    causes = (ROWS, replace(DOUBLE, raises="the moon is full"), steps)
+    steps = KnownDifference("steps", "steps at all", lambda side: replace(side, step=Side.step))
+    known = (ROWS, replace(DOUBLE, raises="the moon is full"), steps)
     port = Side(Both, unless_doubled, step=lambda module, optimizer: 1 / 0, name="port")  # type: ignore[arg-type]
-    (row,) = [row for row in run_pair(replace(PAIR, port=port, causes=causes)).rows if row.compared and not row.passed]
+    (row,) = [
+        row
+        for row in run_pair(replace(PAIR, port=port, known_differences=known)).rows
+        if row.compared and not row.passed
+    ]
     assert row.detail.startswith("the port as it is raises RuntimeError: the moon is full at ")
     assert "; without steps alone ZeroDivisionError: division by zero at " in row.detail
-    causes = (*causes[:2], replace(steps, raises="division by zero"))
-    assert run_pair(replace(PAIR, port=port, causes=causes)).passed
+    known = (*known[:2], replace(steps, raises="division by zero"))
+    assert run_pair(replace(PAIR, port=port, known_differences=known)).passed
 
 
 def test_a_port_that_raises_as_it_is_leaves_no_empty_words() -> None:
@@ -220,7 +241,7 @@ def test_a_port_that_raises_as_it_is_leaves_no_empty_words() -> None:
         Side(Both, partial(and_drawn, loss), name=name)
         for loss, name in ((rows_loss, "original"), (unless_doubled, "port"))
     )
-    pair = replace(PAIR, original=original, port=port, draws=draws, causes=(*PAIR.causes, MOON))
+    pair = replace(PAIR, original=original, port=port, draws=draws, known_differences=(*PAIR.known_differences, MOON))
     (ledger,) = run_pair(pair).report.ledgers
     summed = summed_up(ledger)
     assert ("draws", "moon; the original's are replayed") in summed
@@ -237,27 +258,27 @@ def drawn() -> Tensor:
 
 
 def test_a_switch_that_raises_is_a_failed_row() -> None:
-    odd = Cause("odd", "no such field", lambda side: replace(side, moon="full"))
-    report = run_pair(replace(PAIR, causes=(odd,))).report
+    odd = KnownDifference("odd", "no such field", lambda side: replace(side, moon="full"))
+    report = run_pair(replace(PAIR, known_differences=(odd,))).report
     (row,) = [row for row in report.rows if not row.passed]
-    assert (row.check, row.quantity) == ("causes", "raised")
+    assert (row.check, row.quantity) == ("known_differences", "raised")
     assert "moon" in row.detail
 
 
 def test_terminal_page_and_json_have_the_ledger(tmp_path: Path) -> None:
-    result = run_pair(replace(PAIR, causes=(ROWS, MOON)))
+    result = run_pair(replace(PAIR, known_differences=(ROWS, MOON)))
     said = str(result)
-    assert "Causes · one:" in said
+    assert "Known differences · one:" in said
     assert "left unexplained" in said
     assert "explains nothing here" in said
     result.write_json(tmp_path / "report.json")
     (ledger,) = json.loads((tmp_path / "report.json").read_text())["ledgers"]
-    assert ledger["causes"]["rows"] == "the sum is divided by rows"
+    assert ledger["known_differences"]["rows"] == "the sum is divided by rows"
     assert any(line["left"] for line in ledger["lines"])
     result.write_html(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert 'id="causes"' in page
+    assert 'id="known_differences"' in page
     assert "the sum is divided by rows" in page
-    result = run_pair(replace(PAIR, causes=()))
+    result = run_pair(replace(PAIR, known_differences=()))
     result.write_html(tmp_path / "report.html")
-    assert 'id="causes"' not in (tmp_path / "report.html").read_text()
+    assert 'id="known_differences"' not in (tmp_path / "report.html").read_text()

@@ -21,8 +21,8 @@ ONE = "1 case; 1 quantity of the prototype matched, the closest at 0.5 of what i
 OTHERS = [
     row(run="reference", beside=True),
     *(row(against=one) for one in Against),
-    row(against=Against.ITSELF, check="round_trip"),
-    *[row(against=Against.ITSELF, check="resume")] * 3,
+    row(against=Against.SELF_CONSISTENCY, check="round_trip"),
+    *[row(against=Against.SELF_CONSISTENCY, check="resume")] * 3,
     row(ABSENT),
     row(run="adapter", beside=True),
 ]
@@ -74,14 +74,14 @@ def test_what_other_cases_share_to_the_bit_counts_once() -> None:
     for case, *held in (("a", "x"), ("b", "x"), ("c", "y"), ("d", "")):
         report.add([row(case=case, bits=bits) for bits in held])
     report.add([row(case="a", bits="x", tensor="u"), row(case="e", bits="x", run="other"), row(FAILED, bits="x")])
-    report.add([row(case=case, against=Against.ITSELF, bits="x", check="environment") for case in "ab"])
+    report.add([row(case=case, against=Against.SELF_CONSISTENCY, bits="x", check="environment") for case in "ab"])
     assert [each.status for each in report.rows].count(Status.REPEATED) == 1
     assert report.rows[1].status is Status.REPEATED
     assert (report.counts().quantities, report.counts().checks) == (6, {"environment": (2, 2)})
 
 
 def test_what_is_saved_is_one_row_that_names_the_worst() -> None:
-    saved = [row(against=Against.ITSELF, check="round_trip", tensor=name, measured=0.0) for name in "abc"]
+    saved = [row(against=Against.SELF_CONSISTENCY, check="round_trip", tensor=name, measured=0.0) for name in "abc"]
     (one,) = one_row_a_check(saved, ("round_trip",))
     assert (one.passed, one.detail) == (True, "0 of 3 differ, the worst: ")
     saved[1:] = [replace(each, status=FAILED, measured=size) for each, size in zip(saved[1:], (2.0, 3.0))]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.errors import InputError
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.original.checkout import CHECKOUT, verify
 from parity.prototypes.recorded import PROTOTYPE_SEED
 from parity.side import run_command
@@ -30,7 +30,7 @@ class Request:
     and the first step's FLOPs. The fixture is copied into the recording, which can then be read anywhere, or linked.
     """
 
-    case: Case
+    case: RecordedCase
     prototype: Path
     output: Path
     seed: int | None = PROTOTYPE_SEED
@@ -52,7 +52,9 @@ _MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 _PROJECT = Path(__file__).resolve().parents[3]
 
 
-def record_original(case: Case, prototype: Path, output: Path, timeout: float | None = 1800.0, **options: Any) -> Path:
+def record_original(
+    case: RecordedCase, prototype: Path, output: Path, timeout: float | None = 1800.0, **options: Any
+) -> Path:
     """Run the prototype on a case and return the folder of its recording.
 
     Args:

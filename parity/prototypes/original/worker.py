@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 from parity.environment import describe
 from parity.errors import InputError
 from parity.files import read_tensors, write_folder
-from parity.prototypes.case import Case, Flags
+from parity.prototypes.case import Flags, RecordedCase
 from parity.prototypes.original import standins
 from parity.prototypes.original.checkout import COMMIT, PROTOTYPES
 from parity.prototypes.original.child import Request
@@ -35,7 +35,7 @@ from parity.prototypes.recorded import VERSIONS, refuse_misfits
 from parity.speed import peak_bytes
 
 
-class Run:
+class ScriptRun:
     """One run of one script: what is wrapped around it and what has been seen of it."""
 
     def __init__(self, request: Request) -> None:
@@ -168,14 +168,14 @@ class Run:
         return value.replace(str(self.case.fixture), "FIXTURE").replace(str(Path.cwd()), "WORK")
 
 
-def arguments_of(case: Case) -> list[str]:
+def arguments_of(case: RecordedCase) -> list[str]:
     """The script's command line."""
     named = {field.alias or name: getattr(case, name) for name, field in Flags.model_fields.items()}
     named |= {"basepath": case.verifier, "cpdir": Path.cwd() / "cp", "topk_w": 0}
     return [word for name, value in named.items() for word in (f"--{name}", str(value))]
 
 
-def overwrite(model: torch.nn.Module, case: Case) -> None:
+def overwrite(model: torch.nn.Module, case: RecordedCase) -> None:
     """Copy ``init.<name>`` over each parameter.
 
     Raises:
@@ -195,7 +195,7 @@ def overwrite(model: torch.nn.Module, case: Case) -> None:
 def main() -> int:
     """Run the request that the command line names in the current directory; bad input is said on stderr."""
     try:
-        Run(pickle.loads(Path(sys.argv[1]).read_bytes())).go()
+        ScriptRun(pickle.loads(Path(sys.argv[1]).read_bytes())).go()
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

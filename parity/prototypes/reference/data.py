@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from parity.files import read_sample
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.recorded import replayed
 
 MAX_LEN = 8192
 
 
-def batches_of(case: Case) -> Iterator[dict[str, Tensor]]:
+def batches_of(case: RecordedCase) -> Iterator[dict[str, Tensor]]:
     """The batches of a run, whole ones, in the recorded order and with the recorded noise.
 
     Raises:

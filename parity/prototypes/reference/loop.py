@@ -15,7 +15,7 @@ from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
 from parity.observe import path_norms
-from parity.prototypes.case import TO_NATIVE, Case
+from parity.prototypes.case import TO_NATIVE, RecordedCase
 from parity.prototypes.recorded import configuration, samples_per_pass, start_of
 from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.drafts import Unrolled, eagle3, hass
@@ -40,7 +40,7 @@ class Setup:
     With ``autocast`` the weights stay as they are.
     """
 
-    case: Case
+    case: RecordedCase
     dtype: torch.dtype
     config: dict[str, Any]
     masters: dict[str, Tensor]
@@ -64,7 +64,7 @@ class Setup:
             return eagle3(weights, self.config, batch, self.head, self.t2d, case.ttt_steps, **options)
 
 
-def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
+def prepare(case: RecordedCase, dtype: torch.dtype = torch.float32) -> Setup:
     """Read weights, config and vocabulary map of a case.
 
     ``dtype`` is that of the computation. For a case under autocast bfloat16 means: float32 weights, autocast on.
@@ -97,7 +97,7 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32) -> Setup:
 
 
 def trace_reference(
-    case: Case,
+    case: RecordedCase,
     dtype: torch.dtype | None = None,
     optimizer_steps: int | None = None,
     draw: int = 0,
@@ -113,7 +113,7 @@ def trace_reference(
     """
     dtype = dtype or DTYPES[case.dtype]
     with deterministic():
-        run = Run(_moved(prepare(case, dtype), draw), draw=draw, margin=margin)
+        run = ReferenceRun(_moved(prepare(case, dtype), draw), draw=draw, margin=margin)
         for _ in run.optimizer_steps(optimizer_steps):
             pass
         run.trace.keep("final", run.parameters)
@@ -135,7 +135,7 @@ def _moved(setup: Setup, draw: int) -> Setup:
     return replace(setup, masters=masters, frozen=frozen, head=head)
 
 
-def rule_of(case: Case) -> Rule:
+def rule_of(case: RecordedCase) -> Rule:
     """What an optimizer step of the case is to do: the prototypes' AdamW, schedule and clipping."""
     config = configuration(case)
     update = AdamW(tuple(config["betas"]), config["eps"], config["weight_decay"])
@@ -143,7 +143,7 @@ def rule_of(case: Case) -> Rule:
     return Rule(update, CLIP[case.algorithm], lambda n: case.lr * linear_schedule(n, *steps))
 
 
-class Run:
+class ReferenceRun:
     """One run of the reference and the trace it fills; not ``observed``, it does only what the prototype does."""
 
     def __init__(self, setup: Setup, observed: bool = True, draw: int = 0, margin: float = 0.0) -> None:
@@ -163,7 +163,7 @@ class Run:
         return {**self.setup.masters, **self.setup.frozen}
 
     def optimizer_steps(self, limit: int | None = None) -> Iterator[int]:
-        """Run, yielding the number of optimizer steps done after each."""
+        """ReferenceRun, yielding the number of optimizer steps done after each."""
         run, per_pass = batches_of(self.case), samples_per_pass(self.case) // self.case.bs
         for epoch in range(self.case.epoch + 1):
             start, batches = len(self.trace.curve), list(islice(run, per_pass))

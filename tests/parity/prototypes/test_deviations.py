@@ -1,4 +1,4 @@
-"""Every entry of the ledger fires: the prototype's behaviour and the port's choice, side by side."""
+"""Every deviation fires: the prototype's behaviour and the port's choice, side by side."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from parity.fixtures import FIXTURE
 from parity.fixtures.dialogues import recordings, word_tokenizer
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
-from parity.prototypes.case import Case
-from parity.prototypes.deviations import LEDGER
+from parity.prototypes.case import RecordedCase
+from parity.prototypes.deviations import DEVIATIONS
 from parity.prototypes.port import run_port, settings_for, start_port, trace_port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.reference.loop import prepare, trace_reference
@@ -44,13 +44,13 @@ def small(tmp_path: Path) -> Path:
 def test_every_entry_of_the_page_is_read_and_names_an_existing_test() -> None:
     page = Path(__file__).parents[3] / "docs" / "deviations.md"
     headings = [line[3:] for line in page.read_text().splitlines() if line.startswith("## ")]
-    assert [entry.id for entry in LEDGER] == headings
+    assert [entry.id for entry in DEVIATIONS] == headings
     here = f"tests/parity/prototypes/{Path(__file__).name}"
-    assert all(entry.test == f"{here}::test_{entry.id.replace('-', '_')}" for entry in LEDGER)
-    assert {entry.test.partition("::")[2] for entry in LEDGER} <= globals().keys()
+    assert all(entry.test == f"{here}::test_{entry.id.replace('-', '_')}" for entry in DEVIATIONS)
+    assert {entry.test.partition("::")[2] for entry in DEVIATIONS} <= globals().keys()
 
 
-def test_own_position_kv(case: Case) -> None:
+def test_own_position_kv(case: RecordedCase) -> None:
     """Steps 0 and 1 are the same in both alignments; from step 2 on every row differs."""
     setup, batch = prepare(case), load_recorded(case).group("mb0.batch.")
     own, chain = (setup.forward(setup.weights(), batch, own_position=own) for own in (True, False))
@@ -60,7 +60,7 @@ def test_own_position_kv(case: Case) -> None:
     assert (gaps[2] > 1e-4).float().mean() > 0.9
 
 
-def test_leading_rows(case: Case) -> None:
+def test_leading_rows(case: RecordedCase) -> None:
     mask = torch.ones(2, 7, dtype=torch.int64)
     assert step_rows(mask, 2, Alignment.PROTOTYPE).sum() == 14
     assert step_rows(mask, 2, Alignment.CHAIN).sum(1).tolist() == [5, 5]
@@ -68,7 +68,7 @@ def test_leading_rows(case: Case) -> None:
     assert all(point.rows == first.rows for point, first in zip(recorded.curve, recorded.curve[:8]))
 
 
-def test_unshifted_mask(case: Case) -> None:
+def test_unshifted_mask(case: RecordedCase) -> None:
     record = read_record(case.tmpdir / "data_0.ckpt", {"hidden_state": 192, "target": 64}, 320)
     prototype, chain = (make_sample(record, 8192, alignment).loss_mask for alignment in Alignment)
     assert torch.equal(prototype[:-1], record["loss_mask"][:-1].long())
@@ -76,7 +76,7 @@ def test_unshifted_mask(case: Case) -> None:
     assert not torch.equal(prototype, chain)
 
 
-def test_accumulation_wipe(cases: dict[str, Case], tmp_path: Path, small: Path) -> None:
+def test_accumulation_wipe(cases: dict[str, RecordedCase], tmp_path: Path, small: Path) -> None:
     """The recorded first update equals the reference that wipes; the port's equals the big batch instead."""
     case = cases["eagle3_fp32_k3_ga2"]
     recorded, wiped, port = load_recorded(case), trace_reference(case, optimizer_steps=1), trace_port(case, max_steps=1)
@@ -109,7 +109,7 @@ def test_ddp_bf16_crash(tmp_path: Path, small: Path) -> None:
     assert {value.dtype for value in trace.group("final.").values()} == {torch.float32}
 
 
-def test_embed_decay(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_embed_decay(cases: dict[str, RecordedCase], tmp_path: Path) -> None:
     """The recording's float32 master of the embedding shrank by weight decay; the port never decays it."""
     case = cases["eagle3_bf16ds_k3"]
     recorded = (case.meta.model_extra or {})["deepspeed"]
@@ -120,7 +120,7 @@ def test_embed_decay(cases: dict[str, Case], tmp_path: Path) -> None:
     assert all(p is not run.draft.embed_tokens.weight for group in optimizer.param_groups for p in group["params"])
 
 
-def test_epoch_plus_one(case: Case, tmp_path: Path) -> None:
+def test_epoch_plus_one(case: RecordedCase, tmp_path: Path) -> None:
     recorded = load_recorded(case)
     assert case.epoch == 4
     assert {point.epoch for point in recorded.curve} == {0, 1, 2, 3, 4}
@@ -133,7 +133,7 @@ def test_short_noise() -> None:
     assert add_uniform_noise(torch.zeros(512, 8), torch.ones_like).max() == pytest.approx(0.1)
 
 
-def test_walk_order(case: Case) -> None:
+def test_walk_order(case: RecordedCase) -> None:
     seen = (case.meta.model_extra or {})["os_walk_order_seen"]
     natural = [file.name for file in list_records(case.tmpdir)]
     assert sorted(seen) == sorted(natural)
@@ -141,14 +141,14 @@ def test_walk_order(case: Case) -> None:
     assert natural == case.meta.samples_files
 
 
-def test_pickle_as_safetensors(case: Case, tmp_path: Path) -> None:
+def test_pickle_as_safetensors(case: RecordedCase, tmp_path: Path) -> None:
     saved = (case.meta.model_extra or {})["saved"]
     assert all(entry["zip_pickle"] and entry["file"].endswith(".safetensors") for entry in saved)
     run = run_port(case, tmp_path, max_steps=1)
     assert not zipfile.is_zipfile(run.checkpoints / "model0" / "model.safetensors")
 
 
-def test_no_resume(case: Case, tmp_path: Path) -> None:
+def test_no_resume(case: RecordedCase, tmp_path: Path) -> None:
     """The prototype looks for names it never writes; the port starts from what it wrote."""
     saved = {entry["file"] for entry in (case.meta.model_extra or {})["saved"]}
     assert not saved & {"pytorch_model.bin", "model.safetensors"}
@@ -167,14 +167,14 @@ def test_one_layer(tmp_path: Path, small: Path) -> None:
     assert len(build(settings_for(case, tmp_path, ttt_alignment="chain")).layers) == 2  # type: ignore[arg-type]
 
 
-def test_train_only(case: Case, tmp_path: Path) -> None:
+def test_train_only(case: RecordedCase, tmp_path: Path) -> None:
     loop = start_port(case, tmp_path)
     batch = next(iter(loop.loader))
     losses = [float(loop.objective.train(mode)(batch).loss) for mode in (True, False)]
     assert losses[0] == losses[1]
 
 
-def test_unlogged_metrics(case: Case, tmp_path: Path) -> None:
+def test_unlogged_metrics(case: RecordedCase, tmp_path: Path) -> None:
     """Every point the prototype built and dropped is in the port's log, with the same numbers."""
     run_port(case, tmp_path)
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -243,7 +243,7 @@ def test_inclusive_range() -> None:
     assert [len(part) for part in split_range(4, 2)] == [3, 2]
 
 
-def test_unstable_zipf(case: Case) -> None:
+def test_unstable_zipf(case: RecordedCase) -> None:
     """Our map and the recorded one differ, and only in tokens that occur equally often."""
     counts = count_tokens(list_records(case.tmpdir), 320, Counts.ALL)
     recorded = torch.from_numpy(np.load(FIXTURE / "t2d.npy"))

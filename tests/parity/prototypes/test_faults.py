@@ -15,7 +15,7 @@ from parity.evidence import Evidence
 from parity.pair import find_pair
 from parity.plants import Ground, Plant, patched, taking
 from parity.power import Battery
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.faults import swapped
 from parity.prototypes.pair import WIPE, few_steps
 from parity.run import CaseRun, hinted
@@ -31,12 +31,12 @@ ELSEWHERE = frozenset({"draws", "initialisation", "samplers", "throughput"})
 """Named by faults in other tests: of what is drawn, of speed."""
 
 OF_ALL = {"environment", "batches", "clip", "schedule", "optimizer_step", "hits", "round_trip", "resume"}
-IN_FP32 = OF_ALL | {"targets", "forward", "loss", "paths", "gradients", "curve"}
+IN_FP32 = OF_ALL | {"targets", "forward", "loss", "cross_step_grad", "gradients", "curve"}
 SEEING = {
     "eagle3_fp32_k3": IN_FP32 | {"configuration", "gradient_flow", "chain"},
     "hass_fp32_k3": IN_FP32 - {"targets"} | {"weights"},
     "hass_bf16_k3": OF_ALL | {"weights", "gradients"},
-    "eagle3_bf16ds_k3": {"forward", "gradients", "hits", "optimizer_step", "paths", "resume", "schedule"},
+    "eagle3_bf16ds_k3": {"forward", "gradients", "hits", "optimizer_step", "cross_step_grad", "resume", "schedule"},
 }
 """By case, checks that are the first to see a fault there."""
 
@@ -58,7 +58,7 @@ BY_NIGHT = {name: [pytest.mark.nightly] for name in SEEING if "fp32" not in name
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=BY_NIGHT.get(name, ())) for name in SEEING])
-def test_every_planted_fault_is_seen(name: str, cases: dict[str, Case]) -> None:
+def test_every_planted_fault_is_seen(name: str, cases: dict[str, RecordedCase]) -> None:
     """Or is below rounding in bfloat16, or has a reason; in float32 none is below."""
     short = few_steps(PAIRS[cases[name].algorithm])
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ import ports.eagle3.train
 import ports.training.optimizer
 from parity.evidence import Evidence
 from parity.plants import Ground, Plant, giving, patched
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.faults import in_config, swapped, unnormed_residual
 from parity.prototypes.hints import hint, localise
 from parity.verdict import Row, Status
@@ -60,18 +60,18 @@ def freeze_head(draft: Any) -> None:
     ],
     ids=lambda value: "" if callable(value) else str(value),
 )
-def test_a_fault_is_found_where_it_is(plant: Plant, found: Any, case: Case) -> None:
+def test_a_fault_is_found_where_it_is(plant: Plant, found: Any, case: RecordedCase) -> None:
     with plant(Ground(), 1.0):
         finding = localise(case)
     assert (finding and (finding.direction, finding.module, finding.call)) == found
 
 
 @pytest.mark.parametrize("name", ["eagle3_fp32_k3", "hass_fp32_k3", "eagle3_bf16ds_k3", "hass_bf16_k3"])
-def test_without_a_fault_nothing_is_found(name: str, cases: dict[str, Case]) -> None:
+def test_without_a_fault_nothing_is_found(name: str, cases: dict[str, RecordedCase]) -> None:
     assert localise(cases[name]) is None
 
 
-def test_in_half_precision_rounding_is_not_taken_for_the_fault(cases: dict[str, Case]) -> None:
+def test_in_half_precision_rounding_is_not_taken_for_the_fault(cases: dict[str, RecordedCase]) -> None:
     with swapped("ttt_prototype_auto", "ttt_chain_auto")(Ground(), 1.0):
         assert "forward first goes wrong in layers.0.self_attn, call 2" in str(localise(cases["eagle3_bf16ds_k3"]))
 

@@ -14,7 +14,7 @@ def failed(report):
 
 def test_a_draft_of_speculators_arguments_is_as_asked_for():
     report = initial(EVERYTHING)
-    assert {row.against.value for row in report.rows} == {"library"}
+    assert {row.against.value for row in report.rows} == {"speculators"}
     assert len(report.rows) == 5
     assert failed(report) == []
 

@@ -14,7 +14,7 @@ from parity.checks import run_checks
 from parity.compare import viewed
 from parity.evidence import Evidence
 from parity.pair import Options, Pair, find_pair
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.pair import REFERENCE, WIPE, adapter, live_original, port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.spread import real_positions, spread_for
@@ -46,7 +46,7 @@ def test_every_cause_is_a_check_that_comes_before(pair: Pair) -> None:
         ("hass_fp32_k3", adapter(Path()), True),
     ],
 )
-def test_what_a_side_leaves_out_has_a_reason(name: str, side: Any, runs: bool, cases: dict[str, Case]) -> None:
+def test_what_a_side_leaves_out_has_a_reason(name: str, side: Any, runs: bool, cases: dict[str, RecordedCase]) -> None:
     assert (side.leaves_out(cases[name]) is None) is runs
 
 
@@ -67,7 +67,7 @@ def test_of_accumulated_cases_all_is_held_that_no_wiped_gradient_reaches(
     assert not any(row.tensor.startswith("after.") for row in rows)
 
 
-def test_deepspeed_is_asked_for_where_the_case_needs_it(cases: dict[str, Case], monkeypatch: Any) -> None:
+def test_deepspeed_is_asked_for_where_the_case_needs_it(cases: dict[str, RecordedCase], monkeypatch: Any) -> None:
     monkeypatch.setattr(parity.prototypes.pair, "find_spec", lambda name: None)
     said = live_original(Path()).leaves_out(cases["eagle3_bf16ds_k3"])
     assert said == "DeepSpeed is not installed: pip install -e '.[deepspeed]'"
@@ -97,7 +97,7 @@ def test_throughput_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert not run_pair(pair, Options(keyword="no_such_case")).passed
 
 
-def evidence(case: Case, run: str = "port") -> Evidence:
+def evidence(case: RecordedCase, run: str = "port") -> Evidence:
     """A recording beside itself."""
     traces = load_recorded(case), replace(load_recorded(case), run=run)
     held = dict(EAGLE3.not_applicable)
@@ -142,7 +142,9 @@ def one_hit_more(place: int, ties: int) -> Tampering:
         *((one_hit_more(place, ties=1), {"hits"}, set()) for place in range(3)),
     ],
 )
-def test_a_recording_beside_a_tampered_one(tamper: Tampering, checks: set[str], failing: set[str], case: Case) -> None:
+def test_a_recording_beside_a_tampered_one(
+    tamper: Tampering, checks: set[str], failing: set[str], case: RecordedCase
+) -> None:
     """Without a mask nothing crashes, padding is nobody's business, and a hit too many needs a near tie."""
     held = evidence(case)
     tamper(held)
@@ -150,15 +152,15 @@ def test_a_recording_beside_a_tampered_one(tamper: Tampering, checks: set[str], 
     assert {row.check for row in run_checks(held, only=checks) if row.compared and not row.passed} == failing
 
 
-def test_the_reference_is_not_held_against_itself(case: Case) -> None:
-    names = ("configuration", "weights", "paths")
+def test_the_reference_is_not_held_against_itself(case: RecordedCase) -> None:
+    names = ("configuration", "weights", "cross_step_grad")
     rows = run_checks(evidence(case, "reference"), only=names)
     assert [(row.check, row.status) for row in rows] == [(name, Status.NOT_APPLICABLE) for name in names]
 
 
 @pytest.mark.parametrize("name", ["eagle3_bf16ds_k3", "hass_bf16_k3"])
 def test_in_half_precision_the_same_checks_see_what_rounding_does_not_explain(
-    name: str, cases: dict[str, Case]
+    name: str, cases: dict[str, RecordedCase]
 ) -> None:
     held = evidence(cases[name])
     for index, point in enumerate(held.found.curve):

@@ -23,7 +23,7 @@ from parity.errors import InputError
 from parity.evidence import Evidence
 from parity.pair import find_pair
 from parity.plants import Ground, Plant, patched, taking
-from parity.prototypes.case import SETTINGS, Case
+from parity.prototypes.case import SETTINGS, RecordedCase
 from parity.prototypes.pair import port
 from parity.prototypes.port import Tracer, settings_for, start_port, trace_port
 from parity.prototypes.recorded import start_of
@@ -33,7 +33,7 @@ from tests.parity.prototypes.test_synthetic import Shape, make
 
 
 @pytest.fixture
-def noisy(tmp_path: Path) -> Case:
+def noisy(tmp_path: Path) -> RecordedCase:
     """Small, with noise and a shuffled order."""
     return make(Shape("any"), tmp_path, k=2, bs=2, epoch=0, noise=True, shuffle=True)
 
@@ -43,20 +43,20 @@ def same(first: Any, second: Any) -> bool:
     return all(torch.equal(first.tensors[name], second.tensors[name]) for name in names)
 
 
-def test_a_replayed_run_repeats_itself_whatever_the_seed(noisy: Case) -> None:
+def test_a_replayed_run_repeats_itself_whatever_the_seed(noisy: RecordedCase) -> None:
     first, second = trace_port(noisy, seed=0), trace_port(noisy, seed=5)
     assert same(first, second)
     assert [point.loss for point in first.curve] == [point.loss for point in second.curve]
 
 
-def test_no_environment_steers_the_port(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_environment_steers_the_port(case: RecordedCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = settings_for(case, tmp_path)
     for name, value in (("LOSS_IMPLEMENTATION", "eager"), ("MAX_STEPS", "1"), ("LOG_WITH", '["tensorboard"]')):
         monkeypatch.setenv(f"SPECULATOR_{name}", value)
     assert settings_for(case, tmp_path) == plain
 
 
-def test_a_live_run_draws_from_its_seed(noisy: Case) -> None:
+def test_a_live_run_draws_from_its_seed(noisy: RecordedCase) -> None:
     first, again, other = (trace_port(noisy, seed=seed, live=True) for seed in (3, 3, 4))
     assert same(first, again)
     assert not torch.equal(first.tensors["after.fc.weight"], other.tensors["after.fc.weight"])
@@ -64,7 +64,7 @@ def test_a_live_run_draws_from_its_seed(noisy: Case) -> None:
     assert first.configuration["seed"] == 3
 
 
-def test_a_live_run_does_not_read_the_recorded_draws(noisy: Case) -> None:
+def test_a_live_run_does_not_read_the_recorded_draws(noisy: RecordedCase) -> None:
     assert noisy.uniforms is not None
     noisy.uniforms.unlink()
     assert trace_port(noisy, live=True).curve
@@ -72,7 +72,7 @@ def test_a_live_run_does_not_read_the_recorded_draws(noisy: Case) -> None:
         trace_port(noisy)
 
 
-def test_the_trace_keeps_the_first_step_and_every_point(case: Case) -> None:
+def test_the_trace_keeps_the_first_step_and_every_point(case: RecordedCase) -> None:
     trace = trace_port(case)
     assert trace.micro_batches() == [0]
     assert len(trace.curve) == 40
@@ -83,14 +83,14 @@ def test_the_trace_keeps_the_first_step_and_every_point(case: Case) -> None:
     assert all(len(point.ties) == 3 for point in trace.curve)
 
 
-def altered(case: Case, folder: Path, changes: dict[str, torch.Tensor | None]) -> Case:
+def altered(case: RecordedCase, folder: Path, changes: dict[str, torch.Tensor | None]) -> RecordedCase:
     """The case with other initial weights; None takes one away."""
     stored = load_file(case.initial) | {f"init.{name}": value for name, value in changes.items()}
     save_file({name: value for name, value in stored.items() if value is not None}, folder / "initial.safetensors")
     return replace(case, initial=folder / "initial.safetensors")
 
 
-def test_recorded_weights_are_given_to_the_draft(case: Case, tmp_path: Path) -> None:
+def test_recorded_weights_are_given_to_the_draft(case: RecordedCase, tmp_path: Path) -> None:
     """Those of the verifier may be left out."""
     draft = start_port(altered(case, tmp_path, {"lm_head.weight": None}), tmp_path / "out").plan.objective.draft
     stored = load_file(case.initial)
@@ -107,7 +107,9 @@ def test_recorded_weights_are_given_to_the_draft(case: Case, tmp_path: Path) -> 
         ({"fc.weight": None}, r"init\.fc\.weight: found none, expected \(64, 192\)"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(changes: dict[str, Any], message: str, case: Case, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_named(
+    changes: dict[str, Any], message: str, case: RecordedCase, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=message):
         start_port(altered(case, tmp_path, changes), tmp_path / "out")
 
@@ -150,13 +152,13 @@ def test_what_the_run_does_otherwise_than_it_was_told_is_a_row(
 
 
 @pytest.mark.parametrize("name", ["lr", "bs", "accumulation", "epoch", "ttt_steps"])
-def test_every_flag_is_read_by_the_port_s_own_parser(name: str, case: Case, tmp_path: Path) -> None:
+def test_every_flag_is_read_by_the_port_s_own_parser(name: str, case: RecordedCase, tmp_path: Path) -> None:
     given = replace(case, **{name: 3 * getattr(case, name)})
     assert getattr(settings_for(given, tmp_path), SETTINGS[name]) == 3 * getattr(case, name)
 
 
 def test_weights_are_the_port_s_own_after_it_loaded_them(
-    cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+    cases: dict[str, RecordedCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is written for the port to load is other than what the prototype started from."""
     for module in (parity.prototypes.port, parity.prototypes.recorded):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ports.training.loop
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.loop import Run, prepare
 from parity.prototypes.speed import Timed, judged, measure, measure_live, port_steps, speed_case
 from parity.verdict import Against, Report, Status
@@ -25,19 +25,19 @@ def burn(seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def honest() -> Iterator[tuple[Case, Timed]]:
+def honest() -> Iterator[tuple[RecordedCase, Timed]]:
     with speed_case() as case:
         yield case, measure(case, steps=2, rounds=3)
 
 
-def failing(case: Case, times: Timed) -> tuple[list[str], Report]:
+def failing(case: RecordedCase, times: Timed) -> tuple[list[str], Report]:
     """What is too slow."""
     report = judged(case, times)
     assert [row.against for row in report.rows] == [Against.REFERENCE, Against.REFERENCE]
     return [row.tensor for row in report.rows if row.status is Status.FAILED], report
 
 
-def test_the_port_as_it_is_passes(honest: tuple[Case, Timed]) -> None:
+def test_the_port_as_it_is_passes(honest: tuple[RecordedCase, Timed]) -> None:
     failed, report = failing(*honest)
     assert failed == []
     assert report.speeds[0].tokens == (160 + 192 + 176 + 144 + 192 + 128) // 3
@@ -46,7 +46,7 @@ def test_the_port_as_it_is_passes(honest: tuple[Case, Timed]) -> None:
 
 @pytest.mark.parametrize(("wait", "named"), [(time.sleep, "wall time per step"), (burn, "CPU time per step")])
 def test_a_slow_port_is_caught(
-    wait: Wait, named: str, honest: tuple[Case, Timed], monkeypatch: pytest.MonkeyPatch
+    wait: Wait, named: str, honest: tuple[RecordedCase, Timed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By twice the reference's own seconds, by the clock that is to see it."""
     (case, times), old = honest, ports.training.loop.Loop.optimizer_steps

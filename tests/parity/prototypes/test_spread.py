@@ -11,7 +11,7 @@ import pytest
 from parity.checks import run_checks
 from parity.errors import InputError
 from parity.pair import find_pair
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.pair import REFERENCE
 from parity.prototypes.reference.layer import Layer
 from parity.prototypes.spread import FILE, measure, spread_for
@@ -19,7 +19,7 @@ from parity.run import CaseRun
 from parity.verdict import Against
 
 
-def test_a_stored_spread_is_what_is_measured(cases: dict[str, Case]) -> None:
+def test_a_stored_spread_is_what_is_measured(cases: dict[str, RecordedCase]) -> None:
     """On another machine within a few tenths."""
     case = cases["eagle3_fp32_k1"]
     found = measure(case)
@@ -29,11 +29,11 @@ def test_a_stored_spread_is_what_is_measured(cases: dict[str, Case]) -> None:
     assert all(found[name] == pytest.approx(stored[name], rel=0.5) for name in tensors if not name.endswith("norm"))
 
 
-def test_every_case_has_one(cases: dict[str, Case]) -> None:
+def test_every_case_has_one(cases: dict[str, RecordedCase]) -> None:
     assert all((case.directory / FILE).exists() for case in cases.values())
 
 
-def test_a_spread_that_is_none_is_named(copy: Case) -> None:
+def test_a_spread_that_is_none_is_named(copy: RecordedCase) -> None:
     (copy.directory / FILE).write_text('{"loss": [-1]}')
     with pytest.raises(InputError, match=r"spread.json: loss: found \[-1\]"):
         spread_for(copy)
@@ -44,7 +44,7 @@ def test_a_spread_that_is_none_is_named(copy: Case) -> None:
     [("eagle3_bf16ds_k3", 1.0, set()), ("hass_bf16_k3", 1.0, set()), ("hass_bf16_k3", -0.3, {"forward", "loss"})],
 )
 def test_the_reference_is_held_against_half_precision_too(
-    name: str, factor: float, failing: set[str], cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+    name: str, factor: float, failing: set[str], cases: dict[str, RecordedCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing that a port is judged by stands outside of the recordings."""
     real = Layer.logits
@@ -56,7 +56,7 @@ def test_the_reference_is_held_against_half_precision_too(
     assert {row.check for row in rows if row.compared and not row.passed} == failing
 
 
-def test_a_case_without_recorded_gradients_is_held_to_the_reference_s(cases: dict[str, Case]) -> None:
+def test_a_case_without_recorded_gradients_is_held_to_the_reference_s(cases: dict[str, RecordedCase]) -> None:
     pair = find_pair("eagle3")
     with ExitStack() as stack:
         evidence = CaseRun(pair, cases["eagle3_bf16ds_k3"], stack).evidence(pair.port)

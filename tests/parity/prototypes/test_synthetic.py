@@ -13,7 +13,7 @@ from parity.checks import run_checks
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.pair import find_pair
-from parity.prototypes.case import Case, read_case
+from parity.prototypes.case import RecordedCase, read_case
 from parity.prototypes.pair import REFERENCE
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.spread import margin_of, with_spread
@@ -70,7 +70,7 @@ SHAPES = (
 )
 
 
-def make(shape: Shape, folder: Path, **changes: Any) -> Case:
+def make(shape: Shape, folder: Path, **changes: Any) -> RecordedCase:
     fixture = build_random_fixture(
         folder / "fixture",
         spec=VerifierSpec(**{**SMALL, **shape.spec}),
@@ -80,7 +80,7 @@ def make(shape: Shape, folder: Path, **changes: Any) -> Case:
     return write_case(folder, fixture, **{**shape.run, **changes})
 
 
-def against_the_reference(case: Case) -> list[Row]:
+def against_the_reference(case: RecordedCase) -> list[Row]:
     """The port on the case, with the reference, in the case's precision, in the recording's place."""
     expected = with_spread(trace_reference(case, margin=margin_of(case)), case)
     pair = replace(find_pair(case.algorithm), original=TraceSide(replace(expected, trained=(), frozen=())))
@@ -88,7 +88,7 @@ def against_the_reference(case: Case) -> list[Row]:
         return run_checks(CaseRun(pair, case, stack).evidence(pair.port), pair.every_check)
 
 
-DIRECT = {"batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve", "hits", "paths"}
+DIRECT = {"batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve", "hits", "cross_step_grad"}
 HALF = {"eagle3": "bf16ds", "hass": "bf16"}
 RUNS = [
     (shape, algorithm, half)

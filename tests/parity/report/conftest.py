@@ -25,8 +25,8 @@ def build_report() -> Report:
             report.curves.append(Curve(case, run, "loss", tuple(3 / (i + 1) * (1 + 1e-7 * i) for i in range(20))))
             report.gradient_flow.append(GradientFlow(case, run, "fc.weight", True, 0.5, 0.1))
         report.rows += [
-            Row("chain", case, "port", "logits", "", 0.0, 1.0, Status.PASSED, against=Against.LIBRARY),
-            Row("resume", case, "port", "loss", "", 0.0, 0.0, Status.PASSED, against=Against.ITSELF),
+            Row("chain", case, "port", "logits", "", 0.0, 1.0, Status.PASSED, against=Against.SPECULATORS),
+            Row("resume", case, "port", "loss", "", 0.0, 0.0, Status.PASSED, against=Against.SELF_CONSISTENCY),
             absent("precision", case, "port", "float32: compared directly"),
         ]
     report.rows.append(absent("converted", "third", "reference", "float32: compared directly"))

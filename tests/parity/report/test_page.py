@@ -167,6 +167,6 @@ def test_the_curve_of_an_equal_run_has_no_difference_to_draw() -> None:
 
 
 def test_a_lone_surrogate_in_a_name_does_not_stop_the_page(tmp_path: Path) -> None:
-    rows = [Row("a", "b\udcff", "port", "d", "e", 1.0, 2.0, Status.PASSED, against=Against.ITSELF)]
+    rows = [Row("a", "b\udcff", "port", "d", "e", 1.0, 2.0, Status.PASSED, against=Against.SELF_CONSISTENCY)]
     write_html(Report(rows=rows, curves=[Curve("b\udcff", "port", "l\udcff", (1.0,))]), tmp_path / "page.html")
     assert "b?" in (tmp_path / "page.html").read_text(encoding="utf-8")

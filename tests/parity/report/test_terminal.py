@@ -39,7 +39,7 @@ def test_nothing_but_the_verdict_is_wider_than_the_console(demo: Report, width: 
     *lines, last = printed(demo, width).splitlines()
     assert max(map(len, lines)) <= width
     assert last == demo.verdict_line()
-    assert any(line.split()[:4] == ["chain", "library", "2", "2"] for line in lines)
+    assert any(line.split()[:4] == ["chain", "speculators", "2", "2"] for line in lines)
 
 
 def test_names_are_not_taken_for_markup_and_a_row_without_numbers_has_none() -> None:

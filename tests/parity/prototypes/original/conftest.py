@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from parity.fixtures import FIXTURE
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.original import checkout
 from parity.prototypes.synthetic import write_case
 
@@ -36,7 +36,7 @@ def toy(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.fixture
-def toy_case(tmp_path: Path) -> Callable[..., Case]:
+def toy_case(tmp_path: Path) -> Callable[..., RecordedCase]:
     """Makes cases that the toy can run: the recordings' fixture, and weights for its two layers."""
     weights = tmp_path / "start.safetensors"
     save_file({"init.fc.weight": torch.full((H, 3 * H), 1e-3), "init.mix.weight": torch.eye(H)}, weights)

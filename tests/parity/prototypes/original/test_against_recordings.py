@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parity.prototypes.case import Case, read_case
+from parity.prototypes.case import RecordedCase, read_case
 from parity.prototypes.original.child import record_original
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.synthetic import write_case
@@ -24,7 +24,7 @@ ROUND_OFF = 1e-4
     "name", ["eagle3_fp32_k3_noise", "eagle3_fp32_k3_ga2", "hass_fp32_k3_noise", "hass_bf16_k3", "eagle3_bf16ds_k3"]
 )
 def test_running_it_again_gives_the_recording(
-    name: str, cases: dict[str, Case], prototype_dir: Path, tmp_path: Path
+    name: str, cases: dict[str, RecordedCase], prototype_dir: Path, tmp_path: Path
 ) -> None:
     shipped = cases[name]
     if shipped.dtype == "bf16ds" and importlib.util.find_spec("deepspeed") is None:
@@ -45,12 +45,12 @@ def test_running_it_again_gives_the_recording(
     assert seen[0]["saved"] == [{key: one[key] for key in ("file", "zip_pickle")} for one in seen[1]["saved"]]
 
 
-def test_eagle3_in_bf16_without_deepspeed_stops(case: Case, prototype_dir: Path, tmp_path: Path) -> None:
+def test_eagle3_in_bf16_without_deepspeed_stops(case: RecordedCase, prototype_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(SideError, match="to have the same dtype"):
         record_original(replace(case, dtype="bf16"), prototype_dir, tmp_path)
 
 
-def test_a_draft_without_rope_scaling(case: Case, prototype_dir: Path, tmp_path: Path) -> None:
+def test_a_draft_without_rope_scaling(case: RecordedCase, prototype_dir: Path, tmp_path: Path) -> None:
     fixture = tmp_path / "fixture"
     fixture.mkdir()
     for part in case.fixture.iterdir():

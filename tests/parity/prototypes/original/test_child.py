@@ -12,24 +12,24 @@ import pytest
 
 from parity.errors import InputError
 from parity.fixtures import FIXTURE
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.original.checkout import COMMIT
 from parity.prototypes.original.child import deepspeed_environment, plain_environment, record_original
 
 SCRIPT = "research/eagle3/train/main_train_full_gradient_calc_eagle3.py"
 
 
-def changed_script(case: Case, checkout: Path) -> Case:
+def changed_script(case: RecordedCase, checkout: Path) -> RecordedCase:
     (checkout / SCRIPT).write_text("")
     return case
 
 
-def occupied_output(case: Case, checkout: Path) -> Case:
+def occupied_output(case: RecordedCase, checkout: Path) -> RecordedCase:
     (checkout.parent / "out" / case.name).mkdir(parents=True)
     return case
 
 
-def no_vocabulary(case: Case, checkout: Path) -> Case:
+def no_vocabulary(case: RecordedCase, checkout: Path) -> RecordedCase:
     fixture = shutil.copytree(FIXTURE, checkout.parent / "fixture", ignore=shutil.ignore_patterns("d2t.npy"))
     return replace(case, fixture=Path(fixture))
 
@@ -44,10 +44,10 @@ def no_vocabulary(case: Case, checkout: Path) -> Case:
     ],
 )
 def test_what_cannot_run_is_refused(
-    spoil: Callable[[Case, Path], Case],
+    spoil: Callable[[RecordedCase, Path], RecordedCase],
     message: str,
     toy: Path,
-    toy_case: Callable[..., Case],
+    toy_case: Callable[..., RecordedCase],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
-from parity.prototypes.case import Case, read_case
+from parity.prototypes.case import RecordedCase, read_case
 from parity.prototypes.original.child import record_original
 from parity.prototypes.original.worker import overwrite
 from parity.prototypes.recorded import load_recorded
 from tests.parity.prototypes.original.conftest import H
 
-ToyCase = Callable[..., Case]
+ToyCase = Callable[..., RecordedCase]
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Draft(torch.nn.Module):
     ],
 )
 def test_initial_weights_fit_or_are_refused(
-    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, message: str | None, tmp_path: Path, case: Case
+    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, message: str | None, tmp_path: Path, case: RecordedCase
 ) -> None:
     draft, file = Draft(dtype), tmp_path / "start.safetensors"
     head = draft.lm_head.weight.clone()

@@ -9,11 +9,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.data import batches_of
 
 
-def test_missing_samples_and_draws_are_named(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_missing_samples_and_draws_are_named(cases: dict[str, RecordedCase], tmp_path: Path) -> None:
     case = cases["eagle3_fp32_k3_noise"]
     assert case.uniforms is not None
     stored = load_file(case.uniforms)

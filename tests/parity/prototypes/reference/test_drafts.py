@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.drafts import Unrolled
 from parity.prototypes.reference.loop import Setup, prepare
@@ -24,7 +24,7 @@ def unrolled(setup: Setup, **options: Any) -> tuple[Unrolled, dict[str, Tensor]]
 
 
 @pytest.fixture(params=["eagle3_fp32_k5", "hass_fp32_k4"])
-def setup(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Setup:
+def setup(request: pytest.FixtureRequest, cases: dict[str, RecordedCase]) -> Setup:
     return prepare(cases[request.param], torch.float64)
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
 from parity.observe import path_norms
-from parity.prototypes.case import Case
+from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.loop import near_ties, prepare, trace_reference
 
 
-def test_a_run_can_end_early_and_only_the_last_micro_batch_of_a_window_counts(cases: dict[str, Case]) -> None:
+def test_a_run_can_end_early_and_only_the_last_micro_batch_of_a_window_counts(cases: dict[str, RecordedCase]) -> None:
     """The prototypes' own loop loses the gradients of the others."""
     case = cases["eagle3_fp32_k3_ga2"]
     trace = trace_reference(case, optimizer_steps=2)
@@ -40,7 +40,7 @@ def test_near_ties_are_counted_where_rounding_decides(others: tuple[float, ...],
 
 
 @pytest.mark.parametrize("name", ["verifier.lm_head.weight", "verifier.embed_tokens.weight"])
-def test_a_missing_verifier_weight_is_named(name: str, case: Case, tmp_path: Path) -> None:
+def test_a_missing_verifier_weight_is_named(name: str, case: RecordedCase, tmp_path: Path) -> None:
     stored = load_file(case.initial)
     del stored[name]
     save_file(stored, tmp_path / "initial.safetensors")
@@ -49,7 +49,9 @@ def test_a_missing_verifier_weight_is_named(name: str, case: Case, tmp_path: Pat
 
 
 @pytest.mark.parametrize("left_out", ["init.lm_head.weight", "rms_norm_eps"])
-def test_the_verifier_s_head_and_the_default_eps_may_be_left_out(left_out: str, case: Case, tmp_path: Path) -> None:
+def test_the_verifier_s_head_and_the_default_eps_may_be_left_out(
+    left_out: str, case: RecordedCase, tmp_path: Path
+) -> None:
     stored, config = load_file(case.initial), json.loads(case.configpath.read_text())
     stored["init.lm_head.weight"] = stored["verifier.lm_head.weight"][stored["t2d"].bool()]
     config["rms_norm_eps"] = 1e-6
@@ -64,13 +66,13 @@ def test_the_verifier_s_head_and_the_default_eps_may_be_left_out(left_out: str, 
     assert all(torch.equal(value, traces[1][name]) for name, value in traces[0].items())
 
 
-def test_a_draft_config_that_is_no_object_is_named(case: Case, tmp_path: Path) -> None:
+def test_a_draft_config_that_is_no_object_is_named(case: RecordedCase, tmp_path: Path) -> None:
     (tmp_path / "draft.json").write_text("[1]")
     with pytest.raises(InputError, match=r"draft\.json: file: found list, expected a JSON object"):
         prepare(replace(case, configpath=tmp_path / "draft.json"))
 
 
-def test_half_precision_is_what_the_prototypes_were_launched_with(cases: dict[str, Case]) -> None:
+def test_half_precision_is_what_the_prototypes_were_launched_with(cases: dict[str, RecordedCase]) -> None:
     """Under DeepSpeed weights are rounded before the masters; HASS keeps its weights and runs in autocast."""
     rounded, kept = (prepare(cases[name], torch.bfloat16) for name in ("eagle3_bf16ds_k3", "hass_bf16_k3"))
     for value in rounded.masters.values():
