@@ -49,7 +49,7 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize(("quantity", "tensor", "numbers", "known difference"), KNOWN.values(), ids=KNOWN)
+@pytest.mark.parametrize(("quantity", "tensor", "numbers", "difference"), KNOWN.values(), ids=KNOWN)
 def test_a_known_difference_has_its_number(quantity: str, tensor: str, numbers: str, difference: str) -> None:
     line = DFLASH.line("spans", quantity, tensor)
     assert numbers in line.detail
@@ -70,7 +70,7 @@ CANNOT = {
 }
 
 
-@pytest.mark.parametrize(("known difference", "words"), CANNOT.items(), ids=CANNOT)
+@pytest.mark.parametrize(("difference", "words"), CANNOT.items(), ids=CANNOT)
 def test_what_the_port_cannot_run_is_said(difference: str, words: str) -> None:
     """Three blocks where it makes six, and one that passes the end, as the original drew them."""
     assert DFLASH.ledger("end").effects(difference) == {"raised": math.inf}

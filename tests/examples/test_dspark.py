@@ -64,7 +64,7 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize(("case", "quantity", "tensor", "numbers", "known difference"), KNOWN.values(), ids=KNOWN)
+@pytest.mark.parametrize(("case", "quantity", "tensor", "numbers", "difference"), KNOWN.values(), ids=KNOWN)
 def test_a_known_difference_has_its_number(
     case: str, quantity: str, tensor: str, numbers: str, difference: str
 ) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from parity import compare_traces
 from parity.errors import InputError
-from parity.trace import Deviation, Point, StepAudit, Trace, read_trace, write_trace
+from parity.trace import LargestError, Point, StepAudit, Trace, read_trace, write_trace
 from tests.mutants import try_all
 
 
@@ -40,7 +40,7 @@ def trace() -> Trace:
         trained=("w",),
         frozen=("v",),
         calls=("a#0",),
-        audits=[StepAudit(1, None, 1e-3, 2.0, 1.0, 1, {"clip": Deviation("w", math.inf, (0, 1), 0.5, -math.inf)})],
+        audits=[StepAudit(1, None, 1e-3, 2.0, 1.0, 1, {"clip": LargestError("w", math.inf, (0, 1), 0.5, -math.inf)})],
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import ports.training.loop
 from parity.prototypes.case import RecordedCase
-from parity.prototypes.reference.loop import Run, prepare
+from parity.prototypes.reference.loop import ReferenceRun, prepare
 from parity.prototypes.speed import Timed, judged, measure, measure_live, port_steps, speed_case
 from parity.verdict import Against, Report, Status
 from tests.parity.prototypes.test_synthetic import Shape, make
@@ -64,6 +64,6 @@ def test_a_slow_port_is_caught(
 
 def test_both_sides_take_the_same_steps_and_a_live_run_wants_a_checkout(tmp_path: Path) -> None:
     small = make(Shape("any"), tmp_path, bs=2, epoch=0)
-    assert len(list(port_steps(small, tmp_path)())) == len(list(Run(prepare(small)).optimizer_steps())) == 3
+    assert len(list(port_steps(small, tmp_path)())) == len(list(ReferenceRun(prepare(small)).optimizer_steps())) == 3
     with pytest.raises(ValueError, match="found"):
         measure_live(small, tmp_path / "nowhere")
