@@ -51,8 +51,8 @@ SIGHTS = [Planted("case", "port", "a fault", sight) for sight in Sight]
         ([row(bound="")], "PASS: 1 case; 1 quantity of the prototype matched"),
         (
             OTHERS,
-            f"PASS: {ONE}; reference 1 of 1; formulas 1 of 1; library 1 of 1; forward 1 of 1; saved 1 of 1; "
-            "resumed 1 of 1; adapter 1 of 1",
+            f"PASS: {ONE}; reference 1 of 1; formulas 1 of 1; Speculators 1 of 1; library 1 of 1; forward 1 of 1; "
+            "saved 1 of 1; resumed 1 of 1; adapter 1 of 1",
         ),
         ([row(), row(FAILED, Against.LIBRARY), row(against=Against.LIBRARY)], f"FAIL: {ONE}; library 0 of 1"),
         ([row(), row(check="throughput")], f"PASS: {ONE}; throughput 1 of 1"),
