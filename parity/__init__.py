@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from parity.plants import Fault
     from parity.run import KitReport, ParityError, compare_sides, compare_traces, run_pair
     from parity.side import Case, CommandSide, FolderSide, Side, trace_side
-    from parity.single import single_step
     from parity.step import Clip
     from parity.study import KnownDifference, edit_module, in_context, keep_from_build, replace_functions
     from parity.tolerances import Kind, Tolerance
@@ -39,7 +38,6 @@ PLACES = {
     "plants": ("Fault",),
     "run": ("KitReport", "ParityError", "compare_sides", "compare_traces", "run_pair"),
     "side": ("Case", "CommandSide", "FolderSide", "Side", "trace_side"),
-    "single": ("single_step",),
     "step": ("Clip",),
     "study": ("KnownDifference", "keep_from_build", "edit_module", "replace_functions", "in_context"),
     "allowed": ("moved",),
@@ -50,7 +48,7 @@ HOME = {name: place for place, names in PLACES.items() for name in names}
 
 __all__ = ["Case", "CommandSide", "Draw", "EngineSide", "FolderSide", "KnownDifference", "Pair", "Side", "View", "tap"]
 __all__ += ["Clip", "Fused", "Kind", "NameMap", "Replicated", "Suggestion", "Tolerance", "suggest_names", "transposed"]
-__all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair", "single_step"]
+__all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair"]
 __all__ += ["Fault", "edit_module", "in_context", "keep_from_build", "replace_functions", "unrolled"]
 __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]
 

@@ -166,7 +166,7 @@ class Call:
     """One call of one module: values as they were then, gradients once a backward has run.
 
     ``into`` and ``out`` are keyed by argument or place and hold every tensor: states, ids, positions, masks of any
-    form. ``arguments`` are the objects the module was called with, kept only when asked for.
+    form.
     """
 
     module: str
@@ -175,7 +175,6 @@ class Call:
     out: dict[str, Tensor] = field(default_factory=dict)
     into_grad: dict[str, Tensor] = field(default_factory=dict)
     out_grad: dict[str, Tensor] = field(default_factory=dict)
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
     def key(self) -> str:
@@ -255,14 +254,13 @@ def _edge(tensor: Tensor) -> tuple[Any, int]:
 
 
 @contextlib.contextmanager
-def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -> Iterator[list[Call]]:
+def watch(module: nn.Module, own_inputs: bool = True) -> Iterator[list[Call]]:
     """Collect the calls of a module and all its parts, in the order in which they end.
 
     Only the body's forward is watched: what activation checkpointing repeats in the backward is no call of its own.
 
     Args:
         module: the whole.
-        arguments: keep copies of the arguments too.
         own_inputs: the gradient of an input is what this call sent back, not what all readers of the tensor did.
     """
     calls: list[Call] = []
@@ -270,7 +268,7 @@ def watch(module: nn.Module, arguments: bool = False, own_inputs: bool = True) -
     running: dict[str, list[tuple[Call, SentBack | None]]] = defaultdict(list)
 
     def before(name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(name, counts[name], arguments=snapshot((args, kwargs)) if arguments else None)
+        call = Call(name, counts[name])
         counts[name] += 1
         given = by_name(part, args, kwargs)
         keep(given, call.into, None if own_inputs else call.into_grad)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
+from parity.errors import InputError
+
 NAMES = {
     "Joined": "Fused",
     "Copied": "Replicated",
@@ -22,11 +24,16 @@ CHECKS = {"paths": "cross_step_grad"}
 QUANTITIES = {"path": "cross_step_grad", "after": "after_step1"}
 """What a tolerance is of."""
 
+GONE = {"single_step": "compare_sides, of two modules to hold one by itself; its `first` is the module that errs"}
+"""What ``parity`` gave, and what does as much."""
+
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 def new_name(name: str, table: Mapping[str, str]) -> str:
-    """The name of now; with a warning, one line, where it is an old one."""
+    """The name of now; with a warning, one line, where it is an old one; InputError: it is gone."""
+    if name in GONE:
+        raise InputError("parity", name, "a name of the version before", GONE[name])
     if name in table:
         warnings.warn(f"{name} is {table[name]} now; the old name goes with the next version", FutureWarning, 3)
     return table.get(name, name)

@@ -20,7 +20,6 @@ from parity import (
     Trace,
     compare_sides,
     compare_traces,
-    single_step,
     suggest_names,
     trace_side,
     transposed,
@@ -225,14 +224,6 @@ def test_what_goes_over_by_a_map_is_compared(
     own = [row.check for row in report.rows if row.status is Status.FAILED and row.tensor != "mb0.grad_norm"]
     assert next(iter(own), "") == failed
     assert all(words in seen[tensor] for tensor, words in details.items())
-
-
-def test_a_single_step_follows_the_call_map() -> None:
-    single_step(Side(Tied), Side(Apart), BATCHES[0], names=TWICE).raise_if_failed()
-    report = single_step(Side(Tied), Side(lambda: Apart(0.1)), BATCHES[0], names=TWICE)
-    assert {row.run for row in report.rows} == {"first", "second", "(whole)"}
-    assert report.first is not None
-    assert report.first.module == WHOLE
 
 
 def test_calls_inside_of_a_mapped_one_go_along() -> None:

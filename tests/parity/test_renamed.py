@@ -10,6 +10,7 @@ import pytest
 
 import parity
 from parity import Fused, KnownDifference, NameMap, Pair, Replicated, Side, Tolerance, renamed
+from parity.errors import InputError
 from parity.tolerances import Kind, checked
 
 SIDE = Side(lambda: None, name="port")  # type: ignore[arg-type, return-value]
@@ -37,6 +38,13 @@ def test_an_old_name_is_understood_with_a_line_that_has_the_new_one(name: str) -
     with pytest.warns(FutureWarning, match=rf"^{name} is \w+ now; the old name goes with the next version$"):
         found = make()
     assert is_new(found)
+
+
+def test_what_is_gone_says_what_does_as_much() -> None:
+    with pytest.raises(
+        InputError, match=r"^parity: single_step: found a name of the version before, expected compare_s"
+    ):
+        parity.single_step  # noqa: B018
 
 
 def test_new_names_are_no_news(recwarn: pytest.WarningsRecorder) -> None:

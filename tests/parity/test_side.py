@@ -26,7 +26,6 @@ from parity import (
     Side,
     compare_sides,
     run_pair,
-    single_step,
     trace_side,
     write_trace,
 )
@@ -72,10 +71,10 @@ def louder(whole: Any) -> None:
     whole.model.layers[1].mlp.up_proj.register_forward_hook(lambda part, args, out: out * 1.01)
 
 
-def test_a_single_step_of_a_model_with_a_key_value_cache() -> None:
-    single_step(model(), model(), IDS).raise_if_failed()
-    report = single_step(model(), model(louder), IDS)
-    assert {row.run for row in report.rows if row.status is Status.FAILED} == {"model.layers.1.mlp.up_proj"}
+def test_a_module_of_a_model_with_a_key_value_cache_is_named() -> None:
+    first = compare_sides(model(), model(louder), [IDS], checks=["forward"]).first
+    assert first is not None
+    assert first.module == "model.layers.1.mlp.up_proj"
 
 
 def test_checkpoints_go_through_save_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
