@@ -1,38 +1,33 @@
 """Shared by the harness' tests: the shipped cases, and evidence for a port that may carry a planted fault."""
 
-from __future__ import annotations
-
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 import parity.cli
 from parity import fixtures
-from parity.evidence import Evidence
 from parity.pair import find_pair
-from parity.prototypes.case import RecordedCase, find_cases, read_case
+from parity.prototypes.case import find_cases, read_case
 from parity.run import CaseRun
 
 
 @pytest.fixture(scope="session")
-def cases() -> dict[str, RecordedCase]:
+def cases():
     """The shipped cases by name."""
     return {case.name: case for case in find_cases(fixtures.RECORDINGS)}
 
 
 @pytest.fixture
-def case() -> RecordedCase:
+def case():
     """Three TTT steps in float32, with final parameters."""
     return read_case(fixtures.RECORDINGS / "eagle3_fp32_k3")
 
 
 @pytest.fixture
-def copy(tmp_path: Path, case: RecordedCase) -> RecordedCase:
+def copy(tmp_path, case):
     """A recording that a test may break."""
     shutil.copytree(case.directory, tmp_path / case.name)
     shutil.copy(case.initial, tmp_path)
@@ -40,37 +35,37 @@ def copy(tmp_path: Path, case: RecordedCase) -> RecordedCase:
     return read_case(tmp_path / case.name)
 
 
-def _evidence_of(case: RecordedCase, stack: ExitStack) -> Evidence:
+def _evidence_of(case, stack):
     pair = find_pair(case.algorithm)
     return CaseRun(pair, case, stack).evidence(pair.port)
 
 
 @pytest.fixture
-def whole_run(cases: dict[str, RecordedCase]) -> Iterator[Callable[[str], Evidence]]:
+def whole_run(cases):
     """The port's run on a case, as it is patched at that moment."""
     with ExitStack() as stack:
         yield lambda name: _evidence_of(cases[name], stack)
 
 
 @pytest.fixture(scope="session")
-def sound(cases: dict[str, RecordedCase]) -> Iterator[Callable[[str], Evidence]]:
+def sound(cases):
     """The same without any fault, run once a session."""
     with ExitStack() as stack:
         yield cache(lambda name: _evidence_of(cases[name], stack))
 
 
 @pytest.fixture
-def recordings() -> Path:
+def recordings():
     """The shipped recordings."""
     return fixtures.RECORDINGS
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def command(monkeypatch):
     """Runs a ``parity`` command line here and returns its exit code."""
     monkeypatch.setattr(parity.cli, "hush", lambda: None)
 
-    def run(*words: object) -> int:
+    def run(*words):
         monkeypatch.setattr(sys, "argv", ["parity", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
             parity.cli.main()

@@ -1,22 +1,15 @@
 """The example's modules, to plant faults in."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-
-from torch import nn
 
 from parity import Side
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "compare_modules.py"
 
 
-def load() -> ModuleType:
+def load():
     """``examples/compare_modules.py`` as a module."""
     if "compare_modules" not in sys.modules:
         spec = importlib.util.spec_from_file_location("compare_modules", FILE)
@@ -27,11 +20,11 @@ def load() -> ModuleType:
     return sys.modules["compare_modules"]
 
 
-def side_with(plant: Callable[[Any], None], **changes: Any) -> Side:
+def side_with(plant, **changes):
     """The hand-written layer with a fault planted in every build of it."""
 
-    def build() -> nn.Module:
-        block: nn.Module = load().Block(load().CONFIG)
+    def build():
+        block = load().Block(load().CONFIG)
         plant(block)
         return block
 

@@ -1,14 +1,10 @@
 """Recordings folders made for a test."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 from parity.prototypes.original.checkout import PROTOTYPES
 
-META: dict[str, Any] = {
+META = {
     "case": "one",
     "which": "eagle3",
     "dtype": "fp32",
@@ -25,26 +21,26 @@ META: dict[str, Any] = {
 """The smallest ``meta.json`` that describes a case: two passes over one batch of two."""
 
 
-def make_fixture(folder: Path) -> None:
+def make_fixture(folder):
     """What a case points at; the contents are nobody's business here."""
     (folder / "fixture" / "data_eagle3").mkdir(parents=True)
     (folder / "fixture" / "draft_eagle3.json").write_text("{}")
     (folder / "initial.safetensors").write_bytes(b"")
 
 
-def write_meta(folder: Path, meta: object) -> Path:
+def write_meta(folder, meta):
     """``meta.json`` in a folder of its own; returns the folder."""
     folder.mkdir(exist_ok=True)
     (folder / "meta.json").write_text(meta if isinstance(meta, str) else json.dumps(meta))
     return folder
 
 
-def with_flags(*flags: str) -> dict[str, Any]:
+def with_flags(*flags):
     """``META`` with further words on the recorded command line."""
     return {**META, "argv": [*META["argv"], *flags]}
 
 
-def write_checkout(root: Path, algorithm: str) -> list[str]:
+def write_checkout(root, algorithm):
     """Every file of a prototype, none of them with the commit's content; returns their names."""
     prototype = PROTOTYPES[algorithm]
     for name in prototype.hashes:

@@ -7,13 +7,12 @@ modules are fused and carry a residual beside the hidden state, as vLLM's are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 WIDTH, VOCABULARY, LAYERS = 8, 24, 2
 LOADER = "vllm.model_executor.model_loader.default_loader"
@@ -22,14 +21,14 @@ LOADER = "vllm.model_executor.model_loader.default_loader"
 class Norm(nn.Module):
     """RMS norm; with a residual, of their sum, which it gives too."""
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(WIDTH)), eps
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args):
         return self.forward_native(*args)
 
-    def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Any:
+    def forward_native(self, x, residual=None):
         whole = x if residual is None else x + residual
         normed = whole * torch.rsqrt(whole.square().mean(-1, keepdim=True) + self.eps) * self.weight
         return normed if residual is None else (normed, whole)
@@ -38,32 +37,32 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """The mean of query, key and value stands for attention."""
 
-    def __init__(self, fused: bool) -> None:
+    def __init__(self, fused):
         super().__init__()
         self.fused = fused
         for name in ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj"):
             setattr(self, name, nn.Linear(WIDTH, 3 * WIDTH if fused else WIDTH))
         self.o_proj = nn.Linear(WIDTH, WIDTH, bias=False)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states):
         parts = [self.qkv_proj] if self.fused else [self.q_proj, self.k_proj, self.v_proj]
         found = torch.cat([part(hidden_states) for part in parts], -1)
         return self.o_proj(found.unflatten(-1, (3, WIDTH)).mean(-2))
 
 
 class Layer(nn.Module):
-    def __init__(self, eps: float, fused: bool) -> None:
+    def __init__(self, eps, fused):
         super().__init__()
         self.input_layernorm, self.self_attn = Norm(eps), Attention(fused)
 
 
 class PlainLayer(Layer):
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states):
         return hidden_states + self.self_attn(self.input_layernorm(hidden_states))
 
 
 class FusedLayer(Layer):
-    def forward(self, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_states, residual):
         if residual is None:
             return self.self_attn(self.input_layernorm(hidden_states)), hidden_states
         hidden_states, residual = self.input_layernorm(hidden_states, residual)
@@ -71,12 +70,12 @@ class FusedLayer(Layer):
 
 
 class Body(nn.Module):
-    def __init__(self, eps: float, fused: bool) -> None:
+    def __init__(self, eps, fused):
         super().__init__()
         self.embed_tokens, self.norm = nn.Embedding(VOCABULARY, WIDTH), Norm(eps)
         self.layers = nn.ModuleList((FusedLayer if fused else PlainLayer)(eps, fused) for _ in range(LAYERS))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids):
         states, residual = self.embed_tokens(input_ids), None
         for layer in self.layers:
             if isinstance(layer, FusedLayer):
@@ -89,35 +88,35 @@ class Body(nn.Module):
 class Plain(nn.Module):
     """As transformers has a model."""
 
-    def __init__(self, eps: float = 1e-5) -> None:
+    def __init__(self, eps=1e-5):
         super().__init__()
         self.model, self.lm_head = Body(eps, fused=False), nn.Linear(WIDTH, VOCABULARY, bias=False)
 
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+    def forward(self, input_ids, use_cache=False):
         return SimpleNamespace(logits=self.lm_head(self.model(input_ids)))
 
 
 class Fused(nn.Module):
     """As vLLM has one."""
 
-    def __init__(self, eps: float = 1e-5) -> None:
+    def __init__(self, eps=1e-5):
         super().__init__()
         self.model, self.lm_head = Body(eps, fused=True), nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.logits_processor = Logits()
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, input_ids, positions):
         return self.model(input_ids)
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden):
         return self.logits_processor(self.lm_head, hidden)
 
 
 class Logits(nn.Module):
-    def forward(self, head: nn.Module, hidden: Tensor) -> Tensor:
+    def forward(self, head, hidden):
         return hidden @ head.weight.T
 
 
-def plain() -> Plain:
+def plain():
     """Weights that are not all alike, norms' neither."""
     torch.manual_seed(0)
     module = Plain()
@@ -127,30 +126,30 @@ def plain() -> Plain:
 
 
 class Runner:
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model):
         self.model, self.input_batch = model, SimpleNamespace(req_ids=[])
 
-    def execute_model(self, scheduled: Any) -> Tensor:
+    def execute_model(self, scheduled):
         return self.model(input_ids=scheduled.ids, positions=scheduled.positions)
 
 
 class Engine:
     """Requests in turns of at most ``budget`` tokens, the last that came first; then greedy tokens one by one."""
 
-    def __init__(self, runner: Runner, budget: int, dtype: torch.dtype) -> None:
+    def __init__(self, runner, budget, dtype):
         self.runner, self.budget, self.waiting = runner, budget, dict[str, Any]()
         self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(dtype=dtype))
 
-    def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
+    def add_request(self, name, prompt, params):
         ids = prompt["prompt_token_ids"]
         one = SimpleNamespace(ids=[*ids], prompt=len(ids), done=0, params=params, logits=[])
         self.waiting = {f"{name}-abc": one, **self.waiting}
 
-    def has_unfinished_requests(self) -> bool:
+    def has_unfinished_requests(self):
         return bool(self.waiting)
 
     @torch.inference_mode()
-    def step(self) -> list[Any]:
+    def step(self):
         parts, left = dict[str, int](), self.budget
         for name, one in self.waiting.items():
             parts[name] = min(left, len(one.ids) - one.done)
@@ -171,7 +170,7 @@ class Engine:
         return [answered(name, one) for name, one in ended.items()]
 
 
-def answered(name: str, one: Any) -> Any:
+def answered(name, one):
     told = [None, *({n: SimpleNamespace(logprob=float(value)) for n, value in enumerate(row)} for row in one.logits)]
     return SimpleNamespace(
         request_id=name,
@@ -183,19 +182,19 @@ def answered(name: str, one: Any) -> Any:
 
 
 @contextmanager
-def vllm(weights: dict[str, Tensor], alter: Callable[[nn.Module], object] = id, eps: float = 1e-5) -> Iterator[None]:
+def vllm(weights, alter=id, eps=1e-5):
     """In vLLM's place, for as long as the body runs; ``weights`` are what it loads, ``alter`` is done to its model."""
 
     class DefaultModelLoader:
         enable_weights_track: bool | None = None
 
-        def load_weights(self, model: nn.Module, model_config: Any) -> None:
+        def load_weights(self, model, model_config):
             held = dict(model.named_parameters())
             for name, value in weights.items():
                 held[name].data.copy_(value)
             assert self.enable_weights_track is False or weights.keys() == held.keys()
 
-    def engine(dtype: str, max_num_batched_tokens: int = 5, **_: Any) -> Any:
+    def engine(dtype, max_num_batched_tokens=5, **_):
         model = Fused(eps).to(getattr(torch, dtype))
         DefaultModelLoader().load_weights(model, None)
         alter(model)

@@ -1,54 +1,48 @@
 """What one rounding moves: draws move nothing else, what bounds come of them, and faults that typed bounds let by."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parity import Case, Side, compare_sides, compare_traces, trace_side
 from parity.allowed import moved, spread_of
 from parity.side import pattern_loss, trace_case
 from parity.trace import Trace, read_trace, write_trace
-from parity.verdict import Row, Status
+from parity.verdict import Status
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.down(self.up(x).tanh())
 
 
 BATCHES = [torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-Step = Callable[[Any, Any], None]
 
 
-def at_rate(rate: float, step: Step = lambda module, optimizer: optimizer.step(), **words: Any) -> Side:
+def at_rate(rate, step=lambda module, optimizer: optimizer.step(), **words):
     return Side(Net, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate), step=step, **words)
 
 
-def uphill(module: Any, optimizer: Any) -> None:
+def uphill(module, optimizer):
     for value in module.parameters():
         value.grad.neg_()
     optimizer.step()
 
 
-def permuted(module: Any, optimizer: Any) -> None:
+def permuted(module, optimizer):
     for value in module.parameters():
         value.grad = value.grad.flip(0)
     optimizer.step()
 
 
-def one_percent(module: Any, optimizer: Any) -> None:
+def one_percent(module, optimizer):
     optimizer.param_groups[0]["lr"] *= 1.01
     optimizer.step()
     optimizer.param_groups[0]["lr"] /= 1.01
@@ -58,16 +52,16 @@ def one_percent(module: Any, optimizer: Any) -> None:
 @pytest.mark.parametrize(
     ("step", "check"), [(uphill, "optimizer_step"), (permuted, "optimizer_step"), (one_percent, "curve")]
 )
-def test_a_wrong_step_is_seen_at_every_rate(step: Step, check: str, rate: float) -> None:
+def test_a_wrong_step_is_seen_at_every_rate(step, check, rate):
     report = compare_sides(at_rate(rate), at_rate(rate, step), BATCHES, checks=[check])
     assert report.failed == (check,)
 
 
-def test_gradients_that_grow_later_are_no_part_of_the_clipping_that_agrees() -> None:
+def test_gradients_that_grow_later_are_no_part_of_the_clipping_that_agrees():
     """Adam hides the factor."""
-    calls: list[int] = []
+    calls = []
 
-    def steeper(module: Any, x: Tensor) -> Tensor:
+    def steeper(module, x):
         calls.append(1)
         loss = pattern_loss(module, x)
         return loss + 0.5 * (loss - loss.detach()) if len(calls) > 1 else loss
@@ -78,23 +72,23 @@ def test_gradients_that_grow_later_are_no_part_of_the_clipping_that_agrees() -> 
 
 
 @pytest.mark.parametrize("rate", [1e-6, 1e-2])
-def test_the_same_formulas_in_another_order_pass_at_every_rate(rate: float) -> None:
-    def turned(module: Any, x: Tensor) -> Tensor:
+def test_the_same_formulas_in_another_order_pass_at_every_rate(rate):
+    def turned(module, x):
         order = torch.arange(7, -1, -1)
-        return pattern_loss(lambda given: module(given[order])[order], x)  # type: ignore[arg-type]
+        return pattern_loss(lambda given: module(given[order])[order], x)
 
     checks = ("loss", "gradients", "optimizer_step", "curve")
     compare_sides(at_rate(rate), at_rate(rate, loss=turned), BATCHES, steps=20, checks=checks).raise_if_failed()
 
 
-def test_a_loss_that_is_infinite_on_both_sides_is_no_pass() -> None:
+def test_a_loss_that_is_infinite_on_both_sides_is_no_pass():
     endless = Side(Net, loss=lambda module, x: pattern_loss(module, x) * math.inf, backward=False)
     report = compare_sides(endless, endless, BATCHES, checks=["loss"])
     assert report.failed == ("loss",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_entry_moves_by_one_unit(dtype: torch.dtype) -> None:
+def test_every_entry_moves_by_one_unit(dtype):
     values = torch.randn(1000)
     gap = (moved(values, 1, dtype) - values).abs() / values.abs()
     eps = torch.finfo(dtype).eps
@@ -107,13 +101,13 @@ def test_every_entry_moves_by_one_unit(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "value", [torch.arange(3), torch.tensor([0.0, 1.0]), torch.tensor([-math.inf, 0.0]), torch.randn(4).bfloat16()]
 )
-def test_ids_masks_and_what_enters_exactly_stay(value: Tensor) -> None:
+def test_ids_masks_and_what_enters_exactly_stay(value):
     """A record in bfloat16 enters a float32 run as it is; moving it by its own unit would loosen everything."""
     found = moved({"x": [value]}, 1)
     assert torch.equal(found["x"][0], value)
 
 
-def autocast(module: nn.Module, x: Tensor) -> Tensor:
+def autocast(module, x):
     with torch.autocast("cpu", torch.bfloat16):
         return pattern_loss(module, x)
 
@@ -121,7 +115,7 @@ def autocast(module: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("side", "precision"), [(at_rate(1e-3), "float32"), (at_rate(1e-3, loss=autocast), "bfloat16")]
 )
-def test_the_unit_is_that_of_the_precision_computed_in(side: Side, precision: str) -> None:
+def test_the_unit_is_that_of_the_precision_computed_in(side, precision):
     base = trace_side(side, BATCHES)
     assert (base.dtype, base.precision) == ("float32", precision)
     spread = spread_of(
@@ -132,7 +126,7 @@ def test_the_unit_is_that_of_the_precision_computed_in(side: Side, precision: st
     assert spread["curve.loss"] == sorted(spread["curve.loss"])
 
 
-def test_a_trace_carries_its_spread_to_another_machine(tmp_path: Path) -> None:
+def test_a_trace_carries_its_spread_to_another_machine(tmp_path):
     trace = replace(trace_side(at_rate(1e-3), BATCHES), spread={"call.down#0.out": [1e-9], "after.up.weight": [1e-3]})
     again = read_trace(write_trace(trace, tmp_path / "trace"))
     assert again.spread == trace.spread
@@ -142,11 +136,11 @@ def test_a_trace_carries_its_spread_to_another_machine(tmp_path: Path) -> None:
     assert "nobody moved the original" in row_of(replace(trace, spread={}), found, "down#0").detail
 
 
-def row_of(original: Trace, found: Trace, name: str) -> Row:
+def row_of(original, found, name):
     return next(row for row in compare_traces(original, found).rows if row.tensor == name)
 
 
-def test_a_row_that_rounding_moves_altogether_says_nothing() -> None:
+def test_a_row_that_rounding_moves_altogether_says_nothing():
     original, found = (trace_side(at_rate(1e-3), BATCHES) for _ in range(2))
     found.tensors["mb0.call.down#0.out"] *= 1.3
     row = row_of(replace(original, spread={"call.down#0.out": [0.2]}), found, "down#0")
@@ -155,7 +149,7 @@ def test_a_row_that_rounding_moves_altogether_says_nothing() -> None:
     assert row_of(replace(original, spread={"call.down#0.out": [0.2]}), found, "down#0").status is Status.FAILED
 
 
-def test_whole_numbers_that_a_draw_changes_say_nothing() -> None:
+def test_whole_numbers_that_a_draw_changes_say_nothing():
     routes = [torch.tensor([0, 1]), torch.tensor([0, 2])]
     sides = [Trace(run, "one", "float32", {"mb0.tap.routes#0": value}) for run, value in zip("ab", routes)]
     for flips, status in ((0.0, Status.FAILED), (1.0, Status.SILENT)):
@@ -163,7 +157,7 @@ def test_whole_numbers_that_a_draw_changes_say_nothing() -> None:
         assert row_of(*sides, "mb0.tap.routes#0").status is status
 
 
-def test_bounds_grow_with_the_steps_as_the_draws_do() -> None:
+def test_bounds_grow_with_the_steps_as_the_draws_do():
     original, found = (trace_side(at_rate(1e-3), BATCHES) for _ in range(2))
     original.spread = {"curve.loss": [1e-7, 1e-7, 1e-7, 1e-4, 1.0]}
     for index, passed in ((0, False), (2, False), (4, True)):

@@ -1,16 +1,11 @@
 """Every check, and no other, finds the fault it is there for, planted in a net of two layers or in a trace."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from parity import CHECKS, Clip, Kind, ParityError, Side, Tolerance, Trace, compare_sides, compare_traces, trace_side
 from parity.errors import InputError
@@ -18,11 +13,11 @@ from parity.observe import SAMPLES
 from parity.side import pattern_loss
 from parity.verdict import Against, Status
 
-AUDITS: set[str] = set()
+AUDITS = set()
 """Checks whose rows another file makes, with the tests that plant their faults."""
 
 
-def test_a_port_that_says_nothing_of_its_steps_has_failed_rows() -> None:
+def test_a_port_that_says_nothing_of_its_steps_has_failed_rows():
     trace = trace_side(Side(lambda: nn.Linear(6, 6)), batches(), steps=2)
     unrolled = replace(trace, curve=[replace(point, step_losses=(1.0, 2.0)) for point in trace.curve])
     last = replace(trace, curve=[replace(point, step_losses=(1.0,)) for point in trace.curve])
@@ -33,24 +28,24 @@ def test_a_port_that_says_nothing_of_its_steps_has_failed_rows() -> None:
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.up = nn.Linear(6, 10)
         self.down = nn.Linear(10, 6)
         self.register_buffer("seen", torch.zeros(1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.down(self.up(x).tanh())
 
 
-def batches() -> list[Tensor]:
+def batches():
     return [torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
 
 
-def changed(change: Callable[[Any], object], dtype: torch.dtype = torch.float32) -> Callable[[], nn.Module]:
+def changed(change, dtype=torch.float32):
     """Builds of the net with something done to them."""
 
-    def build() -> nn.Module:
+    def build():
         net = Net().to(dtype)
         change(net)
         return net
@@ -58,58 +53,58 @@ def changed(change: Callable[[Any], object], dtype: torch.dtype = torch.float32)
     return build
 
 
-def gives(part: str, change: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Callable[[], nn.Module]:
+def gives(part, change, dtype=torch.float32):
     """A part of the net, or by the empty name the whole, gives what ``change`` makes of its output."""
 
-    def plant(net: Net) -> None:
+    def plant(net):
         net.get_submodule(part).register_forward_hook(lambda module, args, out: change(out))
 
     return changed(plant, dtype)
 
 
-def calls(inner: str) -> Callable[[], nn.Module]:
+def calls(inner):
     """The net calls another module than its own two once more, or one of those."""
 
-    def change(net: Net) -> None:
+    def change(net):
         net.extra = nn.Identity()
         net.register_forward_hook(lambda module, args, out: out + 0 * net.get_submodule(inner)(args[0]).sum())
 
     return changed(change)
 
 
-def detached(net: Net) -> None:
+def detached(net):
     bias = net.down.bias
-    net.down.forward = lambda x: nn.functional.linear(x, net.down.weight, bias.detach())  # type: ignore[method-assign]
+    net.down.forward = lambda x: nn.functional.linear(x, net.down.weight, bias.detach())
 
 
-def counting(net: Net, given: object) -> None:
+def counting(net, given):
     net.seen += 1
 
 
-def wasteful(net: Net) -> None:
-    def forward(x: Tensor) -> Tensor:
+def wasteful(net):
+    def forward(x):
         for _ in range(200):
             nn.functional.linear(x, net.up.weight)
         return Net.forward(net, x)
 
-    net.forward = forward  # type: ignore[method-assign]
+    net.forward = forward
 
 
-def adamw(parameters: Any, **settings: Any) -> torch.optim.Optimizer:
+def adamw(parameters, **settings):
     return torch.optim.AdamW(parameters, **{"lr": 1e-3, **settings})
 
 
-def save_coarsely(module: nn.Module, folder: Path) -> None:
+def save_coarsely(module, folder):
     save_file({name: value.bfloat16().float() for name, value in module.state_dict().items()}, folder / "net.st")
 
 
-def load(folder: Path) -> nn.Module:
+def load(folder):
     net = Net()
     net.load_state_dict(load_file(folder / "net.st"))
     return net
 
 
-def momentum(module: Any, optimizer: torch.optim.Optimizer) -> None:
+def momentum(module, optimizer):
     """A velocity that is kept where no checkpoint looks."""
     for parameter in module.parameters():
         parameter.velocity = 0.9 * getattr(parameter, "velocity", 0.0) + parameter.grad
@@ -117,22 +112,22 @@ def momentum(module: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def clipping(module: Any, optimizer: torch.optim.Optimizer) -> None:
+def clipping(module, optimizer):
     nn.utils.clip_grad_norm_(module.parameters(), 0.1)
     optimizer.step()
 
 
-def clipping_late(module: Any, optimizer: torch.optim.Optimizer) -> None:
+def clipping_late(module, optimizer):
     made = optimizer.state[module.up.bias].get("step", 0)
-    (clipping if made >= 2 else Side.step)(module, optimizer)  # type: ignore[operator]
+    (clipping if made >= 2 else Side.step)(module, optimizer)
 
 
-def without_decay(module: Any, optimizer: torch.optim.Optimizer) -> None:
+def without_decay(module, optimizer):
     optimizer.param_groups[0].update(weight_decay=0.0)
     optimizer.step()
 
 
-def decaying(parameters: Any, *places: int) -> torch.optim.Optimizer:
+def decaying(parameters, *places):
     """Those parameters decay, the others do not."""
     parts = [[one for n, one in enumerate(parameters) if (n in places) is on] for on in (True, False)]
     return adamw([{"params": parts[0]}, {"params": parts[1], "weight_decay": 0.0}])
@@ -141,17 +136,17 @@ def decaying(parameters: Any, *places: int) -> torch.optim.Optimizer:
 LOUDER = Side(gives("up", lambda out: out * 1.1))
 
 
-def fault(name: str, found: str, port: Side, **changes: Any) -> Any:
+def fault(name, found, port, **changes):
     """The checks that find it, the port, further arguments."""
     return pytest.param(tuple(found.split()), port, changes, id=name)
 
 
-def harms(name: str, found: str, change: Callable[[Any], object], **changes: Any) -> Any:
+def harms(name, found, change, **changes):
     """A fault done to the net."""
     return fault(name, found, Side(changed(change)), **changes)
 
 
-def falling(optimizer: torch.optim.Optimizer) -> Any:
+def falling(optimizer):
     return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
 
 
@@ -184,7 +179,7 @@ FAULTS = (
 
 
 @pytest.mark.parametrize(("found", "port", "changes"), FAULTS)
-def test_the_checks_alone_find_the_fault(found: tuple[str, ...], port: Side, changes: dict[str, Any]) -> None:
+def test_the_checks_alone_find_the_fault(found, port, changes):
     report = compare_sides(Side(Net), port, batches(), **changes)
     assert report.failed == found
     assert report.first is not None
@@ -193,7 +188,7 @@ def test_the_checks_alone_find_the_fault(found: tuple[str, ...], port: Side, cha
         report.raise_if_failed()
 
 
-def test_clip_limits_that_no_gradient_reaches_are_named() -> None:
+def test_clip_limits_that_no_gradient_reaches_are_named():
     """No number differs, whatever is clipped."""
     original, port = (Side(Net, lambda net, x: pattern_loss(net, x) / 99, step=Clip("norm", n)) for n in (1.0, 0.5))
     report = compare_sides(original, port, batches())
@@ -202,10 +197,10 @@ def test_clip_limits_that_no_gradient_reaches_are_named() -> None:
     assert found == {"clip.limit": "found 0.5, expected 1.0"}
 
 
-def test_a_clip_that_the_port_says_is_held_to_the_original_s_own() -> None:
+def test_a_clip_that_the_port_says_is_held_to_the_original_s_own():
     """Adam hides it: all gradients are twice as large."""
 
-    def own(module: Any, optimizer: torch.optim.Optimizer) -> None:
+    def own(module, optimizer):
         nn.utils.clip_grad_norm_(module.parameters(), 0.5)
         optimizer.step()
 
@@ -221,7 +216,7 @@ def test_a_clip_that_the_port_says_is_held_to_the_original_s_own() -> None:
     }
 
 
-def test_a_parameter_in_the_other_group_is_named() -> None:
+def test_a_parameter_in_the_other_group_is_named():
     """And what one step's decay makes of it."""
     original, port = (Side(Net, optimizer=lambda ps, n=n: decaying(ps, 0, n)) for n in (2, 3))
     report = compare_sides(original, port, batches())
@@ -232,8 +227,8 @@ def test_a_parameter_in_the_other_group_is_named() -> None:
     )
 
 
-def test_a_rate_set_by_hand_is_the_one_that_is_used() -> None:
-    def step(module: Any, optimizer: torch.optim.Optimizer) -> None:
+def test_a_rate_set_by_hand_is_the_one_that_is_used():
+    def step(module, optimizer):
         made = int(optimizer.state[module.up.bias].get("step", 0))
         optimizer.param_groups[0].update(lr=1e-3 * 0.9**made)
         optimizer.step()
@@ -244,11 +239,11 @@ def test_a_rate_set_by_hand_is_the_one_that_is_used() -> None:
     assert [point.lr_used for point in trace.curve] == [1e-3 * 0.9**n for n in range(5)]
 
 
-def test_a_velocity_that_nobody_saves_is_found_by_resume() -> None:
+def test_a_velocity_that_nobody_saves_is_found_by_resume():
     assert compare_sides(Side(Net, step=momentum), Side(Net, step=momentum), batches()).failed == ("resume",)
 
 
-def traced() -> Trace:
+def traced():
     """A trace with a tensor of every kind."""
     trace = trace_side(Side(Net), batches())
     further = ("batch.x", "draw.anchors#0", "target_p", "path.0.0", "tap.labels#0", "step1.logits")
@@ -262,18 +257,18 @@ def traced() -> Trace:
     return trace
 
 
-def tensor(name: str) -> Callable[[Trace], None]:
+def tensor(name):
     return lambda trace: trace.tensors.update({name: trace.tensors[name] + 1})
 
 
-def point(**changes: Any) -> Callable[[Trace], None]:
-    def change(trace: Trace) -> None:
+def point(**changes):
+    def change(trace):
         trace.curve[3] = replace(trace.curve[3], **changes)
 
     return change
 
 
-TRACED_FAULTS: dict[str, tuple[str, Callable[[Trace], object]]] = {
+TRACED_FAULTS = {
     "another batch": ("batches", tensor("mb0.batch.x")),
     "another draw": ("draws", tensor("mb0.draw.anchors#0")),
     "other candidates": ("samplers", tensor(f"{SAMPLES}anchors.entries")),
@@ -303,13 +298,13 @@ TRACED_FAULTS: dict[str, tuple[str, Callable[[Trace], object]]] = {
 
 
 @pytest.mark.parametrize(("found", "plant"), TRACED_FAULTS.values(), ids=TRACED_FAULTS)
-def test_the_fault_in_a_trace_is_found(found: str, plant: Callable[[Trace], object]) -> None:
+def test_the_fault_in_a_trace_is_found(found, plant):
     original, port = traced(), traced()
     plant(port)
     assert compare_traces(original, port).failed == (found,)
 
 
-def logging(*places: int, value: float = 1.0) -> Trace:
+def logging(*places, value=1.0):
     """A series, and the gradient norm, with values at these points alone, the last of them given."""
     trace = traced()
     for n, point in enumerate(trace.curve):
@@ -327,13 +322,13 @@ def logging(*places: int, value: float = 1.0) -> Trace:
     ],
     ids=["the same", "another value", "at another point"],
 )
-def test_a_series_is_compared_where_its_values_stand(found: Trace, detail: str) -> None:
+def test_a_series_is_compared_where_its_values_stand(found, detail):
     report = compare_traces(logging(0, 2), found, checks=["curve"])
     rows = {row.tensor: row for row in report.rows if row.tensor in ("kl", "grad_norm")}
     assert [(row.passed, detail in row.detail) for row in rows.values()] == [(not detail, True)] * 2
 
 
-def test_what_a_near_tie_decides_and_the_last_printed_digit_may_fall_either_way() -> None:
+def test_what_a_near_tie_decides_and_the_last_printed_digit_may_fall_either_way():
     original, port = traced(), traced()
     point(top=(5, 8))(port)
     port.prints = ["Loss: 0.5001"]
@@ -343,12 +338,12 @@ def test_what_a_near_tie_decides_and_the_last_printed_digit_may_fall_either_way(
     assert (row.measured, row.detail) == (0.0, "1 of 35 fall the other way, 5 are near ties")
 
 
-def test_every_check_has_a_fault() -> None:
+def test_every_check_has_a_fault():
     named = {check for fault in FAULTS for check in fault.values[0]} | {check for check, _ in TRACED_FAULTS.values()}
     assert named | {"resume"} == {*CHECKS, "initialisation", "throughput"} - AUDITS
 
 
-def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
+def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes():
     report = compare_sides(Side(changed(wasteful)), Side(Net), batches(), checks=(*CHECKS, "throughput"))
     report.raise_if_failed()
     assert [*dict.fromkeys(row.check for row in report.rows)] == [*CHECKS, "throughput"]
@@ -366,11 +361,11 @@ def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_every_precision_is_held_to_what_its_own_rounding_does(dtype: torch.dtype) -> None:
+def test_every_precision_is_held_to_what_its_own_rounding_does(dtype):
     """Also one that no table is for: a port whose matrix is one unit off passes, at twenty it does not."""
     given = [batch.to(dtype) for batch in batches()]
 
-    def off(units: float) -> Side:
+    def off(units):
         return Side(gives("", lambda out: out * (1 + units * torch.finfo(dtype).eps), dtype))
 
     assert compare_sides(off(0), off(1), given, checks=["forward"]).passed
@@ -390,7 +385,7 @@ GRAD = torch.ones(100).index_fill(0, torch.tensor([0]), 1e-8)
         (GRAD / 0, [0], False, "at (0,)"),
     ],
 )
-def test_entries_that_rounding_turns_are_set_aside(grad: Tensor, entries: list[int], passed: bool, detail: str) -> None:
+def test_entries_that_rounding_turns_are_set_aside(grad, entries, passed, detail):
     """Adam's first step is the rate times the gradient's sign."""
     start, right = torch.zeros(100), torch.full((100,), -1e-3)
     wrong = right.clone()
@@ -412,6 +407,6 @@ def test_entries_that_rounding_turns_are_set_aside(grad: Tensor, entries: list[i
         ({"batches": []}, "batches: found none"),
     ],
 )
-def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         compare_sides(**{"original": Side(Net), "port": Side(Net), "batches": batches(), **changes})

@@ -1,44 +1,37 @@
 """``parity``: exit codes, messages and the files it writes."""
 
-from __future__ import annotations
-
 import errno
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import parity.cli
 import parity.environment
 import parity.prototypes.pair
-from parity.pair import SHIPPED, Options, Pair, find_pair
+from parity.pair import SHIPPED, Options, find_pair
 from parity.run import KitReport
 from parity.verdict import Report, Row, Skip, Status
 from tests.parity.folders import META, make_fixture, write_checkout, write_meta
 
-Run = Callable[..., int]
-Captured = pytest.CaptureFixture[str]
 
-
-def one_row(status: Status) -> Report:
+def one_row(status):
     return Report(rows=[Row("forward", "one", "port", "logits", "mb0.step0.logits", 1.0, 2.0, status)])
 
 
-def broken(*arguments: object) -> KitReport:
+def broken(*arguments):
     raise AssertionError("measured too early")
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Options]]:
+def verdicts(monkeypatch):
     """What was asked of the run, which passes without running anything."""
-    asked: list[tuple[str, Options]] = []
+    asked = []
 
-    def run_pair(pair: Pair, options: Options, progress: object) -> KitReport:
+    def run_pair(pair, options, progress):
         asked.append((pair.name, options))
         return KitReport(one_row(Status.PASSED))
 
@@ -56,16 +49,14 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Options]]:
         (Report(skips=[Skip("original", "one", "no checkout", "clone it")]), 1),
     ],
 )
-def test_the_exit_code_is_the_verdict(
-    report: Report, code: int, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_the_exit_code_is_the_verdict(report, code, command, monkeypatch, capsys):
     monkeypatch.setattr(parity.cli, "run_pair", lambda pair, options, progress: KitReport(report))
     assert command("run", "hass") == code
     assert ("PASS" in capsys.readouterr().out) == (code == 0)
 
 
 @pytest.mark.parametrize("option", ["--original", "--prototype"])
-def test_options_reach_the_run(option: str, command: Run, verdicts: list[Any], tmp_path: Path) -> None:
+def test_options_reach_the_run(option, command, verdicts, tmp_path):
     words = ("--recordings", tmp_path, "-k", "fp32 and not k4", "--checks", "loss,curve")
     assert command("run", "hass", option, "checkout", *words) == 0
     assert command("run") == 0
@@ -101,9 +92,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("line", [*BAD, *PLACES])
-def test_bad_input_exits_with_two_and_one_line(
-    line: str, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_bad_input_exits_with_two_and_one_line(line, command, tmp_path, monkeypatch, capsys):
     make_fixture(tmp_path)
     write_meta(tmp_path / "one", {**META, "dtype": "fp8"})
     if line in PLACES:
@@ -123,10 +112,8 @@ def test_bad_input_exits_with_two_and_one_line(
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: the system: found [Errno 28] No space left"),
     ],
 )
-def test_what_goes_wrong_outside_is_a_line(
-    error: BaseException, code: int, said: str, command: Run, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
-    def interrupted(*arguments: object) -> KitReport:
+def test_what_goes_wrong_outside_is_a_line(error, code, said, command, monkeypatch, capfd):
+    def interrupted(*arguments):
         raise error
 
     monkeypatch.setattr(parity.cli, "run_pair", interrupted)
@@ -144,12 +131,12 @@ def test_what_goes_wrong_outside_is_a_line(
         ("run --help", 0, "--recordings"),
     ],
 )
-def test_a_command_line_is_read_or_explained(line: str, code: int, said: str, command: Run, capsys: Captured) -> None:
+def test_a_command_line_is_read_or_explained(line, code, said, command, capsys):
     assert command(*line.split()) == code
     assert said in "".join(capsys.readouterr())
 
 
-def test_a_recorded_case_passes(command: Run, tmp_path: Path) -> None:
+def test_a_recorded_case_passes(command, tmp_path):
     assert command("run", "eagle3", "-k", "eagle3_fp32_k1", "--json", tmp_path / "rows.json") == 0
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["case"] for row in rows} == {"eagle3_fp32_k1"}
@@ -159,8 +146,8 @@ def test_a_recorded_case_passes(command: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("keyword", "code"), [("k3_noise or bf16ds", 0), ("bf16ds", 2)])
 def test_cases_that_cannot_be_recorded_here_are_left_out_with_the_reason(
-    keyword: str, code: int, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+    keyword, code, command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(parity.prototypes.pair, "find_spec", lambda name: None)
     pair = replace(find_pair("eagle3"), record=lambda case, original, output: output / case.name)
     monkeypatch.setattr(parity.cli, "find_pair", lambda name: pair)
@@ -171,9 +158,7 @@ def test_cases_that_cannot_be_recorded_here_are_left_out_with_the_reason(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_doctor_tells_what_is_there_and_how_to_get_the_rest(
-    there: bool, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_the_doctor_tells_what_is_there_and_how_to_get_the_rest(there, command, monkeypatch, capsys):
     monkeypatch.setattr(parity.environment, "find_spec", lambda name: there or None)
     monkeypatch.setattr(parity.environment.torch.cuda, "is_available", lambda: False)
     assert command("doctor") == 0
@@ -186,9 +171,7 @@ def test_the_doctor_tells_what_is_there_and_how_to_get_the_rest(
     assert (remedy in out) == (not there)
 
 
-def test_the_doctor_tells_another_checkout_file_by_file(
-    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_the_doctor_tells_another_checkout_file_by_file(command, tmp_path, monkeypatch, capsys):
     files = [file for name in SHIPPED for file in write_checkout(tmp_path, name)]
     assert command("doctor", "--original", tmp_path) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("original: ")]
@@ -199,7 +182,7 @@ def test_the_doctor_tells_another_checkout_file_by_file(
     assert f"original: {tmp_path} holds the commit's files" in capsys.readouterr().out
 
 
-def test_the_command_in_a_process_of_its_own() -> None:
+def test_the_command_in_a_process_of_its_own():
     words = [sys.executable, "-m", "parity", "run", "nosuch"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2

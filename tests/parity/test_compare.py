@@ -1,14 +1,11 @@
 """The comparison itself: what it must fail on, what it must say, and that its numbers are the ones it promises."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from parity.calls import Call, calls_of
 from parity.compare import (
@@ -23,7 +20,6 @@ from parity.compare import (
 from parity.locate import compare_calls
 from parity.tolerances import Kind, Tolerance
 from parity.trace import Trace
-from parity.verdict import Row
 from tests.needs import GPU
 
 SUBJECT = Subject("forward", "one", "port")
@@ -32,18 +28,18 @@ KINDS = pytest.mark.parametrize("kind", list(Kind))
 ONES = torch.ones(3, 4)
 
 
-def within(kind: Kind, bound: float = LOOSE) -> Tolerance:
+def within(kind, bound=LOOSE):
     return Tolerance(kind, bound, "")
 
 
-def judged(expected: Tensor, found: Tensor, kind: Kind, bound: float = LOOSE) -> Row:
+def judged(expected, found, kind, bound=LOOSE):
     return compare(SUBJECT, "logits", "mb0.step0.logits", expected, found, within(kind, bound))
 
 
 @KINDS
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("sides", [("expected",), ("found",), ("expected", "found")])
-def test_what_is_not_finite_fails_on_either_side(kind: Kind, value: float, sides: tuple[str, ...]) -> None:
+def test_what_is_not_finite_fails_on_either_side(kind, value, sides):
     pair = {"expected": ONES.clone(), "found": ONES.clone()}
     for side in sides:
         pair[side][1, 2] = value
@@ -60,14 +56,14 @@ def test_what_is_not_finite_fails_on_either_side(kind: Kind, value: float, sides
         (torch.ones(0, 4), torch.ones(0, 4), "nothing compared"),
     ],
 )
-def test_another_shape_and_nothing_to_compare_fail(kind: Kind, expected: Tensor, found: Tensor, detail: str) -> None:
+def test_another_shape_and_nothing_to_compare_fail(kind, expected, found, detail):
     row = judged(expected, found, kind)
     assert not row.passed
     assert detail in row.detail
 
 
 @KINDS
-def test_a_bound_is_met_or_broken(kind: Kind) -> None:
+def test_a_bound_is_met_or_broken(kind):
     values = torch.tensor([[0.0, -2.5], [1e-30, 1e30]])
     assert judged(values, values.clone(), kind, 0.0).measured == 0.0
     expected, found = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
@@ -79,7 +75,7 @@ def test_a_bound_is_met_or_broken(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
-def test_another_dtype_is_not_equal(dtype: torch.dtype) -> None:
+def test_another_dtype_is_not_equal(dtype):
     expected, found = torch.ones(5), torch.ones(5, dtype=dtype)
     assert judged(expected, found, Kind.EQUAL, 0.0).measured == 5
     assert judged(expected, found, Kind.ABSOLUTE, 0.0).passed
@@ -98,7 +94,7 @@ def test_another_dtype_is_not_equal(dtype: torch.dtype) -> None:
         ([100.0, 1e-6], [100.0, 2e-6], Kind.RELATIVE, pytest.approx(1.0)),
     ],
 )
-def test_what_is_measured(expected: object, found: object, kind: Kind, measured: float) -> None:
+def test_what_is_measured(expected, found, kind, measured):
     assert judged(torch.tensor(expected), torch.tensor(found), kind).measured == measured
 
 
@@ -114,20 +110,20 @@ def test_what_is_measured(expected: object, found: object, kind: Kind, measured:
         (torch.tensor([math.inf, 1.0]), torch.tensor([-math.inf, 1.0]), False, "1 NaN or Inf on the expected side"),
     ],
 )
-def test_what_either_side_may_lack(expected: Tensor, found: Tensor, passed: bool, detail: str) -> None:
+def test_what_either_side_may_lack(expected, found, passed, detail):
     row = compare_named(SUBJECT, "q", "n", expected, found, within(Kind.ABSOLUTE))
     assert row.passed == passed
     assert detail in row.detail
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
-def test_sides_on_two_devices_are_compared(device: str) -> None:
+def test_sides_on_two_devices_are_compared(device):
     found = torch.tensor([math.inf, 1.5])
     row = compare_named(SUBJECT, "q", "n", found.to(device), found, within(Kind.ABSOLUTE, 0.0))
     assert row.passed
 
 
-def test_groups_are_compared_by_name() -> None:
+def test_groups_are_compared_by_name():
     one, two, tolerance = torch.ones(1), torch.full((1,), 2.0), within(Kind.ABSOLUTE, 0.5)
     rows = compare_groups(SUBJECT, "q", {"a": one, "b": one, "c": one}, {"d": one, "b": two, "a": one}, tolerance)
     assert {row.tensor: row.passed for row in rows} == {"a": True, "b": False, "c": False, "d": False}
@@ -140,7 +136,7 @@ def test_groups_are_compared_by_name() -> None:
     ("expected", "found", "passed"),
     [(1, 2, False), ("a", None, False), ([1], [1, 2], False), (math.nan, math.nan, False), ([0.9], [0.9], True)],
 )
-def test_values_are_equal_or_not(expected: object, found: object, passed: bool) -> None:
+def test_values_are_equal_or_not(expected, found, passed):
     row = compare_value(SUBJECT, "q", "n", expected, found)
     assert (row.passed, row.detail) == (passed, "" if passed else f"found {found!r}, expected {expected!r}")
 
@@ -162,7 +158,7 @@ REAL = torch.tensor([[True, True], [True, False]])
     ],
     ids=["packed", "padded", "padded, wrong", "of another length", "scaled", "another name", "a lone output"],
 )
-def test_a_view_gives_both_sides_the_same_coordinates(view: View, place: str, found: Tensor, passed: bool) -> None:
+def test_a_view_gives_both_sides_the_same_coordinates(view, place, found, passed):
     tensors = {"original": {"mb0.call.head#0.out": PADDED}, "port": {f"mb0.call.head#0.{place}": found}}
     traces = [Trace(run, "", "", held, calls=("head#0",)) for run, held in tensors.items()]
     (mine,), (theirs,) = map(calls_of, viewed(*traces, [View("*"), view]))
@@ -170,12 +166,12 @@ def test_a_view_gives_both_sides_the_same_coordinates(view: View, place: str, fo
     assert row.passed == passed
 
 
-def exactly(name: str, dtype: torch.dtype) -> Tolerance:
+def exactly(name, dtype):
     return within(Kind.ABSOLUTE, 0.0)
 
 
-def test_outputs_that_one_side_alone_gives_are_one_row() -> None:
-    def called(*places: str) -> Call:
+def test_outputs_that_one_side_alone_gives_are_one_row():
+    def called(*places):
         return Call("(whole)", 0, out={place: torch.ones(2) for place in places})
 
     rows = compare_calls(SUBJECT, called("loss", "a", "b"), called("loss", "c"), exactly)
@@ -186,7 +182,7 @@ def test_outputs_that_one_side_alone_gives_are_one_row() -> None:
 
 
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), data=st.data())
-def test_a_planted_difference_is_found_where_it_is(shape: list[int], data: st.DataObject) -> None:
+def test_a_planted_difference_is_found_where_it_is(shape, data):
     index = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
     found = torch.ones(shape)
     found[index] = 1.25

@@ -1,7 +1,5 @@
 """An engine as a side, with a stand-in for vLLM; with vLLM itself: tests/serving/test_engine.py."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest
@@ -9,14 +7,13 @@ import torch
 
 from parity import Case, EngineSide, Pair, Side, engine, inside_vllm, run_pair
 from parity.errors import InputError
-from parity.run import KitReport
 from tests.parity import stand_in
 
 ANSWER = 3
 NAMES = engine.engine_names(stand_in.plain())
 
 
-def prompts() -> torch.Tensor:
+def prompts():
     """Drawn ids and what the plain model answers."""
     ids, model = (
         torch.randint(0, stand_in.VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0)),
@@ -41,7 +38,7 @@ def judged(monkeypatch):
     """A report of the plain model against the stand-in's."""
     monkeypatch.setattr(engine, "run_command", in_process)
 
-    def judge(lacks: str = "", dtype: str = "float32", **options) -> KitReport:
+    def judge(lacks="", dtype="float32", **options):
         side = EngineSide("folder", dtype, answer=ANSWER, python=(sys.executable,))
         original = Side(
             lambda: stand_in.plain().to(getattr(torch, dtype)), engine.likelihood, backward=False, name="plain"

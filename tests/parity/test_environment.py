@@ -1,10 +1,6 @@
 """Numeric modes: set for the body, as they were after it, and written down."""
 
-from __future__ import annotations
-
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +16,7 @@ from parity.run import Runner
 
 
 @pytest.fixture(params=[False, True], ids=["strict", "warning"])
-def other_modes(request: pytest.FixtureRequest) -> Iterator[None]:
+def other_modes(request):
     """Everything that ``deterministic`` sets is set to something else."""
     old = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(2)
@@ -34,27 +30,27 @@ def other_modes(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def modes() -> tuple[dict[str, Any], bool]:
+def modes():
     found = describe()
     return {name: found[name] for name in MODES}, torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def benchmarked() -> dict[str, Any]:
-    info: dict[str, Any] = {}
-    benchmarks.conftest.pytest_benchmark_update_machine_info(None, info)  # type: ignore[arg-type]
+def benchmarked():
+    info = {}
+    benchmarks.conftest.pytest_benchmark_update_machine_info(None, info)
     return dict(info["parity"])
 
 
-def reported() -> dict[str, Any]:
+def reported():
     return Runner(find_pair("eagle3"), ()).report.environment
 
 
-def draws() -> tuple[float, float, float]:
+def draws():
     return torch.rand(1).item(), random.random(), np.random.rand()
 
 
 @pytest.mark.usefixtures("other_modes")
-def test_modes_are_set_and_restored_after_an_error_too() -> None:
+def test_modes_are_set_and_restored_after_an_error_too():
     before = modes()
     other = {"threads": 2, "matmul_precision": "high", "default_dtype": "torch.float64"}
     assert before[0] == {**MODES, **other, "tf32": before[0]["tf32"]}
@@ -70,13 +66,13 @@ def test_modes_are_set_and_restored_after_an_error_too() -> None:
 
 @pytest.mark.usefixtures("other_modes")
 @pytest.mark.parametrize("recorded", [reported, benchmarked], ids=["report", "benchmarks"])
-def test_a_result_names_the_modes_that_its_sides_run_in(recorded: Callable[[], dict[str, Any]]) -> None:
+def test_a_result_names_the_modes_that_its_sides_run_in(recorded):
     found = recorded()
     assert {name: found[name] for name in MODES} == MODES
     assert describe()["matmul_precision"] == "high"
 
 
-def test_the_seed_fixes_every_generator_and_those_outside_do_not_notice() -> None:
+def test_the_seed_fixes_every_generator_and_those_outside_do_not_notice():
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     undisturbed = [draws(), draws()]
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
@@ -90,7 +86,7 @@ def test_the_seed_fixes_every_generator_and_those_outside_do_not_notice() -> Non
     assert all(one != other for one, other in zip(inside[0], inside[2], strict=True))
 
 
-def test_the_description_names_versions_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_description_names_versions_and_machine(monkeypatch):
     monkeypatch.setattr("parity.environment.PACKAGES", (*PACKAGES, "no-such-package-anywhere"))
     found = describe(seed=7)
     assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
@@ -99,7 +95,7 @@ def test_the_description_names_versions_and_machine(monkeypatch: pytest.MonkeyPa
     assert found["seed"] == 7
 
 
-def test_the_device_is_the_run_s_not_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_is_the_run_s_not_the_machine_s(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
     assert describe()["device"] == trace_side(Side(lambda: nn.Linear(3, 3)), [torch.ones(2, 3)]).environment["device"]

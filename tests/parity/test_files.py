@@ -1,12 +1,7 @@
 """Files from outside: read whole or refused by name, and never executed."""
 
-from __future__ import annotations
-
 import json
 import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +12,7 @@ from parity.errors import InputError
 from parity.files import read_lines, read_object, read_sample, read_tensors
 from tests.mutants import Bomb
 
-READERS: dict[str, Callable[[Path], object]] = {
+READERS = {
     "tensors": read_tensors,
     "sample": lambda file: read_sample(file, ["a"]),
     "object": read_object,
@@ -27,7 +22,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("save", [pickle.dump, torch.save])
 @pytest.mark.parametrize("reader", READERS)
-def test_a_file_with_code_in_it_is_refused_and_not_executed(save: Any, reader: str, tmp_path: Path) -> None:
+def test_a_file_with_code_in_it_is_refused_and_not_executed(save, reader, tmp_path):
     file, bomb = tmp_path / "x", Bomb(tmp_path / "executed")
     with file.open("wb") as stream:
         save({"a": bomb}, stream)
@@ -40,13 +35,13 @@ def test_a_file_with_code_in_it_is_refused_and_not_executed(save: Any, reader: s
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["missing", "."])
-def test_no_file(name: str, reader: str, tmp_path: Path) -> None:
+def test_no_file(name, reader, tmp_path):
     with pytest.raises(InputError, match=r"file: found .*, expected a"):
         READERS[reader](tmp_path / name)
 
 
 @pytest.mark.parametrize("bad", ["{", "", "[1]", "3", '"text"', "[" * 100_000, "1" * 5000])
-def test_a_bad_line_is_named_by_number(bad: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_named_by_number(bad, tmp_path):
     (tmp_path / "x.jsonl").write_text(f'{{"mb": 0}}\n{{"mb": 1}}\n{bad}\n{{"mb": 3}}\n')
     lines = read_lines(tmp_path / "x.jsonl")
     assert [next(lines)["mb"], next(lines)["mb"]] == [0, 1]
@@ -58,13 +53,13 @@ def test_a_bad_line_is_named_by_number(bad: str, tmp_path: Path) -> None:
     ("content", "message"),
     [({"b": torch.ones(1)}, "a: found missing"), ({"a": 3}, "a: found int"), (torch.ones(1), "a: found missing")],
 )
-def test_a_sample_without_a_field(content: object, message: str, tmp_path: Path) -> None:
+def test_a_sample_without_a_field(content, message, tmp_path):
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(InputError, match=message):
         read_sample(tmp_path / "x.ckpt", ["a"])
 
 
-def _is_object(content: bytes) -> bool:
+def _is_object(content):
     """A few bytes can be a whole JSON object."""
     try:
         return isinstance(json.loads(content), dict)
@@ -75,7 +70,7 @@ def _is_object(content: bytes) -> bool:
 @given(content=st.binary(max_size=200))
 @example(content=b"{")
 @settings(max_examples=100, deadline=None)
-def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_refused(tmp_path_factory, content):
     assume(content.strip() and not _is_object(content))
     file = tmp_path_factory.getbasetemp() / "noise"
     file.write_bytes(content)

@@ -1,7 +1,5 @@
 """The contracts in ``pyproject.toml`` on who may import whom hold, and can fail; ways are drawn from the imports."""
 
-from __future__ import annotations
-
 import re
 from graphlib import CycleError
 from pathlib import Path
@@ -25,7 +23,7 @@ BROKEN = {
 }
 
 
-def judged(project: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> tuple[int, str]:
+def judged(project, folder, capsys, monkeypatch):
     """Exit code and output of import-linter under a ``pyproject.toml``."""
     pytest.importorskip("importlinter", reason="import-linter is not installed: pip install -e '.[dev]'")
     from importlinter.cli import lint_imports
@@ -36,12 +34,12 @@ def judged(project: str, folder: Path, capsys: pytest.CaptureFixture[str], monke
     return code, " ".join(capsys.readouterr().out.split())
 
 
-def test_the_contracts_hold(tmp_path, capsys, monkeypatch) -> None:
+def test_the_contracts_hold(tmp_path, capsys, monkeypatch):
     code, said = judged(PROJECT, tmp_path, capsys, monkeypatch)
     assert code == 0, said
 
 
-def test_a_contract_that_allows_less_fails(tmp_path, capsys, monkeypatch) -> None:
+def test_a_contract_that_allows_less_fails(tmp_path, capsys, monkeypatch):
     project = PROJECT
     for name, other in (("one", "two"), ("two", "one")):
         (tmp_path / "planted" / name).mkdir(parents=True)
@@ -56,7 +54,7 @@ def test_a_contract_that_allows_less_fails(tmp_path, capsys, monkeypatch) -> Non
     assert [name for name, (*_, complaint) in BROKEN.items() if complaint not in said] == []
 
 
-def test_there_is_no_circle_of_modules_and_ways_lead_downwards() -> None:
+def test_there_is_no_circle_of_modules_and_ways_lead_downwards():
     known = ways.modules()
     for way in ways.WAYS.values():
         rows = ways.levels(*way)
@@ -66,7 +64,7 @@ def test_there_is_no_circle_of_modules_and_ways_lead_downwards() -> None:
             assert all(row_of[each] > row for each in ways.imports(known[name], known) & row_of.keys()), name
 
 
-def test_a_circle_ends_the_drawing(tmp_path: Path, monkeypatch) -> None:
+def test_a_circle_ends_the_drawing(tmp_path, monkeypatch):
     (tmp_path / "parity").mkdir()
     (tmp_path / "parity" / "one.py").write_text("from parity import two\n")
     (tmp_path / "parity" / "two.py").write_text("import parity.one\n")

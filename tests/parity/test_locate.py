@@ -4,11 +4,7 @@ Two pairs: a layer that the project has never seen, and a small model whose ids,
 any module.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -32,29 +28,27 @@ from parity.operators import Live, first_apart, follow, with_operator
 from parity.tolerances import Kind, Tolerance
 from tests.parity.example import load, side_with
 
-Plant = Callable[[Any], None]
 
-
-def hooked(place: str, change: Callable[[Tensor], Tensor]) -> Plant:
+def hooked(place, change):
     """What a module gives out, changed."""
     return lambda block: block.get_submodule(place).register_forward_hook(lambda module, args, out: change(out))
 
 
-def unit_by(change: Callable[[Any, Tensor], Tensor]) -> Plant:
+def unit_by(change):
     """The feed-forward's own formula, changed."""
 
-    def plant(block: Any) -> None:
+    def plant(block):
         unit = block.feed_forward
         unit.forward = lambda x: change(unit, x)
 
     return plant
 
 
-def residuals_by(first: Callable[[Tensor], Any], second: Callable[[Tensor], Any]) -> Plant:
+def residuals_by(first, second):
     """What the block adds to its two halves."""
 
-    def plant(block: Any) -> None:
-        def forward(hidden_states: Tensor, **_: object) -> Tensor:
+    def plant(block):
+        def forward(hidden_states, **_):
             x = first(hidden_states) + block.attention(block.attention_norm(hidden_states))
             return second(x) + block.feed_forward(block.ffn_norm(x))
 
@@ -63,37 +57,37 @@ def residuals_by(first: Callable[[Tensor], Any], second: Callable[[Tensor], Any]
     return plant
 
 
-def attention_by(**changes: Any) -> Plant:
+def attention_by(**changes):
     """Attributes of the attention, changed; a function is given it first."""
 
-    def plant(block: Any) -> None:
+    def plant(block):
         for name, new in changes.items():
             setattr(block.attention, name, partial(new, block.attention) if callable(new) else new)
 
     return plant
 
 
-def blind_to_itself(attention: Any, length: int) -> Tensor:
+def blind_to_itself(attention, length):
     """The mask is off by one, except where nothing would be left."""
     mask = torch.ones(length, length, dtype=torch.bool).triu(0)
     mask[0, 0] = False
     return mask
 
 
-def frozen_value(block: Any) -> None:
+def frozen_value(block):
     block.attention.wv.weight.requires_grad_(False)
 
 
-def halved_gradient(block: Any) -> None:
+def halved_gradient(block):
     block.attention.wo.register_full_backward_hook(lambda module, into, out: (into[0] * 0.5,))
 
 
-def whole(x: Tensor) -> Tensor:
+def whole(x):
     return x
 
 
 F = nn.functional
-FAULTS: dict[str, tuple[Plant, str, str]] = {
+FAULTS = {
     "bias in the query": (hooked("attention.wq", lambda out: out + 0.01), "forward", "attention.wq"),
     "another rope theta": (attention_by(theta=500000.0), "forward", "attention"),
     "gate and up swapped": (unit_by(lambda u, x: u.w2(u.w1(x) * F.silu(u.w3(x)))), "forward", "feed_forward"),
@@ -110,7 +104,7 @@ FAULTS: dict[str, tuple[Plant, str, str]] = {
 CHECKS = {"forward": "forward", "backward": "gradients", "configuration": "configuration"}
 
 
-def test_without_a_fault_nothing_is_found() -> None:
+def test_without_a_fault_nothing_is_found():
     example = load()
     report = example.compare()
     assert report.passed, str(report)
@@ -118,7 +112,7 @@ def test_without_a_fault_nothing_is_found() -> None:
 
 
 @pytest.mark.parametrize(("plant", "direction", "module"), FAULTS.values(), ids=FAULTS)
-def test_direction_and_module_are_named(plant: Plant, direction: str, module: str) -> None:
+def test_direction_and_module_are_named(plant, direction, module):
     example, port = load(), side_with(plant)
     report = compare_sides(example.ORIGINAL, port, example.batches(), names=example.NAMES, checks=[*CHECKS.values()])
     first = "configuration" if plant is frozen_value else direction  # what is not trained is said before any step
@@ -138,49 +132,49 @@ WIDTH, LENGTH = 8, 7
 class Block(nn.Module):
     """Attention over positions that are added to the states; a mask says who is seen."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x, positions, mask):
         q, k = turned(self.q(x), positions), turned(self.k(x), positions)
         return x + self.o(attend(q, k, self.v(x), mask))
 
 
-def turned(x: Tensor, positions: Tensor) -> Tensor:
+def turned(x, positions):
     return x * torch.cos(positions[..., None] * 0.3)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask) -> Tensor:
+def attend(q, k, v, mask):
     if isinstance(mask, BlockMask):  # which has no backward on a CPU
         return flex_attention(*(one.detach()[:, None] for one in (q, k, v)), block_mask=mask)[:, 0]
     return (q @ k.mT / WIDTH**0.5).masked_fill(~mask, float("-inf")).softmax(-1) @ v
 
 
-def causal(length: int, ahead: int = 0) -> Tensor:
+def causal(length, ahead=0):
     return torch.ones(length, length, dtype=torch.bool).tril(ahead)
 
 
-def blocked(length: int, ahead: int) -> BlockMask:
+def blocked(length, ahead):
     return create_block_mask(lambda b, h, q, k: k <= q + ahead, 1, 1, length, length, device="cpu", BLOCK_SIZE=4)
 
 
 class Model(nn.Module):
     """What it computes outside of any module may be changed."""
 
-    def __init__(self, **changes: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, **changes):
         super().__init__()
         self.embed, self.block, self.norm = nn.Embedding(40, WIDTH), Block(), nn.RMSNorm(WIDTH, eps=1e-5)
         self.head = nn.Linear(WIDTH, 40, bias=False)
         self.does = {**FUNCTIONS, **changes}
 
-    def forward(self, ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def forward(self, ids, position_ids=None):
         positions = self.does["places"](ids) if position_ids is None else position_ids
         x = self.block(self.embed(self.does["shifted"](ids)), positions, self.does["mask"](ids))
         return self.head(self.does["mixed"](self.norm(x)))
 
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+FUNCTIONS = {
     "places": lambda ids: torch.arange(ids.shape[-1]),
     "shifted": lambda ids: ids.roll(1, -1),
     "mask": lambda ids: causal(ids.shape[-1]),
@@ -188,26 +182,26 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def in_another_way(x: Tensor, factor: float) -> Tensor:
+def in_another_way(x, factor):
     """The hyperbolic tangent by exponentials."""
     scaled = 2 * x
     return scaled / 2 + (scaled.exp() - 1) / (scaled.exp() + 1) * factor
 
 
 class SwappedArguments(Model):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         forward = self.block.forward
-        self.block.forward = lambda x, at, mask: forward(x, at, mask.mT | mask.diagonal().diag())  # type: ignore[assignment]
+        self.block.forward = lambda x, at, mask: forward(x, at, mask.mT | mask.diagonal().diag())
 
 
 class OtherEps(Model):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.norm.eps = 1e-2
 
 
-def line(words: str) -> str:
+def line(words):
     """Where something stands in this file."""
     with open(__file__) as text:
         numbers = [n for n, one in enumerate(text, 1) if words in one and "line(" not in one]
@@ -217,12 +211,12 @@ def line(words: str) -> str:
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35], [8, 9, 7, 9, 3, 2, 38]])
 
 
-def by(**changes: Callable[[Tensor], Tensor]) -> Callable[[], Model]:
+def by(**changes):
     return lambda: Model(**changes)
 
 
 # the port, the module that is blamed, what is said of inputs, what stands in the operator's words
-BLAMED: dict[str, tuple[Callable[[], Model], str, str, str]] = {
+BLAMED = {
     "positions": (
         by(places=lambda ids: torch.arange(1, ids.shape[-1] + 1)),
         *(WHOLE, "block#0: its input `positions` already differs, at (0,): expected 0, found 1, made outside"),
@@ -262,14 +256,14 @@ BLAMED: dict[str, tuple[Callable[[], Model], str, str, str]] = {
 }
 
 
-def lives(port: Callable[[], Model]) -> tuple[Live, Live]:
+def lives(port):
     torch.manual_seed(0)
     mine, theirs = Model(), port()
     theirs.load_state_dict(mine.state_dict())
-    return tuple(Live(one, lambda one=one: one(IDS).square().mean()) for one in (mine, theirs))  # type: ignore[return-value]
+    return tuple(Live(one, lambda one=one: one(IDS).square().mean()) for one in (mine, theirs))
 
 
-def found(port: Callable[[], Model]) -> Finding | None:
+def found(port):
     """Forward, then backward."""
     calls, grads = [], []
     for live in lives(port):
@@ -279,13 +273,13 @@ def found(port: Callable[[], Model]) -> Finding | None:
         calls.append(seen)
         grads.append(gradients_of(dict(live.module.named_parameters())))
     apart = Apart(1e-5)
-    return first_forward(*calls, apart) or first_backward(*calls, tuple(grads), apart)  # type: ignore[arg-type]
+    return first_forward(*calls, apart) or first_backward(*calls, tuple(grads), apart)
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("port", "module", "detail", "operator"), BLAMED.values(), ids=BLAMED)
-def test_module_input_and_operator_are_named(port: Any, module: str, detail: str, operator: str) -> None:
+def test_module_input_and_operator_are_named(port, module, detail, operator):
     finding = found(port)
     assert finding is not None
     direction = "backward" if "gradient" in detail else "forward"
@@ -298,23 +292,23 @@ def test_module_input_and_operator_are_named(port: Any, module: str, detail: str
     assert f"; first operator: {whole.operator}" in str(whole)
 
 
-def test_the_same_in_another_way_is_no_fault() -> None:
+def test_the_same_in_another_way_is_no_fault():
     port = by(mixed=lambda x: in_another_way(x, 0.5))
     assert found(port) is None
     logs = [follow(live, WHOLE, 0) for live in lives(port)]
     assert not Apart(1e-5)(*(log.last[0].tensor for log in logs))
 
 
-def test_values_are_known_in_another_layout() -> None:
+def test_values_are_known_in_another_layout():
     """The other axis first; the fault is the last factor."""
     x, modules = torch.randn(3, 5), (nn.Identity(), nn.Identity())
-    modules[0].forward = lambda x: (x * 2).tanh() * 3  # type: ignore[method-assign]
-    modules[1].forward = lambda x: ((x.mT * 2).tanh() * 4).mT  # type: ignore[method-assign]
+    modules[0].forward = lambda x: (x * 2).tanh() * 3
+    modules[1].forward = lambda x: ((x.mT * 2).tanh() * 4).mT
     logs = [follow(Live(module, partial(module, x)), WHOLE, 0) for module in modules]
     assert first_apart(*logs, Apart(1e-5)).startswith(f"aten.mul at {line('tanh() * 4).mT')} /")
 
 
-def test_an_input_of_the_model_s_own_is_said_to_be_one() -> None:
+def test_an_input_of_the_model_s_own_is_said_to_be_one():
     mine, _ = lives(Model)
     calls = []
     for positions in (torch.arange(LENGTH), torch.arange(LENGTH) + torch.eye(LENGTH, dtype=torch.long)[4]):
@@ -330,10 +324,10 @@ def test_an_input_of_the_model_s_own_is_said_to_be_one() -> None:
     )
 
 
-def test_another_module_s_output_is_said_to_be_one() -> None:
+def test_another_module_s_output_is_said_to_be_one():
     """The maker agrees in what the bound allows, the reader's input must be equal."""
 
-    def chain(made: list[int], read: list[int]) -> list[Call]:
+    def chain(made, read):
         ids = torch.tensor(read)
         return [
             Call("maker", 0, {"x": torch.ones(3)}, {"": torch.tensor(made)}),
@@ -347,7 +341,7 @@ def test_another_module_s_output_is_said_to_be_one() -> None:
     assert finding[1].detail == "its input `i` already differs, at (1,): expected 2, found 3, made by maker#0"
 
 
-def test_a_call_that_is_never_made_does_not_hide_what_went_wrong_before() -> None:
+def test_a_call_that_is_never_made_does_not_hide_what_went_wrong_before():
     """The second call of a head is missing since the draws differ, which shows earlier."""
     x = torch.ones(2)
     expected = [Call(name, n, {"x": x}, {"": x}) for name, n in (("a", 0), ("head", 0), ("head", 1))]
@@ -359,14 +353,14 @@ def test_a_call_that_is_never_made_does_not_hide_what_went_wrong_before() -> Non
     assert (later.module, later.call, later.detail) == ("head", 1, "the port never makes this call")
 
 
-def chain_of(*calls: tuple[str, float, float]) -> list[Call]:
+def chain_of(*calls):
     """Calls of a name, an input and an output."""
     return [
         Call(name, 0, {"x": torch.tensor([1.0, into])}, {"": torch.tensor([1.0, out])}) for name, into, out in calls
     ]
 
 
-def test_the_largest_factor_beyond_the_bound_is_blamed() -> None:
+def test_the_largest_factor_beyond_the_bound_is_blamed():
     """A norm a little beyond it, since rounding adds up, is not the place where something is wrong."""
     expected = chain_of(("norm", 0.5, 0.5), ("gate", 0.5, 0.5), ("up", 0.5, 0.5), (WHOLE, 0.5, 0.5))
     found = chain_of(("norm", 0.5, 0.500012), ("gate", 0.500012, 0.501), ("up", 0.501, 0.9), (WHOLE, 0.5, 0.9))
@@ -375,7 +369,7 @@ def test_the_largest_factor_beyond_the_bound_is_blamed() -> None:
     assert blamed(expected[2:], found[2:]) == WHOLE  # what its part was given differs
 
 
-def test_what_agrees_while_its_parts_do_not_is_looked_into() -> None:
+def test_what_agrees_while_its_parts_do_not_is_looked_into():
     """The container's own output stays within the bound, and what comes before and after is a little beyond it."""
     expected = chain_of(*[(name, 0.5, 0.5) for name in ("norm", "mlp.gate", "mlp", "head")])
     found = chain_of(
@@ -384,8 +378,8 @@ def test_what_agrees_while_its_parts_do_not_is_looked_into() -> None:
     assert blamed(expected, found) == "mlp.gate"
 
 
-def test_another_shape_by_design_takes_no_blame_before_a_wrong_parameter() -> None:
-    def calls(shape: tuple[int, ...]) -> list[Call]:
+def test_another_shape_by_design_takes_no_blame_before_a_wrong_parameter():
+    def calls(shape):
         x = torch.ones(shape)
         two = {"": torch.ones(2)}
         return [Call("norm", 0, {"x": x}, two, {"x": x}, two), Call("head", 0, {}, two, {}, two)]
@@ -396,7 +390,7 @@ def test_another_shape_by_design_takes_no_blame_before_a_wrong_parameter() -> No
     assert (found.module, found.detail.partition(":")[0]) == ("head", "gradient of head.weight")
 
 
-def sent_back(*calls: tuple[str, float, float]) -> list[Call]:
+def sent_back(*calls):
     """Calls of a name, the gradients of an output and of an input; in the order in which they end."""
     x = {"": torch.ones(2)}
     given = [(name, torch.tensor([1.0, behind]), torch.tensor([1.0, sent])) for name, behind, sent in calls]
@@ -404,7 +398,7 @@ def sent_back(*calls: tuple[str, float, float]) -> list[Call]:
 
 
 @pytest.mark.parametrize("parameter", [False, True])
-def test_the_largest_factor_of_what_is_sent_back_is_blamed(parameter: bool) -> None:
+def test_the_largest_factor_of_what_is_sent_back_is_blamed(parameter):
     """Not the first one from the loss back that is a little beyond its bound; what only follows is not either."""
     names = ("up", "mlp.gate_proj", "mlp", "norm")
     expected = sent_back(*[(name, 0.5, 0.5) for name in names])
@@ -422,7 +416,7 @@ def test_the_largest_factor_of_what_is_sent_back_is_blamed(parameter: bool) -> N
     assert alone.module == "norm"
 
 
-def blamed(expected: list[Call], found: list[Call]) -> str:
+def blamed(expected, found):
     finding = first_forward(expected, found, Apart(1e-5))
     assert finding is not None
     return finding.module
@@ -446,7 +440,7 @@ ADDED = torch.zeros(1, 1, 4, 4).masked_fill(~SEEN, torch.finfo(torch.float32).mi
         (torch.tensor([0, 2, 7]), torch.tensor([0, 3, 7]), False),
     ],
 )
-def test_ids_and_masks_of_any_form_must_be_equal(expected: Tensor, found: Tensor, equal: bool) -> None:
+def test_ids_and_masks_of_any_form_must_be_equal(expected, found, equal):
     pair = one_form(expected, found)
     assert (Apart(1e-5)(*pair) == "") == equal
     calls = Call("m", 0, {"given": expected}), Call("m", 0, {"given": found})
@@ -455,14 +449,14 @@ def test_ids_and_masks_of_any_form_must_be_equal(expected: Tensor, found: Tensor
     assert [(row.quantity, row.tensor, row.passed) for row in rows] == [("in", "m#0.given", equal)]
 
 
-def test_a_padding_mask_says_nothing_about_a_full_one() -> None:
+def test_a_padding_mask_says_nothing_about_a_full_one():
     x = torch.ones(2)
     expected = Call("m", 0, {"x": x, "mask": torch.ones(3, 4, dtype=torch.long)})
     found = Call("m", 0, {"hidden": x, "mask": torch.zeros(3, 1, 4, 4)})
     assert [place for place, *_ in paired_inputs(expected, found)] == ["x"]
 
 
-def test_the_original_s_module_is_found_through_the_map() -> None:
+def test_the_original_s_module_is_found_through_the_map():
     mine, theirs = lives(OtherEps)
     wrapped = nn.Sequential(theirs.module)
     port = Live(wrapped, lambda: wrapped(IDS))
@@ -472,7 +466,7 @@ def test_the_original_s_module_is_found_through_the_map() -> None:
     assert with_operator(Finding("weights", "setup", "norm", 0, ""), mine, port, agree).operator == ""
 
 
-def test_a_wrong_loss_is_followed_through_the_loss_function() -> None:
+def test_a_wrong_loss_is_followed_through_the_loss_function():
     mine, theirs = lives(Model)
     theirs = Live(theirs.module, lambda: theirs.module(IDS).abs().mean())
     found = with_operator(Finding("loss", "forward", LOSS, 0, ""), mine, theirs, Apart(1e-5))

@@ -1,12 +1,8 @@
 """Mutated recordings: a clear refusal or a whole case, nothing else."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
-from parity.prototypes.case import RecordedCase, read_case
+from parity.prototypes.case import read_case
 from parity.prototypes.recorded import load_recorded
 from tests.mutants import COUNT, try_all
 
@@ -14,10 +10,10 @@ NAMES = ["meta.json", "trajectory.jsonl", "first_step.safetensors", "final.safet
 
 
 @pytest.mark.parametrize("name", [*NAMES, "../initial_eagle3_fp32.safetensors"])
-def test_mutant_recordings(copy: RecordedCase, tmp_path: Path, name: str) -> None:
+def test_mutant_recordings(copy, tmp_path, name):
     whole = load_recorded(copy)
 
-    def read() -> None:
+    def read():
         trace = load_recorded(read_case(copy.directory))
         assert trace.curve is not None
         assert name == "meta.json" or trace.tensors.keys() or whole.tensors.keys()

@@ -3,15 +3,11 @@
 Suggested names: by the end of the name and the shape, and a list of what did not match.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from parity import (
     Fused,
@@ -60,27 +56,27 @@ from tests.parity.example import load
         ({"model": WHOLE}, WHOLE, None),
     ],
 )
-def test_a_name_goes_over(prefixes: dict[str, str | None], name: str, port: str | None) -> None:
+def test_a_name_goes_over(prefixes, name, port):
     assert NameMap(prefixes).to_port(name) == port
 
 
 class Two(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.b(self.a(x))
 
 
 BATCHES = [torch.randn(3, 4, generator=torch.Generator().manual_seed(0))]
 
 
-def compared(names: Any) -> None:
+def compared(names):
     compare_sides(Side(Two), Side(Two), BATCHES, names=names)
 
 
-def traced(names: Any) -> None:
+def traced(names):
     compare_traces(*[trace_side(Side(Two), BATCHES)] * 2, names=names)
 
 
@@ -97,34 +93,34 @@ def traced(names: Any) -> None:
         (lambda calls: NameMap(calls=calls), {"a": "b#-1"}, "calls: found b#-1, expected module#number"),
     ],
 )
-def test_one_name_for_two_and_other_forms_are_refused(use: Any, given: dict[str, Any], message: str) -> None:
+def test_one_name_for_two_and_other_forms_are_refused(use, given, message):
     with pytest.raises(InputError, match=f"name map: {message}"):
         use(given)
 
 
 class Split(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.q, self.k = nn.Linear(4, 6), nn.Linear(4, 6)
         self.out = nn.Linear(6, 4, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.out(self.q(x) * self.k(x))
 
 
 class FusedNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.qk, self.project = nn.Linear(4, 12), nn.Parameter(torch.randn(6, 4))
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         q, k = self.qk(x).chunk(2, dim=-1)
         return (q * k * self.scale) @ self.project
 
 
 class Frozen(Split):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.out.requires_grad_(False)
 
@@ -132,7 +128,7 @@ class Frozen(Split):
 class Second(Frozen):
     """The original's head, and a second one made of it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.turned = nn.Parameter(torch.zeros(6, 4), requires_grad=False)
 
@@ -147,7 +143,7 @@ PARTED = [
     *(Fused(f"k.{name}", (f"qk.{name}",), lambda tensors: tensors[0][6:]) for name in ("weight", "bias")),
     transposed("project", "out.weight"),
 ]
-NEITHER: dict[str, str | None] = {"q": None, "k": None}
+NEITHER = {"q": None, "k": None}
 CROSSED = [*JOINED, Fused("qk.weight", ("k.weight", "q.weight"))]
 TURNED = NameMap(fused=[transposed("out.weight", "turned")])
 
@@ -155,30 +151,30 @@ TURNED = NameMap(fused=[transposed("out.weight", "turned")])
 class Tied(nn.Module):
     """One matrix at both ends."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.table = nn.Linear(4, 4, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.table(self.table(x).tanh())
 
 
 class Apart(nn.Module):
     """A matrix for each end."""
 
-    def __init__(self, bias: float = 0.0) -> None:
+    def __init__(self, bias=0.0):
         super().__init__()
         self.bias = bias
         self.first, self.second = (nn.Linear(4, 4, bias=False) for _ in range(2))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.second(self.first(x).tanh()) + self.bias
 
 
 class Cut(Apart):
     """The second one is never called, and nothing reaches its part of the gradient."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return nn.functional.linear(self.first(x).tanh(), self.second.weight.detach())
 
 
@@ -190,14 +186,14 @@ TWICE = NameMap(
 BOTH_WAYS = NameMap({"first": "table", "second": None}, calls={"first#0": "table#0", "second#0": "table#1"})
 
 
-def equal_halves(bias: float = 0.0) -> nn.Module:
+def equal_halves(bias=0.0):
     module = Apart(bias)
     module.second.weight = module.first.weight
     return module
 
 
 # original, port, map, the first check that fails, rows: tensors with words of their details
-PAIRS: dict[str, tuple[Any, Any, NameMap | dict[str, str | None], str, dict[str, str]]] = {
+PAIRS = {
     "swapped": (Two, Two, {"a": "b", "b": "a"}, "forward", {}),
     "fused": (Split, FusedNet, NameMap(NEITHER, JOINED, ["scale"]), "", {f"mb0.grad.{j.port}": "" for j in JOINED}),
     "fused in another order": (Split, FusedNet, NameMap(NEITHER, CROSSED, ["scale"]), "forward", {}),
@@ -215,9 +211,7 @@ EARLY = ["weights", "forward", "loss", "gradients", "optimizer_step"]
 
 
 @pytest.mark.parametrize(("original", "port", "names", "failed", "details"), PAIRS.values(), ids=PAIRS)
-def test_what_goes_over_by_a_map_is_compared(
-    original: Any, port: Any, names: Any, failed: str, details: dict[str, str]
-) -> None:
+def test_what_goes_over_by_a_map_is_compared(original, port, names, failed, details):
     checks = EARLY[:4] if port in (Tied, Apart, Cut) else EARLY  # their halves step apart
     report = compare_sides(Side(original), Side(port), BATCHES, names=names, checks=checks)
     seen = {row.tensor: row.detail for row in report.rows}
@@ -226,7 +220,7 @@ def test_what_goes_over_by_a_map_is_compared(
     assert all(words in seen[tensor] for tensor, words in details.items())
 
 
-def test_calls_inside_of_a_mapped_one_go_along() -> None:
+def test_calls_inside_of_a_mapped_one_go_along():
     keys = ["block.norm#0", "block.norm#1", "block#0", "other#0", "block.norm#2", "block.norm#3", "block#1", "block#2"]
     names = NameMap({"other": "rest"}, calls={"block#0": "late#1", "block#1": "late#0"})
     inner = ["late.norm#2", "late.norm#3", "late#1", "rest#0", "late.norm#0", "late.norm#1", "late#0", "block#2"]
@@ -234,12 +228,12 @@ def test_calls_inside_of_a_mapped_one_go_along() -> None:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12))
-def test_calls_without_a_map_keep_their_numbers(modules: list[str]) -> None:
+def test_calls_without_a_map_keep_their_numbers(modules):
     keys = [f"{name}#{modules[:i].count(name)}" for i, name in enumerate(modules)]
     assert NameMap({"a": "x.y"}).call_keys(keys) == {key: key.replace("a#", "x.y#") for key in keys}
 
 
-def test_arguments_are_renamed() -> None:
+def test_arguments_are_renamed():
     x, keys = torch.ones(1), ("m#0.into.x.0", "m#0.out.x", "n#0.into.x")
     original = Trace("a", "case", "float32", {f"mb0.call.{name}": x for name in keys}, calls=("m#0", "n#0"))
     names = NameMap({"m": "p"}, arguments={"x": "states", "m.x": "hidden"})
@@ -247,7 +241,7 @@ def test_arguments_are_renamed() -> None:
     assert list(expected.tensors) == ["mb0.call.p#0.into.hidden.0", "mb0.call.p#0.out.x", "mb0.call.n#0.into.states"]
 
 
-def tree(**parts: Any) -> nn.Module:
+def tree(**parts):
     """Modules by name; a number or a pair is a linear layer without a bias."""
     module = nn.Module()
     for name, part in parts.items():
@@ -256,12 +250,12 @@ def tree(**parts: Any) -> nn.Module:
     return module
 
 
-def layers(*widths: int) -> nn.Module:
+def layers(*widths):
     return tree(**{str(number): width for number, width in enumerate(widths)})
 
 
 # original, port, what goes over, candidates of what does not
-SUGGESTED: dict[str, tuple[nn.Module, nn.Module, dict[str, str], dict[str, tuple[str, ...]]]] = {
+SUGGESTED = {
     "equal names": (tree(a=5), tree(a=5), {"a.weight": "a.weight"}, {}),
     "end and shape": (
         tree(self_attn=tree(q=4, k=4), mlp=tree(up=8)),
@@ -285,9 +279,7 @@ SUGGESTED: dict[str, tuple[nn.Module, nn.Module, dict[str, str], dict[str, tuple
 
 
 @pytest.mark.parametrize(("original", "port", "names", "unmatched"), SUGGESTED.values(), ids=SUGGESTED)
-def test_names_are_suggested_by_their_ends_and_shapes(
-    original: nn.Module, port: nn.Module, names: dict[str, str], unmatched: dict[str, tuple[str, ...]]
-) -> None:
+def test_names_are_suggested_by_their_ends_and_shapes(original, port, names, unmatched):
     suggestion = suggest_names(original, port)
     assert {name: suggestion.names.to_port(name) for name in names} == names
     assert suggestion.unmatched_original == unmatched
@@ -297,25 +289,25 @@ def test_names_are_suggested_by_their_ends_and_shapes(
 class Turned(nn.Linear):
     """Stores its matrix the other way round, as GPT-2's Conv1D does."""
 
-    def __init__(self, into: int, out: int) -> None:
+    def __init__(self, into, out):
         super().__init__(out, into, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x @ self.weight
 
 
-def test_what_both_sides_call_alike_is_matched_with_itself_alone_and_what_is_turned_is_said() -> None:
+def test_what_both_sides_call_alike_is_matched_with_itself_alone_and_what_is_turned_is_said():
     mine = tree(c_fc=(4, 8), c_proj=(8, 4), square=4, same=4, odd=(4, 8))
     theirs = tree(c_fc=Turned(4, 8), c_proj=Turned(8, 4), square=Turned(4, 4), same=4, odd=(6, 8), other=(4, 8))
     found = suggest_names(mine, theirs)
     assert {*found.names.fused} == {"c_fc.weight", "c_proj.weight", "square.weight"}
     assert {*found.unmatched_original, *found.unmatched_port} == {"odd.weight", "other.weight"}
     weights = found.names.parameters({name: one.detach() for name, one in mine.named_parameters()})
-    assert torch.equal(weights["square.weight"], mine.square.weight.T)  # type: ignore[union-attr,operator]
+    assert torch.equal(weights["square.weight"], mine.square.weight.T)
     assert "transposed('square.weight', 'square.weight')" in str(found)
 
 
-def test_what_is_suggested_is_said_once() -> None:
+def test_what_is_suggested_is_said_once():
     """A wrapper around the whole is one entry, and so is a renamed module with all that keeps its names inside.
 
     One with a head beside what it wraps is none: what it wraps is a part of the port's whole.
@@ -328,7 +320,7 @@ def test_what_is_suggested_is_said_once() -> None:
     assert found == {"a": "b", "a.v": "b.w"}
 
 
-def test_the_example_s_layer_is_matched_as_far_as_shapes_allow() -> None:
+def test_the_example_s_layer_is_matched_as_far_as_shapes_allow():
     example = load()
     suggestion = suggest_names(example.ORIGINAL, example.PORT.build())  # sides or modules
     assert suggestion.names.to_port("mlp.down_proj.weight") == "feed_forward.w2.weight"
@@ -337,6 +329,6 @@ def test_the_example_s_layer_is_matched_as_far_as_shapes_allow() -> None:
     assert words in str(suggestion)
 
 
-def test_a_call_that_the_port_does_not_make_is_left_out() -> None:
+def test_a_call_that_the_port_does_not_make_is_left_out():
     names = NameMap({"table": "words"}, calls={"table#1": None})
     assert names.call_keys(["table#0", "table#1"]) == {"table#0": "words#0"}

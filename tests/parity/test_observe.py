@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any
 
 import pytest
 import torch
@@ -33,7 +31,7 @@ class Pair:
 class Keyless:
     """A type that is registered with torch's pytrees in the older way."""
 
-    def __init__(self, *held: Tensor) -> None:
+    def __init__(self, *held):
         self.held = held
 
 
@@ -58,11 +56,11 @@ ONE, TWO = torch.zeros(1), torch.ones(1)
         ("text", []),
     ],
 )
-def test_tensors_are_found_wherever_they_are(value: Any, places: list[str]) -> None:
+def test_tensors_are_found_wherever_they_are(value, places):
     assert list(tensors_of(value)) == places
 
 
-def test_a_block_mask_is_its_dense_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_mask_is_its_dense_form(monkeypatch):
     length, window = 37, 5
     mask = create_block_mask(
         lambda b, h, q, k: (k <= q) & (q - k < window), 1, 1, length, length, device="cpu", BLOCK_SIZE=16
@@ -74,22 +72,22 @@ def test_a_block_mask_is_its_dense_form(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Inner(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([2.0]))
 
-    def forward(self, x: Tensor, *, add: Tensor | None = None, **rest: Any) -> tuple[Tensor, None]:
+    def forward(self, x, *, add=None, **rest):
         return (x * self.weight + (0 if add is None else add) + rest.get("more", 0), None)
 
 
 class Outer(nn.Module):
     """The same part twice, one call of it without a gradient; a dict comes out."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.part, self.silent = Inner(), nn.Linear(2, 2)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x):
         with torch.no_grad():
             offset = self.silent(x)
         first, _ = self.part(x, add=offset)
@@ -97,7 +95,7 @@ class Outer(nn.Module):
         return {"first": first, "second": second, "count": torch.tensor(2)}
 
 
-def test_calls_are_numbered_and_carry_their_own_gradients() -> None:
+def test_calls_are_numbered_and_carry_their_own_gradients():
     module, x = Outer(), torch.ones(1, 2, requires_grad=True)
     with watch(module) as calls:
         out = module(x)
@@ -114,16 +112,16 @@ def test_calls_are_numbered_and_carry_their_own_gradients() -> None:
 
 
 class Fork(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.a(x) + self.b(x)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(True, (2.0, 3.0)), (False, (5.0, 5.0))])
-def test_readers_of_one_tensor_are_told_apart(own: bool, expected: tuple[float, float]) -> None:
+def test_readers_of_one_tensor_are_told_apart(own, expected):
     fork = Fork()
     fork.load_state_dict({"a.weight": torch.tensor([[2.0]]), "b.weight": torch.tensor([[3.0]])})
     with watch(fork, own_inputs=own) as calls:
@@ -137,35 +135,34 @@ class Remembering(nn.Linear):
 
     size = 1.0
 
-    def forward(self, x: Tensor, seen: list[Tensor], held: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, x, seen, held):
         held["last"] = x
         seen.append(super().forward(x) * self.size)
-        found: Tensor = torch.stack(seen).sum(0)
-        return found
+        return torch.stack(seen).sum(0)
 
 
 class WithCache(nn.Module):
     """Two calls, the second reads what the first wrote; one tensor is handed in three times, which torch looks for."""
 
-    def __init__(self, size: float = 1.0) -> None:
+    def __init__(self, size=1.0):
         super().__init__()
         self.part, self.mix = Remembering(4, 4), nn.MultiheadAttention(4, 2)
         self.part.size = size
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         self.seen, self.held, self.given = list[Tensor](), dict[str, Tensor](), x
         x = self.part(self.mix(x, x, x)[0], self.seen, self.held)
-        found: Tensor = self.part(x, self.seen, self.held)
+        found = self.part(x, self.seen, self.held)
         assert len(self.seen) == 2
         assert self.held["last"] is x
         return found
 
 
-def returned(value: Any) -> Any:
+def returned(value):
     return value
 
 
-def test_hooks_and_taps_leave_every_argument_the_same_object() -> None:
+def test_hooks_and_taps_leave_every_argument_the_same_object():
     module, x = WithCache(), torch.randn(3, 4, requires_grad=True)
     plain = module(x)
     with observe(module, {f"{HERE}.returned": ("value", "returned")}) as seen:
@@ -180,25 +177,25 @@ def test_hooks_and_taps_leave_every_argument_the_same_object() -> None:
 
 
 class Watched(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return super().forward(x) * (1 + 1e-6 * len(self._forward_hooks))
 
 
 @pytest.mark.parametrize("sides", [(Watched, Watched), (Watched, nn.Linear), (nn.Linear, nn.Linear)])
-def test_the_observed_loss_is_the_unobserved_one_to_the_bit(sides: tuple[type[nn.Linear], ...]) -> None:
+def test_the_observed_loss_is_the_unobserved_one_to_the_bit(sides):
     original, port = (Side(lambda part=part: part(4, 4), name=name) for part, name in zip(sides, ("paper", "mine")))
     rows = compare_sides(original, port, [torch.randn(3, 4)], checks=["environment"]).rows
     found = {row.tensor: row.passed for row in rows if row.quantity == "observed"}
     assert found == {f"loss of {name}": part is not Watched for name, part in zip(("paper", "mine"), sides)}
 
 
-def test_a_cache_that_is_too_large_is_seen() -> None:
+def test_a_cache_that_is_too_large_is_seen():
     batches = [torch.randn(3, 4)]
     compare_sides(Side(WithCache), Side(WithCache), batches).raise_if_failed()
     assert compare_sides(Side(WithCache), Side(lambda: WithCache(1.5)), batches).failed == ("forward",)
 
 
-def test_a_forward_that_raises_leaves_no_hook() -> None:
+def test_a_forward_that_raises_leaves_no_hook():
     module = Outer()
     with pytest.raises(RuntimeError), watch(module):
         module(torch.ones(3))
@@ -207,29 +204,29 @@ def test_a_forward_that_raises_leaves_no_hook() -> None:
 
 
 class Plain(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.part = nn.Linear(2, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.part(x)
 
 
-def squashed(x: Tensor) -> Tensor:
+def squashed(x):
     return tap("small", x.tanh())
 
 
 class Kept(Plain):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return squashed(self.part(x))
 
 
 class Again(Plain):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return checkpoint(lambda x: squashed(self.part(x)), x, use_reentrant=False)
 
 
-def test_what_checkpointing_repeats_is_no_call_and_no_tap() -> None:
+def test_what_checkpointing_repeats_is_no_call_and_no_tap():
     taps = {f"{HERE}.squashed": {"x": "whole"}}
     x, seen = torch.ones(1, 2, requires_grad=True), []
     for module in (Kept(), Again()):
@@ -244,20 +241,20 @@ def test_what_checkpointing_repeats_is_no_call_and_no_tap() -> None:
     compare_sides(Side(Kept, taps=taps), Side(Again, taps=taps), [x]).raise_if_failed()
 
 
-def off_on_second_call(module: Any) -> None:
+def off_on_second_call(module):
     calls = count(1)
     module.part.register_forward_hook(lambda part, args, out: (out[0] + (next(calls) % 2 == 0) * 0.5, None))
 
 
-def silent_off(module: Any) -> None:
+def silent_off(module):
     module.silent.register_forward_hook(lambda part, args, out: out + 0.1)
 
 
 @pytest.mark.parametrize(
     ("change", "place"), [(None, None), (off_on_second_call, ("part", 1)), (silent_off, ("silent", 0))]
 )
-def test_calls_are_told_apart_when_something_goes_wrong(change: Any, place: tuple[str, int] | None) -> None:
-    def build() -> nn.Module:
+def test_calls_are_told_apart_when_something_goes_wrong(change, place):
+    def build():
         module = Outer()
         if change is not None:
             change(module)
@@ -272,17 +269,17 @@ def test_calls_are_told_apart_when_something_goes_wrong(change: Any, place: tupl
 # taps and draws: a module whose labels, loss and anchors live in functions
 
 
-def labels(ids: Tensor, *, shift: int = 1) -> Tensor:
+def labels(ids, *, shift=1):
     return ids.roll(-shift, -1)
 
 
-def terms(hidden: Tensor, target: Tensor, **rest: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def terms(hidden, target, **rest):
     return (hidden - target).square().mean(), {"rows": rest["keep"].sum()}
 
 
 class Picker:
     @staticmethod
-    def anchors(count: int) -> Tensor:
+    def anchors(count):
         return torch.randperm(count)[:3]
 
 
@@ -296,21 +293,21 @@ NOISE = Draw("noise", "torch:Tensor.uniform_", "torch:Tensor.uniform_", given=la
 
 
 class Reader(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.part = nn.Linear(4, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         hidden, target, picked = tap("hidden", self.part(x)), tap("target", imported(x)), Picker.anchors(4)
         loss, _ = terms(hidden[:, picked], target[:, picked], keep=torch.ones(4, dtype=torch.bool))
         return tap("loss", loss) + tap("loss", hidden.sum() * 0.5)
 
 
-def test_a_tap_is_nothing_outside_of_a_run() -> None:
+def test_a_tap_is_nothing_outside_of_a_run():
     assert tap("x", value := torch.ones(2, requires_grad=True)) is value
 
 
-def test_taps_from_inside_and_outside_keep_values_and_gradients_of_every_call() -> None:
+def test_taps_from_inside_and_outside_keep_values_and_gradients_of_every_call():
     with observe(module := Reader(), TAPS) as seen:
         loss = module(x := torch.randn(2, 4))
     loss.backward()
@@ -342,12 +339,12 @@ def test_taps_from_inside_and_outside_keep_values_and_gradients_of_every_call() 
         (f"{HERE}.labels", "id", "labels: found id, expected returned or one of its arguments: ids, shift"),
     ],
 )
-def test_a_function_or_argument_that_is_not_there_is_named(target: str, word: str, message: str) -> None:
+def test_a_function_or_argument_that_is_not_there_is_named(target, word, message):
     with pytest.raises(InputError, match=message), observe(Reader(), taps={target: (word,)}):
         pass
 
 
-def test_what_was_replaced_comes_back_after_an_error() -> None:
+def test_what_was_replaced_comes_back_after_an_error():
     before = labels, imported, vars(torch.Tensor).get("uniform_")
     with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS), drawing({NOISE: NOISE.port}):
         raise ZeroDivisionError
@@ -361,7 +358,7 @@ DRAWS = [
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=["function", "call site"])
-def test_what_one_side_drew_is_replayed_in_the_other(draw: Draw) -> None:
+def test_what_one_side_drew_is_replayed_in_the_other(draw):
     x, losses, module = torch.randn(2, 4), [], Reader()
     torch.manual_seed(1)
     with drawing({draw: draw.original}) as first:
@@ -382,16 +379,16 @@ class Found:
     rows: dict[str, Tensor]
 
 
-def objective(found: Found) -> tuple[Tensor, dict[str, Tensor]]:
+def objective(found):
     return found.logits.sum() + found.rows["b"].sum(), {"ce": found.logits.mean().detach()}
 
 
 class Objects(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return objective(Found(super().forward(x), {"b": x}))[0]
 
 
-def test_a_tap_reaches_into_what_a_function_is_given_and_returns() -> None:
+def test_a_tap_reaches_into_what_a_function_is_given_and_returns():
     taps = {f"{HERE}.objective": {"found.logits": "logits", "found.rows.b": "b", "returned.1.ce": "ce"}}
     x, module = torch.randn(2, 4), Objects(4, 3)
     with observe(module, taps) as seen:
@@ -409,13 +406,13 @@ def test_a_tap_reaches_into_what_a_function_is_given_and_returns() -> None:
         module(x)
 
 
-def test_a_list_of_another_length_is_replayed() -> None:
+def test_a_list_of_another_length_is_replayed():
     """How many are drawn is the business of ``samplers``."""
     with drawing({DRAWS[0]: DRAWS[0].port}, {"anchors#0": torch.tensor([[3, 1]])}):
         assert Picker.anchors(4).tolist() == [3, 1]
 
 
-def test_samplers_of_several_tensors_are_compared_by_what_is_made_of_them() -> None:
+def test_samplers_of_several_tensors_are_compared_by_what_is_made_of_them():
     """The planted fault: each tensor has the same candidates, the two together have not."""
     draw = Draw("both", "", "", values=lambda anchors, depths: 10 * anchors + depths)
     straight = sampled(draw, lambda: (torch.arange(3), torch.arange(3)), range(20))
@@ -430,17 +427,17 @@ def test_samplers_of_several_tensors_are_compared_by_what_is_made_of_them() -> N
     assert all(row.passed for row in compare_samplers(Subject("samplers", "one", "port"), "both", *alone))
 
 
-def test_draws_elsewhere_are_let_alone() -> None:
+def test_draws_elsewhere_are_let_alone():
     with drawing({DRAWS[0]: "torch:randperm@elsewhere"}) as seen:
         Reader()(torch.randn(2, 4))
     assert seen.draws == {}
 
 
-def noise(*shape: int) -> Tensor:
+def noise(*shape):
     return torch.zeros(shape).uniform_(-1, 1)
 
 
-def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
+def test_a_draw_in_place_and_in_another_layout_is_replayed():
     with drawing({NOISE: NOISE.original}) as first:
         expected = noise(6)
     for replayed in (given([NOISE], first.draws), first.draws):  # dimensions of one are no other layout
@@ -456,13 +453,13 @@ def test_a_draw_in_place_and_in_another_layout_is_replayed() -> None:
         ([(1, 6), (1, 6)], "noise#1: found nothing"),
     ],
 )
-def test_a_draw_that_does_not_fit_is_refused(shapes: list[tuple[int, ...]], message: str) -> None:
+def test_a_draw_that_does_not_fit_is_refused(shapes, message):
     replayed = given([NOISE], {"noise#0": torch.zeros(6)})
     with pytest.raises(InputError, match=message), drawing({NOISE: NOISE.port}, replayed):
         assert [noise(*shape) for shape in shapes]
 
 
-def picks(low: int, high: int, count: int = 3, **weights: float) -> list[Tensor]:
+def picks(low, high, count=3, **weights):
     """200 draws without replacement of the numbers from ``low`` on."""
     chances = torch.ones(high - low)
     chances[0] = weights.get("first", 1.0)
@@ -470,32 +467,32 @@ def picks(low: int, high: int, count: int = 3, **weights: float) -> list[Tensor]
     return [torch.multinomial(chances, count, generator=source) + low for _ in range(200)]
 
 
-def floats(scale: float, shift: float = 0.0, size: int = 20) -> list[Tensor]:
+def floats(scale, shift=0.0, size=20):
     source = torch.Generator().manual_seed(int(100 * scale + 10 * shift))
     return [torch.randn(size, generator=source) * scale + shift for _ in range(200)]
 
 
-def drawn_by(draw: Callable[[torch.Generator], Tensor], seed: int = 7) -> list[Tensor]:
+def drawn_by(draw, seed=7):
     """200 draws from one generator."""
     source = torch.Generator().manual_seed(seed)
     return [draw(source) for _ in range(200)]
 
 
-def shuffled(source: torch.Generator) -> Tensor:
+def shuffled(source):
     return torch.randperm(12, generator=source)
 
 
-def even(source: torch.Generator) -> Tensor:
+def even(source):
     """Mean 0 and deviation 0.2887, as ``floats(0.2887)``."""
     return torch.rand(20, generator=source) - 0.5
 
 
-def scaled(source: torch.Generator) -> Tensor:
+def scaled(source):
     """Zeros and one other number."""
     return (torch.rand(20, generator=source) > 0.1) / torch.tensor(0.9)
 
 
-def repeated(source: torch.Generator) -> Tensor:
+def repeated(source):
     """One number 20 times: entries that depend on each other."""
     return torch.rand(1, generator=source).expand(20)
 
@@ -530,15 +527,13 @@ ONES = drawn_by(lambda source: torch.rand(1, generator=source).flatten())
         (picks(0, 9), [], ["draws"], "drawn 0 times, expected 200"),
     ],
 )
-def test_samplers_are_compared_as_such(
-    expected: list[Tensor], found: list[Tensor], failed: list[str], words: str
-) -> None:
+def test_samplers_are_compared_as_such(expected, found, failed, words):
     rows = compare_samplers(Subject("samplers", "one", "port"), "anchors", expected, found)
     assert [row.quantity for row in rows if not row.passed] == failed
     assert words in "; ".join(row.detail for row in rows if row.passed == (not failed))
 
 
-def test_a_side_is_sampled_over_seeds() -> None:
+def test_a_side_is_sampled_over_seeds():
     draw, run = DRAWS[0], lambda: Picker.anchors(5)
     found, again = (sampled(draw, run, range(40)) for _ in range(2))
     assert [len(one) for one in found] == [3] * 40
@@ -551,11 +546,11 @@ def test_a_side_is_sampled_over_seeds() -> None:
 class Recurrent(nn.Module):
     """Two steps on its own output; ``cut``: the second sends nothing back through the first."""
 
-    def __init__(self, cut: bool = False, says: bool = True) -> None:
+    def __init__(self, cut=False, says=True):
         super().__init__()
         self.cell, self.cut, self.says = nn.Linear(3, 3), cut, says
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         first = x.clone().requires_grad_()
         states = [first, self.cell(first)]
         states[1] = states[1].detach().requires_grad_() if self.cut else states[1]
@@ -565,19 +560,19 @@ class Recurrent(nn.Module):
         return torch.stack(losses).sum()
 
 
-def recurrent(name: str, **words: bool) -> Side:
+def recurrent(name, **words):
     return Side(partial(Recurrent, **words), lambda module, x: module(x), name=name)
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_pair_says_that_its_draft_is_unrolled(cut: bool) -> None:
+def test_a_pair_says_that_its_draft_is_unrolled(cut):
     report = compare_sides(recurrent("a"), recurrent("b", cut=cut), [torch.ones(2, 3)], steps=1)
     paths = {row.tensor: row.passed for row in report.rows if row.check == "cross_step_grad" and row.compared}
     assert paths == {"mb0.path.0.0": True, "mb0.path.1.0": not cut, "mb0.path.1.1": True}
     assert report.failed[:1] == (("cross_step_grad",) if cut else ())
 
 
-def test_looking_at_paths_leaves_what_the_backward_sends() -> None:
+def test_looking_at_paths_leaves_what_the_backward_sends():
     said, silent = (trace_side(recurrent("a", says=says), [torch.ones(2, 3)], steps=1) for says in (True, False))
     assert {*said.tensors} - {*silent.tensors} >= {"mb0.path.1.0", "mb0.step0.loss", "mb0.step1.loss"}
     assert all(torch.equal(value, said.tensors[name]) for name, value in silent.tensors.items())

@@ -1,7 +1,5 @@
 """``-k``: words and their logic, and nothing that Python could run."""
 
-from __future__ import annotations
-
 import pytest
 
 from parity.errors import InputError
@@ -23,7 +21,7 @@ NAME = "eagle3_fp32_k3_noise"
         ("__import__ or exec", False),
     ],
 )
-def test_expressions(expression: str, fits: bool) -> None:
+def test_expressions(expression, fits):
     assert matches(expression, NAME) is fits
 
 
@@ -37,6 +35,6 @@ def test_expressions(expression: str, fits: bool) -> None:
         "(" * 100_000 + "fp32" + ")" * 100_000,
     ],
 )
-def test_what_cannot_be_read_is_refused(expression: str) -> None:
+def test_what_cannot_be_read_is_refused(expression):
     with pytest.raises(InputError, match="command line: -k: found"):
         matches(expression, NAME)

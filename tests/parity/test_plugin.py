@@ -1,9 +1,5 @@
 """The pytest plugin in sessions of its own."""
 
-from __future__ import annotations
-
-import pytest
-
 pytest_plugins = ["pytester"]
 LEAN = [
     word
@@ -13,7 +9,7 @@ LEAN = [
 """Other people's plugins only cost time here."""
 
 
-def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
+def run(pytester, source, *options):
     pytester.makepyfile(source)
     return pytester.runpytest_inprocess("-rs", "--strict-markers", *LEAN, *options)
 
@@ -26,7 +22,7 @@ ONE = Pair("one", SIDE, SIDE, [Case("one", [torch.ones(1, 2)], steps=1)])
 """
 
 
-def test_a_pair_imports_from_its_own_folder(pytester: pytest.Pytester) -> None:
+def test_a_pair_imports_from_its_own_folder(pytester):
     folder = pytester.mkdir("pairs")
     (folder / "helper_of_a_pair.py").write_text("import torch\ndef build(): return torch.nn.Linear(2, 1)\n")
     (folder / "mine.py").write_text(BESIDE)
@@ -44,12 +40,12 @@ COMPARING = """
 """
 
 
-def test_what_was_compared_is_one_line(pytester: pytest.Pytester) -> None:
+def test_what_was_compared_is_one_line(pytester):
     result = run(pytester, COMPARING)
     result.assert_outcomes(passed=1)
     verdict = "FAIL: 1 case; 1 of 2 quantities of the prototype matched; reference 1 of 1"
     result.stdout.fnmatch_lines(["*= parity =*", verdict])
 
 
-def test_without_comparisons_there_is_no_line(pytester: pytest.Pytester) -> None:
+def test_without_comparisons_there_is_no_line(pytester):
     run(pytester, "def test_one(): pass\n").stdout.no_fnmatch_line("*= parity =*")

@@ -1,57 +1,51 @@
 """Faults planted in running ports: which check sees each, what no check sees, and where none can be planted."""
 
-from __future__ import annotations
-
 import json
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import parity.power
 from parity import Case, Clip, CommandSide, KnownDifference, Pair, Side, replace_functions
-from parity.plants import Fault, Ground, patched
+from parity.plants import Fault, patched
 from parity.power import run_with_power
-from parity.verdict import Planted, Sight
+from parity.verdict import Sight
 from tests.parity import example
 
 
 class Net(nn.Module):
     """Two layers, a buffer, and a frozen weight."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.down, self.up = nn.Linear(3, 4), nn.Linear(4, 3)
         self.register_buffer("scale", torch.full((3,), 2.0))
         self.down.bias.requires_grad_(False)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x, mask):
         """[B, 3] -> [B, 3]."""
-        found: Tensor = self.up(self.down(x)) * self.scale * mask[:, None]
-        return found
+        return self.up(self.down(x)) * self.scale * mask[:, None]
 
 
-def distance(x: Tensor) -> Tensor:
+def distance(x):
     """What a known difference stands in for."""
     return x.square().mean()
 
 
-def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def loss(net, batch):
     return distance(net(**batch))
 
 
-def batches() -> list[dict[str, Tensor]]:
+def batches():
     draw = torch.Generator().manual_seed(0)
     return [{"x": torch.randn(4, 3, generator=draw), "mask": torch.tensor([1.0, 0, 1, 1])} for _ in range(2)]
 
 
-def falling(optimizer: Any) -> Any:
+def falling(optimizer):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10)
 
 
@@ -59,11 +53,11 @@ SIDE = Side(Net, loss, schedule=falling, step=Clip("norm", 0.01), name="net")
 PAIR = Pair("toy", SIDE, replace(SIDE, name="port"), [Case("toy", batches())], batch_keys={"mask": "mask"})
 
 
-def sights(pair: Pair) -> dict[str, Planted]:
+def sights(pair):
     return {one.fault: one for one in run_with_power(pair).report.planted}
 
 
-def test_every_fault_of_any_port_is_seen_by_a_check() -> None:
+def test_every_fault_of_any_port_is_seen_by_a_check():
     """And names the check and how far beyond its bound it is; what is not planted says what is missing."""
     found = sights(PAIR)
     named = {one.fault: one.check for one in found.values() if one.sight is Sight.SEEN}
@@ -91,20 +85,20 @@ EXPECTED = {
 
 
 @contextmanager
-def nothing(ground: Ground, size: float) -> Iterator[None]:
+def nothing(ground, size):
     ground.place = "nowhere"
     yield
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch):
     """No faults but the pair's own."""
     monkeypatch.setattr(parity.power, "GENERIC", ())
     monkeypatch.setattr(parity.power, "BUFFERS", 0)
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_no_check_sees_fails_a_pair_that_asks_for_it() -> None:
+def test_what_no_check_sees_fails_a_pair_that_asks_for_it():
     pair = replace(PAIR, batch_keys={}, faults=[Fault("none at all", nothing)])
     assert run_with_power(pair).passed
     report = run_with_power(replace(pair, unseen={})).report
@@ -115,8 +109,8 @@ def test_what_no_check_sees_fails_a_pair_that_asks_for_it() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_fault_too_small_to_be_seen_says_from_which_size_on_it_is() -> None:
-    def times(ground: Ground, size: float) -> Any:
+def test_a_fault_too_small_to_be_seen_says_from_which_size_on_it_is():
+    def times(ground, size):
         return patched(sys.modules[__name__], "distance", lambda real: lambda x: real(x) * size)(ground, size)
 
     (one,) = sights(replace(PAIR, batch_keys={}, faults=[Fault("scaled", times, (1 + 1e-9, 1.5))])).values()
@@ -129,9 +123,7 @@ ASKS = {f"{__name__}:distance": lambda real, x: real(x)}
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(("functions", "sight"), [(STANDS_IN, Sight.UNSEEN), (ASKS, Sight.SEEN)])
-def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(
-    functions: dict[str, Callable[..., Any]], sight: Sight, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(functions, sight, monkeypatch):
     """It passes: the known difference is judged by what it leaves, so the report says what is held by nothing."""
     pair = replace(
         PAIR,
@@ -149,7 +141,7 @@ def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_fault_inside_of_what_a_cause_puts_aside_is_unseen() -> None:
+def test_a_fault_inside_of_what_a_cause_puts_aside_is_unseen():
     own = KnownDifference("schedule", "falls", lambda side: replace(side, schedule=lambda x: falling(x)))
     (one,) = sights(replace(PAIR, batch_keys={}, known_differences=[own])).values()
     assert (one.fault, one.sight) == ("inside the port's schedule, under known difference schedule", Sight.UNSEEN)
@@ -163,15 +155,13 @@ def test_a_fault_inside_of_what_a_cause_puts_aside_is_unseen() -> None:
     ],
     ids=["a command", "a port that fails"],
 )
-def test_where_nothing_can_be_planted_the_report_says_why(port: Any, reason: str) -> None:
+def test_where_nothing_can_be_planted_the_report_says_why(port, reason):
     (skip,) = run_with_power(replace(PAIR, port=port)).report.skips
     assert skip.reason.startswith(reason)
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_command_line_shows_what_was_seen(
-    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_shows_what_was_seen(command, tmp_path, capsys):
     places = ["--json", tmp_path / "report.json", "--report", tmp_path / "report.html"]
     assert command("run", f"{example.FILE}:PAIR", "--power", *places) == 0
     assert "Planted" not in capsys.readouterr().out  # none was

@@ -1,12 +1,11 @@
 """One process against two: the same numbers by DDP and by FSDP2, and what only several processes can get wrong."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from parity import Case, Clip, Draw, Pair, Side, run_pair
@@ -22,23 +21,22 @@ from parity.verdict import Sight
 class Net(nn.Module):
     """Layers, a buffer and what is frozen; a table that all samples share."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.down, self.norm, self.up = nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 3)
         self.register_buffer("scale", torch.full((3,), 2.0))
         self.up.bias.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         """[B, 6] -> [B, 3]."""
-        found: Tensor = self.up(torch.tanh(self.norm(self.down(x)))) * self.scale
-        return found
+        return self.up(torch.tanh(self.norm(self.down(x)))) * self.scale
 
 
-def uniforms(like: Tensor) -> Tensor:
+def uniforms(like):
     return torch.rand_like(like)
 
 
-def loss(module: nn.Module, batch: dict[str, Tensor], ranks: int | None = None) -> Tensor:
+def loss(module, batch, ranks=None):
     """A mean over the rows of all ranks, given that gradients are averaged over so many afterwards."""
     rows = batch["mask"].sum()
     if inside():
@@ -48,7 +46,7 @@ def loss(module: nn.Module, batch: dict[str, Tensor], ranks: int | None = None) 
     return squares / rows * (ranks or (dist.get_world_size() if inside() else 1))
 
 
-def batches() -> list[dict[str, Tensor]]:
+def batches():
     """Three samples each, so that shares are uneven, and so are the rows of them that count."""
     masks = torch.tensor([[1.0, 1, 1], [0, 1, 1], [1, 0, 1]])
     draw = torch.Generator().manual_seed(0)
@@ -60,7 +58,7 @@ ONE = Side(Net, loss, step=Clip("norm", 0.1), name="one")
 NOISE = Draw("noise", f"{__name__}:uniforms", f"{__name__}:uniforms", seeds=3)
 
 
-def pair(**how: Any) -> Pair:
+def pair(**how):
     return Pair("ranks", ONE, replace(ONE, ranks=2, name="two", **how), [Case("noise", batches())], draws=[NOISE])
 
 
@@ -68,7 +66,7 @@ WRAPS = pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
 
 
 @WRAPS
-def test_two_processes_compute_what_one_does(wrap: str) -> None:
+def test_two_processes_compute_what_one_does(wrap):
     """Reads gradients after the all-reduce, whole tensors of shards, one trace of both shares; saves and resumes."""
     result = run_pair(pair(wrap=wrap))
     result.raise_if_failed()
@@ -87,7 +85,7 @@ SEEN = {
 
 
 @WRAPS
-def test_what_several_processes_can_get_wrong_is_seen(wrap: str) -> None:
+def test_what_several_processes_can_get_wrong_is_seen(wrap):
     planted = pair(wrap=wrap)
     case = planted.find_cases(None)[0]
     with ExitStack() as stack:
@@ -100,18 +98,18 @@ def test_what_several_processes_can_get_wrong_is_seen(wrap: str) -> None:
         assert one.check in SEEN[name], one
 
 
-def summed(module: nn.Module) -> nn.Module:
+def summed(module):
     """DDP whose gradients are summed."""
     found = DistributedDataParallel(module)
 
-    def add(group: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def add(group, bucket):
         return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
     found.register_comm_hook(None, add)
     return found
 
 
-def test_a_function_wraps_and_losses_are_reduced_as_the_side_says() -> None:
+def test_a_function_wraps_and_losses_are_reduced_as_the_side_says():
     """The seeds are one here, and what is drawn comes from the one process."""
     how = {"wrap": summed, "reduce": "sum", "one_seed": True, "loss": lambda module, batch: loss(module, batch, 1)}
     checks = ("environment", "forward", "loss", "gradients", "curve")
@@ -121,30 +119,30 @@ def test_a_function_wraps_and_losses_are_reduced_as_the_side_says() -> None:
     assert wrong.failed[0] == "loss"
 
 
-def other_norm() -> Net:
+def other_norm():
     found = Net()
     found.norm.eps = 0.1
     return found
 
 
-def test_what_is_wrong_on_every_rank_is_found_in_its_place() -> None:
+def test_what_is_wrong_on_every_rank_is_found_in_its_place():
     result = run_pair(pair(build=other_norm), Options(checks=("weights", "forward", "throughput")))
     assert (result.failed, result.first and result.first.module) == (("forward",), "norm")
     reasons = {row.check: row.detail for row in result.rows}
     assert reasons["throughput"] == "a side runs on several processes"
 
 
-def broken() -> None:
+def broken():
     if dist.get_rank() == 1:
         raise ValueError("no such thing")
 
 
-def test_a_rank_that_ends_says_which_and_where() -> None:
+def test_a_rank_that_ends_says_which_and_where():
     with pytest.raises(RankError, match=r"rank 1: ValueError: no such thing at .*test_ranks\.py:\d+"):
         together(2, broken)
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(monkeypatch):
     with pytest.raises(InputError, match="batches: found 1 samples, expected at least one for each of 2 ranks"):
         by_samples({"x": torch.zeros(1, 3)}, 0, 2)
     result = pair(wrap="fsdp7")

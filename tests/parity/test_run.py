@@ -1,15 +1,10 @@
 """Pairs of strangers run, traced, recorded and held against their recordings; traces written elsewhere are compared."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,8 +19,6 @@ from parity.side import trace_case
 from parity.trace import read_trace
 
 pytest_plugins = ["pytester"]
-Run = Callable[..., int]
-Captured = pytest.CaptureFixture[str]
 
 TOY = """
 import torch
@@ -134,28 +127,25 @@ RACED = Pair("raced", PAPER, MINE, CASES[:1], jobs={"lap": lambda options: Repor
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "toy_pairs", raising=False)
     (tmp_path / "toy_pairs.py").write_text(TOY)
     return tmp_path / "toy_pairs.py"
 
 
 @pytest.fixture
-def traced(toy: Path, command: Run, tmp_path: Path, capsys: Captured) -> Path:
+def traced(toy, command, tmp_path, capsys):
     """The toy's port, traced by the command."""
     assert command("trace", f"{toy}:PAIR", tmp_path / "traced") == 0
     capsys.readouterr()
     return tmp_path / "traced"
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
-    return rows
+def rows_of(file):
+    return json.loads(file.read_text())["rows"]
 
 
-def test_the_ports_compute_what_they_did_under_an_older_speculators(
-    command: Run, tmp_path: Path, capsys: Captured
-) -> None:
+def test_the_ports_compute_what_they_did_under_an_older_speculators(command, tmp_path, capsys):
     assert read_trace(fixtures.TRACES / "hass_fp32_k1").environment["speculators"] == "0.8.1"
     assert command("trace", "all", tmp_path, "-k", "k1") == 0
     code = command("compare", fixtures.TRACES, tmp_path)
@@ -166,7 +156,7 @@ def test_the_ports_compute_what_they_did_under_an_older_speculators(
         assert (f"{name}: {then} on the original's side, {now[name]} on the port's" in out) == (then != now[name])
 
 
-def test_a_trace_equals_itself(traced: Path, command: Run, tmp_path: Path) -> None:
+def test_a_trace_equals_itself(traced, command, tmp_path):
     words = ("--report", tmp_path / "page.html", "--json", tmp_path / "rows.json")
     assert command("compare", traced, traced, *words) == 0
     rows = rows_of(tmp_path / "rows.json")
@@ -194,9 +184,7 @@ FILES = {
         ("HALF", [], 1, "weights first goes wrong in down: init.down.bias"),
     ],
 )
-def test_traces_are_compared(
-    other: str, words: list[str], code: int, said: str, toy: Path, traced: Path, command: Run, capsys: Captured
-) -> None:
+def test_traces_are_compared(other, words, code, said, toy, traced, command, capsys):
     root = toy.parent
     for name, content in FILES.items():
         (root / name).write_text(json.dumps(content))
@@ -206,7 +194,7 @@ def test_traces_are_compared(
     assert said in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_missing_case_fails(traced: Path, command: Run, tmp_path: Path, capsys: Captured) -> None:
+def test_a_missing_case_fails(traced, command, tmp_path, capsys):
     shutil.copytree(traced / "one", tmp_path / "fewer" / "one")
     assert command("compare", traced, tmp_path / "fewer") == 1
     assert "missing in" in capsys.readouterr().out
@@ -233,9 +221,7 @@ COMPARE = ["compare", "{traced}", "{traced}"]
         (["run", "{toy}:LAZY", "--recordings", "{tmp}/no"], "", "no/one: trace: found no such folder"),
     ],
 )
-def test_bad_input_exits_with_two(
-    words: list[str], content: str, message: str, toy: Path, traced: Path, command: Run, capsys: Captured
-) -> None:
+def test_bad_input_exits_with_two(words, content, message, toy, traced, command, capsys):
     file = toy.with_name("file.json")
     file.write_text(content)
     for mark, place in {"{tmp}": toy.parent, "{traced}": traced, "{file}": file, "{toy}": toy}.items():
@@ -265,9 +251,7 @@ def test_bad_input_exits_with_two(
         ("LAZY", [], 0, set()),
     ],
 )
-def test_a_stranger_s_pair_is_run(
-    name: str, words: list[str], code: int, failed: set[tuple[str, str]], toy: Path, command: Run, tmp_path: Path
-) -> None:
+def test_a_stranger_s_pair_is_run(name, words, code, failed, toy, command, tmp_path):
     assert command("run", f"{toy}:{name}", *words, "--json", tmp_path / "rows.json") == code
     rows = rows_of(tmp_path / "rows.json")
     assert {(row["case"], row["check"]) for row in rows if row["status"] == "failed"} == failed
@@ -287,7 +271,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("text", SPOILED)
-def test_a_file_that_cannot_be_imported_is_one_line(text: str, command: Run, tmp_path: Path, capsys: Captured) -> None:
+def test_a_file_that_cannot_be_imported_is_one_line(text, command, tmp_path, capsys):
     file = tmp_path / "spoiled.py"
     file.write_text(text)
     assert command("run", f"{file}:PAIR") == 2
@@ -297,7 +281,7 @@ def test_a_file_that_cannot_be_imported_is_one_line(text: str, command: Run, tmp
     assert complaint.count("\n") == 1
 
 
-def test_a_recorded_original_stands_for_it(toy: Path, command: Run, tmp_path: Path) -> None:
+def test_a_recorded_original_stands_for_it(toy, command, tmp_path):
     kept = ("--recordings", tmp_path / "kept")
     assert command("record", f"{toy}:PAIR", "--output", tmp_path / "kept") == 0
     assert command("run", f"{toy}:LIVE", "--json", tmp_path / "rows.json") == 0
@@ -322,14 +306,12 @@ def test_a_recorded_original_stands_for_it(toy: Path, command: Run, tmp_path: Pa
         (["--checks", "loss,lap", "-k", "one"], {"loss"}),
     ],
 )
-def test_a_job_runs_where_it_is_named_or_nothing_is(
-    words: list[str], found: set[str], toy: Path, command: Run, tmp_path: Path
-) -> None:
+def test_a_job_runs_where_it_is_named_or_nothing_is(words, found, toy, command, tmp_path):
     assert command("run", f"{toy}:RACED", *words, "--json", tmp_path / "rows.json") == 0
     assert {row["check"] for row in rows_of(tmp_path / "rows.json")} & {"loss", "throughput"} == found
 
 
-def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_becomes_test_items(toy, pytester, monkeypatch):
     lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
     result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
     checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"initialisation", "throughput"}
@@ -358,19 +340,17 @@ def test_a_pair_becomes_test_items(toy: Path, pytester: pytest.Pytester, monkeyp
     raced.assert_outcomes(passed=1, deselected=len(checks))
 
 
-def test_a_side_that_raises_while_it_is_traced_is_a_line(
-    toy: Path, command: Run, tmp_path: Path, capsys: Captured
-) -> None:
+def test_a_side_that_raises_while_it_is_traced_is_a_line(toy, command, tmp_path, capsys):
     assert command("trace", f"{toy}:BROKEN", tmp_path / "out") == 2
     assert f"error: RuntimeError: not written yet at {toy}:" in capsys.readouterr().err
 
 
-def test_a_hint_that_raises_takes_no_report_with_it(toy: Path) -> None:
+def test_a_hint_that_raises_takes_no_report_with_it(toy):
     first = next(row for row in run_pair(find_pair(f"{toy}:MUTE")).rows if row.hint)
     assert first.hint.startswith(f"no hint: ZeroDivisionError at {toy}:")
 
 
-def test_evidence_is_a_side_s_own_and_names_tell_sides_apart(toy: Path) -> None:
+def test_evidence_is_a_side_s_own_and_names_tell_sides_apart(toy):
     pair = find_pair(f"{toy}:PAIR")
     with closing(Runner(pair, ["loss"])) as runner:
         for side in (pair.port, replace(pair.port, build=find_pair(f"{toy}:LOUD").port.build)):
@@ -381,7 +361,7 @@ def test_evidence_is_a_side_s_own_and_names_tell_sides_apart(toy: Path) -> None:
             replace(pair, sides=[replace(pair.port, name=name)], port=replace(pair.port, name=name))
 
 
-def test_what_gets_no_gradient_on_both_sides_is_no_alarm(toy: Path) -> None:
+def test_what_gets_no_gradient_on_both_sides_is_no_alarm(toy):
     result = run_pair(find_pair(f"{toy}:DEAD"))
     assert result.passed
     lines = flows(result.report.gradient_flow, result.report.baseline)

@@ -1,11 +1,7 @@
 """What two runs are before any step: each planted difference is a row of its own, by name and number."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,22 +9,21 @@ from torch import nn
 
 from parity import Fused, NameMap
 from parity.compare import Subject
-from parity.setup import Setup, groups_of, initial_rows, optimizer_for, rate_of, setting_rows, setup_of
-from parity.verdict import Row
+from parity.setup import groups_of, initial_rows, optimizer_for, rate_of, setting_rows, setup_of
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.up, self.norm, self.down = nn.Linear(20, 30), nn.BatchNorm1d(30), nn.Linear(30, 20)
         self.config = SimpleNamespace(_attn_implementation="sdpa")
 
 
-def adamw(parameters: Any, **changes: Any) -> torch.optim.Optimizer:
+def adamw(parameters, **changes):
     return torch.optim.AdamW(parameters, **{"lr": 3e-4, "weight_decay": 0.0, **changes})
 
 
-def setup(change: Callable[[Net], object] = lambda net: None, make: Any = adamw, seed: int = 0) -> Setup:
+def setup(change=lambda net: None, make=adamw, seed=0):
     torch.manual_seed(seed)
     net = Net()
     change(net)
@@ -36,16 +31,16 @@ def setup(change: Callable[[Net], object] = lambda net: None, make: Any = adamw,
     return setup_of(net, optimizer)
 
 
-def rows_of(expected: Setup, found: Setup, names: NameMap | None = None) -> list[Row]:
+def rows_of(expected, found, names=None):
     subject, names = Subject("configuration", "one", "port"), names or NameMap()
     return [*setting_rows(subject, expected, found, names), *initial_rows(subject, expected, found, names)]
 
 
-def eager(net: Net) -> None:
+def eager(net):
     net.config._attn_implementation = "flex_attention"
 
 
-FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
+FAULTS = {
     "rate": ({"make": lambda ps: adamw(ps, lr=2.9e-4)}, "groups.0.lr", "found 0.00029, expected 0.0003"),
     "betas": ({"make": lambda ps: adamw(ps, betas=(0.9, 0.951))}, "groups.0.betas", "found [0.9, 0.951]"),
     "eps": ({"make": lambda ps: adamw(ps, eps=1e-6)}, "groups.0.eps", "found 1e-06, expected 1e-08"),
@@ -61,7 +56,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize(("changes", "name", "words"), FAULTS.values(), ids=FAULTS)
-def test_a_difference_is_a_row_of_its_own(changes: Any, name: str, words: str) -> None:
+def test_a_difference_is_a_row_of_its_own(changes, name, words):
     wrong = [row for row in rows_of(setup(), setup(**changes, seed=1)) if not row.passed]
     assert any(row.tensor == name and words in row.detail for row in wrong), wrong
     allowed = {name.partition(".")[0], "groups" if "make" in changes else ""}
@@ -69,7 +64,7 @@ def test_a_difference_is_a_row_of_its_own(changes: Any, name: str, words: str) -
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_other_seeds_are_no_difference(seed: int) -> None:
+def test_other_seeds_are_no_difference(seed):
     rows = rows_of(setup(), setup(seed=seed))
     assert all(row.passed for row in rows), [row for row in rows if not row.passed]
     assert {row.quantity for row in rows} == {"configuration", "initial mean", "initial std"}
@@ -77,9 +72,9 @@ def test_other_seeds_are_no_difference(seed: int) -> None:
     assert said == {"optimizer", "attention", "groups", "requires_grad", "buffers"}
 
 
-def test_names_go_over_and_a_parameter_of_one_side_alone_is_no_setting() -> None:
-    expected: Setup = {"requires_grad": {"a.w": True, "gone": True}}
-    found: Setup = {"requires_grad": {"b.w": False, "extra": True}, "lr": (1, 2)}
+def test_names_go_over_and_a_parameter_of_one_side_alone_is_no_setting():
+    expected = {"requires_grad": {"a.w": True, "gone": True}}
+    found = {"requires_grad": {"b.w": False, "extra": True}, "lr": (1, 2)}
     rows = rows_of(expected, found, NameMap({"a": "b"}))
     assert [(row.tensor, row.detail) for row in rows] == [
         ("lr", "found [1, 2], expected 'nothing'"),
@@ -87,10 +82,10 @@ def test_names_go_over_and_a_parameter_of_one_side_alone_is_no_setting() -> None
     ]
 
 
-def groups(*words: str, split: bool = False, swapped: bool = False, left_out: str = "-") -> Any:
+def groups(*words, split=False, swapped=False, left_out="-"):
     """Parameters with such a word in their name have a group without decay, or each one of its own."""
 
-    def make(module: nn.Module) -> torch.optim.Optimizer:
+    def make(module):
         named = [(name, value) for name, value in module.named_parameters() if left_out not in name]
         flat = [[value for name, value in named if any(word in name for word in words) is off] for off in (False, True)]
         made = [{"params": part, "weight_decay": 0.1 * (1 - n)} for n, part in enumerate(flat) if part]
@@ -100,7 +95,7 @@ def groups(*words: str, split: bool = False, swapped: bool = False, left_out: st
     return make
 
 
-GROUPS: dict[str, tuple[Any, dict[str, Any], str]] = {
+GROUPS = {
     "alike": (groups("bias"), {}, ""),
     "split": (groups("bias", split=True), {}, ""),
     "in another order": (groups("bias", swapped=True), {}, ""),
@@ -125,7 +120,7 @@ GROUPS: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("make", "options", "words"), GROUPS.values(), ids=GROUPS)
-def test_a_parameter_s_group_is_held_to_the_original_s(make: Any, options: dict[str, Any], words: str) -> None:
+def test_a_parameter_s_group_is_held_to_the_original_s(make, options, words):
     found = setup(make=make)
     if options.pop("rename", False):
         found = {key: renamed(held) if isinstance(held, dict) else held for key, held in found.items()}
@@ -135,25 +130,25 @@ def test_a_parameter_s_group_is_held_to_the_original_s(make: Any, options: dict[
     assert words or all(row.passed for row in rows)
 
 
-def renamed(held: dict[str, Any]) -> dict[str, Any]:
+def renamed(held):
     return {name.replace("up.", "top."): value for name, value in held.items()}
 
 
-def test_a_row_names_the_first_parameters_of_many() -> None:
+def test_a_row_names_the_first_parameters_of_many():
     found = {"groups": [], "grouped": {f"w{n}": {"lr": 2.0} for n in range(8)}}
     expected = {"groups": [], "grouped": {f"w{n}": {"lr": 1.0} for n in range(8)}}
     (row,) = rows_of(expected, found)[-1:]
     assert (row.measured, row.detail) == (8.0, "found lr 2.0, expected lr 1.0: w0, w1, w2, w3, w4 and 3 more")
 
 
-def test_an_optimizer_of_copies_says_nothing_of_the_parameters() -> None:
+def test_an_optimizer_of_copies_says_nothing_of_the_parameters():
     copies = setup(make=lambda ps: adamw([one.detach().clone() for one in ps]))
     assert "grouped" not in copies
     assert all(row.passed for row in rows_of(copies, setup()))
 
 
-def test_what_a_scheduler_writes_into_a_group_is_no_setting() -> None:
-    def scheduled(parameters: Any) -> torch.optim.Optimizer:
+def test_what_a_scheduler_writes_into_a_group_is_no_setting():
+    def scheduled(parameters):
         optimizer = adamw(parameters)
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
         optimizer.param_groups[0].update(max_lr=1.0, min_lr=0.0, swa_lr=0.5)
@@ -164,8 +159,8 @@ def test_what_a_scheduler_writes_into_a_group_is_no_setting() -> None:
     assert all(row.passed for row in rows_of(kept, setup()))
 
 
-def test_what_a_side_does_not_train_and_leaves_nan_is_to_be_loaded() -> None:
-    def change(net: Net) -> None:
+def test_what_a_side_does_not_train_and_leaves_nan_is_to_be_loaded():
+    def change(net):
         net.down.weight.requires_grad_(False).fill_(math.nan)
 
     rows = rows_of(setup(), setup(change))
@@ -175,33 +170,33 @@ def test_what_a_side_does_not_train_and_leaves_nan_is_to_be_loaded() -> None:
 class Wrapping:
     """An optimizer of somebody's own around two of torch's."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model):
         halves = list(model.parameters())
         self.model, self.inner = model, {"a": adamw(halves[:1], lr=0.5), "b": [adamw(halves[1:])]}
 
-    def step(self) -> None:
+    def step(self):
         pass
 
 
-def of_a_model(module: nn.Module) -> torch.optim.Optimizer:
+def of_a_model(module):
     return adamw(module.parameters())
 
 
-def annotated(net: nn.Module) -> torch.optim.Optimizer:
+def annotated(net: nn.Module):
     return adamw(net.parameters())
 
 
 @pytest.mark.parametrize(
     ("make", "rates"), [(adamw, [3e-4]), (of_a_model, [3e-4]), (annotated, [3e-4]), (Wrapping, [0.5, 3e-4])]
 )
-def test_optimizers_are_adapted(make: Any, rates: list[float]) -> None:
+def test_optimizers_are_adapted(make, rates):
     optimizer = optimizer_for(make, net := Net())
     assert [group["lr"] for group in setup_of(net, optimizer)["groups"]] == rates
     assert rate_of(optimizer) == rates[0]
     assert sum(len(group["params"]) for group in groups_of(optimizer)) == len(list(net.parameters()))
 
 
-def test_what_has_no_parameters_has_no_optimizer() -> None:
+def test_what_has_no_parameters_has_no_optimizer():
     assert optimizer_for(adamw, nn.Dropout()) is None
     assert math.isnan(rate_of(None))
     assert rows_of(setup_of(nn.Dropout()), setup_of(nn.Dropout())) == []

@@ -1,19 +1,14 @@
 """Defaults of a side: pretrained checkpoints, own losses, schedules and steps; commands; the names of the package."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import parity
@@ -50,8 +45,8 @@ IDS = {"input_ids": TOKENS, "labels": TOKENS}
 ONES = [torch.ones(2, 3)]
 
 
-def model(change: Callable[[Any], object] = lambda whole: None) -> Side:
-    def build() -> nn.Module:
+def model(change=lambda whole: None):
+    def build():
         whole = LlamaForCausalLM(LlamaConfig(**TINY.to_dict())).train()
         change(whole)
         return whole
@@ -59,7 +54,7 @@ def model(change: Callable[[Any], object] = lambda whole: None) -> Side:
     return Side(build)
 
 
-def test_a_whole_language_model_with_its_own_loss_and_checkpoint() -> None:
+def test_a_whole_language_model_with_its_own_loss_and_checkpoint():
     report = compare_sides(model(), model(), [IDS])
     report.raise_if_failed()
     assert 2.0 < trace_side(model(), [IDS], steps=1).curve[0].loss < 6.0  # cross entropy, not the distance to a pattern
@@ -67,21 +62,21 @@ def test_a_whole_language_model_with_its_own_loss_and_checkpoint() -> None:
     assert {"model.layers.1.self_attn.q_proj", "model.norm", "lm_head", "(whole)"} <= called
 
 
-def louder(whole: Any) -> None:
+def louder(whole):
     whole.model.layers[1].mlp.up_proj.register_forward_hook(lambda part, args, out: out * 1.01)
 
 
-def test_a_module_of_a_model_with_a_key_value_cache_is_named() -> None:
+def test_a_module_of_a_model_with_a_key_value_cache_is_named():
     first = compare_sides(model(), model(louder), [IDS], checks=["forward"]).first
     assert first is not None
     assert first.module == "model.layers.1.mlp.up_proj"
 
 
-def test_checkpoints_go_through_save_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_go_through_save_pretrained(monkeypatch):
     original = LlamaForCausalLM.save_pretrained
 
     @torch.no_grad()
-    def save(self: Any, folder: Path) -> None:
+    def save(self, folder):
         self.model.norm.weight.mul_(2)
         original(self, folder)
         self.model.norm.weight.div_(2)
@@ -93,7 +88,7 @@ def test_checkpoints_go_through_save_pretrained(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(Clip("value", 1e-3), 1e-3), (Clip("norm", 2e-3), 2e-3), (None, 0.5)])
-def test_a_step_clips_as_the_side_says(clip: Clip | None, moved: float) -> None:
+def test_a_step_clips_as_the_side_says(clip, moved):
     side = Side(lambda: nn.Linear(3, 3), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     side = replace(side, step=clip) if clip else side
     trace = trace_side(side, ONES, steps=1)
@@ -105,7 +100,7 @@ def test_a_step_clips_as_the_side_says(clip: Clip | None, moved: float) -> None:
     compare_sides(side, side, ONES).raise_if_failed()
 
 
-def test_another_step_is_not_held_to_the_clip_of_the_one_before() -> None:
+def test_another_step_is_not_held_to_the_clip_of_the_one_before():
     side = Side(lambda: nn.Linear(3, 3), step=Clip("norm", 1e-3))
     for other in (replace(side, step=Side.step), replace(side, step=Clip("norm", 2.0))):
         trace = trace_side(other, ONES, steps=1)
@@ -119,7 +114,7 @@ def test_another_step_is_not_held_to_the_clip_of_the_one_before() -> None:
 class Answers(nn.Linear):
     """As Speculators' models answer."""
 
-    def forward(self, x: Tensor) -> tuple[None, Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def forward(self, x):
         found = super().forward(x).square().sum()
         return None, found, {"loss_sum": found.detach()}
 
@@ -127,14 +122,14 @@ class Answers(nn.Linear):
 class Counted(Answers):
     """Rows and their count before the loss, as no side's pattern would have it."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x):
         return x, torch.tensor(len(x)), super().forward(x)[1]
 
 
-def test_a_reopened_module_s_loss_is_the_run_s() -> None:
-    found: list[tuple[Tensor, Tensor]] = []
+def test_a_reopened_module_s_loss_is_the_run_s():
+    found = []
 
-    def kept(module: nn.Module, batch: Tensor) -> Tensor:
+    def kept(module, batch):
         found.append((pattern_loss(module, batch), module(batch)[2]))
         return found[-1][0]
 
@@ -143,7 +138,7 @@ def test_a_reopened_module_s_loss_is_the_run_s() -> None:
     assert all(torch.equal(*pair) for pair in found)
 
 
-def test_a_side_that_is_only_run_forward_has_the_loss_of_a_tuple_too() -> None:
+def test_a_side_that_is_only_run_forward_has_the_loss_of_a_tuple_too():
     trace = trace_side(Side(lambda: Answers(3, 3), backward=False), ONES, steps=1)
     assert trace.tensors["mb0.loss"] == trace.tensors["mb0.call.(whole)#0.out.1"] > 0
 
@@ -151,30 +146,29 @@ def test_a_side_that_is_only_run_forward_has_the_loss_of_a_tuple_too() -> None:
 class Borrowed(nn.Module):
     """Its head belongs to a verifier: left NaN until loaded, and in no checkpoint."""
 
-    def __init__(self, frozen: bool = True) -> None:
+    def __init__(self, frozen=True):
         super().__init__()
         self.up, self.head = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
         nn.init.constant_(self.head.weight, torch.nan).requires_grad_(not frozen)
 
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(self.up(x))
-        return found
+    def forward(self, x):
+        return self.head(self.up(x))
 
 
-def save_up(module: Any, folder: Path) -> None:
+def save_up(module, folder):
     torch.save(module.up.state_dict(), folder / "up.pt")
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_what_is_frozen_and_opens_as_nan_is_given_again(frozen: bool) -> None:
+def test_what_is_frozen_and_opens_as_nan_is_given_again(frozen):
     """What is trained is not: the planted fault is a head that nothing draws and no checkpoint holds."""
 
-    def load(folder: Path) -> nn.Module:
+    def load(folder):
         module = Borrowed(frozen)
         module.up.load_state_dict(torch.load(folder / "up.pt", weights_only=True))
         return module
 
-    def build() -> nn.Module:
+    def build():
         module = Borrowed(frozen)
         nn.init.normal_(module.head.weight)
         return module
@@ -187,19 +181,19 @@ def test_what_is_frozen_and_opens_as_nan_is_given_again(frozen: bool) -> None:
     assert drawn == {"up.weight", "up.bias"} | (set() if frozen else {"head.weight"})
 
 
-def warming(optimizer: torch.optim.Optimizer) -> Any:
+def warming(optimizer):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: n / 9)
 
 
 @pytest.mark.parametrize("options", [{"backward": False}, {"schedule": warming}], ids=["only run forward", "at rate 0"])
 @pytest.mark.parametrize(("check", "steps"), [("round_trip", 1), ("resume", 2)])
-def test_a_checkpoint_that_is_never_written_is_found(options: dict[str, Any], check: str, steps: int) -> None:
+def test_a_checkpoint_that_is_never_written_is_found(options, check, steps):
     """The build has the weights that the side stops with."""
     side = Side(Net, save=lambda module, folder: None, load=lambda folder: Net(), **options)
     assert compare_sides(side, side, ONES, checks=[check], steps=steps).failed == (check,)
 
 
-def test_what_is_saved_is_moved() -> None:
+def test_what_is_saved_is_moved():
     module = nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"})
     module["b"].weight = module["a"].weight
     module["c"].requires_grad_(False)
@@ -217,25 +211,25 @@ def test_what_is_saved_is_moved() -> None:
     assert module["b"].weight is module["a"].weight
 
 
-def noisy() -> nn.Module:
+def noisy():
     return nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
 
 
-def test_seeds_are_the_same_on_both_sides_and_after_a_resume() -> None:
+def test_seeds_are_the_same_on_both_sides_and_after_a_resume():
     batches = [torch.ones(2, 8), torch.zeros(2, 8)]
     compare_sides(Side(noisy), Side(noisy), batches, seed=3).raise_if_failed()
     losses = [trace_side(Side(noisy), batches, seed=seed, steps=1).curve[0].loss for seed in (3, 4)]
     assert losses[0] != losses[1]
 
 
-def test_a_side_that_is_only_run_forward_is_saved_and_resumed() -> None:
+def test_a_side_that_is_only_run_forward_is_saved_and_resumed():
     side = Side(noisy, backward=False)
     report = compare_sides(side, side, [torch.ones(2, 8)], checks=["forward", "curve", "round_trip", "resume"])
     report.raise_if_failed()
     assert {row.check for row in report.rows if row.compared} == {"forward", "curve", "round_trip", "resume"}
 
 
-def test_the_package_has_no_other_names_and_does_not_import_torch() -> None:
+def test_the_package_has_no_other_names_and_does_not_import_torch():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         parity.nothing  # noqa: B018
     assert {*parity.__all__} == {name for name in dir(parity) if name in parity.HOME and hasattr(parity, name)}
@@ -244,20 +238,20 @@ def test_the_package_has_no_other_names_and_does_not_import_torch() -> None:
 
 
 class Net(nn.Linear):
-    def __init__(self, bias: float = 0.5) -> None:
+    def __init__(self, bias=0.5):
         super().__init__(3, 3)
         self.weight.data.copy_(torch.eye(3))
         self.bias.data.fill_(bias)
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> CommandSide:
+def command(tmp_path):
     """Leaves the trace of a net with another bias."""
     kept = write_trace(trace_side(Side(lambda: Net(0.25)), ONES), tmp_path / "kept")
     return CommandSide(["cp", "-r", str(kept), "{out}"], name="elsewhere")
 
 
-def test_a_command_is_an_original_whose_weights_go_to_the_port(command: CommandSide, tmp_path: Path) -> None:
+def test_a_command_is_an_original_whose_weights_go_to_the_port(command, tmp_path):
     report = compare_sides(command, Side(Net, name="mine"), ONES)
     report.raise_if_failed()
     assert report.report.baseline == "elsewhere"
@@ -273,16 +267,16 @@ def test_a_command_is_an_original_whose_weights_go_to_the_port(command: CommandS
 class Renamed(nn.Linear):
     """A weight of another name, and one that the original lacks."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(3, 3)
         self.twin, self.extra = self.weight, nn.Parameter(torch.zeros(3))
         del self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return nn.functional.linear(x, self.twin, self.bias) + self.extra
 
 
-def test_weights_of_a_case_do_not_switch_copying_off() -> None:
+def test_weights_of_a_case_do_not_switch_copying_off():
     """They are by each side's own names; the port's start is the original's, and its own where that has none."""
     weights = {"weight": torch.eye(3), "extra": torch.ones(3)}
     names = NameMap({"weight": "twin"}, only_port=["extra"])
@@ -297,7 +291,7 @@ def test_weights_of_a_case_do_not_switch_copying_off() -> None:
     assert torch.equal(found["extra"], torch.ones(3))
 
 
-def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command: CommandSide) -> None:
+def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command):
     report = compare_sides(Side(Net), command, ONES)
     assert report.failed == ("weights",)
     reasons = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
@@ -312,28 +306,28 @@ def test_a_command_as_the_port_is_compared_as_far_as_its_trace_goes(command: Com
         (["true", "{out}"], "trace: found no such folder"),
     ],
 )
-def test_a_command_that_cannot_be_is_refused(words: list[str], message: str) -> None:
+def test_a_command_that_cannot_be_is_refused(words, message):
     with pytest.raises(InputError) as refused:
         compare_sides(CommandSide(words), Side(Net), ONES)
     assert message in str(refused.value)
 
 
-def test_a_list_of_optimizers_is_refused() -> None:
-    side = Side(Net, optimizer=lambda parameters: [torch.optim.SGD([one], lr=0.1) for one in parameters])  # type: ignore[arg-type,return-value]
+def test_a_list_of_optimizers_is_refused():
+    side = Side(Net, optimizer=lambda parameters: [torch.optim.SGD([one], lr=0.1) for one in parameters])
     with pytest.raises(InputError, match=r"side: optimizer: found a list of 2, expected one object with `step`"):
         compare_sides(Side(Net), side, ONES)
 
 
-def no_room(module: nn.Module, folder: Path) -> None:
+def no_room(module, folder):
     raise RuntimeError("no room")
 
 
 class Wrong(Net):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return nn.functional.linear(x, torch.ones(2, 5))
 
 
-def test_an_exception_in_an_installed_package_is_placed_there() -> None:
+def test_an_exception_in_an_installed_package_is_placed_there():
     beyond = {"input_ids": TOKENS + TINY.vocab_size}
     (row,) = compare_sides(model(), model(), [beyond]).rows
     assert re.search(r"^IndexError: index out of range in self at transformers/\S+\.py:\d+$", row.detail)
@@ -349,7 +343,7 @@ def test_an_exception_in_an_installed_package_is_placed_there() -> None:
         (Side(Net, loss=lambda module, batch: module(batch)), "run", "must be one number, found shape (2, 3)"),
     ],
 )
-def test_a_side_that_fails_is_a_failed_row(side: Any, check: str, detail: str) -> None:
+def test_a_side_that_fails_is_a_failed_row(side, check, detail):
     report = compare_sides(Side(Net), side, ONES)
     assert report.failed == (check,)
     assert detail in next(row.detail for row in report.rows if row.status is Status.FAILED)

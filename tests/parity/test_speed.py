@@ -1,28 +1,23 @@
 """Timings: their arithmetic on made-up numbers, the order in which steps are taken."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 
-from parity.speed import Steps, Times, alternate, flop_counter, interval, ratio
+from parity.speed import Times, alternate, flop_counter, interval, ratio
 
 
-def times(seconds: Any) -> Times:
+def times(seconds):
     return Times({"CPU": seconds, "wall": seconds})
 
 
-def test_each_step_counts_at_its_best() -> None:
+def test_each_step_counts_at_its_best():
     first, second = times([[3.0, 5.0], [4.0, 2.0]]), times([[1.0, 1.0], [2.0, 0.5]])
     assert (first.best("CPU"), second.best("CPU"), first.best("CPU", [1])) == (5.0, 1.5, 6.0)
     assert ratio(first, second) == pytest.approx(5.0 / 1.5)
     assert first.per_step("CPU") == (4.0, 3.0)
 
 
-def test_the_interval_is_a_point_without_noise_and_wider_with_it() -> None:
+def test_the_interval_is_a_point_without_noise_and_wider_with_it():
     assert interval(times([[2.0, 2.0]] * 5), times([[1.0, 1.0]] * 5)) == (2.0, 2.0)
     noisy = times([[2.0 + 0.1 * i] for i in range(7)]), times([[1.0 + 0.05 * ((3 * i) % 7)] for i in range(7)])
     low, high = interval(*noisy)
@@ -30,10 +25,10 @@ def test_the_interval_is_a_point_without_noise_and_wider_with_it() -> None:
     assert interval(*noisy) == (low, high)
 
 
-def test_steps_alternate_and_the_order_turns_every_round() -> None:
-    log: list[str] = []
+def test_steps_alternate_and_the_order_turns_every_round():
+    log = []
 
-    def recorder(name: str) -> Steps:
+    def recorder(name):
         return lambda: (log.append(f"{name}{number}") for number in range(10))
 
     taken = alternate({"a": recorder("a"), "b": recorder("b")}, steps=2, rounds=3)
@@ -42,8 +37,8 @@ def test_steps_alternate_and_the_order_turns_every_round() -> None:
     assert {(len(rows), len(rows[0])) for side in taken.values() for rows in side.seconds.values()} == {(3, 2)}
 
 
-def test_products_are_counted_also_those_that_add_in_place() -> None:
-    def products() -> Iterator[Any]:
+def test_products_are_counted_also_those_that_add_in_place():
+    def products():
         while True:
             yield torch.ones(4, 5) @ torch.ones(5, 6)
 

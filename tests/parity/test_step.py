@@ -1,11 +1,7 @@
 """Optimizer steps recomputed: what is right is within rounding, and every planted fault is named by its check."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +9,9 @@ from torch import nn, optim
 
 from parity.checks import run_checks
 from parity.evidence import Evidence
-from parity.step import Clip, Rule, StepAudit, StepAuditor, linear_schedule
+from parity.step import Clip, Rule, StepAuditor, linear_schedule
 from parity.trace import Trace
-from parity.verdict import Against, Row, Status
+from parity.verdict import Against, Status
 
 LR, STEPS, CLIP = 1e-2, 12, Clip("norm", 0.5)
 
@@ -23,15 +19,15 @@ LR, STEPS, CLIP = 1e-2, 12, Clip("norm", 0.5)
 class Toy:
     """Two parameters in training; a fault replaces one of the verbs."""
 
-    def __init__(self, make: Callable[..., Any] = optim.AdamW, **options: Any) -> None:
+    def __init__(self, make=optim.AdamW, **options):
         torch.manual_seed(0)
         self.module = nn.Linear(7, 5)
         self.optimizer = make(self.module.parameters(), lr=LR, **options)
-        self.rate: Callable[[int], float] = lambda n: LR * linear_schedule(n, 2 * STEPS, 2)
+        self.rate = lambda n: LR * linear_schedule(n, 2 * STEPS, 2)
         self.limit = 0.5
-        self.step: Callable[[int], None] = lambda n: self.optimizer.step()
+        self.step = lambda n: self.optimizer.step()
 
-    def train(self, clip: Clip = CLIP) -> list[StepAudit]:
+    def train(self, clip=CLIP):
         rule = Rule(None, clip, lambda n: LR * linear_schedule(n, 2 * STEPS, 2))
         parameters = dict(self.module.named_parameters())
         auditor = StepAuditor(rule, parameters, self.optimizer)
@@ -49,26 +45,26 @@ class Toy:
         return auditor.audits
 
 
-def rows_of(audits: list[StepAudit]) -> list[Row]:
+def rows_of(audits):
     found = Trace("port", "toy", "float32", audits=audits)
     evidence = Evidence(None, Trace("original", "toy", "float32"), found)
     return run_checks(evidence, only=("clip", "schedule", "optimizer_step"))
 
 
-def failed(audits: list[StepAudit]) -> set[str]:
+def failed(audits):
     """The checks with a failed row."""
     rows = rows_of(audits)
     assert {row.check for row in rows} == {"clip", "schedule", "optimizer_step"}
     return {row.check for row in rows if row.status is Status.FAILED}
 
 
-def changed(when: Callable[[int], bool] = lambda number: True, **changes: Any) -> Callable[[Toy], None]:
+def changed(when=lambda number: True, **changes):
     """The step computes with another hyperparameter than its group says; a function is of the one before."""
 
-    def plant(toy: Toy) -> None:
+    def plant(toy):
         group, step = toy.optimizer.param_groups[0], toy.step
 
-        def around(number: int) -> None:
+        def around(number):
             before = {name: group[name] for name in changes}
             other = {name: new(before[name]) if callable(new) else new for name, new in changes.items()}
             hook = toy.optimizer.register_step_pre_hook(lambda *_: group.update(other) if when(number) else None)
@@ -81,16 +77,16 @@ def changed(when: Callable[[int], bool] = lambda number: True, **changes: Any) -
     return plant
 
 
-def frozen(toy: Toy) -> None:
+def frozen(toy):
     toy.module.bias.requires_grad_(False)
 
 
-def moving(toy: Toy) -> None:
+def moving(toy):
     """A parameter without a gradient must stay."""
     frozen(toy)
     step = toy.step
 
-    def around(number: int) -> None:
+    def around(number):
         step(number)
         with torch.no_grad():
             toy.module.bias.add_(1e-4)
@@ -98,12 +94,12 @@ def moving(toy: Toy) -> None:
     toy.step = around
 
 
-def by_hand(toy: Toy) -> None:
+def by_hand(toy):
     """Rate and decay are set inside of the step, right before the optimizer's."""
     rate, step = toy.rate, toy.step
     toy.rate = lambda n: 1.0
 
-    def around(number: int) -> None:
+    def around(number):
         toy.optimizer.param_groups[0].update(lr=rate(number), weight_decay=0.1 * number)
         step(number)
 
@@ -113,35 +109,35 @@ def by_hand(toy: Toy) -> None:
 class Either(nn.Module):
     """One of two parts in turn: the other gets no gradient, and Adam does not count the step for it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.parts, self.calls = nn.ModuleList(nn.Linear(7, 5) for _ in range(2)), 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         self.calls += 1
-        return self.parts[self.calls % 2](x)  # type: ignore[no-any-return]
+        return self.parts[self.calls % 2](x)
 
 
-def in_turn(toy: Toy) -> None:
-    toy.module = Either()  # type: ignore[assignment]
+def in_turn(toy):
+    toy.module = Either()
     toy.optimizer = type(toy.optimizer)(toy.module.parameters(), lr=LR)
 
 
-def without_group(toy: Toy) -> None:
+def without_group(toy):
     toy.optimizer = type(toy.optimizer)([toy.module.weight], lr=LR)
 
 
-def at_the_end(change: Callable[[Toy], object]) -> Callable[[Toy], None]:
+def at_the_end(change):
     """Something done after the last step."""
 
-    def plant(toy: Toy) -> None:
+    def plant(toy):
         step = toy.step
         toy.step = lambda number: (step(number), change(toy) if number == STEPS - 1 else None)[0]
 
     return plant
 
 
-FAULTS: dict[str, tuple[Callable[[Toy], None], set[str]]] = {
+FAULTS = {
     "none": (lambda toy: None, set()),
     "set by hand": (by_hand, set()),
     "parts in turn": (in_turn, set()),
@@ -160,18 +156,18 @@ FAULTS: dict[str, tuple[Callable[[Toy], None], set[str]]] = {
 
 
 @pytest.mark.parametrize(("plant", "named"), FAULTS.values(), ids=FAULTS)
-def test_every_fault_is_named_by_its_check(plant: Callable[[Toy], None], named: set[str]) -> None:
+def test_every_fault_is_named_by_its_check(plant, named):
     plant(toy := Toy(betas=(0.9, 0.95), weight_decay=0.01))
     assert failed(toy.train()) == named
 
 
-def grouped(parameters: Any, lr: float) -> optim.Optimizer:
+def grouped(parameters, lr):
     """The bias decays, and the weight does not."""
     weight, bias = parameters
     return optim.AdamW([{"params": [weight], "weight_decay": 0.0}, {"params": [bias], "weight_decay": 0.5}], lr=lr)
 
 
-OPTIMIZERS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+OPTIMIZERS = [
     (optim.AdamW, {"betas": (0.9, 0.95), "fused": True}),
     (optim.AdamW, {"amsgrad": True}),
     (optim.Adam, {"weight_decay": 0.01}),
@@ -185,7 +181,7 @@ OPTIMIZERS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("make", "options"), OPTIMIZERS)
-def test_any_of_torch_s_optimizers_is_within_rounding_and_its_settings_are_seen(make: Any, options: Any) -> None:
+def test_any_of_torch_s_optimizers_is_within_rounding_and_its_settings_are_seen(make, options):
     audits = Toy(make, **options).train()
     assert failed(audits) == set()
     assert len(audits) == STEPS
@@ -197,7 +193,7 @@ def test_any_of_torch_s_optimizers_is_within_rounding_and_its_settings_are_seen(
     assert failed(toy.train()) == {"optimizer_step"}
 
 
-def test_a_deviation_that_is_no_number_is_the_worst_wherever_it_stands() -> None:
+def test_a_deviation_that_is_no_number_is_the_worst_wherever_it_stands():
     audits = Toy().train()
     audits[4].deviations["weight"] = replace(audits[4].deviations["weight"], rounding=math.nan)
     (row,) = (row for row in rows_of(audits) if row.quantity == "weight")
@@ -209,16 +205,16 @@ class Own(optim.AdamW):
     """Nobody knows what it does."""
 
 
-def test_an_optimizer_without_a_formula_says_so() -> None:
+def test_an_optimizer_without_a_formula_says_so():
     for toy in (Toy(Own), Toy(maximize=True), Toy(optim.ASGD)):
         frozen(toy)
         row = rows_of(toy.train())[-1]
         assert (row.status, "no formula of this optimizer" in row.detail) == (Status.NOT_APPLICABLE, True)
 
 
-def test_what_clips_by_value_is_told_from_what_clips_by_norm() -> None:
+def test_what_clips_by_value_is_told_from_what_clips_by_norm():
     assert failed(Toy().train(Clip("value", 0.01))) == {"clip"}
 
 
-def test_nothing_watched_is_not_a_pass() -> None:
+def test_nothing_watched_is_not_a_pass():
     assert {row.status for row in rows_of([])} == {Status.NOT_APPLICABLE}

@@ -1,19 +1,14 @@
 """The ledger of a pair's known differences: what each explains, what is left, and one that explains nothing."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parity import (
     Case,
@@ -29,56 +24,55 @@ from parity import (
     run_pair,
 )
 from parity.report.ledger import difference_lines, summed_up, told
-from parity.study import Switch
 
-RULES: Any = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
+RULES = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
 """What the port computes with, as a library's module would hold it."""
 
 
 class Both(nn.Module):
     """Two weights."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.first(x) + self.second(x)
 
 
-def loss_of(module: nn.Module, batch: Tensor) -> Tensor:
+def loss_of(module, batch):
     values = module(batch).square()
     return (2.0 if RULES.double else 1.0) * values.sum() / RULES.divisor(values)
 
 
-def rows_loss(module: nn.Module, batch: Tensor) -> Tensor:
+def rows_loss(module, batch):
     values = module(batch).square()
     return 2.0 * values.sum() / len(values)
 
 
-def halved(value: Tensor) -> Tensor:
+def halved(value):
     return value / 2
 
 
 class Opened(Both):
     """The second weight is frozen, and trains when it is opened again."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         frozen(self)
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder):
         torch.save(self.state_dict(), folder / "model.pt")
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> nn.Module:
+    def from_pretrained(cls, folder):
         module = cls().requires_grad_(True)
         module.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         return module
 
 
-def frozen(module: nn.Module) -> None:
-    module.second.requires_grad_(False)  # type: ignore[union-attr]
+def frozen(module):
+    module.second.requires_grad_(False)
 
 
 ROWS = KnownDifference("rows", "the sum is divided by rows", in_context(lambda: patch.object(RULES, "divisor", len)))
@@ -86,7 +80,7 @@ DOUBLE = KnownDifference("double", "the loss is doubled", in_context(lambda: pat
 MOON = KnownDifference("moon", "the moon is full", lambda side: side)
 
 
-def slow(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def slow(parameters):
     return torch.optim.AdamW(parameters, lr=1e-4)
 
 
@@ -100,13 +94,13 @@ PAIR = Pair(
 )
 
 
-def ledger_of(pair: Pair) -> Any:
+def ledger_of(pair):
     report = run_pair(pair).report
     (ledger,) = report.ledgers
     return report, ledger, {line.tensor: line for line in ledger.lines}
 
 
-def test_causes_that_are_all_of_the_difference() -> None:
+def test_causes_that_are_all_of_the_difference():
     report, ledger, lines = ledger_of(PAIR)
     assert report.passed
     assert not any(line.left for line in ledger.lines)
@@ -118,7 +112,7 @@ def test_causes_that_are_all_of_the_difference() -> None:
     assert ledger.effects("rows")["loss"] == pytest.approx(0.5)
 
 
-def test_what_no_cause_explains_fails_and_is_left() -> None:
+def test_what_no_cause_explains_fails_and_is_left():
     report, ledger, lines = ledger_of(replace(PAIR, known_differences=(ROWS,)))
     assert not report.passed
     assert lines["mb0.loss"].left
@@ -130,7 +124,7 @@ def test_what_no_cause_explains_fails_and_is_left() -> None:
 TWICE = replace_functions({"tests.parity.test_study:halved": lambda real, value: 2 * real(value)})
 HALF = Side(Both, lambda module, batch: halved(rows_loss(module, batch)))
 SAVED = Side(Opened, rows_loss)
-SWITCHES: dict[str, tuple[Side, Side, Switch, str]] = {
+SWITCHES = {
     "instead": (Side(Both, rows_loss), HALF, TWICE, "loss"),
     "changed build": (SAVED, Side(Both, rows_loss), edit_module(build=frozen), "configuration"),
     "changed load": (SAVED, SAVED, edit_module(load=frozen), "round_trip"),
@@ -139,7 +133,7 @@ SWITCHES: dict[str, tuple[Side, Side, Switch, str]] = {
 
 
 @pytest.mark.parametrize(("original", "port", "switch", "failed"), SWITCHES.values(), ids=SWITCHES)
-def test_a_switch_makes_the_difference_and_is_undone(original: Side, port: Side, switch: Switch, failed: str) -> None:
+def test_a_switch_makes_the_difference_and_is_undone(original, port, switch, failed):
     pair = replace(
         PAIR, original=original, port=port, known_differences=(KnownDifference("one", "another way", switch),)
     )
@@ -151,7 +145,7 @@ def test_a_switch_makes_the_difference_and_is_undone(original: Side, port: Side,
     assert found == [(failed,), (), (failed,)]
 
 
-def test_a_cause_may_be_in_the_optimizer() -> None:
+def test_a_cause_may_be_in_the_optimizer():
     original = Side(Both, rows_loss, slow, name="original")
     assert not run_pair(replace(PAIR, original=original)).passed
     report, ledger, _ = ledger_of(replace(PAIR, original=original, known_differences=(ROWS, DOUBLE, SLOW)))
@@ -168,29 +162,29 @@ def test_a_cause_may_be_in_the_optimizer() -> None:
         (True, Options(checks=("loss",)), False),
     ],
 )
-def test_a_cause_that_explains_nothing(strict: bool, options: Options, fails: bool) -> None:
+def test_a_cause_that_explains_nothing(strict, options, fails):
     report = run_pair(replace(PAIR, known_differences=(*PAIR.known_differences, MOON), strict=strict), options).report
     failed = [(row.check, row.tensor) for row in report.rows if not row.passed and row.compared]
     assert failed == ([("known_differences", "moon")] if fails else [])
     assert ("moon explains nothing here" in report.notes) is not fails
 
 
-def unless_doubled(module: nn.Module, batch: Tensor) -> Tensor:
+def unless_doubled(module, batch):
     if not RULES.double:
         raise RuntimeError("the moon is full")
     return loss_of(module, batch)
 
 
-def no_room(module: nn.Module, folder: Path) -> None:
+def no_room(module, folder):
     raise OSError("no room")
 
 
-def halves(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def halves(parameters):
     return torch.optim.AdamW(parameters, lr=1 / 0)
 
 
 KEPT = KnownDifference("kept", "saved as torch does", lambda side: replace(side, save=None))
-RAISING: dict[str, tuple[Side, KnownDifference, str, str]] = {
+RAISING = {
     "loss": (Side(Both, unless_doubled), DOUBLE, "RuntimeError: the moon is full", "raises"),
     "optimizer": (Side(Both, rows_loss, halves), SLOW, "ZeroDivisionError: division by zero", "raises"),
     "save": (Side(Both, rows_loss, save=no_room), KEPT, "OSError: no room", "raises in round_trip"),
@@ -199,9 +193,7 @@ RAISING: dict[str, tuple[Side, KnownDifference, str, str]] = {
 
 @pytest.mark.parametrize("meant", ["", "another text", "said"])
 @pytest.mark.parametrize(("port", "mends", "raised", "said"), RAISING.values(), ids=RAISING)
-def test_what_the_port_raises_as_it_is_fails_unless_a_cause_says_so(
-    port: Side, mends: KnownDifference, raised: str, said: str, meant: str
-) -> None:
+def test_what_the_port_raises_as_it_is_fails_unless_a_cause_says_so(port, mends, raised, said, meant):
     """The planted fault is a port that does not run: the known difference replaces what is broken."""
     mends = replace(mends, raises=raised if meant == "said" else meant)
     known = (ROWS, mends) if mends.id == "double" else (mends,)
@@ -220,10 +212,10 @@ def test_what_the_port_raises_as_it_is_fails_unless_a_cause_says_so(
     assert not any("only one has it" in cell for line in difference_lines(ledger) for cell in line)
 
 
-def test_one_exception_hides_none_that_comes_after_it() -> None:
+def test_one_exception_hides_none_that_comes_after_it():
     steps = KnownDifference("steps", "steps at all", lambda side: replace(side, step=Side.step))
     known = (ROWS, replace(DOUBLE, raises="the moon is full"), steps)
-    port = Side(Both, unless_doubled, step=lambda module, optimizer: 1 / 0, name="port")  # type: ignore[arg-type]
+    port = Side(Both, unless_doubled, step=lambda module, optimizer: 1 / 0, name="port")
     (row,) = [
         row
         for row in run_pair(replace(PAIR, port=port, known_differences=known)).rows
@@ -235,7 +227,7 @@ def test_one_exception_hides_none_that_comes_after_it() -> None:
     assert run_pair(replace(PAIR, port=port, known_differences=known)).passed
 
 
-def test_a_port_that_raises_as_it_is_leaves_no_empty_words() -> None:
+def test_a_port_that_raises_as_it_is_leaves_no_empty_words():
     draws = [Draw("moon", f"{__name__}:drawn", f"{__name__}:drawn", seeds=3)]
     original, port = (
         Side(Both, partial(and_drawn, loss), name=name)
@@ -249,15 +241,15 @@ def test_a_port_that_raises_as_it_is_leaves_no_empty_words() -> None:
     assert ("", "explain nothing here: moon") in summed
 
 
-def and_drawn(loss: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, batch: Tensor) -> Tensor:
+def and_drawn(loss, module, batch):
     return drawn() + loss(module, batch)
 
 
-def drawn() -> Tensor:
+def drawn():
     return torch.randint(9, (1,)).sum()
 
 
-def test_a_switch_that_raises_is_a_failed_row() -> None:
+def test_a_switch_that_raises_is_a_failed_row():
     odd = KnownDifference("odd", "no such field", lambda side: replace(side, moon="full"))
     report = run_pair(replace(PAIR, known_differences=(odd,))).report
     (row,) = [row for row in report.rows if not row.passed]
@@ -265,7 +257,7 @@ def test_a_switch_that_raises_is_a_failed_row() -> None:
     assert "moon" in row.detail
 
 
-def test_terminal_page_and_json_have_the_ledger(tmp_path: Path) -> None:
+def test_terminal_page_and_json_have_the_ledger(tmp_path):
     result = run_pair(replace(PAIR, known_differences=(ROWS, MOON)))
     said = str(result)
     assert "Known differences · one:" in said

@@ -1,9 +1,6 @@
 """The bounds that nothing is measured for, and a user's own."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,13 +8,13 @@ from parity.errors import InputError
 from parity.tolerances import UNITS, Kind, Tolerance, by_dtype, checked, read_tolerances
 
 
-def test_a_wider_dtype_is_held_closer() -> None:
+def test_a_wider_dtype_is_held_closer():
     for quantity in UNITS:
         sizes = [by_dtype(quantity, dtype).bound for dtype in ("float64", "float32", "float16", "bfloat16")]
         assert sizes == sorted({*sizes})
 
 
-def test_what_has_no_bound_is_refused() -> None:
+def test_what_has_no_bound_is_refused():
     with pytest.raises(InputError, match="dtype: found int8"):
         by_dtype("out", "int8")
     with pytest.raises(InputError, match="tolerances: found output"):
@@ -38,7 +35,7 @@ def test_what_has_no_bound_is_refused() -> None:
         ({"bounds": 1}, "out.bounds: found 1"),
     ],
 )
-def test_a_file_of_rows_is_read(change: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_a_file_of_rows_is_read(change, message, tmp_path):
     file, row = tmp_path / "own.json", {"kind": "OF_MAX", "bound": 1, "reason": "coarse"}
     file.write_text(json.dumps({"out": {**row, **change}}))
     if not message:

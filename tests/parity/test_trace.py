@@ -1,13 +1,9 @@
 """Groups of a trace; what is written here reads the same elsewhere; a damaged one is refused by file and field."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +16,7 @@ from tests.mutants import try_all
 
 
 @pytest.fixture
-def trace() -> Trace:
+def trace():
     """Everything a trace may hold, odd numbers too."""
     return Trace(
         run="port",
@@ -44,7 +40,7 @@ def trace() -> Trace:
     )
 
 
-def test_what_is_written_is_read(trace: Trace, tmp_path: Path) -> None:
+def test_what_is_written_is_read(trace, tmp_path):
     read = read_trace(write_trace(trace, tmp_path / "trace"))
     assert repr({**vars(read), "tensors": ()}) == repr({**vars(trace), "tensors": ()})
     assert read.tensors.keys() == trace.tensors.keys()
@@ -53,18 +49,18 @@ def test_what_is_written_is_read(trace: Trace, tmp_path: Path) -> None:
         assert read.tensors[name].dtype == value.dtype
 
 
-def test_what_json_has_no_form_for_is_a_word(trace: Trace, tmp_path: Path) -> None:
+def test_what_json_has_no_form_for_is_a_word(trace, tmp_path):
     trace.configuration = {"file": Path("x"), "limit": math.inf}
     assert read_trace(write_trace(trace, tmp_path / "trace")).configuration == {"file": "x", "limit": "Infinity"}
 
 
-def test_a_trace_does_without_what_is_left_out(trace: Trace, tmp_path: Path) -> None:
+def test_a_trace_does_without_what_is_left_out(trace, tmp_path):
     read = read_trace(write_trace(trace.without(["init", "calls"]), tmp_path / "trace"))
     assert set(read.tensors) == {"mb0.grad.w", "after.w", "final.w"}
     assert (read.calls, read.left_out) == ((), ("init", "calls"))
 
 
-def test_a_second_trace_replaces_the_first(trace: Trace, tmp_path: Path) -> None:
+def test_a_second_trace_replaces_the_first(trace, tmp_path):
     write_trace(trace, tmp_path / "trace")
     trace.case = "two"
     write_trace(trace, tmp_path / "trace")
@@ -72,7 +68,7 @@ def test_a_second_trace_replaces_the_first(trace: Trace, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["trace"]
 
 
-def test_a_trace_that_cannot_be_written_leaves_what_was_there(trace: Trace, tmp_path: Path) -> None:
+def test_a_trace_that_cannot_be_written_leaves_what_was_there(trace, tmp_path):
     write_trace(trace, tmp_path / "trace")
     (tmp_path / "file").write_text("mine")
     sparse = torch.eye(2).to_sparse()
@@ -85,8 +81,8 @@ def test_a_trace_that_cannot_be_written_leaves_what_was_there(trace: Trace, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"trace", "file"}
 
 
-def changed(**change: Any) -> Callable[[Path], None]:
-    def change_it(folder: Path) -> None:
+def changed(**change):
+    def change_it(folder):
         whole = {**json.loads((folder / "trace.json").read_text()), **change}
         (folder / "trace.json").write_text(json.dumps({key: value for key, value in whole.items() if value != "gone"}))
 
@@ -111,7 +107,7 @@ def changed(**change: Any) -> Callable[[Path], None]:
         (lambda folder: folder.rename(folder.with_name("elsewhere")), "trace: trace: found no such folder"),
     ],
 )
-def test_what_is_wrong_is_named(change: Callable[[Path], None], message: str, trace: Trace, tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(change, message, trace, tmp_path):
     change(write_trace(trace, tmp_path / "trace"))
     with pytest.raises(InputError) as refused:
         read_trace(tmp_path / "trace")
@@ -119,12 +115,12 @@ def test_what_is_wrong_is_named(change: Callable[[Path], None], message: str, tr
 
 
 @pytest.mark.parametrize("name", ["trace.json", "tensors.safetensors"])
-def test_mutants_are_refused_or_compared(name: str, trace: Trace, tmp_path: Path) -> None:
+def test_mutants_are_refused_or_compared(name, trace, tmp_path):
     folder = write_trace(trace, tmp_path / "trace")
     assert try_all(folder / name, lambda: compare_traces(trace, read_trace(folder)), tmp_path).refused > 0
 
 
-def test_groups_and_micro_batches_are_read_from_the_names() -> None:
+def test_groups_and_micro_batches_are_read_from_the_names():
     names = ["mb10.loss", "mb2.loss", "mb2.step0.loss", "mb0.grad.mb7", "after.mb3.x", "aftermath", "mbx.loss", "mb5"]
     trace = Trace("port", "one", "fp32", dict.fromkeys(names, torch.ones(1)))
     assert set(trace.group("after.")) == {"mb3.x"}

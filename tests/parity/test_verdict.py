@@ -1,7 +1,5 @@
 """What a report amounts to: counts by what was held against what, one line; what follows from what."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -12,9 +10,9 @@ from parity.verdict import Against, GradientFlow, Planted, Report, Row, Sight, S
 PASSED, FAILED, BLOCKED, ABSENT = Status.PASSED, Status.FAILED, Status.BLOCKED, Status.NOT_APPLICABLE
 
 
-def row(status: Status = PASSED, against: Against = Against.PROTOTYPE, check: str = "forward", **words: object) -> Row:
+def row(status=PASSED, against=Against.PROTOTYPE, check="forward", **words):
     plain = Row(check, "case", "port", "logits", "t", 0.5, 1.0, status, against=against, bound="rounding")
-    return replace(plain, **words)  # type: ignore[arg-type]
+    return replace(plain, **words)
 
 
 ONE = "1 case; 1 quantity of the prototype matched, the closest at 0.5 of what its own rounding allows"
@@ -58,17 +56,17 @@ SIGHTS = [Planted("case", "port", "a fault", sight) for sight in Sight]
         ([row(), row(check="throughput")], f"PASS: {ONE}; throughput 1 of 1"),
     ],
 )
-def test_the_verdict(rows: list[Row], line: str) -> None:
+def test_the_verdict(rows, line):
     report = Report(rows=rows)
     assert (report.verdict_line(), report.passed) == (line, line.startswith("PASS"))
 
 
-def test_planted_faults_are_told_where_some_were() -> None:
+def test_planted_faults_are_told_where_some_were():
     told = Report(rows=[row()], planted=SIGHTS).verdict_line()
     assert told == f"PASS: {ONE}; 1 of 3 planted faults would have been seen"
 
 
-def test_what_other_cases_share_to_the_bit_counts_once() -> None:
+def test_what_other_cases_share_to_the_bit_counts_once():
     """Under the same name, with the same bits on both sides, of the same run; a failure counts wherever it is."""
     report = Report()
     for case, *held in (("a", "x"), ("b", "x"), ("c", "y"), ("d", "")):
@@ -80,7 +78,7 @@ def test_what_other_cases_share_to_the_bit_counts_once() -> None:
     assert (report.counts().quantities, report.counts().checks) == (6, {"environment": (2, 2)})
 
 
-def test_what_is_saved_is_one_row_that_names_the_worst() -> None:
+def test_what_is_saved_is_one_row_that_names_the_worst():
     saved = [row(against=Against.SELF_CONSISTENCY, check="round_trip", tensor=name, measured=0.0) for name in "abc"]
     (one,) = one_row_a_check(saved, ("round_trip",))
     assert (one.passed, one.detail) == (True, "0 of 3 differ, the worst: ")
@@ -101,7 +99,7 @@ def test_what_is_saved_is_one_row_that_names_the_worst() -> None:
         (("curve",), ()),
     ],
 )
-def test_what_follows_from_an_earlier_failure_is_blocked(failed: tuple[str, ...], blocked: tuple[str, ...]) -> None:
+def test_what_follows_from_an_earlier_failure_is_blocked(failed, blocked):
     follows = {"batches": (), "forward": ("batches",), "loss": ("forward",), "curve": ("loss",)}
     rows = [row(FAILED if check in failed else PASSED, check=check) for check in follows]
     *found, absent = explained([*rows, row(ABSENT, check="curve")], follows)
@@ -124,7 +122,7 @@ def test_what_follows_from_an_earlier_failure_is_blocked(failed: tuple[str, ...]
         (math.nan, 1.0, math.nan),
     ],
 )
-def test_the_ratio_is_measured_over_allowed(measured: float | None, allowed: float | None, ratio: float | None) -> None:
+def test_the_ratio_is_measured_over_allowed(measured, allowed, ratio):
     found = replace(row(), measured=measured, allowed=allowed).ratio
     assert found == pytest.approx(ratio, nan_ok=True)
 
@@ -142,6 +140,6 @@ def test_the_ratio_is_measured_over_allowed(measured: float | None, allowed: flo
         (False, 0.5, 0.0, "frozen, but has a gradient of up to 0.5"),
     ],
 )
-def test_what_is_wrong_with_a_parameter(trainable: bool, grad_max: float | None, moved: float, fault: str) -> None:
+def test_what_is_wrong_with_a_parameter(trainable, grad_max, moved, fault):
     found = GradientFlow("case", "port", "w", trainable, grad_max, moved).fault
     assert (fault in found, bool(found)) == (True, bool(fault))

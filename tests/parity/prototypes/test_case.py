@@ -1,10 +1,5 @@
 """Reading a case: every malformed one is refused by name, every well-formed one is read whole."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,13 +15,13 @@ REQUIRED = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     make_fixture(folder)
     return folder
 
 
-def test_what_is_recorded_is_read(root: Path) -> None:
+def test_what_is_recorded_is_read(root):
     case = read_case(write_meta(root / "one", with_flags("--lr", "0.5", "--forward_num_total", "7")))
     assert (case.name, case.algorithm, case.dtype) == ("one", "eagle3", "fp32")
     assert (case.lr, case.bs, case.epoch, case.ttt_steps) == (0.5, 2, 1, 7)
@@ -37,20 +32,20 @@ def test_what_is_recorded_is_read(root: Path) -> None:
     assert case.uniforms is None
 
 
-def test_flags_left_out_are_the_prototypes_defaults(root: Path) -> None:
+def test_flags_left_out_are_the_prototypes_defaults(root):
     meta = {**META, "argv": META["argv"][:3], "samples_files": list("abcd"), "sample_index_order": [0, 1, 2, 3] * 41}
     case = read_case(write_meta(root / "defaults", meta))
     found = (case.lr, case.bs, case.accumulation, case.epoch, case.topk, case.ttt_steps)
     assert found == (3e-5, 4, 1, 40, 10, 3)
 
 
-def test_noise_names_its_draws_and_other_fields_are_kept(root: Path) -> None:
+def test_noise_names_its_draws_and_other_fields_are_kept(root):
     case = read_case(write_meta(root / "noisy", {**META, "noise": True, "seed": 5, "torch": "2.13.0"}))
     assert case.uniforms == root / "noisy" / "noise_uniforms.safetensors"
     assert (case.seed, case.meta.model_extra) == (5, {"torch": "2.13.0"})
 
 
-def test_inputs_inside_the_case_come_before_those_beside_it(root: Path) -> None:
+def test_inputs_inside_the_case_come_before_those_beside_it(root):
     folder = write_meta(root / "inside", META)
     make_fixture(folder)
     case = read_case(folder)
@@ -59,7 +54,7 @@ def test_inputs_inside_the_case_come_before_those_beside_it(root: Path) -> None:
     assert case.tmpdir == folder / "fixture" / "data_eagle3"
 
 
-def flag(name: str, value: str) -> dict[str, Any]:
+def flag(name, value):
     return {"argv": [*META["argv"], f"--{name}", value]}
 
 
@@ -98,13 +93,13 @@ def flag(name: str, value: str) -> dict[str, Any]:
         (flag("topk", "9" * 5000), f"argv --topk: found {'9' * 80}, expected .*integer"),
     ],
 )
-def test_a_field_that_does_not_fit_is_named(changes: dict[str, Any], message: str, root: Path) -> None:
+def test_a_field_that_does_not_fit_is_named(changes, message, root):
     meta = {name: value for name, value in {**META, **changes}.items() if value is not ...}
     with pytest.raises(InputError, match=rf"meta\.json: {message}"):
         read_case(write_meta(root / "bad", meta))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"meta\.json: file: found No such file .*, expected a recording's meta\.json"):
         read_case(tmp_path)
     (tmp_path / "initial.safetensors").write_bytes(b"")
@@ -112,7 +107,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         read_case(write_meta(tmp_path / "one", META))
 
 
-def test_cases_are_found_in_name_order_and_by_algorithm(tmp_path: Path) -> None:
+def test_cases_are_found_in_name_order_and_by_algorithm(tmp_path):
     make_fixture(tmp_path)
     for name, which in (("b", "eagle3"), ("a", "hass"), ("c", "eagle3")):
         write_meta(tmp_path / name, {**META, "case": name, "which": which})
@@ -121,7 +116,7 @@ def test_cases_are_found_in_name_order_and_by_algorithm(tmp_path: Path) -> None:
     assert [case.name for case in find_cases(tmp_path / "a")] == ["a"]
 
 
-def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_cases_is_refused(tmp_path):
     with pytest.raises(InputError, match="recordings: found no case"):
         find_cases(tmp_path)
     with pytest.raises(InputError, match="recordings: found no such folder"):
@@ -143,7 +138,7 @@ WORDS = st.sampled_from([*META["argv"], "--bs", "--lr", "--epoch", "0", "-3", "x
     | st.builds(lambda words: with_flags(*words), st.lists(WORDS | st.text(max_size=6), max_size=10))
 )
 @settings(max_examples=800, deadline=None)
-def test_any_object_is_a_case_or_refused(root: Path, meta: dict[str, Any]) -> None:
+def test_any_object_is_a_case_or_refused(root, meta):
     folder = write_meta(root / "any", meta)
     try:
         fits = read_case(folder).name == meta["case"]

@@ -1,7 +1,5 @@
 """What of a reopened draft's configuration is held against the trained one's."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """Every deviation fires: the prototype's behaviour and the port's choice, side by side."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import zipfile
@@ -16,7 +14,6 @@ from parity.fixtures import FIXTURE
 from parity.fixtures.dialogues import recordings, word_tokenizer
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.deviations import DEVIATIONS
 from parity.prototypes.port import run_port, settings_for, start_port, trace_port
 from parity.prototypes.recorded import load_recorded
@@ -35,13 +32,13 @@ from ports.training.records import list_records, read_record
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Path:
+def small(tmp_path):
     """A fixture whose draft trains in milliseconds."""
     spec = VerifierSpec(num_hidden_layers=8, seed=5)
     return build_random_fixture(tmp_path / "fixture", spec=spec, lengths=(9, 14, 11, 7), seed=1)
 
 
-def test_every_entry_of_the_page_is_read_and_names_an_existing_test() -> None:
+def test_every_entry_of_the_page_is_read_and_names_an_existing_test():
     page = Path(__file__).parents[3] / "docs" / "deviations.md"
     headings = [line[3:] for line in page.read_text().splitlines() if line.startswith("## ")]
     assert [entry.id for entry in DEVIATIONS] == headings
@@ -50,7 +47,7 @@ def test_every_entry_of_the_page_is_read_and_names_an_existing_test() -> None:
     assert {entry.test.partition("::")[2] for entry in DEVIATIONS} <= globals().keys()
 
 
-def test_own_position_kv(case: RecordedCase) -> None:
+def test_own_position_kv(case):
     """Steps 0 and 1 are the same in both alignments; from step 2 on every row differs."""
     setup, batch = prepare(case), load_recorded(case).group("mb0.batch.")
     own, chain = (setup.forward(setup.weights(), batch, own_position=own) for own in (True, False))
@@ -60,7 +57,7 @@ def test_own_position_kv(case: RecordedCase) -> None:
     assert (gaps[2] > 1e-4).float().mean() > 0.9
 
 
-def test_leading_rows(case: RecordedCase) -> None:
+def test_leading_rows(case):
     mask = torch.ones(2, 7, dtype=torch.int64)
     assert step_rows(mask, 2, Alignment.PROTOTYPE).sum() == 14
     assert step_rows(mask, 2, Alignment.CHAIN).sum(1).tolist() == [5, 5]
@@ -68,7 +65,7 @@ def test_leading_rows(case: RecordedCase) -> None:
     assert all(point.rows == first.rows for point, first in zip(recorded.curve, recorded.curve[:8]))
 
 
-def test_unshifted_mask(case: RecordedCase) -> None:
+def test_unshifted_mask(case):
     record = read_record(case.tmpdir / "data_0.ckpt", {"hidden_state": 192, "target": 64}, 320)
     prototype, chain = (make_sample(record, 8192, alignment).loss_mask for alignment in Alignment)
     assert torch.equal(prototype[:-1], record["loss_mask"][:-1].long())
@@ -76,7 +73,7 @@ def test_unshifted_mask(case: RecordedCase) -> None:
     assert not torch.equal(prototype, chain)
 
 
-def test_accumulation_wipe(cases: dict[str, RecordedCase], tmp_path: Path, small: Path) -> None:
+def test_accumulation_wipe(cases, tmp_path, small):
     """The recorded first update equals the reference that wipes; the port's equals the big batch instead."""
     case = cases["eagle3_fp32_k3_ga2"]
     recorded, wiped, port = load_recorded(case), trace_reference(case, optimizer_steps=1), trace_port(case, max_steps=1)
@@ -90,7 +87,7 @@ def test_accumulation_wipe(cases: dict[str, RecordedCase], tmp_path: Path, small
         assert torch.allclose(accumulated.tensors[f"after.{key}"], value, atol=2e-5)
 
 
-def test_rank_normalisation(tmp_path: Path, small: Path) -> None:
+def test_rank_normalisation(tmp_path, small):
     """Two processes that normalise by rank train on the mean of their means; with unequal rows that is not the mean."""
     case = write_case(tmp_path, small, "big", bs=2, epoch=0)
     big = trace_port(case, max_steps=1)
@@ -103,13 +100,13 @@ def test_rank_normalisation(tmp_path: Path, small: Path) -> None:
     assert abs(by_rank - overall) > 1e-2 * overall
 
 
-def test_ddp_bf16_crash(tmp_path: Path, small: Path) -> None:
+def test_ddp_bf16_crash(tmp_path, small):
     trace = trace_port(write_case(tmp_path, small, "bf16", epoch=0), mixed_precision="bf16")
     assert all(point.loss > 0 for point in trace.curve)
     assert {value.dtype for value in trace.group("final.").values()} == {torch.float32}
 
 
-def test_embed_decay(cases: dict[str, RecordedCase], tmp_path: Path) -> None:
+def test_embed_decay(cases, tmp_path):
     """The recording's float32 master of the embedding shrank by weight decay; the port never decays it."""
     case = cases["eagle3_bf16ds_k3"]
     recorded = (case.meta.model_extra or {})["deepspeed"]
@@ -120,20 +117,20 @@ def test_embed_decay(cases: dict[str, RecordedCase], tmp_path: Path) -> None:
     assert all(p is not run.draft.embed_tokens.weight for group in optimizer.param_groups for p in group["params"])
 
 
-def test_epoch_plus_one(case: RecordedCase, tmp_path: Path) -> None:
+def test_epoch_plus_one(case, tmp_path):
     recorded = load_recorded(case)
     assert case.epoch == 4
     assert {point.epoch for point in recorded.curve} == {0, 1, 2, 3, 4}
     assert settings_for(case, tmp_path).schedule(17) == (case.meta.total_steps, case.meta.warm_steps)
 
 
-def test_short_noise() -> None:
+def test_short_noise():
     noisy = add_uniform_noise(torch.zeros(20, 4096), torch.ones_like)
     assert noisy.max() == pytest.approx(2.56)
     assert add_uniform_noise(torch.zeros(512, 8), torch.ones_like).max() == pytest.approx(0.1)
 
 
-def test_walk_order(case: RecordedCase) -> None:
+def test_walk_order(case):
     seen = (case.meta.model_extra or {})["os_walk_order_seen"]
     natural = [file.name for file in list_records(case.tmpdir)]
     assert sorted(seen) == sorted(natural)
@@ -141,14 +138,14 @@ def test_walk_order(case: RecordedCase) -> None:
     assert natural == case.meta.samples_files
 
 
-def test_pickle_as_safetensors(case: RecordedCase, tmp_path: Path) -> None:
+def test_pickle_as_safetensors(case, tmp_path):
     saved = (case.meta.model_extra or {})["saved"]
     assert all(entry["zip_pickle"] and entry["file"].endswith(".safetensors") for entry in saved)
     run = run_port(case, tmp_path, max_steps=1)
     assert not zipfile.is_zipfile(run.checkpoints / "model0" / "model.safetensors")
 
 
-def test_no_resume(case: RecordedCase, tmp_path: Path) -> None:
+def test_no_resume(case, tmp_path):
     """The prototype looks for names it never writes; the port starts from what it wrote."""
     saved = {entry["file"] for entry in (case.meta.model_extra or {})["saved"]}
     assert not saved & {"pytorch_model.bin", "model.safetensors"}
@@ -158,23 +155,23 @@ def test_no_resume(case: RecordedCase, tmp_path: Path) -> None:
     assert not torch.equal(continued.fc.weight, fresh.fc.weight)
 
 
-def test_one_layer(tmp_path: Path, small: Path) -> None:
+def test_one_layer(tmp_path, small):
     config = json.loads((small / "draft_eagle3.json").read_text()) | {"num_hidden_layers": 2}
     (small / "draft_eagle3.json").write_text(json.dumps(config))
     case = write_case(tmp_path, small, "two")
     with pytest.raises(InputError, match="num_hidden_layers: found 2"):
-        build(settings_for(case, tmp_path))  # type: ignore[arg-type]
-    assert len(build(settings_for(case, tmp_path, ttt_alignment="chain")).layers) == 2  # type: ignore[arg-type]
+        build(settings_for(case, tmp_path))
+    assert len(build(settings_for(case, tmp_path, ttt_alignment="chain")).layers) == 2
 
 
-def test_train_only(case: RecordedCase, tmp_path: Path) -> None:
+def test_train_only(case, tmp_path):
     loop = start_port(case, tmp_path)
     batch = next(iter(loop.loader))
     losses = [float(loop.objective.train(mode)(batch).loss) for mode in (True, False)]
     assert losses[0] == losses[1]
 
 
-def test_unlogged_metrics(case: RecordedCase, tmp_path: Path) -> None:
+def test_unlogged_metrics(case, tmp_path):
     """Every point the prototype built and dropped is in the port's log, with the same numbers."""
     run_port(case, tmp_path)
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -186,7 +183,7 @@ def test_unlogged_metrics(case: RecordedCase, tmp_path: Path) -> None:
     assert statistics.fmean(entry["train/loss"] for entry in logged[-8:]) < 6
 
 
-def encode(family: str, loss_mask: LossMask, *texts: str, automatic_bos: bool = True, **options: bool) -> Encoded:
+def encode(family, loss_mask, *texts, automatic_bos=True, **options):
     """A dialogue of these turns, a user's first."""
     tokenizer = word_tokenizer(family)
     if not automatic_bos:
@@ -196,7 +193,7 @@ def encode(family: str, loss_mask: LossMask, *texts: str, automatic_bos: bool = 
     return Encoder(tokenizer, load_family(family), loss_mask, **options)(messages)
 
 
-def test_hard_coded_offsets() -> None:
+def test_hard_coded_offsets():
     """The second answer is masked as recorded only with automatic BOS; an open ending keeps three positions more."""
     texts = ("Name a color.", "Blue is nice.", "And a bird?", "A crow.")
     masks = [encode("llama", LossMask.PROTOTYPE, *texts, automatic_bos=on).loss_mask for on in (True, False)]
@@ -211,13 +208,13 @@ def test_hard_coded_offsets() -> None:
     assert ending.loss_mask[last : last + 3] != [0, 0, 0]
 
 
-def marked(family: str, encoded: Encoded) -> list[str]:
+def marked(family, encoded):
     """The tokens in the loss."""
     tokens = word_tokenizer(family).convert_ids_to_tokens(encoded.ids)
     return [token for token, on in zip(tokens, encoded.loss_mask) if on]
 
 
-def test_first_match_mask() -> None:
+def test_first_match_mask():
     texts = ("Say yes.", "Yes.", "Again, say yes.", "Yes.")
     assert marked("mistral", encode("mistral", LossMask.PROTOTYPE, *texts)) == ["Yes", "."]
     assert marked("mistral", encode("mistral", LossMask.EXACT, *texts)) == ["Yes", ".", "Yes", "."]
@@ -229,21 +226,21 @@ def test_first_match_mask() -> None:
     assert sum(Encoder(tokenizer, load_family("mistral"))(dialogue).loss_mask) == 1
 
 
-def test_leading_space() -> None:
+def test_leading_space():
     with_space, without = (encode("qwen", LossMask.EXACT, "Say yes.", "Yes.", leading_space=on) for on in (True, False))
     assert (marked("qwen", with_space)[-2:], marked("qwen", without)[-2:]) == ([" Yes", "."], ["Yes", "."])
     recorded = next(recording for recording in recordings() if recording.name == "eagle3_qwensharegpt")
     assert marked("qwen", Encoded(recorded.samples[0]["ids"], recorded.samples[0]["loss_mask"]))[1] == " Yes"
 
 
-def test_inclusive_range() -> None:
+def test_inclusive_range():
     """Five dialogues were recorded with --samples 4."""
     recorded = next(recording for recording in recordings() if recording.name == "eagle3_llamasharegpt")
     assert sum(map(len, split_range(len(recorded.samples) - 1, 2))) == len(recorded.samples)
     assert [len(part) for part in split_range(4, 2)] == [3, 2]
 
 
-def test_unstable_zipf(case: RecordedCase) -> None:
+def test_unstable_zipf(case):
     """Our map and the recorded one differ, and only in tokens that occur equally often."""
     counts = count_tokens(list_records(case.tmpdir), 320, Counts.ALL)
     recorded = torch.from_numpy(np.load(FIXTURE / "t2d.npy"))

@@ -1,9 +1,6 @@
 """The prototypes' pairs: every fault that is planted in a port is seen, and every check is there for one."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -11,19 +8,16 @@ import torch
 from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 
 from parity.checks import run_checks
-from parity.evidence import Evidence
 from parity.pair import find_pair
-from parity.plants import Ground, Plant, patched, taking
+from parity.plants import Ground, patched, taking
 from parity.power import Battery
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.faults import swapped
 from parity.prototypes.pair import WIPE, few_steps
 from parity.run import CaseRun, hinted
 from parity.trace import Trace
-from parity.verdict import Row, Status
+from parity.verdict import Status
 from ports.training.settings import TrainingSettings
 
-Evident = Callable[[str], Evidence]
 PAIRS = {name: find_pair(name) for name in ("eagle3", "hass")}
 NAMES = {check.name for pair in PAIRS.values() for check in pair.every_check}
 
@@ -41,15 +35,15 @@ SEEING = {
 """By case, checks that are the first to see a fault there."""
 
 
-def entered(plant: Plant) -> AbstractContextManager[object]:
+def entered(plant):
     return plant(Ground(), 1.0)
 
 
-def judged(evidence: Evidence, only: frozenset[str] | set[str] | None = None) -> list[Row]:
+def judged(evidence, only=None):
     return run_checks(evidence, PAIRS[evidence.case.algorithm].every_check, only)
 
 
-def failed(rows: list[Row]) -> set[str]:
+def failed(rows):
     return {row.check for row in rows if row.status is Status.FAILED}
 
 
@@ -58,7 +52,7 @@ BY_NIGHT = {name: [pytest.mark.nightly] for name in SEEING if "fp32" not in name
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=BY_NIGHT.get(name, ())) for name in SEEING])
-def test_every_planted_fault_is_seen(name: str, cases: dict[str, RecordedCase]) -> None:
+def test_every_planted_fault_is_seen(name, cases):
     """Or is below rounding in bfloat16, or has a reason; in float32 none is below."""
     short = few_steps(PAIRS[cases[name].algorithm])
     with ExitStack() as stack:
@@ -68,7 +62,7 @@ def test_every_planted_fault_is_seen(name: str, cases: dict[str, RecordedCase]) 
     assert {one.check for one in found} >= SEEING[name]
 
 
-WHOLE: dict[str, tuple[str, Plant, set[str]]] = {
+WHOLE = {
     "a converter leaves a weight out": (
         "eagle3_fp32_k3",
         taking(
@@ -87,30 +81,30 @@ WHOLE: dict[str, tuple[str, Plant, set[str]]] = {
 
 
 @pytest.mark.parametrize(("name", "plant", "checks"), WHOLE.values(), ids=WHOLE)
-def test_a_fault_of_a_whole_run_is_named(name: str, plant: Plant, checks: set[str], whole_run: Evident) -> None:
+def test_a_fault_of_a_whole_run_is_named(name, plant, checks, whole_run):
     with entered(plant):
         assert failed(judged(whole_run(name), (NAMES - {"resume", "chain"}))) == checks
 
 
-def test_every_check_has_a_fault() -> None:
+def test_every_check_has_a_fault():
     named = {name for _, _, checks in WHOLE.values() for name in checks}
     assert named.union(*SEEING.values()) == NAMES - ELSEWHERE
 
 
 @pytest.mark.parametrize("name", ["eagle3_fp32_k3", "eagle3_bf16ds_k3", "hass_fp32_k3", "hass_bf16_k3"])
-def test_without_a_fault_nothing_fails(name: str, sound: Evident) -> None:
+def test_without_a_fault_nothing_fails(name, sound):
     rows = judged(sound(name))
     assert all(row.passed or not row.compared for row in rows)
 
 
-def test_what_lost_gradients_reach_is_not_compared(sound: Evident) -> None:
+def test_what_lost_gradients_reach_is_not_compared(sound):
     rows = judged(sound("eagle3_fp32_k3_ga2"))
     assert not failed(rows)
     assert {row.check for row in rows if WIPE in row.detail} >= {"gradients", "curve", "hits"}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - {"chain", "resume", "converted", "round_trip"} - ELSEWHERE))
-def test_zero_comparisons_fail(name: str, sound: Evident) -> None:
+def test_zero_comparisons_fail(name, sound):
     """Both sides empty: nothing was compared, which no check may let pass."""
     evidence = sound("eagle3_fp32_k3")
     sides = [Trace(run, evidence.case.name, evidence.case.dtype) for run in ("recorded", "port", "reference")]
@@ -118,7 +112,7 @@ def test_zero_comparisons_fail(name: str, sound: Evident) -> None:
     assert not [row for row in judged(empty, {name}) if row.passed]
 
 
-def test_a_fault_is_located(whole_run: Evident) -> None:
+def test_a_fault_is_located(whole_run):
     with entered(swapped("ttt_prototype_auto", "ttt_chain_auto")):
         evidence = whole_run("eagle3_fp32_k3")
         rows = hinted(judged(evidence, {"batches", "forward"}), evidence, None, PAIRS["eagle3"])

@@ -1,7 +1,5 @@
 """Speculators' extension points, asked once for HASS."""
 
-import pytest
-
 import ports.training.tied_verifier_ends
 from parity.pair import EVERYTHING
 from parity.prototypes.library import initial
@@ -19,7 +17,7 @@ def test_a_draft_of_speculators_arguments_is_as_asked_for():
     assert failed(report) == []
 
 
-def test_a_draft_without_its_verifier_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_draft_without_its_verifier_is_named(monkeypatch):
     attach = ports.training.tied_verifier_ends.attach_verifier
 
     def forgetful(*words):

@@ -1,11 +1,7 @@
 """The prototypes' pairs: what is run for which options, and what may never count as a pass."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,8 +9,7 @@ import parity.prototypes.pair
 from parity.checks import run_checks
 from parity.compare import viewed
 from parity.evidence import Evidence
-from parity.pair import Options, Pair, find_pair
-from parity.prototypes.case import RecordedCase
+from parity.pair import Options, find_pair
 from parity.prototypes.pair import REFERENCE, WIPE, adapter, live_original, port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.spread import real_positions, spread_for
@@ -26,7 +21,7 @@ EAGLE3, HASS = find_pair("eagle3"), find_pair("hass")
 
 
 @pytest.mark.parametrize("pair", [EAGLE3, HASS], ids=["eagle3", "hass"])
-def test_every_cause_is_a_check_that_comes_before(pair: Pair) -> None:
+def test_every_cause_is_a_check_that_comes_before(pair):
     names = [check.name for check in pair.every_check]
     for number, check in enumerate(pair.every_check):
         assert set(check.follows) <= set(names[:number])
@@ -46,14 +41,12 @@ def test_every_cause_is_a_check_that_comes_before(pair: Pair) -> None:
         ("hass_fp32_k3", adapter(Path()), True),
     ],
 )
-def test_what_a_side_leaves_out_has_a_reason(name: str, side: Any, runs: bool, cases: dict[str, RecordedCase]) -> None:
+def test_what_a_side_leaves_out_has_a_reason(name, side, runs, cases):
     assert (side.leaves_out(cases[name]) is None) is runs
 
 
 @pytest.mark.parametrize("name", ["eagle3_fp32_k3_ga2", "hass_fp32_k3_ga2"])
-def test_of_accumulated_cases_all_is_held_that_no_wiped_gradient_reaches(
-    name: str, sound: Callable[[str], Evidence]
-) -> None:
+def test_of_accumulated_cases_all_is_held_that_no_wiped_gradient_reaches(name, sound):
     """Both micro-batches of the first step; and every step by its rule."""
     held = sound(name)
     rows = run_checks(held, find_pair(held.case.algorithm).every_check)
@@ -67,14 +60,14 @@ def test_of_accumulated_cases_all_is_held_that_no_wiped_gradient_reaches(
     assert not any(row.tensor.startswith("after.") for row in rows)
 
 
-def test_deepspeed_is_asked_for_where_the_case_needs_it(cases: dict[str, RecordedCase], monkeypatch: Any) -> None:
+def test_deepspeed_is_asked_for_where_the_case_needs_it(cases, monkeypatch):
     monkeypatch.setattr(parity.prototypes.pair, "find_spec", lambda name: None)
     said = live_original(Path()).leaves_out(cases["eagle3_bf16ds_k3"])
     assert said == "DeepSpeed is not installed: pip install -e '.[deepspeed]'"
     assert live_original(Path()).leaves_out(cases["hass_bf16_k3"]) is None
 
 
-def test_a_checkout_brings_the_live_original_and_the_adapter(tmp_path: Path) -> None:
+def test_a_checkout_brings_the_live_original_and_the_adapter(tmp_path):
     assert [side.name for side in (EAGLE3.original, *sides_of(EAGLE3))] == ["recorded", "reference", "port"]
     live = EAGLE3.at(tmp_path, None)
     assert [side.name for side in (live.original, *sides_of(live))] == ["original", "reference", "adapter", "port"]
@@ -82,7 +75,7 @@ def test_a_checkout_brings_the_live_original_and_the_adapter(tmp_path: Path) -> 
     assert live.every_check == EAGLE3.every_check
 
 
-def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path, monkeypatch):
     files = write_checkout(tmp_path, "eagle3")
     monkeypatch.setattr(parity.prototypes.pair, "without_deepspeed", lambda case: "not now")
     report = run_pair(EAGLE3, Options(tmp_path, keyword="fp32_k1"))
@@ -90,25 +83,24 @@ def test_files_that_are_not_the_commit_s_fail_one_by_one(tmp_path: Path, monkeyp
     assert all("found" in row.detail for row in report.rows if row.check == "environment")
 
 
-def test_throughput_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_is_a_job_of_its_own(monkeypatch):
     row = Row("throughput", "x", "port", "throughput", "time per step", 1.0, 1.1, Status.PASSED)
     pair = replace(HASS, jobs={name: lambda options: Report(rows=[row]) for name in HASS.jobs})
     assert run_pair(pair, Options(keyword="hass_throughput")).rows == [row]
     assert not run_pair(pair, Options(keyword="no_such_case")).passed
 
 
-def evidence(case: RecordedCase, run: str = "port") -> Evidence:
+def evidence(case, run="port"):
     """A recording beside itself."""
     traces = load_recorded(case), replace(load_recorded(case), run=run)
     held = dict(EAGLE3.not_applicable)
     return Evidence(case, *traces, moved=lambda: spread_for(case), not_applicable=held)
 
 
-Tampering = Callable[[Evidence], object]
 PADDED = "mb0.step1.logits"
 
 
-def moved(held: Evidence, padding: bool) -> None:
+def moved(held, padding):
     """Logits where there is padding, or where there is none."""
     real = real_positions(held.expected, PADDED)
     assert real is not None
@@ -117,10 +109,10 @@ def moved(held: Evidence, padding: bool) -> None:
     held.found.tensors[PADDED] = held.expected.tensors[PADDED] + where[..., None]
 
 
-def one_hit_more(place: int, ties: int) -> Tampering:
+def one_hit_more(place, ties):
     """In the eighth point, among the first ``place + 1`` choices alone, with so many near ties."""
 
-    def tamper(held: Evidence) -> None:
+    def tamper(held):
         point = held.found.curve[7]
         top = tuple(count + (each == place) for each, count in enumerate(point.top))
         held.found.curve[7] = replace(point, top=top, correct=point.correct + (place == 0), ties=(ties,) * 3)
@@ -142,9 +134,7 @@ def one_hit_more(place: int, ties: int) -> Tampering:
         *((one_hit_more(place, ties=1), {"hits"}, set()) for place in range(3)),
     ],
 )
-def test_a_recording_beside_a_tampered_one(
-    tamper: Tampering, checks: set[str], failing: set[str], case: RecordedCase
-) -> None:
+def test_a_recording_beside_a_tampered_one(tamper, checks, failing, case):
     """Without a mask nothing crashes, padding is nobody's business, and a hit too many needs a near tie."""
     held = evidence(case)
     tamper(held)
@@ -152,16 +142,14 @@ def test_a_recording_beside_a_tampered_one(
     assert {row.check for row in run_checks(held, only=checks) if row.compared and not row.passed} == failing
 
 
-def test_the_reference_is_not_held_against_itself(case: RecordedCase) -> None:
+def test_the_reference_is_not_held_against_itself(case):
     names = ("configuration", "weights", "cross_step_grad")
     rows = run_checks(evidence(case, "reference"), only=names)
     assert [(row.check, row.status) for row in rows] == [(name, Status.NOT_APPLICABLE) for name in names]
 
 
 @pytest.mark.parametrize("name", ["eagle3_bf16ds_k3", "hass_bf16_k3"])
-def test_in_half_precision_the_same_checks_see_what_rounding_does_not_explain(
-    name: str, cases: dict[str, RecordedCase]
-) -> None:
+def test_in_half_precision_the_same_checks_see_what_rounding_does_not_explain(name, cases):
     held = evidence(cases[name])
     for index, point in enumerate(held.found.curve):
         held.found.curve[index] = replace(point, loss=point.loss * 1.02)

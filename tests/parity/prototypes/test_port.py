@@ -1,12 +1,7 @@
 """The port under observation: settings, seeds, weights and what the trace keeps."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,10 +15,9 @@ import ports.training.loop
 import ports.training.runs
 from parity.checks import run_checks
 from parity.errors import InputError
-from parity.evidence import Evidence
 from parity.pair import find_pair
-from parity.plants import Ground, Plant, patched, taking
-from parity.prototypes.case import SETTINGS, RecordedCase
+from parity.plants import Ground, patched, taking
+from parity.prototypes.case import SETTINGS
 from parity.prototypes.pair import port
 from parity.prototypes.port import Tracer, settings_for, start_port, trace_port
 from parity.prototypes.recorded import start_of
@@ -33,30 +27,30 @@ from tests.parity.prototypes.test_synthetic import Shape, make
 
 
 @pytest.fixture
-def noisy(tmp_path: Path) -> RecordedCase:
+def noisy(tmp_path):
     """Small, with noise and a shuffled order."""
     return make(Shape("any"), tmp_path, k=2, bs=2, epoch=0, noise=True, shuffle=True)
 
 
-def same(first: Any, second: Any) -> bool:
+def same(first, second):
     names = first.tensors.keys() | second.tensors.keys()
     return all(torch.equal(first.tensors[name], second.tensors[name]) for name in names)
 
 
-def test_a_replayed_run_repeats_itself_whatever_the_seed(noisy: RecordedCase) -> None:
+def test_a_replayed_run_repeats_itself_whatever_the_seed(noisy):
     first, second = trace_port(noisy, seed=0), trace_port(noisy, seed=5)
     assert same(first, second)
     assert [point.loss for point in first.curve] == [point.loss for point in second.curve]
 
 
-def test_no_environment_steers_the_port(case: RecordedCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_environment_steers_the_port(case, tmp_path, monkeypatch):
     plain = settings_for(case, tmp_path)
     for name, value in (("LOSS_IMPLEMENTATION", "eager"), ("MAX_STEPS", "1"), ("LOG_WITH", '["tensorboard"]')):
         monkeypatch.setenv(f"SPECULATOR_{name}", value)
     assert settings_for(case, tmp_path) == plain
 
 
-def test_a_live_run_draws_from_its_seed(noisy: RecordedCase) -> None:
+def test_a_live_run_draws_from_its_seed(noisy):
     first, again, other = (trace_port(noisy, seed=seed, live=True) for seed in (3, 3, 4))
     assert same(first, again)
     assert not torch.equal(first.tensors["after.fc.weight"], other.tensors["after.fc.weight"])
@@ -64,7 +58,7 @@ def test_a_live_run_draws_from_its_seed(noisy: RecordedCase) -> None:
     assert first.configuration["seed"] == 3
 
 
-def test_a_live_run_does_not_read_the_recorded_draws(noisy: RecordedCase) -> None:
+def test_a_live_run_does_not_read_the_recorded_draws(noisy):
     assert noisy.uniforms is not None
     noisy.uniforms.unlink()
     assert trace_port(noisy, live=True).curve
@@ -72,7 +66,7 @@ def test_a_live_run_does_not_read_the_recorded_draws(noisy: RecordedCase) -> Non
         trace_port(noisy)
 
 
-def test_the_trace_keeps_the_first_step_and_every_point(case: RecordedCase) -> None:
+def test_the_trace_keeps_the_first_step_and_every_point(case):
     trace = trace_port(case)
     assert trace.micro_batches() == [0]
     assert len(trace.curve) == 40
@@ -83,14 +77,14 @@ def test_the_trace_keeps_the_first_step_and_every_point(case: RecordedCase) -> N
     assert all(len(point.ties) == 3 for point in trace.curve)
 
 
-def altered(case: RecordedCase, folder: Path, changes: dict[str, torch.Tensor | None]) -> RecordedCase:
+def altered(case, folder, changes):
     """The case with other initial weights; None takes one away."""
     stored = load_file(case.initial) | {f"init.{name}": value for name, value in changes.items()}
     save_file({name: value for name, value in stored.items() if value is not None}, folder / "initial.safetensors")
     return replace(case, initial=folder / "initial.safetensors")
 
 
-def test_recorded_weights_are_given_to_the_draft(case: RecordedCase, tmp_path: Path) -> None:
+def test_recorded_weights_are_given_to_the_draft(case, tmp_path):
     """Those of the verifier may be left out."""
     draft = start_port(altered(case, tmp_path, {"lm_head.weight": None}), tmp_path / "out").plan.objective.draft
     stored = load_file(case.initial)
@@ -107,27 +101,25 @@ def test_recorded_weights_are_given_to_the_draft(case: RecordedCase, tmp_path: P
         ({"fc.weight": None}, r"init\.fc\.weight: found none, expected \(64, 192\)"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(
-    changes: dict[str, Any], message: str, case: RecordedCase, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_named(changes, message, case, tmp_path):
     with pytest.raises(InputError, match=message):
         start_port(altered(case, tmp_path, changes), tmp_path / "out")
 
 
-def failing(evidence: Evidence, check: str) -> set[str]:
+def failing(evidence, check):
     rows = run_checks(evidence, find_pair(evidence.case.algorithm).every_check, {check})
     return {row.tensor for row in rows if row.compared and not row.passed}
 
 
-def one_pass_less(real: Callable[..., None]) -> Callable[..., None]:
-    def ended(self: Loop) -> None:
+def one_pass_less(real):
+    def ended(self):
         real(self)
         self.epoch += 1
 
     return ended
 
 
-MISREAD: dict[str, tuple[Plant, set[str]]] = {
+MISREAD = {
     "seed": (taking(ports.numerics, "set_seed", lambda seed: (seed + 1,)), {"seed"}),
     "bs": (
         taking(ports.training.runs, "build_loader", lambda data, bs, *rest: (data, 1, *rest)),
@@ -144,22 +136,18 @@ MISREAD: dict[str, tuple[Plant, set[str]]] = {
 
 
 @pytest.mark.parametrize(("plant", "entries"), MISREAD.values(), ids=MISREAD)
-def test_what_the_run_does_otherwise_than_it_was_told_is_a_row(
-    plant: Plant, entries: set[str], whole_run: Callable[[str], Evidence]
-) -> None:
+def test_what_the_run_does_otherwise_than_it_was_told_is_a_row(plant, entries, whole_run):
     with plant(Ground(), 1.0):
         assert failing(whole_run("eagle3_fp32_k1"), "configuration") == entries
 
 
 @pytest.mark.parametrize("name", ["lr", "bs", "accumulation", "epoch", "ttt_steps"])
-def test_every_flag_is_read_by_the_port_s_own_parser(name: str, case: RecordedCase, tmp_path: Path) -> None:
+def test_every_flag_is_read_by_the_port_s_own_parser(name, case, tmp_path):
     given = replace(case, **{name: 3 * getattr(case, name)})
     assert getattr(settings_for(given, tmp_path), SETTINGS[name]) == 3 * getattr(case, name)
 
 
-def test_weights_are_the_port_s_own_after_it_loaded_them(
-    cases: dict[str, RecordedCase], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_the_port_s_own_after_it_loaded_them(cases, monkeypatch):
     """What is written for the port to load is other than what the prototype started from."""
     for module in (parity.prototypes.port, parity.prototypes.recorded):
         monkeypatch.setattr(module, "start_of", lambda *given: {n: 2 * w + 1 for n, w in start_of(*given).items()})
@@ -169,7 +157,7 @@ def test_weights_are_the_port_s_own_after_it_loaded_them(
     assert failing(held, "weights") == {f"init.{name}" for name in held.found.trained}
 
 
-def test_looking_on_that_changes_the_loss_is_seen(whole_run: Callable[[str], Evidence]) -> None:
+def test_looking_on_that_changes_the_loss_is_seen(whole_run):
     with taking(Tracer, "batch", lambda self, number, batch: (self, number, batch, batch["features"].add_(1))[:3])(
         Ground(), 1.0
     ):

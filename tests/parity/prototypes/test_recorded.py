@@ -1,23 +1,18 @@
 """A recording as a trace: names, aliases, and lines that do not fit."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.recorded import load_recorded, replayed
 
 
-def test_aliases_are_resolved(case: RecordedCase) -> None:
+def test_aliases_are_resolved(case):
     stored = load_file(case.directory / "first_step.safetensors")
     assert "after.embed_tokens.weight" in case.meta.aliases
     assert "after.embed_tokens.weight" not in stored
@@ -28,7 +23,7 @@ def test_aliases_are_resolved(case: RecordedCase) -> None:
 
 
 @pytest.mark.parametrize("name", ["first_step.safetensors", "trajectory.jsonl"])
-def test_a_missing_file_is_named(name: str, copy: RecordedCase) -> None:
+def test_a_missing_file_is_named(name, copy):
     (copy.directory / "final.safetensors").unlink()
     assert load_recorded(copy).group("after.").keys() > load_recorded(copy).group("final.").keys() == set()
     (copy.directory / name).unlink()
@@ -36,7 +31,7 @@ def test_a_missing_file_is_named(name: str, copy: RecordedCase) -> None:
         load_recorded(copy)
 
 
-def change_second_line(copy: RecordedCase, changes: dict[str, Any]) -> None:
+def change_second_line(copy, changes):
     file = copy.directory / "trajectory.jsonl"
     lines = file.read_text().splitlines()
     kept = {name: value for name, value in json.loads(lines[1]).items() if changes.get(name, 0) is not ...}
@@ -60,7 +55,7 @@ def change_second_line(copy: RecordedCase, changes: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_a_line_that_does_not_fit_is_named(changes: dict[str, Any], copy: RecordedCase) -> None:
+def test_a_line_that_does_not_fit_is_named(changes, copy):
     change_second_line(copy, changes)
     with pytest.raises(InputError, match=r"trajectory\.jsonl: line 2: found .*, expected a trajectory line"):
         load_recorded(copy)
@@ -77,21 +72,19 @@ def test_a_line_that_does_not_fit_is_named(changes: dict[str, Any], copy: Record
     ],
     ids=str,
 )
-def test_the_gradient_norm_is_the_one_before_clipping(
-    changes: dict[str, Any], norm: float | None, copy: RecordedCase
-) -> None:
+def test_the_gradient_norm_is_the_one_before_clipping(changes, norm, copy):
     change_second_line(copy, changes)
     assert load_recorded(copy).curve[1].grad_norm == norm
 
 
 @pytest.mark.parametrize("field", ["aliases", "final_aliases"])
-def test_an_alias_that_leads_nowhere_is_named(field: str, copy: RecordedCase) -> None:
+def test_an_alias_that_leads_nowhere_is_named(field, copy):
     broken = replace(copy, meta=copy.meta.model_copy(update={field: {"fc.bias": "nowhere"}}))
     with pytest.raises(InputError, match=r"meta\.json: alias of .*fc\.bias: found nowhere"):
         load_recorded(broken)
 
 
-def test_tensors_are_read_as_they_are_and_never_unpickled(copy: RecordedCase) -> None:
+def test_tensors_are_read_as_they_are_and_never_unpickled(copy):
     file = copy.directory / "first_step.safetensors"
     save_file({**load_file(file), "mb0.step0.extra": torch.ones(1)}, file)
     assert "mb0.step0.extra" in load_recorded(copy).tensors
@@ -100,7 +93,7 @@ def test_tensors_are_read_as_they_are_and_never_unpickled(copy: RecordedCase) ->
         load_recorded(copy)
 
 
-def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path: Path) -> None:
+def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path):
     file = tmp_path / "noise_uniforms.safetensors"
     half = torch.full((1, 2, 3), 0.5, dtype=torch.float64)  # wider numbers come first in the file
     save_file({"u10000": half, "u9999": torch.zeros(1, 4, 3)}, file)

@@ -1,43 +1,36 @@
 """Throughput of the ports: both sides take the same steps, and a port that sleeps or computes more is caught."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 import ports.training.loop
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.loop import ReferenceRun, prepare
-from parity.prototypes.speed import Timed, judged, measure, measure_live, port_steps, speed_case
-from parity.verdict import Against, Report, Status
+from parity.prototypes.speed import judged, measure, measure_live, port_steps, speed_case
+from parity.verdict import Against, Status
 from tests.parity.prototypes.test_synthetic import Shape, make
 
-Wait = Callable[[float], None]
 
-
-def burn(seconds: float) -> None:
+def burn(seconds):
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
 
 
 @pytest.fixture(scope="module")
-def honest() -> Iterator[tuple[RecordedCase, Timed]]:
+def honest():
     with speed_case() as case:
         yield case, measure(case, steps=2, rounds=3)
 
 
-def failing(case: RecordedCase, times: Timed) -> tuple[list[str], Report]:
+def failing(case, times):
     """What is too slow."""
     report = judged(case, times)
     assert [row.against for row in report.rows] == [Against.REFERENCE, Against.REFERENCE]
     return [row.tensor for row in report.rows if row.status is Status.FAILED], report
 
 
-def test_the_port_as_it_is_passes(honest: tuple[RecordedCase, Timed]) -> None:
+def test_the_port_as_it_is_passes(honest):
     failed, report = failing(*honest)
     assert failed == []
     assert report.speeds[0].tokens == (160 + 192 + 176 + 144 + 192 + 128) // 3
@@ -45,14 +38,12 @@ def test_the_port_as_it_is_passes(honest: tuple[RecordedCase, Timed]) -> None:
 
 
 @pytest.mark.parametrize(("wait", "named"), [(time.sleep, "wall time per step"), (burn, "CPU time per step")])
-def test_a_slow_port_is_caught(
-    wait: Wait, named: str, honest: tuple[RecordedCase, Timed], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_port_is_caught(wait, named, honest, monkeypatch):
     """By twice the reference's own seconds, by the clock that is to see it."""
     (case, times), old = honest, ports.training.loop.Loop.optimizer_steps
     seconds = times["reference"].best(named.partition(" ")[0])
 
-    def slow(self: ports.training.loop.Loop) -> Iterator[int]:
+    def slow(self):
         for step in old(self):
             wait(seconds)
             yield step
@@ -62,7 +53,7 @@ def test_a_slow_port_is_caught(
     assert any(one.startswith(named) for one in found)
 
 
-def test_both_sides_take_the_same_steps_and_a_live_run_wants_a_checkout(tmp_path: Path) -> None:
+def test_both_sides_take_the_same_steps_and_a_live_run_wants_a_checkout(tmp_path):
     small = make(Shape("any"), tmp_path, bs=2, epoch=0)
     assert len(list(port_steps(small, tmp_path)())) == len(list(ReferenceRun(prepare(small)).optimizer_steps())) == 3
     with pytest.raises(ValueError, match="found"):

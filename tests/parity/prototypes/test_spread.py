@@ -1,7 +1,5 @@
 """What one rounding does to a prototype: stored as it is measured; and the reference that says so is held itself."""
 
-from __future__ import annotations
-
 import json
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +9,6 @@ import pytest
 from parity.checks import run_checks
 from parity.errors import InputError
 from parity.pair import find_pair
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.pair import REFERENCE
 from parity.prototypes.reference.layer import Layer
 from parity.prototypes.spread import FILE, measure, spread_for
@@ -19,7 +16,7 @@ from parity.run import CaseRun
 from parity.verdict import Against
 
 
-def test_a_stored_spread_is_what_is_measured(cases: dict[str, RecordedCase]) -> None:
+def test_a_stored_spread_is_what_is_measured(cases):
     """On another machine within a few tenths."""
     case = cases["eagle3_fp32_k1"]
     found = measure(case)
@@ -29,11 +26,11 @@ def test_a_stored_spread_is_what_is_measured(cases: dict[str, RecordedCase]) -> 
     assert all(found[name] == pytest.approx(stored[name], rel=0.5) for name in tensors if not name.endswith("norm"))
 
 
-def test_every_case_has_one(cases: dict[str, RecordedCase]) -> None:
+def test_every_case_has_one(cases):
     assert all((case.directory / FILE).exists() for case in cases.values())
 
 
-def test_a_spread_that_is_none_is_named(copy: RecordedCase) -> None:
+def test_a_spread_that_is_none_is_named(copy):
     (copy.directory / FILE).write_text('{"loss": [-1]}')
     with pytest.raises(InputError, match=r"spread.json: loss: found \[-1\]"):
         spread_for(copy)
@@ -43,9 +40,7 @@ def test_a_spread_that_is_none_is_named(copy: RecordedCase) -> None:
     ("name", "factor", "failing"),
     [("eagle3_bf16ds_k3", 1.0, set()), ("hass_bf16_k3", 1.0, set()), ("hass_bf16_k3", -0.3, {"forward", "loss"})],
 )
-def test_the_reference_is_held_against_half_precision_too(
-    name: str, factor: float, failing: set[str], cases: dict[str, RecordedCase], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reference_is_held_against_half_precision_too(name, factor, failing, cases, monkeypatch):
     """Nothing that a port is judged by stands outside of the recordings."""
     real = Layer.logits
     monkeypatch.setattr(Layer, "logits", lambda self, out: factor * real(self, out))
@@ -56,7 +51,7 @@ def test_the_reference_is_held_against_half_precision_too(
     assert {row.check for row in rows if row.compared and not row.passed} == failing
 
 
-def test_a_case_without_recorded_gradients_is_held_to_the_reference_s(cases: dict[str, RecordedCase]) -> None:
+def test_a_case_without_recorded_gradients_is_held_to_the_reference_s(cases):
     pair = find_pair("eagle3")
     with ExitStack() as stack:
         evidence = CaseRun(pair, cases["eagle3_bf16ds_k3"], stack).evidence(pair.port)

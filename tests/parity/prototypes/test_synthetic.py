@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +12,13 @@ from parity.checks import run_checks
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.pair import find_pair
-from parity.prototypes.case import RecordedCase, read_case
+from parity.prototypes.case import read_case
 from parity.prototypes.pair import REFERENCE
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.spread import margin_of, with_spread
 from parity.prototypes.synthetic import sample_order, write_case
 from parity.run import CaseRun
 from parity.side import TraceSide
-from parity.verdict import Row
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -30,7 +28,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "factor": 3.0}
-SMALL: dict[str, Any] = {
+SMALL = {
     "hidden_size": 24,
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
@@ -70,7 +68,7 @@ SHAPES = (
 )
 
 
-def make(shape: Shape, folder: Path, **changes: Any) -> RecordedCase:
+def make(shape, folder, **changes):
     fixture = build_random_fixture(
         folder / "fixture",
         spec=VerifierSpec(**{**SMALL, **shape.spec}),
@@ -80,7 +78,7 @@ def make(shape: Shape, folder: Path, **changes: Any) -> RecordedCase:
     return write_case(folder, fixture, **{**shape.run, **changes})
 
 
-def against_the_reference(case: RecordedCase) -> list[Row]:
+def against_the_reference(case):
     """The port on the case, with the reference, in the case's precision, in the recording's place."""
     expected = with_spread(trace_reference(case, margin=margin_of(case)), case)
     pair = replace(find_pair(case.algorithm), original=TraceSide(replace(expected, trained=(), frozen=())))
@@ -109,9 +107,7 @@ BY_DAY |= {(SHAPES[2].name, "eagle3", True), (SHAPES[3].name, "hass", True)}
         for name in [(run[0].name, *run[1:])]
     ],
 )
-def test_port_and_reference_agree_on_sizes_nobody_recorded(
-    shape: Shape, algorithm: str, half: bool, tmp_path: Path
-) -> None:
+def test_port_and_reference_agree_on_sizes_nobody_recorded(shape, algorithm, half, tmp_path):
     """In half precision by the same checks."""
     case = make(shape, tmp_path, algorithm=algorithm, dtype=HALF[algorithm] if half else "fp32")
     rows = [row for row in against_the_reference(case) if row.compared]
@@ -122,9 +118,7 @@ def test_port_and_reference_agree_on_sizes_nobody_recorded(
 @pytest.mark.parametrize(
     ("bs", "epoch", "status"), [(4, 0, "not applicable"), (4, 1, "passed"), (2, 0, "passed"), (4, 3, "passed")]
 )
-def test_a_run_of_few_optimizer_steps_is_resumed_or_has_none_to_stop_before(
-    bs: int, epoch: int, status: str, tmp_path: Path
-) -> None:
+def test_a_run_of_few_optimizer_steps_is_resumed_or_has_none_to_stop_before(bs, epoch, status, tmp_path):
     """1, 2, 3 and 4 of them."""
     case = make(Shape("any"), tmp_path, k=1, bs=bs, epoch=epoch)
     pair = find_pair("eagle3")
@@ -134,14 +128,14 @@ def test_a_run_of_few_optimizer_steps_is_resumed_or_has_none_to_stop_before(
     assert {row.status for row in rows} == {status}
 
 
-def test_a_wrong_size_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_size_would_show(tmp_path, monkeypatch):
     """The reference with a scale of its own: the comparison above notices."""
     case = make(SHAPES[2], tmp_path)
     monkeypatch.setattr("parity.prototypes.reference.layer._llama3", lambda frequencies, scaling: frequencies)
     assert {row.check for row in against_the_reference(case) if row.status == "failed"} == {"forward"}
 
 
-def test_a_written_case_is_read_back(tmp_path: Path) -> None:
+def test_a_written_case_is_read_back(tmp_path):
     case = make(Shape("any"), tmp_path, k=4, bs=2, lr=0.25, epoch=99, accumulation=2, noise=True, shuffle=True, seed=6)
     assert read_case(case.directory) == case
     assert (case.ttt_steps, case.bs, case.lr, case.epoch, case.accumulation, case.seed) == (4, 2, 0.25, 99, 2, 6)
@@ -151,7 +145,7 @@ def test_a_written_case_is_read_back(tmp_path: Path) -> None:
         write_case(tmp_path, case.fixture)
 
 
-def test_orders() -> None:
+def test_orders():
     assert sample_order(7, 3, 2, None) == [0, 1, 2, 3, 4, 5] * 2
     shuffled = sample_order(7, 3, 3, seed=1)
     passes = [shuffled[start : start + 6] for start in (0, 6, 12)]

@@ -1,7 +1,5 @@
 """A report with all there is: two runs, four things held against, something failed, blocked, absent and not finite."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -13,7 +11,7 @@ CASES = ("eagle3_fp32_k3", "hass_bf16_k3")
 CHECKS = ("batches", "forward", "gradients", "curve")
 
 
-def build_report() -> Report:
+def build_report():
     """The port's forward fails in the first case, its curve in the second."""
     report = Report(environment={"threads": 1, "port": {"torch": None, "deep": {"x": True}}}, notes=["a note"])
     for case in CASES:
@@ -41,11 +39,11 @@ def build_report() -> Report:
     return report
 
 
-def absent(check: str, case: str, run: str, reason: str) -> Row:
+def absent(check, case, run, reason):
     return Row(check, case, run, "", "", None, None, Status.NOT_APPLICABLE, reason)
 
 
-def spoil(report: Report, case: str, check: str, measured: float, detail: str) -> None:
+def spoil(report, case, check, measured, detail):
     """One row of a check of the port fails, and whatever the port's later checks say is blocked."""
     hint = "layers.0.mlp: its inputs agree, its outputs do not"
     for index, row in enumerate(report.rows):
@@ -56,5 +54,5 @@ def spoil(report: Report, case: str, check: str, measured: float, detail: str) -
 
 
 @pytest.fixture
-def demo() -> Report:
+def demo():
     return build_report()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -15,7 +13,7 @@ from parity.report import print_report, render_html, write_json
 from parity.verdict import Report, Row, Status
 
 
-def test_last_line_json_and_page_have_the_counts_of_the_rows(demo: Report, tmp_path: Path) -> None:
+def test_last_line_json_and_page_have_the_counts_of_the_rows(demo, tmp_path):
     write_json(demo, tmp_path / "report.json")
     document, page = json.loads((tmp_path / "report.json").read_text()), render_html(demo)
     assert list(document)[:5] == ["format_version", "passed", "verdict", "counts", "rows"]
@@ -31,7 +29,7 @@ def test_last_line_json_and_page_have_the_counts_of_the_rows(demo: Report, tmp_p
         assert ["checks:", word, str(passed), str(run)] in lines
 
 
-def test_json_is_strict_with_floats_in_full(tmp_path: Path) -> None:
+def test_json_is_strict_with_floats_in_full(tmp_path):
     values = (0.1 + 0.2, math.nan, math.inf, -math.inf)
     report = Report(rows=[Row("c", "k\udcff", "r", "q", "t", v, 1e-300, Status.FAILED) for v in values])
     report.environment = {"where": Path("a"), "x": {1: math.nan}, "flags": (True, None)}
@@ -42,11 +40,11 @@ def test_json_is_strict_with_floats_in_full(tmp_path: Path) -> None:
     assert document["environment"] == {"where": "a", "x": {"1": "NaN"}, "flags": [True, None]}
 
 
-def test_a_failed_write_leaves_the_old_file_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_says_which(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "report.json"
     write_whole(path, "old")
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
@@ -57,7 +55,7 @@ def test_a_failed_write_leaves_the_old_file_and_says_which(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("place", ["a_file/report.html", "a_folder"])
-def test_a_place_that_cannot_be_written_is_named(place: str, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_named(place, tmp_path):
     (tmp_path / "a_file").touch()
     (tmp_path / "a_folder").mkdir()
     with pytest.raises(InputError, match=f"{place}: file: found .*, expected a place that can be written"):

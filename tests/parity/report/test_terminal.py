@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -23,26 +21,26 @@ TOLD = (
 )
 
 
-def printed(report: Report, width: int = 110) -> str:
+def printed(report, width=110):
     stream = io.StringIO()
     print_report(report, Console(file=stream, width=width))
     return stream.getvalue()
 
 
-def test_everything_that_is_not_a_pass_is_told(demo: Report) -> None:
+def test_everything_that_is_not_a_pass_is_told(demo):
     text = " ".join(printed(demo).split())
     assert [words for words in TOLD if words not in text] == []
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_nothing_but_the_verdict_is_wider_than_the_console(demo: Report, width: int) -> None:
+def test_nothing_but_the_verdict_is_wider_than_the_console(demo, width):
     *lines, last = printed(demo, width).splitlines()
     assert max(map(len, lines)) <= width
     assert last == demo.verdict_line()
     assert any(line.split()[:4] == ["chain", "speculators", "2", "2"] for line in lines)
 
 
-def test_names_are_not_taken_for_markup_and_a_row_without_numbers_has_none() -> None:
+def test_names_are_not_taken_for_markup_and_a_row_without_numbers_has_none():
     row = Row("c[bold]", "k[/red]", "r[b]", "q", "t[red]x", None, None, Status.FAILED, "at [0, 1]")
     text = printed(Report(rows=[row]))
     for part in (

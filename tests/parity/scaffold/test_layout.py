@@ -1,9 +1,6 @@
 """``parity new``: what it writes, what it refuses, and that nothing half-written stays."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,15 +10,13 @@ from parity.errors import InputError
 from parity.scaffold import new_port
 from tests.tidy import untidy
 
-Run = Callable[..., int]
 
-
-def tree(folder: Path) -> set[str]:
+def tree(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", ["ab", "x" * 16])
-def test_what_is_written_is_tidy_whatever_the_name_and_untidy_code_is_seen(name: str, tmp_path: Path) -> None:
+def test_what_is_written_is_tidy_whatever_the_name_and_untidy_code_is_seen(name, tmp_path):
     """The planted faults: an import that nobody uses, then a line that wants formatting."""
     model = new_port(name, tmp_path) / "model.py"
     assert untidy(tmp_path, name) == ""
@@ -41,7 +36,7 @@ def test_what_is_written_is_tidy_whatever_the_name_and_untidy_code_is_seen(name:
         *((name, "an algorithm") for name in ("hass", "eagle3", "mtp")),
     ],
 )
-def test_names_that_cannot_be_or_would_hide_something_are_refused(name: str, found: str, tmp_path: Path) -> None:
+def test_names_that_cannot_be_or_would_hide_something_are_refused(name, found, tmp_path):
     with pytest.raises(InputError) as caught:
         new_port(name, tmp_path)
     assert caught.value.field == "NAME"
@@ -50,7 +45,7 @@ def test_names_that_cannot_be_or_would_hide_something_are_refused(name: str, fou
 
 
 @pytest.mark.parametrize("files", [{"sprout"}, {"sprout/model.py"}, set()])
-def test_nothing_is_overwritten(files: set[str], tmp_path: Path) -> None:
+def test_nothing_is_overwritten(files, tmp_path):
     (tmp_path / "sprout").mkdir() if files != {"sprout"} else None
     for file in files:
         (tmp_path / file).write_text("mine")
@@ -59,7 +54,7 @@ def test_nothing_is_overwritten(files: set[str], tmp_path: Path) -> None:
     assert tree(tmp_path) == files
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     """The planted fault: the disk is full at the last file."""
     files = scaffold.render("sprout")
     monkeypatch.setattr(scaffold, "render", lambda name: {**files, "x" * 300: ""})
@@ -68,7 +63,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_templates_are_package_data() -> None:
+def test_the_templates_are_package_data():
     """Each of them is matched by what setuptools is told to ship."""
     shipped, package = "scaffold/**/*.j2", Path(scaffold.__file__).parents[1]
     assert f'"{shipped}"' in (package.parent / "pyproject.toml").read_text()
@@ -79,8 +74,8 @@ def test_the_templates_are_package_data() -> None:
 
 
 def test_a_pair_of_classes_that_exist_has_their_names_and_is_refused_where_there_are_none(
-    command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    command, tmp_path, capsys, monkeypatch
+):
     text = "from torch import nn\nclass {}(nn.Module):\n    def __init__(self, size: int = 3, {}):\n"
     text += "        super().__init__()\n        self.{} = nn.Linear(size, 4)\n"
     text += (
@@ -108,8 +103,8 @@ def test_a_pair_of_classes_that_exist_has_their_names_and_is_refused_where_there
 
 
 def test_a_pair_may_be_called_as_its_algorithm_and_an_original_that_cannot_be_imported_is_one_line(
-    command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    command, tmp_path, capsys, monkeypatch
+):
     """A file of one's own may put a stand-in for what is missing, and its classes are imported from there."""
     (tmp_path / "odd_kernels.py").write_text("import no_such_compiler\n")
     head = "from torch import nn\nfrom odd_kernels import fast\n"

@@ -1,15 +1,10 @@
 """A laid-out port trains before anybody has touched it; its suite is green on one that is its own original, and red by
 name when a fault is planted."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +22,7 @@ NAME = "sapling_port"
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def port(tmp_path_factory):
     """The package's modules by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(new_port(NAME, tmp_path_factory.mktemp(NAME)).parent)
@@ -36,7 +31,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture
-def suite(port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def suite(port, monkeypatch):
     """Its tests, with the port in the prototype's place."""
     tests, original = import_module(f"{NAME}.tests.test_parity"), replace(port.compare.PORT, name="prototype")
     monkeypatch.setattr(port.compare, "PAIR", replace(port.compare.PAIR, original=original))
@@ -45,7 +40,7 @@ def suite(port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return tests
 
 
-def test_it_trains_saves_and_opens(port: SimpleNamespace, tmp_path: Path) -> None:
+def test_it_trains_saves_and_opens(port, tmp_path):
     with pytest.raises(NotImplementedError):
         port.original.ORIGINAL.build()
     assert port.compare.PAIR.at(None, tmp_path).original == FolderSide(tmp_path, "recorded")
@@ -68,16 +63,14 @@ def test_it_trains_saves_and_opens(port: SimpleNamespace, tmp_path: Path) -> Non
         ("", {"activation_checkpointing": True}, "--activation_checkpointing"),
     ],
 )
-def test_bad_input_is_refused(
-    config: str, changes: dict[str, Any], found: str, port: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_bad_input_is_refused(config, changes, found, port, tmp_path):
     (tmp_path / "draft.json").write_text(config)
     settings = port.cases.settings(**changes, **({"configpath": str(tmp_path / "draft.json")} if config else {}))
     with pytest.raises(InputError, match=found):
         port.train.build_objective(settings, port.train.build(settings))
 
 
-def test_the_suite_is_green_on_its_own_original(suite: ModuleType, port: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_suite_is_green_on_its_own_original(suite, port, tmp_path):
     suite.test_the_original_runs()
     report, steps = suite.compare(), suite.test_step.pytestmark[0].args[1]
     assert {*steps, "original", "command", "rest"} == {*suite.ADVICE}
@@ -91,7 +84,7 @@ def test_the_suite_is_green_on_its_own_original(suite: ModuleType, port: SimpleN
             test(replace(report, report=Report()))
 
 
-def test_what_a_check_does_not_apply_to_is_no_failure(suite: ModuleType) -> None:
+def test_what_a_check_does_not_apply_to_is_no_failure(suite):
     passed = Subject("clip", "one", "port").row("clip", "", 0.0, 1.0, True)
     absent = replace(passed, status=Status.NOT_APPLICABLE, detail="nobody says how")
     suite.test_step("clip", KitReport(Report([passed, absent])))
@@ -100,9 +93,7 @@ def test_what_a_check_does_not_apply_to_is_no_failure(suite: ModuleType) -> None
 
 
 @pytest.mark.parametrize(("changes", "named"), [({"step": Clip("norm", 0.25)}, "clip"), ({"rate": abs}, "schedule")])
-def test_a_fault_that_no_number_shows_fails_the_suite(
-    changes: dict[str, Any], named: str, suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_that_no_number_shows_fails_the_suite(changes, named, suite, port, monkeypatch):
     """Half the norm in the original, which AdamW cancels; rates that are not the formula's."""
     monkeypatch.setattr(port.compare, "GRAD_CLIP", 0.5)
     pair, side = port.compare.PAIR, "original" if named == "clip" else "port"
@@ -117,9 +108,7 @@ def test_a_fault_that_no_number_shows_fails_the_suite(
             suite.test_step("clip", report)
 
 
-def test_a_step_says_what_to_do_and_those_after_it_wait(
-    suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_says_what_to_do_and_those_after_it_wait(suite, port, monkeypatch):
     doubled = replace(port.compare.PORT, loss=lambda draft, batch: 2 * port.compare.loss(draft, batch))
     monkeypatch.setattr(port.compare, "PAIR", replace(port.compare.PAIR, port=doubled))
     report = suite.compare()
@@ -130,9 +119,7 @@ def test_a_step_says_what_to_do_and_those_after_it_wait(
         suite.test_step("gradients", report)
 
 
-def test_a_command_that_trains_something_else(
-    suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_command_that_trains_something_else(suite, port, monkeypatch, tmp_path):
     build = port.train.build_objective
     longer = {"forward_num_total": 4}
     monkeypatch.setattr(port.train, "build_objective", lambda s, draft: build(s.model_copy(update=longer), draft))
@@ -141,9 +128,7 @@ def test_a_command_that_trains_something_else(
 
 
 @pytest.mark.parametrize("fault", ["resumed from the weights alone", "a tensor is not saved"])
-def test_a_command_that_loses_something(
-    fault: str, suite: ModuleType, port: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_command_that_loses_something(fault, suite, port, monkeypatch, tmp_path):
     model = port.model.SaplingPortModel
     if fault == "a tensor is not saved":
         monkeypatch.setattr(model, "_keys_to_ignore_on_save", [*model._keys_to_ignore_on_save, "fc.bias"])

@@ -1,11 +1,8 @@
 """A toy prototype in a checkout of its own, with hashes to match, and cases for it."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from parity.fixtures import FIXTURE
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.original import checkout
 from parity.prototypes.synthetic import write_case
 
@@ -24,7 +20,7 @@ H = 64
 
 
 @pytest.fixture
-def toy(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy(tmp_path, programs, monkeypatch):
     """A checkout that holds the toy, which the hash table takes for the real prototype; forks run it."""
     monkeypatch.setattr(sys, "executable", str(programs / "python"))
     root = tmp_path / "checkout"
@@ -36,7 +32,7 @@ def toy(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.fixture
-def toy_case(tmp_path: Path) -> Callable[..., RecordedCase]:
+def toy_case(tmp_path):
     """Makes cases that the toy can run: the recordings' fixture, and weights for its two layers."""
     weights = tmp_path / "start.safetensors"
     save_file({"init.fc.weight": torch.full((H, 3 * H), 1e-3), "init.mix.weight": torch.eye(H)}, weights)

@@ -1,16 +1,13 @@
 """The originals of a checkout, run again, give the shipped recordings, to the bit on the machine that made them."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from parity.prototypes.case import RecordedCase, read_case
+from parity.prototypes.case import read_case
 from parity.prototypes.original.child import record_original
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.synthetic import write_case
@@ -23,9 +20,7 @@ ROUND_OFF = 1e-4
 @pytest.mark.parametrize(
     "name", ["eagle3_fp32_k3_noise", "eagle3_fp32_k3_ga2", "hass_fp32_k3_noise", "hass_bf16_k3", "eagle3_bf16ds_k3"]
 )
-def test_running_it_again_gives_the_recording(
-    name: str, cases: dict[str, RecordedCase], prototype_dir: Path, tmp_path: Path
-) -> None:
+def test_running_it_again_gives_the_recording(name, cases, prototype_dir, tmp_path):
     shipped = cases[name]
     if shipped.dtype == "bf16ds" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed: python -m pip install deepspeed")
@@ -45,12 +40,12 @@ def test_running_it_again_gives_the_recording(
     assert seen[0]["saved"] == [{key: one[key] for key in ("file", "zip_pickle")} for one in seen[1]["saved"]]
 
 
-def test_eagle3_in_bf16_without_deepspeed_stops(case: RecordedCase, prototype_dir: Path, tmp_path: Path) -> None:
+def test_eagle3_in_bf16_without_deepspeed_stops(case, prototype_dir, tmp_path):
     with pytest.raises(SideError, match="to have the same dtype"):
         record_original(replace(case, dtype="bf16"), prototype_dir, tmp_path)
 
 
-def test_a_draft_without_rope_scaling(case: RecordedCase, prototype_dir: Path, tmp_path: Path) -> None:
+def test_a_draft_without_rope_scaling(case, prototype_dir, tmp_path):
     fixture = tmp_path / "fixture"
     fixture.mkdir()
     for part in case.fixture.iterdir():

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import re
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +8,7 @@ from parity.prototypes.original.checkout import COMMIT, verify
 SCRIPT = "research/eagle3/train/main_train_full_gradient_calc_eagle3.py"
 
 
-def test_a_tampered_file_is_named_with_both_hashes(toy: Path) -> None:
+def test_a_tampered_file_is_named_with_both_hashes(toy):
     assert verify(toy, "eagle3") == []
     with (toy / SCRIPT).open("a") as opened:
         opened.write("\n")
@@ -20,7 +17,7 @@ def test_a_tampered_file_is_named_with_both_hashes(toy: Path) -> None:
     assert found != expected
 
 
-def test_a_missing_file_is_named(toy: Path) -> None:
+def test_a_missing_file_is_named(toy):
     (toy / SCRIPT).unlink()
     with pytest.raises(InputError, match=f"{SCRIPT}.*missing.*{COMMIT}"):
         verify(toy, "eagle3")

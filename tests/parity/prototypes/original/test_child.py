@@ -1,10 +1,7 @@
 """What is refused before a child is started, what it gets, and what is said when it fails."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,24 +9,23 @@ import pytest
 
 from parity.errors import InputError
 from parity.fixtures import FIXTURE
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.original.checkout import COMMIT
 from parity.prototypes.original.child import deepspeed_environment, plain_environment, record_original
 
 SCRIPT = "research/eagle3/train/main_train_full_gradient_calc_eagle3.py"
 
 
-def changed_script(case: RecordedCase, checkout: Path) -> RecordedCase:
+def changed_script(case, checkout):
     (checkout / SCRIPT).write_text("")
     return case
 
 
-def occupied_output(case: RecordedCase, checkout: Path) -> RecordedCase:
+def occupied_output(case, checkout):
     (checkout.parent / "out" / case.name).mkdir(parents=True)
     return case
 
 
-def no_vocabulary(case: RecordedCase, checkout: Path) -> RecordedCase:
+def no_vocabulary(case, checkout):
     fixture = shutil.copytree(FIXTURE, checkout.parent / "fixture", ignore=shutil.ignore_patterns("d2t.npy"))
     return replace(case, fixture=Path(fixture))
 
@@ -44,20 +40,20 @@ def no_vocabulary(case: RecordedCase, checkout: Path) -> RecordedCase:
     ],
 )
 def test_what_cannot_run_is_refused(
-    spoil: Callable[[RecordedCase, Path], RecordedCase],
-    message: str,
-    toy: Path,
-    toy_case: Callable[..., RecordedCase],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    spoil,
+    message,
+    toy,
+    toy_case,
+    tmp_path,
+    monkeypatch,
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     case = spoil(toy_case(), toy)
     with pytest.raises(InputError, match=message):
         record_original(case, toy, tmp_path / "out")
 
 
-def test_the_child_gets_fixed_threads_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_gets_fixed_threads_and_little_else(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     plain = plain_environment(threads=3)
     assert (plain["OMP_NUM_THREADS"], plain["MKL_NUM_THREADS"], plain["HF_HUB_OFFLINE"]) == ("3", "3", "1")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import torch
@@ -7,7 +5,7 @@ import torch
 from parity.prototypes.original.recorder import LoopWatch
 
 
-def test_micro_batches_of_a_step_are_added_up_and_flops_counted_in_the_first() -> None:
+def test_micro_batches_of_a_step_are_added_up_and_flops_counted_in_the_first():
     watch = LoopWatch()
     watch.accelerator = SimpleNamespace(sync_gradients=True)
     weight = torch.ones(3, 4, requires_grad=True)

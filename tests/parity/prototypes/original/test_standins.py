@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ from parity.prototypes.original import standins
         SimpleNamespace(rope_parameters={"rope_theta": 100.0}, hidden_size=8, num_attention_heads=2),
     ],
 )
-def test_plain_rotary_frequencies(config: Any) -> None:
+def test_plain_rotary_frequencies(config):
     frequencies, factor = standins.plain_rope(config)
     torch.testing.assert_close(frequencies, torch.tensor([1.0, 0.1]))
     assert factor == 1.0

@@ -1,33 +1,26 @@
 """The toy prototype goes through the whole machinery: child process, stand-ins, recorder, files."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
-from parity.prototypes.case import RecordedCase, read_case
+from parity.prototypes.case import read_case
 from parity.prototypes.original.child import record_original
 from parity.prototypes.original.worker import overwrite
 from parity.prototypes.recorded import load_recorded
 from tests.parity.prototypes.original.conftest import H
 
-ToyCase = Callable[..., RecordedCase]
+
+def read_meta(folder):
+    return json.loads((folder / "meta.json").read_text())
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-    return meta
-
-
-def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path: Path) -> None:
+def test_a_recording_of_the_toy_is_a_case(toy, toy_case, tmp_path):
     case = toy_case(accumulation=2, noise=True, shuffle=True)
     folder = record_original(case, toy, tmp_path / "out")
     meta, found = read_meta(folder), read_case(folder)
@@ -55,15 +48,13 @@ def test_a_recording_of_the_toy_is_a_case(toy: Path, toy_case: ToyCase, tmp_path
     assert not torch.equal(trace.tensors["after.mix.weight"], trace.tensors["final.mix.weight"])
 
 
-def test_a_recording_to_be_thrown_away_links_its_fixture(toy: Path, toy_case: ToyCase, tmp_path: Path) -> None:
+def test_a_recording_to_be_thrown_away_links_its_fixture(toy, toy_case, tmp_path):
     folder = record_original(toy_case(), toy, tmp_path / "out", link_fixture=True, max_optimizer_steps=1)
     assert (folder / "fixture").is_symlink()
     assert (folder / "fixture" / "verifier").is_dir()
 
 
-def test_only_timings_and_an_early_end(
-    toy: Path, toy_case: ToyCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_timings_and_an_early_end(toy, toy_case, tmp_path, monkeypatch):
     """By relative paths, though the child works elsewhere."""
     monkeypatch.chdir(tmp_path)
     case = toy_case()
@@ -75,9 +66,7 @@ def test_only_timings_and_an_early_end(
     assert meta["first_step_flops"] > 0
 
 
-def test_another_model_in_its_place(
-    toy: Path, toy_case: ToyCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_model_in_its_place(toy, toy_case, tmp_path, monkeypatch):
     """The seed makes both models see the same samples, whatever their construction drew."""
     monkeypatch.setenv("PYTHONPATH", str(toy))
     case = toy_case(shuffle=True)
@@ -98,7 +87,7 @@ def test_another_model_in_its_place(
 class Draft(torch.nn.Module):
     """A layer, and a head that a file of weights may lack."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype=torch.float32):
         super().__init__()
         self.fc = torch.nn.Linear(2, 2, bias=False)
         self.lm_head = torch.nn.Linear(2, 3, bias=False, dtype=dtype)
@@ -114,9 +103,7 @@ class Draft(torch.nn.Module):
         ({"fc": (2, 2)}, torch.bfloat16, r"lm_head\.weight: found torch\.bfloat16, expected torch\.float32"),
     ],
 )
-def test_initial_weights_fit_or_are_refused(
-    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, message: str | None, tmp_path: Path, case: RecordedCase
-) -> None:
+def test_initial_weights_fit_or_are_refused(shapes, dtype, message, tmp_path, case):
     draft, file = Draft(dtype), tmp_path / "start.safetensors"
     head = draft.lm_head.weight.clone()
     save_file({f"init.{name}.weight": torch.full(shape, 7.0) for name, shape in shapes.items()}, file)

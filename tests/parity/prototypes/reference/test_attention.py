@@ -1,19 +1,16 @@
 """The dense attention against its definition, one position at a time."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from parity.prototypes.reference.attention import ttt_attention
 
 PADDED = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 
 
-def by_definition(query: Tensor, keys: list[Tensor], values: list[Tensor], mask: Tensor, own_position: bool) -> Tensor:
+def by_definition(query, keys, values, mask, own_position):
     """Row p sees column j <= p - s through step 0 and column p - d, d < s, through step s - d."""
     batch, heads, length, dim = query.shape
     group, last = heads // keys[0].shape[1], len(keys) - 1
@@ -30,7 +27,7 @@ def by_definition(query: Tensor, keys: list[Tensor], values: list[Tensor], mask:
     return out
 
 
-def draw(steps: int, kv_heads: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def draw(steps, kv_heads):
     """Six positions, four heads of five."""
     pairs = torch.randn(2, steps, 2, kv_heads, 6, 5, dtype=torch.float64)
     return torch.randn(2, 4, 6, 5, dtype=torch.float64), list(pairs[0]), list(pairs[1])
@@ -38,7 +35,7 @@ def draw(steps: int, kv_heads: int) -> tuple[Tensor, list[Tensor], list[Tensor]]
 
 @pytest.mark.parametrize("own_position", [True, False])
 @pytest.mark.parametrize(("steps", "kv_heads"), [(1, 4), (2, 1), (3, 2), (5, 4), (5, 1), (9, 2)])
-def test_dense_form_is_the_definition(steps: int, kv_heads: int, own_position: bool) -> None:
+def test_dense_form_is_the_definition(steps, kv_heads, own_position):
     """Nine steps are more than the six positions."""
     given = *draw(steps, kv_heads), PADDED, own_position
     torch.testing.assert_close(ttt_attention(*given), by_definition(*given), rtol=0, atol=1e-13)

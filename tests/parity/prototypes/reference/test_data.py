@@ -1,19 +1,15 @@
 """Samples and draws of noise that are not there."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.data import batches_of
 
 
-def test_missing_samples_and_draws_are_named(cases: dict[str, RecordedCase], tmp_path: Path) -> None:
+def test_missing_samples_and_draws_are_named(cases, tmp_path):
     case = cases["eagle3_fp32_k3_noise"]
     assert case.uniforms is not None
     stored = load_file(case.uniforms)

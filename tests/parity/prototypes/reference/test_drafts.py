@@ -1,21 +1,15 @@
 """The two reference models: the same numbers whichever way they are computed."""
 
-from __future__ import annotations
-
 import itertools
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.data import batches_of
-from parity.prototypes.reference.drafts import Unrolled
-from parity.prototypes.reference.loop import Setup, prepare
+from parity.prototypes.reference.loop import prepare
 
 
-def unrolled(setup: Setup, **options: Any) -> tuple[Unrolled, dict[str, Tensor]]:
+def unrolled(setup, **options):
     """A forward on the first batch and the gradients of all its losses."""
     weights = setup.weights()
     out = setup.forward(weights, next(batches_of(setup.case)), **options)
@@ -24,11 +18,11 @@ def unrolled(setup: Setup, **options: Any) -> tuple[Unrolled, dict[str, Tensor]]
 
 
 @pytest.fixture(params=["eagle3_fp32_k5", "hass_fp32_k4"])
-def setup(request: pytest.FixtureRequest, cases: dict[str, RecordedCase]) -> Setup:
+def setup(request, cases):
     return prepare(cases[request.param], torch.float64)
 
 
-def test_a_tap_changes_neither_forward_nor_gradients(setup: Setup) -> None:
+def test_a_tap_changes_neither_forward_nor_gradients(setup):
     """Though keys and values are then projected once."""
     (again, gradients), (once, same) = unrolled(setup), unrolled(setup, tap=lambda *seen: None)
     for one, other in zip(again.steps, once.steps, strict=True):
@@ -36,7 +30,7 @@ def test_a_tap_changes_neither_forward_nor_gradients(setup: Setup) -> None:
     torch.testing.assert_close(gradients, same, rtol=1e-9, atol=1e-12)
 
 
-def test_every_step_follows_from_the_one_before_in_double_precision(setup: Setup) -> None:
+def test_every_step_follows_from_the_one_before_in_double_precision(setup):
     out, gradients = unrolled(setup)
     for before, after in itertools.pairwise(out.steps):
         assert torch.equal(after.hidden_in[:, 0], before.hidden_in[:, 0])

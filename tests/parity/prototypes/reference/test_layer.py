@@ -1,9 +1,5 @@
 """The rotary embedding against transformers' Llama."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -21,7 +17,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-BASE: dict[str, Any] = {
+BASE = {
     "hidden_size": 48,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -34,13 +30,13 @@ BASE: dict[str, Any] = {
 SCALINGS = [None, {"rope_type": "linear", "factor": 4.0}, {"type": "linear", "factor": 2.5}, LLAMA3]
 
 
-def config(**changes: Any) -> dict[str, Any]:
+def config(**changes):
     return {**BASE, **changes}
 
 
 @pytest.mark.parametrize("dim", [None, 10, 64])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=["default", "linear", "linear-old-key", "llama3"])
-def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dim: int | None) -> None:
+def test_rotation_is_llama_s(scaling, dim):
     values = config(rope_scaling=scaling, **({"head_dim": dim} if dim else {}))
     theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
     assert torch.equal(rope_frequencies(values, torch.float32), theirs.inv_freq)
@@ -54,7 +50,7 @@ def test_rotation_is_llama_s(scaling: dict[str, Any] | None, dim: int | None) ->
 
 @pytest.mark.skipif(not hasattr(LlamaConfig(), "rope_parameters"), reason="transformers before 5 knows no such key")
 @pytest.mark.parametrize("scaling", [{"rope_type": "default"}, LLAMA3], ids=["default", "llama3"])
-def test_rotation_as_transformers_5_writes_it(scaling: dict[str, Any]) -> None:
+def test_rotation_as_transformers_5_writes_it(scaling):
     values = config(rope_parameters={**scaling, "rope_theta": 700.0})
     del values["rope_theta"]
     theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
@@ -62,6 +58,6 @@ def test_rotation_as_transformers_5_writes_it(scaling: dict[str, Any]) -> None:
     assert not torch.equal(rope_frequencies(config(rope_scaling=scaling), torch.float32), theirs.inv_freq)
 
 
-def test_an_unknown_scaling_is_refused() -> None:
+def test_an_unknown_scaling_is_refused():
     with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
         rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)
