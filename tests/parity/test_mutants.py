@@ -15,7 +15,7 @@ def test_mutant_recordings(copy, tmp_path, name):
 
     def read():
         trace = load_recorded(read_case(copy.directory))
-        assert trace.curve is not None
-        assert name == "meta.json" or trace.tensors.keys() or whole.tensors.keys()
+        assert name == "meta.json" or len(trace.tensors) == len(whole.tensors)  # one of another name is found missing
+        assert name == "trajectory.jsonl" or trace.curve == whole.curve
 
     assert try_all((copy.directory / name).resolve(), read, tmp_path).refused > COUNT // 4
