@@ -20,7 +20,6 @@ from parity.allowed import clear, gradient_of, hidden, update_of
 from parity.calls import WHOLE, calls_of
 from parity.compare import bits_of, compare, compare_grown, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
-from parity.evidence import Check, Evidence, raised
 from parity.locate import compare_calls, compare_inputs, inside_of
 from parity.observe import compare_samplers, samples_of
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows, unobserved_loss
@@ -28,6 +27,7 @@ from parity.setup import initial_rows, setting_rows
 from parity.step import audit_row, update_rows
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import STATES, Trace
+from parity.trace_pair import Check, TracePair, raised
 from parity.verdict import Against, GradientFlow, Row, Status, explained
 
 PLACES = (
@@ -65,7 +65,7 @@ def place_of_tensor(name: str) -> tuple[str, str]:
     return next(((check, quantity) for form, check, quantity in PLACES if form.match(name)), ("", ""))
 
 
-def _original_of(evidence: Evidence, check: str) -> tuple[Trace, Against]:
+def _original_of(evidence: TracePair, check: str) -> tuple[Trace, Against]:
     """The original's trace, or the reference's where that alone has what a check is about."""
     here = any(
         place_of_tensor(name)[0] == check and not name.endswith("grad_norm") for name in evidence.expected.tensors
@@ -75,7 +75,7 @@ def _original_of(evidence: Evidence, check: str) -> tuple[Trace, Against]:
     return evidence.reference(), Against.REFERENCE
 
 
-def _names(evidence: Evidence, check: str) -> list[str]:
+def _names(evidence: TracePair, check: str) -> list[str]:
     """The original's, and those of the port that it must have; gradients of micro-batches it kept none of are not."""
     sides = _original_of(evidence, check)[0], evidence.found
     expected, found = ([n for n in trace.tensors if place_of_tensor(n)[0] == check] for trace in sides)
@@ -84,7 +84,7 @@ def _names(evidence: Evidence, check: str) -> list[str]:
     return sorted({*expected, *(n for n in further if check != "gradients" or not kept or n.partition(".")[0] in kept)})
 
 
-def _tensor_row(evidence: Evidence, check: str, name: str) -> Row:
+def _tensor_row(evidence: TracePair, check: str, name: str) -> Row:
     """One tensor under its bound. A loss that is no number on both sides is a fault all the same."""
     source, against = _original_of(evidence, check)
     if name in evidence.expected.tensors:
@@ -98,7 +98,7 @@ def _tensor_row(evidence: Evidence, check: str, name: str) -> Row:
     return compare_named(subject, quantity, name, expected, found, bound)
 
 
-def check_environment(evidence: Evidence) -> list[Row]:
+def check_environment(evidence: TracePair) -> list[Row]:
     """The numeric modes that make a run repeatable, as they must be; and that looking on changes no bit of the loss."""
     subject, found = evidence.subject("environment"), evidence.found.environment
     rows = [compare_value(subject, "mode", name, value, found.get(name)) for name, value in MODES.items()]
@@ -114,19 +114,19 @@ def check_environment(evidence: Evidence) -> list[Row]:
     return rows
 
 
-def check_configuration(evidence: Evidence) -> list[Row]:
+def check_configuration(evidence: TracePair) -> list[Row]:
     """What each side says it runs with, entry by entry: optimizer, groups, what is trained, attention, buffers."""
     sides = [trace.configuration for trace in evidence.traces]
     return setting_rows(evidence.subject("configuration"), sides[0], sides[1], evidence.names)
 
 
-def check_initialisation(evidence: Evidence) -> list[Row]:
+def check_initialisation(evidence: TracePair) -> list[Row]:
     """How each side draws its own initial weights: mean and standard deviation of each, in standard errors."""
     sides = [trace.configuration for trace in evidence.traces]
     return initial_rows(evidence.subject("initialisation"), sides[0], sides[1], evidence.names)
 
 
-def check_weights(evidence: Evidence) -> list[Row]:
+def check_weights(evidence: TracePair) -> list[Row]:
     """Parameters and saved buffers at the start; one row says so where they are no numbers, the rest follows."""
     for trace in evidence.traces:
         if bad := _not_finite(trace):
@@ -141,7 +141,7 @@ def _not_finite(trace: Trace) -> list[str]:
     return [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
 
 
-def check_optimizer_step(evidence: Evidence) -> list[Row]:
+def check_optimizer_step(evidence: TracePair) -> list[Row]:
     """What the first step made of every parameter and saved buffer; every step computed again."""
     rows, audits = states(evidence, "after"), evidence.found.audits
     allowed = [evidence.tolerance(name) for name in ("update", "state", "rows")]
@@ -149,12 +149,12 @@ def check_optimizer_step(evidence: Evidence) -> list[Row]:
     return rows + (update_rows(subject, audits, *allowed) if audits else [])
 
 
-def check_curve(evidence: Evidence) -> list[Row]:
+def check_curve(evidence: TracePair) -> list[Row]:
     """Every series of the curve, and what the state is at its end."""
     return curve_rows(evidence) + states(evidence, "final")
 
 
-def states(evidence: Evidence, group: str) -> list[Row]:
+def states(evidence: TracePair, group: str) -> list[Row]:
     """One row for every name of a group that the original has or must have; none where a trace left the group out."""
     check, quantity = STATES[group]
     expected, found = (trace.group(f"{group}.") for trace in evidence.traces)
@@ -164,7 +164,7 @@ def states(evidence: Evidence, group: str) -> list[Row]:
     return [state_row(evidence, check, quantity, f"{group}.{name}") for name in names]
 
 
-def state_row(evidence: Evidence, check: str, quantity: str, name: str) -> Row:
+def state_row(evidence: TracePair, check: str, quantity: str, name: str) -> Row:
     """One parameter or buffer: what the run made of it, ``after - init``, relative to what the original's made.
 
     Entries that rounding may send either way are set aside, see :func:`parity.allowed.clear`; what the weight's last
@@ -197,14 +197,14 @@ def state_row(evidence: Evidence, check: str, quantity: str, name: str) -> Row:
 ALIKE = Tolerance(Kind.RMS, 2.0**-8, "frozen, and stored in half precision on one side")
 
 
-def check_samplers(evidence: Evidence) -> list[Row]:
+def check_samplers(evidence: TracePair) -> list[Row]:
     """What both draw at random, over many seeds: how many entries, which ever come, how often."""
     subject, sides = evidence.subject("samplers"), [samples_of(trace) for trace in evidence.traces]
     names = sorted({*sides[0], *sides[1]})
     return [row for name in names for row in compare_samplers(subject, name, *(side.get(name, []) for side in sides))]
 
 
-def check_forward(evidence: Evidence) -> list[Row]:
+def check_forward(evidence: TracePair) -> list[Row]:
     """Taps, what the trace names, then every output of every call in the order in which the original's calls end."""
     named = sorted(_names(evidence, "forward"), key=lambda name: (".tap." not in name, name))
     rows = [_tensor_row(evidence, "forward", name) for name in named]
@@ -220,7 +220,7 @@ def check_forward(evidence: Evidence) -> list[Row]:
     return rows + _one_sided(evidence)
 
 
-def _one_sided(evidence: Evidence) -> list[Row]:
+def _one_sided(evidence: TracePair) -> list[Row]:
     """Modules that one side alone calls, with nothing called inside them, and those it calls more often."""
     subject, (expected, found) = evidence.subject("forward"), map(_counts, evidence.traces)
     remedies = "the original alone calls it: None in the name map", "the port alone calls it: only_port in the name map"
@@ -239,7 +239,7 @@ def _counts(trace: Trace) -> Counter[str]:
     return Counter(call.rpartition("#")[0] for call in trace.calls)
 
 
-def _is_wanted(evidence: Evidence, module: str) -> bool:
+def _is_wanted(evidence: TracePair, module: str) -> bool:
     """Says the map nothing of it: that one side has none, or what its parameters are made of?"""
     names = evidence.names
     if not names.expected_of(module) or (module == WHOLE and names.to_port(WHOLE) is None):
@@ -249,7 +249,7 @@ def _is_wanted(evidence: Evidence, module: str) -> bool:
     return not any(target.startswith(f"{module}.") for target in targets)
 
 
-def check_gradient_flow(evidence: Evidence) -> list[Row]:
+def check_gradient_flow(evidence: TracePair) -> list[Row]:
     """The same parameters trained as in the original; each with a finite gradient that is not zero, and moved.
 
     Of each frozen one neither. What is wrong in the same way with the original is no difference.
@@ -284,7 +284,7 @@ def gradient_flow(trace: Trace) -> list[GradientFlow]:
     return flows
 
 
-def check_clip(evidence: Evidence) -> list[Row]:
+def check_clip(evidence: TracePair) -> list[Row]:
     """By the rule where one is known, and beside the original's norms after clipping.
 
     These are compared up to the first step that gets other gradients than the original's: that is an earlier step's
@@ -304,22 +304,22 @@ def check_clip(evidence: Evidence) -> list[Row]:
     return [*rows, compare_grown(evidence.subject("clip"), "grad_norm", name, series, bounds[:count], last)]
 
 
-def _has_rule(evidence: Evidence) -> bool:
+def _has_rule(evidence: TracePair) -> bool:
     return any("clip" in audit.deviations for audit in evidence.found.audits)
 
 
-def check_schedule(evidence: Evidence) -> list[Row]:
+def check_schedule(evidence: TracePair) -> list[Row]:
     """The rate of every step whose rate is known against the schedule's formula."""
     subject, allowed = evidence.subject("schedule", Against.REFERENCE), evidence.tolerance("lr")
     rates = [(audit.lr_expected, audit.lr_used) for audit in evidence.found.audits if audit.lr_expected is not None]
     return [compare_series(subject, "rate", "every step", [a for a, _ in rates], [b for _, b in rates], allowed)]
 
 
-Need = tuple[Callable[[Evidence], object], str]
+Need = tuple[Callable[[TracePair], object], str]
 """What has to be there for a check to have a subject, and the reason that its row gives where it is not."""
 
 
-def needs(*asked: Need) -> Callable[[Evidence], str | None]:
+def needs(*asked: Need) -> Callable[[TracePair], str | None]:
     """Why a check does not apply: by the first thing that is not there; None where all are."""
     return lambda evidence: next((reason for is_there, reason in asked if not is_there(evidence)), None)
 
@@ -327,7 +327,7 @@ def needs(*asked: Need) -> Callable[[Evidence], str | None]:
 def _of_tensors(check: str, follows: tuple[str, ...], reason: str, *asked: Need) -> Check:
     """A check of every tensor that belongs to it."""
 
-    def rows(evidence: Evidence) -> list[Row]:
+    def rows(evidence: TracePair) -> list[Row]:
         return [_tensor_row(evidence, check, name) for name in _names(evidence, check)]
 
     return Check(check, rows, follows, needs(*asked, (lambda evidence: _names(evidence, check), reason)))
@@ -361,8 +361,8 @@ FLOW: Need = (
 )
 FINITE: Need = (lambda e: not _not_finite(e.found), "its weights are no numbers before any step")
 HITS: Need = (has_hits, "neither side counts rows or prints")
-ALIVE: Need = (lambda e: e.alive, "a trace leaves nothing to run again")
-BOTH_ALIVE: Need = (lambda e: e.original, ALIVE[1])
+RERUNNABLE: Need = (lambda e: e.alive, "a trace leaves nothing to run again")
+BOTH_RERUNNABLE: Need = (lambda e: e.original, RERUNNABLE[1])
 ALONE: Need = (
     lambda e: {1} == {one.side.ranks for one in (e.original, e.alive) if one},
     "a side runs on several processes",
@@ -392,10 +392,10 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("curve", check_curve, ("optimizer_step",)),
     Check("hits", hits_rows, ("curve",), needs(HITS)),
-    Check("round_trip", round_trip_rows, (), needs(ALIVE, FINITE), Against.SELF_CONSISTENCY),
-    Check("resume", resume_rows, ("round_trip",), needs(ALIVE, FINITE), Against.SELF_CONSISTENCY),
+    Check("round_trip", round_trip_rows, (), needs(RERUNNABLE, FINITE), Against.SELF_CONSISTENCY),
+    Check("resume", resume_rows, ("round_trip",), needs(RERUNNABLE, FINITE), Against.SELF_CONSISTENCY),
     Check("initialisation", check_initialisation, (), needs(SETUP)),
-    Check("throughput", throughput_rows, (), needs(ALIVE, BOTH_ALIVE, ALONE)),
+    Check("throughput", throughput_rows, (), needs(RERUNNABLE, BOTH_RERUNNABLE, ALONE)),
 )
 NAMES = tuple(check.name for check in CHECKS if check.name not in ON_REQUEST)
 """What is compared by default."""
@@ -408,13 +408,13 @@ def with_own(own: Iterable[Check]) -> tuple[Check, ...]:
     return (*core[:-1], *replaced.values(), core[-1])
 
 
-def run_checks(evidence: Evidence, checks: Iterable[Check] = CHECKS, only: Collection[str] | None = None) -> list[Row]:
+def run_checks(evidence: TracePair, checks: Iterable[Check] = CHECKS, only: Collection[str] | None = None) -> list[Row]:
     """Every check on one piece of evidence, in order; what follows from an earlier failure is blocked."""
     rows = [row for check in checks if only is None or check.name in only for row in run_check(evidence, check)]
     return explained(rows, {check.name: check.follows for check in checks})
 
 
-def run_check(evidence: Evidence, check: Check) -> list[Row]:
+def run_check(evidence: TracePair, check: Check) -> list[Row]:
     """The rows of one check, never none: a reason where it does not apply, a failure where it raised."""
     subject = evidence.subject(check.name, check.against)
     reason = check.reason(evidence)

@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from parity.allowed import draws_of, spread_of
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
-from parity.evidence import raised
 from parity.files import check_output
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.power import run_with_power
@@ -27,6 +26,7 @@ from parity.scaffold import new_pair, new_port
 from parity.side import SideError
 from parity.tolerances import read_tolerances
 from parity.trace import GROUPS, write_trace
+from parity.trace_pair import raised
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -186,7 +186,7 @@ def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[s
         except InputError:
             raise
         except Exception as error:  # whatever the code of a side raises
-            raise SideError(raised(Subject("run", case.name, side.name), error).detail) from error
+            raise SideError(raised(RowKey("run", case.name, side.name), error).detail) from error
         if side is pair.port and pair.extend is not None:
             pair.extend(case, ran.trace)
         typer.echo(write_trace(ran.trace.without(left_out), output / (case.name or pair.name)))

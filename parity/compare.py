@@ -19,7 +19,7 @@ from parity.verdict import Against, Row, Status
 
 
 @dataclass(frozen=True)
-class Subject:
+class RowKey:
     """Whose numbers are compared, and with what: check, case and run name the rows."""
 
     check: str
@@ -91,7 +91,7 @@ def _counted(tensor: Tensor, rows: Tensor | None, in_place: bool) -> Tensor:
 
 
 def compare(
-    subject: Subject,
+    subject: RowKey,
     quantity: str,
     name: str,
     expected: Tensor,
@@ -147,7 +147,7 @@ def _not_finite(values: Tensor, side: str) -> str:
 
 
 def compare_named(
-    subject: Subject,
+    subject: RowKey,
     quantity: str,
     name: str,
     expected: Tensor | None,
@@ -189,7 +189,7 @@ def bits_of(*sides: object) -> str:
 
 
 def compare_groups(
-    subject: Subject, quantity: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance
+    subject: RowKey, quantity: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance
 ) -> list[Row]:
     """Compare tensors by name; a name on one side only fails, and so does an empty expectation."""
     rows = []
@@ -200,7 +200,7 @@ def compare_groups(
     return rows
 
 
-def compare_value(subject: Subject, quantity: str, name: str, expected: object, found: object) -> Row:
+def compare_value(subject: RowKey, quantity: str, name: str, expected: object, found: object) -> Row:
     """Two plain values that must be equal."""
     equal = expected == found
     detail = "" if equal else f"found {found!r}, expected {expected!r}"
@@ -209,7 +209,7 @@ def compare_value(subject: Subject, quantity: str, name: str, expected: object, 
 
 
 def compare_series(
-    subject: Subject, quantity: str, name: str, expected: Sequence[float], found: Sequence[float], tolerance: Tolerance
+    subject: RowKey, quantity: str, name: str, expected: Sequence[float], found: Sequence[float], tolerance: Tolerance
 ) -> Row:
     """Two curves, step by step, under one bound."""
     mine, theirs = (torch.tensor(side, dtype=torch.float64) for side in (expected, found))
@@ -217,7 +217,7 @@ def compare_series(
 
 
 def compare_grown(
-    subject: Subject,
+    subject: RowKey,
     quantity: str,
     name: str,
     sides: Sequence[Sequence[float]],

@@ -10,9 +10,9 @@ from itertools import chain
 from typing import Any
 
 from parity.allowed import numbers_of
-from parity.compare import Subject, bits_of, compare_grown, compare_series, compare_value
-from parity.evidence import Evidence
+from parity.compare import RowKey, bits_of, compare_grown, compare_series, compare_value
 from parity.tolerances import Tolerance
+from parity.trace_pair import TracePair
 from parity.verdict import Row, Status
 
 OWN = {"grad_norm": "grad_norm"}
@@ -20,7 +20,7 @@ RATES = ("lr_used", "lr_after")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def curve_rows(evidence: Evidence) -> list[Row]:
+def curve_rows(evidence: TracePair) -> list[Row]:
     """One row a series: rates, which no rounding reaches, and all numbers of the points under bounds that grow.
 
     Losses of the steps of an unrolled model are asked for where the original has any.
@@ -46,7 +46,7 @@ def _places(side: Sequence[Any]) -> list[int]:
     return [place for place, value in enumerate(side) if value is not None]
 
 
-def _series(subject: Subject, quantity: str, name: str, sides: Sequence[Sequence[Any]], allowed: Tolerance) -> Row:
+def _series(subject: RowKey, quantity: str, name: str, sides: Sequence[Sequence[Any]], allowed: Tolerance) -> Row:
     """Points without a value have none on either side: micro-batches that only accumulate have no gradient norm."""
     present = [_places(side) for side in sides]
     if present[0] != present[1]:
@@ -57,12 +57,12 @@ def _series(subject: Subject, quantity: str, name: str, sides: Sequence[Sequence
     return compare_series(subject, quantity, name, mine, theirs, allowed)
 
 
-def has_hits(evidence: Evidence) -> bool:
+def has_hits(evidence: TracePair) -> bool:
     """Does either side count rows or print lines?"""
     return any(any(point.rows for point in trace.curve) or trace.prints for trace in evidence.traces)
 
 
-def hits_rows(evidence: Evidence) -> list[Row]:
+def hits_rows(evidence: TracePair) -> list[Row]:
     """Rows in the loss; hits among the first 1, 2, ... choices, near ties aside; and the printed lines."""
     subject, curves = evidence.subject("hits"), (evidence.expected.curve, evidence.found.curve)
     counted = [[point.rows for point in curve] for curve in curves]
@@ -78,13 +78,13 @@ def hits_rows(evidence: Evidence) -> list[Row]:
     return rows + ([_lines(evidence, *lines)] if any(lines) else [])
 
 
-def _ties(evidence: Evidence, place: int) -> list[int]:
+def _ties(evidence: TracePair, place: int) -> list[int]:
     """Of either side, the larger count; none where neither side counted."""
     pairs = zip(evidence.expected.curve, evidence.found.curve)
     return [max(point.ties[place] if place < len(point.ties) else 0 for point in pair) for pair in pairs]
 
 
-def _counts(subject: Subject, name: str, expected: Sequence[int], found: Sequence[int], ties: Sequence[int]) -> Row:
+def _counts(subject: RowKey, name: str, expected: Sequence[int], found: Sequence[int], ties: Sequence[int]) -> Row:
     """Counts that must be equal but for those that near ties decide; measured is what lies beyond these."""
     if len(expected) != len(found) or not expected:
         detail = f"{len(found)} points, expected {len(expected)}" if expected or found else "nothing compared"
@@ -101,7 +101,7 @@ def _counts(subject: Subject, name: str, expected: Sequence[int], found: Sequenc
     return replace(row, bits=bits_of(list(expected), list(found)))
 
 
-def _lines(evidence: Evidence, expected: Sequence[str], found: Sequence[str]) -> Row:
+def _lines(evidence: TracePair, expected: Sequence[str], found: Sequence[str]) -> Row:
     """The same printed lines: each number within a unit and a half of its last digit, and what rounding does to a loss.
 
     A percentage, which counts hits, besides within what near ties decide.

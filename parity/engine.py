@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from parity.calls import CALLS, WHOLE, dotted
 from parity.compare import View
 from parity.errors import InputError
-from parity.evidence import Check, Evidence
 from parity.inside_vllm import ANSWER, HEAD, LIKELY
 from parity.names import Fused, NameMap
 from parity.observe import tap
 from parity.side import Run, run_command
 from parity.trace import read_trace
+from parity.trace_pair import Check, TracePair
 from parity.verdict import Row
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -168,7 +168,7 @@ def engine_names(
     return NameMap({**none, WHOLE: None, **(prefixes or {})}, fused, own)
 
 
-def logprob_rows(evidence: Evidence) -> list[Row]:
+def logprob_rows(evidence: TracePair) -> list[Row]:
     """Log-probabilities of the prompts' tokens: the mean difference in nats under its bound, and the largest."""
     name = f"mb0.tap.{LIKELY}#0"
     expected, found = (trace.tensors[name].double() for trace in evidence.traces)
@@ -181,7 +181,7 @@ def logprob_rows(evidence: Evidence) -> list[Row]:
     ]
 
 
-def token_rows(evidence: Evidence) -> list[Row]:
+def token_rows(evidence: TracePair) -> list[Row]:
     """Greedy answers beside the original's choice, up to the first that differs: a row for every prompt.
 
     One that differs passes where the original's logits of the two are as near as rounding may bring them.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parity.calls import CALLS, WHOLE, Call, below, dotted, first_of
-from parity.compare import Subject, compare_named
+from parity.compare import RowKey, compare_named
 from parity.tolerances import Kind, Tolerance
 from parity.verdict import Row
 
@@ -75,7 +75,7 @@ class Apart:
     def told(self, expected: Tensor, found: Tensor) -> tuple[str, float]:
         """And how many bounds they are apart: 0 within one, infinite where that is no number, 1 of another shape."""
         tolerance = Tolerance(Kind.RMS, self.own.get(id(expected), self.bound), "")
-        row = compare_named(Subject("", "", ""), "", "", expected, found, tolerance)
+        row = compare_named(RowKey("", "", ""), "", "", expected, found, tolerance)
         if not row.compared or row.passed or expected.numel() == found.numel() == 0:
             return "", 0.0
         factor = ALONE if row.measured is None else row.ratio or 0.0
@@ -134,7 +134,7 @@ def _without_leading(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def compare_calls(subject: Subject, expected: Call, found: Call | None, allowed: Allowed) -> list[Row]:
+def compare_calls(subject: RowKey, expected: Call, found: Call | None, allowed: Allowed) -> list[Row]:
     """One row for every output under its own bound, and one for all that one side alone gives."""
     if found is None:
         return [subject.row("out", expected.key, None, None, False, "missing: the port makes fewer calls")]
@@ -162,7 +162,7 @@ def _bound(allowed: Allowed, call: Call, kind: str, place: str) -> Tolerance:
     return allowed(dotted(f"{CALLS}{call.key}.{kind}", place), dtype)
 
 
-def compare_inputs(subject: Subject, expected: Call, found: Call, allowed: Allowed) -> list[Row]:
+def compare_inputs(subject: RowKey, expected: Call, found: Call, allowed: Allowed) -> list[Row]:
     """One row for every id, position and mask that both sides have; states are somebody's outputs."""
     return [
         compare_named(

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.calls import Call, SentBack, below, keep, keep_calls, open_ended, snapshot, tensors_of, watch, with_tensors
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.errors import InputError
 from parity.trace import Trace
 from parity.verdict import Row
@@ -375,7 +375,7 @@ def _entries(drawn: Tensor) -> Tensor:
     return drawn.nonzero()[:, -1] if drawn.dtype == torch.bool else drawn
 
 
-def compare_samplers(subject: Subject, name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[Row]:
+def compare_samplers(subject: RowKey, name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[Row]:
     """Two samplers as such: how many entries a draw has, which ever come, how often, and what stands at each place.
 
     Numbers are compared in standard errors over the draws, so that entries of one draw may depend on each other; what
@@ -401,7 +401,7 @@ def compare_samplers(subject: Subject, name: str, expected: Sequence[Tensor], fo
     return rows
 
 
-def _compare_entries(subject: Subject, name: str, *sides: Sequence[Tensor]) -> list[Row]:
+def _compare_entries(subject: RowKey, name: str, *sides: Sequence[Tensor]) -> list[Row]:
     """Whole numbers: those that both sides ever draw, and the share of draws with each."""
     entries = torch.cat([draw for side in sides for draw in side]).unique()
     drawn = [torch.stack([torch.isin(entries, draw) for draw in side]).double() for side in sides]
@@ -427,7 +427,7 @@ def _errors(*sides: Tensor) -> Tensor:
     return torch.where(gap == 0, gap, gap / error)
 
 
-def _compare_floats(subject: Subject, name: str, *sides: Sequence[Tensor]) -> list[Row]:
+def _compare_floats(subject: RowKey, name: str, *sides: Sequence[Tensor]) -> list[Row]:
     """Mean and deviation of entries, deviation of draws, and the shares of entries up to each of some levels.
 
     The last is Kolmogorov and Smirnov's distance, in errors that hold for entries which depend on each other as well.
@@ -456,7 +456,7 @@ def _shares(draw: Tensor, levels: Tensor) -> Tensor:
 
 
 def _alike(
-    subject: Subject,
+    subject: RowKey,
     quantity: str,
     name: str,
     *sides: Tensor,

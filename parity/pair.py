@@ -21,7 +21,6 @@ from _pytest.mark.expression import Expression
 from parity.checks import ON_REQUEST, with_own
 from parity.compare import View
 from parity.errors import InputError, place_of
-from parity.evidence import Check, Evidence
 from parity.names import NameMap
 from parity.plants import Fault
 from parity.renamed import CHECKS, new_name, understands
@@ -29,6 +28,7 @@ from parity.side import AnySide, Case, FolderSide, Side
 from parity.study import KnownDifference
 from parity.tolerances import Tolerances
 from parity.trace import Trace
+from parity.trace_pair import Check, TracePair
 from parity.verdict import Deviation, Report, Row
 
 SHIPPED = {"eagle3": "parity.prototypes.pair:EAGLE3", "hass": "parity.prototypes.pair:HASS"}
@@ -92,14 +92,14 @@ class Pair:
     tolerances: Tolerances = field(default_factory=dict)
     checks: Sequence[Check] = ()
     asked: Sequence[str] = ()
-    not_applicable: Mapping[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
+    not_applicable: Mapping[str, str | Callable[[TracePair], str | None]] = field(default_factory=dict)
     sides: Sequence[AnySide] = ()
     live: Callable[[Path], Any] | None = None
     remedy: str = ""
     package: str = ""
     verify: Callable[[Path], list[str]] | None = None
     reference: Callable[[Any], Trace] | None = None
-    hint: Callable[[Row, Evidence], str] | None = None
+    hint: Callable[[Row, TracePair], str] | None = None
     jobs: Mapping[str, Job] = field(default_factory=dict)
     record: Callable[[Any, Path, Path], Path] | None = None
     extend: Callable[[Any, Trace], None] | None = None

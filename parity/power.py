@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from parity.checks import CHECKS, ON_REQUEST, run_check
-from parity.compare import Subject
-from parity.evidence import Check, Evidence, raised
+from parity.compare import RowKey
 from parity.faults import GENERIC, SOUND, in_field, inside, of_batches, of_buffers
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.plants import Fault, Ground
@@ -24,6 +23,7 @@ from parity.run import SILENT, CaseRun, KitReport, Progress, leaves_out, run_pai
 from parity.side import STEPS, Side
 from parity.study import KnownDifference, ReplacedFunctions, switched
 from parity.trace import Trace
+from parity.trace_pair import Check, TracePair, raised
 from parity.verdict import Planted, Row, Sight, Skip, Status
 
 BUFFERS = 4
@@ -116,7 +116,7 @@ class Battery:
                     ground.found = evidence.found
                     return first_seen(replace(evidence, original=None), checks)  # no fault is for the original to run
         except Exception as error:  # whatever the code of a side raises
-            return [raised(Subject("run", self.case.name, self.pair.port.name or "port"), error)]
+            return [raised(RowKey("run", self.case.name, self.pair.port.name or "port"), error)]
 
     def _told(
         self, fault: Fault, sight: Sight, ground: Ground, size: float, rows: Sequence[Row] = (), detail: str = ""
@@ -146,7 +146,7 @@ def alike(*sides: Trace | None) -> bool:
     return bool(mine) and same
 
 
-def first_seen(evidence: Evidence, checks: Iterable[Check]) -> list[Row]:
+def first_seen(evidence: TracePair, checks: Iterable[Check]) -> list[Row]:
     """The failed rows of the first check that has any; no later one is asked."""
     found = ([row for row in run_check(evidence, check) if row.status is Status.FAILED] for check in checks)
     return next(filter(None, found), [])

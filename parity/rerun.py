@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from parity.calls import state_of, tensors_of, whole
 from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
-from parity.evidence import Evidence
 from parity.names import NameMap
 from parity.observe import drawing
 from parity.ranks import one_folder, reduced
 from parity.setup import setting_rows, setup_of
-from parity.side import Alive, Training, give, start
+from parity.side import Rerunnable, Training, copy_weights, fresh_module
 from parity.speed import Steps, alternate, prototype_rows, speed_of
+from parity.trace_pair import TracePair
 from parity.verdict import Row
 
 TIMED_STEPS, ROUNDS = 5, 7
 MOVED = 2.0**-6
 
 
-def round_trip_rows(evidence: Evidence) -> list[Row]:
+def round_trip_rows(evidence: TracePair) -> list[Row]:
     """One step, save, open: the same state to the bit, the same loss, parameters trained and attention.
 
     The step starts from what no build gives, see :func:`move`: what is not in the checkpoint cannot open right.
@@ -35,14 +35,14 @@ def round_trip_rows(evidence: Evidence) -> list[Row]:
     return _everywhere(evidence, _round_trip)
 
 
-def _everywhere(evidence: Evidence, rows: Callable[[Evidence, Alive], list[Row]]) -> list[Row]:
+def _everywhere(evidence: TracePair, rows: Callable[[TracePair, Rerunnable], list[Row]]) -> list[Row]:
     """On every rank of the side; of each row the worst."""
     assert evidence.alive is not None
     found = evidence.alive.everywhere(partial(rows, evidence))
     return [max(each, key=lambda row: not row.passed) for each in zip(*found)]
 
 
-def _round_trip(evidence: Evidence, alive: Alive) -> list[Row]:
+def _round_trip(evidence: TracePair, alive: Rerunnable) -> list[Row]:
     subject, exact = evidence.subject("round_trip"), evidence.tolerance("round_trip")
     with deterministic(alive.case.seed):
         with _drawing(alive):
@@ -55,7 +55,7 @@ def _round_trip(evidence: Evidence, alive: Alive) -> list[Row]:
     return [*rows, compare_series(subject, "round_trip", "loss", losses[0], losses[1], exact)]
 
 
-def resume_rows(evidence: Evidence) -> list[Row]:
+def resume_rows(evidence: TracePair) -> list[Row]:
     """A run that stops half way, is saved, opened in a fresh build and goes on: the same to the bit in everything.
 
     Both runs start from what no build gives, as in ``round_trip``.
@@ -63,7 +63,7 @@ def resume_rows(evidence: Evidence) -> list[Row]:
     return _everywhere(evidence, _resume)
 
 
-def _resume(evidence: Evidence, alive: Alive) -> list[Row]:
+def _resume(evidence: TracePair, alive: Rerunnable) -> list[Row]:
     subject, exact = evidence.subject("resume"), evidence.tolerance("resume")
     end = max(2, alive.case.steps)
     with deterministic(alive.case.seed):
@@ -82,16 +82,16 @@ def _resume(evidence: Evidence, alive: Alive) -> list[Row]:
     return rows
 
 
-def _drawing(alive: Alive) -> AbstractContextManager[object]:
+def _drawing(alive: Rerunnable) -> AbstractContextManager[object]:
     """What the run drew, drawn again from its beginning; a run of one step has too little for two."""
     replayed = alive.case.replayed if alive.case.steps > 1 else {}
     return drawing(alive.case.draws, replayed)
 
 
-def _begun(alive: Alive, steps: int) -> Training:
+def _begun(alive: Rerunnable, steps: int) -> Training:
     """So many steps from moved weights, seeded like every other run."""
     set_seed(alive.case.seed)
-    move(module := start(alive.side, alive.case.weights))
+    move(module := fresh_module(alive.side, alive.case.weights))
     training = Training(alive.side, module)
     alive.side.seed(alive.case.seed)
     training.run(alive.case.batches, steps)
@@ -112,18 +112,18 @@ def move(module: nn.Module) -> None:
             value.copy_(torch.where(value == 0, MOVED, value * (1 + MOVED)))
 
 
-def _reopened(alive: Alive, module: nn.Module) -> nn.Module:
+def _reopened(alive: Rerunnable, module: nn.Module) -> nn.Module:
     """Saved and opened. What is frozen and opens as NaN is loaded from elsewhere, a verifier's: it is given again."""
     with one_folder() as folder:
         alive.side.write(module, folder)
         reopened = alive.side.read(folder)
     opened, held = dict(reopened.named_parameters()), dict(module.named_parameters())
     frozen = {name: whole(value) for name, value in held.items() if name in opened and not value.requires_grad}
-    give(reopened, {name: value for name, value in frozen.items() if bool(opened[name].isnan().any())})
+    copy_weights(reopened, {name: value for name, value in frozen.items() if bool(opened[name].isnan().any())})
     return reopened
 
 
-def _resumed(alive: Alive, stopped: Training) -> Training:
+def _resumed(alive: Rerunnable, stopped: Training) -> Training:
     """A fresh build with the saved weights, optimizer, schedule and the generators of that moment."""
     with torch.random.fork_rng(), tempfile.TemporaryFile() as file:
         resumed = Training(alive.side, _reopened(alive, stopped.module))
@@ -141,13 +141,13 @@ def _everything(training: Training) -> dict[str, Tensor]:
     return {**state_of(training.module), **{name: whole(value) for name, value in state.items()}}
 
 
-def _loss(alive: Alive, module: nn.Module) -> float:
+def _loss(alive: Rerunnable, module: nn.Module) -> float:
     alive.side.seed(alive.case.seed)
     with torch.no_grad(), _drawing(alive):
         return float(alive.side.loss(module, alive.case.batches[0]))
 
 
-def unobserved_loss(alive: Alive) -> float:
+def unobserved_loss(alive: Rerunnable) -> float:
     """The first loss of the run, made once more in a fresh build by a side that nothing looks at.
 
     What the other side drew takes the place of this one's draws, which nothing else touches.
@@ -155,10 +155,10 @@ def unobserved_loss(alive: Alive) -> float:
     return float(reduced(alive.everywhere(_plain_loss), alive.side.reduce))
 
 
-def _plain_loss(alive: Alive) -> float:
+def _plain_loss(alive: Rerunnable) -> float:
     case, side = alive.case, alive.side
     with deterministic(case.seed):
-        module = side.wrapped(start(side, case.weights))
+        module = side.wrapped(fresh_module(side, case.weights))
         side.seed(case.seed)
         with (
             drawing(case.draws, case.replayed) if case.replayed else nullcontext(),
@@ -167,7 +167,7 @@ def _plain_loss(alive: Alive) -> float:
             return float(side.loss(module, case.batches[0]).detach())
 
 
-def throughput_rows(evidence: Evidence) -> list[Row]:
+def throughput_rows(evidence: TracePair) -> list[Row]:
     """Time per optimizer step of the port over the original's, by both clocks, alternating, one thread."""
     assert evidence.original is not None
     assert evidence.alive is not None
@@ -180,7 +180,7 @@ def throughput_rows(evidence: Evidence) -> list[Row]:
     return prototype_rows(subject, times["original"], times["port"], names[0], allowed)
 
 
-def _steps(alive: Alive) -> Steps:
+def _steps(alive: Rerunnable) -> Steps:
     def run() -> Iterator[int]:
         training = _begun(alive, 0)
         while True:

@@ -20,10 +20,9 @@ from rich.console import Console
 from parity.allowed import SAYS_NOTHING, Spread, draws_of, pool_of, spread_of
 from parity.calls import WHOLE, calls_of
 from parity.checks import NAMES, gradient_flow, run_check, run_checks
-from parity.compare import Subject, viewed
+from parity.compare import RowKey, viewed
 from parity.environment import described, deterministic
 from parity.errors import InputError, place_of
-from parity.evidence import Check, Evidence, raised
 from parity.files import read_object
 from parity.locate import LOSS, Apart, Finding, first_backward, first_forward
 from parity.names import NameMap, align, as_map, known_to
@@ -32,10 +31,11 @@ from parity.operators import Live, with_operator
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.renamed import CHECKS, new_name
 from parity.report import print_report, write_html, write_json
-from parity.side import STEPS, Alive, AnySide, Batch, Case, Run, Side, TraceSide, start
+from parity.side import STEPS, AnySide, Batch, Case, Rerunnable, Run, Side, TraceSide, fresh_module
 from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
 from parity.tolerances import Tolerances, checked
 from parity.trace import META, Trace, read_trace
+from parity.trace_pair import Check, TracePair, raised
 from parity.verdict import Against, Curve, Ledger, Report, Row, Skip, Status, one_row_a_check
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
@@ -102,7 +102,7 @@ class CaseRun:
     held: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     @contextmanager
-    def apart(self, side: AnySide) -> Iterator[Evidence]:
+    def apart(self, side: AnySide) -> Iterator[TracePair]:
         """A further side against the same original, for as long as it is looked at."""
         with ExitStack() as stack:
             self.original()
@@ -112,7 +112,7 @@ class CaseRun:
         """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
         return self._once(self.case, self._original)  # of the case: a pair may hold a side against itself
 
-    def evidence(self, side: AnySide) -> Evidence:
+    def evidence(self, side: AnySide) -> TracePair:
         """A side against the original. Whatever the code of either raises comes through, as above."""
         return self._once(side, partial(self._evidence, side))
 
@@ -137,7 +137,7 @@ class CaseRun:
         """The original again, moved by a unit in the last place; none where it cannot be."""
         return draws_of(self.pair.original, self.pair.for_original(self.case), self.original().trace)
 
-    def _evidence(self, side: AnySide) -> Evidence:
+    def _evidence(self, side: AnySide) -> TracePair:
         run, names, pair = self.original(), as_map(self.pair.names), self.pair
         case, drawn = run.case or self.case, given(pair.draws, run.trace.group("mb0.draw."))
         handed: set[str] = {*getattr(side, "told", ())}
@@ -162,7 +162,7 @@ class CaseRun:
             draws = [align(draw, ran.trace, names)[0] for draw in self._once(pair, self._draws)]
             return spread_of(mine, [viewed(draw, found, pair.views)[0] for draw in draws]) if draws else {}
 
-        return Evidence(
+        return TracePair(
             case=case,
             expected=mine.without(left_out),
             found=theirs.without(left_out),
@@ -270,7 +270,7 @@ class Runner:
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
-        subject = Subject("environment", self.pair.name, "original", Against.SELF_CONSISTENCY)
+        subject = RowKey("environment", self.pair.name, "original", Against.SELF_CONSISTENCY)
         if self.pair.verify is not None:
             wrong = [(line.partition(":")[0], line) for line in self.pair.verify(root)] or [("all", "")]
             self.report.rows += [
@@ -286,18 +286,18 @@ class Runner:
         if reason:
             self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
             return
-        run = self._guarded(Subject("run", name, original.name or "original", Against.SELF_CONSISTENCY), held.original)
+        run = self._guarded(RowKey("run", name, original.name or "original", Against.SELF_CONSISTENCY), held.original)
         if run is None:
             return
         self.report.curves += curves(run.trace, self.report.baseline)
         port, known = self.pair.port, self.pair.known_differences
         sides = self._guarded(
-            Subject("known_differences", name, port.name or "port", Against.SELF_CONSISTENCY),
+            RowKey("known_differences", name, port.name or "port", Against.SELF_CONSISTENCY),
             partial(sides_of, self.pair),
         )
         for side in sides or ():
             subject, reason = (
-                Subject("run", name, side.name or "port", Against.SELF_CONSISTENCY),
+                RowKey("run", name, side.name or "port", Against.SELF_CONSISTENCY),
                 leaves_out(side, case) or "",
             )
             if reason:
@@ -310,7 +310,7 @@ class Runner:
     def _known_differences(self, case: str, ledger: Ledger) -> None:
         """What known differences explain in one case, and what the port raises as it is."""
         rows = raised_rows(
-            Subject("run", case, ledger.run or "port", Against.SELF_CONSISTENCY), self.pair.known_differences, ledger
+            RowKey("run", case, ledger.run or "port", Against.SELF_CONSISTENCY), self.pair.known_differences, ledger
         )
         wrong = next((row for row in rows if not row.passed), None)
         self.first = self.first or (Finding("run", "run", wrong.run, 0, wrong.detail) if wrong else None)
@@ -320,7 +320,7 @@ class Runner:
     def judge_known_differences(self, strict: bool) -> None:
         """A known difference that explains nothing in any case is a failed row, or a note."""
         if self.report.ledgers:
-            subject = Subject(
+            subject = RowKey(
                 "known_differences", self.pair.name, self.pair.port.name or "port", Against.SELF_CONSISTENCY
             )
             rows = effect_rows(subject, self.pair.known_differences, self.report.ledgers)
@@ -328,7 +328,7 @@ class Runner:
             self.report.notes += [] if strict else [row.detail for row in rows if not row.passed]
             self.report.notes += unheld(self.pair.known_differences)
 
-    def _guarded(self, subject: Subject, ask: Callable[[], Any]) -> Any:
+    def _guarded(self, subject: RowKey, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
         except InputError:
@@ -339,7 +339,7 @@ class Runner:
             self.first = self.first or Finding("run", "run", subject.run, 0, row.detail)
             return None
 
-    def _side(self, evidence: Evidence, checks: Sequence[Check]) -> None:
+    def _side(self, evidence: TracePair, checks: Sequence[Check]) -> None:
         """All that the report says of one side on one case."""
         report = self.report
         rows = run_checks(evidence, checks)
@@ -364,7 +364,7 @@ def curves(trace: Trace, run: str) -> list[Curve]:
     return [Curve(trace.case, run, "loss", tuple(losses)), Curve(trace.case, run, "grad_norm", tuple(norms))]
 
 
-def notes_of(evidence: Evidence) -> list[str]:
+def notes_of(evidence: TracePair) -> list[str]:
     """What was not compared, and every version or mode that the two environments do not share."""
     theirs, own = evidence.expected.environment, evidence.found.environment
     notes = [
@@ -376,7 +376,7 @@ def notes_of(evidence: Evidence) -> list[str]:
     return notes + [f"left out of a trace, not compared: {left_out}"] * bool(left_out)
 
 
-def hinted(rows: list[Row], evidence: Evidence, first: Finding | None, pair: Pair) -> list[Row]:
+def hinted(rows: list[Row], evidence: TracePair, first: Finding | None, pair: Pair) -> list[Row]:
     """The first failed row of every check says what it looks like, the first of all where it goes wrong."""
     told, seen = [], set[str]()
     for row in rows:
@@ -388,7 +388,7 @@ def hinted(rows: list[Row], evidence: Evidence, first: Finding | None, pair: Pai
     return told
 
 
-def _hint(row: Row, evidence: Evidence, pair: Pair) -> str:
+def _hint(row: Row, evidence: TracePair, pair: Pair) -> str:
     """What the pair says of a failed row; a hint that raises takes no report with it."""
     try:
         return pair.hint(row, evidence) if pair.hint else ""
@@ -396,7 +396,7 @@ def _hint(row: Row, evidence: Evidence, pair: Pair) -> str:
         return f"no hint: {type(error).__name__} at {place_of(error)}"
 
 
-def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:
+def first_place(rows: Sequence[Row], evidence: TracePair) -> Finding | None:
     """Where the first failed row's check goes wrong; None when everything passed."""
     row = next((row for row in rows if row.status is Status.FAILED), None)
     sides, finding = (calls_of(evidence.expected), calls_of(evidence.found)), None
@@ -410,7 +410,7 @@ def first_place(rows: Sequence[Row], evidence: Evidence) -> Finding | None:
     return _with_operator(finding, evidence) if finding else _of_row(row)
 
 
-def _apart(evidence: Evidence, quantity: str) -> Apart:
+def _apart(evidence: TracePair, quantity: str) -> Apart:
     """Do two tensors differ by more than rounding? Each by its own bound; what has none by the largest there is."""
     traced = {name: value for name, value in evidence.expected.tensors.items() if pool_of(name)}
     own = {id(value): evidence.allowed(quantity, name, value.dtype).bound for name, value in traced.items()}
@@ -419,7 +419,7 @@ def _apart(evidence: Evidence, quantity: str) -> Apart:
     return Apart(max(said, default=table.bound) if evidence.spread else table.bound, own)
 
 
-def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
+def _with_operator(finding: Finding, evidence: TracePair) -> Finding:
     """The first operator below the module too, where both sides can be run again."""
     original, port = evidence.original, evidence.alive
     if original is None or port is None or original.side.ranks > 1 or port.side.ranks > 1:
@@ -431,10 +431,10 @@ def _with_operator(finding: Finding, evidence: Evidence) -> Finding:
         return replace(finding, operator=f"not found, {type(error).__name__} at {place_of(error)}")
 
 
-def _to_follow(alive: Alive) -> Live:
+def _to_follow(alive: Rerunnable) -> Live:
     """A fresh module and its loss, with the same seed and draws as the run's."""
     with deterministic(alive.case.seed):
-        module = start(alive.side, alive.case.weights)
+        module = fresh_module(alive.side, alive.case.weights)
 
     def run() -> Any:
         with deterministic(alive.case.seed), drawing(alive.case.draws, alive.case.replayed):
@@ -538,7 +538,7 @@ def compare_folders(
         if name not in sides[0] or name not in sides[1]:
             missing = f"missing in {port if name in sides[0] else original}"
             results[0].rows.append(
-                Subject("trace", name, "trace", Against.SELF_CONSISTENCY).row("trace", "", None, None, False, missing)
+                RowKey("trace", name, "trace", Against.SELF_CONSISTENCY).row("trace", "", None, None, False, missing)
             )
             continue
         pair = read_trace(sides[0][name]), read_trace(sides[1][name])

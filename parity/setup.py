@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.calls import whole
-from parity.compare import Subject, compare_value
+from parity.compare import RowKey, compare_value
 from parity.errors import InputError
 from parity.names import NameMap
 from parity.observe import SIGNIFICANT
@@ -152,7 +152,7 @@ def moments(values: Tensor) -> list[float]:
     return [float(mean), float(variance.sqrt()), float(kurtosis), wide.numel()]
 
 
-def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
+def setting_rows(subject: RowKey, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
     """One row for everything that either side says it runs with; what one side alone says is a difference.
 
     Parameters are by the port's names. Those of one side alone are the business of ``weights``, and may be fused or
@@ -183,7 +183,7 @@ def setting_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap
     return [*rows, *([_grouped_row(subject, expected, found, names)] if grouped else [])]
 
 
-def _grouped_row(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> Row:
+def _grouped_row(subject: RowKey, expected: Setup, found: Setup, names: NameMap) -> Row:
     """The settings of every parameter that both train: what differs, and of which. Fused ones have their parts'."""
     mine, theirs = _renamed("grouped", expected, found, names)
     for entry in names.fused.values():
@@ -228,7 +228,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     }
 
 
-def initial_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
+def initial_rows(subject: RowKey, expected: Setup, found: Setup, names: NameMap) -> list[Row]:
     """How each side draws what both have: mean and standard deviation in standard errors; constants must be equal.
 
     What a side leaves NaN and does not train is to be loaded, and has no row.
@@ -245,7 +245,7 @@ def initial_rows(subject: Subject, expected: Setup, found: Setup, names: NameMap
     return [row for name in shared for row in _drawn_alike(subject, name, mine[name], theirs[name])]
 
 
-def _drawn_alike(subject: Subject, name: str, *sides: list[float]) -> list[Row]:
+def _drawn_alike(subject: RowKey, name: str, *sides: list[float]) -> list[Row]:
     errors = {
         "mean": math.hypot(*(std / count**0.5 for _, std, _, count in sides)),
         "std": math.hypot(*(std * ((kurtosis - 1) / (4 * count)) ** 0.5 for _, std, kurtosis, count in sides)),

@@ -75,7 +75,7 @@ class Run:
     """
 
     trace: Trace
-    alive: Alive | None = None
+    alive: Rerunnable | None = None
     case: Any = None
     left: Any = None
 
@@ -181,10 +181,10 @@ class Side:
     @contextmanager
     def trace(self, case: Case) -> Iterator[Run]:
         """Runs now; what it leaves can be run again."""
-        yield Run(self._traced(case), Alive(self, case))
+        yield Run(self._traced(case), Rerunnable(self, case))
 
     def _traced(self, case: Case, *moved: Any) -> Trace:
-        found = Alive(self, case).everywhere(lambda alive: trace_case(alive.side, alive.case, *moved))
+        found = Rerunnable(self, case).everywhere(lambda alive: trace_case(alive.side, alive.case, *moved))
         return found[0] if self.ranks == 1 else processes.joined(found, self.reduce)
 
     def seed(self, number: int) -> None:
@@ -216,7 +216,7 @@ class Side:
         """Save the module into a folder that exists; of several ranks the first does, all of the module."""
         if any(hasattr(value, "full_tensor") for value in module.parameters()):
             module, state = self.build(), state_of(module)
-            give(module, state)
+            copy_weights(module, state)
         if processes.is_first():
             self._save(module, folder)
         processes.wait()
@@ -242,22 +242,22 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Alive:
+class Rerunnable:
     """A side that can be run again on a case."""
 
     side: Side
     case: Case
 
-    def everywhere(self, work: Callable[[Alive], Found]) -> list[Found]:
+    def everywhere(self, work: Callable[[Rerunnable], Found]) -> list[Found]:
         """What is made of it in this process, or on every rank of the side, each with its share of the case."""
         if self.side.ranks == 1 or processes.inside():
             return [work(self)]
         return processes.together(self.side.ranks, lambda: work(self._of_rank()), self.side.ground)
 
-    def _of_rank(self) -> Alive:
+    def _of_rank(self) -> Rerunnable:
         case, count = self.case, processes.samples_in(self.case.batches[:1])
         batches, drawn = processes.shares(case.batches, self.side.share), processes.share_of_draws(case.replayed, count)
-        return Alive(self.side, replace(case, batches=batches, replayed=drawn))
+        return Rerunnable(self.side, replace(case, batches=batches, replayed=drawn))
 
 
 @dataclass(frozen=True)
@@ -458,7 +458,7 @@ def trace_case(side: Side, case: Case, draw: int = 0, precision: torch.dtype = t
     with deterministic(case.seed):
         module = side.build()
         initial = setup_of(module)["initial"]
-        give(module, case.weights)
+        copy_weights(module, case.weights)
         if draw:
             move_module(module, draw, precision)
         batches = [moved(batch, draw, precision, part) for part, batch in enumerate(case.batches, 1)]
@@ -508,15 +508,15 @@ def _first_step(trace: Trace, training: Training, batch: Batch) -> None:
     trace.keep("after", state_of(training.module))
 
 
-def start(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def fresh_module(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A fresh module, with those of the weights that fit it."""
     module = side.build()
-    give(module, weights or {})
+    copy_weights(module, weights or {})
     return module
 
 
 @torch.no_grad()
-def give(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def copy_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy those weights that the module has in the same name and shape."""
     own: dict[str, Tensor] = {**module.state_dict(), **dict(module.named_parameters())}
     for name, value in weights.items():

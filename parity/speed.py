@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.tolerances import Tolerance
 from parity.verdict import Row, Speed
 
@@ -107,7 +107,7 @@ def peak_bytes() -> int:
     return size if sys.platform == "darwin" else size * 1024
 
 
-def prototype_rows(subject: Subject, prototype: Times, port: Times, name: str, allowed: Tolerance) -> list[Row]:
+def prototype_rows(subject: RowKey, prototype: Times, port: Times, name: str, allowed: Tolerance) -> list[Row]:
     """Time per step of the port over that of ``name``, by both clocks; at most 1 / 0.9."""
     rows = []
     for clock in CLOCKS:

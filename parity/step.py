@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from parity.calls import gradients_of, whole
-from parity.compare import Subject, compare_series
+from parity.compare import RowKey, compare_series
 from parity.tolerances import Tolerance
 from parity.trace import LargestError, StepAudit
 from parity.verdict import Against, Row
@@ -286,7 +286,7 @@ def _deviation(name: str, expected: Tensor, found: Tensor | None, size: Tensor) 
 
 
 def update_rows(
-    subject: Subject, audits: Sequence[StepAudit], weights: Tolerance, states: Tolerance, steps: Tolerance
+    subject: RowKey, audits: Sequence[StepAudit], weights: Tolerance, states: Tolerance, steps: Tolerance
 ) -> list[Row]:
     """Weights and the optimizer's state after every step against the formulas; and how many steps it says it made."""
     known = {audit.against for audit in audits} or {subject.against.value}
@@ -302,7 +302,7 @@ def update_rows(
     return rows
 
 
-def audit_row(subject: Subject, audits: Sequence[StepAudit], quantity: str, allowed: Tolerance) -> Row:
+def audit_row(subject: RowKey, audits: Sequence[StepAudit], quantity: str, allowed: Tolerance) -> Row:
     """The worst of all steps in one quantity, ``clip`` for example: did what the backward gave arrive as it should?"""
     found = [(audit, audit.deviations[quantity]) for audit in audits if quantity in audit.deviations]
     if not found:

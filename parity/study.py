@@ -14,23 +14,23 @@ from functools import partial, reduce, wraps
 from typing import Any
 
 from parity.checks import run_check
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.errors import InputError
-from parity.evidence import Check, Evidence, raised
 from parity.observe import replaced
 from parity.renamed import understands
+from parity.trace_pair import Check, TracePair, raised
 from parity.verdict import RAISED, Against, Difference, Ledger, Row
 
 Switch = Callable[[Any], Any]
 """From a side to one that does a thing as the original does it."""
 
-Ask = Callable[[Any], AbstractContextManager[Evidence]]
+Ask = Callable[[Any], AbstractContextManager[TracePair]]
 """From a side to its evidence against the original."""
 
 Rows = Mapping[tuple[str, str, str], Row]
 """By check, quantity and tensor."""
 
-MISSING = Subject("", "", "").row("", "", None, None, True)
+MISSING = RowKey("", "", "").row("", "", None, None, True)
 
 LEFT_OUT = ("environment", "resume", "throughput")
 """Checks whose rows no known difference can explain, or that follow from others'."""
@@ -189,7 +189,7 @@ def study(case: str, port: Any, known: Sequence[KnownDifference], ask: Ask, chec
 
     def rows(chosen: Iterable[KnownDifference]) -> Rows:
         found = _rows(
-            Subject("run", case, port.name, Against.SELF_CONSISTENCY), lambda: ask(switched(port, chosen)), checks
+            RowKey("run", case, port.name, Against.SELF_CONSISTENCY), lambda: ask(switched(port, chosen)), checks
         )
         failed_last = sorted(found, key=lambda row: not row.passed)
         return {(row.check, row.quantity, row.tensor): row for row in failed_last}
@@ -201,7 +201,7 @@ def study(case: str, port: Any, known: Sequence[KnownDifference], ask: Ask, chec
     return Ledger(case, port.name, {difference.id: difference.text for difference in known}, lines)
 
 
-def _rows(subject: Subject, ask: Callable[[], AbstractContextManager[Evidence]], checks: Iterable[Check]) -> list[Row]:
+def _rows(subject: RowKey, ask: Callable[[], AbstractContextManager[TracePair]], checks: Iterable[Check]) -> list[Row]:
     try:
         with ask() as evidence:
             found = [row for check in checks for row in run_check(evidence, check)]
@@ -235,7 +235,7 @@ def _size(row: Row | None) -> float | None:
     return math.inf if measured is None and row is not None and not row.passed else measured
 
 
-def raised_rows(subject: Subject, known: Sequence[KnownDifference], ledger: Ledger) -> list[Row]:
+def raised_rows(subject: RowKey, known: Sequence[KnownDifference], ledger: Ledger) -> list[Row]:
     """A row for each exception of the port as it is that is gone with every difference switched: is that so on purpose?
 
     It fails unless one without which it comes says so (``KnownDifference(raises=...)``), and each of them does: what
@@ -247,13 +247,13 @@ def raised_rows(subject: Subject, known: Sequence[KnownDifference], ledger: Ledg
 
 def as_it_is(case: str, port: Any, known: Sequence[KnownDifference], ask: Ask) -> list[Row]:
     """Does the port run without its known differences? :func:`raised_rows` where not; no check is asked."""
-    subject = Subject("run", case, port.name or "port", Against.SELF_CONSISTENCY)
+    subject = RowKey("run", case, port.name or "port", Against.SELF_CONSISTENCY)
     if not _rows(subject, lambda: ask(port), ()):
         return [subject.row("as it is", "", None, None, True)]
     return raised_rows(subject, known, study(case, port, known, ask, ()))
 
 
-def _raised_row(subject: Subject, known: Sequence[KnownDifference], line: Difference) -> Row:
+def _raised_row(subject: RowKey, known: Sequence[KnownDifference], line: Difference) -> Row:
     said = {difference.id: difference.raises for difference in known if difference.id in line.raised or not line.raised}
     silent = [name for name, found in line.raised.items() if not said[name] or said[name] not in found]
     meant = not silent and any(text and text in line.detail for text in said.values())
@@ -267,7 +267,7 @@ def _raised_row(subject: Subject, known: Sequence[KnownDifference], line: Differ
     return subject.row("as it is", "", None, None, meant, "; ".join(words))
 
 
-def effect_rows(subject: Subject, known: Iterable[KnownDifference], ledgers: Iterable[Ledger]) -> list[Row]:
+def effect_rows(subject: RowKey, known: Iterable[KnownDifference], ledgers: Iterable[Ledger]) -> list[Row]:
     """A row for each known difference: does leaving it out change anything, in any of the cases?"""
     found = [name for ledger in ledgers for line in ledger.lines for name in line.because]
     details = {

@@ -18,9 +18,8 @@ from transformers import AutoConfig
 
 import ports.eagle3.model
 from parity.checks import state_row
-from parity.compare import Subject, compare, compare_groups, compare_series, compare_value
+from parity.compare import RowKey, compare, compare_groups, compare_series, compare_value
 from parity.environment import deterministic, quietly
-from parity.evidence import Evidence
 from parity.files import read_lines, read_object, read_tensors
 from parity.names import NameMap
 from parity.prototypes.case import RecordedCase
@@ -28,6 +27,7 @@ from parity.prototypes.port import ALGORITHMS, start_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, samples_per_pass
 from parity.setup import setting_rows
 from parity.tolerances import EXACT
+from parity.trace_pair import TracePair
 from parity.verdict import Row
 from ports.training.saving import adam_state
 
@@ -47,20 +47,20 @@ BEYOND = 2
 """Steps of the second pass, so that the resumed run also draws an order of its own."""
 
 
-def last_checkpoint(evidence: Evidence) -> Path:
+def last_checkpoint(evidence: TracePair) -> Path:
     """The newest draft directory of the run."""
     prefix = ALGORITHMS[evidence.case.algorithm].checkpoint
     saved: list[Path] = [file.parent for file in evidence.left.checkpoints.glob(f"{prefix}*/config.json")]
     return max(saved, key=lambda folder: int(folder.name.removeprefix(prefix)))
 
 
-def _stored(evidence: Evidence) -> dict[str, Tensor]:
+def _stored(evidence: TracePair) -> dict[str, Tensor]:
     """The newest checkpoint's tensors; what it was given may lie there in 16 bits, where they are exact."""
     stored, own = read_tensors(last_checkpoint(evidence) / "model.safetensors"), evidence.left.draft.state_dict()
     return stored | {name: stored[name].to(own[name].dtype) for name in GIVEN if name in stored and name in own}
 
 
-def check_round_trip(evidence: Evidence) -> list[Row]:
+def check_round_trip(evidence: TracePair) -> list[Row]:
     """The file against the trained draft, key by key; the reopened draft against it, in its configuration and logits.
 
     Beyond the trained tensors the file holds what the algorithm adds by design, and nothing else.
@@ -87,7 +87,7 @@ def _only(tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name in names}
 
 
-def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
+def _reopened(evidence: TracePair, subject: RowKey, folder: Path) -> list[Row]:
     draft, reopened = evidence.left.draft, SpeculatorModel.from_pretrained(folder)
     rows = [compare_value(subject, "class", "model", type(draft).__name__, type(reopened).__name__)]
     rows += [*_config_rows(subject, draft.config, reopened.config), *_serving_rows(evidence, subject, reopened.config)]
@@ -97,7 +97,7 @@ def _reopened(evidence: Evidence, subject: Subject, folder: Path) -> list[Row]:
     return [*rows, compare(subject, "round_trip", "logits", expected, found, EXACT)]
 
 
-def _config_rows(subject: Subject, *configs: Any) -> list[Row]:
+def _config_rows(subject: RowKey, *configs: Any) -> list[Row]:
     """The entries of the trained draft's configuration and of the reopened one's that differ, else one row for all."""
     expected, found = (json.loads(json.dumps(one.to_dict(), default=_plain)) for one in configs)
     rows = setting_rows(subject, expected, found, NameMap())
@@ -111,7 +111,7 @@ def _plain(value: Any) -> str:
     return str(value).removeprefix("torch.")
 
 
-def _serving_rows(evidence: Evidence, subject: Subject, config: Any) -> list[Row]:
+def _serving_rows(evidence: TracePair, subject: RowKey, config: Any) -> list[Row]:
     """What no forward shows and serving reads: the verifier, how many tokens are proposed, where features come from.
 
     The prototype's records hold entries 3, n // 2 + 1 and -3 of the hidden states of a verifier of n layers, which are
@@ -133,7 +133,7 @@ def _serving_rows(evidence: Evidence, subject: Subject, config: Any) -> list[Row
 
 
 @torch.no_grad()
-def _last_logits(draft: Any, evidence: Evidence) -> Tensor:
+def _last_logits(draft: Any, evidence: TracePair) -> Tensor:
     """Of the first batch, at the last TTT step."""
     batch, case = evidence.found.group("mb0.batch."), evidence.case
     inputs = batch["hidden_states"], batch["input_ids"], batch["attention_mask"], case.ttt_steps
@@ -142,7 +142,7 @@ def _last_logits(draft: Any, evidence: Evidence) -> Tensor:
     return logits
 
 
-def check_converted(evidence: Evidence) -> list[Row]:
+def check_converted(evidence: TracePair) -> list[Row]:
     """The prototype's own final weights through Speculators' converter: the native checkpoint, tensor by tensor."""
     subject = evidence.subject("converted")
     native = _stored(evidence)
@@ -159,7 +159,7 @@ def check_converted(evidence: Evidence) -> list[Row]:
     return rows + [state_row(evidence, "converted", "final", f"final.{name}") for name in names]
 
 
-def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
+def _convert(evidence: TracePair, folder: Path) -> dict[str, Tensor]:
     """Write what the prototype's final state holds in the converter's input layout, convert it, read it back."""
     maps = () if evidence.left.draft.d2t is None else ("t2d", "d2t")
     vocabulary = _only(read_tensors(evidence.case.initial), maps)
@@ -172,7 +172,7 @@ def _convert(evidence: Evidence, folder: Path) -> dict[str, Tensor]:
     return read_tensors(target / "model.safetensors")
 
 
-def check_resume(evidence: Evidence) -> list[Row]:
+def check_resume(evidence: TracePair) -> list[Row]:
     """Stopped and resumed against never stopped: equal in everything, with the case's settings, shuffle and noise."""
     case, subject, exact = evidence.case, evidence.subject("resume"), EXACT
     stop = min(STOP, steps_of(case)[1] - 1)

@@ -12,7 +12,7 @@ from parity.calls import state_of
 from parity.environment import describe, deterministic, quietly
 from parity.names import NameMap
 from parity.prototypes.port import reset_accelerate
-from parity.side import Side, dtype_of, original_weights, start
+from parity.side import Side, dtype_of, fresh_module, original_weights
 from parity.trace import Point, Trace
 from ports.training.loop import Loop
 from ports.training.observer import Observer, StepRecord
@@ -52,5 +52,5 @@ def trace_command(begin: Callable[[Observer], Loop], seed: int = 0) -> Trace:
 
 def save_start(original: Side, port: Side, names: NameMap, folder: Path, seed: int = 0) -> Path:
     """A checkpoint of the port with the original's initial weights, for ``--ckpt_path DIR --weights_only``."""
-    draft = start(port, original_weights(original, names, seed))
+    draft = fresh_module(port, original_weights(original, names, seed))
     return save_draft(draft, folder)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from parity.calls import WHOLE, Call, call_of, gradients_of, keep_calls, watch
 from parity.environment import deterministic
-from parity.evidence import Evidence
 from parity.files import read_tensors
 from parity.locate import Apart, Finding, first_backward, first_forward
 from parity.prototypes.case import RecordedCase
@@ -22,6 +21,7 @@ from parity.prototypes.port import start_port
 from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.loop import prepare
 from parity.trace import Trace
+from parity.trace_pair import TracePair
 from parity.verdict import Row
 
 AGREE = 1e-4
@@ -33,7 +33,7 @@ Passages = tuple[list[Call], dict[str, Tensor]]
 """The modules' calls in the order in which they ended, one a TTT step, and the parameters' gradients."""
 
 
-def hint(row: Row, evidence: Evidence) -> str:
+def hint(row: Row, evidence: TracePair) -> str:
     """Where the port parts from the reference, for a failed row of the forward or backward; empty: nothing known."""
     if evidence.left is None or row.check not in LOCALISED:
         return ""

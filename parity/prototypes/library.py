@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from parity import fixtures
-from parity.compare import Subject, compare, compare_groups, compare_named, compare_value
+from parity.compare import RowKey, compare, compare_groups, compare_named, compare_value
 from parity.environment import deterministic, quietly
-from parity.evidence import Evidence
 from parity.prototypes.case import find_cases
 from parity.prototypes.port import ALGORITHMS, settings_for
 from parity.prototypes.recorded import FROM_VERIFIER
 from parity.tolerances import EXACT, by_dtype
+from parity.trace_pair import TracePair
 from parity.verdict import Against, Report, Row
 from ports.check.trained import speculators_inputs
 from ports.eagle3.objective import Eagle3Objective
@@ -32,7 +32,7 @@ ASKED = 4
 """TTT steps that Speculators' training arguments ask for."""
 
 
-def check_chain(evidence: Evidence) -> list[Row]:
+def check_chain(evidence: TracePair) -> list[Row]:
     """Logits at every TTT step, loss and gradients of a sample, with Speculators' mask and slice rules.
 
     Speculators cannot unroll a sample to as many steps as it has tokens, so a longer one is taken. It packs one
@@ -55,7 +55,7 @@ def check_chain(evidence: Evidence) -> list[Row]:
 
 
 def _compare(
-    evidence: Evidence, subject: Subject, name: str, theirs: Eagle3DraftModel, ours: Eagle3DraftModel, batch: Batch
+    evidence: TracePair, subject: RowKey, name: str, theirs: Eagle3DraftModel, ours: Eagle3DraftModel, batch: Batch
 ) -> list[Row]:
     """Of the gradients those of everything that both train."""
     k, rows = evidence.case.ttt_steps, []
@@ -84,7 +84,7 @@ def speculators_forward(draft: Eagle3DraftModel, batch: Batch, ttt_steps: int) -
     return logits, loss
 
 
-def _speculators_draft(evidence: Evidence, layers: int) -> Eagle3DraftModel:
+def _speculators_draft(evidence: TracePair, layers: int) -> Eagle3DraftModel:
     """Speculators' model on the run's initial weights; the files hold post-norm targets, so its norm is an identity."""
     config = copy.deepcopy(evidence.left.draft.config)
     config.transformer_layer_config._attn_implementation = "sdpa"  # eager sees wrong keys in Speculators 0.8.1
@@ -104,7 +104,7 @@ def initial(options: Any) -> Report:
     report, cases = Report(), find_cases(options.recordings or fixtures.RECORDINGS, "hass")
     if not cases:
         return report
-    subject, path = Subject("initial", "hass_initial", "port", Against.SPECULATORS), str(cases[0].verifier.resolve())
+    subject, path = RowKey("initial", "hass_initial", "port", Against.SPECULATORS), str(cases[0].verifier.resolve())
     with deterministic(), quietly():
         layer = AutoConfig.from_pretrained(path)
         made: Any = HassDraftModel.from_training_args(layer, verifier_name_or_path=path, ttt_steps=ASKED, lr=1.0)

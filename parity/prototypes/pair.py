@@ -16,7 +16,6 @@ from parity import fixtures
 from parity.checks import CHECKS as OF_ANY_PAIR
 from parity.checks import Need, check_configuration, check_environment, check_optimizer_step, needs
 from parity.compare import compare_groups, compare_value
-from parity.evidence import Check, Evidence
 from parity.files import read_tensors
 from parity.pair import Pair
 from parity.plants import Ground
@@ -35,6 +34,7 @@ from parity.prototypes.speed import throughput
 from parity.prototypes.spread import VIEWS, margin_of, with_spread, write_spread
 from parity.side import STEPS, Run
 from parity.tolerances import EXACT
+from parity.trace_pair import Check, TracePair
 from parity.verdict import Against, Row
 from ports.training.stop import StoppedError
 
@@ -44,7 +44,7 @@ CHECKOUT = (
 )
 
 
-def environment(evidence: Evidence) -> list[Row]:
+def environment(evidence: TracePair) -> list[Row]:
     """As of any side, and that looking on changes no bit of the port's first loss."""
     rows = check_environment(evidence)
     if evidence.left is None or evidence.left.unobserved is None:
@@ -53,7 +53,7 @@ def environment(evidence: Evidence) -> list[Row]:
     return [*rows, compare_value(evidence.subject("environment"), "observed", f"loss of {evidence.found.run}", *losses)]
 
 
-def configuration(evidence: Evidence) -> list[Row]:
+def configuration(evidence: TracePair) -> list[Row]:
     """What both sides say they run with, what they then did, and the draft's vocabulary map."""
     sides = [replace(side, configuration={**side.configuration, **deeds(side)}) for side in evidence.traces]
     rows = check_configuration(replace(evidence, expected=sides[0], found=sides[1]))
@@ -65,18 +65,18 @@ def configuration(evidence: Evidence) -> list[Row]:
     return rows + compare_groups(evidence.subject("configuration"), "vocabulary", expected, found, EXACT)
 
 
-def optimizer_step(evidence: Evidence) -> list[Row]:
+def optimizer_step(evidence: TracePair) -> list[Row]:
     """Every step computed again; the state after the first beside the prototype's, unless that lost its gradients."""
     expected = evidence.expected.without(("after",)) if wiped(evidence) else evidence.expected
     return check_optimizer_step(replace(evidence, expected=expected))
 
 
-def wiped(evidence: Evidence) -> str | None:
+def wiped(evidence: TracePair) -> str | None:
     """Why nothing that comes of accumulated gradients is compared with a port, which alone keeps them."""
     return WIPE if evidence.left is not None and evidence.case.accumulation > 1 else None
 
 
-def not_for_the_reference(said: str) -> Callable[[Evidence], str | None]:
+def not_for_the_reference(said: str) -> Callable[[TracePair], str | None]:
     """Why a check would hold the reference against itself."""
     return lambda evidence: said if evidence.found.run == "reference" else None
 

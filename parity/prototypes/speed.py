@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import parity.speed as core
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
@@ -67,7 +67,7 @@ def judged(case: RecordedCase, times: Timed) -> Report:
 def held(report: Report, case: RecordedCase, times: Timed, prototype: str, against: Against) -> None:
     """The port beside whoever stands for the prototype: rows, and what is drawn."""
     sides = times[prototype], times["port"]
-    report.rows += core.prototype_rows(Subject("throughput", case.name, "port", against), *sides, prototype, ALLOWED)
+    report.rows += core.prototype_rows(RowKey("throughput", case.name, "port", against), *sides, prototype, ALLOWED)
     tokens = sum(LENGTHS[: case.bs * STEPS]) // STEPS
     report.speeds.append(core.speed_of(case.name, *sides, (prototype, "port"), tokens))
 

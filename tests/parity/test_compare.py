@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from parity.calls import Call, calls_of
 from parity.compare import (
-    Subject,
+    RowKey,
     View,
     compare,
     compare_groups,
@@ -22,7 +22,7 @@ from parity.tolerances import Kind, Tolerance
 from parity.trace import Trace
 from tests.needs import GPU
 
-SUBJECT = Subject("forward", "one", "port")
+SUBJECT = RowKey("forward", "one", "port")
 LOOSE = 1e9
 KINDS = pytest.mark.parametrize("kind", list(Kind))
 ONES = torch.ones(3, 4)

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from parity import NameMap, compare_sides
 from parity.calls import WHOLE, Call, gradients_of, watch
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.locate import (
     LOSS,
     Apart,
@@ -445,7 +445,7 @@ def test_ids_and_masks_of_any_form_must_be_equal(expected, found, equal):
     assert (Apart(1e-5)(*pair) == "") == equal
     calls = Call("m", 0, {"given": expected}), Call("m", 0, {"given": found})
     bound = Tolerance(Kind.RMS, 1e-5, "the test's")
-    rows = compare_inputs(Subject("forward", "case", "port"), *calls, lambda name, dtype: bound)
+    rows = compare_inputs(RowKey("forward", "case", "port"), *calls, lambda name, dtype: bound)
     assert [(row.quantity, row.tensor, row.passed) for row in rows] == [("in", "m#0.given", equal)]
 
 

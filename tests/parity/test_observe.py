@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from parity import Side, Trace, compare_sides, trace_side, unrolled
 from parity.calls import tensors_of, watch
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.errors import InputError
 from parity.observe import Draw, compare_samplers, drawing, given, observe, sampled, tap
 
@@ -417,14 +417,12 @@ def test_samplers_of_several_tensors_are_compared_by_what_is_made_of_them():
     draw = Draw("both", "", "", values=lambda anchors, depths: 10 * anchors + depths)
     straight = sampled(draw, lambda: (torch.arange(3), torch.arange(3)), range(20))
     crossed = sampled(draw, lambda: (torch.arange(3), torch.arange(3).flip(0)), range(20))
-    rows = {
-        row.quantity: row for row in compare_samplers(Subject("samplers", "one", "port"), "both", straight, crossed)
-    }
+    rows = {row.quantity: row for row in compare_samplers(RowKey("samplers", "one", "port"), "both", straight, crossed)}
     assert "3 / 3 candidates; only original: 0, 22; only port: 2, 20" in rows["candidates"].detail
     assert not rows["candidates"].passed
     firsts = [(torch.arange(3), depths) for depths in (torch.arange(3), torch.arange(3).flip(0))]
     alone = [sampled(replace(draw, values=None), partial(tuple, one), range(20)) for one in firsts]
-    assert all(row.passed for row in compare_samplers(Subject("samplers", "one", "port"), "both", *alone))
+    assert all(row.passed for row in compare_samplers(RowKey("samplers", "one", "port"), "both", *alone))
 
 
 def test_draws_elsewhere_are_let_alone():
@@ -528,7 +526,7 @@ ONES = drawn_by(lambda source: torch.rand(1, generator=source).flatten())
     ],
 )
 def test_samplers_are_compared_as_such(expected, found, failed, words):
-    rows = compare_samplers(Subject("samplers", "one", "port"), "anchors", expected, found)
+    rows = compare_samplers(RowKey("samplers", "one", "port"), "anchors", expected, found)
     assert [row.quantity for row in rows if not row.passed] == failed
     assert words in "; ".join(row.detail for row in rows if row.passed == (not failed))
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from torch import nn
 from dataclasses import replace
 from parity import Case, KnownDifference, Clip, Draw, FolderSide, Pair, Side
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.side import pattern_loss
 from parity.verdict import Report
 
@@ -120,8 +120,8 @@ DRAWN = Pair(
 )
 REASONS = Pair("reasons", PAPER, MINE, CASES[:1], not_applicable={"resume": "no state"})
 LAZY = Pair("lazy", PAPER, MINE, lambda: CASES)
-TIMED = Subject("throughput", "lap", "mine").row("throughput", "", 1.0, 1.1, True)
-UNTIMED = Subject("throughput", "lap", "mine").inapplicable("no baseline")
+TIMED = RowKey("throughput", "lap", "mine").row("throughput", "", 1.0, 1.1, True)
+UNTIMED = RowKey("throughput", "lap", "mine").inapplicable("no baseline")
 RACED = Pair("raced", PAPER, MINE, CASES[:1], jobs={"lap": lambda options: Report(rows=[TIMED, UNTIMED])})
 """
 

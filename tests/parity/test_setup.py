@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from parity import Fused, NameMap
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.setup import groups_of, initial_rows, optimizer_for, rate_of, setting_rows, setup_of
 
 
@@ -32,7 +32,7 @@ def setup(change=lambda net: None, make=adamw, seed=0):
 
 
 def rows_of(expected, found, names=None):
-    subject, names = Subject("configuration", "one", "port"), names or NameMap()
+    subject, names = RowKey("configuration", "one", "port"), names or NameMap()
     return [*setting_rows(subject, expected, found, names), *initial_rows(subject, expected, found, names)]
 
 

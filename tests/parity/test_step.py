@@ -8,9 +8,9 @@ import torch
 from torch import nn, optim
 
 from parity.checks import run_checks
-from parity.evidence import Evidence
 from parity.step import Clip, Rule, StepAuditor, linear_schedule
 from parity.trace import Trace
+from parity.trace_pair import TracePair
 from parity.verdict import Against, Status
 
 LR, STEPS, CLIP = 1e-2, 12, Clip("norm", 0.5)
@@ -47,7 +47,7 @@ class Toy:
 
 def rows_of(audits):
     found = Trace("port", "toy", "float32", audits=audits)
-    evidence = Evidence(None, Trace("original", "toy", "float32"), found)
+    evidence = TracePair(None, Trace("original", "toy", "float32"), found)
     return run_checks(evidence, only=("clip", "schedule", "optimizer_step"))
 
 

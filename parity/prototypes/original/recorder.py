@@ -73,7 +73,7 @@ def _clocks() -> Any:
     return np.array([time.monotonic(), time.process_time()])
 
 
-def heard(
+def hooked(
     owner: Any, name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
 ) -> None:
     """Let a function tell ``before`` what it is given, and ``after`` what it returned and was given."""
@@ -115,9 +115,9 @@ class Recorder:
     def listen_to_script(self, script: ModuleType) -> None:
         """Losses, the order of samples and the noise drawn for them."""
         self.accelerator = script.accelerator
-        heard(script.torch, "rand_like", after=lambda drawn, *_: self.uniforms.append(drawn))
-        heard(script, "compute_loss", after=self._losses)
-        heard(script.CustomDataset, "__getitem__", lambda _self, index: self.order.append(int(index)))
+        hooked(script.torch, "rand_like", after=lambda drawn, *_: self.uniforms.append(drawn))
+        hooked(script, "compute_loss", after=self._losses)
+        hooked(script.CustomDataset, "__getitem__", lambda _self, index: self.order.append(int(index)))
 
     def listen_to_model(self, model: torch.nn.Module) -> None:
         """Where it starts, what goes in and what comes out."""
@@ -126,10 +126,10 @@ class Recorder:
 
     def listen_to_run(self, model: torch.nn.Module, optimizer: Any, scheduler: Any) -> None:
         """Clipping, and the steps of optimizer and scheduler, as ``accelerator.prepare`` returned them."""
-        heard(self.accelerator, "clip_grad_norm_", functools.partial(self._clip, "norm", model), self._clipped)
-        heard(self.accelerator, "clip_grad_value_", functools.partial(self._clip, "value", model))
-        heard(optimizer, "step", lambda *_: self._note("lr_used", optimizer), lambda *_: self._stepped(model))
-        heard(scheduler, "step", after=lambda *_: self._note("lr_after", optimizer))
+        hooked(self.accelerator, "clip_grad_norm_", functools.partial(self._clip, "norm", model), self._clipped)
+        hooked(self.accelerator, "clip_grad_value_", functools.partial(self._clip, "value", model))
+        hooked(optimizer, "step", lambda *_: self._note("lr_used", optimizer), lambda *_: self._stepped(model))
+        hooked(scheduler, "step", after=lambda *_: self._note("lr_after", optimizer))
 
     def begin(self, epoch: int, batch: dict[str, Tensor]) -> None:
         """A micro-batch enters the loop."""

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.prototypes.checkpoints import _config_rows
 
 
@@ -14,6 +14,6 @@ def test_only_what_says_where_the_file_lies_may_differ(name):
     trained = {"layers": 1, "layer": {"hidden_size": 8}}
     reopened = {**trained, name: None, "layer": {"hidden_size": 8, name: None}}
     configs = (SimpleNamespace(to_dict=lambda one=one: one) for one in (trained, reopened))
-    rows = _config_rows(Subject("case", "port", "round_trip"), *configs)
+    rows = _config_rows(RowKey("case", "port", "round_trip"), *configs)
     wrong = [row.tensor for row in rows if not row.passed]
     assert len(wrong) == (2 if name == "hidden_size" else 0)

@@ -8,12 +8,12 @@ import pytest
 import parity.prototypes.pair
 from parity.checks import run_checks
 from parity.compare import viewed
-from parity.evidence import Evidence
 from parity.pair import Options, find_pair
 from parity.prototypes.pair import REFERENCE, WIPE, adapter, live_original, port
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.spread import real_positions, spread_for
 from parity.run import run_pair, sides_of
+from parity.trace_pair import TracePair
 from parity.verdict import Report, Row, Status
 from tests.parity.folders import write_checkout
 
@@ -94,7 +94,7 @@ def evidence(case, run="port"):
     """A recording beside itself."""
     traces = load_recorded(case), replace(load_recorded(case), run=run)
     held = dict(EAGLE3.not_applicable)
-    return Evidence(case, *traces, moved=lambda: spread_for(case), not_applicable=held)
+    return TracePair(case, *traces, moved=lambda: spread_for(case), not_applicable=held)
 
 
 PADDED = "mb0.step1.logits"

@@ -13,7 +13,7 @@ from speculators import SpeculatorModel
 
 import ports.training.runs
 from parity import Clip, FolderSide, KitReport
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.scaffold import new_port
 from parity.verdict import Report, Status
 from ports.errors import InputError
@@ -85,7 +85,7 @@ def test_the_suite_is_green_on_its_own_original(suite, port, tmp_path):
 
 
 def test_what_a_check_does_not_apply_to_is_no_failure(suite):
-    passed = Subject("clip", "one", "port").row("clip", "", 0.0, 1.0, True)
+    passed = RowKey("clip", "one", "port").row("clip", "", 0.0, 1.0, True)
     absent = replace(passed, status=Status.NOT_APPLICABLE, detail="nobody says how")
     suite.test_step("clip", KitReport(Report([passed, absent])))
     with pytest.raises(pytest.skip.Exception, match="nobody says how"):

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from parity.allowed import FEW, TIMES, Spread, pool_of, precision_of
-from parity.compare import Subject
+from parity.compare import RowKey
 from parity.errors import place_of
 from parity.names import NameMap
-from parity.side import Alive
+from parity.side import Rerunnable
 from parity.tolerances import HELD, UNITS, Kind, Tolerance, Tolerances, by_dtype
 from parity.trace import Trace
 from parity.verdict import RAISED, Against, Row, Speed
 
 
 @dataclass
-class Evidence:
+class TracePair:
     """Two traces of one case under the port's names, and what the checks beyond them need.
 
     ``original`` and ``alive`` are the two sides as they can be run again, or None; ``left`` is what the found side's
@@ -36,18 +36,18 @@ class Evidence:
     found: Trace
     own: Tolerances = field(default_factory=dict)
     moved: Callable[[], Spread] = dict
-    alive: Alive | None = None
-    original: Alive | None = None
+    alive: Rerunnable | None = None
+    original: Rerunnable | None = None
     left: Any = None
     names: NameMap = field(default_factory=NameMap)
     reference: Callable[[], Trace] | None = None
-    not_applicable: dict[str, str | Callable[[Evidence], str | None]] = field(default_factory=dict)
+    not_applicable: dict[str, str | Callable[[TracePair], str | None]] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
     handed: Collection[str] = ()
     beside: bool = False
 
-    def subject(self, check: str, against: Against = Against.PROTOTYPE) -> Subject:
-        return Subject(check, self.found.case, self.found.run, against)
+    def subject(self, check: str, against: Against = Against.PROTOTYPE) -> RowKey:
+        return RowKey(check, self.found.case, self.found.run, against)
 
     @cached_property
     def spread(self) -> Spread:
@@ -122,19 +122,19 @@ class Check:
     """
 
     name: str
-    run: Callable[[Evidence], list[Row]]
+    run: Callable[[TracePair], list[Row]]
     follows: tuple[str, ...] = ()
-    inapplicable: Callable[[Evidence], str | None] = lambda evidence: None
+    inapplicable: Callable[[TracePair], str | None] = lambda evidence: None
     against: Against = Against.PROTOTYPE
 
-    def reason(self, evidence: Evidence) -> str | None:
+    def reason(self, evidence: TracePair) -> str | None:
         """Why there is nothing to compare: what the pair says, then what the evidence shows."""
         said = evidence.not_applicable.get(self.name)
         told = said(evidence) if callable(said) else said
         return told or self.inapplicable(evidence)
 
 
-def raised(subject: Subject, error: BaseException) -> Row:
+def raised(subject: RowKey, error: BaseException) -> Row:
     """The row of an exception: its text, and the last place that is the user's."""
     said = f"{type(error).__name__}: {str(error)[:300]}"
     return subject.row(RAISED, "", None, None, False, f"{said} at {place_of(error)}")
