@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from parity.allowed import moved
     from parity.checks import NAMES as CHECKS
     from parity.compare import View
+    from parity.comparing import compare_sides, compare_traces
     from parity.engine import EngineSide
     from parity.locate import Finding
-    from parity.names import Fused, NameMap, Replicated, Suggestion, suggest_names, transposed
+    from parity.names import Fused, NameMap, Replicated, transposed
     from parity.observe import Draw, tap, unrolled
+    from parity.outside import CommandSide, FolderSide
     from parity.pair import Options, Pair
     from parity.plants import Fault
-    from parity.run import KitReport, ParityError, compare_sides, compare_traces, run_pair
-    from parity.side import Case, CommandSide, FolderSide, Side, trace_side
+    from parity.run import KitReport, ParityError, run_pair
+    from parity.side import Case, Side, trace_side
     from parity.step import Clip
     from parity.study import KnownDifference, edit_module, in_context, keep_from_build, replace_functions
+    from parity.suggest import Suggestion, suggest_names
     from parity.tolerances import Kind, Tolerance
     from parity.trace import Trace, read_trace, write_trace
 

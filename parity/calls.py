@@ -329,3 +329,19 @@ def calls_of(trace: Trace) -> list[Call]:
         if match and (key := f"{match['module']}#{match['number']}") in calls:
             getattr(calls[key], match["kind"])[match["place"] or ""] = tensor
     return list(calls.values())
+
+
+@torch.no_grad()
+def copy_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy those weights that the module has in the same name and shape."""
+    own: dict[str, Tensor] = {**module.state_dict(), **dict(module.named_parameters())}
+    for name, value in weights.items():
+        if name in own and own[name].shape == value.shape:
+            own[name].copy_(value)
+
+
+def dtype_of(module: nn.Module) -> str:
+    """The widest floating dtype of the parameters, in torch's words without the prefix."""
+    dtypes = {value.dtype for value in module.parameters() if value.is_floating_point()}
+    widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32)
+    return str(widest).removeprefix("torch.")

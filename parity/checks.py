@@ -18,17 +18,18 @@ import torch
 
 from parity.allowed import clear, gradient_of, hidden, update_of
 from parity.calls import WHOLE, calls_of
-from parity.compare import bits_of, compare, compare_grown, compare_named, compare_series, compare_value
+from parity.compare import compare, compare_grown, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
+from parity.flow import check_gradient_flow
 from parity.locate import compare_calls, compare_inputs, inside_of
-from parity.observe import compare_samplers, samples_of
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows, unobserved_loss
+from parity.samplers import compare_samplers, samples_of
 from parity.setup import initial_rows, setting_rows
 from parity.step import audit_row, update_rows
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import STATES, Trace
 from parity.trace_pair import Check, TracePair, raised
-from parity.verdict import Against, GradientFlow, Row, Status, explained
+from parity.verdict import Against, Row, Status, explained
 
 PLACES = (
     (re.compile(r"mb\d+\.batch\."), "batches", "batch"),
@@ -247,41 +248,6 @@ def _is_wanted(evidence: TracePair, module: str) -> bool:
     sources = [name for entry in names.fused.values() for name in entry.originals]
     targets = [*filter(None, names.prefixes.values()), *names.fused, *sources]
     return not any(target.startswith(f"{module}.") for target in targets)
-
-
-def check_gradient_flow(evidence: TracePair) -> list[Row]:
-    """The same parameters trained as in the original; each with a finite gradient that is not zero, and moved.
-
-    Of each frozen one neither. What is wrong in the same way with the original is no difference.
-    """
-    subject, expected = evidence.subject("gradient_flow"), evidence.trained_by_original()
-    if not expected:
-        detail = "nothing compared: no parameter of the original is known to move"
-        return [subject.row("trained", "", None, 0.0, False, detail)]
-    found = evidence.wanted(evidence.found.trained)
-    named = {"frozen here": sorted(expected - found), "trained here only": sorted(found - expected)}
-    detail = "; ".join(f"{said}: {names}" for said, names in named.items() if names)
-    trained = subject.row("trained", "", float(len(expected ^ found)), 0.0, not detail, detail)
-    sides = [{flow.parameter: flow.fault for flow in gradient_flow(trace)} for trace in evidence.traces]
-    wrong = {name: fault for name, fault in sides[1].items() if fault and sides[0].get(name) != fault}
-    detail = "; ".join(f"{name}: {fault}" for name, fault in wrong.items())
-    detail = detail or f"{len(sides[1])} parameters get gradients and move as the original's do, or do neither"
-    flow = subject.row("flow", next(iter(wrong), ""), float(len(wrong)), 0.0, not wrong, detail)
-    return [replace(trained, bits=bits_of(sorted(expected), sorted(found))), flow]
-
-
-def gradient_flow(trace: Trace) -> list[GradientFlow]:
-    """Gradient size and distance moved of every parameter of a side."""
-    last = (trace.micro_batches() or [0])[-1]
-    grads, begin = trace.group(f"mb{last}.grad."), trace.group("init.")
-    end = trace.group("final.") or trace.group("after.")
-    flows = []
-    for name in [*trace.trained, *trace.frozen]:
-        grad = float(grads[name].abs().max()) if name in grads else None
-        both = name in end and name in begin and end[name].shape == begin[name].shape
-        moved = float((end[name].double() - begin[name].double()).abs().max()) if both else 0.0
-        flows.append(GradientFlow(trace.case, trace.run, name, name in trace.trained, grad, moved))
-    return flows
 
 
 def check_clip(evidence: TracePair) -> list[Row]:

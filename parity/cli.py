@@ -15,15 +15,16 @@ from rich.table import Table
 
 from parity.allowed import draws_of, spread_of
 from parity.compare import RowKey
+from parity.comparing import TRACED, compare_folders, read_names
 from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
 from parity.files import check_output
+from parity.outside import SideError
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.power import run_with_power
 from parity.report import print_report, write_html, write_json
-from parity.run import TRACED, KitReport, compare_folders, joined, leaves_out, read_names, run_pair
+from parity.run import KitReport, joined, leaves_out, run_pair
 from parity.scaffold import new_pair, new_port
-from parity.side import SideError
 from parity.tolerances import read_tolerances
 from parity.trace import GROUPS, write_trace
 from parity.trace_pair import raised

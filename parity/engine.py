@@ -27,7 +27,8 @@ from parity.errors import InputError
 from parity.inside_vllm import ANSWER, HEAD, LIKELY
 from parity.names import Fused, NameMap
 from parity.observe import tap
-from parity.side import Run, run_command
+from parity.outside import run_command
+from parity.side import Run
 from parity.trace import read_trace
 from parity.trace_pair import Check, TracePair
 from parity.verdict import Row

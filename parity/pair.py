@@ -22,9 +22,10 @@ from parity.checks import ON_REQUEST, with_own
 from parity.compare import View
 from parity.errors import InputError, place_of
 from parity.names import NameMap
+from parity.outside import FolderSide
 from parity.plants import Fault
 from parity.renamed import CHECKS, new_name, understands
-from parity.side import AnySide, Case, FolderSide, Side
+from parity.side import AnySide, Case, Side
 from parity.study import KnownDifference
 from parity.tolerances import Tolerances
 from parity.trace import Trace

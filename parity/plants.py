@@ -6,6 +6,7 @@ down where (``Ground.place``), and is not planted where nothing of its kind come
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from parity.calls import with_tensors
 from parity.trace import Trace
@@ -211,3 +214,89 @@ def output(change: Callable[[Tensor, float], Tensor]) -> Plant:
 
 def _floating(change: Callable[[Tensor, float], Tensor], size: float, value: Tensor) -> Tensor:
     return change(value, size) if value.is_floating_point() else value
+
+
+@contextmanager
+def _steps(ground: Ground, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
+    """Around every step of an optimizer of what the side built; both are given it and the step's number."""
+    counts, numbers = Counter[int](), dict[int, int]()
+
+    def mine(optimizer: Optimizer) -> bool:
+        return any(id(value) in ground.held for group in optimizer.param_groups for value in group["params"])
+
+    def begins(optimizer: Optimizer, *_: Any) -> None:
+        if mine(optimizer):
+            numbers[id(optimizer)] = counts[id(optimizer)]
+            counts[id(optimizer)] += 1
+            before(optimizer, numbers[id(optimizer)])
+
+    def ended(optimizer: Optimizer, *_: Any) -> None:
+        if mine(optimizer):
+            after(optimizer, numbers[id(optimizer)])
+
+    hooks = register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ended)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def setting(name: str, change: Callable[[Any, float], Any], first: int = 0) -> Plant:
+    """A setting of all groups while the optimizer steps, from a step on."""
+
+    def plant(ground: Ground, size: float) -> AbstractContextManager[None]:
+        held: dict[int, Any] = {}
+
+        def before(optimizer: Optimizer, number: int) -> None:
+            for group in optimizer.param_groups if number >= first else ():
+                if name in group:
+                    held[id(group)] = group[name]
+                    group[name], ground.place = change(group[name], size), f"{type(optimizer).__name__} {name}"
+
+        def after(optimizer: Optimizer, number: int) -> None:
+            for group in optimizer.param_groups:
+                group[name] = held.pop(id(group), group.get(name))
+
+        return _steps(ground, before, after)
+
+    return plant
+
+
+def update(change: Callable[[Tensor, Tensor], Tensor], only: int | None = None) -> Plant:
+    """What a step makes of every weight, from the weights before and after; the skipped one leaves no state either."""
+
+    def plant(ground: Ground, size: float) -> AbstractContextManager[None]:
+        held: dict[int, Any] = {}
+
+        def before(optimizer: Optimizer, number: int) -> None:
+            if only in (None, number):
+                parameters = [value for group in optimizer.param_groups for value in group["params"]]
+                held[id(optimizer)] = [(value, value.detach().clone()) for value in parameters]
+
+        def after(optimizer: Optimizer, number: int) -> None:
+            for value, old in held.pop(id(optimizer), ()):
+                value.data.copy_(change(old, value.detach().clone()))
+                ground.place = f"{type(optimizer).__name__}, {'every step' if only is None else f'step {only + 1}'}"
+
+        return _steps(ground, before, after)
+
+    return plant
+
+
+def feeding(change: Callable[[int, Any], Any]) -> Plant:
+    """Another batch, by its number; None: the same."""
+
+    @contextmanager
+    def plant(ground: Ground, size: float) -> Iterator[None]:
+        def fed(number: int, batch: Any) -> Any:
+            other = change(number, batch)
+            if other is None:
+                return batch
+            ground.place = ground.place or f"batch {number}"
+            return other
+
+        ground.fed = fed
+        yield
+
+    return plant

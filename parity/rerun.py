@@ -11,14 +11,14 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from parity.calls import state_of, tensors_of, whole
+from parity.calls import copy_weights, state_of, tensors_of, whole
 from parity.compare import compare_groups, compare_series
 from parity.environment import deterministic
 from parity.names import NameMap
 from parity.observe import drawing
 from parity.ranks import one_folder, reduced
 from parity.setup import setting_rows, setup_of
-from parity.side import Rerunnable, Training, copy_weights, fresh_module
+from parity.side import Rerunnable, Training, fresh_module
 from parity.speed import Steps, alternate, prototype_rows, speed_of
 from parity.trace_pair import TracePair
 from parity.verdict import Row

@@ -8,38 +8,35 @@ how the rows ended and where it first goes wrong. The pytest plugin asks the sam
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
-from parity.allowed import SAYS_NOTHING, Spread, draws_of, pool_of, spread_of
-from parity.calls import WHOLE, calls_of
-from parity.checks import NAMES, gradient_flow, run_check, run_checks
+from parity.allowed import Spread, draws_of, spread_of
+from parity.checks import run_check, run_checks
 from parity.compare import RowKey, viewed
-from parity.environment import described, deterministic
-from parity.errors import InputError, place_of
-from parity.files import read_object
-from parity.locate import LOSS, Apart, Finding, first_backward, first_forward
-from parity.names import NameMap, align, as_map, known_to
-from parity.observe import drawing, given, laid_out
-from parity.operators import Live, with_operator
+from parity.differences import Ledger
+from parity.environment import described
+from parity.errors import InputError
+from parity.flow import gradient_flow
+from parity.locate import Finding
+from parity.names import align, as_map, known_to
+from parity.observe import given, laid_out
 from parity.pair import EVERYTHING, Options, Pair, matches
+from parity.place import first_place, hinted
 from parity.renamed import CHECKS, new_name
 from parity.report import print_report, write_html, write_json
-from parity.side import STEPS, AnySide, Batch, Case, Rerunnable, Run, Side, TraceSide, fresh_module
+from parity.side import AnySide, Run, Side
 from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
-from parity.tolerances import Tolerances, checked
-from parity.trace import META, Trace, read_trace
+from parity.tolerances import checked
+from parity.trace import Trace
 from parity.trace_pair import Check, TracePair, raised
-from parity.verdict import Against, Curve, Ledger, Report, Row, Skip, Status, one_row_a_check
-
-TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
-"""Checks that two traces are enough for."""
+from parity.verdict import Against, Curve, Report, Row, Skip, Status, one_row_a_check
 
 TOLD = ("seed", "steps")
 """Entries of a configuration that the harness tells callables."""
@@ -374,196 +371,3 @@ def notes_of(evidence: TracePair) -> list[str]:
     ]
     left_out = ", ".join(evidence.found.left_out)
     return notes + [f"left out of a trace, not compared: {left_out}"] * bool(left_out)
-
-
-def hinted(rows: list[Row], evidence: TracePair, first: Finding | None, pair: Pair) -> list[Row]:
-    """The first failed row of every check says what it looks like, the first of all where it goes wrong."""
-    told, seen = [], set[str]()
-    for row in rows:
-        if row.status is Status.FAILED and row.check not in seen:
-            known = _hint(row, evidence, pair)
-            row = replace(row, hint=known or (str(first) if first and not seen else ""))
-            seen.add(row.check)
-        told.append(row)
-    return told
-
-
-def _hint(row: Row, evidence: TracePair, pair: Pair) -> str:
-    """What the pair says of a failed row; a hint that raises takes no report with it."""
-    try:
-        return pair.hint(row, evidence) if pair.hint else ""
-    except Exception as error:  # whatever a side that is run once more does
-        return f"no hint: {type(error).__name__} at {place_of(error)}"
-
-
-def first_place(rows: Sequence[Row], evidence: TracePair) -> Finding | None:
-    """Where the first failed row's check goes wrong; None when everything passed."""
-    row = next((row for row in rows if row.status is Status.FAILED), None)
-    sides, finding = (calls_of(evidence.expected), calls_of(evidence.found)), None
-    if row is None:
-        return None
-    if row.check == "forward" and all(sides) and row.quantity != "calls":
-        finding = first_forward(*sides, _apart(evidence, "out"))
-    elif row.check == "gradients" and all(sides):
-        grads = evidence.expected.group("mb0.grad."), evidence.found.group("mb0.grad.")
-        finding = first_backward(*sides, grads, _apart(evidence, "grad"))
-    return _with_operator(finding, evidence) if finding else _of_row(row)
-
-
-def _apart(evidence: TracePair, quantity: str) -> Apart:
-    """Do two tensors differ by more than rounding? Each by its own bound; what has none by the largest there is."""
-    traced = {name: value for name, value in evidence.expected.tensors.items() if pool_of(name)}
-    own = {id(value): evidence.allowed(quantity, name, value.dtype).bound for name, value in traced.items()}
-    said = [bound for bound in own.values() if bound < SAYS_NOTHING]
-    table = evidence.tolerance(quantity)
-    return Apart(max(said, default=table.bound) if evidence.spread else table.bound, own)
-
-
-def _with_operator(finding: Finding, evidence: TracePair) -> Finding:
-    """The first operator below the module too, where both sides can be run again."""
-    original, port = evidence.original, evidence.alive
-    if original is None or port is None or original.side.ranks > 1 or port.side.ranks > 1:
-        return finding
-    apart = _apart(evidence, "grad" if finding.direction == "backward" else "out")
-    try:
-        return with_operator(finding, _to_follow(original), _to_follow(port), apart, evidence.names)
-    except Exception as error:  # whatever a module does that cannot be followed
-        return replace(finding, operator=f"not found, {type(error).__name__} at {place_of(error)}")
-
-
-def _to_follow(alive: Rerunnable) -> Live:
-    """A fresh module and its loss, with the same seed and draws as the run's."""
-    with deterministic(alive.case.seed):
-        module = fresh_module(alive.side, alive.case.weights)
-
-    def run() -> Any:
-        with deterministic(alive.case.seed), drawing(alive.case.draws, alive.case.replayed):
-            return alive.side.loss(module, alive.case.batches[0])
-
-    return Live(module, run)
-
-
-def _of_row(row: Row) -> Finding:
-    """The place that a row names by itself: a module that is called on one side, a parameter's, the loss, or all."""
-    if row.check == "loss":
-        return Finding("loss", "forward", LOSS, 0, row.detail)
-    group, _, name = row.tensor.partition(".")
-    module = row.tensor if row.quantity == "calls" else ""
-    if row.check in ("weights", "optimizer_step") or group == "requires_grad":
-        module = name.rpartition(".")[0]
-    return Finding(row.check, row.check, module or WHOLE, 0, ": ".join(filter(None, (row.tensor, row.detail))))
-
-
-def compare_sides(
-    original: AnySide,
-    port: AnySide,
-    batches: Sequence[Batch] = (),
-    *,
-    names: NameMap | Mapping[str, str | None] | None = None,
-    seed: int = 0,
-    steps: int = STEPS,
-    tolerances: Tolerances | None = None,
-    checks: Iterable[str] | None = None,
-    copy_weights: bool = True,
-) -> KitReport:
-    """Hold a port against its original and say where it first goes wrong: a :class:`Pair` of the two, run.
-
-    Args:
-        original, port: sides; a command's own trace stands for what it computed.
-        batches: given to both sides; the first one is traced, all of them make the curve.
-        names: the original's names to the port's; :func:`suggest_names` proposes one.
-        seed: of both builds, and of what the first step draws.
-        steps: optimizer steps of the curve and of the resumed run.
-        tolerances: rows in the place of the default table's.
-        checks: of ``CHECKS`` and ``throughput``.
-        copy_weights: give the port the original's initial weights by the map. Otherwise both start from their own,
-            which must be equal.
-
-    Raises:
-        InputError: no batch, an unknown check or tolerance, or a dtype without tolerances.
-    """
-    original, port = (
-        side if side.name else replace(cast(Any, side), name=name)
-        for side, name in ((original, "original"), (port, "port"))
-    )
-    pair = Pair(
-        name=port.name,
-        original=original,
-        port=port,
-        cases=(Case("", batches, seed, steps),),
-        names=names,
-        tolerances=tolerances or {},
-        copy_weights=copy_weights,
-    )
-    return run_pair(pair, Options(checks=None if checks is None else tuple(checks)))
-
-
-def compare_traces(
-    original: Trace,
-    port: Trace,
-    *,
-    names: NameMap | Mapping[str, str | None] | None = None,
-    tolerances: Tolerances | None = None,
-    checks: Iterable[str] = TRACED,
-) -> KitReport:
-    """Hold a trace against another one, tensor by tensor: :func:`compare_sides` without a side to run again.
-
-    Args:
-        original, port: of :func:`trace_side`, :func:`read_trace`, or of a shipped port.
-        names, tolerances, checks: as there.
-
-    Raises:
-        InputError: traces without a spread, of another dtype than there is a table for.
-    """
-    return compare_sides(TraceSide(original), TraceSide(port), names=names, tolerances=tolerances, checks=checks)
-
-
-def compare_folders(
-    original: Path,
-    port: Path,
-    names: NameMap | None = None,
-    tolerances: Tolerances | None = None,
-    checks: Iterable[str] = TRACED,
-) -> KitReport:
-    """Every trace of one folder with that of the same name in the other.
-
-    Raises:
-        InputError: a folder without a trace, or a damaged one.
-    """
-    sides = traces_in(original), traces_in(port)
-    if ("" in sides[0]) != ("" in sides[1]):
-        raise InputError(port if "" in sides[0] else original, META, "missing", "one trace, as in the other folder")
-    results = [KitReport(Report(baseline=original.name))]
-    for name in sorted({*sides[0], *sides[1]}):
-        if name not in sides[0] or name not in sides[1]:
-            missing = f"missing in {port if name in sides[0] else original}"
-            results[0].rows.append(
-                RowKey("trace", name, "trace", Against.SELF_CONSISTENCY).row("trace", "", None, None, False, missing)
-            )
-            continue
-        pair = read_trace(sides[0][name]), read_trace(sides[1][name])
-        results.append(compare_traces(*pair, names=names, tolerances=tolerances, checks=checks))
-    return joined(results)
-
-
-def traces_in(folder: Path) -> dict[str, Path]:
-    """A folder that is a trace, by the empty name; else its subfolders that are, by theirs; InputError: neither."""
-    if (folder / META).exists():
-        return {"": folder}
-    found = {file.parent.name: file.parent for file in folder.glob(f"*/{META}")}
-    if not found:
-        raise InputError(folder, META, "missing", "a trace, or folders with one each, of parity trace or write_trace")
-    return found
-
-
-def read_names(file: Path) -> NameMap:
-    """A name map from a JSON object; null stands for no counterpart.
-
-    Raises:
-        InputError: not an object of names.
-    """
-    document = read_object(file)
-    for name, target in document.items():
-        if target is not None and not isinstance(target, str):
-            raise InputError(file, name, repr(target)[:80], "a name or null")
-    return NameMap(document)

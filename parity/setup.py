@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.calls import whole
+from parity.calls import first_of, tensors_of, whole
 from parity.compare import RowKey, compare_value
 from parity.errors import InputError
 from parity.names import NameMap
-from parity.observe import SIGNIFICANT
+from parity.samplers import SIGNIFICANT
 from parity.verdict import Row
 
 Setup = dict[str, Any]
@@ -258,3 +258,29 @@ def _drawn_alike(subject: RowKey, name: str, *sides: list[float]) -> list[Row]:
         detail, passed = f"{mine:.4g} / {theirs:.4g}", measured <= SIGNIFICANT
         rows.append(subject.row(f"initial {quantity}", name, measured, SIGNIFICANT, passed, detail))
     return rows
+
+
+def pattern_loss(module: nn.Module, batch: Any) -> Tensor:
+    """The default loss: the output's own ``loss`` if it has one, else the distance of its first tensor to a pattern.
+
+    Of a tuple, the first number with a gradient is its loss: (tokens, loss, metrics). With gradients off, where a
+    checkpoint is opened or a side is only run forward, the first real number.
+
+    The pattern is a cosine over the entries, so that every entry has a gradient of its own and the loss is far from 0.
+    """
+    if isinstance(batch, Mapping):
+        out = module(**batch)
+    else:
+        out = module(*batch) if isinstance(batch, tuple) else module(batch)
+    own = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+    if isinstance(out, tuple) and own is None:
+        numbers = [one for one in out if isinstance(one, Tensor) and one.dim() == 0 and one.is_floating_point()]
+        own = next((one for one in numbers if one.requires_grad or not torch.is_grad_enabled()), None)
+    if isinstance(own, Tensor):
+        return own
+    values = first_of(tensors_of(out))
+    if values is None:
+        raise TypeError(f"{type(module).__name__} gave {type(out).__name__} without a tensor: hand in a loss")
+    values = values.float() if not (values.is_floating_point() or values.is_complex()) else values
+    pattern = torch.arange(values.numel(), device=values.device, dtype=torch.float64).cos()
+    return (values - pattern.reshape(values.shape).to(values.dtype)).square().mean()

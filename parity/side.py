@@ -6,12 +6,9 @@ A side is any object with a ``name`` and ``trace(case)``, a context manager that
 from __future__ import annotations
 
 import math
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -22,15 +19,16 @@ from torch.optim import Optimizer
 
 from parity import ranks as processes
 from parity.allowed import autocast_seen, computed_in, move_module, moved
-from parity.calls import first_of, gradients_of, state_of, tensors_of
+from parity.calls import copy_weights, dtype_of, gradients_of, state_of
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.names import NameMap
-from parity.observe import Draw, Taps, drawing, keep_samples, observe
+from parity.observe import Draw, Taps, drawing, observe
 from parity.plants import Ground
-from parity.setup import groups_of, optimizer_for, optimizers_in, rate_of, settings, setup_of, varied
+from parity.samplers import keep_samples
+from parity.setup import groups_of, optimizer_for, optimizers_in, pattern_loss, rate_of, settings, setup_of, varied
 from parity.step import Clip, Rule, StepAuditor, global_norm
-from parity.trace import META, Point, StepAudit, Trace, read_trace
+from parity.trace import Point, StepAudit, Trace
 
 Found = TypeVar("Found")
 Batch = Any
@@ -38,10 +36,6 @@ Batch = Any
 
 STEPS = 5
 """Optimizer steps of a curve."""
-
-PLACE, DRAW = "{out}", "{draw}"
-LAST_LINES = 15
-"""Of what a command that failed says."""
 
 
 @dataclass(frozen=True)
@@ -87,36 +81,6 @@ class AnySide(Protocol):
     def name(self) -> str: ...
 
     def trace(self, case: Any) -> AbstractContextManager[Run]: ...
-
-
-class SideError(RuntimeError):
-    """A side in a process of its own ended badly."""
-
-
-def pattern_loss(module: nn.Module, batch: Batch) -> Tensor:
-    """The default loss: the output's own ``loss`` if it has one, else the distance of its first tensor to a pattern.
-
-    Of a tuple, the first number with a gradient is its loss: (tokens, loss, metrics). With gradients off, where a
-    checkpoint is opened or a side is only run forward, the first real number.
-
-    The pattern is a cosine over the entries, so that every entry has a gradient of its own and the loss is far from 0.
-    """
-    if isinstance(batch, Mapping):
-        out = module(**batch)
-    else:
-        out = module(*batch) if isinstance(batch, tuple) else module(batch)
-    own = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-    if isinstance(out, tuple) and own is None:
-        numbers = [one for one in out if isinstance(one, Tensor) and one.dim() == 0 and one.is_floating_point()]
-        own = next((one for one in numbers if one.requires_grad or not torch.is_grad_enabled()), None)
-    if isinstance(own, Tensor):
-        return own
-    values = first_of(tensors_of(out))
-    if values is None:
-        raise TypeError(f"{type(module).__name__} gave {type(out).__name__} without a tensor: hand in a loss")
-    values = values.float() if not (values.is_floating_point() or values.is_complex()) else values
-    pattern = torch.arange(values.numel(), device=values.device, dtype=torch.float64).cos()
-    return (values - pattern.reshape(values.shape).to(values.dtype)).square().mean()
 
 
 @dataclass(frozen=True)
@@ -258,99 +222,6 @@ class Rerunnable:
         case, count = self.case, processes.samples_in(self.case.batches[:1])
         batches, drawn = processes.shares(case.batches, self.side.share), processes.share_of_draws(case.replayed, count)
         return Rerunnable(self.side, replace(case, batches=batches, replayed=drawn))
-
-
-@dataclass(frozen=True)
-class TraceSide:
-    """A trace at hand, as a side."""
-
-    found: Trace
-
-    @property
-    def name(self) -> str:
-        return self.found.run
-
-    @contextmanager
-    def trace(self, case: Any) -> Iterator[Run]:
-        """The trace."""
-        yield Run(self.found)
-
-
-@dataclass(frozen=True)
-class FolderSide:
-    """A side whose traces were written before: the folder is a trace, or has one a case, by the case's name."""
-
-    folder: Path
-    name: str = ""
-
-    @contextmanager
-    def trace(self, case: Any) -> Iterator[Run]:
-        """Reads it; InputError as :func:`read_trace` has it."""
-        found = read_trace(self.folder if (self.folder / META).exists() else self.folder / case.name)
-        yield Run(replace(found, run=self.name or found.run))
-
-
-@dataclass(frozen=True)
-class CommandSide:
-    """A side in a process of its own, on this machine, that leaves a trace.
-
-    ``{out}`` in its words is the trace's folder, ``{case}`` the case's name. One with ``{draw}`` is run again with the
-    numbers 1, 2, ... in its place, 0 the first time: then it is to move its weights and inputs by ``parity.moved``.
-    """
-
-    words: Sequence[str]
-    name: str = ""
-    timeout: float = 3600
-
-    @contextmanager
-    def trace(self, case: Any) -> Iterator[Run]:
-        """Runs the command.
-
-        Raises:
-            InputError: no ``{out}`` in its words, or a folder that is no trace; else as :func:`run_command`.
-        """
-        with tempfile.TemporaryDirectory() as folder, self._run(case, Path(folder), 0).trace(case) as ran:
-            yield ran
-
-    def draw(self, case: Any, number: int, precision: torch.dtype) -> Trace | None:
-        """The same, moved; None where the command has no word for it."""
-        if not any(DRAW in word for word in self.words):
-            return None
-        with tempfile.TemporaryDirectory() as folder, self._run(case, Path(folder), number).trace(case) as ran:
-            return ran.trace
-
-    def _run(self, case: Any, folder: Path, number: int) -> FolderSide:
-        """Where a draw's trace lies once the command has run."""
-        program, out = self.words[0] if self.words else "command", folder / "trace"
-        if not any(PLACE in word for word in self.words):
-            raise InputError(program, "words", list(self.words), f"{PLACE}, where the trace goes, in one of them")
-        words = {PLACE: str(out), DRAW: str(number), "{case}": str(case.name)}
-        run_command(
-            [reduce(lambda word, key: word.replace(key, words[key]), words, one) for one in self.words],
-            program,
-            self.timeout,
-        )
-        return FolderSide(out, self.name)
-
-
-def run_command(words: Sequence[str], what: str, timeout: float | None, **options: Any) -> None:
-    """Run a program to its end; ``what`` names it in errors, ``timeout`` is in seconds, ``options`` are subprocess'.
-
-    Raises:
-        InputError: no such program.
-        SideError: it failed or ran out of time; with the last lines of its standard error.
-    """
-    try:
-        done = subprocess.run(words, capture_output=True, timeout=timeout, check=False, **options)
-        became, said = f"ended with exit code {done.returncode}", done.stderr
-        if not done.returncode:
-            return
-    except subprocess.TimeoutExpired as error:
-        became, said = f"did not end within {timeout} s", error.stderr or b""
-    except OSError as error:
-        raise InputError(words[0], "command", str(error), "a program") from error
-    lines = said.decode(errors="replace").strip().splitlines()[-LAST_LINES:]
-    raise SideError(f"{what} {became}: " + ("\n".join(lines) or "nothing on its standard error"))
 
 
 class Training:
@@ -515,23 +386,7 @@ def fresh_module(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.
     return module
 
 
-@torch.no_grad()
-def copy_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy those weights that the module has in the same name and shape."""
-    own: dict[str, Tensor] = {**module.state_dict(), **dict(module.named_parameters())}
-    for name, value in weights.items():
-        if name in own and own[name].shape == value.shape:
-            own[name].copy_(value)
-
-
 def original_weights(side: Side, names: NameMap, seed: int) -> dict[str, Tensor]:
     """What the original starts from, by the port's names."""
     with deterministic(seed):
         return names.parameters(state_of(side.build()))
-
-
-def dtype_of(module: nn.Module) -> str:
-    """The widest floating dtype of the parameters, in torch's words without the prefix."""
-    dtypes = {value.dtype for value in module.parameters() if value.is_floating_point()}
-    widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32)
-    return str(widest).removeprefix("torch.")

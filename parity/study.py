@@ -15,11 +15,12 @@ from typing import Any
 
 from parity.checks import run_check
 from parity.compare import RowKey
+from parity.differences import RAISED, Difference, Ledger
 from parity.errors import InputError
 from parity.observe import replaced
 from parity.renamed import understands
 from parity.trace_pair import Check, TracePair, raised
-from parity.verdict import RAISED, Against, Difference, Ledger, Row
+from parity.verdict import Against, Row
 
 Switch = Callable[[Any], Any]
 """From a side to one that does a thing as the original does it."""

@@ -11,12 +11,13 @@ import torch
 
 from parity.allowed import FEW, TIMES, Spread, pool_of, precision_of
 from parity.compare import RowKey
+from parity.differences import RAISED
 from parity.errors import place_of
 from parity.names import NameMap
 from parity.side import Rerunnable
 from parity.tolerances import HELD, UNITS, Kind, Tolerance, Tolerances, by_dtype
 from parity.trace import Trace
-from parity.verdict import RAISED, Against, Row, Speed
+from parity.verdict import Against, Row, Speed
 
 
 @dataclass

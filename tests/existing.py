@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from parity import KitReport, Pair, replace_functions, run_pair
+from parity.differences import Difference, Ledger
 from parity.pair import find_pair
 from parity.study import Switch, switched
 from parity.trace import Trace
-from parity.verdict import Difference, Ledger
 
 CORE = "speculators.models.dflash.core"
 SHIFT = cycle((1, 0))  # the first call of a forward is for positions, the second for what is gathered

@@ -8,11 +8,11 @@ from pathlib import Path
 from accelerate.utils import set_seed
 from torch import nn
 
-from parity.calls import state_of
+from parity.calls import dtype_of, state_of
 from parity.environment import describe, deterministic, quietly
 from parity.names import NameMap
 from parity.prototypes.port import reset_accelerate
-from parity.side import Side, dtype_of, fresh_module, original_weights
+from parity.side import Side, fresh_module, original_weights
 from parity.trace import Point, Trace
 from ports.training.loop import Loop
 from ports.training.observer import Observer, StepRecord

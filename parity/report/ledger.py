@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parity.differences import RAISED, Difference, Ledger
 from parity.report.summary import count, short
-from parity.verdict import RAISED, Difference, Ledger
 
 LINES = ("quantity", "as it is", "explained", "allowed", "because of")
 SHARED = {"forward": "output", "gradients": "gradient", "curve": "number"}

@@ -18,12 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from parity.differences import Ledger
 from parity.files import write_whole
 from parity.report import summary
 from parity.report.figures import Axes, Series, draw
 from parity.report.ledger import LINES, difference_lines, summed_up, told
 from parity.report.summary import SIGHTS, count, ended, grouped, severity, short, sights, unique, words
-from parity.verdict import Curve, GradientFlow, Ledger, Report, Row, Status
+from parity.verdict import Curve, GradientFlow, Report, Row, Status
 
 UNITS = {"loss": "loss (nats)", "grad_norm": "gradient norm"}
 X_LABEL = "micro-batch, counted from 0"

@@ -16,8 +16,8 @@ from torch import nn
 
 from parity.environment import quietly
 from parity.errors import InputError
-from parity.names import suggest_names
 from parity.pair import module_of
+from parity.suggest import suggest_names
 
 LOSSES = ("loss", "metric", "objective")
 """What a function is called that a loss is made in."""

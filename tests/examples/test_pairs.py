@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from parity import Options, Pair, read_trace, run_pair
+from parity.differences import Difference, Ledger
 from parity.errors import InputError
+from parity.outside import TraceSide
 from parity.pair import find_pair
 from parity.prototypes.recorded import configuration, load_recorded
 from parity.report.ledger import size
-from parity.side import TraceSide
-from parity.verdict import Difference, Ledger, Report
+from parity.verdict import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = ROOT / "examples" / "pairs"

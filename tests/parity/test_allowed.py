@@ -9,7 +9,8 @@ from torch import nn
 
 from parity import Case, Side, compare_sides, compare_traces, trace_side
 from parity.allowed import moved, spread_of
-from parity.side import pattern_loss, trace_case
+from parity.setup import pattern_loss
+from parity.side import trace_case
 from parity.trace import Trace, read_trace, write_trace
 from parity.verdict import Status
 

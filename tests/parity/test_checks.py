@@ -9,8 +9,8 @@ from torch import nn
 
 from parity import CHECKS, Clip, Kind, ParityError, Side, Tolerance, Trace, compare_sides, compare_traces, trace_side
 from parity.errors import InputError
-from parity.observe import SAMPLES
-from parity.side import pattern_loss
+from parity.samplers import SAMPLES
+from parity.setup import pattern_loss
 from parity.verdict import Against, Status
 
 AUDITS = set()

@@ -19,7 +19,8 @@ from parity import Side, Trace, compare_sides, trace_side, unrolled
 from parity.calls import tensors_of, watch
 from parity.compare import RowKey
 from parity.errors import InputError
-from parity.observe import Draw, compare_samplers, drawing, given, observe, sampled, tap
+from parity.observe import Draw, drawing, given, observe, tap
+from parity.samplers import compare_samplers, sampled
 
 
 @dataclass

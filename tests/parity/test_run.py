@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from parity import fixtures
+from parity.comparing import TRACED
 from parity.environment import describe
 from parity.errors import InputError
 from parity.pair import find_pair
 from parity.report.page import flows
-from parity.run import TRACED, Runner, run_pair
+from parity.run import Runner, run_pair
 from parity.side import trace_case
 from parity.trace import read_trace
 
@@ -27,7 +28,7 @@ from torch import nn
 from dataclasses import replace
 from parity import Case, KnownDifference, Clip, Draw, FolderSide, Pair, Side
 from parity.compare import RowKey
-from parity.side import pattern_loss
+from parity.setup import pattern_loss
 from parity.verdict import Report
 
 class Part(nn.Linear):

@@ -27,7 +27,7 @@ from parity import (
 from parity.errors import InputError
 from parity.rerun import move
 from parity.run import CaseRun
-from parity.side import pattern_loss
+from parity.setup import pattern_loss
 from parity.step import global_norm
 from parity.verdict import Status
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from parity.errors import InputError
+from parity.outside import run_command
 from parity.prototypes.case import RecordedCase
 from parity.prototypes.original.checkout import CHECKOUT, verify
 from parity.prototypes.recorded import PROTOTYPE_SEED
-from parity.side import run_command
 
 
 @dataclass(frozen=True)

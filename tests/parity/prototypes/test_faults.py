@@ -9,11 +9,12 @@ from speculators.convert.eagle.eagle3_converter import Eagle3Converter
 
 from parity.checks import run_checks
 from parity.pair import find_pair
+from parity.place import hinted
 from parity.plants import Ground, patched, taking
 from parity.power import Battery
 from parity.prototypes.faults import swapped
 from parity.prototypes.pair import WIPE, few_steps
-from parity.run import CaseRun, hinted
+from parity.run import CaseRun
 from parity.trace import Trace
 from parity.verdict import Status
 from ports.training.settings import TrainingSettings

@@ -11,6 +11,7 @@ import pytest
 from parity.checks import run_checks
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
+from parity.outside import TraceSide
 from parity.pair import find_pair
 from parity.prototypes.case import read_case
 from parity.prototypes.pair import REFERENCE
@@ -18,7 +19,6 @@ from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.spread import margin_of, with_spread
 from parity.prototypes.synthetic import sample_order, write_case
 from parity.run import CaseRun
-from parity.side import TraceSide
 
 LLAMA3 = {
     "rope_type": "llama3",

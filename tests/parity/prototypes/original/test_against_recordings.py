@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from parity.outside import SideError
 from parity.prototypes.case import read_case
 from parity.prototypes.original.child import record_original
 from parity.prototypes.recorded import load_recorded
 from parity.prototypes.synthetic import write_case
-from parity.side import SideError
 
 ROUND_OFF = 1e-4
 """Allowed on another machine or torch, in absolute terms; 0 is usual."""
