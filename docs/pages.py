@@ -18,6 +18,7 @@ PACKAGES = ("ports", "parity", "parity/fixtures")
 SECTIONS = {
     "Use": (
         "draft.md",
+        "scale.md",
         "words.md",
         "training.md",
         "data.md",

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
+from docs.scale import SCALE
 from docs.served import SERVED
 from docs.verifiers import TRIED, write
 from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
+from ports.files import gigabytes
 from ports.generate.chat import Encoded, Encoder, LossMask, load_family
 from ports.generate.conversations import load_conversations
 from ports.spellings import HIDDEN
@@ -110,9 +112,20 @@ def verifiers() -> str:
     return "\n".join(lines)
 
 
+def scale() -> str:
+    """What :mod:`docs.scale` counted."""
+    lines = ["| verifier | its weights, without the head | records on disk | training, a device |", "|" + " --- |" * 4]
+    for name, sizes in json.loads(SCALE.read_text()).items():
+        lines.append(
+            f"| {name} | {' | '.join(gigabytes(sizes[part]) for part in ('verifier', 'records', 'training'))} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "architectures.md": ("verifiers", verifiers),
     "training.md": ("flags", flags),
+    "scale.md": ("scale", scale),
     "data.md": ("masks", masks),
 }
 

@@ -2,16 +2,13 @@
 
 Bytes on disk and of weights and optimizer are counted, activations measured: the draft is built without its weights
 and run at two short lengths on the CPU. What autograd keeps for the backward grows linearly with the number of tokens,
-since no tensor of the fast paths is quadratic in it. Times are measured on models of the same sizes with drawn weights:
-two layers of the verifier, for whose time that of all goes with their parameters, and steps of the whole draft.
+since no tensor of the fast paths is quadratic in it.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +16,7 @@ import torch
 from pydantic import Field
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ports import flags
 from ports.eagle3.config import load_draft_config as eagle3_config
@@ -31,7 +28,6 @@ from ports.hass.config import HassSpeculatorConfig
 from ports.hass.config import load_draft_config as hass_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
-from ports.numerics import best_device
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.settings import CommandSettings
@@ -47,11 +43,6 @@ FLOAT = 4
 
 COPIES = 4
 """Of a trained parameter: itself, its gradient and two moments."""
-
-LAYERS, WORDS = 2, 64
-"""Layers and vocabulary of what stands for the verifier where it is timed."""
-
-Clock = Callable[[], float]
 
 
 class EstimateSettings(CommandSettings):
@@ -105,19 +96,23 @@ def estimate(settings: EstimateSettings) -> Estimate:
     Raises:
         InputError: configs that cannot be read or do not fit.
     """
-    verifier = verifier_config(settings.model_path)
     shape = geometry_of(settings.algorithm, settings.model_path)
     load = eagle3_config if settings.algorithm == "eagle3" else hass_config
     config = load(settings.configpath, settings.model_path, settings.forward_num_total)
-    state_size = (verifier.num_hidden_layers + 1) * verifier.hidden_size
     return Estimate(
         records=(settings.samples + 1) * shape.bytes_of(settings.tokens),
         verifier=shape.item_bytes * verifier_parameters(settings.model_path),
-        states=shape.item_bytes * state_size * settings.batch_tokens,
+        states=states_bytes(settings.model_path, shape.item_bytes, settings.batch_tokens),
         training=training_memory(
             config, settings.forward_num_total, settings.bs * settings.max_len, settings.supervised, settings.gpus
         ),
     )
+
+
+def states_bytes(name_or_path: str, item_bytes: int, tokens: int) -> int:
+    """Of the hidden states of all layers that a forward over ``tokens`` gives, ``item_bytes`` a number."""
+    verifier = verifier_config(name_or_path)
+    return item_bytes * (int(verifier.num_hidden_layers) + 1) * int(verifier.hidden_size) * tokens
 
 
 def verifier_parameters(name_or_path: str) -> int:
@@ -130,35 +125,45 @@ def verifier_parameters(name_or_path: str) -> int:
 
 
 def training_memory(
-    config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_steps: int, tokens: int, supervised: float, gpus: int
+    config: Eagle3SpeculatorConfig | HassSpeculatorConfig,
+    ttt_steps: int,
+    tokens: int,
+    supervised: float,
+    gpus: int,
+    half: bool = True,
 ) -> dict[str, int]:
-    """Bytes of a micro-batch of ``tokens``, of which the share ``supervised`` is in the loss, in bf16 autocast.
+    """Bytes of a micro-batch of ``tokens``, of which the share ``supervised`` is in the loss, ``half``: bf16 autocast.
 
     ``activations`` is what autograd keeps, ``target`` the verifier's probabilities. On several devices
     DistributedDataParallel holds the gradients once more, in its buckets.
     """
     objective = build_objective(config, ttt_steps)
-    sizes = {True: 0, False: 0}
-    for parameter in objective.draft.parameters():
-        sizes[parameter.requires_grad] += FLOAT * parameter.numel()
-    short, long = (kept_bytes(objective, length, round(length * supervised)) for length in PROBES)
+    short, long = (kept_bytes(objective, length, round(length * supervised), half) for length in PROBES)
     slope = (long - short) / (PROBES[1] - PROBES[0])
     return {
-        "weights, gradients, Adam": COPIES * sizes[True],
-        "frozen": sizes[False],
-        "DDP buckets": sizes[True] if gpus > 1 else 0,
+        **held_bytes(objective, gpus),
         "activations": round(short + slope * (tokens - PROBES[0])),
         "target": FLOAT * round(tokens * supervised) * len(objective.output()[1]),
     }
 
 
+def held_bytes(objective: Any, gpus: int) -> dict[str, int]:
+    """What a device holds of a draft and its optimizer, whatever the batch."""
+    sizes = {True: 0, False: 0}
+    for parameter in objective.draft.parameters():
+        sizes[parameter.requires_grad] += FLOAT * parameter.numel()
+    buckets = sizes[True] if gpus > 1 else 0
+    return {"weights, gradients, Adam": COPIES * sizes[True], "frozen": sizes[False], "DDP buckets": buckets}
+
+
 def build_objective(config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_steps: int) -> Any:
-    """The objective of an untrained draft on the CPU, its memory not touched."""
+    """The objective of an untrained draft on the CPU, its memory not touched; nothing of the verifier's is read."""
     config.transformer_layer_config._attn_implementation = attention_name(Alignment.PROTOTYPE)
     hass = isinstance(config, HassSpeculatorConfig)
     with torch.device("meta"):
         draft = HassDraftModel(config) if hass else thaw_head(Eagle3DraftModel(config))
     draft = draft.to_empty(device="cpu")
+    draft.config.speculators_config = None
     return HassObjective(draft, ttt_steps, topk=1) if hass else Eagle3Objective(draft, ttt_steps)
 
 
@@ -175,7 +180,7 @@ def batch_like(objective: Any, rows: int, tokens: int, supervised: int) -> dict[
     }
 
 
-def kept_bytes(objective: Any, tokens: int, rows: int) -> int:
+def kept_bytes(objective: Any, tokens: int, rows: int, half: bool = True) -> int:
     """What autograd keeps from the forward of one row of ``tokens``, ``rows`` of them in the loss.
 
     Parameters are left out.
@@ -190,71 +195,11 @@ def kept_bytes(objective: Any, tokens: int, rows: int) -> int:
         return value
 
     batch = batch_like(objective, 1, tokens, rows)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), torch.autocast("cpu", torch.bfloat16):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), autocast:
         outcome = objective(batch)  # held until all is counted, so that no address is given twice
     del outcome
     return sum(kept.values())
-
-
-def seconds_of(act: Callable[[], Tensor], clock: Clock) -> float:
-    """Of ``act``, which gives one number: the mean of three times after a first."""
-    float(act())
-    start = clock()
-    for _ in range(3):
-        float(act())
-    return (clock() - start) / 3
-
-
-@torch.inference_mode()
-def verifier_seconds(name_or_path: str, tokens: int, batches: Sequence[tuple[int, int]], clock: Clock) -> list[float]:
-    """Seconds of a forward of each batch, (rows, 0) of ``tokens``, or (rows, n) of n more after them, with logits.
-
-    Two layers in the verifier's sizes and precision are timed: the time of all of them goes with their parameters.
-    """
-    config = copy.deepcopy(verifier_config(name_or_path))
-    head = config.hidden_size * config.vocab_size
-    config.num_hidden_layers, config.vocab_size, config.pad_token_id = LAYERS, WORDS, None
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:LAYERS]
-    dtype = getattr(torch, geometry_of("hass", name_or_path, dtype="auto").dtype)
-    model = AutoModel.from_config(config, dtype=dtype).to(best_device()).eval()
-    timed = sum(parameter.numel() for parameter in model.parameters()) - config.hidden_size * WORDS
-
-    def seconds(rows: int, more: int) -> float:
-        ids = torch.arange(rows * tokens, device=model.device).view(rows, tokens) % WORDS
-        cache = model(input_ids=ids[:1], use_cache=True).past_key_values if more else None
-        if cache is not None:
-            cache.batch_repeat_interleave(rows)  # read side by side they could take more memory than a run does
-        inputs = {"input_ids": ids[:, : more or tokens], "past_key_values": cache, "use_cache": bool(more)}
-        whole = verifier_parameters(name_or_path) - (0 if more else head)  # the embedding counts for the head
-        return whole / timed * seconds_of(lambda: model(**inputs).last_hidden_state[0, 0, 0], clock)
-
-    return [seconds(*batch) for batch in batches]
-
-
-def step_seconds(
-    objective: Any, rows: int, tokens: int, supervised: float, clock: Clock, *, half: bool = False
-) -> float:
-    """Seconds of an optimizer step of :func:`build_objective`'s draft on a batch [rows, tokens].
-
-    ``supervised`` is the share of the tokens in the loss; ``half`` is bf16 autocast, else all is float32.
-    """
-    for value in (*objective.parameters(), *objective.buffers()):
-        if value.is_floating_point():
-            value.data.normal_(std=0.02)
-    batch = batch_like(objective, rows, tokens, math.ceil(tokens * supervised))
-    batch = {name: value.to(best_device()) for name, value in batch.items()}
-    optimizer = torch.optim.AdamW([each for each in objective.to(best_device()).parameters() if each.requires_grad])
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        with torch.autocast(best_device().type, torch.bfloat16, enabled=half):
-            loss: Tensor = objective(batch).backward_loss
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return seconds_of(step, clock)
 
 
 command = flags.command(EstimateSettings, lambda settings: print("\n".join(estimate(settings).lines())))

@@ -70,8 +70,10 @@ def is_text(words: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in words)
 
 
-def check_output(directory: Path, field: str, needed: int = 0) -> None:
+def check_output(directory: Path, field: str, needed: int = 0, advice: str = "") -> None:
     """Refuse a directory that could not be made, written to, or hold ``needed`` bytes; nothing is made or left.
+
+    ``advice`` follows what is needed.
 
     Raises:
         InputError: a file in its place or above it, no permission, a full disk.
@@ -86,7 +88,7 @@ def check_output(directory: Path, field: str, needed: int = 0) -> None:
     except OSError as error:
         raise InputError(directory, field, str(error), "room and permission to write") from error
     if free < needed:
-        raise InputError(directory, field, f"{gigabytes(free)} free", f"{gigabytes(needed)} to write")
+        raise InputError(directory, field, f"{gigabytes(free)} free", f"{gigabytes(needed)} to write{advice}")
 
 
 def check_outside(place: Path, field: str, data: str, flag: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from accelerate.utils import set_seed
 
@@ -20,6 +21,13 @@ def best_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that nobody holds on the device; of a CPU its machine's; None where torch cannot tell."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
 def has_bf16_units(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ This one hands a signal on, waits for them, and ends with the exit code of the f
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from types import FrameType
 import psutil  # type: ignore[import-untyped]
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from ports.training.stop import LAUNCHER
 
 HANDED_ON = (signal.SIGTERM, signal.SIGINT)
 
@@ -27,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for number in HANDED_ON:
         signal.signal(number, _hand_on)
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         run.run(run.parse_args(["--signals-to-handle", NONE_OF_THESE, *words]))
     except ChildFailedError as failed:

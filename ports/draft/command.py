@@ -8,6 +8,7 @@ the first that is not. Phases that compute are commands of their own, each in a 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
@@ -17,11 +18,12 @@ from typing import Any
 from ports import flags
 from ports.commands import hushed
 from ports.draft.card import RUN
-from ports.draft.forecast import forecast
+from ports.draft.fit import fit
 from ports.draft.phases import Phase, phases_of, read_result
 from ports.draft.plan import Plan
 from ports.draft.processes import PhaseError
 from ports.draft.settings import DraftSettings
+from ports.errors import InputError
 from ports.files import check_output, check_outside
 from ports.generate.records import start_or_go_on, write_manifest
 from ports.generate.run import say
@@ -36,13 +38,16 @@ def make(settings: DraftSettings) -> int:
     Raises:
         InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
     """
+    if (launched := os.environ.get("WORLD_SIZE", "1")) != "1":
+        expected = "1, which launches its training itself: --num-processes; on several machines, phase by phase"
+        raise InputError("launcher", "processes", launched, expected)
     check_output(settings.out, "out")
     check_outside(settings.out, "out", settings.data, "data")
     plan = Plan(settings)
     if (served := serving_of(settings.algorithm, settings.model)).serves is not True:
         say(f"warning: {served.why}")
     try:
-        _go_through(plan, [] if (settings.out / "evaluation.json").exists() else forecast(plan))
+        _go_through(plan, [] if (settings.out / "evaluation.json").exists() else fit(plan))
     except PhaseError as error:
         return error.code
     return report(settings.out)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ports.draft.card import CARD, write_pages
 from ports.draft.plan import VALIDATED, Plan, validated
-from ports.draft.processes import in_process
+from ports.draft.processes import in_process, in_processes
 from ports.errors import InputError
 from ports.files import read_json
 from ports.generate.answers import AnswersSettings, rounds_of
@@ -131,10 +131,14 @@ def _train(plan: Plan) -> None:
         keep_last=1,
         epochs=plan.passes,
         ttt_alignment=Alignment.CHAIN.value,
-        num_workers=0,
+        num_workers=plan.num_workers,
+        noise_stream="keyed",  # noise and order that the number of processes does not change
+        group_by_length=True,
+        loss_normalisation="global",
+        bs=settings.bs // plan.num_processes,
         lr=plan.lr,
         mixed_precision=plan.precision,
-        **{name: getattr(settings, name) for name in ("bs", "forward_num_total", "seed")},
+        **{name: getattr(settings, name) for name in ("forward_num_total", "seed")},
         **maps,
         **({"val_fraction": VALIDATED} if validated(len(list_records(records))) else {}),
     )
@@ -159,10 +163,14 @@ def _check(plan: Plan) -> None:
 
 
 def _command(plan: Plan, name: str, **values: object) -> None:
-    """Run one, on settings by their fields; a flag whose value is None is left out."""
+    """Run one on settings by their fields, training in all its processes; a flag whose value is None is left out."""
     named = {public_name(field).replace("_", "-"): value for field, value in values.items() if value is not None}
-    words = [f"--{flag}={value}" for flag, value in named.items()]
-    in_process(name, [*words, "--progress" if plan.settings.progress else "--no-progress"], log=plan.out / LOG)
+    words = [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in named.items()]
+    words.append("--progress" if plan.settings.progress else "--no-progress")
+    if name.startswith("train ") and plan.num_processes > 1:
+        in_processes(name, words, plan.num_processes)
+    else:
+        in_process(name, words, log=plan.out / LOG)
 
 
 def best_checkpoint(cpdir: Path, passes: int) -> Path:

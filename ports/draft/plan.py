@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,9 @@ h = 576 is worth more than that or 1e-3 (docs/results.md). In between it goes wi
 EVALUATED = 128
 """Tokens of an answer to a held-out prompt at most."""
 
+WORKERS = 8
+"""Loader processes of a device at most, as many as the trainer's own default."""
+
 VALIDATED = 0.05
 """Share of the records that the best checkpoint is chosen by, where there are enough of them."""
 
@@ -69,6 +73,29 @@ class Plan:
             raise InputError(
                 "command line", "--batch-size", settings.bs, f"at most {trained}, the dialogues to train on"
             )
+        if settings.bs % self.num_processes:
+            expected = f"a number that divides --batch-size {settings.bs}, which is of all processes together"
+            raise InputError("command line", "--num-processes", settings.num_processes, expected)
+        if self.num_processes > self.devices > 1:
+            expected = f"at most {self.devices}, the devices"
+            raise InputError("command line", "--num-processes", self.num_processes, expected)
+
+    @property
+    def num_processes(self) -> int:
+        """Of training: the number asked for, or as many as there are devices to share the samples of a step evenly."""
+        most = min(self.devices, self.settings.bs)
+        return self.settings.num_processes or next(n for n in range(most, 0, -1) if self.settings.bs % n == 0)
+
+    @property
+    def devices(self) -> int:
+        """That this command sees; the CPU is one."""
+        return max(1, torch.accelerator.device_count())
+
+    @property
+    def num_workers(self) -> int:
+        """Loader processes of one of training: none on a CPU, which is busy, else of the machine's cores a share."""
+        cores = (os.cpu_count() or 1) // self.num_processes
+        return 0 if best_device().type == "cpu" else max(1, min(WORKERS, cores - 1))
 
     @property
     def evaluated(self) -> int:
@@ -141,6 +168,7 @@ class Plan:
             "draft": self.config,
             **self.settings.model_dump(mode="json", exclude=elsewhere),
             "passes": self.passes,
+            "num_processes": self.num_processes,
             "lr": self.lr,
             "mixed_precision": self.precision,
         }

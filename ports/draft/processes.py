@@ -14,9 +14,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from ports import cli
+from ports import cli, torchrun
 from ports.commands import exit_code, hush_libraries, log_libraries
 from ports.generate.run import say
+from ports.numerics import best_device
 from ports.progress import Work
 from ports.spellings import PREFIX
 from ports.training.stop import SIGNALS, end_with_parent
@@ -34,6 +35,22 @@ class PhaseError(Exception):
 def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,), log: Path | None = None) -> None:
     """A command by :func:`run_subprocess`."""
     run_subprocess(name, partial(cli.run, [*name.split(), *words]), good, log)
+
+
+def in_processes(name: str, words: Sequence[str], count: int) -> None:
+    """A command in ``count`` processes, as ``python -m ports.torchrun --nproc-per-node COUNT -m ports ...``.
+
+    They write to the terminal, libraries too.
+    """
+    run_subprocess(name, partial(_launch, [*name.split(), *words], count))
+
+
+def _launch(words: Sequence[str], count: int) -> int:
+    """Of the cores every process has its share."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    if best_device().type == "cpu":
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    return torchrun.main(["--standalone", f"--nproc-per-node={count}", "-m", "ports", *words])
 
 
 def run_subprocess(name: str, act: Callable[[], Any], good: Sequence[int] = (0,), log: Path | None = None) -> None:

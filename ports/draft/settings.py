@@ -33,4 +33,7 @@ class DraftSettings(AnswersSettings):
     mixed_precision: Literal["auto", Precision] = Field(
         "auto", description="of training; auto: bf16 where the device is faster in it, else no"
     )
+    num_processes: int | None = Field(
+        None, ge=1, description="of training, which share a batch; default: one a visible device, as far as it divides"
+    )
     forward_num_total: int = Field(3, ge=1, description="TTT steps, and tokens that a server proposes")

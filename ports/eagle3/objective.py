@@ -33,10 +33,11 @@ class Eagle3Objective(TTTObjective):
         recompute: bool = False,
     ) -> None:
         super().__init__(draft, ttt_steps, alignment, implementation, recompute)
-        self._name = draft.config.speculators_config.verifier.name_or_path
-        head = VerifierHead.load(self._name, draft.t2d)
+        attached = draft.config.speculators_config  # none where no number counts
+        self._name = "" if attached is None else attached.verifier.name_or_path
+        head = None if attached is None else VerifierHead.load(self._name, draft.t2d)
         self._outside: dict[str, Tensor | VerifierHead] = {
-            "head": draft.verifier_lm_head.weight.detach() if head.is_linear else head
+            "head": draft.verifier_lm_head.weight.detach() if head is None or head.is_linear else head
         }
 
     def unroll(self, batch: Batch) -> list[Step]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ports.errors import InputError
-from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply, Tell
+from ports.generate.replies import MAX_CONCURRENCY, Drawn, Prompt, Reply, Tell
 from ports.generate.server import ServerEngine
 from ports.progress import Work
 from ports.verifier.config import verifier_config
@@ -90,7 +90,7 @@ class _Counted(tqdm):  # type: ignore[type-arg]
 class TransformersEngine:
     """Batches of prompts of about equal length, padded on the left."""
 
-    pace, independent = 1.0, False
+    independent = False
 
     def __init__(self, model: str, tokenizer: Any, batch_size: int) -> None:
         self.model, self.tokenizer, self.max_concurrency = model, tokenizer, batch_size
@@ -139,7 +139,7 @@ class TransformersEngine:
 class VllmEngine:
     """vLLM in this process."""
 
-    max_concurrency, pace, independent = MAX_CONCURRENCY, VLLM_PACE, False
+    independent = False
 
     def __init__(self, model: str, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -178,9 +178,8 @@ class VllmEngine:
 
 Engine = TransformersEngine | VllmEngine | ServerEngine
 """``name`` says what answers, with its version: another one's answers are others. ``answer`` gives the number of a
-prompt and its answer, as they come, and loads the models at the first; of what is on its way it tells. Of
-``max_concurrency`` prompts a token takes ``pace`` times what transformers' layers take, about; ``independent`` answers
-do not depend on the prompts beside them."""
+prompt and its answer, as they come, and loads the models at the first; of what is on its way it tells.
+``independent`` answers do not depend on the prompts beside them."""
 
 
 def choose_engine(

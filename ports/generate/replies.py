@@ -8,9 +8,6 @@ from dataclasses import dataclass
 MAX_CONCURRENCY = 64
 """Requests that a server or vLLM holds at a time."""
 
-VLLM_PACE = 0.7
-"""On one core it was measured as 0.45, and on another machine's as 0.95."""
-
 Drawn = dict[str, float]
 """How tokens are drawn, by vLLM's names: ``max_tokens`` of an answer, ``temperature`` (0: greedily), ``top_p``."""
 

@@ -19,7 +19,7 @@ import httpx
 
 from ports.errors import InputError, reason
 from ports.files import is_text
-from ports.generate.replies import MAX_CONCURRENCY, VLLM_PACE, Drawn, Prompt, Reply, Tell
+from ports.generate.replies import MAX_CONCURRENCY, Drawn, Prompt, Reply, Tell
 
 TIMES = 8
 """Requests for one answer at most, of which all but the last were refused for now."""
@@ -67,7 +67,7 @@ class ServerEngine:
     server: str
     served: str | None = None
 
-    name, max_concurrency, pace, independent = "server", MAX_CONCURRENCY, VLLM_PACE, True
+    name, independent = "server", True
 
     def __post_init__(self) -> None:
         self.server = self.server.rstrip("/").removesuffix("/v1")

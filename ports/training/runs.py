@@ -126,14 +126,14 @@ def start_training(
             written; a tracker or launch that is refused; a checkpoint that does not fit.
     """
     trained, held = hold_out(dataset, settings, objective.draft)
-    loader = loader_of(settings, trained, sampler)
     begun = None if settings.from_checkpoint is None else start_from(objective.draft, settings.from_checkpoint)
     check_output(settings.cpdir, "out", size_of_checkpoint(objective.draft))
     checkpoint_manager = CheckpointManager(settings, checkpoint, files_beside(settings))
     warn_of_longer(settings)
     validation = None if held is None and measure is None else Validation(settings, held, measure)
-    plan = Plan(settings, objective, loader, len(trained), clip, checkpoint_manager, validation)
     accelerator = build_accelerator(settings)
+    loader = loader_of(settings, trained, sampler, accelerator.num_processes)
+    plan = Plan(settings, objective, loader, len(trained), clip, checkpoint_manager, validation)
     attention = _attention(settings, objective, accelerator)
     refuse_idle(settings, plan.num_files, len(loader), accelerator.num_processes)
     others = [held] if held is not None and settings.val_dir is not None else []
@@ -160,11 +160,11 @@ def start_training(
 
 
 def loader_of(
-    settings: TrainingSettings, dataset: RecordDataset, sampler: Sampler[int] | Iterable[int] | None
+    settings: TrainingSettings, dataset: RecordDataset, sampler: Sampler[int] | Iterable[int] | None, processes: int
 ) -> DataLoader[Any]:
-    """Batches of ``dataset`` in the order of the settings, or in that of a ``sampler``."""
+    """Batches of ``dataset`` in the order of the settings, or in that of a ``sampler``; whatever the ``processes``."""
     if sampler is None and settings.group_by_length:
-        sampler = LengthGroupedSampler(record_sizes(dataset.files), settings.bs, settings.seed)
+        sampler = LengthGroupedSampler(record_sizes(dataset.files), settings.bs * processes, settings.seed)
     workers = 0 if settings.online else settings.num_workers  # the verifier lives in this process
     order = settings.bs, settings.shuffle, workers, sampler
     return build_loader(dataset, *order, settings.packing, settings.prefetch_factor)

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 from pathlib import Path
@@ -37,6 +37,9 @@ SECONDS = 0.5
 
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "torch.distributed.run", "ports.torchrun")
 """Who starts a trainer and waits for it, by a word of its command line."""
+
+LAUNCHER = "PORTS_LAUNCHER"
+"""In the environment: the id of the process of :mod:`ports.torchrun`, which may end before a rank looks for it."""
 
 _asked = threading.Event()
 """Whether a signal has asked a run of this process to stop."""
@@ -110,15 +113,24 @@ def _put_back(handlers: Mapping[signal.Signals, object]) -> None:
 
 def stop_with_launcher() -> None:
     """From now on, the end of a launcher that started this process is a SIGTERM, if none came before."""
-    parent = os.getppid()
+    parent, told = os.getppid(), os.environ.get(LAUNCHER)
     with suppress(psutil.Error):
         words = psutil.Process(parent).cmdline()
-        if any(os.path.basename(word).removesuffix(".py") in LAUNCHERS for word in words):
-            threading.Thread(target=_stop_after, args=(parent,), daemon=True).start()
+        if told is not None:
+            threading.Thread(target=_stop_after, args=(lambda: _lives(int(told)),), daemon=True).start()
+        elif any(os.path.basename(word).removesuffix(".py") in LAUNCHERS for word in words):
+            threading.Thread(target=_stop_after, args=(lambda: os.getppid() == parent,), daemon=True).start()
 
 
-def _stop_after(parent: int) -> None:
-    while os.getppid() == parent:
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _stop_after(lives: Callable[[], bool]) -> None:
+    while lives():
         time.sleep(SECONDS)
     if not _asked.is_set():
         os.kill(os.getpid(), signal.SIGTERM)

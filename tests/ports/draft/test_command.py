@@ -7,27 +7,24 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
-from torch.utils.flop_counter import FlopCounterMode
 
 import ports.hass  # noqa: F401, registers its model
 from ports import cli
-from ports.draft import command, forecast, phases, plan, processes
+from ports.draft import command, fit, phases, plan, processes
 from ports.draft.card import CARD
 from ports.draft.command import main
 from ports.draft.phases import best_checkpoint, phases_of
 from ports.draft.plan import Plan
 from ports.draft.settings import DraftSettings
-from ports.estimate import build_objective
+from ports.errors import InputError
 from ports.flags import parse
 from ports.training.derived import derived_config
 from ports.training.records import GENERATION
@@ -36,7 +33,7 @@ from tests.ports.conftest import words_of
 from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template
 from tests.ports.verifier.test_loading import LOST, lose
-from tests.processes import await_end_of, children
+from tests.processes import await_end_of, children, family, wait_for
 
 QUESTIONS = [{"question": f"What is {number} and {number}?", "answer": f"It is {2 * number}."} for number in range(12)]
 
@@ -55,9 +52,9 @@ def words(verifier, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def forecast_here(monkeypatch):
+def asked_here(monkeypatch):
     """Commands in this process spare themselves the imports of another one; those of ``spawn`` do not."""
-    monkeypatch.setattr(forecast, "run_subprocess", lambda name, act: act())
+    monkeypatch.setattr(fit, "run_subprocess", lambda name, act: act())
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     said = process.ended()
     assert process.returncode == 0, said
     assert "10 dialogues to train on in 8 passes, 2 held out; at most " in said
-    assert "minutes (answers" in said
+    assert "memory of a device, at least: answers and records " in said
     following = "records, config, training, draft, evaluation, check, card"
     assert f"2 of 9, answers: {out / 'answers'}; then {following}\n" in said
     assert f"8 of 9, check: {out / 'check.json'}; then card\n" in said
@@ -147,59 +144,48 @@ def test_a_draft_of_a_verifier_that_turns_a_part_of_its_heads_turns_whole_ones(w
     made = Plan(parse(DraftSettings, words()))
     layer = made.likely_config().transformer_layer_config
     assert layer.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
-    assert forecast.seconds(made, 50, 0, build_objective(made.likely_config(), 3))["training"] > 0
+    assert fit.memory(made, fit.Work(500, 0, 50))["training"]["activations"] > 0
 
 
-def measured(argv: list[str]) -> int:
-    """Says where it is measured, and ends as the command does where that is refused."""
+def asked(argv: list[str]) -> int:
+    """Says where the device is asked, and ends as the command does where that is refused."""
     made = pickle.loads(pickle.dumps(Plan(parse(DraftSettings, argv))))  # as it reaches another process
-    forecast.seconds = lambda *_: {"process": os.getpid()}
-    print("elsewhere" if forecast._timed(made, 50, 0)["process"] != os.getpid() else "here")
+    fit.free_memory = lambda device: print("elsewhere" if os.getpid() != above else "here", flush=True)
+    above, work = os.getpid(), fit.Work(500, 0, 50)
+    assert fit._asked_apart(made, work)[0].startswith("memory of a device, at least: answers and records ")
     made.settings.model = "/nowhere"
-    command.forecast = lambda made: forecast._timed(made, 50, 0)
+    command.fit = lambda made: fit._asked_apart(made, work)
     command.Plan = lambda settings: made
     return main(argv)
 
 
-def test_the_forecast_is_made_by_a_process_that_ends(words, fork) -> None:
+def test_the_device_is_asked_by_a_process_that_ends(words, fork) -> None:
     """Not by the one that waits for the phases: what that held on a GPU would be missing there."""
-    process = fork(forking, measured, words())
+    process = fork(forking, asked, words())
     assert "elsewhere\n" in process.ended()
     assert "error: /nowhere: verifier: found " in process.said
     assert process.returncode == 2
 
 
-PHASES = {"answers": "answers", "records": "records", "train eagle3": "training"}
-TOLD = [{**row, "answer": f"{row['answer']} For {row['question'][:-1]} or more?"} for row in QUESTIONS]
-
-
-@pytest.mark.parametrize(("answers", "taken"), [("own", {"answers"}), ("given", {"records", "training"})])
-def test_the_forecast_is_what_the_phases_compute(words, monkeypatch, answers, taken) -> None:
-    """In floating point operations, which are the same on every machine, in the place of seconds.
-
-    A random verifier's own answers are no text that is as long again: records and training are of given ones.
-    """
-    counted: dict[str, int] = {}
-
-    def here(name, arguments, good=(0,), log=None):
-        if PHASES.get(name) not in taken:
-            raise KeyboardInterrupt
-        with FlopCounterMode(display=False) as clock:
-            assert cli.run([*name.split(), *arguments]) == 0
-        counted[PHASES[name]] = clock.get_total_flops()
-
-    monkeypatch.setattr(phases, "in_process", here)
-    monkeypatch.setattr(sys, "argv", ["draft"])
-    chosen = words(TOLD, max_new_tokens=40, passes=3, answers=answers)
-    made = Plan(parse(DraftSettings, chosen))
-    with FlopCounterMode(display=False) as clock:
-        told = forecast.seconds(
-            made, *forecast.work(made), build_objective(made.likely_config(), 3), clock.get_total_flops
-        )
-    assert main(chosen) == 130
-    assert set(counted) == taken
-    for phase, count in counted.items():
-        assert told[phase] == pytest.approx(count, rel=0.25), phase
+def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words, fork, monkeypatch) -> None:
+    """By the phase, with what takes most and what to change; unknown room refuses nothing."""
+    made = Plan(parse(DraftSettings, words(bs=4)))
+    small, large = (fit.memory(made, fit.Work(length * 10, 0, length)) for length in (50, 100))
+    assert small["answers and records"]["verifier"] == large["answers and records"]["verifier"] > 0
+    for part in ("activations", "target"):
+        assert large["training"][part] == pytest.approx(2 * small["training"][part], rel=0.1)
+    needed = {name: sum(parts.values()) for name, parts in small.items()}
+    for name, size in needed.items():
+        others = {other: small[other] for other in small if needed[other] <= size}
+        assert fit.check_memory(others, size)[0].startswith("memory of a device, at least: ")
+        with pytest.raises(InputError, match=rf"memory: found .* free, expected at least .* for {name} \(") as refused:
+            fit.check_memory(others, size - 1)
+        assert str(refused.value).endswith(fit.ADVICE[name])
+    assert "free" not in fit.check_memory(small, None)[0]
+    monkeypatch.setattr(fit, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(fit, "_asked_apart", lambda made, work: fit.check_memory(fit.memory(made, work), 1000))
+    assert main(words()) == 2
+    assert not made.out.exists()
 
 
 PRECISIONS = [("no", True, "no"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "no")]
@@ -207,7 +193,7 @@ PRECISIONS = [("no", True, "no"), ("bf16", False, "bf16"), ("auto", True, "bf16"
 
 @pytest.mark.parametrize(("asked", "units", "precision"), PRECISIONS)
 def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, asked, units, precision) -> None:
-    """What is recorded, what the forecast times, and what the trainer is told (a run of it is above)."""
+    """What is recorded, and what the trainer is told (a run of it is above)."""
     monkeypatch.setattr(plan, "has_bf16_units", lambda device: units)
     made, told = Plan(parse(DraftSettings, words(mixed_precision=asked))), {}
     monkeypatch.setattr(phases, "_command", lambda made, name, **flags: told.update(flags))
@@ -215,10 +201,38 @@ def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, a
     next(phase for phase in phases_of(made) if phase.name == "training").run()
     assert told["mixed_precision"] == made.inputs()["mixed_precision"] == precision
     assert told["keep_last"] == 1, "the best one and the last"
-    objective, given = build_objective(made.likely_config(), 3), set()
-    objective.draft.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, out: given.add(out.dtype))
-    forecast.seconds(made, 50, 0, objective)
-    assert given == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
+TALKS = [{**row, "answer": " and ".join([row["answer"]] * (1 + number % 5))} for number, row in enumerate(QUESTIONS)]
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, monkeypatch) -> None:
+    """Over gloo: told to stop, both save, and the same command goes on; by one process as many steps as good."""
+    common, out = {"rows": TALKS, "bs": 4, "passes": 4, "answers": "given", "mixed_precision": "no"}, tmp_path / "out"
+    two = {"PYTHON_EXEC": str(programs / "python"), "PYTHONPATH": os.getcwd()}
+    line = words(**common, num_processes=2)
+    process = fork(forking, main, line, **two)
+    wait_for(out / "checkpoints" / "model0")
+    everyone = family(process.pid)
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.ended()
+    assert process.returncode == 75, said
+    await_end_of(everyone, 20)
+    process = fork(forking, main, line, **two)
+    assert "acceptance length" in process.ended()
+    assert "processes: 2, on cpu" in process.said
+    one = Plan(parse(DraftSettings, words(**common, num_processes=1, out=tmp_path / "one")))
+    shutil.copytree(out / "records", one.out / "records")
+    shutil.copy(out / "draft.json", one.out)
+    monkeypatch.setattr(phases, "in_process", lambda name, words, log: cli.run([*name.split(), *words]))
+    next(phase for phase in phases_of(one) if phase.name == "training").run()
+    assert len(curve(out)) == 8
+    for both, alone in zip(curve(out), curve(one.out), strict=True):
+        assert both == pytest.approx(alone, rel=1e-5, abs=1e-6)
 
 
 TRAINED = "checkpoints/model0"
@@ -276,6 +290,7 @@ REFUSED = [
     ({}, linear, "layer_types: found linear_attention, expected full_attention"),
     ({"bs": 11}, None, "--batch-size: found 11, expected at most 10, the dialogues to train on"),
     ({"rows": QUESTIONS * 5, "bs": 47}, None, "--batch-size: found 47, expected at most 46, the dialogues to train on"),
+    ({"bs": 4, "num_processes": 3}, None, "--num-processes: found 3, expected a number that divides --batch-size 4"),
     ({"rows": LAST}, takes_no_system, "row 11: found role system"),
     ({"rows": LAST, "answers": "given"}, takes_no_system, "row 11: found role system"),
 ]

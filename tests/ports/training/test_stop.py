@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_a_stop_saves_and_exits_with_75(fork, flags, tmp_path, told):
     assert (tmp_path / "checkpoints" / f"step_{steps}" / "training_state" / "manifest.json").is_file()
     assert "Traceback" not in said
     assert members(process.pid) == []
+
+
+def test_a_rank_that_begins_after_its_launcher_has_ended_does_not_train(fork, flags):
+    """Killed while its ranks import what they need."""
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    process = fork(main, flags(epoch=2000), **{stop.LAUNCHER: str(gone.pid)})
+    process.ended()
+    assert process.returncode in (-signal.SIGTERM, EXIT_CODE), process.said
 
 
 def launched(words: list[str]) -> int:
