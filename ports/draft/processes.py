@@ -62,20 +62,22 @@ def run_subprocess(name: str, act: Callable[[], Any], good: Sequence[int] = (0,)
         PhaseError: it ended with another exit code than those that are ``good``.
     """
     context = multiprocessing.get_context("spawn")
-    begins, begun = context.Pipe(duplex=False)
-    process = context.Process(target=_phase, args=(act, begun, log))
+    told, telling = context.Pipe(duplex=False)
+    process = context.Process(target=_phase, args=(name, act, telling, log))
     resource_tracker.ensure_running()  # whose start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process.start()
-    begun.close()
+    telling.close()
     assert process.pid is not None  # it was started
     with _forwarding(process.pid):
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with Work(f"{name} begins"):
-            wait([begins, process.sentinel])
-        with Work(name, shown=False):  # it shows its own
+        for what, shown in ((f"{name} begins", True), (name, False)):  # between its two words it shows its own work
+            with Work(what, shown=shown), suppress(EOFError):
+                if told in wait([told, process.sentinel]):
+                    told.recv_bytes()
+        with Work(f"{name} ends"):
             process.join()
-    begins.close()
+    told.close()
     code = process.exitcode or 0
     if code < 0:
         more = f"; what libraries said is in {log}" if log else ""
@@ -84,22 +86,26 @@ def run_subprocess(name: str, act: Callable[[], Any], good: Sequence[int] = (0,)
         raise PhaseError(code if code > 0 else 128 - code)
 
 
-def _phase(act: Callable[[], Any], begun: Connection, log: Path | None) -> None:
+def _phase(name: str, act: Callable[[], Any], telling: Connection, log: Path | None) -> None:
     """In its own session: a terminal's Ctrl-C reaches it once, through the process that waits for it, and is a line."""
     os.setsid()
     end_with_parent()
-    begun.close()
+    telling.send_bytes(b"begins")
     if log is not None:
         log_libraries(log)
     hush_libraries()
-    for name in [name for name in os.environ if name.startswith(PREFIX) and name != TRUSTED]:
-        del os.environ[name]  # it was for the whole, which hands on what a phase needs
+    for variable in [each for each in os.environ if each.startswith(PREFIX) and each != TRUSTED]:
+        del os.environ[variable]  # it was for the whole, which hands on what a phase needs
 
     def run() -> Any:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        return act()
+        with Work(name):
+            return act()
 
-    sys.exit(exit_code(run))
+    code = exit_code(run)
+    with suppress(OSError):  # nobody waits for it any more
+        telling.send_bytes(b"ends")
+    sys.exit(code)
 
 
 @contextmanager

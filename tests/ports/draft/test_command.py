@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 
 import ports.hass  # noqa: F401, registers its model
-from ports import cli
+from ports import cli, progress
 from ports.draft import command, fit, phases, plan, processes
 from ports.draft.card import CARD
 from ports.draft.command import main
@@ -165,6 +166,24 @@ def test_the_device_is_asked_by_a_process_that_ends(words, fork) -> None:
     assert "elsewhere\n" in process.ended()
     assert "error: /nowhere: verifier: found " in process.said
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_phase_shows_its_work_and_says_when_it_begins_and_ends(monkeypatch, code) -> None:
+    """In between, the process that waits for it shows nothing; the silence of one that ends was its own."""
+    told, telling = multiprocessing.Pipe(duplex=False)
+    monkeypatch.setattr(processes.os, "setsid", lambda: None)
+    monkeypatch.setattr(processes, "end_with_parent", lambda: None)
+
+    def act() -> int:
+        assert progress._open[-1].what == "forecast"
+        assert told.recv_bytes() == b"begins"
+        return code
+
+    with pytest.raises(SystemExit) as ended:
+        processes._phase("forecast", act, telling, None)
+    assert ended.value.code == code
+    assert told.recv_bytes() == b"ends"
 
 
 def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words, fork, monkeypatch) -> None:
