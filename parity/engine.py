@@ -61,7 +61,8 @@ class EngineSide:
     Args:
         model: a folder that vLLM opens.
         dtype: what it computes in; it has no default, since vLLM's runs float32 weights in half precision.
-        drafter: an Eagle3 draft that runs beside it; its modules stand below ``draft``.
+        drafter: a draft that runs beside it; its modules stand below ``draft``.
+        method: what vLLM calls the way that it is run.
         engine: further arguments of ``vllm.LLM``, ``hf_overrides`` for example.
         answer: the last so many ids of a prompt are an answer to those before, which vLLM is asked for besides.
         chunk: tokens of a step at most; default: what vLLM takes.
@@ -73,6 +74,7 @@ class EngineSide:
     model: str | Path
     dtype: str
     drafter: str | Path | None = None
+    method: str = "eagle3"
     engine: Mapping[str, Any] = field(default_factory=dict)
     answer: int = 0
     chunk: int | None = None
@@ -109,7 +111,7 @@ class EngineSide:
         ids = prompts_of(case)
         room: dict[str, Any] = {"max_model_len": ids.shape[1] + 1}
         if self.drafter is not None:
-            speculative = {"method": "eagle3", "model": str(self.drafter), "num_speculative_tokens": 1}
+            speculative = {"method": self.method, "model": str(self.drafter), "num_speculative_tokens": 1}
             room = {"max_model_len": ids.shape[1] + 2, "speculative_config": speculative}
         pace = {"max_num_batched_tokens": self.chunk, "max_num_seqs": self.chunk} if self.chunk else {}
         engine = {**ENGINE, **room, **pace, **self.engine, "model": str(self.model), "dtype": self.dtype}

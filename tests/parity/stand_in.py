@@ -111,6 +111,59 @@ class Fused(nn.Module):
         return self.logits_processor(self.lm_head, hidden)
 
 
+class DraftBody(nn.Module):
+    """One layer on the next token beside the state that foresaw it."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.embed_tokens, self.fc = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(2 * WIDTH, WIDTH, bias=False)
+        self.layers = nn.ModuleList([(FusedLayer if fused else PlainLayer)(1e-5, fused)])
+        self.norm = Norm(1e-5)
+
+    def forward(self, input_ids, hidden_states):
+        states = self.fc(torch.cat([self.embed_tokens(input_ids), hidden_states], -1))
+        if isinstance(self.layers[0], FusedLayer):
+            return self.norm(*self.layers[0](states, None))[0]
+        return self.norm(self.layers[0](states))
+
+
+class Drafted(nn.Module):
+    """A verifier and its draft, as transformers and Speculators have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.verifier, self.draft = plain(), DraftBody(fused=False)
+        for value in self.draft.parameters():
+            nn.init.normal_(value, std=0.5)
+        self.draft.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        for name in ("model.embed_tokens", "lm_head"):  # the verifier's
+            mine = self.draft.get_submodule(name.rpartition(".")[2])
+            mine.load_state_dict(self.verifier.get_submodule(name).state_dict())
+
+
+class FusedDraft(nn.Module):
+    """As vLLM has the draft: with the verifier's tables, which it is given once all is loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.lm_head, self.logits_processor = DraftBody(fused=True), None, Logits()
+
+    def forward(self, input_ids, positions, hidden_states):
+        out = self.model(input_ids, hidden_states)
+        return out, out
+
+
+class Drafter:
+    """What runs a draft after every step."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def propose(self, following, positions, target_hidden_states):
+        given = {"input_ids": following, "positions": positions, "hidden_states": target_hidden_states}
+        return self.model(**given)[0]
+
+
 class Logits(nn.Module):
     def forward(self, head, hidden):
         return hidden @ head.weight.T
@@ -159,12 +212,16 @@ class Engine:
         ids = [self.waiting[name].ids[at] for name, span in spans.items() for at in span] + [0, 0, 0]
         places = [at for span in spans.values() for at in span] + [0, 0, 0]
         scheduled = SimpleNamespace(ids=torch.tensor(ids), positions=torch.tensor(places), num_scheduled_tokens=parts)
-        logits, start = self.runner.model.compute_logits(self.runner.execute_model(scheduled)), 0
+        hidden = self.runner.execute_model(scheduled)
+        logits, start = self.runner.model.compute_logits(hidden), 0
         for name, one in self.waiting.items():
             one.logits += logits[start : start + parts[name]].log_softmax(-1)
             one.done, start = one.done + parts[name], start + parts[name]
             if one.done == len(one.ids):
                 one.ids.append(int(one.logits[-1].argmax()))
+        if (drafter := getattr(self.runner, "drafter", None)) is not None:
+            following = [self.waiting[name].ids[at + 1] for name, span in spans.items() for at in span] + [0, 0, 0]
+            drafter.propose(torch.tensor(following), scheduled.positions, target_hidden_states=hidden)
         ended = {name: one for name, one in self.waiting.items() if len(one.ids) == one.prompt + one.params.max_tokens}
         self.waiting = {name: one for name, one in self.waiting.items() if name not in ended}
         return [answered(name, one) for name, one in ended.items()]
@@ -182,23 +239,34 @@ def answered(name, one):
 
 
 @contextmanager
-def vllm(weights, alter=id, eps=1e-5):
-    """In vLLM's place, for as long as the body runs; ``weights`` are what it loads, ``alter`` is done to its model."""
+def vllm(weights, alter=id, eps=1e-5, draft=None, alter_drafter=id):
+    """In vLLM's place, for as long as the body runs; ``weights`` are what it loads, ``alter`` is done to its model.
+
+    With the weights of a ``draft`` one runs beside it.
+    """
 
     class DefaultModelLoader:
         enable_weights_track: bool | None = None
 
-        def load_weights(self, model, model_config):
+        def load_weights(self, model, given):
             held = dict(model.named_parameters())
-            for name, value in weights.items():
+            for name, value in given.items():
                 held[name].data.copy_(value)
-            assert self.enable_weights_track is False or weights.keys() == held.keys()
+            assert self.enable_weights_track is False or given.keys() == held.keys()
 
-    def engine(dtype, max_num_batched_tokens=5, **_):
+    def engine(dtype, max_num_batched_tokens=5, speculative_config=None, **_):
         model = Fused(eps).to(getattr(torch, dtype))
-        DefaultModelLoader().load_weights(model, None)
+        DefaultModelLoader().load_weights(model, weights)
         alter(model)
         runner = Runner(model)
+        if speculative_config is not None:
+            runner.drafter = Drafter(FusedDraft())
+            DefaultModelLoader().load_weights(runner.drafter.model, draft or {})
+            runner.drafter.model.model.embed_tokens, runner.drafter.model.lm_head = (
+                model.model.embed_tokens,
+                model.lm_head,
+            )
+            alter_drafter(runner.drafter)
         worker = SimpleNamespace(model_runner=runner)
         engine = Engine(runner, max_num_batched_tokens, getattr(torch, dtype))
         return SimpleNamespace(llm_engine=engine, collective_rpc=lambda act: [act(worker)])

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from parity import Case, EngineSide, Pair, Side, engine, inside_vllm, run_pair
+from parity import Case, EngineSide, Pair, Side, engine, inside_vllm, run_pair, tap
 from parity.errors import InputError
 from tests.parity import stand_in
 
@@ -91,6 +91,83 @@ def test_a_fault_is_placed(judged, options, check, module):
     report = judged(**options)
     assert report.first is not None
     assert (report.first.check, report.first.module) == (check, module)
+
+
+def followed(module, batch):
+    """The draft on every state of the verifier's, each beside the token that follows."""
+    ids = batch["input_ids"]
+    hidden = module.verifier.model(ids)
+    logits = module.verifier.lm_head(hidden)
+    following = torch.cat([ids[:, 1:], logits[:, -1:].argmax(-1)], -1)
+    out = module.draft(tap("handed.input_ids", following), tap("handed.hidden_states", hidden))
+    tap("logprobs", logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0])
+    return module.draft.lm_head(out).mean()
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """A report of verifier and draft against the stand-in's, in chunks of several prompts."""
+    monkeypatch.setattr(engine, "run_command", in_process)
+    inner = {f"draft.{part}": f"draft.model.{part}" for part in ("layers", "fc", "norm", "embed_tokens")}
+    heads = {"verifier.model": "model", "verifier.lm_head": "lm_head", "verifier": None, "draft": None}
+    names = engine.engine_names(stand_in.Drafted(), {**heads, **inner, "draft.lm_head": "draft.lm_head"})
+
+    def judge(lacks="", **options):
+        side = EngineSide("folder", "float32", drafter="draft", python=(sys.executable,))
+        original = Side(stand_in.Drafted, followed, backward=False, name="plain")
+        held = names.parameters(stand_in.Drafted().state_dict())
+        parts = {"": stand_in.Fused(), "draft.": stand_in.FusedDraft()}
+        weights, draft = (
+            {name: held[at + name] for name in dict(one.named_parameters()) if name != lacks}
+            for at, one in parts.items()
+        )
+        with stand_in.vllm(weights, draft=draft, **options):
+            return run_pair(Pair("drafted", original, side, [CASE], names, checks=engine.CHECKS))
+
+    return judge
+
+
+def test_a_draft_is_run_on_what_the_verifier_hands_it(served):
+    report = served()
+    assert report.passed, report
+    ended = {row.tensor for row in report.rows if row.check == "forward" and row.quantity == "out"}
+    taps = {f"mb0.tap.handed.{name}#0" for name in ("hidden_states", "input_ids")}
+    assert {*taps, "draft.model.fc#0", "draft.model.layers.0.self_attn.qkv_proj#0", "draft.lm_head#0"} <= ended
+
+
+def handing(change):
+    """A drafter that is handed something else."""
+
+    def alter(drafter):
+        propose = drafter.propose
+        drafter.propose = lambda following, positions, target_hidden_states: propose(
+            *change(following, positions, target_hidden_states)
+        )
+
+    return alter
+
+
+def weaker(drafter):
+    drafter.model.model.layers[0].self_attn.register_forward_hook(lambda module, given, out: out * 1.01)
+
+
+DRAFTED = {
+    "other states on the way": (
+        {"alter_drafter": handing(lambda ids, at, states: (ids, at, states * 1.01))},
+        "draft.model.fc#0",
+    ),
+    "other tokens": (
+        {"alter_drafter": handing(lambda ids, at, states: (ids.roll(1), at, states))},
+        "mb0.tap.handed.inp",
+    ),
+    "scaled": ({"alter_drafter": weaker}, "draft.model.layers.0.self_attn#0"),
+    "unfilled": ({"lacks": "model.fc.weight"}, "init.draft.model.fc.weight"),
+}
+
+
+@pytest.mark.parametrize(("options", "row"), DRAFTED.values(), ids=DRAFTED)
+def test_a_fault_of_a_draft_is_placed(served, options, row):
+    assert next(row for row in served(**options).rows if not row.passed).tensor.startswith(row)
 
 
 def test_log_probabilities_and_answers_are_told_apart(judged):

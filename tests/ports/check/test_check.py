@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +159,19 @@ def test_what_vllm_counts_is_held_against_the_evaluator(trained, monkeypatch, co
     found = accepted.look_at_serving(trained / "draft", model, [[1, 2]] * 3, answers, 3, 8)
     assert found.state == state, found
     assert asked["engine"]["dtype"] == "float32"
+
+
+def test_hass_is_served_where_vllm_has_the_plugin(trained, monkeypatch):
+    monkeypatch.setattr(accepted, "find_spec", lambda name: True)
+    monkeypatch.setattr(accepted, "start_engine", lambda request: [{"drafts": 4, "accepted_per_position": [2]}])
+    attached = SimpleNamespace(verifier=SimpleNamespace(name_or_path=str(trained / "verifier")))
+    model = SimpleNamespace(config=SimpleNamespace(speculators_model_type="hass", speculators_config=attached))
+    look = partial(accepted.look_at_serving, trained, model, [[1, 2]], [Answer([1] * 6, [1, 0, 1, 0])], 1, 8)
+    for plugins, state in (([], "left out"), ([SimpleNamespace(module="ports.serving.plugin")], "ok")):
+        monkeypatch.setattr(accepted, "entry_points", lambda group, plugins=plugins: plugins)
+        found = look()
+        assert found.state == state, found
+    assert "vLLM 1.500 tokens a pass" in found.figure
 
 
 def test_fewer_tokens_than_records_promise_want_a_cause():
