@@ -1,8 +1,9 @@
 """Run a pair: every side of every case against the original, one report. All that compares goes through here.
 
-``run_pair`` asks a ``Runner`` for case after case. The sides of a case run when they are first asked for (``CaseRun``),
-what they computed is held together under the port's names (``TracePair``), checks make rows of that, and the report says
-how the rows ended and where it first goes wrong. The pytest plugin asks the same ``Runner`` for one check at a time.
+``run_pair`` asks a ``Runner`` for case after case. The sides of a case run when they are first asked for
+(``CaseRun``), what they computed is held together under the port's names (``TracePair``), checks make rows of that, and
+the report says how the rows ended and where it first goes wrong. The pytest plugin asks the same ``Runner`` for one
+check at a time.
 """
 
 from __future__ import annotations

@@ -253,5 +253,8 @@ def carry_out(made: Any, words: Sequence[str]) -> Any:
 
 
 def run(made: Any, words: Sequence[str]) -> int:
-    """The same for a terminal; for exit codes see :func:`ports.commands.exit_code`."""
-    return exit_code(lambda: carry_out(made, words))
+    """The same for a terminal; for exit codes see :func:`ports.commands.exit_code`.
+
+    A function in place of a command makes it: a Ctrl-C while it does ends like any other.
+    """
+    return exit_code(lambda: carry_out(made() if inspect.isfunction(made) else made, words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -133,3 +134,13 @@ def test_what_is_no_command_is_refused_in_a_line(words, said, capsys, monkeypatc
 
 def test_no_name_of_now_was_an_old_one() -> None:
     assert set(NOW.values()) & set(NOW) == set()
+
+
+@pytest.mark.parametrize("entry", ["eagle3", "hass"])
+def test_ctrl_c_while_a_command_is_made_is_a_line(entry, monkeypatch, capsys) -> None:
+    def pressed(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", pressed)
+    assert importlib.import_module(f"ports.{entry}.train").main(["--out", "nowhere"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
