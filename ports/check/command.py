@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -56,6 +56,10 @@ def run(
     converted_from: Annotated[
         Path | None, typer.Option(help="the EAGLE or SpecForge checkpoint that a converter made the draft from")
     ] = None,
+    answers: Annotated[
+        Literal["own", "given"],
+        typer.Option(help="who gave the records' answers; given: not held to what they promise"),
+    ] = "own",
     limit: Annotated[int, typer.Option(min=2, help="entries of each file at most")] = 64,
     held: Annotated[int, typer.Option(min=1, help="records that are computed again, spread over all")] = HELD,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer at most")] = 64,
@@ -71,7 +75,10 @@ def run(
         raise InputError(draft, "DRAFT", "no config.json", "a Speculators checkpoint directory")
     fix_numerics()
     found, console = [], Console(highlight=False)
-    for finding in check(draft, verifier, records, prompts or [], limit, max_new_tokens, device, held, converted_from):
+    looked = check(
+        draft, verifier, records, prompts or [], limit, max_new_tokens, device, held, converted_from, answers == "own"
+    )
+    for finding in looked:
         found.append(finding)
         console.print(
             f"{MARKS[finding.state]} {finding.step:9} {printable(finding.figure)}", markup=False, soft_wrap=True
@@ -95,8 +102,11 @@ def check(
     device: str = "",
     held: int = HELD,
     original: Path | None = None,
+    own: bool = True,
 ) -> Iterator[Finding]:
     """Every step's finding, one after the other; none after one that leaves nothing to look at.
+
+    What records promise is of their answers: it is held against acceptance where those are the verifier's ``own``.
 
     Raises:
         InputError: prompts that cannot be read.
@@ -129,7 +139,7 @@ def check(
         yield left_out("accepted", "no prompts", "--prompts FILE, or --records DIR")
         return
     answers = _answers(model, asked, tokens, size, place)
-    yield look_at_acceptance(answers, size, None if prompts else promised)
+    yield look_at_acceptance(answers, size, promised if own and not prompts else None)
     positions = getattr(model.config.transformer_layer_config, "max_position_embeddings", None)
     yield look_at_contexts(asked, answers, positions)
     yield finding_of(

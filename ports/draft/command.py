@@ -50,7 +50,7 @@ def make(settings: DraftSettings) -> int:
         _go_through(plan, [] if (settings.out / "evaluation.json").exists() else fit(plan))
     except PhaseError as error:
         return error.code
-    return report(settings.out)
+    return report(settings.out, served.serves is not False)
 
 
 def _go_through(plan: Plan, lines: Sequence[str]) -> None:
@@ -85,21 +85,25 @@ def _done(out: Path, inputs: dict[str, Any], phases: Sequence[Phase]) -> list[st
     return list(takewhile(lambda name: name in marked and name in there, (phase.name for phase in phases)))
 
 
-def report(out: Path) -> int:
-    """Say what came of it; 1 if the check of the draft found a fault, or evaluation a token that drafting changed."""
+def report(out: Path, served: bool = True) -> int:
+    """Say what came of it; 1 if the check of the draft found a fault, or evaluation a token that drafting changed.
+
+    That vLLM does not serve the verifier is none: it was said before anything was made.
+    """
     file, draft = out / "evaluation.json", out / "draft"
     found = read_result(file, acceptance_length=float, prompts=int, lossless=bool)
     counted = f"acceptance length {found['acceptance_length']:.3f} over {found['prompts']} held-out prompts"
     ties = f", {found['near_ties']} of them a near tie" if found.get("near_ties") else ""
     findings = read_result(out / "check.json", findings=list)["findings"]
-    fault = next((each for each in findings if each["state"] == "fault"), None)
+    faults = (each for each in findings if each["state"] == "fault")
+    fault = next((each for each in faults if served or each["step"] != "served"), None)
     if not found["lossless"]:
         say(f"{counted}{ties}; drafting changed tokens beyond rounding, see differences in {file}")
     elif fault is not None:
         say(f"{counted}{ties}; {draft} is not what it should be: {fault['step']}: {fault['figure']}: {fault['advice']}")
     else:
         missing = [f"{each['step']} not checked: {each['advice']}" for each in findings if each["state"] == "left out"]
-        say("; ".join([f"{counted}{ties}", f"serve {draft}", *missing]))
+        say("; ".join([f"{counted}{ties}", f"{'serve' if served else 'not served by vLLM:'} {draft}", *missing]))
     return int(fault is not None or not found["lossless"])
 
 

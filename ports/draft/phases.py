@@ -159,6 +159,7 @@ def _evaluate(plan: Plan) -> None:
 def _check(plan: Plan) -> None:
     words = [str(plan.out / "draft"), "--records", str(plan.out / "records"), "--held", str(CHECKED)]
     words += ["--max-new-tokens", str(plan.evaluated), "--json", str(plan.out / "check.json")]
+    words += ["--answers", plan.settings.answers]
     in_process("check", words, (0, 1), plan.out / LOG)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ports.check import accepted
+from ports.check import accepted, command
 from ports.check import trained as steps
 from ports.check.accepted import look_at_acceptance, look_at_contexts
 from ports.check.command import check, main
@@ -180,6 +180,15 @@ def test_fewer_tokens_than_records_promise_want_a_cause():
     found = look_at_acceptance(few, 3, [0.9, 0.9, 0.9])
     assert found.state == "fault"
     assert "records promise 3.439" in found.figure
+
+
+@pytest.mark.parametrize(("own", "state"), [(True, "fault"), (False, "ok")])
+def test_what_texts_of_others_promise_is_not_held_against_acceptance(trained, monkeypatch, own, state):
+    """Given answers may be easy to foresee where the verifier's own are not."""
+    monkeypatch.setattr(command, "expected", lambda *_: [1.0, 1.0, 1.0, 1.0, 1.0])
+    found = {each.step: each for each in check(trained / "draft", None, trained / "data_eagle3", [], held=2, own=own)}
+    assert found["accepted"].state == state
+    assert ("records promise 6.000" in found["accepted"].figure) is own
 
 
 def test_contexts_are_where_proposals_begin():

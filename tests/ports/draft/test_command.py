@@ -439,3 +439,6 @@ def test_a_fault_is_exit_code_1_and_no_success(tmp_path, capsys, lossless, ties,
     told = "".join(capsys.readouterr())
     assert said.format(out=tmp_path) in told
     assert ("serve " in told) is (code == 0)
+    if state == "fault" and lossless:  # no vLLM that could: said before anything was made
+        assert command.report(tmp_path, served=False) == 0
+        assert "not served by vLLM: " in "".join(capsys.readouterr())
