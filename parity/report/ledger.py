@@ -108,7 +108,7 @@ def _shared(lines: Sequence[Difference], word: str) -> str:
 def print_ledgers(ledgers: list[Ledger], console: Console) -> None:
     """What every case comes to; all quantities and all that a known difference explains are in the page and in JSON."""
     for ledger in ledgers:
-        console.print(Text(f"\nKnown differences · {ledger.case}: {told(ledger)}", style="bold"))
+        console.print(Text(f"\nKnown differences · {ledger.case}: {told(ledger)}", style="bold"), soft_wrap=True)
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         for line in summed_up(ledger):
             table.add_row(*map(Text, line))

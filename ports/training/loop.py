@@ -389,7 +389,7 @@ class Loop:
         tensors |= {"own_correct": local.hits.correct, "own_rows": local.hits.rows}
         if last:
             norm = self.plan.clip(self.accelerator, self.module)
-            found = {} if norm is None else {"grad_norm": norm.to(self.accelerator.device)}
+            found = {} if norm is None else {"grad_norm": torch.as_tensor(norm, device=self.accelerator.device)}
             tensors |= {"seen": self._seen(window), **found}
         return fetch(tensors)
 
