@@ -1,14 +1,11 @@
 """State that belongs to no test: threads, default dtype, seeds, the network, log levels."""
 
-from __future__ import annotations
-
 import gc
 import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "gpu" not in sys.argv:  # pytest -m gpu; all other tests are of the CPU, whatever the machine has
@@ -39,13 +36,13 @@ pytest.register_assert_rewrite("tests.existing")
 prototype_dir, eagle_dir, hass_dir, deepspec_dir, specforge_dir = map(checkout, CHECKOUTS)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     """Checkouts that some tests run."""
     add_checkouts(parser)
 
 
 @pytest.fixture
-def tf32() -> Iterator[None]:
+def tf32():
     """As ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1``, which some container images set, leaves it."""
     torch.set_float32_matmul_precision("high")
     yield
@@ -53,7 +50,7 @@ def tf32() -> Iterator[None]:
 
 
 @pytest.fixture
-def fresh_dynamo() -> None:
+def fresh_dynamo():
     """Nothing compiled: torch may fail to say why it compiles ``flex_attention`` anew, for other arguments."""
     torch._dynamo.reset()
 
@@ -69,11 +66,11 @@ def known_state():
 
 
 @pytest.fixture
-def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+def fork(tmp_path):
     """``fork(target, *arguments)`` in a process of its own, which ends with the test at the latest."""
     running: list[Forked] = []
 
-    def start(*words: object, **environment: str) -> Forked:
+    def start(*words, **environment):
         running.append(Forked(tmp_path / "forked", *words, **environment))
         return running[-1]
 
@@ -83,7 +80,7 @@ def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
 
 
 @pytest.fixture(scope="session")
-def programs() -> Iterator[Path]:
+def programs():
     """A folder with ``python``, ``pytest``, ``parity`` and ``accelerate`` that need not import everything anew.
 
     With ``COLD=1`` in the environment it is the one of the installed programs.

@@ -92,14 +92,14 @@ class Existing:
         assert words in found.first.detail
 
     def recorded(self, case: str) -> Trace:
-        with self.pair.original.trace(next(one for one in self.pair.cases if one.name == case)) as ran:  # type: ignore[union-attr]
+        with self.pair.original.trace(next(one for one in self.pair.cases if one.name == case)) as ran:
             return ran.trace
 
     def assert_recorded(self, checkout: Path) -> None:
         """What a checkout computes is what was recorded."""
         pair = self.pair.at(checkout, None)
         for case in pair.find_cases(None):
-            with pair.original.trace(pair.for_original(case)) as ran:  # type: ignore[union-attr]
+            with pair.original.trace(pair.for_original(case)) as ran:
                 mine, kept = ran.trace, self.recorded(case.name)
             assert json.loads(json.dumps(mine.configuration)).keys() == kept.configuration.keys()
             assert mine.tensors.keys() == kept.tensors.keys()

@@ -173,7 +173,7 @@ class _Text(io.TextIOWrapper):
         super().__init__(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
 
     def text(self) -> str:
-        return self.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        return self.buffer.getvalue().decode()
 
 
 def build(root: Path) -> Place:

@@ -1,7 +1,5 @@
 """The documentation builds strictly and offline, holds every page, and its first example does what it says."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os
@@ -10,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
@@ -30,7 +27,7 @@ LOSS = re.compile(r"Loss: (\d+\.\d+)")
 NOWHERE = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
 
 
-def build(root: Path, site: Path) -> str:
+def build(root, site):
     """As ``mkdocs build --strict``, in this process and without a network; what it complains of, "" of nothing."""
     said = io.StringIO()
     handler, logger = logging.StreamHandler(said), logging.getLogger("mkdocs")
@@ -48,20 +45,20 @@ def build(root: Path, site: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     assert not (said := build(ROOT, folder)), said
     return folder
 
 
-def test_every_page_is_in_the_navigation(site: Path) -> None:
+def test_every_page_is_in_the_navigation(site):
     front = (site / "index.html").read_text()
     assert len(PAGES) > 8
     for page in PAGES:
         assert f'href="{page.with_suffix(".html").as_posix()}"' in front, page
 
 
-def test_the_reference_holds_every_public_module(site: Path) -> None:
+def test_the_reference_holds_every_public_module(site):
     for module in (
         "ports.training.loop",
         "parity.compare",
@@ -75,20 +72,20 @@ def test_the_reference_holds_every_public_module(site: Path) -> None:
     assert ":class:" not in text
 
 
-def test_the_site_needs_no_network(site: Path) -> None:
+def test_the_site_needs_no_network(site):
     files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
     assert len(files) > 20
     assert [path.name for path in files if EXTERNAL.search(path.read_text())] == []
 
 
-def test_pages_link_to_sources_in_the_site(site: Path) -> None:
+def test_pages_link_to_sources_in_the_site(site):
     assert 'href="source/ports/training/flash.py"' in (site / "training.html").read_text()
     copied = site / "source" / "ports" / "training" / "flash.py"
     assert copied.read_bytes() == (ROOT / "ports" / "training" / "flash.py").read_bytes()
 
 
 @pytest.fixture
-def one_page(tmp_path: Path) -> Callable[[str], str]:
+def one_page(tmp_path):
     """Builds a project of one page."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "folder").mkdir()
@@ -96,14 +93,14 @@ def one_page(tmp_path: Path) -> Callable[[str], str]:
     shutil.copy(ROOT / "docs" / "pages.py", tmp_path / "docs")
     (tmp_path / "code.py").write_text("x = 1\n")
 
-    def write_and_build(text: str) -> str:
+    def write_and_build(text):
         (tmp_path / "docs" / "index.md").write_text(text)
         return build(tmp_path, tmp_path / "site")
 
     return write_and_build
 
 
-def test_links_to_files_hold_and_blocks_of_code_with_titles_are_blocks_of_code(one_page, tmp_path: Path) -> None:
+def test_links_to_files_hold_and_blocks_of_code_with_titles_are_blocks_of_code(one_page, tmp_path):
     text = "# One\n\n[code](../code.py), [`folder/`](../folder/), [this](../folder) and [here](#one)\n\n"
     text += '```python title="one.py"\ngroups[0]["lr"]\n```\n\n```sh title="exit code 1"\nfalse\n```\n'
     assert one_page(text) == ""
@@ -121,16 +118,16 @@ def test_links_to_files_hold_and_blocks_of_code_with_titles_are_blocks_of_code(o
         ("::: no.such.module\n", ("no.such.module",)),
     ],
 )
-def test_a_broken_link_ends_the_build(text: str, complaints: tuple[str, ...], one_page) -> None:
+def test_a_broken_link_ends_the_build(text, complaints, one_page):
     said = one_page(f"# One\n\n{text}")
     assert [words for words in complaints if words not in said] == [], said
 
 
-def blocks(page: str, language: str) -> list[str]:
+def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
-def test_the_first_run_prints_what_the_guide_shows(programs: Path, tmp_path: Path) -> None:
+def test_the_first_run_prints_what_the_guide_shows(programs, tmp_path):
     script, shown = blocks("training.md", "sh")[0], blocks("training.md", "text")[0]
     assert "runs/first" in script
     script = script.replace("runs/first", shlex.quote(str(tmp_path / "first")))
@@ -152,7 +149,7 @@ def test_the_first_run_prints_what_the_guide_shows(programs: Path, tmp_path: Pat
         ("--configpath {f}/draft_hass.json --bs 200", "records: found 17, expected at least batch_size = 200"),
     ],
 )
-def test_failures_of_the_guide(words: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_of_the_guide(words, complaint, tmp_path, capsys):
     from ports.hass.train import main
 
     fixture = ROOT / "fixtures" / "recordings" / "fixture"
@@ -166,7 +163,7 @@ OPENS = re.compile(r"""^python -c "(.*from_pretrained\('(checkpoints/[a-z_]+)4'\
 MAPS = "--t2d {f}/t2d.npy --d2t {f}/d2t.npy "
 
 
-def test_the_front_page_opens_what_was_trained(tmp_path: Path) -> None:
+def test_the_front_page_opens_what_was_trained(tmp_path):
     """In an interpreter that has imported nothing else."""
     fixture, words = ROOT / "fixtures" / "recordings" / "fixture", "--basepath {f}/verifier --configpath "
     words += "{f}/draft_{a}.json --tmpdir {f}/data_{a} --num_workers 0 --epoch 0 --max_steps 1 --cpdir"
@@ -184,12 +181,12 @@ def test_the_front_page_opens_what_was_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [*(file.name for file in ROOT.glob("*.md")), "examples/llama_3_1_8b/README.md"])
-def test_links_of_pages_outside_of_the_site_hold(page: str) -> None:
+def test_links_of_pages_outside_of_the_site_hold(page):
     links = re.findall(r"(?:\]\(|src=\")(?!https?:)([^)#\"\s]+)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-def test_one_version_is_told() -> None:
+def test_one_version_is_told():
     told = {
         "pyproject.toml": r'^version = "(.+)"$',
         "CITATION.cff": r"^version: (.+)$",
@@ -200,7 +197,7 @@ def test_one_version_is_told() -> None:
     assert f"git tag -s v{found[0]}" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def test_workflows_fit_their_schema(tmp_path: Path) -> None:
+def test_workflows_fit_their_schema(tmp_path):
     """Those of this project and the one for another's; actionlint, which sees more, runs in the workflow itself."""
     pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed: pip install -e '.[dev]'")
     from check_jsonschema import main

@@ -1,14 +1,11 @@
 """``run.py`` makes one environment at a time, whoever else starts it, and never takes a broken one for a whole one."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,17 +42,17 @@ class Project:
     Whatever that began goes on while there is the file ``busy``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder, self.busy = folder, folder / "busy"
         shutil.copy(ROOT / "run.py", folder)
         (folder / "driver.py").write_text(DRIVER)
         self.declare("one")
 
-    def declare(self, content: str) -> None:
+    def declare(self, content):
         """Change what is to be installed."""
         (self.folder / "pyproject.toml").write_text(content)
 
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, **environment):
         """What it says goes to a file of its number."""
         command, environment = [sys.executable, "driver.py"], {**os.environ, **environment}
         with (self.folder / "saying").open("wb") as out:
@@ -63,29 +60,29 @@ class Project:
         (self.folder / "saying").rename(self.folder / f"said_{process.pid}")
         return process
 
-    def said(self, process: subprocess.Popen[bytes], code: int = 0) -> str:
+    def said(self, process, code=0):
         assert process.wait(timeout=60) == code
         return (self.folder / f"said_{process.pid}").read_text()
 
-    def log(self) -> list[str]:
+    def log(self):
         file = self.folder / "log"
         return file.read_text().splitlines() if file.exists() else []
 
-    def begun(self, what: str) -> list[int]:
+    def begun(self, what):
         """Where in the log something began."""
         return [number for number, line in enumerate(self.log()) if line.startswith(f"begin {what}")]
 
-    def ended(self, what: str) -> list[int]:
+    def ended(self, what):
         return [number for number, line in enumerate(self.log()) if line.startswith(f"end {what}")]
 
-    def wait_for(self, what: str, times: int = 1) -> None:
+    def wait_for(self, what, times=1):
         self.until(lambda: len(self.begun(what)) >= times)
 
-    def until_it_waits(self, process: subprocess.Popen[bytes]) -> None:
+    def until_it_waits(self, process):
         """For another one, as it says."""
         self.until(lambda: "waiting" in (self.folder / f"said_{process.pid}").read_text())
 
-    def until(self, happened: Callable[[], bool]) -> None:
+    def until(self, happened):
         end = time.monotonic() + 60
         while not happened():
             assert time.monotonic() < end
@@ -93,11 +90,11 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path):
     return Project(tmp_path)
 
 
-def test_started_twice_at_a_time_it_installs_once(project: Project) -> None:
+def test_started_twice_at_a_time_it_installs_once(project):
     project.busy.touch()
     first = project.start()
     project.wait_for(INSTALL)
@@ -109,7 +106,7 @@ def test_started_twice_at_a_time_it_installs_once(project: Project) -> None:
     assert (len(project.begun(INSTALL)), len(project.begun(JOB))) == (1, 2)
 
 
-def test_jobs_of_one_environment_run_side_by_side(project: Project) -> None:
+def test_jobs_of_one_environment_run_side_by_side(project):
     project.said(project.start())
     project.busy.touch()
     both = project.start(), project.start()
@@ -119,7 +116,7 @@ def test_jobs_of_one_environment_run_side_by_side(project: Project) -> None:
     assert [project.said(process) for process in both] == ["", ""]
 
 
-def test_an_environment_in_use_is_not_replaced(project: Project) -> None:
+def test_an_environment_in_use_is_not_replaced(project):
     project.said(project.start())
     project.busy.touch()
     first = project.start()
@@ -133,7 +130,7 @@ def test_an_environment_in_use_is_not_replaced(project: Project) -> None:
     assert project.ended(JOB)[1] < project.begun(INSTALL)[1]
 
 
-def test_a_killed_installation_is_made_anew_once_its_pip_is_gone(project: Project) -> None:
+def test_a_killed_installation_is_made_anew_once_its_pip_is_gone(project):
     project.busy.touch()
     first = project.start()
     project.wait_for(INSTALL)
@@ -147,7 +144,7 @@ def test_a_killed_installation_is_made_anew_once_its_pip_is_gone(project: Projec
     assert len(project.begun(JOB)) == 1
 
 
-def test_an_interrupt_is_the_jobs_to_answer(project: Project) -> None:
+def test_an_interrupt_is_the_jobs_to_answer(project):
     project.said(project.start())
     project.busy.touch()
     process = project.start()
@@ -158,7 +155,7 @@ def test_an_interrupt_is_the_jobs_to_answer(project: Project) -> None:
     assert len(project.ended(JOB)) == 2
 
 
-def test_an_installation_that_fails_is_a_line(project: Project) -> None:
+def test_an_installation_that_fails_is_a_line(project):
     assert project.said(project.start(FAILS="1"), 1).endswith(
         "pip ended with exit code 7; the same command begins anew\n"
     )
@@ -166,7 +163,7 @@ def test_an_installation_that_fails_is_a_line(project: Project) -> None:
     assert len(project.begun(INSTALL)) == 2
 
 
-def test_an_environment_half_removed_is_not_the_one_it_was(project: Project) -> None:
+def test_an_environment_half_removed_is_not_the_one_it_was(project):
     project.said(project.start())
     project.declare("two")
     project.said(project.start(DIES="1"), -signal.SIGKILL)
@@ -175,7 +172,7 @@ def test_an_environment_half_removed_is_not_the_one_it_was(project: Project) -> 
     assert len(project.begun(INSTALL)) == 2
 
 
-def test_torchaudio_is_taken_out(project: Project) -> None:
+def test_torchaudio_is_taken_out(project):
     project.said(project.start())
     (removed,) = project.begun("-m pip --disable-pip-version-check uninstall --quiet --yes torchaudio")
     assert project.ended(INSTALL)[0] < removed < project.begun(JOB)[0]

@@ -1,7 +1,5 @@
 """What an installed wheel brings: our two packages and no other's name, and what each of them needs."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -19,7 +17,7 @@ REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<of>[\w,-]+)\])?[^;]*(?:;.*e
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def wheel(tmp_path_factory):
     """The wheel of a copy of the sources, in which no earlier build has left anything."""
     copy, output = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
     for source in map(ROOT.joinpath, SOURCES):
@@ -31,19 +29,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(output.iterdir()))
 
 
-def test_no_name_but_ours_is_installed(wheel: zipfile.ZipFile) -> None:
+def test_no_name_but_ours_is_installed(wheel):
     files = [name for name in wheel.namelist() if ".dist-info/" not in name]
     assert {name.split("/")[0] for name in files} == {"parity", "ports"}
 
 
-def test_the_fixtures_and_the_ledger_are_whole(wheel: zipfile.ZipFile) -> None:
+def test_the_fixtures_and_the_ledger_are_whole(wheel):
     files = [file for file in (ROOT / "fixtures").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert len(files) > 100
     assert {f"parity/{file.relative_to(ROOT)}" for file in files} <= set(wheel.namelist())
     assert wheel.read("parity/prototypes/deviations.md") == (ROOT / "docs" / "deviations.md").read_bytes()
 
 
-def test_what_only_the_harness_needs_is_an_extra(wheel: zipfile.ZipFile) -> None:
+def test_what_only_the_harness_needs_is_an_extra(wheel):
     metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     needs = Parser().parsestr(wheel.read(metadata).decode()).get_all("Requires-Dist") or []
     found = [match for need in needs if (match := REQUIREMENT.fullmatch(need))]
@@ -56,7 +54,7 @@ def test_what_only_the_harness_needs_is_an_extra(wheel: zipfile.ZipFile) -> None
 
 
 @pytest.mark.parametrize("words", [["run", "eagle3", "-k", "k1"], ["--help"]])
-def test_the_harness_without_its_extra_says_what_to_install(words: list[str]) -> None:
+def test_the_harness_without_its_extra_says_what_to_install(words):
     done = without_the_extra("from parity.__main__ import main; main()", *words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines() == [
@@ -65,7 +63,7 @@ def test_the_harness_without_its_extra_says_what_to_install(words: list[str]) ->
     ]
 
 
-def test_the_ports_and_the_fixtures_run_without_the_extra() -> None:
+def test_the_ports_and_the_fixtures_run_without_the_extra():
     ours = (
         "eagle3.train",
         "hass.train",
@@ -79,7 +77,7 @@ def test_the_ports_and_the_fixtures_run_without_the_extra() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def without_the_extra(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+def without_the_extra(code, *words):
     absent = "import sys; sys.modules.update(pytest=None, matplotlib=None)"
     command = [sys.executable, "-c", f"{absent}\n{code}", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)

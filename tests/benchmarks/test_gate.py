@@ -1,7 +1,5 @@
 """A step that got slower fails the benchmarks: ``--benchmark-compare-fail`` sees the times that were measured."""
 
-from __future__ import annotations
-
 import pytest
 
 import benchmarks.test_training_step  # noqa: F401  (else every inner session loads torch anew)
@@ -29,7 +27,7 @@ def races():
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch):
     """pytest-benchmark measures nothing in a worker of several."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
@@ -37,14 +35,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 GATE = ("--benchmark-compare", "--benchmark-compare-fail=min:10%")
 
 
-def write(pytester: pytest.Pytester, seconds: list[float]) -> None:
+def write(pytester, seconds):
     pytester.makepyfile(test_it=STEP.replace("SECONDS", str(seconds)))
 
 
 @pytest.mark.parametrize(("seconds", "slower"), [([0.3, 0.21], False), ([0.3, 0.23], True)])
-def test_ten_percent_more_than_the_fastest_step_fails(
-    seconds: list[float], slower: bool, pytester: pytest.Pytester
-) -> None:
+def test_ten_percent_more_than_the_fastest_step_fails(seconds, slower, pytester):
     write(pytester, [0.2, 0.25])
     assert pytester.runpytest_inprocess(*GATE).ret != 0, "nothing to compare with is no pass"
     assert pytester.runpytest_inprocess("--benchmark-save=before").ret == 0

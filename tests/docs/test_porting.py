@@ -3,8 +3,6 @@
 ``COLD=1`` starts a fresh interpreter for every command, which takes a few minutes.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.docs.walk import Walk, blocks_of
@@ -14,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "porting.md"
 
 
-def test_the_page_brings_a_prototype_to_green(tmp_path: Path, programs: Path) -> None:
+def test_the_page_brings_a_prototype_to_green(tmp_path, programs):
     walk, blocks = Walk(tmp_path, ROOT, programs), blocks_of(PAGE.read_text())
     for block in blocks:
         walk.follow(block)

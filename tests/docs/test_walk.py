@@ -1,9 +1,5 @@
 """The runner of pages: what is not as the page says is an error that names the line."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from tests.docs.walk import Walk, blocks_of, pieces
@@ -36,14 +32,14 @@ python one.py
 """
 
 
-def follow(page: str, folder: Path) -> Walk:
+def follow(page, folder):
     walk = Walk(folder, folder)
     for block in blocks_of(page):
         walk.follow(block)
     return walk
 
 
-def test_a_page_is_followed(tmp_path: Path) -> None:
+def test_a_page_is_followed(tmp_path):
     assert follow(PAGE, tmp_path).commands == 2
     assert (tmp_path / "one.py").read_text() == "raise SystemExit(3)\n"
 
@@ -59,11 +55,11 @@ def test_a_page_is_followed(tmp_path: Path) -> None:
         ("-print", "-printed", "line 17: found 0 times"),
     ],
 )
-def test_what_is_not_as_the_page_says_is_an_error(old: str, new: str, error: str, tmp_path: Path) -> None:
+def test_what_is_not_as_the_page_says_is_an_error(old, new, error, tmp_path):
     assert PAGE.count(old) == 1
     with pytest.raises(AssertionError, match=error):
         follow(PAGE.replace(old, new), tmp_path)
 
 
-def test_gaps_are_lines_or_ends_of_lines() -> None:
+def test_gaps_are_lines_or_ends_of_lines():
     assert list(pieces("a\nb ...\nc\n...\nd\n")) == ["a\nb ", "c", "d"]

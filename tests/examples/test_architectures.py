@@ -1,13 +1,10 @@
 """The example of the architectures page, on one of them, and what its exit code says."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -21,7 +18,7 @@ GOOD = {"opens": True, "difference": 3e-6, "untrained": 1.0, "trained": 1.9, "lo
 
 
 @pytest.fixture(scope="module")
-def example() -> Any:
+def example():
     spec = importlib.util.spec_from_file_location("examples_architectures", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -29,7 +26,7 @@ def example() -> Any:
 
 
 @pytest.fixture(scope="module")
-def done(programs, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(programs, tmp_path_factory):
     output = tmp_path_factory.mktemp("example") / "run"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [programs / "python", SCRIPT, output, "--architecture", "llama4"]

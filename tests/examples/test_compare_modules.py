@@ -1,7 +1,5 @@
 """The example of the public kit does what it says, in as few lines as it says."""
 
-from __future__ import annotations
-
 import ast
 import os
 import subprocess
@@ -15,7 +13,7 @@ FILE = ROOT / "examples" / "compare_modules.py"
 COMPARISON = {"NAMES", "batches", "ORIGINAL", "PORT", "PAIR"}
 
 
-def test_the_example_passes_and_writes_its_report(programs: Path, tmp_path: Path) -> None:
+def test_the_example_passes_and_writes_its_report(programs, tmp_path):
     done = subprocess.run(
         [programs / "python", FILE, str(tmp_path / "report.html")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -29,7 +27,7 @@ def test_the_example_passes_and_writes_its_report(programs: Path, tmp_path: Path
     assert "hand-written" in (tmp_path / "report.html").read_text()
 
 
-def test_the_pair_takes_the_lines_that_readme_and_manual_say() -> None:
+def test_the_pair_takes_the_lines_that_readme_and_manual_say():
     lines, seen = 1, set()  # the import
     for node in ast.parse(FILE.read_text()).body:
         if isinstance(node, ast.FunctionDef):
@@ -47,7 +45,7 @@ def test_the_pair_takes_the_lines_that_readme_and_manual_say() -> None:
         assert f"in {lines} lines" in (ROOT / page).read_text()
 
 
-def test_the_command_runs_it_by_the_same_code() -> None:
+def test_the_command_runs_it_by_the_same_code():
     pair = find_pair(f"{FILE}:PAIR")
     report = run_pair(pair, Options(checks=("forward", "loss")))
     assert report.passed

@@ -1,9 +1,6 @@
 """SpecForge against Speculators: every known difference with its number, none left, faults blamed where they are."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +11,11 @@ from tests.existing import FAULTS, Existing, own_lines
 DFLASH = Existing("dflash.py:DFLASH")
 
 
-def test_an_author_writes_120_lines_at_most() -> None:
+def test_an_author_writes_120_lines_at_most():
     assert own_lines(DFLASH.file.read_text()) <= 120
 
 
-def test_every_difference_is_explained_by_causes_that_are_real() -> None:
+def test_every_difference_is_explained_by_causes_that_are_real():
     report = DFLASH.result.report
     assert report.passed
     assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
@@ -29,7 +26,7 @@ def test_every_difference_is_explained_by_causes_that_are_real() -> None:
     assert (loss.explained, loss.apart) == (0.0, True)
 
 
-def test_both_cases_are_resumed_too() -> None:
+def test_both_cases_are_resumed_too():
     assert {row.case for row in DFLASH.result.report.rows if row.check == "resume" and row.passed} == {"spans", "end"}
 
 
@@ -50,14 +47,14 @@ KNOWN = {
 
 
 @pytest.mark.parametrize(("quantity", "tensor", "numbers", "difference"), KNOWN.values(), ids=KNOWN)
-def test_a_known_difference_has_its_number(quantity: str, tensor: str, numbers: str, difference: str) -> None:
+def test_a_known_difference_has_its_number(quantity, tensor, numbers, difference):
     line = DFLASH.line("spans", quantity, tensor)
     assert numbers in line.detail
     assert not line.left
     assert difference in line.because
 
 
-def test_the_other_numbers() -> None:
+def test_the_other_numbers():
     """A mean over rows that weigh less than one, a sum over five rows taken for their mean."""
     assert DFLASH.ledger("spans").effects("decayed-mean")["loss"] == pytest.approx(0.12008, abs=1e-4)
     assert DFLASH.ledger("end").effects("dpace-sum")["loss"] == pytest.approx(1 - 1 / 5, abs=1e-5)
@@ -71,7 +68,7 @@ CANNOT = {
 
 
 @pytest.mark.parametrize(("difference", "words"), CANNOT.items(), ids=CANNOT)
-def test_what_the_port_cannot_run_is_said(difference: str, words: str) -> None:
+def test_what_the_port_cannot_run_is_said(difference, words):
     """Three blocks where it makes six, and one that passes the end, as the original drew them."""
     assert DFLASH.ledger("end").effects(difference) == {"raised": math.inf}
     found = DFLASH.faulty(lambda side: side, 1, without=difference)
@@ -85,14 +82,14 @@ PLANTED = {**FAULTS, "loss": (LOSS, "loss", "(loss)", "at (0,): expected 5.2492"
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_fault_is_blamed_where_it_is(name: str) -> None:
+def test_a_planted_fault_is_blamed_where_it_is(name):
     DFLASH.assert_blamed(*PLANTED[name])
 
 
-def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
     with pytest.raises(InputError, match="--original: found no folder `specforge`, expected a checkout: git clone"):
         run_pair(DFLASH.pair, Options(original=tmp_path))
 
 
-def test_a_checkout_computes_what_was_recorded(specforge_dir: Path) -> None:
+def test_a_checkout_computes_what_was_recorded(specforge_dir):
     DFLASH.assert_recorded(specforge_dir)

@@ -1,9 +1,5 @@
 """DeepSpec against Speculators: every known difference with its number, none left, and faults blamed where they are."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from parity import Options, run_pair
@@ -13,17 +9,17 @@ from tests.existing import FAULTS, Existing, own_lines
 DSPARK = Existing("dspark.py:DSPARK")
 
 
-def test_an_author_writes_120_lines_at_most() -> None:
+def test_an_author_writes_120_lines_at_most():
     assert own_lines('"""One."""\nimport a\n\n# b\nc = (\n    1\n)\n') == 3
     assert own_lines(DSPARK.file.read_text()) <= 120
 
 
-def test_the_full_case_is_resumed_too() -> None:
+def test_the_full_case_is_resumed_too():
     """With the draws of the run: drawn anew, an anchor leads a block out of the sequence."""
     assert {row.case for row in DSPARK.result.report.rows if row.check == "resume" and row.passed} == {"spans", "full"}
 
 
-def test_every_difference_is_explained_by_causes_that_are_real() -> None:
+def test_every_difference_is_explained_by_causes_that_are_real():
     report = DSPARK.result.report
     assert report.passed
     assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
@@ -65,16 +61,14 @@ KNOWN = {
 
 
 @pytest.mark.parametrize(("case", "quantity", "tensor", "numbers", "difference"), KNOWN.values(), ids=KNOWN)
-def test_a_known_difference_has_its_number(
-    case: str, quantity: str, tensor: str, numbers: str, difference: str
-) -> None:
+def test_a_known_difference_has_its_number(case, quantity, tensor, numbers, difference):
     line = DSPARK.line(case, quantity, tensor)
     assert numbers in line.detail
     assert (line.apart, line.left) == (True, False)
     assert difference in line.because
 
 
-def test_the_other_numbers() -> None:
+def test_the_other_numbers():
     """A prefix that ends, and a term that is twice as large."""
     effects = DSPARK.ledger("spans").effects
     assert set(effects("prefix")) == {"curve", "grad_norm", "final"}
@@ -83,14 +77,14 @@ def test_the_other_numbers() -> None:
 
 @pytest.mark.nightly  # DFlash's tests plant them in the same core
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_blamed_where_it_is(name: str) -> None:
+def test_a_planted_fault_is_blamed_where_it_is(name):
     DSPARK.assert_blamed(*FAULTS[name])
 
 
-def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
     with pytest.raises(InputError, match="--original: found no folder `deepspec`, expected a checkout: git clone"):
         run_pair(DSPARK.pair, Options(original=tmp_path))
 
 
-def test_a_checkout_computes_what_was_recorded(deepspec_dir: Path) -> None:
+def test_a_checkout_computes_what_was_recorded(deepspec_dir):
     DSPARK.assert_recorded(deepspec_dir)

@@ -1,7 +1,5 @@
 """EAGLE's and HASS' training scripts as pairs: explained, with the numbers of the page, and faults that are named."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace
@@ -12,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from parity import Options, Pair, read_trace, run_pair
-from parity.differences import Difference, Ledger
+from parity import Options, read_trace, run_pair
+from parity.differences import Difference
 from parity.errors import InputError
 from parity.outside import TraceSide
 from parity.pair import find_pair
 from parity.prototypes.recorded import configuration, load_recorded
 from parity.report.ledger import size
-from parity.verdict import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = ROOT / "examples" / "pairs"
@@ -36,32 +33,32 @@ KINDS = ("features", "hidden", "logits", "loss", "grad")
 GROUPS = ("layers.0.self_attn", "layers.0.mlp", "norm")
 
 
-def pair_of(name: str) -> Pair:
+def pair_of(name):
     return find_pair(str(PAIRS / name))
 
 
 @cache
-def reports() -> dict[str, Report]:
+def reports():
     return {name: run_pair(pair_of(name)).report for name in NAMES}
 
 
-def ledger_of(section: str) -> Ledger:
+def ledger_of(section):
     name, case = SECTIONS[section]
     return next(ledger for ledger in reports()[name].ledgers if ledger.case == case)
 
 
-def tables(section: str) -> list[list[list[str]]]:
+def tables(section):
     """The cells of every table below a heading of the page."""
     text = PAGE.split(f"\n## {section}\n")[1].partition("\n## ")[0]
     return [cells(found.splitlines()[2:]) for found in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)]
 
 
-def cells(lines: list[str]) -> list[list[str]]:
+def cells(lines):
     """Of the lines of a table."""
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
 
-def group_of(tensor: str) -> str:
+def group_of(tensor):
     """The page's name of a tensor's group."""
     name = tensor.removeprefix("mb0.")
     if name.startswith("grad."):
@@ -73,7 +70,7 @@ def group_of(tensor: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_difference_is_explained_by_causes_that_are_real(name: str) -> None:
+def test_every_difference_is_explained_by_causes_that_are_real(name):
     report = reports()[name]
     assert report.passed
     assert not any(line.left for ledger in report.ledgers for line in ledger.lines)
@@ -84,7 +81,7 @@ def test_every_difference_is_explained_by_causes_that_are_real(name: str) -> Non
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_page_has_the_numbers(section: str) -> None:
+def test_the_page_has_the_numbers(section):
     """Differences to their last digit; what is explained is rounding and another machine's business."""
     lines: dict[str, list[Difference]] = {}
     for line in ledger_of(section).lines:
@@ -106,7 +103,7 @@ def test_the_page_has_the_numbers(section: str) -> None:
         assert name not in told or text == next(row[1] for row in known if row[0] == name)
 
 
-def test_the_page_sums_up_what_its_tables_have() -> None:
+def test_the_page_sums_up_what_its_tables_have():
     top = PAGE.partition("\n## ")[0].splitlines()
     overview = cells([line for line in top if line.startswith("|")][2:])
     assert len(overview) == len(SECTIONS)
@@ -118,7 +115,7 @@ def test_the_page_sums_up_what_its_tables_have() -> None:
         assert (row[2].strip("`"), int(row[7])) == (SECTIONS[section][1].removesuffix("_every_row"), len(known))
 
 
-def test_the_page_has_the_settings_of_the_scripts_and_the_prototypes() -> None:
+def test_the_page_has_the_settings_of_the_scripts_and_the_prototypes():
     eagle, hass = (
         read_trace(PAIRS / "recorded" / place).configuration for place in ("eagle/eagle3_fp32_k3", "hass/hass_fp32_k3")
     )
@@ -155,7 +152,7 @@ def test_the_page_has_the_settings_of_the_scripts_and_the_prototypes() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_causes_the_formulas_are_the_prototype_s_and_speculators_the_sum_of_its_steps(name: str) -> None:
+def test_without_causes_the_formulas_are_the_prototype_s_and_speculators_the_sum_of_its_steps(name):
     case = pair_of(name).find_cases(None)[0]
     with pair_of(name).port.trace(case) as ran:
         found = ran.trace.tensors
@@ -169,7 +166,7 @@ def test_without_causes_the_formulas_are_the_prototype_s_and_speculators_the_sum
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def one_entry(values: torch.Tensor) -> torch.Tensor:
+def one_entry(values):
     """One entry moved by a hundredth of the largest."""
     moved = values.clone()
     moved.view(-1)[values.abs().argmax()] *= 1.01
@@ -186,10 +183,10 @@ def one_entry(values: torch.Tensor) -> torch.Tensor:
         ("eagle.py:SPECULATORS", "mb0.grad.midlayer.mlp.up_proj.weight"),
     ],
 )
-def test_a_fault_in_the_original_is_left_and_named(name: str, tensor: str) -> None:
+def test_a_fault_in_the_original_is_left_and_named(name, tensor):
     pair = pair_of(name)
     case = pair.find_cases(None)[0]
-    with pair.original.trace(case) as ran:  # type: ignore[union-attr]
+    with pair.original.trace(case) as ran:
         tensors = {**ran.trace.tensors, tensor: one_entry(ran.trace.tensors[tensor])}
     tampered = replace(pair, original=TraceSide(replace(ran.trace, tensors=tensors)), cases=[case])
     report = run_pair(tampered, Options(keyword=case.name)).report
@@ -198,7 +195,7 @@ def test_a_fault_in_the_original_is_left_and_named(name: str, tensor: str) -> No
     assert {line.tensor for line in report.ledgers[0].lines if line.left} == expected
 
 
-def test_a_cause_that_is_missing_leaves_what_it_explains() -> None:
+def test_a_cause_that_is_missing_leaves_what_it_explains():
     pair = pair_of("hass.py:HASS")
     known = [difference for difference in pair.known_differences if difference.id != "smooth-l1"]
     (ledger,) = run_pair(replace(pair, known_differences=known)).report.ledgers
@@ -208,7 +205,7 @@ def test_a_cause_that_is_missing_leaves_what_it_explains() -> None:
 
 
 @pytest.mark.parametrize("name", ["eagle.py:EAGLE", "hass.py:HASS"])
-def test_another_file_is_named_and_never_run(name: str, tmp_path: Path) -> None:
+def test_another_file_is_named_and_never_run(name, tmp_path):
     pair = pair_of(name)
     with pytest.raises(InputError, match="SHA-256: found missing"):
         run_pair(pair, Options(original=tmp_path))
@@ -223,13 +220,11 @@ def test_another_file_is_named_and_never_run(name: str, tmp_path: Path) -> None:
     ("name", "checkout"),
     [("eagle.py:EAGLE", "eagle_dir"), ("eagle.py:SPECULATORS", "eagle_dir"), ("hass.py:HASS", "hass_dir")],
 )
-def test_the_script_of_a_checkout_computes_what_was_recorded(
-    name: str, checkout: str, request: pytest.FixtureRequest
-) -> None:
+def test_the_script_of_a_checkout_computes_what_was_recorded(name, checkout, request):
     pair = pair_of(name)
     live = pair.at(request.getfixturevalue(checkout), None)
     for case in pair.find_cases(None):
-        with pair.original.trace(case) as kept, live.original.trace(case) as ran:  # type: ignore[union-attr]
+        with pair.original.trace(case) as kept, live.original.trace(case) as ran:
             assert ran.trace.configuration == json.loads(json.dumps(kept.trace.configuration))
             assert ran.trace.tensors.keys() == kept.trace.tensors.keys()
             for key, value in ran.trace.tensors.items():

@@ -1,11 +1,8 @@
 """The examples run as they are documented, in smaller sizes."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def tiny_llama(programs) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(output: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def tiny_llama(programs):
+    def run(output, *words):
         command = [programs / "python", ROOT / "examples" / "tiny_llama.py", output, *map(str, words)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1800)
@@ -29,7 +26,7 @@ def tiny_llama(programs) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="module")
-def done(tiny_llama, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(tiny_llama, tmp_path_factory):
     """Of Eagle3; HASS is trained below."""
     output = tmp_path_factory.mktemp("tiny") / "run"
     return output, tiny_llama(output, "--passes", 8, "--tokens", 32, "--algorithm", "eagle3")
@@ -71,7 +68,7 @@ def test_the_prompts_were_not_trained_on(done):
     assert sum(starts_with(text, held_out) for text in texts) == 0
 
 
-def starts_with(text: tuple[int, ...], prompts: set[tuple[int, ...]]) -> bool:
+def starts_with(text, prompts):
     return any(text[: len(prompt)] == prompt for prompt in prompts)
 
 

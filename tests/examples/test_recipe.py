@@ -1,7 +1,5 @@
 """The shipped recipe runs, from conversations to a checkpoint, on a verifier of toy size."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -33,7 +31,7 @@ def recipe(tmp_path, programs):
         "TRAIN": "--epochs 2 --num-workers 0 --no-progress",
     }
 
-    def go(algorithm: str, gpus: str = "1", **changes: str) -> subprocess.CompletedProcess[str]:
+    def go(algorithm, gpus="1", **changes):
         draft = tmp_path / f"draft_{algorithm}.json"
         draft.write_text(json.dumps(DRAFTS.get(algorithm, {})))
         command = ["bash", str(RUN), algorithm, gpus, str(SHAREGPT), str(tmp_path / "work")]
@@ -44,7 +42,7 @@ def recipe(tmp_path, programs):
 
 
 @pytest.mark.parametrize(("algorithm", "last", "again"), [("eagle3", "model1", True), ("hass", "state_1", False)])
-def test_from_conversations_to_a_checkpoint_and_again(recipe, tmp_path, algorithm, last, again) -> None:
+def test_from_conversations_to_a_checkpoint_and_again(recipe, tmp_path, algorithm, last, again):
     ended = recipe(algorithm)
     assert ended.returncode == 0, ended.stderr
     config = json.loads((tmp_path / "work" / "checkpoints" / last / "config.json").read_text())
@@ -57,12 +55,12 @@ def test_from_conversations_to_a_checkpoint_and_again(recipe, tmp_path, algorith
 @pytest.mark.parametrize(
     ("words", "said"), [(("medusa", "1"), "expected eagle3 or hass"), (("hass", "3"), "expected 1, 2")]
 )
-def test_bad_words_are_refused(recipe, words, said) -> None:
+def test_bad_words_are_refused(recipe, words, said):
     ended = recipe(*words)
     assert ended.returncode == 2
     assert said in ended.stderr
 
 
-def test_a_stage_that_fails_ends_the_recipe(recipe, tmp_path) -> None:
+def test_a_stage_that_fails_ends_the_recipe(recipe, tmp_path):
     assert recipe("eagle3", GENERATE="--samples -1").returncode == 2
     assert not (tmp_path / "work" / "checkpoints").exists()

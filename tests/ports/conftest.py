@@ -1,7 +1,5 @@
 """A tiny verifier with samples, drafts for it, and what every error message must say."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -45,13 +43,13 @@ DRAFT_VOCAB_SIZE = 23
 
 
 @pytest.fixture(scope="session")
-def built_once(tmp_path_factory) -> Path:
+def built_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "fixture"
     return build_random_fixture(folder, spec=SPEC, lengths=LENGTHS, draft_vocab_size=DRAFT_VOCAB_SIZE)
 
 
 @pytest.fixture
-def fixture(built_once, tmp_path) -> Path:
+def fixture(built_once, tmp_path):
     """verifier/, draft_eagle3.json, data_eagle3/, t2d.npy, d2t.npy: a copy that a test may break."""
     return Path(shutil.copytree(built_once, tmp_path / "fixture"))
 
@@ -59,14 +57,14 @@ def fixture(built_once, tmp_path) -> Path:
 TRAIN = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 
 
-def data_of(fixture: Path, algorithm: str) -> dict[str, Path]:
+def data_of(fixture, algorithm):
     """What either algorithm is trained on, by flag."""
     maps = {name: fixture / f"{name}.npy" for name in ("t2d", "d2t")} if algorithm == "eagle3" else {}
     configpath, tmpdir = fixture / f"draft_{algorithm}.json", fixture / f"data_{algorithm}"
     return {"basepath": fixture / "verifier", "configpath": configpath, "tmpdir": tmpdir, **maps}
 
 
-def settings_of(fixture: Path, algorithm: str, **values):
+def settings_of(fixture, algorithm, **values):
     """Settings for the fixture, in float32."""
     data = data_of(fixture, algorithm)
     texts = {name: str(data.pop(name)) for name in ("basepath", "configpath")}
@@ -76,7 +74,7 @@ def settings_of(fixture: Path, algorithm: str, **values):
     return TRAIN[algorithm][1](**{**texts, **data, **quiet, **values})
 
 
-def words_of(values: dict[str, object]) -> list[str]:
+def words_of(values):
     """As a command line; None makes a switch of a flag, False leaves it out."""
     kept = {name: value for name, value in values.items() if value is not False}
     return [f"--{name}" if value is None else f"--{name}={value}" for name, value in kept.items()]
@@ -87,7 +85,7 @@ def run_app(monkeypatch):
     """Runs a program here that ends itself, or a command; gives its exit code."""
     monkeypatch.setattr("ports.commands.hush_libraries", lambda: None)
 
-    def run(main, *words) -> int:
+    def run(main, *words):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
         try:
             return int(main() or 0)
@@ -98,7 +96,7 @@ def run_app(monkeypatch):
 
 
 @pytest.fixture
-def port() -> str:
+def port():
     """Whose settings, flags, drafts and batches the fixtures below make."""
     return "eagle3"
 
@@ -126,7 +124,7 @@ def lively_draft(settings, port):
 
 
 @torch.no_grad()
-def enliven(draft, seed: int = 0):
+def enliven(draft, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(draft.named_parameters()):
         if parameter.requires_grad:
@@ -140,7 +138,7 @@ def enliven(draft, seed: int = 0):
 def batch_of(settings, port):
     """The given samples of the fixture, padded to a batch."""
 
-    def make(*indices: int, **changes):
+    def make(*indices, **changes):
         chosen, train = settings(**changes), TRAIN[port][0]
         dataset = train.build_dataset(chosen, train.build(chosen).config)
         return collate([dataset[index] for index in indices])
@@ -153,7 +151,7 @@ def refuses():
     """``with refuses(file, field, found, expected):`` the block must raise an InputError that names all four."""
 
     @contextmanager
-    def expect(file, field: str, found: str, expected: str):
+    def expect(file, field, found, expected):
         with pytest.raises(InputError) as caught:
             yield caught
         error = caught.value
@@ -170,7 +168,7 @@ def reset_accelerator():
     """Accelerate keeps its state in the process and in the environment; call this between two runs in one test."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    def reset() -> None:
+    def reset():
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
 
@@ -185,7 +183,7 @@ def reset_accelerator():
 def hold(fork):
     """``hold(directory, name)``: a process that holds the lock on it, and has a child that does not."""
 
-    def start(directory: Path, name: str = LOCK):
+    def start(directory, name=LOCK):
         holder = fork(_hold, directory, name)
         while holder.returncode is None and "held" not in holder.said:
             time.sleep(0.01)
@@ -194,7 +192,7 @@ def hold(fork):
     return start
 
 
-def _hold(directory: Path, name: str) -> None:
+def _hold(directory, name):
     lock = DirectoryLock(directory, name=name)
     if os.fork() == 0:
         os.setsid()
@@ -205,6 +203,6 @@ def _hold(directory: Path, name: str) -> None:
 
 
 @pytest.fixture(params=TRAIN)
-def algorithm(request) -> str:
+def algorithm(request):
     """Either of them."""
     return request.param

@@ -1,7 +1,5 @@
 """One program for every command: it loads nothing before it knows which, and hands on words and exit codes."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import subprocess
@@ -20,7 +18,7 @@ LAZY = f"import sys, ports.cli; ports.cli.main(sys.argv[1:]); print([n for n in 
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"]])
-def test_help_and_version_load_no_library(words) -> None:
+def test_help_and_version_load_no_library(words):
     done = subprocess.run([sys.executable, "-c", LAZY, *words], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
     for name in cli.COMMANDS if words == ["--help"] else ():
@@ -30,7 +28,7 @@ def test_help_and_version_load_no_library(words) -> None:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_example_of_the_help_is_a_command_line(name, monkeypatch, capsys) -> None:
+def test_every_example_of_the_help_is_a_command_line(name, monkeypatch, capsys):
     """And the help of every command shows it, says what its flags are for, and lists one name a thing."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("TERMINAL_WIDTH", "300")
@@ -49,7 +47,7 @@ def test_every_example_of_the_help_is_a_command_line(name, monkeypatch, capsys) 
 def stand_in(monkeypatch):
     """A command that says what it was given, and what is to be said of it."""
 
-    def put(answer) -> list[EstimateSettings]:
+    def put(answer):
         given: list[EstimateSettings] = []
         command = flags.command(EstimateSettings, lambda settings: given.append(settings) or answer)
         monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(command=command))
@@ -63,21 +61,21 @@ LINE = ["try", "out", "--verifier", "a", "--draft-config=b"]
 
 
 @pytest.mark.parametrize(("said", "code"), [(75, 75), (None, 0)])
-def test_words_and_exit_codes_are_handed_on(stand_in, said, code) -> None:
+def test_words_and_exit_codes_are_handed_on(stand_in, said, code):
     given = stand_in(said)
     assert cli.main([*LINE, "--batch_size", "2"]) == code
     assert (given[0].model_path, given[0].configpath, given[0].bs) == ("a", "b", 2)
 
 
 @pytest.mark.parametrize(("words", "field", "said"), [(["--bs=2"], "bs", "--bs is --batch-size now")])
-def test_an_old_flag_is_understood_with_a_line_that_names_the_new(stand_in, capsys, words, field, said) -> None:
+def test_an_old_flag_is_understood_with_a_line_that_names_the_new(stand_in, capsys, words, field, said):
     given = stand_in(0)
     assert cli.main([*LINE, *words]) == 0
     assert getattr(given[0], field) == 2
     assert capsys.readouterr().err == f"note: {said}\n"
 
 
-def test_a_file_serves_several_commands(stand_in, tmp_path, capsys) -> None:
+def test_a_file_serves_several_commands(stand_in, tmp_path, capsys):
     """Keys of others are left to them, what nobody has is refused, and an old key is told."""
     given, file = stand_in(0), tmp_path / "run.yaml"
     file.write_text("verifier: a\ndraft_config: b\nbs: 2\nheld_out: 3\nval-fraction: 0.1\n")
@@ -90,7 +88,7 @@ def test_a_file_serves_several_commands(stand_in, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), COMMANDS.items())
-def test_an_old_program_goes_on_as_the_new_one(monkeypatch, capsys, old, new) -> None:
+def test_an_old_program_goes_on_as_the_new_one(monkeypatch, capsys, old, new):
     ran: list[list[str]] = []
     monkeypatch.setattr(cli, "main", lambda words: ran.append(words) or 0)
     program, *words = [old] if old.startswith("python") else old.split()
@@ -100,7 +98,7 @@ def test_an_old_program_goes_on_as_the_new_one(monkeypatch, capsys, old, new) ->
     assert capsys.readouterr().err == f"note: {old} is speculator {new} now\n"
 
 
-def test_a_shell_completes_commands_flags_and_values(monkeypatch, capsys) -> None:
+def test_a_shell_completes_commands_flags_and_values(monkeypatch, capsys):
     monkeypatch.setenv("_SPECULATOR_COMPLETE", "complete_bash")
     for line, expected in [("speculator tr", "train"), ("speculator train eagle3 --ttt-s", "--ttt-steps")]:
         monkeypatch.setenv("COMP_WORDS", line)
@@ -123,7 +121,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED)
-def test_what_is_no_command_is_refused_in_a_line(words, said, capsys, monkeypatch) -> None:
+def test_what_is_no_command_is_refused_in_a_line(words, said, capsys, monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "absent", cli.Entry("no_such_module:command", "", "a test", ""))
     assert cli.main(words) == 2
     error = capsys.readouterr().err
@@ -132,13 +130,13 @@ def test_what_is_no_command_is_refused_in_a_line(words, said, capsys, monkeypatc
     assert said in error
 
 
-def test_no_name_of_now_was_an_old_one() -> None:
+def test_no_name_of_now_was_an_old_one():
     assert set(NOW.values()) & set(NOW) == set()
 
 
 @pytest.mark.parametrize("entry", ["eagle3", "hass"])
-def test_ctrl_c_while_a_command_is_made_is_a_line(entry, monkeypatch, capsys) -> None:
-    def pressed(name: str) -> None:
+def test_ctrl_c_while_a_command_is_made_is_a_line(entry, monkeypatch, capsys):
+    def pressed(name):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "load", pressed)

@@ -1,7 +1,5 @@
 """Whatever happens to a command from outside, from its first import on, ends in a line and an exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

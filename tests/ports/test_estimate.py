@@ -1,7 +1,5 @@
 """What a recipe takes: the command, the counts behind it, and the page of the shipped recipe."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 from pathlib import Path
@@ -40,20 +38,20 @@ def config(fixture):
     return lambda algorithm: LOAD[algorithm](str(fixture / f"draft_{algorithm}.json"), str(fixture / "verifier"), 3)
 
 
-def test_the_verifier_is_counted_without_its_head(fixture, arguments) -> None:
+def test_the_verifier_is_counted_without_its_head(fixture, arguments):
     tensors = [item for file in (fixture / "verifier").glob("*.safetensors") for item in load_file(file).items()]
     size = sum(value.nbytes for name, value in tensors if name != "lm_head.weight")
     assert estimate(EstimateSettings(**arguments)).verifier == size
 
 
 @pytest.mark.parametrize("algorithm", LOAD)
-def test_nothing_but_the_config_is_needed_of_the_verifier(fixture, tmp_path, algorithm) -> None:
+def test_nothing_but_the_config_is_needed_of_the_verifier(fixture, tmp_path, algorithm):
     shutil.copy(fixture / "verifier" / "config.json", tmp_path)
     files = {"model_path": str(tmp_path), "configpath": str(fixture / f"draft_{algorithm}.json")}
     assert estimate(EstimateSettings(algorithm=algorithm, **files, max_len=64)).training["activations"] > 0
 
 
-def test_the_command_prints_every_part(arguments, capsys, monkeypatch) -> None:
+def test_the_command_prints_every_part(arguments, capsys, monkeypatch):
     """Whatever the environment calls by the names of its flags."""
     monkeypatch.setenv("TOKENS", "none")
     words = [word for name, value in arguments.items() for word in (f"--{name}", value)]
@@ -63,7 +61,7 @@ def test_the_command_prints_every_part(arguments, capsys, monkeypatch) -> None:
         assert part in said
 
 
-def test_the_page_of_the_recipe_is_what_is_computed_now(monkeypatch) -> None:
+def test_the_page_of_the_recipe_is_what_is_computed_now(monkeypatch):
     """All columns but the measured activations, which take a minute: those may be anything positive."""
     spec = importlib.util.spec_from_file_location("example", EXAMPLE / "estimate.py")
     example = importlib.util.module_from_spec(spec)
@@ -81,13 +79,13 @@ def test_the_page_of_the_recipe_is_what_is_computed_now(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("algorithm", LOAD)
-def test_activations_at_any_length_are_what_two_short_ones_foretell(config, algorithm) -> None:
+def test_activations_at_any_length_are_what_two_short_ones_foretell(config, algorithm):
     foretold = training_memory(config(algorithm), 3, 1000, 0.5, 1)["activations"]
     assert max(PROBES) < 1000
     assert foretold == pytest.approx(kept_bytes(build_objective(config(algorithm), 3), 1000, 500), rel=0.02)
 
 
-def test_dense_attention_is_not_foretold(config) -> None:
+def test_dense_attention_is_not_foretold(config):
     """The comparison above would notice a tensor that grows with the square of the length."""
     objective = build_objective(config("eagle3"), 3)
     objective.draft.config.transformer_layer_config._attn_implementation = attention_name(
@@ -98,7 +96,7 @@ def test_dense_attention_is_not_foretold(config) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "vocabulary"), [("eagle3", 23), ("hass", 61)])
-def test_weights_are_counted_as_an_optimizer_holds_them(config, algorithm, vocabulary) -> None:
+def test_weights_are_counted_as_an_optimizer_holds_them(config, algorithm, vocabulary):
     one, two = (training_memory(config(algorithm), 3, 100, 0.5, gpus) for gpus in (1, 2))
     trained = [p for p in build_objective(config(algorithm), 3).parameters() if p.requires_grad]
     for parameter in trained:

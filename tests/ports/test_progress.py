@@ -1,7 +1,5 @@
 """What a command shows while it works, on a terminal and elsewhere."""
 
-from __future__ import annotations
-
 import io
 import sys
 import time
@@ -16,10 +14,10 @@ from ports.training.settings import CommandSettings
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
-    def lines(self) -> list[str]:
+    def lines(self):
         """What a reader sees: a carriage return goes back, and what comes then stands in the line's place."""
         return [line.replace("\x1b[K", "").rpartition("\r")[2].rstrip() for line in self.getvalue().split("\n")]
 
@@ -32,14 +30,14 @@ def terminal():
         yield stream
 
 
-def wait_for(condition, seconds=10.0) -> None:
+def wait_for(condition, seconds=10.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
 
 
-def test_a_terminal_shows_the_innermost_work_at_once_and_what_is_said_above_it() -> None:
+def test_a_terminal_shows_the_innermost_work_at_once_and_what_is_said_above_it():
     with terminal() as shown, Work("training"):
         assert shown.lines() == ["training: 00:00"], "before anything is done"
         print("a line\nanother")
@@ -51,13 +49,13 @@ def test_a_terminal_shows_the_innermost_work_at_once_and_what_is_said_above_it()
     assert shown.lines() == ["a line", "another", "the last", ""]
 
 
-def test_a_broken_terminal_ends_no_work() -> None:
+def test_a_broken_terminal_ends_no_work():
     with terminal() as shown, Work("training"):
         shown.close()
         assert sum(through(range(4), "batches")) == 6
 
 
-def test_elsewhere_there_is_a_line_again_and_again_and_none_too_many(monkeypatch, capsys) -> None:
+def test_elsewhere_there_is_a_line_again_and_again_and_none_too_many(monkeypatch, capsys):
     monkeypatch.setattr(progress, "ELSEWHERE", 0.05)
     begun, said = time.monotonic(), ""
     with Work("answers", 64, done=8) as work:
@@ -72,7 +70,7 @@ def test_elsewhere_there_is_a_line_again_and_again_and_none_too_many(monkeypatch
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_left_is_as_measured_since_the_first_of_it_began(monkeypatch) -> None:
+def test_what_is_left_is_as_measured_since_the_first_of_it_began(monkeypatch):
     """Not since a model was loaded for it, nor with what was there before."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
@@ -95,8 +93,8 @@ class Settings(CommandSettings):
 
 
 @pytest.mark.parametrize(("words", "hidden"), [([], False), (["--no-progress"], True)])
-def test_a_command_is_work_unless_it_is_told_to_show_nothing(words, hidden) -> None:
-    def act(settings: Settings) -> int:
+def test_a_command_is_work_unless_it_is_told_to_show_nothing(words, hidden):
+    def act(settings):
         wait_for(lambda: stream.lines()[-1] == ("" if hidden else "working: 00:00"))
         with Work("more") as work:
             assert work.shown is not hidden

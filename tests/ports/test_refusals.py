@@ -1,7 +1,5 @@
 """Situations that end a command with one line, before it has worked for nothing, and that leave nothing behind."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Old names stand in ``ports/spellings.py`` alone: not in pages, recipes, messages or docstrings."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path
@@ -28,7 +26,7 @@ MAIN = re.compile(r'new_command\("[^"]+"|SCRIPTS = .*')
 """Where an old program hands on, and the names that ``ports`` knows itself by."""
 
 
-def old_names(text: str) -> list[str]:
+def old_names(text):
     """Of flags, programs and variables in a text; what is said of the prototypes' own programs is theirs."""
     found = []
     for line in text.splitlines():
@@ -39,7 +37,7 @@ def old_names(text: str) -> list[str]:
     return found
 
 
-def old_fields(source: str) -> list[str]:
+def old_fields(source):
     """What messages call a thing: old names that are arguments of errors, and of what raises them."""
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -54,11 +52,11 @@ RAISERS |= {"DirectoryLock", "list_records", "complete_records", "start_or_go_on
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
-def test_no_page_uses_an_old_name(file) -> None:
+def test_no_page_uses_an_old_name(file):
     assert file.name in QUOTES or old_names(file.read_text()) == []
 
 
-def test_no_message_and_no_docstring_uses_an_old_name() -> None:
+def test_no_message_and_no_docstring_uses_an_old_name():
     found = {file.name: old_names(MAIN.sub("", file.read_text())) + old_fields(file.read_text()) for file in SOURCES}
     assert {name: words for name, words in found.items() if words} == {}
 
@@ -68,16 +66,16 @@ PLANTED += ["python -m ports.evaluate draft", "eagle3-train", "SPECULATOR_PORT_L
 
 
 @pytest.mark.parametrize("line", PLANTED)
-def test_an_old_name_would_be_seen(line) -> None:
+def test_an_old_name_would_be_seen(line):
     assert len(old_names(f"It says {line}.")) == 1
 
 
-def test_an_old_field_would_be_seen() -> None:
+def test_an_old_field_would_be_seen():
     assert old_fields('InputError(file, "tmpdir", 1, 2); DirectoryLock(folder, "cpdir")') == ["tmpdir", "cpdir"]
 
 
 @pytest.mark.parametrize("old", sorted(NOW))
-def test_every_old_flag_becomes_the_new_one(old, capsys) -> None:
+def test_every_old_flag_becomes_the_new_one(old, capsys):
     new = public_name(old)
     flag = f"--{new.replace('_', '-')}"
     for word in (old, old.replace("_", "-")):
@@ -88,6 +86,6 @@ def test_every_old_flag_becomes_the_new_one(old, capsys) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_num", "topk-w"])
-def test_a_flag_that_does_nothing_says_so(name, capsys) -> None:
+def test_a_flag_that_does_nothing_says_so(name, capsys):
     respelled([f"--{name}", "1"], {"data_num", "topk_w"}, NOW, True)
     assert capsys.readouterr().err.startswith(f"note: --{name.replace('-', '_')} does nothing: the prototypes ")

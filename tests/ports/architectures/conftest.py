@@ -1,13 +1,9 @@
 """For each architecture a tiny verifier, records made with it, and trained drafts."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,11 +26,11 @@ class Tiny:
     folder: Path
 
     @property
-    def verifier(self) -> Path:
+    def verifier(self):
         return self.folder / "verifier"
 
 
-def make_records(tiny: Tiny, algorithm: str) -> None:
+def make_records(tiny, algorithm):
     """With the shipped command, from the shipped conversations."""
     flags = {
         "model_path": tiny.verifier,
@@ -51,11 +47,11 @@ def make_records(tiny: Tiny, algorithm: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+def tiny_of(tmp_path_factory):
     """The verifier and records of an architecture, made once."""
     made: dict[str, Tiny] = {}
 
-    def make(name: str) -> Tiny:
+    def make(name):
         if name not in made:
             tiny = Tiny(ARCHITECTURES[name], tmp_path_factory.mktemp(name))
             build_architecture(tiny.architecture, tiny.verifier)
@@ -71,12 +67,12 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
 
 
 @pytest.fixture(params=STUDIED)
-def tiny(request: pytest.FixtureRequest, tiny_of) -> Tiny:
+def tiny(request, tiny_of):
     return tiny_of(request.param)
 
 
 @pytest.fixture
-def own_verifier(tiny, tmp_path) -> Path:
+def own_verifier(tiny, tmp_path):
     """A copy that a test may break."""
     return Path(shutil.copytree(tiny.verifier, tmp_path / "verifier"))
 
@@ -91,47 +87,47 @@ class Draft:
     folder: Path
 
     @property
-    def config(self) -> str:
+    def config(self):
         """The file with its JSON."""
         size = {"draft_vocab_size": DRAFT_VOCAB_SIZE} if self.algorithm == "eagle3" else {}
         file = self.folder / "draft.json"
         file.write_text(json.dumps(self.tiny.architecture.drafts[self.layer] | size))
         return str(file)
 
-    def settings(self, **changes: Any) -> Any:
+    def settings(self, **changes):
         values = {"configpath": self.config, "cpdir": self.folder / "checkpoints"}
         values |= {"bs": 2, "lr": 3e-3, "epoch": 1, "forward_num_total": STEPS, "noise": False}
         return settings_of(self.tiny.folder, self.algorithm, **{**values, **changes})
 
     @property
-    def trainer(self) -> Any:
+    def trainer(self):
         return TRAIN[self.algorithm][0]
 
-    def build(self, **changes: Any) -> Any:
+    def build(self, **changes):
         return self.trainer.build(self.settings(**changes))
 
-    def train(self, **changes: Any) -> tuple[Any, Path]:
+    def train(self, **changes):
         """The draft after its training, and its last checkpoint."""
         settings, model = self.settings(**changes), self.build(**changes)
         finish(self.trainer.start(settings, model, self.dataset(model, **changes)))
         prefix = "model" if self.algorithm == "eagle3" else "state_"
         return model, settings.cpdir / f"{prefix}{settings.epoch}"
 
-    def dataset(self, model: Any, **changes: Any) -> Any:
+    def dataset(self, model, **changes):
         return self.trainer.build_dataset(self.settings(**changes), model.config)
 
 
 @pytest.fixture(params=DRAFTS, ids="-".join)
-def draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
+def draft(request, tiny_of, tmp_path):
     """Every draft of every architecture."""
     return Draft(tiny_of(request.param[0]), *request.param[1:], tmp_path)
 
 
 @pytest.fixture(params=[each for each in DRAFTS if each[1] == "eagle3"], ids="-".join)
-def eagle3_draft(request: pytest.FixtureRequest, tiny_of, tmp_path) -> Draft:
+def eagle3_draft(request, tiny_of, tmp_path):
     return Draft(tiny_of(request.param[0]), *request.param[1:], tmp_path)
 
 
 @pytest.fixture
-def hass_draft(tiny, tmp_path) -> Draft:
+def hass_draft(tiny, tmp_path):
     return Draft(tiny, "hass", "llama", tmp_path)

@@ -1,7 +1,5 @@
 """Drafting changes no token of any verifier, and the counts are those of a simulation without caches."""
 
-from __future__ import annotations
-
 import copy
 import json
 
@@ -28,7 +26,7 @@ LOCAL = [each for each in DRAFTS if each[0] in ("gpt_oss", "llama4")]
 """Drafts whose verifiers have windows or chunks."""
 
 
-def prompts_of(tiny) -> list[list[int]]:
+def prompts_of(tiny):
     files = list_records(tiny.folder / "data_eagle3")
     return [read_record(file, {}, 512)["input_ids"].tolist()[:size] for file, size in zip(files, PROMPTS, strict=False)]
 

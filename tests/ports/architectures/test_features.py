@@ -1,7 +1,5 @@
 """The verifier's hidden states, as records have them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -18,7 +16,7 @@ from ports.verifier.loading import load_verifier
 LAYERS = [3, 4, 5]
 
 
-def texts(tiny) -> list[torch.Tensor]:
+def texts(tiny):
     return [read_record(file, {}, 512)["input_ids"] for file in list_records(tiny.folder / "data_eagle3")]
 
 

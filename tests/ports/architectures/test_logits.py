@@ -1,7 +1,5 @@
 """What a draft is trained to foresee is what the verifier's own class says, of every architecture, tied and untied."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
@@ -20,7 +18,7 @@ UNTIED = {"gemma2", "granite", "cohere"}
 
 
 @pytest.fixture(scope="module", params=[*ARCHITECTURES, *(f"{name}-untied" for name in sorted(UNTIED))])
-def verifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def verifier(request, tmp_path_factory):
     name, _, untied = request.param.partition("-")
     each = ARCHITECTURES[name]
     if untied:
@@ -29,7 +27,7 @@ def verifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def model(verifier: str):
+def model(verifier):
     """transformers' own, as nobody here loads it."""
     return AutoModelForCausalLM.from_pretrained(verifier, dtype=torch.float32).eval()
 
@@ -45,7 +43,7 @@ def said(model):
     return found.logits[0], found.hidden_states, before[0][0]
 
 
-def test_targets_of_records_and_online_are_the_models_own_logits(verifier: str, said) -> None:
+def test_targets_of_records_and_online_are_the_models_own_logits(verifier, said):
     logits, states, _ = said
     online = FeatureReader(load_verifier(verifier, "auto", "cpu"), [3, 4, 5])([IDS[0]])[0]
     torch.testing.assert_close(online["target"], states[-1][0], rtol=0, atol=1e-5)
@@ -57,7 +55,7 @@ def test_targets_of_records_and_online_are_the_models_own_logits(verifier: str, 
     torch.testing.assert_close(VerifierHead.load(verifier, rows)(online["target"]), logits[:, rows], rtol=0, atol=1e-4)
 
 
-def test_prepared_data_before_the_norm_give_them_too(verifier: str, said) -> None:
+def test_prepared_data_before_the_norm_give_them_too(verifier, said):
     logits, states, before = said
     head = VerifierHead.load(verifier)
     assert (before - states[-1][0]).abs().max() > 0.1, "it does something"
@@ -65,7 +63,7 @@ def test_prepared_data_before_the_norm_give_them_too(verifier: str, said) -> Non
     torch.testing.assert_close(head(head.norm(before)), logits, rtol=0, atol=1e-4)
 
 
-def test_the_evaluator_says_what_they_say(verifier: str, model) -> None:
+def test_the_evaluator_says_what_they_say(verifier, model):
     ids, wanted = IDS.clone(), []
     for _ in range(6):
         with torch.no_grad():

@@ -1,7 +1,5 @@
 """Every draft of every architecture: trained, saved, opened again, and held against other people's forward."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -47,7 +45,7 @@ def test_it_trains_saves_and_opens_to_the_bit(draft):
 
 
 @torch.no_grad()
-def loss_of(draft, model, batch) -> float:
+def loss_of(draft, model, batch):
     objective = Eagle3Objective if draft.algorithm == "eagle3" else HassObjective
     return float(objective(model, STEPS)(batch).loss)
 

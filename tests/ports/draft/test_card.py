@@ -1,7 +1,5 @@
 """What a run says of itself: a card that the hub reads, whose figures are the evaluation's and whose line serves."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path
@@ -74,12 +72,12 @@ def made(tmp_path, verifier):
     return make
 
 
-def written(settings) -> ModelCard:
+def written(settings):
     write_pages(settings)
     return ModelCard.load(settings.out / "draft" / CARD)
 
 
-def tables(text: str) -> list[list[list[str]]]:
+def tables(text):
     """Of every table its rows, of every row its cells, as they are read."""
     found = []
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(text)
@@ -113,7 +111,7 @@ def test_the_card_is_the_hubs_and_says_what_was_measured(made, unpictured):
     assert (settings.out / "draft" / PICTURE).read_bytes()[:4] == b"\x89PNG"
 
 
-def said(content) -> list[str]:
+def said(content):
     told = content["files"][0]["intervals"]
     return [str(from_json(each)) for each in (told["acceptance_length"], *told["rate_per_position"])]
 
@@ -172,7 +170,7 @@ def test_no_path_of_this_machine_stands_in_it(made, tmp_path, monkeypatch):
         assert str(tmp_path) not in page.read_text()
 
 
-def shape(card: ModelCard) -> tuple[list[list[int]], dict[str, int]]:
+def shape(card):
     """Cells of every table's rows, and how often the page has what a name could bring into it."""
     html = MarkdownIt("gfm-like", {"linkify": False}).render(card.text)
     tags = ("<h1", "<h2", "<strong", "<em", "<a ", "<hr", "<script", "<pre", "<li")

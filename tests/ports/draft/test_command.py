@@ -1,7 +1,5 @@
 """From a chat model to a draft by one command: what is left, and that a kill in any phase leaves no trace in it."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -9,7 +7,6 @@ import pickle
 import shutil
 import signal
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -43,7 +40,7 @@ QUESTIONS = [{"question": f"What is {number} and {number}?", "answer": f"It is {
 def words(verifier, tmp_path):
     """A command line on GSM8K's form, some of its flags changed; False leaves one out."""
 
-    def make(rows=QUESTIONS, **changes) -> list[str]:
+    def make(rows=QUESTIONS, **changes):
         data = tmp_path / "train.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         values = {"model": verifier, "data": data, "out": tmp_path / "out", "max_new_tokens": 6, "passes": 2}
@@ -63,7 +60,7 @@ def spawn(words, fork):
     return lambda **changes: fork(forking, main, words(**changes))
 
 
-def results(out: Path) -> dict[str, bytes]:
+def results(out):
     """What must be the same, whenever it was made."""
     kept = {name: content for name, content in contents(out).items() if not name.startswith("checkpoints/")}
     found, checked = json.loads(kept.pop("evaluation.json")), json.loads(kept.pop("check.json"))
@@ -71,7 +68,7 @@ def results(out: Path) -> dict[str, bytes]:
     return {**kept, "evaluation": json.dumps(found).encode(), "check": json.dumps(checked).encode()}
 
 
-def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, tmp_path, verifier) -> None:
+def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, tmp_path, verifier):
     learns = {"passes": 8, "lr": 0.01}  # its own answers by heart
     process, out = spawn(**learns), tmp_path / "out"
     said = process.ended()
@@ -118,7 +115,7 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert "**Not what it should be**" in (out / "draft" / CARD).read_text()
 
 
-def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16(spawn, tmp_path) -> None:
+def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16(spawn, tmp_path):
     process, out = spawn(algorithm="hass", answers="given", mixed_precision="bf16"), tmp_path / "out"
     process.ended()
     assert "is not what it should be: accepted: 1.000 [1.000, 1.000] tokens a pass" in process.said, "of two passes"
@@ -138,7 +135,7 @@ LONGROPE = {
 }
 
 
-def test_a_draft_of_a_verifier_that_turns_a_part_of_its_heads_turns_whole_ones(words, verifier) -> None:
+def test_a_draft_of_a_verifier_that_turns_a_part_of_its_heads_turns_whole_ones(words, verifier):
     """As Phi-4-mini: LongRoPE's factors are for 3 of the 4 pairs of a head."""
     file = verifier / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **LONGROPE}))
@@ -148,7 +145,7 @@ def test_a_draft_of_a_verifier_that_turns_a_part_of_its_heads_turns_whole_ones(w
     assert fit.memory(made, fit.Work(500, 0, 50))["training"]["activations"] > 0
 
 
-def asked(argv: list[str]) -> int:
+def asked(argv):
     """Says where the device is asked, and ends as the command does where that is refused."""
     made = pickle.loads(pickle.dumps(Plan(parse(DraftSettings, argv))))  # as it reaches another process
     fit.free_memory = lambda device: print("elsewhere" if os.getpid() != above else "here", flush=True)
@@ -160,7 +157,7 @@ def asked(argv: list[str]) -> int:
     return main(argv)
 
 
-def test_the_device_is_asked_by_a_process_that_ends(words, fork) -> None:
+def test_the_device_is_asked_by_a_process_that_ends(words, fork):
     """Not by the one that waits for the phases: what that held on a GPU would be missing there."""
     process = fork(forking, asked, words())
     assert "elsewhere\n" in process.ended()
@@ -169,13 +166,13 @@ def test_the_device_is_asked_by_a_process_that_ends(words, fork) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_a_phase_shows_its_work_and_says_when_it_begins_and_ends(monkeypatch, code) -> None:
+def test_a_phase_shows_its_work_and_says_when_it_begins_and_ends(monkeypatch, code):
     """In between, the process that waits for it shows nothing; the silence of one that ends was its own."""
     told, telling = multiprocessing.Pipe(duplex=False)
     monkeypatch.setattr(processes.os, "setsid", lambda: None)
     monkeypatch.setattr(processes, "end_with_parent", lambda: None)
 
-    def act() -> int:
+    def act():
         assert progress._open[-1].what == "forecast"
         assert told.recv_bytes() == b"begins"
         return code
@@ -186,7 +183,7 @@ def test_a_phase_shows_its_work_and_says_when_it_begins_and_ends(monkeypatch, co
     assert told.recv_bytes() == b"ends"
 
 
-def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words, fork, monkeypatch) -> None:
+def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words, fork, monkeypatch):
     """By the phase, with what takes most and what to change; unknown room refuses nothing."""
     made = Plan(parse(DraftSettings, words(bs=4)))
     small, large = (fit.memory(made, fit.Work(length * 10, 0, length)) for length in (50, 100))
@@ -211,7 +208,7 @@ PRECISIONS = [("no", True, "no"), ("bf16", False, "bf16"), ("auto", True, "bf16"
 
 
 @pytest.mark.parametrize(("asked", "units", "precision"), PRECISIONS)
-def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, asked, units, precision) -> None:
+def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, asked, units, precision):
     """What is recorded, and what the trainer is told (a run of it is above)."""
     monkeypatch.setattr(plan, "has_bf16_units", lambda device: units)
     made, told = Plan(parse(DraftSettings, words(mixed_precision=asked))), {}
@@ -225,11 +222,11 @@ def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, a
 TALKS = [{**row, "answer": " and ".join([row["answer"]] * (1 + number % 5))} for number, row in enumerate(QUESTIONS)]
 
 
-def curve(out: Path) -> list[dict[str, float]]:
+def curve(out):
     return [json.loads(line) for line in (out / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, monkeypatch) -> None:
+def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, monkeypatch):
     """Over gloo: told to stop, both save, and the same command goes on; by one process as many steps as good."""
     common, out = {"rows": TALKS, "bs": 4, "passes": 4, "answers": "given", "mixed_precision": "no"}, tmp_path / "out"
     two = {"PYTHON_EXEC": str(programs / "python"), "PYTHONPATH": os.getcwd()}
@@ -259,7 +256,7 @@ SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft
 """What appears when a phase is in the middle of its work, or when the next one begins."""
 
 
-def test_stopped_in_every_phase_the_result_is_the_same(spawn, tmp_path) -> None:
+def test_stopped_in_every_phase_the_result_is_the_same(spawn, tmp_path):
     """By SIGKILL, and while it trains by SIGTERM, which the trainer hears: it saves, and its code is the command's."""
     whole, stopped = spawn(out=tmp_path / "whole", passes=4), tmp_path / "stopped"
     assert "acceptance length" in whole.ended()
@@ -316,9 +313,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "spoil", "said"), REFUSED)
-def test_bad_input_is_refused_before_anything_is_written(
-    words, verifier, tmp_path, capsys, changes, spoil, said
-) -> None:
+def test_bad_input_is_refused_before_anything_is_written(words, verifier, tmp_path, capsys, changes, spoil, said):
     if spoil:
         spoil(verifier)
     changes = {name: str(tmp_path) if value == "{root}" else value for name, value in changes.items()}
@@ -333,7 +328,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     ("width", "asked", "rate"),
     [(8192, None, 1e-4), (4096, None, 1e-4), (2048, None, 1.62e-4), (576, None, 3.95e-4), (64, None, 4e-4), (64, 1, 1)],
 )
-def test_narrow_drafts_learn_at_a_higher_rate(width, asked, rate) -> None:
+def test_narrow_drafts_learn_at_a_higher_rate(width, asked, rate):
     made = SimpleNamespace(settings=SimpleNamespace(lr=asked), verifier=SimpleNamespace(hidden_size=width))
     assert Plan.lr.fget(made) == pytest.approx(rate, rel=1e-2)
 
@@ -355,7 +350,7 @@ OTHERS = [
 ]
 
 
-def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_path, capsys, monkeypatch) -> None:
+def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_path, capsys, monkeypatch):
     """Stopped after its first phase, and begun again otherwise; or it has no room, or another command is there."""
 
     def stop(*_, **more):
@@ -389,7 +384,7 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_p
 
 
 @pytest.mark.parametrize("code", [2, 75, -9])
-def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monkeypatch, code) -> None:
+def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monkeypatch, code):
     """The first of them is told to take every dialogue."""
 
     def ended(name, arguments, good=(0,), log=None):
@@ -400,7 +395,7 @@ def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monke
     assert main(words(answers="given")) == (code if code > 0 else 137)
 
 
-def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_path, refuses) -> None:
+def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_path, refuses):
     for name in ("model0", "model1", "step_1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
@@ -426,7 +421,7 @@ def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_pa
         (True, 0, "fault", 1, "9 held-out prompts; {out}/draft is not what it should be: served: few: do it"),
     ],
 )
-def test_a_fault_is_exit_code_1_and_no_success(tmp_path, capsys, lossless, ties, state, code, said) -> None:
+def test_a_fault_is_exit_code_1_and_no_success(tmp_path, capsys, lossless, ties, state, code, said):
     known = {} if ties is None else {"near_ties": ties}
     found = {"acceptance_length": 2.0, "prompts": 9, "lossless": lossless, **known}
     (tmp_path / "evaluation.json").write_text(json.dumps(found))

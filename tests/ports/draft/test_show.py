@@ -1,7 +1,5 @@
 """What a directory holds, on the terminal."""
 
-from __future__ import annotations
-
 import pytest
 
 from ports import cli
@@ -15,7 +13,7 @@ from tests.ports.generate.conftest import flags, generate  # noqa: F401
 def shown(capsys):
     """What is printed about a directory, without the terminal's line breaks."""
 
-    def show(*words) -> str:
+    def show(*words):
         assert cli.main(["show", *map(str, words)]) == 0
         return " ".join(capsys.readouterr().out.split())
 

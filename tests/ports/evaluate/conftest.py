@@ -1,7 +1,5 @@
 """Drafts of both kinds with lively weights, saved beside their tiny verifier, and prompts of different lengths."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 
 from parity.fixtures.features import hidden_states
 from ports.evaluate.__main__ import main
-from ports.evaluate.drafter import Drafter, drafter_of, open_draft
+from ports.evaluate.drafter import drafter_of, open_draft
 from ports.training.saving import save_draft
 from ports.verifier.loading import load_verifier
 from tests.ports.conftest import TRAIN, enliven, settings_of
@@ -28,10 +26,10 @@ class Pair:
     judge: Any
 
     @property
-    def drafter(self) -> Drafter:
+    def drafter(self):
         return drafter_of(self.draft)
 
-    def states(self, text: list[int]) -> list[torch.Tensor]:
+    def states(self, text):
         return hidden_states(self.judge, text)
 
 
@@ -39,7 +37,7 @@ class Pair:
 def build(request, fixture, tmp_path):
     """Builds a draft of either kind, with changed settings."""
 
-    def make(**changes) -> Any:
+    def make(**changes):
         values = {"cpdir": tmp_path / "checkpoints", "forward_num_total": 3, **changes}
         return TRAIN[request.param][0].build(settings_of(fixture, request.param, **values))
 
@@ -47,18 +45,18 @@ def build(request, fixture, tmp_path):
 
 
 @pytest.fixture
-def cpu() -> torch.device:
+def cpu():
     return torch.device("cpu")
 
 
 @pytest.fixture
-def pair(build, fixture, tmp_path, cpu) -> Pair:
+def pair(build, fixture, tmp_path, cpu):
     directory, verifier = save_draft(enliven(build()), tmp_path / "draft"), fixture / "verifier"
     return Pair(directory, verifier, open_draft(directory), load_verifier(str(verifier), "float32", cpu, head=True))
 
 
 @pytest.fixture
-def prompts(fixture) -> list[list[int]]:
+def prompts(fixture):
     """The ids of the fixture's records: 9, 5, 12, 7, 3 and 10 tokens."""
     files = sorted((fixture / "data_eagle3").iterdir())
     return [torch.load(file, weights_only=True)["input_ids"].tolist() for file in files]

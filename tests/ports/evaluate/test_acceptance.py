@@ -1,7 +1,5 @@
 """Counts of a prompt are possible ones, of all of its turns, and its dialogue is one of the figures' prompts."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Which of two drafts is better: right, or silent; and what two results must have in common."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

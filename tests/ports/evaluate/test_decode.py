@@ -1,7 +1,5 @@
 """Speculative decoding: the verifier's own tokens, the counts of a plain simulation, the right end."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random
@@ -11,7 +9,6 @@ import torch
 
 from ports.evaluate.acceptance import count
 from ports.evaluate.decode import Limits, decode, decode_speculatively
-from ports.evaluate.drafter import Drafter
 from ports.evaluate.measure import evaluate
 from ports.evaluate.sampling import Proposal
 from ports.evaluate.verifier import KVCache
@@ -24,7 +21,7 @@ LENGTH, SIZE = 17, 3
 class Scripted:
     """Proposes what ``right`` says after the texts so far; keeps what the drafter behind it would have said."""
 
-    def __init__(self, drafter: Drafter, texts: list[list[int]], right: list[list[int]]) -> None:
+    def __init__(self, drafter, texts, right):
         self.drafter, self.features, self.texts, self.right = drafter, drafter.features, texts, right
         self.grown = [list(text) for text in texts]
         self.said: list[tuple[list[int], list[int]]] = []
@@ -39,14 +36,14 @@ class Scripted:
             proposals.append(self._next(row, len(text), size))
         return Proposal(torch.tensor(proposals))
 
-    def _next(self, row: int, done: int, size: int) -> list[int]:
+    def _next(self, row, done, size):
         """The verifier's next tokens, wrong from a random place on."""
         whole, cut = self.right[row], random.randrange(size + 1)
         return [token if place < cut else (token + 1) % 61 for place, token in enumerate(whole[done : done + size])]
 
 
 @pytest.fixture
-def scripted(pair, prompts) -> Scripted:
+def scripted(pair, prompts):
     right = [prompt + continue_greedily(pair.judge, prompt, 60) for prompt in prompts]
     return Scripted(pair.drafter, [list(prompt) for prompt in prompts], right)
 

@@ -1,8 +1,6 @@
 """A checkpoint is opened whole or refused, its untrained twin is what training starts from, and stock drafts compute
 what Speculators' own forward does."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -116,7 +114,7 @@ STOCK = [{}, *({name: True} for name in ("norm_before_fc", "fc_norm", "norm_outp
 WINDOW = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4, "use_sliding_window": True}
 
 
-def stock_draft(fixture, folder, layer: dict | None = None, **switches):
+def stock_draft(fixture, folder, layer=None, **switches):
     """A draft by Speculators' own classes, saved; gives the directory and the model in its own dense attention."""
     verifier = str(fixture / "verifier")
     config = AutoConfig.from_pretrained(verifier).to_dict()
@@ -137,7 +135,7 @@ def stock_draft(fixture, folder, layer: dict | None = None, **switches):
     return folder, draft.eval()
 
 
-def logits_of(draft, compute) -> list[torch.Tensor]:
+def logits_of(draft, compute):
     """Everything that the draft's head says meanwhile."""
     said: list[torch.Tensor] = []
     hook = draft.lm_head.register_forward_hook(lambda module, inputs, out: said.append(out.detach()))

@@ -1,7 +1,5 @@
 """Intervals hold what they promise, by simulation."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

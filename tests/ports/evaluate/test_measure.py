@@ -1,7 +1,5 @@
 """What is counted, what the command prints and writes of it, and its exit codes."""
 
-from __future__ import annotations
-
 import json
 import os
 

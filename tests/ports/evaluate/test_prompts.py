@@ -1,7 +1,5 @@
 """Every form of a prompt file, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

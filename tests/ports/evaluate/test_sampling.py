@@ -5,15 +5,12 @@ Verifier and draft know the last token alone: V tokens follow each other by a ta
 distribution of every token of an answer is known exactly.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch import Tensor
 from transformers import PretrainedConfig
 
 from ports.evaluate.decode import Limits, decode, decode_speculatively
@@ -38,14 +35,14 @@ class Verifier:
     device, dtype = torch.device("cpu"), torch.float32
     config = PretrainedConfig(vocab_size=VOCAB_SIZE)
 
-    def __call__(self, input_ids: Tensor, **others) -> SimpleNamespace:
+    def __call__(self, input_ids, **others):
         return SimpleNamespace(logits=TABLE[input_ids], hidden_states=[input_ids[..., None].float()])
 
 
 class Guesser(Drafter):
     """A draft without layers, with a vocabulary of its own."""
 
-    def __init__(self, kept: tuple[int, ...] = KEPT) -> None:
+    def __init__(self, kept=KEPT):
         config = SimpleNamespace(transformer_layer_config=PretrainedConfig(vocab_size=VOCAB_SIZE))
         model = SimpleNamespace(config=config, layers=[], rotary_emb=lambda out, positions: None)
         model.eval = lambda: model
@@ -64,7 +61,7 @@ class Guesser(Drafter):
         return GUESS[hidden[:, 0].long()]
 
 
-def expected() -> list[Tensor]:
+def expected():
     """The distribution [V] of every token of an answer."""
     table, found = torch.softmax(TABLE.double() / TEMPERATURE, -1), []
     for _ in range(LENGTH):
@@ -72,20 +69,20 @@ def expected() -> list[Tensor]:
     return found
 
 
-def biased(probabilities: Tensor) -> Tensor:
+def biased(probabilities):
     """One probability larger by 0.01, another smaller."""
     least, most = probabilities.argmin(), probabilities.argmax()
     shift = torch.zeros_like(probabilities).index_fill(0, least, 0.01).index_fill(0, most, -0.01)
     return probabilities + shift
 
 
-def p_values(answers: list[list[int]], wanted: list[Tensor]) -> list[float]:
+def p_values(answers, wanted):
     """Of a chi-squared test of every token of the answers, corrected for their number."""
     counts = [tokens.bincount(minlength=VOCAB_SIZE).numpy() for tokens in torch.tensor(answers).T]
     return [LENGTH * float(chisquare(found, len(answers) * each.numpy()).pvalue) for found, each in zip(counts, wanted)]
 
 
-def drawn(drafter: Drafter | None = None, seed: int = SEED, draws: int = DRAWS) -> list[list[int]]:
+def drawn(drafter=None, seed=SEED, draws=DRAWS):
     choice, limits, prompts = Sampling(TEMPERATURE, seed, torch.device("cpu")), Limits(LENGTH), [[4, START]] * draws
     if drafter is None:
         return [answer.tokens for answer in decode(Verifier(), prompts, limits, choice)]
@@ -126,7 +123,7 @@ def test_a_seed_repeats_its_draws_and_another_gives_others():
     assert drawn(Guesser(), draws=99) == drawn(Guesser(), draws=99) != drawn(Guesser(), seed=6, draws=99)
 
 
-def away(pairs: list[tuple[float, float]]) -> float:
+def away(pairs):
     """Standard errors that the mean difference is from nothing."""
     moved = np.subtract(*np.transpose(pairs))
     return abs(float(moved.mean() / moved.std() * len(moved) ** 0.5))

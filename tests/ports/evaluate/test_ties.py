@@ -1,7 +1,5 @@
 """Near ties, which rounding decides, and mistakes, which it does not explain: both planted, in two precisions."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A tiny verifier with a tokenizer, and commands that make records with it."""
 
-from __future__ import annotations
-
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -18,12 +16,12 @@ SPEC = VerifierSpec(hidden_size=32, num_hidden_layers=7, intermediate_size=48, s
 
 
 @pytest.fixture(scope="session")
-def verifier_once(tmp_path_factory) -> Path:
+def verifier_once(tmp_path_factory):
     return build_tokenizer(build_verifier(SPEC, tmp_path_factory.mktemp("verifier") / "verifier"))
 
 
 @pytest.fixture
-def verifier(verifier_once, tmp_path) -> Path:
+def verifier(verifier_once, tmp_path):
     """A copy that a test may break."""
     return Path(shutil.copytree(verifier_once, tmp_path / "verifier"))
 
@@ -49,7 +47,7 @@ def flags(verifier, tmp_path):
 def generate(flags, tmp_path):
     """Runs the command in this process; it must end well."""
 
-    def go(**changes) -> Path:
+    def go(**changes):
         assert main(flags(**changes)) == 0
         return changes.get("outdir", tmp_path / "records")
 
@@ -62,14 +60,14 @@ def spawn(flags, fork):
     return lambda **changes: fork(forking, main, flags(**changes))
 
 
-def forking(entry, argv: list[str]) -> int:
+def forking(entry, argv):
     """An entry point whose processes are forked, which spares them the imports."""
     forks = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method: forks
     return entry(argv)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """Every file below ``folder``, locks left out."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

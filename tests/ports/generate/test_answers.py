@@ -1,7 +1,5 @@
 """The verifier's own answers: what they are, that a kill leaves no trace in them, and which engine gave them."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -39,7 +37,7 @@ LENGTH = 9
 def ask(verifier, tmp_path):
     """Runs the command on ``rows``; gives its exit code."""
 
-    def go(rows=ROWS, form="jsonl", **changes) -> int:
+    def go(rows=ROWS, form="jsonl", **changes):
         data = tmp_path / f"data.{form}"
         if rows is not None:
             data.write_text("".join(f"{row if form == 'txt' else json.dumps(row)}\n" for row in rows))
@@ -54,7 +52,7 @@ def answered(tmp_path):
     return lambda: [json.loads(line) for line in (tmp_path / "answers" / "a.jsonl").read_text().splitlines()]
 
 
-def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answered, verifier) -> None:
+def test_every_turn_of_a_user_is_answered_as_the_verifier_decodes_it(ask, answered, verifier):
     """Greedily, whatever the verifier's own generation config says of sampling and penalties."""
     sampled = {"do_sample": True, "temperature": 9.0, "repetition_penalty": 3.0}
     eos = json.loads((verifier / "config.json").read_text())["eos_token_id"]
@@ -88,7 +86,7 @@ REPLIES = [
 ]
 
 
-def test_cut_answers_are_counted_and_a_length_is_proposed(ask, answered, verifier, monkeypatch, capsys) -> None:
+def test_cut_answers_are_counted_and_a_length_is_proposed(ask, answered, verifier, monkeypatch, capsys):
     """Of all in the file, whichever command wrote them."""
     tokenizer = open_tokenizer(str(verifier))
     for case, (lengths, said) in enumerate(REPLIES):
@@ -109,7 +107,7 @@ def test_cut_answers_are_counted_and_a_length_is_proposed(ask, answered, verifie
         )
 
 
-def test_spaces_are_the_verifiers_own_where_a_tokenizer_would_clean_them_up(verifier) -> None:
+def test_spaces_are_the_verifiers_own_where_a_tokenizer_would_clean_them_up(verifier):
     """As older releases of transformers do."""
     cleans = "clean_up_tokenization_spaces"
     file = verifier / "tokenizer_config.json"
@@ -125,7 +123,7 @@ def test_spaces_are_the_verifiers_own_where_a_tokenizer_would_clean_them_up(veri
     assert "Is it , or n't ?" in tokenizer.decode(prompt.ask_on(ids).ids, clean_up_tokenization_spaces=False)
 
 
-def test_a_token_that_ends_an_answer_is_none_of_it(ask, answered, verifier) -> None:
+def test_a_token_that_ends_an_answer_is_none_of_it(ask, answered, verifier):
     """Any token is one; of a text file, whose lines are prompts, the first samples."""
     (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(512))}))
     assert ask(["one", "", "two", "three"], form="txt", samples=2) == 0
@@ -134,7 +132,7 @@ def test_a_token_that_ends_an_answer_is_none_of_it(ask, answered, verifier) -> N
     assert {line["finish_reason"] for line in answered()} == {"stop"}
 
 
-def test_a_dialogue_without_room_ends_as_one_that_was_cut(ask, answered, verifier) -> None:
+def test_a_dialogue_without_room_ends_as_one_that_was_cut(ask, answered, verifier):
     config = verifier / "config.json"
     config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 60'))
     assert ask([{"turns": ["Hi", "so " * 40, "never asked"]}]) == 0
@@ -147,9 +145,7 @@ CHANNELS = "<|python_tag|>analysis<|eom_id|>Yes."
 
 
 @pytest.mark.parametrize("special", [False, True])
-def test_answers_that_no_record_can_hold_end_the_first_window(
-    ask, verifier, tmp_path, monkeypatch, capsys, special
-) -> None:
+def test_answers_that_no_record_can_hold_end_the_first_window(ask, verifier, tmp_path, monkeypatch, capsys, special):
     """By the same command again too. One that can be held is enough; those that were cut are asked if none was not."""
     if not special:
         (verifier / "chat_template.jinja").write_text(ARCHITECTURES["qwen3"].chat.template)
@@ -177,7 +173,7 @@ def test_answers_that_no_record_can_hold_end_the_first_window(
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.floats(0, 1), temperature=st.sampled_from([0.0, 1.5]))
-def test_after_a_kill_at_any_byte_the_same_command_gives_the_same(ask, tmp_path, monkeypatch, cut, temperature) -> None:
+def test_after_a_kill_at_any_byte_the_same_command_gives_the_same(ask, tmp_path, monkeypatch, cut, temperature):
     monkeypatch.setattr(module, "WINDOW", 2)
     file = tmp_path / "answers" / "a.jsonl"
     for left in (file, file.with_name("a.jsonl.manifest")):
@@ -199,7 +195,7 @@ CHANGED = [
 ]
 
 
-def test_answers_made_in_another_way_are_not_gone_on_with(ask, tmp_path, capsys) -> None:
+def test_answers_made_in_another_way_are_not_gone_on_with(ask, tmp_path, capsys):
     assert ask() == 0
     before = (tmp_path / "answers" / "a.jsonl").read_bytes()
     for change, said in CHANGED:
@@ -246,7 +242,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "spoil", "said"), REFUSED)
-def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeypatch, changes, spoil, said) -> None:
+def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeypatch, changes, spoil, said):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     if spoil:
         spoil(verifier)
@@ -258,7 +254,7 @@ def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeyp
     assert "server" in changes or not (tmp_path / "answers").exists()
 
 
-def test_a_file_of_another_command_or_of_nobody_is_left_alone(ask, hold, tmp_path, capsys) -> None:
+def test_a_file_of_another_command_or_of_nobody_is_left_alone(ask, hold, tmp_path, capsys):
     hold(tmp_path / "answers", ".a.jsonl.lock")
     assert ask() == 2
     assert "out: found in use by process" in capsys.readouterr().err
@@ -269,7 +265,7 @@ def test_a_file_of_another_command_or_of_nobody_is_left_alone(ask, hold, tmp_pat
     assert other.read_text() == "mine\n"
 
 
-def test_what_is_whole_is_left_alone_and_needs_no_verifier(ask, tmp_path, monkeypatch) -> None:
+def test_what_is_whole_is_left_alone_and_needs_no_verifier(ask, tmp_path, monkeypatch):
     assert ask() == 0
     monkeypatch.setattr(engines, "load_verifier", None)
     whole = (tmp_path / "answers" / "a.jsonl").read_bytes()
@@ -277,7 +273,7 @@ def test_what_is_whole_is_left_alone_and_needs_no_verifier(ask, tmp_path, monkey
     assert (tmp_path / "answers" / "a.jsonl").read_bytes() == whole
 
 
-def test_the_engine_that_began_goes_on_whatever_was_installed_since(ask, tmp_path, monkeypatch, capsys) -> None:
+def test_the_engine_that_began_goes_on_whatever_was_installed_since(ask, tmp_path, monkeypatch, capsys):
     """Another one is refused before anything is loaded, or begins afresh where nothing is answered."""
     assert ask(engine="auto", max_concurrency=4) == 0
     out, manifest = tmp_path / "answers" / "a.jsonl", tmp_path / "answers" / "a.jsonl.manifest"
@@ -303,7 +299,7 @@ ENDED = [(2, 2.0), (2, 2.0), (3, 3.0), (3, 3.0)]
 
 
 @pytest.mark.parametrize(("stop", "expected"), [(frozenset(), ALL), (frozenset(range(512)), ENDED)])
-def test_answers_are_told_of_as_they_are_given(verifier, monkeypatch, stop, expected) -> None:
+def test_answers_are_told_of_as_they_are_given(verifier, monkeypatch, stop, expected):
     """With what there is of the others: two of three prompts at a time, answers of 4 tokens, or of the first alone."""
     monkeypatch.setattr(engines, "end_tokens", lambda model: stop)
     engine, told = engines.TransformersEngine(str(verifier), open_tokenizer(str(verifier)), 2), []
@@ -312,7 +308,7 @@ def test_answers_are_told_of_as_they_are_given(verifier, monkeypatch, stop, expe
     assert told == expected
 
 
-def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, verifier, monkeypatch) -> None:
+def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, verifier, monkeypatch):
     """A stand-in for vLLM, which says the prompt's last token twice."""
     vllm, made, told = ModuleType("vllm"), [], []
 

@@ -1,11 +1,8 @@
 """Masks on random dialogues, against dialogues written out piece by piece and tokens read as bytes, with no offsets."""
 
-from __future__ import annotations
-
 import functools
 import resource
 import signal
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +17,7 @@ from parity.fixtures.dialogues import TEMPLATES, UNKNOWN
 from parity.fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
 from ports.errors import InputError
 from ports.generate.chat import CLOSE, OPEN, ChatFamily, Encoder, LossMask, load_family
-from ports.generate.conversations import ConversationError, Message
+from ports.generate.conversations import ConversationError
 
 BLOCKS = """\
 {{- bos_token -}}
@@ -40,14 +37,14 @@ Piece = tuple[str, bool]
 
 
 @st.composite
-def dialogues(draw) -> list[Message]:
+def dialogues(draw):
     """System or not, answers that repeat or are empty, an open ending or not, even two answers in a row."""
     system = [{"role": "system", "content": text} for text in draw(st.lists(TEXT, max_size=1))]
     roles = draw(st.lists(st.sampled_from(["user", "assistant"]), min_size=1, max_size=6))
     return [*system, *({"role": role, "content": draw(ANSWER if role == "assistant" else TEXT)} for role in roles)]
 
 
-def chatml(turns: list[Message], thought: bool = False) -> Iterator[Piece]:
+def chatml(turns, thought=False):
     """The text as it is; with ``thought``, an answer that ends the dialogue comes after an empty thought."""
     for place, turn in enumerate(turns):
         answer = turn["role"] == "assistant"
@@ -57,14 +54,14 @@ def chatml(turns: list[Message], thought: bool = False) -> Iterator[Piece]:
         yield "<|im_end|>\n", False
 
 
-def qwen3(turns: list[Message]) -> Iterator[Piece]:
+def qwen3(turns):
     """ChatML; a last answer after a question comes after an empty thought and loses its line breaks in front."""
     thought = turns[-1]["role"] == "assistant" and any(turn["role"] == "user" for turn in turns)
     last = {**turns[-1], "content": turns[-1]["content"].lstrip("\n") if thought else turns[-1]["content"]}
     return chatml([*turns[:-1], last], thought)
 
 
-def blocks(turns: list[Message], opening: str = BEGIN_OF_TEXT) -> Iterator[Piece]:
+def blocks(turns, opening=BEGIN_OF_TEXT):
     """Llama 3: a header, the text without white space around it, <|eot_id|>."""
     yield opening, False
     for turn in turns:
@@ -73,7 +70,7 @@ def blocks(turns: list[Message], opening: str = BEGIN_OF_TEXT) -> Iterator[Piece
         yield "<|eot_id|>", False
 
 
-def llama(turns: list[Message]) -> Iterator[Piece]:
+def llama(turns):
     """Llama 3.1: a system message with dates, whether the dialogue has one or not."""
     system = "".join(turn["content"] for turn in turns if turn["role"] == "system").strip()
     dated = f"Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n{system}"
@@ -81,7 +78,7 @@ def llama(turns: list[Message]) -> Iterator[Piece]:
     return blocks([turn for turn in turns if turn["role"] != "system"], opening)
 
 
-def gpt_oss(turns: list[Message]) -> Iterator[Piece]:
+def gpt_oss(turns):
     """harmony. What the user calls system is the developer's; the dialogue ends with <|return|>."""
     yield "<|start|>system<|message|>You are ChatGPT.\nCurrent date: 2025-08-05\n\nReasoning: medium<|end|>", False
     for place, turn in enumerate(turns):
@@ -113,14 +110,14 @@ CASES = [
 """A writer, where its tokenizer puts a space first (None: one of bytes, which puts none), and its place."""
 
 
-def fast_tokenizer(template: str | None, model: Tokenizer | None = None) -> PreTrainedTokenizerFast:
+def fast_tokenizer(template, model=None):
     fast = PreTrainedTokenizerFast(tokenizer_object=model or byte_level_bpe(), bos_token=BEGIN_OF_TEXT)
     fast.chat_template = template
     return fast
 
 
 @functools.cache
-def encoder(name: str, begin: bool = True, trim: bool = False) -> Encoder:
+def encoder(name, begin=True, trim=False):
     if name in STUDIED:
         chat = ARCHITECTURES[name].chat
         special = {"bos_token": chat.begin} if chat.begin else {}
@@ -134,7 +131,7 @@ def encoder(name: str, begin: bool = True, trim: bool = False) -> Encoder:
     return Encoder(fast_tokenizer(template, model), ChatFamily() if template else load_family(name))
 
 
-def bytes_of(fast: PreTrainedTokenizerFast, ids: list[int]) -> list[bytes]:
+def bytes_of(fast, ids):
     """Every token as the bytes it stands for: a printable byte is itself, the others follow 255 in order."""
     own = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in own]
@@ -144,7 +141,7 @@ def bytes_of(fast: PreTrainedTokenizerFast, ids: list[int]) -> list[bytes]:
     return [token.encode() if token in special else bytes(alphabet[sign] for sign in token) for token in tokens]
 
 
-def expected(pieces: list[Piece], tokens: list[bytes]) -> list[int]:
+def expected(pieces, tokens):
     """1 on every token that holds a byte of an answer; one of white space alone is none."""
     flags = b"".join(bytes([answer and bool(text.strip())]) * len(text.encode()) for text, answer in pieces)
     assert len(flags) == len(b"".join(tokens))
@@ -156,7 +153,7 @@ def expected(pieces: list[Piece], tokens: list[bytes]) -> list[int]:
 
 
 @functools.cache
-def spaced_encoder(prepend: str, begin: bool) -> Encoder:
+def spaced_encoder(prepend, begin):
     """As SentencePiece's: spaces are characters of their own, one more is put first, and text is normalised."""
     symbols = sorted({*"ab .,x1Yesé漢🙂\n\t▁", *"".join(TEMPLATES.values()), *"systemuserassistantthink<>/"})
     merges = [("▁", "a"), ("Y", "e"), ("Ye", "s"), (".", ",")]
@@ -172,7 +169,7 @@ def spaced_encoder(prepend: str, begin: bool) -> Encoder:
     return Encoder(fast_tokenizer(TEMPLATES["llama"], model), ChatFamily())
 
 
-def spaced_text(fast: PreTrainedTokenizerFast, ids: list[int], text: str) -> list[bytes]:
+def spaced_text(fast, ids, text):
     """Every token as it stands in ``text``, which the space that was put first does not."""
     pieces, at = [], 0
     for token in fast.convert_ids_to_tokens(ids):
@@ -187,7 +184,7 @@ def spaced_text(fast: PreTrainedTokenizerFast, ids: list[int], text: str) -> lis
 @pytest.mark.parametrize(("name", "prepend", "begin", "trim"), CASES)
 @hypothesis_settings(max_examples=80, deadline=None)
 @given(turns=dialogues())
-def test_exactly_the_answers_are_in_the_loss(name: str, prepend: str | None, begin: bool, trim: bool, turns) -> None:
+def test_exactly_the_answers_are_in_the_loss(name, prepend, begin, trim, turns):
     made, pieces = spaced_encoder(prepend, begin) if prepend else encoder(name, begin, trim), list(WRITERS[name](turns))
     encoded, fast = made(turns), made.tokenizer
     assert encoded.text == "".join(text for text, _ in pieces)
@@ -198,7 +195,7 @@ def test_exactly_the_answers_are_in_the_loss(name: str, prepend: str | None, beg
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_an_answer_that_repeats_is_in_the_loss_each_time_and_the_oracle_sees_a_shifted_mask(name: str) -> None:
+def test_an_answer_that_repeats_is_in_the_loss_each_time_and_the_oracle_sees_a_shifted_mask(name):
     made, turns = encoder(name), [{"role": "system", "content": "Yes."}, *SHORT, *SHORT]
     encoded = made(turns)
     answer = made.tokenizer("Yes.", add_special_tokens=False)["input_ids"]
@@ -223,7 +220,7 @@ TALK = [
 
 @pytest.mark.parametrize("template", [TEMPLATES["llama"], BLOCKS, CLOSED])
 @pytest.mark.parametrize("cut", [(), (1,), (3,), (1, 3)])
-def test_the_end_that_a_cut_answer_never_came_to_is_in_no_loss(template: str, cut: tuple[int, ...]) -> None:
+def test_the_end_that_a_cut_answer_never_came_to_is_in_no_loss(template, cut):
     """A record ends with a last answer that was cut; of an earlier one the token before that end is out."""
     made = Encoder(fast_tokenizer(template), ChatFamily())
     plain = made(TALK)
@@ -251,7 +248,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("template", "answer", "said"), REFUSED)
-def test_a_dialogue_without_a_certain_mask_is_refused(template, answer, said) -> None:
+def test_a_dialogue_without_a_certain_mask_is_refused(template, answer, said):
     with pytest.raises(ConversationError, match=said):
         Encoder(fast_tokenizer(template), ChatFamily())([SHORT[0], {"role": "assistant", "content": answer}])
 
@@ -268,7 +265,7 @@ UNBOUNDED = {
 
 
 @pytest.mark.parametrize("kind", UNBOUNDED)
-def test_what_a_template_may_make_of_a_dialogue_is_bounded(refuses, monkeypatch, kind) -> None:
+def test_what_a_template_may_make_of_a_dialogue_is_bounded(refuses, monkeypatch, kind):
     """And the process is as it was."""
     monkeypatch.setattr("ports.generate.rendering.SECONDS", 0.2 if kind == "loops" else 10)
     template, found = UNBOUNDED[kind]
@@ -281,7 +278,7 @@ def test_what_a_template_may_make_of_a_dialogue_is_bounded(refuses, monkeypatch,
             Encoder(fast_tokenizer(template), ChatFamily())(SHORT)
 
 
-def test_a_family_is_proposed_to_who_knows_its_tokens_alone() -> None:
+def test_a_family_is_proposed_to_who_knows_its_tokens_alone():
     """Not chatml to Gemma, whose turns stand between others."""
     for known, proposed in (
         (["<|im_start|>", "<|im_end|>"], "chatml"),
@@ -303,20 +300,18 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("tokenizer", "mask", "file", "field", "found", "wanted"), UNFIT)
-def test_a_tokenizer_or_family_that_cannot_mask_is_refused(
-    refuses, tokenizer, mask, file, field, found, wanted
-) -> None:
+def test_a_tokenizer_or_family_that_cannot_mask_is_refused(refuses, tokenizer, mask, file, field, found, wanted):
     with refuses(file, field, found, wanted):
         Encoder(tokenizer, ChatFamily(), mask)
 
 
-def test_harmony_without_a_fixed_date_differs_from_day_to_day() -> None:
+def test_harmony_without_a_fixed_date_differs_from_day_to_day():
     fixed = encoder("gpt_oss")
     assert "Current date: 2025-08-05" in fixed(SHORT).text
     assert "Current date: 2025-08-05" not in Encoder(fixed.tokenizer, ChatFamily())(SHORT).text
 
 
-def test_a_new_family_is_a_few_lines(tmp_path) -> None:
+def test_a_new_family_is_a_few_lines(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("gemma:\n  system: Be brief.\n")
     family = load_family(f"{file}:gemma")
@@ -336,7 +331,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "name", "field", "found", "wanted"), BAD)
-def test_a_bad_table_is_refused(tmp_path, refuses, text, name, field, found, wanted) -> None:
+def test_a_bad_table_is_refused(tmp_path, refuses, text, name, field, found, wanted):
     file = tmp_path / "bad.yaml"
     if text is not None:
         file.write_text(text)

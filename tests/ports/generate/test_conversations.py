@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 
 import httpx
@@ -15,7 +13,7 @@ from ports.generate import conversations
 from ports.generate.conversations import ConversationError, dialogue_of, load_conversations, split_range
 
 
-def test_sharegpt_is_shuffled_with_seed_42_and_ultrachat_is_not() -> None:
+def test_sharegpt_is_shuffled_with_seed_42_and_ultrachat_is_not():
     rows, share = json.loads(SHAREGPT.read_text()), load_conversations("sharegpt", str(SHAREGPT), "sft")
     shuffled = list(Dataset.from_dict({"row": range(len(rows))}).shuffle(seed=42)["row"])
     assert list(share.order) == shuffled != list(range(len(rows)))
@@ -23,7 +21,7 @@ def test_sharegpt_is_shuffled_with_seed_42_and_ultrachat_is_not() -> None:
     assert list(load_conversations("ultrachat", str(ULTRACHAT), "sft").order) == list(range(20))
 
 
-def test_a_first_turn_of_the_assistant_is_dropped_and_only_that() -> None:
+def test_a_first_turn_of_the_assistant_is_dropped_and_only_that():
     turns = [{"from": name, "value": name} for name in ("gpt", "gpt", "human", "gpt", "system")]
     assert [m["content"] for m in dialogue_of({"conversations": turns})] == ["gpt", "human", "gpt", "system"]
 
@@ -40,12 +38,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("turns", "expected"), BAD)
-def test_a_bad_dialogue_says_why(turns, expected) -> None:
+def test_a_bad_dialogue_says_why(turns, expected):
     with pytest.raises(ConversationError, match=expected):
         dialogue_of({"conversations": turns})
 
 
-def test_a_directory_of_files_is_read(tmp_path) -> None:
+def test_a_directory_of_files_is_read(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(ULTRACHAT.read_text())
     assert len(load_conversations("ultrachat", str(tmp_path / "data"), "sft")) == 20
@@ -62,7 +60,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("text", "kind", "field", "expected"), FILES)
-def test_a_bad_file_is_refused(tmp_path, refuses, text, kind, field, expected) -> None:
+def test_a_bad_file_is_refused(tmp_path, refuses, text, kind, field, expected):
     file = tmp_path / "rows.json"
     if text is not None:
         file.write_text(text)
@@ -78,7 +76,7 @@ ABSENT = {
 
 
 @pytest.mark.parametrize(("name", "found"), ABSENT.items())
-def test_what_is_neither_a_file_nor_on_the_hub_is_refused_at_once(monkeypatch, refuses, name, found) -> None:
+def test_what_is_neither_a_file_nor_on_the_hub_is_refused_at_once(monkeypatch, refuses, name, found):
     """The hub is asked once; what loads a data set from it would ask for half a minute."""
     asked = []
 
@@ -93,7 +91,7 @@ def test_what_is_neither_a_file_nor_on_the_hub_is_refused_at_once(monkeypatch, r
     assert asked == [name] * ("hub" in found)
 
 
-def test_a_data_set_in_the_cache_is_read_where_the_hub_cannot_be_reached(monkeypatch, tmp_path) -> None:
+def test_a_data_set_in_the_cache_is_read_where_the_hub_cannot_be_reached(monkeypatch, tmp_path):
     def answers(self, name, timeout):
         raise OSError("no network")
 
@@ -107,7 +105,7 @@ def test_a_data_set_in_the_cache_is_read_where_the_hub_cannot_be_reached(monkeyp
 
 
 @given(st.integers(0, 500), st.integers(1, 16))
-def test_ranges_are_even_and_hold_the_last_row(samples, parts) -> None:
+def test_ranges_are_even_and_hold_the_last_row(samples, parts):
     ranges = split_range(samples, parts)
     assert [row for part in ranges for row in part] == list(range(samples + 1))
     sizes = [len(part) for part in ranges]

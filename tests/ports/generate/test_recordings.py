@@ -1,9 +1,5 @@
 """Bar of data generation: ids and masks of every recorded script, token by token."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from docs.tables import encode_recorded, encoder_of
@@ -16,7 +12,7 @@ RECORDED = {recording.name: recording for recording in recordings()}
 
 @pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("mask", LossMask)
-def test_ids_and_masks_are_the_prototypes(name: str, mask: LossMask) -> None:
+def test_ids_and_masks_are_the_prototypes(name, mask):
     """The exact mask is another one: the comparison would notice it."""
     recording = RECORDED[name]
     encoded = encode_recorded(recording, mask)
@@ -26,7 +22,7 @@ def test_ids_and_masks_are_the_prototypes(name: str, mask: LossMask) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_one_flag_gives_all_that_a_script_gives(name: str, tmp_path: Path) -> None:
+def test_one_flag_gives_all_that_a_script_gives(name, tmp_path):
     recording = RECORDED[name]
     settings = GenerationSettings(
         model_path="v", outdir=tmp_path, dataset=recording.dataset, prototype=recording.family
@@ -38,7 +34,7 @@ def test_one_flag_gives_all_that_a_script_gives(name: str, tmp_path: Path) -> No
     assert encoder(turns) == told(turns)
 
 
-def test_nothing_is_put_around_a_dialogue_by_default(tmp_path: Path) -> None:
+def test_nothing_is_put_around_a_dialogue_by_default(tmp_path):
     encoder = GenerationSettings(model_path="v", outdir=tmp_path).encoder(word_tokenizer("llama"))
     assert encoder.loss_mask is LossMask.EXACT
     assert not encoder.leading_space

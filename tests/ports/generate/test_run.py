@@ -1,7 +1,5 @@
 """From a command line to records: what they hold, and that an interruption leaves no trace in them."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -9,7 +7,6 @@ import shutil
 import sys
 import time
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +32,7 @@ WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state":
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000))
-def test_buckets_hold_every_dialogue_once_in_order_of_length_and_fit(lengths, batch_tokens) -> None:
+def test_buckets_hold_every_dialogue_once_in_order_of_length_and_fit(lengths, batch_tokens):
     buckets = length_buckets(lengths, batch_tokens)
     order = [index for bucket in buckets for index in bucket]
     assert order == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
@@ -66,7 +63,7 @@ CHOICES = [
 
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize(("algorithm", "changes", "layers", "dtype"), CHOICES)
-def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm, changes, layers, dtype) -> None:
+def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm, changes, layers, dtype):
     """By default entries 3, n // 2 + 1 and n - 2, in the prototypes' precision; float32 is whole, TF32 or not.
 
     The dialogue alone gives the same as in a batch.
@@ -87,7 +84,7 @@ def test_records_hold_the_verifiers_hidden_states(generate, model, algorithm, ch
         assert 0 < int(record["loss_mask"].sum()) < len(record["input_ids"])
 
 
-def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) -> None:
+def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch):
     """Records for training with --online."""
     monkeypatch.setattr("ports.generate.run.load_verifier", None)
     files = list_records(generate(algorithm="ids"))
@@ -97,7 +94,7 @@ def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch) ->
     assert files[0].stat().st_size < 1000 + 16 * len(record["input_ids"])
 
 
-def in_this_process(argv) -> Path:
+def in_this_process(argv):
     """What several processes write, one after the other."""
     prepared = prepare(parse(GenerationSettings, argv))
     outdir = prepared.tasks[0].settings.outdir
@@ -107,7 +104,7 @@ def in_this_process(argv) -> Path:
     return outdir
 
 
-def test_rows_are_split_over_processes_as_the_prototypes_do(generate, flags, tmp_path) -> None:
+def test_rows_are_split_over_processes_as_the_prototypes_do(generate, flags, tmp_path):
     """Three processes on rows 0..7: three, three and two; together they hold what one process writes."""
     one = generate()
     three = in_this_process(flags(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, device="cpu"))
@@ -119,7 +116,7 @@ def test_rows_are_split_over_processes_as_the_prototypes_do(generate, flags, tmp
         torch.testing.assert_close(a["hidden_state"], b["hidden_state"])
 
 
-def test_a_process_sees_the_devices_of_its_group(monkeypatch) -> None:
+def test_a_process_sees_the_devices_of_its_group(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [_own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
@@ -136,7 +133,7 @@ SEEN = [(None, None, ["0,1", "2,3"]), (None, "4,5,GPU-ab,7", ["4,5", "GPU-ab,7"]
 
 
 @pytest.mark.parametrize(("device", "given", "seen"), SEEN)
-def test_a_process_sees_its_devices_before_it_imports_anything(monkeypatch, tmp_path, device, given, seen) -> None:
+def test_a_process_sees_its_devices_before_it_imports_anything(monkeypatch, tmp_path, device, given, seen):
     """CUDA reads the variable once, which the imports of a spawned process make it do."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
@@ -151,9 +148,7 @@ def test_a_process_sees_its_devices_before_it_imports_anything(monkeypatch, tmp_
     sys.modules.pop("reporter")
 
 
-def test_devices_that_are_not_there_are_refused_and_one_process_gets_no_more_than_its_own(
-    flags, monkeypatch, capsys
-) -> None:
+def test_devices_that_are_not_there_are_refused_and_one_process_gets_no_more_than_its_own(flags, monkeypatch, capsys):
     started = []
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(module, "_in_processes", lambda tasks: started.append([task.index for task in tasks]))
@@ -166,7 +161,7 @@ def test_devices_that_are_not_there_are_refused_and_one_process_gets_no_more_tha
     assert "generation.json: processes: found [8]" in capsys.readouterr().err
 
 
-def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
+def test_what_is_missing_torn_or_another_rows_is_made_again(generate):
     folder = generate()
     before = contents(folder)
     for missing in ([0], [3, 4], [7], range(8)):
@@ -182,7 +177,7 @@ def test_what_is_missing_torn_or_another_rows_is_made_again(generate) -> None:
 
 
 @pytest.mark.parametrize("inside", ["", "0"])
-def test_records_that_are_gone_are_missed(generate, refuses, inside) -> None:
+def test_records_that_are_gone_are_missed(generate, refuses, inside):
     """They would make another draft; so would those that somebody put in between."""
     folder = generate() / inside
     assert len(complete_records(folder)) == 8
@@ -198,7 +193,7 @@ def test_records_that_are_gone_are_missed(generate, refuses, inside) -> None:
         complete_records(folder)
 
 
-def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path) -> None:
+def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path):
     """The processes of a killed command end by themselves; until then their folders are in use."""
     settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
     whole = contents(in_this_process(flags(outdir=tmp_path / "whole", **settings)))
@@ -229,7 +224,7 @@ CHANGES = [
 ]
 
 
-def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold, tmp_path, capsys) -> None:
+def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold, tmp_path, capsys):
     """Made otherwise, by nobody knows whom, or by a process that holds the folder for as long as it lives."""
     before = contents(generate())
     for change, field in CHANGES:
@@ -248,7 +243,7 @@ def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold,
     assert "out: found records without generation.json" in capsys.readouterr().err
 
 
-def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsys, monkeypatch) -> None:
+def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsys, monkeypatch):
     """Dialogues beyond the verifier's positions are said; what lies there needs no room again."""
     config = verifier / "config.json"
     config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100'))
@@ -265,7 +260,7 @@ def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsy
     assert "out: found 4e-06 GB free" in capsys.readouterr().err
 
 
-def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spawn, verifier) -> None:
+def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spawn, verifier):
     """Half precision overflows above 65504, which the weights do not reach; nothing unreadable is written."""
     shard = sorted(verifier.glob("*.safetensors"))[-1]
     tensors = load_file(shard)
@@ -287,7 +282,7 @@ NO_ANSWER = [
 """Asked and not answered, answered with nothing, and answered after the cut."""
 
 
-def test_dialogues_that_are_bad_or_without_an_answer_are_left_out_and_counted(flags, tmp_path, capsys) -> None:
+def test_dialogues_that_are_bad_or_without_an_answer_are_left_out_and_counted(flags, tmp_path, capsys):
     good, file = ANSWERED % ("x", "yes"), tmp_path / "share.json"
     file.write_text(f"[{', '.join([good, good.replace('human', 'tool'), *NO_ANSWER, good])}]")
     assert main(flags(data_path=file, max_length=100)) == 2
@@ -317,12 +312,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "said"), BAD)
-def test_bad_input_is_refused(flags, capsys, change, said) -> None:
+def test_bad_input_is_refused(flags, capsys, change, said):
     assert main(flags(**change)) == 2
     assert said in capsys.readouterr().err
 
 
-def test_show_prints_who_is_supervised(flags, capsys, monkeypatch) -> None:
+def test_show_prints_who_is_supervised(flags, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(["show", *flags(outdir=False, samples=False), "--rows", "2"]) == 0
     said = capsys.readouterr().out
@@ -330,7 +325,7 @@ def test_show_prints_who_is_supervised(flags, capsys, monkeypatch) -> None:
     assert "\x1b[1;32m" in said, "an answer"
 
 
-def test_what_a_template_writes_moves_no_cursor(flags, verifier, capsys, monkeypatch) -> None:
+def test_what_a_template_writes_moves_no_cursor(flags, verifier, capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     (verifier / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\x1b[2J\x07{% endfor %}")
     assert main(["show", *flags(outdir=False, samples=False, model_path=verifier), "--rows", "2"]) == 0

@@ -1,7 +1,5 @@
 """Records that the generator makes from recorded ids train as the recorded samples of the same verifier do."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields
 from typing import Any
@@ -29,19 +27,19 @@ CURVE = 3e-6
 class Curve(Observer):
     """Losses of every TTT step, gradient norms and hits, micro-batch by micro-batch."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.points: list[tuple[float, ...]] = []
 
-    def stepped(self, record, objective) -> None:
+    def stepped(self, record, objective):
         self.points.append((*record.step_losses, record.grad_norm, float(record.correct)))
 
 
-def samples_of(algorithm: str) -> list[dict[str, torch.Tensor]]:
+def samples_of(algorithm):
     files = list_records(FIXTURE / f"data_{algorithm}")
     return [read_record(file, WIDTHS[algorithm], VOCAB_SIZE) for file in files]
 
 
-def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
+def write_again(algorithm, folder, aux_layers="prototype"):
     """The recorded ids and masks through our generator, in batches of several."""
     settings = GenerationSettings(
         model_path=str(VERIFIER), outdir=folder, algorithm=algorithm, batch_tokens=200, progress=False
@@ -55,7 +53,7 @@ def write_again(algorithm: str, folder, aux_layers: str = "prototype") -> None:
     work(Task(settings, manifest, 0, rows))
 
 
-def curve_of(algorithm: str, data, cpdir, reset_accelerator) -> list[tuple[float, ...]]:
+def curve_of(algorithm, data, cpdir, reset_accelerator):
     reset_accelerator()
     train, curve = TRAIN[algorithm][0], Curve()
     settings = settings_of(FIXTURE, algorithm, tmpdir=data, cpdir=cpdir, bs=2, epoch=1)
@@ -65,14 +63,14 @@ def curve_of(algorithm: str, data, cpdir, reset_accelerator) -> list[tuple[float
     return curve.points
 
 
-def distance(a: list[tuple[float, ...]], b: list[tuple[float, ...]]) -> float:
+def distance(a, b):
     """Largest difference of any number of two curves, relative to it where it is above 1."""
     one, other = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
     return float(((one - other).abs() / one.abs().clamp(min=1)).max())
 
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
-def test_generated_records_train_to_the_recorded_samples_curve(algorithm, tmp_path, reset_accelerator) -> None:
+def test_generated_records_train_to_the_recorded_samples_curve(algorithm, tmp_path, reset_accelerator):
     """Noise and shuffling on: the same draws on both sides."""
     write_again(algorithm, tmp_path / "generated")
     made = json.dumps({"processes": [len(list_records(tmp_path / "generated"))]})
@@ -86,7 +84,7 @@ def test_generated_records_train_to_the_recorded_samples_curve(algorithm, tmp_pa
     assert distance(recorded, generated) < CURVE
 
 
-def test_features_one_layer_off_are_another_curve(tmp_path, reset_accelerator) -> None:
+def test_features_one_layer_off_are_another_curve(tmp_path, reset_accelerator):
     write_again("eagle3", tmp_path / "generated", aux_layers="speculators")
     recorded = curve_of("eagle3", FIXTURE / "data_eagle3", tmp_path / "a", reset_accelerator)
     generated = curve_of("eagle3", tmp_path / "generated", tmp_path / "b", reset_accelerator)

@@ -1,7 +1,5 @@
 """A server is not believed: what is no answer ends the command in a line, what is refused for now is asked again."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -196,7 +194,7 @@ def answered(tmp_path):
     return lambda: [json.loads(line)["messages"][-1]["content"] for line in file.read_text().splitlines()]
 
 
-def test_a_server_is_asked_for_completions_of_ids(server, words, answered) -> None:
+def test_a_server_is_asked_for_completions_of_ids(server, words, answered):
     assert main(words(temperature=0.5, top_p=0.9)) == 0
     assert [int(text.split()[0]) for text in answered()] == sorted(len(asked["prompt"]) for asked in server.asked)
     assert len({asked["seed"] for asked in server.asked}) == PROMPTS
@@ -205,7 +203,7 @@ def test_a_server_is_asked_for_completions_of_ids(server, words, answered) -> No
 
 
 @pytest.mark.parametrize("does", PASSING.values(), ids=PASSING)
-def test_a_busy_server_is_asked_again(server, words, answered, does) -> None:
+def test_a_busy_server_is_asked_again(server, words, answered, does):
     server.does = {COMPLETIONS: (does, 5), MODELS: (does, 2)}
     server.times[MODELS] = 1  # the first request of it is refused too
     assert main(words()) == 0
@@ -214,7 +212,7 @@ def test_a_busy_server_is_asked_again(server, words, answered, does) -> None:
 
 
 @pytest.mark.parametrize(("does", "said"), ANSWERS.values(), ids=ANSWERS)
-def test_what_is_no_answer_ends_the_command_and_loses_no_other(server, words, answered, capfd, does, said) -> None:
+def test_what_is_no_answer_ends_the_command_and_loses_no_other(server, words, answered, capfd, does, said):
     server.does[COMPLETIONS] = does, 1
     assert refusal(words(), capfd, said, "completions")
     assert answered() == []
@@ -224,7 +222,7 @@ def test_what_is_no_answer_ends_the_command_and_loses_no_other(server, words, an
 
 
 @pytest.mark.parametrize(("does", "said"), LISTS.values(), ids=LISTS)
-def test_a_server_without_the_verifier_is_asked_for_nothing(server, words, capfd, does, said) -> None:
+def test_a_server_without_the_verifier_is_asked_for_nothing(server, words, capfd, does, said):
     server.does[MODELS] = does, 1
     assert refusal(words(), capfd, said, "models")
     assert server.asked == []
@@ -240,12 +238,12 @@ def refusal(words, capfd, said, path):
     return re.search(said, line)
 
 
-def test_the_name_of_the_file_that_is_served_will_do(server, words) -> None:
+def test_the_name_of_the_file_that_is_served_will_do(server, words):
     assert main(words(served_model="/models/tiny")) == 0
     assert {asked["model"] for asked in server.asked} == {MODEL}
 
 
-def test_a_server_that_is_gone_is_asked_only_where_something_is_missing(server, words, answered, tmp_path) -> None:
+def test_a_server_that_is_gone_is_asked_only_where_something_is_missing(server, words, answered, tmp_path):
     assert main(words()) == 0
     server.shutdown()
     server.server_close()
@@ -255,7 +253,7 @@ def test_a_server_that_is_gone_is_asked_only_where_something_is_missing(server, 
     assert answered() == []
 
 
-def test_dialogues_that_are_whole_are_not_asked_for_again(server, words, answered) -> None:
+def test_dialogues_that_are_whole_are_not_asked_for_again(server, words, answered):
     """Of nine the last is refused for good."""
     server.does[COMPLETIONS] = send(), PROMPTS
     assert main(words()) == 2
@@ -268,7 +266,7 @@ def test_dialogues_that_are_whole_are_not_asked_for_again(server, words, answere
 
 
 @pytest.mark.parametrize("does", [hang, trickle])
-def test_the_first_ctrl_c_ends_it(server, words, fork, does) -> None:
+def test_the_first_ctrl_c_ends_it(server, words, fork, does):
     server.does[COMPLETIONS] = does, 1
     process = fork(main, words())
     while COMPLETIONS not in server.times:

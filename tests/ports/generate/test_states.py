@@ -3,8 +3,6 @@
 What vLLM itself gives is in tests/serving/test_records.py.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from itertools import accumulate
@@ -33,7 +31,7 @@ class Engine:
 
     fault = None
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options):
         self.options, self.llm_engine, self.waiting, self.ended = options, self, [], []
         self.model = AutoModelForCausalLM.from_pretrained(options["model"]).eval()
         self.model.model.norm = torch.nn.Identity()  # the last entry is before it
@@ -44,15 +42,15 @@ class Engine:
             "eagle_aux_hidden_state_layer_ids"
         ]
 
-    def add_request(self, number, prompt, params) -> None:
+    def add_request(self, number, prompt, params):
         assert (params.max_tokens, params.temperature) == (1, 0.0)
         self.waiting.append((f"{number}-{self.made}", prompt["prompt_token_ids"]))
         self.made += 1
 
-    def has_unfinished_requests(self) -> bool:
+    def has_unfinished_requests(self):
         return bool(self.waiting)
 
-    def step(self) -> None:
+    def step(self):
         ended, self.ended = self.ended, []
         for request, states in ended:
             self._hand_on(request, states)
@@ -63,7 +61,7 @@ class Engine:
             states = torch.stack([found[entry][0] for entry in self.entries], dim=1)
             self.ended.append((request, FAULTS[self.fault](states) if self.fault else states))
 
-    def _hand_on(self, request, states) -> None:
+    def _hand_on(self, request, states):
         """Through a cache [blocks, entries, slots, h] whose blocks lie backwards."""
         count = -(-len(states) // BLOCK)
         cache = torch.zeros(count + 1, states.shape[1], BLOCK, states.shape[2])
@@ -75,7 +73,7 @@ class Engine:
         self.connector._submit_async_write(pending)
         assert self.connector._req_copy_events[request].query()
 
-    def collective_rpc(self, act) -> list[object]:
+    def collective_rpc(self, act):
         return [act(None)]
 
 
@@ -120,7 +118,7 @@ def vllm(monkeypatch):
 
 @pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize("changes", [{"aux_layers": "5,1,3"}, {"algorithm": "hass", "dtype": "float32"}])
-def test_records_are_those_of_transformers(generate, tmp_path, capsys, changes) -> None:
+def test_records_are_those_of_transformers(generate, tmp_path, capsys, changes):
     found = generate(outdir=tmp_path / "a", **changes)
     assert f" by vllm {VERSION}\n" in capsys.readouterr().err
     wanted = generate(outdir=tmp_path / "b", engine="transformers", **changes)
@@ -135,7 +133,7 @@ def test_records_are_those_of_transformers(generate, tmp_path, capsys, changes) 
 
 
 @pytest.mark.usefixtures("vllm")
-def test_an_interrupted_run_goes_on_to_the_same_bytes_and_with_no_other_engine(generate, flags, capsys) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_bytes_and_with_no_other_engine(generate, flags, capsys):
     folder = generate()
     whole = contents(folder)
     (folder / "0" / "data_3.safetensors").unlink()
@@ -147,7 +145,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes_and_with_no_other_engine(g
 
 @pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize(("fault", "said"), zip(FAULTS, SAID, strict=True))
-def test_states_that_vllm_gets_wrong_are_refused(flags, tmp_path, monkeypatch, capsys, fault, said) -> None:
+def test_states_that_vllm_gets_wrong_are_refused(flags, tmp_path, monkeypatch, capsys, fault, said):
     monkeypatch.setattr(Engine, "fault", fault)
     assert main(flags()) == 2
     assert said in capsys.readouterr().err
@@ -165,13 +163,13 @@ LACKING = {
 
 
 @pytest.mark.parametrize("name", LACKING)
-def test_classes_without_an_interface_are_named(name, tmp_path, monkeypatch) -> None:
+def test_classes_without_an_interface_are_named(name, tmp_path, monkeypatch):
     monkeypatch.setattr(interfaces, "installed", lambda: VERSION)
     found = lacks_states(config_of(name, tmp_path), 100)
     assert found == (LACKING[name] and f"vLLM {VERSION} {LACKING[name]}")
 
 
-def test_dialogues_and_ropes_that_vllm_takes_otherwise_are_named(tmp_path, monkeypatch) -> None:
+def test_dialogues_and_ropes_that_vllm_takes_otherwise_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(interfaces, "installed", lambda: VERSION)
     model = config_of("llama", tmp_path)
     assert lacks_states(model, SPEC.max_position_embeddings) is None
@@ -182,7 +180,7 @@ def test_dialogues_and_ropes_that_vllm_takes_otherwise_are_named(tmp_path, monke
     assert lacks_states(model, 100) == "vLLM turns early positions by another length"
 
 
-def test_without_vllm_transformers_reads_and_says_why(generate, flags, monkeypatch, capsys) -> None:
+def test_without_vllm_transformers_reads_and_says_why(generate, flags, monkeypatch, capsys):
     monkeypatch.setattr(interfaces, "installed", lambda: None)
     generate(samples=0)
     assert "bytes a token by transformers: vLLM is not installed\n" in capsys.readouterr().err
@@ -191,6 +189,6 @@ def test_without_vllm_transformers_reads_and_says_why(generate, flags, monkeypat
 
 
 @pytest.mark.usefixtures("vllm")
-def test_a_device_or_several_processes_without_one_are_transformers(generate, capsys) -> None:
+def test_a_device_or_several_processes_without_one_are_transformers(generate, capsys):
     generate(samples=1, device="cpu")
     assert "by transformers: --device is for transformers" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """The draft's vocabulary from records, and its hash in data, config and checkpoint."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -23,14 +21,14 @@ from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
 
 @pytest.fixture
 def choose(fixture):
-    def go(output, *flags) -> int:
+    def go(output, *flags):
         values = ["--data", str(fixture / "data_eagle3"), "--verifier", str(fixture / "verifier")]
         return main(["vocabulary", *values, "--out", str(output), *flags])
 
     return go
 
 
-def test_a_size_that_nobody_names_covers_what_is_said() -> None:
+def test_a_size_that_nobody_names_covers_what_is_said():
     """Of 9,000 tokens that are equally frequent 8,192 are too small a share; a small vocabulary is whole."""
     counts = Counter(range(9000))
     assert (covering_size(counts, 61), covering_size(counts, 10**5)) == (61, 16384)
@@ -38,7 +36,7 @@ def test_a_size_that_nobody_names_covers_what_is_said() -> None:
 
 
 @pytest.mark.parametrize("counts", ["all", "answers"])
-def test_what_speculators_prepared_has_the_map_of_the_same_records(choose, tmp_path, fixture, counts) -> None:
+def test_what_speculators_prepared_has_the_map_of_the_same_records(choose, tmp_path, fixture, counts):
     files, prepared = list_records(fixture / "data_eagle3"), tmp_path / "prepared"
     records = [read_record(file, {}, 61) for file in files]
     Dataset.from_dict(
@@ -53,7 +51,7 @@ def test_what_speculators_prepared_has_the_map_of_the_same_records(choose, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-def test_layers_that_nobody_named_are_the_verifiers_matter(settings, tmp_path, refuses) -> None:
+def test_layers_that_nobody_named_are_the_verifiers_matter(settings, tmp_path, refuses):
     """Speculators' rule for six layers names one of them twice."""
     Dataset.from_dict({"input_ids": [[1, 2]], "loss_mask": [[1, 1]]}).save_to_disk(tmp_path / "prepared")
     chosen = settings(tmpdir=tmp_path / "prepared")
@@ -64,7 +62,7 @@ def test_layers_that_nobody_named_are_the_verifiers_matter(settings, tmp_path, r
 
 
 @pytest.mark.parametrize("counts", ["all", "answers"])
-def test_the_most_frequent_tokens_are_kept_and_training_reads_them(choose, tmp_path, fixture, counts) -> None:
+def test_the_most_frequent_tokens_are_kept_and_training_reads_them(choose, tmp_path, fixture, counts):
     """Of all tokens or of those in the loss; ties go by id."""
     assert choose(tmp_path / "map", "--draft-config", str(fixture / "draft_eagle3.json"), "--counts", counts) == 0
     content = read_vocabulary_file(tmp_path / "map" / "vocabulary.json")
@@ -87,7 +85,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("flags", "said"), BAD)
-def test_a_bad_size_is_refused(choose, tmp_path, fixture, capsys, flags, said) -> None:
+def test_a_bad_size_is_refused(choose, tmp_path, fixture, capsys, flags, said):
     flags = [str(fixture / "draft_hass.json") if flag == "hass" else flag for flag in flags]
     assert choose(tmp_path / "map", *flags) == 2
     assert said in capsys.readouterr().err
@@ -102,7 +100,7 @@ def mapped(choose, fixture, settings):
     return lambda **changes: settings(**{"t2d": data / "t2d.npy", "d2t": data / "d2t.npy", **changes})
 
 
-def test_the_hash_is_in_data_config_and_checkpoint(mapped, tmp_path, fixture) -> None:
+def test_the_hash_is_in_data_config_and_checkpoint(mapped, tmp_path, fixture):
     chosen = mapped(max_steps=1)
     digest = read_vocabulary_file(fixture / "data_eagle3" / "vocabulary.json").digest
     draft = eagle3.build(chosen)
@@ -122,7 +120,7 @@ def other(choose, tmp_path):
     return {name: tmp_path / "other" / f"{name}.npy" for name in ("t2d", "d2t")}
 
 
-def test_another_map_than_the_datas_or_the_configs_is_refused(mapped, fixture, other, refuses, tmp_path) -> None:
+def test_another_map_than_the_datas_or_the_configs_is_refused(mapped, fixture, other, refuses, tmp_path):
     assert not np.array_equal(np.load(other["t2d"]), np.load(fixture / "data_eagle3" / "t2d.npy"))
     with refuses(other["t2d"], "vocabulary", "a map with hash", "data_eagle3/vocabulary.json"):
         eagle3.build(mapped(**other))

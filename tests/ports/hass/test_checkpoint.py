@@ -1,7 +1,5 @@
 """Registration with Speculators, and what a checkpoint holds."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -34,7 +32,7 @@ for folder in sys.argv[1:]:
 
 
 @pytest.fixture
-def port() -> str:
+def port():
     return "hass"
 
 

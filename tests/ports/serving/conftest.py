@@ -1,7 +1,5 @@
 """A HASS draft with lively weights."""
 
-from __future__ import annotations
-
 import pytest
 
 from ports.hass import train as hass

@@ -1,7 +1,5 @@
 """The bench around the engines: turns, the fastest of them, the best k, exit codes; engines are played, or vLLM is."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The folded form: it computes what the draft computes, and the command that writes it."""
 
-from __future__ import annotations
-
 import copy
 import json
 

@@ -1,7 +1,5 @@
 """The plugin without vLLM: it is found, imports cleanly, registers what it must, and completes the config."""
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib.metadata import entry_points

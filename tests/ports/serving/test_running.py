@@ -1,7 +1,5 @@
 """A running server by its own counters: a small one that is played, its faults, and what is made of both."""
 
-from __future__ import annotations
-
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,10 +1,7 @@
 """Runs of both algorithms on a tiny fixture, stopped and resumed, and everything they leave behind."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,13 +22,13 @@ PREFIX = {"eagle3": "model", "hass": "state_"}
 class Saved:
     """What a checkpoint holds: parameters, Adam's state, schedule, generators."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         files = [folder / "model.safetensors", *(folder / "training_state").glob("*.safetensors")]
         self.files = {str(file.relative_to(folder)): load_file(file) for file in files}
         state = json.loads((folder / "training_state/state.json").read_text())
         self.state = {name: value for name, value in state.items() if name not in ("serial", "records_seen")}
 
-    def differs_from(self, other: Saved) -> list[str]:
+    def differs_from(self, other):
         found = [] if self.state == other.state else ["state"]
         found += [f"{file} is missing" for file in self.files.keys() ^ other.files.keys()]
         for file in self.files.keys() & other.files.keys():
@@ -44,40 +41,40 @@ class Saved:
 class Left(Saved):
     """What a finished run leaves: its last checkpoint, its log, and the lines it printed."""
 
-    def __init__(self, cpdir: Path, last: str, lines: list[str]) -> None:
+    def __init__(self, cpdir, last, lines):
         super().__init__(cpdir / last)
         self.metrics = (cpdir / "metrics.jsonl").read_bytes()
         self.lines = lines
 
-    def differs_from(self, other: Saved) -> list[str]:
+    def differs_from(self, other):
         log = [] if isinstance(other, Left) and self.metrics == other.metrics else ["metrics"]
         return super().differs_from(other) + log
 
 
-def same(a, b) -> bool:
+def same(a, b):
     """To the bit: NaN is NaN, -0 is not 0."""
     return b is not None and a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
 
 
-def bits(value) -> torch.Tensor:
+def bits(value):
     return value.flatten().view(torch.uint8)
 
 
 class StopAfter(Observer):
     """Asks the loop to stop in the middle of the window that holds ``micro_batch``."""
 
-    def __init__(self, micro_batch: int | None) -> None:
+    def __init__(self, micro_batch):
         self.micro_batch, self.lines, self.loop = micro_batch, [], None
 
-    def batch(self, micro_batch, batch) -> None:
+    def batch(self, micro_batch, batch):
         if micro_batch == self.micro_batch:
             self.loop.stop.requested = True
 
-    def printed(self, line) -> None:
+    def printed(self, line):
         self.lines.append(line)
 
 
-def words_of(fixture: Path, algorithm: str, cpdir: Path, *switches: str, **changes) -> list[str]:
+def words_of(fixture, algorithm, cpdir, *switches, **changes):
     """A command line for either algorithm; of what is None the flag alone."""
     values = {**data_of(fixture, algorithm), "cpdir": cpdir, "bs": 1, "lr": 1e-3, "epoch": 0, "num_workers": 0}
     values |= {"mixed_precision": "no", "forward_num_total": 2, "no-progress": None, "records_check": "off"}
@@ -93,7 +90,7 @@ def words(fixture):
 def start_run(fixture, reset_accelerator):
     """``start_run(algorithm, cpdir, observer, **changes)``: a loop on the fixture, three passes, shuffled and noisy."""
 
-    def start(algorithm: str, cpdir: Path, observer: Observer | None = None, **changes):
+    def start(algorithm, cpdir, observer=None, **changes):
         reset_accelerator()
         values = {"cpdir": cpdir, "bs": 1, "epoch": 1, "forward_num_total": 2, **changes}
         settings = settings_of(fixture, algorithm, **values)
@@ -110,7 +107,7 @@ def start_run(fixture, reset_accelerator):
 def lively(start_run, tmp_path):
     """``lively(algorithm, **changes)``: an objective with lively weights, and the samples it may be given, clean."""
 
-    def make(algorithm: str, **changes):
+    def make(algorithm, **changes):
         loop = start_run(algorithm, tmp_path / "run", noise=False, **changes)
         enliven(loop.objective.draft)
         return loop.objective, loop.plan.loader.dataset
@@ -122,7 +119,7 @@ def lively(start_run, tmp_path):
 def run_to_the_end(start_run):
     """The run that nobody stops, or one that goes on with ``ckpt_path``."""
 
-    def go(algorithm: str, cpdir: Path, **changes) -> Left:
+    def go(algorithm, cpdir, **changes):
         watch = StopAfter(None)
         loop = start_run(algorithm, cpdir, watch, **changes)
         finish(loop)
@@ -135,7 +132,7 @@ def run_to_the_end(start_run):
 def run_until(start_run):
     """A run that is asked to stop while it works on a micro-batch; returns the checkpoint it saved."""
 
-    def go(algorithm: str, cpdir: Path, micro_batch: int, **changes) -> Path:
+    def go(algorithm, cpdir, micro_batch, **changes):
         watch = StopAfter(micro_batch)
         watch.loop = start_run(algorithm, cpdir, watch, **changes)
         with pytest.raises(StoppedError) as stopped:

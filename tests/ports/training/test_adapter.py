@@ -1,7 +1,5 @@
 """The stand-ins for the prototypes' models, driven as the prototypes' scripts drive them, against the ports' own."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +26,7 @@ LARGEST = 3e-6
 
 
 @pytest.fixture(params=KINDS)
-def port(request) -> str:
+def port(request):
     return request.param
 
 

@@ -87,7 +87,7 @@ class NoNumber(Observer):
     def __init__(self, field):
         self.field = field
 
-    def gradients(self, micro_batch, objective) -> None:
+    def gradients(self, micro_batch, objective):
         if micro_batch == 1 and self.field == "loss":
             with torch.no_grad():
                 objective.draft.layers[0].mlp.up_proj.weight[0, 0] = math.nan

@@ -52,15 +52,15 @@ PHASES = {
 CODES = [errno.ENOSPC, errno.EIO, errno.EACCES]
 
 
-def contents(folder: Path):
+def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def fails(code: int) -> None:
+def fails(code):
     raise OSError(code, os.strerror(code))
 
 
-def fail(monkeypatch, phase: str, act) -> None:
+def fail(monkeypatch, phase, act):
     """The n-th call of a phase does its work, or half of it, and then ``act`` happens."""
     owner, name, call = PHASES[phase]
     real, calls = getattr(owner, name), []

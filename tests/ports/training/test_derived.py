@@ -1,11 +1,8 @@
 """The draft that a verifier gets if nobody says otherwise: widths, heads and tokens of verifiers that are released."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoConfig, LlamaConfig
@@ -35,7 +32,7 @@ GLM = {"head_dim": 128, "num_key_value_heads": 8}
         ("gemma2", 9216),
     ],
 )
-def test_the_mlp_is_as_wide_as_a_dense_one(kind: str, width: int) -> None:
+def test_the_mlp_is_as_wide_as_a_dense_one(kind, width):
     assert derived_config(AutoConfig.for_model(kind))["intermediate_size"] == width
 
 
@@ -49,32 +46,32 @@ def test_the_mlp_is_as_wide_as_a_dense_one(kind: str, width: int) -> None:
         ("falcon", {"num_kv_heads": 1}, (71, 71, 64)),
     ],
 )
-def test_heads_are_as_many_as_a_llama_layer_can_have(kind: str, sizes: dict[str, int], heads: tuple[int, ...]) -> None:
+def test_heads_are_as_many_as_a_llama_layer_can_have(kind, sizes, heads):
     found = LlamaConfig.from_dict(derived_config(AutoConfig.for_model(kind, **sizes)))
     assert (found.num_attention_heads, found.num_key_value_heads, found.head_dim) == heads
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_tiny_verifier_has_one(name: str) -> None:
+def test_every_tiny_verifier_has_one(name):
     text = ARCHITECTURES[name].text_config
     found = LlamaConfig.from_dict(derived_config(AutoConfig.for_model(**text)))
     assert (found.hidden_size, found.vocab_size) == (text["hidden_size"], text["vocab_size"])
 
 
 @pytest.fixture(scope="module")
-def verifier_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def verifier_once(tmp_path_factory):
     return build_architecture(ARCHITECTURES["llama"], tmp_path_factory.mktemp("llama") / "verifier")
 
 
 @pytest.fixture
-def layer_of(verifier_once: Path, tmp_path: Path):
+def layer_of(verifier_once, tmp_path):
     """The layer of the default draft with ``said`` in its config; the verifier's own names no tokens."""
     verifier = Path(shutil.copytree(verifier_once, tmp_path / "verifier"))
     config = json.loads((verifier / "config.json").read_text())
     silent = {name: value for name, value in config.items() if not name.endswith("token_id")}
     (verifier / "config.json").write_text(json.dumps(silent))
 
-    def load(generation: dict[str, Any] | None = None, **said: Any) -> LlamaConfig:
+    def load(generation=None, **said):
         if generation is not None:
             (verifier / "generation_config.json").write_text(json.dumps(generation))
         file = tmp_path / "draft.json"
@@ -93,13 +90,13 @@ TOKENS = [
 
 
 @pytest.mark.parametrize(("by", "generation", "said", "expected"), TOKENS, ids=[each[0] for each in TOKENS])
-def test_a_draft_begins_and_ends_as_its_verifier(layer_of, by, generation, said, expected) -> None:
+def test_a_draft_begins_and_ends_as_its_verifier(layer_of, by, generation, said, expected):
     """And not with Llama's 1 and 2; what the draft's own config says stays."""
     layer = layer_of(generation, **said)
     assert (layer.bos_token_id, layer.eos_token_id) == expected
 
 
-def test_heads_that_do_not_divide_are_refused_in_words_that_help(layer_of, tmp_path: Path, refuses) -> None:
+def test_heads_that_do_not_divide_are_refused_in_words_that_help(layer_of, tmp_path, refuses):
     expected = "a divisor of hidden_size 64, as Llama layers have it beside a head_dim too: 4, for one"
     with refuses(tmp_path / "draft.json", "num_attention_heads", "6", expected):
         layer_of(num_attention_heads=6)

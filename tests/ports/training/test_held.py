@@ -1,7 +1,5 @@
 """Records held against their verifier before a run: right ones in every precision, and wrong ones."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import SimpleNamespace

@@ -4,8 +4,6 @@ No card is needed to count it. ``.to(device)`` makes a copy here, as it would on
 such copies, or from weights, lies on "the device". Reading any of it as a number waits for the device.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import pytest
@@ -28,21 +26,21 @@ COPYING = {Tensor.tolist, Tensor.cpu, Tensor.numpy}
 class Device(TorchDispatchMode):
     """Knows what lies on "the device", and keeps ``reads``: by micro-batch, what waited for it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.reads: dict[int, list[str]] = defaultdict(list)
         self.micro_batch, self._there = -1, {}
 
-    def put(self, *tensors: Tensor) -> None:
+    def put(self, *tensors):
         for each in tensors:
             storage = each.untyped_storage()
             self._there[storage._cdata] = storage  # held, so that no other gets its address
 
-    def holds(self, *arguments: object) -> bool:
+    def holds(self, *arguments):
         leaves = tree_leaves(arguments)
         return any(isinstance(each, Tensor) and each.untyped_storage()._cdata in self._there for each in leaves)
 
-    def read(self, name: str) -> None:
+    def read(self, name):
         self.reads[self.micro_batch].append(name)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -62,7 +60,7 @@ class Device(TorchDispatchMode):
 class Moves(TorchFunctionMode):
     """``.to(device)`` copies; what copies to the host is told."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device):
         super().__init__()
         self.device = device
 
@@ -80,18 +78,18 @@ class Moves(TorchFunctionMode):
 class Steps(Observer):
     """Tells the device which micro-batch it is; reads a loss of its own where a fault is ``planted``."""
 
-    def __init__(self, device: Device, planted: bool) -> None:
+    def __init__(self, device, planted):
         self.device, self.planted = device, planted
 
-    def batch(self, micro_batch, batch) -> None:
+    def batch(self, micro_batch, batch):
         self.device.micro_batch = micro_batch
 
-    def outcome(self, micro_batch, outcome) -> None:
+    def outcome(self, micro_batch, outcome):
         if self.planted:
             float(outcome.loss)
 
 
-def reads_of(start_run, cpdir, algorithm, planted=False, **options) -> dict[int, list[str]]:
+def reads_of(start_run, cpdir, algorithm, planted=False, **options):
     device = Device()
     loop = start_run(algorithm, cpdir, Steps(device, planted), **options)
     device.put(*loop.objective.parameters(), *loop.objective.buffers())

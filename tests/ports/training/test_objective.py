@@ -1,7 +1,5 @@
 """Both objectives: the losses of the steps by hand, what backward runs on, what is reported, and in which precision."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
@@ -17,7 +15,7 @@ only = partial(pytest.mark.parametrize, "port", indirect=True)
 
 
 @pytest.fixture(params=REPORTED)
-def port(request) -> str:
+def port(request):
     return request.param
 
 

@@ -1,7 +1,5 @@
 """The verifier beside the draft: the curve of stored features, without them."""
 
-from __future__ import annotations
-
 import json
 import warnings
 
@@ -24,7 +22,7 @@ ONLINE = 1e-6
 def curve(start_run, tmp_path):
     """The curve of a run on the recorded samples, shuffled and noisy."""
 
-    def go(algorithm: str, name: str, **changes) -> list[tuple[float, ...]]:
+    def go(algorithm, name, **changes):
         watch = Curve()
         data = data_of(FIXTURE, algorithm)
         texts = {name: str(data[name]) for name in ("basepath", "configpath")}
@@ -44,7 +42,7 @@ def without_features(source, target):
     return target
 
 
-def test_online_and_offline_curves_are_the_same(curve, tmp_path, algorithm) -> None:
+def test_online_and_offline_curves_are_the_same(curve, tmp_path, algorithm):
     """And those of other layers, of one earlier, would be seen to differ."""
     offline = curve(algorithm, "offline")
     bare = without_features(FIXTURE / f"data_{algorithm}", tmp_path / "ids")
@@ -64,7 +62,7 @@ def test_online_and_offline_curves_are_the_same(curve, tmp_path, algorithm) -> N
 @pytest.mark.parametrize(("algorithm", "noise_stream"), [("eagle3", "drawn"), ("hass", "keyed")])
 def test_an_online_run_resumes_to_the_bit_without_the_verifier_for_what_is_seen(
     run_to_the_end, run_until, tmp_path, monkeypatch, algorithm, noise_stream
-) -> None:
+):
     options = {"online": True, "epoch": 0, "noise_stream": noise_stream}
     whole = run_to_the_end(algorithm, tmp_path / "a", **options)
     checkpoint = run_until(algorithm, tmp_path / "b", 4, **options)
@@ -75,7 +73,7 @@ def test_an_online_run_resumes_to_the_bit_without_the_verifier_for_what_is_seen(
     assert len(dialogues) == 1
 
 
-def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, tmp_path) -> None:
+def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, tmp_path):
     config = fixture / "verifier" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 11}))
     with pytest.warns(UserWarning, match="longer than the verifier's 11 positions; --max-length 11 cuts them"):
@@ -85,6 +83,6 @@ def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, t
         start_run("hass", tmp_path / "b", online=True, epoch=0, verifier_dtype="float32", max_len=11).run()
 
 
-def test_a_verifier_that_cannot_be_loaded_is_refused(tmp_path, refuses) -> None:
+def test_a_verifier_that_cannot_be_loaded_is_refused(tmp_path, refuses):
     with refuses(tmp_path, "weights", "", "a model that transformers loads"):
         load_verifier(str(tmp_path), "float32", "cpu")

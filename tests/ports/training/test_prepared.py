@@ -1,7 +1,5 @@
 """Speculators' arrow data give the targets and features that the prototypes' files hold."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
@@ -65,7 +63,7 @@ def dataset(fixture, tmp_path):
     return build
 
 
-def test_a_run_on_arrow_data_is_the_run_on_records(both, run_to_the_end, tmp_path, algorithm) -> None:
+def test_a_run_on_arrow_data_is_the_run_on_records(both, run_to_the_end, tmp_path, algorithm):
     ours = run_to_the_end(algorithm, tmp_path / "a", tmpdir=both)
     theirs = run_to_the_end(algorithm, tmp_path / "b", tmpdir=tmp_path / algorithm)
     assert [name for name in ours.differs_from(theirs) if name != "state"] == []
@@ -97,7 +95,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("damage", BAD)
-def test_bad_hidden_states_are_refused(both, dataset, refuses, damage) -> None:
+def test_bad_hidden_states_are_refused(both, dataset, refuses, damage):
     (spoil, found), (_, ours) = BAD[damage], dataset("eagle3", both)
     file = both / "hidden_states" / "hs_1.safetensors"
     spoil(file)
@@ -113,7 +111,7 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize(("column", "values", "field", "found"), COLUMNS)
-def test_columns_of_something_else_are_refused(both, dataset, refuses, tmp_path, column, values, field, found) -> None:
+def test_columns_of_something_else_are_refused(both, dataset, refuses, tmp_path, column, values, field, found):
     rows = load_from_disk(both).remove_columns(column)
     rows = rows.add_column(column, values).with_format("torch")
     rows.save_to_disk(tmp_path / "other")
@@ -142,12 +140,12 @@ def _leads_out_of_the_file(folder):
 
 
 @pytest.mark.parametrize("damage", [_names_no_file, _leads_out_of_the_file])
-def test_a_damaged_data_set_is_refused(both, dataset, refuses, damage) -> None:
+def test_a_damaged_data_set_is_refused(both, dataset, refuses, damage):
     damage(both)
     with refuses(both, "data", "", "an arrow data set that Speculators prepared"):
         dataset("eagle3", both)
 
 
-def test_online_training_does_not_read_arrow(both, dataset, refuses) -> None:
+def test_online_training_does_not_read_arrow(both, dataset, refuses):
     with refuses(both, "--online", "an arrow data set", "a directory of records"):
         dataset("eagle3", both, online=True)

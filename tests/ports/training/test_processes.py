@@ -70,7 +70,7 @@ def two_processes():
     return ["--standalone", "--nproc-per-node", "2"]
 
 
-def finish(*jobs) -> list[str]:
+def finish(*jobs):
     """What they said, once all have ended well."""
     said = [job.ended() for job in jobs]
     assert [job.returncode for job in jobs] == [0] * len(jobs), "\n".join(said)[-3000:]
@@ -357,7 +357,7 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(torchrun, words, tmp_p
     assert expected.differs_from(found) == []
 
 
-def run_job(line: list[str]) -> int:
+def run_job(line):
     """``ports.torchrun``, from a fork."""
     return ports.torchrun.main(line)
 

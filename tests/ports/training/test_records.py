@@ -43,7 +43,7 @@ def good(length=4):
 def write(tmp_path, request):
     """Writes a good record with changes, in either form."""
 
-    def to_file(info=INFO, metadata=None, **changes) -> Path:
+    def to_file(info=INFO, metadata=None, **changes):
         record = {name: value for name, value in {**good(), **changes}.items() if value is not None}
         file = tmp_path / f"data_0.{request.param}"
         if request.param == "ckpt":

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -279,7 +278,7 @@ def test_another_verifier_is_refused_whatever_part_of_it_differs(stopped, fixtur
         start_run("eagle3", tmp_path / "cp", ckpt_path=stopped)
 
 
-def flip(file: Path) -> None:
+def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)

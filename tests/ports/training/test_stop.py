@@ -56,7 +56,7 @@ def test_a_rank_that_begins_after_its_launcher_has_ended_does_not_train(fork, fl
     assert process.returncode in (-signal.SIGTERM, EXIT_CODE), process.said
 
 
-def launched(words: list[str]) -> int:
+def launched(words):
     """Whose command line says ``-c``, as if that were a launcher's: it starts a trainer and waits."""
     stop.LAUNCHERS = ("-c",)
     if os.fork() == 0:
@@ -108,7 +108,7 @@ class Endless(RecordDataset):
         time.sleep(600)
 
 
-def read_on() -> None:
+def read_on():
     """Raises when told to by SIGHUP."""
 
     def fail(*_):
@@ -153,7 +153,7 @@ def test_no_other_process_ends_them(trainer, number):
     assert all(map(is_running, workers))
 
 
-def is_pending(pid: int, number: int) -> bool:
+def is_pending(pid, number):
     """Whether the process has been sent that signal and has not taken it."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return bool(int(next(line.split()[1] for line in lines if line.startswith("ShdPnd")), 16) >> number - 1 & 1)

@@ -1,7 +1,5 @@
 """Either entry point: what it writes and logs, what decides a run, how gradients are clipped, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -19,7 +17,7 @@ LOGGED = {"step", "train/lr", "train/loss", "train/acc"} | {f"train/top_{k}_acc"
 
 
 @pytest.fixture(params=TRAIN)
-def port(request) -> str:
+def port(request):
     return request.param
 
 

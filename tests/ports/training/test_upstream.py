@@ -3,10 +3,7 @@
 For Eagle3 that is ``tests/ports/architectures/test_training.py``: the port's draft is Speculators' own class.
 """
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +39,7 @@ def on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda *_: None)
 
 
-def words(place, folder: Path, *more, algorithm="hass") -> list[str]:
+def words(place, folder, *more, algorithm="hass"):
     if algorithm == "eagle3":
         maps = [word for name in ("t2d", "d2t") for word in (f"--{name}-path", str(place.root / f"{name}.npy"))]
         more = "--from-pretrained", str(place.root / "trained_eagle3"), "--draft-attn-impl", "sdpa", *maps, *EAGER

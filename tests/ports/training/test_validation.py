@@ -1,7 +1,5 @@
 """What a run says of records that it is not trained on, and that looking at them changes nothing else."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -164,7 +162,7 @@ def test_a_stop_is_saved_before_anything_is_looked_at(start_run, fixture, tmp_pa
     loop = start_run("eagle3", tmp_path / "cp", **options)
     forward, looks = loop.forward, []
 
-    def ask() -> None:
+    def ask():
         os.kill(os.getpid(), signal.SIGTERM)
 
     def watched(*inputs):

@@ -1,7 +1,5 @@
 """``--from-checkpoint``: the weights of a draft of the same verifier and vocabulary are where a run begins."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

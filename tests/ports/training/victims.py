@@ -91,7 +91,7 @@ def _train(order: Order, told_file: str) -> int:
         FAULTS[order.fault]()
         return directory
 
-    checkpoint_manager.CheckpointManager.save = save  # type: ignore[method-assign]
+    checkpoint_manager.CheckpointManager.save = save
     listen = StopRequest.on_signals
 
     @contextmanager
@@ -101,7 +101,7 @@ def _train(order: Order, told_file: str) -> int:
             yield
             os.write(told, b"deaf\n")
 
-    StopRequest.on_signals = on_signals  # type: ignore[method-assign]
+    StopRequest.on_signals = on_signals
     return TRAIN[order.algorithm][0].main(order.words)
 
 

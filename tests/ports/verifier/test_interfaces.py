@@ -1,9 +1,6 @@
 """Whether vLLM serves a draft of a verifier is said before anything is trained or started."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -19,14 +16,14 @@ VERSION = json.loads(KNOWN.read_text())["version"]
 SERVED = {"gemma": False, "gemma2": False, "gemma3_text": False, "cohere": False}
 
 
-def config_of(name: str, folder: Path) -> str:
+def config_of(name, folder):
     (folder / "config.json").write_text(json.dumps(ARCHITECTURES[name].config))
     return str(folder)
 
 
 @pytest.mark.parametrize("here", [None, VERSION])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_classes_of_the_newest_that_was_tried_tell(name, here, tmp_path, monkeypatch) -> None:
+def test_the_classes_of_the_newest_that_was_tried_tell(name, here, tmp_path, monkeypatch):
     monkeypatch.setattr(ports.verifier.interfaces, "installed", lambda: here)
     found = serving_of("eagle3", config_of(name, tmp_path))
     assert found.serves is SERVED.get(name, True)
@@ -45,7 +42,7 @@ def test_the_classes_of_the_newest_that_was_tried_tell(name, here, tmp_path, mon
         (None, None, f"does not tell, and was never tried; vLLM {VERSION}"),
     ],
 )
-def test_another_version_is_asked_itself(told, serves, said, tmp_path, monkeypatch) -> None:
+def test_another_version_is_asked_itself(told, serves, said, tmp_path, monkeypatch):
     monkeypatch.setattr(ports.verifier.interfaces, "installed", lambda: "9.9")
     monkeypatch.setattr(ports.verifier.interfaces, "_ask", lambda architecture: told)
     found = serving_of("eagle3", config_of("gemma3_text", tmp_path))
@@ -53,7 +50,7 @@ def test_another_version_is_asked_itself(told, serves, said, tmp_path, monkeypat
     assert said in found.why
 
 
-def test_a_version_that_cannot_be_asked_is_none(tmp_path, monkeypatch) -> None:
+def test_a_version_that_cannot_be_asked_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(ports.verifier.interfaces.sys, "executable", "/bin/false")
     assert ports.verifier.interfaces._ask("LlamaForCausalLM") is None
 
@@ -62,8 +59,8 @@ class BegunError(Exception):
     """Something was made."""
 
 
-def test_draft_says_it_before_it_makes_anything(tmp_path, monkeypatch, capsys) -> None:
-    def begin(*_: object) -> None:
+def test_draft_says_it_before_it_makes_anything(tmp_path, monkeypatch, capsys):
+    def begin(*_):
         raise BegunError
 
     monkeypatch.setattr(command, "Plan", lambda settings: None)
@@ -78,7 +75,7 @@ def test_draft_says_it_before_it_makes_anything(tmp_path, monkeypatch, capsys) -
     assert "no EAGLE-3 interface in Gemma3ForCausalLM" in capsys.readouterr().err
 
 
-def test_bench_refuses_at_once(tmp_path, refuses) -> None:
+def test_bench_refuses_at_once(tmp_path, refuses):
     model = config_of("gemma3_text", tmp_path)
     with refuses(model, "vLLM", "has no EAGLE-3 interface in Gemma3ForCausalLM", "a HASS draft"):
         refuse_unserved("eagle3", model)
@@ -86,7 +83,7 @@ def test_bench_refuses_at_once(tmp_path, refuses) -> None:
 
 
 @VLLM
-def test_the_file_is_what_the_installed_one_says() -> None:
+def test_the_file_is_what_the_installed_one_says():
     known = json.loads(KNOWN.read_text())
     if (found := interfaces("LlamaForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"))["version"] == VERSION:
         assert found["eagle3"].items() <= known["eagle3"].items()

@@ -54,7 +54,7 @@ LOST = {  # how, and what the refusal names
 }
 
 
-def lose(folder: Path, how) -> None:
+def lose(folder, how):
     """Write the verifier's weights anew, in one file."""
     weights = {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
     for file in folder.glob("model*.safetensors*"):

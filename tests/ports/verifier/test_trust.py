@@ -102,7 +102,7 @@ def test_a_command_says_so_in_a_line(own, trace, asked, tmp_path, capsys, comman
 
 
 def test_code_that_is_run_is_a_part_of_the_verifier(own, asked):
-    def changes() -> bool:
+    def changes():
         before, code = verifier_fingerprint(own), Path(own) / MODEL
         code.write_text(code.read_text() + "\n")
         return verifier_fingerprint(own) != before

@@ -121,7 +121,7 @@ def test_tokenizer_files_are_those_a_tokenizer_is_read_from(folder, refuses):
 
 
 @pytest.fixture
-def weights(folder) -> dict[str, torch.Tensor]:
+def weights(folder):
     """The fixture's verifier, all shards together."""
     return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
 
