@@ -235,23 +235,14 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
         raise InputError("tap or draw", "function", target, "package.module.function, which can be imported") from error
     kind = type(held) if isinstance(held, (staticmethod, classmethod)) else None
     new = kind(wrap(held.__func__)) if kind else wrap(held)
-    known = len(sys.modules)
-    places = STANDING.get((id(held), known)) or _places(owner, attribute, held, known)
     with contextlib.ExitStack() as stack:
-        for place, name in places:
+        for place, name in _places(owner, attribute, held):
             stack.enter_context(mock.patch.object(place, name, new))
-        STANDING[id(new), known] = places
-        stack.callback(STANDING.pop, (id(new), known))
         yield
 
 
-STANDING: dict[tuple[int, int], list[tuple[Any, str]]] = {}
-"""Where what stands in a function's place was put, by that and the number of modules: one may be replaced, too."""
-
-
-@functools.lru_cache
-def _places(owner: Any, attribute: str, held: object, modules: int) -> list[tuple[Any, str]]:
-    """Where a function is to be found, with that number of modules: where it was defined, or by any name in any."""
+def _places(owner: Any, attribute: str, held: object) -> list[tuple[Any, str]]:
+    """Where a function is to be found now: where it was defined, or by any name in any module."""
     if not inspect.ismodule(owner):
         return [(owner, attribute)]
     known = [module for module in list(sys.modules.values()) if inspect.ismodule(module)]

@@ -19,7 +19,7 @@ from parity import Side, Trace, compare_sides, trace_side, unrolled
 from parity.calls import tensors_of, watch
 from parity.compare import RowKey
 from parity.errors import InputError
-from parity.observe import Draw, drawing, given, observe, tap
+from parity.observe import Draw, drawing, given, observe, replaced, tap
 from parity.samplers import compare_samplers, sampled
 
 
@@ -350,6 +350,15 @@ def test_what_was_replaced_comes_back_after_an_error():
     with pytest.raises(ZeroDivisionError), observe(Reader(), TAPS), drawing({NOISE: NOISE.port}):
         raise ZeroDivisionError
     assert (labels, imported, vars(torch.Tensor).get("uniform_")) == before
+
+
+def test_a_name_that_came_between_two_replacements_is_replaced_too(monkeypatch):
+    """No module came with it: where a function was found last time says nothing of this time."""
+    with replaced(f"{HERE}:labels", lambda real: real):
+        pass
+    monkeypatch.setattr(f"{HERE}.late", labels, raising=False)
+    with replaced(f"{HERE}:labels", lambda real: "stand-in"):
+        assert globals()["late"] == labels == "stand-in"
 
 
 DRAWS = [
