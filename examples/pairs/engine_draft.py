@@ -104,9 +104,14 @@ def served(**options: Any) -> Pair:
     )
 
 
-def changed(name: str, config: Callable[[dict[str, Any]], Any] = id, tensors: Callable[..., Any] = id) -> Path:
-    """A copy of the draft whose config or tensors are others."""
-    copy = shutil.copytree(folder(), folder().with_name(name), dirs_exist_ok=True)
+def changed(
+    name: str,
+    config: Callable[[dict[str, Any]], Any] = id,
+    tensors: Callable[..., Any] = id,
+    source: Path | None = None,
+) -> Path:
+    """A copy of the draft in ``source``, the one above, whose config or tensors are others."""
+    copy = shutil.copytree(source or folder(), folder().with_name(name), dirs_exist_ok=True)
     said, held = json.loads((copy / "config.json").read_text()), load_file(copy / "model.safetensors")
     config(said)
     tensors(held)
@@ -118,6 +123,9 @@ def changed(name: str, config: Callable[[dict[str, Any]], Any] = id, tensors: Ca
 FAULTS: dict[str, Callable[[], Path]] = {
     "norm after": lambda: changed("after", lambda said: said.update(norm_before_residual=False)),
     "another layer": lambda: changed("layer", lambda said: said.update(eagle_aux_hidden_state_layer_ids=[1, 4, 5])),
+    "partial rotary factor": lambda: changed(
+        "rotary", lambda said: said["transformer_layer_config"]["rope_parameters"].update(partial_rotary_factor=0.5)
+    ),
     "map shifted": lambda: changed("map", tensors=lambda held: held.update(d2t=held["d2t"] + 1)),
     "left random": lambda: changed("random", tensors=lambda held: held.pop("fc.weight")),
 }

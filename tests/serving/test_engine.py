@@ -72,6 +72,7 @@ def test_a_draft_is_within_rounding(drafts) -> None:
 DRAFTS = {
     "norm after": ("forward", "draft.model.layers.0.post_attention_layernorm#0"),
     "another layer": ("forward", "mb0.tap.handed.hidden_states#0"),
+    "partial rotary factor": ("forward", "draft.model.layers.0.self_attn#0"),
     "map shifted": ("weights", "init.draft.draft_id_to_target_id"),
     "left random": ("weights", "init.draft.model.fc.weight"),
 }
@@ -83,3 +84,21 @@ def test_a_fault_of_a_draft_is_named(drafts, fault) -> None:
     report = run_pair(drafts.served(drafter=drafts.FAULTS[fault]()))
     row = next(row for row in report.rows if not row.passed)
     assert (row.check, row.tensor) == DRAFTS[fault]
+
+
+@pytest.fixture(scope="module")
+def hass(serve):
+    """The example with a draft that our plugin runs."""
+    return module_of(str(ROOT / "examples" / "pairs" / "engine_hass.py"))
+
+
+def test_a_hass_draft_is_within_rounding(hass) -> None:
+    report = run_pair(hass.HASS)
+    assert report.passed, report
+    rows = {row.tensor for row in report.rows}
+    assert {"draft.model.hidden_layernorm#0", "draft.lm_head#0", "mb0.tap.handed.hidden_states#0"} <= rows
+
+
+def test_a_fault_of_a_hass_draft_is_named(hass) -> None:
+    row = next(row for row in run_pair(hass.served(drafter=hass.FAULTS["eps"]())).rows if not row.passed)
+    assert (row.check, row.tensor) == ("forward", "draft.model.embed_layernorm#0")
