@@ -106,7 +106,7 @@ def run_command(words: Sequence[str], what: str, timeout: float | None, **option
 
     Raises:
         InputError: no such program.
-        SideError: it failed or ran out of time; with the last lines of its standard error.
+        SideError: it failed or ran out of time; with its last error and the last lines of its standard error.
     """
     try:
         done = subprocess.run(words, capture_output=True, timeout=timeout, check=False, **options)
@@ -117,5 +117,7 @@ def run_command(words: Sequence[str], what: str, timeout: float | None, **option
         became, said = f"did not end within {timeout} s", error.stderr or b""
     except OSError as error:
         raise InputError(words[0], "command", str(error), "a program") from error
-    lines = said.decode(errors="replace").strip().splitlines()[-LAST_LINES:]
-    raise SideError(f"{what} {became}: " + ("\n".join(lines) or "nothing on its standard error"))
+    lines = said.decode(errors="replace").strip().splitlines() or ["nothing on its standard error"]
+    last = lines[-LAST_LINES:]
+    errors = [line.strip() for line in lines if "Error: " in line and line not in last[:1]]  # others may speak after it
+    raise SideError(f"{what} {became}: " + "\n".join([*errors[-1:], *last]))

@@ -181,6 +181,14 @@ def test_outputs_that_one_side_alone_gives_are_one_row():
     assert (row.tensor, row.passed, row.detail) == ("(whole)#0.a", False, "missing")
 
 
+def test_a_lone_output_is_held_to_the_bound_of_the_others_first():
+    bounds = {"mb0.call.attention#0.out.0": within(Kind.ABSOLUTE, 1.0)}
+    held = torch.ones(2), torch.ones(2, 2)
+    pair = Call("attention", 0, out=dict(zip("01", held))), Call("attention", 0, out={"": held[0] * 2})
+    (row,) = compare_calls(SUBJECT, *pair, lambda name, dtype: bounds.get(name, within(Kind.ABSOLUTE, 0.5)))
+    assert (row.allowed, row.passed) == (1.0, True)
+
+
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), data=st.data())
 def test_a_planted_difference_is_found_where_it_is(shape, data):
     index = tuple(data.draw(st.integers(0, size - 1)) for size in shape)

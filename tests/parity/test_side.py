@@ -338,6 +338,11 @@ def test_an_exception_in_an_installed_package_is_placed_there():
     [
         (Side(Wrong), "run", "and 5x2) at tests/parity/test_side.py:"),
         (CommandSide(["sh", "-c", "echo no room >&2; exit 3", "{out}"]), "run", "sh ended with exit code 3: no room"),
+        (
+            CommandSide(["sh", "-c", "echo KeyError: fc >&2; seq 400 >&2; exit 1", "{out}"]),
+            "run",
+            "sh ended with exit code 1: KeyError: fc",
+        ),
         (CommandSide(["sh", "-c", "sleep 60", "{out}"], timeout=0.1), "run", "within 0.1 s: nothing on its standard"),
         (Side(Net, save=no_room), "round_trip", "RuntimeError: no room at tests/parity/test_side.py:"),
         (Side(Net, loss=lambda module, batch: module(batch)), "run", "must be one number, found shape (2, 3)"),
