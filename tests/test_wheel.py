@@ -63,20 +63,6 @@ def test_the_harness_without_its_extra_says_what_to_install(words):
     ]
 
 
-def test_the_ports_and_the_fixtures_run_without_the_extra():
-    ours = (
-        "eagle3.train",
-        "hass.train",
-        "generate.__main__",
-        "evaluate.__main__",
-        "serving.__main__",
-        "estimate",
-    )
-    modules = [f"ports.{name}" for name in ours] + ["parity.fixtures.samples", "parity.fixtures.language"]
-    done = without_the_extra(f"import {', '.join(modules)}")
-    assert done.returncode == 0, done.stderr
-
-
 def without_the_extra(code, *words):
     absent = "import sys; sys.modules.update(pytest=None, matplotlib=None)"
     command = [sys.executable, "-c", f"{absent}\n{code}", *words]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -12,16 +12,18 @@ import pytest
 from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.architectures.training import build_answers
 from parity.fixtures.trainer import train_draft
+from ports.eagle3 import train
 
 PASSES = 6
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory, programs) -> Path:
-    """verifier/, data_eagle3/, t2d.npy, d2t.npy and draft/."""
+def trained_once(tmp_path_factory) -> Path:
+    """verifier/, data_eagle3/, t2d.npy, d2t.npy and draft/; the trainer's command runs here."""
     folder = tmp_path_factory.mktemp("trained")
     data = build_answers(ARCHITECTURES["llama"], folder / "data")
-    with mock.patch.object(sys, "executable", str(programs / "python")):
+    here = SimpleNamespace(run=lambda words, **_: SimpleNamespace(returncode=train.main(words[3:])), DEVNULL=None)
+    with mock.patch("parity.fixtures.trainer.subprocess", here):
         draft = train_draft(data, folder / "run", "eagle3", "draft_eagle3_llama.json", PASSES, 3, quiet=True)
     shutil.copytree(draft, data / "draft", ignore=shutil.ignore_patterns("training*"))
     return data

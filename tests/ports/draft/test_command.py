@@ -68,12 +68,37 @@ def results(out):
     return {**kept, "evaluation": json.dumps(found).encode(), "check": json.dumps(checked).encode()}
 
 
-def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, tmp_path, verifier):
-    learns = {"passes": 8, "lr": 0.01}  # its own answers by heart
-    process, out = spawn(**learns), tmp_path / "out"
+TRAINED = "checkpoints/model0"
+SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft.json", TRAINED, "draft"]
+"""What appears when a phase is in the middle of its work, or when the next one begins."""
+
+LEARNS = {"passes": 4, "lr": 0.02}
+"""Its own answers, by heart."""
+
+
+def stopped_in_every_phase(spawn, out):
+    """By SIGKILL, and while it trains by SIGTERM, which the trainer hears: it saves, and its code is the command's."""
+    codes = {}
+    for sign in SIGNS:
+        process = spawn(out=out, **LEARNS)
+        while process.returncode is None and not (out / sign).exists():
+            time.sleep(0.002)
+        phase = children(process.pid)
+        os.kill(process.pid, signal.SIGTERM if sign == TRAINED else signal.SIGKILL)
+        process.ended()
+        codes[sign] = process.returncode
+        await_end_of(phase, 20)  # that of a killed command ends by itself
+    assert codes == {**dict.fromkeys(SIGNS, -signal.SIGKILL), TRAINED: 75}
+    assert "acceptance length" in spawn(out=out, **LEARNS).ended()
+
+
+def test_a_draft_to_serve_is_left_wherever_it_was_stopped_and_the_same_command_does_nothing_more(
+    spawn, tmp_path, verifier
+):
+    process, out = spawn(**LEARNS), tmp_path / "out"
     said = process.ended()
     assert process.returncode == 0, said
-    assert "10 dialogues to train on in 8 passes, 2 held out; at most " in said
+    assert "10 dialogues to train on in 4 passes, 2 held out; at most " in said
     assert "memory of a device, at least: answers and records " in said
     following = "records, config, training, draft, evaluation, check, card"
     assert f"2 of 9, answers: {out / 'answers'}; then {following}\n" in said
@@ -100,14 +125,16 @@ def test_a_draft_to_serve_is_left_and_the_same_command_does_nothing_more(spawn, 
     assert ModelCard.load(out / "draft" / CARD).data.library_name == "speculators"
     assert "`evaluation.json`" in (out / CARD).read_text()
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    again = spawn(**learns)
+    again = spawn(**LEARNS)
     assert "served not checked: pip install vllm" in again.ended()
     assert again.returncode == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
+    stopped_in_every_phase(spawn, tmp_path / "stopped")
+    assert results(tmp_path / "stopped") == results(out)
     weights = load_file(out / "draft" / "model.safetensors")
     save_file({**weights, "fc.weight": weights["fc.weight"] * 0}, out / "draft" / "model.safetensors", {"format": "pt"})
     (out / "check.json").unlink()
-    wrong = spawn(**learns)
+    wrong = spawn(**LEARNS)
     assert "8 of 9, check" in wrong.ended()
     assert "is not what it should be: files: fc.weight: all zero" in wrong.said
     assert f"; serve {out}" not in wrong.said
@@ -249,30 +276,6 @@ def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, mo
     assert len(curve(out)) == 8
     for both, alone in zip(curve(out), curve(one.out), strict=True):
         assert both == pytest.approx(alone, rel=1e-5, abs=1e-6)
-
-
-TRAINED = "checkpoints/model0"
-SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft.json", TRAINED, "draft"]
-"""What appears when a phase is in the middle of its work, or when the next one begins."""
-
-
-def test_stopped_in_every_phase_the_result_is_the_same(spawn, tmp_path):
-    """By SIGKILL, and while it trains by SIGTERM, which the trainer hears: it saves, and its code is the command's."""
-    whole, stopped = spawn(out=tmp_path / "whole", passes=4), tmp_path / "stopped"
-    assert "acceptance length" in whole.ended()
-    codes = {}
-    for sign in SIGNS:
-        process = spawn(out=stopped, passes=4)
-        while process.returncode is None and not (stopped / sign).exists():
-            time.sleep(0.002)
-        phase = children(process.pid)
-        os.kill(process.pid, signal.SIGTERM if sign == TRAINED else signal.SIGKILL)
-        process.ended()
-        codes[sign] = process.returncode
-        await_end_of(phase, 20)  # that of a killed command ends by itself
-    assert codes == {**dict.fromkeys(SIGNS, -signal.SIGKILL), TRAINED: 75}
-    assert "acceptance length" in spawn(out=stopped, passes=4).ended()
-    assert results(stopped) == results(tmp_path / "whole")
 
 
 def linear(verifier):

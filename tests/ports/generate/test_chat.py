@@ -1,6 +1,7 @@
 """Masks on random dialogues, against dialogues written out piece by piece and tokens read as bytes, with no offsets."""
 
 import functools
+import os
 import resource
 import signal
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ BLOCKS = """\
 """
 TEXT = st.text(alphabet="ab .,\n\té漢🙂x1", max_size=12)
 ANSWER = st.one_of(st.sampled_from(["Yes.", " Yes.", "", " ", "\n", "\n\nYes.\n", "Yes.\n\n"]), TEXT)
+EXAMPLES = int(os.environ.get("FUZZ", 20))
 SHORT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Yes."}]
 
 Piece = tuple[str, bool]
@@ -182,7 +184,7 @@ def spaced_text(fast, ids, text):
 
 
 @pytest.mark.parametrize(("name", "prepend", "begin", "trim"), CASES)
-@hypothesis_settings(max_examples=80, deadline=None)
+@hypothesis_settings(max_examples=EXAMPLES)
 @given(turns=dialogues())
 def test_exactly_the_answers_are_in_the_loss(name, prepend, begin, trim, turns):
     made, pieces = spaced_encoder(prepend, begin) if prepend else encoder(name, begin, trim), list(WRITERS[name](turns))

@@ -11,8 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ports.errors import InputError
 from ports.generate import server as module
 from ports.generate.answers import main
+from ports.generate.replies import Prompt
+from ports.verifier.tokenizer import open_tokenizer
 from tests.ports.conftest import words_of
 
 MODEL, LENGTH, PROMPTS = "tiny", 160, 9
@@ -211,10 +214,24 @@ def test_a_busy_server_is_asked_again(server, words, answered, does):
     assert server.times[COMPLETIONS] > PROMPTS
 
 
+@pytest.fixture(scope="module")
+def tokenizer(verifier_once):
+    return open_tokenizer(str(verifier_once))
+
+
 @pytest.mark.parametrize(("does", "said"), ANSWERS.values(), ids=ANSWERS)
-def test_what_is_no_answer_ends_the_command_and_loses_no_other(server, words, answered, capfd, does, said):
+def test_what_is_no_answer_is_refused(server, tokenizer, does, said):
     server.does[COMPLETIONS] = does, 1
-    assert refusal(words(), capfd, said, "completions")
+    engine = module.ServerEngine(MODEL, tokenizer, f"http://127.0.0.1:{server.server_port}")
+    drawn = {"max_tokens": LENGTH, "temperature": 0.0, "top_p": 1.0}
+    with pytest.raises(InputError, match=said) as refused:
+        list(engine.answer([Prompt([1, 2], 0)] * 2, drawn, lambda *counts: None))
+    assert refused.value.field == "--server /v1/completions"
+
+
+def test_what_is_no_answer_ends_the_command_and_loses_no_other(server, words, answered, capfd):
+    server.does[COMPLETIONS] = send(400, {"error": "\x1b[31mred"}), 1
+    assert refusal(words(), capfd, "found status 400", "completions")
     assert answered() == []
     server.does.clear()
     assert main(words()) == 0

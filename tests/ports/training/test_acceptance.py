@@ -42,7 +42,7 @@ def judge(fixture):
     return load_verifier(str(fixture / "verifier"), "float32", torch.device("cpu"), head=True)
 
 
-@pytest.fixture(params=["eagle3", "hass"])
+@pytest.fixture
 def port(request):
     return request.param
 
@@ -80,7 +80,7 @@ def drafted(draft, judge, answered):
     return [reached, accepted]
 
 
-@pytest.mark.parametrize("alignment", ["prototype", "chain"])
+@pytest.mark.parametrize(("port", "alignment"), [("eagle3", "chain"), ("hass", "prototype")], indirect=["port"])
 def test_what_is_counted_is_what_chains_from_every_place_have_accepted(
     fixture, port, judge, answered, tmp_path, alignment
 ):

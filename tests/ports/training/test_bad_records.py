@@ -153,19 +153,19 @@ def refused(words, fixture, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("situation", AT_START)
-def test_a_run_without_a_step_is_not_started(refused, algorithm, situation):
+def test_a_run_without_a_step_is_not_started(refused, situation):
     changes, said = AT_START[situation]
-    line, cpdir = refused(algorithm, **changes)
+    line, cpdir = refused("hass", **changes)
     assert said in line
     assert not cpdir.exists()
 
 
 @pytest.mark.parametrize("situation", ON_THE_WAY)
-def test_a_run_without_effect_leaves_nothing_that_looks_trained(refused, fixture, algorithm, situation):
+def test_a_run_without_effect_leaves_nothing_that_looks_trained(refused, data, situation):
     change, changes, said = ON_THE_WAY[situation]
-    for file in (fixture / f"data_{algorithm}").iterdir():
+    for file in data["eagle3"].iterdir():
         change(file)
-    line, cpdir = refused(algorithm, **changes)
+    line, cpdir = refused("eagle3", **changes)
     assert said in line
     assert not list(cpdir.rglob("*.safetensors"))
 

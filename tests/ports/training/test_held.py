@@ -104,7 +104,13 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+OF_HASS = ("rolled by one", "another template's ids", "another layer's", "the last layer before its norm")
+"""Whose records have the last state alone."""
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "damage"), [*(("eagle3", damage) for damage in DAMAGES), *(("hass", damage) for damage in OF_HASS)]
+)
 def test_damaged_records_end_a_run_before_its_first_step(genuine, algorithm, damage, tmp_path, capsys):
     field, change = DAMAGES[damage]
     where = "target" if field is LAST and algorithm == "eagle3" else "hidden_state"

@@ -100,14 +100,15 @@ def reads_of(start_run, cpdir, algorithm, planted=False, **options):
     return {step: device.reads[step] for step in range(2, loop.micro_batch)}  # before: whether the weights move
 
 
-OPTIONS = {
-    "plain": {},
-    "packed": {"packing": True, "bs": 2, "epoch": 2},
-    "accumulated": {"gradient_accumulation_steps": 2},
-}
+RUNS = [
+    ("eagle3", {}),
+    ("eagle3", {"packing": True, "bs": 2, "epoch": 2}),
+    ("hass", {}),
+    ("hass", {"gradient_accumulation_steps": 2}),
+]
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("algorithm", "options"), RUNS, ids=str)
 def test_the_host_waits_for_its_device_once_a_logged_step(start_run, tmp_path, algorithm, options):
     found = reads_of(start_run, tmp_path / "cp", algorithm, **options)
     assert {step: reads for step, reads in found.items() if len(reads) != 1} == {}

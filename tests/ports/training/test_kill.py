@@ -1,6 +1,7 @@
 """Kills and signals at random moments of a run, to it or to its group, each time resumed with ``--resume auto``.
 
-Two of one run by default; ``KILLS=200 pytest tests/ports/training/test_kill.py -s`` for the long form, of all.
+``KILLS=200 pytest -m nightly tests/ports/training/test_kill.py -s`` for more of them, and of all runs. At every push,
+test_checkpoint.py tries a crash in each phase of a save, and test_processes.py a killed process of two.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from ports.training.resume import newest_intact
 from tests.ports.training.conftest import PREFIX, Left, Saved
 from tests.ports.training.victims import Order, run
 
+pytestmark = pytest.mark.nightly
 KILLS = int(os.environ.get("KILLS", "2"))
 CASES = list(itertools.product(["eagle3", "hass"], ["keyed", "drawn"]))[: None if "KILLS" in os.environ else 1]
 LATEST = 0.6
@@ -124,7 +126,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.nightly  # the judge of the long form
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_victim_that_hangs_or_leaves_something_is_noticed(strike, words, tmp_path, fault):
     limits, what, said = FAULTS[fault]

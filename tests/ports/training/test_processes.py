@@ -121,18 +121,18 @@ def test_two_processes(words, run_ranks, start_run, fixture, tmp_path, parallel)
     """One job for all runs, so that the imports are paid for once; what is told of each stands below."""
     for algorithm in ALGORITHMS_OF[parallel]:
         unequal_masks(fixture / f"data_{algorithm}")
-    pairs, options = pairs_of(words, fixture, tmp_path, parallel), options_of(words, tmp_path, parallel)
+    pairs, options = pairs_of(words, fixture, tmp_path, parallel), options_of(words, tmp_path)
     pairs.append(online_in_bf16(words, fixture, tmp_path))
     straight, resumed, found = resumes_of(words, tmp_path, parallel)
     run_ranks(parallel, pairs + options + straight + resumed)
     they_are_one_with_the_whole_batch(start_run, fixture, tmp_path, parallel)
     if parallel != "zero2":  # whose weights are bfloat16
         one_loss_online_in_bf16(start_run, fixture, tmp_path)
-    options_learn_the_same(tmp_path, parallel)
+    options_learn_the_same(tmp_path)
     for expected, again, last in found:
         assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
         opens_in_one(again / last, parallel)
-    goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_no" / "step_4", parallel)
+    goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_straight" / "step_4", parallel)
 
 
 def pairs_of(words, fixture, folder, parallel):
@@ -257,23 +257,22 @@ def test_two_processes_stop_together_and_count_together(words, run_ranks, start_
     assert pair == pytest.approx(one, rel=1e-6)
 
 
-STOPS = {("no", 0): (1, 4, 6), ("bf16", 2): (5,)}
-"""Optimizer steps of six in two passes, by precision and loader processes: in either pass, and at the end."""
+STOPS = {"eagle3": ("no", 0, (1, 4)), "hass": ("bf16", 2, (5,))}
+"""Precision, loader processes, and the optimizer steps of six in two passes: in either pass."""
 
 
 def resumes_of(words, tmp_path, parallel):
     """From checkpoints of both passes, with noise and an order of its own in each, to the bit."""
     straight, resumed, found = [], [], []
     for algorithm in ALGORITHMS_OF[parallel]:
-        for (precision, workers), stops in STOPS.items():
-            cpdir = tmp_path / f"{algorithm}_{precision}"
-            options = {"epoch": 1, "mixed_precision": precision, "num_workers": workers}
-            straight.append({"algorithm": algorithm, "words": words(algorithm, cpdir, save_steps=1, **options)})
-            for stop in stops:
-                again, source = tmp_path / f"{algorithm}_{precision}_{stop}", cpdir / f"step_{stop}"
-                line = words(algorithm, again, ckpt_path=source, **options)
-                resumed.append({"algorithm": algorithm, "words": line})
-                found.append((cpdir, again, f"{PREFIX[algorithm]}1"))
+        (precision, workers, stops), cpdir = STOPS[algorithm], tmp_path / f"{algorithm}_straight"
+        options = {"epoch": 1, "mixed_precision": precision, "num_workers": workers}
+        straight.append({"algorithm": algorithm, "words": words(algorithm, cpdir, save_steps=1, **options)})
+        for stop in stops:
+            again, source = tmp_path / f"{algorithm}_{stop}", cpdir / f"step_{stop}"
+            line = words(algorithm, again, ckpt_path=source, **options)
+            resumed.append({"algorithm": algorithm, "words": line})
+            found.append((cpdir, again, f"{PREFIX[algorithm]}1"))
     return straight, resumed, found
 
 
@@ -297,27 +296,25 @@ def opens_in_one(checkpoint, parallel):
 OPTIONS = ("--packing", "--activation-checkpointing", "--report-data-wait")
 
 
-def options_of(words, tmp_path, parallel):
+def options_of(words, tmp_path):
     common = {"bs": 2, "epoch": 1, "loss_normalisation": "global"}
     lines = {
-        (algorithm, name): words(algorithm, tmp_path / f"{algorithm}_{name}", "--group-by-length", *options, **common)
-        for algorithm in ALGORITHMS_OF[parallel]
+        name: words("eagle3", tmp_path / name, "--group-by-length", *options, **common)
         for name, options in {"padded": (), "packed": OPTIONS}.items()
     }
-    return [{"algorithm": algorithm, "words": line} for (algorithm, _), line in lines.items()]
+    return [{"algorithm": "eagle3", "words": line} for line in lines.values()]
 
 
-def options_learn_the_same(tmp_path, parallel):
+def options_learn_the_same(tmp_path):
     """Grouped batches padded, and the same packed and recomputed: one curve, and the time that was waited for data."""
-    for algorithm in ALGORITHMS_OF[parallel]:
-        packed, padded = (curve(tmp_path / f"{algorithm}_{name}") for name in ("packed", "padded"))
-        told = [line for line in packed if "pass/data_wait" in line]
-        assert [line["pass/padding"] for line in told] == [0, 0]
-        learned = [line for line in packed if line not in told]
-        assert len(learned) == len(padded) == 2, "one step of two processes in either pass"
-        for mine, theirs in zip(learned, padded):
-            assert mine.keys() == theirs.keys()
-            assert all(mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-9) for name in theirs)
+    packed, padded = (curve(tmp_path / name) for name in ("packed", "padded"))
+    told = [line for line in packed if "pass/data_wait" in line]
+    assert [line["pass/padding"] for line in told] == [0, 0]
+    learned = [line for line in packed if line not in told]
+    assert len(learned) == len(padded) == 2, "one step of two processes in either pass"
+    for mine, theirs in zip(learned, padded):
+        assert mine.keys() == theirs.keys()
+        assert all(mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-9) for name in theirs)
 
 
 def goes_on_in_one(start_run, folder, checkpoint, parallel):

@@ -45,11 +45,10 @@ def learn(objective, batch):
 
 
 @pytest.mark.parametrize("lay", [collate, pack])
-@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("form", ["eager", "fast"])
 @pytest.mark.parametrize("alignment", [each.value for each in Alignment])
-def test_running_again_gives_the_same_bits(prepared, algorithm, alignment, form, steps, lay):
-    changes = {"ttt_alignment": alignment, "attn_implementation": form, "forward_num_total": steps}
+def test_running_again_gives_the_same_bits(prepared, algorithm, alignment, form, lay):
+    changes = {"ttt_alignment": alignment, "attn_implementation": form, "forward_num_total": 4}
     assert_same_bits(*prepared(algorithm, lay, **changes))
 
 
