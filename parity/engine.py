@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from parity.calls import CALLS, WHOLE, dotted
 from parity.compare import View
 from parity.errors import InputError
-from parity.inside_vllm import ANSWER, HEAD, LIKELY
+from parity.inside_vllm import ANSWER, HEAD, LIKELY, ROTATED
 from parity.names import Fused, NameMap
 from parity.observe import tap
 from parity.outside import run_command
@@ -50,7 +50,7 @@ ENVIRONMENT = {
 """Of its process, but for what the environment says already; the first is always so, else there is nothing to watch."""
 
 LOGITS = f"{CALLS}{HEAD}#0.out"
-VIEWS = (View("mb0.tap.rotated.*", original=lambda tensor, trace: tensor.transpose(1, 2)),)
+VIEWS = (View(f"{ROTATED}.*", original=lambda tensor, trace: tensor.transpose(1, 2)),)
 """Rotated queries and keys, which transformers has by head first."""
 
 
@@ -152,7 +152,8 @@ def engine_names(
 ) -> NameMap:
     """A map of a model of transformers to vLLM's: what is fused, and what each has otherwise.
 
-    ``prefixes`` are names that differ besides, ``further`` weights that vLLM has in another layout.
+    ``prefixes`` are names that differ besides, ``further`` weights that vLLM has in another layout. Rotated heads are
+    compared where the original taps them.
     """
     parts, plain = {name: part for name, part in original.named_modules() if name}, NameMap(prefixes)
     inside = [(name, word) for name in parts for word in OTHERWISE.get(name.rpartition(".")[2], ())]
@@ -168,7 +169,7 @@ def engine_names(
                 held = [kind for kind, _ in parts[pieces[0]].named_parameters(recurse=False)]
                 fused.append(Fused(f"{port}.{made}", pieces, -1))
                 fused += [Fused(f"{port}.{made}.{kind}", tuple(f"{one}.{kind}" for one in pieces)) for kind in held]
-    return NameMap({**none, WHOLE: None, **(prefixes or {})}, fused, own)
+    return NameMap({**none, WHOLE: None, **(prefixes or {})}, fused, [*own, ROTATED])
 
 
 def logprob_rows(evidence: TracePair) -> list[Row]:

@@ -31,6 +31,9 @@ TRIED = ("0.32.0",)
 HEAD, OF_HEAD = "lm_head", "logits_processor"
 """vLLM never calls the first, and the second for the last token alone: all logits stand under the first's name."""
 
+ROTATED = "mb0.tap.rotated"
+"""Before names of queries and keys as a rotary embedding turns them."""
+
 RESIDUAL = "residual"
 DRAFT = "draft"
 """Before names of the drafter's."""
@@ -120,7 +123,7 @@ class Watcher:
                 tensors |= {dotted(f"{CALLS}{key}.{kind}", at): value for at, value in places}
             if form.head_size:
                 for word, value in zip(("query", "key"), common.out.values()):
-                    tensors[f"mb0.tap.rotated.{word}#{self.rotated}"] = value.unflatten(-1, (-1, form.head_size))
+                    tensors[f"{ROTATED}.{word}#{self.rotated}"] = value.unflatten(-1, (-1, form.head_size))
                 self.rotated += 1
         if handed is not None:
             ids = {"input_ids": whole.into["input_ids"].long()}

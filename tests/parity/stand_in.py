@@ -34,6 +34,15 @@ class Norm(nn.Module):
         return normed if residual is None else (normed, whole)
 
 
+class Rotary(nn.Module):
+    """Turns nothing."""
+
+    head_size = WIDTH
+
+    def forward(self, query, key):
+        return query, key
+
+
 class Attention(nn.Module):
     """The mean of query, key and value stands for attention."""
 
@@ -43,11 +52,15 @@ class Attention(nn.Module):
         for name in ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj"):
             setattr(self, name, nn.Linear(WIDTH, 3 * WIDTH if fused else WIDTH))
         self.o_proj = nn.Linear(WIDTH, WIDTH, bias=False)
+        if fused:
+            self.rotary_emb = Rotary()
 
     def forward(self, hidden_states):
         parts = [self.qkv_proj] if self.fused else [self.q_proj, self.k_proj, self.v_proj]
-        found = torch.cat([part(hidden_states) for part in parts], -1)
-        return self.o_proj(found.unflatten(-1, (3, WIDTH)).mean(-2))
+        query, key, value = torch.cat([part(hidden_states) for part in parts], -1).chunk(3, -1)
+        if self.fused:
+            query, key = self.rotary_emb(query, key)
+        return self.o_proj(torch.stack([query, key, value]).mean(0))
 
 
 class Layer(nn.Module):

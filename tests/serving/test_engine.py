@@ -56,6 +56,13 @@ def test_a_bias_that_vllm_drops_is_named(pairs) -> None:
     assert (first.check, first.module) == ("weights", "model.layers.0.self_attn.o_proj")
 
 
+def test_a_model_of_ones_own_is_within_rounding(pairs, monkeypatch):
+    monkeypatch.setenv("MODEL", str(pairs.folder("llama")))
+    report = run_pair(module_of(str(ROOT / "examples" / "pairs" / "engine_own.py")).FLOAT32)
+    assert report.passed, report
+    assert next(row for row in report.rows if row.tensor == "logprobs").measured < MEAN
+
+
 @pytest.fixture(scope="module")
 def drafts(serve):
     """The example with a draft."""

@@ -99,7 +99,6 @@ def test_a_conversion_computes_what_the_original_does(original, converted, form,
     form(original)
     found = converted(**options)
     assert found.state == "ok", found
-    assert max(found.numbers["apart"]["the original's"]) > 0
 
 
 def misspelt(held):
