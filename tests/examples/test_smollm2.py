@@ -5,7 +5,6 @@ import runpy
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,72 +89,6 @@ def test_a_result_is_there_whole_or_the_command_ends(study, tmp_path, code, writ
     with pytest.raises(typer.Exit) as ended:
         made.result_of("it", file, "evaluate")
     assert (ended.value.exit_code, file.exists()) == (ends, False)
-
-
-def test_four_drafts_are_trained_and_measured_and_the_same_command_does_only_what_is_left(study, tmp_path):
-    """Two at a time, each where it may: who is trained on own answers waits for them; what failed is done again."""
-    failing = {"evaluate"}
-    measured = {"acceptance_length": 2.5, "rate_per_position": [0.75, 0.5, 0.25]}
-
-    def log_training(cpdir):
-        cpdir.mkdir(parents=True)
-        held_out = {"step": 9, "steps": 9, "pass": 0, "val_expected_acceptance": 1.5}
-        (cpdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ({"step": 8}, held_out)))
-
-    def play(command):
-        words = command[3:]
-        if words[0] == "draft":
-            run = Path(words[words.index("--out") + 1])
-            log_training(run / "checkpoints")
-            (run / "records").mkdir()
-            (run / "records" / "generation.json").write_text(json.dumps({"tokens": 200, "processes": [4, 6]}))
-            (run / "evaluation.json").write_text("{}")
-            assert "own" not in run.name or (tmp_path / "answers.jsonl").exists()
-        elif words[0] == "answers":
-            time.sleep(0.2)
-            (tmp_path / "answers.jsonl").write_text("")
-        elif words[:2] == ["train", "eagle3"]:
-            cpdir = Path(words[words.index("--out") + 1])
-            log_training(cpdir)
-            (cpdir / "best.json").write_text(json.dumps({"checkpoint": "state_3"}))
-            assert (tmp_path / "eagle3_own_answers" / "evaluation.json").exists()
-        elif failing:
-            failing.clear()
-            return 2
-        else:
-            Path(words[words.index("--json") + 1]).write_text(
-                json.dumps({"of": words[1], **measured, "files": [measured] * 6})
-            )
-        return 0
-
-    made = study.use(play)
-    with pytest.raises(typer.Exit) as ended:
-        made.trained_and_measured()
-    assert ended.value.exit_code == 2
-    assert len(study.asked) == 9, "who fails does not stop the others, and has not stopped before they have"
-    found = made.trained_and_measured()
-    assert len(study.asked) == 9 + 1
-    assert {Path(each["of"]).relative_to(tmp_path).as_posix() for each in found.values()} == {
-        "eagle3_own_answers/draft",
-        "eagle3_prototype/checkpoints/state_3",
-        "eagle3_the_datas_answers/draft",
-        "hass_own_answers/draft",
-    }
-    trained = [words for words in study.asked if words[1] in ("draft", "train")]
-    assert len(trained) == 4
-    assert all(words[words.index("--mixed-precision") + 1] == "bf16" for words in trained)
-    kept = json.loads((tmp_path / "seconds.json").read_text())
-    assert all(each["done"] for each in kept.values())
-    assert len(kept) == 9
-    page = study.example["tables"](found, {}, made, "12 questions")
-    cells = " | ".join(["2.500 (0.750, 0.500, 0.250)"] * 7)
-    for name in found:
-        assert f"| {name} | {cells} |" in page
-        assert f"| {name} | 1 | 180 | 1.500 |" in page
-    assert {what for what, _ in made.minutes()} == set(kept)
-    for seconds in (30, 60):
-        made.kept("twice", seconds)
-    assert ["twice", "1.5"] in made.minutes(), "stopped and gone on with"
 
 
 def test_a_study_of_something_else_is_refused(study, tmp_path, monkeypatch):

@@ -25,6 +25,9 @@ PROMPTS = (21, 6, 34)
 LOCAL = [each for each in DRAFTS if each[0] in ("gpt_oss", "llama4")]
 """Drafts whose verifiers have windows or chunks."""
 
+TRIED = [each for each in DRAFTS if each[1:] != ("eagle3", "llama") or each in LOCAL]
+"""That a llama layer for a verifier without them changes no token, ``test_whole_way.py`` shows of each."""
+
 
 def prompts_of(tiny):
     files = list_records(tiny.folder / "data_eagle3")
@@ -42,6 +45,7 @@ def lively(draft):
     return open_draft(save_draft(enliven(draft.build()), draft.folder / "saved"))
 
 
+@pytest.mark.parametrize("draft", TRIED, indirect=True, ids="-".join)
 def test_counts_are_those_of_a_simulation_and_no_token_changes(draft, lively, judge):
     prompts = prompts_of(draft.tiny)
     found = evaluate(judge, drafter_of(lively), prompts, Limits(LENGTH), STEPS, batch_size=3)
@@ -58,6 +62,7 @@ def right_proposals(draft, lively, judge):
     return found, [answer.tokens for answer in decode(judge, prompts, Limits(LENGTH))]
 
 
+@pytest.mark.parametrize("draft", LOCAL, indirect=True, ids="-".join)
 def test_accepted_and_rejected_tokens_change_no_token_either(draft, lively, judge):
     found, plain = right_proposals(draft, lively, judge)
     assert [answer.tokens for answer in found] == plain
