@@ -57,7 +57,7 @@ def test_every_page_is_in_the_navigation(site):
         assert f'href="{page.with_suffix(".html").as_posix()}"' in front, page
 
 
-@pytest.mark.nightly  # ``run.py docs``, at every push, is strict about it too
+@pytest.mark.nightly
 def test_the_reference_holds_every_public_module(tmp_path):
     site = tmp_path / "site"
     assert not (said := build(ROOT, site)), said

@@ -5,6 +5,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.docs.walk import Walk, blocks_of
 from tests.tidy import untidy
 
@@ -12,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "porting.md"
 
 
+@pytest.mark.nightly
 def test_the_page_brings_a_prototype_to_green(tmp_path, programs):
     walk, blocks = Walk(tmp_path, ROOT, programs), blocks_of(PAGE.read_text())
     for block in blocks:

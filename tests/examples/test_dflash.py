@@ -8,6 +8,7 @@ from parity import Options, replace_functions, run_pair
 from parity.errors import InputError
 from tests.existing import FAULTS, Existing, own_lines
 
+pytestmark = pytest.mark.nightly
 DFLASH = Existing("dflash.py:DFLASH")
 
 

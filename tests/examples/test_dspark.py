@@ -6,7 +6,7 @@ from parity import Options, run_pair
 from parity.errors import InputError
 from tests.existing import FAULTS, Existing, own_lines
 
-pytestmark = pytest.mark.nightly  # DFlash's pair shows the same of the same core
+pytestmark = pytest.mark.nightly
 DSPARK = Existing("dspark.py:DSPARK")
 
 

@@ -12,6 +12,7 @@ from ports.evaluate.prompts import read_questions
 from ports.training.records import list_records
 from ports.verifier.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.nightly
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,24 +28,15 @@ def tiny_llama(programs):
 
 @pytest.fixture(scope="module")
 def done(tiny_llama, tmp_path_factory):
-    """Of Eagle3; HASS is trained below."""
     output = tmp_path_factory.mktemp("tiny") / "run"
-    return output, tiny_llama(output, "--passes", 8, "--tokens", 32, "--algorithm", "eagle3")
+    return output, tiny_llama(output, "--passes", 8, "--tokens", 32)
 
 
-@pytest.mark.nightly
-def test_both_drafts_reach_the_goal_on_held_out_text(tiny_llama, tmp_path):
-    reaches_the_goal(tmp_path / "run", tiny_llama(tmp_path / "run", "--passes", 8, "--tokens", 32), ["eagle3", "hass"])
-
-
-def test_a_draft_reaches_the_goal_on_held_out_text(done):
-    reaches_the_goal(*done, ["eagle3"])
-
-
-def reaches_the_goal(output, process, algorithms):
+def test_both_drafts_reach_the_goal_on_held_out_text(done):
+    output, process = done
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     rows = json.loads((output / "result.json").read_text())
-    assert [row["trained"]["algorithm"] for row in rows] == algorithms
+    assert [row["trained"]["algorithm"] for row in rows] == ["eagle3", "hass"]
     for row in rows:
         trained, untrained = row["trained"], row["untrained"]
         assert trained["acceptance_length"] >= 1.5 * untrained["acceptance_length"]
