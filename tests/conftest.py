@@ -13,7 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CACHE_HOME"] = os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # digests of weights; code of models
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HANDS_OUT = re.search(r" (-n|--numprocesses)[ =]?([1-9]|auto|logical)", " ".join(["", *sys.argv]))
-if "PYTEST_XDIST_WORKER" in os.environ or not HANDS_OUT:
+HERE = {"--pdb", "--collect-only", "--co"} & {*sys.argv}
+if "PYTEST_XDIST_WORKER" in os.environ or HERE or not HANDS_OUT:
     from tests.state import *  # noqa: F403
 
 prototype_dir, eagle_dir, hass_dir, deepspec_dir, specforge_dir = map(checkout, CHECKOUTS)

@@ -27,7 +27,6 @@ logger.remove()
 logger.add(sys.stderr, level="WARNING")
 settings.register_profile("here", deadline=None, derandomize=True)  # a busy machine is slow, and every run is the same
 settings.load_profile("here")
-pytest.register_assert_rewrite("tests.existing")
 
 
 @pytest.fixture

@@ -1,12 +1,20 @@
 """Hostile input for whole commands; see :mod:`tests.fuzz`."""
 
+import pytest
+
 from tests import place
-from tests.fuzz import COUNT, fuzz_all, table
+from tests.fuzz import COUNT, fuzz
 
 
-def test_no_input_ends_in_a_traceback_or_in_success_without_effect(tmp_path):
-    (tmp_path / "built").mkdir()
-    counts, reports = fuzz_all(range(COUNT), place.build(tmp_path / "built"), tmp_path)
-    print(table(counts))
-    assert not reports, "\n\n".join(reports)
-    assert {code for _, code in counts} >= {0, 2}
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return place.build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_no_input_ends_in_a_traceback_or_in_success_without_effect(built, tmp_path, number):
+    fuzz(number, built, tmp_path)
+
+
+def test_some_are_taken_and_some_are_refused(built, tmp_path):
+    assert [fuzz(number, built, tmp_path / str(number)).code for number in (0, 1)] == [0, 2]
