@@ -128,15 +128,20 @@ USE = "import transformers.audio_utils"
 AFTER = "import sys, importlib.util as u; assert 'torchaudio' not in sys.modules; assert u.find_spec('torchaudio')"
 
 
+def beside_torchaudio(folder, content, code):
+    """Run ``code`` in an interpreter that has a torchaudio of that content."""
+    (folder / "torchaudio").mkdir()
+    (folder / "torchaudio" / "__init__.py").write_text(f"{content}\n")
+    (folder / "torchaudio-9.9.0.dist-info").mkdir()
+    (folder / "torchaudio-9.9.0.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 9.9.0\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(("code", "said"), [(f"import ports; {USE}; {AFTER}", ""), (USE, "undefined symbol")])
 def test_transformers_imports_beside_a_broken_torchaudio_after_ports(tmp_path, code, said):
     """Its own import fails as that of another build does."""
-    (tmp_path / "torchaudio").mkdir()
-    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('undefined symbol')\n")
-    (tmp_path / "torchaudio-9.9.0.dist-info").mkdir()
-    (tmp_path / "torchaudio-9.9.0.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 9.9.0\n")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    result = beside_torchaudio(tmp_path, "raise OSError('undefined symbol')", code)
     assert said in result.stderr
     assert (result.returncode == 0) is (said == ""), result.stderr
 
@@ -165,14 +170,8 @@ def test_what_libraries_say_goes_to_a_file_and_not_over_what_is_shown(fork, tmp_
 KNOWN = "from transformers.utils import is_torchaudio_available as known; assert known()"
 
 
-@pytest.mark.parametrize("first", ["import ports", "import ports, transformers.audio_utils"])
-def test_a_torchaudio_that_works_is_left_to_transformers(tmp_path, first):
-    (tmp_path / "torchaudio").mkdir()
-    (tmp_path / "torchaudio" / "__init__.py").write_text("__version__ = '9.9.0'\n")
-    (tmp_path / "torchaudio-9.9.0.dist-info").mkdir()
-    (tmp_path / "torchaudio-9.9.0.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 9.9.0\n")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    result = subprocess.run([sys.executable, "-c", f"{first}; {KNOWN}"], env=env, capture_output=True, text=True)
+def test_a_torchaudio_that_works_is_left_to_transformers(tmp_path):
+    result = beside_torchaudio(tmp_path, "__version__ = '9.9.0'", f"import ports, transformers.audio_utils; {KNOWN}")
     assert result.returncode == 0, result.stderr
 
 
