@@ -57,9 +57,11 @@ def deterministic(seed: int = 0, threads: int = 1) -> Iterator[None]:
         yield
 
 
-def quietly() -> contextlib.AbstractContextManager[object]:
-    """What the body prints goes nowhere."""
-    return contextlib.redirect_stdout(io.StringIO())
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """What the body prints goes nowhere, on stdout and stderr: it speaks to one who runs it, and a report is read."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def hush() -> None:

@@ -356,11 +356,6 @@ class Report:
         compared = [row.passed for row in self.rows if row.compared]
         return bool(compared) and all(compared) and not any(one.fails for one in self.planted)
 
-    def sights(self) -> dict[Sight, int]:
-        """How many planted faults were seen, and how many were not."""
-        found = [one.sight for one in self.planted]
-        return {sight: found.count(sight) for sight in Sight}
-
     def verdict_line(self) -> str:
         """``PASS: 2 cases; 40 quantities of the prototype matched, the closest at 0.4 of what ...; saved 2 of 2``."""
         found = self.counts()

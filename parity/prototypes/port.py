@@ -178,6 +178,7 @@ def start_port(
     with (
         tempfile.TemporaryDirectory() as folder,
         patch_environment(accelerate_use_cpu=os.environ.get("ACCELERATE_USE_CPU", "true")),
+        quietly(),
     ):
         if settings.ckpt_path is None:
             write_initial(draft, case, Path(folder))

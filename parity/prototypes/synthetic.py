@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +82,6 @@ def write_case(
     }
     (folder / "meta.json").write_text(json.dumps(meta))
     return read_case(folder)
-
-
-def reseeded(case: RecordedCase, folder: Path, seed: int) -> RecordedCase:
-    """The case with an order and noise drawn from ``seed``; the noise lies in ``folder``."""
-    files = [case.tmpdir / name for name in case.meta.samples_files]
-    order = sample_order(len(files), case.bs, case.epoch + 1, seed)
-    save_file(_uniforms(files, order, seed), folder / NOISE)
-    return replace(case, directory=folder, order=tuple(order), noise=True, shuffle=True)
 
 
 def sample_order(count: int, bs: int, passes: int, seed: int | None) -> list[int]:

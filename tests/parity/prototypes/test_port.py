@@ -66,8 +66,10 @@ def test_a_live_run_does_not_read_the_recorded_draws(noisy):
         trace_port(noisy)
 
 
-def test_the_trace_keeps_the_first_step_and_every_point(case):
+def test_the_trace_keeps_the_first_step_and_every_point(case, capsys):
+    """And nobody reads what the run says to its user."""
     trace = trace_port(case)
+    assert capsys.readouterr() == ("", "")
     assert trace.micro_batches() == [0]
     assert len(trace.curve) == 40
     assert trace.prints == case.meta.prints
