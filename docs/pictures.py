@@ -38,7 +38,7 @@ def main() -> int:
 def draw(page: Path, algorithms: tuple[str, ...]) -> None:
     """The report of the three-step float32 cases."""
     options = Options(keyword=f"fp32_k3 and {PLAIN}")
-    write_html(joined([run_pair(find_pair(name), options, print) for name in algorithms]).report, page)
+    write_html(joined([run_pair(find_pair(name), options, print) for name in algorithms]), page)
 
 
 def photograph(page: Path, picture: Path, height: int) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from parity.compare import View
     from parity.comparing import compare_sides, compare_traces
     from parity.engine import EngineSide
-    from parity.locate import Finding
     from parity.names import Fused, NameMap, Replicated, transposed
     from parity.observe import Draw, tap, unrolled
     from parity.outside import CommandSide, FolderSide
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
     from parity.suggest import Suggestion, suggest_names
     from parity.tolerances import Kind, Tolerance
     from parity.trace import Trace, read_trace, write_trace
+    from parity.verdict import Finding
 
 PLACES = {
     "checks": ("CHECKS",),
     "compare": ("View",),
     "comparing": ("compare_sides", "compare_traces"),
     "engine": ("EngineSide",),
-    "locate": ("Finding",),
     "names": ("Fused", "NameMap", "Replicated", "transposed"),
     "observe": ("Draw", "tap", "unrolled"),
     "pair": ("Options", "Pair"),
@@ -49,6 +48,7 @@ PLACES = {
     "allowed": ("moved",),
     "tolerances": ("Kind", "Tolerance"),
     "trace": ("Trace", "read_trace", "write_trace"),
+    "verdict": ("Finding",),
 }
 HOME = {name: place for place, names in PLACES.items() for name in names}
 

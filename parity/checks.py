@@ -28,8 +28,8 @@ from parity.setup import initial_rows, setting_rows
 from parity.step import audit_row, update_rows
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import STATES, Trace
-from parity.trace_pair import Check, TracePair, raised
-from parity.verdict import Against, Row, Status, explained
+from parity.trace_pair import Check, TracePair, explained, raised
+from parity.verdict import Against, Row, Status
 
 PLACES = (
     (re.compile(r"mb\d+\.batch\."), "batches", "batch"),

@@ -22,7 +22,7 @@ from parity.files import check_output
 from parity.outside import SideError
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.power import run_with_power
-from parity.report import print_report, write_html, write_json
+from parity.report import print_report
 from parity.run import KitReport, joined, leaves_out, run_pair
 from parity.scaffold import new_pair, new_port
 from parity.tolerances import read_tolerances
@@ -208,13 +208,13 @@ def _words(option: str, text: str, known: Collection[str] | None = None) -> tupl
 
 def _show(result: KitReport, report: Path | None, json: Path | None, console: Console) -> NoReturn:
     """Print and write the report; the exit code is the verdict."""
-    print_report(result.report, console)
+    print_report(result, console)
     if result.first:
         console.print(f"first: {result.first}", highlight=False, markup=False, soft_wrap=True)
     if json is not None:
-        write_json(result.report, json)
+        result.write_json(json)
     if report is not None:
-        write_html(result.report, report)
+        result.write_html(report)
         console.print(f"report: {report}")
     raise typer.Exit(0 if result.passed else 1)
 

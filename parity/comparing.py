@@ -18,7 +18,7 @@ from parity.run import KitReport, joined, run_pair
 from parity.side import STEPS, AnySide, Batch, Case
 from parity.tolerances import Tolerances
 from parity.trace import META, Trace, read_trace
-from parity.verdict import Against, Report
+from parity.verdict import Against
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
@@ -103,7 +103,7 @@ def compare_folders(
     sides = traces_in(original), traces_in(port)
     if ("" in sides[0]) != ("" in sides[1]):
         raise InputError(port if "" in sides[0] else original, META, "missing", "one trace, as in the other folder")
-    results = [KitReport(Report(baseline=original.name))]
+    results = [KitReport(baseline=original.name)]
     for name in sorted({*sides[0], *sides[1]}):
         if name not in sides[0] or name not in sides[1]:
             missing = f"missing in {port if name in sides[0] else original}"

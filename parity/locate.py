@@ -18,7 +18,7 @@ from torch import Tensor
 from parity.calls import CALLS, WHOLE, Call, below, dotted, first_of
 from parity.compare import RowKey, compare_named
 from parity.tolerances import Kind, Tolerance
-from parity.verdict import Row
+from parity.verdict import Finding, Row
 
 LOSS = "(loss)"
 BLOCKED_FROM = -1e4
@@ -36,27 +36,6 @@ Allowed = Callable[[str, torch.dtype], Tolerance]
 """The bound on a tensor of a call, by its name in a trace and its dtype."""
 
 Pairs = list[tuple[str, Tensor | None, Tensor | None]]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The first place where two sides part: check, direction (forward, backward, ...), module, call and the numbers.
-
-    ``operator`` is the first operator below the module, on both sides, where it was looked for.
-    """
-
-    check: str
-    direction: str
-    module: str
-    call: int
-    detail: str
-    operator: str = ""
-
-    def __str__(self) -> str:
-        place = self.module + (f", call {self.call}" if self.call else "")
-        way = "" if self.direction == self.check else f" ({self.direction})"
-        below = f"; first operator: {self.operator}" if self.operator else ""
-        return f"{self.check}{way} first goes wrong in {place}: {self.detail}{below}"
 
 
 @dataclass(frozen=True)

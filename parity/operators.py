@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.calls import WHOLE, gradients_of, lone, part_of, tensors_of
-from parity.locate import LOSS, Apart, Finding
+from parity.locate import LOSS, Apart
 from parity.names import NameMap
+from parity.verdict import Finding
 
 HERE, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')

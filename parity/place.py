@@ -10,13 +10,13 @@ from parity.allowed import SAYS_NOTHING, pool_of
 from parity.calls import WHOLE, calls_of
 from parity.environment import deterministic
 from parity.errors import place_of
-from parity.locate import LOSS, Apart, Finding, first_backward, first_forward
+from parity.locate import LOSS, Apart, first_backward, first_forward
 from parity.observe import drawing
 from parity.operators import Live, with_operator
 from parity.pair import Pair
 from parity.side import Rerunnable, fresh_module
 from parity.trace_pair import TracePair
-from parity.verdict import Row, Status
+from parity.verdict import Finding, Row, Status
 
 
 def hinted(rows: list[Row], evidence: TracePair, first: Finding | None, pair: Pair) -> list[Row]:

@@ -45,9 +45,9 @@ def run_with_power(pair: Pair, options: Options = EVERYTHING, progress: Progress
         with ExitStack() as stack:
             found = Battery(short, case, CaseRun(short, case, stack), progress).run()
         if isinstance(found, Skip):
-            result.report.skips.append(found)
+            result.skips.append(found)
         else:
-            result.report.planted += found
+            result.planted += found
     return result
 
 

@@ -9,9 +9,9 @@ check at a time.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from parity.differences import Ledger
 from parity.environment import described
 from parity.errors import InputError
 from parity.flow import gradient_flow
-from parity.locate import Finding
 from parity.names import align, as_map, known_to
 from parity.observe import given, laid_out
 from parity.pair import EVERYTHING, Options, Pair, matches
@@ -37,10 +36,13 @@ from parity.study import as_it_is, effect_rows, raised_rows, study, switched, un
 from parity.tolerances import checked
 from parity.trace import Trace
 from parity.trace_pair import Check, TracePair, raised
-from parity.verdict import Against, Curve, Report, Row, Skip, Status, one_row_a_check
+from parity.verdict import Against, Curve, Finding, Report, Row, Skip
 
 TOLD = ("seed", "steps")
 """Entries of a configuration that the harness tells callables."""
+
+SHOWN = 5
+"""Names of failed tensors that a row tells beside its own."""
 
 Progress = Callable[[str], object]
 SILENT: Progress = str
@@ -51,25 +53,9 @@ class ParityError(AssertionError):
     """The two sides do not agree; the message is the whole report."""
 
 
-@dataclass(frozen=True)
-class KitReport:
-    """Rows in the order in which a fault travels, and the first place where it goes wrong."""
-
-    report: Report
-    first: Finding | None = None
-
-    @property
-    def rows(self) -> list[Row]:
-        return self.report.rows
-
-    @property
-    def passed(self) -> bool:
-        return self.report.passed
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """The checks that failed by their own fault, in order."""
-        return tuple(dict.fromkeys(row.check for row in self.rows if row.status is Status.FAILED))
+@dataclass
+class KitReport(Report):
+    """The report of a pair, or of several: raises, prints and writes itself."""
 
     def raise_if_failed(self) -> None:
         """Raises ParityError (an AssertionError) with the printed report."""
@@ -78,15 +64,15 @@ class KitReport:
 
     def write_html(self, path: str | Path) -> None:
         """The report as one HTML file."""
-        write_html(self.report, path)
+        write_html(self, path)
 
     def write_json(self, path: str | Path) -> None:
         """Every row as JSON."""
-        write_json(self.report, path)
+        write_json(self, path)
 
     def __str__(self) -> str:
         text = io.StringIO()
-        print_report(self.report, Console(file=text, width=140))
+        print_report(self, Console(file=text, width=140))
         return text.getvalue() + (f"first: {self.first}\n" if self.first else "")
 
 
@@ -188,7 +174,7 @@ def leaves_out(side: AnySide | None, case: Any) -> str | None:
 
 
 def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = SILENT) -> KitReport:
-    """The report of a pair, and the first place where it goes wrong.
+    """The report of a pair.
 
     Raises:
         InputError: files, options or a checkout that cannot be used. What a side raises is a failed row instead.
@@ -204,28 +190,17 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = SIL
         runner.judge_known_differences(strict=pair.strict and not options.keyword and options.checks is None)
         for name in pair.find_jobs(options):
             progress(name)
-            add(runner.report, pair.jobs[name](options))
+            runner.report.join(pair.jobs[name](options))
     if options.original is None and pair.live is not None and pair.original is not None:
         runner.report.skips.append(Skip("original", f"{pair.name} live", "no checkout was given", pair.remedy))
-    return KitReport(runner.report, runner.first)
+    return runner.report
 
 
 def joined(results: Sequence[KitReport]) -> KitReport:
-    """At least one report as one; the first place is that of the first that has one."""
+    """At least one report as one."""
     for result in results[1:]:
-        add(results[0].report, result.report)
-    return KitReport(results[0].report, next((result.first for result in results if result.first), None))
-
-
-def add(whole: Report, part: Report) -> None:
-    """Put what one report found at the end of another; notes and deviations that both have are said once."""
-    whole.add(part.rows)
-    for name in (
-        one.name for one in fields(Report) if isinstance(getattr(whole, one.name), list) and one.name != "rows"
-    ):
-        known = getattr(whole, name)
-        known += [one for one in getattr(part, name) if name not in ("notes", "deviations") or one not in known]
-    whole.environment.update(part.environment)
+        results[0].join(result)
+    return results[0]
 
 
 class Runner:
@@ -233,9 +208,8 @@ class Runner:
 
     def __init__(self, pair: Pair, chosen: Collection[str], progress: Progress = SILENT) -> None:
         self.pair, self.chosen, self.progress = pair, chosen, progress
-        self.report = Report(environment=described(), deviations=list(pair.deviations))
+        self.report = KitReport(environment=described(), deviations=list(pair.deviations))
         self.report.baseline = pair.baseline or (pair.original.name if pair.original else "") or "original"
-        self.first: Finding | None = None
         self.stack = ExitStack()
         self.held: CaseRun | None = None
 
@@ -311,7 +285,7 @@ class Runner:
             RowKey("run", case, ledger.run or "port", Against.SELF_CONSISTENCY), self.pair.known_differences, ledger
         )
         wrong = next((row for row in rows if not row.passed), None)
-        self.first = self.first or (Finding("run", "run", wrong.run, 0, wrong.detail) if wrong else None)
+        self.report.first = self.report.first or (Finding("run", "run", wrong.run, 0, wrong.detail) if wrong else None)
         self.report.ledgers.append(ledger)
         self.report.rows += rows
 
@@ -334,7 +308,7 @@ class Runner:
         except Exception as error:  # whatever the code of a side raises
             row = raised(subject, error)
             self.report.rows.append(row)
-            self.first = self.first or Finding("run", "run", subject.run, 0, row.detail)
+            self.report.first = self.report.first or Finding("run", "run", subject.run, 0, row.detail)
             return None
 
     def _side(self, evidence: TracePair, checks: Sequence[Check]) -> None:
@@ -342,7 +316,7 @@ class Runner:
         report = self.report
         rows = run_checks(evidence, checks)
         first = first_place(rows, evidence)
-        self.first = self.first or first
+        self.report.first = self.report.first or first
         report.add(one_row_a_check(hinted(rows, evidence, first, self.pair), ("round_trip", "resume")))
         report.speeds += evidence.speeds
         report.notes += [note for note in notes_of(evidence) if note not in report.notes]
@@ -372,3 +346,20 @@ def notes_of(evidence: TracePair) -> list[str]:
     ]
     left_out = ", ".join(evidence.found.left_out)
     return notes + [f"left out of a trace, not compared: {left_out}"] * bool(left_out)
+
+
+def one_row_a_check(rows: Iterable[Row], checks: Iterable[str]) -> list[Row]:
+    """The rows, but one for each of these checks: the worst, which says how many there were, and what else failed."""
+    rows = list(rows)
+    held = {check: [row for row in rows if row.check == check and row.compared] for check in checks}
+    last = {id(each[-1]): _worst_of(each) for each in held.values() if each}
+    return [last.get(id(row), row) for row in rows if id(row) in last or not row.compared or row.check not in held]
+
+
+def _worst_of(rows: list[Row]) -> Row:
+    worst = max(rows, key=lambda row: (not row.passed, row.ratio or 0.0))
+    failed = [row.tensor or row.quantity for row in rows if not row.passed and row is not worst]
+    more = f"; also {', '.join(failed[:SHOWN])}{' ...' * (len(failed) > SHOWN)}" * bool(failed)
+    hint = next((row.hint for row in rows if row.hint), "")
+    detail = f"{len(failed) + (not worst.passed)} of {len(rows)} differ, the worst: {worst.detail}{more}"
+    return replace(worst, detail=detail, hint=hint, bits="")

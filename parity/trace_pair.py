@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from parity.names import NameMap
 from parity.side import Rerunnable
 from parity.tolerances import HELD, UNITS, Kind, Tolerance, Tolerances, by_dtype
 from parity.trace import Trace
-from parity.verdict import Against, Row, Speed
+from parity.verdict import Against, Row, Speed, Status
 
 
 @dataclass
@@ -139,3 +139,18 @@ def raised(subject: RowKey, error: BaseException) -> Row:
     """The row of an exception: its text, and the last place that is the user's."""
     said = f"{type(error).__name__}: {str(error)[:300]}"
     return subject.row(RAISED, "", None, None, False, f"{said} at {place_of(error)}")
+
+
+def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    """The rows, those that failed downstream of another check's failure blocked.
+
+    ``follows`` has for every check, in their order, those whose failure explains a failure of it.
+    """
+    rows = list(rows)
+    failed = {row.check for row in rows if row.status is Status.FAILED}
+    causes: dict[str, str] = {}
+    for check, parents in follows.items():
+        found = (causes.get(parent, parent) for parent in parents if parent in failed or parent in causes)
+        if cause := next(found, None):
+            causes[check] = cause
+    return [row.following(causes[row.check]) if row.check in causes else row for row in rows]

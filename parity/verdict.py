@@ -7,15 +7,12 @@ nothing imported from the layers above it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from parity.differences import Ledger
-
-SHOWN = 5
-"""Names of failed tensors that a row tells beside its own."""
 
 NO_QUANTITY = "throughput"
 """The check whose rows measure something else than what the original computes."""
@@ -136,36 +133,25 @@ class Row:
         return {**asdict(self), "status": self.status.value, "against": self.against.value, "passed": passed}
 
 
-def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> list[Row]:
-    """The rows, those that failed downstream of another check's failure blocked.
+@dataclass(frozen=True)
+class Finding:
+    """The first place where two sides part: check, direction (forward, backward, ...), module, call and the numbers.
 
-    ``follows`` has for every check, in their order, those whose failure explains a failure of it.
+    ``operator`` is the first operator below the module, on both sides, where it was looked for.
     """
-    rows = list(rows)
-    failed = {row.check for row in rows if row.status is Status.FAILED}
-    causes: dict[str, str] = {}
-    for check, parents in follows.items():
-        found = (causes.get(parent, parent) for parent in parents if parent in failed or parent in causes)
-        if cause := next(found, None):
-            causes[check] = cause
-    return [row.following(causes[row.check]) if row.check in causes else row for row in rows]
 
+    check: str
+    direction: str
+    module: str
+    call: int
+    detail: str
+    operator: str = ""
 
-def one_row_a_check(rows: Iterable[Row], checks: Iterable[str]) -> list[Row]:
-    """The rows, but one for each of these checks: the worst, which says how many there were, and what else failed."""
-    rows = list(rows)
-    held = {check: [row for row in rows if row.check == check and row.compared] for check in checks}
-    last = {id(each[-1]): _worst_of(each) for each in held.values() if each}
-    return [last.get(id(row), row) for row in rows if id(row) in last or not row.compared or row.check not in held]
-
-
-def _worst_of(rows: list[Row]) -> Row:
-    worst = max(rows, key=lambda row: (not row.passed, row.ratio or 0.0))
-    failed = [row.tensor or row.quantity for row in rows if not row.passed and row is not worst]
-    more = f"; also {', '.join(failed[:SHOWN])}{' ...' * (len(failed) > SHOWN)}" * bool(failed)
-    hint = next((row.hint for row in rows if row.hint), "")
-    detail = f"{len(failed) + (not worst.passed)} of {len(rows)} differ, the worst: {worst.detail}{more}"
-    return replace(worst, detail=detail, hint=hint, bits="")
+    def __str__(self) -> str:
+        place = self.module + (f", call {self.call}" if self.call else "")
+        way = "" if self.direction == self.check else f" ({self.direction})"
+        below = f"; first operator: {self.operator}" if self.operator else ""
+        return f"{self.check}{way} first goes wrong in {place}: {self.detail}{below}"
 
 
 @dataclass(frozen=True)
@@ -306,6 +292,7 @@ class Report:
     """Everything one ``parity run`` has to say.
 
     ``baseline`` is the run that the others were compared with; curves and gradient flow of that name are drawn as such.
+    ``first`` is the first place where it goes wrong.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -319,6 +306,16 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     baseline: str = "prototype"
+    first: Finding | None = None
+
+    def join(self, part: Report) -> None:
+        """Put another report at the end of this one; notes and deviations that both have are said once."""
+        self.add(part.rows)
+        for name in ("skips", "curves", "gradient_flow", "speeds", "ledgers", "planted", "deviations", "notes"):
+            known = getattr(self, name)
+            known += [one for one in getattr(part, name) if name not in ("notes", "deviations") or one not in known]
+        self.environment.update(part.environment)
+        self.first = self.first or part.first
 
     def add(self, rows: Iterable[Row]) -> None:
         """Further rows, in which what an earlier one compared to the bit, under the same name, counts no more."""
@@ -355,6 +352,11 @@ class Report:
         """True when something was compared, nothing failed or was blocked, and no planted fault went unseen."""
         compared = [row.passed for row in self.rows if row.compared]
         return bool(compared) and all(compared) and not any(one.fails for one in self.planted)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed by their own fault, in order."""
+        return tuple(dict.fromkeys(row.check for row in self.rows if row.status is Status.FAILED))
 
     def verdict_line(self) -> str:
         """``PASS: 2 cases; 40 quantities of the prototype matched, the closest at 0.4 of what ...; saved 2 of 2``."""

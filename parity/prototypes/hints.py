@@ -15,14 +15,14 @@ from torch import Tensor
 from parity.calls import WHOLE, Call, call_of, gradients_of, keep_calls, watch
 from parity.environment import deterministic
 from parity.files import read_tensors
-from parity.locate import Apart, Finding, first_backward, first_forward
+from parity.locate import Apart, first_backward, first_forward
 from parity.prototypes.case import RecordedCase
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.data import batches_of
 from parity.prototypes.reference.loop import prepare
 from parity.trace import Trace
 from parity.trace_pair import TracePair
-from parity.verdict import Row
+from parity.verdict import Finding, Row
 
 AGREE = 1e-4
 """Relative to the largest entry: far above rounding, far below what a fault does."""

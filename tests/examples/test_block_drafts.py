@@ -37,7 +37,7 @@ def pair_of(name):
 
 @cache
 def report_of(name):
-    return run_pair(pair_of(name)).report
+    return run_pair(pair_of(name))
 
 
 def ledger(name, case):

@@ -39,7 +39,7 @@ def pair_of(name):
 
 @cache
 def reports():
-    return {name: run_pair(pair_of(name)).report for name in NAMES}
+    return {name: run_pair(pair_of(name)) for name in NAMES}
 
 
 def ledger_of(section):
@@ -189,7 +189,7 @@ def test_a_fault_in_the_original_is_left_and_named(name, tensor):
     with pair.original.trace(case) as ran:
         tensors = {**ran.trace.tensors, tensor: one_entry(ran.trace.tensors[tensor])}
     tampered = replace(pair, original=TraceSide(replace(ran.trace, tensors=tensors)), cases=[case])
-    report = run_pair(tampered, Options(keyword=case.name)).report
+    report = run_pair(tampered, Options(keyword=case.name))
     expected = {tensor.replace("midlayer", "layers.0")}
     assert {row.tensor for row in report.rows if row.compared and not row.passed} == expected
     assert {line.tensor for line in report.ledgers[0].lines if line.left} == expected
@@ -198,7 +198,7 @@ def test_a_fault_in_the_original_is_left_and_named(name, tensor):
 def test_a_cause_that_is_missing_leaves_what_it_explains():
     pair = pair_of("hass.py:HASS")
     known = [difference for difference in pair.known_differences if difference.id != "smooth-l1"]
-    (ledger,) = run_pair(replace(pair, known_differences=known)).report.ledgers
+    (ledger,) = run_pair(replace(pair, known_differences=known)).ledgers
     left = {line.tensor for line in ledger.lines if line.left}
     assert {"mb0.loss", "mb0.grad.fc.weight"} <= left
     assert not {"mb0.step2.hidden", "mb0.step2.logits"} & left

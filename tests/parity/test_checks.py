@@ -357,7 +357,7 @@ def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes():
         "resume",
     }
     assert report.first is None
-    assert report.report.speeds[0].ratio > 1.2
+    assert report.speeds[0].ratio > 1.2
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

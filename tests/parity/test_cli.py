@@ -14,12 +14,12 @@ import parity.environment
 import parity.prototypes.pair
 from parity.pair import SHIPPED, Options, find_pair
 from parity.run import KitReport
-from parity.verdict import Report, Row, Skip, Status
+from parity.verdict import Row, Skip, Status
 from tests.parity.folders import META, make_fixture, write_checkout, write_meta
 
 
 def one_row(status):
-    return Report(rows=[Row("forward", "one", "port", "logits", "mb0.step0.logits", 1.0, 2.0, status)])
+    return KitReport(rows=[Row("forward", "one", "port", "logits", "mb0.step0.logits", 1.0, 2.0, status)])
 
 
 def broken(*arguments):
@@ -33,7 +33,7 @@ def verdicts(monkeypatch):
 
     def run_pair(pair, options, progress):
         asked.append((pair.name, options))
-        return KitReport(one_row(Status.PASSED))
+        return one_row(Status.PASSED)
 
     monkeypatch.setattr(parity.cli, "run_pair", run_pair)
     return asked
@@ -45,12 +45,12 @@ def verdicts(monkeypatch):
         (one_row(Status.PASSED), 0),
         (one_row(Status.FAILED), 1),
         (one_row(Status.BLOCKED), 1),
-        (Report(), 1),
-        (Report(skips=[Skip("original", "one", "no checkout", "clone it")]), 1),
+        (KitReport(), 1),
+        (KitReport(skips=[Skip("original", "one", "no checkout", "clone it")]), 1),
     ],
 )
 def test_the_exit_code_is_the_verdict(report, code, command, monkeypatch, capsys):
-    monkeypatch.setattr(parity.cli, "run_pair", lambda pair, options, progress: KitReport(report))
+    monkeypatch.setattr(parity.cli, "run_pair", lambda pair, options, progress: report)
     assert command("run", "hass") == code
     assert ("PASS" in capsys.readouterr().out) == (code == 0)
 

@@ -17,7 +17,6 @@ from parity.compare import RowKey
 from parity.locate import (
     LOSS,
     Apart,
-    Finding,
     compare_inputs,
     first_backward,
     first_forward,
@@ -26,6 +25,7 @@ from parity.locate import (
 )
 from parity.operators import Live, first_apart, follow, with_operator
 from parity.tolerances import Kind, Tolerance
+from parity.verdict import Finding
 from tests.parity.example import load, side_with
 
 

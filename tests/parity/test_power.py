@@ -54,7 +54,7 @@ PAIR = Pair("toy", SIDE, replace(SIDE, name="port"), [Case("toy", batches())], b
 
 
 def sights(pair):
-    return {one.fault: one for one in run_with_power(pair).report.planted}
+    return {one.fault: one for one in run_with_power(pair).planted}
 
 
 def test_every_fault_of_any_port_is_seen_by_a_check():
@@ -101,10 +101,10 @@ def alone(monkeypatch):
 def test_what_no_check_sees_fails_a_pair_that_asks_for_it():
     pair = replace(PAIR, batch_keys={}, faults=[Fault("none at all", nothing)])
     assert run_with_power(pair).passed
-    report = run_with_power(replace(pair, unseen={})).report
+    report = run_with_power(replace(pair, unseen={}))
     assert (report.passed, report.planted[0].sight, report.planted[0].fails) == (False, Sight.UNSEEN, True)
     excused = run_with_power(replace(pair, unseen={"none at all": "it is none"}))
-    assert (excused.passed, excused.report.planted[0].detail) == (True, "it is none")
+    assert (excused.passed, excused.planted[0].detail) == (True, "it is none")
     assert "it is none" in str(excused)
 
 
@@ -130,7 +130,7 @@ def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(functions,
         batch_keys={},
         known_differences=[KnownDifference("mean", "squares, averaged", replace_functions(functions))],
     )
-    report = run_with_power(pair).report
+    report = run_with_power(pair)
     assert [(one.fault, one.sight) for one in report.planted] == [
         ("inside distance, under known difference mean", sight)
     ]
@@ -156,7 +156,7 @@ def test_a_fault_inside_of_what_a_cause_puts_aside_is_unseen():
     ids=["a command", "a port that fails"],
 )
 def test_where_nothing_can_be_planted_the_report_says_why(port, reason):
-    (skip,) = run_with_power(replace(PAIR, port=port)).report.skips
+    (skip,) = run_with_power(replace(PAIR, port=port)).skips
     assert skip.reason.startswith(reason)
 
 

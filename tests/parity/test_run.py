@@ -365,7 +365,7 @@ def test_evidence_is_a_side_s_own_and_names_tell_sides_apart(toy):
 def test_what_gets_no_gradient_on_both_sides_is_no_alarm(toy):
     result = run_pair(find_pair(f"{toy}:DEAD"))
     assert result.passed
-    lines = flows(result.report.gradient_flow, result.report.baseline)
+    lines = flows(result.gradient_flow, result.baseline)
     assert {line[0]: line[2] for line in lines if "paper" in line[1]} == {
         f"unused.{name}": "trainable, but got no gradient: its path to the loss is cut, as in paper"
         for name in ("weight", "bias")

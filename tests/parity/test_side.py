@@ -254,7 +254,7 @@ def command(tmp_path):
 def test_a_command_is_an_original_whose_weights_go_to_the_port(command, tmp_path):
     report = compare_sides(command, Side(Net, name="mine"), ONES)
     report.raise_if_failed()
-    assert report.report.baseline == "elsewhere"
+    assert report.baseline == "elsewhere"
     report.write_html(tmp_path / "report.html")
     report.write_json(tmp_path / "report.json")
     assert "mine" in (tmp_path / "report.html").read_text()

@@ -95,7 +95,7 @@ PAIR = Pair(
 
 
 def ledger_of(pair):
-    report = run_pair(pair).report
+    report = run_pair(pair)
     (ledger,) = report.ledgers
     return report, ledger, {line.tensor: line for line in ledger.lines}
 
@@ -163,7 +163,7 @@ def test_a_cause_may_be_in_the_optimizer():
     ],
 )
 def test_a_cause_that_explains_nothing(strict, options, fails):
-    report = run_pair(replace(PAIR, known_differences=(*PAIR.known_differences, MOON), strict=strict), options).report
+    report = run_pair(replace(PAIR, known_differences=(*PAIR.known_differences, MOON), strict=strict), options)
     failed = [(row.check, row.tensor) for row in report.rows if not row.passed and row.compared]
     assert failed == ([("known_differences", "moon")] if fails else [])
     assert ("moon explains nothing here" in report.notes) is not fails
@@ -205,7 +205,7 @@ def test_what_the_port_raises_as_it_is_fails_unless_a_cause_says_so(port, mends,
     end = str(result).splitlines()[-1]
     assert (end.startswith("first: run first goes wrong in port: the port as it is") and raised in end) != result.passed
     assert row.detail.endswith(f"KnownDifference(raises=...): {mends.id}") != result.passed
-    (ledger,) = result.report.ledgers
+    (ledger,) = result.ledgers
     place = f"raises {raised} at tests/parity/test_study.py:"
     assert dict(summed_up(ledger))["raised"].startswith(f"the port as it is {place}")
     assert f"without it the port {place}" in " ".join(text for _, text in summed_up(ledger))
@@ -234,7 +234,7 @@ def test_a_port_that_raises_as_it_is_leaves_no_empty_words():
         for loss, name in ((rows_loss, "original"), (unless_doubled, "port"))
     )
     pair = replace(PAIR, original=original, port=port, draws=draws, known_differences=(*PAIR.known_differences, MOON))
-    (ledger,) = run_pair(pair).report.ledgers
+    (ledger,) = run_pair(pair).ledgers
     summed = summed_up(ledger)
     assert ("draws", "moon; the original's are replayed") in summed
     assert told(ledger).startswith("the port as it is raises, 0 of ")
@@ -251,7 +251,7 @@ def drawn():
 
 def test_a_switch_that_raises_is_a_failed_row():
     odd = KnownDifference("odd", "no such field", lambda side: replace(side, moon="full"))
-    report = run_pair(replace(PAIR, known_differences=(odd,))).report
+    report = run_pair(replace(PAIR, known_differences=(odd,)))
     (row,) = [row for row in report.rows if not row.passed]
     assert (row.check, row.quantity) == ("known_differences", "raised")
     assert "moon" in row.detail

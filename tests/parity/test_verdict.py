@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from parity.verdict import Against, GradientFlow, Planted, Report, Row, Sight, Status, explained, one_row_a_check
+from parity.run import one_row_a_check
+from parity.trace_pair import explained
+from parity.verdict import Against, GradientFlow, Planted, Report, Row, Sight, Status
 
 PASSED, FAILED, BLOCKED, ABSENT = Status.PASSED, Status.FAILED, Status.BLOCKED, Status.NOT_APPLICABLE
 
