@@ -114,7 +114,9 @@ def test_without_a_fault_nothing_is_found():
 @pytest.mark.parametrize(("plant", "direction", "module"), FAULTS.values(), ids=FAULTS)
 def test_direction_and_module_are_named(plant, direction, module):
     example, port = load(), side_with(plant)
-    report = compare_sides(example.ORIGINAL, port, example.batches(), names=example.NAMES, checks=[*CHECKS.values()])
+    report = compare_sides(
+        example.ORIGINAL, port, example.batches(), names=example.NAMES, checks=[*CHECKS.values()], steps=1
+    )
     first = "configuration" if plant is frozen_value else direction  # what is not trained is said before any step
     assert report.first is not None
     assert (report.first.direction, report.first.module) == (first, module), str(report.first)

@@ -137,7 +137,7 @@ WORDS = st.sampled_from([*META["argv"], "--bs", "--lr", "--epoch", "0", "-3", "x
     | st.builds(lambda words: {**META, "argv": words}, st.lists(WORDS | st.text(max_size=6), max_size=10))
     | st.builds(lambda words: with_flags(*words), st.lists(WORDS | st.text(max_size=6), max_size=10))
 )
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_object_is_a_case_or_refused(root, meta):
     folder = write_meta(root / "any", meta)
     try:
