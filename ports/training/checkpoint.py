@@ -6,7 +6,6 @@ A checkpoint is a plain Speculators directory with a subfolder ``training_state/
       training_state/
         state.json              position, totals, schedule, fingerprint of the run: :class:`State`
         optimizer.safetensors   Adam's moments and step counts by parameter name
-        optimizer_0.safetensors .. under FSDP2 the moments' rows that each process holds, in the order of processes
         generators.safetensors  random generators of every process, now and at the pass' start
         manifest.json           size and sha256 of every file: :class:`Manifest`
 """
@@ -35,6 +34,9 @@ FOLDER = "training_state"
 STATE, MANIFEST = f"{FOLDER}/state.json", f"{FOLDER}/manifest.json"
 BEST = "best.json"
 OPTIMIZER, GENERATORS = f"{FOLDER}/optimizer.safetensors", f"{FOLDER}/generators.safetensors"
+
+ROWS = f"{FOLDER}/optimizer_0.safetensors"
+"""Under FSDP2 0.1.0 wrote each process' rows of Adam's state to a file of its own."""
 
 FORMAT_VERSION: Literal[2] = 2
 """1 knew the verifier of a run by its embedding and head alone."""
@@ -158,8 +160,10 @@ def verify(directory: Path) -> None:
             differs from it.
     """
     files = _read(directory / MANIFEST, Manifest).files
-    there = sorted(f"{FOLDER}/{path.name}" for path in (directory / FOLDER).glob("*.safetensors"))
-    for name in [STATE, WEIGHTS, CONFIG, OPTIMIZER, GENERATORS, *there]:
+    if ROWS in files:
+        expected = f"{OPTIMIZER} alone: written by an older release; --from-checkpoint starts from its weights"
+        raise OtherFormatError(directory / MANIFEST, "files", ROWS, expected)
+    for name in [STATE, WEIGHTS, CONFIG, OPTIMIZER, GENERATORS]:
         if name not in files:
             expected = "a manifest of the draft, its config and everything of its training state"
             raise InputError(directory / MANIFEST, "files", f"no {name}", expected)

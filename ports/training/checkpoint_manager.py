@@ -13,11 +13,9 @@ from typing import Any
 
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ports.errors import InputError
 from ports.files import name_in
 from ports.numerics import numerics
 from ports.training.checkpoint import (
@@ -26,7 +24,6 @@ from ports.training.checkpoint import (
     GENERATORS,
     MARK,
     OPTIMIZER,
-    ROOM,
     Best,
     State,
     remove_directory,
@@ -41,9 +38,9 @@ from ports.training.launch import JsonLinesTracker
 from ports.training.loop import Loop
 from ports.training.metrics import PassTotals
 from ports.training.records import SUFFIX
-from ports.training.saving import SHARD, adam_state, write_draft, zero_state
+from ports.training.saving import adam_state, write_draft, zero_state
 from ports.training.settings import TrainingSettings
-from ports.training.shards import full_tensor, in_rows, own_part, tensors_digest
+from ports.training.shards import full_tensor, tensors_digest
 from ports.verifier.fingerprint import verifier_fingerprint
 
 NEUTRAL = frozenset(
@@ -115,17 +112,13 @@ class CheckpointManager:
         times = {"now": loop.generators(), "start": loop.pass_start}
         every = gather_object([(loop.totals, {f"{t}.{name}": one for t in times for name, one in times[t].items()})])
         zero = accelerator.distributed_type is DistributedType.DEEPSPEED
-        adam = (zero_state if zero else adam_state)(loop.objective, loop.optimizer)
-        rows = _write_rows(accelerator, directory, {name: value for name, value in adam.items() if in_rows(value)})
-        adam = {name: full_tensor(value) for name, value in adam.items() if not in_rows(value)}
+        adam = _on_main(accelerator, (zero_state if zero else adam_state)(loop.objective, loop.optimizer))
         weights, fingerprint = self._weights(loop), self.fingerprint(loop)
 
         def fill(folder: Path) -> None:
             write_draft(loop.objective.draft, folder, self.extra_files, weights)
             (folder / FOLDER).mkdir()
-            save_file({name: value.cpu() for name, value in adam.items()}, folder / OPTIMIZER)
-            for rank, file in enumerate(rows):
-                file.rename(folder / FOLDER / f"{SHARD}{rank}.safetensors")
+            save_file(adam, folder / OPTIMIZER)
             drawn = {f"{rank}.{name}": one for rank, (_, own) in enumerate(every) for name, one in own.items()}
             save_file(drawn, folder / GENERATORS)
             write_state(folder, self._state(loop, [totals for totals, _ in every], fingerprint))
@@ -152,11 +145,10 @@ class CheckpointManager:
         return directory
 
     def _weights(self, loop: Loop) -> dict[str, Tensor] | None:
-        """On the CPU of the main process, where the draft's own are in shards; every process must ask."""
+        """Where the draft's own are in shards; every process must ask."""
         if loop.accelerator.distributed_type is not DistributedType.FSDP:
             return None
-        gathered = ((name, full_tensor(value)) for name, value in loop.objective.draft.state_dict().items())
-        return {name: value.cpu() for name, value in gathered if loop.accelerator.is_main_process}
+        return _on_main(loop.accelerator, loop.objective.draft.state_dict())
 
     def _compete(self, loop: Loop, name: str) -> None:
         """Is what will be saved, if it was validated as it is, the best so far?
@@ -221,25 +213,10 @@ class CheckpointManager:
                 remove_directory(directory)
 
 
-def _write_rows(accelerator: Accelerator, directory: Path, adam: dict[str, Tensor]) -> list[Path]:
-    """Every process writes its shards beside ``directory``; the files in the order of processes, none without shards.
-
-    Raises:
-        InputError: one of them could not be written; every process says so.
-    """
-    if accelerator.distributed_type is not DistributedType.FSDP or not adam:
-        return []
-    file, failed = directory.with_name(f"{MARK}{directory.name}.{accelerator.process_index}"), ""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: own_part(value).cpu() for name, value in adam.items()}, file)
-    except (OSError, SafetensorError) as error:
-        failed = str(error)
-    told = gather_object([(file, failed)])
-    for file, failed in told:
-        if failed:
-            raise InputError(file, "checkpoint", f"{failed} while saving", ROOM)
-    return [file for file, _ in told]
+def _on_main(accelerator: Accelerator, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In full, on the CPU of the main process, one after the other; every process must ask."""
+    whole = ((name, full_tensor(value)) for name, value in tensors.items())
+    return {name: value.cpu() for name, value in whole if accelerator.is_main_process}
 
 
 def sharding(accelerator: Accelerator) -> str:

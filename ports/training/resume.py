@@ -31,7 +31,7 @@ from ports.training.checkpoint_manager import CheckpointManager, Fingerprint
 from ports.training.generators import Replay
 from ports.training.launch import LOG, SETTINGS
 from ports.training.loop import Loop
-from ports.training.saving import load_adam_state, load_zero_state, read_adam_state, read_tensors, shards_in
+from ports.training.saving import load_adam_state, load_zero_state, read_tensors
 from ports.training.settings import TrainingSettings
 
 AUTO = Path("auto")
@@ -152,10 +152,8 @@ def resume(loop: Loop, checkpoint: Checkpoint, checkpoint_manager: CheckpointMan
     anyway = checkpoint_manager.settings.resume_anyway
     changed = check_same(directory / STATE, state.fingerprint, checkpoint_manager.fingerprint(loop, state), anyway)
     zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
-    load, shards = load_zero_state if zero else load_adam_state, shards_in(directory)
-    if loop.accelerator.distributed_type is DistributedType.FSDP and len(shards) == loop.accelerator.num_processes:
-        shards = [shards[loop.accelerator.process_index]]
-    load(directory / OPTIMIZER, read_adam_state(directory, shards), loop.objective, loop.optimizer)
+    load, file = load_zero_state if zero else load_adam_state, directory / OPTIMIZER
+    load(file, read_tensors(file), loop.objective, loop.optimizer)
     _restore_schedule(loop, state.schedule)
     checkpoint_manager.best = state.best
     best = state.best_accepted

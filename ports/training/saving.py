@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from ports.errors import InputError
 from ports.files import check_regular, read_json
-from ports.training.checkpoint import CONFIG, FOLDER, OPTIMIZER, WEIGHTS, write_directory
+from ports.training.checkpoint import CONFIG, FOLDER, WEIGHTS, write_directory
 from ports.training.records import FLOATS, WHOLE
-from ports.training.shards import own_part, sharded_like
+from ports.training.shards import sharded_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NEVER_NEGATIVE = ("exp_avg_sq.", "step.")
-SHARD = "optimizer_"
 LENT = frozenset({"embed_tokens.weight"})
 """What Speculators takes from the verifier where a checkpoint has none, as those that EAGLE's are converted to."""
 ABSENT = "no such tensor"
@@ -154,23 +153,6 @@ def adam_state(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     }
 
 
-def shards_in(directory: Path) -> list[Path]:
-    """The files of a checkpoint with the rows of Adam's state that each process held, in the order of processes."""
-    files = (directory / FOLDER).glob(f"{SHARD}[0-9]*.safetensors")
-    return sorted(files, key=lambda file: int(file.stem.removeprefix(SHARD)))
-
-
-def read_adam_state(directory: Path, shards: Sequence[Path]) -> dict[str, Tensor]:
-    """What :func:`adam_state` gave, of what was in shards the rows in ``shards``.
-
-    Raises:
-        InputError: a file that is not safetensors.
-    """
-    rows = [read_tensors(file) for file in shards]
-    joined = {name: torch.cat([each[name] for each in rows]) for name in (rows[0] if rows else ())}
-    return read_tensors(directory / OPTIMIZER) | joined
-
-
 def load_adam_state(file: Path, stored: dict[str, Tensor], module: nn.Module, optimizer: Any) -> None:
     """Give ``optimizer`` the moments of ``stored``, exactly.
 
@@ -238,18 +220,18 @@ def _check(
 ) -> None:
     """Refuse (InputError) other tensors than ``kinds`` and the step of each parameter, or values Adam never has.
 
-    ``master`` is their dtype, where it is not the parameter's own. A moment may be in full or this process' shard.
+    ``master`` is their dtype, where it is not the parameter's own.
     """
     expected = {
-        f"{kind}.{name}": [f"{master or p.dtype} {tuple(shape)}" for shape in (p.shape, own_part(p).shape)]
-        for name, p in stepped.items()
+        f"{kind}.{name}": f"{master or value.dtype} {tuple(value.shape)}"
+        for name, value in stepped.items()
         for kind in kinds
     }
-    expected |= {f"step.{name}": [f"{torch.float32} ()"] for name in stepped}
+    expected |= {f"step.{name}": f"{torch.float32} ()" for name in stepped}
     found = {name: f"{value.dtype} {tuple(value.shape)}" for name, value in stored.items()}
     for name in sorted({*found, *expected}):
-        if found.get(name, ABSENT) not in expected.get(name, [ABSENT]):
-            raise InputError(file, name, found.get(name, ABSENT), expected.get(name, [ABSENT])[0])
+        if found.get(name) != expected.get(name):
+            raise InputError(file, name, found.get(name, ABSENT), expected.get(name, ABSENT))
     for name, value in stored.items():
         if not bool(value.isfinite().all()):
             raise InputError(file, name, "NaN or Inf", "finite values")

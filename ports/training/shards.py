@@ -10,7 +10,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers of so many bytes."""
@@ -26,19 +26,11 @@ def own_part(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def in_rows(value: Tensor) -> bool:
-    """Does every process hold some rows, which put together in the order of processes are the tensor?"""
-    return isinstance(value, DTensor) and value.placements == (Shard(0),)
-
-
 def sharded_like(other: Tensor, value: Tensor) -> Tensor:
-    """``value``, in full or as this process' shard, on the device and in the shards of ``other``; nobody is asked."""
+    """``value`` [of the shape of ``other``] on its device and in its shards; nobody is asked."""
     value = value.to(other.device)
     if not isinstance(other, DTensor):
         return value
-    if value.shape == other.to_local().shape:
-        layout = other.device_mesh, other.placements
-        return DTensor.from_local(value, *layout, run_check=False, shape=other.shape, stride=other.stride())
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
 
 

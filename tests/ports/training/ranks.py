@@ -2,19 +2,15 @@
 
 Reads a JSON list of runs, each with its ``algorithm``, its command line ``words`` and whether to keep the first step's
 ``gradients``, and makes one after the other, so that the imports are paid for once. Of a run that must be ``refused``
-every process writes down the words; in one with ``overflow`` the last one's gradients of that micro-batch are infinite,
-and with ``full`` its disk has no room.
+every process writes down the words; in one with ``overflow`` the last one's gradients of that micro-batch are infinite.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import sys
 from pathlib import Path
-from unittest import mock
 
 import torch
 from accelerate import PartialState
@@ -24,7 +20,6 @@ from safetensors.torch import save_file
 
 from ports.errors import InputError
 from ports.flags import parse
-from ports.training import checkpoint_manager
 from ports.training.observer import Observer
 from ports.training.shards import full_tensor
 from tests.ports.conftest import TRAIN
@@ -81,13 +76,9 @@ def refused_file(cpdir: Path, rank: int) -> Path:
     return cpdir.parent / f"{cpdir.name}_refused_{rank}.txt"
 
 
-def run(algorithm: str, words: list[str], refused: bool = False, full: bool = False, **watch) -> None:
-    disk = mock.patch.object(
-        checkpoint_manager, "save_file", side_effect=OSError(errno.ENOSPC, "No space left on device")
-    )
+def run(algorithm: str, words: list[str], refused: bool = False, **watch) -> None:
     try:
-        with disk if full and os.environ["RANK"] == "1" else contextlib.nullcontext():
-            train(algorithm, words, **watch)
+        train(algorithm, words, **watch)
     except InputError as error:
         if not refused:
             raise

@@ -16,8 +16,7 @@ from speculators import SpeculatorModel
 
 import ports.torchrun
 from ports.errors import InputError
-from ports.training.checkpoint import read_state
-from ports.training.saving import read_adam_state, shards_in
+from ports.training.checkpoint import OPTIMIZER, read_state
 from tests.ports.training.conftest import PREFIX, Left
 from tests.ports.training.ranks import Gradients, gradients_file, refused_file
 from tests.processes import await_end_of, children, family, free_port, wait_for
@@ -131,7 +130,7 @@ def test_two_processes(words, run_ranks, start_run, fixture, tmp_path, parallel)
     options_learn_the_same(tmp_path)
     for expected, again, last in found:
         assert Left(expected, last, []).differs_from(Left(again, last, [])) == [], again
-        opens_in_one(again / last, parallel)
+        opens_in_one(again / last)
     goes_on_in_one(start_run, tmp_path, tmp_path / "eagle3_straight" / "step_4", parallel)
 
 
@@ -186,7 +185,7 @@ def first_moments(cpdir):
 
 def same_as_one_process(folder, algorithm, gradients_of):
     cpdirs = {name: folder / f"{algorithm}_{name}" for name in ("pair", "big", "accumulated")}
-    looked_at = {name: read_adam_state(cpdirs[name] / "step_2", shards_in(cpdirs[name] / "step_2")) for name in cpdirs}
+    looked_at = {name: load_file(cpdirs[name] / "step_2" / OPTIMIZER) for name in cpdirs}
     assert looked_at["pair"].keys() >= looked_at["big"].keys(), "saved right after a validation"
     grads = {name: gradients_of(cpdir) for name, cpdir in cpdirs.items()}
     measured = {name: gap(grads["pair"], grads[name]) for name in ("big", "accumulated")}
@@ -233,8 +232,6 @@ def test_two_processes_stop_together_and_count_together(words, run_ranks, start_
         ),
         "norm": ({}, {"overflow": 1}, f"{data}/data_2.ckpt, {data}/data_3.ckpt: gradient norm: found ", {"step_1"}),
     }
-    if parallel == "fsdp2":  # where every process writes
-        refused["full"] = ({}, {"full": True}, ": checkpoint: found [Errno 28] No space left on device", set())
     runs = [
         {
             "algorithm": "eagle3",
@@ -276,16 +273,13 @@ def resumes_of(words, tmp_path, parallel):
     return straight, resumed, found
 
 
-def opens_in_one(checkpoint, parallel):
+def opens_in_one(checkpoint):
     """A plain directory with the draft, the generators of both processes, and Adam's state of every parameter."""
     draft = SpeculatorModel.from_pretrained(checkpoint)
     weights = load_file(checkpoint / "model.safetensors")
     for name, value in weights.items():
         assert torch.equal(draft.state_dict()[name], value)
-    shards = shards_in(checkpoint)
-    assert len(shards) == (2 if parallel == "fsdp2" else 0)
-    moments = read_adam_state(checkpoint, shards)
-    for name, value in moments.items():
+    for name, value in load_file(checkpoint / OPTIMIZER).items():
         moment, _, parameter = name.partition(".draft.")
         assert moment == "step" or value.shape == weights[parameter].shape
     generators = load_file(checkpoint / "training_state/generators.safetensors")

@@ -260,10 +260,11 @@ def test_a_manifest_that_leaves_something_out_vouches_for_nothing(stopped, name)
         verify(stopped)
 
 
-def test_shards_that_the_manifest_does_not_tell_of_are_refused(stopped):
-    shutil.copy(stopped / OPTIMIZER, stopped / FOLDER / "optimizer_1.safetensors")
-    with pytest.raises(InputError, match=r"found no training_state/optimizer_1\.safetensors"):
-        verify(stopped)
+def test_rows_of_each_process_are_of_an_older_release(stopped):
+    shutil.copy(stopped / OPTIMIZER, stopped / FOLDER / "optimizer_0.safetensors")
+    seal(stopped)
+    with pytest.raises(InputError, match=r"files: found .*optimizer_0.* older release; --from-checkpoint starts"):
+        newest_intact(stopped.parent)
 
 
 def another_activation(fixture):
