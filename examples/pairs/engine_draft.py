@@ -1,6 +1,7 @@
 """Speculators' Eagle3 draft behind transformers' verifier, beside the two in vLLM.
 
-``parity run examples/pairs/engine_draft.py:EAGLE3``; ``VLLM_PYTHON`` as for ``engine.py``.
+``parity run examples/pairs/engine_draft.py:EAGLE3``, or ``:EAGLE3_BF16``; ``VLLM_PYTHON`` as for ``engine.py``.
+``EAGLE3_DRAFT`` in the environment is a folder with a draft of your own, which names its verifier.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ports  # noqa: F401  # isort: skip  (a torchaudio of another build must not break transformers)
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -25,12 +27,26 @@ from parity import Case, EngineSide, Pair, Side, engine, tap
 from parity.fixtures.architectures.architecture import llama_draft
 from parity.names import NameMap
 
-VERIFIER, LAYERS, KEPT = "llama", [2, 4, 5], 2  # every second token has a place in the draft's vocabulary
+KEPT = 2
+"""Every second token has a place in the draft's vocabulary."""
+
+
+def verifier_of(draft: str | None) -> str:
+    """The folder that a draft names; without one, a tiny model's name."""
+    said = json.loads((Path(draft) / "config.json").read_text()) if draft else None
+    return str(said["speculators_config"]["verifier"]["name_or_path"]) if said else "llama"
+
+
+OWN = os.environ.get("EAGLE3_DRAFT")
+VERIFIER = verifier_of(OWN)
+LAYERS = Eagle3DraftModel.config_class.from_pretrained(OWN).eagle_aux_hidden_state_layer_ids if OWN else [2, 4, 5]
 
 
 @cache
 def folder() -> Path:
-    """A draft of drawn weights, as Speculators saves it."""
+    """Your own draft, or one of drawn weights, as Speculators saves it."""
+    if OWN:
+        return Path(OWN)
     place, size = tiny.folder(VERIFIER).with_name("eagle3"), llama_draft()["vocab_size"]
     t2d = torch.arange(size) % KEPT == 0
     draft = Eagle3DraftModel.from_training_args(
@@ -54,12 +70,19 @@ def folder() -> Path:
 class Drafted(nn.Module):
     """A verifier and its draft."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32") -> None:
         super().__init__()
         config = Eagle3DraftModel.config_class.from_pretrained(folder())
         config.transformer_layer_config._attn_implementation = "sdpa"
-        self.verifier = tiny.opened(VERIFIER, "float32")
-        self.draft = Eagle3DraftModel.from_pretrained(folder(), config=config)
+        self.verifier = tiny.opened(VERIFIER, dtype)
+        self.draft = in_dtype_of(self.verifier, Eagle3DraftModel.from_pretrained(folder(), config=config))
+
+
+def in_dtype_of(verifier: nn.Module, draft: nn.Module) -> nn.Module:
+    """A draft as vLLM runs it: weights in the verifier's precision, rotary frequencies in float32."""
+    for weight in draft.parameters():
+        weight.data = weight.data.to(verifier.dtype)
+    return draft
 
 
 def run(module: Drafted, batch: dict[str, Tensor]) -> Tensor:
@@ -75,7 +98,7 @@ def run(module: Drafted, batch: dict[str, Tensor]) -> Tensor:
         position_ids=torch.arange(ids.shape[1])[None],
         ttt_steps=1,
     )
-    tap("logprobs", out.logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0])
+    tap("logprobs", out.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0])
     return out.logits.mean()
 
 
@@ -88,16 +111,16 @@ def names() -> NameMap:
     )
 
 
-def served(**options: Any) -> Pair:
+def served(dtype: str = "float32", **options: Any) -> Pair:
     """``options`` are of the side in vLLM."""
     rotary = "transformers.models.llama.modeling_llama:apply_rotary_pos_emb"
     taps = {rotary: {"returned.0": "rotated.query", "returned.1": "rotated.key"}}
-    side = {"model": tiny.folder(VERIFIER), "dtype": "float32", "drafter": folder(), "python": tiny.PYTHON, **options}
+    side = {"model": tiny.folder(VERIFIER), "dtype": dtype, "drafter": folder(), "python": tiny.PYTHON, **options}
     return Pair(
         "engine-eagle3",
-        Side(Drafted, run, taps=taps, backward=False, name="speculators"),
+        Side(lambda: Drafted(dtype), run, taps=taps, backward=False, name="speculators"),
         EngineSide(**side),
-        cases=lambda: [Case("eagle3", [{"input_ids": tiny.prompts(VERIFIER, "float32")[:1]}], steps=1)],
+        cases=lambda: [Case("eagle3", [{"input_ids": tiny.prompts(VERIFIER, dtype)[:1]}], steps=1)],
         names=names(),
         views=engine.VIEWS,
         checks=engine.CHECKS,
@@ -131,4 +154,4 @@ FAULTS: dict[str, Callable[[], Path]] = {
 }
 """By name, a folder to serve with that fault: ``served(drafter=FAULTS["map shifted"]())``."""
 
-EAGLE3 = served()
+EAGLE3, EAGLE3_BF16 = served(), served("bfloat16")

@@ -1,19 +1,21 @@
 """This project's HASS draft behind transformers' verifier, beside the two in vLLM, which reads it by a plugin.
 
-``parity run examples/pairs/engine_hass.py:HASS``; ``VLLM_PYTHON`` as for ``engine.py``, of an environment where this
-project is installed, or its checkout is in PYTHONPATH.
+``parity run examples/pairs/engine_hass.py:HASS``, or ``:HASS_BF16``; ``VLLM_PYTHON`` as for ``engine.py``, of an
+environment where this project is installed, or its checkout is in PYTHONPATH. ``HASS_DRAFT`` in the environment is a
+folder with a draft of your own, which names its verifier.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import engine_draft as eagle3
 import torch
-from engine_draft import VERIFIER, tiny
+from engine_draft import in_dtype_of, tiny
 from torch import Tensor, nn
 
 from parity import Case, EngineSide, Pair, Side, engine, tap
@@ -24,10 +26,15 @@ from ports.hass import HassDraftModel
 from ports.hass.config import load_draft_config
 from ports.training.alignment import Alignment
 
+OWN = os.environ.get("HASS_DRAFT")
+VERIFIER = eagle3.verifier_of(OWN)
+
 
 @cache
 def folder() -> Path:
-    """A draft of drawn weights, as training saves it."""
+    """Your own draft, or one of drawn weights, as training saves it."""
+    if OWN:
+        return Path(OWN)
     place, file = tiny.folder(VERIFIER).with_name("hass"), tiny.folder(VERIFIER).with_name("hass.json")
     file.write_text(json.dumps(llama_draft()))
     draft = HassDraftModel(load_draft_config(str(file), str(tiny.folder(VERIFIER)), 1, Alignment.CHAIN))
@@ -42,9 +49,10 @@ def folder() -> Path:
 class Drafted(nn.Module):
     """A verifier and its draft."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32") -> None:
         super().__init__()
-        self.verifier, self.draft = tiny.opened(VERIFIER, "float32"), open_draft(folder())
+        self.verifier = tiny.opened(VERIFIER, dtype)
+        self.draft = in_dtype_of(self.verifier, open_draft(folder()))
 
 
 def run(module: Drafted, batch: dict[str, Tensor]) -> Tensor:
@@ -54,7 +62,7 @@ def run(module: Drafted, batch: dict[str, Tensor]) -> Tensor:
     following = torch.cat([ids[:, 1:], out.logits[:, -1:].argmax(-1)], -1)
     states = tap("handed.hidden_states", out.hidden_states[-1])
     (step,) = module.draft(states, tap("handed.input_ids", following))
-    tap("logprobs", out.logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0])
+    tap("logprobs", out.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0])
     return step.logits.mean()
 
 
@@ -67,16 +75,16 @@ def names() -> NameMap:
     return engine.engine_names(Drafted(), {**verifier, **inner, **own})
 
 
-def served(**options: Any) -> Pair:
+def served(dtype: str = "float32", **options: Any) -> Pair:
     """``options`` are of the side in vLLM."""
-    side = {"model": tiny.folder(VERIFIER), "dtype": "float32", "drafter": folder(), "python": tiny.PYTHON}
+    side = {"model": tiny.folder(VERIFIER), "dtype": dtype, "drafter": folder(), "python": tiny.PYTHON}
     rotary = "transformers.models.llama.modeling_llama:apply_rotary_pos_emb"
     taps = {rotary: {"returned.0": "rotated.query", "returned.1": "rotated.key"}}
     return Pair(
         "engine-hass",
-        Side(Drafted, run, taps=taps, backward=False, name="speculators"),
+        Side(lambda: Drafted(dtype), run, taps=taps, backward=False, name="speculators"),
         EngineSide(**{**side, "method": "eagle", **options}),
-        cases=lambda: [Case("hass", [{"input_ids": tiny.prompts(VERIFIER, "float32")[:1]}], steps=1)],
+        cases=lambda: [Case("hass", [{"input_ids": tiny.prompts(VERIFIER, dtype)[:1]}], steps=1)],
         names=names(),
         views=engine.VIEWS,
         checks=engine.CHECKS,
@@ -94,4 +102,4 @@ FAULTS = {
 }
 """By name, a folder to serve with that fault."""
 
-HASS = served()
+HASS, HASS_BF16 = served(), served("bfloat16")
