@@ -239,31 +239,34 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
     with contextlib.ExitStack() as stack:
         for place, name in _places(owner, attribute, held):
             stack.enter_context(mock.patch.object(place, name, new))
-        if id(held) in FOUND:  # what stands there now may be replaced, too
-            FOUND[id(new)] = new, *FOUND[id(held)][1:]
-            stack.callback(FOUND.pop, id(new))
         yield
 
 
-FOUND: dict[int, tuple[object, list[Any], list[int], list[tuple[Any, str]]]] = {}
-"""By its id a function, the modules of that moment, how many names each had, and where the function was among them."""
+ALIASES: dict[tuple[Any, str], tuple[list[Any], list[int], list[tuple[Any, str]]]] = {}
+"""By a function's module and name, all modules of a moment, how many names each had, and which had one of its names."""
 
 
 def _places(owner: Any, attribute: str, held: object) -> list[tuple[Any, str]]:
     """Where a function is to be found now: where it was defined, or by any name in any module.
 
-    To look at every name takes 30 ms, and a study replaces functions a thousand times: what was found holds until a
-    module or a name comes or goes.
+    To look at every name takes 30 ms, and a study replaces functions a thousand times. So they are looked at when a
+    module or a name has come or gone; else what has one of the function's names is, whatever it held the last time.
     """
     if not inspect.ismodule(owner):
         return [(owner, attribute)]
     modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    names = list(map(len, map(vars, modules)))
-    kept, *then, places = FOUND.get(id(held), (None, [], [], []))
-    if kept is not held or then != [modules, names]:
-        places = [(module, name) for module in modules for name, value in list(vars(module).items()) if value is held]
-        FOUND[id(held)] = held, modules, names, places
-    return places
+    counts = list(map(len, map(vars, modules)))
+    *then, named = ALIASES.get((owner, attribute), ([], [], []))
+    if then != [modules, counts]:
+        named = _named(modules, {attribute} | {name for _, name in named}, held)
+        ALIASES[owner, attribute] = modules, counts, named
+    return [(module, name) for module, name in named if vars(module)[name] is held]
+
+
+def _named(modules: Sequence[Any], names: set[str], held: object) -> list[tuple[Any, str]]:
+    """Every module that has one of ``names``, or of those by which another module holds the function."""
+    names = names | {name for module in modules for name, value in list(vars(module).items()) if value is held}
+    return [(module, name) for module in modules for name in names & vars(module).keys()]
 
 
 def _drawn(

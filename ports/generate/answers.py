@@ -116,11 +116,9 @@ def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
         if named != settings.engine and named == "transformers" and find_spec("vllm"):
             print(f"transformers began {settings.out} and goes on; vLLM answers in another --out", file=sys.stderr)
         return engine
-    if settings.out.is_file() and settings.out.stat().st_size:
+    if _answered(settings.out):
         expected = f"{engine.name}; what began goes on by --engine, or another answers in another --out"
         raise InputError(manifest, "engine", began, expected)
-    for file in (manifest, settings.out):  # nothing is answered yet
-        file.unlink(missing_ok=True)
     return engine
 
 
@@ -325,6 +323,11 @@ def keeping(out: Path, talks: Sequence[Talk], independent: bool) -> Iterator[Non
     file.unlink(missing_ok=True)
 
 
+def _answered(file: Path) -> bool:
+    """Is there anything in a file of answers? One that is no file counts as something."""
+    return file.exists() and (not file.is_file() or file.stat().st_size > 0)
+
+
 def _manifest(file: Path) -> Path:
     return file.with_name(f"{file.name}.manifest")
 
@@ -349,7 +352,7 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
     Raises:
         InputError: it was made in another way, or is no file of answers.
     """
-    start_or_go_on(_manifest(file), made, "out", file.name if file.exists() else "")
+    start_or_go_on(_manifest(file), made, "out", file.name if _answered(file) else "")
     if not file.exists():
         return 0
     check_regular(file, "out")

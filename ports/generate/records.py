@@ -123,7 +123,10 @@ def write_manifest(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: str, **more: Any) -> dict[str, Any]:
-    """What the manifest ``file`` says, once it says what is ``made`` by this command; it is written if there is none.
+    """What the manifest ``file`` says, once it says what is ``made`` by this command.
+
+    It is written if there is none, and anew where nothing else lies there: a command that failed before it made
+    anything, for its verifier was damaged say, does not bind the next.
 
     Args:
         file: the manifest.
@@ -136,11 +139,9 @@ def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: 
         InputError: something lies there without a manifest, or with one that says otherwise or cannot be read.
     """
     made = {"format_version": SCHEMA, **made}
-    if not file.exists():
-        if lies_there:
-            raise InputError(
-                file.parent, field, f"{lies_there} without {file.name}", "what this command left, or nothing"
-            )
+    if lies_there and not file.exists():
+        raise InputError(file.parent, field, f"{lies_there} without {file.name}", "what this command left, or nothing")
+    if not lies_there:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_manifest(file, {**made, **more})
     content = read_json(file, "manifest", "what this command wrote")

@@ -1,6 +1,7 @@
 """Numeric modes: set for the body, as they were after it, and written down."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,8 @@ def test_the_description_names_versions_and_machine(monkeypatch):
 def test_the_device_is_the_run_s_not_the_machine_s(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
+    idle = SimpleNamespace(is_capturing=lambda: False)  # an optimizer asks, and a build for CUDA would want a driver
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda *device: idle)
     assert describe()["device"] == trace_side(Side(lambda: nn.Linear(3, 3)), [torch.ones(2, 3)]).environment["device"]
     assert describe()["device"] == "cpu"
     assert describe(device="cuda")["device"] == "a card"

@@ -353,12 +353,16 @@ def test_what_was_replaced_comes_back_after_an_error():
 
 
 def test_a_name_that_came_between_two_replacements_is_replaced_too(monkeypatch):
-    """No module came with it: where a function was found last time says nothing of this time."""
-    with replaced(f"{HERE}:labels", lambda real: real):
-        pass
+    """No module came with it, or not even the name: another's stand-in was there at the first."""
+    with monkeypatch.context() as before:
+        before.setattr(f"{HERE}.imported", None)
+        with replaced(f"{HERE}:labels", lambda real: real):
+            pass
+    with replaced(f"{HERE}:labels", lambda real: "stand-in"):
+        assert imported == labels == "stand-in"
     monkeypatch.setattr(f"{HERE}.late", labels, raising=False)
     with replaced(f"{HERE}:labels", lambda real: "stand-in"):
-        assert globals()["late"] == labels == "stand-in"
+        assert globals()["late"] == imported == "stand-in"
 
 
 DRAWS = [

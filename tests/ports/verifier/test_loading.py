@@ -101,6 +101,10 @@ def test_no_command_goes_on_without_a_tensor(built, tmp_path, command, way):
     assert line.startswith("error: "), str(ran)
     assert name in line, str(ran)
     assert found in line, str(ran)
+    if command in ("generate", "answers"):  # nothing was made, so that the verifier's mending makes no other run
+        shutil.rmtree(place.verifier)
+        shutil.copytree(built.verifier, place.verifier)
+        assert place.run(command).code == 0
 
 
 SIZES = {
