@@ -211,7 +211,8 @@ def loaded(runner: Any, caught: Sequence[Mapping[str, Tensor]]) -> dict[str, Ten
     found = dict(caught[0])
     if (drafter := getattr(runner, "drafter", None)) is not None:
         theirs = {id(value): name for name, value in runner.model.named_parameters()}
-        shared = {name: theirs[id(value)] for name, value in drafter.model.named_parameters() if id(value) in theirs}
+        every = drafter.model.named_parameters(remove_duplicate=False)  # a head that is the embedding, too
+        shared = {name: theirs[id(value)] for name, value in every if id(value) in theirs}
         own = {**caught[1], **{name: caught[0][other] for name, other in shared.items()}}
         found |= {dotted(DRAFT, name): value for name, value in own.items()}
     return found

@@ -1,6 +1,7 @@
 """An engine as a side, with a stand-in for vLLM; with vLLM itself: tests/serving/test_engine.py."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +177,19 @@ def test_log_probabilities_and_answers_are_told_apart(judged):
     assert "the largest" in rows["logprobs"].detail
     assert "token 0 of the answer" in rows["tokens"].detail
     assert not rows["tokens"].passed
+
+
+def test_what_a_draft_shares_with_a_tied_verifier_is_there_by_both_names():
+    embedding = torch.nn.Embedding(5, 2)
+    head = torch.nn.Linear(2, 5, bias=False)
+    head.weight = embedding.weight
+    both = {"embed_tokens": embedding, "lm_head": head}
+    verifier, draft = torch.nn.ModuleDict(both), torch.nn.ModuleDict({**both, "fc": torch.nn.Linear(2, 2, bias=False)})
+    kept = {"embed_tokens.weight": embedding.weight, "lm_head.weight": embedding.weight}
+    runner = SimpleNamespace(model=verifier, drafter=SimpleNamespace(model=draft))
+    found = inside_vllm.loaded(runner, [kept, {"fc.weight": draft["fc"].weight}])
+    assert found.keys() == kept.keys() | {f"draft.{name}" for name in (*kept, "fc.weight")}
+    assert found["draft.lm_head.weight"] is embedding.weight
 
 
 def test_another_layout_is_said(judged):
