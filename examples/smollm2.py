@@ -187,9 +187,10 @@ class Study:
             InputError: one of others, of another model or in another precision lies in ``out``.
         """
         made = {"verifier": verifier_fingerprint(str(self.model)), "questions": digest(lines)}
-        done = KEPT if (self.out / KEPT).exists() else ""
+        asked = self.out / "questions.jsonl"
+        done = next((file.name for file in (self.out / KEPT, asked) if file.exists()), "")
         start_or_go_on(self.out / "study.json", {**made, "mixed_precision": self.mixed_precision}, "out", done)
-        (self.out / "questions.jsonl").write_text("".join(lines))
+        asked.write_text("".join(lines))
 
     def trained_and_measured(self) -> dict[str, Any]:
         """Every draft's acceptance on the benchmarks, by name; what fails ends the command when all else is done.

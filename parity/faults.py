@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial, wraps
@@ -73,28 +73,41 @@ def _lower_precision(module: nn.Module, size: float) -> str:
     return "matmul precision"
 
 
+def _norm(parameters: Sequence[Tensor], total_norm: Tensor, foreach: bool | None = None) -> float:
+    return float(total_norm)
+
+
+def _largest(parameters: Sequence[Tensor], foreach: bool | None = None) -> float:
+    return max((float(value.grad.abs().max()) for value in parameters if value.grad is not None), default=0.0)
+
+
+CLIPPING: dict[str, tuple[str, Callable[..., float]]] = {
+    "norm": ("clip_grads_with_norm_", _norm),
+    "value": ("clip_grad_value_", _largest),
+}
+"""Torch's functions that scale gradients or cut them, with what they hold to a limit.
+
+``clip_grad_norm_`` calls the first, as accelerate does since 1.16, which takes the norm itself.
+"""
+
+
 @contextmanager
 def _clipped(ground: Ground, size: float) -> Iterator[None]:
     """Torch's clipping at another limit."""
 
-    def at_another(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def at_another(kind: str, held: Callable[..., float], real: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(real)
         def run(parameters: Any, limit: float, *rest: Any, **named: Any) -> Any:
             parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            grads = [value.grad for value in parameters if value.grad is not None]
-            size_of = (
-                torch.nn.utils.get_total_norm if kind == "norm" else lambda grads: max(g.abs().max() for g in grads)
-            )
-            if grads and float(size_of(grads)) > limit * min(1.0, size):
+            if held(parameters, *rest, **named) > limit * min(1.0, size):
                 ground.place = f"{kind} at {limit:g}"
             return real(parameters, limit * size, *rest, **named)
 
         return run
 
     with ExitStack() as stack:
-        for kind in ("norm", "value"):
-            target = f"torch.nn.utils.clip_grad:clip_grad_{kind}_"
-            stack.enter_context(replaced(target, partial(at_another, kind)))
+        for kind, (function, held) in CLIPPING.items():
+            stack.enter_context(replaced(f"torch.nn.utils:{function}", partial(at_another, kind, held)))
         yield
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 
 import parity.power
 from parity import Case, Clip, CommandSide, KnownDifference, Pair, Side, replace_functions
-from parity.plants import Fault, patched
+from parity.faults import GENERIC
+from parity.plants import Fault, Ground, patched
 from parity.power import run_with_power
 from parity.verdict import Sight
 from tests.parity import example
@@ -171,3 +173,20 @@ def test_the_command_line_shows_what_was_seen(command, tmp_path, capsys):
     assert "none at all" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())["planted"][0]["sight"] == "unseen"
     assert "Planted faults" in (tmp_path / "report.html").read_text()
+
+
+def clipped_by_its_own_norm(parameter):
+    """As accelerate does since 1.16."""
+    norm = nn.utils.get_total_norm([parameter.grad])
+    nn.utils.clip_grads_with_norm_(parameter, 1.0, norm)
+
+
+@pytest.mark.parametrize("clip", [partial(nn.utils.clip_grad_norm_, max_norm=1.0), clipped_by_its_own_norm])
+def test_clipping_by_norm_is_planted_whoever_takes_the_norm(clip):
+    fault = next(fault for fault in GENERIC if fault.name == "clip at a thousandth")
+    ground, parameter = Ground(), nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.ones(4)
+    with fault.plant(ground, 1e-3):
+        clip(parameter)
+    assert ground.place == "norm at 1"
+    assert parameter.grad.norm().item() == pytest.approx(1e-3, rel=1e-4)
