@@ -111,20 +111,28 @@ def names() -> NameMap:
     )
 
 
-def served(dtype: str = "float32", **options: Any) -> Pair:
-    """``options`` are of the side in vLLM."""
+def beside_vllm(
+    name: str, build: Callable[[], nn.Module], step: Callable[..., Tensor], names: NameMap, **side: Any
+) -> Pair:
+    """The pair of a verifier with its draft and the two in vLLM; ``side`` has that side's options."""
+    verifier, dtype = side["model"], side["dtype"]
     rotary = "transformers.models.llama.modeling_llama:apply_rotary_pos_emb"
     taps = {rotary: {"returned.0": "rotated.query", "returned.1": "rotated.key"}}
-    side = {"model": tiny.folder(VERIFIER), "dtype": dtype, "drafter": folder(), "python": tiny.PYTHON, **options}
     return Pair(
-        "engine-eagle3",
-        Side(lambda: Drafted(dtype), run, taps=taps, backward=False, name="speculators"),
-        EngineSide(**side),
-        cases=lambda: [Case("eagle3", [{"input_ids": tiny.prompts(VERIFIER, dtype)[:1]}], steps=1)],
-        names=names(),
+        f"engine-{name}",
+        Side(build, step, taps=taps, backward=False, name="speculators"),
+        EngineSide(**{**side, "model": tiny.folder(verifier), "python": tiny.PYTHON}),
+        cases=lambda: [Case(name, [{"input_ids": tiny.prompts(verifier, dtype)[:1]}], steps=1)],
+        names=names,
         views=engine.VIEWS,
         checks=engine.CHECKS,
     )
+
+
+def served(dtype: str = "float32", **options: Any) -> Pair:
+    """``options`` are of the side in vLLM."""
+    side = {"model": VERIFIER, "dtype": dtype, "drafter": folder(), **options}
+    return beside_vllm("eagle3", lambda: Drafted(dtype), run, names(), **side)
 
 
 def changed(

@@ -18,7 +18,7 @@ import torch
 from engine_draft import in_dtype_of, tiny
 from torch import Tensor, nn
 
-from parity import Case, EngineSide, Pair, Side, engine, tap
+from parity import Pair, engine, tap
 from parity.fixtures.architectures.architecture import llama_draft
 from parity.names import NameMap
 from ports.evaluate.drafter import open_draft
@@ -77,18 +77,8 @@ def names() -> NameMap:
 
 def served(dtype: str = "float32", **options: Any) -> Pair:
     """``options`` are of the side in vLLM."""
-    side = {"model": tiny.folder(VERIFIER), "dtype": dtype, "drafter": folder(), "python": tiny.PYTHON}
-    rotary = "transformers.models.llama.modeling_llama:apply_rotary_pos_emb"
-    taps = {rotary: {"returned.0": "rotated.query", "returned.1": "rotated.key"}}
-    return Pair(
-        "engine-hass",
-        Side(lambda: Drafted(dtype), run, taps=taps, backward=False, name="speculators"),
-        EngineSide(**{**side, "method": "eagle", **options}),
-        cases=lambda: [Case("hass", [{"input_ids": tiny.prompts(VERIFIER, dtype)[:1]}], steps=1)],
-        names=names(),
-        views=engine.VIEWS,
-        checks=engine.CHECKS,
-    )
+    side = {"model": VERIFIER, "dtype": dtype, "drafter": folder(), "method": "eagle", **options}
+    return eagle3.beside_vllm("hass", lambda: Drafted(dtype), run, names(), **side)
 
 
 def eps(said: dict[str, Any]) -> None:
