@@ -30,6 +30,9 @@ PAUSES = (0.25, 16.0)
 PATIENCE = 600.0
 """Seconds that a server has for one answer."""
 
+CLOSING = 2.0
+"""Seconds that requests have to end in, once nobody waits for them."""
+
 LONGEST_REPLY = 8 << 20
 """Bytes of a reply at most: an answer of 8,192 tokens takes a hundredth of it."""
 
@@ -115,10 +118,7 @@ class ServerEngine:
                 tell(count, count)
                 yield reply
         finally:  # Ctrl-C ends up here too, at once
-            for task in tasks:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*tasks, client.aclose(), return_exceptions=True))
-            loop.close()
+            _close(loop, [*tasks, loop.create_task(client.aclose())])
 
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=MAX_CONCURRENCY)
@@ -194,6 +194,18 @@ class ServerEngine:
 def _asked_pause(header: str) -> float:
     """Seconds of a ``Retry-After``, as far as we wait at all; a date is none."""
     return min(float(header), PAUSES[1]) if header.isdecimal() else 0.0
+
+
+def _close(loop: asyncio.AbstractEventLoop, tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel all but the last, which closes what they use; what does not end for it is left.
+
+    Ctrl-C that comes between two steps of the loop may take the waking of a task with it, which then never ends.
+    """
+    loop.set_exception_handler(lambda loop, context: None)  # tells of what is left
+    for task in tasks[:-1]:
+        task.cancel()
+    loop.run_until_complete(asyncio.wait(tasks, timeout=CLOSING))
+    loop.close()
 
 
 def _as_they_end(

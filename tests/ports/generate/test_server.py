@@ -1,5 +1,6 @@
 """A server is not believed: what is no answer ends the command in a line, what is refused for now is asked again."""
 
+import asyncio
 import json
 import os
 import re
@@ -276,3 +277,27 @@ def test_the_first_ctrl_c_ends_it(server, words, fork, does):
     assert process.returncode == 130, said
     assert said.rstrip().endswith("interrupted")
     assert "Traceback" not in said
+
+
+def test_a_ctrl_c_that_takes_a_task_s_waking_with_it_ends_it_too(server, tokenizer, monkeypatch):
+    """It comes in the loop of asyncio, which has taken the waking from its queue and not run it."""
+    server.does[COMPLETIONS] = trickle, 1
+    engine = module.ServerEngine(MODEL, tokenizer, f"http://127.0.0.1:{server.server_port}")
+    real, ended = asyncio.Handle._run, []
+
+    def run(handle):
+        if not ended and COMPLETIONS in server.times and "wakeup" in repr(handle).lower():
+            ended.append("interrupted")
+            raise KeyboardInterrupt
+        return real(handle)
+
+    def answer():
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.answer([Prompt([1, 2], 0)], {"max_tokens": LENGTH}, lambda *counts: None))
+        ended.append("left")
+
+    monkeypatch.setattr(asyncio.Handle, "_run", run)
+    asking = threading.Thread(target=answer, daemon=True)
+    asking.start()
+    asking.join(10)
+    assert ended == ["interrupted", "left"]
