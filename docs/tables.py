@@ -17,8 +17,9 @@ from docs.verifiers import TRIED, write
 from parity.fixtures.architectures import ARCHITECTURES
 from parity.fixtures.dialogues import Recording, recordings, system_message, word_tokenizer, write_dialogues
 from ports.files import gigabytes
-from ports.generate.chat import Encoded, Encoder, LossMask, load_family
+from ports.generate.chat import Encoded, Encoder, LossMask
 from ports.generate.conversations import load_conversations
+from ports.generate.families import load_family
 from ports.spellings import HIDDEN
 from ports.training.settings import Eagle3Settings, TrainingSettings
 from ports.verifier.interfaces import KNOWN

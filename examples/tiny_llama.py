@@ -32,7 +32,8 @@ from ports.errors import InputError
 from ports.evaluate.decode import Limits, decode
 from ports.evaluate.measure import measure
 from ports.evaluate.prompts import read_questions
-from ports.generate.chat import ChatFamily, Encoder
+from ports.generate.chat import Encoder
+from ports.generate.families import ChatFamily
 from ports.verifier.tokenizer import open_tokenizer
 
 SPEC = VerifierSpec(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=8)

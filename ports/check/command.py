@@ -26,7 +26,7 @@ from ports.check.trained import HELD, look_at_forwards, look_at_records, records
 from ports.commands import hushed, printable
 from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits
-from ports.evaluate.drafter import drafter_of
+from ports.evaluate.drafter import as_served, drafter_of
 from ports.evaluate.measure import evaluate
 from ports.evaluate.plot import check_outputs, write_json
 from ports.evaluate.prompts import family_of, read_files
@@ -125,15 +125,9 @@ def check(
     size = model.config.speculators_config.proposal_methods[0].speculative_tokens
     if original is not None:
         yield finding_of("converted", CONVERT, lambda: look_at_conversion(model, draft, original, size))
-    promised, dataset = None, None
-    if records is None:
-        yield left_out("records", *NO_RECORDS)
-        yield left_out("trained", *NO_RECORDS)
-    else:
-        dataset = records_of(model, records)
-        yield finding_of("records", STATES, lambda: look_at_records(model, dataset, place, held))
-        yield finding_of("trained", STATES, lambda: look_at_forwards(model, dataset, size))
-        promised = expected(model, dataset, size, held)
+    dataset = None if records is None else records_of(model, records)
+    yield from _of_records(model, dataset, place, size, held)
+    promised = None if dataset is None else expected(model, dataset, size, held)
     asked = _asked(draft, model, dataset, prompts, limit, tokens, size)
     if not asked:
         yield left_out("accepted", "no prompts", "--prompts FILE, or --records DIR")
@@ -145,6 +139,15 @@ def check(
     yield finding_of(
         "served", "see docs/serving.md", lambda: look_at_serving(draft, model, asked, answers, size, tokens)
     )
+
+
+def _of_records(model: Any, dataset: Any, place: torch.device, size: int, held: int) -> Iterator[Finding]:
+    if dataset is None:
+        yield left_out("records", *NO_RECORDS)
+        yield left_out("trained", *NO_RECORDS)
+        return
+    yield finding_of("records", STATES, lambda: look_at_records(model, dataset, place, held))
+    yield finding_of("trained", STATES, lambda: look_at_forwards(model, dataset, size))
 
 
 def _asked(
@@ -162,10 +165,8 @@ def _asked(
 def _answers(model: Any, asked: list[list[int]], tokens: int, size: int, place: torch.device) -> list[Answer]:
     """Greedy ones, in the verifier's own precision."""
     target = load_verifier(model.config.speculators_config.verifier.name_or_path, "auto", place, head=True)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(target.dtype)
     limits = Limits(tokens, end_tokens(target))
-    return evaluate(target, drafter_of(model.to(place)), asked, limits, size)
+    return evaluate(target, drafter_of(as_served(model, target)), asked, limits, size)
 
 
 command = flags.function_command(hushed(run))

@@ -15,9 +15,9 @@ from ports.errors import InputError
 from ports.estimate import COPIES, FLOAT, build_objective, states_bytes, training_memory, verifier_parameters
 from ports.files import check_output, gigabytes
 from ports.generate.answers import Asking, rounds_of
-from ports.generate.chat import load_family
 from ports.generate.conversations import Message
 from ports.generate.engines import longest_dialogue
+from ports.generate.families import load_family
 from ports.generate.records import geometry_of
 from ports.generate.run import bytes_in
 from ports.numerics import best_device, free_memory

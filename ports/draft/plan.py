@@ -16,7 +16,7 @@ from ports.draft.settings import DraftSettings
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.generate.answers import read_dialogues
-from ports.generate.chat import load_family
+from ports.generate.families import load_family
 from ports.generate.records import digest
 from ports.generate.vocabulary import SIZES
 from ports.hass.config import load_draft_config as load_hass

@@ -167,6 +167,13 @@ KINDS: dict[str, tuple[type[Drafter], type[SpeculatorModel]]] = {
 """By ``speculators_model_type``."""
 
 
+def as_served(model: SpeculatorModel, verifier: Any) -> SpeculatorModel:
+    """The draft in the verifier's precision and place, as a server runs it: rotary frequencies stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(verifier.dtype)
+    return model.to(verifier.device)
+
+
 def drafter_of(model: SpeculatorModel, vocabulary: VocabularyMap | None = None) -> Drafter:
     """The drafter of an Eagle3 or HASS model; a ``vocabulary`` of :func:`read_vocabulary` limits the latter."""
     if vocabulary is not None:

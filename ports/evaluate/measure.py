@@ -13,7 +13,7 @@ import typer
 
 from ports.evaluate.acceptance import Turn, by_prompt, summary
 from ports.evaluate.decode import Answer, Limits, decode, decode_speculatively
-from ports.evaluate.drafter import Drafter, drafter_of, open_draft, read_vocabulary
+from ports.evaluate.drafter import Drafter, as_served, drafter_of, open_draft, read_vocabulary
 from ports.evaluate.drafter import untrained as fresh_draft
 from ports.evaluate.intervals import from_json
 from ports.evaluate.plot import Panel, check_outputs, draw, write_json
@@ -134,10 +134,7 @@ def measure(
     entries = read_files(prompts, name, family, longest, limit)
     target = load_verifier(name, Dtype(dtype).value, place, head=True)
     limits = Limits(max_new_tokens, frozenset() if ignore_eos else end_tokens(target))
-    proposing = fresh_draft(model, seed) if untrained else model
-    for parameter in proposing.parameters():  # as a server runs it: rotary frequencies stay float32
-        parameter.data = parameter.data.to(target.dtype)
-    drafter = drafter_of(proposing.to(place), chosen)
+    drafter = drafter_of(as_served(fresh_draft(model, seed) if untrained else model, target), chosen)
     start = time.perf_counter()
     asked = ask(entries, longest, lambda texts: evaluate(target, drafter, texts, limits, size, max_concurrency, choice))
     result = {
@@ -151,10 +148,7 @@ def measure(
         "seed": seed,
         "chat": family.model_dump(mode="json", exclude_defaults=True),
         **summary(asked, size, contexts),
-        "files": [
-            {"file": str(file), "name": name, **summary(turns, size, contexts), "by_prompt": by_prompt(turns, size)}
-            for file, name, turns in zip(prompts, names(prompts), _by_file(asked, len(prompts)))
-        ],
+        "files": _rows_by_file(prompts, asked, size, contexts),
         "numerics": numerics(),
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -181,8 +175,12 @@ def acceptance_of(settings: TrainingSettings) -> Callable[[Path], float] | None:
     )
 
 
-def _by_file(turns: Sequence[Turn], files: int) -> list[list[Turn]]:
-    return [[turn for turn in turns if turn.file == place] for place in range(files)]
+def _rows_by_file(files: Sequence[Path], asked: Sequence[Turn], size: int, contexts: bool) -> list[dict[str, Any]]:
+    by_file = ([turn for turn in asked if turn.file == place] for place in range(len(files)))
+    return [
+        {"file": str(file), "name": name, **summary(turns, size, contexts), "by_prompt": by_prompt(turns, size)}
+        for file, name, turns in zip(files, names(files), by_file)
+    ]
 
 
 def acceptance_panel(result: dict[str, Any]) -> Panel:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from ports.errors import InputError, reason
 from ports.files import check_regular, read_json
-from ports.generate.chat import ChatFamily, load_family
 from ports.generate.conversations import ConversationError, Message, dialogue_of, form_of
+from ports.generate.families import ChatFamily, load_family
 from ports.training.records import GENERATION
 from ports.verifier.config import verifier_config
 from ports.verifier.tokenizer import open_tokenizer

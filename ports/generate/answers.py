@@ -26,9 +26,10 @@ from ports import flags
 from ports.commands import hushed
 from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_outside, check_regular, read_json
-from ports.generate.chat import ChatFamily, Encoder, load_family
+from ports.generate.chat import Encoder
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.engines import Engine, choose_engine, longest_dialogue
+from ports.generate.families import ChatFamily, load_family
 from ports.generate.records import digest, start_or_go_on
 from ports.generate.replies import Prompt
 from ports.progress import Work

@@ -89,8 +89,8 @@ class Manifest:
     """``outdir/generation.json``: a run that goes on must be the same.
 
     ``rows`` digests the ids and masks of all dialogues in order; ``chat`` is the family that was put around them
-    (:class:`~ports.generate.chat.ChatFamily`), which the draft's own directory keeps; ``engine`` is ``transformers``,
-    or ``vllm`` with its version.
+    (:class:`~ports.generate.families.ChatFamily`), which the draft's own directory keeps; ``engine`` is
+    ``transformers``, or ``vllm`` with its version.
     """
 
     algorithm: str

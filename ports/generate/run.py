@@ -22,8 +22,9 @@ from torch import Tensor
 from ports.commands import exit_code, printable_lines
 from ports.errors import InputError
 from ports.files import check_output, check_outside, gigabytes
-from ports.generate.chat import Encoder, LossMask, load_family
+from ports.generate.chat import Encoder, LossMask
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
+from ports.generate.families import load_family
 from ports.generate.records import (
     Geometry,
     Manifest,

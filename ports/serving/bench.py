@@ -120,17 +120,9 @@ def run(
     sizes = sorted(set(speculative_tokens or SIZES))
     name, kind = _to_serve(draft, verifier, vocabulary)
     asked, left_out = _asked(prompts, name, draft, longest_prompt(name, max_new_tokens, sizes[-1] + 1), limit)
-    engine = {
-        "model": name,
-        "dtype": dtype_name(name) if dtype == Dtype.AUTO else Dtype(dtype).value,
-        "trust_remote_code": trust.trusts_remote_code(),
-        "max_model_len": max(map(len, asked)) + max_new_tokens + sizes[-1] + 1,
-        "max_num_seqs": batches[-1],
-        "enforce_eager": not compiled,
-        **ENGINE,
-    }
+    longest = max(map(len, asked)) + max_new_tokens + sizes[-1] + 1
     request = {
-        "engine": engine,
+        "engine": _engine(name, dtype, longest, batches[-1], compiled),
         "prompts": asked,
         "length": max_new_tokens,
         "batch_sizes": batches,
@@ -153,6 +145,19 @@ def run(
             write_json(json, result)
     wrong = any(row["other_answers"] > row["near_ties"] for row in result["rows"])
     return int(bool(failed or wrong))
+
+
+def _engine(verifier: str, dtype: Dtype, longest: int, requests: int, compiled: bool) -> dict[str, Any]:
+    """vLLM's own options: ``longest`` is in tokens, ``requests`` are in flight at most."""
+    return {
+        "model": verifier,
+        "dtype": dtype_name(verifier) if dtype == Dtype.AUTO else Dtype(dtype).value,
+        "trust_remote_code": trust.trusts_remote_code(),
+        "max_model_len": longest,
+        "max_num_seqs": requests,
+        "enforce_eager": not compiled,
+        **ENGINE,
+    }
 
 
 def _to_serve(draft: Path, verifier: str | None, vocabulary: Path | None) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,15 +24,14 @@ from ports.training.generators import Generators, Replay, generators_of, put_bac
 from ports.training.launch import host_group, refuse_foreign_accumulation
 from ports.training.masks import moved
 from ports.training.metrics import Acceptance, PassClock, PassTotals, fetch, log_entry, times_line
+from ports.training.no_effect import no_number, refuse_unreached, unmoved, without_effect
 from ports.training.objective import Normalisation
 from ports.training.observer import Observer, StepRecord
-from ports.training.optimizer import build_optimizer, build_schedule, without_gradient
+from ports.training.optimizer import build_optimizer, build_schedule
 from ports.training.settings import TrainingSettings
 from ports.training.shards import sums_of_bits
 from ports.training.stop import StoppedError, StopRequest
-
-SHOWN = 8
-"""Sample files that an error names."""
+from ports.training.window import Window
 
 Clip = Callable[[Accelerator, nn.Module], "Tensor | None"]
 """Clips the gradients of a module in place; returns the norm it found, if it took one."""
@@ -73,21 +72,6 @@ class Plan:
     clip: Clip
     checkpoint_manager: Saves
     validation: Looks | None = None
-
-
-@dataclass
-class Window:
-    """The micro-batches of one optimizer step on one process.
-
-    ``files`` lie behind each, ``rows`` [k] are in the loss at every TTT step, which is divided by ``divisor`` [k];
-    ``losses`` are those so far, and ``teaches`` whether any process has a row.
-    """
-
-    files: list[list[str]]
-    rows: Tensor
-    divisor: Tensor
-    losses: list[Tensor] = field(default_factory=list)
-    teaches: bool = False
 
 
 class Loop:
@@ -169,7 +153,8 @@ class Loop:
         totals = self._print_totals()
         if self.plan.settings.report_data_wait:
             self._report_times()
-        self._refuse_no_effect(totals, ended)
+        if not self.learned and (ended or self.epoch == 0):  # one cut short goes on from an earlier pass's weights
+            raise without_effect(self.plan.settings.tmpdir, totals)
         if self.plan.validation is not None:
             self.plan.validation.after_pass(self)
         epoch = self.epoch
@@ -199,13 +184,6 @@ class Loop:
         if totals.empty:  # the prototypes train on them, and do not say so
             self.accelerator.print(f"Without a row in the loss: {totals.empty} records")
         return totals
-
-    def _refuse_no_effect(self, totals: PassTotals, ended: bool) -> None:
-        """A pass over nothing is saved by nobody; one that was cut short goes on from an earlier one's weights."""
-        if not self.learned and (ended or self.epoch == 0):
-            found = f"no row in the loss in a pass of {totals.batches} batches ({totals.skipped} bad records, "
-            found += f"{totals.empty} outside the loss)"
-            raise InputError(self.plan.settings.tmpdir, "records", found, "answers within --max-length")
 
     def _report_times(self) -> None:
         """Of the process that waited longest."""
@@ -278,7 +256,7 @@ class Loop:
         self.steps += 1
         self.learned = self.learned or window.teaches
         if before is not None and window.teaches:
-            self._refuse_unmoved(before, rate)
+            self._see_moved(before, rate)
 
     def _window(self, batches: Iterable[Batch]) -> Window:
         files = [self._take_visits(batch) for batch in batches]
@@ -322,40 +300,20 @@ class Loop:
 
     def _seen(self, window: Window) -> Tensor:
         """[2] int64, of all processes: losses that are NaN or Inf, and rows in the loss."""
-        wrong = (~torch.stack(window.losses).isfinite()).sum()
-        seen: Tensor = self.accelerator.reduce(torch.stack([wrong, window.rows[0]]), "sum")
+        seen: Tensor = self.accelerator.reduce(window.seen(), "sum")
         return seen
 
     def _agree(self, window: Window, count: int, rows: int) -> None:
         """All processes see whether any has a row, and stop together if a loss of any is NaN or Inf."""
         window.teaches = rows > 0
         if count:
-            wrong = ~torch.stack(window.losses).isfinite()
-            first = self.micro_batch + 1 - len(window.losses)
-            found = [
-                (window.files[place], f"{float(window.losses[place])} at {self._here()}, micro-batch {first + place}")
-                for place in wrong.nonzero().flatten().tolist()
-            ]
-            self._refuse_no_number("loss", found)
+            found = window.wrong_losses(self.micro_batch + 1 - len(window.losses), self._here())
+            raise no_number("loss", gather_object(found))
 
-    def _refuse_no_number(self, field: str, found: list[tuple[list[str], str]]) -> None:
-        """Every process asks, with what it ``found`` in which files; all end with the first, and name all files."""
-        every = gather_object(found)
-        files = list(dict.fromkeys(file for files, _ in every for file in files))
-        more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-        raise InputError(", ".join(files[:SHOWN]) + more, field, every[0][1], "a finite number; nothing of it is saved")
-
-    def _refuse_unreached(self) -> None:
-        """DeepSpeed keeps gradients in a place of its own."""
-        missing = without_gradient(self.objective)
-        if missing and self.accelerator.distributed_type is not DistributedType.DEEPSPEED:
-            raise InputError("draft", missing[0], f"no gradient, as in {len(missing)} tensors", "one in every tensor")
-
-    def _refuse_unmoved(self, before: Tensor, rate: float) -> None:
+    def _see_moved(self, before: Tensor, rate: float) -> None:
         self.moved = self._sum_over_processes(int(not torch.equal(before, sums_of_bits(self.objective)))) > 0
         if not self.moved:
-            found = f"not one moved in optimizer step {self.steps} at a rate of {rate:g}"
-            raise InputError("draft", "weights", found, "a step that moves some: a larger --lr, or another launcher")
+            raise unmoved(self.steps, rate)
 
     def _here(self) -> str:
         return f"optimizer step {self.steps + 1}"
@@ -379,8 +337,9 @@ class Loop:
         except RuntimeError as error:
             if not torch.is_anomaly_enabled() or "returned nan values" not in str(error):
                 raise
-            found = f"{error} at {self._here()}, micro-batch {self.micro_batch}"
-            raise InputError(", ".join(files), "gradient", found, "finite numbers; no step was taken") from error
+            raise no_number(
+                "gradient", [(files, f"{error} at {self._here()}, micro-batch {self.micro_batch}")]
+            ) from error
 
     def _told(self, batch: Batch, local: Any, window: Window, last: bool) -> dict[str, Any]:
         """The numbers of a micro-batch, and of the window that it closes, with gradients clipped: read in one go."""
@@ -395,12 +354,12 @@ class Loop:
 
     def _update(self, window: Window, told: dict[str, Any], unmoved: bool) -> None:
         self._agree(window, *told["seen"])
-        if unmoved and window.teaches:
-            self._refuse_unreached()
+        if unmoved and window.teaches and self.accelerator.distributed_type is not DistributedType.DEEPSPEED:
+            refuse_unreached(self.objective)  # DeepSpeed keeps gradients in a place of its own
         grad_norm = told.get("grad_norm")
         if grad_norm is not None and not math.isfinite(grad_norm):  # the same on every process
             files = [file for files in window.files for file in files]
-            self._refuse_no_number("gradient norm", [(files, f"{grad_norm} at {self._here()}")])
+            raise no_number("gradient norm", gather_object([(files, f"{grad_norm} at {self._here()}")]))
         self.optimizer.step()
         self.schedule.step()
 

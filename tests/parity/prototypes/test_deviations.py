@@ -21,8 +21,9 @@ from parity.prototypes.reference.loop import prepare, trace_reference
 from parity.prototypes.synthetic import write_case
 from ports.eagle3.train import build
 from ports.errors import InputError
-from ports.generate.chat import Encoded, Encoder, LossMask, load_family
+from ports.generate.chat import Encoded, Encoder, LossMask
 from ports.generate.conversations import ConversationError, split_range
+from ports.generate.families import load_family
 from ports.generate.vocabulary import Counts, build_map, count_tokens
 from ports.training.alignment import Alignment
 from ports.training.data import add_uniform_noise, make_sample

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from parity.fixtures.tokenizer import ANSWER_HEADER, VOCAB_SIZE, build_tokenizer
 from ports.evaluate.prompts import family_of, read_questions
-from ports.generate.chat import load_family
+from ports.generate.families import load_family
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from parity.fixtures.architectures import ARCHITECTURES, STUDIED
 from parity.fixtures.dialogues import TEMPLATES, UNKNOWN
 from parity.fixtures.tokenizer import BEGIN_OF_TEXT, BEGIN_OF_TEXT_ID, SPECIAL_TOKENS, byte_level_bpe
 from ports.errors import InputError
-from ports.generate.chat import CLOSE, OPEN, ChatFamily, Encoder, LossMask, load_family
+from ports.generate.chat import CLOSE, OPEN, Encoder, LossMask
 from ports.generate.conversations import ConversationError
+from ports.generate.families import ChatFamily, load_family
 
 BLOCKS = """\
 {{- bos_token -}}
