@@ -1,9 +1,11 @@
-"""Throughput of the ports' training step, on a case large enough that arithmetic takes the time."""
+"""Throughput of the ports' training step, on a case large enough that arithmetic takes the time.
+
+Beside the reference, which does what the prototypes do; the prototypes themselves are timed by ``pytest benchmarks``.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +17,6 @@ from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from parity.prototypes.case import RecordedCase
-from parity.prototypes.original.child import record_original
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import ReferenceRun, prepare
 from parity.prototypes.synthetic import write_case
@@ -33,11 +34,9 @@ SPEC = VerifierSpec(
     seed=7,
 )
 STEPS, ROUNDS = 3, 7
-LIVE_STEPS, LIVE_ROUNDS, WARMUP = 4, 3, 2
-ALLOWED = HELD["throughput"]
 
 Timed = Mapping[str, core.Times]
-"""By side: ``reference`` or ``original``, and ``port``."""
+"""By side: ``reference`` and ``port``."""
 
 
 @contextlib.contextmanager
@@ -49,27 +48,19 @@ def speed_case(algorithm: str = "eagle3") -> Iterator[RecordedCase]:
 
 
 def throughput(algorithm: str, options: Any) -> Report:
-    """Beside the reference, and beside the live original where ``options`` name a checkout."""
+    """The port of an algorithm, timed and judged; it depends on no option."""
     with speed_case(algorithm) as case:
-        report = judged(case, measure(case))
-        if options.original is not None:
-            held(report, case, measure_live(case, options.original), "original", Against.PROTOTYPE)
-    return report
+        return judged(case, measure(case))
 
 
 def judged(case: RecordedCase, times: Timed) -> Report:
-    """The port beside the reference."""
-    report = Report()
-    held(report, case, times, "reference", Against.REFERENCE)
-    return report
-
-
-def held(report: Report, case: RecordedCase, times: Timed, prototype: str, against: Against) -> None:
-    """The port beside whoever stands for the prototype: rows, and what is drawn."""
-    sides = times[prototype], times["port"]
-    report.rows += core.prototype_rows(RowKey("throughput", case.name, "port", against), *sides, prototype, ALLOWED)
+    """The port beside the reference: rows, and what is drawn."""
+    report, sides = Report(), (times["reference"], times["port"])
+    subject = RowKey("throughput", case.name, "port", Against.REFERENCE)
+    report.rows += core.prototype_rows(subject, *sides, "reference", HELD["throughput"])
     tokens = sum(LENGTHS[: case.bs * STEPS]) // STEPS
-    report.speeds.append(core.speed_of(case.name, *sides, (prototype, "port"), tokens))
+    report.speeds.append(core.speed_of(case.name, *sides, ("reference", "port"), tokens))
+    return report
 
 
 def measure(case: RecordedCase, steps: int = STEPS, rounds: int = ROUNDS) -> Timed:
@@ -86,23 +77,3 @@ def measure(case: RecordedCase, steps: int = STEPS, rounds: int = ROUNDS) -> Tim
 def port_steps(case: RecordedCase, folder: Path) -> core.Steps:
     """Every run of the port in a place of its own under ``folder``."""
     return lambda: start_port(case, Path(tempfile.mkdtemp(dir=folder))).optimizer_steps()
-
-
-def measure_live(case: RecordedCase, prototype: Path) -> Timed:
-    """The live original against the port: whole runs in turn, their first steps dropped as warm-up."""
-    runs: dict[str, list[core.Times]] = {"original": [], "port": []}
-    for _ in range(LIVE_ROUNDS):
-        with tempfile.TemporaryDirectory() as folder:
-            recording = record_original(case, prototype, Path(folder), max_optimizer_steps=LIVE_STEPS, record=False)
-            meta = json.loads((recording / "meta.json").read_text())
-            seconds = {"wall": [meta["step_seconds"]], "CPU": [meta["step_cpu_seconds"]]}
-            runs["original"].append(core.Times(seconds, meta["first_step_flops"] * LIVE_STEPS))
-            with deterministic(), quietly():
-                runs["port"].append(core.alternate({"port": port_steps(case, Path(folder))}, LIVE_STEPS, 1)["port"])
-    return {name: _warm(taken) for name, taken in runs.items()}
-
-
-def _warm(runs: list[core.Times]) -> core.Times:
-    """Runs as the rounds of one, without their warm-up; the FLOPs are those of the steps that are left."""
-    seconds = {clock: [run.seconds[clock][0][WARMUP:] for run in runs] for clock in core.CLOCKS}
-    return core.Times(seconds, runs[-1].flops // LIVE_STEPS * (LIVE_STEPS - WARMUP))

@@ -6,7 +6,7 @@ import pytest
 
 import ports.training.loop
 from parity.prototypes.reference.loop import ReferenceRun, prepare
-from parity.prototypes.speed import judged, measure, measure_live, port_steps, speed_case
+from parity.prototypes.speed import judged, measure, port_steps, speed_case
 from parity.verdict import Against, Status
 from tests.parity.prototypes.test_synthetic import Shape, make
 
@@ -53,8 +53,6 @@ def test_a_slow_port_is_caught(wait, named, honest, monkeypatch):
     assert any(one.startswith(named) for one in found)
 
 
-def test_both_sides_take_the_same_steps_and_a_live_run_wants_a_checkout(tmp_path):
+def test_both_sides_take_the_same_steps(tmp_path):
     small = make(Shape("any"), tmp_path, bs=2, epoch=0)
     assert len(list(port_steps(small, tmp_path)())) == len(list(ReferenceRun(prepare(small)).optimizer_steps())) == 3
-    with pytest.raises(ValueError, match="found"):
-        measure_live(small, tmp_path / "nowhere")
