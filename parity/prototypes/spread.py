@@ -1,7 +1,7 @@
 """What one rounding does to a prototype, by the reference, which is itself held against the recordings.
 
 A recording carries it in ``spread.json``, in the form of :func:`parity.allowed.spread_of`; what has none, one that was
-just made for example, is measured when it is asked for.
+just made for example, is measured when it is asked for, by as many draws as a live original is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from parity.allowed import TIMES, spread_of
+from parity.allowed import DRAWS, TIMES, spread_of
 from parity.compare import View, viewed
 from parity.errors import InputError
 from parity.files import read_object, write_whole
@@ -21,8 +21,8 @@ from parity.prototypes.reference.loop import trace_reference
 from parity.trace import Trace
 
 FILE = "spread.json"
-DRAWS = 8
-"""How often the reference is moved: once and for all, so that single numbers are known too."""
+STORED = 8
+"""How often the reference is moved for a recording: once and for all, so that single numbers are known too."""
 
 
 def real_positions(trace: Trace, name: str) -> Tensor | None:
@@ -36,7 +36,7 @@ VIEWS = tuple(View(each, rows=real_positions) for each in BY_POSITION)
 _MEASURED: dict[Path, dict[str, list[float]]] = {}
 
 
-def measure(case: RecordedCase, draws: int = DRAWS) -> dict[str, list[float]]:
+def measure(case: RecordedCase, draws: int) -> dict[str, list[float]]:
     """The spread of a case, by running the reference anew."""
     base, *moved = (trace_reference(case, draw=number) for number in range(draws + 1))
     alike = [viewed(base, trace, VIEWS) for trace in moved]
@@ -45,7 +45,7 @@ def measure(case: RecordedCase, draws: int = DRAWS) -> dict[str, list[float]]:
 
 def write_spread(case: RecordedCase) -> Path:
     """Measure it and put it beside what the case's prototype computed."""
-    lines = (f"{json.dumps(name)}: {json.dumps(sizes)}" for name, sizes in measure(case).items())
+    lines = (f"{json.dumps(name)}: {json.dumps(sizes)}" for name, sizes in measure(case, STORED).items())
     write_whole(case.directory / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
     return case.directory / FILE
 
@@ -60,7 +60,7 @@ def spread_for(case: RecordedCase) -> dict[str, list[float]]:
     if file.exists():
         return _read(file)
     if file not in _MEASURED:
-        _MEASURED[file] = measure(case)
+        _MEASURED[file] = measure(case, DRAWS)
     return _MEASURED[file]
 
 
