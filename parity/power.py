@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import unwrap
 from typing import Any
 
@@ -42,8 +41,8 @@ def run_with_power(pair: Pair, options: Options = EVERYTHING, progress: Progress
     result = run_pair(pair, options, progress)
     short = (pair.short or shortest)(pair.at(options.original, options.recordings))
     for case in (case for case in short.find_cases(options.recordings) if matches(options.keyword, case.name)):
-        with ExitStack() as stack:
-            found = Battery(short, case, CaseRun(short, case, stack), progress).run()
+        with CaseRun(short, case) as held:
+            found = Battery(held, progress).run()
         if isinstance(found, Skip):
             result.skips.append(found)
         else:
@@ -59,14 +58,11 @@ def shortest(pair: Pair) -> Pair:
     return replace(pair, cases=cases)
 
 
-@dataclass
 class Battery:
-    """All faults of one case of a pair; ``held`` keeps the original's run."""
+    """All faults of one case of a pair, whose original runs once."""
 
-    pair: Pair
-    case: Any
-    held: CaseRun
-    progress: Progress = SILENT
+    def __init__(self, held: CaseRun, progress: Progress = SILENT) -> None:
+        self.held, self.pair, self.case, self.progress = held, held.pair, held.case, progress
 
     def run(self) -> list[Planted] | Skip:
         """Every fault; or why none was planted."""

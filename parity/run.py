@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -77,20 +77,27 @@ class KitReport(Report):
 
 
 @dataclass
-class CaseRun:
-    """One case of a pair: every side runs when it is first asked for, and stays for as long as the stack is open."""
+class CaseRun(AbstractContextManager["CaseRun"]):
+    """One case of a pair: every side runs when it is first asked for, and stays until this is closed."""
 
     pair: Pair
     case: Any
-    stack: ExitStack
     held: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all sides."""
+        self.stack.close()
 
     @contextmanager
     def apart(self, side: AnySide) -> Iterator[TracePair]:
         """A further side against the same original, for as long as it is looked at."""
-        with ExitStack() as stack:
-            self.original()
-            yield replace(self, stack=stack)._evidence(side)
+        self.original()
+        with CaseRun(self.pair, self.case, self.held) as beside:
+            yield beside._evidence(side)
 
     def original(self) -> Run:
         """The original's run. Whatever its code raises comes through, now and when it is asked for again."""
@@ -210,19 +217,19 @@ class Runner:
         self.pair, self.chosen, self.progress = pair, chosen, progress
         self.report = KitReport(environment=described(), deviations=list(pair.deviations))
         self.report.baseline = pair.baseline or (pair.original.name if pair.original else "") or "original"
-        self.stack = ExitStack()
         self.held: CaseRun | None = None
 
     def close(self) -> None:
         """Let go of the sides of the last case."""
+        if self.held is not None:
+            self.held.close()
         self.held = None
-        self.stack.close()
 
     def hold(self, case: Any) -> CaseRun:
         """The sides of a case, and no other's any more."""
         if self.held is None or self.held.case is not case:
             self.close()
-            self.held = CaseRun(self.pair, case, self.stack)
+            self.held = CaseRun(self.pair, case)
         return self.held
 
     def checks(self, side: AnySide) -> list[Check]:

@@ -37,7 +37,7 @@ def copy(tmp_path, case):
 
 def _evidence_of(case, stack):
     pair = find_pair(case.algorithm)
-    return CaseRun(pair, case, stack).evidence(pair.port)
+    return stack.enter_context(CaseRun(pair, case)).evidence(pair.port)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from parity.pair import Options
 from parity.plants import Ground
 from parity.power import Battery
 from parity.ranks import FAULTS, RankError, by_samples, inside, together
-from parity.run import CaseRun, ExitStack
+from parity.run import CaseRun
 from parity.verdict import Sight
 
 
@@ -87,9 +87,8 @@ SEEN = {
 @WRAPS
 def test_what_several_processes_can_get_wrong_is_seen(wrap):
     planted = pair(wrap=wrap)
-    case = planted.find_cases(None)[0]
-    with ExitStack() as stack:
-        battery = Battery(planted, case, CaseRun(planted, case, stack))
+    with CaseRun(planted, planted.find_cases(None)[0]) as held:
+        battery = Battery(held)
         found = {one.fault: one for one in (battery.plant(fault, Ground()) for fault in FAULTS)}
     assert found.keys() == SEEN.keys()
     for name, one in found.items():

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -283,8 +282,8 @@ def test_weights_of_a_case_do_not_switch_copying_off():
     pair = Pair(
         "named", Side(lambda: nn.Linear(3, 3)), Side(Renamed, name="port"), [Case("one", ONES, 0, 2, weights)], names
     )
-    with ExitStack() as stack:
-        held = CaseRun(pair, pair.find_cases(None)[0], stack).evidence(pair.port)
+    with CaseRun(pair, pair.find_cases(None)[0]) as run:
+        held = run.evidence(pair.port)
     found = held.found.group("init.")
     assert torch.equal(found["twin"], torch.eye(3))
     assert torch.equal(found["bias"], held.expected.tensors["init.bias"])

@@ -1,6 +1,5 @@
 """The prototypes' pairs: every fault that is planted in a port is seen, and every check is there for one."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -56,8 +55,8 @@ BY_NIGHT = {name: [pytest.mark.nightly] for name in SEEING if "fp32" not in name
 def test_every_planted_fault_is_seen(name, cases):
     """Or is below rounding in bfloat16, or has a reason; in float32 none is below."""
     short = few_steps(PAIRS[cases[name].algorithm])
-    with ExitStack() as stack:
-        found = Battery(short, cases[name], CaseRun(short, cases[name], stack)).run()
+    with CaseRun(short, cases[name]) as held:
+        found = Battery(held).run()
     assert isinstance(found, list)
     assert not [one for one in found if one.fails or ("fp32" in name and one.sight.value == "below rounding")]
     assert {one.check for one in found} >= SEEING[name]

@@ -1,6 +1,5 @@
 """The port under observation: settings, seeds, weights and what the trace keeps."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -154,8 +153,8 @@ def test_weights_are_the_port_s_own_after_it_loaded_them(cases, monkeypatch):
     for module in (parity.prototypes.port, parity.prototypes.recorded):
         monkeypatch.setattr(module, "start_of", lambda *given: {n: 2 * w + 1 for n, w in start_of(*given).items()})
     case, pair = cases["eagle3_fp32_k1"], replace(find_pair("eagle3"), port=port(steps=1))
-    with ExitStack() as stack:
-        held = CaseRun(pair, case, stack).evidence(pair.port)
+    with CaseRun(pair, case) as run:
+        held = run.evidence(pair.port)
     assert failing(held, "weights") == {f"init.{name}" for name in held.found.trained}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,8 +81,8 @@ def against_the_reference(case):
     """The port on the case, with the reference, in the case's precision, in the recording's place."""
     expected = with_spread(trace_reference(case, margin=margin_of(case)), case)
     pair = replace(find_pair(case.algorithm), original=TraceSide(replace(expected, trained=(), frozen=())))
-    with ExitStack() as stack:
-        return run_checks(CaseRun(pair, case, stack).evidence(pair.port), pair.every_check)
+    with CaseRun(pair, case) as run:
+        return run_checks(run.evidence(pair.port), pair.every_check)
 
 
 DIRECT = {"batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve", "hits", "cross_step_grad"}
@@ -122,9 +121,8 @@ def test_a_run_of_few_optimizer_steps_is_resumed_or_has_none_to_stop_before(bs, 
     """1, 2, 3 and 4 of them."""
     case = make(Shape("any"), tmp_path, k=1, bs=bs, epoch=epoch)
     pair = find_pair("eagle3")
-    with ExitStack() as stack:
-        evidence = CaseRun(replace(pair, original=REFERENCE), case, stack).evidence(pair.port)
-        rows = run_checks(evidence, pair.every_check, only={"resume"})
+    with CaseRun(replace(pair, original=REFERENCE), case) as run:
+        rows = run_checks(run.evidence(pair.port), pair.every_check, only={"resume"})
     assert {row.status for row in rows} == {status}
 
 
