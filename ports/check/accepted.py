@@ -20,6 +20,7 @@ from ports.evaluate.intervals import Estimate, ratio
 from ports.serving.bench import ENGINE, dtype_name, start_engine
 from ports.training.alignment import Alignment
 from ports.training.data import RecordDataset, collate, make_sample
+from ports.training.records import read_record
 from ports.training.validation import accuracies_of
 from ports.verifier.interfaces import METHODS, serving_of
 
@@ -45,7 +46,7 @@ def prompts_of(dataset: RecordDataset, most: int) -> list[list[int]]:
     """What records ask: their tokens up to the first answer."""
     found = []
     for place in torch.linspace(0, len(dataset) - 1, min(most, len(dataset))).long().tolist():
-        record = dataset.record(place)
+        record = read_record(dataset.files[place], {}, dataset.vocab_size, dataset.like)
         answers = record["loss_mask"].nonzero().flatten().tolist()
         if answers and answers[0]:
             found.append(record["input_ids"][: answers[0]].tolist())

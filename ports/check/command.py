@@ -125,10 +125,11 @@ def check(
     size = model.config.speculators_config.proposal_methods[0].speculative_tokens
     if original is not None:
         yield finding_of("converted", CONVERT, lambda: look_at_conversion(model, draft, original, size))
-    dataset = None if records is None else records_of(model, records)
+    dataset = None if records is None else records_of(model, records, place)
     yield from _of_records(model, dataset, place, size, held)
     promised = None if dataset is None else expected(model, dataset, size, held)
     asked = _asked(draft, model, dataset, prompts, limit, tokens, size)
+    del dataset  # and a verifier with it that computed what records of ids do not hold
     if not asked:
         yield left_out("accepted", "no prompts", "--prompts FILE, or --records DIR")
         return

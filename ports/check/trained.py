@@ -30,7 +30,9 @@ from ports.training.data import Batch, RecordDataset, collate, make_sample
 from ports.training.held import some_of
 from ports.training.loss import LossImplementation
 from ports.training.objective import TTTObjective
-from ports.training.records import check_origin, complete_records
+from ports.training.online import FeatureReader, OnlineDataset
+from ports.training.records import check_origin, complete_records, recorded_info
+from ports.verifier.loading import load_verifier
 from ports.verifier.states import check_states
 
 HELD = 32
@@ -46,8 +48,8 @@ TIMES, UNITS = 4, 8
 """Times what one rounding of the features moves logits, and the least that this may be, in units of float32."""
 
 
-def records_of(model: Any, directory: Path) -> RecordDataset:
-    """Those of ``directory``, made for this draft's verifier and layers.
+def records_of(model: Any, directory: Path, device: torch.device) -> RecordDataset:
+    """Those of ``directory``, made for this draft's verifier and layers; of ids alone the verifier computes the rest.
 
     Raises:
         InputError: none there, some gone, or others'.
@@ -56,9 +58,14 @@ def records_of(model: Any, directory: Path) -> RecordDataset:
     files, verifier = complete_records(directory, "--records"), config.speculators_config.verifier.name_or_path
     h = config.transformer_layer_config.hidden_size
     widths = {"hidden_state": h} if layers is None else {"hidden_state": len(layers) * h, "target": h}
+    told, vocab_size = recorded_info(files), config.transformer_layer_config.vocab_size
+    common: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
+    if told is not None and told.algorithm == "ids":
+        like = check_origin(files, "ids", verifier, None)
+        readers = [FeatureReader(load_verifier(verifier, "auto", device), layers)]
+        return OnlineDataset(files, widths, vocab_size, like=like, readers=readers, **common)
     like = check_origin(files, config.speculators_model_type, verifier, layers)
-    vocab_size = config.transformer_layer_config.vocab_size
-    return RecordDataset(files, widths, vocab_size, noise=False, like=like, alignment=Alignment.CHAIN)
+    return RecordDataset(files, widths, vocab_size, like=like, **common)
 
 
 def look_at_records(model: Any, dataset: RecordDataset, device: torch.device, held: int = HELD) -> Finding:
@@ -67,6 +74,9 @@ def look_at_records(model: Any, dataset: RecordDataset, device: torch.device, he
     Raises:
         InputError: states that are not the verifier's.
     """
+    if isinstance(dataset, OnlineDataset):
+        advice = "speculator records keeps hidden states, and draft does with --keep-records all"
+        return left_out("records", "ids alone: what was trained on was computed beside the draft, and is gone", advice)
     verifier = model.config.speculators_config.verifier.name_or_path
     layers = getattr(model.config, "eagle_aux_hidden_state_layer_ids", None)
     said = check_states(verifier, some_of(dataset, layers, verifier, held), device)

@@ -18,7 +18,7 @@ from ports.generate.answers import Asking, rounds_of
 from ports.generate.conversations import Message
 from ports.generate.engines import longest_dialogue
 from ports.generate.families import load_family
-from ports.generate.records import geometry_of
+from ports.generate.records import HEADER_BYTES, geometry_of
 from ports.generate.run import bytes_in
 from ports.numerics import best_device, free_memory
 from ports.verifier.loading import check_verifier
@@ -81,17 +81,17 @@ def memory(plan: Plan, asked: Work) -> dict[str, dict[str, int]]:
     """
     settings, processes = plan.settings, plan.num_processes
     shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
-    held = states_bytes(settings.model, shape.item_bytes, max(BATCH_TOKENS, asked.longest))
     rows, share = settings.bs // processes, asked.answered / asked.tokens or SUPERVISED
     inputs = plan.likely_config(), settings.forward_num_total, rows * asked.longest, share, processes
     training = training_memory(*inputs, half=plan.precision == "bf16")
     together = processes if best_device().type == "cpu" else 1
+    stored, verifier = plan.recorded != "ids", shape.item_bytes * verifier_parameters(settings.model)
+    tokens = max(BATCH_TOKENS, asked.longest) if stored else rows * asked.longest
+    held = states_bytes(settings.model, shape.item_bytes, tokens)
+    beside = {} if stored else {"the verifier beside it, for --keep-records none": verifier, "hidden states": held}
     return {
-        "answers and records": {
-            "verifier": shape.item_bytes * verifier_parameters(settings.model),
-            "hidden states": held,
-        },
-        "training": {name: together * size for name, size in training.items() if size},
+        "answers and records": {"verifier": verifier, "hidden states": held if stored else 0},
+        "training": {name: together * size for name, size in {**training, **beside}.items() if size},
     }
 
 
@@ -121,20 +121,21 @@ def fit(plan: Plan) -> list[str]:
         PhaseError: the process that asks the device ended otherwise.
     """
     settings, config = plan.settings, plan.likely_config()
-    asked, shape = work(plan), geometry_of(settings.algorithm, settings.model, dtype="auto")
+    asked, shape = work(plan), geometry_of(plan.recorded, settings.model, dtype="auto")
     parameters = list(build_objective(config, settings.forward_num_total).parameters())
     trained = sum(each.numel() for each in parameters if each.requires_grad)
     embedding = plan.verifier.hidden_size * plan.verifier.vocab_size if settings.algorithm == "eagle3" else 0
     checkpoints = min(plan.passes, KEPT)  # of the draft and two moments
     kept = FLOAT * (COPIES - 1) * checkpoints * trained
     kept += plan.dtype.itemsize * (embedding * (checkpoints + 1) + trained)
-    disk = shape.bytes_of(asked.tokens) + kept
+    disk = shape.bytes_of(asked.tokens) + plan.seen * HEADER_BYTES + kept
     advice = f" ({gigabytes(kept)} of them checkpoints): fewer --samples, or another disk"
     check_output(plan.out, "out", disk - bytes_in(plan.out), advice)
     check_verifier(settings.model)
+    without = ", no hidden states on it" if plan.recorded == "ids" else ""
     return [
         f"{plan.seen:,} dialogues to train on in {plan.passes} passes, {plan.held_out} held out; "
-        f"{'at most' if asked.answered else 'about'} {asked.tokens:,} tokens, {gigabytes(disk)} of disk",
+        f"{'at most' if asked.answered else 'about'} {asked.tokens:,} tokens, {gigabytes(disk)} of disk{without}",
         *_asked_apart(plan, asked),
         f"training: {plan.num_processes} of {plan.devices} devices, --batch-size {settings.bs} of them together",
     ]

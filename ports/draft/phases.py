@@ -95,7 +95,7 @@ def _record(plan: Plan) -> None:
         dataset="any",
         samples=plan.seen - 1,
         outdir=plan.out / "records",
-        algorithm=settings.algorithm,
+        algorithm=plan.recorded,
         chat_template=settings.chat_template,
         dtype="auto",
         batch_tokens=BATCH_TOKENS,
@@ -140,6 +140,7 @@ def _train(plan: Plan) -> None:
         mixed_precision=plan.precision,
         **{name: getattr(settings, name) for name in ("forward_num_total", "seed")},
         **maps,
+        **({"online": True, "verifier_dtype": "auto"} if plan.recorded == "ids" else {}),
         **({"val_fraction": VALIDATED} if validated(len(list_records(records))) else {}),
     )
 

@@ -98,6 +98,11 @@ class Plan:
         return 0 if best_device().type == "cpu" else max(1, min(WORKERS, cores - 1))
 
     @property
+    def recorded(self) -> str:
+        """What records are made for, as :func:`ports.generate.records.geometry_of` has it: ``ids`` for no features."""
+        return self.settings.algorithm if self.settings.keep_records == "all" else "ids"
+
+    @property
     def evaluated(self) -> int:
         """Tokens of an answer to a held-out prompt at most."""
         return min(EVALUATED, self.settings.max_new_tokens)

@@ -17,6 +17,10 @@ class DraftSettings(AnswersSettings):
     out: Path = Field(description="directory of the run: records, checkpoints, draft/, evaluation.json, check.json")
     algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
     answers: Literal["own", "given"] = Field("own", description="own: the verifier answers; given: those in the data")
+    keep_records: Literal["all", "none"] = Field(
+        "all",
+        description="none: no hidden states on disk; transformers computes them beside the draft, anew in every pass",
+    )
     held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")
     configpath: str | None = Field(None, description="draft config; default: one layer in the verifier's sizes")
     draft_vocab_size: int | None = Field(

@@ -131,6 +131,14 @@ class OnlineDataset(RecordDataset):
         record = read_record(self.files[index], {}, self.vocab_size, self.like)
         return index, {name: value[: self.max_len] for name, value in record.items()}
 
+    def record(self, index: int) -> Record:
+        """One checked record, on the CPU, with the features that the verifier gives of it now."""
+        file = self.files[index]
+        tokens = read_record(file, {}, self.vocab_size, self.like)
+        (features,) = self.reader([tokens["input_ids"]])
+        whole = {**tokens, **{name: value.cpu() for name, value in features.items()}}
+        return check_record(file, whole, self.widths, self.vocab_size)
+
     def clean_features(self, index: int) -> Tensor:
         """Of the shape and dtype that the verifier would give."""
         _, record = self.sample(index)

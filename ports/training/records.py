@@ -39,6 +39,9 @@ SCHEMA = 2
 
 OLDER = "written by an older release, which knew a verifier by a part of its weights: make it anew"
 
+ROW_DIGITS = 10
+"""Of a row's number at most."""
+
 SAMPLED = 64
 """Numbers of a row that are looked at first, where rows are compared."""
 
@@ -61,8 +64,8 @@ class RecordInfo(BaseModel):
     row: int
 
     def as_metadata(self) -> dict[str, str]:
-        """What goes into the file."""
-        return {KEY: self.model_dump_json()}
+        """What goes into the file, as long whatever the row: a record's size tells its length alone."""
+        return {KEY: self.model_dump_json() + " " * (ROW_DIGITS - len(str(self.row)))}
 
 
 def parse_info(file: Path, metadata: dict[str, str] | None) -> RecordInfo:

@@ -18,6 +18,9 @@ from ports.check.command import check, main
 from ports.evaluate.acceptance import by_context
 from ports.evaluate.decode import Answer
 from ports.evaluate.drafter import open_draft
+from ports.generate.records import write_record
+from ports.training.records import RecordInfo, list_records
+from ports.verifier.fingerprint import verifier_fingerprint
 
 STEPS = ["files", "records", "trained", "accepted", "context", "served"]
 
@@ -112,6 +115,25 @@ def test_a_good_draft_passes_every_step(trained, run_app, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[: len(STEPS)]] == STEPS
     assert re.search(r"accepted +\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\] tokens a pass", lines[3])
+
+
+def test_of_ids_alone_everything_but_the_records_is_looked_at(trained, tmp_path, refuses):
+    """What they promise is what stored ones do; those of another verifier are refused."""
+    look = partial(check, trained / "draft", None, prompts=[], tokens=24)
+    stored = list(look(trained / "data_eagle3"))
+    told = {"algorithm": "ids", "verifier": verifier_fingerprint(str(trained / "verifier")), "feature_layers": ()}
+    told |= {"tokenizer": "none", "loss_mask": "exact", "chat_template": "plain"}
+    (tmp_path / "ids").mkdir()
+    for row, file in enumerate(list_records(trained / "data_eagle3")):
+        record = torch.load(file, weights_only=True)
+        tokens = {name: record[name] for name in ("input_ids", "loss_mask")}
+        write_record(tmp_path / "ids" / f"data_{row}.safetensors", tokens, RecordInfo(**told, row=row))
+    found = list(look(tmp_path / "ids"))
+    assert [each.state for each in found] == ["ok", "left out", *(each.state for each in stored[2:])]
+    assert found[3].numbers["expected"] == pytest.approx(stored[3].numbers["expected"], rel=1e-4)
+    write_record(tmp_path / "ids" / "data_0.safetensors", tokens, RecordInfo(**told | {"verifier": "other"}, row=0))
+    with refuses(tmp_path / "ids", "verifier", "other", ""):
+        list(look(tmp_path / "ids"))
 
 
 def test_a_fault_ends_with_exit_code_1_and_is_explained(trained, run_app, capsys):

@@ -25,7 +25,8 @@ from ports.draft.settings import DraftSettings
 from ports.errors import InputError
 from ports.flags import parse
 from ports.training.derived import derived_config
-from ports.training.records import GENERATION
+from ports.training.online import FeatureReader
+from ports.training.records import GENERATION, list_records
 from ports.verifier.config import verifier_config
 from tests.ports.conftest import words_of
 from tests.ports.generate.conftest import contents, forking
@@ -76,11 +77,11 @@ LEARNS = {"passes": 4, "lr": 0.02}
 """Its own answers, by heart."""
 
 
-def stopped_in_every_phase(spawn, out):
+def stopped_in_every_phase(spawn, **asked):
     """By SIGKILL, and while it trains by SIGTERM, which the trainer hears: it saves, and its code is the command's."""
-    codes = {}
+    codes, out = {}, asked["out"]
     for sign in SIGNS:
-        process = spawn(out=out, **LEARNS)
+        process = spawn(**asked, **LEARNS)
         while process.returncode is None and not (out / sign).exists():
             time.sleep(0.002)
         phase = children(process.pid)
@@ -89,7 +90,7 @@ def stopped_in_every_phase(spawn, out):
         codes[sign] = process.returncode
         await_end_of(phase, 20)  # that of a killed command ends by itself
     assert codes == {**dict.fromkeys(SIGNS, -signal.SIGKILL), TRAINED: 75}
-    assert "acceptance length" in spawn(out=out, **LEARNS).ended()
+    assert "acceptance length" in spawn(**asked, **LEARNS).ended()
 
 
 def test_a_draft_to_serve_is_left_wherever_it_was_stopped_and_the_same_command_does_nothing_more(
@@ -129,7 +130,7 @@ def test_a_draft_to_serve_is_left_wherever_it_was_stopped_and_the_same_command_d
     assert "served not checked: pip install vllm" in again.ended()
     assert again.returncode == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
-    stopped_in_every_phase(spawn, tmp_path / "stopped")
+    stopped_in_every_phase(spawn, out=tmp_path / "stopped")
     assert results(tmp_path / "stopped") == results(out)
     weights = load_file(out / "draft" / "model.safetensors")
     save_file({**weights, "fc.weight": weights["fc.weight"] * 0}, out / "draft" / "model.safetensors", {"format": "pt"})
@@ -142,9 +143,23 @@ def test_a_draft_to_serve_is_left_wherever_it_was_stopped_and_the_same_command_d
     assert "**Not what it should be**" in (out / "draft" / CARD).read_text()
 
 
-def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16(spawn, tmp_path):
-    process, out = spawn(algorithm="hass", answers="given", mixed_precision="bf16"), tmp_path / "out"
+@pytest.mark.nightly
+def test_a_kill_leaves_no_trace_either_where_no_hidden_states_are_on_the_disk(spawn, tmp_path):
+    process, out = spawn(keep_records="none", **LEARNS), tmp_path / "out"
+    assert "serve " in process.ended()
+    assert "; records not checked: speculator records keeps hidden states" in process.said
+    stopped_in_every_phase(spawn, out=tmp_path / "stopped", keep_records="none")
+    assert results(tmp_path / "stopped") == results(out)
+
+
+def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16_without_hidden_states_on_the_disk(spawn, tmp_path):
+    common, out = {"algorithm": "hass", "answers": "given", "mixed_precision": "bf16"}, tmp_path / "out"
+    process = spawn(**common, keep_records="none")
     process.ended()
+    assert " of disk, no hidden states on it\n" in process.said
+    states = {each["step"]: each["state"] for each in json.loads((out / "check.json").read_text())["findings"]}
+    assert (states["records"], states["trained"]) == ("left out", "ok")
+    assert "no hidden states are kept: " in (out / "draft" / CARD).read_text()
     assert "is not what it should be: accepted: 1.000 [1.000, 1.000] tokens a pass" in process.said, "of two passes"
     assert process.returncode == 1
     assert json.loads((out / "checkpoints" / "settings.json").read_text())["mixed_precision"] == "bf16"
@@ -217,6 +232,10 @@ def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words,
     assert small["answers and records"]["verifier"] == large["answers and records"]["verifier"] > 0
     for part in ("activations", "target"):
         assert large["training"][part] == pytest.approx(2 * small["training"][part], rel=0.1)
+    beside = fit.memory(Plan(parse(DraftSettings, words(bs=4, keep_records="none"))), fit.Work(500, 0, 50))
+    verifier = small["answers and records"]["verifier"]
+    states = 4 / fit.BATCH_TOKENS * 50 * small["answers and records"]["hidden states"]
+    assert sum(beside["training"].values()) == sum(small["training"].values()) + verifier + states
     needed = {name: sum(parts.values()) for name, parts in small.items()}
     for name, size in needed.items():
         others = {other: small[other] for other in small if needed[other] <= size}
@@ -245,6 +264,9 @@ def test_the_precision_is_the_one_asked_for_or_the_fastest(words, monkeypatch, a
     assert told["mixed_precision"] == made.inputs()["mixed_precision"] == precision
     assert told["keep_last"] == 1, "the best one and the last"
 
+
+ROWS = [{"question": f"What is {number}?", "answer": f"It is {number}."} for number in range(20)]
+"""Some of one length, whose numbers are not."""
 
 TALKS = [{**row, "answer": " and ".join([row["answer"]] * (1 + number % 5))} for number, row in enumerate(QUESTIONS)]
 
@@ -276,6 +298,33 @@ def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, mo
     assert len(curve(out)) == 8
     for both, alone in zip(curve(out), curve(one.out), strict=True):
         assert both == pytest.approx(alone, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
+def test_without_hidden_states_on_disk_the_curve_is_that_of_stored_ones(
+    words, tmp_path, monkeypatch, reset_accelerator, algorithm
+):
+    """To what one rounding moves; of a verifier that is one layer off beside the draft it is another."""
+    monkeypatch.setattr(phases, "in_process", lambda name, words, log: cli.run([*name.split(), *words]))
+
+    def trained(name, **changes):
+        reset_accelerator()
+        common = {"rows": ROWS, "bs": 2, "answers": "given", "mixed_precision": "no", "algorithm": algorithm}
+        made = Plan(parse(DraftSettings, words(**common, **changes, out=tmp_path / name)))
+        for phase in phases_of(made)[:4]:
+            phase.run()
+        return curve(made.out)
+
+    stored, beside = trained("stored"), trained("beside", keep_records="none")
+    assert len(beside) == len(stored) == 16
+    for one, other in zip(stored, beside, strict=True):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-6)
+    for file in list_records(tmp_path / "beside" / "records"):
+        assert load_file(file).keys() == {"input_ids", "loss_mask"}
+    entries = FeatureReader._states
+    monkeypatch.setattr(FeatureReader, "_states", lambda *words: (None, *entries(*words)[:-1]))
+    off = trained("off", keep_records="none")
+    assert any(other != pytest.approx(one, rel=1e-3) for one, other in zip(stored, off, strict=True))
 
 
 def linear(verifier):
@@ -347,6 +396,7 @@ OTHERS = [
     ({"passes": 3}, None, "passes: found 2, expected 3"),
     ({"lr": 1e-3}, None, "lr: found 0.0004, expected 0.001"),
     ({"algorithm": "hass"}, None, "algorithm: found eagle3, expected hass"),
+    ({"keep_records": "none"}, None, "keep_records: found all, expected none"),
     ({"rows": QUESTIONS[1:]}, None, "data: found "),
     ({"draft_vocab_size": 7}, None, "draft: found {"),
     ({}, other_verifier, "verifier: found "),

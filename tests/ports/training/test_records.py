@@ -59,6 +59,16 @@ pickled = pytest.mark.parametrize("write", ["ckpt"], indirect=True)
 mapped = pytest.mark.parametrize("write", ["safetensors"], indirect=True)
 
 
+def test_the_size_of_a_record_tells_its_length_and_not_its_row(tmp_path):
+    """Batches are grouped by it: alike with hidden states and without."""
+    sizes, file = set(), tmp_path / "data_0.safetensors"
+    for row in (9, 10, 100, 10**9):
+        write_record(file, good(), INFO.model_copy(update={"row": row}))
+        assert parse_info(file, safe_open(file, "pt").metadata()).row == row
+        sizes.add(file.stat().st_size)
+    assert len(sizes) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_good_record_comes_back_as_it_was(write, dtype):
     record = {**good(), "target": torch.nn.Parameter(torch.randn(4, 2, dtype=dtype))}
