@@ -136,7 +136,7 @@ def new(
     port: Annotated[str, typer.Option(help="a port that exists, package.module:CLASS or FILE.py:CLASS")] = "",
     original: Annotated[str, typer.Option(help="its original's class, likewise")] = "",
 ) -> None:
-    """Lay out a port and a failing first test that says what to do; or, for a port that exists, a pair."""
+    """Lay out a port and its suite, a test a check in the order of work; or, for a port that exists, a pair."""
     if port or original:
         if not (port and original):
             raise InputError(
@@ -146,7 +146,7 @@ def new(
         typer.echo(f"{file}: fill in BATCHES, then parity run {file}:PAIR; docs/existing.md walks the whole way")
         return
     folder = new_port(name, output)
-    typer.echo(f"{folder}: run pytest -x {folder}, which says what to do; docs/porting.md walks the whole way")
+    typer.echo(f"{folder}: run pytest -x {folder}, check by check; docs/porting.md walks the whole way")
 
 
 @app.command()

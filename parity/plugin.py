@@ -104,7 +104,7 @@ def _measured(job: Callable[[Any], Any], options: Any) -> list[Row]:
 
 
 class RowsError(AssertionError):
-    """Rows that did not pass, one a line."""
+    """Rows that did not pass, one a line, below where it first goes wrong."""
 
 
 class RowsItem(pytest.Item):
@@ -129,7 +129,8 @@ class RowsItem(pytest.Item):
         self.config.stash[COMPARED] += rows
         failed = [row for row in rows if row.compared and not row.passed]
         if failed or not rows:
-            lines = [f"{row.tensor or row.quantity}: {row.measured} > {row.allowed} {row.detail}" for row in failed]
+            lines = [row.hint for row in failed if row.hint]
+            lines += [f"{row.tensor or row.quantity}: {row.measured} > {row.allowed} {row.detail}" for row in failed]
             raise RowsError("\n".join(lines) or "nothing compared")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

@@ -238,8 +238,13 @@ class Runner:
         return [check for check in self.pair.every_check if check.name in self.chosen and check.name in held]
 
     def ask(self, case: Any, side: AnySide, check: Check) -> list[Row]:
-        """The rows of one check of one side, by themselves. Whatever the code of a side raises comes through."""
-        return run_check(self.hold(case).evidence(side), check)
+        """The rows of one check of one side, by themselves, the first that failed with where it goes wrong.
+
+        Whatever the code of a side raises comes through.
+        """
+        evidence = self.hold(case).evidence(side)
+        rows = run_check(evidence, check)
+        return hinted(rows, evidence, first_place(rows, evidence), self.pair)
 
     def ask_as_it_is(self, case: Any) -> list[Row]:
         """Whether the port runs without its known differences. Whatever the original's code raises comes through."""

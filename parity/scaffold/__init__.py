@@ -1,4 +1,4 @@
-"""``parity new``: the skeleton of a port, whose first failing test says what to do. ``docs/porting.md`` walks it."""
+"""``parity new``: the skeleton of a port and its suite, in the order of work. ``docs/porting.md`` walks it."""
 
 from __future__ import annotations
 

@@ -335,7 +335,7 @@ def test_a_pair_becomes_test_items(toy, pytester, monkeypatch):
     meant.assert_outcomes(passed=2, deselected=2 * len(checks))
     loud = pytester.runpytest_inprocess("--pair", f"{toy}:LOUD", "-k", "two-mine-forward", *lean)
     loud.assert_outcomes(failed=1)
-    loud.stdout.fnmatch_lines(["(whole)#0: *> * at *"])
+    loud.stdout.fnmatch_lines(["forward first goes wrong in down, call 1: at *", "(whole)#0: *> * at *"])
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     raced = pytester.runpytest_inprocess("--pair", f"{toy}:RACED", "-k", "lap", *lean)
     raced.assert_outcomes(passed=1, deselected=len(checks))
