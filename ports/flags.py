@@ -24,7 +24,7 @@ from ports.commands import exit_code, printable
 from ports.errors import InputError
 from ports.files import read_yaml
 from ports.progress import Work, hide
-from ports.spellings import HIDDEN, NOW, PREFIX, refuse_old_environment, respelled, tell
+from ports.spellings import ELSEWHERE, HIDDEN, NOW, PREFIX, refuse_old_environment, respelled, tell
 
 UsageError: Any = typer.BadParameter.__base__
 KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
@@ -45,7 +45,12 @@ class Command(TyperCommand):
         known = {str(parameter.name) for parameter in self.params}
         if not ctx.resilient_parsing:
             refuse_old_environment(known, self.old)
-        return super().parse_args(ctx, respelled(args, known, self.old, ctx.parent is None or ctx.resilient_parsing))
+        words = respelled(args, known, self.old, ctx.parent is None or ctx.resilient_parsing)
+        try:
+            return super().parse_args(ctx, words)
+        except UsageError as error:
+            error.ctx = ctx  # not every one has it, and what is wanted is said by its flags
+            raise
 
 
 def command(settings: type[S], run: Callable[[S], Any], old: Mapping[str, str] | None = None) -> Command:
@@ -217,8 +222,8 @@ def read(made: Any, words: Sequence[str]) -> Any:
     try:
         return made.main(args=list(words), standalone_mode=False)
     except UsageError as error:
-        found = _without_markup(error)
-        raise InputError("command line", *found, "what --help lists") from error
+        name, found = _without_markup(error)
+        raise InputError("command line", name, found, _expected(error, name)) from error
 
 
 def _without_markup(error: Any) -> tuple[str, str]:
@@ -228,6 +233,14 @@ def _without_markup(error: Any) -> tuple[str, str]:
     missing = parameter is not None and not error.message
     message = "nothing" if missing else " ".join(str(error.format_message()).split())
     return str(name), message.rstrip(".")
+
+
+def _expected(error: Any, name: str) -> str:
+    """What a flag that is there is for, our word for what other programs call a thing, or where to look."""
+    flags = {flag: each for each in error.ctx.command.params for flag in each.opts} if error.ctx else {}
+    said = getattr(flags.get(name), "help", None)
+    ours = f"--{ELSEWHERE.get(name[2:].replace('-', '_'), '').replace('_', '-')}"
+    return said or (ours if ours in flags else "what --help lists")
 
 
 def parse(settings: type[S], words: Sequence[str]) -> S:

@@ -252,7 +252,10 @@ def _read_config(directory: Path, verifier: str | None) -> Any:
     """The draft's config, attached to a verifier that is there and fits."""
     file = directory / "config.json"
     if not file.is_file():
-        raise InputError(directory, "DRAFT", "no config.json", "a Speculators checkpoint directory")
+        drafts = list(directory.glob("*/config.json"))
+        newest = max(drafts, key=lambda each: each.stat().st_mtime).parent if drafts else None
+        expected = f"one of its checkpoints, the newest is {newest}" if newest else "a Speculators checkpoint directory"
+        raise InputError(directory, "DRAFT", "no config.json", expected)
     source = read_config_dict(str(directory))
     kind = source.get("speculators_model_type")
     if kind not in tuple(KINDS):  # a file may have anything there

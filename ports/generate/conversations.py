@@ -140,9 +140,10 @@ def load_conversations(kind: Kind, data_path: str, split: str = "sft") -> Conver
     rows = _load(name, SPLITS[kind].format(split=split))
     wanted = list(FORMS) if kind == "any" else [COLUMNS[kind]]
     if not set(wanted) & set(rows.column_names):
-        raise InputError(
-            name, wanted[0], f"columns {', '.join(rows.column_names)}", f"{kind} rows with {' or '.join(wanted)}"
-        )
+        other = next((each for each, column in COLUMNS.items() if column in rows.column_names), "any")
+        door = f", or --dataset {other}" if kind != "any" and set(FORMS) & set(rows.column_names) else ""
+        expected = f"{kind} rows with {' or '.join(wanted)}{door}"
+        raise InputError(name, wanted[0], f"columns {', '.join(rows.column_names)}", expected)
     try:  # a null in the place of a first turn makes pyarrow count on, so that dialogues hold the turns of others
         rows.data.validate(full=True)
     except ArrowInvalid as error:

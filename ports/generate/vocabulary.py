@@ -138,7 +138,7 @@ def choose_vocabulary(settings: VocabularySettings) -> None:
     chosen = write_vocabulary(settings)
     share = chosen.covered / chosen.tokens if chosen.tokens else 0.0
     counted = f"{chosen.draft_vocab_size} of {chosen.vocab_size} tokens cover {share:.2%} of {chosen.tokens:,}"
-    print(counted, file=sys.stderr)
+    print(f"{counted}; t2d.npy and d2t.npy are in {settings.output or settings.tmpdir}", file=sys.stderr)
 
 
 command = flags.command(VocabularySettings, choose_vocabulary)

@@ -102,6 +102,11 @@ class CheckpointManager:
             return self._last[1]
         return self.save(loop, f"step_{loop.steps}")
 
+    @property
+    def newest(self) -> Path | None:
+        """The directory of the last checkpoint that this process saved."""
+        return None if self._last is None else self._last[1]
+
     def save(self, loop: Loop, name: str) -> Path:
         """Write one checkpoint: every process gathers, the main one writes.
 
@@ -133,7 +138,9 @@ class CheckpointManager:
         if not self._told and time.monotonic() - begun > SLOW:
             self._told = True
             took = math.ceil(time.monotonic() - begun)
-            accelerator.print(f"a save takes {took} s: after a signal too; torchrun kills after 30 (docs/resume.md)")
+            accelerator.print(
+                f"a save takes {took} s: after a signal too; launchers kill after 5 or 30 (docs/resume.md)"
+            )
         return directory
 
     def write_draft(self, loop: Loop) -> Path:

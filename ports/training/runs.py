@@ -240,6 +240,9 @@ def finish(loop: Loop) -> nn.Module:
     """Train to the end; returns the objective that holds the trained draft."""
     trained = loop.run()
     loop.accelerator.end_training()
+    if (draft := loop.plan.checkpoint_manager.newest) is not None:
+        measured = f"speculator evaluate {draft} --prompts FILE measures it"
+        loop.accelerator.print(f"the draft is {draft}; {measured}", file=sys.stderr)
     return trained
 
 

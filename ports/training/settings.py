@@ -216,8 +216,21 @@ class TrainingSettings(CommandSettings):
 class Eagle3Settings(TrainingSettings):
     """Train an Eagle3 draft for a verifier; the result is a Speculators checkpoint."""
 
-    t2d: Path = Field(Path("t2d.npy"), description="bool [V]: which verifier tokens the draft can say")
-    d2t: Path = Field(Path("d2t.npy"), description="int64 [D]: verifier id of each draft id, minus the draft id")
+    t2d: Path = Field(
+        Path("t2d.npy"), description="bool [V]: which verifier tokens the draft can say; without it, the one in data"
+    )
+    d2t: Path = Field(
+        Path("d2t.npy"), description="int64 [D]: verifier id of each draft id, minus the draft id; as t2d"
+    )
+
+    @model_validator(mode="after")
+    def _map_beside_data(self) -> Eagle3Settings:
+        """A map that nobody named and that is not here is the one that ``speculator vocabulary`` wrote to the data."""
+        for name in {"t2d", "d2t"} - self.model_fields_set:
+            beside = self.tmpdir / f"{name}.npy"
+            if not getattr(self, name).exists() and beside.exists():
+                setattr(self, name, beside)
+        return self
 
 
 class HassSettings(TrainingSettings):

@@ -70,6 +70,11 @@ def check_map(
 def _read(file: Path, field: str) -> NDArray[Any]:
     expected = "a .npy array without pickled objects"
     check_regular(file, field)
+    if not file.exists():
+        made = "--data DIR, where speculator vocabulary --data DIR --draft-config FILE writes one"
+        raise InputError(
+            file, field, "no such file", f"a vocabulary map: --t2d and --d2t, or files of these names in {made}"
+        )
     try:
         array = np.load(file, allow_pickle=False)
     except Exception as error:  # numpy evaluates the header, and raises whatever its bytes run into

@@ -134,7 +134,8 @@ def check_states(verifier: str, stored: Sequence[Stored], device: Any = "cpu", h
                 raise each.refusal(verifier)
         if apart:
             share = max(each.found / each.allowed for each in apart)
-            return f"{len(stored)} records held against the verifier: at most {share:.0%} of what rounding explains"
+            most = f"at most {share:.0%} of the difference that rounding explains"
+            return f"{len(stored)} records held against the verifier: {most}"
     nats, chance, tokens = next_token(verifier, stored, device)
     if tokens < FEW:
         return f"records NOT held against the verifier: {tokens} tokens of answers in {len(stored)} are too few to tell"

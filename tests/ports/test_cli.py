@@ -116,7 +116,12 @@ REFUSED = [
         ["absent"],
         "speculator absent: import: found No module named 'no_such_module', expected what it needs, installed",
     ),
-    (["answers", "--data", "x"], "--verifier: found nothing"),
+    (["answers", "--data", "x"], "--verifier: found nothing, expected verifier: Hugging Face directory"),
+    (
+        ["train", "eagle3", "--learning-rate", "1"],
+        "--learning-rate: found No such option: --learning-rate, expected --lr",
+    ),
+    (["train", "eagle3", "--resume"], "--resume: found Option '--resume' requires an argument, expected checkpoint"),
 ]
 
 

@@ -55,6 +55,8 @@ FILES = [
     (f'[{{"conversations": [null, {TURN}]}}, {{"conversations": [{TURN}]}}]', "sharegpt", "conversations", "no null"),
     ('[{"a": 1}]', "sharegpt", "conversations", "sharegpt rows with conversations"),
     ('[{"a": 1}]', "ultrachat", "messages", "ultrachat rows with messages"),
+    ('[{"messages": []}]', "sharegpt", "conversations", "or --dataset ultrachat"),
+    ('[{"question": "a"}]', "ultrachat", "messages", "or --dataset any"),
     (None, "sharegpt", "data", "a JSON, parquet or text file, a directory of them, or a hub id"),
 ]
 

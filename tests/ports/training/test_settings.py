@@ -109,13 +109,14 @@ def test_a_bad_file_is_refused(tmp_path, yaml_file, refuses, content, field, fou
 
 
 WORDS = [
-    ([*NEEDED, "--config"], "--config", "requires an argument", "--help lists"),
-    ([*NEEDED, "--learning_rate", "1"], "--learning-rate", "No such option", "--help lists"),
+    ([*NEEDED, "--config"], "--config", "requires an argument", "YAML file"),
+    ([*NEEDED, "--learning_rate", "1"], "--learning-rate", "No such option", "--lr"),
+    ([*NEEDED, "--rate_of_learning", "1"], "--rate-of-learning", "No such option", "--help lists"),
     ([*NEEDED, "--lr", "-1"], "--lr", "'-1'", "greater than 0"),
     ([*NEEDED, "--lr", "inf"], "--lr", "'inf'", "a finite number"),
     ([*NEEDED, "--log_with", "csv"], "--log-with.0", "'csv'", "'tensorboard'"),
     ([*NEEDED, "--log_with=["], "--log-with.0", "'['", "'tensorboard'"),
-    (NEEDED[2:], "--verifier", "nothing", "--help lists"),
+    (NEEDED[2:], "--verifier", "nothing", "Hugging Face directory"),
     ([*NEEDED[:-1], "c/d"], "settings", "do not go together", "out lies in data"),
     ([*NEEDED, "--weights_only"], "settings", "", "weights_only needs"),
     ([*NEEDED, "--group_by_length", "--no-shuffle"], "settings", "", "needs shuffle"),
@@ -155,3 +156,16 @@ def test_passes_are_one_more_than_the_prototypes_epoch():
     assert (chosen("--epochs", "5").epoch, chosen("--epoch", "4").epochs) == (4, 5)
     assert (chosen("--epochs", "5").last_pass, chosen("--epoch", "4").last_pass) == (5, 4), "as the prototypes print it"
     assert chosen().epochs == Eagle3Settings(basepath="a", draft_config="b", tmpdir="c", out="d", epoch=40).epochs
+
+
+def test_a_map_that_nobody_named_is_the_one_beside_the_records(tmp_path, monkeypatch):
+    """The prototype's place, the directory it runs in, comes first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "records").mkdir()
+    words = ["--verifier", "a", "--draft-config", "b", "--data", "records", "--out", "d", "--d2t", "other.npy"]
+    for name in ("t2d", "d2t"):
+        (tmp_path / "records" / f"{name}.npy").write_bytes(b"")
+    found = parse(Eagle3Settings, words)
+    assert (str(found.t2d), str(found.d2t)) == ("records/t2d.npy", "other.npy")
+    (tmp_path / "t2d.npy").write_bytes(b"")
+    assert str(parse(Eagle3Settings, words).t2d) == "t2d.npy"

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from speculators import SpeculatorModel
 
+from ports.errors import InputError
+from ports.evaluate.drafter import open_draft
 from ports.training.saving import load_weights
 from tests.ports.conftest import TRAIN
 from tests.ports.training.conftest import PREFIX
@@ -49,6 +51,9 @@ def test_main_trains_logs_and_writes_checkpoints_with_the_tokenizer(main, port, 
     assert any(line.startswith(f"the verifier's place {fixture / 'verifier'} is this machine's") for line in warned)
     assert [line.split(",")[0] for line in said if line.startswith("Epoch")] == ["Epoch [1/1]", "Epoch [2/1]"]
     folders = [tmp_path / "checkpoints" / f"{PREFIX[port]}{number}" for number in (0, 1)]
+    assert warned[-1] == f"the draft is {folders[1]}; speculator evaluate {folders[1]} --prompts FILE measures it"
+    with pytest.raises(InputError, match=f"one of its checkpoints, the newest is {folders[1]}"):
+        open_draft(folders[1].parent)
     for folder in folders:
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     draft = SpeculatorModel.from_pretrained(folders[1])

@@ -42,7 +42,7 @@ BAD = [
     ("t2d", np.ones(9, bool), "bool (9,)", "bools or integers (10,)"),
     ("t2d", np.ones(10, bool), "10 kept ids", "draft_vocab_size = 4"),
     ("t2d", np.ones(10), "float64 (10,)", "bools or integers (10,)"),
-    ("t2d", None, "No such file", "a .npy array"),
+    ("t2d", None, "no such file", "speculator vocabulary"),
     ("t2d", b"", "", "a .npy array"),
     ("t2d", npz(), "several arrays", "a .npy array"),
     ("d2t", np.array([{"a": 1}], dtype=object), "Object arrays cannot be loaded", "without pickled objects"),
