@@ -28,6 +28,7 @@ NOW = {
     "forward_num_total": "ttt_steps",
     "max_len": "max_length",
     "ckpt_path": "resume",
+    "gpus_per_model": "tensor_parallel",
 }
 """Of a field, or of an old flag of any command."""
 

@@ -42,8 +42,8 @@ CODES = {0, 1, 2, 75}
 TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 TRAINERS |= {"online": TRAINERS["hass"], "arrow": TRAINERS["eagle3"]}
 COSTLY = (
-    "epoch", "num_workers", "total_gpus", "gpus_per_model", "forward_num_total", "tokens", "batch_size", "samples",
-    "speculative_tokens", "prefetch_factor", "gradient_accumulation_steps", "max_len", "gpus", "bs",
+    "epoch", "num_workers", "total_gpus", "tensor_parallel", "copies", "forward_num_total", "tokens", "batch_size",
+    "samples", "speculative_tokens", "prefetch_factor", "gradient_accumulation_steps", "max_len", "gpus", "bs",
 )  # fmt: skip
 """Flags whose large values ask for a lot of work, and would get it."""
 

@@ -40,6 +40,7 @@ from ports.verifier.states import own_dtype
 CARD, PICTURE, RUN = "README.md", "acceptance.png", "run.json"
 PACKAGES = ("speculator-parity", "speculators", "torch", "transformers")
 UNTOLD = {"model", "data", "out", "trust_remote_code", "server", "served_model", "max_concurrency", "progress"}
+UNTOLD |= {"copies", "tensor_parallel"}
 """Settings that the card's command has in words of its own, or that change nothing in the draft."""
 
 POINTS = 100

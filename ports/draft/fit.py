@@ -34,7 +34,7 @@ KEPT = 3
 """Checkpoints at a time: the best, the last, and one that is being written."""
 
 ADVICE = {
-    "answers and records": "a smaller verifier or a device with more memory",
+    "answers and records": "more devices a copy, --tensor-parallel, or a smaller verifier",
     "training": "fewer --max-new-tokens, a smaller --batch-size, or a narrower --draft-config",
 }
 """What to change where a phase does not fit."""
@@ -77,20 +77,20 @@ def work(plan: Plan) -> Work:
 def memory(plan: Plan, asked: Work) -> dict[str, dict[str, int]]:
     """Bytes that the phases take of a device at least, by what holds them; the longest dialogue is the one that counts.
 
-    On a CPU the processes of training share its memory.
+    On a CPU the processes of training share its memory, and so do copies of the verifier.
     """
     settings, processes = plan.settings, plan.num_processes
     shape = geometry_of(settings.algorithm, settings.model, dtype="auto")
     rows, share = settings.bs // processes, asked.answered / asked.tokens or SUPERVISED
     inputs = plan.likely_config(), settings.forward_num_total, rows * asked.longest, share, processes
     training = training_memory(*inputs, half=plan.precision == "bf16")
-    together = processes if best_device().type == "cpu" else 1
+    together, copies = (processes, settings.copies or 1) if best_device().type == "cpu" else (1, 1)
     stored, verifier = plan.recorded != "ids", shape.item_bytes * verifier_parameters(settings.model)
     tokens = max(BATCH_TOKENS, asked.longest) if stored else rows * asked.longest
     held = states_bytes(settings.model, shape.item_bytes, tokens)
     beside = {} if stored else {"the verifier beside it, for --keep-records none": verifier, "hidden states": held}
     return {
-        "answers and records": {"verifier": verifier, "hidden states": held if stored else 0},
+        "answers and records": {"verifier": copies * verifier, "hidden states": copies * held if stored else 0},
         "training": {name: together * size for name, size in {**training, **beside}.items() if size},
     }
 
@@ -149,4 +149,4 @@ def _asked_apart(plan: Plan, asked: Work) -> list[str]:
 
 
 def _tell_memory(told: SimpleQueue[list[str]], plan: Plan, asked: Work) -> None:
-    told.put(check_memory(memory(plan, asked), free_memory(best_device()), plan.devices))
+    told.put(check_memory(memory(plan, asked), free_memory(best_device()), plan.settings.tensor_parallel))

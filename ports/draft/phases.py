@@ -101,6 +101,8 @@ def _record(plan: Plan) -> None:
         batch_tokens=BATCH_TOKENS,
         engine="transformers" if settings.engine == "transformers" else "auto",  # vllm: it can answer for any class
         on_bad_conversation="skip",
+        copies=settings.copies,
+        tensor_parallel=settings.tensor_parallel,
     )
 
 

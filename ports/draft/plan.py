@@ -16,6 +16,7 @@ from ports.draft.settings import DraftSettings
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.generate.answers import read_dialogues
+from ports.generate.copies import copies_of
 from ports.generate.families import load_family
 from ports.generate.records import digest
 from ports.generate.vocabulary import SIZES
@@ -76,6 +77,10 @@ class Plan:
         if settings.bs % self.num_processes:
             expected = f"a number that divides --batch-size {settings.bs}, which is of all processes together"
             raise InputError("command line", "--num-processes", settings.num_processes, expected)
+        copies_of(settings.copies, settings.tensor_parallel)
+        if settings.keep_records == "none" and settings.tensor_parallel > 1:
+            expected = "all, or --tensor-parallel 1: training holds a verifier on one device"
+            raise InputError("command line", "--keep-records", "none", expected)
         if self.num_processes > self.devices > 1:
             expected = f"at most {self.devices}, the devices"
             raise InputError("command line", "--num-processes", self.num_processes, expected)
@@ -165,7 +170,8 @@ class Plan:
     def inputs(self) -> dict[str, Any]:
         """What everything depends on, by name."""
         elsewhere = {"model", "data", "out", "samples", "configpath", "server", "max_concurrency", "progress"}
-        elsewhere |= {"served_model", "trust_remote_code"}  # what the code is stands in the verifier's fingerprint
+        elsewhere |= {"copies", "tensor_parallel", "served_model"}
+        elsewhere |= {"trust_remote_code"}  # what the code is stands in the verifier's fingerprint
         return {
             "format_version": SCHEMA,
             "verifier": verifier_fingerprint(self.settings.model),

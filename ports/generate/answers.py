@@ -12,9 +12,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_outside, check_regular, read_json
 from ports.generate.chat import Encoder
 from ports.generate.conversations import ConversationError, Message, load_conversations
+from ports.generate.copies import CopyCount, TensorParallel, copies_of, through_copies
 from ports.generate.engines import Engine, choose_engine, longest_dialogue
 from ports.generate.families import ChatFamily, load_family
 from ports.generate.records import digest, start_or_go_on
@@ -68,6 +70,8 @@ class AnswersSettings(CommandSettings):
     server: str | None = Field(None, description="ask this OpenAI-compatible server instead, as http://localhost:8000")
     served_model: str | None = Field(None, description="the server's name for the verifier; default: --verifier")
     max_concurrency: int = Field(32, ge=1, description="prompts at a time, with transformers")
+    copies: CopyCount = None
+    tensor_parallel: TensorParallel = 1
     chat_template: str = Field("auto", description="as in speculator records")
     progress: bool = Field(True, description="show a progress bar")
 
@@ -82,6 +86,8 @@ def answer(settings: AnswersSettings) -> None:
     if settings.out.parent.is_dir():
         check_output_file(settings.out, "out")
     check_outside(settings.out, "out", settings.data, "data")
+    copies = 1 if settings.server else copies_of(settings.copies, settings.tensor_parallel)
+    settings = AnswersSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
     asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
     dialogues = read_dialogues(settings.data, settings.samples)
     asking.check(dialogues)
@@ -91,7 +97,7 @@ def answer(settings: AnswersSettings) -> None:
     try:
         done = go_on(settings.out, made)
         if done < len(dialogues):
-            _write(asking, engine, dialogues, done)
+            _write(asking, engine, dialogues, done, copies)
     finally:
         lock.release()
     print(f"{len(dialogues):,} answered dialogues in {settings.out}", file=sys.stderr)
@@ -112,7 +118,7 @@ def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
     if named == "auto":
         named = own.get(began.partition(" ")[0], named)
     chosen = settings.model, tokenizer, named, settings.server, settings.max_concurrency, settings.served_model
-    engine = choose_engine(*chosen)
+    engine = choose_engine(*chosen, settings.tensor_parallel)
     if began in ("", engine.name):
         if named != settings.engine and named == "transformers" and find_spec("vllm"):
             print(f"transformers began {settings.out} and goes on; vLLM answers in another --out", file=sys.stderr)
@@ -284,22 +290,34 @@ class Asking:
                 asked[number].special = asked[number].special or (reply.whole if reply.whole != reply.text else "")
 
 
-def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: int) -> None:
+def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: int, copies: int) -> None:
     """Everything from dialogue ``done`` on."""
     settings, rounds = asking.settings, [len(rounds_of(dialogue)) for dialogue in dialogues]
+    talks = [Talk(row, rounds_of(dialogues[row])) for row in range(done, len(dialogues))]
+    windows = [talks[first : first + WINDOW] for first in range(0, len(talks), WINDOW)]
     work = Work("answers", sum(rounds), sum(rounds[:done]), settings.progress)
-    with work, settings.out.open("a", encoding="utf-8") as stream:
-        for first in range(done, len(dialogues), WINDOW):
-            window = range(first, min(first + WINDOW, len(dialogues)))
-            talks = [Talk(row, rounds_of(dialogues[row])) for row in window]
-            with keeping(settings.out, talks, engine.independent):
-                work.add(sum(rounds[talk.row] for talk in talks if talk.is_whole))
-                asking.finish(engine, [talk for talk in talks if talk.rounds], work)
-            if first == 0:
-                asking.refuse_useless(talks)
-            stream.write("".join(talk.line() for talk in talks))
+    answered = through_copies(partial(_finisher, asking, engine, work), windows, copies, settings.tensor_parallel)
+    with work, settings.out.open("a", encoding="utf-8") as stream, closing(answered):
+        for window in answered:
+            if window[0].row == 0:
+                asking.refuse_useless(window)
+            stream.write("".join(talk.line() for talk in window))
             stream.flush()
             os.fsync(stream.fileno())
+            work.at(sum(rounds[: window[-1].row + 1]))
+
+
+def _finisher(asking: Asking, engine: Engine, work: Work, _: int) -> Callable[[list[Talk]], list[Talk]]:
+    """What answers a window; another process' ``work`` is shown by nobody."""
+
+    def finish(window: list[Talk]) -> list[Talk]:
+        asked = {talk.row: len(talk.rounds) for talk in window}
+        with keeping(asking.settings.out, window, engine.independent):
+            work.add(sum(asked[talk.row] for talk in window if talk.is_whole))
+            asking.finish(engine, [talk for talk in window if talk.rounds], work)
+        return window
+
+    return finish
 
 
 @contextmanager

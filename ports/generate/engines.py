@@ -92,8 +92,8 @@ class TransformersEngine:
 
     independent = False
 
-    def __init__(self, model: str, tokenizer: Any, batch_size: int) -> None:
-        self.model, self.tokenizer, self.max_concurrency = model, tokenizer, batch_size
+    def __init__(self, model: str, tokenizer: Any, batch_size: int, spread: bool = False) -> None:
+        self.model, self.tokenizer, self.max_concurrency, self.spread = model, tokenizer, batch_size, spread
 
     @property
     def name(self) -> str:
@@ -102,7 +102,7 @@ class TransformersEngine:
 
     @cached_property
     def _verifier(self) -> Any:
-        model = load_verifier(self.model, "auto", head=True)
+        model = load_verifier(self.model, "auto", spread=self.spread, head=True)
         # its own says how to sample and what to punish, and would fill in whatever a call leaves open
         model.generation_config = GenerationConfig(eos_token_id=sorted(end_tokens(model)) or None)
         return model
@@ -141,8 +141,8 @@ class VllmEngine:
 
     independent = False
 
-    def __init__(self, model: str, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: str, tokenizer: Any, devices: int = 1) -> None:
+        self.model, self.tokenizer, self.devices = model, tokenizer, devices
         set_environment(model)
 
     @cached_property
@@ -157,8 +157,8 @@ class VllmEngine:
     @cached_property
     def _engine(self) -> Any:
         own = str(getattr(verifier_config(self.model), "dtype", None) or "auto").removeprefix("torch.")
-        longest = longest_dialogue(self.model)
-        return open_vllm(self.model, dtype=own, max_num_seqs=MAX_CONCURRENCY, max_model_len=longest)
+        options = {"max_model_len": longest_dialogue(self.model), "tensor_parallel_size": self.devices}
+        return open_vllm(self.model, dtype=own, max_num_seqs=MAX_CONCURRENCY, **options)
 
     def answer(self, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell) -> Iterator[tuple[int, Reply]]:
         """See :data:`Engine`."""
@@ -183,9 +183,17 @@ prompt and its answer, as they come, and loads the models at the first; of what 
 
 
 def choose_engine(
-    model: str, tokenizer: Any, named: str, server: str | None, batch_size: int, served: str | None = None
+    model: str,
+    tokenizer: Any,
+    named: str,
+    server: str | None,
+    batch_size: int,
+    served: str | None = None,
+    devices: int = 1,
 ) -> Engine:
     """The engine ``named`` vllm, transformers or auto, or the server, which may have a name of its own for the model.
+
+    One that is loaded here is spread over ``devices``.
 
     Raises:
         InputError: vLLM is asked for and not installed.
@@ -193,7 +201,7 @@ def choose_engine(
     if server is not None:
         return ServerEngine(model, tokenizer, server, served)
     if named == "transformers" or (named == "auto" and find_spec("vllm") is None):
-        return TransformersEngine(model, tokenizer, batch_size)
+        return TransformersEngine(model, tokenizer, batch_size, devices > 1 and torch.accelerator.is_available())
     if find_spec("vllm") is None:
         raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
-    return VllmEngine(model, tokenizer)
+    return VllmEngine(model, tokenizer, devices)

@@ -1,17 +1,16 @@
-"""A generation run: dialogues to ids, what it will take, then one or several processes that write records.
+"""A generation run: dialogues to ids, what it will take, then one or several copies of the verifier that write records.
 
 Flags of the prototypes' ``ge_data.allocation`` have their names.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +18,12 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from ports.commands import exit_code, printable_lines
+from ports.commands import printable_lines
 from ports.errors import InputError
 from ports.files import check_output, check_outside, gigabytes
 from ports.generate.chat import Encoder, LossMask
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
+from ports.generate.copies import CopyCount, TensorParallel, copies_of, through_copies
 from ports.generate.families import load_family
 from ports.generate.records import (
     Geometry,
@@ -41,7 +41,6 @@ from ports.progress import Work, through
 from ports.training.checkpoint import DirectoryLock, sweep
 from ports.training.online import FeatureReader, checked_device
 from ports.training.settings import CommandSettings
-from ports.training.stop import end_with_parent
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.interfaces import installed, lacks_states
@@ -52,10 +51,11 @@ from ports.verifier.vllm import VllmReader
 SHOWN = 10
 """Skipped dialogues that are named; all are counted."""
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-
 Read = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
 """Features of dialogues."""
+
+Window = list[tuple[Path, Row]]
+"""Records to be, by the file that each goes to."""
 
 
 class GenerationSettings(CommandSettings):
@@ -81,8 +81,13 @@ class GenerationSettings(CommandSettings):
         None, description="all as that family's prototype script has it: --chat-template, --loss-mask, --leading-space"
     )
     samples: int = Field(68000, ge=0, description="last row to take, so samples + 1 of them, as the prototypes take")
-    total_gpus: int = Field(1, ge=1, description="devices to share out; without any, the number of processes")
-    gpus_per_model: int = Field(1, ge=1, description="devices that one process spreads the verifier over")
+    copies: CopyCount = None
+    tensor_parallel: TensorParallel = 1
+    total_gpus: int | None = Field(
+        None,
+        ge=1,
+        description="as the prototypes': so many devices, and a folder of records for each tensor_parallel of them",
+    )
 
     algorithm: Literal["eagle3", "hass", "ids"] = Field(
         "eagle3", description="eagle3: three layers and the last; hass: the last; ids: none, for training with --online"
@@ -112,8 +117,8 @@ class GenerationSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerationSettings:
-        if self.total_gpus % self.gpus_per_model:
-            raise ValueError(f"gpus_per_model {self.gpus_per_model} does not divide total_gpus {self.total_gpus}")
+        if (self.total_gpus or 0) % self.tensor_parallel:
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} does not divide total_gpus {self.total_gpus}")
         if self.prototype is not None:
             given = sorted({"chat_template", "loss_mask", "leading_space"} & self.model_fields_set)
             if given:
@@ -122,9 +127,15 @@ class GenerationSettings(CommandSettings):
         return self
 
     @property
-    def processes(self) -> int:
-        """How many processes share the rows."""
-        return self.total_gpus // self.gpus_per_model
+    def folders(self) -> int:
+        """How many share the rows."""
+        return (self.total_gpus or self.tensor_parallel) // self.tensor_parallel
+
+    def checked_copies(self) -> int:
+        """Of the verifier; raises as :func:`ports.generate.copies.copies_of`."""
+        asked = self.copies or (self.folders if self.total_gpus else None)
+        alone = 1 if self.algorithm == "ids" else None if self.device is None else asked or 1
+        return alone or copies_of(asked, self.tensor_parallel)
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """How a dialogue becomes tokens."""
@@ -133,37 +144,23 @@ class GenerationSettings(CommandSettings):
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one process needs to know. ``index`` numbers it and its folder."""
-
-    settings: GenerationSettings
-    manifest: Manifest
-    index: int
-    rows: Sequence[Row]
-
-    @property
-    def folder(self) -> Path:
-        """Where its records go."""
-        return self.settings.outdir / str(self.index)
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """A run that has not begun: ``tasks`` of the processes that have rows; ``skipped`` says why rows were left out.
+    """A run that has not begun: ``places`` of all records; ``skipped`` says why rows were left out.
 
     ``engine`` is what reads the features, and why it does.
     """
 
+    settings: GenerationSettings
     manifest: Manifest
     shape: Geometry
-    tasks: list[Task]
+    places: Window
     skipped: list[str]
     engine: str
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of every dialogue."""
-        return [len(row.ids) for task in self.tasks for row in task.rows]
+        return [len(row.ids) for _, row in self.places]
 
     @property
     def disk(self) -> int:
@@ -211,8 +208,9 @@ def prepare(settings: GenerationSettings) -> Prepared:
         rows=digest([row.ids, row.loss_mask] for row in rows),
     )
     plain = GenerationSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
-    tasks = [Task(plain, manifest, index, part) for index, part in enumerate(parts) if part]
-    return Prepared(manifest, shape, tasks, skipped, engine)
+    folders = [(settings.outdir / str(process), part) for process, part in enumerate(parts)]
+    places = [(record_file(folder, index), row) for folder, part in folders for index, row in enumerate(part)]
+    return Prepared(plain, manifest, shape, places, skipped, engine)
 
 
 def engine_of(settings: GenerationSettings, longest: int) -> str:
@@ -226,7 +224,7 @@ def engine_of(settings: GenerationSettings, longest: int) -> str:
     why_not = lacks_states(settings.model_path, longest)
     if settings.device is not None:
         why_not = "--device is for transformers"
-    elif settings.total_gpus > 1 and not torch.accelerator.is_available():
+    elif max(settings.copies or 1, settings.folders) > 1 and not torch.accelerator.is_available():
         why_not = "vLLM takes all cores for one process"
     if why_not is None:
         return f"vllm {installed()}"
@@ -250,7 +248,7 @@ def encode_rows(settings: GenerationSettings, tokenizer: Any) -> tuple[list[list
     if len(skipped) == len(found):
         none = f"none of {len(skipped)} that can be used, the first: {skipped[0]}"
         raise InputError(conversations.source, "rows", none, "at least one dialogue")
-    ranges = split_range(last, settings.processes)
+    ranges = split_range(last, settings.folders)
     return [[row for row in found[part.start : part.stop] if isinstance(row, Row)] for part in ranges], skipped
 
 
@@ -277,7 +275,7 @@ def summary(prepared: Prepared) -> list[str]:
     lines = [f"skipped {reason}" for reason in skipped[:SHOWN]]
     counts = f"{len(lengths):,} dialogues, {manifest.tokens:,} tokens, {share:.0%} of them in the loss"
     lines.append(f"{counts}, {len(skipped)} skipped")
-    cut = sum(row.cut for task in prepared.tasks for row in task.rows)
+    cut = sum(row.cut for _, row in prepared.places)
     if cut:
         lines.append(f"{cut:,} answers were cut where they were made; the end of turn after them is in no loss")
     if longer:  # features of tokens that the verifier was not made for are of little worth, and no library says so
@@ -292,22 +290,17 @@ def generate(settings: GenerationSettings) -> None:
     """Write all records; what is there from an interrupted run stays.
 
     Raises:
-        InputError: see :func:`prepare`; too few devices or too little room; or a process failed, whose message stands
-            above.
+        InputError: see :func:`prepare`; too few devices or too little room; the directory is in use; or a copy of the
+            verifier failed, whose message stands above.
     """
     fix_numerics()
-    visible = torch.accelerator.device_count()
-    if settings.device is None and 0 < visible < settings.total_gpus:
-        raise InputError("command line", "--total-gpus", settings.total_gpus, f"at most {visible}, the visible devices")
+    copies = settings.checked_copies()
     check_output(settings.outdir, "out")
     prepared = prepare(settings)
     say("\n".join(summary(prepared)))
     check_output(settings.outdir, "out", prepared.disk - bytes_in(settings.outdir))
     write_or_check(settings.outdir, prepared.manifest)
-    if len(prepared.tasks) == settings.gpus_per_model == 1:
-        work(prepared.tasks[0])
-    else:
-        _in_processes(prepared.tasks)
+    write(prepared, copies)
     say(f"records in {settings.outdir}")
 
 
@@ -316,75 +309,67 @@ def bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _in_processes(tasks: Sequence[Task]) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_run_process, args=(task,)) for task in tasks]
-    for task, process in zip(tasks, processes):
-        with _only_visible(task):
-            process.start()
-    for process in processes:
-        process.join()
-    failed = [task.index for task, process in zip(tasks, processes) if process.exitcode]
-    if failed:
-        expected = "processes that end well; the same command goes on where they stopped"
-        raise InputError(tasks[0].settings.outdir, "processes", f"{failed} failed", expected)
-
-
-@contextmanager
-def _only_visible(task: Task) -> Iterator[None]:
-    """A process that is started here sees its own devices alone, from its first import on, which may count them."""
-    before = os.environ.copy()
-    if task.settings.device is None:
-        os.environ[VISIBLE] = ",".join(_own_devices(task.index, task.settings.gpus_per_model))
-    try:
-        yield
-    finally:
-        os.environ.pop(VISIBLE, None)
-        os.environ.update(before)
-
-
-def _run_process(task: Task) -> None:
-    """:func:`work` in a process of its own."""
-    end_with_parent()
-    fix_numerics()
-    sys.exit(exit_code(lambda: work(task)))
-
-
-def _own_devices(index: int, count: int) -> list[str]:
-    """The ``index``-th group of ``count`` devices, out of those that this command may see."""
-    first, given = index * count, os.environ.get(VISIBLE)
-    if given is None:
-        return [str(device) for device in range(first, first + count)]
-    return given.split(",")[first : first + count]
-
-
-def work(task: Task) -> None:
+def write(prepared: Prepared, copies: int) -> None:
     """Send what is not there yet through the verifier, bucket by bucket, and write it.
 
     Raises:
-        InputError: the folder is in use, the verifier cannot be loaded, or a record cannot be written.
+        InputError: the directory is in use, the verifier cannot be loaded, or a record cannot be written.
     """
-    settings, manifest = task.settings, task.manifest
-    lock = DirectoryLock(task.folder, "out")
+    settings, manifest, places, lengths = prepared.settings, prepared.manifest, prepared.places, prepared.lengths
+    lock = DirectoryLock(settings.outdir, "out")
     try:
-        sweep(task.folder)
-        whole = [is_whole(record_file(task.folder, index), manifest.info(row)) for index, row in enumerate(task.rows)]
-        buckets = length_buckets([len(row.ids) for row in task.rows], settings.batch_tokens)
-        buckets = [bucket for bucket in buckets if not all(whole[index] for index in bucket)]
-        if buckets and manifest.algorithm == "ids":
-            _write(task, buckets, lambda dialogues: [{} for _ in dialogues])
-        elif buckets and manifest.engine.startswith("vllm"):
-            longest, devices = max(len(row.ids) for row in task.rows), settings.gpus_per_model
-            layers, model = manifest.feature_layers or None, settings.model_path
-            with Work("vLLM starts"):
-                reader = VllmReader(model, layers, manifest.dtype, longest, manifest.batch_tokens, devices)
-            _write(task, buckets, reader)
-        elif buckets:
-            spread = settings.gpus_per_model > 1 and torch.accelerator.is_available()
-            model = load_verifier(settings.model_path, manifest.dtype, settings.device, spread)
-            _write(task, buckets, FeatureReader(model, manifest.feature_layers or None))
+        for folder in {file.parent for file, _ in places}:
+            folder.mkdir(exist_ok=True)
+            sweep(folder)
+        whole = [is_whole(file, manifest.info(row)) for file, row in places]
+        buckets = [[*bucket] for bucket in length_buckets(lengths, settings.batch_tokens)]
+        windows = [[places[at] for at in bucket] for bucket in buckets if not all(whole[at] for at in bucket)]
+        writer = partial(open_writer, settings, manifest, max(lengths))
+        total, started = sum(len(row.ids) for window in windows for _, row in window), time.monotonic()
+        devices = settings.tensor_parallel if settings.device is None else None
+        with (
+            Work("records: tokens", total, shown=settings.progress) as work,
+            closing(through_copies(writer, windows, copies, devices)) as written,
+        ):
+            for tokens in written:
+                work.add(tokens)
+        if windows:
+            seconds = time.monotonic() - started
+            say(f"{total:,} tokens in {seconds:.1f} s, {total / seconds:,.0f} tok/s")
     finally:
         lock.release()
+
+
+def open_writer(settings: GenerationSettings, manifest: Manifest, longest: int, copy: int) -> Callable[[Window], int]:
+    """What writes the records of a window and counts their tokens, of which a dialogue has ``longest`` at most.
+
+    Raises:
+        InputError: a process of a command that was killed is still at work, or the verifier cannot be loaded.
+    """
+    fix_numerics()
+    lock = DirectoryLock(settings.outdir, "out", f".{copy}.lock")
+    read = _reader(settings, manifest, longest)
+
+    def write_window(window: Window) -> int:
+        assert lock.release.alive  # for as long as this writes
+        ids = [torch.tensor(row.ids) for _, row in window]
+        for (file, row), row_ids, features in zip(window, ids, read(ids), strict=True):
+            tensors = {"input_ids": row_ids, **features, "loss_mask": torch.tensor(row.loss_mask)}
+            write_record(file, tensors, manifest.info(row))
+        return sum(map(len, ids))
+
+    return write_window
+
+
+def _reader(settings: GenerationSettings, manifest: Manifest, longest: int) -> Read:
+    layers, model, devices = manifest.feature_layers or None, settings.model_path, settings.tensor_parallel
+    if manifest.algorithm == "ids":
+        return lambda dialogues: [{} for _ in dialogues]
+    if manifest.engine.startswith("vllm"):
+        with Work("vLLM starts"):
+            return VllmReader(model, layers, manifest.dtype, longest, manifest.batch_tokens, devices)
+    spread = devices > 1 and torch.accelerator.is_available()
+    return FeatureReader(load_verifier(model, manifest.dtype, settings.device, spread), layers)
 
 
 def length_buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -401,18 +386,3 @@ def length_buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
         else:
             batches.append([index])
     return batches
-
-
-def _write(task: Task, buckets: Sequence[Sequence[int]], read: Read) -> None:
-    started, name = time.monotonic(), f"process {task.index}"
-    total = sum(len(task.rows[index].ids) for bucket in buckets for index in bucket)
-    with Work(f"{name}: tokens", total, shown=task.settings.progress) as work:
-        for bucket in buckets:
-            ids = [torch.tensor(task.rows[index].ids) for index in bucket]
-            for index, row_ids, features in zip(bucket, ids, read(ids), strict=True):
-                row = task.rows[index]
-                tensors = {"input_ids": row_ids, **features, "loss_mask": torch.tensor(row.loss_mask)}
-                write_record(record_file(task.folder, index), tensors, task.manifest.info(row))
-                work.add(len(row_ids))
-    seconds = time.monotonic() - started
-    say(f"{name}: {total:,} tokens in {seconds:.1f} s, {total / seconds:,.0f} tok/s")

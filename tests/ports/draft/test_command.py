@@ -236,6 +236,8 @@ def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words,
     verifier = small["answers and records"]["verifier"]
     states = 4 / fit.BATCH_TOKENS * 50 * small["answers and records"]["hidden states"]
     assert sum(beside["training"].values()) == sum(small["training"].values()) + verifier + states
+    copies = fit.memory(Plan(parse(DraftSettings, words(bs=4, copies=3))), fit.Work(500, 0, 50))
+    assert copies["answers and records"]["verifier"] == 3 * verifier, "which share a CPU's memory"
     needed = {name: sum(parts.values()) for name, parts in small.items()}
     for name, size in needed.items():
         others = {other: small[other] for other in small if needed[other] <= size}
@@ -359,6 +361,7 @@ REFUSED = [
     ({"bs": 11}, None, "--batch-size: found 11, expected at most 10, the dialogues to train on"),
     ({"rows": QUESTIONS * 5, "bs": 47}, None, "--batch-size: found 47, expected at most 46, the dialogues to train on"),
     ({"bs": 4, "num_processes": 3}, None, "--num-processes: found 3, expected a number that divides --batch-size 4"),
+    ({"keep_records": "none", "tensor_parallel": 2}, None, "--keep-records: found none, expected all, or --tensor-pa"),
     ({"rows": LAST}, takes_no_system, "row 11: found role system"),
     ({"rows": LAST, "answers": "given"}, takes_no_system, "row 11: found role system"),
 ]
@@ -438,14 +441,14 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_p
 
 @pytest.mark.parametrize("code", [2, 75, -9])
 def test_a_phase_that_ends_otherwise_ends_the_command_with_its_code(words, monkeypatch, code):
-    """The first of them is told to take every dialogue."""
+    """The first of them is told to take every dialogue, and by how many copies."""
 
     def ended(name, arguments, good=(0,), log=None):
-        assert (name, "--samples=9" in arguments) == ("records", True)
+        assert (name, {"--samples=9", "--copies=2"} <= {*arguments}) == ("records", True)
         raise processes.PhaseError(code if code > 0 else 128 - code)
 
     monkeypatch.setattr(phases, "in_process", ended)
-    assert main(words(answers="given")) == (code if code > 0 else 137)
+    assert main(words(answers="given", copies=2)) == (code if code > 0 else 137)
 
 
 def test_the_best_checkpoint_is_the_one_that_training_names_else_the_last(tmp_path, refuses):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from parity.fixtures.architectures import ARCHITECTURES
@@ -19,6 +22,7 @@ from ports.generate.replies import Prompt
 from ports.verifier.tokenizer import end_tokens, open_tokenizer
 from ports.verifier.vllm import VLLM_ENVIRONMENT
 from tests.ports.conftest import words_of
+from tests.ports.generate.conftest import forking
 
 SAID = [("human", "Hi"), ("gpt", "Yes"), ("human", "So")]
 ROWS = [
@@ -33,14 +37,14 @@ LENGTH = 9
 
 @pytest.fixture
 def ask(verifier, tmp_path):
-    """Runs the command on ``rows``; gives its exit code."""
+    """Runs the command on ``rows``; gives its exit code, or what ``run`` makes of its words."""
 
-    def go(rows=ROWS, form="jsonl", **changes):
+    def go(rows=ROWS, form="jsonl", run=main, **changes):
         data = tmp_path / f"data.{form}"
         if rows is not None:
             data.write_text("".join(f"{row if form == 'txt' else json.dumps(row)}\n" for row in rows))
         values = {"model": verifier, "data": data, "out": tmp_path / "answers" / "a.jsonl", "max_new_tokens": LENGTH}
-        return main(words_of({**values, "engine": "transformers", "no-progress": None, **changes}))
+        return run(words_of({**values, "engine": "transformers", "no-progress": None, **changes}))
 
     return go
 
@@ -180,6 +184,66 @@ def test_after_a_kill_at_any_byte_the_same_command_gives_the_same(ask, tmp_path,
         file.write_bytes(whole[:cut])
         assert ask(temperature=temperature, batch_size=2) == 0
         assert file.read_bytes() == whole
+
+
+def one_is_killed(folder, argv):
+    """In its window, once."""
+    answer, module.WINDOW = engines.TransformersEngine.answer, 2
+
+    def dying(*words):
+        if not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer(*words)
+
+    engines.TransformersEngine.answer = dying
+    return forking(main, argv)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_two_copies_answer_as_one_does_also_where_one_is_killed_in_its_window(
+    ask, fork, tmp_path, monkeypatch, temperature
+):
+    monkeypatch.setattr(module, "WINDOW", 2)
+    assert ask(temperature=temperature) == 0
+    whole = (tmp_path / "answers" / "a.jsonl").read_bytes()
+    two = {"temperature": temperature, "copies": 2, "out": tmp_path / "two" / "a.jsonl"}
+    process = ask(run=lambda words: fork(one_is_killed, tmp_path, words), **two)
+    assert "ended by signal 9; started again, its window is done again\n" in process.ended()
+    assert process.returncode == 0
+    assert two["out"].read_bytes() == whole
+
+
+def four_cards(folder, argv):
+    """And a vLLM that writes down what it is given; it goes on once there are two of it."""
+    vllm = ModuleType("vllm")
+
+    class LLM:
+        def __init__(self, **options):
+            told = {"visible": os.environ["CUDA_VISIBLE_DEVICES"], **options}
+            (folder / f"{os.getpid()}.given").write_text(json.dumps(told))
+            while len(list(folder.glob("*.given"))) < 2:
+                time.sleep(0.01)
+
+        def generate(self, prompts, params, use_tqdm):
+            replies = [SimpleNamespace(token_ids=[65, 66], finish_reason="stop") for _ in prompts]
+            return [SimpleNamespace(outputs=[reply]) for reply in replies]
+
+    vllm.LLM, vllm.SamplingParams, vllm.__version__ = LLM, lambda **drawn: SimpleNamespace(**drawn), "0"
+    sys.modules["vllm"], module.WINDOW = vllm, 2
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    engines.find_spec, torch.accelerator.device_count = (lambda name: True), (lambda: 4)
+    return forking(main, argv)
+
+
+def test_each_copy_of_vllm_has_cards_of_its_own(ask, answered, fork, tmp_path):
+    """Of four as many as there are of two each."""
+    process = ask(run=lambda words: fork(four_cards, tmp_path, words), engine="vllm", tensor_parallel=2)
+    process.ended()
+    given = [json.loads(file.read_text()) for file in tmp_path.glob("*.given")]
+    assert sorted(each["visible"] for each in given) == ["0,1", "2,3"]
+    assert {each["tensor_parallel_size"] for each in given} == {2}
+    assert len(answered()) == len(ROWS)
 
 
 CHANGED = [

@@ -2,11 +2,11 @@
 
 import json
 import os
-import pickle
+import re
 import shutil
-import sys
+import signal
 import time
-from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,15 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from parity.fixtures.conversations import SHAREGPT
-from ports.flags import parse
 from ports.generate import records as record_files
 from ports.generate import run as module
 from ports.generate.__main__ import main
-from ports.generate.records import write_or_check
-from ports.generate.run import GenerationSettings, _own_devices, length_buckets, prepare, work
+from ports.generate.run import length_buckets
 from ports.training.checkpoint import MARK
 from ports.training.records import complete_records, list_records, read_record, recorded_info
-from tests.ports.generate.conftest import SPEC, contents
+from tests.ports.generate.conftest import SPEC, contents, forking
 from tests.processes import await_end_of, children
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
@@ -94,70 +92,14 @@ def test_ids_alone_need_no_verifiers_weights_in_memory(generate, monkeypatch):
     assert files[0].stat().st_size < 1000 + 16 * len(record["input_ids"])
 
 
-def in_this_process(argv):
-    """What several processes write, one after the other."""
-    prepared = prepare(parse(GenerationSettings, argv))
-    outdir = prepared.tasks[0].settings.outdir
-    write_or_check(outdir, prepared.manifest)
-    for task in prepared.tasks:
-        work(pickle.loads(pickle.dumps(task)))
-    return outdir
-
-
-def test_rows_are_split_over_processes_as_the_prototypes_do(generate, flags, tmp_path):
-    """Three processes on rows 0..7: three, three and two; together they hold what one process writes."""
-    one = generate()
-    three = in_this_process(flags(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, device="cpu"))
-    names = [file.relative_to(three).as_posix() for file in list_records(three)]
+def test_rows_are_split_over_folders_as_the_prototypes_do(generate, flags, tmp_path):
+    """Rows 0..7 of three: three, three and two; together they hold what one has, to the bit."""
+    one = list_records(generate())
+    assert main(flags(outdir=tmp_path / "three", total_gpus=6, gpus_per_model=2, copies=1, device="cpu")) == 0
+    three = list_records(tmp_path / "three")
+    names = [file.relative_to(tmp_path / "three").as_posix() for file in three]
     assert names == [f"{p}/data_{i}.safetensors" for p, size in enumerate((3, 3, 2)) for i in range(size)]
-    for mine, theirs in zip(list_records(one), list_records(three), strict=True):
-        a, b = (read_record(file, WIDTHS["eagle3"], SPEC.vocab_size) for file in (mine, theirs))
-        assert torch.equal(a["input_ids"], b["input_ids"])
-        torch.testing.assert_close(a["hidden_state"], b["hidden_state"])
-
-
-def test_a_process_sees_the_devices_of_its_group(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [_own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
-    assert _own_devices(1, 2) == ["GPU-ab", "7"]
-
-
-REPORTER = """
-import os
-SEEN = os.environ.get("CUDA_VISIBLE_DEVICES")
-def report(task):
-    (task.folder / str(task.index)).write_text(str(SEEN))
-"""
-SEEN = [(None, None, ["0,1", "2,3"]), (None, "4,5,GPU-ab,7", ["4,5", "GPU-ab,7"]), ("cpu", "4", ["4", "4"])]
-
-
-@pytest.mark.parametrize(("device", "given", "seen"), SEEN)
-def test_a_process_sees_its_devices_before_it_imports_anything(monkeypatch, tmp_path, device, given, seen):
-    """CUDA reads the variable once, which the imports of a spawned process make it do."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    (tmp_path / "reporter.py").write_text(REPORTER)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(module, "_run_process", import_module("reporter").report)
-    settings = SimpleNamespace(device=device, gpus_per_model=2)
-    module._in_processes([SimpleNamespace(index=index, settings=settings, folder=tmp_path) for index in range(2)])
-    assert [(tmp_path / str(index)).read_text() for index in range(2)] == seen
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
-    sys.modules.pop("reporter")
-
-
-def test_devices_that_are_not_there_are_refused_and_one_process_gets_no_more_than_its_own(flags, monkeypatch, capsys):
-    started = []
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    monkeypatch.setattr(module, "_in_processes", lambda tasks: started.append([task.index for task in tasks]))
-    assert main(flags(total_gpus=3)) == 2
-    assert "--total-gpus: found 3, expected at most 2" in capsys.readouterr().err
-    assert main(["estimate", *flags(total_gpus=3)]) == 0, "of another machine"
-    assert main(flags(total_gpus=2, gpus_per_model=2)) == 0
-    assert main(flags(total_gpus=3, device="cpu")) == 0, "no record is there yet"
-    assert started == [[0], [0, 1, 2]]
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in three]
 
 
 def test_what_is_missing_torn_or_another_rows_is_made_again(generate):
@@ -192,13 +134,36 @@ def test_records_that_are_gone_are_missed(generate, refuses, inside):
         complete_records(folder)
 
 
-def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_path):
-    """The processes of a killed command end by themselves; until then their folders are in use."""
-    settings = {"samples": 19, "batch_tokens": 60, "total_gpus": 2, "device": "cpu"}
-    whole = contents(in_this_process(flags(outdir=tmp_path / "whole", **settings)))
+def one_is_killed(argv):
+    """In the middle of a window, once."""
+    write, folder = module.write_record, next(Path(word[9:]) for word in argv if word.startswith("--outdir="))
+
+    def dying(file, tensors, info):
+        if file.name == "data_3.safetensors" and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(file, tensors, info)
+
+    module.write_record = dying
+    return forking(main, argv)
+
+
+def test_two_copies_write_what_one_does_also_where_one_is_killed_in_its_window(generate, flags, fork, tmp_path):
+    whole = contents(generate(batch_tokens=200))
+    process = fork(one_is_killed, flags(outdir=tmp_path / "two", copies=2, batch_tokens=200))
+    assert re.search("copy [01]: ended by signal 9; started again, its window is done again\n", process.ended())
+    assert process.returncode == 0
+    (tmp_path / "two" / "died").unlink()
+    assert contents(tmp_path / "two") == whole
+
+
+def test_killed_with_several_copies_the_bytes_are_those_of_one(generate, spawn, tmp_path):
+    """Those of a killed command end by themselves; until then the directory is in use."""
+    settings = {"samples": 19, "batch_tokens": 60}
+    whole = contents(generate(outdir=tmp_path / "whole", **settings))
     for number in range(5):  # until it is killed before it is done, however late this process looks
         folder = tmp_path / f"killed{number}"
-        process = spawn(outdir=folder, **settings)
+        process = spawn(outdir=folder, copies=2, **settings)
         while process.returncode is None and not list(folder.rglob("data_*")):
             time.sleep(0.002)
         written, workers = len(list(folder.rglob("data_*"))), children(process.pid)
@@ -206,9 +171,9 @@ def test_killed_with_several_processes_the_bytes_are_the_same(flags, spawn, tmp_
         await_end_of(workers, 20)
         if written < 20:
             break
-    deadline = time.monotonic() + 60
-    while (again := spawn(outdir=folder, **settings)).ended() and again.returncode and time.monotonic() < deadline:
-        time.sleep(0.2)
+    again = spawn(outdir=folder, copies=2, **settings)
+    again.ended()
+    assert again.returncode == 0
     assert 0 < written < 20
     assert contents(folder) == whole
 
@@ -230,7 +195,7 @@ def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold,
         assert main(flags(**change)) == 2
         assert f"generation.json: {field}: found" in capsys.readouterr().err
     assert contents(generate()) == before
-    hold(tmp_path / "records" / "0")
+    hold(tmp_path / "records")
     assert main(flags()) == 2
     assert "out: found in use by process" in capsys.readouterr().err
     manifest = tmp_path / "records" / "generation.json"
@@ -265,10 +230,10 @@ def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spaw
     tensors = load_file(shard)
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * 4e4
     save_file(tensors, shard, {"format": "pt"})
-    process = spawn(algorithm="hass", total_gpus=2, device="cpu")
+    process = spawn(algorithm="hass", copies=2)
     said = process.ended()
-    assert said.count("hidden_state: found NaN or Inf") == 2
-    assert "processes: found [0, 1] failed" in said
+    assert "hidden_state: found NaN or Inf" in said
+    assert re.search("copies: processes: found [01] failed with code 2, expected copies that end well", said)
     assert process.returncode == 2
 
 
@@ -304,7 +269,7 @@ BAD = [
     ({"prototype": "qwen"}, "prototype says what chat_template is"),
     ({"aux_layers": "3,3,4"}, "--aux-layers"),
     ({"aux_layers": "1,2,7"}, "--aux-layers"),
-    ({"total_gpus": 3, "gpus_per_model": 2}, "does not divide"),
+    ({"total_gpus": 3, "tensor_parallel": 2}, "does not divide"),
     ({"loss_mask": "prototype"}, "--loss-mask"),
     ({"data_path": SHAREGPT.parent, "outdir": SHAREGPT.parent / "records"}, "expected a place outside --data"),
 ]

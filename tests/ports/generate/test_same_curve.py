@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import set_seed
 
 from parity.fixtures import FIXTURE
-from ports.generate.records import Manifest, Row, geometry_of
-from ports.generate.run import GenerationSettings, Task, work
+from ports.generate.records import Manifest, Row, geometry_of, record_file
+from ports.generate.run import GenerationSettings, Prepared, write
 from ports.training.observer import Observer
 from ports.training.records import GENERATION, list_records, read_record
 from ports.training.runs import finish
@@ -50,7 +50,8 @@ def write_again(algorithm, folder, aux_layers="prototype"):
     told: dict[str, Any] = {field.name: "" for field in fields(Manifest)}
     told |= {"algorithm": algorithm, "verifier": verifier_fingerprint(str(VERIFIER)), "dtype": shape.dtype}
     manifest = Manifest(**told | {"feature_layers": shape.layers or []})
-    work(Task(settings, manifest, 0, rows))
+    places = [(record_file(folder / "0", row.number), row) for row in rows]
+    write(Prepared(settings, manifest, shape, places, [], ""), 1)
 
 
 def curve_of(algorithm, data, cpdir, reset_accelerator):

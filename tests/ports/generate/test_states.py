@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ports.flags import parse
 from ports.generate import run as module
 from ports.generate.__main__ import main
+from ports.generate.run import GenerationSettings, prepare
 from ports.verifier import interfaces
 from ports.verifier.interfaces import lacks_states
 from tests.ports.generate.conftest import SPEC, contents
@@ -186,6 +188,12 @@ def test_without_vllm_transformers_reads_and_says_why(generate, flags, monkeypat
     assert "bytes a token by transformers: vLLM is not installed\n" in capsys.readouterr().err
     assert main(flags(engine="vllm")) == 2
     assert "--engine: found vllm: vLLM is not installed, expected --engine transformers" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_copy_of_vllm_is_spread_over_the_devices_that_it_is_to_have(flags):
+    settings = parse(GenerationSettings, flags(tensor_parallel=2))
+    assert module._reader(settings, prepare(settings).manifest, 9)._engine.options["tensor_parallel_size"] == 2
 
 
 @pytest.mark.usefixtures("vllm")

@@ -1,0 +1,86 @@
+"""Copies of an engine: each has devices of its own, windows come in order, and a copy that is killed starts again."""
+
+import os
+import signal
+from functools import partial
+
+import pytest
+import torch
+
+from ports.generate import copies as module
+from ports.generate.__main__ import main
+from ports.generate.copies import through_copies
+from tests.ports.generate.conftest import forking
+
+SEEN = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""At the import of this module, by whichever process."""
+
+
+def seeing(copy):
+    return lambda window: (copy, window, SEEN)
+
+
+def test_a_copy_sees_its_devices_before_it_imports_anything_and_windows_come_in_order(monkeypatch):
+    """CUDA reads the variable once, which the imports of a spawned process make it do."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab,7")
+    found = list(through_copies(seeing, [*"abcde"], 2, 2))
+    assert [window for _, window, _ in found] == [*"abcde"]
+    assert {(copy, seen) for copy, _, seen in found} <= {(0, "4,5"), (1, "GPU-ab,7")}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,GPU-ab,7"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [module._own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
+    with module._only_visible(1, None):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def dying(folder, deaths, copy):
+    """Killed in window 3 as often as that."""
+
+    def act(window):
+        (folder / f"{window} of {os.getpid()}").touch()
+        if window == 3 and len([*folder.glob("3 of *")]) <= deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return window
+
+    return act
+
+
+def killed(folder, deaths):
+    """In an interpreter whose processes are forked."""
+
+    def entry(argv):
+        made = list(through_copies(partial(dying, folder, deaths), range(7), 2, None))
+        print(f"made {made}", flush=True)
+
+    return forking(entry, [])
+
+
+def test_a_killed_copy_is_started_again_and_nothing_is_done_twice(fork, tmp_path):
+    process = fork(killed, tmp_path, 2)
+    assert f"made {[*range(7)]}" in process.ended()
+    assert process.said.count("ended by signal 9; started again, its window is done again") == 2
+    assert sorted(each.name.split()[0] for each in tmp_path.glob("* of *")) == [*"012333456"]
+
+
+def test_copies_that_are_always_killed_end_the_command(fork, tmp_path):
+    process = fork(killed, tmp_path, 99)
+    assert "copies: processes: found " in process.ended()
+    assert "expected copies that end well; the same command goes on where they stopped" in process.said
+
+
+REFUSED = [({"copies": 3}, "3 times --tensor-parallel 1"), ({"tensor_parallel": 4}, "1 times --tensor-parallel 4")]
+
+
+@pytest.mark.parametrize(("changes", "found"), [*REFUSED, ({"total_gpus": 3}, REFUSED[0][1])])
+def test_more_devices_than_are_visible_are_refused(flags, monkeypatch, capsys, changes, found):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert main(flags(**changes)) == 2
+    assert f"--copies: found {found}, expected at most 2, the visible devices" in capsys.readouterr().err
+
+
+def test_copies_are_as_many_as_the_devices_hold(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
+    assert [module.copies_of(None, each) for each in (1, 2, 3)] == [8, 4, 2]
+    assert module.copies_of(3, 2) == 3
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
+    assert module.copies_of(None, 4) == 1
