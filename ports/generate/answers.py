@@ -30,10 +30,11 @@ from ports.files import check_output, check_output_file, check_outside, check_re
 from ports.generate.chat import Encoder
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.copies import CopyCount, TensorParallel, copies_of, through_copies
-from ports.generate.engines import Engine, choose_engine, longest_dialogue
+from ports.generate.engines import Engine, TransformersEngine, VllmEngine, longest_dialogue
 from ports.generate.families import ChatFamily, load_family
 from ports.generate.records import digest, start_or_go_on
 from ports.generate.replies import Prompt
+from ports.generate.server import ServerEngine
 from ports.progress import Work
 from ports.spellings import ANSWERS
 from ports.training.checkpoint import DirectoryLock, write_file
@@ -109,7 +110,8 @@ def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
     """What answers; ``auto`` is what began the answers in ``out``, whatever was installed since.
 
     Raises:
-        InputError: another one has answered there, which is met before anything is loaded.
+        InputError: vLLM is asked for and not installed; or another one has answered there, which is met before
+            anything is loaded.
     """
     manifest, named = _manifest(settings.out), settings.engine
     content = read_json(manifest, "manifest", "what this command wrote") if manifest.is_file() else {}
@@ -117,8 +119,7 @@ def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
     own: dict[str, Literal["vllm", "transformers"]] = {"vllm": "vllm", "transformers": "transformers"}
     if named == "auto":
         named = own.get(began.partition(" ")[0], named)
-    chosen = settings.model, tokenizer, named, settings.server, settings.max_concurrency, settings.served_model
-    engine = choose_engine(*chosen, settings.tensor_parallel)
+    engine = _chosen(settings, tokenizer, named)
     if began in ("", engine.name):
         if named != settings.engine and named == "transformers" and find_spec("vllm"):
             print(f"transformers began {settings.out} and goes on; vLLM answers in another --out", file=sys.stderr)
@@ -127,6 +128,17 @@ def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
         expected = f"{engine.name}; what began goes on by --engine, or another answers in another --out"
         raise InputError(manifest, "engine", began, expected)
     return engine
+
+
+def _chosen(settings: AnswersSettings, tokenizer: Any, named: str) -> Engine:
+    here, model, devices = find_spec("vllm") is not None, settings.model, settings.tensor_parallel
+    if settings.server is not None:
+        return ServerEngine(model, tokenizer, settings.server, settings.served_model)
+    if named == "transformers" or (named == "auto" and not here):
+        return TransformersEngine(model, tokenizer, settings.max_concurrency, devices)
+    if not here:
+        raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
+    return VllmEngine(model, tokenizer, devices)
 
 
 def told_of_cuts(file: Path, limit: int, longest: int) -> list[str]:

@@ -144,17 +144,11 @@ def _only_visible(number: int, devices: int | None) -> Iterator[None]:
     """A process that is started here sees its own devices alone, from its first import on, which may count them."""
     before = os.environ.copy()
     if devices is not None:
-        os.environ[VISIBLE] = ",".join(_own_devices(number, devices))
+        own = slice(number * devices, (number + 1) * devices)
+        given = before.get(VISIBLE, ",".join(map(str, range(own.stop))))
+        os.environ[VISIBLE] = ",".join(given.split(",")[own])
     try:
         yield
     finally:
         os.environ.pop(VISIBLE, None)
         os.environ.update(before)
-
-
-def _own_devices(index: int, count: int) -> list[str]:
-    """The ``index``-th group of ``count`` devices, out of those that this command may see."""
-    first, given = index * count, os.environ.get(VISIBLE)
-    if given is None:
-        return [str(device) for device in range(first, first + count)]
-    return given.split(",")[first : first + count]

@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from ports.errors import InputError
 from ports.generate.replies import MAX_CONCURRENCY, Drawn, Prompt, Reply, Tell
 from ports.generate.server import ServerEngine
 from ports.progress import Work
@@ -92,8 +90,8 @@ class TransformersEngine:
 
     independent = False
 
-    def __init__(self, model: str, tokenizer: Any, batch_size: int, spread: bool = False) -> None:
-        self.model, self.tokenizer, self.max_concurrency, self.spread = model, tokenizer, batch_size, spread
+    def __init__(self, model: str, tokenizer: Any, batch_size: int, devices: int = 1) -> None:
+        self.model, self.tokenizer, self.max_concurrency, self.devices = model, tokenizer, batch_size, devices
 
     @property
     def name(self) -> str:
@@ -102,7 +100,7 @@ class TransformersEngine:
 
     @cached_property
     def _verifier(self) -> Any:
-        model = load_verifier(self.model, "auto", spread=self.spread, head=True)
+        model = load_verifier(self.model, "auto", devices=self.devices, head=True)
         # its own says how to sample and what to punish, and would fill in whatever a call leaves open
         model.generation_config = GenerationConfig(eos_token_id=sorted(end_tokens(model)) or None)
         return model
@@ -180,28 +178,3 @@ Engine = TransformersEngine | VllmEngine | ServerEngine
 """``name`` says what answers, with its version: another one's answers are others. ``answer`` gives the number of a
 prompt and its answer, as they come, and loads the models at the first; of what is on its way it tells.
 ``independent`` answers do not depend on the prompts beside them."""
-
-
-def choose_engine(
-    model: str,
-    tokenizer: Any,
-    named: str,
-    server: str | None,
-    batch_size: int,
-    served: str | None = None,
-    devices: int = 1,
-) -> Engine:
-    """The engine ``named`` vllm, transformers or auto, or the server, which may have a name of its own for the model.
-
-    One that is loaded here is spread over ``devices``.
-
-    Raises:
-        InputError: vLLM is asked for and not installed.
-    """
-    if server is not None:
-        return ServerEngine(model, tokenizer, server, served)
-    if named == "transformers" or (named == "auto" and find_spec("vllm") is None):
-        return TransformersEngine(model, tokenizer, batch_size, devices > 1 and torch.accelerator.is_available())
-    if find_spec("vllm") is None:
-        raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
-    return VllmEngine(model, tokenizer, devices)

@@ -368,8 +368,7 @@ def _reader(settings: GenerationSettings, manifest: Manifest, longest: int) -> R
     if manifest.engine.startswith("vllm"):
         with Work("vLLM starts"):
             return VllmReader(model, layers, manifest.dtype, longest, manifest.batch_tokens, devices)
-    spread = devices > 1 and torch.accelerator.is_available()
-    return FeatureReader(load_verifier(model, manifest.dtype, settings.device, spread), layers)
+    return FeatureReader(load_verifier(model, manifest.dtype, settings.device, devices), layers)
 
 
 def length_buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

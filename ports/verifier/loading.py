@@ -42,7 +42,7 @@ def load_verifier(
     name_or_path: str,
     dtype: str,
     device: Any = None,
-    spread: bool = False,
+    devices: int = 1,
     head: bool = False,
 ) -> Any:
     """The verifier in eval mode, with its head or as the backbone alone.
@@ -51,13 +51,14 @@ def load_verifier(
         name_or_path: directory or hub id.
         dtype: ``auto`` or a name of torch's.
         device: where it goes; default: the accelerator if there is one.
-        spread: over all visible devices.
+        devices: that it is spread over, where there are any: all that are visible.
         head: as what gives logits.
 
     Raises:
         InputError: transformers cannot load it; weights that are missing, nowhere expected, of another shape, zero or
             not finite, by name.
     """
+    spread = devices > 1 and torch.accelerator.is_available()
     wanted = {"device_map": "auto"} if spread else {}
     with Work("loading the verifier"):
         model = _loaded(name_or_path, dtype=_named_dtype(name_or_path) if dtype == "auto" else dtype, **wanted)

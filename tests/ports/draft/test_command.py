@@ -24,6 +24,7 @@ from ports.draft.plan import Plan
 from ports.draft.settings import DraftSettings
 from ports.errors import InputError
 from ports.flags import parse
+from ports.generate import answers
 from ports.training.derived import derived_config
 from ports.training.online import FeatureReader
 from ports.training.records import GENERATION, list_records
@@ -32,7 +33,7 @@ from tests.ports.conftest import words_of
 from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template
 from tests.ports.verifier.test_loading import LOST, lose
-from tests.processes import await_end_of, children, family, wait_for
+from tests.processes import await_end_of, family, wait_for
 
 QUESTIONS = [{"question": f"What is {number} and {number}?", "answer": f"It is {2 * number}."} for number in range(12)]
 
@@ -84,7 +85,7 @@ def stopped_in_every_phase(spawn, **asked):
         process = spawn(**asked, **LEARNS)
         while process.returncode is None and not (out / sign).exists():
             time.sleep(0.002)
-        phase = children(process.pid)
+        phase = family(process.pid)[1:]
         os.kill(process.pid, signal.SIGTERM if sign == TRAINED else signal.SIGKILL)
         process.ended()
         codes[sign] = process.returncode
@@ -150,6 +151,21 @@ def test_a_kill_leaves_no_trace_either_where_no_hidden_states_are_on_the_disk(sp
     assert "; records not checked: speculator records keeps hidden states" in process.said
     stopped_in_every_phase(spawn, out=tmp_path / "stopped", keep_records="none")
     assert results(tmp_path / "stopped") == results(out)
+
+
+def in_small_windows(argv):
+    answers.WINDOW, phases.BATCH_TOKENS = 2, 100
+    return forking(main, argv)
+
+
+@pytest.mark.nightly
+def test_two_copies_killed_in_every_phase_make_the_draft_of_one(words, fork, tmp_path):
+    def spawn(**changes):
+        return fork(in_small_windows, words(**changes))
+
+    spawn(**LEARNS).ended()
+    stopped_in_every_phase(spawn, out=tmp_path / "stopped", copies=2)
+    assert results(tmp_path / "stopped") == results(tmp_path / "out")
 
 
 def test_a_hass_draft_of_the_answers_that_are_given_trained_in_bf16_without_hidden_states_on_the_disk(spawn, tmp_path):

@@ -232,7 +232,7 @@ def four_cards(folder, argv):
     vllm.LLM, vllm.SamplingParams, vllm.__version__ = LLM, lambda **drawn: SimpleNamespace(**drawn), "0"
     sys.modules["vllm"], module.WINDOW = vllm, 2
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    engines.find_spec, torch.accelerator.device_count = (lambda name: True), (lambda: 4)
+    module.find_spec, torch.accelerator.device_count = (lambda name: True), (lambda: 4)
     return forking(main, argv)
 
 
@@ -304,7 +304,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "spoil", "said"), REFUSED)
 def test_bad_input_is_refused_in_a_line(ask, verifier, tmp_path, capsys, monkeypatch, changes, spoil, said):
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     if spoil:
         spoil(verifier)
     changes |= {name: str(value).format(root=tmp_path) for name, value in changes.items() if name in ("data", "out")}
@@ -342,7 +342,6 @@ def test_the_engine_that_began_goes_on_whatever_was_installed_since(ask, tmp_pat
     assert began.startswith("transformers ")
     out.write_text("")
     monkeypatch.setattr(module, "find_spec", lambda name: True)
-    monkeypatch.setattr(engines, "find_spec", lambda name: True)
     capsys.readouterr()
     assert ask(engine="auto", max_concurrency=4) == 0
     assert f"transformers began {out} and goes on; vLLM answers in another --out" in capsys.readouterr().err
@@ -390,7 +389,7 @@ def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, 
 
     vllm.LLM, vllm.SamplingParams, vllm.__version__ = LLM, lambda **drawn: SimpleNamespace(**drawn), "0"
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    monkeypatch.setattr(module, "find_spec", lambda name: True)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     for name in {*VLLM_ENVIRONMENT, "HF_HUB_OFFLINE"} - {"VLLM_CPU_KVCACHE_SPACE"}:
         monkeypatch.setenv(name, "")

@@ -28,9 +28,10 @@ def test_a_copy_sees_its_devices_before_it_imports_anything_and_windows_come_in_
     assert {(copy, seen) for copy, _, seen in found} <= {(0, "4,5"), (1, "GPU-ab,7")}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,GPU-ab,7"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [module._own_devices(index, 2) for index in (0, 3)] == [["0", "1"], ["6", "7"]]
-    with module._only_visible(1, None):
-        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    for number, devices, seen in ((0, 2, "0,1"), (3, 2, "6,7"), (1, None, None)):
+        with module._only_visible(number, devices):
+            assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def dying(folder, deaths, copy):
