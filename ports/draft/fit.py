@@ -35,6 +35,7 @@ KEPT = 3
 
 ADVICE = {
     "answers and records": "more devices a copy, --tensor-parallel, or a smaller verifier",
+    "evaluation": "a smaller verifier; where it fits, the phases before are commands of their own",
     "training": "fewer --max-new-tokens, a smaller --batch-size, or a narrower --draft-config",
 }
 """What to change where a phase does not fit."""
@@ -88,10 +89,12 @@ def memory(plan: Plan, asked: Work) -> dict[str, dict[str, int]]:
     stored, verifier = plan.recorded != "ids", shape.item_bytes * verifier_parameters(settings.model)
     tokens = max(BATCH_TOKENS, asked.longest) if stored else rows * asked.longest
     held = states_bytes(settings.model, shape.item_bytes, tokens)
+    alone = {"evaluation": {"the verifier on one device": verifier}} if settings.tensor_parallel > 1 else {}
     beside = {} if stored else {"the verifier beside it, for --keep-records none": verifier, "hidden states": held}
     return {
         "answers and records": {"verifier": copies * verifier, "hidden states": copies * held if stored else 0},
         "training": {name: together * size for name, size in {**training, **beside}.items() if size},
+        **alone,
     }
 
 

@@ -254,6 +254,10 @@ def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words,
     assert sum(beside["training"].values()) == sum(small["training"].values()) + verifier + states
     copies = fit.memory(Plan(parse(DraftSettings, words(bs=4, copies=3))), fit.Work(500, 0, 50))
     assert copies["answers and records"]["verifier"] == 3 * verifier, "which share a CPU's memory"
+    spread = fit.memory(Plan(parse(DraftSettings, words(bs=4, tensor_parallel=2))), fit.Work(500, 0, 50))
+    fit.check_memory({"answers and records": {"verifier": verifier}}, verifier // 2 + 1, 2)
+    with pytest.raises(InputError, match=r"for evaluation \(the verifier on one device"):
+        fit.check_memory({"evaluation": spread["evaluation"]}, verifier // 2 + 1, 2)
     needed = {name: sum(parts.values()) for name, parts in small.items()}
     for name, size in needed.items():
         others = {other: small[other] for other in small if needed[other] <= size}
