@@ -80,7 +80,7 @@ def _done(out: Path, inputs: dict[str, Any], phases: Sequence[Phase]) -> list[st
         InputError: another run in ``out``.
     """
     there = {phase.name: phase.result.name for phase in phases if phase.result.exists()}
-    start_or_go_on(out / RUN, inputs, "out", ", ".join(there.values()), done=[])
+    start_or_go_on(out / RUN, inputs, "out", ", ".join(there.values()), DraftSettings.defaults(), done=[])
     marked = read_result(out / RUN, done=list)["done"]
     return list(takewhile(lambda name: name in marked and name in there, (phase.name for phase in phases)))
 

@@ -122,7 +122,9 @@ def write_manifest(file: Path, content: Mapping[str, Any]) -> None:
     write_file(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: str, **more: Any) -> dict[str, Any]:
+def start_or_go_on(
+    file: Path, made: Mapping[str, Any], field: str, lies_there: str, unsaid: Mapping[str, Any] = {}, **more: Any
+) -> dict[str, Any]:
     """What the manifest ``file`` says, once it says what is ``made`` by this command.
 
     It is written if there is none, and anew where nothing else lies there: a command that failed before it made
@@ -133,6 +135,7 @@ def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: 
         made: what must be the same, by name.
         field: the flag that names the place, for errors.
         lies_there: what such a command would have left there; empty: nothing.
+        unsaid: what a manifest meant that does not name a setting, since there was none then.
         more: what a new manifest says besides.
 
     Raises:
@@ -152,7 +155,7 @@ def start_or_go_on(file: Path, made: Mapping[str, Any], field: str, lies_there: 
         why = OLDER if version == 1 else "written by another release: make it anew"
         raise InputError(file, "format_version", version, f"{SCHEMA}; {why}, in another --{field}")
     for name, value in made.items():
-        found = content.get(name, "nothing")
+        found = content.get(name, unsaid.get(name, "nothing"))
         if found != value:
             raise InputError(file, name, found, f"{value}, as this command says; another one takes another --{field}")
     return content

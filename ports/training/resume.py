@@ -150,7 +150,9 @@ def resume(loop: Loop, checkpoint: Checkpoint, checkpoint_manager: CheckpointMan
     if state is None:
         return
     anyway = checkpoint_manager.settings.resume_anyway
-    changed = check_same(directory / STATE, state.fingerprint, checkpoint_manager.fingerprint(loop, state), anyway)
+    own = checkpoint_manager.fingerprint(loop, state)
+    unsaid = {name: value for name, value in checkpoint_manager.settings.defaults().items() if name in own}
+    changed = check_same(directory / STATE, unsaid | state.fingerprint, own, anyway)
     zero = loop.accelerator.distributed_type is DistributedType.DEEPSPEED
     load, file = load_zero_state if zero else load_adam_state, directory / OPTIMIZER
     load(file, read_tensors(file), loop.objective, loop.optimizer)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import to_jsonable_python
 
 from ports.spellings import IDLE, public_name
 from ports.training.alignment import Alignment
@@ -31,6 +32,14 @@ class CommandSettings(BaseModel):
     )
 
     trust_remote_code: bool = Field(False, description=HELP)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """As JSON, of every field that has one: what a run was told that was kept before there was such a field."""
+        fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
+        return {
+            name: to_jsonable_python(field.get_default(call_default_factory=True)) for name, field in fields.items()
+        }
 
 
 class TrainingSettings(CommandSettings):

@@ -1,8 +1,12 @@
 """The tables of the documentation are what the code says now."""
 
+from itertools import takewhile
+
 import pytest
 
-from docs.tables import TABLES, differences, flags, pages, updated
+from docs.tables import ROOT, TABLES, differences, flags, pages, updated
+from parity.checks import CHECKS
+from parity.prototypes.pair import EAGLE3, HASS
 from ports.spellings import HIDDEN
 from ports.training.settings import Eagle3Settings
 
@@ -32,3 +36,18 @@ def test_every_flag_is_there_with_its_default():
     assert all(f"| `--{name.replace('_', '-')}` |" in table for name in named)
     for line in ("| `--verifier` | needed |", "| `--lr` | `3e-05` |", "| `--noise` | on |"):
         assert line in table
+
+
+def checks_named(page, header):
+    """The first column of the table below ``header``."""
+    lines = (ROOT / "docs" / page).read_text().partition(f"{header}\n| --- ")[2].splitlines()[1:]
+    cells = (line.split("|")[1] for line in takewhile(lambda line: line.startswith("| "), lines))
+    return {name.strip(" `") for cell in cells for name in cell.split(",")}
+
+
+def test_the_tables_of_checks_name_every_check():
+    """Of any pair, and of the two prototypes, whose batches and order stand in configuration."""
+    own = {check.name for pair in (EAGLE3, HASS) for check in pair.checks}
+    assert checks_named("kit.md", "| check | question |") == {check.name for check in CHECKS}
+    named = checks_named("parity.md", "| check | question | against | precision |")
+    assert named == {check.name for check in CHECKS} - {"draws", "samplers"} | own

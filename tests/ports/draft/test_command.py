@@ -446,9 +446,14 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_p
         assert main(words(**changes)) == 2
         assert f"run.json: {said}" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
-    file = tmp_path / "out" / "run.json"
-    file.write_text(json.dumps({**json.loads(before["run.json"]), "done": 7}))
+    file, older = tmp_path / "out" / "run.json", json.loads(before["run.json"])
+    assert older.pop("keep_records") == "all"
+    file.write_text(json.dumps(older))  # by a release that had no such flag: all were kept
     other_verifier(verifier)  # the first one again
+    assert main(words(keep_records="none")) == 2
+    assert "run.json: keep_records: found all, expected none" in capsys.readouterr().err
+    assert main(words()) == 130
+    file.write_text(json.dumps({**json.loads(before["run.json"]), "done": 7}))
     assert main(words()) == 2
     assert "run.json: done: found 7, expected a value of kind list" in capsys.readouterr().err
     file.unlink()

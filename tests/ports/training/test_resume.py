@@ -64,6 +64,18 @@ def test_other_settings_are_refused_or_taken_on_request(stopped, start_run, tmp_
     assert loop.epoch == loop.plan.settings.epoch + 1
 
 
+def test_a_setting_that_an_older_checkpoint_does_not_know_was_its_default(stopped, start_run, tmp_path):
+    """A release that adds a setting locks nobody out of a run."""
+    content = json.loads((stopped / STATE).read_text())
+    assert content["fingerprint"].pop("packing") is False
+    (stopped / STATE).write_text(json.dumps(content))
+    (stopped / MANIFEST).unlink()
+    seal(stopped)
+    with pytest.raises(InputError, match="packing was False, now True"):
+        start_run("eagle3", tmp_path / "cp", ckpt_path=stopped, packing=True)
+    assert start_run("eagle3", tmp_path / "cp", ckpt_path=stopped).steps == 8
+
+
 @pytest.mark.parametrize("main", [True, False])
 def test_the_main_process_alone_hashes_a_checkpoint(stopped, settings, tmp_path, monkeypatch, main):
     """The others are told what it found, or why it refuses."""
