@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Annotated, Any, TypeVar
@@ -24,7 +24,7 @@ R = TypeVar("R")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 AGAIN = 3
-"""Times a copy that copies which a signal ends are started again."""
+"""Times a copy that copies which end are started again."""
 
 CopyCount = Annotated[
     int | None,
@@ -68,7 +68,8 @@ def through_copies(
 ) -> Generator[R, None, None]:
     """What an engine makes of each of ``windows``, in their order; of one copy, in this process.
 
-    A copy that a signal ends is started again, and its window is done again.
+    A copy that ends is started again, and its window is done again: whenever a signal ended it, and once a window where
+    it ended by itself, as with a process of vLLM's that died.
 
     Args:
         open_engine: takes the number of a copy and loads its engine, in its process, to which it is pickled.
@@ -77,7 +78,8 @@ def through_copies(
         devices: of each; None: all see all.
 
     Raises:
-        InputError: a copy ended otherwise, whose message stands above, or copies were ended too often.
+        InputError: a copy ended before it had a window, or twice at one, and its message stands above; or copies were
+            ended too often.
     """
     copies = min(copies, len(windows))
     if copies < 2 and devices in (None, 1):
@@ -87,7 +89,7 @@ def through_copies(
     left, lives, ended = deque(enumerate(windows)), AGAIN * copies, list[_Copy]()
     started = [_Copy(open_engine, number, devices) for number in range(copies)]
     busy: dict[Any, _Copy] = {copy.pipe: copy for copy in started}
-    ready, given = dict[int, R](), 0
+    ready, given, tried = dict[int, R](), 0, set[int]()
     try:
         while busy:
             for pipe in wait(list(busy)):
@@ -96,7 +98,8 @@ def through_copies(
                     made = copy.pipe.recv()
                 except (EOFError, OSError):
                     lives -= 1
-                    _say_ended(copy, lives)
+                    _say_ended(copy, lives, tried)
+                    tried.update(number for number, _ in copy.window)
                     left.extendleft(busy.pop(pipe).window)
                     copy = _Copy(open_engine, copy.number, devices)
                     busy[copy.pipe] = copy
@@ -117,13 +120,14 @@ def through_copies(
             copy.process.join()
 
 
-def _say_ended(copy: _Copy, lives: int) -> None:
+def _say_ended(copy: _Copy, lives: int, tried: Collection[int]) -> None:
     copy.process.join()
     code = copy.process.exitcode or 0
-    if code >= 0 or lives < 0:
+    how = f"by signal {-code}" if code < 0 else f"with code {code}"
+    if lives < 0 or (code >= 0 and all(number in tried for number, _ in copy.window)):
         expected = "copies that end well; the same command goes on where they stopped"
-        raise InputError("copies", "processes", f"{copy.number} failed with code {code}", expected)
-    print(f"copy {copy.number}: ended by signal {-code}; started again, its window is done again", file=sys.stderr)
+        raise InputError("copies", "processes", f"{copy.number} ended {how}", expected)
+    print(f"copy {copy.number}: ended {how}; started again, its window is done again", file=sys.stderr)
 
 
 def _serve(open_engine: Callable[[int], Callable[[Any], Any]], number: int, pipe: Connection) -> None:

@@ -7,6 +7,8 @@ from functools import partial
 import pytest
 import torch
 
+from ports.commands import exit_code
+from ports.errors import InputError
 from ports.generate import copies as module
 from ports.generate.__main__ import main
 from ports.generate.copies import through_copies
@@ -34,39 +36,51 @@ def test_a_copy_sees_its_devices_before_it_imports_anything_and_windows_come_in_
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def dying(folder, deaths, copy):
-    """Killed in window 3 as often as that."""
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failed():
+    raise InputError("an engine", "process", "dead", "alive")
+
+
+def dying(folder, deaths, how, copy):
+    """Ends in window 3 as often as that."""
 
     def act(window):
         (folder / f"{window} of {os.getpid()}").touch()
         if window == 3 and len([*folder.glob("3 of *")]) <= deaths:
-            os.kill(os.getpid(), signal.SIGKILL)
+            how()
         return window
 
     return act
 
 
-def killed(folder, deaths):
+def through(folder, deaths, how):
     """In an interpreter whose processes are forked."""
 
     def entry(argv):
-        made = list(through_copies(partial(dying, folder, deaths), range(7), 2, None))
+        made = list(through_copies(partial(dying, folder, deaths, how), range(7), 2, None))
         print(f"made {made}", flush=True)
 
-    return forking(entry, [])
+    return exit_code(lambda: forking(entry, []))
 
 
-def test_a_killed_copy_is_started_again_and_nothing_is_done_twice(fork, tmp_path):
-    process = fork(killed, tmp_path, 2)
+@pytest.mark.parametrize(("deaths", "how", "said"), [(2, killed, "by signal 9"), (1, failed, "with code 2")])
+def test_a_copy_that_ends_is_started_again_and_nothing_is_done_twice(fork, tmp_path, deaths, how, said):
+    process = fork(through, tmp_path, deaths, how)
     assert f"made {[*range(7)]}" in process.ended()
-    assert process.said.count("ended by signal 9; started again, its window is done again") == 2
-    assert sorted(each.name.split()[0] for each in tmp_path.glob("* of *")) == [*"012333456"]
+    assert process.said.count(f"ended {said}; started again, its window is done again") == deaths
+    assert sorted(each.name.split()[0] for each in tmp_path.glob("* of *")) == sorted([*"0123456", *"3" * deaths])
 
 
-def test_copies_that_are_always_killed_end_the_command(fork, tmp_path):
-    process = fork(killed, tmp_path, 99)
-    assert "copies: processes: found " in process.ended()
-    assert "expected copies that end well; the same command goes on where they stopped" in process.said
+@pytest.mark.parametrize(("how", "times"), [(killed, 7), (failed, 2)])
+def test_copies_that_always_end_end_the_command(fork, tmp_path, how, times):
+    """A failure twice in the same window is none of the machine's."""
+    process = fork(through, tmp_path, 99, how)
+    assert "expected copies that end well; the same command goes on where they stopped" in process.ended()
+    assert process.returncode == 2
+    assert len([*tmp_path.glob("3 of *")]) == times
 
 
 REFUSED = [({"copies": 3}, "3 times --tensor-parallel 1"), ({"tensor_parallel": 4}, "1 times --tensor-parallel 4")]

@@ -233,7 +233,7 @@ def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spaw
     process = spawn(algorithm="hass", copies=2)
     said = process.ended()
     assert "hidden_state: found NaN or Inf" in said
-    assert re.search("copies: processes: found [01] failed with code 2, expected copies that end well", said)
+    assert re.search("copies: processes: found [01] ended with code 2, expected copies that end well", said)
     assert process.returncode == 2
 
 
