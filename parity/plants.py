@@ -103,7 +103,12 @@ def scouted(ground: Ground, size: float) -> Iterator[None]:
 
 
 def patched(owner: Any, name: str, change: Callable[[Any], Any]) -> Plant:
-    """``change`` of what stands at ``owner.name``, function, class or value, in its place."""
+    """``change`` of what stands at ``owner.name``, function, class or value, in its place.
+
+    Raises:
+        AttributeError: there is nothing: a run that fails by that is not one that a check has seen.
+    """
+    getattr(owner, name)
 
     @contextmanager
     def plant(ground: Ground, size: float) -> Iterator[None]:

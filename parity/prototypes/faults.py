@@ -19,6 +19,7 @@ import ports.hass.objective
 import ports.hass.train
 import ports.training.checkpoint_manager
 import ports.training.loop
+import ports.training.no_effect
 import ports.training.objective
 import ports.training.resume
 from parity.faults import saved
@@ -40,7 +41,7 @@ def in_config(change: Callable[[Any], object]) -> Plant:
 
 def unwatched(plant: Plant) -> Plant:
     """A fault that a run of the port refuses by itself, for the harness to see: the refusal is off."""
-    return several(plant, patched(ports.training.loop, "without_gradient", lambda real: lambda module: []))
+    return several(plant, patched(ports.training.no_effect, "without_gradient", lambda real: lambda module: []))
 
 
 def swapped(name: str, other: str) -> Plant:

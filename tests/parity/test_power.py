@@ -190,3 +190,9 @@ def test_clipping_by_norm_is_planted_whoever_takes_the_norm(clip):
         clip(parameter)
     assert ground.place == "norm at 1"
     assert parameter.grad.norm().item() == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_a_fault_that_is_planted_in_nothing_is_refused_at_once():
+    """A run would fail by it, and that would pass for a fault that was seen."""
+    with pytest.raises(AttributeError, match="gone"):
+        patched(sys.modules[__name__], "gone", lambda real: real)
