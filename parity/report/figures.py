@@ -123,7 +123,7 @@ def _draw_line(on: Any, x: NDArray[np.float64], y: NDArray[np.float64], style: d
 
 def _linear_axis(on: Any, values: NDArray[np.float64]) -> None:
     """Does not blow up a spread of less than a hundredth of the values."""
-    low, high = float(values.min()), float(values.max())
+    low, high = float(np.min(values)), float(np.max(values))
     air = max((high - low) * 0.05, max(abs(low), abs(high)) * 0.005) or 1.0
     on.set_ylim(low - air, high + air)
     on.yaxis.set_major_formatter("{x:g}")
@@ -132,7 +132,7 @@ def _linear_axis(on: Any, values: NDArray[np.float64]) -> None:
 def _log_axis(on: Any, values: NDArray[np.float64]) -> None:
     """Whole decades; where there are zeros, an extra one at the foot stands for them."""
     logs = np.log10(values[values > 0]) if values.any() else np.zeros(1)
-    low, high = int(np.floor(logs.min())), int(np.ceil(logs.max()))
+    low, high = int(np.floor(np.min(logs))), int(np.ceil(np.max(logs)))
     high = max(high, low + 1)
     marks = [10.0**power for power in range(low, high + 1, -(-(high - low + 1) // 5))]
     on.set_yscale("symlog", linthresh=10.0**low)  # from there on as "log"

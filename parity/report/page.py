@@ -172,7 +172,7 @@ def _compared(base: Curve, curve: Curve, gap: NDArray[np.float64]) -> str:
     if not gap.any():
         return f"{curve.run}: exactly equal at every micro-batch ({count(len(gap))})"
     finite = gap[np.isfinite(gap)]
-    return f"{curve.run}: at most {short(float(finite.max()))} apart, relative" if finite.size else ""
+    return f"{curve.run}: at most {short(float(np.max(finite)))} apart, relative" if finite.size else ""
 
 
 def _not_finite(curve: Curve) -> str:
