@@ -33,16 +33,15 @@ NOW = {
 """Of a field, or of an old flag of any command."""
 
 ELSEWHERE = {
-    **dict.fromkeys(("target_model_path", "target_model", "base_model", "base_model_path"), "verifier"),
-    **dict.fromkeys(("train_data_path", "dataset_path"), "data"),
-    **dict.fromkeys(("output_dir", "output_path", "save_dir"), "out"),
+    **dict.fromkeys(("target_model_path", "base_model_path"), "verifier"),
+    "train_data_path": "data",
+    **dict.fromkeys(("output_dir", "output_path"), "out"),
     **dict.fromkeys(("num_epochs", "num_train_epochs"), "epochs"),
-    **dict.fromkeys(("draft_model_config", "draft_model_config_path"), "draft_config"),
-    **dict.fromkeys(("question_file", "benchmark", "eval_data_path"), "prompts"),
+    "draft_model_config": "draft_config",
+    "question_file": "prompts",
     "learning_rate": "lr",
     "per_device_train_batch_size": "batch_size",
     "ttt_length": "ttt_steps",
-    "max_seq_len": "max_length",
     "num_speculative_tokens": "speculative_tokens",
 }
 """What EAGLE, SpecForge, vLLM and transformers call a thing: refused like any unknown flag, with our word."""

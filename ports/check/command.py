@@ -24,13 +24,13 @@ from ports.check.files import look_at_files
 from ports.check.findings import Finding, finding_of, left_out
 from ports.check.trained import HELD, look_at_forwards, look_at_records, records_of
 from ports.commands import hushed, printable
-from ports.errors import InputError
 from ports.evaluate.decode import Answer, Limits
 from ports.evaluate.drafter import as_served, drafter_of
 from ports.evaluate.measure import evaluate
 from ports.evaluate.plot import check_outputs, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.numerics import fix_numerics, numerics
+from ports.training.checkpoint import check_checkpoint
 from ports.training.online import checked_device
 from ports.verifier.attention import longest_prompt
 from ports.verifier.loading import load_verifier
@@ -71,8 +71,7 @@ def run(
     The first fault is explained, with what to do. Exit code 0: no fault, 1: a fault, 2: bad input.
     """
     check_outputs(json, None)
-    if not (draft / "config.json").is_file():
-        raise InputError(draft, "DRAFT", "no config.json", "a Speculators checkpoint directory")
+    check_checkpoint(draft, "DRAFT")
     fix_numerics()
     found, console = [], Console(highlight=False)
     looked = check(

@@ -24,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from ports.commands import printable
-from ports.draft.settings import DraftSettings
+from ports.draft.settings import NEUTRAL, DraftSettings
 from ports.errors import InputError, reason
 from ports.evaluate.intervals import from_json
 from ports.evaluate.measure import acceptance_panel
@@ -39,10 +39,6 @@ from ports.verifier.states import own_dtype
 
 CARD, PICTURE, RUN = "README.md", "acceptance.png", "run.json"
 PACKAGES = ("speculator-parity", "speculators", "torch", "transformers")
-UNTOLD = {"model", "data", "out", "trust_remote_code", "server", "served_model", "max_concurrency", "progress"}
-UNTOLD |= {"copies", "tensor_parallel"}
-"""Settings that the card's command has in words of its own, or that change nothing in the draft."""
-
 POINTS = 100
 """Of a curve at most, each the mean of as many steps."""
 
@@ -124,7 +120,7 @@ def front_matter(settings: DraftSettings) -> str:
 
 def flags_of(settings: DraftSettings) -> dict[str, Any]:
     """Those of ``speculator draft`` that were not left as they are."""
-    fields = {name: each for name, each in DraftSettings.model_fields.items() if name not in UNTOLD}
+    fields = {name: each for name, each in DraftSettings.model_fields.items() if name not in NEUTRAL}
     changed = {name: getattr(settings, name) for name in fields if getattr(settings, name) != fields[name].default}
     return {public_name(name).replace("_", "-"): value for name, value in changed.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ports.draft.settings import DraftSettings
+from ports.draft.settings import NEUTRAL, DraftSettings
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.generate.answers import read_dialogues
@@ -169,15 +169,12 @@ class Plan:
 
     def inputs(self) -> dict[str, Any]:
         """What everything depends on, by name."""
-        elsewhere = {"model", "data", "out", "samples", "configpath", "server", "max_concurrency", "progress"}
-        elsewhere |= {"copies", "tensor_parallel", "served_model"}
-        elsewhere |= {"trust_remote_code"}  # what the code is stands in the verifier's fingerprint
         return {
             "format_version": SCHEMA,
             "verifier": verifier_fingerprint(self.settings.model),
             "data": digest([self.dialogues]),
             "draft": self.config,
-            **self.settings.model_dump(mode="json", exclude=elsewhere),
+            **self.settings.model_dump(mode="json", exclude={*NEUTRAL, "samples", "configpath"}),
             "passes": self.passes,
             "num_processes": self.num_processes,
             "lr": self.lr,

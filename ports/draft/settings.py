@@ -10,6 +10,12 @@ from pydantic import Field
 from ports.generate.answers import AnswersSettings
 from ports.training.settings import Precision
 
+NEUTRAL = frozenset(
+    {"model", "data", "out", "trust_remote_code", "server", "served_model", "max_concurrency", "progress"}
+    | {"copies", "tensor_parallel"}
+)
+"""Settings that change nothing in the draft, or whose content is taken: of a verifier's code and data, digests."""
+
 
 class DraftSettings(AnswersSettings):
     """Train a draft for a chat model on its own answers, measure it, and leave a directory to serve."""

@@ -22,7 +22,7 @@ from ports.evaluate.sampling import Choice, Proposal, checked_logits
 from ports.evaluate.verifier import Block, KVCache
 from ports.hass import HassDraftModel
 from ports.training.alignment import Alignment
-from ports.training.checkpoint import WEIGHTS
+from ports.training.checkpoint import WEIGHTS, check_checkpoint
 from ports.training.draft_config import check_builds, native_config, read_config_dict
 from ports.training.saving import LENT, put_weights, read_weights
 from ports.training.vocabulary import (
@@ -251,11 +251,7 @@ def _vocabulary(file: Path, weights: Mapping[str, Tensor], config: Any) -> Vocab
 def _read_config(directory: Path, verifier: str | None) -> Any:
     """The draft's config, attached to a verifier that is there and fits."""
     file = directory / "config.json"
-    if not file.is_file():
-        drafts = list(directory.glob("*/config.json"))
-        newest = max(drafts, key=lambda each: each.stat().st_mtime).parent if drafts else None
-        expected = f"one of its checkpoints, the newest is {newest}" if newest else "a Speculators checkpoint directory"
-        raise InputError(directory, "DRAFT", "no config.json", expected)
+    check_checkpoint(directory, "DRAFT")
     source = read_config_dict(str(directory))
     kind = source.get("speculators_model_type")
     if kind not in tuple(KINDS):  # a file may have anything there

@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Annotated, Any, TypeVar
 
@@ -86,48 +86,75 @@ def through_copies(
         engine = open_engine(0) if windows else None
         yield from map(engine, windows)  # type: ignore[arg-type]
         return
-    left, lives, ended = deque(enumerate(windows)), AGAIN * copies, list[_Copy]()
-    started = [_Copy(open_engine, number, devices) for number in range(copies)]
-    busy: dict[Any, _Copy] = {copy.pipe: copy for copy in started}
-    ready, given, tried = dict[int, R](), 0, set[int]()
-    try:
-        while busy:
-            for pipe in wait(list(busy)):
-                copy = busy[pipe]
-                try:
-                    made = copy.pipe.recv()
-                except (EOFError, OSError):
-                    lives -= 1
-                    _say_ended(copy, lives, tried)
-                    tried.update(number for number, _ in copy.window)
-                    left.extendleft(busy.pop(pipe).window)
-                    copy = _Copy(open_engine, copy.number, devices)
-                    busy[copy.pipe] = copy
-                    continue
-                ready |= {number: made for number, _ in copy.window}
-                copy.window = [left.popleft()] if left else []
-                with suppress(OSError):  # it has ended, and is met next time
-                    copy.pipe.send([window for _, window in copy.window])
-                if not copy.window:
-                    ended.append(busy.pop(pipe))
+    ready, given = dict[int, R](), 0
+    with closing(_Copies(open_engine, windows, copies, devices)) as started:
+        while started.busy:
+            ready |= started.made()
             while given in ready:
                 yield ready.pop(given)
                 given += 1
-    finally:
-        for copy in busy.values():
+
+
+class _Copies:
+    """All of them: those ``busy``, by their pipes, the windows that are ``left``, and the ``ends`` still allowed."""
+
+    def __init__(
+        self, open_engine: Callable[[int], Any], windows: Sequence[Any], copies: int, devices: int | None
+    ) -> None:
+        self.open_engine, self.devices = open_engine, devices
+        self.left, self.ends, self.tried = deque(enumerate(windows)), AGAIN * copies, set[int]()
+        self.busy, self.done = dict[Any, _Copy](), list[_Copy]()
+        for number in range(copies):
+            self.start(number)
+
+    def start(self, number: int) -> None:
+        copy = _Copy(self.open_engine, number, self.devices)
+        self.busy[copy.pipe] = copy
+
+    def made(self) -> dict[int, Any]:
+        """Wait for the next copies, and give each another window: what they made of theirs, by number."""
+        found: dict[int, Any] = {}
+        for pipe in wait(list(self.busy)):
+            copy = self.busy.pop(pipe)
+            try:
+                result = copy.pipe.recv()
+            except (EOFError, OSError):
+                self.start_again(copy)
+            else:
+                found |= {number: result for number, _ in copy.window}
+                self.hand(copy)
+        return found
+
+    def hand(self, copy: _Copy) -> None:
+        """The next window; without one the copy ends."""
+        copy.window = [self.left.popleft()] if self.left else []
+        with suppress(OSError):  # it has ended, and is met next time
+            copy.pipe.send([window for _, window in copy.window])
+        if copy.window:
+            self.busy[copy.pipe] = copy
+        else:
+            self.done.append(copy)
+
+    def start_again(self, copy: _Copy) -> None:
+        """Another process in the place of one that ended; see :func:`through_copies` for when that is refused."""
+        self.ends -= 1
+        copy.process.join()
+        code, numbers = copy.process.exitcode or 0, {number for number, _ in copy.window}
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        if self.ends < 0 or (code >= 0 and numbers <= self.tried):
+            expected = "copies that end well; the same command goes on where they stopped"
+            raise InputError("copies", "processes", f"{copy.number} ended {how}", expected)
+        print(f"copy {copy.number}: ended {how}; started again, its window is done again", file=sys.stderr)
+        self.tried |= numbers
+        self.left.extendleft(copy.window)
+        self.start(copy.number)
+
+    def close(self) -> None:
+        """End those at work, and wait for all."""
+        for copy in self.busy.values():
             copy.process.terminate()
-        for copy in (*busy.values(), *ended):
+        for copy in (*self.busy.values(), *self.done):
             copy.process.join()
-
-
-def _say_ended(copy: _Copy, lives: int, tried: Collection[int]) -> None:
-    copy.process.join()
-    code = copy.process.exitcode or 0
-    how = f"by signal {-code}" if code < 0 else f"with code {code}"
-    if lives < 0 or (code >= 0 and all(number in tried for number, _ in copy.window)):
-        expected = "copies that end well; the same command goes on where they stopped"
-        raise InputError("copies", "processes", f"{copy.number} ended {how}", expected)
-    print(f"copy {copy.number}: ended {how}; started again, its window is done again", file=sys.stderr)
 
 
 def _serve(open_engine: Callable[[int], Callable[[Any], Any]], number: int, pipe: Connection) -> None:

@@ -188,6 +188,15 @@ def saved_in(cpdir: Path) -> list[Path]:
     return [path for path in found if (path / FOLDER).is_dir() or (path / WEIGHTS).is_file()]
 
 
+def check_checkpoint(directory: Path, field: str) -> None:
+    """Raise InputError unless ``directory`` holds a draft; of a run's directory the newest checkpoint is named."""
+    if (directory / CONFIG).is_file():
+        return
+    newest = max(saved_in(directory), key=lambda saved: saved.stat().st_mtime, default=None)
+    expected = f"one of its checkpoints, the newest is {newest}" if newest else "a Speculators checkpoint directory"
+    raise InputError(directory, field, f"no {CONFIG}", expected)
+
+
 def saved_by(prefix: str, directory: Path) -> bool:
     """Is it ``<prefix><pass>`` or ``step_<n>``, as a run names what it saves? Other names are its user's."""
     return re.fullmatch(rf"({re.escape(prefix)}|step_)\d+", directory.name) is not None

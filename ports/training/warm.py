@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ports.errors import InputError
-from ports.training.checkpoint import WEIGHTS
+from ports.training.checkpoint import WEIGHTS, check_checkpoint
 from ports.training.draft_config import native_config, read_config_dict
 from ports.training.saving import LENT, put_weights, read_weights
 from ports.training.vocabulary import VOCABULARY_KEY
@@ -33,8 +33,7 @@ def start_from(draft: Any, directory: Path) -> str:
         InputError: no Speculators checkpoint, of another algorithm, verifier, vocabulary map, sizes or other values
             that its logits depend on, or with tensors that are missing, left over or not finite.
     """
-    if not (directory / "config.json").is_file():
-        raise InputError(directory, "from_checkpoint", "no config.json", "a Speculators checkpoint directory")
+    check_checkpoint(directory, "from_checkpoint")
     own, file = draft.config, directory / "config.json"
     source = {"speculators_model_type": "nothing", **read_config_dict(str(directory))}
     config = native_config(str(file), source, own.speculators_model_type)

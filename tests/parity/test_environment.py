@@ -101,6 +101,7 @@ def test_the_device_is_the_run_s_not_the_machine_s(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
     idle = SimpleNamespace(is_capturing=lambda: False)  # an optimizer asks, and a build for CUDA would want a driver
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda *device: idle)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # how torch 2.9 asks
     assert describe()["device"] == trace_side(Side(lambda: nn.Linear(3, 3)), [torch.ones(2, 3)]).environment["device"]
     assert describe()["device"] == "cpu"
     assert describe(device="cuda")["device"] == "a card"
