@@ -22,6 +22,7 @@ from parity.compare import compare, compare_grown, compare_named, compare_series
 from parity.curves import curve_rows, has_hits, hits_rows
 from parity.flow import check_gradient_flow
 from parity.locate import compare_calls, compare_inputs, inside_of
+from parity.modules import half_precision, module_rows
 from parity.rerun import resume_rows, round_trip_rows, throughput_rows, unobserved_loss
 from parity.samplers import compare_samplers, samples_of
 from parity.setup import initial_rows, setting_rows
@@ -176,7 +177,8 @@ def state_row(evidence: TracePair, check: str, quantity: str, name: str) -> Row:
     mine, theirs = (trace.tensors.get(name) for trace in sides)
     if mine is None or theirs is None or mine.shape != theirs.shape or group == "init" or quantity in evidence.own:
         return compare_named(subject, quantity, name, mine, theirs, evidence.own.get(quantity, EXACT))
-    if not mine.is_floating_point() or parameter not in evidence.trained_by_original():
+    trained, tied = evidence.trained_by_original(), evidence.tied_to(parameter)
+    if not mine.is_floating_point() or not {parameter, tied} & trained:
         row = compare_named(subject, quantity, name, mine, theirs, EXACT if mine.dtype == theirs.dtype else ALIKE)
         starts = [trace.tensors.get(f"init.{parameter}") for trace in sides]
         known = [(start, end) for start, end in zip(starts, (mine, theirs)) if start is not None]
@@ -185,8 +187,8 @@ def state_row(evidence: TracePair, check: str, quantity: str, name: str) -> Row:
     moves = [update_of(trace, group, parameter) for trace in sides]
     if moves[0] is None or moves[1] is None:
         return subject.silent(quantity, name, None, None, "a trace without its start: nobody knows how far it moved")
-    gradient = gradient_of(_original_of(evidence, "gradients")[0], parameter)
-    kept = clear(gradient, moves[0], evidence.spread, parameter)
+    gradient = gradient_of(_original_of(evidence, "gradients")[0], tied)
+    kept = clear(gradient, moves[0], evidence.spread, tied)
     steps = sum(point.stepped for point in evidence.expected.curve) if group == "final" else 1
     rounding, last = evidence.allowed(quantity, name), hidden(mine, moves[0], kept, theirs.dtype, steps)
     reason, aside = f"{rounding.reason}; {last:.1e} hidden by the weights' last place", int((~kept).sum())
@@ -329,6 +331,10 @@ FINITE: Need = (lambda e: not _not_finite(e.found), "its weights are no numbers 
 HITS: Need = (has_hits, "neither side counts rows or prints")
 RERUNNABLE: Need = (lambda e: e.alive, "a trace leaves nothing to run again")
 BOTH_RERUNNABLE: Need = (lambda e: e.original, RERUNNABLE[1])
+HALF: Need = (
+    lambda e: half_precision(e.expected),
+    "nothing is computed in half precision, where alone `forward` says little",
+)
 ALONE: Need = (
     lambda e: {1} == {one.side.ranks for one in (e.original, e.alive) if one},
     "a side runs on several processes",
@@ -344,6 +350,7 @@ CHECKS: tuple[Check, ...] = (
     Check("samplers", check_samplers, (), needs(SAMPLES)),
     _of_tensors("targets", ("batches", "draws"), "there are no targets by name"),
     Check("forward", check_forward, ("weights", "batches", "draws"), needs(OUTPUTS)),
+    Check("modules", module_rows, ("forward",), needs(BOTH_RERUNNABLE, HALF, ALONE)),
     _of_tensors("loss", ("targets", "forward"), "no loss is in a trace"),
     _of_tensors("cross_step_grad", ("loss",), "nobody says that the model is unrolled: parity.unrolled"),
     _of_tensors("gradients", ("loss", "cross_step_grad"), "no gradient is in a trace"),

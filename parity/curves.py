@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from parity.allowed import numbers_of
 from parity.compare import RowKey, bits_of, compare_grown, compare_series, compare_value
 from parity.tolerances import Tolerance
+from parity.trace import Point
 from parity.trace_pair import TracePair
 from parity.verdict import Row, Status
 
@@ -28,6 +29,8 @@ def curve_rows(evidence: TracePair) -> list[Row]:
     subject, curves = evidence.subject("curve"), (evidence.expected.curve, evidence.found.curve)
     rates = [[[getattr(point, name) for point in curve] for curve in curves] for name in RATES]
     rows = [_series(subject, "lr", name, sides, evidence.tolerance("lr")) for name, sides in zip(RATES, rates)]
+    if any(map(set_by_hand, curves)):
+        rows[1:] = [subject.silent("lr", RATES[1], None, None, "a side sets its rate by hand as a step begins")]
     unrolled = any(point.step_losses for point in curves[0])
     sides = [[numbers_of(point, unrolled) for point in curve] for curve in curves]
     for name in dict.fromkeys(name for point in chain(*sides) for name in point):
@@ -40,6 +43,12 @@ def curve_rows(evidence: TracePair) -> list[Row]:
         present = [[value for value in side if value is not None] for side in values]
         rows.append(compare_grown(subject, quantity, name, present, bounds, last))
     return rows
+
+
+def set_by_hand(curve: Sequence[Point]) -> bool:
+    """Do rates change from step to step, though no step leaves another than it took?"""
+    kept = all(point.lr_after == point.lr_used for point in curve)
+    return kept and any(before.lr_used != after.lr_used for before, after in pairwise(curve))
 
 
 def _places(side: Sequence[Any]) -> list[int]:

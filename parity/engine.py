@@ -82,7 +82,7 @@ class EngineSide:
     timeout: float = 900
     name: str = "vllm"
 
-    checks = ("weights", "forward", "logprobs", "tokens")
+    checks = ("weights", "forward", "modules", "logprobs", "tokens")
 
     @contextmanager
     def trace(self, case: Any) -> Iterator[Run]:

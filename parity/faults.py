@@ -260,7 +260,7 @@ def _forgetting(*kinds: type) -> Plant:
 
 
 def inside(target: str) -> Plant:
-    """What a function gives, times 1.1 and 3 more; whole numbers in another order."""
+    """What a function gives, tensors or a number, times 1.1 and 3 more; whole numbers in another order."""
 
     def wrong(value: Tensor) -> Tensor:
         return value * 1.1 + 3 if value.is_floating_point() else value.flatten().roll(1).view_as(value)
@@ -270,8 +270,11 @@ def inside(target: str) -> Plant:
         def standing_in(real: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(real)
             def run(*args: Any, **named: Any) -> Any:
-                ground.place = target
-                return with_tensors(real(*args, **named), wrong)
+                found = real(*args, **named)
+                number = isinstance(found, float)
+                if number or tensors_of(found):
+                    ground.place = target
+                return found * 1.1 + 3 if number else with_tensors(found, wrong)
 
             return run
 

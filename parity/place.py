@@ -11,6 +11,7 @@ from parity.calls import WHOLE, calls_of
 from parity.environment import deterministic
 from parity.errors import place_of
 from parity.locate import LOSS, Apart, first_backward, first_forward
+from parity.modules import place_of_row
 from parity.observe import drawing
 from parity.operators import Live, with_operator
 from parity.pair import Pair
@@ -92,6 +93,8 @@ def _of_row(row: Row) -> Finding:
         return Finding("loss", "forward", LOSS, 0, row.detail)
     group, _, name = row.tensor.partition(".")
     module = row.tensor if row.quantity == "calls" else ""
+    if row.check == "modules":
+        module = place_of_row(row.tensor)
     if row.check in ("weights", "optimizer_step") or group == "requires_grad":
         module = name.rpartition(".")[0]
     return Finding(row.check, row.check, module or WHOLE, 0, ": ".join(filter(None, (row.tensor, row.detail))))

@@ -147,11 +147,14 @@ class CaseRun(AbstractContextManager["CaseRun"]):
         mine, theirs = viewed(expected, found, pair.views)
         mine = replace(mine, run="original") if mine.run == theirs.run else mine
 
+        def aligned(further: Trace) -> Trace:
+            return viewed(align(further, ran.trace, names)[0], found, pair.views)[0]
+
         def moved() -> Spread:
             if run.trace.spread:
                 return names.spread(run.trace.spread, run.trace, known_to(ran.trace))
-            draws = [align(draw, ran.trace, names)[0] for draw in self._once(pair, self._draws)]
-            return spread_of(mine, [viewed(draw, found, pair.views)[0] for draw in draws]) if draws else {}
+            draws = self._once(pair, self._draws)
+            return spread_of(mine, [*map(aligned, draws)]) if draws else {}
 
         return TracePair(
             case=case,
@@ -163,6 +166,9 @@ class CaseRun(AbstractContextManager["CaseRun"]):
             original=run.alive,
             left=ran.left,
             names=names,
+            calls=run.trace.calls,
+            views=pair.views,
+            aligned=aligned,
             reference=reference and (lambda: viewed(reference(), found, pair.views)[0]),
             not_applicable={new_name(name, CHECKS): said for name, said in pair.not_applicable.items()},
             handed=handed,

@@ -106,7 +106,7 @@ def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
         inner = [*optimizers_in(optimizer, set())] or [optimizer]
         setup["optimizer"] = ", ".join(type(one).__name__ for one in inner)
         setup["groups"] = [_plain(group) for group in groups_of(optimizer)]
-        held = {id(one): _plain(group) for group in groups_of(optimizer) for one in group["params"]}
+        held = {id(one): said for group, said in zip(groups_of(optimizer), setup["groups"]) for one in group["params"]}
         trained = {name: value for name, value in parameters.items() if value.requires_grad}
         if not held.keys().isdisjoint(map(id, trained.values())):  # else it steps copies of its own
             setup["grouped"] = {name: held.get(id(value), {}) for name, value in trained.items()}
@@ -121,6 +121,12 @@ def _has_config_inside(module: nn.Module) -> bool:
 def settings(group: Mapping[str, Any]) -> dict[str, Any]:
     """What of a parameter group is a setting."""
     return {name: value for name, value in group.items() if name not in OWN}
+
+
+def with_first_rates(setup: Setup, steps: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Put the rates of the first step, which may be set by hand, in the place of those that groups were built with."""
+    for group, used in zip(setup.get("groups", ()), steps[1] if len(steps) > 1 else ()):
+        group.update({"lr": _plain(used)["lr"]} if "lr" in used else {})
 
 
 def varied(steps: Sequence[Sequence[Mapping[str, Any]]]) -> Setup:

@@ -26,7 +26,17 @@ from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, observe
 from parity.plants import Ground
 from parity.samplers import keep_samples
-from parity.setup import groups_of, optimizer_for, optimizers_in, pattern_loss, rate_of, settings, setup_of, varied
+from parity.setup import (
+    groups_of,
+    optimizer_for,
+    optimizers_in,
+    pattern_loss,
+    rate_of,
+    settings,
+    setup_of,
+    varied,
+    with_first_rates,
+)
 from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import Point, StepAudit, Trace
 
@@ -352,6 +362,7 @@ def trace_case(side: Side, case: Case, draw: int = 0, precision: torch.dtype = t
         with drawing(case.draws, case.replayed) as drawn:
             _first_step(trace, training, batches[0])
             training.run(batches, case.steps)
+        with_first_rates(trace.configuration, training.settings)
         if changed := varied(training.settings):
             trace.configuration["in_steps"] = changed
         trace.keep("mb0.draw", drawn.draws)

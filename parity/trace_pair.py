@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from parity.allowed import FEW, TIMES, Spread, pool_of, precision_of
-from parity.compare import RowKey
+from parity.compare import RowKey, View
 from parity.differences import RAISED
 from parity.errors import place_of
 from parity.names import NameMap
@@ -28,8 +28,9 @@ class TracePair:
     run left behind, of a pair's own kind. ``reference`` gives, when it is asked for, what the original's trace lacks,
     in the shared coordinates: the formulas run again, where a pair has them.
     ``own`` are a user's tolerances, ``moved`` gives the original's spread, empty where nobody can move it.
-    ``speeds`` is filled by checks that measure any. ``handed`` are the names of rows on what the harness itself hands
-    to both sides. ``beside``: the found side is not the port.
+    ``calls`` are the original's by its own names, ``aligned`` brings a further trace of it into the shared coordinates,
+    which ``views`` lead to. ``speeds`` is filled by checks that measure any. ``handed`` are the names of rows on what
+    the harness itself hands to both sides. ``beside``: the found side is not the port.
     """
 
     case: Any
@@ -44,6 +45,9 @@ class TracePair:
     reference: Callable[[], Trace] | None = None
     not_applicable: dict[str, str | Callable[[TracePair], str | None]] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
+    calls: Sequence[str] = ()
+    views: Sequence[View] = ()
+    aligned: Callable[[Trace], Trace] = lambda trace: trace
     handed: Collection[str] = ()
     beside: bool = False
 
@@ -105,6 +109,19 @@ class TracePair:
         moved = {name for name in end if name in start and not torch.equal(start[name].to(end[name].dtype), end[name])}
         grads = self.expected.group(f"mb{self.micro_batches()[-1]}.grad.")
         return moved | {name for name, grad in grads.items() if bool(grad.any())}
+
+    def tied_to(self, name: str) -> str:
+        """The trained parameter that a state of the original is one with, before and after; its own name if none is."""
+        states = [self.expected.group(f"{group}.") for group in ("init", "after", "final")]
+        held = [state[name] for state in states if name in state]
+        trained = self.trained_by_original()
+
+        def one_with(other: str) -> bool:
+            theirs = [state[other] for state in states if other in state]
+            alike = len(held) == len(theirs) > 1 and {one.dtype for one in held} == {one.dtype for one in theirs}
+            return alike and all(map(torch.equal, held, theirs)) and not torch.equal(held[0], held[-1])
+
+        return name if name in trained else next(filter(one_with, sorted(trained)), name)
 
     def wanted(self, tensors: Iterable[str]) -> set[str]:
         """Names of the found side that the original must have: all but those it says nothing of or has no part in."""

@@ -1,6 +1,8 @@
 """Every check, and no other, finds the fault it is there for, planted in a net of two layers or in a trace."""
 
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -340,7 +342,10 @@ def test_what_a_near_tie_decides_and_the_last_printed_digit_may_fall_either_way(
 
 def test_every_check_has_a_fault():
     named = {check for fault in FAULTS for check in fault.values[0]} | {check for check, _ in TRACED_FAULTS.values()}
-    assert named | {"resume"} == {*CHECKS, "initialisation", "throughput"} - AUDITS
+    assert named | {"resume", "modules"} == {*CHECKS, "initialisation", "throughput"} - AUDITS
+
+
+UNUSED = ("batches", "draws", "samplers", "targets", "modules", "cross_step_grad", "hits", "schedule")
 
 
 def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes():
@@ -348,7 +353,7 @@ def test_without_a_fault_every_check_has_rows_or_a_reason_and_passes():
     report.raise_if_failed()
     assert [*dict.fromkeys(row.check for row in report.rows)] == [*CHECKS, "throughput"]
     unused = {row.check: row.detail for row in report.rows if row.status is Status.NOT_APPLICABLE}
-    assert set(unused) == {"batches", "draws", "samplers", "targets", "cross_step_grad", "hits", "schedule"} | AUDITS
+    assert set(unused) == {*UNUSED} | AUDITS
     assert all(unused.values())
     against = {row.check: row.against for row in report.rows}
     assert {check for check, one in against.items() if one is Against.SELF_CONSISTENCY} == {
@@ -410,3 +415,57 @@ def test_entries_that_rounding_turns_are_set_aside(grad, entries, passed, detail
 def test_bad_arguments_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         compare_sides(**{"original": Side(Net), "port": Side(Net), "batches": batches(), **changes})
+
+
+class TiedHead(torch.nn.Module):
+    """A head that is the embedding; the port's sums have another order, so that all it does is off by rounding."""
+
+    def __init__(self, halves=False):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(16, 32), torch.nn.Linear(32, 16, bias=False)
+        self.head.weight, self.halves = self.table.weight, halves
+
+    def forward(self, ids):
+        states, (low, high) = torch.tanh(self.table(ids)), self.head.weight.split(16, -1)
+        if not self.halves:
+            return self.head(states)
+        self.head(states)
+        return states[..., :16] @ low.T + states[..., 16:] @ high.T
+
+
+def test_a_tied_weight_is_held_like_the_one_that_it_is():
+    ids = torch.arange(16).view(2, 8)
+    sides = [Side(lambda halves=halves: TiedHead(halves)) for halves in (False, True)]
+    report = compare_sides(*sides, [ids])
+    assert report.passed, report
+    tied = [row for row in report.rows if row.tensor == "final.head.weight"]
+    assert [row.bound for row in tied] == ["rounding"]
+    assert tied[0].measured > 0
+
+
+def by_hand(module, optimizer, rates):
+    optimizer.param_groups[0]["lr"] = next(rates)
+    optimizer.step()
+
+
+def scheduled(factor, **options):
+    """A rate of 1e-3 times a factor of the step, by a schedule or by hand as a step begins."""
+    build = partial(torch.nn.Linear, 4, 4)
+    if options.get("hand"):
+        rates = (1e-3 * factor(n) for _ in count() for n in range(5))
+        return Side(build, step=partial(by_hand, rates=rates))
+    return Side(build, schedule=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor))
+
+
+def test_a_rate_set_by_hand_is_one_by_a_schedule():
+    batches = [torch.randn(3, 4, generator=torch.Generator().manual_seed(0))]
+    sides = scheduled(lambda n: (n + 1) / 4, hand=True), scheduled(lambda n: (n + 1) / 4)
+    chosen = ["configuration", "curve", "optimizer_step"]
+    report = compare_sides(*sides, batches, checks=chosen)
+    assert report.passed, report
+    (row,) = [row for row in report.rows if row.tensor == "lr_after"]
+    assert row.status is Status.SILENT
+    assert (
+        compare_sides(sides[0], scheduled(lambda n: (n + 1.01) / 4), batches, checks=chosen).failed[0]
+        == "configuration"
+    )

@@ -71,7 +71,7 @@ def test_every_fault_of_any_port_is_seen_by_a_check():
 
 EXPECTED = {
     "matmul precision lowered": "environment",
-    "rate times 1.01": "optimizer_step",
+    "rate times 1.01": "configuration",
     "weight decay off or on": "configuration",
     "clip times 1.02": "clip",
     "schedule a step late": "curve",

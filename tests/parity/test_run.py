@@ -316,7 +316,7 @@ def test_a_pair_becomes_test_items(toy, pytester, monkeypatch):
     lean = [word for name in ("cacheprovider", "hypothesispytest", "xdist") for word in ("-p", f"no:{name}")]
     result = pytester.runpytest_inprocess("--pair", f"{toy}:PAIR", "-rs", *lean)
     checks = {check.name for check in find_pair(f"{toy}:PAIR").every_check} - {"initialisation", "throughput"}
-    unused = {"batches", "draws", "samplers", "targets", "cross_step_grad", "hits", "schedule"}
+    unused = {"batches", "draws", "samplers", "targets", "modules", "cross_step_grad", "hits", "schedule"}
     result.assert_outcomes(passed=2 * len(checks - unused), skipped=2 * len(unused))
     result.stdout.fnmatch_lines(
         [

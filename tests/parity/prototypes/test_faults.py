@@ -21,8 +21,8 @@ from ports.training.settings import TrainingSettings
 PAIRS = {name: find_pair(name) for name in ("eagle3", "hass")}
 NAMES = {check.name for pair in PAIRS.values() for check in pair.every_check}
 
-ELSEWHERE = frozenset({"draws", "initialisation", "samplers", "throughput"})
-"""Named by faults in other tests: of what is drawn, of speed."""
+ELSEWHERE = frozenset({"draws", "initialisation", "modules", "samplers", "throughput"})
+"""Named by faults in other tests: of what is drawn, of speed, of modules in half precision."""
 
 OF_ALL = {"environment", "batches", "clip", "schedule", "optimizer_step", "hits", "round_trip", "resume"}
 IN_FP32 = OF_ALL | {"targets", "forward", "loss", "cross_step_grad", "gradients", "curve"}
