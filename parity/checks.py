@@ -208,8 +208,14 @@ def check_samplers(evidence: TracePair) -> list[Row]:
 
 
 def check_forward(evidence: TracePair) -> list[Row]:
-    """Taps, what the trace names, then every output of every call in the order in which the original's calls end."""
-    named = sorted(_names(evidence, "forward"), key=lambda name: (".tap." not in name, name))
+    """Taps in the order in which the original's are made, what else the trace names, then every output of every call.
+
+    Calls stand in the order in which the original's end.
+    """
+    order = {name: place for place, name in enumerate(evidence.expected.tensors) if ".tap." in name}
+    named = sorted(
+        _names(evidence, "forward"), key=lambda name: (".tap." not in name, order.get(name, len(order)), name)
+    )
     rows = [_tensor_row(evidence, "forward", name) for name in named]
     subject, allowed = evidence.subject("forward"), partial(evidence.allowed, "out")
     expected, found = (calls_of(trace) for trace in evidence.traces)

@@ -125,7 +125,7 @@ def compare(
     broken = _not_finite(mine, "expected") or _not_finite(theirs, "found")
     if tolerance.kind is Kind.RMS and bound >= SAYS_NOTHING and not broken:
         return subject.silent(quantity, name, measured, bound, f"{tolerance.reason}: rounding alone moves all of it")
-    detail = f"{detail}; {tolerance.reason}" if tolerance.kind is Kind.RMS else detail
+    detail = f"{detail}; {tolerance.reason}" if tolerance.kind is Kind.RMS and tolerance.reason else detail
     row = subject.row(quantity, name, measured, bound, not broken and measured <= bound, broken or detail)
     source = "" if tolerance.kind is Kind.EQUAL else tolerance.source
     return replace(row, bound=source, bits=bits_of(mine, theirs))

@@ -85,7 +85,7 @@ def _plain(evidence: TracePair, call: str, place: str) -> bool:
 
 
 def remade(alive: Rerunnable, given: Given, names: NameMap, wide: torch.dtype | None) -> Trace:
-    """Calls and taps of the first forward, made again with what is given; ``wide``: in that dtype, of the same weights."""
+    """Calls and taps of the first forward, made again with what is given; ``wide``: in that dtype."""
     side, case = alive.side, alive.case
     with deterministic(case.seed):
         module = fresh_module(side, case.weights)

@@ -265,6 +265,8 @@ def test_calls_are_told_apart_when_something_goes_wrong(change, place):
     sides, batches = (Side(Outer, second), Side(build, second)), [torch.ones(1, 2)]
     first = compare_sides(*sides, batches, checks=["weights", "forward"]).first
     assert (first and (first.module, first.call)) == place
+    assert "; ;" not in str(first)
+    assert not str(first).endswith("; ")
 
 
 # taps and draws: a module whose labels, loss and anchors live in functions
@@ -588,3 +590,18 @@ def test_looking_at_paths_leaves_what_the_backward_sends():
     said, silent = (trace_side(recurrent("a", says=says), [torch.ones(2, 3)], steps=1) for says in (True, False))
     assert {*said.tensors} - {*silent.tensors} >= {"mb0.path.1.0", "mb0.step0.loss", "mb0.step1.loss"}
     assert all(torch.equal(value, said.tensors[name]) for name, value in silent.tensors.items())
+
+
+def shown(shift):
+    """A loss of targets, which are tapped first though another name comes before theirs."""
+
+    def loss(module, x):
+        targets = tap("targets", x.roll(shift, 0))
+        return tap("loss_of_step", (module(x) - targets).square().mean())
+
+    return Side(lambda: nn.Linear(2, 2), loss)
+
+
+def test_the_first_tap_that_is_wrong_is_named_not_the_first_by_its_letters():
+    report = compare_sides(shown(0), shown(1), [torch.tensor([[1.0, 2.0], [3.0, 5.0]])], checks=["forward"])
+    assert [row.tensor for row in report.rows if not row.passed] == ["mb0.tap.targets#0", "mb0.tap.loss_of_step#0"]
