@@ -86,8 +86,10 @@ def _sections(report: Report) -> Iterator[tuple[str, list[Padding]]]:
     reasons = [f"{reason}: {checks} ({runs}; {cases})" for reason, checks, runs, cases in not_applicable(report)]
     skips = [f"{skip.check} · {skip.case}: {skip.reason}; to run it: {skip.remedy}" for skip in report.skips]
     ids = unique(deviation.id for deviation in report.deviations)
+    unseen = [f"{one.fault} · {one.case} · {one.run}: {one.place}" for one in report.planted if one.fails]
     heading = "Blocked: computed, but not judged, since an earlier check of the same case failed"
     yield f"Failed ({count(len(failed))})", list(_failures(failed))
+    yield f"Planted, seen by no check, and not excused by Pair.unseen ({len(unseen)})", [*map(_line, unseen)]
     yield heading, [*map(_line, blocked(report))]
     uncounted = [f"{word}: {count(n)}" for word, n in report.counts().uncounted.items()]
     yield "Compared, and not counted", [*map(_line, uncounted)]

@@ -35,7 +35,12 @@ class Net(nn.Module):
 
 def distance(x):
     """What a known difference stands in for."""
-    return x.square().mean()
+    return x.square().mean() * factor()
+
+
+def factor():
+    """A number of Python's."""
+    return 1.0
 
 
 def loss(net, batch):
@@ -108,6 +113,8 @@ def test_what_no_check_sees_fails_a_pair_that_asks_for_it():
     excused = run_with_power(replace(pair, unseen={"none at all": "it is none"}))
     assert (excused.passed, excused.planted[0].detail) == (True, "it is none")
     assert "it is none" in str(excused)
+    heading = "Planted, seen by no check, and not excused by Pair.unseen (1)"
+    assert [heading in str(one) for one in (report, excused)] == [True, False]
 
 
 @pytest.mark.usefixtures("alone")
@@ -121,10 +128,12 @@ def test_a_fault_too_small_to_be_seen_says_from_which_size_on_it_is():
 
 STANDS_IN = {f"{__name__}:distance": lambda real, x: x.square().mean()}
 ASKS = {f"{__name__}:distance": lambda real, x: real(x)}
+OF_A_NUMBER = {f"{__name__}:factor": lambda real: real()}
+REPLACED = [(STANDS_IN, Sight.UNSEEN), (ASKS, Sight.SEEN), (OF_A_NUMBER, Sight.SEEN)]
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize(("functions", "sight"), [(STANDS_IN, Sight.UNSEEN), (ASKS, Sight.SEEN)])
+@pytest.mark.parametrize(("functions", "sight"), REPLACED)
 def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(functions, sight, monkeypatch):
     """It passes: the known difference is judged by what it leaves, so the report says what is held by nothing."""
     pair = replace(
@@ -134,7 +143,7 @@ def test_a_fault_inside_of_what_a_cause_replaces_is_said_to_be_unseen(functions,
     )
     report = run_with_power(pair)
     assert [(one.fault, one.sight) for one in report.planted] == [
-        ("inside distance, under known difference mean", sight)
+        (f"inside {next(iter(functions)).rpartition(':')[2]}, under known difference mean", sight)
     ]
     said = (
         f"known difference mean stands in for {__name__}:distance without calling it: no check holds what that computes"
