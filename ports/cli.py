@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
@@ -176,6 +177,14 @@ class Group(TyperGroup):
     def every_flag(self) -> set[str]:
         """Of all commands; a YAML file may serve several."""
         return {str(each.name) for name in COMMANDS for each in load(name).params}
+
+    def takers(self, flag: str) -> list[str]:
+        """The commands that have a flag of that name, of those whose libraries are installed."""
+        found = []
+        for name in COMMANDS:
+            with suppress(InputError):
+                found += [name] * (flag in {each.name for each in load(name).params})
+        return found
 
 
 def load(name: str) -> flags.Command:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from enum import Enum
 from functools import partial
 from itertools import takewhile
@@ -24,7 +25,7 @@ from ports.commands import exit_code, printable
 from ports.errors import InputError
 from ports.files import read_yaml
 from ports.progress import Work, hide
-from ports.spellings import ELSEWHERE, HIDDEN, NOW, PREFIX, refuse_old_environment, respelled, tell
+from ports.spellings import ELSEWHERE, FIXED, HIDDEN, NOW, PREFIX, refuse_old_environment, respelled, tell
 
 UsageError: Any = typer.BadParameter.__base__
 KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
@@ -47,10 +48,24 @@ class Command(TyperCommand):
             refuse_old_environment(known, self.old)
         words = respelled(args, known, self.old, ctx.parent is None or ctx.resilient_parsing)
         try:
-            return super().parse_args(ctx, words)
+            return super().parse_args(ctx, list(words))
         except UsageError as error:
             error.ctx = ctx  # not every one has it, and what is wanted is said by its flags
+            error.unknown = self._unknown(ctx, words) if hasattr(error, "possibilities") else []
             raise
+
+    def _unknown(self, ctx: Any, words: list[str]) -> list[str]:
+        """All flags of a command line that are none; a parser stops at the first."""
+        found: dict[str, None] = {}
+        for _ in words:
+            try:
+                self.make_parser(ctx).parse_args(list(words))
+            except UsageError as error:
+                if not hasattr(error, "possibilities"):
+                    break
+                found[error.option_name] = None
+                words = [word for word in words if word.partition("=")[0] != error.option_name]
+        return [*found]
 
 
 def command(settings: type[S], run: Callable[[S], Any], old: Mapping[str, str] | None = None) -> Command:
@@ -193,8 +208,9 @@ def _validated(settings: type[S], given: Mapping[str, Any], context: typer.Conte
         if not field:
             where = "command line or environment" + (f" or {file}" if file else "")
             raise InputError(where, "settings", "several that do not go together", first["msg"]) from error
-        place, name = _place(_source(context, str(first["loc"][0])), field, file)
-        raise InputError(place, name, repr(first.get("input")), first["msg"]) from error
+        taken = str(first["loc"][0])
+        place, name = _place(_source(context, taken), field, file)
+        raise InputError(place, name, repr(first.get("input")), _wanted(first, settings, taken)) from error
     if not getattr(chosen, "progress", True):
         hide()
     if getattr(chosen, "trust_remote_code", False):
@@ -202,6 +218,14 @@ def _validated(settings: type[S], given: Mapping[str, Any], context: typer.Conte
 
         trust_remote_code()
     return chosen
+
+
+def _wanted(error: Mapping[str, Any], settings: type[BaseModel], name: str) -> str:
+    """What pydantic expects; of words, what each does, which the help says of the flag."""
+    if error["type"] not in ("enum", "literal_error"):
+        return str(error["msg"])
+    said = [field.description for own, field in settings.model_fields.items() if name in (own, field.alias)]
+    return ": ".join([error["ctx"]["expected"], *filter(None, said)])
 
 
 def _place(source: str, field: str, file: Path | None) -> tuple[str | Path, str]:
@@ -222,6 +246,10 @@ def read(made: Any, words: Sequence[str]) -> Any:
     try:
         return made.main(args=list(words), standalone_mode=False)
     except UsageError as error:
+        unknown = getattr(error, "unknown", [])
+        if len(unknown) > 1:
+            advice = ", ".join(f"{_expected(error, flag)} for {flag}" for flag in unknown)
+            raise InputError("command line", ", ".join(unknown), "no such flags", advice) from error
         name, found = _without_markup(error)
         raise InputError("command line", name, found, _expected(error, name)) from error
 
@@ -230,8 +258,9 @@ def _without_markup(error: Any) -> tuple[str, str]:
     """What is wrong with which word."""
     parameter = getattr(error, "param", None)
     name = getattr(error, "option_name", None) or (parameter.opts[0] if parameter is not None else "words")
-    missing = parameter is not None and not error.message
-    message = "nothing" if missing else " ".join(str(error.format_message()).split())
+    missing, unknown = parameter is not None and not error.message, hasattr(error, "possibilities")
+    said = error.message if unknown else error.format_message()
+    message = "nothing" if missing else " ".join(str(said).split())
     return str(name), message.rstrip(".")
 
 
@@ -239,8 +268,21 @@ def _expected(error: Any, name: str) -> str:
     """What a flag that is there is for, our word for what other programs call a thing, or where to look."""
     flags = {flag: each for each in error.ctx.command.params for flag in each.opts} if error.ctx else {}
     said = getattr(flags.get(name), "help", None)
-    ours = f"--{ELSEWHERE.get(name[2:].replace('-', '_'), '').replace('_', '-')}"
-    return said or (ours if ours in flags else "what --help lists")
+    return said or (_advice(error.ctx, name, flags) if hasattr(error, "possibilities") else "") or "what --help lists"
+
+
+def _advice(context: Any, flag: str, flags: Collection[str]) -> str:
+    """On an unknown flag: what it is called here, which commands take it, or what it resembles."""
+    word = flag[2:].replace("-", "_")
+    word = ELSEWHERE.get(word, word)
+    ours = f"--{word.replace('_', '-')}"
+    if ours in flags:
+        return ours
+    root = context.find_root().command
+    takers = ", ".join(root.takers(word)) if hasattr(root, "takers") else ""
+    if takers:
+        return f"{ours} in {takers} alone" + (f" ({FIXED[word]})" if word in FIXED else "")
+    return " or ".join(get_close_matches(flag, flags, cutoff=0.8))
 
 
 def parse(settings: type[S], words: Sequence[str]) -> S:

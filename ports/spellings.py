@@ -43,8 +43,12 @@ ELSEWHERE = {
     "per_device_train_batch_size": "batch_size",
     "ttt_length": "ttt_steps",
     "num_speculative_tokens": "speculative_tokens",
+    "alignment": "ttt_alignment",
 }
-"""What EAGLE, SpecForge, vLLM and transformers call a thing: refused like any unknown flag, with our word."""
+"""What EAGLE, SpecForge, vLLM, transformers or readers call a thing: refused like any unknown flag, with our word."""
+
+FIXED = {"ttt_alignment": "`draft` trains with chain, and drafts are measured as servers run them"}
+"""Why a command does not take a flag of another one."""
 
 ANSWERS = {"batch_size": "max_concurrency"}
 EVALUATE = {"tokens": "max_new_tokens", **ANSWERS}

@@ -121,6 +121,21 @@ REFUSED = [
         ["train", "eagle3", "--learning-rate", "1"],
         "--learning-rate: found No such option: --learning-rate, expected --lr",
     ),
+    (
+        ["train", "eagle3", "--target-model-path=x", "--ttt-length", "3", "--foo", "--lr", "1", "--ttt-stops", "2"],
+        "--target-model-path, --ttt-length, --foo, --ttt-stops: found no such flags, expected --verifier for "
+        "--target-model-path, --ttt-steps for --ttt-length, what --help lists for --foo, --ttt-steps for --ttt-stops",
+    ),
+    (["train", "eagle3", "--foo", "--resume"], "--foo: found No such option: --foo, expected what --help lists"),
+    (["train", "hass", "--alignment", "chain"], "--alignment, expected --ttt-alignment\n"),
+    (["draft", "--alignment", "chain"], "expected --ttt-alignment in train eagle3, train hass alone (`draft` trains w"),
+    (["evaluate", "x", "--ttt-alignment=chain"], "expected --ttt-alignment in train eagle3, train hass alone (`draft`"),
+    (["evaluate", "--foo", "--bar=3"], "--foo, --bar: found no such flags, expected what --help lists for --foo, what"),
+    (["evaluate", "x", "--t2d", "y"], "--t2d: found No such option: --t2d, expected --t2d in train eagle3 alone\n"),
+    (
+        ["train", "eagle3", "--verifier=a", "--draft-config=b", "--data=c", "--out=d", "--ttt-alignment", "served"],
+        "--ttt-alignment: found 'served', expected 'prototype' or 'chain': prototype: keys of earlier steps at ",
+    ),
     (["train", "eagle3", "--resume"], "--resume: found Option '--resume' requires an argument, expected checkpoint"),
 ]
 
