@@ -14,7 +14,7 @@ import torch
 
 from docs.verifiers import ANSWER, STEPS, Way
 from parity.fixtures.architectures import ARCHITECTURES
-from parity.fixtures.architectures.table import CHUNK
+from parity.fixtures.architectures.table import CHUNK, PLAINER
 from ports.errors import InputError
 from ports.serving.bench import start_engine
 from ports.verifier.interfaces import installed
@@ -28,9 +28,6 @@ MARGIN = 1e-3
 ENGINE = {"dtype": "float32", "max_model_len": 128, "enforce_eager": True, "disable_log_stats": False, "seed": 0}
 OWN: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}, "block_size": CHUNK}}
 SAME = "the same tokens"
-
-PLAINER: dict[str, dict[str, Any]] = {name: {"attention_bias": False} for name in ("qwen3", "qwen3_moe")}
-"""What is tried beside: vLLM's classes have no bias on the attention's output, and drop the checkpoint's."""
 
 
 def served(name: str, folder: Path, **changes: Any) -> str:

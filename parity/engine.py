@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from parity.inside_vllm import ANSWER, HEAD, LIKELY, ROTATED
 from parity.names import Fused, NameMap
 from parity.observe import tap
 from parity.outside import run_command
+from parity.plants import Ground
 from parity.side import Run
 from parity.trace import read_trace
 from parity.trace_pair import Check, TracePair
@@ -69,6 +70,7 @@ class EngineSide:
         python: the command of an interpreter that has vLLM and parity; default: this one.
         timeout: seconds.
         name: in reports.
+        ground: of a planted fault.
     """
 
     model: str | Path
@@ -81,7 +83,9 @@ class EngineSide:
     python: Sequence[str] = ()
     timeout: float = 900
     name: str = "vllm"
+    ground: Ground | None = None
 
+    forward_only = True
     checks = ("weights", "forward", "modules", "logprobs", "tokens")
 
     @contextmanager
@@ -104,11 +108,19 @@ class EngineSide:
             ]
             said = {**ENVIRONMENT, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
             run_command(words, "vLLM", self.timeout, env=said)
-            yield Run(read_trace(folder / "out"))
+            found = read_trace(folder / "out")
+            for name, value in found.configuration.get("ground", {}).items() if self.ground else ():
+                setattr(self.ground, name, value)
+            yield Run(found)
+
+    def planted(self, ground: Ground) -> EngineSide:
+        """With a fault, in what it is asked or, by the fault's name, in its process."""
+        return replace(self, ground=ground)
 
     def request(self, case: Any) -> dict[str, Any]:
         """What the program is asked, see :mod:`parity.inside_vllm`."""
-        ids = prompts_of(case)
+        ground = self.ground or Ground()
+        ids = prompts_of(replace(case, batches=[*map(ground.feed, case.batches[:1])]))
         room: dict[str, Any] = {"max_model_len": ids.shape[1] + 1}
         if self.drafter is not None:
             speculative = {"method": self.method, "model": str(self.drafter), "num_speculative_tokens": 1}
@@ -116,7 +128,8 @@ class EngineSide:
         pace = {"max_num_batched_tokens": self.chunk, "max_num_seqs": self.chunk} if self.chunk else {}
         engine = {**ENGINE, **room, **pace, **self.engine, "model": str(self.model), "dtype": self.dtype}
         run = {"run": self.name, "case": case.name or "prompts"}
-        return {"engine": engine, "ids": ids.tolist(), "answer": self.answer, **run}
+        fault = {name: getattr(ground, name) for name in ("fault", "size", "called", "buffers", "place")}
+        return {"engine": engine, "ids": ids.tolist(), "answer": self.answer, "ground": fault, **run}
 
     def _interpreter(self) -> Sequence[str]:
         if not self.python and find_spec("vllm") is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
@@ -46,7 +46,7 @@ def _wider_eps(ground: Ground, module: nn.Module, size: float) -> str | None:
 
 def _one_entry(module: nn.Module, size: float) -> str:
     """The largest one of a matrix."""
-    name = matrix(module)
+    name = matrix(module) or matrix(module, trained=False)
     if name:
         flat = dict(module.named_parameters())[name].data.view(-1)
         flat[flat.abs().argmax()] *= size
@@ -342,14 +342,20 @@ GENERIC = (
     Fault("one gradient times 1.01", gradient(lambda grad, size: grad * size), (1.01, 1.1, 2)),
     Fault("one gradient lost", gradient(lambda grad, size: torch.zeros_like(grad))),
     Fault("one gradient permuted", gradient(lambda grad, size: grad.roll(1, -1))),
-    Fault("one module's output times 1.001", output(lambda out, size: out * size), (1.001, 1.01, 1.1)),
-    Fault("dropout left on", output(lambda out, size: F.dropout(out, size)), (0.1,)),
-    Fault("a norm's eps times 10", on_build(_wider_eps), (10, 100, 1e3, 1e4), otherwise="no module has an eps"),
-    Fault("one weight's largest entry off by 1 %", at_first_forward(_one_entry), (1.01, 1.1, 2, 8, 64)),
+    Fault("one module's output times 1.001", output(lambda out, size: out * size), (1.001, 1.01, 1.1), forward=True),
+    Fault("dropout left on", output(lambda out, size: F.dropout(out, size)), (0.1,), forward=True),
+    Fault(
+        "a norm's eps times 10",
+        on_build(_wider_eps),
+        (10, 100, 1e3, 1e4),
+        otherwise="no module has an eps",
+        forward=True,
+    ),
+    Fault("one weight's largest entry off by 1 %", at_first_forward(_one_entry), (1.01, 1.1, 2, 8, 64), forward=True),
     Fault("a frozen parameter trained", on_build(partial(_trained, True)), otherwise="none is frozen"),
     Fault("a trained parameter frozen", on_build(partial(_trained, False)), otherwise="none is trained"),
     Fault("a batch twice", _twice(), otherwise="there is one batch, or one step"),
-    Fault("samples in another order", feeding(_turned), otherwise="a batch is one sample"),
+    Fault("samples in another order", feeding(_turned), otherwise="a batch is one sample", forward=True),
     Fault("a saved tensor changed", saved(_other_entry), named_by="round_trip", otherwise=NO_FILE),
     Fault(
         "a saved tensor left out", saved(lambda held, name: held.pop(name)), named_by="round_trip", otherwise=NO_FILE
@@ -379,6 +385,13 @@ def of_buffers(names: Mapping[str, bool]) -> list[Fault]:
             at_first_forward(partial(_other_buffer, name)),
             (1.01, 1.1, 2.0),
             idle="" if kept else idle,
+            forward=True,
         )
         for name, kept in names.items()
     ]
+
+
+def planted_by_name(ground: Ground) -> Fault:
+    """Of those that any port can have, what another process plants of ``ground.fault``; none, if not by its name."""
+    known = (fault for fault in (SOUND, *GENERIC, *of_buffers(ground.buffers)) if fault.name == ground.fault)
+    return next(known, Fault("", lambda ground, size: nullcontext()))

@@ -4,7 +4,8 @@ What is vLLM's and not public stands in this file: how weights are loaded, the w
 a step. Tried with vLLM 0.32.0 on the CPU, eager, one process, one rank; a version that is laid out otherwise is said.
 
 The request is JSON: ``engine`` (arguments of ``vllm.LLM``), ``ids`` (a list of token ids for each prompt), ``answer``
-(how many of them are one, which is asked for besides), ``run`` and ``case``. The trace's tensors are [prompts, longest
+(how many of them are one, which is asked for besides), ``ground`` (a fault to plant in the model, in the drafter where
+there is one), ``run`` and ``case``. The trace's tensors are [prompts, longest
 prompt, ...], zero where a prompt is shorter; ``init`` are the weights as they were loaded, NaN where nothing was.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from parity.calls import CALLS, WHOLE, Call, dotted, watch
+from parity.faults import planted_by_name
+from parity.plants import Ground
 from parity.trace import Trace, write_trace
 
 TRIED = ("0.32.0",)
@@ -43,10 +46,10 @@ LIKELY, ANSWER = "logprobs", "answer.tokens"
 
 
 @contextmanager
-def weights_caught() -> Iterator[list[dict[str, Tensor]]]:
+def weights_caught(built: Callable[[int, nn.Module], object]) -> Iterator[list[dict[str, Tensor]]]:
     """The parameters of every model that vLLM opens meanwhile, as its checkpoint filled them.
 
-    What nothing fills is NaN here; the engine goes on with what it held before, and without its own complaint.
+    ``built`` is told of each model, with its number, before they are kept. What nothing fills is NaN here; the engine goes on with what it held before, and without its own complaint.
     """
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
@@ -60,6 +63,7 @@ def weights_caught() -> Iterator[list[dict[str, Tensor]]]:
             held[name].data.fill_(torch.nan)
         self.enable_weights_track = False
         real(self, model, *args, **kwargs)
+        built(len(caught), model)
         held = dict(model.named_parameters(remove_duplicate=False))
         caught.append({name: value.detach().clone() for name, value in held.items()})
         for name, value in before.items():
@@ -186,7 +190,12 @@ def traced(request: Mapping[str, Any]) -> Trace:
     import vllm
 
     ids, answer, options = request["ids"], int(request["answer"]), request["engine"]
-    with weights_caught() as weights:
+    ground = Ground(**request["ground"], filled=True)
+    subject = int("speculative_config" in options)
+    with (
+        planted_by_name(ground).plant(ground, ground.size),
+        weights_caught(lambda number, model: number == subject and ground.build(model)) as weights,
+    ):
         llm = vllm.LLM(**options)
     wanted = {str(number): len(prompt) for number, prompt in enumerate(ids)}
     (watcher,) = llm.collective_rpc(lambda worker: Watcher(worker.model_runner, wanted))
@@ -203,6 +212,7 @@ def traced(request: Mapping[str, Any]) -> Trace:
     trace.tensors[f"mb0.tap.{LIKELY}#0"] = padded(likely)
     if greedy:
         trace.tensors[ANSWER] = torch.tensor([list(one.outputs[0].token_ids) for one in greedy])
+    trace.configuration["ground"] = {"place": ground.place, "called": ground.called, "buffers": ground.buffers}
     return trace
 
 

@@ -31,7 +31,8 @@ class Ground:
     last words of buffers' names, each with whether it is saved, ``found`` what the run computed; ``place`` is where the
     fault was planted, empty until then. ``built`` is told of every module, ``fed`` gives what stands for the batch of a
     number, ``of_port`` changes the port before known differences are switched. ``names`` and ``held`` are what trains
-    and the ids of all parameters.
+    and the ids of all parameters. ``fault`` and ``size`` tell another process what to plant; ``filled``: a module has
+    its weights when it is built, and keeps them elsewhere when it runs.
     """
 
     called: list[str] = field(default_factory=list)
@@ -44,6 +45,9 @@ class Ground:
     names: set[str] = field(default_factory=set)
     held: set[int] = field(default_factory=set)
     batches: int = 0
+    fault: str = ""
+    size: float = 1.0
+    filled: bool = False
 
     def build(self, module: nn.Module) -> nn.Module:
         """A fresh module, with the fault in it."""
@@ -75,6 +79,7 @@ class Fault:
         otherwise: why it was not planted, where it was not.
         hidden: what is never run is not seen either, rather than not planted.
         idle: why one that changes not a bit of the run is none; empty: it is one all the same.
+        forward: it shows in a module that another process builds and only runs forward, which plants it by its name.
     """
 
     name: str
@@ -84,6 +89,7 @@ class Fault:
     otherwise: str = "nothing of that kind runs"
     hidden: bool = False
     idle: str = ""
+    forward: bool = False
 
 
 @contextmanager
@@ -176,6 +182,8 @@ def at_first_forward(change: Callable[[nn.Module, float], str | None]) -> Plant:
                 with torch.no_grad():
                     ground.place = left.pop()(module, size) or ground.place
 
+        if ground.filled:
+            called()
         for part in module.modules():
             part.register_forward_pre_hook(called)
 

@@ -31,6 +31,11 @@ BUFFERS = 4
 ONE_RUN = {check.name for check in CHECKS} - {"round_trip", "resume", *ON_REQUEST}
 """Checks that look at one run of a port: the others open or run it again, and are asked for faults of their own."""
 
+OF_THE_ORIGINAL = ("modules",)
+"""Checks that run the original again; for the others no fault is a reason to."""
+
+FORWARD_ONLY = "the port's process only runs a model forward"
+
 
 def run_with_power(pair: Pair, options: Options = EVERYTHING, progress: Progress = SILENT) -> KitReport:
     """:func:`parity.run_pair`, and besides every fault planted in the port of its shortest cases.
@@ -73,7 +78,7 @@ class Battery:
             reason = f"not plantable: {port.name or 'the port'} does not run in this process"
             return Skip("power", name, reason, "a Side of callables")
         sound = Ground()
-        if wrong := self._rows(SOUND, 1.0, sound, ONE_RUN):
+        if wrong := self._rows(SOUND, 1.0, sound):
             return Skip("power", name, f"without a fault {wrong[0].check} fails: {wrong[0].detail}", "mend it first")
         return [self.plant(fault, sound) for fault in self.faults(sound)]
 
@@ -88,11 +93,12 @@ class Battery:
 
     def plant(self, fault: Fault, sound: Ground) -> Planted:
         """One fault, of its own size; if that is not seen, of those from which on it may be."""
+        if getattr(self.pair.port, "forward_only", False) and fault in GENERIC and not fault.forward:
+            return self._told(fault, Sight.NOT_PLANTABLE, sound, fault.sizes[0], detail=FORWARD_ONLY)
         self.progress(f"{self.case.name}: {fault.name}")
-        names = {fault.named_by} if fault.named_by else ONE_RUN
         for size in fault.sizes:
-            ground = Ground(sound.called)
-            rows = self._rows(fault, size, ground, names)
+            ground = Ground(sound.called, buffers=sound.buffers)
+            rows = self._rows(fault, size, ground)
             if rows:
                 return self._told(fault, Sight.SEEN if size == fault.sizes[0] else Sight.BELOW, ground, size, rows)
             if not ground.place:
@@ -102,15 +108,21 @@ class Battery:
             return self._told(fault, Sight.NOT_PLANTABLE, ground, size, detail=fault.idle)
         return self._told(fault, Sight.UNSEEN, ground, fault.sizes[0])
 
-    def _rows(self, fault: Fault, size: float, ground: Ground, names: Iterable[str]) -> list[Row]:
+    def asked(self, fault: Fault) -> list[Check]:
+        """The checks that are to see it."""
+        held = getattr(self.pair.port, "checks", None) or ONE_RUN
+        names = {fault.named_by} if fault.named_by else held
+        return [check for check in self.pair.every_check if check.name in names]
+
+    def _rows(self, fault: Fault, size: float, ground: Ground) -> list[Row]:
         """What fails of the port with a fault; what it raises then, also a refusal of its own, is a failed row."""
-        checks = [check for check in self.pair.every_check if check.name in names]
+        ground.fault, ground.size = fault.name, size
         try:
             with fault.plant(ground, size):
                 side = switched(ground.of_port(self.pair.port), self.pair.known_differences).planted(ground)
                 with self.held.apart(side) as evidence:
                     ground.found = evidence.found
-                    return first_seen(replace(evidence, original=None), checks)  # no fault is for the original to run
+                    return first_seen(evidence, self.asked(fault))
         except Exception as error:  # whatever the code of a side raises
             return [raised(RowKey("run", self.case.name, self.pair.port.name or "port"), error)]
 
@@ -144,7 +156,9 @@ def alike(*sides: Trace | None) -> bool:
 
 def first_seen(evidence: TracePair, checks: Iterable[Check]) -> list[Row]:
     """The failed rows of the first check that has any; no later one is asked."""
-    found = ([row for row in run_check(evidence, check) if row.status is Status.FAILED] for check in checks)
+    alone = replace(evidence, original=None)
+    sides = ((evidence if check.name in OF_THE_ORIGINAL else alone, check) for check in checks)
+    found = ([row for row in run_check(*asked) if row.status is Status.FAILED] for asked in sides)
     return next(filter(None, found), [])
 
 

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from parity import Case, EngineSide, Fused, Pair, Side, View, engine
-from parity.fixtures.architectures import ARCHITECTURES, build_architecture
+from parity.fixtures.architectures import ARCHITECTURES, build_architecture, plainer
 
 PYTHON = shlex.split(os.environ.get("VLLM_PYTHON", ""))
-BIASED = ARCHITECTURES["qwen3"]  # with biases, of which vLLM's class drops the one on the attention's output
-MODELS = {
-    **ARCHITECTURES,
-    "qwen3": replace(BIASED, config={**BIASED.config, "attention_bias": False}),
-    "qwen3_biased": BIASED,
-}
+MODELS = {**ARCHITECTURES, "qwen3": plainer("qwen3"), "qwen3_biased": ARCHITECTURES["qwen3"]}
 PROMPTS, LENGTH, ANSWER = 2, 20, 6
 
 

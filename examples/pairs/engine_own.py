@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from parity import Case, EngineSide, Pair, Side, engine
+from parity.errors import InputError
 
 FOLDER, PYTHON = os.environ["MODEL"], shlex.split(os.environ.get("VLLM_PYTHON", ""))
 PROMPTS, LENGTH = 4, 64
@@ -32,7 +33,11 @@ def opened(dtype: str, attention: str = "eager") -> nn.Module:
 
 def text() -> Tensor:
     """int64 [PROMPTS, LENGTH]: what this file says."""
-    ids = AutoTokenizer.from_pretrained(FOLDER)(Path(__file__).read_text())["input_ids"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    except (OSError, ValueError) as error:
+        raise InputError(FOLDER, "tokenizer", "none that transformers opens", "the model's tokenizer files") from error
+    ids = tokenizer(Path(__file__).read_text())["input_ids"]
     return torch.tensor(ids[: PROMPTS * LENGTH]).view(PROMPTS, LENGTH)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from parity import Options, run_pair
+from parity.errors import InputError
 from parity.fixtures.architectures import ARCHITECTURES, build_architecture
 from parity.pair import module_of
 
@@ -37,3 +38,9 @@ def test_another_eps_is_not_rounding(own):
 
     first = run_pair(replace(own.ROUNDING, port=replace(own.EXACT, build=build), sides=()), CHECKS).first
     assert (first.check, first.module) == ("forward", "model.layers.1.input_layernorm")
+
+
+def test_a_folder_without_a_tokenizer_is_said_in_one_line(own, monkeypatch, tmp_path):
+    monkeypatch.setattr(own, "FOLDER", str(tmp_path))
+    with pytest.raises(InputError, match=r"tokenizer: found none that transformers opens, expected"):
+        run_pair(own.ROUNDING, CHECKS)

@@ -8,6 +8,8 @@ import torch
 
 from parity import Case, EngineSide, Pair, Side, engine, inside_vllm, run_pair, tap
 from parity.errors import InputError
+from parity.power import FORWARD_ONLY, run_with_power
+from parity.verdict import Sight
 from tests.parity import stand_in
 
 ANSWER = 3
@@ -39,7 +41,7 @@ def judged(monkeypatch):
     """A report of the plain model against the stand-in's."""
     monkeypatch.setattr(engine, "run_command", in_process)
 
-    def judge(lacks="", dtype="float32", **options):
+    def judge(lacks="", dtype="float32", run=run_pair, **options):
         side = EngineSide("folder", dtype, answer=ANSWER, python=(sys.executable,))
         original = Side(
             lambda: stand_in.plain().to(getattr(torch, dtype)), engine.likelihood, backward=False, name="plain"
@@ -47,9 +49,28 @@ def judged(monkeypatch):
         weights = NAMES.parameters(stand_in.plain().state_dict())
         weights = {name: weights[name] for name in dict(stand_in.Fused().named_parameters()) if name != lacks}
         with stand_in.vllm(weights, **options):
-            return run_pair(Pair("tiny", original, side, [CASE], NAMES, checks=engine.CHECKS))
+            return run(Pair("tiny", original, side, [CASE], NAMES, checks=engine.CHECKS))
 
     return judge
+
+
+IN_THE_ENGINE = {
+    "one module's output times 1.001": "model.layers.1.input_layernorm",
+    "dropout left on": "model.layers.1.input_layernorm",
+    "a norm's eps times 10": "model.layers.0.input_layernorm.eps",
+    "one weight's largest entry off by 1 %": "model.layers.1.self_attn.qkv_proj.weight",
+    "samples in another order": "batch 0",
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_faults_are_planted_in_the_engine_s_own_process(judged, dtype):
+    """By their names; what shows while training alone is planted in none."""
+    found = {one.fault: one for one in judged(dtype=dtype, run=run_with_power).planted}
+    planted = {name: one for name, one in found.items() if one.sight is not Sight.NOT_PLANTABLE}
+    assert {name: one.place for name, one in planted.items()} == IN_THE_ENGINE
+    assert {one.sight for one in planted.values()} <= {Sight.SEEN, *([Sight.BELOW] if dtype == "bfloat16" else ())}
+    assert {one.detail for one in found.values() if one not in planted.values()} == {FORWARD_ONLY}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

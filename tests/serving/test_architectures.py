@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from parity.fixtures.architectures import ARCHITECTURES, STUDIED
+from parity.fixtures.architectures import ARCHITECTURES, STUDIED, plainer
 from parity.fixtures.architectures.table import CHUNK
 from parity.fixtures.architectures.training import PROMPT, build_answers
 from tests.needs import VLLM
@@ -30,7 +30,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory):
 
     def make(name: str) -> tuple[Path, list[list[int]]]:
         if name not in made:
-            fixture = build_answers(ARCHITECTURES[name], tmp_path_factory.mktemp(name) / "fixture")
+            fixture = build_answers(plainer(name), tmp_path_factory.mktemp(name) / "fixture")
             files = sorted((fixture / "data_eagle3").iterdir())
             made[name] = fixture, [torch.load(file, weights_only=True)["input_ids"].tolist() for file in files]
         return made[name]
