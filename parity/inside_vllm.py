@@ -49,7 +49,8 @@ LIKELY, ANSWER = "logprobs", "answer.tokens"
 def weights_caught(built: Callable[[int, nn.Module], object]) -> Iterator[list[dict[str, Tensor]]]:
     """The parameters of every model that vLLM opens meanwhile, as its checkpoint filled them.
 
-    ``built`` is told of each model, with its number, before they are kept. What nothing fills is NaN here; the engine goes on with what it held before, and without its own complaint.
+    ``built`` is told of each model, with its number, before they are kept. What nothing fills is NaN here; the engine
+    goes on with what it held before, and without its own complaint.
     """
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
