@@ -61,7 +61,9 @@ class TrainingSettings(CommandSettings):
     basepath: str = Field(description="verifier: Hugging Face directory (stored as an absolute path) or hub id")
     configpath: str = Field(description="draft: prototype JSON, Speculators config or checkpoint directory, or hub id")
     tmpdir: Path = Field(description="directory of the training records (*.safetensors, *.ckpt), read in natural order")
-    cpdir: Path = Field(description="where checkpoints and metrics go")
+    cpdir: Path = Field(
+        description="where checkpoints and metrics go: after pass n, from 0, model<n> of Eagle3 or state_<n> of HASS"
+    )
 
     lr: float = Field(3e-5, gt=0, allow_inf_nan=False, description="peak learning rate")
     bs: int = Field(4, ge=1, description="samples per micro-batch and process")
@@ -102,7 +104,11 @@ class TrainingSettings(CommandSettings):
     )
     overwrite: bool = Field(False, description="start afresh in an out that holds a run, whose checkpoints and log go")
     resume_anyway: bool = Field(False, description="resume although settings, records or processes differ")
-    weights_only: bool = Field(False, description="take nothing but the weights of --resume")
+    weights_only: bool = Field(
+        False,
+        description="of --resume DIR the weights alone, if shapes and vocabulary map fit; --from-checkpoint DIR also "
+        "refuses those of another verifier or config",
+    )
     from_checkpoint: Path | None = Field(
         None,
         description="begin with the weights of this draft, which Speculators opens and which has the same verifier, "

@@ -90,6 +90,12 @@ def test_the_help_speaks_of_every_flag(capsys, monkeypatch):
         assert (" ".join(field.description.split())[:150] in said) is shown, name
 
 
+def test_the_help_says_what_checkpoints_are_called_and_how_two_ways_to_begin_with_weights_differ():
+    said = {name: field.description for name, field in Eagle3Settings.model_fields.items()}
+    assert "model<n> of Eagle3 or state_<n> of HASS" in said["cpdir"]
+    assert "--from-checkpoint DIR also refuses" in said["weights_only"]
+
+
 FILES = [
     ("learning_rate: 1", "learning_rate", "an unknown key", "one of activation_checkpointing, attn_implementation"),
     ("", "--config", "NoneType", "a mapping of settings"),
