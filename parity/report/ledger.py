@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from parity.differences import RAISED, Difference, Ledger
 from parity.report.summary import count, short
+from parity.verdict import Row
 
 LINES = ("quantity", "as it is", "explained", "allowed", "because of")
 SHARED = {"forward": "output", "gradients": "gradient", "curve": "number"}
@@ -55,8 +56,8 @@ def values(line: Difference) -> str:
     return " ".join([*words, line.tensor, f"{found[2]} / {found[1]}" if found else line.detail])
 
 
-def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
-    """What a run comes to, by lines of a heading (empty: as above) and a text."""
+def summed_up(ledger: Ledger, failed: Iterable[Row] = ()) -> list[tuple[str, str]]:
+    """What a run comes to, by lines of a heading (empty: as above) and a text; ``failed`` rows are told elsewhere."""
     of = {
         check: [line for line in ledger.lines if line.check == check] for check in (line.check for line in ledger.lines)
     }
@@ -68,7 +69,11 @@ def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
     trained = [line for line in apart.get("round_trip", ()) if line.tensor.startswith("requires_grad.")]
     reopened = [values(line) for line in apart.get("round_trip", ()) if line not in trained]
     reopened += [f"{count(len(trained), 'parameter')} trained or frozen otherwise"] * bool(trained)
-    left = [values(line) for line in ledger.lines if line.left]
+    mine = (row for row in failed if (row.case, row.run) == (ledger.case, ledger.run or "port"))
+    elsewhere = {(row.check, row.quantity, row.tensor) for row in mine}
+    left = [line for line in ledger.lines if line.left]
+    new = [values(line) for line in left if (line.check, line.quantity, line.tensor) not in elsewhere]
+    shown = f", {len(left) - len(new)} of them under Failed" if len(new) < len(left) else ""
     texts = {
         "raised": [f"{AS_IT_IS} {said}" for said in ledger.raised()],
         "shared": ["; ".join(shared)] * bool(shared),
@@ -76,7 +81,7 @@ def summed_up(ledger: Ledger) -> list[tuple[str, str]]:
         "known": [*_known_differences(ledger)],
         "setup": [", ".join(map(values, setup))] * bool(setup),
         "reopened": [", ".join(reopened)] * bool(reopened),
-        "left": [f"{len(left)} unexplained", *left],
+        "left": [f"{len(left)} unexplained{shown}", *new],
     }
     return [("" if n else word, text) for word, lines in texts.items() for n, text in enumerate(lines)]
 
@@ -105,11 +110,14 @@ def _shared(lines: Sequence[Difference], word: str) -> str:
     return ", ".join([*texts, *[f"{count(len(explained) - equal, word)} <= {size(worst)}"] * bool(worst)])
 
 
-def print_ledgers(ledgers: list[Ledger], console: Console) -> None:
-    """What every case comes to; all quantities and all that a known difference explains are in the page and in JSON."""
+def print_ledgers(ledgers: list[Ledger], failed: list[Row], console: Console) -> None:
+    """What every case comes to; all quantities and all that a known difference explains are in the page and in JSON.
+
+    ``failed`` rows, which are printed already, are not named again.
+    """
     for ledger in ledgers:
         console.print(Text(f"\nKnown differences · {ledger.case}: {told(ledger)}", style="bold"), soft_wrap=True)
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        for line in summed_up(ledger):
+        for line in summed_up(ledger, failed):
             table.add_row(*map(Text, line))
         console.print(table)

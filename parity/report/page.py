@@ -70,7 +70,7 @@ def render_html(report: Report) -> str:
         skipped={(skip.case, skip.check) for skip in report.skips},
         failures=grouped(ended(report.rows, Status.FAILED), attrgetter("case")),
         blocked=summary.blocked(report),
-        ledgers=[_ledger_tables(one) for one in report.ledgers],
+        ledgers=[_ledger_tables(one, ended(report.rows, Status.FAILED)) for one in report.ledgers],
         planted={case: Table([(name, "") for name in SIGHTS], lines) for case, lines in sights(report).items()},
         curves=curves(report),
         errors={case: sorted(rows, key=severity, reverse=True) for case, rows in compared.items()},
@@ -117,7 +117,7 @@ def matrix(report: Report) -> tuple[list[str], dict[tuple[str, str], dict[str, l
     return checks, {line: grouped(rows, attrgetter("check")) for line, rows in lines.items()}
 
 
-def _ledger_tables(ledger: Ledger) -> dict[str, Any]:
+def _ledger_tables(ledger: Ledger, failed: list[Row]) -> dict[str, Any]:
     """What a case comes to, and every quantity that differs, as tables of plain cells; the last marks what is left."""
     shown = [line for line in ledger.lines if line.differs]
     lines = [[*cells, "failed" if line.left else ""] for cells, line in zip(difference_lines(ledger), shown)]
@@ -125,7 +125,7 @@ def _ledger_tables(ledger: Ledger) -> dict[str, Any]:
         "case": ledger.case,
         "told": told(ledger),
         "left": sum(line.left for line in shown),
-        "sum": Table([("", "name"), ("", "")], summed_up(ledger)),
+        "sum": Table([("", "name"), ("", "")], summed_up(ledger, failed)),
         "lines": Table([(name, "" if n else "name") for n, name in enumerate(LINES)], lines),
     }
 

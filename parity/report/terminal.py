@@ -38,7 +38,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for heading, lines in _sections(report):
         if lines:
             console.print(Text(f"\n{heading}", style="bold"), *lines, sep="\n")
-    print_ledgers(report.ledgers, console)
+    print_ledgers(report.ledgers, ended(report.rows, Status.FAILED), console)
     for title, planted in sights(report).items():
         console.print(_planted(title, planted))
     console.print()

@@ -1,8 +1,10 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from parity.differences import Difference, Ledger
 from parity.report import print_report
 from parity.verdict import Report, Row, Status
 
@@ -38,6 +40,21 @@ def test_nothing_but_the_verdict_is_wider_than_the_console(demo, width):
     assert max(map(len, lines)) <= width
     assert last == demo.verdict_line()
     assert any(line.split()[:4] == ["chain", "speculators", "2", "2"] for line in lines)
+
+
+def test_what_is_left_unexplained_is_printed_once():
+    """Blocked rows are not printed one by one: the ledger has them."""
+    row = Row("loss", "one", "port", "loss", "mb0.loss", 2.0, 1.0, Status.FAILED, "3.0 against 1.0")
+    later = replace(row, check="gradients", quantity="gradient", tensor="mb0.grad", detail="5.0 against 4.0")
+    report = Report(rows=[row, later.following("loss")])
+    lines = [
+        Difference(each.check, each.quantity, each.tensor, 1.0, 2.0, 2.0, True, True, {}, each.detail)
+        for each in (row, later)
+    ]
+    report.ledgers.append(Ledger("one", "port", {}, tuple(lines)))
+    text = printed(report).partition("Failed (1)")[2]
+    assert [text.count(word) for word in ("mb0.loss", "3.0 against 1.0", "mb0.grad", "5.0 against 4.0")] == [1, 1, 1, 1]
+    assert "2 unexplained, 1 of them under Failed\n" in text.replace(" \n", "\n")
 
 
 def test_names_are_not_taken_for_markup_and_a_row_without_numbers_has_none():
