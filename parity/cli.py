@@ -22,7 +22,7 @@ from parity.files import check_output
 from parity.outside import SideError
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.power import run_with_power
-from parity.report import print_report
+from parity.report import print_report, stdout_console
 from parity.run import KitReport, joined, leaves_out, run_pair
 from parity.scaffold import new_pair, new_port
 from parity.tolerances import read_tolerances
@@ -60,7 +60,7 @@ def run(
     _check_outputs({"--report": report, "--json": json})
     chosen = _words("--checks", checks) or None
     options = Options(original, recordings, keyword, chosen)
-    console, pairs = Console(), _pairs(pair)
+    console, pairs = stdout_console(), _pairs(pair)
     judge = run_with_power if power else run_pair
     with console.status("running") as status:
         result = joined([judge(one, options, lambda line: status.update(line)) for one in pairs])
@@ -126,7 +126,7 @@ def compare(
     chosen = _words("--checks", checks, TRACED)
     own = read_tolerances(tolerances) if tolerances else None
     result = compare_folders(original, port, read_names(names) if names else None, own, chosen)
-    _show(result, report, json, Console())
+    _show(result, report, json, stdout_console())
 
 
 @app.command()
@@ -152,7 +152,7 @@ def new(
 @app.command()
 def doctor(original: Original = None) -> None:
     """Explain the environment: versions, numeric modes, what can run here and what is missing."""
-    console, table, state = Console(), Table("what", "found", box=None), ["no checkout given (--original DIR)"]
+    console, table, state = stdout_console(), Table("what", "found", box=None), ["no checkout given (--original DIR)"]
     for name, value in describe().items():
         table.add_row(name, str(value))
     if original is not None:

@@ -30,7 +30,7 @@ from parity.observe import given, laid_out
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.place import first_place, hinted
 from parity.renamed import CHECKS, new_name
-from parity.report import print_report, write_html, write_json
+from parity.report import UNCUT, print_report, write_html, write_json
 from parity.side import AnySide, Run, Side
 from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
 from parity.tolerances import checked
@@ -72,7 +72,7 @@ class KitReport(Report):
 
     def __str__(self) -> str:
         text = io.StringIO()
-        print_report(self, Console(file=text, width=140))
+        print_report(self, Console(file=text, width=UNCUT))
         return text.getvalue() + (f"first: {self.first}\n" if self.first else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from rich import box
@@ -27,12 +28,21 @@ from parity.report.summary import (
 from parity.verdict import Report, Row, Sight, Status
 
 STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.BLOCKED: "yellow"}
+UNCUT = 10_000
+"""Columns of what is as wide as its lines."""
+
 LEFT = ("check", "against", "where", "verdict")
 
 
+def stdout_console() -> Console:
+    """The standard output. A file, a pipe or the log of a CI has no edge at which words would be cut or folded."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=UNCUT)
+
+
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the report to ``console`` (the standard output when None); it reads well from 80 columns on."""
-    console = console or Console()
+    """Print the report to ``console`` (:func:`stdout_console` when None); it reads well from 80 columns on."""
+    console = console or stdout_console()
     for run, rows in grouped((row for row in report.rows if row.compared), lambda row: row.run).items():
         console.print(_table(run, rows))
     for heading, lines in _sections(report):
@@ -114,4 +124,4 @@ def _failures(rows: list[Row]) -> Iterator[Padding]:
 
 
 def _line(text: str, depth: int = 1, style: str = "") -> Padding:
-    return Padding(Text(text, style=style), (0, 0, 0, 2 * depth))
+    return Padding(Text(text, style=style), (0, 0, 0, 2 * depth), expand=False)

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from parity.differences import Difference, Ledger
 from parity.report import print_report
+from parity.run import KitReport
 from parity.verdict import Report, Row, Status
 
 TOLD = (
@@ -57,12 +58,29 @@ def test_what_is_left_unexplained_is_printed_once():
     assert "2 unexplained, 1 of them under Failed\n" in text.replace(" \n", "\n")
 
 
+def test_a_file_has_no_edge(demo, capsys, monkeypatch):
+    """Nothing is cut or folded where the output is no terminal; a width that is asked for counts."""
+    demo.rows[0] = replace(demo.rows[0], tensor=f"{'layers.0.' * 20}weight", measured=0.9)
+    for columns in (None, 80):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns:
+            monkeypatch.setenv("COLUMNS", str(columns))
+        print_report(demo)
+        lines = capsys.readouterr().out.splitlines()
+        whole = [line for line in lines if demo.rows[0].tensor in line or "blocked (3)" in line]
+        assert len(whole) == (1 if columns else 2)
+        assert ("…" in "".join(lines)) is bool(columns)
+        assert max(map(len, lines[:-1])) <= (columns or 300)  # no line is filled up
+        assert columns or any(skip.reason in line and skip.remedy in line for skip in demo.skips for line in lines)
+    assert demo.rows[0].tensor in str(KitReport(rows=demo.rows))
+
+
 def test_names_are_not_taken_for_markup_and_a_row_without_numbers_has_none():
     row = Row("c[bold]", "k[/red]", "r[b]", "q", "t[red]x", None, None, Status.FAILED, "at [0, 1]")
     text = printed(Report(rows=[row]))
     for part in (
         "c[bold]  ",
-        "t[red]x (q) ",
+        "t[red]x (q)\n",
         "at [0, 1]",
         "c[bold] · k[/red] · r[b]",
         "FAIL: 1 case; 0 of 1 quantity of the prototype matched",
