@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-
-import pytest
 
 from ports.serving.bench import main
 from tests.needs import VLLM
@@ -14,16 +11,13 @@ from tests.serving.conftest import CORE, NUM_PROMPTS
 pytestmark = VLLM
 
 
-def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path, monkeypatch):
+def test_a_draft_is_timed_beside_its_verifier(serve, trained, tmp_path):
     file, prompts = tmp_path / "result.json", tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(ids) + "\n" for ids in trained.prompts[:NUM_PROMPTS]))
     flags = ["--prompts", str(prompts), "--speculative-tokens", "3", "--max-concurrency", "1", "--rounds", "1"]
     flags += ["--max-new-tokens", "32"]
     words = [str(trained.draft), *flags, "--cores", CORE, "--dtype", "float32", "--json", str(file)]
-    monkeypatch.setattr(sys, "argv", ["bench", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
+    assert main(words) == 0
     result = json.loads(file.read_text())
     plain, drafted = result["rows"]
     assert (plain["speculative_tokens"], drafted["speculative_tokens"]) == (0, 3)
