@@ -228,18 +228,27 @@ def replaced(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any
     Raises:
         InputError: there is no such function.
     """
-    owner_name, _, attribute = target.replace(":", ".").rpartition(".")
-    try:
-        owner = pkgutil.resolve_name(owner_name)
-        held = inspect.getattr_static(owner, attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError("tap or draw", "function", target, "package.module.function, which can be imported") from error
+    owner, attribute, held = found_at(target)
     kind = type(held) if isinstance(held, (staticmethod, classmethod)) else None
     new = kind(wrap(held.__func__)) if kind else wrap(held)
     with contextlib.ExitStack() as stack:
         for place, name in _places(owner, attribute, held):
             stack.enter_context(mock.patch.object(place, name, new))
         yield
+
+
+def found_at(target: str) -> tuple[Any, str, Any]:
+    """The module or class that has a function, its name there, and the function as it is held: a classmethod as one.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    owner_name, _, attribute = target.replace(":", ".").rpartition(".")
+    try:
+        owner = pkgutil.resolve_name(owner_name)
+        return owner, attribute, inspect.getattr_static(owner, attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError("tap or draw", "function", target, "package.module.function, which can be imported") from error
 
 
 ALIASES: dict[tuple[Any, str], tuple[list[Any], list[int], list[tuple[Any, str]]]] = {}

@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from parity import ranks as processes
 from parity.allowed import autocast_seen, computed_in, move_module, moved
 from parity.calls import copy_weights, dtype_of, gradients_of, state_of
+from parity.contexts import Enter, enclose, entered
 from parity.environment import describe, deterministic
 from parity.errors import InputError
-from parity.names import NameMap
 from parity.observe import Draw, Taps, drawing, observe
 from parity.plants import Ground
 from parity.samplers import keep_samples
@@ -117,6 +117,7 @@ class Side:
         reduce: the whole loss is the ``mean`` of the ranks' losses, or their ``sum``.
         one_seed: all draw alike while they train; else each has a seed of its own.
         ground: of a planted fault.
+        contexts: that whatever it runs runs in, see :func:`parity.in_context`.
     """
 
     build: Callable[[], nn.Module]
@@ -137,6 +138,10 @@ class Side:
     reduce: str = "mean"
     one_seed: bool = False
     ground: Ground | None = None
+    contexts: Sequence[Enter] = ()
+
+    def __post_init__(self) -> None:
+        enclose(self, self.contexts)
 
     @property
     def clips(self) -> Clip | None:
@@ -145,11 +150,11 @@ class Side:
 
     def make_step(self, module: nn.Module, optimizer: Any) -> None:
         """What ``step`` says; a ``Clip`` clips by torch before the optimizer steps."""
-        if not isinstance(self.step, Clip):
-            return self.step(module, optimizer)
-        clip_by = nn.utils.clip_grad_norm_ if self.step.kind == "norm" else nn.utils.clip_grad_value_
-        clip_by(module.parameters(), self.step.limit)
-        optimizer.step()
+        with entered(self.contexts):
+            if not isinstance(self.step, Clip):
+                return self.step(module, optimizer)
+            self.step.by_torch(module.parameters())
+            optimizer.step()
         return None
 
     @contextmanager
@@ -178,13 +183,13 @@ class Side:
 
     def planted(self, ground: Ground) -> Side:
         """With a fault in what it builds and in what its loss is given."""
+
+        def fed(module: nn.Module, batch: Batch) -> Tensor:
+            return self.loss(module, ground.feed(batch))
+
         if self.ranks > 1:  # what is sharded has other parameters than what was built
-            return replace(self, loss=lambda module, batch: self.loss(module, ground.feed(batch)), ground=ground)
-        build, loss = (
-            (lambda: ground.build(self.build())),
-            (lambda module, batch: self.loss(module, ground.feed(batch))),
-        )
-        return replace(self, build=build, loss=loss)
+            return replace(self, loss=fed, ground=ground)
+        return replace(self, build=lambda: ground.build(self.build()), loss=fed)
 
     def write(self, module: nn.Module, folder: Path) -> None:
         """Save the module into a folder that exists; of several ranks the first does, all of the module."""
@@ -395,9 +400,3 @@ def fresh_module(side: Side, weights: Mapping[str, Tensor] | None = None) -> nn.
     module = side.build()
     copy_weights(module, weights or {})
     return module
-
-
-def original_weights(side: Side, names: NameMap, seed: int) -> dict[str, Tensor]:
-    """What the original starts from, by the port's names."""
-    with deterministic(seed):
-        return names.parameters(state_of(side.build()))

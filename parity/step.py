@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parity.calls import gradients_of, whole
 from parity.compare import RowKey, compare_series
@@ -89,6 +89,11 @@ class Clip:
             return {name: gradient.clamp(-self.limit, self.limit) for name, gradient in gradients.items()}
         factor = min(1.0, self.limit / (global_norm(gradients.values()) + 1e-6))
         return {name: gradient * factor for name, gradient in gradients.items()}
+
+    def by_torch(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Torch's own, in place."""
+        clip_by = nn.utils.clip_grad_norm_ if self.kind == "norm" else nn.utils.clip_grad_value_
+        clip_by(parameters, self.limit)
 
 
 @dataclass(frozen=True)

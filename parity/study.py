@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce, wraps
+from types import MethodType
 from typing import Any
 
 from parity.checks import run_check
 from parity.compare import RowKey
+from parity.contexts import Enter
 from parity.differences import RAISED, Difference, Ledger
 from parity.errors import InputError
-from parity.observe import replaced
+from parity.observe import found_at, replaced
 from parity.renamed import understands
 from parity.trace_pair import Check, TracePair, raised
 from parity.verdict import Against, Row
@@ -35,9 +37,6 @@ MISSING = RowKey("", "", "").row("", "", None, None, True)
 
 LEFT_OUT = ("environment", "resume", "throughput")
 """Checks whose rows no known difference can explain, or that follow from others'."""
-
-CALLED = ("build", "loss", "optimizer", "schedule", "step", "load")
-"""What a side of callables runs."""
 
 
 @understands(switch="patch")
@@ -60,23 +59,12 @@ class KnownDifference:
     raises: str = ""
 
 
-def in_context(enter: Callable[[], AbstractContextManager[Any]]) -> Switch:
-    """For a side of callables: they run in a context, ``in_context(lambda: patch.object(losses, "divisor", rows))``."""
+def in_context(enter: Enter) -> Switch:
+    """For a side of callables: they run in a context, ``in_context(lambda: patch.object(losses, "divisor", rows))``.
 
-    def inside(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def run(*arguments: Any, **named: Any) -> Any:
-            with enter():
-                return function(*arguments, **named)
-
-        return run
-
-    def switch(side: Any) -> Any:
-        called = {name: getattr(side, name) for name in CALLED if getattr(side, name) is not None}
-        called["step"] = side.make_step
-        return replace(side, clip=side.clips, **{name: inside(function) for name, function in called.items()})
-
-    return switch
+    So do those that are put in their places later.
+    """
+    return lambda side: replace(side, contexts=(*side.contexts, enter))
 
 
 @dataclass(frozen=True)
@@ -94,8 +82,19 @@ class ReplacedFunctions:
     def _enter(self) -> Iterator[None]:
         with ExitStack() as stack:
             for target in self.functions:
-                stack.enter_context(replaced(target, partial(self._standing_in, target)))
+                of_class = isinstance(found_at(target)[2], classmethod)
+                standing_in = self._of_class if of_class else self._standing_in
+                stack.enter_context(replaced(target, partial(standing_in, target)))
             yield
+
+    def _of_class(self, target: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        """For a classmethod: bound to the class, which is none of the arguments that a caller gives."""
+
+        @wraps(real)
+        def run(cls: type, *arguments: Any, **named: Any) -> Any:
+            return self._standing_in(target, MethodType(real, cls))(*arguments, **named)
+
+        return run
 
     def _standing_in(self, target: str, real: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(real)
@@ -114,7 +113,8 @@ class ReplacedFunctions:
 def replace_functions(functions: Mapping[str, Callable[..., Any]]) -> Switch:
     """For a side of callables: while they run, others stand in functions' places, wherever these were imported.
 
-    Each is given the one that it stands for, and its arguments: ``{"ours.losses:half": lambda real, x: 2 * real(x)}``.
+    Each is given the one that it stands for, and its arguments: ``{"ours.losses:half": lambda real, x: 2 * real(x)}``;
+    a method's first one is its object, a classmethod is bound and has no such one.
     What a function computes that its stand-in does not ask for is held by no check, see :func:`unheld`.
     """
     return ReplacedFunctions(functions)

@@ -12,7 +12,7 @@ from parity.calls import dtype_of, state_of
 from parity.environment import describe, deterministic, quietly
 from parity.names import NameMap
 from parity.prototypes.port import reset_accelerate
-from parity.side import Side, fresh_module, original_weights
+from parity.side import Side, fresh_module
 from parity.trace import Point, Trace
 from ports.training.loop import Loop
 from ports.training.observer import Observer, StepRecord
@@ -52,5 +52,6 @@ def trace_command(begin: Callable[[Observer], Loop], seed: int = 0) -> Trace:
 
 def save_start(original: Side, port: Side, names: NameMap, folder: Path, seed: int = 0) -> Path:
     """A checkpoint of the port with the original's initial weights, for ``--ckpt_path DIR --weights_only``."""
-    draft = fresh_module(port, original_weights(original, names, seed))
-    return save_draft(draft, folder)
+    with deterministic(seed):
+        start = names.parameters(state_of(original.build()))
+    return save_draft(fresh_module(port, start), folder)

@@ -12,6 +12,7 @@ from torch import nn
 
 from parity import (
     Case,
+    Clip,
     Draw,
     KnownDifference,
     Options,
@@ -119,6 +120,44 @@ def test_what_no_cause_explains_fails_and_is_left():
     assert lines["mb0.loss"].explained == pytest.approx(0.5)
     failed = next(row for row in report.rows if row.tensor == "mb0.loss" and row.check == "loss")
     assert f"mb0.loss {failed.detail}" in [text for _, text in summed_up(ledger)]  # with all known differences switched
+
+
+class Rules:
+    """What a class computes with, which each of a kind has."""
+
+    power = 2
+
+    @classmethod
+    def raised(cls, value):
+        return value**cls.power
+
+
+class Cubes(Rules):
+    power = 3
+
+
+@pytest.mark.parametrize("rules", [Rules, Cubes])
+def test_a_classmethods_stand_in_is_given_its_arguments(rules):
+    target = f"tests.parity.test_study:{rules.__name__}.raised"
+    side = replace_functions({target: lambda real, value: 10 * real(value)})(Side(Both, lambda _, x: rules.raised(x)))
+    assert side.loss(None, 2) == 10 * 2**rules.power
+    assert rules.raised(2) == 2**rules.power
+
+
+def test_what_is_put_in_a_sides_place_later_runs_in_its_contexts():
+    """Once, whatever calls what: also the loss that calls the one of before, and torch's clipping."""
+    half, clip = "tests.parity.test_study:halved", "torch.nn.utils:clip_grad_value_"
+    clipped = []
+    functions = {half: lambda real, value: 10 * real(value), clip: lambda real, *rest: clipped.append(rest[1])}
+    side = replace_functions(functions)(Side(Both, lambda _, x: halved(x)))
+    assert side.loss(None, 2) == 10
+    assert replace(side, loss=lambda _, x: halved(halved(x))).loss(None, 2) == 50
+    assert replace(side, loss=lambda module, x: 3 * side.loss(module, x)).loss(None, 2) == 30
+    assert in_context(lambda: patch.object(RULES, "double", True))(side).loss(None, 2) == 10
+    module = Both()
+    replace(side, step=Clip("value", 0.5)).make_step(module, slow(module.parameters()))
+    assert clipped == [0.5]
+    assert halved(2) == 1
 
 
 TWICE = replace_functions({"tests.parity.test_study:halved": lambda real, value: 2 * real(value)})
