@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer, lr_scheduler
 
+from parity.batch_faults import of_batches as of_batches
 from parity.calls import tensors_of, with_tensors
 from parity.observe import replaced
 from parity.plants import (
@@ -160,53 +161,6 @@ def _turned(number: int, batch: Any) -> Any:
     if not sizes:
         return None
     return with_tensors(batch, lambda value: value.roll(1, 0) if value.dim() and len(value) == sizes[0] else value)
-
-
-def _at(key: str, change: Callable[[Tensor], Tensor]) -> Plant:
-    """One entry of every batch that is a mapping."""
-
-    def other(number: int, batch: Any) -> Any:
-        if not isinstance(batch, Mapping) or not isinstance(batch.get(key), Tensor):
-            return None
-        changed: Any = {**batch, key: change(batch[key])}
-        return changed
-
-    return feeding(other)
-
-
-def _shifted(value: Tensor) -> Tensor:
-    """By one position, the second axis, to the right."""
-    return value.roll(1, min(1, value.dim() - 1))
-
-
-def _one_more(value: Tensor) -> Tensor:
-    """The first entry that is off after one that is on, on."""
-    flat = value.clone().view(-1)
-    off = (flat == 0).nonzero().flatten()
-    after = off[(off > 0) & (flat[off - 1] != 0)]
-    flat[(after if len(after) else off)[:1]] = 1
-    return flat.view_as(value)
-
-
-def _one_less(value: Tensor) -> Tensor:
-    """The first entry that is on, off; of scores, which are added, a position in the middle out of sight."""
-    value = value.clone()
-    floating = value.is_floating_point()
-    on = (value == 0 if floating else value != 0).view(-1).nonzero()
-    if len(on):
-        value.view(-1)[on[len(on) // 2 if floating else 0]] = torch.finfo(value.dtype).min if floating else 0
-    return value
-
-
-def of_batches(keys: Mapping[str, str]) -> list[Fault]:
-    """Faults of what a batch holds, by what its entries are: ``ids``, ``labels``, ``positions``, ``mask`` of the loss,
-    ``attention``, or another word, to the batch's own keys."""
-    why = "no batch has that entry"
-    found = [Fault(f"{word} shifted by one", _at(key, _shifted), otherwise=why) for word, key in keys.items()]
-    changes = {"mask": ("one token more in the loss", _one_more), "attention": ("one position less seen", _one_less)}
-    return found + [
-        Fault(name, _at(keys[word], do), otherwise=why) for word, (name, do) in changes.items() if word in keys
-    ]
 
 
 def _ends(own: str, name: str) -> bool:

@@ -72,8 +72,9 @@ class Pair:
         extend: adds to a port's trace, for ``parity trace``, what a run does not need.
         baseline: what the report calls the original's run; default: the original's name.
         copy_weights: give a port of callables the original's initial weights, by the map.
-        batch_keys: for ``--power``, what the entries of a batch are: ``ids``, ``labels``, ``positions``, ``attention``,
-            ``mask`` (of the loss), each to its key in a batch that is a mapping.
+        batch_keys: for ``--power``, what the entries of a batch are: ``ids``, ``labels`` (without a mask those of -100
+            are out of the loss), ``positions``, ``attention``, ``mask`` (of the loss), each to its key in a batch that
+            is a mapping.
         faults: further ones that ``--power`` plants in the port.
         unseen: those of ``--power`` that no check sees, each with the reason, or with a function of the case to one or
             None; any other that goes unseen is then a failure. None: the table alone says so.

@@ -126,6 +126,38 @@ def test_a_fault_too_small_to_be_seen_says_from_which_size_on_it_is():
     assert (one.sight, one.size, one.check) == (Sight.BELOW, 1.5, "loss")
 
 
+class Says(nn.Module):
+    """Ids [B, S] to a cross entropy with labels [B, S], each predicted by the token before it, as GPT-2's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+
+    def forward(self, ids, labels):
+        return nn.functional.cross_entropy(self.head(self.embed(ids))[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+LABELS = {
+    "a prompt": ([[-100, -100, 3, 4]], "seen"),
+    "padding": ([[-100, 2, 3, -100], [1, 2, 3, 4]], "seen"),
+    "only the first": ([[-100, 2, 3, 4]], "not plantable"),
+    "none": ([[1, 2, 3, 4]], "not plantable"),
+}
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("labels", "sight"), LABELS.values(), ids=LABELS)
+def test_where_labels_are_the_mask_one_token_more_is_a_label_more(labels, sight):
+    labels = torch.tensor(labels)
+    batch = {"ids": torch.arange(labels.numel()).view_as(labels) % 7, "labels": labels}
+    port = Side(Says, name="port")
+    pair = Pair("says", Side(Says), port, [Case("says", [batch])], batch_keys={"labels": "labels"})
+    more = sights(pair)["one token more in the loss"]
+    assert more.sight.value == sight
+    assert sight == "seen" or more.detail == "no batch has labels of -100 beside others"
+    assert (labels == batch["labels"]).all()
+
+
 STANDS_IN = {f"{__name__}:distance": lambda real, x: x.square().mean()}
 ASKS = {f"{__name__}:distance": lambda real, x: real(x)}
 OF_A_NUMBER = {f"{__name__}:factor": lambda real: real()}
