@@ -12,6 +12,7 @@ from parity.renamed import NAMES, new_name
 
 if TYPE_CHECKING:
     from parity.allowed import moved
+    from parity.case import Case
     from parity.checks import NAMES as CHECKS
     from parity.compare import View
     from parity.comparing import compare_sides, compare_traces
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from parity.pair import Options, Pair
     from parity.plants import Fault
     from parity.run import KitReport, ParityError, run_pair
-    from parity.side import Case, Side, trace_side
+    from parity.side import Side, trace_side
     from parity.step import Clip
     from parity.study import KnownDifference, edit_module, in_context, keep_from_build, replace_functions
     from parity.suggest import Suggestion, suggest_names
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from parity.verdict import Finding
 
 PLACES = {
+    "case": ("Case",),
     "checks": ("CHECKS",),
     "compare": ("View",),
     "comparing": ("compare_sides", "compare_traces"),
@@ -41,7 +43,7 @@ PLACES = {
     "plants": ("Fault",),
     "outside": ("CommandSide", "FolderSide"),
     "run": ("KitReport", "ParityError", "run_pair"),
-    "side": ("Case", "Side", "trace_side"),
+    "side": ("Side", "trace_side"),
     "step": ("Clip",),
     "study": ("KnownDifference", "keep_from_build", "edit_module", "replace_functions", "in_context"),
     "suggest": ("Suggestion", "suggest_names"),

@@ -7,7 +7,6 @@ of its own, and what it needs to have a subject; where that is missing, one row 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -27,26 +26,11 @@ from parity.rerun import resume_rows, round_trip_rows, throughput_rows, unobserv
 from parity.samplers import compare_samplers, samples_of
 from parity.setup import initial_rows, setting_rows
 from parity.step import audit_row, update_rows
+from parity.tensors import original_of, tensor_names, tensor_row
 from parity.tolerances import EXACT, Kind, Tolerance
 from parity.trace import STATES, Trace
 from parity.trace_pair import Check, TracePair, explained, raised
 from parity.verdict import Against, Row, Status
-
-PLACES = (
-    (re.compile(r"mb\d+\.batch\."), "batches", "batch"),
-    (re.compile(r"mb\d+\.draw\."), "draws", "draw"),
-    (re.compile(r"mb\d+\.(grad|tap_grad)\."), "gradients", "grad"),
-    (re.compile(r"mb\d+\.grad_norm$"), "gradients", "grad_norm"),
-    (re.compile(r"mb\d+\.path\."), "cross_step_grad", "cross_step_grad"),
-    (re.compile(r"mb\d+\.target_p$"), "targets", "target_p"),
-    (re.compile(r"mb\d+(\.step\d+)?\.loss$"), "loss", "loss"),
-    (re.compile(r"mb\d+\.call\."), "", ""),
-    (re.compile(r"mb\d+\."), "forward", ""),
-)
-"""Tensors of a trace that are no state and no call: check and quantity by name, the first that fits.
-
-Where the quantity is empty it is the last word of the name, an output's where the table has no such row.
-"""
 
 MODES = {
     "threads": 1,
@@ -57,47 +41,6 @@ MODES = {
 }
 ON_REQUEST = ("initialisation", "throughput")
 """Asked for by name: weights that the original gives are drawn by nobody, and speed takes time."""
-
-BY_REFERENCE = ("gradients", "cross_step_grad")
-"""Checks of what an original's trace may lack altogether, and the formulas run again have."""
-
-
-def place_of_tensor(name: str) -> tuple[str, str]:
-    """Check and quantity of a tensor of a micro-batch."""
-    return next(((check, quantity) for form, check, quantity in PLACES if form.match(name)), ("", ""))
-
-
-def _original_of(evidence: TracePair, check: str) -> tuple[Trace, Against]:
-    """The original's trace, or the reference's where that alone has what a check is about."""
-    here = any(
-        place_of_tensor(name)[0] == check and not name.endswith("grad_norm") for name in evidence.expected.tensors
-    )
-    if here or evidence.reference is None or check not in BY_REFERENCE:
-        return evidence.expected, Against.PROTOTYPE
-    return evidence.reference(), Against.REFERENCE
-
-
-def _names(evidence: TracePair, check: str) -> list[str]:
-    """The original's, and those of the port that it must have; gradients of micro-batches it kept none of are not."""
-    sides = _original_of(evidence, check)[0], evidence.found
-    expected, found = ([n for n in trace.tensors if place_of_tensor(n)[0] == check] for trace in sides)
-    kept = {name.partition(".grad.")[0] for name in expected if ".grad." in name}
-    further = [n for n in found if evidence.names.expected_of(n.partition(".grad.")[2] or n)]
-    return sorted({*expected, *(n for n in further if check != "gradients" or not kept or n.partition(".")[0] in kept)})
-
-
-def _tensor_row(evidence: TracePair, check: str, name: str) -> Row:
-    """One tensor under its bound. A loss that is no number on both sides is a fault all the same."""
-    source, against = _original_of(evidence, check)
-    if name in evidence.expected.tensors:
-        source, against = evidence.expected, Against.PROTOTYPE
-    quantity = place_of_tensor(name)[1] or "out"
-    expected, found = source.tensors.get(name), evidence.found.tensors.get(name)
-    dtype = torch.float32 if expected is None else expected.dtype
-    subject, bound = evidence.subject(check, against), evidence.allowed(quantity, name, dtype)
-    if quantity == "loss" and expected is not None and found is not None:
-        return compare(subject, quantity, name, expected, found, bound)
-    return compare_named(subject, quantity, name, expected, found, bound)
 
 
 def check_environment(evidence: TracePair) -> list[Row]:
@@ -187,7 +130,7 @@ def state_row(evidence: TracePair, check: str, quantity: str, name: str) -> Row:
     moves = [update_of(trace, group, parameter) for trace in sides]
     if moves[0] is None or moves[1] is None:
         return subject.silent(quantity, name, None, None, "a trace without its start: nobody knows how far it moved")
-    gradient = gradient_of(_original_of(evidence, "gradients")[0], tied)
+    gradient = gradient_of(original_of(evidence, "gradients")[0], tied)
     kept = clear(gradient, moves[0], evidence.spread, tied)
     steps = sum(point.stepped for point in evidence.expected.curve) if group == "final" else 1
     rounding, last = evidence.allowed(quantity, name), hidden(mine, moves[0], kept, theirs.dtype, steps)
@@ -214,9 +157,9 @@ def check_forward(evidence: TracePair) -> list[Row]:
     """
     order = {name: place for place, name in enumerate(evidence.expected.tensors) if ".tap." in name}
     named = sorted(
-        _names(evidence, "forward"), key=lambda name: (".tap." not in name, order.get(name, len(order)), name)
+        tensor_names(evidence, "forward"), key=lambda name: (".tap." not in name, order.get(name, len(order)), name)
     )
-    rows = [_tensor_row(evidence, "forward", name) for name in named]
+    rows = [tensor_row(evidence, "forward", name) for name in named]
     subject, allowed = evidence.subject("forward"), partial(evidence.allowed, "out")
     expected, found = (calls_of(trace) for trace in evidence.traces)
     if not (expected and found):
@@ -302,9 +245,9 @@ def _of_tensors(check: str, follows: tuple[str, ...], reason: str, *asked: Need)
     """A check of every tensor that belongs to it."""
 
     def rows(evidence: TracePair) -> list[Row]:
-        return [_tensor_row(evidence, check, name) for name in _names(evidence, check)]
+        return [tensor_row(evidence, check, name) for name in tensor_names(evidence, check)]
 
-    return Check(check, rows, follows, needs(*asked, (lambda evidence: _names(evidence, check), reason)))
+    return Check(check, rows, follows, needs(*asked, (lambda evidence: tensor_names(evidence, check), reason)))
 
 
 def _kept(group: str) -> tuple[Need, Need]:
@@ -328,7 +271,7 @@ SETUP: Need = (
     "a trace says nothing of how its run was set up",
 )
 SAMPLES: Need = (lambda e: any(map(samples_of, e.traces)), "neither side draws anything that has a name")
-OUTPUTS: Need = (lambda e: all(t.calls for t in e.traces) or _names(e, "forward"), "no output is in both traces")
+OUTPUTS: Need = (lambda e: all(t.calls for t in e.traces) or tensor_names(e, "forward"), "no output is in both traces")
 FLOW: Need = (
     lambda e: (e.found.trained or e.found.frozen) and e.found.group("mb") and not e.found.left_out,
     "a trace without gradients",

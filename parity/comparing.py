@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from parity.case import STEPS, Batch, Case
 from parity.checks import NAMES
 from parity.compare import RowKey
 from parity.errors import InputError
@@ -15,7 +16,7 @@ from parity.names import NameMap
 from parity.outside import TraceSide
 from parity.pair import Options, Pair
 from parity.run import KitReport, joined, run_pair
-from parity.side import STEPS, AnySide, Batch, Case
+from parity.side import AnySide
 from parity.tolerances import Tolerances
 from parity.trace import META, Trace, read_trace
 from parity.verdict import Against

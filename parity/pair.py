@@ -18,6 +18,7 @@ from typing import Any
 
 from _pytest.mark.expression import Expression
 
+from parity.case import Case
 from parity.checks import ON_REQUEST, with_own
 from parity.compare import View
 from parity.errors import InputError, place_of
@@ -25,7 +26,7 @@ from parity.names import NameMap
 from parity.outside import FolderSide
 from parity.plants import Fault
 from parity.renamed import CHECKS, new_name, understands
-from parity.side import AnySide, Case, Side
+from parity.side import AnySide, Side
 from parity.study import KnownDifference
 from parity.tolerances import Tolerances
 from parity.trace import Trace

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from parity.case import STEPS
 from parity.checks import CHECKS, ON_REQUEST, run_check
 from parity.compare import RowKey
 from parity.faults import GENERIC, SOUND, in_field, inside, of_batches, of_buffers
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.plants import Fault, Ground
 from parity.run import SILENT, CaseRun, KitReport, Progress, leaves_out, run_pair
-from parity.side import STEPS, Side
+from parity.side import Side
 from parity.study import KnownDifference, ReplacedFunctions, switched
 from parity.trace import Trace
 from parity.trace_pair import Check, TracePair, raised

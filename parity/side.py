@@ -20,10 +20,11 @@ from torch.optim import Optimizer
 from parity import ranks as processes
 from parity.allowed import autocast_seen, computed_in, move_module, moved
 from parity.calls import copy_weights, dtype_of, gradients_of, state_of
+from parity.case import STEPS, Batch, Case
 from parity.contexts import Enter, enclose, entered
 from parity.environment import describe, deterministic
 from parity.errors import InputError
-from parity.observe import Draw, Taps, drawing, observe
+from parity.observe import Taps, drawing, observe
 from parity.plants import Ground
 from parity.samplers import keep_samples
 from parity.setup import (
@@ -41,34 +42,6 @@ from parity.step import Clip, Rule, StepAuditor, global_norm
 from parity.trace import Point, StepAudit, Trace
 
 Found = TypeVar("Found")
-Batch = Any
-"""What ``loss`` is given. Without a ``loss``: keyword arguments (a mapping), arguments (a tuple) or one argument."""
-
-STEPS = 5
-"""Optimizer steps of a curve."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What both sides are given.
-
-    Args:
-        name: in reports; default: the module's class.
-        batches: at least one; they come round when there are more steps. The first is kept whole.
-        seed: set before a module is built, and again before the first step.
-        steps: optimizer steps of the curve, at least one.
-        weights: to start from, by the side's own names; what the side lacks is ignored, the comparison finds it.
-        draws: what is drawn at random by a name, each with the function that draws it on this side.
-        replayed: the draws of another run, by their keys, which take the place of this one's.
-    """
-
-    name: str = ""
-    batches: Sequence[Batch] = ()
-    seed: int = 0
-    steps: int = STEPS
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
-    draws: Mapping[Draw, str] = field(default_factory=dict)
-    replayed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from parity import fixtures
+from parity.case import STEPS
 from parity.checks import CHECKS as OF_ANY_PAIR
 from parity.checks import Need, check_configuration, check_environment, check_optimizer_step, needs
 from parity.compare import compare_groups, compare_value
@@ -32,7 +33,7 @@ from parity.prototypes.recorded import PROTOTYPE_SEED, deeds, load_recorded
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.speed import throughput
 from parity.prototypes.spread import VIEWS, margin_of, with_spread, write_spread
-from parity.side import STEPS, Run
+from parity.side import Run
 from parity.tolerances import EXACT
 from parity.trace_pair import Check, TracePair
 from parity.verdict import Against, Row

@@ -9,7 +9,6 @@ kill is whole windows, so that the same command meets the same neighbours and en
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from ports.files import check_output, check_output_file, check_outside, check_re
 from ports.generate.chat import Encoder
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.copies import CopyCount, TensorParallel, copies_of, through_copies
+from ports.generate.cuts import told_of_cuts
 from ports.generate.engines import Engine, TransformersEngine, VllmEngine, longest_dialogue
 from ports.generate.families import ChatFamily, load_family
 from ports.generate.records import digest, start_or_go_on
@@ -47,9 +47,6 @@ WINDOW = 128
 
 PRIME = 1_000_003
 """Seeds of neighbouring dialogues are that far apart."""
-
-BEYOND = 0.05
-"""Share of the answers that may be cut without another limit being proposed."""
 
 Dialogue = list[Message]
 
@@ -139,23 +136,6 @@ def _chosen(settings: AnswersSettings, tokenizer: Any, named: str) -> Engine:
     if not here:
         raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
     return VllmEngine(model, tokenizer, devices)
-
-
-def told_of_cuts(file: Path, limit: int, longest: int) -> list[str]:
-    """How many answers in ``file`` were cut at ``limit`` tokens, if any were, and a limit that would cut fewer.
-
-    The limit is the one that lengths which fall off exponentially, as many as are beyond ``limit``, reach in 95 %; at
-    most four times ``limit``, and half of the ``longest`` dialogue.
-    """
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    reasons = [why for row in rows for why in row.get("finish_reasons", [row["finish_reason"]])]
-    cut, answers = reasons.count("length"), len(reasons)
-    if not cut:
-        return []
-    said = f"{cut:,} of {answers:,} answers were cut at --max-new-tokens {limit}"
-    beyond = min(cut, answers - 0.5) / answers
-    longer = min(math.ceil(limit * min(4, math.log(BEYOND) / math.log(beyond))), longest // 2)
-    return [said + (f"; --max-new-tokens {longer} would cut fewer" if beyond > BEYOND and longer > limit else "")]
 
 
 def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
