@@ -17,7 +17,7 @@ from parity.environment import deterministic
 from parity.names import NameMap
 from parity.observe import drawing
 from parity.ranks import one_folder, reduced
-from parity.setup import setting_rows, setup_of
+from parity.setup import attention_row, setting_rows, setup_of
 from parity.side import Rerunnable, Training, fresh_module
 from parity.speed import Steps, alternate, prototype_rows, speed_of
 from parity.trace_pair import TracePair
@@ -50,7 +50,8 @@ def _round_trip(evidence: TracePair, alive: Rerunnable) -> list[Row]:
         reopened = _reopened(alive, module)
         states = state_of(module), state_of(reopened)
         rows = compare_groups(subject, "round_trip", *states, exact) if any(states) else []
-        rows += setting_rows(subject, setup_of(module), setup_of(reopened), NameMap())
+        said = setting_rows(subject, setup_of(module), setup_of(reopened), NameMap())
+        rows += [attention_row(row, module, reopened) for row in said]
         losses = [[_loss(alive, each)] for each in (module, reopened)]
     return [*rows, compare_series(subject, "round_trip", "loss", losses[0], losses[1], exact)]
 

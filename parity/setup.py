@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -93,12 +94,11 @@ def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
         optimizer: None for a side that is only run forward. ``grouped`` has the settings of each trained parameter,
             none of one in no group.
     """
-    configs = (part.config for part in module.modules() if hasattr(part, "config") and not _has_config_inside(part))
     saved, parameters = module.state_dict(), dict(module.named_parameters())
     buffers = {name: value for name, value in module.named_buffers() if name in saved}
     setup: Setup = {
         "requires_grad": {name: value.requires_grad for name, value in parameters.items()},
-        "attention": sorted({str(name) for one in configs if (name := getattr(one, "_attn_implementation", None))}),
+        "attention": sorted({*attentions(module).values()}),
         "buffers": {name: f"{value.dtype} {list(value.shape)}" for name, value in buffers.items()},
         "initial": {name: moments(value) for name, value in parameters.items() if value.is_floating_point()},
     }
@@ -111,6 +111,25 @@ def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
         if not held.keys().isdisjoint(map(id, trained.values())):  # else it steps copies of its own
             setup["grouped"] = {name: held.get(id(value), {}) for name, value in trained.items()}
     return setup
+
+
+def attentions(module: nn.Module) -> dict[str, str]:
+    """The implementation that a part's configuration names, by the part."""
+    parts = [(name, part) for name, part in module.named_modules() if hasattr(part, "config")]
+    said = {name: part.config for name, part in parts if not _has_config_inside(part)}
+    named = {name: getattr(config, "_attn_implementation", None) for name, config in said.items()}
+    return {name: str(one) for name, one in named.items() if one}
+
+
+def attention_row(row: Row, expected: nn.Module, found: nn.Module) -> Row:
+    """A failed row on the attention of a module and of its copy, with the parts where it is another."""
+    mine, theirs = attentions(expected), attentions(found)
+    apart = [name or "(whole)" for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    if row.tensor != "attention" or row.passed:
+        return row
+    return replace(
+        row, detail=f"found {sorted({*theirs.values()})} in {_some(apart)}, expected {sorted({*mine.values()})}"
+    )
 
 
 def _has_config_inside(module: nn.Module) -> bool:

@@ -38,15 +38,18 @@ def difference_lines(ledger: Ledger) -> list[list[str]]:
 
 
 def _line(line: Difference) -> list[str]:
-    as_it_is = line.detail if line.quantity == RAISED and line.apart else size(line.as_it_is)
-    sizes = as_it_is, size(line.explained) + (" LEFT" if line.left else ""), short(line.allowed, 2)
+    as_it_is = line.detail if line.quantity == RAISED and line.apart else size(line.as_it_is, line.quantity)
+    sizes = as_it_is, size(line.explained, line.quantity) + (" LEFT" if line.left else ""), short(line.allowed, 2)
     because = ", ".join(line.because) or ("nothing" if line.left else "several at once")
     return [line.tensor or line.quantity, *sizes, because]
 
 
-def size(value: float | None) -> str:
-    """Two digits; what one side lacks has no number."""
-    return ONE_SIDE if value is not None and math.isinf(value) else short(value, digits=2)
+def size(value: float | None, quantity: str = "") -> str:
+    """Two digits, or entries of a configuration, each parameter's settings one; what one side lacks has no number."""
+    if value is not None and math.isinf(value):
+        return ONE_SIDE
+    counted = quantity == "configuration" and bool(value)
+    return count(int(value or 0), "entry", "entries") if counted else short(value, digits=2)
 
 
 def values(line: Difference) -> str:
@@ -96,7 +99,7 @@ def _known_differences(ledger: Ledger) -> Iterator[str]:
         if raised:
             yield f"{name}, {text}: without it the port raises {'; '.join(raised)}"
         elif kind:
-            yield f"{name}, {kind} {size(effects[kind])} without it: {text}"
+            yield f"{name}, {kind} {size(effects[kind], kind)} without it: {text}"
         else:
             idle.append(name)
     if idle:

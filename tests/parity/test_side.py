@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,22 @@ def test_checkpoints_go_through_save_pretrained(monkeypatch):
     report = compare_sides(model(), model(), [IDS], checks=["round_trip"])
     (row,) = report.rows
     assert (row.tensor, "also loss" in row.detail, row.passed) == ("model.norm.weight", True, False)
+
+
+def test_a_round_trip_says_which_parts_open_with_another_attention(monkeypatch):
+    read = LlamaForCausalLM.from_pretrained
+
+    def opened(folder):
+        found = read(folder)
+        last = found.model.layers[1].self_attn
+        last.config = deepcopy(last.config)
+        last.config._attn_implementation = "eager"
+        return found
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", opened)
+    report = compare_sides(model(), model(), [IDS], checks=["round_trip"])
+    (row,) = [row for row in report.rows if not row.passed]
+    assert "found ['eager', 'sdpa'] in model.layers.1.self_attn, expected ['sdpa']" in row.detail
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(Clip("value", 1e-3), 1e-3), (Clip("norm", 2e-3), 2e-3), (None, 0.5)])

@@ -190,6 +190,9 @@ def test_a_cause_may_be_in_the_optimizer():
     report, ledger, _ = ledger_of(replace(PAIR, original=original, known_differences=(ROWS, DOUBLE, SLOW)))
     assert report.passed
     assert {line.check for line in ledger.lines if "slow" in line.because} >= {"configuration", "optimizer_step"}
+    known = [text for _, text in summed_up(ledger) if text.startswith("slow")]
+    assert known == ["slow, configuration 2 entries without it: the rate is lower"]  # two parameters' settings
+    assert ["groups.parameters", "2 entries", "0", "0", "slow"] in difference_lines(ledger)
 
 
 @pytest.mark.parametrize(
