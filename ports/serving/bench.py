@@ -3,8 +3,8 @@
 Each turn starts an engine in a process of its own, without the draft and with every number of speculative tokens, so
 that nothing of one engine is left when the next is timed; of several turns the fastest counts.
 
-A turn is what :func:`ports.serving.engine.serve` gives of one batch size, and ``size``, the tokens of a proposal; 0 is
-the verifier alone.
+A turn is what :func:`ports.serving.engine.serve` gives of one batch size, ``size``, the tokens of a proposal, 0 for the
+verifier alone, and ``by``, which lookup proposes, "" for the draft.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.files import read_json
 from ports.progress import Work
+from ports.serving import LOOKUPS, Lookup
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
 from ports.spellings import BENCH, new_command
 from ports.verifier import trust
@@ -86,6 +87,7 @@ def run(
     rounds: Annotated[int, typer.Option(min=1, help="turns of every engine; the fastest counts")] = 2,
     dtype: Annotated[Dtype, typer.Option(help="precision of both models; auto: the verifier's own")] = Dtype.AUTO,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
+    beside: Annotated[list[Lookup] | None, typer.Option(help="vLLM's lookup too, at the largest k")] = None,
     cores: Annotated[str, typer.Option(help="on a CPU: the cores of the engine, as 0-3; default: vLLM chooses")] = "",
     compiled: Annotated[
         bool, typer.Option("--compiled/--eager", help="let vLLM compile and capture; default: on an accelerator")
@@ -128,8 +130,9 @@ def run(
         "batch_sizes": batches,
         "ignore_eos": ignore_eos,
     }
-    speculative = {"method": METHODS[kind], "model": str((served or draft).resolve())}
-    turns, failed = _take_turns(request, speculative, [0, *sizes], rounds, cores)
+    proposers = {**LOOKUPS, "": {"method": METHODS[kind], "model": str((served or draft).resolve())}}
+    places = [*(("", size) for size in (0, *sizes)), *((Lookup(by).value, sizes[-1]) for by in beside or ())]
+    turns, failed = _take_turns(request, proposers, places, rounds, cores)
     counts = {"prompts": len(asked), "left_out": left_out, "length": max_new_tokens}
     result = {"draft": str(draft), "verifier": name, "algorithm": kind, **counts, **summarise(turns), "failed": failed}
     try:
@@ -209,9 +212,9 @@ def _measured(
 
 
 def _take_turns(
-    request: dict[str, Any], speculative: dict[str, Any], sizes: Sequence[int], rounds: int, cores: str
+    request: dict[str, Any], proposers: dict[str, Any], places: Sequence[tuple[str, int]], rounds: int, cores: str
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """An engine for each of ``sizes``, 0 without the draft that ``speculative`` names, one after the other.
+    """An engine for each of ``places``, which of ``proposers`` and its k, 0 without any, one after the other.
 
     Gives the turns, and why there are no more of them if one failed after the first round.
 
@@ -220,19 +223,23 @@ def _take_turns(
     """
     turns: list[dict[str, Any]] = []
     request["parts"] = not torch.accelerator.is_available()
-    with Work("engines", len(sizes) * rounds) as work:
-        for number, size in enumerate([*sizes] * rounds):
+    with Work("engines", len(places) * rounds) as work:
+        for number, (by, size) in enumerate([*places] * rounds):
             work.at(number)
-            more = {"speculative_config": {**speculative, "num_speculative_tokens": size}} if size else {}
+            more = {"speculative_config": {**proposers[by], "num_speculative_tokens": size}} if size else {}
             try:
-                asked = {**request, "engine": {**request["engine"], **more}, "told": number < len(sizes)}
+                asked = {**request, "engine": {**request["engine"], **more}, "told": number < len(places)}
                 found = start_engine(asked, cores)
             except InputError as error:
-                if number < len(sizes):
+                if number < len(places):
                     raise
-                return turns, f"k = {size or 'none'} in round {number // len(sizes) + 1}: {error}"
-            turns += [{"size": size, **each} for each in found]
+                return turns, f"k = {size or 'none'} {by}".rstrip() + f" in round {number // len(places) + 1}: {error}"
+            turns += [{"size": size, "by": by, **each} for each in found]
     return turns, None
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['speculative_tokens'] or 'none'} {row['by']}".strip()
 
 
 def dtype_name(verifier: str) -> str:
@@ -266,12 +273,12 @@ def start_engine(request: dict[str, Any], cores: str = "") -> list[dict[str, Any
 
 def summarise(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of each engine and batch size the fastest turn as a row, and by batch size the row of most tokens per second."""
-    fastest: dict[tuple[int, int], dict[str, Any]] = {}
+    fastest: dict[tuple[int, str, int], dict[str, Any]] = {}
     for turn in sorted(turns, key=_rate, reverse=True):
-        fastest.setdefault((turn["batch_size"], turn["size"]), turn)
-    told = {(turn["batch_size"], turn["size"]): turn["told"] for turn in turns if "told" in turn}
+        fastest.setdefault((turn["batch_size"], turn["by"], turn["size"]), turn)
+    told = {(turn["batch_size"], turn["by"], turn["size"]): turn["told"] for turn in turns if "told" in turn}
     rows = [
-        {**_row(turn, fastest[turn["batch_size"], 0]), **_compared(told[place], told[place[0], 0])}
+        {**_row(turn, fastest[place[0], "", 0]), **_compared(told[place], told[place[0], "", 0])}
         for place, turn in sorted(fastest.items())
     ]
     best: dict[str, dict[str, Any]] = {}
@@ -292,6 +299,7 @@ def _row(turn: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     shares = {f"{part}_share": turn[f"{part}_seconds"] / turn["seconds"] for part in parts}
     return {
         "speculative_tokens": turn["size"],
+        "by": turn["by"],
         "batch_size": turn["batch_size"],
         "tokens": sum(map(len, turn["tokens"])),
         "seconds": turn["seconds"],
@@ -351,16 +359,16 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         other = f"{row['other_answers']}" + (f", {ties} near ties" if ties else "")
         speeds = from_json(told["tokens_per_second"]), from_json(told["times_plain"])
         numbers = f"{speeds[0]:.1f}", f"{speeds[1]:.2f}", f"{first:.0f}"
-        places = f"{row['batch_size']}", f"{row['speculative_tokens'] or 'none'}"
+        places = f"{row['batch_size']}", _named(row)
         table.add_row(*places, *numbers, f"{from_json(told['acceptance_length']):.3f}", rates, shares, other)
     console.print(table)
     for row in result["rows"]:
         for found in row["differences"]:
-            where = f"batch {row['batch_size']}, k = {row['speculative_tokens']}, prompt {found['prompt']}"
+            where = f"batch {row['batch_size']}, k = {_named(row)}, prompt {found['prompt']}"
             console.print(f"{where}, token {found['place']}: {described(found)}", markup=False)
     for batch_size, row in result["best"].items():
-        size = row["speculative_tokens"]
-        words = f"k = {size}, {row['times_plain']:.2f} times plain decoding" if size else "no draft"
+        named = _named(row)
+        words = f"k = {named}, {row['times_plain']:.2f} times plain decoding" if named != "none" else "no draft"
         console.print(f"batch {batch_size}: best {words}, {row['tokens_per_second']:.1f} tokens per second")
     if result["left_out"]:
         console.print(f"{result['left_out']} prompts left out: {TOO_LONG}")
@@ -369,9 +377,9 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:
-    """Tokens per second by k, a line for each batch size; k = 0 is the verifier alone."""
+    """Tokens per second by k, a line for each batch size, lookups left out; k = 0 is the verifier alone."""
     lines: dict[str, list[Estimate]] = {}
-    for row in result["rows"]:
+    for row in (each for each in result["rows"] if not each["by"]):
         speed = from_json(row["intervals"]["tokens_per_second"])
         lines.setdefault(f"batch {row['batch_size']}", []).append(speed)
     sizes = sorted({row["speculative_tokens"] for row in result["rows"]})

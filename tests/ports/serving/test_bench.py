@@ -36,11 +36,13 @@ def engines(monkeypatch):
     )
 
     def play(request, cores=""):
-        size = request["engine"].get("speculative_config", {}).get("num_speculative_tokens", 0)
+        asked = request["engine"].get("speculative_config", {})
+        size, by = asked.get("num_speculative_tokens", 0), asked.get("method")
         if len(played.started) == played.fails:
             raise InputError("verifier", "vLLM", "no memory", "an engine that serves")
-        seconds = played.seconds[size] * (1 if size in played.started else 2)
-        played.started.append(size)
+        place = by if by in played.seconds else size
+        seconds = played.seconds[place] * (1 if place in played.started else 2)
+        played.started.append(place)
         answers = [[5, 6], [played.last[size]]]
         run = {"seconds": seconds, "tokens": answers, "first_token_seconds": [0.1, 0.3]}
         run |= {"took": [seconds, seconds / 3], "grown": [[1, 2], [1]]}
@@ -87,6 +89,18 @@ def test_engines_take_turns_and_the_fastest_turn_counts(engines, measured, promp
         assert told["value"] == pytest.approx(result["rows"][2][name])
     assert result["rows"][2]["first_token_seconds"] == 0.2
     assert {size: row["speculative_tokens"] for size, row in result["best"].items()} == {"1": 2, "4": 2}
+
+
+def test_lookups_of_vllm_s_own_are_measured_beside_the_draft(engines, measured, prompts, capsys):
+    """At the largest k, each a row of its own; the one that is fastest is named so, and no plot mixes it in."""
+    pytest.importorskip("matplotlib")
+    engines.seconds |= {"ngram": 1.0, "suffix": 8.0}
+    plot = ("--plot", prompts.with_name("rates.svg"))
+    code, result = measured("--beside", "ngram", "--beside", "suffix", "--rounds", 1, *plot)
+    assert (code, engines.started) == (0, [0, 1, 2, "ngram", "suffix"])
+    rows = {(row["by"], row["speculative_tokens"]): row["times_plain"] for row in result["rows"][:5]}
+    assert rows == {("", 0): 1.0, ("", 1): 4 / 3, ("", 2): 2.0, ("ngram", 2): 4.0, ("suffix", 2): 0.5}
+    assert (result["best"]["1"]["by"], "batch 1: best k = 2 ngram" in capsys.readouterr().out) == ("ngram", True)
 
 
 def test_counters_whose_length_is_not_one_and_the_rates_are_refused(engines, run_app, draft, prompts, capfd):
