@@ -1,11 +1,13 @@
 """A real chat model, from its weights to a served draft, in the short size."""
 
+import importlib
 import json
 import runpy
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,8 +55,11 @@ def test_own_answers_make_a_draft_that_is_accepted(model, tmp_path):
 @pytest.fixture
 def study(monkeypatch, tmp_path):
     """Of two benchmarks, whose commands ``play`` in the place of a process; what they were asked is in ``asked``."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
     example = runpy.run_path(str(ROOT / "examples" / "smollm2.py"))
-    made = example["Study"](tmp_path / "model", tmp_path, "bf16", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], 2, 4, 1)
+    made = example["FourDrafts"](
+        tmp_path / "model", tmp_path, "bf16", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], 2, 4, 1
+    )
     asked: list[list[str]] = []
 
     def use(play):
@@ -149,3 +154,111 @@ def test_hass_is_served_with_the_frequent_rows_of_its_head(study, tmp_path):
     assert fold == ["ports", "serve", str(folder / "draft"), folded, "--vocabulary", frequent]
     assert bench[bench.index("--served") + 1] == folded
     assert bench[bench.index("--vocabulary") + 1] == frequent
+
+
+TALE = "once upon a time there were three little pigs who lived with their mother in a house of straw"
+PROSE = TALE.split()
+SHARED = " ".join(PROSE[:13])
+
+
+@pytest.fixture
+def several(monkeypatch, tmp_path):
+    """The module of the mixed draft, checkouts of a few prompts each, and EAGLE's questions, one of them short."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    module = importlib.import_module("mixed")
+    asked = {kind: [f"{kind} number {n} of these questions" for n in range(8)] for kind in module.KINDS}
+    asked["gsm8k"] += [f"Say, {SHARED.upper()}?", f"Say, {' '.join(PROSE[:12])}.", "Who was Anna"]
+    checkouts = {}
+    for kind, texts in asked.items():
+        file = tmp_path / kind / module.KINDS[kind][-1]
+        file.parent.mkdir(parents=True)
+        if file.suffix == ".json":
+            file.write_text(json.dumps([{"instruction": text, "input": "of it", "output": ""} for text in texts]))
+        else:
+            file.write_text("".join(json.dumps({"question": text, "answer": ""}) + "\n" for text in texts))
+        checkouts[kind] = tmp_path / kind
+    files = []
+    for name, turns in {"mt_bench": ["A tale", "Go on: " + ", ".join(PROSE)], "qa": ["Who was Anna?"]}.items():
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text(json.dumps({"turns": turns}) + "\n")
+    return SimpleNamespace(module=module, checkouts=checkouts, banned=module.questions_in(files), files=files)
+
+
+def test_no_prompt_shares_thirteen_words_with_a_benchmark_s_nor_is_a_short_one(several):
+    """Twelve may; case and punctuation hide nothing."""
+    lines, told = several.module.draw(several.checkouts, several.banned, 25, 1)
+    texts = [json.loads(line)["messages"][0]["content"] for line in lines]
+    assert not [text for text in texts if "PIGS" in text or "Anna" in text]
+    assert [row[:3] for row in told] == [["gsm8k", "11", "2"], ["alpaca", "8", "0"], ["codealpaca", "8", "0"]]
+    assert sum("pigs" in text for text in texts) == 1, "all nine that are left of the sums are drawn"
+
+
+def test_kinds_come_in_turns_and_a_seed_draws_the_same(several):
+    lines, told = several.module.draw(several.checkouts, several.banned, 10, 1)
+    kinds = list(several.checkouts)
+    assert [json.loads(line)["kind"] for line in lines] == [kinds[row % 3] for row in range(10)]
+    assert [row[3] for row in told] == ["4", "3", "3"]
+    assert "\n\nof it" in json.loads(lines[1])["messages"][0]["content"]
+    assert several.module.draw(several.checkouts, several.banned, 10, 1)[0] == lines
+    assert several.module.draw(several.checkouts, several.banned, 10, 2)[0] != lines
+
+
+@pytest.mark.parametrize(
+    ("dialogues", "without", "said"), [(30, "", "9 that no benchmark has"), (3, "alpaca", "no such")]
+)
+def test_too_few_prompts_or_none_are_refused(several, dialogues, without, said):
+    if without:
+        several.checkouts[without] = several.checkouts[without] / "nowhere"
+    with pytest.raises(InputError, match=said):
+        several.module.draw(several.checkouts, several.banned, dialogues, 1)
+    with pytest.raises(InputError, match="--alpaca: found nothing"):
+        several.module.checked({**several.checkouts, "alpaca": None})
+
+
+def test_a_mixed_draft_from_prompts_to_its_page(several, monkeypatch, tmp_path):
+    """Commands are played; stopped in the middle, the same goes on with what is not done."""
+    module, asked, broken = several.module, [], ["evaluate"]
+    counted = {"value": 2.5, "low": None, "high": None}
+    acceptance = {"tokens": 9, "lossless": True, "near_ties": 0, "rate_per_position": [0.5]}
+    row = {"tokens_per_second": 9.0, "acceptance_length": 2.5, "other_answers": 0, "near_ties": 0}
+    row |= {"intervals": {"times_plain": counted}}
+    rows = [{**row, "by": "", "speculative_tokens": 3}, {**row, "by": "ngram", "speculative_tokens": 3}]
+    results = {"evaluate": {**acceptance, "intervals": {"acceptance_length": counted}}, "bench": {"rows": rows}}
+
+    def run(command, check):
+        name, options = command[3], dict(pairwise(command))
+        asked.append(name)
+        if name in broken:
+            return SimpleNamespace(returncode=2)
+        if name == "answers":
+            drawn = options.get("--temperature", "greedy")
+            read = map(json.loads, Path(options["--data"]).read_text().splitlines())
+            Path(options["--out"]).write_text("".join(json.dumps({**each, "by": drawn}) + "\n" for each in read))
+        elif name == "draft":
+            folder = Path(options["--out"])
+            for part in ("records", "checkpoints"):
+                (folder / part).mkdir(parents=True)
+            (folder / "records" / "generation.json").write_text('{"tokens": 240, "processes": [12]}')
+            logged = {"pass": 0, "steps": 3, "val_expected_acceptance": 2.25}
+            (folder / "checkpoints" / "metrics.jsonl").write_text(json.dumps(logged) + "\n")
+            (folder / "evaluation.json").write_text("{}")
+        else:
+            Path(options["--json"]).write_text(json.dumps(results[name]))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(module, "find_spec", lambda name: name == "vllm" or None)
+    lines, told = module.draw(several.checkouts, several.banned, 12, 1)
+    study = module.Mixed(tmp_path / "model", tmp_path, "bf16", 6 * several.files[:1], 2, 4, 1, 1)
+    with pytest.raises(typer.Exit):
+        study.page(lines, told, "sizes")
+    assert asked[:3] == ["answers", "answers", "draft"]
+    del asked[:], broken[:]
+    page = study.page(lines, told, "sizes")
+    assert sorted(asked) == ["bench"] * 2 + ["evaluate"] * 6
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [each["by"] for each in answers] == 3 * ["0.2"] + 9 * ["greedy"]
+    assert [each["messages"] for each in answers] == [json.loads(line)["messages"] for line in lines]
+    for told in ("| gsm8k | 11 | 2 | 4 |", "| 1 | 240 | 2.250 |", "| qa | 9 | 2.500 | 0.500 | none |"):
+        assert told in page
+    assert "| mt_bench | ngram | 9.0 | 2.50 | 2.500 | 0, 0 near ties |" in page
