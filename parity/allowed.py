@@ -220,6 +220,21 @@ def clear(gradient: Tensor | None, update: Tensor, spread: Spread, parameter: st
     return size > TIMES * spread[f"grad.{parameter}"][0] * size.square().mean().sqrt()
 
 
+def carried(gradient: Tensor | None, update: Tensor, kept: Tensor, spread: Spread, parameter: str) -> float:
+    """What rounding of the gradient does to the first update, to first order and relative to it, on the entries kept.
+
+    Of Adam's u = r * g / (|g| + eps), du / dg = (r - |u|) * |u| / (r * |g|), where r, the rate, is the largest |u|; of
+    a step along the gradient it is less than u / g. Where |g| is about eps a few entries have nearly all of it, which
+    draws meet or miss by chance. 0 where no gradient is known.
+    """
+    size = update[kept].abs()
+    if gradient is None or gradient.shape != update.shape or f"grad.{parameter}" not in spread or not size.any():
+        return 0.0
+    wide = gradient.double()
+    moved, slope = spread[f"grad.{parameter}"][0] * wide.square().mean().sqrt(), (size.max() - size) / size.max()
+    return TIMES * float((moved * slope * size / wide.abs()[kept]).nan_to_num().norm() / size.norm())
+
+
 def gradient_of(trace: Trace, parameter: str) -> Tensor | None:
     """The one that the first optimizer step was made with."""
     return trace.tensors.get(f"mb{(trace.micro_batches() or [0])[-1]}.grad.{parameter}")

@@ -15,7 +15,7 @@ from itertools import takewhile
 
 import torch
 
-from parity.allowed import clear, gradient_of, hidden, update_of
+from parity.allowed import TIMES, carried, clear, gradient_of, hidden, update_of
 from parity.calls import WHOLE, calls_of
 from parity.compare import compare, compare_grown, compare_named, compare_series, compare_value
 from parity.curves import curve_rows, has_hits, hits_rows
@@ -134,6 +134,9 @@ def state_row(evidence: TracePair, check: str, quantity: str, name: str) -> Row:
     kept = clear(gradient, moves[0], evidence.spread, tied)
     steps = sum(point.stepped for point in evidence.expected.curve) if group == "final" else 1
     rounding, last = evidence.allowed(quantity, name), hidden(mine, moves[0], kept, theirs.dtype, steps)
+    through = carried(gradient, moves[0], kept, evidence.spread, tied) if group == "after" else 0.0
+    if rounding.source == "rounding" and through > rounding.bound:
+        rounding = replace(rounding, bound=through, reason=f"{TIMES:g} times one rounding, through the gradient")
     reason, aside = f"{rounding.reason}; {last:.1e} hidden by the weights' last place", int((~kept).sum())
     reason += f"; {aside} of {kept.numel()} entries set aside, whose gradient is 0 within rounding" if aside else ""
     bound = Tolerance(Kind.RMS, rounding.bound + last, reason, rounding.source)

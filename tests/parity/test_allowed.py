@@ -158,6 +158,28 @@ def test_whole_numbers_that_a_draw_changes_say_nothing():
         assert row_of(*sides, "mb0.tap.routes#0").status is status
 
 
+RATE, EPS, ROUNDING = 1e-3, 1e-8, 1e-5
+
+
+def stepped(moved):
+    """A trace of Adam's first step from a gradient whose last entry, near eps, is ``moved`` by so many roundings."""
+    gradient = torch.linspace(-1e-3, 1e-3, 64, dtype=torch.float64)
+    gradient[-1] = 10 * EPS + moved * ROUNDING * gradient.square().mean().sqrt()
+    kept = torch.linspace(-1e-3, 1e-3, 64, dtype=torch.float64)
+    kept[-1] = 10 * EPS
+    after = -RATE * gradient / (gradient.abs() + EPS)
+    tensors = {"init.w": torch.zeros(64).double(), "after.w": after, "mb0.grad.w": kept}
+    spread = {"grad.w": [ROUNDING], "after.w": [1e-8]}
+    return Trace("run", "case", "float32", tensors, trained=("w",), spread=spread)
+
+
+@pytest.mark.parametrize(("moved", "passed"), [(0.5, True), (3, True), (-3, True), (6, False)])
+def test_what_rounding_of_a_gradient_near_eps_makes_of_adam_s_step_is_allowed(moved, passed):
+    """One such entry has nearly all of it, and the draws had missed it."""
+    rows = compare_traces(stepped(0), stepped(moved), checks=["optimizer_step"]).rows
+    assert [(row.tensor, row.passed) for row in rows if row.quantity == "after_step1"] == [("after.w", passed)]
+
+
 def test_bounds_grow_with_the_steps_as_the_draws_do():
     original, found = (trace_side(at_rate(1e-3), BATCHES) for _ in range(2))
     original.spread = {"curve.loss": [1e-7, 1e-7, 1e-7, 1e-4, 1.0]}
