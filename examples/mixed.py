@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from study import BENCHMARKS, RATE, Study, cores, read_lines, table, two_lanes
 
@@ -22,7 +23,7 @@ from ports.errors import InputError
 from ports.evaluate.intervals import from_json
 
 DIALOGUES, PASSES, PROMPTS = 6000, 4, 40
-"""Of a run that two cores end within 2 h 15 min; entries of each benchmark."""
+"""Of a run that takes two cores about two hours by what its parts took, and was not made; entries of a benchmark."""
 
 KINDS = {
     "gsm8k": ("grade_school_math/data/train.jsonl",),
@@ -169,10 +170,8 @@ class Mixed(Study):
 
     def page(self, lines: Sequence[str], told: list[list[str]], sizes: str) -> str:
         """Everything that is to be done and is not, and all of it as Markdown."""
-        threads = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(cores()) // self.processes))  # copies share the cores
-        draft = self.draft(self.answers(lines))
-        os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
+        with patch.dict(os.environ, OMP_NUM_THREADS=str(max(1, len(cores()) // self.processes))):  # copies share them
+            draft = self.draft(self.answers(lines))
         found = self.measured(draft)
         names = ("mt_bench", "gsm8k") if find_spec("vllm") is not None else ()
         served = [row for name in names for row in speeds(name, self.served(draft, name))]

@@ -214,10 +214,17 @@ def clear(gradient: Tensor | None, update: Tensor, spread: Spread, parameter: st
     Adam's first step is lr * sign(g): the others may go either way, and are set aside. All are clear where no gradient
     is known, and where all of it is 0.
     """
-    if gradient is None or gradient.shape != update.shape or f"grad.{parameter}" not in spread or not gradient.any():
+    moved = one_rounding(gradient, update, spread, parameter)
+    if gradient is None or moved is None:
         return torch.ones(update.shape, dtype=torch.bool)
-    size = gradient.double().abs()
-    return size > TIMES * spread[f"grad.{parameter}"][0] * size.square().mean().sqrt()
+    return gradient.double().abs() > TIMES * moved
+
+
+def one_rounding(gradient: Tensor | None, update: Tensor, spread: Spread, parameter: str) -> float | None:
+    """How far it moves an entry of a gradient; None where none of the update's shape is known, or all of it is 0."""
+    if gradient is None or gradient.shape != update.shape or f"grad.{parameter}" not in spread or not gradient.any():
+        return None
+    return spread[f"grad.{parameter}"][0] * float(gradient.double().square().mean().sqrt())
 
 
 def carried(gradient: Tensor | None, update: Tensor, kept: Tensor, spread: Spread, parameter: str) -> float:
@@ -227,12 +234,11 @@ def carried(gradient: Tensor | None, update: Tensor, kept: Tensor, spread: Sprea
     a step along the gradient it is less than u / g. Where |g| is about eps a few entries have nearly all of it, which
     draws meet or miss by chance. 0 where no gradient is known.
     """
-    size = update[kept].abs()
-    if gradient is None or gradient.shape != update.shape or f"grad.{parameter}" not in spread or not size.any():
+    size, moved = update[kept].abs(), one_rounding(gradient, update, spread, parameter)
+    if gradient is None or moved is None or not size.any():
         return 0.0
-    wide = gradient.double()
-    moved, slope = spread[f"grad.{parameter}"][0] * wide.square().mean().sqrt(), (size.max() - size) / size.max()
-    return TIMES * float((moved * slope * size / wide.abs()[kept]).nan_to_num().norm() / size.norm())
+    slope = (1 - size / size.max()) * size / gradient.double().abs()[kept]
+    return TIMES * moved * float(slope.nan_to_num().norm() / size.norm())
 
 
 def gradient_of(trace: Trace, parameter: str) -> Tensor | None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer, lr_scheduler
 
-from parity.batch_faults import of_batches as of_batches
 from parity.calls import tensors_of, with_tensors
 from parity.observe import replaced
 from parity.plants import (

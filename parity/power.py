@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from parity.batch_faults import of_batches
 from parity.case import STEPS
 from parity.checks import CHECKS, ON_REQUEST, run_check
 from parity.compare import RowKey
-from parity.faults import GENERIC, SOUND, in_field, inside, of_batches, of_buffers
+from parity.faults import GENERIC, SOUND, in_field, inside, of_buffers
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.plants import Fault, Ground
 from parity.run import SILENT, CaseRun, KitReport, Progress, leaves_out, run_pair
