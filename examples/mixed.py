@@ -11,6 +11,7 @@ import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,17 +142,18 @@ class Mixed(Study):
         return run / "draft"
 
     def measured(self, draft: Path) -> dict[str, Any]:
-        """Acceptance on every benchmark, two at a time."""
+        """Acceptance on every benchmark, two at a time; what fails ends the command when all else is done."""
         files = dict(zip(BENCHMARKS, self.files))
         lanes = two_lanes()
         found = {
             name: lane(self.benchmark, name, files[name], draft) for lane, names in zip(lanes, LANES) for name in names
         }
         try:
-            return {name: found[name].result() for name in BENCHMARKS}
+            wait(found.values())  # nothing goes on after this
         finally:
             for lane in lanes:
                 lane.end()
+        return {name: found[name].result() for name in BENCHMARKS}
 
     def benchmark(self, name: str, file: Path, draft: Path) -> dict[str, Any]:
         """Acceptance on one of them."""

@@ -252,7 +252,7 @@ def test_a_mixed_draft_from_prompts_to_its_page(several, monkeypatch, tmp_path):
     study = module.Mixed(tmp_path / "model", tmp_path, "bf16", 6 * several.files[:1], 2, 4, 1, 1)
     with pytest.raises(typer.Exit):
         study.page(lines, told, "sizes")
-    assert asked[:3] == ["answers", "answers", "draft"]
+    assert asked == ["answers", "answers", "draft", *["evaluate"] * 6]
     del asked[:], broken[:]
     page = study.page(lines, told, "sizes")
     assert sorted(asked) == ["bench"] * 2 + ["evaluate"] * 6
