@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ports.eagle3.config import load_draft_config
-from ports.estimate import build_objective, held_bytes, verifier_parameters
+from ports.estimate import build_objective, held_bytes
 from ports.generate.records import geometry_of
 from ports.training.derived import derived_config
 from ports.verifier.config import verifier_config
+from ports.verifier.loading import verifier_parameters
 
 SCALE = Path(__file__).with_name("scale.json")
 DIALOGUES, TOKENS, WORDS, DEVICES = 100_000, 1000, 32_000, 8

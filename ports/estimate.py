@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from ports import flags
 from ports.eagle3.config import load_draft_config as eagle3_config
@@ -32,8 +31,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 from ports.training.settings import CommandSettings
 from ports.verifier.config import verifier_config
-from ports.verifier.loading import backbone
-from ports.verifier.trust import opening, trusts_remote_code
+from ports.verifier.loading import verifier_parameters
 
 PROBES = (16, 48)
 """Tokens of the two measured batches."""
@@ -113,15 +111,6 @@ def states_bytes(name_or_path: str, item_bytes: int, tokens: int) -> int:
     """Of the hidden states of all layers that a forward over ``tokens`` gives, ``item_bytes`` a number."""
     verifier = verifier_config(name_or_path)
     return item_bytes * (int(verifier.num_hidden_layers) + 1) * int(verifier.hidden_size) * tokens
-
-
-def verifier_parameters(name_or_path: str) -> int:
-    """Of the verifier that is loaded: the text model, without its head."""
-    trust = {"trust_remote_code": trusts_remote_code()}
-    with opening(name_or_path, "verifier", "a config of transformers"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust)
-    model = getattr(model, backbone(model) or "", model)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def training_memory(

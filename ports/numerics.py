@@ -30,6 +30,13 @@ def free_memory(device: torch.device) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
+def least_free_memory() -> int | None:
+    """Bytes that nobody holds on the fullest of the accelerators; None where torch cannot tell."""
+    kind, count = best_device().type, torch.accelerator.device_count()
+    free = [free_memory(torch.device(kind, index)) for index in range(count)]
+    return min((each for each in free if each is not None), default=None)
+
+
 def has_bf16_units(device: torch.device) -> bool:
     """Does the device multiply in bfloat16 faster than in float32? False where torch cannot tell."""
     if device.type == "cuda":

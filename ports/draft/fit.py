@@ -12,7 +12,7 @@ from ports.draft.phases import BATCH_TOKENS
 from ports.draft.plan import Plan
 from ports.draft.processes import run_subprocess
 from ports.errors import InputError
-from ports.estimate import COPIES, FLOAT, build_objective, states_bytes, training_memory, verifier_parameters
+from ports.estimate import COPIES, FLOAT, build_objective, states_bytes, training_memory
 from ports.files import check_output, gigabytes
 from ports.generate.answers import Asking, rounds_of
 from ports.generate.conversations import Message
@@ -21,7 +21,7 @@ from ports.generate.families import load_family
 from ports.generate.records import HEADER_BYTES, geometry_of
 from ports.generate.run import bytes_in
 from ports.numerics import best_device, free_memory
-from ports.verifier.loading import check_verifier
+from ports.verifier.loading import check_verifier, verifier_parameters
 from ports.verifier.tokenizer import open_tokenizer
 
 SUPERVISED = 0.6
@@ -89,7 +89,7 @@ def memory(plan: Plan, asked: Work) -> dict[str, dict[str, int]]:
     stored, verifier = plan.recorded != "ids", shape.item_bytes * verifier_parameters(settings.model)
     tokens = max(BATCH_TOKENS, asked.longest) if stored else rows * asked.longest
     held = states_bytes(settings.model, shape.item_bytes, tokens)
-    alone = {"evaluation": {"the verifier on one device": verifier}} if settings.tensor_parallel > 1 else {}
+    alone = {"evaluation": {"the verifier on one device": verifier}} if plan.tensor_parallel > 1 else {}
     beside = {} if stored else {"the verifier beside it, for --keep-records none": verifier, "hidden states": held}
     return {
         "answers and records": {"verifier": copies * verifier, "hidden states": copies * held if stored else 0},
@@ -152,4 +152,4 @@ def _asked_apart(plan: Plan, asked: Work) -> list[str]:
 
 
 def _tell_memory(told: SimpleQueue[list[str]], plan: Plan, asked: Work) -> None:
-    told.put(check_memory(memory(plan, asked), free_memory(best_device()), plan.settings.tensor_parallel))
+    told.put(check_memory(memory(plan, asked), free_memory(best_device()), plan.tensor_parallel))

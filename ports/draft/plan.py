@@ -16,7 +16,7 @@ from ports.draft.settings import NEUTRAL, DraftSettings
 from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.generate.answers import read_dialogues
-from ports.generate.copies import copies_of
+from ports.generate.copies import copies_of, devices_for
 from ports.generate.families import load_family
 from ports.generate.records import digest
 from ports.generate.vocabulary import SIZES
@@ -77,8 +77,8 @@ class Plan:
         if settings.bs % self.num_processes:
             expected = f"a number that divides --batch-size {settings.bs}, which is of all processes together"
             raise InputError("command line", "--num-processes", settings.num_processes, expected)
-        copies_of(settings.copies, settings.tensor_parallel)
-        if settings.keep_records == "none" and settings.tensor_parallel > 1:
+        copies_of(settings.copies, self.tensor_parallel)
+        if settings.keep_records == "none" and (settings.tensor_parallel or 1) > 1:
             expected = "all, or --tensor-parallel 1: training holds a verifier on one device"
             raise InputError("command line", "--keep-records", "none", expected)
         if self.num_processes > self.devices > 1:
@@ -95,6 +95,11 @@ class Plan:
     def devices(self) -> int:
         """That this command sees; the CPU is one."""
         return max(1, torch.accelerator.device_count())
+
+    @cached_property
+    def tensor_parallel(self) -> int:
+        """Devices of a copy of the verifier that answers or gives hidden states."""
+        return self.settings.tensor_parallel or devices_for(self.settings.model)
 
     @property
     def num_workers(self) -> int:

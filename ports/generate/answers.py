@@ -28,7 +28,7 @@ from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_outside, check_regular, read_json
 from ports.generate.chat import Encoder
 from ports.generate.conversations import ConversationError, Message, load_conversations
-from ports.generate.copies import CopyCount, TensorParallel, copies_of, through_copies
+from ports.generate.copies import CopyCount, TensorParallel, copies_of, devices_for, through_copies
 from ports.generate.cuts import told_of_cuts
 from ports.generate.engines import Engine, TransformersEngine, VllmEngine, longest_dialogue
 from ports.generate.families import ChatFamily, load_family
@@ -69,7 +69,7 @@ class AnswersSettings(CommandSettings):
     served_model: str | None = Field(None, description="the server's name for the verifier; default: --verifier")
     max_concurrency: int = Field(32, ge=1, description="prompts at a time, with transformers")
     copies: CopyCount = None
-    tensor_parallel: TensorParallel = 1
+    tensor_parallel: TensorParallel = None
     chat_template: str = Field("auto", description="as in speculator records")
     progress: bool = Field(True, description="show a progress bar")
 
@@ -84,8 +84,12 @@ def answer(settings: AnswersSettings) -> None:
     if settings.out.parent.is_dir():
         check_output_file(settings.out, "out")
     check_outside(settings.out, "out", settings.data, "data")
-    copies = 1 if settings.server else copies_of(settings.copies, settings.tensor_parallel)
-    settings = AnswersSettings.model_construct(**settings.model_dump())  # a class that pickle finds again
+    copies, devices = 1, settings.tensor_parallel or 1
+    if settings.server is None:
+        devices = settings.tensor_parallel or devices_for(settings.model)
+        copies = copies_of(settings.copies, devices)
+    spread = {**settings.model_dump(), "tensor_parallel": devices}
+    settings = AnswersSettings.model_construct(**spread)  # a class that pickle finds again
     asking = Asking(settings, open_tokenizer(settings.model), load_family(settings.chat_template))
     dialogues = read_dialogues(settings.data, settings.samples)
     asking.check(dialogues)
@@ -128,7 +132,7 @@ def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
 
 
 def _chosen(settings: AnswersSettings, tokenizer: Any, named: str) -> Engine:
-    here, model, devices = find_spec("vllm") is not None, settings.model, settings.tensor_parallel
+    here, model, devices = find_spec("vllm") is not None, settings.model, settings.tensor_parallel or 1
     if settings.server is not None:
         return ServerEngine(model, tokenizer, settings.server, settings.served_model)
     if named == "transformers" or (named == "auto" and not here):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,7 +17,10 @@ from pydantic import Field
 
 from ports.commands import exit_code, hush_libraries
 from ports.errors import InputError
+from ports.generate.records import geometry_of
 from ports.training.stop import end_with_parent
+from ports.verifier.config import verifier_config
+from ports.verifier.loading import verifier_parameters
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -34,7 +38,39 @@ CopyCount = Annotated[
         "on a CPU 1",
     ),
 ]
-TensorParallel = Annotated[int, Field(ge=1, description="devices that a copy of the verifier is spread over")]
+TensorParallel = Annotated[
+    int | None,
+    Field(ge=1, description="devices that a copy of the verifier is spread over; default: as few as hold its weights"),
+]
+
+FILLED = 0.7
+"""Of a device's free memory, the share that weights may fill; vLLM's cache and hidden states take the rest."""
+
+
+def devices_for(model: str, dtype: str = "auto") -> int:
+    """The fewest of the visible devices that hold the verifier's weights in ``dtype``, ``auto`` for its own, or a name
+    of torch's; where no number of them is enough, all.
+
+    Each has a whole number of attention heads, as vLLM wants it. Where torch cannot tell what is free, one.
+    """
+    visible = torch.accelerator.device_count()
+    free = free_memory_everywhere() if visible > 1 else None
+    if free is None:
+        return 1
+    needed = geometry_of("ids", model, dtype=dtype).item_bytes * verifier_parameters(model)
+    heads = verifier_config(model).num_attention_heads
+    even = [count for count in range(1, visible + 1) if heads % count == 0]
+    return next((count for count in even if needed <= FILLED * free * count), even[-1])
+
+
+def free_memory_everywhere() -> int | None:
+    """Bytes that are free on each of the visible devices, as :func:`ports.numerics.free_memory` has them.
+
+    A process of its own asks, since it holds some of every device that it asks.
+    """
+    code = "from ports import numerics; print(numerics.least_free_memory())"
+    said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return None if said == "None" else int(said)
 
 
 def copies_of(asked: int | None, tensor_parallel: int) -> int:

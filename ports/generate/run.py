@@ -23,7 +23,7 @@ from ports.errors import InputError
 from ports.files import check_output, check_outside, gigabytes
 from ports.generate.chat import Encoder, LossMask
 from ports.generate.conversations import ConversationError, Conversations, load_conversations, split_range
-from ports.generate.copies import CopyCount, TensorParallel, copies_of, through_copies
+from ports.generate.copies import CopyCount, TensorParallel, copies_of, devices_for, through_copies
 from ports.generate.families import load_family
 from ports.generate.records import (
     Geometry,
@@ -82,7 +82,7 @@ class GenerationSettings(CommandSettings):
     )
     samples: int = Field(68000, ge=0, description="last row to take, so samples + 1 of them, as the prototypes take")
     copies: CopyCount = None
-    tensor_parallel: TensorParallel = 1
+    tensor_parallel: TensorParallel = None
     total_gpus: int | None = Field(
         None,
         ge=1,
@@ -117,7 +117,7 @@ class GenerationSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerationSettings:
-        if (self.total_gpus or 0) % self.tensor_parallel:
+        if (self.total_gpus or 0) % (self.tensor_parallel or 1):
             raise ValueError(f"tensor_parallel {self.tensor_parallel} does not divide total_gpus {self.total_gpus}")
         if self.prototype is not None:
             given = sorted({"chat_template", "loss_mask", "leading_space"} & self.model_fields_set)
@@ -129,13 +129,23 @@ class GenerationSettings(CommandSettings):
     @property
     def folders(self) -> int:
         """How many share the rows."""
-        return (self.total_gpus or self.tensor_parallel) // self.tensor_parallel
+        return self.total_gpus // (self.tensor_parallel or 1) if self.total_gpus else 1
+
+    def spread(self) -> GenerationSettings:
+        """With a number of devices a copy: as asked; with ``total_gpus`` one, as the prototypes' are; else as few as
+        hold the verifier."""
+        alone = self.total_gpus or self.device or self.algorithm == "ids"
+        devices = self.tensor_parallel or (1 if alone else devices_for(self.model_path, self._dtype()))
+        return self.model_copy(update={"tensor_parallel": devices})
+
+    def _dtype(self) -> str:
+        return geometry_of(self.algorithm, self.model_path, self.aux_layers, self.dtype).dtype
 
     def checked_copies(self) -> int:
         """Of the verifier; raises as :func:`ports.generate.copies.copies_of`."""
         asked = self.copies or (self.folders if self.total_gpus else None)
         alone = 1 if self.algorithm == "ids" else None if self.device is None else asked or 1
-        return alone or copies_of(asked, self.tensor_parallel)
+        return alone or copies_of(asked, self.tensor_parallel or 1)
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """How a dialogue becomes tokens."""
@@ -294,6 +304,7 @@ def generate(settings: GenerationSettings) -> None:
             verifier failed, whose message stands above.
     """
     fix_numerics()
+    settings = settings.spread()
     copies = settings.checked_copies()
     check_output(settings.outdir, "out")
     prepared = prepare(settings)
@@ -362,7 +373,7 @@ def open_writer(settings: GenerationSettings, manifest: Manifest, longest: int, 
 
 
 def _reader(settings: GenerationSettings, manifest: Manifest, longest: int) -> Read:
-    layers, model, devices = manifest.feature_layers or None, settings.model_path, settings.tensor_parallel
+    layers, model, devices = manifest.feature_layers or None, settings.model_path, settings.tensor_parallel or 1
     if manifest.algorithm == "ids":
         return lambda dialogues: [{} for _ in dialogues]
     if manifest.engine.startswith("vllm"):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from ports.errors import InputError
@@ -130,6 +130,15 @@ def backbone(model: Any) -> str | None:
     """The name of what gives the last state inside a causal language model; Llama 4's has another than it says."""
     own = [name for name, part in model.named_children() if isinstance(part, PreTrainedModel)]
     return next((name for name in own if name == model.base_model_prefix), own[0] if own else None)
+
+
+def verifier_parameters(name_or_path: str) -> int:
+    """Of the verifier that is loaded: the text model, without its head."""
+    trust = {"trust_remote_code": trusts_remote_code()}
+    with opening(name_or_path, "verifier", "a config of transformers"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name_or_path, **trust), **trust)
+    model = getattr(model, backbone(model) or "", model)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def bare(name: str) -> str:

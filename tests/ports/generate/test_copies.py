@@ -3,6 +3,7 @@
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +92,28 @@ def test_more_devices_than_are_visible_are_refused(flags, monkeypatch, capsys, c
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert main(flags(**changes)) == 2
     assert f"--copies: found {found}, expected at most 2, the visible devices" in capsys.readouterr().err
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("devices", "free", "expected"),
+    [(0, None, 1), (1, None, 1), (8, None, 1), (8, 30, 1), (8, 28, 2), (8, 15, 2), (8, 14, 4), (8, 7, 4), (3, 4, 2)],
+)
+def test_a_copy_takes_as_few_devices_as_hold_its_weights(monkeypatch, devices, free, expected):
+    """Of 10,000 million numbers in bfloat16 and four heads, on devices of so many GB; three would split a head."""
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
+    monkeypatch.setattr(module, "free_memory_everywhere", lambda: free and free * GB)
+    monkeypatch.setattr(module, "verifier_parameters", lambda model: 10 * GB)
+    monkeypatch.setattr(module, "verifier_config", lambda model: SimpleNamespace(num_attention_heads=4))
+    monkeypatch.setattr(module, "geometry_of", lambda *words, dtype: SimpleNamespace(item_bytes=2))
+    assert module.devices_for("a verifier") == expected
+
+
+def test_what_is_free_is_asked_by_a_process_that_ends():
+    """This machine has no accelerator whose memory torch knows."""
+    assert module.free_memory_everywhere() is None
 
 
 def test_copies_are_as_many_as_the_devices_hold(monkeypatch):

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from parity.fixtures.tokenizer import build_tokenizer
-from ports.estimate import verifier_parameters
 from ports.flags import parse
 from ports.generate import __main__ as records
 from ports.generate import answers
 from ports.verifier import trust
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
-from ports.verifier.loading import check_verifier, load_verifier
+from ports.verifier.loading import check_verifier, load_verifier, verifier_parameters
 from ports.verifier.tokenizer import open_tokenizer
 
 CODE = """
