@@ -3,7 +3,6 @@
 What a run shows is tested at every push in ``tests/ports/architectures``.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from parity.pair import module_of
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
 
@@ -22,10 +22,7 @@ GOOD = {"opens": True, "difference": 3e-6, "untrained": 1.0, "trained": 1.9, "lo
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("examples_architectures", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(str(SCRIPT))
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,16 @@
 """The example's modules, to plant faults in."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 from parity import Side
+from parity.pair import module_of
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "compare_modules.py"
 
 
 def load():
     """``examples/compare_modules.py`` as a module."""
-    if "compare_modules" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("compare_modules", FILE)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["compare_modules"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["compare_modules"]
+    return module_of(str(FILE))
 
 
 def side_with(plant, **changes):

@@ -1,6 +1,5 @@
 """What a recipe takes: the command, the counts behind it, and the page of the shipped recipe."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from parity.pair import module_of
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.estimate import (
     PROBES,
@@ -63,9 +63,7 @@ def test_the_command_prints_every_part(arguments, capsys, monkeypatch):
 
 def test_the_page_of_the_recipe_is_what_is_computed_now(monkeypatch):
     """All columns but the measured activations, which take a minute: those may be anything positive."""
-    spec = importlib.util.spec_from_file_location("example", EXAMPLE / "estimate.py")
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = module_of(str(EXAMPLE / "estimate.py"))
     monkeypatch.setattr("ports.estimate.training_memory", lambda *arguments: {})
     page = (EXAMPLE / "README.md").read_text()
     for algorithm, gpus in example.RECIPES:
