@@ -5,8 +5,6 @@ commands himself (a script, a launcher, a page of the documentation): each hands
 files to :func:`serve`, itself a :class:`Forked`, and ends as the fork did.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing
@@ -16,11 +14,9 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from tests.processes import family, members
@@ -75,7 +71,7 @@ class Forked:
     ``environment`` holds further variables.
     """
 
-    def __init__(self, folder: Path, target: Callable[..., Any], *arguments: Any, **environment: str) -> None:
+    def __init__(self, folder, target, *arguments, **environment):
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / f"said_{len(list(folder.glob('said_*')))}"
         self.file.touch()
@@ -84,33 +80,33 @@ class Forked:
         self.pid = self.process.pid
 
     @property
-    def said(self) -> str:
+    def said(self):
         return self.file.read_text()
 
     @property
-    def returncode(self) -> int | None:
+    def returncode(self):
         """None while it runs, and minus the signal that ended it."""
         return self.process.exitcode
 
-    def kill(self) -> None:
+    def kill(self):
         self.process.kill()
         self.process.join()
 
-    def kill_all(self) -> None:
+    def kill_all(self):
         """It, all below it, and what it left behind in its session."""
         for pid in {*family(self.pid), *members(self.pid)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.join()
 
-    def ended(self, seconds: float = 240) -> str:
+    def ended(self, seconds=240):
         """What it said, once it has ended."""
         self.process.join(seconds)
         assert self.returncode is not None, self.said
         return self.said
 
 
-def _call(file: str, environment: dict[str, str], target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _call(file, environment, target, arguments):
     os.setsid()
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
@@ -124,7 +120,7 @@ def _call(file: str, environment: dict[str, str], target: Callable[..., Any], ar
     sys.exit(target(*arguments))
 
 
-def write_clients(folder: Path, address: str) -> None:
+def write_clients(folder, address):
     """The programs that ask the server at ``address``."""
     folder.mkdir()
     for program in PROGRAMS:
@@ -133,7 +129,7 @@ def write_clients(folder: Path, address: str) -> None:
         file.chmod(0o755)
 
 
-def serve(folder: str, address: str) -> None:
+def serve(folder, address):
     """Answer every client with a fork, and for ever."""
     sys.executable = os.environ["PYTHON_EXEC"] = f"{folder}/python"  # launchers start others with these
     with socket.socket(socket.AF_UNIX) as door:
@@ -152,7 +148,7 @@ def serve(folder: str, address: str) -> None:
             line.close()
 
 
-def answer(line: socket.socket) -> None:
+def answer(line):
     """Run one command in a fork; it is killed if its client is."""
     message, files, _, _ = socket.recv_fds(line, MOST, 3)
     size = int.from_bytes(message[:4], "big")
@@ -173,9 +169,9 @@ def answer(line: socket.socket) -> None:
         line.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
 
 
-def become(files: list[int], words: list[str], directory: str, environment: dict[str, str]) -> None:
+def become(files, words, directory, environment):
     """This process from now on is that command; does not return."""
-    code: Any = 1
+    code = 1
     try:
         os.setsid()
         for place, file in enumerate(files):
@@ -195,7 +191,7 @@ def become(files: list[int], words: list[str], directory: str, environment: dict
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def run(words: list[str]) -> Any:
+def run(words):
     """The program that the first word names."""
     program, *rest = sys.argv = words
     if program != "python":
@@ -204,6 +200,6 @@ def run(words: list[str]) -> Any:
     rest = rest[rest[0] == "-u" :]
     sys.path[:1] = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = rest[rest[0] == "-m" :]
-    start: Any = runpy.run_module if rest[0] == "-m" else runpy.run_path
+    start = runpy.run_module if rest[0] == "-m" else runpy.run_path
     start(sys.argv[0], run_name="__main__", **({"alter_sys": True} if rest[0] == "-m" else {}))
     return 0

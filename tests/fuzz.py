@@ -3,13 +3,10 @@
 ``FUZZ=2000 pytest tests/test_fuzz.py`` for more of them; ``-k "[17]"`` for input 17 alone.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +32,7 @@ from ports.training.records import list_records
 from ports.training.settings import Eagle3Settings, HassSettings
 from ports.training.vocabulary import load_vocabulary_map
 from tests.mutants import VALUES, mutate, mutate_json, mutate_words
-from tests.place import DRAFT_VOCAB_SIZE, SPEC, Place, Ran, run
+from tests.place import DRAFT_VOCAB_SIZE, SPEC, Place, run
 
 COUNT = int(os.environ.get("FUZZ", "24"))
 CODES = {0, 1, 2, 75}
@@ -57,10 +54,7 @@ class Input:
     words: list[str] | None = None
 
 
-Kind = Callable[[Place, random.Random], Input]
-
-
-def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
+def _values(value, draw):
     """What may stand in the place of a tensor; the last ones cannot be in a safetensors file."""
     length = len(value) if value.dim() else 1
     plain = [
@@ -78,7 +72,7 @@ def _values(value: torch.Tensor, draw: random.Random) -> list[Any]:
     return [draw.choice(plain), draw.choice(plain), draw.choice(odd)]
 
 
-def _other(record: dict[str, Any], draw: random.Random, plain: bool) -> dict[str, Any]:
+def _other(record, draw, plain):
     """``record`` with one entry replaced, left out, renamed, all of them cut, or nothing in the loss."""
     name = draw.choice(sorted(record))
     act = draw.randrange(7)
@@ -94,7 +88,7 @@ def _other(record: dict[str, Any], draw: random.Random, plain: bool) -> dict[str
     return {**record, name: draw.choice(_values(record[name], draw)[: 2 if plain else 3])}
 
 
-def _rewrite(file: Path, draw: random.Random, root: Path) -> None:
+def _rewrite(file, draw, root):
     """A safetensors file: damaged bytes, other tensors, other words about itself, or a torch file in its place."""
     act = draw.randrange(4)
     if act == 0:
@@ -115,12 +109,12 @@ def _rewrite(file: Path, draw: random.Random, root: Path) -> None:
         save_file(other, file, metadata)
 
 
-def _skips(draw: random.Random) -> dict[str, Any]:
+def _skips(draw):
     workers = draw.choice((0, 0, 0, 0, 0, 0, 0, 1))
     return {"on_bad_record": draw.choice(("skip", "fail")), "bs": draw.choice((1, 2, 4)), "num_workers": workers}
 
 
-def records(place: Place, draw: random.Random) -> Input:
+def records(place, draw):
     """One record, or all of them."""
     command = draw.choice(("eagle3", "hass", "online", "vocabulary"))
     folder = place.root / ("hass" if command in ("hass", "online") else "eagle3")
@@ -130,7 +124,7 @@ def records(place: Place, draw: random.Random) -> Input:
     return Input(command, {} if command == "vocabulary" else _skips(draw))
 
 
-def arrow(place: Place, draw: random.Random) -> Input:
+def arrow(place, draw):
     """Speculators' own data: hidden states, the table, or what describes it."""
     files = sorted(file for file in (place.root / "arrow").rglob("*") if file.is_file())
     file = draw.choice(files)
@@ -141,7 +135,7 @@ def arrow(place: Place, draw: random.Random) -> Input:
     return Input("arrow", _skips(draw))
 
 
-def _damage(file: Path, draw: random.Random, root: Path) -> None:
+def _damage(file, draw, root):
     content = file.read_bytes()
     if file.suffix == ".json" and draw.random() < 0.8:
         file.write_bytes(mutate_json(content, draw))
@@ -149,7 +143,7 @@ def _damage(file: Path, draw: random.Random, root: Path) -> None:
         file.write_bytes(mutate(content, draw, root / "executed"))
 
 
-def draft_configs(place: Place, draw: random.Random) -> Input:
+def draft_configs(place, draw):
     """The prototypes' JSON, or a Speculators config."""
     command = draw.choice(("eagle3", "hass", "estimate", "native eagle3", "native hass"))
     native, _, algorithm = command.rpartition(" ")
@@ -160,13 +154,13 @@ def draft_configs(place: Place, draw: random.Random) -> Input:
     return Input(algorithm)
 
 
-def verifiers(place: Place, draw: random.Random) -> Input:
+def verifiers(place, draw):
     """Any file of a verifier, under any command."""
     _damage(draw.choice(sorted(place.verifier.iterdir())), draw, place.root)
     return Input(draw.choice(("eagle3", "hass", "online", "arrow", "generate", "vocabulary", "evaluate", "estimate")))
 
 
-def resumes(place: Place, draw: random.Random) -> Input:
+def resumes(place, draw):
     """A checkpoint to go on from, with anything in it damaged, sealed again or not."""
     algorithm = draw.choice(("eagle3", "hass"))
     folder = place.root / f"trained_{algorithm}"
@@ -178,7 +172,7 @@ def resumes(place: Place, draw: random.Random) -> Input:
     return Input(algorithm, {"ckpt_path": folder, "epoch": 1, "resume_anyway": True})  # its log lies elsewhere
 
 
-def checkpoints(place: Place, draw: random.Random) -> Input:
+def checkpoints(place, draw):
     """A trained draft: to be measured, folded, or trained on."""
     command = draw.choice(("evaluate", "evaluate", "serving", "eagle3", "hass"))
     algorithm = "hass" if command in ("serving", "hass") else "eagle3"
@@ -205,7 +199,7 @@ TEXTS = (
 )
 
 
-def _other_words(value: Any, draw: random.Random) -> Any:
+def _other_words(value, draw):
     """A document with other texts in it."""
     if isinstance(value, dict):
         return {key: _other_words(each, draw) for key, each in value.items()}
@@ -214,7 +208,7 @@ def _other_words(value: Any, draw: random.Random) -> Any:
     return draw.choice(TEXTS) if isinstance(value, str) and draw.random() < 0.2 else value
 
 
-def conversations(place: Place, draw: random.Random) -> Input:
+def conversations(place, draw):
     """Dialogues of either layout: damaged files, values of other types, odd texts."""
     kind, file = draw.choice((("sharegpt", place.share), ("ultrachat", place.ultra)))
     act = draw.randrange(4)
@@ -234,7 +228,7 @@ def conversations(place: Place, draw: random.Random) -> Input:
     return Input(draw.choice(("generate", "generate", "show")), values | {"algorithm": draw.choice(("ids", "hass"))})
 
 
-def prompts(place: Place, draw: random.Random) -> Input:
+def prompts(place, draw):
     """A file of prompts in any of its forms."""
     values = [json.loads(line) for line in place.prompts.read_text().splitlines()]
     suffix = draw.choice((".json", ".jsonl", ".txt"))
@@ -251,7 +245,7 @@ def prompts(place: Place, draw: random.Random) -> Input:
     return Input("evaluate", {"prompts": file})
 
 
-def families(place: Place, draw: random.Random) -> Input:
+def families(place, draw):
     """A table of chat families."""
     content = {"own": {"system": draw.choice(TEXTS), "template_options": {}, "today": "2026-01-01"}}
     file = place.root / "families.yaml"
@@ -260,7 +254,7 @@ def families(place: Place, draw: random.Random) -> Input:
     return Input(draw.choice(("generate", "show")), {"chat_template": f"{file}:own", "algorithm": "ids"})
 
 
-def maps(place: Place, draw: random.Random) -> Input:
+def maps(place, draw):
     """``t2d.npy`` or ``d2t.npy``."""
     file = place.root / draw.choice(("t2d.npy", "d2t.npy"))
     if draw.random() < 0.4:
@@ -289,7 +283,7 @@ SETTINGS |= {"estimate": EstimateSettings}
 FLAGGED = ("eagle3", "hass", "online", "arrow", "generate", "show", "vocabulary", "evaluate", "serving", "estimate")
 
 
-def flags(place: Place, draw: random.Random) -> Input:
+def flags(place, draw):
     """A command line with a damaged word, or another value for any of the command's settings."""
     command = draw.choice(FLAGGED)
     words = place.words(command)
@@ -299,7 +293,7 @@ def flags(place: Place, draw: random.Random) -> Input:
             return Input(command, words=[word.replace(*ANYWHERE) for word in others])
 
 
-def _another(command: str, draw: random.Random) -> list[str]:
+def _another(command, draw):
     """A flag that the command has, and something in its place."""
     name, kind = draw.choice(sorted(_flags_of(command).items(), key=str))
     if kind is bool:
@@ -308,7 +302,7 @@ def _another(command: str, draw: random.Random) -> list[str]:
     return [f"--{name}", str(draw.choice((*VALUES, *plausible, *plausible)))]
 
 
-def _flags_of(command: str) -> dict[str, Any]:
+def _flags_of(command):
     if command in ("evaluate", "serving"):
         names = ("tokens", "speculative-tokens", "batch-size", "seed", "device", "dtype", "verifier", "prompts", "json")
         return {**dict.fromkeys(names, str), "untrained": bool, "ignore-eos": bool}
@@ -316,20 +310,20 @@ def _flags_of(command: str) -> dict[str, Any]:
     return {name: field.annotation for name, field in settings.model_fields.items()}
 
 
-def _costs(words: list[str]) -> bool:
+def _costs(words):
     """Would this line work for long, as it says?"""
     flat = [part for word in words for part in word.split("=", 1)]
     return any(name.lstrip("-").replace("-", "_") in COSTLY and _number(value) > 64 for name, value in pairwise(flat))
 
 
-def _number(word: str) -> float:
+def _number(word):
     try:
         return float(word)
     except ValueError:
         return 0
 
 
-def settings_files(place: Place, draw: random.Random) -> Input:
+def settings_files(place, draw):
     """A file for ``--config``."""
     command = draw.choice(("eagle3", "hass"))
     words = place.words(command)
@@ -344,11 +338,11 @@ def settings_files(place: Place, draw: random.Random) -> Input:
     return Input(command, words=["--config", str(file), "--no-progress"])
 
 
-TEXT_KINDS: tuple[Kind, ...] = (conversations, prompts, families, flags, settings_files)
-KINDS: tuple[Kind, ...] = (records, arrow, draft_configs, verifiers, checkpoints, resumes, maps, *TEXT_KINDS)
+TEXT_KINDS = (conversations, prompts, families, flags, settings_files)
+KINDS = (records, arrow, draft_configs, verifiers, checkpoints, resumes, maps, *TEXT_KINDS)
 
 
-def check(place: Place, given: Input, ran: Ran) -> None:
+def check(place, given, ran):
     """Raises AssertionError where a command did not end as it must."""
     assert not ran.uncaught, "let an exception out"
     assert ran.code in CODES, "another exit code"
@@ -362,7 +356,7 @@ def check(place: Place, given: Input, ran: Ran) -> None:
             assert effect, "success without effect"
 
 
-def _effects(place: Place, given: Input, ran: Ran) -> Iterator[bool]:
+def _effects(place, given, ran):
     if given.command in TRAINERS:
         yield from _trained(ran)
     if given.command == "generate" and given.words is None:
@@ -379,7 +373,7 @@ def _effects(place: Place, given: Input, ran: Ran) -> Iterator[bool]:
         yield all(bool(value.isfinite().all()) for value in tensors.values())
 
 
-def _trained(ran: Ran) -> Iterator[bool]:
+def _trained(ran):
     """The last checkpoint's weights are numbers, and others than those that the run started with."""
     train, settings_class = TRAINERS[ran.words[0]]
     settings = parse(settings_class, ran.words[1:])
@@ -391,7 +385,7 @@ def _trained(ran: Ran) -> Iterator[bool]:
     yield any(not torch.equal(value, before[name]) for name, value in after.items())
 
 
-def fuzz(number: int, built: Place, folder: Path) -> Ran:
+def fuzz(number, built, folder):
     """What came of input ``number``. AssertionError, with what was said, where a command did not end as it must."""
     draw, kind = random.Random(f"fuzz {number}"), KINDS[number % len(KINDS)]
     place = Place(Path(shutil.copytree(built.root, folder / "place")))

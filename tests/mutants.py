@@ -3,18 +3,14 @@
 ``MUTANTS=2000 pytest -k mutant`` for more of them than the default.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os
 import pickle
 import random
 import signal
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from parity.errors import InputError
 from ports.errors import InputError as PortInputError
@@ -23,7 +19,7 @@ COUNT = int(os.environ.get("MUTANTS", "7"))
 SECONDS, STANDSTILL = 20, 300
 """Of processor time, and of any: a reader that takes longer hangs. A machine that stands still for a while does not."""
 
-VALUES: tuple[Any, ...] = (
+VALUES = (
     *(
         None,
         True,
@@ -53,70 +49,70 @@ VALUES: tuple[Any, ...] = (
 class Bomb:
     """Leaves a mark when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
+    def __init__(self, mark):
         self.mark = mark
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return Path.touch, (self.mark,)
 
 
-def mutate(content: bytes, draw: random.Random, mark: Path) -> bytes:
+def mutate(content, draw, mark):
     """One damaged copy."""
     return draw.choice(MUTATIONS)(bytearray(content), draw, mark)
 
 
-def _flip(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _flip(content, draw, mark):
     for _ in range(draw.choice((1, 1, 1, 3, 30))):
         if content:
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     return bytes(content)
 
 
-def _flip_early(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _flip_early(content, draw, mark):
     """Where headers are."""
     if content:
         content[draw.randrange(min(len(content), 400))] = draw.randrange(256)
     return bytes(content)
 
 
-def _cut(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _cut(content, draw, mark):
     return bytes(content[: draw.randrange(len(content) + 1)])
 
 
-def _insert(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _insert(content, draw, mark):
     place = draw.randrange(len(content) + 1)
     content[place:place] = draw.randbytes(draw.choice((1, 8, 100)))
     return bytes(content)
 
 
-def _blank(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _blank(content, draw, mark):
     start = draw.randrange(len(content) + 1)
     end = min(len(content), start + draw.choice((8, 64, 4096)))
     content[start:end] = bytes(end - start)
     return bytes(content)
 
 
-def _pickle(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _pickle(content, draw, mark):
     return pickle.dumps({"input_ids": Bomb(mark)}, protocol=draw.choice((0, 2, 4)))
 
 
-def _huge_header(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _huge_header(content, draw, mark):
     size = draw.choice((2**63 - 1, 2**64 - 1, 2**40, 100_000_001, len(content)))
     return size.to_bytes(8, "little") + bytes(content[8:])
 
 
-def _noise(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _noise(content, draw, mark):
     return draw.randbytes(draw.choice((0, 1, 100, 3000)))
 
 
-def _deep(content: bytearray, draw: random.Random, mark: Path) -> bytes:
+def _deep(content, draw, mark):
     return b"[" * 100_000
 
 
 MUTATIONS = (_flip, _flip, _flip_early, _flip_early, _cut, _insert, _blank, _pickle, _huge_header, _noise, _deep)
 
 
-def mutate_json(content: bytes, draw: random.Random) -> bytes:
+def mutate_json(content, draw):
     """The same document with one value replaced, one key renamed or one left out."""
     value = copy.deepcopy(json.loads(content))
     holder, key = draw.choice(list(_places(value)))
@@ -129,14 +125,14 @@ def mutate_json(content: bytes, draw: random.Random) -> bytes:
     return json.dumps(value).encode()
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def _places(value):
     for key in value if isinstance(value, dict) else range(len(value)):
         yield value, key
         if isinstance(value[key], (dict, list)) and value[key]:
             yield from _places(value[key])
 
 
-def mutate_words(words: list[str], draw: random.Random) -> list[str]:
+def mutate_words(words, draw):
     """A command line with one word damaged, replaced, left out, doubled or moved."""
     place, other = draw.randrange(len(words)), draw.randrange(len(words))
     word, before, after = words[place], words[:place], words[place + 1 :]
@@ -160,11 +156,11 @@ class TooLongError(BaseException):
 class Tally:
     """What became of the mutants of one boundary."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.refused = self.accepted = 0
 
     @contextmanager
-    def one(self, what: str) -> Iterator[None]:
+    def one(self, what):
         """The block reads a mutant: an InputError or nothing at all may come out of it, in time."""
         try:
             with in_time(SECONDS):
@@ -177,10 +173,10 @@ class Tally:
 
 
 @contextmanager
-def in_time(busy: float) -> Iterator[None]:
+def in_time(busy):
     """Raises TooLongError in a block that takes more than so many seconds of processor time, or hangs."""
 
-    def too_long(number: int, frame: Any) -> None:
+    def too_long(number, frame):
         raise TooLongError(f"more than {busy} s of work" if number == signal.SIGPROF else f"more than {STANDSTILL} s")
 
     before = {number: signal.signal(number, too_long) for number in (signal.SIGPROF, signal.SIGALRM)}
@@ -193,18 +189,18 @@ def in_time(busy: float) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _set_timers(busy: float, any_time: float) -> None:
+def _set_timers(busy, any_time):
     signal.setitimer(signal.ITIMER_PROF, busy)
     signal.setitimer(signal.ITIMER_REAL, any_time)
 
 
 def try_all(
-    file: Path,
-    read: Callable[[], object],
-    tmp_path: Path,
-    count: int = COUNT,
-    prepare: Callable[[], None] | None = None,
-) -> Tally:
+    file,
+    read,
+    tmp_path,
+    count=COUNT,
+    prepare=None,
+):
     """Put ``count`` mutants in the place of ``file``, one after the other, and let ``read`` read each.
 
     ``prepare`` runs before every read, with the mutant in place.

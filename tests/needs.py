@@ -1,11 +1,8 @@
 """What some tests need and most machines lack: each skips with the reason and the remedy."""
 
-from __future__ import annotations
-
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +22,7 @@ VLLM = pytest.mark.skipif(
 )
 
 
-def add_checkouts(parser: pytest.Parser) -> None:
+def add_checkouts(parser):
     """``--eagle DIR`` and so on, or ``PARITY_EAGLE`` in the environment."""
     for name, (title, *_) in CHECKOUTS.items():
         if name != "prototype":
@@ -33,12 +30,12 @@ def add_checkouts(parser: pytest.Parser) -> None:
             parser.addoption(f"--{name}", default=default, help=f"checkout of {title}")
 
 
-def checkout(name: str) -> Any:
+def checkout(name):
     """A fixture: the root of a checkout; what asks for it is skipped without one."""
     title, repository, commit = CHECKOUTS[name]
     remedy = f"git clone https://github.com/{repository}, git checkout {commit}, then --{name} DIR"
 
-    def root(request: pytest.FixtureRequest) -> Path:
+    def root(request):
         if not (given := request.config.getoption(f"--{name}")):
             pytest.skip(f"no checkout of {title}: {remedy} or PARITY_{name.upper()}")
         return Path(given)

@@ -3,18 +3,13 @@
 ``python -c "..."`` costs ten seconds of imports; a command that runs in this process costs a tenth of one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -57,7 +52,7 @@ class Ran:
     uncaught: str = ""
     words: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
+    def __str__(self):
         said = self.out[-1500:] + self.err[-1500:] + self.uncaught[-3000:]
         return f"{' '.join(self.words)}\nexit code {self.code}\n{said}"
 
@@ -65,12 +60,12 @@ class Ran:
 class Place:
     """Names of what lies in ``root``, and command lines on it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.root, self.out = root, root / "out"
         self.verifier, self.prompts = root / "verifier", root / "prompts.jsonl"
         self.share, self.ultra = root / "share.json", root / "ultra.jsonl"
 
-    def words(self, command: str, **changes: Any) -> list[str]:
+    def words(self, command, **changes):
         """The command line; a changed value of None leaves the flag out, True makes it a switch."""
         flags = {**getattr(self, f"_{command}")(), **changes}
         first = [str(flags.pop(""))] if "" in flags else []
@@ -78,11 +73,11 @@ class Place:
             first += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
         return first
 
-    def run(self, command: str, *more: str, **changes: Any) -> Ran:
+    def run(self, command, *more, **changes):
         """Run it here."""
         return run(command, [*self.words(command, **changes), *more])
 
-    def _train(self, algorithm: str) -> dict[str, Any]:
+    def _train(self, algorithm):
         return {
             "basepath": self.verifier,
             "configpath": self.root / f"draft_{algorithm}.json",
@@ -97,45 +92,45 @@ class Place:
             "no-progress": True,
         }
 
-    def _eagle3(self) -> dict[str, Any]:
+    def _eagle3(self):
         return {**self._train("eagle3"), "t2d": self.root / "t2d.npy", "d2t": self.root / "d2t.npy"}
 
-    def _hass(self) -> dict[str, Any]:
+    def _hass(self):
         return self._train("hass")
 
-    def _online(self) -> dict[str, Any]:
+    def _online(self):
         return {**self._hass(), "online": True, "verifier_dtype": "float32"}
 
-    def _arrow(self) -> dict[str, Any]:
+    def _arrow(self):
         return {**self._eagle3(), "tmpdir": self.root / "arrow"}
 
-    def _generate(self) -> dict[str, Any]:
+    def _generate(self):
         values = {"model_path": self.verifier, "outdir": self.out, "data_path": self.share, "dataset": "sharegpt"}
         return {**values, "chat_template": "plain", "no-progress": True}
 
-    def _answers(self) -> dict[str, Any]:
+    def _answers(self):
         files = {"model": self.verifier, "data": self.share, "out": self.out / "answers.jsonl"}
         return {**files, "engine": "transformers", "max_new_tokens": 4, "no-progress": True}
 
-    def _show(self) -> dict[str, Any]:
+    def _show(self):
         return {"": "show", **self._generate(), "outdir": None}
 
-    def _vocabulary(self) -> dict[str, Any]:
+    def _vocabulary(self):
         values = {"tmpdir": self.root / "eagle3", "basepath": self.verifier, "output": self.out}
         return {"": "vocabulary", **values, "draft_vocab_size": DRAFT_VOCAB_SIZE}
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self):
         files = {"": self.root / "trained_eagle3", "prompts": self.prompts, "json": self.root / "result.json"}
         return {**files, "verifier": self.verifier, "tokens": 4}
 
-    def _serving(self) -> dict[str, Any]:
+    def _serving(self):
         return {"": self.root / "trained_hass", "verifier": self.verifier}
 
-    def _estimate(self) -> dict[str, Any]:
+    def _estimate(self):
         return {"model_path": self.verifier, "configpath": self.root / "draft_eagle3.json", "max_len": 64}
 
 
-MAINS: dict[str, Callable[[list[str]], object]] = {
+MAINS = {
     **dict.fromkeys(("eagle3", "arrow"), eagle3.main),
     **dict.fromkeys(("hass", "online"), hass.main),
     **dict.fromkeys(("generate", "show", "vocabulary"), generate.main),
@@ -146,7 +141,7 @@ MAINS: dict[str, Callable[[list[str]], object]] = {
 }
 
 
-def run(command: str, words: list[str]) -> Ran:
+def run(command, words):
     """Run a command in this process; whatever it lets out is ``uncaught``, and so is a hang."""
     ran, out, err, before = Ran(words=[command, *words]), _Text(), _Text(), sys.argv
     sys.argv = [command, *words]
@@ -169,14 +164,14 @@ def run(command: str, words: list[str]) -> Ran:
 class _Text(io.TextIOWrapper):
     """As strict about characters as a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
 
-    def text(self) -> str:
+    def text(self):
         return self.buffer.getvalue().decode()
 
 
-def build(root: Path) -> Place:
+def build(root):
     """Verifier, conversations, records of both algorithms and as arrow, vocabulary, a trained draft of each kind."""
     place = Place(root)
     build_tokenizer(build_verifier(SPEC, place.verifier))
@@ -194,11 +189,11 @@ def build(root: Path) -> Place:
     return place
 
 
-def _well(ran: Ran) -> None:
+def _well(ran):
     assert ran.code == 0, str(ran)
 
 
-def _write_texts(place: Place) -> None:
+def _write_texts(place):
     share, ultra = [], []
     for dialogue in DIALOGUES:
         pairs = [turn for user, answer in dialogue for turn in (("human", user), ("gpt", answer))]
@@ -211,7 +206,7 @@ def _write_texts(place: Place) -> None:
     place.prompts.write_text("".join(f"{json.dumps(row)}\n" for row in prompts))
 
 
-def _write_arrow(place: Place) -> None:
+def _write_arrow(place):
     """The records of Eagle3 as Speculators lays out its own."""
     folder = place.root / "arrow"
     files = sorted((place.root / "eagle3").rglob("*.safetensors"))

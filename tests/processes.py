@@ -1,14 +1,12 @@
 """Which processes there are, by the files of Linux, and what else their tests need."""
 
-from __future__ import annotations
-
 import os
 import socket
 import time
 from pathlib import Path
 
 
-def await_end_of(pids: list[int], seconds: float = 240) -> None:
+def await_end_of(pids, seconds=240):
     """A killed process closes its files before it ends: the end of its output is not yet its end."""
     end = time.monotonic() + seconds
     while left := [pid for pid in pids if is_running(pid)]:
@@ -16,7 +14,7 @@ def await_end_of(pids: list[int], seconds: float = 240) -> None:
         time.sleep(0.01)
 
 
-def is_running(pid: int) -> bool:
+def is_running(pid):
     """Whether there is such a process that has not ended; one that nobody has waited for yet has."""
     try:
         return not Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
@@ -24,32 +22,32 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def family(pid: int) -> list[int]:
+def family(pid):
     """A process and all below it: torchrun's workers have sessions of their own, so that no group holds them all."""
     return [pid, *(each for child in children(pid) for each in family(child))]
 
 
-def members(session: int) -> list[int]:
+def members(session):
     """The processes of a session that have not ended, those too whose parent has."""
     every = (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
     return [pid for pid in every if session_of(pid) == session and is_running(pid)]
 
 
-def session_of(pid: int) -> int:
+def session_of(pid):
     try:
         return os.getsid(pid)
     except ProcessLookupError:
         return -1
 
 
-def children(pid: int) -> list[int]:
+def children(pid):
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
 
 
-def wait_for(file: Path, seconds: float = 240) -> None:
+def wait_for(file, seconds=240):
     """Until there is such a file, with something in it."""
     end = time.monotonic() + seconds
     while not (file.exists() and file.stat().st_size):
@@ -57,7 +55,7 @@ def wait_for(file: Path, seconds: float = 240) -> None:
         time.sleep(0.01)
 
 
-def free_port() -> str:
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

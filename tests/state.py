@@ -63,7 +63,7 @@ def known_state():
 @pytest.fixture
 def fork(tmp_path):
     """``fork(target, *arguments)`` in a process of its own, which ends with the test at the latest."""
-    running: list[Forked] = []
+    running = []
 
     def start(*words, **environment):
         running.append(Forked(tmp_path / "forked", *words, **environment))

@@ -1,17 +1,14 @@
 """Is generated code as tidy as the project's own?"""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from pathlib import Path
 
 STYLE = ("--isolated", "--no-cache", "--line-length", "120", "--target-version", "py310")
 RULES = "E,F,W,I,UP,B,C4,SIM,RUF,PT,RET,PIE,N"
 QUESTIONS = (("check", "--select", RULES), ("format", "--diff"))
 
 
-def untidy(folder: Path, package: str) -> str:
+def untidy(folder, package):
     """What ruff has to say about ``package`` in ``folder``; empty if nothing."""
     said = []
     for question in QUESTIONS:

@@ -5,14 +5,11 @@ Fences: ``python title="FILE"`` is a file; ``diff title="FILE"`` a change of one
 of a line, leaves out.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +27,7 @@ class Block:
     line: int
 
 
-def blocks_of(page: str) -> list[Block]:
+def blocks_of(page):
     """All fences of a page, in order."""
     found = []
     for match in FENCE.finditer(page):
@@ -42,26 +39,26 @@ def blocks_of(page: str) -> list[Block]:
 class Walk:
     """Follows the blocks in a folder of its own; programs are looked for in ``programs`` first."""
 
-    def __init__(self, folder: Path, root: Path, programs: Path = Path(sys.executable).parent) -> None:
+    def __init__(self, folder, root, programs=Path(sys.executable).parent):
         self.folder, self.printed, self.commands = folder, "", 0
         paths = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
 
-    def follow(self, block: Block) -> None:
+    def follow(self, block):
         """Do what one block says. AssertionError, with its line, when something else comes out."""
         {"python": self._write, "diff": self._change, "sh": self._run, "text": self._expect}[block.kind](block)
 
-    def _write(self, block: Block) -> None:
+    def _write(self, block):
         (self.folder / block.words["title"]).write_text(block.body)
 
-    def _change(self, block: Block) -> None:
+    def _change(self, block):
         file, lines = self.folder / block.words["title"], block.body.splitlines(keepends=True)
         old, new = ("".join(line[1:] for line in lines if line[0] in signs) for signs in (" -", " +"))
         text = file.read_text()
         assert text.count(old) == 1, f"line {block.line}: found {text.count(old)} times in {file.name}: {old}"
         file.write_text(text.replace(old, new))
 
-    def _run(self, block: Block) -> None:
+    def _run(self, block):
         done = subprocess.run(
             ["bash", "-e", "-c", block.body],
             cwd=self.folder,
@@ -75,14 +72,14 @@ class Walk:
         expected = int(block.words.get("title", "exit code 0").removeprefix("exit code "))
         assert done.returncode == expected, f"line {block.line}: exit code {done.returncode}\n{done.stdout}"
 
-    def _expect(self, block: Block) -> None:
+    def _expect(self, block):
         rest = self.printed
         for piece in pieces(block.body):
             _, found, rest = rest.partition(piece)
             assert found, f"line {block.line}: not printed, or out of order: {piece!r}\n{self.printed}"
 
 
-def pieces(text: str) -> Iterator[str]:
+def pieces(text):
     """What has to be printed in this order, between the gaps."""
     for part in re.split(rf"^{re.escape(GAP)}$|{re.escape(GAP)}$", text, flags=re.MULTILINE):
         if part.strip():

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from parity import Options, read_trace, run_pair
-from parity.differences import Difference
 from parity.errors import InputError
 from parity.outside import TraceSide
 from parity.pair import find_pair
@@ -83,7 +82,7 @@ def test_every_difference_is_explained_by_causes_that_are_real(name):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_page_has_the_numbers(section):
     """Differences to their last digit; what is explained is rounding and another machine's business."""
-    lines: dict[str, list[Difference]] = {}
+    lines = {}
     for line in ledger_of(section).lines:
         lines.setdefault(group_of(line.tensor), []).append(line)
     differences, known = tables(section)

@@ -60,7 +60,7 @@ def study(monkeypatch, tmp_path):
     made = example["FourDrafts"](
         tmp_path / "model", tmp_path, "bf16", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], 2, 4, 1
     )
-    asked: list[list[str]] = []
+    asked = []
 
     def use(play):
         def run(command, check):

@@ -4,8 +4,6 @@ Its steps hold parts of several prompts, one after the other in an order of thei
 modules are fused and carry a residual beside the hidden state, as vLLM's are.
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace

@@ -88,7 +88,6 @@ FAULTS = {
 def test_what_rounding_hides_in_the_whole_is_seen_in_its_module(port, module):
     report = judged(port)
     assert report.failed == ("modules",), report
-    assert report.first is not None
     assert report.first.module == module
 
 
@@ -117,7 +116,6 @@ def test_under_autocast_it_is_held_to_float64():
     assert half_precision(trace_side(sides[0], [BATCH.float()], steps=1))
     reports = [compare_sides(sides[0], port, [BATCH.float()], steps=1) for port in sides[1:]]
     assert [report.failed for report in reports] == [(), ("modules",)], reports
-    assert reports[1].first is not None
     assert reports[1].first.module == "1"
 
 

@@ -1,7 +1,5 @@
 """A run observed: values wherever they are, calls told apart, taps, draws replayed and compared."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import partial

@@ -48,7 +48,7 @@ def stand_in(monkeypatch):
     """A command that says what it was given, and what is to be said of it."""
 
     def put(answer):
-        given: list[EstimateSettings] = []
+        given = []
         command = flags.command(EstimateSettings, lambda settings: given.append(settings) or answer)
         monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(command=command))
         monkeypatch.setitem(cli.COMMANDS, "try out", cli.Entry("stand_in:command", "", "a test", ""))
@@ -89,7 +89,7 @@ def test_a_file_serves_several_commands(stand_in, tmp_path, capsys):
 
 @pytest.mark.parametrize(("old", "new"), COMMANDS.items())
 def test_an_old_program_goes_on_as_the_new_one(monkeypatch, capsys, old, new):
-    ran: list[list[str]] = []
+    ran = []
     monkeypatch.setattr(cli, "main", lambda words: ran.append(words) or 0)
     program, *words = [old] if old.startswith("python") else old.split()
     monkeypatch.setattr(sys, "argv", [str(Path("/usr/bin", program)) if words else program, *words, "--flag", "1"])

@@ -1,15 +1,11 @@
 """A verifier and drafts trained for it on the verifier's own answers, as a user of the ports has them."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +17,7 @@ from parity.fixtures.trainer import train_draft
 from parity.fixtures.verifier import VerifierSpec
 from ports.evaluate.acceptance import Counters, count
 from ports.evaluate.decode import Limits
-from ports.evaluate.drafter import Drafter, drafter_of, open_draft
+from ports.evaluate.drafter import drafter_of, open_draft
 from ports.evaluate.measure import evaluate
 from ports.serving.bench import start_engine
 from ports.verifier import loading
@@ -38,8 +34,6 @@ CORE = str(min(os.sched_getaffinity(0)))
 
 BREAKS_VLLM = ("torchaudio", "torchcodec")
 
-Serve = Callable[..., dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -53,7 +47,7 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+def texts(tmp_path_factory):
     """A training fixture of the verifier's own answers in place of cut conversations, and the ids of its samples."""
     sizes = {"num_samples": NUM_SAMPLES, "max_length": PROMPT, "draft_vocab_size": DRAFT_VOCAB_SIZE}
     fixture = build_training_fixture(tmp_path_factory.mktemp("texts") / "fixture", spec=SPEC, **sizes)
@@ -68,12 +62,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int
 
 
 @pytest.fixture(scope="session", params=METHODS)
-def trained(request: pytest.FixtureRequest, texts, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(request, texts, tmp_path_factory):
     """Trained until most of its proposals are right on the texts it has seen."""
     return train(request.param, texts, tmp_path_factory.mktemp("trained"))
 
 
-def train(kind: str, texts: tuple[Path, list[list[int]]], folder: Path, config: str | None = None) -> Trained:
+def train(kind, texts, folder, config=None):
     fixture, ids = texts
     draft = train_draft(fixture, folder / "checkpoints", kind, config or f"draft_{kind}.json", PASSES, TTT_STEPS)
     prompts, answers = ([text[part] for text in ids] for part in (slice(PROMPT), slice(PROMPT, None)))
@@ -81,12 +75,12 @@ def train(kind: str, texts: tuple[Path, list[list[int]]], folder: Path, config: 
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def serve(tmp_path_factory):
     """Start vLLM with the given arguments and let it answer the first prompts; gives tokens and counters."""
     for name in BREAKS_VLLM:
         _skip_if_broken(name)
 
-    def start(prompts: list[list[int]], **engine: Any) -> dict[str, Any]:
+    def start(prompts, **engine):
         request = {"engine": {**ENGINE, **engine}, "prompts": prompts[:NUM_PROMPTS], "length": LENGTH}
         (found,) = start_engine({**request, "ignore_eos": True}, CORE)
         return {name: value for name, value in found.items() if not name.endswith(("seconds", "took"))}
@@ -99,7 +93,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         yield start
 
 
-def _skip_if_broken(name: str) -> None:
+def _skip_if_broken(name):
     """vLLM's child processes import these two wherever they are installed, and stop if that fails."""
     if find_spec(name) is None:
         return
@@ -109,17 +103,17 @@ def _skip_if_broken(name: str) -> None:
         pytest.skip(f"{name} is installed and cannot be loaded: pip uninstall {' '.join(BREAKS_VLLM)}")
 
 
-def drafted(serve: Serve, trained: Trained, draft: Path, **engine: Any) -> dict[str, Any]:
+def drafted(serve, trained, draft, **engine):
     """Verifier and draft named apart. Without a method vLLM takes any path without "eagle3" for a whole model."""
     speculative = {"method": METHODS[trained.kind], "model": str(draft), "num_speculative_tokens": TTT_STEPS}
     return serve(trained.prompts, model=str(trained.verifier), speculative_config=speculative, **engine)
 
 
-def counted(served: dict[str, Any]) -> Counters:
+def counted(served):
     return Counters(served["drafts"], tuple(served["accepted_per_position"]))
 
 
-def evaluated(trained: Trained, draft: Path, drafter: Callable[[Any], Drafter] = drafter_of) -> Counters:
+def evaluated(trained, draft, drafter=drafter_of):
     """What our own evaluation counts."""
     verifier = loading.load_verifier(str(trained.verifier), "float32", torch.device("cpu"), head=True)
     prompts, limits = trained.prompts[:NUM_PROMPTS], Limits(LENGTH)

@@ -1,10 +1,5 @@
 """Drafts of other verifiers in vLLM: the verifier's own tokens, and acceptance as the evaluator counts it."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,11 +7,11 @@ from parity.fixtures.architectures import ARCHITECTURES, STUDIED, plainer
 from parity.fixtures.architectures.table import CHUNK
 from parity.fixtures.architectures.training import PROMPT, build_answers
 from tests.needs import VLLM
-from tests.serving.conftest import LENGTH, NUM_PROMPTS, TTT_STEPS, Trained, counted, drafted, evaluated, train
+from tests.serving.conftest import LENGTH, NUM_PROMPTS, TTT_STEPS, counted, drafted, evaluated, train
 
 pytestmark = VLLM
 
-ENGINE: dict[str, dict[str, Any]] = {"llama4": {"limit_mm_per_prompt": {"image": 0}, "block_size": CHUNK}}
+ENGINE = {"llama4": {"limit_mm_per_prompt": {"image": 0}, "block_size": CHUNK}}
 """Beside the models: no images, for which the fixture has no processor, and blocks that chunks hold whole."""
 
 SERVED = [(name, "eagle3", layer) for name in STUDIED for layer in ARCHITECTURES[name].drafts]
@@ -24,11 +19,11 @@ SERVED += [(name, "hass", "llama") for name in STUDIED]
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory):
+def answers(tmp_path_factory):
     """Of a verifier: its training fixture and the ids of its samples, made once."""
-    made: dict[str, tuple[Path, list[list[int]]]] = {}
+    made = {}
 
-    def make(name: str) -> tuple[Path, list[list[int]]]:
+    def make(name):
         if name not in made:
             fixture = build_answers(plainer(name), tmp_path_factory.mktemp(name) / "fixture")
             files = sorted((fixture / "data_eagle3").iterdir())
@@ -41,9 +36,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def plain_of(serve, answers):
     """What vLLM says without a draft, asked once of each verifier."""
-    said: dict[str, dict[str, Any]] = {}
+    said = {}
 
-    def ask(name: str) -> dict[str, Any]:
+    def ask(name):
         fixture, texts = answers(name)
         if name not in said:
             prompts = [text[:PROMPT] for text in texts]
@@ -56,8 +51,8 @@ def plain_of(serve, answers):
 @pytest.mark.parametrize(("name", "kind", "layer"), SERVED)
 def test_tokens_are_the_verifiers_and_acceptance_is_the_evaluators(
     serve, answers, plain_of, tmp_path, name, kind, layer
-) -> None:
-    trained: Trained = train(kind, answers(name), tmp_path, f"draft_{kind}_{layer}.json")
+):
+    trained = train(kind, answers(name), tmp_path, f"draft_{kind}_{layer}.json")
     plain = plain_of(name)
     assert plain["tokens"] == [answer[:LENGTH] for answer in trained.answers[:NUM_PROMPTS]]
     served = drafted(serve, trained, trained.draft, **ENGINE.get(name, {}))

@@ -1,7 +1,5 @@
 """Tokens per second of a served draft: the bench's counts are vLLM's, the evaluator's beside them."""
 
-from __future__ import annotations
-
 import json
 
 from ports.serving.bench import main

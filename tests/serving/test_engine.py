@@ -1,7 +1,5 @@
 """vLLM as a side of a pair: transformers' models beside its own, and faults that must be placed."""
 
-from __future__ import annotations
-
 import pytest
 
 from parity import run_pair
@@ -25,7 +23,7 @@ OPENED = [*((name, "float32") for name in ("llama", "qwen3", "gpt_oss")), ("qwen
 
 
 @pytest.mark.parametrize(("name", "dtype"), OPENED)
-def test_every_module_is_within_rounding(pairs, name, dtype) -> None:
+def test_every_module_is_within_rounding(pairs, name, dtype):
     report = run_pair(pairs.pair(name, dtype))
     assert report.passed, report
     rows = {row.tensor: row for row in report.rows}
@@ -44,15 +42,13 @@ PLACES = {
 
 
 @pytest.mark.parametrize("fault", PLACES)
-def test_a_fault_is_placed(pairs, fault) -> None:
+def test_a_fault_is_placed(pairs, fault):
     report = run_pair(pairs.pair("qwen3", **pairs.FAULTS[fault]("qwen3")))
-    assert report.first is not None
     assert (report.first.check, report.first.module) == PLACES[fault]
 
 
-def test_a_bias_that_vllm_drops_is_named(pairs) -> None:
+def test_a_bias_that_vllm_drops_is_named(pairs):
     first = run_pair(pairs.pair("qwen3_biased")).first
-    assert first is not None
     assert (first.check, first.module) == ("weights", "model.layers.0.self_attn.o_proj")
 
 
@@ -69,7 +65,7 @@ def drafts(serve):
     return module_of(str(ROOT / "examples" / "pairs" / "engine_draft.py"))
 
 
-def test_a_draft_is_within_rounding(drafts) -> None:
+def test_a_draft_is_within_rounding(drafts):
     report = run_pair(drafts.EAGLE3)
     assert report.passed, report
     rows = {row.tensor for row in report.rows}

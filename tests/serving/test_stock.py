@@ -1,10 +1,6 @@
 """Drafts of Speculators' own classes, trained by their own forward and saved as they save themselves: of each, vLLM
 counts what the evaluator counts."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 from speculators.losses import resolve_loss_config
@@ -21,10 +17,10 @@ EMBEDDING = {"embed_requires_grad": True}
 """A checkpoint with an embedding of its own."""
 
 
-def batch_of(folder: Path, texts: list[list[int]], layers: list[int]) -> dict[str, torch.Tensor]:
+def batch_of(folder, texts, layers):
     """The texts one after the other as Speculators' forward reads them: a token beside what was seen before it."""
     verifier, _ = load_verifier(folder)
-    last: list[torch.Tensor] = []
+    last = []
     verifier.model.norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0].detach()))
     parts = []
     with torch.no_grad():
@@ -39,7 +35,7 @@ def batch_of(folder: Path, texts: list[list[int]], layers: list[int]) -> dict[st
     }
 
 
-def trained_stock(texts: tuple[Path, list[list[int]]], folder: Path, switches: dict[str, bool]) -> Trained:
+def trained_stock(texts, folder, switches):
     """On the texts that are asked for."""
     fixture, ids = texts
     torch.manual_seed(0)

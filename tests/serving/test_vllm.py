@@ -3,8 +3,6 @@
 The process that vLLM runs in is not this one. It runs in float32, so that greedy tokens repeat.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -5,8 +5,6 @@ then a parity run. Every command is shown, and the first that does not end with 
 the standard library is imported here, so that nothing but the wheel is on the commands' path.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess
@@ -48,7 +46,7 @@ EVALUATE = "speculator evaluate ../{0}_run/{1} --prompts ../prompts.json --max-n
 MAPS = " --t2d eagle3_records/t2d.npy --d2t eagle3_records/d2t.npy"
 
 
-def commands(folder: Path) -> list[tuple[str, str]]:
+def commands(folder):
     """Where each runs, below the folder, and what it is."""
     absolute = shlex.quote(str(folder / "verifier"))
     walk = [("", python(OURS)), ("", python(START)), ("", GENERATE.format("eagle3")), ("", VOCABULARY)]
@@ -62,11 +60,11 @@ def commands(folder: Path) -> list[tuple[str, str]]:
     return [*walk, ("", "parity run eagle3 -k k1")]
 
 
-def python(code: str) -> str:
+def python(code):
     return f"python -c {shlex.quote(code)}"
 
 
-def main(folder: Path) -> int:
+def main(folder):
     """Walk in ``folder``, which must not exist."""
     folder.mkdir(parents=True)
     folder = folder.resolve()

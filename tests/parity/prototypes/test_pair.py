@@ -103,7 +103,6 @@ PADDED = "mb0.step1.logits"
 def moved(held, padding):
     """Logits where there is padding, or where there is none."""
     real = real_positions(held.expected, PADDED)
-    assert real is not None
     where = real != padding
     assert bool(where.any())
     held.found.tensors[PADDED] = held.expected.tensors[PADDED] + where[..., None]

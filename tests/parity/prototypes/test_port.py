@@ -58,7 +58,6 @@ def test_a_live_run_draws_from_its_seed(noisy):
 
 
 def test_a_live_run_does_not_read_the_recorded_draws(noisy):
-    assert noisy.uniforms is not None
     noisy.uniforms.unlink()
     assert trace_port(noisy, live=True).curve
     with pytest.raises(InputError, match="noise_uniforms"):

@@ -1,7 +1,5 @@
 """Cases nobody recorded, in sizes unlike the recordings': reference and port train on them and agree."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any
 

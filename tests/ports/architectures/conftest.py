@@ -49,7 +49,7 @@ def make_records(tiny, algorithm):
 @pytest.fixture(scope="session")
 def tiny_of(tmp_path_factory):
     """The verifier and records of an architecture, made once."""
-    made: dict[str, Tiny] = {}
+    made = {}
 
     def make(name):
         if name not in made:

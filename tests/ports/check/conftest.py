@@ -1,7 +1,5 @@
 """A draft that was trained on a tiny verifier's own answers, for tests that break a copy of it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +16,7 @@ PASSES = 6
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory) -> Path:
+def trained_once(tmp_path_factory):
     """verifier/, data_eagle3/, t2d.npy, d2t.npy and draft/; the trainer's command runs here."""
     folder = tmp_path_factory.mktemp("trained")
     data = build_answers(ARCHITECTURES["llama"], folder / "data")
@@ -30,7 +28,7 @@ def trained_once(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def trained(trained_once, tmp_path) -> Path:
+def trained(trained_once, tmp_path):
     """A copy that a test may break; the draft names the verifier of the copy."""
     data = Path(shutil.copytree(trained_once, tmp_path / "data"))
     config = data / "draft" / "config.json"

@@ -1,7 +1,5 @@
 """``speculator check``: a good draft passes every step, and each fault is found by the step that it belongs to."""
 
-from __future__ import annotations
-
 import json
 import re
 from functools import partial

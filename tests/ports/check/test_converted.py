@@ -1,9 +1,6 @@
 """EAGLE's and SpecForge's checkpoints, opened by Speculators' converter: what it leaves out or random is named."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,12 +20,12 @@ AUX = [2, 3, 5]
 
 
 @pytest.fixture(scope="module")
-def verifier(tmp_path_factory) -> Path:
+def verifier(tmp_path_factory):
     return build_architecture(ARCHITECTURES["llama"], tmp_path_factory.mktemp("verifier") / "verifier")
 
 
 @pytest.fixture
-def original(tmp_path) -> Path:
+def original(tmp_path):
     """A tiny draft of drawn weights under EAGLE's names."""
     folder = tmp_path / "original"
     folder.mkdir()

@@ -4,8 +4,6 @@ A tiny Llama's Eagle3 draft, trained on its answers to pieces of the shipped dia
 proposals for 256 others: after 2 and after 5 passes, greedily, and after 5 drawn under five seeds for the first 42.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import sys
@@ -22,7 +20,7 @@ TRAINED, ASKED, TOKENS = 360, 256, 48
 PASSES, SEEDS = {"after 2 passes": 1, "after 5 passes": 4}, 5
 
 
-def write_pieces(folder: Path) -> None:
+def write_pieces(folder):
     """Three to twelve words each."""
     words = [word for dialogue in load_conversations() for turn in dialogue for word in turn["content"].split()]
     draws, rows = random.Random(0), []
@@ -33,7 +31,7 @@ def write_pieces(folder: Path) -> None:
     (folder / "asked.jsonl").write_text("".join(rows[TRAINED:]))
 
 
-def counted(folder: Path, number: int, *flags: str) -> list[list[int]]:
+def counted(folder, number, *flags):
     """Of every prompt its proposals and what was accepted of them by position."""
     draft, prompts, result = folder / f"run/checkpoints/model{number}", folder / "asked.jsonl", folder / "result.json"
     words = [str(draft), "--prompts", str(prompts), "--max-new-tokens", str(TOKENS), "--max-concurrency", "32"]
@@ -42,7 +40,7 @@ def counted(folder: Path, number: int, *flags: str) -> list[list[int]]:
     return [[row["drafts"], *row["accepted_per_position"]] for row in rows]
 
 
-def main(folder: Path) -> None:
+def main(folder):
     folder.mkdir(parents=True)
     verifier = build_tokenizer(build_verifier(SPEC, folder / "verifier"))
     write_pieces(folder)

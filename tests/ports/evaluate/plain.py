@@ -3,13 +3,7 @@
 The passes are those of training: TTT attention with a single step is causal attention.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from parity.fixtures.features import hidden_states
 from ports.evaluate.acceptance import Counters
@@ -18,7 +12,7 @@ from ports.training.attention import AttentionImplementation, attention_name, tt
 
 
 @torch.no_grad()
-def propose(draft: Any, states: Sequence[Tensor], text: Sequence[int], size: int) -> list[int]:
+def propose(draft, states, text, size):
     """The ``size`` tokens that the draft expects after ``text`` [T + 1], whose last token has no ``states`` [T, h]."""
     draft.config.transformer_layer_config._attn_implementation = attention_name(
         Alignment.CHAIN, AttentionImplementation.EAGER
@@ -32,15 +26,15 @@ def propose(draft: Any, states: Sequence[Tensor], text: Sequence[int], size: int
     return tokens[-size:]
 
 
-def _eagle3(draft: Any, states: Sequence[Tensor]) -> tuple[Any, Any, Tensor]:
-    def run(ids: Tensor, hidden: Tensor) -> Tensor:
+def _eagle3(draft, states):
+    def run(ids, hidden):
         out = torch.cat([draft.embed_tokens(ids), hidden], dim=-1)
         rotary, cache = draft.rotary_emb(out, torch.arange(ids.shape[1])[None]), ttt_cache()
         for layer in draft.layers:
             out = layer(out, attention_mask=torch.ones_like(ids), past_key_values=cache, position_embeddings=rotary)
         return out
 
-    def head(out: Tensor) -> int:
+    def head(out):
         best = int(draft.lm_head(draft.norm(out)).argmax())
         return best if draft.d2t is None else best + int(draft.d2t[best])
 
@@ -48,19 +42,19 @@ def _eagle3(draft: Any, states: Sequence[Tensor]) -> tuple[Any, Any, Tensor]:
     return run, head, draft.fc(features)[None]
 
 
-def _hass(draft: Any, states: Sequence[Tensor]) -> tuple[Any, Any, Tensor]:
-    def run(ids: Tensor, hidden: Tensor) -> Tensor:
+def _hass(draft, states):
+    def run(ids, hidden):
         return draft.step(draft.fusion(draft.embed(ids)), hidden, torch.ones_like(ids), ttt_cache())
 
     return run, lambda out: int(draft.lm_head(draft.lm_head_layernorm(out)).argmax()), states[-1][None]
 
 
-KNOWN: dict[Any, list[int]] = {}
+KNOWN = {}
 """What follows a text, by the weights of a model and the text: many tests ask for the same."""
 
 
 @torch.no_grad()
-def continue_greedily(model: Any, ids: Sequence[int], length: int) -> list[int]:
+def continue_greedily(model, ids, length):
     """The ``length`` tokens that are likeliest after ``ids``, one by one; no token ends the text."""
     weights = tuple(float(each.double().sum()) for each in model.parameters())
     known = KNOWN.setdefault((type(model), weights, tuple(ids)), [])
@@ -70,7 +64,7 @@ def continue_greedily(model: Any, ids: Sequence[int], length: int) -> list[int]:
     return known[:length]
 
 
-def simulate(draft: Any, verifier: Any, prompts: Sequence[Sequence[int]], length: int, size: int) -> Counters:
+def simulate(draft, verifier, prompts, length, size):
     """Of ``length`` tokens after each prompt, the proposals of ``size`` that agree with the verifier's own tokens.
 
     The verifier gives the first token alone, and one of its own after every proposal; the last may reach past the end.
@@ -87,7 +81,7 @@ def simulate(draft: Any, verifier: Any, prompts: Sequence[Sequence[int]], length
     return Counters.of(accepted, size)
 
 
-def agreeing(proposal: Sequence[int], greedy: Sequence[int]) -> int:
+def agreeing(proposal, greedy):
     """How many tokens of a proposal come before the first wrong one."""
     wrong = [place for place, (ours, theirs) in enumerate(zip(proposal, greedy, strict=True)) if ours != theirs]
     return wrong[0] if wrong else len(proposal)

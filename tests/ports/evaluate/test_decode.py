@@ -24,7 +24,7 @@ class Scripted:
     def __init__(self, drafter, texts, right):
         self.drafter, self.features, self.texts, self.right = drafter, drafter.features, texts, right
         self.grown = [list(text) for text in texts]
-        self.said: list[tuple[list[int], list[int]]] = []
+        self.said = []
 
     def propose(self, cache, block, size, choice):
         said = self.drafter.propose(cache, block, size, choice).tokens

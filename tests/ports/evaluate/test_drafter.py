@@ -137,7 +137,7 @@ def stock_draft(fixture, folder, layer=None, **switches):
 
 def logits_of(draft, compute):
     """Everything that the draft's head says meanwhile."""
-    said: list[torch.Tensor] = []
+    said = []
     hook = draft.lm_head.register_forward_hook(lambda module, inputs, out: said.append(out.detach()))
     compute()
     hook.remove()
@@ -158,7 +158,7 @@ def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, pro
     drafter = drafter_of(open_draft(directory))
     target.features = drafter.features
     block = target.prefill([prompts[2]])
-    proposal: list[torch.Tensor] = []
+    proposal = []
     found = logits_of(
         drafter.model, lambda: proposal.append(drafter.propose(KVCache(1, cpu), block, 3, Choice()).tokens)
     )

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields
-from typing import Any
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ class Curve(Observer):
     """Losses of every TTT step, gradient norms and hits, micro-batch by micro-batch."""
 
     def __init__(self):
-        self.points: list[tuple[float, ...]] = []
+        self.points = []
 
     def stepped(self, record, objective):
         self.points.append((*record.step_losses, record.grad_norm, float(record.correct)))
@@ -47,7 +46,7 @@ def write_again(algorithm, folder, aux_layers="prototype"):
     shape = geometry_of(algorithm, str(VERIFIER), aux_layers, "float32")
     samples = enumerate(samples_of(algorithm))
     rows = [Row(number, sample["input_ids"].tolist(), sample["loss_mask"].tolist()) for number, sample in samples]
-    told: dict[str, Any] = {field.name: "" for field in fields(Manifest)}
+    told = {field.name: "" for field in fields(Manifest)}
     told |= {"algorithm": algorithm, "verifier": verifier_fingerprint(str(VERIFIER)), "dtype": shape.dtype}
     manifest = Manifest(**told | {"feature_layers": shape.layers or []})
     places = [(record_file(folder / "0", row.number), row) for row in rows]

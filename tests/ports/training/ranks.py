@@ -5,8 +5,6 @@ Reads a JSON list of runs, each with its ``algorithm``, its command line ``words
 every process writes down the words; in one with ``overflow`` the last one's gradients of that micro-batch are infinite.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -28,15 +26,15 @@ from tests.ports.conftest import TRAIN
 class Gradients(Observer):
     """Writes the gradients of the first optimizer step, in full."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file):
         self.file = file
-        self.kept: dict[str, torch.Tensor] = {}
+        self.kept = {}
 
-    def gradients(self, micro_batch, objective) -> None:
+    def gradients(self, micro_batch, objective):
         named = objective.draft.named_parameters()
         self.kept = {name: full_tensor(value.grad).clone() for name, value in named if value.grad is not None}
 
-    def stepped(self, record, objective) -> None:
+    def stepped(self, record, objective):
         if record.stepped and not self.file.exists():
             save_file(self.kept, self.file)
 
@@ -44,15 +42,15 @@ class Gradients(Observer):
 class Overflow(Observer):
     """In the backward of one micro-batch, whose loss is finite."""
 
-    def __init__(self, micro_batch: int) -> None:
+    def __init__(self, micro_batch):
         self.micro_batch = micro_batch
 
-    def outcome(self, micro_batch, outcome) -> None:
+    def outcome(self, micro_batch, outcome):
         if micro_batch == self.micro_batch and os.environ["RANK"] == "1":
             outcome.backward_loss.register_hook(lambda gradient: gradient * torch.inf)
 
 
-def fresh_state() -> None:
+def fresh_state():
     """Accelerate's state as a launcher leaves it.
 
     FSDP and DeepSpeed are for accelerators, says accelerate, and makes plain DDP of either on a CPU; as far as it is
@@ -68,15 +66,15 @@ def fresh_state() -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def gradients_file(cpdir: Path, rank: int) -> Path:
+def gradients_file(cpdir, rank):
     return cpdir.parent / f"{cpdir.name}_grads_{rank}.safetensors"
 
 
-def refused_file(cpdir: Path, rank: int) -> Path:
+def refused_file(cpdir, rank):
     return cpdir.parent / f"{cpdir.name}_refused_{rank}.txt"
 
 
-def run(algorithm: str, words: list[str], refused: bool = False, **watch) -> None:
+def run(algorithm, words, refused=False, **watch):
     try:
         train(algorithm, words, **watch)
     except InputError as error:
@@ -86,7 +84,7 @@ def run(algorithm: str, words: list[str], refused: bool = False, **watch) -> Non
         refused_file(cpdir, int(os.environ["RANK"])).write_text(str(error))
 
 
-def train(algorithm: str, words: list[str], gradients: bool = False, overflow: int | None = None) -> None:
+def train(algorithm, words, gradients=False, overflow=None):
     fresh_state()
     module, settings_class = TRAIN[algorithm]
     settings = parse(settings_class, words)

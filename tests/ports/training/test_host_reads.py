@@ -28,7 +28,7 @@ class Device(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.reads: dict[int, list[str]] = defaultdict(list)
+        self.reads = defaultdict(list)
         self.micro_batch, self._there = -1, {}
 
     def put(self, *tensors):

@@ -1,22 +1,16 @@
 """Training runs in forks, that are dealt a blow at a given moment, and how they end."""
 
-from __future__ import annotations
-
 import faulthandler
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import ports.training.checkpoint_manager as checkpoint_manager
 from ports.commands import INTERRUPTED
 from ports.training.stop import EXIT_CODE, StopRequest
-from tests.forked import Forked
 from tests.ports.conftest import TRAIN
 from tests.processes import members
 
@@ -62,7 +56,7 @@ class Order:
     leave: float = LEAVE
 
 
-def run(fork: Callable[..., Forked], folder: Path, order: Order) -> End:
+def run(fork, folder, order):
     told = folder / "told"
     told.write_bytes(b"")
     victim = fork(_train, order, str(told), ACCELERATE_USE_CPU="true")
@@ -71,14 +65,14 @@ def run(fork: Callable[..., Forked], folder: Path, order: Order) -> End:
     return End(what, saved[-1] if saved else -1, victim.said)
 
 
-def _train(order: Order, told_file: str) -> int:
+def _train(order, told_file):
     """The real command, in this fork, telling what it saves and whether it listens."""
     faulthandler.enable()
     faulthandler.dump_traceback_later(order.limit, exit=True)
     told = os.open(told_file, os.O_WRONLY | os.O_APPEND)
     real = checkpoint_manager.CheckpointManager.save
 
-    def save(self: Any, loop: Any, name: str) -> Path:
+    def save(self, loop, name):
         directory = real(self, loop, name)
         os.write(told, f"{loop.steps}\n".encode())
         FAULTS[order.fault]()
@@ -88,7 +82,7 @@ def _train(order: Order, told_file: str) -> int:
     listen = StopRequest.on_signals
 
     @contextmanager
-    def on_signals(self: StopRequest) -> Iterator[None]:
+    def on_signals(self):
         with listen(self):
             os.write(told, b"listens\n")
             yield
@@ -98,7 +92,7 @@ def _train(order: Order, told_file: str) -> int:
     return TRAIN[order.algorithm][0].main(order.words)
 
 
-def _leave_a_process() -> None:
+def _leave_a_process():
     if os.fork() == 0:
         time.sleep(600)
 
@@ -113,10 +107,10 @@ FAULTS = {
 class Watch:
     """Waits for a victim, and deals it the blow when its time has come."""
 
-    def __init__(self, victim: Forked, order: Order, told: Path) -> None:
+    def __init__(self, victim, order, told):
         self.victim, self.pid, self.order, self.told, self.listened = victim, victim.pid, order, told, False
 
-    def end(self) -> str:
+    def end(self):
         struck, strike_at = False, time.monotonic() + self.order.seconds
         while (status := self.victim.returncode) is None:
             with suppress(ProcessLookupError):  # it has just ended
@@ -126,14 +120,14 @@ class Watch:
             time.sleep(0.001)
         return self._left() or self._judged(status, struck)
 
-    def _strike(self) -> None:
+    def _strike(self):
         told = self.told.read_text().split()
         self.listened = "listens" in told and "deaf" not in told
         for number in self.order.blow:
             (os.killpg if self.order.group else os.kill)(self.pid, number)
             time.sleep(0.005)  # two of the same, one pending, would be one
 
-    def _left(self) -> str:
+    def _left(self):
         """Loader processes may take a moment to notice; a line if there are any for longer."""
         end = time.monotonic() + self.order.leave
         while left := members(self.pid):
@@ -143,7 +137,7 @@ class Watch:
             time.sleep(0.01)
         return ""
 
-    def _judged(self, status: int, struck: bool) -> str:
+    def _judged(self, status, struck):
         if status in ENDS:
             return ENDS[status]
         must_save = self.listened and "deaf" not in self.told.read_text() and self.order.blow in STOPS

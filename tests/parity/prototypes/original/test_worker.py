@@ -33,7 +33,6 @@ def test_a_recording_of_the_toy_is_a_case(toy, toy_case, tmp_path):
     assert meta["saved"] == [{"file": "model0.safetensors", "zip_pickle": True}]
     assert (found.accumulation, found.noise, found.shuffle, found.seed) == (2, True, True, 0)
     assert sorted(found.order) != list(found.order)
-    assert found.uniforms is not None
     assert len(load_file(found.uniforms)) == len(found.order) == 16
     assert [point.stepped for point in trace.curve] == [False, True] * 4
     assert all(len(point.step_losses) == 3 and point.top == (1, 2, 3) for point in trace.curve)
